@@ -1,0 +1,100 @@
+"""Every error a user can meet, as one tree. Each maps to one HTTP status; nothing is dropped in silence.
+
+::
+
+    GraftworkError                500  something of ours broke
+    ├── InvalidRequest            400  the body, a field or an id inside the body is wrong
+    │   └── InvalidAdapter        400  a pushed adapter was refused; the message names the field or file
+    ├── Unauthorized              401  no key, or an unknown one
+    ├── Forbidden                 403  the key's role does not allow this
+    ├── NotFound                  404  an id in the path, or the model, names nothing
+    ├── Conflict                  409  the state does not allow this now
+    ├── TooLarge                  413  more bytes than the server takes
+    ├── Overloaded                429  the queue is full; try again after ``retry_after`` seconds
+    ├── Unavailable               503  starting, draining, or the engine is coming back
+    └── ConfigurationError        500  the server was started with settings that cannot work
+
+A message says what was wrong *and* what to do. This file knows nothing of HTTP beyond the status number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class GraftworkError(Exception):
+    """Base of all. ``message`` is for the user; ``param`` names the field, ``code`` is for programs."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+    def body(self) -> dict[str, Any]:
+        """The wire form, OpenAI's: ``{"error": {"message", "type", "param", "code"}}``."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(GraftworkError):
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class InvalidAdapter(InvalidRequest):
+    default_code = "invalid_adapter"
+
+
+class Unauthorized(GraftworkError):
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class Forbidden(GraftworkError):
+    status = 403
+    type = "permission_error"
+    default_code = "insufficient_role"
+
+
+class NotFound(GraftworkError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = "not_found"
+
+
+class Conflict(GraftworkError):
+    status = 409
+    type = "conflict_error"
+    default_code = "conflict"
+
+
+class TooLarge(GraftworkError):
+    status = 413
+    type = "invalid_request_error"
+    default_code = "too_large"
+
+
+class Overloaded(GraftworkError):
+    status = 429
+    type = "rate_limit_error"
+    default_code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int = 1, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after = retry_after
+
+
+class Unavailable(GraftworkError):
+    status = 503
+    type = "server_error"
+    default_code = "unavailable"
+
+
+class ConfigurationError(GraftworkError):
+    default_code = "configuration_error"

@@ -1,0 +1,72 @@
+"""What the engine is asked and what it answers: token ids in, token ids out.
+
+Knows nothing of text, HTTP, adapters' names or where anything is stored: an adapter is a digest.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How the next tokens of one request are chosen.
+
+    ``temperature`` 0 is greedy. ``top_logprobs`` asks for the log-probability of each chosen token and of that many
+    alternatives (``None``: no log-probabilities at all); ``prompt_logprobs`` asks the same for the prompt's own tokens.
+    Log-probabilities are those of the model, before temperature and penalties.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One prompt to be continued. ``prompt`` are token ids; ``adapter`` is a digest or ``None`` for the bare base."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: str | None = None
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"  # a stop token was sampled
+    LENGTH = "length"  # max_tokens, or the context is full
+    ABORT = "abort"  # cancelled by whoever asked
+    ERROR = "error"  # the engine could not go on; Delta.error says why
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's log-probability and the most likely alternatives at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one step adds to one request. ``token_ids`` excludes the stop token that ended it."""
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None
