@@ -390,7 +390,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 def _compile(template: str, folder: Path) -> jinja2.Template:
-    """A template comes from strangers, with the base: it runs in the sandbox, with the helpers it has in transformers."""
+    """A template comes from strangers: it runs in the sandbox, with the helpers that transformers gives it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
