@@ -1,0 +1,25 @@
+"""What every test may use. Heavy things are made once and kept below the checkout's ``.graftwork`` between runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from graftwork.adapters.base import BaseInfo, prepare
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+TEST_HOME = Path(os.environ.get("GRAFTWORK_TEST_HOME", CHECKOUT / ".graftwork" / "test"))
+
+
+@pytest.fixture(scope="session")
+def embedded_base() -> BaseInfo:
+    """The real embedded base, fetched and converted on the first run."""
+
+    def progress(title: str, fraction: float | None) -> None:
+        if fraction is None:
+            print(title, file=sys.stderr)
+
+    return prepare(None, TEST_HOME, progress)
