@@ -129,7 +129,7 @@ def prepare(base: str | None, home: Path, progress: Progress) -> BaseInfo:
     store.mkdir(parents=True, exist_ok=True)
     if base is None:
         served_id, folder = EMBEDDED_ID, _embedded(store, progress)
-    elif Path(base).expanduser().is_dir():
+    elif base and Path(base).expanduser().is_dir():
         folder = Path(base).expanduser().resolve()
         served_id = folder.name
     else:
