@@ -1,0 +1,289 @@
+"""Every call the server knows, each written once: its method, path, body and how its answer is read.
+
+A call is a description and does nothing; ``Client`` and ``AsyncClient`` carry the same ones out, and take their
+methods' signatures and docstrings from here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
+
+from graftwork.clients.calls import SLOW, Call, Progress, Reply, Request, StreamCall, Upload
+from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError, LocalFileError
+from graftwork.clients.streams import ChatChunk, CompletionChunk
+from graftwork.clients.types import (
+    Adapter,
+    ChatCompletion,
+    ChatDelta,
+    Completion,
+    CompletionDelta,
+    Event,
+    Health,
+    Key,
+    Model,
+    Page,
+    PushedVersion,
+    Readiness,
+    Score,
+    Version,
+)
+from graftwork.clients.wire import parse
+
+T = TypeVar("T")
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+Messages = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int]
+
+
+class GenerationOptions(TypedDict, total=False):
+    """How to generate. What is left out, or ``None``, is the server's choice.
+
+    ``session`` names a conversation or visitor, so that an experiment gives it the same arm each time.
+    """
+
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    n: int | None
+    ignore_eos: bool | None
+    user: str | None
+    store: bool | None
+    metadata: Mapping[str, str] | None
+    session: str | None
+
+
+class ChatOptions(GenerationOptions, total=False):
+    """``GenerationOptions`` and what only chat has."""
+
+    logprobs: bool | None
+    top_logprobs: int | None
+    response_format: Mapping[str, Any] | None
+
+
+class CompletionOptions(GenerationOptions, total=False):
+    """``GenerationOptions`` and what only completions have."""
+
+    logprobs: int | None
+    echo: bool | None
+
+
+def health() -> Call[Health]:
+    """Whether the server's process answers."""
+    return Call(request=Request(method="GET", path="/health"), read=_one(Health))
+
+
+def ready() -> Call[Readiness]:
+    """Whether requests are served now; a server that is not ready is an answer here, not an error."""
+    return Call(request=Request(method="GET", path="/ready", accept=frozenset({503})), read=_one(Readiness))
+
+
+def metrics() -> Call[str]:
+    """The server's metrics in Prometheus' text format."""
+    return Call(request=Request(method="GET", path="/metrics"), read=lambda reply: reply.text)
+
+
+def models() -> Call[Page[Model]]:
+    """Everything that can be named as ``model``: the base first, then adapters and their versions."""
+    return Call(request=Request(method="GET", path="/v1/models"), read=_one(Page[Model]))
+
+
+def model(id: str) -> Call[Model]:
+    """One model; raises ``NotFoundError`` for a name that nothing answers to."""
+    return Call(request=Request(method="GET", path=_path("models", id)), read=_one(Model))
+
+
+def chat(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> Call[ChatCompletion]:
+    """A whole chat answer. ``messages`` is a list of role and content, or a string: one turn of the user."""
+    return Call(request=_chat_request(model, messages, options), read=_one(ChatCompletion))
+
+
+def chat_stream(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> StreamCall[ChatDelta]:
+    """A chat answer as it is written: iterate over the deltas; afterwards ``usage`` is there too."""
+    return StreamCall(request=_chat_request(model, messages, options, stream=True), chunk=ChatChunk)
+
+
+def complete(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Call[Completion]:
+    """A whole continuation of a text or of token ids."""
+    return Call(request=_completion_request(model, prompt, options), read=_one(Completion))
+
+
+def complete_stream(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> StreamCall[CompletionDelta]:
+    """A continuation as it is written: iterate over the deltas; afterwards ``usage`` is there too."""
+    return StreamCall(request=_completion_request(model, prompt, options, stream=True), chunk=CompletionChunk)
+
+
+def score(model: str, prompt: Prompt, *, top: int = 1) -> Call[Score]:
+    """The log-probability of each token of a text, and the ``top`` most likely tokens at its place; writes nothing."""
+    options = CompletionOptions(echo=True, logprobs=top, max_tokens=0, temperature=0.0)
+    return Call(request=_completion_request(model, prompt, options), read=_read_score)
+
+
+def list_adapters(*, after: str | None = None, limit: int | None = None) -> Call[Page[Adapter]]:
+    """A page of adapters by name; ``after`` is the last name of the page before."""
+    request = Request(method="GET", path=_path("adapters"), query=_given(after=after, limit=limit))
+    return Call(request=request, read=_one(Page[Adapter]))
+
+
+def get_adapter(name: str) -> Call[Adapter]:
+    """An adapter with its versions, aliases, residency and traffic."""
+    return Call(request=Request(method="GET", path=_path("adapters", name)), read=_one(Adapter))
+
+
+def push_adapter(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    server_path: str | Path | None = None,
+    alias: str | None = None,
+    parent: int | None = None,
+    data_digest: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Call[PushedVersion]:
+    """Push a PEFT folder as the adapter's next version.
+
+    ``folder`` is on this machine and is uploaded, streamed from disk; ``progress`` is told the bytes sent and the bytes
+    in all. ``server_path`` names a folder that the server can read itself instead. ``alias`` is moved to the version
+    once it has passed the server's checks; the first version of a name becomes ``live`` by itself.
+    """
+    path, query = _path("adapters", name, "versions"), _given(alias=alias)
+    facts = _given(parent=parent, data_digest=data_digest, metadata=metadata)
+    if (folder is None) == (server_path is None):
+        raise InvalidArgumentError("push takes a folder of this machine or a server_path, one of the two")
+    if server_path is not None:
+        body = {"path": str(server_path), **facts}
+        request = Request(method="POST", path=path, query=query, json=body, read_timeout=SLOW)
+    else:
+        fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+        upload = Upload(files=_adapter_files(Path(str(folder))), fields=fields, progress=progress)
+        request = Request(method="POST", path=path, query=query, upload=upload, read_timeout=SLOW)
+    return Call(request=request, read=_read_pushed)
+
+
+def promote(name: str, version: int, *, alias: str = "live", reason: str | None = None) -> Call[Event]:
+    """Move an alias to a version: new requests get it, those that run finish on the version they began with."""
+    path = _path("adapters", name, "aliases", alias)
+    request = Request(method="PUT", path=path, json={"version": version, **_given(reason=reason)}, read_timeout=SLOW)
+    return Call(request=request, read=_one(Event))
+
+
+def rollback(name: str, *, alias: str = "live", reason: str | None = None) -> Call[Event]:
+    """Move an alias back to the version it pointed at before."""
+    path = _path("adapters", name, "rollback")
+    request = Request(method="POST", path=path, json={"alias": alias, **_given(reason=reason)}, read_timeout=SLOW)
+    return Call(request=request, read=_one(Event))
+
+
+def retire(name: str, version: int) -> Call[Version]:
+    """Take a version out of service; raises ``ConflictError`` while an alias points at it."""
+    request = Request(method="DELETE", path=_path("adapters", name, "versions", str(version)))
+    return Call(request=request, read=_one(Version))
+
+
+def history(name: str, *, after: int | None = None, limit: int | None = None) -> Call[Page[Event]]:
+    """A page of what happened to an adapter, newest first; ``after`` is the last event's id of the page before."""
+    request = Request(method="GET", path=_path("adapters", name, "history"), query=_given(after=after, limit=limit))
+    return Call(request=request, read=_one(Page[Event]))
+
+
+def create_key(name: str, *, role: str = "app") -> Call[Key]:
+    """Make an API key; its ``secret`` is in this answer and never shown again. Roles: app, operator, admin."""
+    request = Request(method="POST", path=_path("keys"), json={"name": name, "role": role})
+    return Call(request=request, read=_one(Key))
+
+
+def list_keys(*, after: str | None = None, limit: int | None = None) -> Call[Page[Key]]:
+    """A page of the API keys, without their secrets."""
+    request = Request(method="GET", path=_path("keys"), query=_given(after=after, limit=limit))
+    return Call(request=request, read=_one(Page[Key]))
+
+
+def revoke_key(id: str) -> Call[Key]:
+    """Make a key useless from now on."""
+    return Call(request=Request(method="DELETE", path=_path("keys", id)), read=_one(Key))
+
+
+def _one(kind: type[T]) -> Callable[[Reply], T]:
+    return lambda reply: parse(kind, reply.json())
+
+
+def _read_pushed(reply: Reply) -> PushedVersion:
+    return parse(PushedVersion, {**parse(dict, reply.json()), "created": reply.status == 201})
+
+
+def _read_score(reply: Reply) -> Score:
+    completion = parse(Completion, reply.json())
+    logprobs = completion.choices[0].logprobs if completion.choices else None
+    if logprobs is None:
+        raise GraftworkProtocolError("the server's answer has no log-probabilities, though echo and logprobs asked")
+    return Score(
+        tokens=logprobs.tokens,
+        logprobs=logprobs.token_logprobs,
+        top=logprobs.top_logprobs,
+        usage=completion.usage,
+        adapter=completion.adapter,
+    )
+
+
+def _chat_request(model: str, messages: Messages, options: ChatOptions, *, stream: bool = False) -> Request:
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    return _generation("/v1/chat/completions", {"model": model, "messages": turns}, options, stream)
+
+
+def _completion_request(model: str, prompt: Prompt, options: CompletionOptions, *, stream: bool = False) -> Request:
+    ids_or_text = prompt if isinstance(prompt, str) else list(prompt)
+    return _generation("/v1/completions", {"model": model, "prompt": ids_or_text}, options, stream)
+
+
+def _generation(path: str, body: dict[str, Any], options: Mapping[str, Any], stream: bool) -> Request:
+    given = _given(**options)
+    session = given.pop("session", None)
+    if stream:
+        given |= {"stream": True, "stream_options": {"include_usage": True}}
+    return Request(
+        method="POST",
+        path=path,
+        json=body | given,
+        headers={"x-graftwork-session": session} if session else {},
+        read_timeout=None if stream else SLOW,
+    )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _path(*segments: str) -> str:
+    for segment in segments:
+        if segment in ("", ".", ".."):
+            raise InvalidArgumentError(f"{segment!r} names nothing")
+    return "/v1/" + "/".join(quote(segment, safe="@") for segment in segments)
+
+
+def _adapter_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a PEFT folder that the server wants, in the order it wants them: the small one first."""
+    if not folder.is_dir():
+        raise LocalFileError(f"{folder} is no folder; push takes the folder that PEFT's save_pretrained wrote")
+    files = tuple(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+    for file in files:
+        if not file.is_file():
+            pickled = file.name == WEIGHTS_FILE and (folder / "adapter_model.bin").is_file()
+            advice = (
+                "its adapter_model.bin is a pickle, which no server takes: save it with safe_serialization=True"
+                if pickled
+                else "push takes the folder that PEFT's save_pretrained wrote"
+            )
+            raise LocalFileError(f"{folder} has no {file.name}; {advice}")
+    return files

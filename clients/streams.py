@@ -1,0 +1,120 @@
+"""Server-sent events to deltas: bytes in, deltas out, in linear time.
+
+Does no reading itself, so that it serves both clients and is tested with a list of bytes. Events end in a blank line
+and lines in LF or CRLF, as every server writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from graftwork.clients.calls import Chunk
+from graftwork.clients.errors import GraftworkProtocolError, InterruptedAnswerError
+from graftwork.clients.types import ChatDelta, ChatLogprobs, CompletionChoice, CompletionDelta, Usage
+from graftwork.clients.wire import parse
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ChunkMessage:
+    role: str | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ChatChunkChoice:
+    index: int
+    delta: _ChunkMessage
+    finish_reason: str | None = None
+    logprobs: ChatLogprobs | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatChunk:
+    """One event of a streamed chat answer. The last one has no choices and the usage."""
+
+    choices: tuple[_ChatChunkChoice, ...]
+    usage: Usage | None = None
+
+    def deltas(self) -> list[ChatDelta]:
+        return [
+            ChatDelta(
+                index=choice.index,
+                text=choice.delta.content or "",
+                finish_reason=choice.finish_reason,
+                logprobs=choice.logprobs,
+            )
+            for choice in self.choices
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionChunk:
+    """One event of a streamed completion. The last one has no choices and the usage."""
+
+    choices: tuple[CompletionChoice, ...]
+    usage: Usage | None = None
+
+    def deltas(self) -> list[CompletionDelta]:
+        return [
+            CompletionDelta(
+                index=choice.index,
+                text=choice.text,
+                finish_reason=choice.finish_reason,
+                logprobs=choice.logprobs,
+            )
+            for choice in self.choices
+        ]
+
+
+class EventReader(Generic[T]):
+    """Reads one response. ``usage`` is known once it has arrived, ``done`` after the end marker."""
+
+    def __init__(self, chunk: type[Chunk[T]]) -> None:
+        self._chunk = chunk
+        self._line = bytearray()  # the line that is not complete yet
+        self._data: list[bytes] = []  # the data lines of the event that is not complete yet
+        self.usage: Usage | None = None
+        self.done = False
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Take the next bytes, however they were cut; raises ``InterruptedAnswerError`` when the server says so."""
+        for payload in self._events(data):
+            if payload == b"[DONE]":
+                self.done = True
+            else:
+                yield from self._read(payload)
+
+    def _events(self, data: bytes) -> Iterator[bytes]:
+        self._line += data
+        if b"\n" not in data:
+            return
+        *lines, self._line = self._line.split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(bytes(line[5:].removeprefix(b" ")))
+            elif not line and self._data:
+                yield b"\n".join(self._data)
+                self._data.clear()
+
+    def _read(self, payload: bytes) -> Sequence[T]:
+        try:
+            body = json.loads(payload)
+        except ValueError as error:
+            raise GraftworkProtocolError(f"the stream carried {payload[:200]!r}, which is no JSON") from error
+        if isinstance(body, dict) and isinstance(said := body.get("error"), dict):
+            raise InterruptedAnswerError(
+                said.get("message") or "the server broke the answer off and did not say why",
+                status=200,
+                type=said.get("type"),
+                param=said.get("param"),
+                code=said.get("code"),
+            )
+        chunk = parse(self._chunk, body)
+        self.usage = chunk.usage or self.usage
+        return chunk.deltas()

@@ -1,0 +1,52 @@
+"""The async client with the face of the sync one, so that every test of behaviour runs against both."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from graftwork import AsyncClient, Client
+from graftwork.clients.async_client import AsyncStream
+
+
+class OnLoop:
+    """Runs whatever must be awaited of ``wrapped`` on a loop of its own."""
+
+    def __init__(self, wrapped: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._wrapped = wrapped
+        self._loop = loop or asyncio.new_event_loop()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._wrapped, name)
+        if callable(value):
+            return lambda *args, **kwargs: self._settle(value(*args, **kwargs))
+        return OnLoop(value, self._loop) if name in ("adapters", "keys") else value
+
+    def _settle(self, value: Any) -> Any:
+        if inspect.isawaitable(value):
+            return self._loop.run_until_complete(value)
+        return OnLoop(value, self._loop) if isinstance(value, AsyncStream) else value
+
+    def __enter__(self) -> OnLoop:
+        self._settle(self._wrapped.__aenter__())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._settle(self._wrapped.__aexit__(*exception))
+        if isinstance(self._wrapped, AsyncClient):
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        steps = self._wrapped.__aiter__()
+        while (delta := self._settle(anext(steps, None))) is not None:
+            yield delta
+
+
+def _async_client(*args: Any, **kwargs: Any) -> Any:
+    return OnLoop(AsyncClient(*args, **kwargs))
+
+
+MAKERS: dict[str, Callable[..., Any]] = {"sync": Client, "async": _async_client}
