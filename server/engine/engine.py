@@ -1,0 +1,251 @@
+"""The engine: requests in, tokens out, a step at a time.
+
+``step`` is the whole loop: take in fetched adapters → schedule → run → settle. It belongs to one thread. Adapters are
+read from the store by a side thread, so loading one never holds up the running batch.
+
+Knows nothing of text, HTTP or processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from graftwork.server.engine.host_adapter import HostAdapter
+from graftwork.server.engine.request import Delta, FinishReason, Request, TokenLogprob
+from graftwork.server.engine.residency import Residency
+from graftwork.server.engine.runner import Output, Runner
+from graftwork.server.engine.sampler import Choice, sample, token_logprobs
+from graftwork.server.engine.scheduler import Limits, Scheduler, Sequence, Work
+
+log = logging.getLogger(__name__)
+
+#: Reads an adapter by digest into host memory; raises when it cannot.
+Fetch = Callable[[str], HostAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    digest: str
+    adapter: HostAdapter | None
+    seconds: float
+    error: Exception | None = None
+
+
+class Fetcher:
+    """Reads adapters one after another in a side thread; ``on_arrival`` is called in that thread after each."""
+
+    def __init__(self, fetch: Fetch, on_arrival: Callable[[], None]) -> None:
+        self._fetch = fetch
+        self._on_arrival = on_arrival
+        self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="adapter-fetcher", daemon=True)
+        self._thread.start()
+
+    def want(self, digest: str) -> None:
+        self._wanted.put(digest)
+
+    def arrivals(self) -> Iterable[Fetched]:
+        while not self._arrived.empty():
+            yield self._arrived.get()
+
+    def close(self) -> None:
+        self._wanted.put(None)
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while (digest := self._wanted.get()) is not None:
+            began = time.perf_counter()
+            try:
+                adapter, error = self._fetch(digest), None
+            except Exception as failure:
+                adapter, error = None, failure
+            self._arrived.put(Fetched(digest, adapter, time.perf_counter() - began, error))
+            self._on_arrival()
+
+
+class Engine:
+    """Continuous batching over one base and a bank of adapters.
+
+    ``on_arrival`` wakes the loop that calls ``step`` when an adapter has been fetched while nothing else was to do.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        fetch: Fetch,
+        *,
+        host_bytes: int,
+        on_arrival: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.runner = runner
+        self.residency = Residency(num_pages=runner.bank.num_pages, host_bytes=host_bytes)
+        self.scheduler = Scheduler(limits, self.residency)
+        self.num_steps = 0
+        self._fetcher = Fetcher(fetch, on_arrival)
+        self._refused: list[Delta] = []
+
+    def close(self) -> None:
+        self._fetcher.close()
+
+    @property
+    def runnable(self) -> bool:
+        """A step now would compute something, or there is something to tell."""
+        return bool(self.scheduler.running or self._refused) or any(
+            s.request.adapter is None or self.residency.seats[s.request.adapter].tier in ("store", "host", "device")
+            for s in self.scheduler.waiting
+        )
+
+    def add(self, request: Request) -> None:
+        """Take a request in. One that can never run is answered with an error by the next step."""
+        limits = self.scheduler.limits
+        if request.id in self.scheduler:
+            self._refuse(request.id, f"A request with id {request.id} is already running.")
+        elif not request.prompt:
+            self._refuse(request.id, "The prompt is empty.")
+        elif len(request.prompt) >= min(limits.max_length, limits.cache_tokens):
+            self._refuse(request.id, f"The prompt's {len(request.prompt)} tokens do not fit in the cache.")
+        else:
+            self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, in whatever state it is. Unknown ids are fine: it may just have finished."""
+        if (sequence := self.scheduler.get(request_id)) is not None:
+            self.scheduler.finish(sequence)
+
+    def step(self) -> list[Delta]:
+        """Compute one step and say what it added to whom."""
+        deltas, self._refused = self._refused, []
+        deltas += self._take_in_adapters()
+        work = self.scheduler.schedule()
+        if not work:
+            return deltas
+        self.num_steps += 1
+        try:
+            output = self.runner.run(work)
+            deltas += self._settle(output)
+        except Exception as failure:
+            log.exception("step failed; its %d requests are answered with an error", len(work))
+            deltas += [
+                self._fail(item.sequence, f"The engine failed while computing this request: {type(failure).__name__}.")
+                for item in work
+            ]
+        return deltas
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+    def _take_in_adapters(self) -> list[Delta]:
+        deltas: list[Delta] = []
+        for seat in self.residency.to_fetch():
+            self._fetcher.want(seat.digest)
+        for arrival in self._fetcher.arrivals():
+            deltas += self._arrived(arrival)
+        moves = self.residency.move(self.scheduler.wanted_adapters())
+        for seat in moves.evicted:
+            self.runner.grafts.leave(seat.digest)
+        for seat in moves.seated:
+            self.runner.grafts.seat(self.runner.bank.host[seat.digest], seat.pages)
+        for seat in moves.forgotten:
+            del self.runner.bank.host[seat.digest]
+        return deltas
+
+    def _arrived(self, arrival: Fetched) -> list[Delta]:
+        adapter, error = arrival.adapter, arrival.error
+        try:
+            if adapter is not None:
+                self.runner.grafts.check(adapter)
+                if adapter.num_pages > self.residency.num_pages:
+                    raise ValueError(
+                        f"its rank needs {adapter.num_pages} of the bank's {self.residency.num_pages} pages; raise --slots"
+                    )
+        except Exception as failure:
+            error = failure
+        if error is None and adapter is not None:
+            self.runner.bank.host[arrival.digest] = adapter
+            self.residency.arrived(
+                arrival.digest, num_pages=adapter.num_pages, num_bytes=adapter.num_bytes, load_ms=arrival.seconds * 1e3
+            )
+            return []
+        log.error("adapter %s could not be loaded: %s", arrival.digest, error)
+        waiting = [s for s in self.scheduler if s.request.adapter == arrival.digest]
+        deltas = [self._fail(s, f"The adapter could not be loaded: {error}") for s in waiting]
+        self.residency.failed(arrival.digest)
+        return deltas
+
+    # -- answers -------------------------------------------------------------------------------------------------
+    def _settle(self, output: Output) -> list[Delta]:
+        last = [
+            (item, rows[-1])
+            for item, rows in zip(output.work, output.rows, strict=True)
+            if item.completes and len(rows)
+        ]
+        choosing = [(item, row) for item, row in last if item.sequence.request.sampling.max_tokens > 0]
+        choices: dict[str, Choice] = {}
+        if choosing:
+            logits = output.logits
+            if [row for _, row in choosing] != list(range(len(logits))):
+                logits = logits[[row for _, row in choosing]]
+            chosen = sample(logits, [item.sequence for item, _ in choosing])
+            choices = {item.sequence.request.id: choice for (item, _), choice in zip(choosing, chosen, strict=True)}
+        deltas = []
+        for item, rows in zip(output.work, output.rows, strict=True):
+            item.sequence.num_computed = item.start + item.count
+            delta = Delta(item.sequence.request.id)
+            if item.sequence.request.sampling.prompt_logprobs is not None and item.start < item.sequence.num_prompt:
+                self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
+            if item.completes:
+                self._extend(item.sequence, choices.get(item.sequence.request.id), delta)
+            if delta.token_ids or delta.done or delta.prompt_logprobs is not None:
+                deltas.append(delta)
+        return deltas
+
+    def _score_prompt(self, item: Work, logits: Tensor, delta: Delta) -> None:
+        """Log-probabilities of the prompt's own tokens that this chunk's logits predict."""
+        sequence, sampling = item.sequence, item.sequence.request.sampling
+        first = max(item.start, sequence.prompt_logprobs_done)
+        stop = min(item.start + item.count, sequence.num_prompt - 1)
+        scores: list[TokenLogprob | None] = [None] if item.start == 0 and sequence.prompt_logprobs_done == 0 else []
+        if first < stop:
+            rows = list(range(first - item.start, stop - item.start))
+            scores += token_logprobs(
+                logits, rows, sequence.tokens[first + 1 : stop + 1], [sampling.prompt_logprobs or 0] * len(rows)
+            )
+            sequence.prompt_logprobs_done = stop
+        delta.prompt_logprobs = scores
+
+    def _extend(self, sequence: Sequence, choice: Choice | None, delta: Delta) -> None:
+        """Append the chosen token, or end the sequence."""
+        sampling = sequence.request.sampling
+        if choice is None:
+            delta.finish_reason = FinishReason.LENGTH
+        elif choice.token_id is None:
+            delta.finish_reason, delta.error = FinishReason.ERROR, "The model's output was not finite for this prompt."
+        elif choice.token_id in sampling.stop_token_ids:
+            delta.finish_reason = FinishReason.STOP
+        else:
+            sequence.tokens.append(choice.token_id)
+            sequence.output_counts[choice.token_id] = sequence.output_counts.get(choice.token_id, 0) + 1
+            delta.token_ids.append(choice.token_id)
+            if choice.logprob is not None:
+                delta.logprobs.append(choice.logprob)
+            limits = self.scheduler.limits
+            if sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
+                limits.max_length, limits.cache_tokens
+            ):
+                delta.finish_reason = FinishReason.LENGTH
+        if delta.done:
+            self.scheduler.finish(sequence)
+
+    def _fail(self, sequence: Sequence, message: str) -> Delta:
+        self.scheduler.finish(sequence)
+        return Delta(sequence.request.id, finish_reason=FinishReason.ERROR, error=message)
+
+    def _refuse(self, request_id: str, message: str) -> None:
+        self._refused.append(Delta(request_id, finish_reason=FinishReason.ERROR, error=message))

@@ -1,0 +1,169 @@
+"""Builds a runner: loads the base, tries it out, grafts, and sizes the cache. What was chosen is told in a ``BaseCard``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from graftwork.adapters.base import BaseInfo, load_model
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.server.engine import attention, numerics
+from graftwork.server.engine.grafting import Grafts, graft_onto, try_out
+from graftwork.server.engine.kv_cache import CacheShape, KVCache
+from graftwork.server.engine.lora_bank import LoraBank
+from graftwork.server.engine.runner import Runner
+from graftwork.server.engine.scheduler import Limits
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+#: Rotary embeddings whose angles depend on the longest sequence of the batch: neighbours would change an answer.
+_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How much of the machine the engine may take.
+
+    ``num_slots`` rank-16 adapters on the device; ``max_sequences`` running at once, each at most ``max_length`` tokens
+    (``None``: what the base was made for, up to 8192); ``cache_bytes`` of key-value cache (``None``: a quarter of the
+    memory, 4 GiB at most); ``host_bytes`` for adapters fetched but not on the device; ``step_tokens`` of prompt a step.
+    """
+
+    quantize: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    num_slots: int = 16
+    max_sequences: int = 32
+    max_length: int | None = None
+    cache_bytes: int | None = None
+    host_bytes: int = 2 * GIB
+    step_tokens: int = 256
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseCard:
+    """What was loaded, how, and what it takes: for the log and ``/v1/models``."""
+
+    id: str
+    digest: str
+    architecture: str
+    num_parameters: int
+    device: str
+    quantize: str
+    dtype: str
+    reason: str
+    memory_bytes: int
+    cache_tokens: int
+    max_length: int
+    max_sequences: int
+    slots: int
+    load_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build(info: BaseInfo, config: EngineConfig, calibration_ids: Sequence[int]) -> tuple[Runner, Limits, BaseCard]:
+    """Load the base and make it ready to serve.
+
+    ``calibration_ids`` are tokens of ordinary text: the trial run over them shows the ranges of the activations.
+
+    Raises:
+        ConfigurationError: the base or the wishes cannot be served; the message says why and what to do.
+    """
+    began = time.perf_counter()
+    torch.set_grad_enabled(False)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    chosen = numerics.choose(
+        quantize=config.quantize, dtype=config.dtype, device=config.device, num_parameters=info.num_parameters
+    )
+    # Weights are quantized from the CPU's copy, layer by layer: a card never holds the unquantized base.
+    model = load_model(info, dtype=str(chosen.dtype).removeprefix("torch."), device="cpu")
+    _refuse_batch_dependent(model)
+    model.config._attn_implementation = attention.IMPLEMENTATION
+    model.requires_grad_(False)
+    trial = try_out(model, calibration_ids)
+    bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
+    grafts = graft_onto(model, trial, bank, chosen)
+    model.to(chosen.device)
+    memory_bytes = _memory(model, grafts)
+    max_length = min(config.max_length or 8192, info.max_positions)
+    cache, limits = _cache(config, trial.kv_sizes, chosen, max_length)
+    card = BaseCard(
+        id=info.id,
+        digest=info.digest,
+        architecture=info.architecture,
+        num_parameters=info.num_parameters,
+        device=str(chosen.device),
+        quantize=chosen.quantize,
+        dtype=str(chosen.dtype).removeprefix("torch."),
+        reason=chosen.reason,
+        memory_bytes=memory_bytes,
+        cache_tokens=limits.cache_tokens,
+        max_length=limits.max_length,
+        max_sequences=limits.max_sequences,
+        slots=config.num_slots,
+        load_seconds=round(time.perf_counter() - began, 2),
+    )
+    return Runner(model, grafts, bank, cache), limits, card
+
+
+def _cache(
+    config: EngineConfig, kv_sizes: tuple[tuple[int, int], ...], chosen: numerics.Numerics, max_length: int
+) -> tuple[KVCache, Limits]:
+    """On a CPU slots are address space and the token budget bounds what is filled; on a card slots are memory."""
+    shape = CacheShape(
+        num_slots=config.max_sequences,
+        slot_length=max_length,
+        kv_sizes=kv_sizes,
+        dtype=chosen.dtype,
+        device=chosen.device,
+    )
+    if chosen.device.type == "cpu":
+        cache_bytes = config.cache_bytes or min(4 * GIB, psutil.virtual_memory().total // 4)
+    else:
+        cache_bytes = config.cache_bytes or int(torch.cuda.mem_get_info(chosen.device)[0] * 0.8)
+        num_slots = min(config.max_sequences, cache_bytes // (shape.bytes_per_token * max_length))
+        if num_slots < 1:
+            raise ConfigurationError(
+                f"{cache_bytes / GIB:.1f} GiB of cache do not hold one sequence of {max_length} tokens. "
+                "Lower --max-model-len or raise --kv-memory-gb."
+            )
+        shape = CacheShape(
+            num_slots=num_slots, slot_length=max_length, kv_sizes=kv_sizes, dtype=chosen.dtype, device=chosen.device
+        )
+    cache_tokens = min(cache_bytes // shape.bytes_per_token, shape.num_slots * max_length)
+    if cache_tokens < 64:
+        raise ConfigurationError(f"The cache would hold {cache_tokens} tokens. Raise --kv-memory-gb.")
+    limits = Limits(
+        max_sequences=shape.num_slots, max_length=max_length, cache_tokens=cache_tokens, step_tokens=config.step_tokens
+    )
+    return KVCache(shape), limits
+
+
+def _refuse_batch_dependent(model: nn.Module) -> None:
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = parameters.values() if all(isinstance(v, dict) for v in parameters.values()) else [parameters]
+    for rope in nested:
+        if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
+            raise ConfigurationError(
+                f"This base uses {rope['rope_type']!r} rotary scaling, whose angles depend on the longest sequence of a "
+                "batch; it cannot be served in mixed batches yet."
+            )
+
+
+def _memory(model: nn.Module, grafts: Grafts) -> int:
+    rest = {p.data_ptr(): p.nbytes for p in (*model.parameters(), *model.buffers())}
+    return sum(p.weights.num_bytes for p in grafts.projections) + sum(rest.values())

@@ -1,0 +1,85 @@
+"""In which numbers the base is held and computed: the one place where ``--quantize`` and ``--dtype`` become a choice.
+
+========  ==========  ============================================================================================
+quantize  activations what
+========  ==========  ============================================================================================
+int8      float32     CPU. 8-bit weights per output row, 8-bit activations per token, exact integer sums: the same
+                      path at every number of rows, so a row's result does not depend on its neighbours.
+nf4       bfloat16    CUDA, by bitsandbytes; on a CPU it works and is slow.
+none      bfloat16    or float32 where the machine has no bfloat16 arithmetic.
+========  ==========  ============================================================================================
+
+``docs/benchmarks.md`` has the perplexities and speeds behind ``auto``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from graftwork.adapters.errors import ConfigurationError
+
+Quantize = Literal["int8", "nf4", "none"]
+
+#: Below this many parameters NF4 costs too much quality: perplexity 8.0 → 10.4 at 135 million.
+MIN_PARAMETERS_FOR_NF4 = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """``quantize`` for the base's linear layers, ``dtype`` for everything else; ``reason`` is for the log."""
+
+    device: torch.device
+    quantize: Quantize
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """What the bank holds: float32 on a CPU, where it is as fast and exact; the activations' own on a card."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
+
+
+def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Numerics:
+    """Turn the user's wishes (``auto`` allowed) into a choice that works here.
+
+    Raises:
+        ConfigurationError: a wish that cannot be met on this device.
+    """
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    on_cpu = target.type == "cpu"
+    if quantize == "auto":
+        if on_cpu:
+            chosen: Quantize = "int8" if has_int8_dot_products() else "none"
+            reason = "int8 dot products in this CPU" if chosen == "int8" else "this CPU has no int8 dot products"
+        else:
+            chosen = "nf4" if num_parameters >= MIN_PARAMETERS_FOR_NF4 else "none"
+            reason = f"{num_parameters / 1e6:.0f}M parameters on {target.type}"
+    elif quantize in ("int8", "nf4", "none"):
+        chosen, reason = quantize, "as asked"  # type: ignore[assignment]
+    else:
+        raise ConfigurationError(f"--quantize {quantize}: choose auto, nf4, int8 or none.")
+    if chosen == "int8" and not on_cpu:
+        raise ConfigurationError("--quantize int8 is for CPUs; on CUDA choose nf4, none or auto.")
+    if dtype == "auto":
+        plain = torch.bfloat16 if not on_cpu or has_bfloat16() else torch.float32
+        torch_dtype = torch.float32 if chosen == "int8" else plain
+    elif dtype in ("bfloat16", "float32"):
+        torch_dtype = getattr(torch, dtype)
+    else:
+        raise ConfigurationError(f"--dtype {dtype}: choose auto, bfloat16 or float32.")
+    return Numerics(device=target, quantize=chosen, dtype=torch_dtype, reason=reason)
+
+
+def has_int8_dot_products() -> bool:
+    """VNNI or AMX: without them int8 GEMMs are slower than float32 ones."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def has_bfloat16() -> bool:
+    """bfloat16 arithmetic in hardware: emulated, it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,103 @@
+"""From logits to the next token of every row, in one batched call.
+
+Each row draws with its own random number from its own seed and its own logits, so what it gets does not depend on its
+neighbours. Shapes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graftwork.server.engine.request import TokenLogprob
+from graftwork.server.engine.scheduler import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The token chosen for a row; ``None`` when its logits were not finite."""
+
+    token_id: int | None
+    logprob: TokenLogprob | None
+
+
+def sample(logits: Tensor, rows: Rows[Sequence]) -> list[Choice]:
+    """Choose the next token of each row. logits [N, V], any float dtype."""
+    logits = logits.float()
+    adjusted = _penalize(logits, rows)
+    greedy = adjusted.argmax(-1)
+    drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0]
+    tokens = greedy
+    if drawn:
+        tokens = greedy.clone()
+        index = torch.tensor(drawn, device=logits.device)
+        tokens[index] = _draw(adjusted if len(drawn) == len(rows) else adjusted[index], [rows[i] for i in drawn])
+    finite = torch.isfinite(logits.sum(-1)).tolist()
+    chosen = tokens.tolist()
+    wanted = [i for i, row in enumerate(rows) if row.request.sampling.top_logprobs is not None and finite[i]]
+    counts = [rows[i].request.sampling.top_logprobs or 0 for i in wanted]
+    logprobs = dict(zip(wanted, token_logprobs(logits, wanted, [chosen[i] for i in wanted], counts), strict=True))
+    return [Choice(chosen[i], logprobs.get(i)) if finite[i] else Choice(None, None) for i in range(len(rows))]
+
+
+def token_logprobs(logits: Tensor, rows: Rows[int], tokens: Rows[int], num_top: Rows[int]) -> list[TokenLogprob]:
+    """Log-probability of ``tokens[i]`` in row ``rows[i]`` of logits [N, V], with the ``num_top[i]`` best of that row."""
+    if not rows:
+        return []
+    logits = logits if len(rows) == len(logits) else logits[torch.tensor(list(rows), device=logits.device)]
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    own = logprobs.gather(1, torch.tensor(list(tokens), device=logits.device)[:, None])[:, 0].tolist()
+    most = max(num_top)
+    if most == 0:
+        return [TokenLogprob(token, value) for token, value in zip(tokens, own, strict=True)]
+    best = logprobs.topk(most, dim=-1)
+    values, ids = best.values.tolist(), best.indices.tolist()
+    return [
+        TokenLogprob(token, own[i], tuple(zip(ids[i][:k], values[i][:k], strict=True)))
+        for i, (token, k) in enumerate(zip(tokens, num_top, strict=True))
+    ]
+
+
+def _penalize(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
+    """Frequency and presence penalties over what was generated; stop tokens held off until min_tokens."""
+    adjusted = logits
+    for i, row in enumerate(rows):
+        sampling = row.request.sampling
+        penalized = (sampling.frequency_penalty or sampling.presence_penalty) and row.output_counts
+        held_off = sampling.stop_token_ids and row.num_generated < sampling.min_tokens
+        if not (penalized or held_off):
+            continue
+        if adjusted is logits:
+            adjusted = logits.clone()
+        if penalized:
+            ids = torch.tensor(list(row.output_counts), device=logits.device)
+            counts = torch.tensor(list(row.output_counts.values()), dtype=torch.float32, device=logits.device)
+            adjusted[i, ids] -= counts * sampling.frequency_penalty + sampling.presence_penalty
+        if held_off:
+            adjusted[i, list(sampling.stop_token_ids)] = float("-inf")
+    return adjusted
+
+
+def _draw(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
+    """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]"""
+    sampling = [row.request.sampling for row in rows]
+    uniform = torch.tensor([[row.rng.random()] for row in rows], dtype=torch.float64, device=logits.device)
+    temperature = torch.tensor([[s.temperature] for s in sampling], device=logits.device)
+    # The best token is moved to 0 first, so that no temperature, however small, can overflow.
+    probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
+    if all(s.top_p >= 1 for s in sampling):
+        cumulative = probs.cumsum(-1, dtype=torch.float64)
+        place = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        return place.clamp_(max=logits.shape[1] - 1)[:, 0]
+    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
+    cumulative = ordered.cumsum(-1, dtype=torch.float64)
+    top_p = torch.tensor([[s.top_p] for s in sampling], dtype=torch.float64, device=logits.device)
+    # The smallest set whose mass reaches top_p: a token stays while the mass before it is below top_p.
+    inside = (cumulative - ordered) < top_p
+    inside[:, 0] = True
+    mass = torch.where(inside, ordered.double(), 0.0).cumsum(-1)
+    place = torch.searchsorted(mass, uniform * mass[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
+    return ids.gather(1, place)[:, 0]
