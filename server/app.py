@@ -1,0 +1,275 @@
+"""Composition: from a ``ServerConfig`` to a running server, and back down again.
+
+The parent prepares the base (in a subprocess: it never loads torch itself), migrates the database, then runs LitServe:
+API processes and the engine worker are its children and die with it. What LitServe does differently from what a
+gateway needs is overridden in ``GraftServer``, each with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing as mp
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import litserve as ls
+from fastapi import FastAPI
+from litserve.transport.factory import create_transport_from_config
+from litserve.utils import WorkerSetupStatus
+
+from graftwork.adapters.artifacts import ArtifactStore
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.db import Database, migrate
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.keys import Keys, Role
+from graftwork.adapters.prompts import Prompts
+from graftwork.adapters.registry import Registry
+from graftwork.server import edge
+from graftwork.server.auth import Authenticator
+from graftwork.server.config import ServerConfig
+from graftwork.server.gateway import Gateway
+from graftwork.server.link import EngineLink
+from graftwork.server.metrics import Metrics
+from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent, sole_server
+from graftwork.server.routes import router
+from graftwork.server.services import Services
+from graftwork.server.worker import EXIT_CONFIGURATION, EngineAPI, EngineLoop, WorkerConfig
+
+log = logging.getLogger(__name__)
+
+#: Ordinary text of several kinds. The engine measures its activations over it, and canaries answer it.
+SAMPLE_TEXT = """\
+The weather was fine on Tuesday, so the committee met in the garden. Please list three reasons why a customer might \
+write to their bank, then answer politely. 1. First, open the settings page. 2. Then choose "Cards".
+def add(a, b):
+    return a + b
+{"name": "Ada", "age": 36, "city": "London"} Dear Sir or Madam, I am writing about a transfer of 25.50 that has not \
+arrived; what should I do? Paris is the capital of France, while the Nile is the longest river of Africa.
+"""
+CANARY_TOKENS = 32
+
+#: An engine worker that dies this often in a row before it was ready is not started again.
+MAX_FAILED_STARTS = 3
+API_PROCESSES = 1
+
+
+class GraftServer(ls.LitServer):
+    """LitServe's server with this project's routes, start, watch and end."""
+
+    def __init__(self, api: EngineAPI, gateway: Gateway, services: Services, board: Board) -> None:
+        self.gateway = gateway
+        self.services = services
+        self.board = board
+        self.exit_code = 0
+        self._failed_starts = 0
+        super().__init__(
+            api,
+            accelerator="cpu",  # LitServe starts one worker; which device it uses is the engine's choice
+            timeout=False,
+            restart_workers=True,
+            disable_openapi_url=True,
+        )
+        self.monitor_internal = 0.2
+        self.app.docs_url = self.app.redoc_url = None
+
+    # LitServe would answer / and /health itself, with shapes of its own.
+    def _register_internal_endpoints(self) -> None:
+        self.app.include_router(router(self.services))
+        edge.install(self.app, self.services.metrics)
+
+    # LitServe knows X-API-Key; every route of ours asks for the same bearer keys.
+    def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
+        return self.services.authenticator.require(Role.APP)
+
+    # The manager owns all queues; it must not outlive us, nor leave when a signal is sent to the whole group.
+    def _init_manager(self, num_api_servers: int) -> SyncManager:
+        manager = SyncManager(ctx=mp.get_context("fork"))
+        manager.start(initializer=partial(_sheltered, os.getpid()))
+        self.transport_config.manager = manager
+        self.transport_config.num_consumers = num_api_servers
+        self.workers_setup_status = manager.dict()
+        self._shutdown_event = manager.Event()
+        for lit_api in self.litapi_connector:
+            self.litapi_request_queues[lit_api.api_path] = manager.Queue()
+        self._transport = create_transport_from_config(self.transport_config)
+        self._install_signal_handlers()
+        return manager
+
+    # LitServe waits for the worker before it listens; we listen at once and say /ready 503.
+    def verify_worker_status(self) -> None:
+        return
+
+    # LitServe would start a worker that cannot start again every two seconds, for ever.
+    def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
+        died = self.inference_workers[worker_id]
+        was_ready = WorkerSetupStatus.READY in self.workers_setup_status.values()
+        self._failed_starts = 0 if was_ready else self._failed_starts + 1
+        if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
+            log.error("the engine cannot start; shutting down (its own message is above)")
+            self.exit_code = 1
+            self._stop()
+            threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
+        log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
+        return super().launch_single_inference_worker(lit_api, worker_id)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Runs in each API process, around its life."""
+        die_with_parent(os.getppid())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
+        self.gateway.connect()
+        async with super().lifespan(app):
+            yield
+
+    def _install_signal_handlers(self) -> None:
+        def drain(signum: int, _: Any) -> None:
+            if self.board.phase != SERVING:
+                log.warning("second signal: stopping now")
+                self._stop()
+                return
+            self.board.phase = DRAINING
+            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, drain)
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self.drain_seconds
+        log.info("draining: %d answers under way, new requests are answered 503", self.board.total_open)
+        while self.board.total_open and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.board.total_open:
+            log.warning("%d answers did not finish in %.0f s", self.board.total_open, self.drain_seconds)
+        self._stop()
+
+    def _stop(self) -> None:
+        self.board.phase = STOPPING
+        if self._shutdown_event is not None:
+            self._shutdown_event.set()
+
+    drain_seconds: float = 30.0
+
+
+def serve(config: ServerConfig) -> int:
+    """Run a server until it is told to stop. Returns the process's exit code.
+
+    Raises:
+        ConfigurationError: it cannot start; the message says what to change.
+    """
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with sole_server(config.home):
+        admin_key = _admin_key(config)
+        info = _prepare_base(config)
+        server = build(config, info, admin_key)
+        log.info("serving %s on http://%s:%d (home %s)", info.id, config.bind_host, config.port, config.home)
+        server.run(
+            host=config.bind_host,
+            port=config.port,
+            num_api_servers=API_PROCESSES,
+            log_level="warning",
+            generate_client_file=False,
+            access_log=False,
+        )
+        return server.exit_code
+
+
+def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftServer:
+    """Everything but the running: services, gateway, worker, server."""
+    database = Database(config.home / "graftwork.db")
+    migrate(database)
+    keys = Keys(database, admin_key=admin_key)
+    if not config.loopback_only and not keys.configured():
+        raise ConfigurationError(
+            f"Without a key this server only listens on this machine, and --host is {config.host}. "
+            "Set GRAFTWORK_ADMIN_KEY to a long random secret, or give --admin-key-file."
+        )
+    store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
+    store.clean()
+    prompts = Prompts(Path(info.path))
+    sample = prompts.encode(SAMPLE_TEXT)
+    board = Board(API_PROCESSES)
+    link = EngineLink(board, max_open=config.max_queue, canary_prompt=sample[:CANARY_TOKENS])
+    services = Services(
+        base=info,
+        registry=Registry(database),
+        store=store,
+        keys=keys,
+        authenticator=Authenticator(keys, open_to_loopback=config.loopback_only),
+        metrics=Metrics(),
+        allowed_roots=config.allowed_roots,
+        limits=config.adapter_limits,
+        engine=link,
+    )
+    gateway = Gateway(services, link, prompts)
+    worker = WorkerConfig(
+        base=info,
+        artifacts=store.root,
+        adapter_limits=config.adapter_limits,
+        engine=_engine_options(config),
+        calibration_ids=tuple(sample),
+        num_api_processes=API_PROCESSES,
+        board=board,
+        parent_pid=os.getpid(),
+        log_level=config.log_level,
+    )
+    api = EngineAPI(worker, loop=EngineLoop(), spec=gateway)
+    server = GraftServer(api, gateway, services, board)
+    server.drain_seconds = config.drain_seconds
+    return server
+
+
+def _engine_options(config: ServerConfig) -> dict[str, Any]:
+    gib = 1 << 30
+    return {
+        "quantize": config.quantize,
+        "dtype": config.dtype,
+        "device": config.device,
+        "num_slots": config.slots,
+        "max_sequences": config.max_batch,
+        "max_length": config.max_model_len,
+        "cache_bytes": None if config.kv_memory_gb is None else int(config.kv_memory_gb * gib),
+        "host_bytes": int(config.host_memory_gb * gib),
+        "step_tokens": config.prefill_tokens,
+        "num_threads": config.threads,
+    }
+
+
+def _prepare_base(config: ServerConfig) -> BaseInfo:
+    """Fetch, convert and describe the base in a process of its own, which alone pays for torch."""
+    command = [sys.executable, "-m", "graftwork.adapters.base", "--home", str(config.home)]
+    if config.base is not None:
+        command += ["--base", config.base]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise ConfigurationError("The base could not be prepared; its message is above.")
+    return BaseInfo.from_json(done.stdout)
+
+
+def _admin_key(config: ServerConfig) -> str | None:
+    """The first key, taken out of the environment so that no child inherits it."""
+    key = os.environ.pop("GRAFTWORK_ADMIN_KEY", None)
+    if config.admin_key_file is not None:
+        try:
+            key = config.admin_key_file.read_text().strip()
+        except OSError as error:
+            raise ConfigurationError(f"--admin-key-file {config.admin_key_file}: {error.strerror}.") from None
+    if key is not None and len(key) < 16:
+        raise ConfigurationError("The admin key is shorter than 16 characters. Use a long random one.")
+    return key
+
+
+def _sheltered(parent_pid: int) -> None:
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

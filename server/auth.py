@@ -1,0 +1,123 @@
+"""Who calls, and whether they may: bearer keys with roles, as one dependency that every route uses.
+
+A server without any key is open, to its own machine only. A browser on that machine is no reason to trust what runs in
+it: a page from elsewhere must neither read answers (by pointing its own host name at this address) nor change anything
+(by posting here), so an open server also looks at ``Host`` and ``Origin``. It locks when the first key is made.
+
+Knows nothing of how keys are stored, and never logs or repeats one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection, Request
+
+from graftwork.adapters.errors import Forbidden, Unauthorized
+from graftwork.adapters.keys import Key, Role
+
+_RECHECK_SECONDS = 1.0
+
+
+class KeyRing(Protocol):
+    """What is asked of :class:`graftwork.adapters.keys.Keys`. Both answer from memory but for the odd short read."""
+
+    def authenticate(self, bearer: str, /) -> Key | None: ...
+    def configured(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request comes from: the name that the history records, and the role."""
+
+    name: str
+    role: Role
+
+
+LOCAL = Principal("local", Role.ADMIN)
+"""Whoever calls an open server."""
+
+
+class Authenticator:
+    """Checks bearer keys. ``open_to_loopback``: while no key exists, this machine is let in as admin without one."""
+
+    def __init__(self, keys: KeyRing, *, open_to_loopback: bool) -> None:
+        self._keys = keys
+        self._open = open_to_loopback
+        self._checked_at = -_RECHECK_SECONDS
+
+    def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
+        """A FastAPI dependency that lets in ``role`` and above, and puts the caller on ``request.state.principal``."""
+
+        async def allowed(request: Request) -> Principal:
+            principal = self.authenticate(request)
+            if principal.role < role:
+                raise Forbidden(
+                    f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
+                    "ask an admin for one (graftwork keys create)"
+                )
+            request.state.principal = principal
+            return principal
+
+        return allowed
+
+    def authenticate(self, connection: HTTPConnection) -> Principal:
+        """Who is calling. Raises :class:`Unauthorized`, or :class:`Forbidden` for a page from elsewhere."""
+        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+        key = self._keys.authenticate(bearer) if bearer else None
+        if key is not None:
+            return Principal(key.name, key.role)
+        if self.open:
+            _check_local(connection)
+            return LOCAL
+        if bearer:
+            raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
+        raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
+
+    @property
+    def open(self) -> bool:
+        """Whether callers need no key at the moment. Another process may have made the first one."""
+        if self._open and time.monotonic() - self._checked_at >= _RECHECK_SECONDS:
+            self.recheck()
+        return self._open
+
+    def recheck(self) -> None:
+        """Look now whether there is a key. A server that locked stays locked."""
+        self._open = self._open and not self._keys.configured()
+        self._checked_at = time.monotonic()
+
+
+def _check_local(connection: HTTPConnection) -> None:
+    if connection.client is not None and not _is_loopback(connection.client.host):
+        raise Unauthorized("without a key this server only answers its own machine: start it with an admin key")
+    for header in ("host", "origin"):
+        value = connection.headers.get(header)
+        if value is not None and not _is_loopback(_hostname(value)):
+            raise Forbidden(
+                f"the {header.capitalize()} header names another machine, and without a key this server only answers "
+                "its own: use http://127.0.0.1, or start it with an admin key",
+                code="not_local",
+            )
+
+
+def _hostname(value: str) -> str:
+    """The host in ``localhost:8000``, ``[::1]:8000`` or ``http://localhost:3000``; empty if there is none."""
+    try:
+        return urlsplit(value if "//" in value else f"//{value}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

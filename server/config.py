@@ -1,0 +1,85 @@
+"""Everything ``graftwork serve`` can be told, in one place: built once, passed down, printable.
+
+Every field is a flag (``--max-batch``) and an environment variable (``GRAFTWORK_MAX_BATCH``). Secrets are not fields.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.peft_format import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """
+    Attributes:
+        base: a hub id or a folder; ``None`` is the embedded SmolLM2-135M-Instruct.
+        quantize: ``auto``, ``nf4``, ``int8`` or ``none``.
+        dtype: of activations and cache: ``auto``, ``bfloat16`` or ``float32``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        home: where bases, adapters and the database live. One server a home.
+        host, port: where to listen. Without a key only loopback is allowed.
+        slots: rank-16 adapters the bank holds on the device; a rank-64 adapter takes four.
+        max_batch: sequences that run at once.
+        max_queue: sequences that may be running or waiting; more are answered 429.
+        max_model_len: longest prompt and answer in tokens; ``None``: what the base was made for, at most 8192.
+        kv_memory_gb: size of the key-value cache; ``None``: a quarter of the memory, at most 4.
+        host_memory_gb: adapters kept in host memory, ready for the device.
+        prefill_tokens: prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
+        threads: CPU threads of the engine; ``None``: torch's choice.
+        allowed_roots: folders below which adapters may be pushed by path.
+        admin_key_file: file with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
+        max_adapter_gb: the largest adapter that may be pushed.
+        drain_seconds: how long SIGTERM waits for answers that are under way.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
+    """
+
+    base: str | None = None
+    quantize: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    slots: int = 16
+    max_batch: int = 32
+    max_queue: int = 256
+    max_model_len: int | None = None
+    kv_memory_gb: float | None = None
+    host_memory_gb: float = 2.0
+    prefill_tokens: int = 256
+    threads: int | None = None
+    allowed_roots: tuple[Path, ...] = ()
+    admin_key_file: Path | None = None
+    max_adapter_gb: float = 2.0
+    drain_seconds: float = 30.0
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
+        for name in ("kv_memory_gb", "max_model_len", "threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")
+        if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):
+            raise ConfigurationError("--host takes 127.0.0.1 (this machine only), 0.0.0.0 or :: (every address).")
+        if not 1024 <= self.port <= 65535:
+            raise ConfigurationError("--port must be between 1024 and 65535.")
+
+    @property
+    def bind_host(self) -> str:
+        return "127.0.0.1" if self.host == "localhost" else self.host
+
+    @property
+    def loopback_only(self) -> bool:
+        return ipaddress.ip_address(self.bind_host).is_loopback
+
+    @property
+    def adapter_limits(self) -> Limits:
+        return Limits(max_adapter_bytes=int(self.max_adapter_gb * (1 << 30)), max_rank=min(256, self.slots * 16))

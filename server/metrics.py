@@ -1,0 +1,162 @@
+"""What operators watch, in Prometheus' words: a registry of this server's own, and one method per thing that happens.
+
+Labels are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
+of which only the first ``max_adapters`` get a label of their own.
+
+Knows nothing of HTTP, the engine or the registry: it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+OTHERS = "_others"
+"""The label of every adapter beyond the first ``max_adapters``. No adapter can be called so."""
+
+TIERS = ("device", "host", "store")
+
+_FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 60)
+_NEXT_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_REQUEST_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+
+class EngineStats(Protocol):
+    """The engine at one moment. The last five count from the engine's own start."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def cache_tokens_used(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def num_loads(self) -> int: ...
+    @property
+    def num_evictions(self) -> int: ...
+
+
+class Metrics:
+    """All metrics of one server process."""
+
+    def __init__(self, *, max_adapters: int = 1000) -> None:
+        self.registry = CollectorRegistry()
+        self._max_adapters = max_adapters
+        self._adapters: set[str] = set()
+        self._counted: dict[str, int] = {}
+
+        self._requests = self._counter("requests", "HTTP requests answered.", "route", "status", "adapter")
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens read.", "adapter")
+        self._completion_tokens = self._counter("completion_tokens", "Tokens written.", "adapter")
+        self._request_seconds = self._histogram(
+            "request_seconds", "From a request's first byte to its answer's last.", _REQUEST_SECONDS, "route"
+        )
+        self._first_token_seconds = self._histogram(
+            "first_token_seconds", "From a generation's admission to its first token.", _FIRST_TOKEN_SECONDS
+        )
+        self._next_token_seconds = self._histogram(
+            "next_token_seconds", "From a token to the next one of the same answer.", _NEXT_TOKEN_SECONDS
+        )
+
+        self._ready = self._gauge("ready", "1 while the engine answers.")
+        self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
+        self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
+        self._running = self._gauge("running", "Generations in the batch.")
+        self._memory = self._gauge("worker_memory_bytes", "Memory that the engine worker takes.")
+        self._cache_tokens = self._gauge("cache_tokens", "Tokens whose keys and values are held.")
+        self._steps = self._counter("steps", "Forward passes.")
+        self._preemptions = self._counter("preemptions", "Generations put back into the queue for lack of cache.")
+        self._loads = self._counter("adapter_loads", "Adapters read from the store.")
+        self._evictions = self._counter("adapter_evictions", "Adapters moved off the device to make room.")
+        self._resident = self._gauge("resident_versions", "Adapter versions by where their weights are.", "tier")
+        self._live = self._gauge("live_on_device", "1 for adapters whose live version is on the device.", "adapter")
+        self._build = Info("graftwork_build", "What runs here.", registry=self.registry)
+        self.set_residency({}, {})
+
+    # requests
+
+    def request_answered(self, *, route: str, status: int, adapter: str | None, seconds: float) -> None:
+        """``route`` is a template like ``/v1/adapters/{name}``; ``adapter`` a resolved name, or None without one."""
+        self._requests.labels(route, str(status), self._adapter(adapter)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def tokens(self, *, adapter: str, prompt: int, completion: int) -> None:
+        """What one generation used. ``adapter`` is a resolved name, or the base's id."""
+        label = self._adapter(adapter)
+        self._prompt_tokens.labels(label).inc(prompt)
+        self._completion_tokens.labels(label).inc(completion)
+
+    def first_token(self, seconds: float) -> None:
+        self._first_token_seconds.observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        self._next_token_seconds.observe(seconds)
+
+    # the engine
+
+    def set_engine(self, stats: EngineStats) -> None:
+        """What the engine says of itself. Its counts begin anew with each worker, the metrics go on."""
+        self._waiting.set(stats.waiting)
+        self._running.set(stats.running)
+        self._memory.set(stats.memory_bytes)
+        self._cache_tokens.set(stats.cache_tokens_used)
+        self._count("steps", self._steps, stats.num_steps)
+        self._count("preemptions", self._preemptions, stats.num_preemptions)
+        self._count("loads", self._loads, stats.num_loads)
+        self._count("evictions", self._evictions, stats.num_evictions)
+
+    def set_worker(self, *, ready: bool, num_restarts: int) -> None:
+        """Whether there is a worker that answers, and how many were replaced since the server started."""
+        self._ready.set(ready)
+        self._count("restarts", self._restarts, num_restarts)
+
+    def set_residency(self, num_by_tier: Mapping[str, int], tier_of_live: Mapping[str, str]) -> None:
+        """How many versions are on the device, in host memory, only in the store; where each adapter's live one is."""
+        for tier in TIERS:
+            self._resident.labels(tier).set(num_by_tier.get(tier, 0))
+        for name, tier in tier_of_live.items():
+            if (label := self._adapter(name)) != OTHERS:
+                self._live.labels(label).set(tier == "device")
+
+    # what runs
+
+    def set_build(self, **facts: str) -> None:
+        """Version, base, base digest, dtype, quantization, device: whatever identifies this server."""
+        self._build.info(facts)
+
+    def render(self) -> bytes:
+        """Prometheus' text format, of type ``CONTENT_TYPE``."""
+        return generate_latest(self.registry)
+
+    def _count(self, what: str, counter: Counter, total: int) -> None:
+        """Bring ``counter`` up to a source whose own ``total`` may have started again from zero."""
+        before = self._counted.get(what, 0)
+        counter.inc(total - before if total >= before else total)
+        self._counted[what] = total
+
+    def _adapter(self, name: str | None) -> str:
+        if name is None or name in self._adapters:
+            return name or ""
+        if len(self._adapters) >= self._max_adapters:
+            return OTHERS
+        self._adapters.add(name)
+        return name
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"graftwork_{name}", about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, *labels: str) -> Gauge:
+        return Gauge(f"graftwork_{name}", about, labels, registry=self.registry)
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"graftwork_{name}", about, labels, buckets=buckets, registry=self.registry)

@@ -1,0 +1,74 @@
+"""What the server's processes owe one another: children die with their parent, and all share one small board.
+
+Linux only: parent-death signals and pidfds have no portable twin.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import multiprocessing as mp
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graftwork.adapters.errors import ConfigurationError
+
+_PR_SET_PDEATHSIG = 1
+
+SERVING, DRAINING, STOPPING = 0, 1, 2
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, however it dies."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it died before we asked
+        os._exit(1)
+
+
+class Board:
+    """Shared memory of all processes: whether the server drains, and how many requests each API process has open."""
+
+    def __init__(self, num_api_processes: int) -> None:
+        context = mp.get_context("spawn")
+        self._phase = context.Value("i", SERVING)
+        self._open = context.Array("i", num_api_processes)
+
+    @property
+    def phase(self) -> int:
+        return int(self._phase.value)
+
+    @phase.setter
+    def phase(self, value: int) -> None:
+        self._phase.value = value
+
+    def set_open(self, api_process: int, count: int) -> None:
+        self._open[api_process] = count
+
+    @property
+    def total_open(self) -> int:
+        return sum(self._open)
+
+
+@contextmanager
+def sole_server(home: Path) -> Iterator[None]:
+    """Hold the home's lock, or say who does."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / "server.lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise ConfigurationError(
+                f"A server is already running on {home} (pid {holder}). Stop it, or give this one its own --home."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

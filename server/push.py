@@ -1,0 +1,309 @@
+"""How a version comes in: upload or folder → staging → checks → published → canary → registry row and alias.
+
+The bytes of an upload go from the socket to the staging folder, a megabyte at a time, through no memory or temporary
+file in between. Whatever refuses the adapter on its way, nothing has changed afterwards: what was published for the
+canary is withdrawn, unless a version refers to the same bytes. Pushes of the same bytes wait for one another, so that
+none withdraws what another has just registered.
+
+Knows nothing of what an adapter must look like (``peft_format``) nor of how it is tried (the engine handle).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+from anyio import to_thread
+from pydantic import Field
+from pydantic_core import from_json, to_json
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from graftwork.adapters import names
+from graftwork.adapters.artifacts import ArtifactStore, StagedFile
+from graftwork.adapters.errors import InvalidRequest, Unavailable
+from graftwork.adapters.peft_format import AdapterSpec, read_spec
+from graftwork.adapters.registry import Version
+from graftwork.server.schemas import Text, Wire, parse
+from graftwork.server.services import Services
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FLUSH_BYTES = 1 << 20
+_MAX_FIELD_BYTES = 128 << 10
+_MAX_PARTS = 16
+_UPLOAD_SLACK_BYTES = 4 << 20  # boundaries, headers, form fields, a README.md
+_CONCURRENT_PUSHES = 4  # each one reads or writes gigabytes: more at once would be slower for all
+
+
+class Facts(Wire):
+    """What may be said of an adapter beside its files."""
+
+    parent: Annotated[int, Field(ge=1)] | None = None
+    data_digest: Text | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class PushedPath(Facts):
+    """The body of a push that names a folder which the server can read."""
+
+    path: Annotated[Text, Field(min_length=1)]
+
+
+class Pushes:
+    """The pushes of one server process."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._workers = anyio.CapacityLimiter(_CONCURRENT_PUSHES)
+
+    async def push(self, name: str, request: Request, *, alias: str | None, actor: str) -> tuple[Version, bool]:
+        """The version that ``request`` pushes, and whether it is new."""
+        services = self._services
+        names.check_name(name, base_id=services.base.id)
+        if alias is not None:
+            names.check_alias(alias)
+        if services.engine.state != "ready":
+            raise Unavailable(f"the engine is {services.engine.state} and cannot try an adapter: push again shortly")
+        staged, facts = await self._receive(request)
+        try:
+            spec = await self._work(read_spec, staged, services.base, services.limits)
+            async with self._lock(spec.digest):
+                add = partial(self._register, name, spec, facts, alias, actor)
+                return await self._publish(staged, spec, add)
+        finally:
+            await self._clean_up(services.store.discard, staged)
+
+    async def _receive(self, request: Request) -> tuple[Path, Facts]:
+        """The adapter's files in a staging folder of their own, and what is said of them."""
+        store = self._services.store
+        kind, options = parse_options_header(request.headers.get("content-type"))
+        if kind != b"multipart/form-data":
+            body = parse(PushedPath, await request.body())
+            return await self._work(store.stage_folder, Path(body.path), self._services.allowed_roots), body
+        limits = self._services.limits
+        request.state.max_body_bytes = limits.max_adapter_bytes + limits.max_config_bytes + _UPLOAD_SLACK_BYTES
+        staged = await self._work(store.stage)
+        try:
+            return staged, await _receive_form(request, options.get(b"boundary"), store, staged, self._work)
+        except BaseException:
+            await self._clean_up(store.discard, staged)
+            raise
+
+    async def _publish(
+        self, staged: Path, spec: AdapterSpec, register: Callable[[], tuple[Version, bool]]
+    ) -> tuple[Version, bool]:
+        services = self._services
+        tried = await to_thread.run_sync(self._was_tried, spec.digest)
+        await self._work(services.store.publish, staged, spec)
+        try:
+            if not tried:
+                await services.engine.canary(spec.digest)
+            return await to_thread.run_sync(register)
+        except BaseException:
+            await self._clean_up(self._withdraw, spec.digest)
+            raise
+
+    def _register(
+        self, name: str, spec: AdapterSpec, facts: Facts, alias: str | None, actor: str
+    ) -> tuple[Version, bool]:
+        version, new = self._services.registry.add_version(
+            name,
+            spec,
+            base=self._services.base,
+            alias=alias,
+            parent=facts.parent,
+            data_digest=facts.data_digest,
+            metadata=facts.metadata,
+            actor=actor,
+        )
+        log.info("%s pushed %s (%s)%s", actor, version.id, spec.digest, "" if new else ", which was there already")
+        return version, new
+
+    def _was_tried(self, digest: str) -> bool:
+        """Whether these bytes passed the canary before, on this base."""
+        return any(version.base_digest == self._services.base.digest for version in self._versions(digest))
+
+    def _withdraw(self, digest: str) -> None:
+        """Take a published artifact away again, unless a version refers to it."""
+        if any(True for _ in self._versions(digest)):
+            return
+        store = self._services.store
+        grave = store.stage()
+        os.rename(store.path(digest), grave / "refused")
+        store.discard(grave)
+
+    def _versions(self, digest: str) -> list[Version]:
+        found: list[Version] = []
+        after: str | None = None
+        while True:
+            page = self._services.registry.adapters(after=after, limit=100)
+            found += [version for adapter in page for version in adapter.versions if version.digest == digest]
+            if not page.has_more:
+                return found
+            after = page[-1].name
+
+    def _lock(self, digest: str) -> asyncio.Lock:
+        # In use by nobody, it goes by itself.
+        return self._locks.setdefault(digest, asyncio.Lock())
+
+    async def _work(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Disk and hashing, beside the event loop."""
+        return await to_thread.run_sync(function, *arguments, limiter=self._workers)
+
+    async def _clean_up(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Also when the server is stopping: no half push is left behind."""
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(function, *arguments)
+
+
+# ---------------------------------------------------------------------------------------------------------- uploads
+
+
+async def _receive_form(
+    request: Request,
+    boundary: bytes | None,
+    store: ArtifactStore,
+    staged: Path,
+    work: Callable[..., Any],
+) -> Facts:
+    """Write the form's files to ``staged`` as they arrive, and read its fields."""
+    if not boundary:
+        raise InvalidRequest("the multipart body has no boundary in its Content-Type: let your client set the header")
+    form = _Form(partial(store.open_staged, staged))
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+            if form.pending_bytes >= _FLUSH_BYTES:
+                await work(form.flush)
+        await work(form.flush)
+    except FormParserError as error:
+        raise InvalidRequest(f"the multipart body is broken ({error}): send it again") from None
+    finally:
+        form.close()
+    if not form.complete:
+        raise InvalidRequest("the upload ended before its last boundary: send it again")
+    return _facts(form.fields)
+
+
+class _Form:
+    """Takes apart what python-multipart parses: files to the disk, the few fields into memory."""
+
+    def __init__(self, open_file: Callable[[str], StagedFile]) -> None:
+        self.fields: dict[str, str] = {}
+        self.pending_bytes = 0
+        self.complete = False
+        self._open_file = open_file
+        self._open: list[StagedFile] = []
+        self._pending: list[tuple[StagedFile, bytes]] = []
+        self._num_parts = 0
+        self._file: StagedFile | None = None
+        self._field = ""
+        self._value = bytearray()
+        self._headers: dict[str, str] = {}
+        self._header = bytearray()
+        self._header_value = bytearray()
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._begin_content,
+            "on_part_data": self._content,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def flush(self) -> None:
+        """Write what has arrived. Blocks; raises TooLarge for a file beyond its limit."""
+        pending, self._pending, self.pending_bytes = self._pending, [], 0
+        for file, chunk in pending:
+            file.write(chunk)
+
+    def close(self) -> None:
+        for file in self._open:
+            file.close()
+
+    def _begin_part(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > _MAX_PARTS:
+            raise InvalidRequest(f"the form has more than {_MAX_PARTS} parts: send an adapter's two files")
+        self._headers.clear()
+
+    def _end_header(self) -> None:
+        self._headers[self._header.decode("latin-1").lower()] = self._header_value.decode("latin-1")
+        self._header.clear()
+        self._header_value.clear()
+
+    def _begin_content(self) -> None:
+        _, options = parse_options_header(self._headers.get("content-disposition"))
+        field = options.get(b"name", b"").decode(errors="replace")
+        filename = options.get(b"filename")
+        encoding = self._headers.get("content-transfer-encoding", "binary").strip().lower()
+        if encoding not in ("binary", "7bit", "8bit"):
+            raise InvalidRequest(f"Content-Transfer-Encoding {names.quoted(encoding)}: send the bytes as they are")
+        if (field == "files") != (filename is not None):
+            raise InvalidRequest(
+                f"form field {names.quoted(field)}: send each file as 'files', with its file name", param=field[:64]
+            )
+        if filename is not None:
+            self._file = self._open_file(filename.decode(errors="replace"))
+            self._open.append(self._file)
+        elif field not in Facts.model_fields:
+            raise InvalidRequest(
+                f"{names.quoted(field)} is no field of this form: it takes files, {', '.join(Facts.model_fields)}",
+                param=field[:64],
+                code="unknown_parameter",
+            )
+        elif field in self.fields:
+            raise InvalidRequest(f"{field} came twice: send it once", param=field)
+        self._field = field
+
+    def _content(self, data: bytes, start: int, end: int) -> None:
+        if self._file is not None:
+            self._pending.append((self._file, data[start:end]))
+            self.pending_bytes += end - start
+            return
+        self._value += data[start:end]
+        if len(self._value) > _MAX_FIELD_BYTES:
+            raise InvalidRequest(f"{self._field} is longer than {_MAX_FIELD_BYTES} bytes", param=self._field)
+
+    def _end_part(self) -> None:
+        if self._file is None:
+            try:
+                self.fields[self._field] = self._value.decode()
+            except UnicodeDecodeError:
+                raise InvalidRequest(f"{self._field} is not UTF-8", param=self._field) from None
+        self._file = None
+        self._value.clear()
+
+    def _end(self) -> None:
+        self.complete = True
+
+
+def _facts(fields: Mapping[str, str]) -> Facts:
+    """Form fields are text; all but the digest are JSON within."""
+    values: dict[str, Any] = {}
+    for field, text in fields.items():
+        try:
+            values[field] = text if field == "data_digest" else from_json(text, allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidRequest(f"form field {field} is not valid JSON: {error}", param=field) from None
+    return parse(Facts, to_json(values))

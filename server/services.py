@@ -1,0 +1,69 @@
+"""What the routes need, in one bundle that the server's composition makes: no route reaches for anything else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from graftwork.adapters.artifacts import ArtifactStore
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.keys import Keys
+from graftwork.adapters.peft_format import Limits
+from graftwork.adapters.registry import Registry
+from graftwork.server.auth import Authenticator
+from graftwork.server.metrics import EngineStats, Metrics
+from graftwork.server.traffic import Traffic
+
+State = Literal["starting", "ready", "recovering", "draining"]
+
+
+class Residency(Protocol):
+    """Where one adapter's weights are: ``device``, ``host``, or anything else for the store."""
+
+    @property
+    def tier(self) -> str: ...
+    @property
+    def load_ms(self) -> float | None: ...
+
+
+class EngineHandle(Protocol):
+    """What the routes ask of the engine, wherever it runs."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def base_card(self) -> Mapping[str, Any]:
+        """How the base was loaded: quantize, dtype, device, memory_bytes and the like. Empty while it was not."""
+
+    @property
+    def num_restarts(self) -> int: ...
+
+    async def canary(self, digest: str, /) -> None:
+        """Load a published adapter and try it. InvalidAdapter when it cannot be loaded or changes nothing."""
+
+    async def residency(self) -> Mapping[str, Residency]:
+        """By digest, adapters that are not only in the store. Empty while there is no engine."""
+
+    async def stats(self) -> EngineStats:
+        """Unavailable while there is no engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything behind the routes."""
+
+    base: BaseInfo
+    registry: Registry
+    store: ArtifactStore
+    keys: Keys
+    authenticator: Authenticator
+    engine: EngineHandle
+    limits: Limits
+    allowed_roots: tuple[Path, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    traffic: Traffic = field(default_factory=Traffic)
+    started_at: int = field(default_factory=lambda: int(time.time()))
