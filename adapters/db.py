@@ -278,7 +278,10 @@ def _create_engine(url: URL) -> Engine:
             raise ConfigurationError(
                 f"PostgreSQL needs the driver {error.name!r}: install it with pip install 'psycopg[binary]'"
             ) from error
-    engine = create_engine(url, json_serializer=serializer, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    # No bound on connections: the threads that want one are bounded, and who waits here would wait unseen.
+    engine = create_engine(
+        url, json_serializer=serializer, max_overflow=-1, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
+    )
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -316,9 +317,10 @@ def test_locations_that_cannot_work(location: str) -> None:
         Database(location)
 
 
-def test_a_password_is_not_shown() -> None:
-    pytest.importorskip("psycopg")
-    assert str(Database("postgresql://me:secret@host/graftwork")) == "postgresql://me:***@host/graftwork"
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'psycopg\[binary\]'"):
+        Database("postgresql://me@host/graftwork")
 
 
 @pytest.mark.parametrize("limit", [0, -1, 101])

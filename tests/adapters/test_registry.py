@@ -584,12 +584,20 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        self.databases = [Database(self.folder / "graftwork.db") for _ in range(2)]
+        location = self.create()
+        self.databases = [Database(location) for _ in range(2)]
         migrate(self.databases[0])
         self.writer, self.reader = map(Registry, self.databases)
         self.oracles: dict[str, Oracle] = {}
         self.moments: list[tuple[datetime, dict[tuple[str, str], int]]] = []
+
+    def create(self) -> str | Path:
+        """A place for a new database."""
+        self.folder = Path(tempfile.mkdtemp())
+        return self.folder / "graftwork.db"
+
+    def drop(self) -> None:
+        shutil.rmtree(self.folder)
 
     def teardown(self) -> None:
         for when, pointed in self.moments:
@@ -597,7 +605,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 assert self.reader.at(name, alias, when).number == number
         for database in self.databases:
             database.close()
-        shutil.rmtree(self.folder)
+        self.drop()
 
     @rule(name=NAMES, content=st.sampled_from("uvwxyz"), alias=st.none() | ALIASES)
     def push(self, name: str, content: str, alias: str | None) -> None:

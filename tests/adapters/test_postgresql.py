@@ -1,0 +1,213 @@
+"""PostgreSQL is a URL away: the same promises, kept by a server that this file starts for itself.
+
+Skips where there are no PostgreSQL binaries or no driver (psycopg).
+"""
+
+from __future__ import annotations
+
+import getpass
+import itertools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+
+from graftwork.adapters import db
+from graftwork.adapters.db import Database, migrate
+from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.keys import Keys
+from graftwork.adapters.registry import Registry
+from tests.adapters.test_registry import BASE, RegistryMachine, push, spec
+
+BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
+
+pytest.importorskip("psycopg")
+pytestmark = pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL here")
+
+
+@pytest.fixture(scope="module")
+def create() -> Iterator[Callable[[], str]]:
+    """A function that makes an empty database in a private cluster, reachable by a socket only, and gives its URL."""
+    assert BINARIES is not None
+    bin_folder = Path(BINARIES).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    as_user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        # PostgreSQL refuses to be run by root.
+        user = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
+        shutil.chown(folder, user.pw_uid, user.pw_gid)
+        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    me = getpass.getuser()
+    initdb: list[str | Path] = [
+        bin_folder / "initdb",
+        "-D",
+        folder / "data",
+        "-U",
+        me,
+        "-A",
+        "trust",
+        "--no-sync",
+        "-E",
+        "UTF8",
+    ]
+    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **as_user)
+    server = subprocess.Popen(
+        [bin_folder / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **as_user,
+    )
+    admin = create_engine(f"postgresql://{me}@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
+    numbers = itertools.count(1)
+
+    def create_database() -> str:
+        name = f"graftwork{next(numbers)}"
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        return f"postgresql://{me}@/{name}?host={folder}"
+
+    try:
+        ready: list[str | Path] = [bin_folder / "pg_isready", "-q", "-h", folder]
+        deadline = time.monotonic() + 60
+        while subprocess.run(ready, check=False, timeout=10).returncode != 0:
+            assert server.poll() is None, "PostgreSQL did not start"
+            assert time.monotonic() < deadline, "PostgreSQL is not ready after a minute"
+            time.sleep(0.05)
+        yield create_database
+    finally:
+        admin.dispose()
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database(create: Callable[[], str]) -> Iterator[Database]:
+    database = Database(create())
+    migrate(database)
+    yield database
+    database.close()
+
+
+def test_the_registry_against_a_dict(create: Callable[[], str]) -> None:
+    class Machine(RegistryMachine):
+        def create(self) -> str:
+            return create()
+
+        def drop(self) -> None:
+            pass
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )
+
+
+def test_threads_take_turns_and_each_version_is_made_once(create: Callable[[], str]) -> None:
+    url = create()
+    with ThreadPoolExecutor(4) as pool:
+        databases = list(pool.map(lambda _: Database(url), range(4)))
+        list(pool.map(migrate, databases))  # at once
+        added = pool.map(
+            lambda number: Registry(databases[number % 4]).add_version(
+                "intents", spec(number % 7), base=BASE, alias="candidate"
+            ),
+            range(40),
+        )
+        assert sum(created for _, created in added) == 7
+    versions = Registry(databases[0]).adapter("intents").versions
+    assert [version.number for version in versions] == [1, 2, 3, 4, 5, 6, 7]
+    for database in databases:
+        database.close()
+
+
+def test_changes_are_noticed(database: Database) -> None:
+    other = Database(database.url.render_as_string(hide_password=False))
+    here, there = Registry(database), Registry(other)
+    push(here, "a")
+    assert there.resolve("intents").number == 1
+    before = other.data_version()
+    assert other.data_version() == before
+    push(here, "b", alias="live")
+    assert other.data_version() != before
+    assert there.resolve("intents").number == 2
+    bearer, key = Keys(database).create("ci", "operator")
+    assert Keys(other).authenticate(bearer) == key
+    other.close()
+
+
+def test_schema_is_what_the_code_expects(database: Database) -> None:
+    with database.read() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"include_object": lambda item, name, kind, *_: kind in ("table", "column")}
+        )
+        differences = compare_metadata(context, db.schema)
+        comments = connection.scalars(
+            text("SELECT obj_description(oid) FROM pg_class WHERE relkind = 'r' AND relname = 'versions'")
+        ).all()
+    # The code's tables carry no comments: those are said once, in the migrations.
+    assert [difference for difference in differences if difference[0] != "remove_table_comment"] == []
+    assert comments[0].startswith("every pushed adapter folder")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE versions SET digest = 'sha256:x' WHERE number = 1",
+        "UPDATE versions SET retired_at = NULL WHERE number = 2",
+        "DELETE FROM versions",
+        "TRUNCATE versions CASCADE",
+        "UPDATE alias_events SET actor = 'nobody'",
+        "DELETE FROM alias_events",
+        "TRUNCATE alias_events",
+        "UPDATE aliases SET number = 9",
+    ],
+)
+def test_the_database_refuses_to_change_the_past(database: Database, statement: str) -> None:
+    registry = Registry(database)
+    push(registry, "a")
+    push(registry, "b")
+    registry.retire("intents", 2, actor="me")
+    with pytest.raises(IntegrityError), database.write() as connection:
+        connection.execute(text(statement))
+
+
+def test_values_that_only_one_of_the_two_would_take(database: Database) -> None:
+    registry = Registry(database)
+    push(registry, "a")
+    for text_ in ("a\0b", "\ud800"):
+        with pytest.raises(InvalidRequest):
+            registry.add_version("intents", spec("b"), base=BASE, alias=None, data_digest=text_)
+    metadata = {"nul": "a\0b", "half": "\ud800", "größe": 1e300}
+    version, _ = registry.add_version("intents", spec("b"), base=BASE, alias=None, metadata=metadata)
+    assert Registry(database).version("intents", 2) == version
+    assert version.metadata == metadata
+    assert version.created_at.tzinfo is UTC
+    assert version.created_at <= datetime.now(UTC)
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be opened"):
+        migrate(Database(f"postgresql:///none?host={tmp_path}"))
+
+
+def test_a_password_is_not_shown() -> None:
+    assert str(Database("postgresql://me:secret@host/graftwork")) == "postgresql://me:***@host/graftwork"
