@@ -153,7 +153,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return error_response(NotFound(f"there is no route {where}: check the address", code="unknown_url"))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("allow", "another method")
+        allowed = Headers(error.headers).get("allow", "another method")
         message = f"there is no route {where}: this address takes {allowed}"
     else:
         message = str(error.detail)
