@@ -125,7 +125,7 @@ def prepare(base: str | None, home: Path, progress: Progress) -> BaseInfo:
     Idempotent, and safe against crashes and other processes that do the same: what is half done is done again, what is
     whole is never made twice. Raises ``ConfigurationError`` when the base cannot be had or cannot be served.
     """
-    store = home / "base"
+    store = home.expanduser().resolve() / "base"
     store.mkdir(parents=True, exist_ok=True)
     if base is None:
         served_id, folder = EMBEDDED_ID, _embedded(store, progress)
