@@ -1,0 +1,258 @@
+"""``graftwork train``: the options, what is checked before the first step, and what is said at the end.
+
+Torch-free at import, so that ``--help`` is quick. Knows no training: ``run`` plans and carries out, ``publish`` pushes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.remote import Remote, over_http
+
+if TYPE_CHECKING:
+    from graftwork.adapters.base import BaseInfo
+    from graftwork.clients.types import PushedVersion
+    from graftwork.training.config import SFTConfig
+    from graftwork.training.dataset import Columns
+    from graftwork.training.publish import Card
+
+_DATA = "The data"
+_RUN = "The run"
+_RESULT = "The result"
+
+
+@over_http
+def train(
+    remote: Remote,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The adapter to train, for example intents.", show_default=False)
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="JSON lines of {messages: […]} or {prompt, completion}, or a CSV or TSV with a header.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process. There is no other way yet, so it must be given.")
+    ] = False,
+    prompt_column: Annotated[
+        str, typer.Option("--prompt-column", help="Column or field of the question.", rich_help_panel=_DATA)
+    ] = "prompt",
+    completion_column: Annotated[
+        str, typer.Option("--completion-column", help="Column or field of the answer.", rich_help_panel=_DATA)
+    ] = "completion",
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-template",
+            help="Makes the question of several columns: '{subject}: {body}'.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", help="System message before every question of pairs.", rich_help_panel=_DATA),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Pairs are plain text for /v1/completions.", rich_help_panel=_DATA)
+    ] = False,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of rows to measure on.", rich_help_panel=_DATA)
+    ] = 0.1,
+    max_length: Annotated[
+        int, typer.Option("--max-length", help="Tokens of a row; longer ones lose their end.", rich_help_panel=_DATA)
+    ] = 1024,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            envvar="GRAFTWORK_BASE",
+            help="Hub id or folder. Default: the embedded base.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the rows.", rich_help_panel=_RUN)] = 3.0,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Peak rate.", rich_help_panel=_RUN)] = 5e-4,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows a step.", rich_help_panel=_RUN)] = 16,
+    rank: Annotated[int, typer.Option("--rank", help="Width of the adapter.", rich_help_panel=_RUN)] = 16,
+    alpha: Annotated[
+        int | None, typer.Option("--alpha", help="Scale; twice the rank if not given.", rich_help_panel=_RUN)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same adapter.", rich_help_panel=_RUN)] = 0,
+    precision: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option("--precision", help="What the forward pass computes in.", rich_help_panel=_RUN),
+    ] = "auto",
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home",
+            envvar="GRAFTWORK_HOME",
+            help="Where the base is kept. Default: ~/.graftwork.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="New folder for the adapter. Default: HOME/trained/NAME-TIME.", rich_help_panel=_RESULT
+        ),
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option("--alias", help="Move this alias to the new version.", rich_help_panel=_RESULT)
+    ] = None,
+    push: Annotated[
+        bool, typer.Option("--push/--no-push", help="Push it to the server when done.", rich_help_panel=_RESULT)
+    ] = True,
+) -> None:
+    """Train an adapter on labelled examples and push it as the next version.
+
+    Writes a PEFT folder, which stays. Ctrl-C stops the run and leaves nothing behind.
+    """
+    if not local:
+        raise typer.BadParameter(
+            "add it to train in this process: this version of the server takes no training jobs.",
+            param_hint="--local",
+        )
+    from graftwork.adapters.errors import GraftworkError
+    from graftwork.training.config import SFTConfig
+    from graftwork.training.dataset import Columns
+
+    home = (home or Path("~/.graftwork")).expanduser()
+    folder = out or home / "trained" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        columns = Columns(
+            prompt=prompt_column, completion=completion_column, template=prompt_template, system=system, plain=plain
+        )
+        config = SFTConfig(
+            rank=rank,
+            alpha=2 * rank if alpha is None else alpha,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            batch_size=batch_size,
+            max_length=max_length,
+            validation=validation,
+            seed=seed,
+            precision=precision,
+        )
+        card = _train(remote, name, data, columns, config, base=base, home=home, folder=folder, push=push, alias=alias)
+    except GraftworkError as error:
+        typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
+        raise typer.Exit(ExitCode.FAILED) from error
+    except KeyboardInterrupt:
+        remote.say("Stopped. Nothing was written, nothing was pushed.")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    version = _push(remote, folder, card, alias) if push else None
+    if version is None:
+        remote.say(f"Push it: {_push_command(name, folder, alias)}")
+    remote.answer(_result(folder, card, version), lambda: version.id if version else str(folder))
+
+
+def _train(
+    remote: Remote,
+    name: str,
+    data: Path,
+    columns: Columns,
+    config: SFTConfig,
+    *,
+    base: str | None,
+    home: Path,
+    folder: Path,
+    push: bool,
+    alias: str | None,
+) -> Card:
+    """Everything up to the finished folder; whatever can be found out early is found out before the first step."""
+    from graftwork.adapters.base import prepare
+    from graftwork.adapters.names import check_alias
+    from graftwork.training import display
+    from graftwork.training.run import carry_out, check_free, plan
+
+    check_free(folder)
+    if alias is not None:
+        check_alias(alias)
+    if push:
+        _check_reachable(remote)  # before the base, which may take minutes to fetch
+    with display.preparing(remote.err) as progress:
+        info = prepare(base, home, progress)
+    if push:
+        _check_same_base(remote, info)
+    run = plan(name=name, data=data, columns=columns, base=info, config=config)
+    display.plan(remote.err, run)
+    with display.training(remote.err) as listener:
+        card = carry_out(run, folder, listener)
+    display.finished(remote.err, card.metrics)
+    return card
+
+
+def _check_reachable(remote: Remote) -> None:
+    """Raises what the push would meet in the end: no server, a wrong key, a server that does not serve."""
+    from graftwork.clients.errors import GraftworkConnectionError
+
+    try:
+        remote.client.models()
+    except GraftworkConnectionError as error:
+        message = f"{error} Or train without it, and push the folder later: --no-push. Nothing was trained."
+        raise GraftworkConnectionError(message, url=error.url) from None
+
+
+def _check_same_base(remote: Remote, base: BaseInfo) -> None:
+    """A server refuses the adapter of another base: say so before hours are spent on it."""
+    from graftwork.adapters.errors import ConfigurationError
+
+    served = next(iter(remote.client.models()))
+    digest = served.graftwork.get("digest")
+    if digest is not None and digest != base.digest:
+        raise ConfigurationError(
+            f"The server at {remote.client.url} serves the base {served.id}, and this run would train on {base.id}, "
+            "which has other weights, tokenizer or chat template: the push would be refused. Name the server's base "
+            "with --base, or keep the adapter here with --no-push.",
+            param="base",
+        )
+
+
+def _push(remote: Remote, folder: Path, card: Card, alias: str | None) -> PushedVersion:
+    """Push, and say what the version is called; on failure say where the adapter is and how to push it later."""
+    from graftwork.clients.errors import GraftworkClientError
+    from graftwork.training.publish import push
+
+    try:
+        with remote.err.status(f"Pushing {folder.name}"):
+            version = push(remote.client, folder, card, alias=alias)
+    except (GraftworkClientError, KeyboardInterrupt) as error:
+        remote.say(f"The adapter is kept in {folder}\nPush it again: {_push_command(card.name, folder, alias)}")
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        raise
+    if not version.created:
+        remote.say(f"The very same bytes are {version.id} already: nothing was added.")
+    remote.say(f'Callable as "{version.id}". Its files stay in {folder}')
+    if alias is None and version.version > 1:
+        remote.say(f"Make it live: graftwork adapters promote {version.id}")
+    return version
+
+
+def _push_command(name: str, folder: Path, alias: str | None) -> str:
+    import shlex
+
+    words = ["graftwork", "adapters", "push", name, str(folder), *(["--alias", alias] if alias else [])]
+    return shlex.join(words)
+
+
+def _result(folder: Path, card: Card, version: PushedVersion | None) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "version": version and version.id,
+        "folder": str(folder),
+        "base_digest": card.base_digest,
+        "data_digest": card.data_digest,
+        **card.to_json(),
+    }

@@ -1,0 +1,107 @@
+"""How one supervised run is to be done: every knob, its unit, its default and what it may be.
+
+Built once at the edge, passed down, printed into the model card and the version's metadata. This file knows nothing of
+TRL, PEFT or torch; ``trainer.py`` translates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graftwork.adapters.errors import ConfigurationError
+
+Targets = Literal["all-linear"] | tuple[str, ...]
+"""``"all-linear"`` is every linear layer but the head; a tuple names modules by the last part of their dotted name."""
+
+FORBIDDEN_TARGETS = frozenset({"lm_head", "embed_out", "output"})
+"""Heads. The trainer's fused loss multiplies with the head's own weight, so an adapter there would never learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """One supervised fine-tuning run of a fresh LoRA adapter.
+
+    Raises ConfigurationError, naming the field, for a value that cannot work.
+    """
+
+    rank: int = 16
+    """Width of the adapter. 16 is enough for a task, 32 for a style and a domain together."""
+
+    alpha: int = 32
+    """The adapter's output is multiplied by ``alpha / rank``. Twice the rank is the usual choice."""
+
+    dropout: float = 0.0
+    """Share of the adapter's inputs dropped in training, 0 to 1."""
+
+    targets: Targets = "all-linear"
+
+    learning_rate: float = 5e-4
+    """Peak rate for a fresh adapter: about ten times what full fine-tuning takes."""
+
+    epochs: float = 3.0
+    """Passes over the training rows."""
+
+    batch_size: int = 16
+    """Rows an optimizer step learns from."""
+
+    micro_batch_tokens: int = 2048
+    """Padded tokens at most in one forward pass: a step's rows go through the model in as many parts as that takes, so
+    that memory does not follow the rows' length. One row always goes through whole."""
+
+    warmup: float = 0.03
+    """Share of the steps, rounded down, in which the rate rises to its peak; it then falls along a cosine to zero."""
+
+    weight_decay: float = 0.0
+
+    max_grad_norm: float = 1.0
+    """Gradients longer than this are shortened to it."""
+
+    max_length: int = 1024
+    """Tokens of a row; what is longer loses its end. A row that loses its whole completion is left out and reported."""
+
+    validation: float = 0.1
+    """Share of the rows never trained on, to measure the loss on after each epoch. 0 trains on everything."""
+
+    seed: int = 0
+    """Of the adapter's start and of the rows' order."""
+
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What the forward pass computes in; the adapter's own weights are float32 always. ``auto``: bfloat16 where the
+    device has instructions for it."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("rank", "alpha", "batch_size", "micro_batch_tokens")
+        for field in at_least_one:
+            self._require(getattr(self, field) >= 1, field, "must be at least 1")
+        self._require(self.max_length >= 2, "max_length", "must be at least 2: one token to read and one to learn")
+        self._require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
+        self._require(0 < self.learning_rate < 1, "learning_rate", "must be above 0 and below 1; 5e-4 is a good start")
+        self._require(0 < self.epochs < float("inf"), "epochs", "must be above 0")
+        self._require(0 <= self.warmup < 1, "warmup", "is a share of the steps: at least 0 and below 1")
+        self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "must not be negative")
+        self._require(0 < self.max_grad_norm < float("inf"), "max_grad_norm", "must be above 0")
+        self._require(0 <= self.validation < 1, "validation", "is a share of the rows: at least 0 and below 1")
+        self._require(0 <= self.seed < 2**32, "seed", "must be at least 0 and below 2**32")
+        self._require(
+            self.precision in ("auto", "bfloat16", "float32"), "precision", "must be auto, bfloat16 or float32"
+        )
+        if isinstance(self.targets, tuple):
+            self._require(
+                bool(self.targets), "targets", "is empty: name at least one module, or leave it at all-linear"
+            )
+            heads = sorted(target for target in self.targets if target.rsplit(".", 1)[-1] in FORBIDDEN_TARGETS)
+            self._require(not heads, "targets", "names the output head, which this trainer does not adapt")
+        else:
+            self._require(self.targets == "all-linear", "targets", "is all-linear or a tuple of module names")
+
+    def _require(self, ok: bool, field: str, expectation: str) -> None:
+        if not ok:
+            raise ConfigurationError(f"{field} {expectation}; it is {getattr(self, field)!r}.", param=field)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by name, in JSON's types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }

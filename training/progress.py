@@ -1,0 +1,69 @@
+"""Where a run stands and what came out of it, in numbers. Knows neither who counts them nor who shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Where a run stands after one optimizer step, or before the first (``step`` 0)."""
+
+    step: int
+    num_steps: int
+    loss: float | None
+    """Mean over the step's learned tokens, in nats."""
+    learning_rate: float | None
+    num_tokens: int
+    """Read so far, padding not counted."""
+    seconds: float
+    """Since the first step began."""
+    validation_loss: float | None
+    """The latest one, in nats per learned token."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.num_tokens / self.seconds if self.seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        return self.seconds / self.step * (self.num_steps - self.step) if self.step else None
+
+
+Listener = Callable[[Step], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """What came out of a run, for the card and the version's metadata."""
+
+    num_steps: int
+    num_tokens: int
+    """Read in training, padding not counted."""
+    seconds: float
+    """From the first step to the end of the last, looks at the validation rows included."""
+    first_loss: float
+    """Of the first step, in nats per learned token."""
+    last_loss: float
+    """Mean over the last tenth of the steps."""
+    base_validation_loss: float | None
+    """On the validation rows, before the first step: what the base makes of them."""
+    validation_loss: float | None
+    """On the validation rows, of the finished adapter."""
+    validation_token_accuracy: float | None
+    """Share of the validation rows' learned tokens that were the likeliest at their place."""
+    num_trainable: int
+    """Parameters of the adapter."""
+    device: str
+    precision: str
+    """What the forward pass computed in."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by name; times and losses to a sensible number of digits."""
+        return {
+            name: float(f"{value:.6g}") if isinstance(value, float) else value
+            for name, value in dataclasses.asdict(self).items()
+        }

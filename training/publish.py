@@ -1,0 +1,109 @@
+"""A finished run's folder made fit for others: the base it belongs to, a card that says how it came about, the push.
+
+Knows nothing of how the weights were trained.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from graftwork import __version__
+from graftwork.clients.client import Client
+from graftwork.clients.types import PushedVersion
+from graftwork.training.config import SFTConfig
+from graftwork.training.progress import Metrics
+
+CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """How a version came about."""
+
+    name: str
+    base_id: str
+    base_digest: str
+    parent: int | None
+    """The version of ``name`` it continues; None for one that began from the base."""
+    data: str
+    """The file's name, without its folder."""
+    data_digest: str
+    num_rows: int
+    """Sequences trained on."""
+    num_validation_rows: int
+    num_bad_rows: int
+    """Rows of the file that could not be used."""
+    config: SFTConfig
+    metrics: Metrics
+    trained_at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        """What the registry keeps as the version's metadata; the name, parent and digests it keeps itself."""
+        return {
+            "method": "sft",
+            "data": self.data,
+            "rows": {"train": self.num_rows, "validation": self.num_validation_rows, "left_out": self.num_bad_rows},
+            "config": self.config.to_json(),
+            "metrics": self.metrics.to_json(),
+            "trained_at": self.trained_at.isoformat(timespec="seconds"),
+            "graftwork": __version__,
+        }
+
+    def markdown(self) -> str:
+        """A model card with the front matter that the hub and PEFT know."""
+        front = [f"base_model: {self.base_id}", "library_name: peft", "pipeline_tag: text-generation"]
+        facts = {
+            "base": f"`{self.base_id}`",
+            "base digest": f"`{self.base_digest}`",
+            "parent": f"`{self.name}@{self.parent}`" if self.parent else "none: trained from the base",
+            "data": f"`{self.data}`",
+            "data digest": f"`{self.data_digest}`",
+            "rows": f"{self.num_rows} trained on, {self.num_validation_rows} held out for validation, "
+            f"{self.num_bad_rows} left out as unusable",
+            "trained at": self.trained_at.isoformat(timespec="seconds"),
+        }
+        return "\n".join(
+            [
+                *("---", *front, "tags: [lora, graftwork]", "---", ""),
+                *(f"# {self.name}", ""),
+                f"A LoRA adapter for `{self.base_id}`, trained with Graftwork {__version__} (supervised fine-tuning).",
+                *("", *_table("fact", "value", facts)),
+                *("", "## Metrics", "", "Losses are in nats per learned token.", ""),
+                *_table("metric", "value", self.metrics.to_json()),
+                *("", "## Configuration", "", *_table("field", "value", self.config.to_json()), ""),
+            ]
+        )
+
+
+def _table(left: str, right: str, rows: dict[str, Any]) -> list[str]:
+    cells = [f"| {name} | {'–' if value is None else value} |" for name, value in rows.items()]
+    return [f"| {left} | {right} |", "| --- | --- |", *cells]
+
+
+def seal(folder: Path, card: Card) -> None:
+    """Write into a PEFT folder which base it belongs to, and its card."""
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["graftwork"] = {"base_digest": card.base_digest}
+    # PEFT writes a set in whatever order it has today; the same run must end in the same bytes.
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(card.markdown(), encoding="utf-8")
+
+
+def push(client: Client, folder: Path, card: Card, *, alias: str | None) -> PushedVersion:
+    """Make a sealed folder the next version of its name. Raises what the client raises; the folder stays."""
+    return client.adapters.push(
+        card.name,
+        folder,
+        alias=alias,
+        parent=card.parent,
+        data_digest=card.data_digest,
+        metadata=card.to_json(),
+    )
