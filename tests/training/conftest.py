@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwork.adapters.base import BaseInfo, prepare
+from graftwork.adapters.prompts import Prompts
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRAFTWORK_URL", "GRAFTWORK_API_KEY", "GRAFTWORK_BASE", "GRAFTWORK_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def prompts(embedded_base: BaseInfo) -> Prompts:
+    return Prompts(Path(embedded_base.path))
+
+
+@pytest.fixture(scope="session")
+def templated(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prompts]:
+    """The real tokenizer with another chat template."""
+
+    def make(template: str) -> Prompts:
+        folder = tmp_path_factory.mktemp("templated")
+        for name in TOKENIZER_FILES:
+            shutil.copy(Path(embedded_base.path, name), folder)
+        (folder / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+        (folder / "chat_template.jinja").write_text(template)
+        return Prompts(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two narrow layers with random weights in bfloat16 and the real tokenizer: trains in seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("bases") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=embedded_base.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        initializer_range=0.2,  # the usual 0.02 makes so narrow a model all but constant
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(Path(embedded_base.path, name), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseInfo:
+    return prepare(str(tiny_folder), tmp_path_factory.mktemp("home"), lambda title, fraction: None)
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes JSON lines; a string is written as it is."""
+
+    def write(*rows: Any, name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+def chat(*turns: str) -> dict[str, Any]:
+    """A row of alternating turns that ends with the assistant's."""
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]}

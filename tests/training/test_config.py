@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.training.config import SFTConfig
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", 0),
+        ("alpha", 0),
+        ("dropout", 1.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", 2.0),
+        ("learning_rate", float("nan")),
+        ("epochs", 0),
+        ("epochs", float("inf")),
+        ("batch_size", 0),
+        ("micro_batch_tokens", 0),
+        ("warmup", 1.0),
+        ("weight_decay", -0.1),
+        ("max_grad_norm", 0.0),
+        ("max_length", 1),
+        ("validation", 1.0),
+        ("validation", -0.1),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("precision", "float16"),
+        ("targets", ()),
+        ("targets", "q_proj"),
+        ("targets", ("q_proj", "lm_head")),
+        ("targets", ("model.lm_head",)),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_field(field: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=field) as refused:
+        SFTConfig(**{field: value})
+    assert refused.value.param == field
+
+
+def test_the_configuration_is_json_with_every_field() -> None:
+    written = json.loads(json.dumps(SFTConfig(targets=("q_proj", "v_proj")).to_json()))
+    assert written["targets"] == ["q_proj", "v_proj"]
+    assert set(written) == set(SFTConfig.__dataclass_fields__)
