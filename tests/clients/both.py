@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from graftwork import AsyncClient, Client
@@ -12,11 +13,13 @@ from graftwork.clients.async_client import AsyncStream
 
 
 class OnLoop:
-    """Runs whatever must be awaited of ``wrapped`` on a loop of its own."""
+    """Runs whatever must be awaited of ``wrapped`` on a loop in a thread of its own."""
 
     def __init__(self, wrapped: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._wrapped = wrapped
         self._loop = loop or asyncio.new_event_loop()
+        if loop is None:
+            threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._wrapped, name)
@@ -26,7 +29,7 @@ class OnLoop:
 
     def _settle(self, value: Any) -> Any:
         if inspect.isawaitable(value):
-            return self._loop.run_until_complete(value)
+            return asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result(30)
         return OnLoop(value, self._loop) if isinstance(value, AsyncStream) else value
 
     def __enter__(self) -> OnLoop:
@@ -36,13 +39,21 @@ class OnLoop:
     def __exit__(self, *exception: object) -> None:
         self._settle(self._wrapped.__aexit__(*exception))
         if isinstance(self._wrapped, AsyncClient):
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+            self._settle(self._loop.shutdown_asyncgens())
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     def __iter__(self) -> Iterator[Any]:
         steps = self._wrapped.__aiter__()
-        while (delta := self._settle(anext(steps, None))) is not None:
+        while (delta := self._settle(_step(steps))) is not None:
             yield delta
+
+
+async def _step(steps: AsyncIterator[Any]) -> Any:
+    return await anext(steps, None)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
 
 
 def _async_client(*args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +32,8 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def doze(seconds: float) -> None:
         wanted.append(seconds)
 
-    monkeypatch.setattr("graftwork.clients.client.time.sleep", wanted.append)
-    monkeypatch.setattr("graftwork.clients.async_client.asyncio.sleep", doze)
+    monkeypatch.setattr("graftwork.clients.client.time", SimpleNamespace(sleep=wanted.append))
+    monkeypatch.setattr("graftwork.clients.async_client.asyncio", SimpleNamespace(sleep=doze))
     return wanted
 
 

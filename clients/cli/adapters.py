@@ -1,0 +1,201 @@
+"""``graftwork adapters``: push, list, show, promote, rollback, retire, history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graftwork.clients.cli.remote import Remote, everything, over_http
+
+if TYPE_CHECKING:
+    from graftwork.clients.calls import Progress
+    from graftwork.clients.types import PushedVersion
+
+app = typer.Typer(help="Push, promote, roll back and watch adapters.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter, for example intents.", show_default=False)]
+Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Kept in the adapter's history.")]
+
+
+@app.command()
+@over_http
+def push(
+    remote: Remote,
+    name: Name,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What PEFT's save_pretrained wrote.", show_default=False)
+    ],
+    alias: Annotated[str | None, typer.Option("--alias", help="Move this alias to the new version.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="K=V", help="A note; may be repeated.")
+    ] = None,
+    parent: Annotated[int | None, typer.Option("--parent", help="The version that this one continues.")] = None,
+    server_path: Annotated[
+        bool, typer.Option("--server-path", help="FOLDER is on the server, below one of its --allowed-root folders.")
+    ] = False,
+) -> None:
+    """Push a PEFT folder as the next version of an adapter.
+
+    The first version of a name becomes live by itself; later ones wait for `promote`, or for --alias live.
+    """
+    with _upload_bar(remote) as progress:
+        version = remote.client.adapters.push(
+            name,
+            None if server_path else folder,
+            server_path=folder if server_path else None,
+            alias=alias,
+            parent=parent,
+            metadata=_pairs(metadata) if metadata else None,
+            progress=progress,
+        )
+    from graftwork.clients.cli import tables
+
+    remote.answer(version, lambda: tables.pushed(version))
+    _say_what_next(remote, version)
+
+
+@app.command("list")
+@over_http
+def list_(remote: Remote) -> None:
+    """List all adapters."""
+    from graftwork.clients.cli import tables
+
+    found = list(everything(lambda after: remote.client.adapters.list(after=after), lambda adapter: adapter.name))
+    remote.answer(found, lambda: tables.adapters(found))
+
+
+@app.command()
+@over_http
+def show(remote: Remote, name: Name) -> None:
+    """Show an adapter: its versions, aliases, where they reside, and their traffic."""
+    from graftwork.clients.cli import tables
+
+    adapter = remote.client.adapters.get(name)
+    remote.answer(adapter, lambda: tables.adapter(adapter))
+
+
+@app.command()
+@over_http
+def promote(
+    remote: Remote,
+    version: Annotated[
+        str,
+        typer.Argument(metavar="NAME@VERSION", help="For example intents@7, or intents@candidate.", show_default=False),
+    ],
+    alias: Alias = "live",
+    reason: Reason = None,
+) -> None:
+    """Make a version live, or move another alias to it."""
+    from graftwork.clients.cli import tables
+
+    name, number = _split(version)
+    if not number.isdecimal():
+        number = _version_of_alias(remote, name, number)
+    event = remote.client.adapters.promote(name, int(number), alias=alias, reason=reason)
+    remote.answer(event, lambda: tables.event(event))
+
+
+@app.command()
+@over_http
+def rollback(remote: Remote, name: Name, alias: Alias = "live", reason: Reason = None) -> None:
+    """Move an alias back to the version it pointed at before."""
+    from graftwork.clients.cli import tables
+
+    event = remote.client.adapters.rollback(name, alias=alias, reason=reason)
+    remote.answer(event, lambda: tables.event(event))
+
+
+@app.command()
+@over_http
+def retire(
+    remote: Remote,
+    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="For example intents@3.", show_default=False)],
+) -> None:
+    """Take a version out of service; refused while an alias points at it."""
+    from graftwork.clients.cli import tables
+
+    name, number = _split(version)
+    if not number.isdecimal():
+        raise typer.BadParameter(f"{version!r} names an alias; retire takes a number, like {name}@3.")
+    gone = remote.client.adapters.retire(name, int(number))
+    remote.answer(gone, lambda: tables.retired(gone))
+
+
+@app.command()
+@over_http
+def history(
+    remote: Remote,
+    name: Name,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 50,
+) -> None:
+    """Show what happened to an adapter, and who did it."""
+    from graftwork.clients.cli import tables
+
+    pages = everything(
+        lambda after: remote.client.adapters.history(name, after=after, limit=min(limit, 100)), lambda event: event.id
+    )
+    events = list(islice(pages, limit))
+    remote.answer(events, lambda: tables.history(events))
+
+
+def _split(version: str) -> tuple[str, str]:
+    name, at, number = version.rpartition("@")
+    if not (name and at and number):
+        raise typer.BadParameter(f"{version!r} names no version; write it like intents@7.")
+    return name, number
+
+
+def _version_of_alias(remote: Remote, name: str, alias: str) -> str:
+    aliases = remote.client.adapters.get(name).aliases
+    if alias not in aliases:
+        has = ", ".join(sorted(aliases)) or "none"
+        raise typer.BadParameter(f"{name} has no alias {alias!r}; it has: {has}.")
+    return str(aliases[alias])
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in given]
+    for key, equals, _ in pairs:
+        if not (key and equals):
+            raise typer.BadParameter(f"{key!r} is no note; write it like owner=ann.", param_hint="--metadata")
+    return {key: value for key, _, value in pairs}
+
+
+def _say_what_next(remote: Remote, version: PushedVersion) -> None:
+    if not version.created:
+        remote.say(f"The very same bytes are {version.id} already: nothing was added.")
+    if not version.verified:
+        remote.say("The folder does not say which base it was trained on; shapes fit, so it is taken as unverified.")
+    aliases = remote.client.adapters.get(version.name).aliases_of(version.version)
+    if "live" in aliases:
+        remote.say(f'Live: requests for model "{version.name}" are answered by {version.id}.')
+        return
+    if aliases:
+        remote.say(f'Callable as "{version.name}@{aliases[0]}" and "{version.id}".')
+    else:
+        remote.say(f'Callable as "{version.id}".')
+    remote.say(f"Make it live: graftwork adapters promote {version.id}")
+
+
+@contextmanager
+def _upload_bar(remote: Remote) -> Iterator[Progress]:
+    """A bar on standard error, for people only. The server's checks come after the last byte and have no measure."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=remote.err, transient=True, disable=not remote.err.is_terminal) as bar:
+        task = bar.add_task("pushing", total=None)
+
+        def report(sent: int, total: int) -> None:
+            checking = sent >= total
+            bar.update(task, completed=sent, total=None if checking else total)
+            if checking:
+                bar.update(task, description="the server checks it")
+
+        yield report

@@ -1,0 +1,49 @@
+"""The command line's top: the options that hold for all commands, and the groups of commands below it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from graftwork import __version__
+from graftwork.clients.cli import adapters, chat, exits, keys
+from graftwork.clients.cli.remote import Options
+
+app = typer.Typer(
+    name="graftwork",
+    help="One quantized base model, many live LoRA adapters.",
+    epilog=exits.SUMMARY,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals hold keys and prompts
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"graftwork {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    ctx: typer.Context,
+    url: Annotated[
+        str | None, typer.Option("--url", envvar="GRAFTWORK_URL", help="The server. Default: http://127.0.0.1:8000.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="GRAFTWORK_API_KEY", show_envvar=True, help="Bearer key.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on standard output, messages on standard error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    ctx.obj = Options(url=url, api_key=api_key, json=as_json)
+
+
+app.add_typer(adapters.app, name="adapters")
+app.command("chat")(chat.chat)
+app.add_typer(keys.app, name="keys")

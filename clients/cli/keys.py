@@ -1,0 +1,49 @@
+"""``graftwork keys``: create, list, revoke."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from graftwork.clients.cli.remote import Remote, everything, over_http
+
+app = typer.Typer(help="Make and revoke API keys.", no_args_is_help=True)
+
+
+@app.command()
+@over_http
+def create(
+    remote: Remote,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.", show_default=False)],
+    role: Annotated[Literal["app", "operator", "admin"], typer.Option("--role", help="What it may do.")] = "app",
+) -> None:
+    """Make a key and print its secret, this once."""
+    from rich.text import Text
+
+    key = remote.client.keys.create(name, role=role)
+    remote.answer(key, lambda: Text(key.secret or ""))
+    remote.say(f"{key.id}: role {key.role}. The secret is not kept and cannot be shown again.")
+
+
+@app.command("list")
+@over_http
+def list_(remote: Remote) -> None:
+    """List all keys, without their secrets."""
+    from graftwork.clients.cli import tables
+
+    found = list(everything(lambda after: remote.client.keys.list(after=after), lambda key: key.id))
+    remote.answer(found, lambda: tables.keys(found))
+
+
+@app.command()
+@over_http
+def revoke(
+    remote: Remote,
+    id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, from `keys list`.", show_default=False)],
+) -> None:
+    """Make a key useless from now on."""
+    from graftwork.clients.cli import tables
+
+    key = remote.client.keys.revoke(id)
+    remote.answer(key, lambda: tables.keys([key]))

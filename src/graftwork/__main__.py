@@ -1,0 +1,133 @@
+"""The command line's top and the composition root: the one file that may import all four rooms.
+
+The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
+``graftwork.training.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
+``--help`` loads no model library.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from graftwork.clients.cli.app import app
+from graftwork.clients.cli.exits import ExitCode
+from graftwork.training.cli import train
+
+_BASE = "The base"
+_ENGINE = "The engine"
+_DOOR = "The door"
+
+
+def _option(flag: str, panel: str, help: str) -> Any:
+    """An option of ``serve``: ``--max-batch`` also reads ``GRAFTWORK_MAX_BATCH``."""
+    variable = "GRAFTWORK_" + flag.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(flag, envvar=variable, help=help, rich_help_panel=panel)
+
+
+@app.command()
+def serve(
+    base: Annotated[
+        str | None, _option("--base", _BASE, "Hub id or folder. Default: the embedded SmolLM2-135M-Instruct.")
+    ] = None,
+    quantize: Annotated[
+        Literal["auto", "nf4", "int8", "none"], _option("--quantize", _BASE, "How the base's weights are kept.")
+    ] = "auto",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], _option("--dtype", _BASE, "Of activations and cache.")
+    ] = "auto",
+    device: Annotated[str, _option("--device", _BASE, "auto, cpu, cuda or cuda:1.")] = "auto",
+    home: Annotated[
+        Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
+    ] = Path("~/.graftwork"),
+    slots: Annotated[
+        int, _option("--slots", _ENGINE, "Rank-16 adapters on the device at once; a rank-64 adapter takes four.")
+    ] = 16,
+    max_batch: Annotated[int, _option("--max-batch", _ENGINE, "Sequences that run at once.")] = 32,
+    max_queue: Annotated[
+        int, _option("--max-queue", _ENGINE, "Sequences that run or wait; more are answered 429.")
+    ] = 256,
+    max_model_len: Annotated[
+        int | None,
+        _option("--max-model-len", _ENGINE, "Longest prompt and answer, in tokens. Default: the base's, at most 8192."),
+    ] = None,
+    kv_memory_gb: Annotated[
+        float | None,
+        _option("--kv-memory-gb", _ENGINE, "Size of the key-value cache. Default: a quarter of the memory, at most 4."),
+    ] = None,
+    host_memory_gb: Annotated[
+        float, _option("--host-memory-gb", _ENGINE, "Adapters kept in host memory, ready for the device.")
+    ] = 2.0,
+    prefill_tokens: Annotated[
+        int, _option("--prefill-tokens", _ENGINE, "Prompt tokens computed beside each step; fewer is smoother.")
+    ] = 256,
+    threads: Annotated[int | None, _option("--threads", _ENGINE, "CPU threads. Default: torch's choice.")] = None,
+    host: Annotated[
+        str, _option("--host", _DOOR, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
+    ] = "127.0.0.1",
+    port: Annotated[int, _option("--port", _DOOR, "Port to listen on.")] = 8000,
+    admin_key_file: Annotated[
+        Path | None, _option("--admin-key-file", _DOOR, "File with the first key; GRAFTWORK_ADMIN_KEY does the same.")
+    ] = None,
+    allowed_root: Annotated[
+        list[Path] | None,
+        _option("--allowed-root", _DOOR, "Folder below which adapters may be pushed by path; may be repeated."),
+    ] = None,
+    max_adapter_gb: Annotated[
+        float, _option("--max-adapter-gb", _DOOR, "The largest adapter that may be pushed.")
+    ] = 2.0,
+    drain_seconds: Annotated[
+        float, _option("--drain-seconds", _DOOR, "How long SIGTERM waits for answers that are under way.")
+    ] = 30.0,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _option("--log-level", _DOOR, "What is logged.")
+    ] = "info",
+) -> None:
+    """Serve the base and its adapters over HTTP until stopped."""
+    from graftwork.adapters.errors import ConfigurationError, GraftworkError
+    from graftwork.server import app as server
+    from graftwork.server.config import ServerConfig
+
+    try:
+        config = ServerConfig(
+            base=base,
+            quantize=quantize,
+            dtype=dtype,
+            device=device,
+            home=home.expanduser(),
+            slots=slots,
+            max_batch=max_batch,
+            max_queue=max_queue,
+            max_model_len=max_model_len,
+            kv_memory_gb=kv_memory_gb,
+            host_memory_gb=host_memory_gb,
+            prefill_tokens=prefill_tokens,
+            threads=threads,
+            host=host,
+            port=port,
+            admin_key_file=admin_key_file,
+            allowed_roots=tuple(allowed_root or ()),
+            max_adapter_gb=max_adapter_gb,
+            drain_seconds=drain_seconds,
+            log_level=log_level,
+        )
+    except ConfigurationError as error:
+        raise typer.BadParameter(error.message) from error
+    try:
+        raise typer.Exit(server.serve(config))
+    except GraftworkError as error:
+        typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
+        raise typer.Exit(ExitCode.FAILED) from error
+
+
+app.command()(train)
+
+
+def main() -> None:
+    app(prog_name="graftwork")
+
+
+if __name__ == "__main__":
+    main()
