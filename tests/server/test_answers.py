@@ -8,7 +8,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import openai
 import pytest
+from fastapi import FastAPI, Response
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion
@@ -380,3 +383,61 @@ def test_a_stream_ends_with_the_error_that_broke_it() -> None:
             "code": "unavailable",
         }
     }
+
+
+# ------------------------------------------------------------------------------------------- the official client
+
+
+def official(body: bytes, *, stream: bool, strict: bool = True) -> openai.OpenAI:
+    """The official client before a server that answers everything with ``body``."""
+    app = FastAPI(openapi_url=None)
+
+    @app.post("/v1/{path:path}")
+    async def answer(path: str) -> Response:
+        return Response(body, media_type="text/event-stream" if stream else "application/json")
+
+    return openai.OpenAI(
+        base_url="http://server/v1", api_key="k", http_client=TestClient(app), _strict_response_validation=strict
+    )
+
+
+def wire(answer: Answer, steps: Iterable[Delta]) -> bytes:
+    frames = b"".join(answer.frames(0, answer.push(0, delta)) for delta in steps)
+    return answer.opening() + frames + answer.closing()
+
+
+def test_the_official_client_reads_a_stream_of_chat() -> None:
+    answer = chat(stream=True, stream_options={"include_usage": True}, logprobs=True)
+    body = wire(answer, deltas([*"né\u2028".encode()], FinishReason.STOP, scored=True))
+    client = official(body, stream=True)
+    chunks = list(client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "né\u2028"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 6
+    assert chunks[0].model_extra == {"graftwork": {"adapter": "intents@7"}}
+
+
+def test_the_official_client_raises_what_breaks_a_stream() -> None:
+    answer = chat(stream=True)
+    body = answer.opening() + answer.frames(0, answer.push(0, Delta("r", [65]))) + error_frame(Unavailable("it died"))
+    stream = official(body, stream=True).chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "x"}], stream=True
+    )
+    with pytest.raises(openai.APIError, match="it died"):
+        list(stream)
+
+
+def test_the_official_client_reads_completions() -> None:
+    whole, parts = completion(logprobs=1), completion(stream=True, logprobs=1)
+    steps = deltas([word(" hello")], FinishReason.LENGTH, scored=True)
+    for delta in steps:
+        whole.push(0, delta)
+    parsed = official(whole.body(), stream=False).completions.create(model="m", prompt="x")
+    assert parsed.choices[0].text == " hello"
+    # Its types want a finish_reason in every chunk, which OpenAI itself sends as null until the last.
+    client = official(wire(parts, steps), stream=True, strict=False)
+    chunks = list(client.completions.create(model="m", prompt="x", stream=True))
+    assert [(chunk.choices[0].text, chunk.choices[0].finish_reason) for chunk in chunks] == [
+        (" hello", None),
+        ("", "length"),
+    ]
