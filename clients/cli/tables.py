@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,7 +13,7 @@ from graftwork.clients.types import Adapter, Event, Key, Version
 
 
 def adapters(found: Iterable[Adapter]) -> RenderableType:
-    table = _table("Adapter", "Live", "Other aliases", "Versions", "Resident", "Created", right=("Requests", "Tokens"))
+    table = _table("Adapter", "Live", "Other aliases", "Versions", "Resident", "Age", right=("Requests", "Tokens"))
     for adapter in found:
         others = ", ".join(
             f"{alias} → {number}" for alias, number in sorted(adapter.aliases.items()) if alias != "live"
@@ -24,7 +24,7 @@ def adapters(found: Iterable[Adapter]) -> RenderableType:
             others or "–",
             str(sum(version.retired_at is None for version in adapter.versions)),
             _or_dash(adapter.residency),
-            when(adapter.created_at),
+            age(adapter.created_at),
             f"{adapter.requests:,}",
             f"{adapter.tokens:,}",
         )
@@ -32,17 +32,15 @@ def adapters(found: Iterable[Adapter]) -> RenderableType:
 
 
 def adapter(shown: Adapter) -> RenderableType:
-    columns = ("Version", "Aliases", "Parent", "Base", "Resident", "Created")
-    table = _table(*columns, right=("Rank", "Size", "Load", "Requests", "Tokens"))
+    """Its versions, the newest first, in eighty columns."""
+    table = _table("Version", "Aliases", "Resident", "Age", right=("Rank", "Size", "Load", "Requests", "Tokens"))
     for version in sorted(shown.versions, key=lambda version: version.version, reverse=True):
         aliases = ", ".join(shown.aliases_of(version.version))
         table.add_row(
-            version.id,
+            version.id if version.verified else f"{version.id} *",
             aliases or ("retired" if version.retired_at else "–"),
-            _or_dash(version.parent),
-            "verified" if version.verified else "unverified",
             _or_dash(version.residency),
-            when(version.created_at),
+            age(version.created_at),
             str(version.rank),
             size(version.num_bytes),
             "–" if version.load_ms is None else f"{version.load_ms:.0f} ms",
@@ -51,7 +49,9 @@ def adapter(shown: Adapter) -> RenderableType:
             style="dim" if version.retired_at else None,
         )
     head = Text.assemble((shown.name, "bold"), f" · {shown.requests:,} requests · {shown.tokens:,} tokens")
-    return Group(head, table)
+    if all(version.verified for version in shown.versions):
+        return Group(head, table)
+    return Group(head, table, Text("* its files do not say which base they were trained on", style="dim"))
 
 
 def pushed(version: Version) -> RenderableType:
@@ -96,6 +96,15 @@ def when(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def age(since: datetime) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = (datetime.now(UTC) - since).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return "now"
+
+
 def size(num_bytes: int) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
@@ -115,8 +124,8 @@ def _or_dash(value: object) -> str:
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)  # names are copied from here: never in two lines
     for column in right:
         table.add_column(column, justify="right", overflow="fold")
     return table

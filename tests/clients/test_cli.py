@@ -88,7 +88,9 @@ def test_list_and_show(run: Run, server: FakeServer) -> None:
         ("tickets", 1),
     ]
     shown = run("adapters", "show", "intents").stdout
-    assert [line.split()[:2] for line in shown.splitlines()[2:]] == [["intents@2", "candidate"], ["intents@1", "live"]]
+    assert [line.split()[:2] for line in shown.splitlines()[2:4]] == [["intents@2", "*"], ["intents@1", "*"]]
+    assert [line.split()[2] for line in shown.splitlines()[2:4]] == ["candidate", "live"]
+    assert "do not say which base" in shown
     assert "9.8 MB" in shown
     assert json.loads(run("adapters", "show", "intents", "--json").stdout)["versions"][1]["rank"] == 16
 
