@@ -66,7 +66,9 @@ def list_(remote: Remote) -> None:
     """List all adapters."""
     from graftwork.clients.cli import tables
 
-    found = list(everything(lambda after: remote.client.adapters.list(after=after), lambda adapter: adapter.name))
+    found = list(
+        everything(lambda after: remote.client.adapters.list(after=after, limit=100), lambda adapter: adapter.name)
+    )
     remote.answer(found, lambda: tables.adapters(found))
 
 

@@ -32,7 +32,7 @@ def list_(remote: Remote) -> None:
     """List all keys, without their secrets."""
     from graftwork.clients.cli import tables
 
-    found = list(everything(lambda after: remote.client.keys.list(after=after), lambda key: key.id))
+    found = list(everything(lambda after: remote.client.keys.list(after=after, limit=100), lambda key: key.id))
     remote.answer(found, lambda: tables.keys(found))
 
 

@@ -164,6 +164,9 @@ def _rude_server(*answers: bytes) -> Iterator[tuple[str, list[bytes]]]:
                 with connection:
                     heard.append(connection.recv(65536))
                     connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 20):  # what is still on its way; a reset would swallow the answer
+                        pass
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -191,6 +194,15 @@ def test_another_service_is_recognized(make_client: MakeClient) -> None:
     page = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>"
     with _rude_server(page) as (url, _), pytest.raises(errors.GraftworkProtocolError, match="Graftwork server"):
         make_client(url).health()
+
+
+def test_a_refusal_before_the_upload_is_through(make_client: MakeClient, peft_folder: Path) -> None:
+    with (peft_folder / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(50_000_000)
+    body = b'{"error": {"message": "at most 1 GB, please", "type": "x", "param": null, "code": "too_large"}}'
+    refusal = b"HTTP/1.1 413 Too Large\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body)
+    with _rude_server(refusal) as (url, _), pytest.raises(errors.TooLargeError, match="at most 1 GB, please"):
+        make_client(url).adapters.push("intents", peft_folder)
 
 
 async def test_many_streams_at_once(server: FakeServer) -> None:
