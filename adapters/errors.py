@@ -85,7 +85,9 @@ class Overloaded(GraftworkError):
     type = "rate_limit_error"
     default_code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after: int = 1, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: int = 1, param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
 

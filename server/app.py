@@ -47,16 +47,8 @@ from graftwork.server.worker import EXIT_CONFIGURATION, EngineAPI, EngineLoop, W
 
 log = logging.getLogger(__name__)
 
-#: Ordinary text of several kinds. The engine measures its activations over it, and canaries answer it.
-SAMPLE_TEXT = """\
-The weather was fine on Tuesday, so the committee met in the garden. Please list three reasons why a customer might \
-write to their bank, then answer politely. 1. First, open the settings page. 2. Then choose "Cards".
-def add(a, b):
-    return a + b
-{"name": "Ada", "age": 36, "city": "London"} Dear Sir or Madam, I am writing about a transfer of 25.50 that has not \
-arrived; what should I do? Paris is the capital of France, while the Nile is the longest river of Africa.
-"""
-CANARY_TOKENS = 32
+#: What canaries answer, with and without the new adapter.
+CANARY_TEXT = "Dear Sir or Madam, I am writing about a transfer of 25.50 that has not arrived. What should I do?"
 
 #: An engine worker that dies this often in a row before it was ready is not started again.
 MAX_FAILED_STARTS = 3
@@ -168,6 +160,9 @@ def serve(config: ServerConfig) -> int:
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Before any child loads OpenMP: threads that spin at barriers fight the API process for the cores and make steps
+    # several times longer on a busy machine (docs/benchmarks.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with sole_server(config.home):
         admin_key = _admin_key(config)
         info = _prepare_base(config)
@@ -197,9 +192,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
     store.clean()
     prompts = Prompts(Path(info.path))
-    sample = prompts.encode(SAMPLE_TEXT)
     board = Board(API_PROCESSES)
-    link = EngineLink(board, max_open=config.max_queue, canary_prompt=sample[:CANARY_TOKENS])
+    link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
     services = Services(
         base=info,
         registry=Registry(database),
@@ -217,7 +211,6 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         artifacts=store.root,
         adapter_limits=config.adapter_limits,
         engine=_engine_options(config),
-        calibration_ids=tuple(sample),
         num_api_processes=API_PROCESSES,
         board=board,
         parent_pid=os.getpid(),

@@ -23,13 +23,13 @@ from litserve.utils import ResponseBufferItem
 from starlette.requests import ClientDisconnect
 
 import graftwork
-from graftwork.adapters.errors import GraftworkError
+from graftwork.adapters.errors import Conflict, GraftworkError
 from graftwork.adapters.prompts import Prompts
 from graftwork.server.answers import Answer, ChatAnswer, CompletionAnswer, Head, Vocabulary, error_frame
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.link import EngineLink, Stream
-from graftwork.server.services import Services
 from graftwork.server.schemas import ChatCompletionRequest, CompletionRequest, Generation, parse
+from graftwork.server.services import Services
 from graftwork.server.wire import Frame, Up
 from graftwork.server.worker import MUX
 
@@ -123,6 +123,13 @@ class Gateway(ls.specs.base.LitSpec):
         if model == base.id:
             return Route(base.id, None, None)
         version = self.services.registry.resolve(model)
+        if version.base_digest != base.digest:
+            raise Conflict(
+                f"{version.id} was pushed for another base ({version.base_digest}); this server runs {base.id} "
+                f"({base.digest}). Serve that base, or train and push the adapter again.",
+                param="model",
+                code="wrong_base",
+            )
         return Route(version.id, version.name, version.digest)
 
     def _work(self, body: Generation, prompts: list[Any]) -> list[tuple[tuple[int, ...], SamplingParams]]:

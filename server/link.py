@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from graftwork.adapters.errors import InvalidAdapter, Overloaded, Unavailable
+from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
 from graftwork.server.processes import SERVING, Board
 from graftwork.server.wire import Ask, Cancel, Frame, Generate, Hello, SeatState, Stats, Up
@@ -102,9 +102,14 @@ class EngineLink:
             Unavailable: there is no engine at the moment.
         """
         epoch = self._check_ready()
+        if len(work) > self.max_open:
+            raise InvalidRequest(
+                f"The request asks for {len(work)} answers at once; this server takes {self.max_open}. Send several.",
+                param="n",
+            )
         if len(self._streams) + len(work) > self.max_open:
             raise Overloaded(
-                f"{len(self._streams)} answers are running or waiting, which is all this server takes. Try again shortly.",
+                f"{len(self._streams)} answers are running or waiting, which is all this server takes. Try again soon.",
                 retry_after=1,
             )
         stream = Stream([f"{self._api_process}-{next(self._numbers)}" for _ in work])

@@ -51,7 +51,7 @@ class Board:
 
     @property
     def total_open(self) -> int:
-        return sum(self._open)
+        return sum(list(self._open.get_obj()))
 
 
 @contextmanager

@@ -48,7 +48,6 @@ class WorkerConfig:
     artifacts: Path
     adapter_limits: AdapterLimits
     engine: dict[str, Any]
-    calibration_ids: tuple[int, ...]
     num_api_processes: int
     board: Board
     parent_pid: int
@@ -82,7 +81,7 @@ class EngineAPI(ls.LitAPI):
         from graftwork.server.engine.loading import EngineConfig, build
 
         config = self.config
-        runner, limits, card = build(config.base, EngineConfig(**config.engine), config.calibration_ids)
+        runner, limits, card = build(config.base, EngineConfig(**config.engine))
         self.card = card
 
         def fetch(digest: str) -> host_adapter.HostAdapter:
@@ -113,7 +112,7 @@ class EngineAPI(ls.LitAPI):
 class EngineLoop(ls.loops.LitLoop):
     """take → step → send, one frame a step and API process."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, api: EngineAPI, device: str, worker_id: int, requests: Any, transport: Any, status: Any, callbacks: Any
     ) -> None:
         Loop(api, worker_id, requests, transport).run()
@@ -142,9 +141,10 @@ class Loop:
             for sender, message in self._take():
                 self._handle(sender, message, frames)
             for delta in self.engine.step():
-                api_process = self.home.pop(delta.request_id, None) if delta.done else self.home.get(delta.request_id)
-                if api_process is not None:
-                    frames[api_process].deltas.append(delta)
+                if (home := self.home.get(delta.request_id)) is not None:
+                    frames[home].deltas.append(delta)
+                if delta.done:
+                    self.home.pop(delta.request_id, None)
             for api_process, frame in frames.items():
                 self.outbox.put((api_process, frame))
 

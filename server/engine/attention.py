@@ -39,7 +39,7 @@ class DecodeRow:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens ``token .. token+count`` of the step are positions ``start .. start+count`` of the sequence in ``slot``."""
+    """Tokens ``token .. token+count`` of the step are positions ``start .. start+count`` of ``slot``'s sequence."""
 
     token: int
     count: int
@@ -95,7 +95,7 @@ class AttentionPlan:
         softcap: float | None,
     ) -> Tensor:
         """query [H, T, D], key and value [K, T, D] → [T, H, D]."""
-        num_heads, num_tokens, dim = query.shape
+        num_tokens, dim = query.shape[1:]
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         width = keys.shape[2]
         keys.view(-1, width).index_copy_(0, self.write_at, key.transpose(0, 1).reshape(num_tokens, width))
@@ -161,7 +161,7 @@ def _attend_group(
         q = spread
     k, v = (
         (t[group.span] if group.span is not None else t.index_select(0, group.slots))[:, : group.length]
-        .unflatten(2, (kv_heads, dim))
+        .view(group.num_rows, group.length, kv_heads, dim)
         .transpose(1, 2)
         for t in (keys, values)
     )
@@ -262,7 +262,7 @@ def attend(
     """The attention that HF's modules call. query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""
     if graft_attention is None:
         raise ConfigurationError(
-            f"{type(module).__name__} does not hand its keyword arguments on to attention: this architecture cannot be served."
+            f"{type(module).__name__} keeps its keyword arguments from attention: this architecture cannot be served."
         )
     if unknown := [name for name in _UNKNOWN_EXTRAS if kwargs.get(name) is not None]:
         raise ConfigurationError(

@@ -163,7 +163,7 @@ class Engine:
                 self.runner.grafts.check(adapter)
                 if adapter.num_pages > self.residency.num_pages:
                     raise ValueError(
-                        f"its rank needs {adapter.num_pages} of the bank's {self.residency.num_pages} pages; raise --slots"
+                        f"its rank needs {adapter.num_pages} pages of {self.residency.num_pages}; raise --slots"
                     )
         except Exception as failure:
             error = failure
@@ -207,18 +207,19 @@ class Engine:
         return deltas
 
     def _score_prompt(self, item: Work, logits: Tensor, delta: Delta) -> None:
-        """Log-probabilities of the prompt's own tokens that this chunk's logits predict."""
-        sequence, sampling = item.sequence, item.sequence.request.sampling
-        first = max(item.start, sequence.prompt_logprobs_done)
-        stop = min(item.start + item.count, sequence.num_prompt - 1)
-        scores: list[TokenLogprob | None] = [None] if item.start == 0 and sequence.prompt_logprobs_done == 0 else []
+        """Log-probabilities of the prompt's own tokens that this chunk's logits predict; its first token has none.
+
+        A preempted sequence is computed again from its start: what was told before is not told twice.
+        """
+        sequence, num_top = item.sequence, item.sequence.request.sampling.prompt_logprobs or 0
+        scores: list[TokenLogprob | None] = [None] if sequence.num_scored == 0 else []
+        first = max(sequence.num_scored, 1)
+        stop = min(item.start + item.count + 1, sequence.num_prompt)
         if first < stop:
-            rows = list(range(first - item.start, stop - item.start))
-            scores += token_logprobs(
-                logits, rows, sequence.tokens[first + 1 : stop + 1], [sampling.prompt_logprobs or 0] * len(rows)
-            )
-            sequence.prompt_logprobs_done = stop
-        delta.prompt_logprobs = scores
+            rows = [token - 1 - item.start for token in range(first, stop)]
+            scores += token_logprobs(logits, rows, sequence.tokens[first:stop], [num_top] * len(rows))
+        sequence.num_scored = max(first, stop)
+        delta.prompt_logprobs = scores or None
 
     def _extend(self, sequence: Sequence, choice: Choice | None, delta: Delta) -> None:
         """Append the chosen token, or end the sequence."""

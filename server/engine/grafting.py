@@ -4,8 +4,6 @@
   one LoRA table. Which layers are siblings is seen by running the model once and watching who reads what, so no
   architecture needs to be known by name.
 * Embeddings and norms are wrapped so that an adapter may add to them or bring its own (PEFT's modules_to_save).
-
-The same trial run records the range of every layer's input, which 8-bit activations need.
 """
 
 from __future__ import annotations
@@ -24,14 +22,6 @@ from graftwork.server.engine.host_adapter import EmbeddingGraft, HostAdapter
 from graftwork.server.engine.lora_bank import Extras, LoraBank, LoraPlan, LoraTable, Run
 from graftwork.server.engine.numerics import Numerics
 from graftwork.server.engine.weights import Weights, hold
-
-
-@dataclass(slots=True)
-class Siblings:
-    """Linear layers that read the same input, in the order they read it, and the largest magnitudes they saw."""
-
-    names: list[str]
-    activation_range: Tensor
 
 
 class Projections:
@@ -197,23 +187,31 @@ class Grafts:
             )
 
     def seat(self, adapter: HostAdapter, pages: Sequence[int]) -> None:
-        for place in (*self.projections, *self.modules):
+        for place in self._places():
             place.seat(adapter, pages)
 
     def leave(self, digest: str) -> None:
-        for place in (*self.projections, *self.modules):
+        for place in self._places():
             place.leave(digest)
+
+    def _places(self) -> list[Projections | GraftedModule]:
+        return [*self.projections, *self.modules]
+
+
+#: A prime, so that it is not mistaken for any other size of a tensor.
+NUM_TRIAL_TOKENS = 37
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What one run of the untouched model shows.
 
-    ``families`` are linear layers by what they read; ``token_wise`` the other leaf modules, with the axis on which
-    their input counts tokens; ``kv_sizes`` each layer's (kv_heads, head_dim).
+    ``families`` are the names of linear layers that read the same tensor, in the order they read it; ``token_wise``
+    the other leaf modules, with the axis on which their input counts tokens; ``kv_sizes`` each layer's (kv_heads,
+    head_dim).
     """
 
-    families: list[Siblings]
+    families: list[list[str]]
     token_wise: dict[str, int]
     kv_sizes: tuple[tuple[int, int], ...]
 
@@ -224,11 +222,11 @@ def graft_onto(model: nn.Module, trial: Trial, bank: LoraBank, numerics: Numeric
     modules = dict(model.named_modules())
     grafts = Grafts()
     for family in trial.families:
-        layers = [layer for layer in map(modules.__getitem__, family.names) if isinstance(layer, nn.Linear)]
+        layers = [layer for layer in map(modules.__getitem__, family) if isinstance(layer, nn.Linear)]
         with torch.no_grad():
-            weights = hold([layer.weight for layer in layers], numerics, family.activation_range)
-        projections = Projections(family.names, layers, weights, bank, is_head=any(layer is head for layer in layers))
-        for index, (name, layer) in enumerate(zip(family.names, layers, strict=True)):
+            weights = hold([layer.weight for layer in layers], numerics)
+        projections = Projections(family, layers, weights, bank, is_head=any(layer is head for layer in layers))
+        for index, (name, layer) in enumerate(zip(family, layers, strict=True)):
             _replace(model, name, ProjectionMember(projections, index, layer))
         grafts.projections.append(projections)
     for name, axis in trial.token_wise.items():
@@ -238,32 +236,31 @@ def graft_onto(model: nn.Module, trial: Trial, bank: LoraBank, numerics: Numeric
     return grafts
 
 
-def try_out(model: nn.Module, token_ids: Sequence[int]) -> Trial:
-    """Run the model once over ``token_ids`` and watch who reads what.
+def try_out(model: nn.Module) -> Trial:
+    """Run the model once and watch who reads what.
 
     Raises:
         ConfigurationError: the architecture is one that cannot be served; the message says why.
     """
-    families: list[Siblings] = []
+    families: list[list[str]] = []
     token_wise: dict[str, int] = {}
-    newest: tuple[Tensor, Siblings] | None = None
+    newest: tuple[Tensor, list[str]] | None = None
 
     def watch_linear(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             nonlocal newest
             x = inputs[0]
             if newest is not None and newest[0] is x:
-                newest[1].names.append(name)
+                newest[1].append(name)
                 return
-            family = Siblings([name], x.detach().reshape(-1, x.shape[-1]).abs().amax(0).float())
-            families.append(family)
-            newest = (x, family)
+            families.append([name])
+            newest = (x, families[-1])
 
         return hook
 
     def watch_leaf(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            axes = [axis for axis, size in enumerate(inputs[0].shape) if size == len(token_ids)] if inputs else []
+            axes = [axis for axis, size in enumerate(inputs[0].shape) if size == NUM_TRIAL_TOKENS] if inputs else []
             if len(axes) == 1:
                 token_wise[name] = axes[0]
 
@@ -280,12 +277,12 @@ def try_out(model: nn.Module, token_ids: Sequence[int]) -> Trial:
     attention = TrialAttention()
     try:
         with torch.inference_mode():
-            ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
+            ids = torch.tensor([list(range(NUM_TRIAL_TOKENS))], device=next(model.parameters()).device)
             model(input_ids=ids, use_cache=False, graft_attention=attention)
     finally:
         for handle in handles:
             handle.remove()
-    seen = [name for family in families for name in family.names]
+    seen = [name for family in families for name in family]
     if len(seen) != len(set(seen)) or set(seen) != linear:
         odd = sorted(linear ^ set(seen) or {name for name in seen if seen.count(name) > 1})
         raise ConfigurationError(

@@ -74,7 +74,8 @@ def read(folder: Path, spec: AdapterSpec, dtype: torch.dtype) -> HostAdapter:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
 
         def get(key: str) -> Tensor:
-            return tensors.get_tensor(key).to(torch.float32)
+            tensor: Tensor = tensors.get_tensor(key)
+            return tensor.to(torch.float32)
 
         for graft in spec.grafts:
             a, b = get(graft.a), get(graft.b)

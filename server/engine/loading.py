@@ -1,10 +1,9 @@
-"""Builds a runner: loads the base, tries it out, grafts, and sizes the cache. What was chosen is told in a ``BaseCard``."""
+"""Builds a runner: loads the base, tries it out, grafts, sizes the cache. A ``BaseCard`` tells what was chosen."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,10 +72,8 @@ class BaseCard:
         return asdict(self)
 
 
-def build(info: BaseInfo, config: EngineConfig, calibration_ids: Sequence[int]) -> tuple[Runner, Limits, BaseCard]:
+def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCard]:
     """Load the base and make it ready to serve.
-
-    ``calibration_ids`` are tokens of ordinary text: the trial run over them shows the ranges of the activations.
 
     Raises:
         ConfigurationError: the base or the wishes cannot be served; the message says why and what to do.
@@ -93,7 +90,7 @@ def build(info: BaseInfo, config: EngineConfig, calibration_ids: Sequence[int]) 
     _refuse_batch_dependent(model)
     model.config._attn_implementation = attention.IMPLEMENTATION
     model.requires_grad_(False)
-    trial = try_out(model, calibration_ids)
+    trial = try_out(model)
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
     grafts = graft_onto(model, trial, bank, chosen)
     model.to(chosen.device)
@@ -159,8 +156,8 @@ def _refuse_batch_dependent(model: nn.Module) -> None:
     for rope in nested:
         if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
             raise ConfigurationError(
-                f"This base uses {rope['rope_type']!r} rotary scaling, whose angles depend on the longest sequence of a "
-                "batch; it cannot be served in mixed batches yet."
+                f"This base uses {rope['rope_type']!r} rotary scaling, whose angles depend on the longest sequence of "
+                "a batch; it cannot be served in mixed batches yet."
             )
 
 

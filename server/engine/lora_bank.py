@@ -48,9 +48,10 @@ class LoraPlan:
 class ShortRuns:
     """Short runs as one batch of page-sized GEMMs: group g is (a run, one of its pages).
 
-    ``pages`` is a slice of the tables when the groups' pages lie side by side, else an index to gather. ``gather`` [G·m]
-    picks the input rows, padded to the longest run; ``None`` when the runs are equally long and lie side by side, as
-    they mostly do when everybody decodes. ``keep`` and ``rows`` put results back: row rows[i] gets result keep[i].
+    ``pages`` is a slice of the tables when the groups' pages lie side by side, else an index to gather. ``gather``
+    [G·m] picks the input rows, padded to the longest run; ``None`` when the runs are equally long and lie side by
+    side, as they mostly do when everybody decodes. ``keep`` and ``rows`` put results back: row rows[i] gets result
+    keep[i].
     """
 
     def __init__(self, runs: Sequence[Run], device: torch.device) -> None:

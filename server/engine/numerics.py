@@ -3,8 +3,8 @@
 ========  ==========  ============================================================================================
 quantize  activations what
 ========  ==========  ============================================================================================
-int8      float32     CPU. 8-bit weights per output row, 8-bit activations per token, exact integer sums: the same
-                      path at every number of rows, so a row's result does not depend on its neighbours.
+int8      float32     CPU. 8-bit weights per output row, activations in two 8-bit digits per token, exact integer
+                      sums: one numeric path at every number of rows.
 nf4       bfloat16    CUDA, by bitsandbytes; on a CPU it works and is slow.
 none      bfloat16    or float32 where the machine has no bfloat16 arithmetic.
 ========  ==========  ============================================================================================

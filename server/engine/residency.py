@@ -5,9 +5,9 @@ An adapter takes as many pages of the bank as its rank needs. It is in one of th
     store ──fetch──▶ fetching ──arrived──▶ host ──seat──▶ device ──evict──▶ host ──forget──▶ store
                         └──failed──▶ store (whoever waits is told)
 
-``want`` asks for an adapter while requests wait for it (one fetch, however many wait), ``sit`` takes a reference while a
-sequence runs: an adapter with references is never moved. Eviction takes idle adapters, least recently used first, and
-those that requests wait for only for the sake of an older request.
+``want`` asks for an adapter while requests wait for it (one fetch, however many wait), ``sit`` takes a reference while
+a sequence runs: an adapter with references is never moved. Eviction takes idle adapters, least recently used first,
+and those that requests wait for only for the sake of an older request.
 
 Knows nothing of tensors or files: fetching and copying are the caller's.
 """

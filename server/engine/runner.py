@@ -1,4 +1,4 @@
-"""One step on the device: the scheduler's work becomes one packed row of tokens through the model, and logits come back.
+"""One step on the device: the scheduler's work goes through the model as one packed row of tokens; logits come back.
 
 The runner owns the model, the key-value cache and the bank's tensors. It does not decide anything.
 """
@@ -43,8 +43,13 @@ class Runner:
             if item.start == 0:
                 self.cache.claim(_slot(item))
             self.cache.extend(_slot(item), item.start + item.count)
-        tokens, positions, slots, kept, rows = [], [], [], [], []
-        decoding, chunks = [], []
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        kept: list[int] = []
+        rows: list[range] = []
+        decoding: list[DecodeRow] = []
+        chunks: list[Chunk] = []
         for item in ordered:
             first, stop = len(tokens), item.start + item.count
             tokens += item.sequence.tokens[item.start : stop]

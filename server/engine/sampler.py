@@ -44,7 +44,7 @@ def sample(logits: Tensor, rows: Rows[Sequence]) -> list[Choice]:
 
 
 def token_logprobs(logits: Tensor, rows: Rows[int], tokens: Rows[int], num_top: Rows[int]) -> list[TokenLogprob]:
-    """Log-probability of ``tokens[i]`` in row ``rows[i]`` of logits [N, V], with the ``num_top[i]`` best of that row."""
+    """Log-probability of ``tokens[i]`` in row ``rows[i]`` of logits [N, V], and the ``num_top[i]`` best of that row."""
     if not rows:
         return []
     logits = logits if len(rows) == len(logits) else logits[torch.tensor(list(rows), device=logits.device)]

@@ -1,9 +1,9 @@
 """Who runs in the next step: admission, chunked prefill, preemption. Plain Python, no torch.
 
-A sequence waits until it has an adapter in the bank, a slot in the key-value cache and room in the token budget; then its
-prompt is computed in chunks beside the sequences that already decode, and then it decodes a token a step. When the
-cache's tokens run out, the sequence that came last gives its slot back and is computed again later: what it has already
-said is kept, so nobody notices but the clock.
+A sequence waits until it has an adapter in the bank, a slot in the key-value cache and room in the token budget; then
+its prompt is computed in chunks beside the sequences that already decode, and then it decodes a token a step. When the
+cache's tokens run out, the sequence that came last gives its slot back and is computed again later: what it has
+already said is kept, so nobody notices but the clock.
 
 Fairness: waiting sequences are taken in order of arrival; one whose adapter is not resident yet is passed over, but
 only ``max_overtakes`` times. Then nothing younger is admitted until it has been.
@@ -24,7 +24,10 @@ from graftwork.server.engine.residency import Residency, Seat
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """A request on its way: what was said so far, how much of it the cache holds, and where."""
+    """A request on its way: what was said so far, how much of it the cache holds, and where.
+
+    ``num_scored`` counts prompt tokens whose log-probabilities have been told.
+    """
 
     request: Request
     order: int
@@ -35,7 +38,7 @@ class Sequence:
     seat: Seat | None = None
     overtaken: int = 0
     output_counts: dict[int, int] = field(default_factory=dict)
-    prompt_logprobs_done: int = 0
+    num_scored: int = 0
 
     @property
     def num_prompt(self) -> int:
@@ -67,7 +70,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """``max_sequences`` slots of at most ``max_length`` tokens; ``cache_tokens`` over all slots; ``step_tokens`` a step."""
+    """``max_sequences`` slots of ``max_length`` tokens; ``cache_tokens`` over all; ``step_tokens`` of prompt a step."""
 
     max_sequences: int
     max_length: int

@@ -1,4 +1,4 @@
-"""Tiny models of several architectures with random weights, and adapters of every supported kind on them, made by PEFT."""
+"""Tiny models of several architectures with random weights, and adapters of every kind on them, made by PEFT."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ SIZES = {
 ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama-untied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+    "llama-long": lambda: LlamaConfig(**{**SIZES, "max_position_embeddings": 2048}),
     "qwen2": lambda: Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=24),
     "mistral": lambda: MistralConfig(**SIZES, head_dim=16, sliding_window=20),
@@ -103,7 +104,7 @@ def make_base(architecture: str, folder: Path, home: Path) -> BaseInfo:
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Wide enough that softmaxes are not flat; norms and biases of their own, so that nothing hides behind 1 and 0.
+            # Wide enough that softmaxes are not flat; norms and biases of their own: nothing hides behind 1 and 0.
             parameter.normal_(0, 0.15) if parameter.dim() > 1 else parameter.add_(torch.randn_like(parameter) * 0.1)
             if name.endswith("embed_tokens.weight"):
                 parameter.mul_(3)
@@ -162,7 +163,7 @@ class Bench:
             "max_sequences": 16,
             "cache_bytes": 64 << 20,
         }
-        runner, limits, self.card = build(info, EngineConfig(**{**options, **config}), list(range(1, 120)))
+        runner, limits, self.card = build(info, EngineConfig(**{**options, **config}))
         self.engine = Engine(runner, limits, self.fetch, host_bytes=1 << 30)
 
     def register(self, name: str, folder: Path) -> None:
