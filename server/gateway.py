@@ -91,7 +91,10 @@ class Gateway(ls.specs.base.LitSpec):
 
     def append(self, item: tuple[Frame, Any]) -> None:
         """LitServe hands every message from the worker to the buffer's queue: that is us."""
-        self.link.receive(item[0])
+        try:
+            self.link.receive(item[0])
+        except Exception:  # raised into LitServe's reader it would end the reader, and with it every answer
+            log.exception("a frame from the engine could not be taken in")
 
     def decode_request(self, request: Request, context_kwargs: Any = None) -> Any:
         raise NotImplementedError("requests are decoded by the routes")

@@ -6,6 +6,7 @@ anything a request carries.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -75,7 +76,7 @@ class EngineAPI(ls.LitAPI):
             os._exit(EXIT_CONFIGURATION)
 
     def _build(self) -> None:
-        from graftwork.adapters.peft_format import read_spec
+        from graftwork.adapters.peft_format import AdapterSpec, read_spec
         from graftwork.server.engine import host_adapter
         from graftwork.server.engine.engine import Engine
         from graftwork.server.engine.loading import EngineConfig, build
@@ -84,10 +85,13 @@ class EngineAPI(ls.LitAPI):
         runner, limits, card = build(config.base, EngineConfig(**config.engine))
         self.card = card
 
+        @functools.lru_cache(maxsize=4096)  # artifacts never change: each is read in full and checked once
+        def spec_of(folder: Path) -> AdapterSpec:
+            return read_spec(folder, config.base, config.adapter_limits)
+
         def fetch(digest: str) -> host_adapter.HostAdapter:
             folder = config.artifacts / digest.removeprefix("sha256:")
-            spec = read_spec(folder, config.base, config.adapter_limits)
-            return host_adapter.read(folder, spec, runner.bank.dtype)
+            return host_adapter.read(folder, spec_of(folder), runner.bank.dtype)
 
         self.wake: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.engine = Engine(

@@ -151,7 +151,12 @@ class Engine:
         for seat in moves.evicted:
             self.runner.grafts.leave(seat.digest)
         for seat in moves.seated:
-            self.runner.grafts.seat(self.runner.bank.host[seat.digest], seat.pages)
+            try:
+                self.runner.grafts.seat(self.runner.bank.host[seat.digest], seat.pages)
+            except Exception as failure:  # out of memory, mostly: one adapter's trouble, not the engine's
+                log.exception("adapter %s could not be put on the device", seat.digest)
+                self.residency.unseat(seat)
+                deltas += self._give_up(seat.digest, failure)
         for seat in moves.forgotten:
             del self.runner.bank.host[seat.digest]
         return deltas
@@ -174,9 +179,15 @@ class Engine:
             )
             return []
         log.error("adapter %s could not be loaded: %s", arrival.digest, error)
-        waiting = [s for s in self.scheduler if s.request.adapter == arrival.digest]
+        return self._give_up(arrival.digest, error)
+
+    def _give_up(self, digest: str, error: Exception | None) -> list[Delta]:
+        """Tell everybody who waits for an adapter that it will not come; the next request tries again."""
+        waiting = [s for s in self.scheduler if s.request.adapter == digest]
         deltas = [self._fail(s, f"The adapter could not be loaded: {error}") for s in waiting]
-        self.residency.failed(arrival.digest)
+        self.runner.grafts.leave(digest)
+        self.runner.bank.host.pop(digest, None)
+        self.residency.failed(digest)
         return deltas
 
     # -- answers -------------------------------------------------------------------------------------------------

@@ -130,11 +130,15 @@ class Residency:
         self._trim_host(moves)
         return moves
 
-    def _evict(self, seat: Seat, moves: Moves) -> None:
-        """Take an idle adapter off the device; host memory keeps it."""
+    def unseat(self, seat: Seat) -> None:
+        """Take the pages back; the adapter stays in host memory."""
         for page in seat.pages:
             heapq.heappush(self._free_pages, page)
         seat.pages, seat.tier = (), "host"
+
+    def _evict(self, seat: Seat, moves: Moves) -> None:
+        """Take an idle adapter off the device; host memory keeps it."""
+        self.unseat(seat)
         self.num_evictions += 1
         moves.evicted.append(seat)
 

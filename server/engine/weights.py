@@ -80,40 +80,42 @@ class Int8Weights(Weights):
 
 
 class NF4Weights(Weights):
-    """4-bit NormalFloat with double quantization, by bitsandbytes."""
+    """4-bit NormalFloat with double quantization, by bitsandbytes.
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+    Siblings are quantized one by one, not stacked: double quantization looks at a whole weight, and only so are the
+    numbers those that a QLoRA training saw.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
         from bitsandbytes import functional as bnb
 
-        self.dtype = dtype
-        self.packed, self.state = bnb.quantize_4bit(
-            weight.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True
-        )
+        self.parts = [
+            bnb.quantize_4bit(weight.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
+            for weight in weights
+        ]
 
     def matmul(self, x: Tensor) -> Tensor:
         import bitsandbytes as bnb
 
-        product: Tensor = bnb.matmul_4bit(x, self.packed.t(), quant_state=self.state)
-        return product
+        return torch.cat([bnb.matmul_4bit(x, packed.t(), quant_state=state) for packed, state in self.parts], dim=1)
 
     def dense(self) -> Tensor:
         from bitsandbytes import functional as bnb
 
-        weight: Tensor = bnb.dequantize_4bit(self.packed, self.state)
-        return weight.float()
+        return torch.cat([bnb.dequantize_4bit(packed, state) for packed, state in self.parts]).float()
 
     @property
     def num_bytes(self) -> int:
-        return int(self.packed.nbytes + self.state.absmax.nbytes)
+        return sum(int(packed.nbytes + state.absmax.nbytes) for packed, state in self.parts)
 
 
 def hold(weights: Sequence[Tensor], numerics: Numerics) -> Weights:
-    """Stack sibling weights [out_i, in] that read the same input, in the chosen numbers."""
-    stacked = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+    """Sibling weights [out_i, in] that read the same input, as one, in the chosen numbers."""
+    stacked = torch.cat(list(weights)) if len(weights) > 1 else weights[0]  # alone it may stay tied to the embedding
     match numerics.quantize:
         case "int8":
             return Int8Weights(stacked)
         case "nf4":
-            return NF4Weights(stacked.to(numerics.device), numerics.dtype)
+            return NF4Weights([weight.to(numerics.device) for weight in weights], numerics.dtype)
         case "none":
             return FullWeights(stacked.to(device=numerics.device, dtype=numerics.dtype))

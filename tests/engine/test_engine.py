@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from graftwork.server.engine.grafting import Grafts
 from graftwork.server.engine.request import FinishReason
+from graftwork.server.engine.weights import NF4Weights
 from tests.engine import zoo
 
 
@@ -213,3 +215,45 @@ def test_long_and_short_rows_are_not_padded_to_one_another(base: zoo.BaseInfo, t
         answer = answers[str(index)]
         expected = zoo.reference_logprobs(model, prompt(index, length) + answer.tokens)
         assert answer.prompt_logprobs + answer.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_nf4_weights_act_as_their_dequantized_selves(base: zoo.BaseInfo, adapters: dict[str, Path]) -> None:
+    """bitsandbytes' 4-bit path, as far as a CPU can tell."""
+    bench = zoo.Bench(base, adapters, quantize="nf4")
+    assert bench.card.quantize == "nf4"
+    for index, name in enumerate((None, "a0", "a1")):
+        bench.add(str(name), prompt(index, 30), name)
+    answers = bench.run()
+    for index, name in enumerate((None, "a0", "a1")):
+        model = zoo.load_reference(base) if name is None else zoo.with_adapter(base, adapters[name])
+        with torch.no_grad():
+            for path, module in model.named_modules():
+                if isinstance(module, torch.nn.Linear) and "lora" not in path:
+                    weight = NF4Weights([module.weight.data.clone()], torch.float32).dense()
+                    module.weight = torch.nn.Parameter(weight.view_as(module.weight))
+        answer = answers[str(name)]
+        expected = zoo.reference_logprobs(model, prompt(index, 30) + answer.tokens)
+        assert answer.prompt_logprobs + answer.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_adapter_that_cannot_be_seated_is_one_error(
+    base: zoo.BaseInfo, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = zoo.Bench(base, adapters)
+    seat = Grafts.seat
+
+    def fail_for_a0(grafts: Grafts, adapter: Any, pages: Any) -> None:
+        if adapter.digest == bench.digests["a0"]:
+            raise MemoryError("no room")
+        seat(grafts, adapter, pages)
+
+    monkeypatch.setattr(Grafts, "seat", fail_for_a0)
+    bench.add("fails", prompt(1), "a0")
+    bench.add("fine", prompt(1), "a1")
+    answers = bench.run()
+    assert "no room" in (answers["fails"].error or "")
+    assert answers["fine"].finish_reason is FinishReason.LENGTH
+    bench.engine.residency.check_integrity()
+    monkeypatch.undo()
+    bench.add("again", prompt(1), "a0")
+    assert bench.run()["again"].finish_reason is FinishReason.LENGTH
