@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -19,10 +20,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-WORDS = (
-    "time people water day world house light city morning river garden letter market window question answer story "
-    "winter summer music paper table doctor teacher child friend road bridge mountain island island forest animal bird"
-).split()
+WORDS = ("time", "people", "water", "day", "world", "house", "light", "city", "morning", "river", "garden", "letter")
 
 
 @dataclass
@@ -69,7 +67,7 @@ async def ask(client: httpx.AsyncClient, options: argparse.Namespace, number: in
         return
     tally.tokens += usage
     tally.first_seconds.append((stamps[0] if stamps else time.perf_counter()) - began)
-    tally.gap_seconds += [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    tally.gap_seconds += [after - before for before, after in itertools.pairwise(stamps)]
 
 
 async def run(options: argparse.Namespace) -> dict[str, object]:

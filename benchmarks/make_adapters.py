@@ -1,4 +1,4 @@
-"""Writes PEFT folders with small random numbers on all seven projections of a base: the adapters that loads are run with.
+"""Writes PEFT folders with small random numbers on all seven projections of a base: adapters to measure with.
 
     python -m benchmarks.make_adapters --base HOME/base/smollm2-135m-instruct --rank 16 --count 8 --out DIR [--push]
 

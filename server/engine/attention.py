@@ -104,7 +104,8 @@ class AttentionPlan:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         kv_heads = width // dim
         for group in self.groups:
-            out[group.tokens] = _attend_group(group, query, keys, values, kv_heads, scale, window, softcap)
+            rows = _attend_group(group, query, keys, values, kv_heads, scale, window, softcap)
+            out.index_copy_(0, group.tokens, rows)
         for chunk in self.chunks:
             span = slice(chunk.token, chunk.token + chunk.count)
             out[span] = _attend_chunk(chunk, query[span], keys, values, kv_heads, scale, window, softcap)
@@ -154,7 +155,7 @@ def _attend_group(
 ) -> Tensor:
     """Query heads that share a key-value head become rows of one small matrix: no key is read twice. → [n, H, D]."""
     num_heads, dim = query.shape[1], query.shape[2]
-    q = query[group.tokens]
+    q = query.index_select(0, group.tokens)
     if group.rows is not None:
         spread = q.new_zeros(group.num_rows, num_heads, dim)
         spread[group.rows] = q
