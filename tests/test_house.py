@@ -35,7 +35,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "
 LIGHT_MODULES = (
     *("graftwork", "graftwork.__main__"),
     *(f"graftwork.adapters.{name}" for name in ("registry", "artifacts", "peft_format", "prompts", "keys", "base")),
-    *(f"graftwork.server.{name}" for name in ("routes", "schemas", "auth", "gateway")),
+    *(f"graftwork.server.{name}" for name in ("routes", "schemas", "auth", "gateway", "app", "config")),
     *("graftwork.server.engine.scheduler", "graftwork.server.engine.request"),
     *("graftwork.clients", "graftwork.clients.cli"),
 )
