@@ -45,7 +45,9 @@ class KVCache:
         if self.shape.device.type != "cpu":
             return torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
         num_elements = size[0] * size[1] * size[2]
-        memory = mmap.mmap(-1, num_elements * self.shape.dtype.itemsize)
+        # Private, or what is given back would stay; small pages, or a short row would touch two megabytes a layer.
+        memory = mmap.mmap(-1, num_elements * self.shape.dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._maps.append(memory)
         return torch.frombuffer(memory, dtype=self.shape.dtype).view(size)
 
