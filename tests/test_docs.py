@@ -174,8 +174,10 @@ def desk(
     for seed, name in enumerate(("my-adapter", "my-better-adapter"), 101):
         small.write(tmp_path / name, seed)
         shutil.copytree(tmp_path / name, pushable / name, dirs_exist_ok=True)
-    (tmp_path / "examples").symlink_to(CHECKOUT / "examples")
+    for name in ("examples", "benchmarks", "LICENSE"):
+        (tmp_path / name).symlink_to(CHECKOUT / name)
     stand_ins = {"bin/graftwork": GRAFTWORK, ".venv/bin/activate": "", "admin.key": "a-long-random-secret"}
+    stand_ins["bin/python"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
     stand_ins |= dict.fromkeys(("bin/docker", "scripts/serve", "scripts/test", ".ci/run"), RECORD)
     for name, content in stand_ins.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
