@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from graftwork.adapters.artifacts import Limits
 from graftwork.adapters.errors import ConfigurationError
 
 Targets = Literal["all-linear"] | tuple[str, ...]
@@ -72,9 +73,10 @@ class SFTConfig:
     device has instructions for it."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("rank", "alpha", "batch_size", "micro_batch_tokens")
-        for field in at_least_one:
+        for field in ("rank", "alpha", "batch_size", "micro_batch_tokens"):
             self._require(getattr(self, field) >= 1, field, "must be at least 1")
+        largest = Limits().max_rank
+        self._require(self.rank <= largest, "rank", f"must be at most {largest}, the largest that is served")
         self._require(self.max_length >= 2, "max_length", "must be at least 2: one token to read and one to learn")
         self._require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
         self._require(0 < self.learning_rate < 1, "learning_rate", "must be above 0 and below 1; 5e-4 is a good start")

@@ -267,7 +267,10 @@ def _table(content: bytes, delimiter: str, columns: Columns) -> Iterator[tuple[i
     # The module's own limit of 128 KiB would refuse long documents; what is too long for the model is cut later.
     csv.field_size_limit(max(len(text), csv.field_size_limit()))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise InvalidRequest(f"The header is not a record of the table: {error}.", param="data") from None
     for column in (*columns.fields(), columns.completion):
         if header.count(column) != 1:
             there = ", ".join(map(repr, header)) or "nothing"

@@ -39,8 +39,8 @@ from graftwork.training.progress import Listener, Metrics, Step
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
 
 CHECKPOINTING_ABOVE = 1_000_000_000
-"""Parameters of a base from which activations are computed again in the backward pass instead of kept: below it they
-fit beside ``micro_batch_tokens``, and keeping them is a third faster."""
+"""Parameters of a base above which activations are computed again in the backward pass instead of kept. Below,
+``micro_batch_tokens`` keeps them small, and keeping them saves a second forward pass."""
 
 
 def train(

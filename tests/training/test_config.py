@@ -13,6 +13,7 @@ from graftwork.training.config import SFTConfig
     ("field", "value"),
     [
         ("rank", 0),
+        ("rank", 257),
         ("alpha", 0),
         ("dropout", 1.0),
         ("learning_rate", 0.0),

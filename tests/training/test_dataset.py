@@ -130,6 +130,7 @@ def test_a_template_may_only_name_columns(template: str) -> None:
         ("data.jsonl", b'[{"prompt": "a", "completion": "b"}]', "one JSON object per line"),
         ("data.jsonl", b"a\nb\nc\nd\n", "no usable row .line 1.*and 1 more"),
         ("data.csv", b"", "one column 'prompt'; it has nothing"),
+        ("data.csv", b'"prompt"x,completion\na,b\n', "The header is not a record"),
         ("data.csv", b"text,category\na,b\n", "--prompt-column"),
         ("data.csv", b"prompt,completion,completion\na,b,c\n", "one column 'completion'"),
         ("data.csv", b"prompt,completion\n\xff,b\n", "Line 2 is not UTF-8"),

@@ -83,8 +83,9 @@ def test_the_adapter_is_float32_and_is_what_serving_reads(run: Run, tmp_path: Pa
     assert metrics.precision == precision
 
 
-def test_the_saved_adapter_gives_the_loss_that_was_measured(run: Run, tmp_path: Path) -> None:
-    metrics, _ = train(run, tmp_path / "out", epochs=2)
+@pytest.mark.parametrize("epochs", [2, 1.5])
+def test_the_saved_adapter_gives_the_loss_that_was_measured(run: Run, tmp_path: Path, epochs: float) -> None:
+    metrics, _ = train(run, tmp_path / "out", epochs=epochs)
     model = load_model(run.base, dtype="float32", device="cpu")
     model = peft.PeftModel.from_pretrained(model, str(tmp_path / "out"))
     total, count = 0.0, 0
