@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fastapi import FastAPI
 from litserve.transport.factory import create_transport_from_config
 from litserve.utils import WorkerSetupStatus
 
+import graftwork
 from graftwork.adapters.artifacts import ArtifactStore
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database, migrate
@@ -114,6 +116,19 @@ class GraftServer(ls.LitServer):
         log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
         return super().launch_single_inference_worker(lit_api, worker_id)
 
+    # LitServe does not look at its API processes: without one there is a server that nobody can reach.
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:
+        super()._start_worker_monitoring(manager, uvicorn_workers)
+
+        def watch() -> None:
+            connection.wait([process.sentinel for process in uvicorn_workers.values()])
+            if self.board.phase != STOPPING:
+                log.error("an API process died; shutting down, so that whoever watches this server starts it again")
+                self.exit_code = 1
+                self._stop()
+
+        threading.Thread(target=watch, name="api-watch", daemon=True).start()
+
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Runs in each API process, around its life."""
@@ -124,7 +139,11 @@ class GraftServer(ls.LitServer):
             yield
 
     def _install_signal_handlers(self) -> None:
+        parent = os.getpid()
+
         def drain(signum: int, _: Any) -> None:
+            if os.getpid() != parent:  # a forked API process: uvicorn has shut it down and raises the signal again
+                os._exit(0)
             if self.board.phase != SERVING:
                 log.warning("second signal: stopping now")
                 self._stop()
@@ -205,6 +224,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         limits=config.adapter_limits,
         engine=link,
     )
+    services.metrics.set_build(version=graftwork.__version__, base=info.id, base_digest=info.digest)
     gateway = Gateway(services, link, prompts)
     worker = WorkerConfig(
         base=info,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
-from graftwork.server.processes import SERVING, Board
+from graftwork.server.processes import SERVING, STOPPING, Board
 from graftwork.server.wire import Ask, Cancel, Frame, Generate, Hello, SeatState, Stats, Up
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,8 @@ class EngineLink:
         log.info("engine worker %d is ready", hello.pid)
 
     def _on_death(self) -> None:
-        log.error("the engine worker died; its %d open answers end with an error", len(self._streams))
+        if self._board.phase != STOPPING:
+            log.error("the engine worker died; its %d open answers end with an error", len(self._streams))
         self._lose("The engine stopped while it was answering. It is being started again; ask again in a few seconds.")
 
     def _lose(self, why: str) -> None:

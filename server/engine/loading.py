@@ -34,7 +34,8 @@ class EngineConfig:
 
     ``num_slots`` rank-16 adapters on the device; ``max_sequences`` running at once, each at most ``max_length`` tokens
     (``None``: what the base was made for, up to 8192); ``cache_bytes`` of key-value cache (``None``: a quarter of the
-    memory, 4 GiB at most); ``host_bytes`` for adapters fetched but not on the device; ``step_tokens`` of prompt a step.
+    memory, 4 GiB at most; on a card 80 % of what is free); ``host_bytes`` for adapters fetched but not on the device;
+    ``step_tokens`` of prompt a step.
     """
 
     quantize: str = "auto"
@@ -144,7 +145,10 @@ def _cache(
     if cache_tokens < 64:
         raise ConfigurationError(f"The cache would hold {cache_tokens} tokens. Raise --kv-memory-gb.")
     limits = Limits(
-        max_sequences=shape.num_slots, max_length=max_length, cache_tokens=cache_tokens, step_tokens=config.step_tokens
+        max_sequences=shape.num_slots,
+        max_length=min(max_length, cache_tokens),
+        cache_tokens=cache_tokens,
+        step_tokens=config.step_tokens,
     )
     return KVCache(shape), limits
 

@@ -14,6 +14,7 @@ none      bfloat16    or float32 where the machine has no bfloat16 arithmetic.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,8 @@ def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Nu
     """
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     on_cpu = target.type == "cpu"
+    if not on_cpu and not torch.cuda.is_available():
+        raise ConfigurationError(f"--device {device}: torch finds no CUDA device here. Choose cpu or auto.")
     if quantize == "auto":
         if on_cpu:
             chosen: Quantize = "int8" if has_int8_dot_products() else "none"
@@ -61,6 +64,8 @@ def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Nu
         chosen, reason = quantize, "as asked"  # type: ignore[assignment]
     else:
         raise ConfigurationError(f"--quantize {quantize}: choose auto, nf4, int8 or none.")
+    if chosen == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigurationError("NF4 needs bitsandbytes: pip install 'graftwork[cuda]', or choose --quantize none.")
     if chosen == "int8" and not on_cpu:
         raise ConfigurationError("--quantize int8 is for CPUs; on CUDA choose nf4, none or auto.")
     if dtype == "auto":

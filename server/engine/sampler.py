@@ -82,22 +82,41 @@ def _penalize(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
 
 
 def _draw(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
-    """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]"""
-    sampling = [row.request.sampling for row in rows]
-    uniform = torch.tensor([[row.rng.random()] for row in rows], dtype=torch.float64, device=logits.device)
-    temperature = torch.tensor([[s.temperature] for s in sampling], device=logits.device)
+    """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]
+
+    Rows with top_p draw from the sorted tokens, the others from all in their order: which way a row goes must not
+    depend on its neighbours, or the same seed would give another token.
+    """
+    device = logits.device
+    uniform = torch.tensor([[row.rng.random()] for row in rows], dtype=torch.float64, device=device)
+    temperature = torch.tensor([[row.request.sampling.temperature] for row in rows], device=device)
     # The best token is moved to 0 first, so that no temperature, however small, can overflow.
     probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
-    if all(s.top_p >= 1 for s in sampling):
-        cumulative = probs.cumsum(-1, dtype=torch.float64)
-        place = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-        return place.clamp_(max=logits.shape[1] - 1)[:, 0]
+    drawn = torch.empty(len(rows), dtype=torch.long, device=device)
+    for nucleus in (False, True):
+        group = [i for i, row in enumerate(rows) if (row.request.sampling.top_p < 1) is nucleus]
+        if not group:
+            continue
+        index = torch.tensor(group, device=device)
+        if nucleus:
+            top_p = [[rows[i].request.sampling.top_p] for i in group]
+            drawn[index] = _draw_nucleus(probs[index], uniform[index], torch.tensor(top_p, device=device))
+        else:
+            drawn[index] = _place(probs[index].cumsum(-1, dtype=torch.float64), uniform[index])
+    return drawn
+
+
+def _draw_nucleus(probs: Tensor, uniform: Tensor, top_p: Tensor) -> Tensor:
+    """From the smallest set of tokens whose mass reaches top_p. probs [N, V], uniform and top_p [N, 1] → [N]"""
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
-    cumulative = ordered.cumsum(-1, dtype=torch.float64)
-    top_p = torch.tensor([[s.top_p] for s in sampling], dtype=torch.float64, device=logits.device)
-    # The smallest set whose mass reaches top_p: a token stays while the mass before it is below top_p.
-    inside = (cumulative - ordered) < top_p
+    mass = ordered.cumsum(-1, dtype=torch.float64)
+    inside = (mass - ordered) < top_p  # a token stays while the mass before it is below top_p
     inside[:, 0] = True
-    mass = torch.where(inside, ordered.double(), 0.0).cumsum(-1)
-    place = torch.searchsorted(mass, uniform * mass[:, -1:], right=True).clamp_(max=logits.shape[1] - 1)
-    return ids.gather(1, place)[:, 0]
+    place = _place(torch.where(inside, ordered.double(), 0.0).cumsum(-1), uniform)
+    return ids.gather(1, place[:, None])[:, 0]
+
+
+def _place(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Where in the cumulated mass [N, V] the share ``uniform`` [N, 1] of all of it falls. → [N]"""
+    place = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
+    return place.clamp_(max=mass.shape[1] - 1)[:, 0]

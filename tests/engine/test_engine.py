@@ -103,6 +103,18 @@ def test_penalties_and_seeds(base: zoo.BaseInfo) -> None:
     assert answers["narrow"].tokens == answers["plain"].tokens
 
 
+def test_a_seed_gives_the_same_tokens_beside_rows_that_sample_otherwise(base: zoo.BaseInfo) -> None:
+    bench = zoo.Bench(base, {})
+    asked = {f"{top_p}": {"temperature": 1.0, "top_p": top_p, "seed": 5, "max_tokens": 30} for top_p in (1.0, 0.9, 0.5)}
+    for name, options in asked.items():
+        bench.add(name, prompt(1), **options)
+    bench.add("greedy", prompt(1), max_tokens=30)
+    together = bench.run()
+    for name, options in asked.items():
+        bench.add(name, prompt(1), **options)
+        assert bench.run()[name].tokens == together[name].tokens
+
+
 def test_sampling_follows_the_distribution(base: zoo.BaseInfo) -> None:
     """4,000 draws at one place against the model's own probabilities, by chi-square."""
     bench = zoo.Bench(base, {}, max_sequences=64)
