@@ -160,8 +160,8 @@ class LoraTable:
                 h = x[run.start : run.stop] @ self.a[page].t()
                 for member, b in enumerate(self.b):
                     if b is not None:
-                        part = h[:, member * RANK_PAGE : (member + 1) * RANK_PAGE] @ b[page]
-                        y[run.start : run.stop, self.slices[member]] += part.to(y.dtype)
+                        part = h[:, member * RANK_PAGE : (member + 1) * RANK_PAGE]
+                        _add_product(y[run.start : run.stop, self.slices[member]], part, b[page])
         if (short := plan.short) is not None:
             h = torch.bmm(short.take(x), short.take_pages(self.a).transpose(1, 2))
             for member, b in enumerate(self.b):
@@ -172,6 +172,14 @@ class LoraTable:
     @property
     def num_bytes(self) -> int:
         return sum(t.nbytes for t in (self.a, *self.b) if t is not None)
+
+
+def _add_product(y: Tensor, h: Tensor, b: Tensor) -> None:
+    """y += h·b, in one pass over y where the dtypes allow it."""
+    if y.dtype == b.dtype:
+        y.addmm_(h, b)
+    else:
+        y += (h @ b).to(y.dtype)
 
 
 class LoraBank:
