@@ -11,6 +11,7 @@ import logging
 import multiprocessing as mp
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -65,6 +66,7 @@ class GraftServer(ls.LitServer):
         self.services = services
         self.board = board
         self.exit_code = 0
+        self.inference_workers: list[Any] = []
         self._failed_starts = 0
         super().__init__(
             api,
@@ -103,16 +105,18 @@ class GraftServer(ls.LitServer):
     def verify_worker_status(self) -> None:
         return
 
-    # LitServe would start a worker that cannot start again every two seconds, for ever.
+    # LitServe would start a worker that cannot start again every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
         died = self.inference_workers[worker_id]
+        if self.board.phase == STOPPING:
+            threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
         was_ready = WorkerSetupStatus.READY in self.workers_setup_status.values()
         self._failed_starts = 0 if was_ready else self._failed_starts + 1
         if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
             log.error("the engine cannot start; shutting down (its own message is above)")
             self.exit_code = 1
             self._stop()
-            threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
+            threading.Event().wait()
         log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
         return super().launch_single_inference_worker(lit_api, worker_id)
 
@@ -164,7 +168,10 @@ class GraftServer(ls.LitServer):
         self._stop()
 
     def _stop(self) -> None:
+        """End now. What is still open ends with an error as its worker goes; uvicorn would wait for it to finish."""
         self.board.phase = STOPPING
+        for worker in self.inference_workers:
+            worker.terminate()
         if self._shutdown_event is not None:
             self._shutdown_event.set()
 
@@ -183,6 +190,7 @@ def serve(config: ServerConfig) -> int:
     # several times longer on a busy machine (docs/benchmarks.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with sole_server(config.home):
+        _check_port(config)
         admin_key = _admin_key(config)
         info = _prepare_base(config)
         server = build(config, info, admin_key)
@@ -267,6 +275,20 @@ def _prepare_base(config: ServerConfig) -> BaseInfo:
     if done.returncode != 0:
         raise ConfigurationError("The base could not be prepared; its message is above.")
     return BaseInfo.from_json(done.stdout)
+
+
+def _check_port(config: ServerConfig) -> None:
+    """Before the base is fetched: LitServe would only say so in the end, and in fewer words."""
+    family = socket.AF_INET6 if ":" in config.bind_host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.bind_host, config.port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"Port {config.port} of {config.bind_host} cannot be had ({error.strerror}). "
+                "Stop whoever has it, or choose another --port."
+            ) from None
 
 
 def _admin_key(config: ServerConfig) -> str | None:
