@@ -207,7 +207,12 @@ class EngineLink:
     def _on_death(self) -> None:
         if self._board.phase != STOPPING:
             log.error("the engine worker died; its %d open answers end with an error", len(self._streams))
-        self._lose("The engine stopped while it was answering. It is being started again; ask again in a few seconds.")
+        again = "It is being started again; ask again in a few seconds."
+        self._lose(
+            f"The engine stopped while it was answering. {again}"
+            if self._board.phase == SERVING
+            else "The server is shutting down and waits no longer for this answer."
+        )
 
     def _lose(self, why: str) -> None:
         self._epoch = None
