@@ -74,6 +74,9 @@ class EngineAPI(ls.LitAPI):
         except ConfigurationError as error:
             log.error("%s", error.message)
             os._exit(EXIT_CONFIGURATION)
+        except Exception:  # LitServe would end this process without a word
+            log.exception("the engine cannot start")
+            os._exit(1)
 
     def _build(self) -> None:
         from graftwork.adapters.peft_format import AdapterSpec, read_spec

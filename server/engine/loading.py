@@ -86,6 +86,11 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     chosen = numerics.choose(
         quantize=config.quantize, dtype=config.dtype, device=config.device, num_parameters=info.num_parameters
     )
+    max_length = config.max_length or min(8192, info.max_positions)
+    if max_length > info.max_positions:
+        raise ConfigurationError(
+            f"--max-model-len {max_length}: {info.id} was made for at most {info.max_positions} tokens."
+        )
     # Weights are quantized from the CPU's copy, layer by layer: a card never holds the unquantized base.
     model = load_model(info, dtype=str(chosen.dtype).removeprefix("torch."), device="cpu")
     _refuse_batch_dependent(model)
@@ -96,7 +101,6 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     grafts = graft_onto(model, trial, bank, chosen)
     model.to(chosen.device)
     memory_bytes = _memory(model, grafts)
-    max_length = min(config.max_length or 8192, info.max_positions)
     cache, limits = _cache(config, trial.kv_sizes, chosen, max_length)
     card = BaseCard(
         id=info.id,
@@ -143,7 +147,9 @@ def _cache(
         )
     cache_tokens = min(cache_bytes // shape.bytes_per_token, shape.num_slots * max_length)
     if cache_tokens < 64:
-        raise ConfigurationError(f"The cache would hold {cache_tokens} tokens. Raise --kv-memory-gb.")
+        raise ConfigurationError(
+            f"The cache would hold {cache_tokens} tokens. Raise --kv-memory-gb or --max-model-len."
+        )
     limits = Limits(
         max_sequences=shape.num_slots,
         max_length=min(max_length, cache_tokens),

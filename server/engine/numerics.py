@@ -15,6 +15,7 @@ none      bfloat16    or float32 where the machine has no bfloat16 arithmetic.
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,10 +50,8 @@ def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Nu
     Raises:
         ConfigurationError: a wish that cannot be met on this device.
     """
-    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    target = _device(device)
     on_cpu = target.type == "cpu"
-    if not on_cpu and not torch.cuda.is_available():
-        raise ConfigurationError(f"--device {device}: torch finds no CUDA device here. Choose cpu or auto.")
     if quantize == "auto":
         if on_cpu:
             chosen: Quantize = "int8" if has_int8_dot_products() else "none"
@@ -76,6 +75,19 @@ def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Nu
     else:
         raise ConfigurationError(f"--dtype {dtype}: choose auto, bfloat16 or float32.")
     return Numerics(device=target, quantize=chosen, dtype=torch_dtype, reason=reason)
+
+
+def _device(wish: str) -> torch.device:
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wish):
+        raise ConfigurationError(f"--device {wish}: choose auto, cpu, cuda or cuda:1.")
+    device = torch.device(wish)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"--device {wish}: torch finds {torch.cuda.device_count()} CUDA devices here. Choose cpu or auto."
+        )
+    return device
 
 
 def has_int8_dot_products() -> bool:
