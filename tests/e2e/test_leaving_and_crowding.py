@@ -1,0 +1,93 @@
+"""Clients that leave cost nothing any more; too many at once are told to come back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.asking import PROMPT, OpenStream, ask
+from tests.e2e.conftest import MakeServer
+from tests.e2e.running import BASE, Server, eventually
+
+BODY = {"model": BASE, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4000, "ignore_eos": True}
+SOON = 5.0
+
+
+def idle(server: Server) -> bool:
+    return server.metric("running") == server.metric("queue_depth") == server.metric("cache_tokens") == 0
+
+
+@pytest.mark.usefixtures("adapters")
+def test_streams_that_are_left(server: Server) -> None:
+    with server.openai() as client:
+        streams = [OpenStream(client, model) for model in (BASE, "intents", "cards")]
+        for stream in streams:
+            stream.wait_until_begun()
+        assert server.metric("running") == 3
+        for stream in streams:
+            stream.leave()
+    eventually(lambda: idle(server), SOON, "the engine stops computing what nobody reads")
+
+
+def test_several_choices_are_left_together(server: Server) -> None:
+    with httpx.Client(timeout=60) as client:
+        with client.stream("POST", f"{server.url}/v1/chat/completions", json={**BODY, "stream": True, "n": 4}):
+            eventually(lambda: server.metric("running") == 4, SOON, "four choices run")
+        eventually(lambda: idle(server), SOON, "all of them stop")
+
+
+def test_an_answer_nobody_waits_for(server: Server) -> None:
+    """Not streamed: the client just hangs up."""
+    with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"{server.url}/v1/chat/completions", json=BODY, timeout=1)
+    eventually(lambda: idle(server), SOON, "the engine stops")
+
+
+def test_a_connection_that_breaks(server: Server) -> None:
+    """No goodbye: the socket is reset in the middle of a stream, and another one in the middle of its request."""
+    raw = json.dumps({**BODY, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
+    port = int(server.url.rpartition(":")[2])
+    for sent in (head + raw, head + raw[:20], head[:30]):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(sent)
+            if sent == head + raw:
+                assert b"data:" in connection.recv(65536) + connection.recv(65536)
+            # Linger of zero: a reset instead of an end.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    eventually(lambda: idle(server), SOON, "the engine stops")
+    with server.openai() as client:
+        assert ask(client, BASE, max_tokens=1).text
+
+
+def test_too_many_at_once(new_server: MakeServer) -> None:
+    server = new_server("--max-queue", "2", "--max-batch", "1").start_and_wait()
+    with server.openai() as client:
+        streams = [OpenStream(client, BASE, max_tokens=2000), OpenStream(client, BASE, max_tokens=2000)]
+        eventually(lambda: server.metric("running") == 1 and server.metric("queue_depth") == 1, SOON, "one waits")
+        began = time.monotonic()
+        with pytest.raises(openai.RateLimitError) as raised:
+            ask(client, BASE)
+        assert time.monotonic() - began < 1
+        assert int(raised.value.response.headers["retry-after"]) >= 1
+        assert raised.value.code == "overloaded"
+        # More than ever fit is no matter of patience.
+        with pytest.raises(openai.BadRequestError, match="2"):
+            client.chat.completions.create(model=BASE, messages=[{"role": "user", "content": "x"}], n=3)
+        assert server.metric("requests_total", status="429") == 1
+        for stream in streams:
+            stream.leave()
+        eventually(lambda: idle(server), SOON, "there is room again")
+        # A client that retries, as the official one does by itself, gets through.
+        streams = [OpenStream(client, BASE, max_tokens=10), OpenStream(client, BASE, max_tokens=10)]
+        eventually(lambda: server.metric("queue_depth") == 1, SOON, "one waits again")
+        patient = client.with_options(max_retries=8)
+        assert ask(patient, BASE, max_tokens=1).text
+        for stream in streams:
+            assert stream.wait_until_ended().finish_reason == "length"
+    assert server.stop() == 0
