@@ -1,17 +1,14 @@
-"""Clients that leave cost nothing any more; too many at once are told to come back."""
+"""Clients that leave, politely or not: the engine stops at once computing what nobody reads."""
 
 from __future__ import annotations
 
 import json
 import socket
-import time
 
 import httpx
-import openai
 import pytest
 
 from tests.e2e.asking import PROMPT, OpenStream, ask
-from tests.e2e.conftest import MakeServer
 from tests.e2e.running import BASE, Server, eventually
 
 BODY = {"model": BASE, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4000, "ignore_eos": True}
@@ -63,31 +60,3 @@ def test_a_connection_that_breaks(server: Server) -> None:
     eventually(lambda: idle(server), SOON, "the engine stops")
     with server.openai() as client:
         assert ask(client, BASE, max_tokens=1).text
-
-
-def test_too_many_at_once(new_server: MakeServer) -> None:
-    server = new_server("--max-queue", "2", "--max-batch", "1").start_and_wait()
-    with server.openai() as client:
-        streams = [OpenStream(client, BASE, max_tokens=2000), OpenStream(client, BASE, max_tokens=2000)]
-        eventually(lambda: server.metric("running") == 1 and server.metric("queue_depth") == 1, SOON, "one waits")
-        began = time.monotonic()
-        with pytest.raises(openai.RateLimitError) as raised:
-            ask(client, BASE)
-        assert time.monotonic() - began < 1
-        assert int(raised.value.response.headers["retry-after"]) >= 1
-        assert raised.value.code == "overloaded"
-        # More than ever fit is no matter of patience.
-        with pytest.raises(openai.BadRequestError, match="2"):
-            client.chat.completions.create(model=BASE, messages=[{"role": "user", "content": "x"}], n=3)
-        assert server.metric("requests_total", status="429") == 1
-        for stream in streams:
-            stream.leave()
-        eventually(lambda: idle(server), SOON, "there is room again")
-        # A client that retries, as the official one does by itself, gets through.
-        streams = [OpenStream(client, BASE, max_tokens=10), OpenStream(client, BASE, max_tokens=10)]
-        eventually(lambda: server.metric("queue_depth") == 1, SOON, "one waits again")
-        patient = client.with_options(max_retries=8)
-        assert ask(patient, BASE, max_tokens=1).text
-        for stream in streams:
-            assert stream.wait_until_ended().finish_reason == "length"
-    assert server.stop() == 0
