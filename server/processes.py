@@ -54,6 +54,18 @@ class Board:
         return sum(list(self._open.get_obj()))
 
 
+def take_secret(variable: str) -> str | None:
+    """Read an environment variable and wipe it out: forked children and ``/proc/PID/environ`` would keep showing it."""
+    secret = os.environ.get(variable)
+    if secret is not None:
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_void_p
+        if address := libc.getenv(variable.encode()):
+            ctypes.memset(address, 0, len(os.fsencode(secret)))
+        del os.environ[variable]
+    return secret
+
+
 @contextmanager
 def sole_server(home: Path) -> Iterator[None]:
     """Hold the home's lock, or say who does."""
