@@ -43,7 +43,7 @@ from graftwork.server.config import ServerConfig
 from graftwork.server.gateway import Gateway
 from graftwork.server.link import EngineLink
 from graftwork.server.metrics import Metrics
-from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent, sole_server
+from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent, sole_server, take_secret
 from graftwork.server.routes import router
 from graftwork.server.services import Services
 from graftwork.server.worker import EXIT_CONFIGURATION, EngineAPI, EngineLoop, WorkerConfig
@@ -293,7 +293,7 @@ def _check_port(config: ServerConfig) -> None:
 
 def _admin_key(config: ServerConfig) -> str | None:
     """The first key, taken out of the environment so that no child inherits it."""
-    key = os.environ.pop("GRAFTWORK_ADMIN_KEY", None)
+    key = take_secret("GRAFTWORK_ADMIN_KEY")
     if config.admin_key_file is not None:
         try:
             key = config.admin_key_file.read_text().strip()
