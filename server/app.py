@@ -186,9 +186,9 @@ def serve(config: ServerConfig) -> int:
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # Before any child loads OpenMP: threads that spin at barriers fight the API process for the cores and make steps
-    # several times longer on a busy machine (docs/benchmarks.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
+    # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     with sole_server(config.home):
         _check_port(config)
         admin_key = _admin_key(config)

@@ -17,6 +17,7 @@ from pathlib import Path
 from graftwork.adapters.errors import ConfigurationError
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 SERVING, DRAINING, STOPPING = 0, 1, 2
 
@@ -28,6 +29,22 @@ def die_with_parent(parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:  # it died before we asked
         os._exit(1)
+
+
+def keep_freed_memory() -> None:
+    """Ask malloc to keep what is freed instead of handing it back: a step's large tensors come again with the next.
+
+    Without this every step pays for their pages anew, a fault each; steps with prompts took twice as long and more.
+    glibc only; elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in (
+            (_M_MMAP_THRESHOLD, 1 << 28),
+            (_M_TRIM_THRESHOLD, (1 << 31) - 1),
+            (_M_TOP_PAD, 1 << 26),
+        ):
+            mallopt(parameter, value)
 
 
 class Board:

@@ -25,7 +25,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.peft_format import Limits as AdapterLimits
-from graftwork.server.processes import STOPPING, Board, die_with_parent
+from graftwork.server.processes import STOPPING, Board, die_with_parent, keep_freed_memory
 from graftwork.server.wire import Ask, Cancel, Frame, Generate, Hello, SeatState, Stats, Up
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class EngineAPI(ls.LitAPI):
 
     def setup(self, device: str) -> None:
         die_with_parent(self.config.parent_pid)
+        keep_freed_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._on_sigterm)
         logging.basicConfig(

@@ -100,6 +100,8 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
     grafts = graft_onto(model, trial, bank, chosen)
     model.to(chosen.device)
+    if chosen.device.type == "cpu":
+        _warm_up(grafts, config.step_tokens + config.max_sequences, chosen.dtype)
     memory_bytes = _memory(model, grafts)
     cache, limits = _cache(config, trial.kv_sizes, chosen, max_length)
     card = BaseCard(
@@ -169,6 +171,13 @@ def _refuse_batch_dependent(model: nn.Module) -> None:
                 f"This base uses {rope['rope_type']!r} rotary scaling, whose angles depend on the longest sequence of "
                 "a batch; it cannot be served in mixed batches yet."
             )
+
+
+def _warm_up(grafts: Grafts, max_rows: int, dtype: torch.dtype) -> None:
+    """Layers of one shape share their kernels: one of each is enough."""
+    shapes = {(p.table.num_inputs, p.slices[-1].stop): p for p in grafts.projections}
+    for (num_inputs, _), projections in shapes.items():
+        projections.weights.warm_up(num_inputs, max_rows, dtype)
 
 
 def _memory(model: nn.Module, grafts: Grafts) -> int:

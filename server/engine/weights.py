@@ -14,6 +14,20 @@ from torch.nn import functional as F
 
 from graftwork.server.engine.numerics import Numerics
 
+#: The largest number of tokens that one 8-bit GEMM is given.
+BLOCK_ROWS = 64
+
+
+def padded_rows(num_rows: int) -> int:
+    """A power of two up to BLOCK_ROWS, then its multiples.
+
+    oneDNN makes a kernel for every number of rows it has not seen, which takes longer than many a step. So there are
+    only a few numbers, all of them tried at the start.
+    """
+    if num_rows >= BLOCK_ROWS:
+        return -(-num_rows // BLOCK_ROWS) * BLOCK_ROWS
+    return 1 << (num_rows - 1).bit_length()
+
 
 class Weights(ABC):
     """What a linear layer multiplies by."""
@@ -30,13 +44,22 @@ class Weights(ABC):
     @abstractmethod
     def num_bytes(self) -> int: ...
 
+    def warm_up(self, num_inputs: int, max_rows: int, dtype: torch.dtype) -> None:
+        """Have the kernels of every number of rows made, before a request waits for them."""
+        sizes = {padded_rows(rows) for rows in range(1, max_rows + 1)}
+        for rows in sizes:
+            self.matmul(torch.zeros(rows, num_inputs, dtype=dtype))
+
 
 class FullWeights(Weights):
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
     def matmul(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        num_rows = x.shape[0]
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu" or num_rows == padded_rows(num_rows):
+            return F.linear(x, self.weight)
+        return F.linear(F.pad(x, (0, 0, 0, padded_rows(num_rows) - num_rows)), self.weight)[:num_rows]
 
     def dense(self) -> Tensor:
         return self.weight.float()
@@ -61,15 +84,22 @@ class Int8Weights(Weights):
         self.weight_t = torch.round(weight / self.scale[:, None]).to(torch.int8).t()
 
     def matmul(self, x: Tensor) -> Tensor:
-        num_tokens = x.shape[0]
+        if x.shape[0] <= BLOCK_ROWS:
+            return self._multiply(x)
+        return torch.cat([self._multiply(block) for block in torch.split(x, BLOCK_ROWS)])
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """At most BLOCK_ROWS tokens; the rows that pad them are computed and thrown away."""
+        num_tokens, padded = x.shape[0], padded_rows(x.shape[0])
         token_scale = x.abs().amax(1, keepdim=True).float().mul_(1 / 127).clamp_(min=1e-10)
         scaled = x / token_scale
         high = scaled.round()
-        digits = torch.empty(2 * num_tokens, x.shape[1], dtype=torch.int8)
+        digits = torch.empty(2 * padded, x.shape[1], dtype=torch.int8)
         digits[:num_tokens] = high
-        digits[num_tokens:] = scaled.sub_(high).mul_(254).round_()
-        sums = torch._int_mm(digits, self.weight_t).to(torch.float32)
-        return torch.add(sums[:num_tokens], sums[num_tokens:], alpha=1 / 254).mul_(token_scale).mul_(self.scale)
+        digits[padded : padded + num_tokens] = scaled.sub_(high).mul_(254).round_()
+        sums = torch._int_mm(digits, self.weight_t)
+        high_sums, low_sums = sums[:num_tokens].to(torch.float32), sums[padded : padded + num_tokens].to(torch.float32)
+        return high_sums.add_(low_sums, alpha=1 / 254).mul_(token_scale).mul_(self.scale)
 
     def dense(self) -> Tensor:
         return self.weight_t.t().float() * self.scale[:, None]
