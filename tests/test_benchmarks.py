@@ -1,0 +1,46 @@
+"""The measuring scripts run, as docs/benchmarks.md has them: small, on a real server. No figure is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.peft_format import Limits, read_spec
+from tests.conftest import CHECKOUT
+from tests.e2e.conftest import *  # noqa: F403
+from tests.e2e.running import Server
+
+
+def run(module: str, *arguments: str, url: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, "GRAFTWORK_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_adapters_are_made_pushed_and_loaded_upon(server: Server, embedded_base: BaseInfo, tmp_path: Path) -> None:
+    made = run(
+        "make_adapters", "--base", embedded_base.path, "--count", "2", "--out", str(tmp_path), "--push", url=server.url
+    )
+    assert made.split() == ["a0@1", "a1@1"]
+    assert read_spec(tmp_path / "a0", embedded_base, Limits()).rank == 16
+    asked = ("--models", "a0,a1", "--clients", "2", "--requests", "4", "--max-tokens", "4", "--prompt-words", "5")
+    for more in ((), ("--rate", "20")):
+        result = json.loads(run("load", server.url, *asked, *more, url=server.url))
+        assert (result["requests"], result["errors"]) == (4, 0)
+        assert result["tokens_per_second"] > 0
+    assert "over" in run("perplexity", "LICENSE", "--characters", "500", url=server.url)
