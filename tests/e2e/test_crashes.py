@@ -21,7 +21,7 @@ MODELS = (BASE, *NAMES)
 def test_the_engine_worker_is_killed_under_load(exact_server: Server) -> None:
     server = exact_server
     with server.openai() as client, server.client(max_retries=0) as operator:
-        before = {model: ask(client, model, max_tokens=8) for model in MODELS}
+        before = {model: ask(client, model, max_tokens=4) for model in MODELS}
         restarts = server.metric("worker_restarts_total")
         streams = [OpenStream(client, MODELS[number % len(MODELS)]).wait_until_begun() for number in range(12)]
         waiting = OpenStream(client, BASE)  # perhaps still without a first token
@@ -51,9 +51,10 @@ def test_the_engine_worker_is_killed_under_load(exact_server: Server) -> None:
         assert server.worker.pid != worker.pid
         assert server.metric("worker_restarts_total") == restarts + 1
         for model in MODELS:
-            ask(client, model, max_tokens=8).check_same(before[model], tolerance=0)
+            ask(client, model, max_tokens=4).check_same(before[model], tolerance=0)
 
 
+@pytest.mark.slow
 def test_the_worker_is_killed_again_and_again(exact_server: Server) -> None:
     """Also while it comes up: killed workers that were ready once are always replaced."""
     with exact_server.openai() as client:
@@ -91,6 +92,8 @@ def test_the_main_process_is_killed(new_server: MakeServer, small: SmallAdapters
     server.start_and_wait()
     with server.client() as operator, server.openai() as client:
         assert operator.adapters.get("small").aliases == {"live": 2}
+        # Nothing is read before somebody asks for it.
+        assert {version.residency for version in operator.adapters.get("small").versions} == {"store"}
         assert operator.adapters.history("small").data == history
         for model, answer in before.items():
             again = ask(client, model)
@@ -99,6 +102,7 @@ def test_the_main_process_is_killed(new_server: MakeServer, small: SmallAdapters
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_server_whose_listener_is_killed_ends(new_server: MakeServer) -> None:
     """Nobody could ask it anything: whoever supervises it must see that."""
     server = new_server().start_and_wait()

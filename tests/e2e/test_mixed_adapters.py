@@ -47,8 +47,8 @@ def test_sixteen_streams_over_eight_adapters(client: openai.OpenAI, alone: dict[
 def test_sixteen_streams_exactly(exact_server: Server) -> None:
     """In float32 no neighbour changes a word."""
     with exact_server.openai() as client:
-        alone = {model: ask(client, model) for model in MODELS}
-        for answer in ask_together(client, SIXTEEN):
+        alone = {model: ask(client, model, max_tokens=12) for model in MODELS}
+        for answer in ask_together(client, SIXTEEN, max_tokens=12):
             answer.check_same(alone[answer.model], tolerance=0)
 
 
@@ -57,8 +57,8 @@ def test_a_new_version_in_the_middle(server: Server, folders: dict[str, Path], c
     with server.client() as operator:
         operator.adapters.push("changing", folders["intents@1"])
         old = ask(client, "changing")
-        before = [OpenStream(client, "changing", max_tokens=64) for _ in range(8)]
-        others = [OpenStream(client, model, max_tokens=64) for model in NAMES]
+        before = [OpenStream(client, "changing", max_tokens=64) for _ in range(4)]
+        others = [OpenStream(client, model, max_tokens=24) for model in (*NAMES, *NAMES[:4])]
         for stream in before:
             stream.wait_until_begun()
         pushed = operator.adapters.push("changing", folders["intents@2"])

@@ -16,7 +16,7 @@ MESSAGES: list[ChatCompletionMessageParam] = [
     {"role": "system", "content": "You answer briefly."},
     {"role": "user", "content": "How do I get my money back for a card payment?"},
 ]
-GREEDY: dict[str, Any] = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}
+GREEDY: dict[str, Any] = {"messages": MESSAGES, "temperature": 0, "max_tokens": 8}
 
 pytestmark = pytest.mark.usefixtures("adapters")
 
@@ -77,8 +77,8 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].message.content
     assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 12
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
+    assert answer.usage.completion_tokens == 8
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
     assert answer.model_extra["graftwork"] == {"adapter": "intents@1"}
     assert answer.system_fingerprint.startswith("gw-")
 
@@ -126,23 +126,25 @@ def test_the_clients_own_stream_helper(client: openai.OpenAI) -> None:
         assert stream.get_final_completion().choices[0].message.content
 
 
-def test_several_answers(client: openai.OpenAI) -> None:
+def test_several_answers(exact_server: Server) -> None:
+    """In float32: at this heat the last digits of the default mode, which neighbours may change, change words."""
     two: dict[str, Any] = {"n": 2, "temperature": 1.5, "seed": 3, "extra_body": {"ignore_eos": True}}
-    answer = chat(client, **two)
-    first, second = (choice.message.content for choice in answer.choices)
-    assert [choice.index for choice in answer.choices] == [0, 1]
-    assert first != second
-    assert answer.usage.completion_tokens == 24
-    streamed = {0: "", 1: ""}
-    for chunk in chat(client, **two, stream=True):
-        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
-    assert streamed == {0: first, 1: second}
+    with exact_server.openai() as client:
+        answer = chat(client, **two)
+        first, second = (choice.message.content for choice in answer.choices)
+        assert [choice.index for choice in answer.choices] == [0, 1]
+        assert first != second
+        assert answer.usage.completion_tokens == 16
+        streamed = {0: "", 1: ""}
+        for chunk in chat(client, **two, stream=True):
+            streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        assert streamed == {0: first, 1: second}
 
 
 def test_logprobs(client: openai.OpenAI) -> None:
     answer = chat(client, logprobs=True, top_logprobs=3)
     tokens = answer.choices[0].logprobs.content
-    assert len(tokens) == 12
+    assert len(tokens) == 8
     assert "".join(token.token for token in tokens) == answer.choices[0].message.content
     assert all(len(token.top_logprobs) == 3 for token in tokens)
     # Greedy: the token that was chosen is the likeliest.
@@ -181,8 +183,8 @@ def test_both_names_for_the_longest_answer(client: openai.OpenAI) -> None:
 
 
 def test_penalties_change_the_answer(client: openai.OpenAI) -> None:
-    plain = chat(client, max_tokens=24).choices[0].message.content
-    assert chat(client, max_tokens=24, frequency_penalty=2, presence_penalty=2).choices[0].message.content != plain
+    plain = chat(client, max_tokens=20).choices[0].message.content
+    assert chat(client, max_tokens=20, frequency_penalty=2, presence_penalty=2).choices[0].message.content != plain
 
 
 def test_what_only_describes_the_request_is_taken(client: openai.OpenAI) -> None:
@@ -191,14 +193,15 @@ def test_what_only_describes_the_request_is_taken(client: openai.OpenAI) -> None
 
 
 def test_extras_as_vllm_has_them(client: openai.OpenAI) -> None:
-    extra = {"ignore_eos": True, "min_tokens": 8}
-    answer = chat(client, max_tokens=8, extra_body=extra)
-    assert answer.usage.completion_tokens == 8
-    short = [{"role": "user", "content": "Say yes."}]
-    ended = chat(client, BASE, messages=short, max_tokens=80)
+    short = [{"role": "user", "content": "What is the capital of France?"}]
+    ended = chat(client, BASE, messages=short, max_tokens=40)
     assert ended.choices[0].finish_reason == "stop"
+    assert "Paris" in ended.choices[0].message.content
     longer = ended.usage.completion_tokens + 4
-    assert chat(client, BASE, messages=short, max_tokens=longer, extra_body=extra).usage.completion_tokens == longer
+    for extra in ({"ignore_eos": True}, {"min_tokens": longer}):
+        on = chat(client, BASE, messages=short, max_tokens=longer, extra_body=extra)
+        assert on.usage.completion_tokens == longer
+        assert on.choices[0].message.content.startswith(ended.choices[0].message.content)
 
 
 # ------------------------------------------------------------------------------------------------------- completions

@@ -13,7 +13,7 @@ from tests.e2e.running import BASE, Server
 
 
 @pytest.mark.parametrize(
-    ("num_versions", "num_clients"), [(15, 3), pytest.param(200, 8, marks=pytest.mark.slow)], ids=["15", "200"]
+    ("num_versions", "num_clients"), [(12, 3), pytest.param(200, 8, marks=pytest.mark.slow)], ids=["12", "200"]
 )
 def test_pushes_and_promotions(
     server: Server, small: SmallAdapters, tmp_path: Path, num_versions: int, num_clients: int

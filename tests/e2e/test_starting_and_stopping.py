@@ -60,6 +60,7 @@ def test_control_c(new_server: MakeServer) -> None:
     assert "Traceback" not in server.log
 
 
+@pytest.mark.slow
 def test_draining_ends(new_server: MakeServer) -> None:
     server = new_server("--drain-seconds", "1").start_and_wait()
     with server.openai() as client:
@@ -113,10 +114,10 @@ def test_a_port_that_is_taken(new_server: MakeServer) -> None:
         (("--port", "80"), "--port"),
         (("--slots", "0"), "--slots"),
         (("--quantize", "q4"), "--quantize"),
-        (("--max-model-len", "100000000"), "--max-model-len"),
-        (("--max-model-len", "1"), "--max-model-len"),
+        pytest.param(("--max-model-len", "100000000"), "--max-model-len", marks=pytest.mark.slow),
+        pytest.param(("--max-model-len", "1"), "--max-model-len", marks=pytest.mark.slow),
         (("--kv-memory-gb", "0.00001"), "--kv-memory-gb"),
-        (("--device", "teapot"), "--device"),
+        pytest.param(("--device", "teapot"), "--device", marks=pytest.mark.slow),
         (("--admin-key-file", "/does/not/exist"), "--admin-key-file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
