@@ -94,7 +94,8 @@ class GraftServer(ls.LitServer):
         self.transport_config.manager = manager
         self.transport_config.num_consumers = num_api_servers
         self.workers_setup_status = manager.dict()
-        self._shutdown_event = manager.Event()
+        # Only this process asks it; the manager's would be gone while LitServe's monitor still looks at it.
+        self._shutdown_event = threading.Event()
         for lit_api in self.litapi_connector:
             self.litapi_request_queues[lit_api.api_path] = manager.Queue()
         self._transport = create_transport_from_config(self.transport_config)
