@@ -146,7 +146,11 @@ def test_the_first_key_leaks_nowhere(locked: Server) -> None:
 
 def test_too_many_at_once(locked: Server, app_key: str) -> None:
     with locked.openai(app_key) as client:
-        streams = [OpenStream(client, BASE, max_tokens=2000) for _ in range(2)]
+        # The first runs before the second asks, so that it is the one that leaves first.
+        streams = [
+            OpenStream(client, BASE, max_tokens=2000).wait_until_begun(),
+            OpenStream(client, BASE, max_tokens=2000),
+        ]
         eventually(lambda: locked.metric("running") == 1 and locked.metric("queue_depth") == 1, 10, "one waits")
         with pytest.raises(openai.RateLimitError) as raised:
             ask(client, BASE)
