@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from graftwork.clients.client import Client
+from graftwork.server.processes import die_with_parent
 
 BASE = "smollm2-135m-instruct"
 
@@ -53,6 +55,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C at the tests' terminal is not for the server
+                preexec_fn=partial(die_with_parent, os.getpid()),  # but it does not outlive tests that were killed
             )
         return self
 
