@@ -73,6 +73,7 @@ class BaseCard:
         return asdict(self)
 
 
+@torch.no_grad()
 def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCard]:
     """Load the base and make it ready to serve.
 
@@ -80,7 +81,6 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
         ConfigurationError: the base or the wishes cannot be served; the message says why and what to do.
     """
     began = time.perf_counter()
-    torch.set_grad_enabled(False)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     chosen = numerics.choose(

@@ -86,7 +86,7 @@ def exact_server(make_server: MakeServer, folders: dict[str, Path]) -> Iterator[
 @pytest.fixture(scope="session")
 def make_server(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> MakeServer:
     """Makes servers on homes of their own, not yet started, which the caller puts down."""
-    info = tmp_path_factory.mktemp("info")  # what servers know of bases: only the first one reads all of it
+    info = Path(embedded_base.path).parent / "info"  # what is known of bases: not every server reads all of it again
 
     def make(*flags: str, base: str = embedded_base.path, environment: dict[str, str] | None = None) -> Server:
         home = tmp_path_factory.mktemp("own") / "home"

@@ -82,7 +82,7 @@ def test_the_main_process_is_killed(new_server: MakeServer, small: SmallAdapters
         for number in (1, 2, 3):
             operator.adapters.push("small", small.write(tmp_path / str(number), seed=number), alias="live")
         operator.adapters.rollback("small", reason="worse")
-        before = {model: ask(client, model) for model in ("small@1", "small@2", "small@3", "small", BASE)}
+        before = {model: ask(client, model, max_tokens=6) for model in ("small@1", "small@2", "small@3", "small", BASE)}
         history = operator.adapters.history("small").data
         stream = OpenStream(client, "small").wait_until_begun()
         server.process.kill()
@@ -96,7 +96,7 @@ def test_the_main_process_is_killed(new_server: MakeServer, small: SmallAdapters
         assert {version.residency for version in operator.adapters.get("small").versions} == {"store"}
         assert operator.adapters.history("small").data == history
         for model, answer in before.items():
-            again = ask(client, model)
+            again = ask(client, model, max_tokens=6)
             assert again.adapter == answer.adapter
             assert again.text == answer.text
     assert server.stop() == 0

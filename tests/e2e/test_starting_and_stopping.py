@@ -31,7 +31,7 @@ def test_from_the_first_second_to_the_last(new_server: MakeServer) -> None:
         assert [model.id for model in client.models.list()] == [BASE]
 
         server.wait_until_ready()
-        streams = [OpenStream(client, BASE, max_tokens=60).wait_until_begun() for _ in range(4)]
+        streams = [OpenStream(client, BASE, max_tokens=n).wait_until_begun() for n in (80, 20, 20)]
         whole = openai.OpenAI(**server.openai_options())
         server.send(signal.SIGTERM)
         eventually(lambda: server.status() == 503, 5, "it drains")
