@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -576,9 +577,19 @@ def _dtype_on_disk(tensors: Sequence[_Tensor]) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+#: Building a model sets torch's default dtype for the whole process: two threads at it would leave the wrong one.
+_one_at_a_time = threading.RLock()
+
+
 @contextmanager
 def _transformers_reads(folder: Path) -> Iterator[None]:
     """What transformers cannot read is a setting that cannot work. Its bars stay off: ``progress`` is ours."""
+    with _one_at_a_time, _explained(folder):
+        yield
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -490,6 +490,8 @@ def test_it_is_converted_once_however_many_want_it(fake_conversion: list[Path], 
     assert len(infos) == 4
     assert len(fake_conversion) == 1
     assert len({info.digest for info in infos}) == 1
+    # transformers sets the process's default dtype while it builds a model: threads must not leave it behind.
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_what_a_crash_left_is_cleared_away(
