@@ -424,7 +424,7 @@ def test_every_flag_of_serve_is_documented_with_its_default() -> None:
 
 
 def test_every_route_is_documented() -> None:
-    source = (CHECKOUT / "server" / "routes.py").read_text()
+    source = "".join(path.read_text() for path in (CHECKOUT / "server" / "routes").glob("*.py"))
     routes = {f"{method.upper()} {path}" for method, path in re.findall(r'@routes\.([a-z]+)\("([^"]+)"', source)}
     gateway = (CHECKOUT / "server" / "gateway.py").read_text()
     routes |= {f"POST {path}" for path in re.findall(r'add_endpoint\("([^"]+)"', gateway)}
@@ -437,7 +437,7 @@ def test_every_route_is_documented() -> None:
 
 def test_every_error_code_is_documented() -> None:
     said: set[str] = set()
-    for path in (*(CHECKOUT / "adapters").glob("*.py"), *(CHECKOUT / "server").glob("*.py")):
+    for path in (*(CHECKOUT / "adapters").glob("*.py"), *(CHECKOUT / "server").rglob("*.py")):
         said |= set(re.findall(r'(?:code="|default_code = "|_refuse\("|_at\("[a-z_]+", ")([a-z_]+)"', path.read_text()))
     inside = {"busy", "configuration_error"}  # these reach no client
     documented = re.findall(r"^\| [0-9 or]+ \| ([^|]+)", read("docs/api.md"), re.MULTILINE)

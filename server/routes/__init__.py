@@ -1,0 +1,24 @@
+"""Every route that never touches the engine's generation, a file a noun.
+
+Reading takes any key, changing adapters an operator's, keys an admin's; health, readiness and the operator's page take
+none. What blocks runs beside the event loop. Each file has one ``add(routes, services)``.
+
+Knows nothing of how errors look (``edge``) or where the engine runs (``services``).
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from graftwork.server.routes import adapters, keys, models, service
+from graftwork.server.services import Services
+
+NOUNS = (service, models, adapters, keys)
+
+
+def router(services: Services) -> APIRouter:
+    """All of them, for ``app.include_router``."""
+    routes = APIRouter()
+    for noun in NOUNS:
+        noun.add(routes, services)
+    return routes
