@@ -1,0 +1,37 @@
+"""What a server made up once and must keep: its secrets, by name, in the database, the same for all its processes."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from datetime import UTC, datetime
+
+from sqlalchemy import Column, Named, Table, Text, TypedColumns, insert, select
+
+from graftwork.adapters.db import Database, UtcDateTime, schema
+
+
+class _SettingColumns(TypedColumns):
+    name: Named[str] = Column(Text, primary_key=True)
+    value: Named[str] = Column(Text)
+    created_at = Column(UtcDateTime, nullable=False)
+
+
+_settings = Table("settings", schema, _SettingColumns)
+
+INTERACTION_IDS = "interaction-ids"
+"""The secret under which the ids of answers are signed."""
+
+
+def secret(database: Database, name: str) -> bytes:
+    """32 random bytes, made when they are asked for the first time; whoever asks later, anywhere, gets the same."""
+    query = select(_settings.c.value).where(_settings.c.name == name)
+    with database.read() as connection:
+        kept = connection.scalar(query)
+    if kept is None:
+        with database.write() as connection:
+            # Another process may have been first.
+            kept = connection.scalar(query)
+            if kept is None:
+                kept = randomness.token_hex(32)
+                connection.execute(insert(_settings).values(name=name, value=kept, created_at=datetime.now(UTC)))
+    return bytes.fromhex(kept)
