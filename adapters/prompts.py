@@ -127,31 +127,10 @@ class Prompts:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, str]:
-        """One message as the template gets it: every value a string that can be encoded."""
-        where = f"messages[{index}]"
-        if not isinstance(message, Mapping):
-            raise InvalidRequest(f"{where} must be an object with role and content.", param=where)
-        role = message.get("role")
-        if role not in ROLES:
-            raise InvalidRequest(
-                f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.", param=f"{where}.role"
-            )
-        if role == "developer" and "developer" not in (self.chat_template or ""):
-            role = "system"
-        fields = {
-            "role": str(role),
-            "content": _well_formed(_flatten(message.get("content"), where), f"{where}.content"),
-        }
-        for key, value in message.items():
-            if (
-                key in fields or value is None or value == []
-            ):  # clients send back their answers with every unused field empty
-                continue
-            if key not in _EXTRA_FIELDS:
-                raise InvalidRequest(f"{where}.{key} is not supported. Leave it out.", param=f"{where}.{key}")
-            if not isinstance(value, str):
-                raise InvalidRequest(f"{where}.{key} must be a string.", param=f"{where}.{key}")
-            fields[key] = _well_formed(value, f"{where}.{key}")
+        """One message as the template gets it."""
+        fields = read_message(index, message)
+        if fields["role"] == "developer" and "developer" not in (self.chat_template or ""):
+            fields["role"] = "system"
         return fields
 
     def _named_id(self, name: str) -> int | None:
@@ -269,6 +248,34 @@ class _Pieces:
     def _decode(self, *token_ids: int) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
         return text
+
+
+def read_message(index: int, message: Any) -> dict[str, str]:
+    """One of OpenAI's messages, strictly: every value a string that can be encoded, the content's parts joined.
+
+    Raises ``InvalidRequest`` that names what is wrong with ``messages[index]``.
+    """
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(f"{where} must be an object with role and content.", param=where)
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidRequest(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.", param=f"{where}.role")
+    fields = {
+        "role": str(role),
+        "content": _well_formed(_flatten(message.get("content"), where), f"{where}.content"),
+    }
+    for key, value in message.items():
+        if (
+            key in fields or value is None or value == []
+        ):  # clients send back their answers with every unused field empty
+            continue
+        if key not in _EXTRA_FIELDS:
+            raise InvalidRequest(f"{where}.{key} is not supported. Leave it out.", param=f"{where}.{key}")
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{where}.{key} must be a string.", param=f"{where}.{key}")
+        fields[key] = _well_formed(value, f"{where}.{key}")
+    return fields
 
 
 def read_chat_template(folder: Path) -> str | None:
