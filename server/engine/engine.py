@@ -126,10 +126,11 @@ class Engine:
         deltas, self._refused = self._refused, []
         deltas += self._take_in_adapters()
         work = self.scheduler.schedule()
-        if not work:
-            return deltas
-        self.num_steps += 1
         try:
+            self.runner.arrange(self.scheduler.prefix_cache.take_moves())
+            if not work:
+                return deltas
+            self.num_steps += 1
             output = self.runner.run(work)
             deltas += self._settle(output)
         except Exception as failure:
@@ -209,6 +210,8 @@ class Engine:
         for item, rows in zip(output.work, output.rows, strict=True):
             item.sequence.num_computed = item.start + item.count
             delta = Delta(item.sequence.request.id)
+            if item.completes and item.sequence.num_generated == 0:
+                delta.num_cached = item.sequence.num_cached or 0
             if item.sequence.request.sampling.prompt_logprobs is not None and item.start < item.sequence.num_prompt:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
             if item.completes:
@@ -253,10 +256,10 @@ class Engine:
             ):
                 delta.finish_reason = FinishReason.LENGTH
         if delta.done:
-            self.scheduler.finish(sequence)
+            self.scheduler.finish(sequence, keep=delta.finish_reason is not FinishReason.ERROR)
 
     def _fail(self, sequence: Sequence, message: str) -> Delta:
-        self.scheduler.finish(sequence)
+        self.scheduler.finish(sequence, keep=False)
         return Delta(sequence.request.id, finish_reason=FinishReason.ERROR, error=message)
 
     def _refuse(self, request_id: str, message: str) -> None:

@@ -1,8 +1,8 @@
 """Keys and values of every running sequence: one slot each, preallocated, written in place.
 
 Layout: ``keys[layer]`` and ``values[layer]`` are [num_slots, slot_length, kv_heads * head_dim]. On a CPU the memory is
-mapped, not touched: a slot costs what its sequence fills, and what a long one filled is handed back to the system when
-it leaves. Which slot belongs to whom is the scheduler's business.
+mapped, not touched: a slot costs what its sequence fills, and what nobody needs any more is handed back to the system.
+Which slot belongs to whom, and what of it another may use, is ``prefix_cache``'s business.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from graftwork.server.engine.prefix_cache import Move
+
+#: Linux's number on x86 and ARM; Python has no name for it before 3.13.
+MAP_NORESERVE = 0x4000
 
 #: What a freed slot may keep mapped: short sequences come and go without a page fault.
 KEEP_TOKENS = 512
@@ -45,26 +50,41 @@ class KVCache:
         if self.shape.device.type != "cpu":
             return torch.zeros(size, dtype=self.shape.dtype, device=self.shape.device)
         num_elements = size[0] * size[1] * size[2]
-        # Private, or what is given back would stay; small pages, or a short row would touch two megabytes a layer.
-        memory = mmap.mmap(-1, num_elements * self.shape.dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Private, or what is given back would stay; small pages, or a short row would touch two megabytes a layer; not
+        # reserved, as most of it is never filled.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        memory = mmap.mmap(-1, num_elements * self.shape.dtype.itemsize, flags=flags)
         memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._maps.append(memory)
         return torch.frombuffer(memory, dtype=self.shape.dtype).view(size)
 
     def claim(self, slot: int) -> None:
-        """Make a slot ready for a new sequence.
+        """Make a slot ready for a new sequence: it holds nothing."""
+        self.truncate(slot, 0)
 
-        What the last one left is wiped: rows are padded to their neighbours' length, and a stale NaN behind a masked
-        place would still poison the sum (0 · NaN).
-        """
-        touched = self._touched[slot]
-        if touched > KEEP_TOKENS and self._maps:
-            self._give_back(slot, KEEP_TOKENS, touched)
-            touched = KEEP_TOKENS
-        if touched:
+    def arrange(self, move: Move) -> None:
+        """Let a slot hold the first tokens of another, or of itself, and nothing else."""
+        if move.source != move.slot:
             for tensor in (*self.keys, *self.values):
-                tensor[slot, :touched].zero_()
-        self._touched[slot] = 0
+                tensor[move.slot, : move.count].copy_(tensor[move.source, : move.count])
+            self.extend(move.slot, move.count)
+        self.truncate(move.slot, move.count, give_back=not move.in_use)
+
+    def truncate(self, slot: int, length: int, *, give_back: bool = False) -> None:
+        """Let a slot hold its first ``length`` tokens only. ``give_back`` all memory behind, not only what is far.
+
+        What was there is wiped: rows are padded to their neighbours' length, and a stale NaN behind a masked place
+        would still poison the sum (0 · NaN).
+        """
+        stop = self._touched[slot]
+        kept = length if give_back else max(length, KEEP_TOKENS)
+        if self._maps and kept < stop:
+            self._give_back(slot, kept, stop)
+            stop = kept
+        if length < stop:
+            for tensor in (*self.keys, *self.values):
+                tensor[slot, length:stop].zero_()
+        self._touched[slot] = min(self._touched[slot], length)
 
     def extend(self, slot: int, length: int) -> None:
         """Note that a slot is filled up to ``length`` tokens."""

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
+#: On a CPU, where a slot is only address space: slots for what ended sequences leave, for each that runs.
+RETAINED_SLOTS = 3
+
 #: Rotary embeddings whose angles depend on the longest sequence of the batch: neighbours would change an answer.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -35,7 +38,7 @@ class EngineConfig:
     ``num_slots`` rank-16 adapters on the device; ``max_sequences`` running at once, each at most ``max_length`` tokens
     (``None``: what the base was made for, up to 8192); ``cache_bytes`` of key-value cache (``None``: a quarter of the
     memory, 4 GiB at most; on a card 80 % of what is free); ``host_bytes`` for adapters fetched but not on the device;
-    ``step_tokens`` of prompt a step.
+    ``step_tokens`` of prompt a step. ``prefix_cache``: what ended sequences leave in the cache serves others.
     """
 
     quantize: str = "auto"
@@ -47,6 +50,7 @@ class EngineConfig:
     cache_bytes: int | None = None
     host_bytes: int = 2 * GIB
     step_tokens: int = 256
+    prefix_cache: bool = True
     num_threads: int | None = None
 
 
@@ -128,7 +132,7 @@ def _cache(
 ) -> tuple[KVCache, Limits]:
     """On a CPU slots are address space and the token budget bounds what is filled; on a card slots are memory."""
     shape = CacheShape(
-        num_slots=config.max_sequences,
+        num_slots=config.max_sequences * (RETAINED_SLOTS + 1 if config.prefix_cache else 1),
         slot_length=max_length,
         kv_sizes=kv_sizes,
         dtype=chosen.dtype,
@@ -138,7 +142,7 @@ def _cache(
         cache_bytes = config.cache_bytes or min(4 * GIB, psutil.virtual_memory().total // 4)
     else:
         cache_bytes = config.cache_bytes or int(torch.cuda.mem_get_info(chosen.device)[0] * 0.8)
-        num_slots = min(config.max_sequences, cache_bytes // (shape.bytes_per_token * max_length))
+        num_slots = min(shape.num_slots, cache_bytes // (shape.bytes_per_token * max_length))
         if num_slots < 1:
             raise ConfigurationError(
                 f"{cache_bytes / GIB:.1f} GiB of cache do not hold one sequence of {max_length} tokens. "
@@ -153,10 +157,12 @@ def _cache(
             f"The cache would hold {cache_tokens} tokens. Raise --kv-memory-gb or --max-model-len."
         )
     limits = Limits(
-        max_sequences=shape.num_slots,
+        max_sequences=min(config.max_sequences, shape.num_slots),
+        num_slots=shape.num_slots,
         max_length=min(max_length, cache_tokens),
         cache_tokens=cache_tokens,
         step_tokens=config.step_tokens,
+        prefix_cache=config.prefix_cache,
     )
     return KVCache(shape), limits
 

@@ -58,12 +58,16 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class Delta:
-    """What one step adds to one request. ``token_ids`` excludes the stop token that ended it."""
+    """What one step adds to one request. ``token_ids`` excludes the stop token that ended it.
+
+    ``num_cached`` comes with the first token: how many of the prompt's tokens did not have to be computed.
+    """
 
     request_id: str
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached: int = 0
     finish_reason: FinishReason | None = None
     error: str | None = None
 

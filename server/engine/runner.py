@@ -15,6 +15,7 @@ from graftwork.server.engine.attention import AttentionPlan, Chunk, DecodeRow
 from graftwork.server.engine.grafting import Grafts
 from graftwork.server.engine.kv_cache import KVCache
 from graftwork.server.engine.lora_bank import LONG_RUN, LoraBank, LoraPlan, Run
+from graftwork.server.engine.prefix_cache import Move
 from graftwork.server.engine.scheduler import Work
 
 
@@ -34,6 +35,12 @@ class Runner:
         self.bank = bank
         self.cache = cache
         self.device = cache.shape.device
+
+    @torch.inference_mode()
+    def arrange(self, moves: Sequence[Move]) -> None:
+        """Bring slots into the state that the next ``run`` builds upon, in this order."""
+        for move in moves:
+            self.cache.arrange(move)
 
     @torch.inference_mode()
     def run(self, work: Sequence[Work]) -> Output:

@@ -1,38 +1,56 @@
 """Who runs in the next step: admission, chunked prefill, preemption. Plain Python, no torch.
 
 A sequence waits until it has an adapter in the bank, a slot in the key-value cache and room in the token budget; then
-its prompt is computed in chunks beside the sequences that already decode, and then it decodes a token a step. When the
-cache's tokens run out, the sequence that came last gives its slot back and is computed again later: what it has
-already said is kept, so nobody notices but the clock.
+its prompt, from where ``prefix_cache`` has no part of it, is computed in chunks beside the sequences that already
+decode, and then it decodes a token a step. When the cache's tokens run out, the sequence that came last gives its slot
+back and is computed again later: what it has already said is kept, so nobody notices but the clock.
 
-Fairness: waiting sequences are taken in order of arrival; one whose adapter is not resident yet is passed over, but
-only ``max_overtakes`` times. Then nothing younger is admitted until it has been.
+Places are taken in order of arrival, so nobody is starved of one. A sequence whose adapter is not resident yet is
+passed over, but only ``max_overtakes`` times: then an adapter is cleared off the device for its sake. One whose
+beginning another sequence is computing at this moment lets it finish that first, and copies it.
+
+The step's token budget for prompts goes to those with the least left to compute, so that a short prompt does not wait
+for a long one; but a quarter of it is always the oldest prompt's, so that none is starved.
 
 Knows nothing of tensors, tokens' meaning, or where adapters are stored.
 """
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from graftwork.server.engine.prefix_cache import Hit, Prefix, PrefixCache
 from graftwork.server.engine.request import Request
 from graftwork.server.engine.residency import Residency, Seat
+
+#: The part of a step's token budget that is the oldest prompt's.
+OLDEST_SHARE = 4
+
+#: It pays to wait for a beginning that another sequence is computing if that saves this many tokens, and this part of
+#: what there is to compute.
+SHORTEST_WAIT = 32
+WAIT_SHARE = 8
+
+#: Copying this many tokens within the cache is counted like computing one.
+COPIES_PER_TOKEN = 32
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
     """A request on its way: what was said so far, how much of it the cache holds, and where.
 
-    ``num_scored`` counts prompt tokens whose log-probabilities have been told.
+    ``num_cached`` counts tokens that the prefix cache had when it was first admitted; ``num_scored`` prompt tokens
+    whose log-probabilities have been told.
     """
 
     request: Request
     order: int
     tokens: list[int]
+    prefix: Prefix
     rng: random.Random
+    num_cached: int | None = None
     num_computed: int = 0
     slot: int | None = None
     seat: Seat | None = None
@@ -47,6 +65,18 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens to be computed before it says something new."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_reusable(self) -> int:
+        """How many tokens need not be computed if they have been: not the last, nor any whose logits are asked for."""
+        if self.request.sampling.prompt_logprobs is None or self.num_scored >= self.num_prompt:
+            return len(self.tokens) - 1
+        return max(self.num_scored - 1, 0)
 
     @property
     def decoding(self) -> bool:
@@ -70,13 +100,18 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """``max_sequences`` slots of ``max_length`` tokens; ``cache_tokens`` over all; ``step_tokens`` of prompt a step."""
+    """``max_sequences`` at once, each of ``max_length`` tokens at most, in ``num_slots`` slots (``None``: as many).
+
+    ``cache_tokens`` are held at once, running and retained; ``step_tokens`` of prompt are computed a step.
+    """
 
     max_sequences: int
     max_length: int
     cache_tokens: int
+    num_slots: int | None = None
     step_tokens: int = 256
     max_overtakes: int = 64
+    prefix_cache: bool = True
 
 
 class Scheduler:
@@ -87,8 +122,10 @@ class Scheduler:
         self.residency = residency
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.prefix_cache = PrefixCache(limits.num_slots or limits.max_sequences, enabled=limits.prefix_cache)
         self.num_preemptions = 0
-        self._free_slots = list(range(limits.max_sequences))
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
 
@@ -106,10 +143,12 @@ class Scheduler:
 
     def add(self, request: Request) -> Sequence:
         seed = request.sampling.seed
+        tokens = list(request.prompt)
         sequence = Sequence(
             request=request,
             order=self._arrivals,
-            tokens=list(request.prompt),
+            tokens=tokens,
+            prefix=Prefix(request.adapter, tokens),
             rng=random.Random(seed) if seed is not None else random.Random(),
         )
         self._arrivals += 1
@@ -119,8 +158,11 @@ class Scheduler:
             self.residency.want(request.adapter)
         return sequence
 
-    def finish(self, sequence: Sequence) -> None:
-        """Forget a sequence, in whatever state it is, and give back its slot and its seat in the bank."""
+    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Forget a sequence, in whatever state it is, and give back its slot and its seat in the bank.
+
+        ``keep`` what it has computed for others; not when that may be wrong.
+        """
         self._by_id.pop(sequence.request.id, None)
         if sequence in self.running:
             self.running.remove(sequence)
@@ -128,40 +170,101 @@ class Scheduler:
             self.waiting.remove(sequence)
             if sequence.request.adapter is not None:
                 self.residency.unwant(sequence.request.adapter)
-        self._release(sequence)
-
-    def schedule(self) -> list[Work]:
-        """Decode everything that decodes, then fill the step's token budget with prompts, oldest first."""
-        self._make_room()
-        budget = self.limits.step_tokens
-        work = [Work(s, s.num_computed, 1) for s in self.running if s.decoding]
-        for sequence in self.running:
-            if not sequence.decoding and budget > 0:
-                budget -= self._append_chunk(work, sequence, budget)
-        passed: list[Sequence] = []
-        for sequence in list(self.waiting):
-            if budget <= 0:
-                break
-            if not self._seatable(sequence):
-                passed.append(sequence)
-                if self._holds_the_line(sequence):
-                    break
-                continue
-            if not self._admit(sequence):
-                break
-            for other in passed:
-                other.overtaken += 1
-            budget -= self._append_chunk(work, sequence, budget)
-        return work
-
-    def _append_chunk(self, work: list[Work], sequence: Sequence, budget: int) -> int:
-        count = min(budget, len(sequence.tokens) - sequence.num_computed)
-        work.append(Work(sequence, sequence.num_computed, count))
-        return count
+        self._release(sequence, keep=keep)
 
     def wanted_adapters(self) -> list[str]:
         """Adapters of waiting sequences, oldest sequence first, each once."""
         return list(dict.fromkeys(s.request.adapter for s in self.waiting if s.request.adapter is not None))
+
+    def schedule(self) -> list[Work]:
+        """Decode everything that decodes, then fill the step's token budget with prompts."""
+        for sequence in self.running:
+            self.prefix_cache.note(_slot(sequence), sequence.num_computed)
+        self._make_room()
+        return [Work(s, s.num_computed, 1) for s in self.running if s.decoding] + self._prompts()
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+    def _prompts(self) -> list[Work]:
+        """Who gets how much of the budget: its share for the oldest prompt, then whoever has least left."""
+        budget = self.limits.step_tokens
+        left = self._in_line()
+        shortest = sorted(left, key=lambda s: (left[s], s.order))
+        oldest = sorted(left, key=lambda s: s.order)[:1]
+        counts: dict[Sequence, int] = {}
+        for sequence, most in [(s, max(1, budget // OLDEST_SHARE)) for s in oldest] + [(s, budget) for s in shortest]:
+            if budget <= 0:
+                break
+            if sequence.slot is None:
+                if self._leader(sequence) is not None:  # admitted in this very step
+                    continue
+                budget -= self._admit(sequence) // COPIES_PER_TOKEN
+            done = counts.get(sequence, 0)
+            count = min(most, max(budget, 1), sequence.num_left - done)
+            counts[sequence] = done + count
+            budget -= count
+        return [Work(s, s.num_computed, count) for s, count in counts.items()]
+
+    def _in_line(self) -> dict[Sequence, int]:
+        """Everybody who may have a part of this step's budget, with what they have left to compute.
+
+        Waiting sequences get places in order of arrival, as long as there are places and tokens. A sequence that
+        another one waits for is as urgent as that one.
+        """
+        line = {s: s.num_left for s in self.running if not s.decoding}
+        places = self.limits.max_sequences - len(self.running)
+        room = self.limits.cache_tokens - self._held_tokens()
+        for sequence in self.waiting:
+            if not self._seatable(sequence):
+                if self._holds_the_line(sequence):
+                    break
+                continue
+            places, room = places - 1, room - len(sequence.tokens) - 1
+            if places < 0 or room < 0:
+                break
+            if (leader := self._leader(sequence)) is not None:
+                line[leader] = min(line[leader], len(sequence.tokens) - leader.num_computed)
+            else:
+                line[sequence] = len(sequence.tokens) - self._find(sequence).count
+        return line
+
+    def _find(self, sequence: Sequence) -> Hit:
+        return self.prefix_cache.find(sequence.prefix, sequence.num_reusable)
+
+    def _leader(self, sequence: Sequence) -> Sequence | None:
+        """Whoever is computing so much of a waiting sequence's beginning that it is better to let them.
+
+        Nobody waits for ever: the leader is running, and each wait ends with more of the beginning there.
+        """
+        coming = self.prefix_cache.coming(sequence.prefix, sequence.num_reusable)
+        if coming.holding is None:
+            return None
+        there = self._find(sequence).count
+        saved = coming.count - there
+        if saved < SHORTEST_WAIT or saved * WAIT_SHARE < len(sequence.tokens) - there:
+            return None
+        return next((s for s in self.running if s.slot == coming.holding.slot and not s.decoding), None)
+
+    def _admit(self, sequence: Sequence) -> int:
+        """Give a waiting sequence its seat and its slot. Returns how many tokens are copied there."""
+        for other in self.waiting:
+            if other is sequence:
+                break
+            other.overtaken += not self._seatable(other)
+        adapter = sequence.request.adapter
+        if adapter is not None:
+            sequence.seat = self.residency.sit(adapter)
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        hit = self._find(sequence)
+        sequence.slot = self.prefix_cache.take(
+            sequence.prefix, hit, room=self.limits.cache_tokens - self._held_tokens()
+        )
+        sequence.num_computed = hit.count
+        if sequence.num_cached is None:
+            sequence.num_cached = hit.count
+            self.num_prompt_tokens += sequence.num_prompt
+            self.num_cached_tokens += hit.count
+        return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count
 
     def _seatable(self, sequence: Sequence) -> bool:
         adapter = sequence.request.adapter
@@ -176,42 +279,39 @@ class Scheduler:
             and self.residency.short_of_pages(adapter)
         )
 
-    def _admit(self, sequence: Sequence) -> bool:
-        free_tokens = self.limits.cache_tokens - self._held_tokens()
-        if not self._free_slots or len(sequence.tokens) + 1 > free_tokens:
-            return False
-        adapter = sequence.request.adapter
-        if adapter is not None:
-            sequence.seat = self.residency.sit(adapter)
-        sequence.slot = heapq.heappop(self._free_slots)
-        self.waiting.remove(sequence)
-        self.running.append(sequence)
-        return True
-
+    # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
-        return sum(len(s.tokens) for s in self.running)
+        """What running sequences hold, and the token by which each of them may grow in this step."""
+        return sum(len(s.tokens) for s in self.running) + len(self.running)
 
     def _make_room(self) -> None:
-        """Every running sequence may grow by a token: preempt from the youngest until that fits."""
-        while len(self.running) > 1 and self._held_tokens() + len(self.running) > self.limits.cache_tokens:
+        """Every running sequence may grow by a token: retained ones give way to that, then the youngest running."""
+        while len(self.running) > 1 and self._held_tokens() > self.limits.cache_tokens:
             youngest = max(self.running, key=lambda s: s.order)
             self.running.remove(youngest)
-            self._release(youngest)
+            self._release(youngest, keep=True)
             self._requeue(youngest)
             self.num_preemptions += 1
+        self.prefix_cache.shrink(max(0, self.limits.cache_tokens - self._held_tokens()))
 
     def _requeue(self, sequence: Sequence) -> None:
-        """Back to the head of the line, in order of arrival, to be computed from the start."""
+        """Back to the head of the line, in order of arrival, to be computed again from where nothing is left of it."""
         sequence.num_computed = 0
         if sequence.request.adapter is not None:
             self.residency.want(sequence.request.adapter)
         index = next((i for i, s in enumerate(self.waiting) if s.order > sequence.order), len(self.waiting))
         self.waiting.insert(index, sequence)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, keep: bool) -> None:
         if sequence.slot is not None:
-            heapq.heappush(self._free_slots, sequence.slot)
+            self.prefix_cache.leave(sequence.slot, sequence.num_computed, keep=keep)
             sequence.slot = None
         if sequence.seat is not None:
             self.residency.stand(sequence.seat)
             sequence.seat = None
+
+
+def _slot(sequence: Sequence) -> int:
+    if sequence.slot is None:
+        raise RuntimeError(f"{sequence.request.id} runs without a slot")
+    return sequence.slot

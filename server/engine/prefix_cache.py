@@ -1,0 +1,305 @@
+"""Which slot of the key-value cache holds which tokens, and what of them a new sequence need not compute.
+
+A sequence that leaves its slot leaves keys and values behind: the slot is *retained*, and what it holds is remembered
+by the adapter's digest and the tokens. A sequence of the same adapter whose tokens begin alike finds the longest
+beginning that was ever computed, and either *takes over* a retained slot (a chat that grows: nothing is copied) or has
+the common beginning *copied* from whoever holds it, running or retained (a system prompt that many share). A slot is
+free, running or retained::
+
+    free ──take──▶ running ──leave──▶ retained ──take over──▶ running
+                                          └──evict──▶ free
+
+Retained slots go when their slot or their tokens are wanted, least recently used first, and lose their tails before
+their heads: beginnings are what others share.
+
+Sequences are found by hashes of blocks of ``BLOCK`` tokens, each hash taking in all blocks before it; what a hash
+promises is compared token by token before it is used. What must be done to the memory is told as ``Move``s, in order.
+
+Plain Python. Knows nothing of tensors, nor of when sequences run. Names of adapters play no part: a digest stands for
+bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+#: Tokens a hash stands for. Beginnings shorter than that are not worth finding.
+BLOCK = 16
+
+#: What is left of a retained slot's head when its tail is cut off, at least; and what is cut off at once, at least.
+SHORTEST_HEAD = 64
+SHORTEST_CUT = 256
+
+#: A slot is taken over when that forgets no more than this part of what is shared. Copying a token costs about a
+#: fortieth of computing it, and what is forgotten may never be asked for again.
+FORGETTABLE = 1 / 16
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """``slot`` is to hold the first ``count`` tokens of ``source``, itself or another slot, and nothing else.
+
+    Nobody runs in a slot that is not ``in_use`` next: the memory behind those tokens can be given back.
+    """
+
+    slot: int
+    source: int
+    count: int
+    in_use: bool
+
+
+class Prefix:
+    """The tokens of one sequence, which may grow at their end, under one adapter; and their blocks' hashes."""
+
+    def __init__(self, adapter: str | None, tokens: list[int]) -> None:
+        self.adapter = adapter
+        self.tokens = tokens
+        self._keys: list[int] = []
+
+    def keys(self, length: int) -> list[int]:
+        """A hash for each whole block of the first ``length`` tokens."""
+        num_blocks = length // BLOCK
+        while len(self._keys) < num_blocks:
+            start = len(self._keys) * BLOCK
+            before = self._keys[-1] if self._keys else hash(self.adapter)
+            self._keys.append(hash((before, *self.tokens[start : start + BLOCK])))
+        return self._keys[:num_blocks]
+
+
+@dataclass(eq=False, slots=True)
+class Holding:
+    """What a slot holds: the first ``length`` tokens of ``prefix``. A running one is on its way to ``num_coming``."""
+
+    slot: int
+    prefix: Prefix
+    length: int = 0
+    num_coming: int = 0
+    running: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The first ``count`` tokens are in the slot of ``holding``. No holding: none are."""
+
+    count: int
+    holding: Holding | None
+
+
+_MISS = Hit(0, None)
+
+
+class _Blocks:
+    """By the hash of a block: the slots that have it, and so everything before it."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, dict[int, None]] = {}
+
+    def add(self, slot: int, keys: list[int]) -> None:
+        for key in keys:
+            self._slots.setdefault(key, {})[slot] = None
+
+    def remove(self, slot: int, keys: list[int]) -> None:
+        for key in keys:
+            slots = self._slots[key]
+            del slots[slot]
+            if not slots:
+                del self._slots[key]
+
+    def deepest(self, keys: list[int]) -> tuple[int, list[int]]:
+        """How many blocks of ``keys`` some slot has, and the slots that have that many."""
+        # Whoever has a block has all before it.
+        low, high = 0, len(keys)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if keys[middle - 1] in self._slots:
+                low = middle
+            else:
+                high = middle - 1
+        return low, list(self._slots[keys[low - 1]]) if low else []
+
+    def pairs(self) -> Counter[tuple[int, int]]:
+        return Counter((key, slot) for key, slots in self._slots.items() for slot in slots)
+
+
+class PrefixCache:
+    """The book of ``num_slots`` slots. Off (``enabled=False``) it still deals out slots, and remembers nothing."""
+
+    def __init__(self, num_slots: int, *, enabled: bool = True) -> None:
+        self.num_slots = num_slots
+        self.enabled = enabled
+        self.num_retained_tokens = 0
+        self._free = list(range(num_slots))
+        self._running: dict[int, Holding] = {}
+        self._retained: dict[int, Holding] = {}  # least recently used first
+        self._computed = _Blocks()
+        self._coming = _Blocks()
+        self._moves: list[Move] = []
+
+    @property
+    def num_retained(self) -> int:
+        return len(self._retained)
+
+    def take_moves(self) -> list[Move]:
+        """What must be done to the memory before the next step, in this order. Each is told once."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    # -- what is there -------------------------------------------------------------------------------------------
+    def find(self, wanted: Prefix, limit: int) -> Hit:
+        """The longest beginning of ``wanted``, of at most ``limit`` tokens, that has been computed."""
+        num_blocks, slots = self._computed.deepest(wanted.keys(limit))
+        best = _MISS
+        for slot in slots:
+            holding = self._holding(slot)
+            hit = Hit(_reach(wanted, holding, num_blocks * BLOCK, limit), holding)
+            if (hit.count, -_cost(hit)) > (best.count, -_cost(best)):
+                best = hit
+        return best if best.holding is not None and _is_same(wanted, best.holding, best.count) else _MISS
+
+    def coming(self, wanted: Prefix, limit: int) -> Hit:
+        """The longest beginning of ``wanted``, in whole blocks, of a prompt that is being computed now."""
+        num_blocks, slots = self._coming.deepest(wanted.keys(limit))
+        if not slots:
+            return _MISS
+        return Hit(num_blocks * BLOCK, max((self._running[slot] for slot in slots), key=lambda h: h.length))
+
+    def holds(self, slot: int) -> int:
+        """How many tokens a slot holds that is in use or retained."""
+        return self._holding(slot).length
+
+    # -- slots come and go ---------------------------------------------------------------------------------------
+    def take(self, wanted: Prefix, hit: Hit, *, room: int) -> int:
+        """A slot for a sequence, which then holds what ``hit`` found. Retained slots keep ``room`` tokens at most.
+
+        There must be a slot that nobody runs in.
+        """
+        source = hit.holding
+        if source is not None and not source.running and self._better_taken_over(hit, room):
+            slot = source.slot
+            self._forget(source)
+            source = None
+        else:
+            slot = self._empty_slot(spare=source)
+        self._moves.append(Move(slot, slot if source is None else source.slot, hit.count, in_use=True))
+        self._running[slot] = Holding(slot, wanted, num_coming=len(wanted.tokens))
+        if self.enabled:
+            self._coming.add(slot, wanted.keys(len(wanted.tokens)))
+        self.note(slot, hit.count)
+        if source is not None and not source.running:
+            self._retained[source.slot] = self._retained.pop(source.slot)
+        self.shrink(room, spare=source)
+        return slot
+
+    def note(self, slot: int, length: int) -> None:
+        """The sequence in ``slot`` has ``length`` tokens computed."""
+        holding = self._running[slot]
+        before, holding.length = holding.length, length
+        if not self.enabled:
+            return
+        if length // BLOCK > before // BLOCK:
+            self._computed.add(slot, holding.prefix.keys(length)[before // BLOCK :])
+        if holding.num_coming and length >= holding.num_coming:
+            self._has_come(holding)
+
+    def leave(self, slot: int, length: int, *, keep: bool) -> None:
+        """The sequence in ``slot``, with ``length`` tokens computed, is gone; ``keep`` what it leaves."""
+        self.note(slot, length)
+        holding = self._running.pop(slot)
+        self._has_come(holding)
+        holding.running = False
+        self._retained[slot] = holding
+        self.num_retained_tokens += length
+        if not (self.enabled and keep and length >= BLOCK):
+            self._forget(holding)
+            heapq.heappush(self._free, slot)
+
+    def shrink(self, room: int, *, spare: Holding | None = None) -> None:
+        """Retained slots, but for ``spare``, give up what they hold beyond ``room`` tokens in all."""
+        while self.num_retained_tokens > room:
+            holding = self._oldest(spare)
+            head = holding.length - max(self.num_retained_tokens - room, SHORTEST_CUT)
+            if head >= SHORTEST_HEAD:
+                self._cut(holding, head)
+            else:
+                head = 0
+                self._forget(holding)
+                heapq.heappush(self._free, holding.slot)
+            self._moves.append(Move(holding.slot, holding.slot, head, in_use=False))
+
+    def _better_taken_over(self, hit: Hit, room: int) -> bool:
+        """What the slot holds beyond the hit is little, or cannot be kept anyhow."""
+        assert hit.holding is not None
+        only_one = not self._free and len(self._retained) == 1
+        return _cost(hit) <= max(BLOCK, hit.count * FORGETTABLE) or hit.holding.length > room or only_one
+
+    def _empty_slot(self, spare: Holding | None) -> int:
+        if self._free:
+            return heapq.heappop(self._free)
+        oldest = self._oldest(spare)
+        self._forget(oldest)
+        return oldest.slot
+
+    def _oldest(self, spare: Holding | None) -> Holding:
+        return next(holding for holding in self._retained.values() if holding is not spare)
+
+    def _forget(self, holding: Holding) -> None:
+        """A retained slot is so no longer."""
+        del self._retained[holding.slot]
+        self.num_retained_tokens -= holding.length
+        self._computed.remove(holding.slot, self._indexed(holding))
+
+    def _cut(self, holding: Holding, length: int) -> None:
+        self._computed.remove(holding.slot, self._indexed(holding)[length // BLOCK :])
+        self.num_retained_tokens -= holding.length - length
+        holding.length = length
+
+    def _has_come(self, holding: Holding) -> None:
+        if self.enabled and holding.num_coming:
+            self._coming.remove(holding.slot, holding.prefix.keys(holding.num_coming))
+        holding.num_coming = 0
+
+    def _indexed(self, holding: Holding) -> list[int]:
+        return holding.prefix.keys(holding.length) if self.enabled else []
+
+    def _holding(self, slot: int) -> Holding:
+        return self._running.get(slot) or self._retained[slot]
+
+    def __iter__(self) -> Iterator[Holding]:
+        return itertools.chain(self._running.values(), self._retained.values())
+
+    def check_integrity(self) -> None:
+        """Raise if slots are lost or shared, or if something is found that is not there: for tests, idle moments."""
+        slots = [*self._free, *self._running, *self._retained]
+        if sorted(slots) != list(range(self.num_slots)):
+            raise RuntimeError(f"slots do not add up: {self._free}, {list(self._running)}, {list(self._retained)}")
+        if self.num_retained_tokens != sum(holding.length for holding in self._retained.values()):
+            raise RuntimeError(f"retained tokens do not add up to {self.num_retained_tokens}")
+        if any(holding.length > len(holding.prefix.tokens) for holding in self):
+            raise RuntimeError("a slot holds more tokens than its sequence has")
+        computed = Counter((key, holding.slot) for holding in self for key in self._indexed(holding))
+        coming = Counter((key, h.slot) for h in self._running.values() for key in h.prefix.keys(h.num_coming))
+        if self._computed.pairs() != computed or self._coming.pairs() != (coming if self.enabled else Counter()):
+            raise RuntimeError("the index does not say what the slots hold")
+
+
+def _reach(wanted: Prefix, holding: Holding, count: int, limit: int) -> int:
+    """How far the two go together, given that they do for ``count`` tokens."""
+    mine, its, stop = wanted.tokens, holding.prefix.tokens, min(limit, holding.length)
+    while count < stop and mine[count] == its[count]:
+        count += 1
+    return count
+
+
+def _is_same(wanted: Prefix, holding: Holding, count: int) -> bool:
+    return wanted.adapter == holding.prefix.adapter and wanted.tokens[:count] == holding.prefix.tokens[:count]
+
+
+def _cost(hit: Hit) -> float:
+    """Tokens that would be forgotten if the slot were taken over. A running one cannot be."""
+    if hit.holding is None or hit.holding.running:
+        return float("inf")
+    return hit.holding.length - hit.count
