@@ -297,6 +297,8 @@ def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:
         )
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    # What is deleted is overwritten: a user who asked to be forgotten is not still legible in the file's free pages.
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _begin_sqlite(connection: Connection) -> None:

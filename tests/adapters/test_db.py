@@ -19,12 +19,13 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Column, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import StatementError
 
-from graftwork.adapters import db, keys, registry
+from graftwork.adapters import db, feedback, interactions, keys, leases, lineage, log_policies, registry
+from graftwork.adapters import settings as secrets
 from graftwork.adapters.db import Database, UtcDateTime, migrate
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
-MODULES_WITH_TABLES = (keys, registry)
+MODULES_WITH_TABLES = (feedback, interactions, keys, leases, lineage, log_policies, registry, secrets)
 
 
 @pytest.fixture
@@ -81,9 +82,9 @@ def test_connections_are_set_up(database: Database) -> None:
         with connect() as connection:
             values = [
                 connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-                for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+                for name in ("journal_mode", "synchronous", "foreign_keys", "secure_delete", "busy_timeout")
             ]
-        assert values == ["wal", 2, 1, 10_000]
+        assert values == ["wal", 2, 1, 1, 10_000]
 
 
 def test_an_exception_takes_everything_back(database: Database) -> None:
@@ -249,7 +250,8 @@ def test_schema_is_what_the_code_expects(tmp_path: Path) -> None:
             text("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
         ).all()
         names = inspect(connection).get_table_names()
-    assert names == ["adapters", "alembic_version", "alias_events", "aliases", "keys", "versions"]
+    assert {"adapters", "alembic_version", "alias_events", "aliases", "keys", "versions"} <= {*names}
+    assert {*names} - {"alembic_version"} == {*db.schema.tables}
     assert all(" ( -- " in statement for statement in statements if "alembic_version" not in statement)
     database.close()
 

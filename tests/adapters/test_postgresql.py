@@ -29,9 +29,15 @@ from sqlalchemy.exc import IntegrityError
 
 from graftwork.adapters import db
 from graftwork.adapters.db import Database, migrate
+from graftwork.adapters.erasure import Erased, Erasure
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.feedback import FeedbackFilter, Said
+from graftwork.adapters.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.keys import Keys
+from graftwork.adapters.leases import Leases
+from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.registry import Registry
+from tests.adapters.records import BASE_ID, Records
 from tests.adapters.test_registry import BASE, RegistryMachine, push, spec
 
 BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
@@ -211,3 +217,35 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_password_is_not_shown() -> None:
     assert str(Database("postgresql://me:secret@host/graftwork")) == "postgresql://me:***@host/graftwork"
+
+
+def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    erasure = Erasure(records.database, records.ids, Registry(records.database), base_id=BASE_ID)
+    old, mine = records.mint(None, days_ago=99), records.mint("intents@7", user="ann", days_ago=1)
+    records.log(old)
+    records.log(mine, user="ann", metadata={"a": "b"})
+    records.log(mine, user="ann", metadata={"a": "b"})
+    assert [row.id for row in records.interactions.find()] == [mine, old]
+    assert [row.id for row in records.interactions.find(after=mine)] == [old]
+    assert [row.id for row in records.interactions.each(InteractionFilter(adapter=BARE_BASE))] == [old]
+    assert records.interactions.get(mine).metadata == {"a": "b"}
+    said = Said(interaction_id=mine, thumb="down", correction="better", metadata={"page": "7"})
+    row, new = records.feedback.add(said, key_id="k", idempotency_key="a")
+    assert (new, records.feedback.add(said, key_id="k", idempotency_key="a")) == (True, (row, False))
+    assert list(records.feedback.find(FeedbackFilter(kind="metadata", adapter="intents@7"))) == [row]
+    for statement in (
+        "UPDATE feedback SET thumb = 'up'",
+        "UPDATE feedback SET correction = 'x'",
+        "DELETE FROM feedback",
+    ):
+        with pytest.raises(IntegrityError, match="append-only"), records.database.write() as connection:
+            connection.execute(text(statement))
+    assert erasure.expire(LogPolicies(records.database, retention_days=30)).num_interactions == 1
+    assert erasure.user("ann") == Erased(num_interactions=1, num_feedback=1)
+    (left,) = records.feedback.each()
+    assert (left.thumb, left.correction, left.metadata) == ("down", None, None)
+    leases = Leases(records.database)
+    lease = leases.acquire("keeper", "a", seconds=60)
+    assert (lease, leases.acquire("keeper", "b", seconds=60)) == (leases.holder("keeper"), None)
+    records.database.close()

@@ -1,0 +1,78 @@
+"""Which answers a data set was made of, and so which versions learned from them: on record when the rows are gone, too.
+
+Kept are hashes of ids, which tell nothing of a user and cannot be turned back. They belong to a data set's digest, and
+a version names its digest (``data_digest``): so they can be written before a run begins, and whatever the run ends in,
+nothing that learned is without a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from sqlalchemy import Column, Named, Table, Text, TypedColumns, insert, select
+
+from graftwork.adapters.db import Database, schema
+from graftwork.adapters.registry import Registry, Version
+
+
+class _LearnedColumns(TypedColumns):
+    data_digest: Named[str] = Column(Text, primary_key=True)
+    interaction_sha256: Named[str] = Column(Text, primary_key=True)
+
+
+_learned = Table("learned_from", schema, _LearnedColumns)
+
+_AT_ONCE = 500
+
+
+class Lineage:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, data_digest: str, interaction_ids: Iterable[str]) -> None:
+        """The data set ``data_digest`` holds rows made of these interactions. Before the run that learns from it;
+        saying it again changes nothing."""
+        hashes = {_hash(id) for id in interaction_ids}
+        with self._database.write() as connection:
+            known = select(_learned.c.interaction_sha256).where(_learned.c.data_digest == data_digest)
+            new = sorted(hashes.difference(connection.scalars(known)))
+            if new:
+                rows = [{"data_digest": data_digest, "interaction_sha256": sha256} for sha256 in new]
+                connection.execute(insert(_learned), rows)
+
+    def data_digests(self, interaction_ids: Iterable[str]) -> set[str]:
+        """Of the data sets that hold any of these."""
+        hashes = sorted({_hash(id) for id in interaction_ids})
+        found: set[str] = set()
+        with self._database.read() as connection:
+            for start in range(0, len(hashes), _AT_ONCE):
+                some = _learned.c.interaction_sha256.in_(hashes[start : start + _AT_ONCE])
+                found.update(connection.scalars(select(_learned.c.data_digest).where(some).distinct()))
+        return found
+
+
+def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
+    """The versions that learned from these data sets, and those that did not but continue one that did."""
+    direct: list[Version] = []
+    inherited: list[Version] = []
+    after: str | None = None
+    while data_digests:
+        page = registry.adapters(after=after, limit=100)
+        for adapter in page:
+            learned: set[int] = set()
+            for version in adapter.versions:  # a parent has a smaller number than its children
+                if version.data_digest in data_digests:
+                    direct.append(version)
+                    learned.add(version.number)
+                elif version.parent in learned:
+                    inherited.append(version)
+                    learned.add(version.number)
+        if not page.has_more:
+            break
+        after = page[-1].name
+    return direct, inherited
+
+
+def _hash(interaction_id: str) -> str:
+    return hashlib.sha256(interaction_id.encode("utf-8", "surrogatepass")).hexdigest()
