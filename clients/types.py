@@ -136,12 +136,20 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromptTokens:
+    """Of a prompt's tokens, ``cached_tokens`` did not have to be computed."""
+
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """Tokens read and written for one request."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -151,7 +151,10 @@ def _tail(text: str, stop: str) -> int:
 
 
 class Choice:
-    """One continuation as it is written: its text so far, its tokens' scores, how many tokens it took, how it ended."""
+    """One continuation as it is written: its text so far, its tokens' scores, how many tokens it took, how it ended.
+
+    ``num_cached`` of its prompt's tokens did not have to be computed.
+    """
 
     def __init__(
         self,
@@ -165,6 +168,7 @@ class Choice:
     ) -> None:
         self.index = index
         self.num_tokens = 0
+        self.num_cached = 0
         self.finish: Finish | None = None
         self._tokens = tokens
         self._prompt = prompt
@@ -191,6 +195,7 @@ class Choice:
             return _NOTHING
         if delta.finish_reason is FinishReason.ERROR:
             raise GraftworkError(delta.error or "the engine could not finish this answer: try again")
+        self.num_cached += delta.num_cached
         scored: list[Scored] = []
         echo = ""
         if self._echo is not None:
@@ -277,6 +282,7 @@ class Answer(ABC):
         self.head = head
         self.choices = choices
         self.num_prompt_tokens = num_prompt_tokens
+        self._choices_a_prompt = request.choices
         self._vocabulary = vocabulary
         self._include_usage = request.include_usage
         self._open = f"data: {{{head.json(self.chunk_kind)},"
@@ -286,6 +292,12 @@ class Answer(ABC):
     @property
     def num_completion_tokens(self) -> int:
         return sum(choice.num_tokens for choice in self.choices)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were not computed for any of the choices: those of one prompt share what one computed."""
+        firsts = range(0, len(self.choices), self._choices_a_prompt)
+        return sum(min(c.num_cached for c in self.choices[first : first + self._choices_a_prompt]) for first in firsts)
 
     @property
     def done(self) -> bool:
@@ -325,7 +337,10 @@ class Answer(ABC):
 
     def _usage(self) -> str:
         prompt, completion = self.num_prompt_tokens, self.num_completion_tokens
-        return f'{{"prompt_tokens":{prompt},"completion_tokens":{completion},"total_tokens":{prompt + completion}}}'
+        return (
+            f'{{"prompt_tokens":{prompt},"completion_tokens":{completion},"total_tokens":{prompt + completion},'
+            f'"prompt_tokens_details":{{"cached_tokens":{self.num_cached_tokens}}}}}'
+        )
 
     @abstractmethod
     def _text_chunk(self, piece: Piece) -> str:

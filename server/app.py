@@ -263,6 +263,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
         "cache_bytes": None if config.kv_memory_gb is None else int(config.kv_memory_gb * gib),
         "host_bytes": int(config.host_memory_gb * gib),
         "step_tokens": config.prefill_tokens,
+        "prefix_cache": not config.no_prefix_cache,
         "num_threads": config.threads,
     }
 

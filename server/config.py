@@ -30,6 +30,7 @@ class ServerConfig:
         kv_memory_gb: size of the key-value cache; ``None``: a quarter of the memory, at most 4.
         host_memory_gb: adapters kept in host memory, ready for the device.
         prefill_tokens: prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
+        no_prefix_cache: compute every prompt from its start, whatever was computed before.
         threads: CPU threads of the engine; ``None``: torch's choice.
         allowed_roots: folders below which adapters may be pushed by path.
         admin_key_file: file with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
@@ -52,6 +53,7 @@ class ServerConfig:
     kv_memory_gb: float | None = None
     host_memory_gb: float = 2.0
     prefill_tokens: int = 256
+    no_prefix_cache: bool = False
     threads: int | None = None
     allowed_roots: tuple[Path, ...] = ()
     admin_key_file: Path | None = None

@@ -26,7 +26,7 @@ _REQUEST_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160
 
 
 class EngineStats(Protocol):
-    """The engine at one moment. The last five count from the engine's own start."""
+    """The engine at one moment. What is called ``num_`` counts from the engine's own start."""
 
     @property
     def running(self) -> int: ...
@@ -36,6 +36,12 @@ class EngineStats(Protocol):
     def memory_bytes(self) -> int: ...
     @property
     def cache_tokens_used(self) -> int: ...
+    @property
+    def retained_tokens(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
     @property
     def num_steps(self) -> int: ...
     @property
@@ -73,7 +79,10 @@ class Metrics:
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
         self._running = self._gauge("running", "Generations in the batch.")
         self._memory = self._gauge("worker_memory_bytes", "Memory that the engine worker takes.")
-        self._cache_tokens = self._gauge("cache_tokens", "Tokens whose keys and values are held.")
+        self._cache_tokens = self._gauge("cache_tokens", "Tokens of running generations in the key-value cache.")
+        self._retained_tokens = self._gauge("retained_tokens", "Tokens that ended generations left in the cache.")
+        self._prefix_tokens = self._counter("prefix_tokens", "Prompt tokens that were looked up in the prefix cache.")
+        self._prefix_hits = self._counter("prefix_hit_tokens", "Prompt tokens that did not have to be computed.")
         self._steps = self._counter("steps", "Forward passes.")
         self._preemptions = self._counter("preemptions", "Generations put back into the queue for lack of cache.")
         self._loads = self._counter("adapter_loads", "Adapters read from the store.")
@@ -110,6 +119,9 @@ class Metrics:
         self._running.set(stats.running)
         self._memory.set(stats.memory_bytes)
         self._cache_tokens.set(stats.cache_tokens_used)
+        self._retained_tokens.set(stats.retained_tokens)
+        self._count("prefix_tokens", self._prefix_tokens, stats.num_prompt_tokens)
+        self._count("prefix_hits", self._prefix_hits, stats.num_cached_tokens)
         self._count("steps", self._steps, stats.num_steps)
         self._count("preemptions", self._preemptions, stats.num_preemptions)
         self._count("loads", self._loads, stats.num_loads)

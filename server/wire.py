@@ -58,7 +58,11 @@ class SeatState:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The engine's state at one moment. ``seats`` by digest."""
+    """The engine's state at one moment. ``seats`` by digest.
+
+    ``cache_tokens_used`` are of running sequences, ``retained_tokens`` of ended ones; of all ``num_prompt_tokens`` that
+    were asked about, ``num_cached_tokens`` did not have to be computed.
+    """
 
     running: int
     waiting: int
@@ -67,6 +71,9 @@ class Stats:
     num_loads: int
     num_evictions: int
     cache_tokens_used: int
+    retained_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
     memory_bytes: int
     seats: dict[str, SeatState]
 

@@ -186,6 +186,9 @@ class Loop:
             num_loads=residency.num_loads,
             num_evictions=residency.num_evictions,
             cache_tokens_used=sum(len(s.tokens) for s in scheduler.running),
+            retained_tokens=scheduler.prefix_cache.num_retained_tokens,
+            num_prompt_tokens=scheduler.num_prompt_tokens,
+            num_cached_tokens=scheduler.num_cached_tokens,
             memory_bytes=self._process.memory_info().rss,
             seats={
                 digest: SeatState(seat.tier, seat.requests, seat.load_ms, seat.num_bytes)

@@ -63,6 +63,9 @@ def serve(
     prefill_tokens: Annotated[
         int, _option("--prefill-tokens", _ENGINE, "Prompt tokens computed beside each step; fewer is smoother.")
     ] = 256,
+    no_prefix_cache: Annotated[
+        bool, _option("--no-prefix-cache", _ENGINE, "Compute every prompt from its start.")
+    ] = False,
     threads: Annotated[int | None, _option("--threads", _ENGINE, "CPU threads. Default: torch's choice.")] = None,
     host: Annotated[
         str, _option("--host", _DOOR, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
@@ -104,6 +107,7 @@ def serve(
             kv_memory_gb=kv_memory_gb,
             host_memory_gb=host_memory_gb,
             prefill_tokens=prefill_tokens,
+            no_prefix_cache=no_prefix_cache,
             threads=threads,
             host=host,
             port=port,

@@ -125,7 +125,13 @@ GIVEN = {
 def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConfig]) -> None:
     values = {field.name: GIVEN.get(field.name, "3") for field in dataclasses.fields(ServerConfig)}
     del values["allowed_roots"]
-    flags = [word for name, value in values.items() for word in ("--" + name.replace("_", "-"), value)]
+    switches = {field.name for field in dataclasses.fields(ServerConfig) if field.default is False}
+    values |= dict.fromkeys(switches, "1")
+    flags = [
+        word
+        for name, value in values.items()
+        for word in ("--" + name.replace("_", "-"), *([] if name in switches else [value]))
+    ]
     roots = ["--allowed-root", "/a", "--allowed-root", "/b"]
     assert CliRunner().invoke(app, ["serve", *flags, *roots]).exit_code == 7
     variables = {f"GRAFTWORK_{name.upper()}": value for name, value in values.items()}

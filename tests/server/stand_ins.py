@@ -45,6 +45,9 @@ class Stats:
     waiting: int = 1
     memory_bytes: int = 1000
     cache_tokens_used: int = 64
+    retained_tokens: int = 100
+    num_prompt_tokens: int = 40
+    num_cached_tokens: int = 30
     num_steps: int = 10
     num_preemptions: int = 0
     num_loads: int = 3

@@ -252,12 +252,25 @@ def test_chat_chunks_are_what_the_official_client_expects() -> None:
         {"role": "assistant", "content": "", "refusal": None}
     ] * 2
     assert [chunk["usage"] for chunk in chunks] == [None] * (len(chunks) - 1) + [
-        {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        {
+            "prompt_tokens": 3,
+            "completion_tokens": 4,
+            "total_tokens": 7,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
     ]
     assert chunks[-1]["choices"] == []
     ends = [chunk["choices"][0] for chunk in chunks[:-1] if chunk["choices"][0]["finish_reason"]]
     assert [(end["index"], end["delta"], end["finish_reason"]) for end in ends] == [(0, {}, "stop"), (1, {}, "stop")]
     assert all(chunk["graftwork"] == {"adapter": "intents@7"} for chunk in chunks)
+
+
+def test_cached_tokens_are_those_that_no_choice_computed() -> None:
+    answer = completion([[1, 2, 3], [4, 5, 6, 7]], n=2, max_tokens=1)
+    for index, num_cached in enumerate((0, 2, 3, 2)):
+        answer.push(index, Delta(str(index), [65], num_cached=num_cached, finish_reason=FinishReason.LENGTH))
+    usage = json.loads(answer.body())["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]) == (7, {"cached_tokens": 2})
 
 
 def test_without_include_usage_no_chunk_has_the_field() -> None:

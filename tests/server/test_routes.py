@@ -569,6 +569,8 @@ def test_metrics_tell_what_happened(client: TestClient, world: World) -> None:
     assert sample(world, 'graftwork_live_on_device{adapter="intents"}') == 1
     assert [sample(world, f"graftwork_{name}") for name in ("running", "queue_depth", "ready")] == [2, 1, 1]
     assert sample(world, "graftwork_worker_restarts_total") == 1
+    counted = ["prefix_tokens_total", "prefix_hit_tokens_total", "retained_tokens"]
+    assert [sample(world, f"graftwork_{name}") for name in counted] == [40, 30, 100]
 
 
 def test_counts_of_the_engine_go_on_when_its_worker_is_replaced(client: TestClient, world: World) -> None:
