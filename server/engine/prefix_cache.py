@@ -104,10 +104,10 @@ class _Blocks:
 
     def remove(self, slot: int, keys: list[int]) -> None:
         for key in keys:
-            slots = self._slots[key]
-            del slots[slot]
+            slots = self._slots.get(key, {})
+            slots.pop(slot, None)  # it is gone if another of the slot's blocks had the same hash: a hit less
             if not slots:
-                del self._slots[key]
+                self._slots.pop(key, None)
 
     def deepest(self, keys: list[int]) -> tuple[int, list[int]]:
         """How many blocks of ``keys`` some slot has, and the slots that have that many."""
@@ -287,8 +287,9 @@ class PrefixCache:
 
 
 def _reach(wanted: Prefix, holding: Holding, count: int, limit: int) -> int:
-    """How far the two go together, given that they do for ``count`` tokens."""
+    """How far the two go together, if they do for ``count`` tokens."""
     mine, its, stop = wanted.tokens, holding.prefix.tokens, min(limit, holding.length)
+    count = min(count, stop)
     while count < stop and mine[count] == its[count]:
         count += 1
     return count
