@@ -211,7 +211,7 @@ class Engine:
             item.sequence.num_computed = item.start + item.count
             delta = Delta(item.sequence.request.id)
             if item.completes and item.sequence.num_generated == 0:
-                delta.num_cached = item.sequence.num_cached or 0
+                delta.num_cached, delta.admitted_at = item.sequence.num_cached or 0, item.sequence.admitted_at
             if item.sequence.request.sampling.prompt_logprobs is not None and item.start < item.sequence.num_prompt:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
             if item.completes:

@@ -60,7 +60,8 @@ class TokenLogprob:
 class Delta:
     """What one step adds to one request. ``token_ids`` excludes the stop token that ended it.
 
-    ``num_cached`` comes with the first token: how many of the prompt's tokens did not have to be computed.
+    With the first token come ``num_cached``, how many of the prompt's tokens did not have to be computed, and
+    ``admitted_at``, when the sequence had got its place (``time.monotonic``, one clock for all processes of a machine).
     """
 
     request_id: str
@@ -68,6 +69,7 @@ class Delta:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached: int = 0
+    admitted_at: float | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
 

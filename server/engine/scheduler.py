@@ -18,6 +18,7 @@ Knows nothing of tensors, tokens' meaning, or where adapters are stored.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -41,8 +42,8 @@ COPIES_PER_TOKEN = 32
 class Sequence:
     """A request on its way: what was said so far, how much of it the cache holds, and where.
 
-    ``num_cached`` counts tokens that the prefix cache had when it was first admitted; ``num_scored`` prompt tokens
-    whose log-probabilities have been told.
+    ``num_cached`` counts tokens that the prefix cache had when it was first admitted, at ``admitted_at``;
+    ``num_scored`` prompt tokens whose log-probabilities have been told.
     """
 
     request: Request
@@ -51,6 +52,7 @@ class Sequence:
     prefix: Prefix
     rng: random.Random
     num_cached: int | None = None
+    admitted_at: float | None = None
     num_computed: int = 0
     slot: int | None = None
     seat: Seat | None = None
@@ -261,7 +263,7 @@ class Scheduler:
         )
         sequence.num_computed = hit.count
         if sequence.num_cached is None:
-            sequence.num_cached = hit.count
+            sequence.num_cached, sequence.admitted_at = hit.count, time.monotonic()
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += hit.count
         return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count
