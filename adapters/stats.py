@@ -1,0 +1,418 @@
+"""The statistics of experiments: what may be looked at after every observation and still fools nobody.
+
+Everything here is *anytime-valid*: an error rate α holds for all looks together, whenever somebody looks, stops or goes
+on, and whatever made them do so. The price is that it takes more observations than a test that may be read only once.
+
+======================  ==========================================================  ==================================
+``MeanSequence``        a confidence sequence for the mean of bounded values        Waudby-Smith & Ramdas 2024
+``Difference``          treatment − control, outcomes in [0, 1]                     the same, inverse-probability
+``AsymptoticSequence``  treatment − control, outcomes without bounds                Waudby-Smith et al. 2024
+``UpperBoundTest``      has a mean risen above its bound? For guardrails            one-sided betting
+``ContrastTest``        or above another's by more than a margin?                   the same, on contrasts
+``SampleRatioTest``     do the arms get the shares that they were promised?         Lindon & Malek 2022
+``thompson_shares``     weights that follow the better arm                          Thompson 1933
+======================  ==========================================================  ==================================
+
+- I. Waudby-Smith, A. Ramdas: Estimating means of bounded random variables by betting. JRSS B 86(1), 2024.
+- I. Waudby-Smith, D. Arbour, R. Sinha, E. Kennedy, A. Ramdas: Time-uniform central limit theory and asymptotic
+  confidence sequences. Annals of Statistics 52(6), 2024.
+- M. Lindon, A. Malek: Anytime-valid inference for multinomial count data. NeurIPS 2022.
+
+An *e-process* is what betting against a hypothesis has made of 1: while the hypothesis is true it ever reaches 1/α with
+probability at most α (Ville 1939). All are kept as logarithms. Objects carry their state from one observation to the
+next, and keep no observations.
+
+Pure numpy, no input or output. Knows nothing of experiments, users or databases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from types import EllipsisType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+FRACTIONS: Array = 0.9 * 0.5 ** np.arange(10.0)
+"""What part of its wealth each bettor stakes: (10,). The last ones are for differences that only hundreds of thousands
+of observations show."""
+
+_PRIOR: Array = np.array([9.0] * 6 + [3.0, 1.5, 1.0, 0.5]) / 60.0  # what each bettor begins with
+
+_CONCENTRATIONS: Array = np.array([10.0, 300.0, 10_000.0])  # for gross, middling and small mismatches
+
+MIN_PER_ARM = 100
+"""Observations that each arm must have before an asymptotic confidence sequence is read."""
+
+
+class Capital:
+    """Wealth from betting that values are above 0: an e-process for "given the past, their mean is at most 0".
+
+    Bettors stake a constant fraction f of what they have: a gain g ≥ −1, in units of the most that could have been
+    lost, multiplies their wealth by 1 + f·g. Their sum is the grid-Kelly bet of Waudby-Smith & Ramdas (2024): never far
+    from the best fraction in hindsight, and with nothing to estimate or to tune.
+
+    ``shape`` is that of independent processes side by side; ``()`` is a single one.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        column = (slice(None), *(None,) * len(shape))
+        self._fractions = FRACTIONS[column]
+        self._logs = np.tile(np.log(_PRIOR)[column], (1, *shape))
+
+    def bet(self, gains: ArrayLike, where: slice | EllipsisType = ...) -> None:
+        """One round. ``gains`` has the shape of ``where``: values, each divided by the most it could have been below 0.
+
+        That bound must have been known before the value was.
+        """
+        self._logs[:, where] += np.log1p(self._fractions * np.asarray(gains, dtype=float))
+
+    def log(self, where: slice | EllipsisType = ...) -> Array:
+        """The wealth's logarithm, in the shape of ``where``."""
+        logs = self._logs[:, where]
+        top = logs.max(axis=0)
+        summed: Array = top + np.log(np.exp(logs - top).sum(axis=0))
+        return summed
+
+
+class MeanSequence:
+    """A confidence sequence for the mean that bounded values have, each given the past.
+
+    Every candidate mean on a grid is bet against from both sides; what is left between the refuted ones is the
+    interval. At no time at all, with probability 1 − ``alpha``, is the mean outside. Exact for any sample size; assumes
+    that the mean does not change, that values keep to the bounds that were given with them, and nothing else.
+
+    Wealth falls as the candidate rises (rises, for the bets from above), so the refuted candidates are the first and
+    the last ones of the grid, and only those between need further bets. The bounds are grid points themselves, that
+    is, rounded outwards.
+
+    ``low`` and ``high`` enclose the mean. ``also`` are candidates to put on the grid: their refutation is then exact.
+    """
+
+    def __init__(
+        self, low: float, high: float, *, alpha: float, num_points: int = 999, also: Iterable[float] = ()
+    ) -> None:
+        points = np.concatenate([np.linspace(low, high, num_points + 2), np.fromiter(also, dtype=float)])
+        points = np.unique(np.round(points, 9))
+        self._points: Array = points[(points > low) & (points < high)]
+        self._threshold = math.log(2 / alpha)
+        self._from_below = Capital(self._points.shape)
+        self._from_above = Capital(self._points.shape)
+        self._first, self._end = 0, len(self._points)  # the candidates that stand
+        self._low, self._high = low, high
+        self.num = 0
+        self._sum = 0.0
+
+    def add(self, value: float, *, least: float, most: float) -> None:
+        """One value, and the bounds within which it could have been, known before it was."""
+        self.num += 1
+        self._sum += value
+        standing = slice(self._first, self._end)
+        points = self._points[standing]
+        self._from_below.bet((value - points) / (points - least), standing)
+        self._from_above.bet((points - value) / (most - points), standing)
+        self._first += int(np.count_nonzero(self._from_below.log(standing) >= self._threshold))
+        standing = slice(self._first, self._end)
+        self._end -= int(np.count_nonzero(self._from_above.log(standing) >= self._threshold))
+
+    @property
+    def mean(self) -> float:
+        """Of the values so far, within the interval. 0 without any."""
+        return min(max(self._sum / max(self.num, 1), self.lower), self.upper)
+
+    @property
+    def lower(self) -> float:
+        """The mean is above."""
+        return float(self._points[self._first - 1]) if self._first else self._low
+
+    @property
+    def upper(self) -> float:
+        """The mean is below."""
+        return float(self._points[self._end]) if self._end < len(self._points) else self._high
+
+
+def pseudo_outcome(
+    outcome: ArrayLike, treated: ArrayLike, probability: ArrayLike, centre: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """(value, least, most): what an outcome says of the difference between treatment and control. Arrays broadcast.
+
+    The value is (Y − c)·(1[treated]/π − 1[control]/(1 − π)). Given the past its mean is the difference of the two arms'
+    means, whatever c and π are, as long as both were known before the arm was drawn; c near the outcomes' mean makes
+    its variance small. ``least`` and ``most`` bound it for outcomes in [0, 1].
+
+    Args:
+        outcome: Y in [0, 1].
+        treated: true for the treatment's outcomes, false for the control's.
+        probability: π, that the treatment was drawn and not the control; above 0 and below 1.
+        centre: c in [0, 1].
+    """
+    y, pi, c = (np.asarray(given, dtype=float) for given in (outcome, probability, centre))
+    value = (y - c) * np.where(treated, 1 / pi, -1 / (1 - pi))
+    least = -np.maximum(c / pi, (1 - c) / (1 - pi))
+    most = np.maximum((1 - c) / pi, c / (1 - pi))
+    return value, least, most
+
+
+class Centre:
+    """The mean of outcomes in [0, 1] so far, drawn to ½ at first: what outcomes are centred on. Any ``shape``."""
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        self._sum: Array = np.full(shape, 0.5)
+        self._num = 1
+
+    def value(self) -> Array:
+        return self._sum / self._num
+
+    def add(self, outcome: ArrayLike) -> None:
+        self._sum = self._sum + np.asarray(outcome, dtype=float)
+        self._num += 1
+
+
+class Difference:
+    """How much better the treatment is than the control: a confidence sequence for outcomes in [0, 1].
+
+    That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanSequence`). Exact at any time and for
+    weights that change as the past says. Assumes that each unit's arm was drawn with the probability given, whatever
+    came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does not.
+    """
+
+    def __init__(self, *, alpha: float, also: Iterable[float] = ()) -> None:
+        self._sequence = MeanSequence(-1.0, 1.0, alpha=alpha, also=(0.0, *also))
+        self._centre = Centre()
+
+    def add(self, outcome: float, *, treated: bool, probability: float) -> None:
+        """A unit's outcome, its arm, and the probability that this would be the treatment's."""
+        value, least, most = pseudo_outcome(outcome, treated, probability, self._centre.value())
+        self._sequence.add(float(value), least=float(least), most=float(most))
+        self._centre.add(outcome)
+
+    @property
+    def num(self) -> int:
+        return self._sequence.num
+
+    @property
+    def mean(self) -> float:
+        return self._sequence.mean
+
+    @property
+    def lower(self) -> float:
+        return self._sequence.lower
+
+    @property
+    def upper(self) -> float:
+        return self._sequence.upper
+
+
+def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tightest_at: float = 1000.0) -> Array:
+    """Half the width of an asymptotic confidence sequence after ``num`` values of this sample variance, any shapes.
+
+    Waudby-Smith et al. (2024), Theorem 2.2: √(σ²·(n + r)/n²·log((n + r)/(r·α²))), r being set so that it is about as
+    tight as it can be after ``tightest_at`` values.
+    """
+    n = np.asarray(num, dtype=float)
+    level = -2 * math.log(alpha)
+    r = tightest_at / (level + math.log1p(level))
+    radius: Array = np.sqrt(np.asarray(variance) * (n + r) / n**2 * np.log((n + r) / (r * alpha**2)))
+    return radius
+
+
+class AsymptoticSequence:
+    """How much more the treatment has than the control: an asymptotic confidence sequence for outcomes without bounds.
+
+    The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what `Difference`
+    does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it says nothing (minus to
+    plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale without long
+    tails: the logarithm of a latency.
+    """
+
+    def __init__(self, *, alpha: float) -> None:
+        self._alpha = alpha
+        self._per_arm = [0, 0]
+        self._sum_outcomes = 0.0
+        self._mean = 0.0
+        self._squares = 0.0  # of deviations from the mean
+
+    def add(self, outcome: float, *, treated: bool, probability: float) -> None:
+        """A unit's outcome, its arm, and the probability that this would be the treatment's."""
+        # The first outcome has nothing to be centred on, and centred on itself it says nothing: a value of 0.
+        centre = self._sum_outcomes / self.num if self.num else outcome
+        value = (outcome - centre) * (1 / probability if treated else -1 / (1 - probability))
+        self._per_arm[treated] += 1
+        self._sum_outcomes += outcome
+        before = value - self._mean
+        self._mean += before / self.num
+        self._squares += before * (value - self._mean)
+
+    @property
+    def num(self) -> int:
+        return sum(self._per_arm)
+
+    @property
+    def mean(self) -> float:
+        return self._mean
+
+    @property
+    def lower(self) -> float:
+        return self._mean - self._radius()
+
+    @property
+    def upper(self) -> float:
+        return self._mean + self._radius()
+
+    def _radius(self) -> float:
+        if min(self._per_arm) < MIN_PER_ARM:
+            return math.inf
+        return float(asymptotic_radius(self.num, self._squares / (self.num - 1), alpha=self._alpha))
+
+
+class UpperBoundTest:
+    """Has a mean risen above ``bound``? A one-sided e-process for guardrails, with an α of its own.
+
+    Exact for values that keep to the bounds given with them; they may depend on each other in any way, and their means
+    may move, as long as none, given the past, is above ``bound``.
+
+    Half of the wealth is bet from the first value on, and the rest a little with every later one: so what goes wrong
+    after thousands of good values need not first make up for these. (A mixture over starting times, as in the
+    e-detectors of Shin, Ramdas & Rinaldo, NEJSDS 2(2), 2024, but within one α.)
+    """
+
+    def __init__(self, bound: float, *, alpha: float) -> None:
+        self.bound = bound
+        self._threshold = math.log(1 / alpha)
+        self._logs: Array = np.log(_PRIOR) + math.log(0.5)
+        self.num = 0
+        self.breached = False
+
+    def add(self, value: float, *, least: float) -> None:
+        """A value, and what it could not have been below; ``least`` is less than the bound."""
+        if self.num:
+            released = math.log(_reserve(self.num - 1) - _reserve(self.num))
+            self._logs = np.logaddexp(self._logs, np.log(_PRIOR) + released)
+        self._logs = self._logs + np.log1p(FRACTIONS * ((value - self.bound) / (self.bound - least)))
+        self.num += 1
+        self.breached = self.breached or self.log_e >= self._threshold
+
+    @property
+    def log_e(self) -> float:
+        """The logarithm of the evidence; breached once it has reached that of 1/α."""
+        reserve = math.log(_reserve(max(self.num - 1, 0)))
+        return float(np.logaddexp(np.logaddexp.reduce(self._logs), reserve))
+
+
+def _reserve(num: int) -> float:
+    """What of 1 is not yet bet after ``num`` later starts. Falls to 0 so slowly that there is always something left."""
+    return 0.5 / math.log2(num + 2)
+
+
+class ContrastTest:
+    """Is the treatment's mean above the control's by more than ``margin``? For guardrails, request by request.
+
+    For outcomes in [0, 1] whose arms are no draws of chance any more, since the same users come again: what is compared
+    is the mean of each arm's outcomes in blocks, and a block ends as soon as it has some of both. So whatever befalls
+    both arms at a time cancels out. Exact if within a block, given the past, the treatment's outcomes have means at
+    most ``margin`` above the control's.
+    """
+
+    def __init__(self, margin: float, *, alpha: float) -> None:
+        self._test = UpperBoundTest(margin, alpha=alpha)
+        self._begin()
+
+    def add(self, outcome: float, *, treated: bool) -> None:
+        self._sums[treated] += outcome
+        self._nums[treated] += 1
+        if all(self._nums):
+            control, treatment = (total / num for total, num in zip(self._sums, self._nums, strict=True))
+            self._test.add(treatment - control, least=-1.0)
+            self._begin()
+
+    @property
+    def num(self) -> int:
+        """How many blocks were compared."""
+        return self._test.num
+
+    @property
+    def breached(self) -> bool:
+        return self._test.breached
+
+    @property
+    def log_e(self) -> float:
+        return self._test.log_e
+
+    def _begin(self) -> None:
+        self._sums, self._nums = [0.0, 0.0], [0, 0]
+
+
+class SampleRatioTest:
+    """Do the arms get the shares that they were promised? Lindon & Malek's sequential multinomial test.
+
+    The evidence is the Bayes factor of a Dirichlet prior around the promised shares, here the mean over three such
+    priors (narrow ones for small mismatches), multiplied over the epochs between which shares changed. Exact. A
+    mismatch means that something but chance decides who is counted in which arm: then no other figure can be trusted.
+
+    ``shares``: what each arm is promised, (..., num_arms), summing to 1; further axes are independent tests.
+    """
+
+    _shares: Array
+    _counts: Array
+    _logs: Array
+
+    def __init__(self, shares: ArrayLike, *, alpha: float) -> None:
+        self._threshold = math.log(1 / alpha)
+        self._before: Array = np.zeros(np.shape(shares)[:-1])
+        self._begin(shares)
+
+    def change(self, shares: ArrayLike) -> None:
+        """A new epoch, with these shares."""
+        self._before = self.log_e
+        self._begin(shares)
+
+    def add(self, arm: ArrayLike) -> None:
+        """A unit in ``arm``, 0 to num_arms − 1 (one for each of the independent tests). One that was promised nothing
+        is a mismatch for certain."""
+        here = np.expand_dims(np.asarray(arm), -1)
+        expected = np.take_along_axis(self._shares, here, -1)[..., 0]
+        seen = np.take_along_axis(self._counts, here, -1)[..., 0]
+        total = self._counts.sum(-1)
+        posterior = (_CONCENTRATIONS * expected[..., None] + seen[..., None]) / (_CONCENTRATIONS + total[..., None])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = np.where(expected[..., None] > 0, posterior / expected[..., None], np.inf)
+        self._logs = self._logs + np.log(factor)
+        np.put_along_axis(self._counts, here, np.expand_dims(seen + 1, -1), -1)
+
+    @property
+    def log_e(self) -> Array:
+        top = self._logs.max(-1)
+        finite = np.isfinite(top)
+        inside = np.exp(np.where(finite[..., None], self._logs - np.where(finite, top, 0)[..., None], 0)).mean(-1)
+        evidence: Array = self._before + top + np.log(inside)
+        return evidence
+
+    @property
+    def mismatch(self) -> NDArray[np.bool_]:
+        """Whether the evidence is there now. Remember it: evidence may fade, its having been there does not."""
+        found: NDArray[np.bool_] = self.log_e >= self._threshold
+        return found
+
+    def _begin(self, shares: ArrayLike) -> None:
+        self._shares = np.asarray(shares, dtype=float)
+        self._counts = np.zeros(self._shares.shape)
+        self._logs = np.zeros((*self._shares.shape[:-1], len(_CONCENTRATIONS)))
+
+
+def thompson_shares(
+    successes: Sequence[float], failures: Sequence[float], *, seed: int, floor: float, num_draws: int = 20_000
+) -> list[float]:
+    """Each arm's weight: the probability that it is the best one, as far as outcomes in [0, 1] tell, but ``floor``.
+
+    From uniform priors, by draws. Weights that follow the outcomes serve users meanwhile; who judges which arm is
+    better must still be `Difference`, which holds under such weights too.
+    """
+    draws = np.random.default_rng(seed).beta(
+        np.asarray(successes, dtype=float) + 1, np.asarray(failures, dtype=float) + 1, (num_draws, len(successes))
+    )
+    best = np.bincount(draws.argmax(axis=1), minlength=len(successes)) / num_draws
+    shares = floor + (1 - floor * len(successes)) * best
+    return [float(share) for share in shares]
