@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from graftwork.server.engine.kv_cache import KEEP_TOKENS, CacheShape, KVCache
+from graftwork.server.engine.prefix_cache import Move
 
 MIB = 1 << 20
 
@@ -56,3 +57,42 @@ def test_a_claimed_slot_shows_nothing_of_the_last_one() -> None:
         cache.claim(2)
         assert all(not tensor[2].any() for tensor in (*cache.keys, *cache.values))
         assert all((rows == 3.0).all() for rows in neighbours)
+
+
+def test_a_slot_holds_what_is_arranged_and_nothing_else() -> None:
+    """Copied from another slot or left of its own; what was behind it, NaN or not, is gone, its neighbours are not."""
+    cache = make(slot_length=1500, width=24, layers=3)  # no tensor row is a whole page
+    places = torch.arange(1500.0)[:, None]
+    for in_use in (True, False):
+        for count in (0, 1, 100, KEEP_TOKENS + 100, 1300):
+            for source in (2, 5):
+                for slot in (1, 3):
+                    fill(cache, slot, 40)
+                fill(cache, 2, 1400)
+                cache.claim(5)
+                cache.extend(5, 1350)
+                for tensor in (*cache.keys, *cache.values):
+                    tensor[2, :count] = 2 * places[:count]
+                    tensor[5, :1350] = 5 * places[:1350]
+                cache.arrange(Move(2, source, count, in_use))
+                for tensor in (*cache.keys, *cache.values):
+                    assert (tensor[2, :count] == source * places[:count]).all()
+                    assert not tensor[2, count:].any()
+                    assert (tensor[5, :1350] == 5 * places[:1350]).all()
+                    assert all(tensor[slot, :40].isnan().all() for slot in (1, 3))
+
+
+def test_an_evicted_slot_gives_its_memory_back() -> None:
+    cache = make(num_slots=32)
+    process = psutil.Process()
+    for slot in range(32):
+        fill(cache, slot, 400)
+    before = process.memory_info().rss
+    for slot in range(32):
+        cache.arrange(Move(slot, slot, 100, in_use=False))
+    kept = process.memory_info().rss
+    for slot in range(32):
+        cache.arrange(Move(slot, slot, 0, in_use=False))
+    after = process.memory_info().rss
+    assert before - kept > 25 * MIB  # of 37 in 300 tokens
+    assert kept - after > 5 * MIB  # of 12 in 100

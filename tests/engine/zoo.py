@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from graftwork.adapters.peft_format import read_spec
 from graftwork.server.engine import host_adapter
 from graftwork.server.engine.engine import Engine
 from graftwork.server.engine.loading import EngineConfig, build
-from graftwork.server.engine.request import FinishReason, Request, SamplingParams
+from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
 
 VOCABULARY = 258
 SIZES = {
@@ -147,6 +147,12 @@ class Answered:
     finish_reason: FinishReason | None = None
     error: str | None = None
 
+    def take(self, delta: Delta) -> None:
+        self.tokens += delta.token_ids
+        self.logprobs += [s.logprob for s in delta.logprobs]
+        self.prompt_logprobs += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
+        self.finish_reason, self.error = delta.finish_reason, delta.error
+
 
 class Bench:
     """An engine over one base with adapters by name, driven to the end."""
@@ -182,18 +188,17 @@ class Bench:
             Request(id=request_id, prompt=tuple(prompt), adapter=digest, sampling=SamplingParams(**options))
         )
 
-    def run(self) -> dict[str, Answered]:
+    def run(self, told: Iterable[Delta] = ()) -> dict[str, Answered]:
+        """To the end, after what was ``told`` already."""
         answers: dict[str, Answered] = {}
+        for delta in told:
+            answers.setdefault(delta.request_id, Answered([], [], [])).take(delta)
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if not self.engine.runnable:
                 time.sleep(0.001)  # an adapter is on its way: let the thread that reads it have the interpreter
             for delta in self.engine.step():
-                answer = answers.setdefault(delta.request_id, Answered([], [], []))
-                answer.tokens += delta.token_ids
-                answer.logprobs += [s.logprob for s in delta.logprobs]
-                answer.prompt_logprobs += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
-                answer.finish_reason, answer.error = delta.finish_reason, delta.error
+                answers.setdefault(delta.request_id, Answered([], [], [])).take(delta)
             if not len(self.engine.scheduler) and not self.engine.runnable:
                 return answers
         raise AssertionError("the engine did not come to an end")
