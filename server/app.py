@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import litserve as ls
+from anyio import to_thread
 from fastapi import FastAPI
 from litserve.transport.factory import create_transport_from_config
 from litserve.utils import WorkerSetupStatus
@@ -35,17 +36,19 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.keys import Keys, Role
+from graftwork.adapters.leases import Lease, Leases
 from graftwork.adapters.prompts import Prompts
 from graftwork.adapters.registry import Registry
 from graftwork.server import edge
 from graftwork.server.auth import Authenticator
 from graftwork.server.config import ServerConfig
 from graftwork.server.gateway import Gateway
+from graftwork.server.keeper import Keeper
 from graftwork.server.link import EngineLink
 from graftwork.server.metrics import Metrics
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent, sole_server, take_secret
 from graftwork.server.routes import router
-from graftwork.server.services import Services
+from graftwork.server.services import Records, Services
 from graftwork.server.worker import EXIT_CONFIGURATION, EngineAPI, EngineLoop, WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -56,14 +59,16 @@ CANARY_TEXT = "Dear Sir or Madam, I am writing about a transfer of 25.50 that ha
 #: An engine worker that dies this often in a row before it was ready is not started again.
 MAX_FAILED_STARTS = 3
 API_PROCESSES = 1
+RETENTION_SECONDS = 3600.0
 
 
 class GraftServer(ls.LitServer):
     """LitServe's server with this project's routes, start, watch and end."""
 
-    def __init__(self, api: EngineAPI, gateway: Gateway, services: Services, board: Board) -> None:
+    def __init__(self, api: EngineAPI, gateway: Gateway, services: Services, board: Board, keeper: Keeper) -> None:
         self.gateway = gateway
         self.services = services
+        self.keeper = keeper
         self.board = board
         self.exit_code = 0
         self.inference_workers: list[Any] = []
@@ -133,6 +138,7 @@ class GraftServer(ls.LitServer):
                 self._stop()
 
         threading.Thread(target=watch, name="api-watch", daemon=True).start()
+        self.keeper.start()  # all API processes have been forked
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -140,8 +146,12 @@ class GraftServer(ls.LitServer):
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
         self.gateway.connect()
-        async with super().lifespan(app):
-            yield
+        self.services.records.log.start()
+        try:
+            async with super().lifespan(app):
+                yield
+        finally:
+            await to_thread.run_sync(self.services.records.log.stop)
 
     def _install_signal_handlers(self) -> None:
         parent = os.getpid()
@@ -196,14 +206,17 @@ def serve(config: ServerConfig) -> int:
         info = _prepare_base(config)
         server = build(config, info, admin_key)
         log.info("serving %s on http://%s:%d (home %s)", info.id, config.bind_host, config.port, config.home)
-        server.run(
-            host=config.bind_host,
-            port=config.port,
-            num_api_servers=API_PROCESSES,
-            log_level="warning",
-            generate_client_file=False,
-            access_log=False,
-        )
+        try:
+            server.run(
+                host=config.bind_host,
+                port=config.port,
+                num_api_servers=API_PROCESSES,
+                log_level="warning",
+                generate_client_file=False,
+                access_log=False,
+            )
+        finally:
+            server.keeper.stop()
         return server.exit_code
 
 
@@ -222,13 +235,23 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     prompts = Prompts(Path(info.path))
     board = Board(API_PROCESSES)
     link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
+    registry, metrics = Registry(database), Metrics()
+    records = Records.of(
+        database,
+        registry,
+        metrics,
+        base_id=info.id,
+        log=not config.no_interaction_log,
+        retention_days=config.retention_days or None,
+    )
     services = Services(
         base=info,
-        registry=Registry(database),
+        registry=registry,
         store=store,
         keys=keys,
         authenticator=Authenticator(keys, open_to_loopback=config.loopback_only),
-        metrics=Metrics(),
+        metrics=metrics,
+        records=records,
         allowed_roots=config.allowed_roots,
         limits=config.adapter_limits,
         engine=link,
@@ -246,9 +269,26 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         log_level=config.log_level,
     )
     api = EngineAPI(worker, loop=EngineLoop(), spec=gateway)
-    server = GraftServer(api, gateway, services, board)
+    server = GraftServer(api, gateway, services, board, _keeper(database, services))
     server.drain_seconds = config.drain_seconds
     return server
+
+
+def _keeper(database: Database, services: Services) -> Keeper:
+    """What must happen by itself, a line each."""
+    keeper = Keeper(Leases(database))
+    keeper.duty("retention", partial(_expire, services.records), every=RETENTION_SECONDS)
+    return keeper
+
+
+def _expire(records: Records, _: Lease) -> None:
+    gone = records.erasure.expire(records.policies)
+    if gone.num_interactions or gone.num_feedback:
+        log.info(
+            "retention: %d interactions, and the words of %d pieces of feedback, are gone",
+            gone.num_interactions,
+            gone.num_feedback,
+        )
 
 
 def _engine_options(config: ServerConfig) -> dict[str, Any]:

@@ -33,10 +33,11 @@ class KeyRing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from: the name that the history records, and the role."""
+    """Who a request comes from: the name that the history records, the role, and the key's id."""
 
     name: str
     role: Role
+    key_id: str = "local"
 
 
 LOCAL = Principal("local", Role.ADMIN)
@@ -72,7 +73,7 @@ class Authenticator:
         bearer = bearer.strip() if scheme.lower() == "bearer" else ""
         key = self._keys.authenticate(bearer) if bearer else None
         if key is not None:
-            return Principal(key.name, key.role)
+            return Principal(key.name, key.role, key.id)
         if self.open:
             _check_local(connection)
             return LOCAL

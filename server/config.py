@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.log_policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format import Limits
 
 
@@ -34,6 +35,8 @@ class ServerConfig:
         threads: CPU threads of the engine; ``None``: torch's choice.
         allowed_roots: folders below which adapters may be pushed by path.
         admin_key_file: file with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
+        no_interaction_log: log no requests and answers, but where a policy of an adapter or a key says so.
+        retention_days: how long they are kept where no policy says otherwise; 0 is for good.
         max_adapter_gb: the largest adapter that may be pushed.
         drain_seconds: how long SIGTERM waits for answers that are under way.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
@@ -57,6 +60,8 @@ class ServerConfig:
     threads: int | None = None
     allowed_roots: tuple[Path, ...] = ()
     admin_key_file: Path | None = None
+    no_interaction_log: bool = False
+    retention_days: float = 90.0
     max_adapter_gb: float = 2.0
     drain_seconds: float = 30.0
     log_level: str = "info"
@@ -69,6 +74,8 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")
+        if not 0 <= self.retention_days <= MAX_RETENTION_DAYS:
+            raise ConfigurationError(f"--retention-days takes 0 (for good) to {MAX_RETENTION_DAYS}.")
         if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):
             raise ConfigurationError("--host takes 127.0.0.1 (this machine only), 0.0.0.0 or :: (every address).")
         if not 1024 <= self.port <= 65535:

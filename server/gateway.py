@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import litserve as ls
@@ -23,12 +23,15 @@ from litserve.utils import ResponseBufferItem
 from starlette.requests import ClientDisconnect
 
 import graftwork
-from graftwork.adapters.errors import Conflict, GraftworkError
+from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
+from graftwork.adapters.interaction_ids import Kind
+from graftwork.adapters.interactions import Completion, Outcome
 from graftwork.adapters.prompts import Prompts
 from graftwork.server.answers import Answer, ChatAnswer, CompletionAnswer, Head, Vocabulary, error_frame
-from graftwork.server.engine.request import SamplingParams
+from graftwork.server.engine.request import Delta, SamplingParams
+from graftwork.server.interaction_log import Ended
 from graftwork.server.link import EngineLink, Stream
-from graftwork.server.schemas import ChatCompletionRequest, CompletionRequest, Generation, parse
+from graftwork.server.schemas import MAX_LABEL_CHARS, ChatCompletionRequest, CompletionRequest, Generation, parse
 from graftwork.server.services import Services
 from graftwork.server.wire import Frame, Up
 from graftwork.server.worker import MUX
@@ -38,22 +41,55 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SESSION_HEADER = "x-graftwork-session"
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: the version that answers it (``None``: the bare base), by its public name."""
+    """Where a request goes: the version that answers it (``None``: the bare base), by its public name; and, where an
+    experiment chose it, which arm of which that was and how likely it was to be drawn."""
 
     name: str
     adapter: str | None
     digest: str | None
+    experiment: str | None = None
+    arm: str | None = None
+    probability: float | None = None
+
+    def said(self) -> dict[str, str]:
+        """What an answer says of it."""
+        drawn = {} if self.experiment is None else {"experiment": self.experiment, "arm": self.arm or ""}
+        return {"adapter": self.name, **drawn}
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that is taken in: its id, which says where it goes and who asked, and what its log row needs.
+
+    ``store``: whether it may be logged, as far as the request goes. ``num_bytes``: of its body.
+    """
+
+    id: str
+    created: int
+    route: Route
+    body: Generation
+    key_id: str
+    store: bool
+    num_bytes: int
 
 
 @dataclass(slots=True)
 class Clock:
-    """One answer's timings, for the metrics."""
+    """One answer's moments, by ``time.monotonic``: admitted, taken up by the engine, first and latest token."""
 
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.monotonic)
+    taken_up: float | None = None
+    first: float | None = None
     last: float | None = None
+
+    def ms(self, moment: float | None) -> float | None:
+        """From admission to ``moment``."""
+        return None if moment is None else round((moment - self.began) * 1e3, 3)
 
 
 class Gateway(ls.specs.base.LitSpec):
@@ -106,22 +142,47 @@ class Gateway(ls.specs.base.LitSpec):
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``"""
         body = parse(ChatCompletionRequest, await request.body())
-        route = await self._resolve(body.model)
+        admission = await self._admit("chatcmpl", request, body)
         prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
         work = self._work(body, [prompt])
-        answer = ChatAnswer(body, self._head("chatcmpl", body, route), self.vocabulary, prompt)
-        return await self._answer(request, body, route, answer, work)
+        answer = ChatAnswer(body, self._head(admission), self.vocabulary, prompt)
+        return await self._answer(request, admission, answer, work)
 
     async def complete(self, request: Request) -> Response:
         """``POST /v1/completions``"""
         body = parse(CompletionRequest, await request.body())
-        route = await self._resolve(body.model)
+        admission = await self._admit("cmpl", request, body)
         prompts = await to_thread.run_sync(body.prompts, self.prompts.encode, self.services.base.vocab_size)
         work = self._work(body, prompts)
-        answer = CompletionAnswer(body, self._head("cmpl", body, route), self.vocabulary, prompts)
-        return await self._answer(request, body, route, answer, work)
+        answer = CompletionAnswer(body, self._head(admission), self.vocabulary, prompts)
+        return await self._answer(request, admission, answer, work)
 
-    async def _resolve(self, model: str) -> Route:
+    async def _admit(self, kind: Kind, request: Request, body: Generation) -> Admission:
+        """Decide where the request goes and mint the id that says so; nothing has been queued yet."""
+        ids = self.services.records.ids
+        unit = ids.unit(user=body.user or None, session=_session(request))
+        route = await self._resolve(body.model, unit)
+        created = int(time.time())
+        return Admission(
+            id=ids.mint(
+                kind,
+                adapter=route.name if route.adapter is not None else None,
+                experiment=route.experiment,
+                arm=route.arm,
+                probability=route.probability,
+                unit=unit,
+                at=created,
+            ),
+            created=created,
+            route=route,
+            body=body,
+            key_id=request.state.principal.key_id,
+            store=body.store is not False,
+            num_bytes=len(await request.body()),
+        )
+
+    async def _resolve(self, model: str, unit: str | None) -> Route:
+        """What ``model`` means for this ``unit``, the sticky key of whoever asks (None: nobody was named)."""
         base = self.services.base
         if model == base.id:
             return Route(base.id, None, None)
@@ -143,38 +204,44 @@ class Gateway(ls.specs.base.LitSpec):
             for choice in range(body.choices)
         ]
 
-    def _head(self, kind: str, body: Generation, route: Route) -> Head:
+    def _head(self, admission: Admission) -> Head:
         digest = self.services.base.digest.removeprefix("sha256:")
         return Head(
-            id=f"{kind}-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=body.model,
+            id=admission.id,
+            created=admission.created,
+            model=admission.body.model,
             fingerprint=f"gw-{graftwork.__version__}-{self.link.card.get('quantize', 'none')}-{digest[:8]}",
-            graftwork={"adapter": route.name},
+            graftwork=admission.route.said(),
         )
 
     # -- answers -------------------------------------------------------------------------------------------------
     async def _answer(
         self,
         request: Request,
-        body: Generation,
-        route: Route,
+        admission: Admission,
         answer: Answer,
         work: list[tuple[tuple[int, ...], SamplingParams]],
     ) -> Response:
+        route, clock = admission.route, Clock()
         request.state.adapter = route.adapter or route.name
         stream = self.link.open(work, adapter=route.digest)
-        headers = {"x-graftwork-adapter": route.name}
-        if body.stream:
-            events = self._events(stream, answer, route)
+        headers = {f"x-graftwork-{name}": value for name, value in route.said().items()}
+        if admission.body.stream:
+            events = self._events(stream, admission, answer, clock)
             return StreamingResponse(
                 events, media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
             )
+        error: Exception | None = None
         try:
-            await self._collect(request, stream, answer, Clock())
+            await self._collect(request, stream, answer, clock)
+        except ClientDisconnect:
+            raise
+        except Exception as failure:
+            error = failure
+            raise
         finally:
             self.link.cancel(stream)
-        self._settle(route, answer)
+            self._settle(admission, answer, clock, error)
         return Response(answer.body(), media_type="application/json", headers=headers)
 
     async def _collect(self, request: Request, stream: Stream, answer: Answer, clock: Clock) -> None:
@@ -195,21 +262,21 @@ class Gateway(ls.specs.base.LitSpec):
     async def _take_all(self, stream: Stream, answer: Answer, clock: Clock) -> None:
         async for choice, delta in stream:
             piece = answer.push(choice, delta)
-            self._tick(clock, len(delta.token_ids))
+            self._tick(clock, delta)
             if piece.finish is not None:
                 self.link.cancel(stream, choice)
                 if answer.done:
                     return
 
-    async def _events(self, stream: Stream, answer: Answer, route: Route) -> AsyncIterator[bytes]:
+    async def _events(self, stream: Stream, admission: Admission, answer: Answer, clock: Clock) -> AsyncIterator[bytes]:
         """Server-sent events as the engine goes; the engine stops when the client leaves."""
-        clock = Clock()
+        error: Exception | None = None
         try:
             if opening := answer.opening():
                 yield opening
             async for choice, delta in stream:
                 piece = answer.push(choice, delta)
-                self._tick(clock, len(delta.token_ids))
+                self._tick(clock, delta)
                 if events := answer.frames(choice, piece):
                     yield events
                 if piece.finish is not None:
@@ -217,29 +284,86 @@ class Gateway(ls.specs.base.LitSpec):
                     if answer.done:
                         break
             yield answer.closing()
-        except GraftworkError as error:
-            yield error_frame(error)
+        except GraftworkError as failure:
+            error = failure
+            yield error_frame(failure)
+        except Exception as failure:
+            error = failure
+            raise
         finally:
             self.link.cancel(stream)
-            self._settle(route, answer)
+            self._settle(admission, answer, clock, error)
 
-    def _tick(self, clock: Clock, num_tokens: int) -> None:
-        if not num_tokens:
+    def _tick(self, clock: Clock, delta: Delta) -> None:
+        if clock.taken_up is None:
+            clock.taken_up = delta.admitted_at
+        if not delta.token_ids:
             return
-        now = time.perf_counter()
+        now = time.monotonic()
         if clock.last is None:
+            clock.first = now
             self.services.metrics.first_token(now - clock.began)
         else:
             self.services.metrics.next_token(now - clock.last)
         clock.last = now
 
-    def _settle(self, route: Route, answer: Answer) -> None:
+    def _settle(self, admission: Admission, answer: Answer, clock: Clock, error: Exception | None) -> None:
+        """The answer has ended, one way or another: count it, and have it logged."""
+        route, ended = admission.route, time.monotonic()
+        if admission.store:
+            self.services.records.log.put(
+                Ended(
+                    id=admission.id,
+                    adapter=route.adapter or route.name,
+                    key_id=admission.key_id,
+                    num_bytes=admission.num_bytes + 64 * answer.num_completion_tokens,
+                    outcome=partial(self._outcome, admission, answer, clock, ended, error),
+                )
+            )
         self.services.traffic.add(route.name, answer.num_completion_tokens)
         self.services.metrics.tokens(
             adapter=route.adapter or route.name,
             prompt=answer.num_prompt_tokens,
             completion=answer.num_completion_tokens,
         )
+
+    def _outcome(
+        self, admission: Admission, answer: Answer, clock: Clock, ended: float, error: Exception | None
+    ) -> Outcome:
+        """The row of an answer that ended. Called in the log's thread: nothing changes any more."""
+        body = admission.body
+        return Outcome(
+            id=admission.id,
+            base=self.services.base.id,
+            model=body.model,
+            status="error" if error is not None else "ok" if answer.done else "cancelled",
+            error=None if error is None else getattr(error, "message", type(error).__name__),
+            prompt=body.asked(),
+            sampling=body.wishes(),
+            completions=tuple(
+                Completion(index=choice.index, text=choice.text, finish_reason=choice.finish)
+                for choice in answer.choices
+            ),
+            prompt_tokens=answer.num_prompt_tokens,
+            completion_tokens=answer.num_completion_tokens,
+            queue_ms=clock.ms(clock.taken_up),
+            first_token_ms=clock.ms(clock.first),
+            total_ms=clock.ms(ended) or 0.0,
+            user=body.user or None,
+            metadata=None if body.metadata is None else dict(body.metadata),
+            key_id=admission.key_id,
+        )
+
+
+def _session(request: Request) -> str | None:
+    """Who asks, where the body names no user: a conversation or a visitor, for experiments."""
+    session = request.headers.get(SESSION_HEADER)
+    if session is not None and len(session) > MAX_LABEL_CHARS:
+        raise InvalidRequest(
+            f"the header {SESSION_HEADER} has {len(session)} characters: shorten it to {MAX_LABEL_CHARS} at most",
+            param=SESSION_HEADER,
+        )
+    return session or None
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,7 +8,7 @@ Knows nothing of HTTP, the engine or the registry: it is told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -74,6 +74,9 @@ class Metrics:
             "next_token_seconds", "From a token to the next one of the same answer.", _NEXT_TOKEN_SECONDS
         )
 
+        self._feedback = self._counter("feedback", "What was said of answers.", "adapter", "kind")
+        self._interactions_dropped = self._counter("interactions_dropped", "Interactions that were not logged.")
+
         self._ready = self._gauge("ready", "1 while the engine answers.")
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
@@ -104,6 +107,14 @@ class Metrics:
         label = self._adapter(adapter)
         self._prompt_tokens.labels(label).inc(prompt)
         self._completion_tokens.labels(label).inc(completion)
+
+    def feedback(self, *, adapter: str, kinds: Iterable[str]) -> None:
+        """One piece of feedback. ``adapter`` is the name of what was rated, or the base's id."""
+        for kind in kinds:
+            self._feedback.labels(self._adapter(adapter), kind).inc()
+
+    def interactions_dropped(self, count: int) -> None:
+        self._interactions_dropped.inc(count)
 
     def first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)

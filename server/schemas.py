@@ -103,6 +103,9 @@ def _metadata(value: Any) -> Mapping[str, str] | None:
     return value
 
 
+Metadata = Annotated[Mapping[str, str] | None, PlainValidator(_metadata)]
+
+
 def _stops(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -174,6 +177,10 @@ def _token_ids(where: str, value: list[Any]) -> tuple[int, ...]:
     return tuple(value)
 
 
+_NO_WISHES = {
+    *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
+    *("safety_identifier", "prompt_cache_key"),
+}
 _SPOKEN = {"role", "content", "name", "reasoning_content"}
 NO_TOOLS = "this server makes no tool calls; leave it out"
 
@@ -223,7 +230,7 @@ class Generation(Wire):
     seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
     user: Label | None = None
-    metadata: Annotated[Mapping[str, str] | None, PlainValidator(_metadata)] = None
+    metadata: Metadata = None
     store: bool | None = None
     logit_bias: Annotated[Any, _off({}, instead="leave it out")] = None
 
@@ -244,6 +251,14 @@ class Generation(Wire):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def asked(self) -> dict[str, Any]:
+        """The field that was asked, as the log keeps it: ``{"messages": […]}`` or ``{"prompt": […]}``."""
+        raise NotImplementedError
+
+    def wishes(self) -> dict[str, Any]:
+        """How it was asked to be answered, as the log keeps it: what was given and names neither text nor anybody."""
+        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NO_WISHES)
 
     def _limit(self) -> tuple[str, int | None]:
         """The field that bounds the new tokens, and its value."""
@@ -357,6 +372,9 @@ class ChatCompletionRequest(Generation):
         """The conversation as :meth:`graftwork.adapters.prompts.Prompts.chat` takes it."""
         return [message.model_dump(exclude_none=True, include=_SPOKEN) for message in self.messages]
 
+    def asked(self) -> dict[str, Any]:
+        return {"messages": self.chat_messages()}
+
     def _limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
@@ -387,6 +405,9 @@ class CompletionRequest(Generation):
         if self.best_of is not None and self.best_of != self.choices:
             raise _at("best_of", "unsupported_parameter", "is not supported beyond n: leave it out")
         return self
+
+    def asked(self) -> dict[str, Any]:
+        return {"prompt": [prompt if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]}
 
     def prompts(self, encode: Callable[[str], list[int]], vocab_size: int) -> list[tuple[int, ...]]:
         """Every prompt as token ids. Raises :class:`InvalidRequest` for an id that the vocabulary does not have."""

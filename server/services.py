@@ -10,10 +10,18 @@ from typing import Any, Literal, Protocol
 
 from graftwork.adapters.artifacts import ArtifactStore
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.db import Database
+from graftwork.adapters.erasure import Erasure
+from graftwork.adapters.feedback import FeedbackLog
+from graftwork.adapters.interaction_ids import InteractionIds
+from graftwork.adapters.interactions import Interactions
 from graftwork.adapters.keys import Keys
+from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.peft_format import Limits
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.settings import INTERACTION_IDS, secret
 from graftwork.server.auth import Authenticator
+from graftwork.server.interaction_log import InteractionLog
 from graftwork.server.metrics import EngineStats, Metrics
 from graftwork.server.traffic import Traffic
 
@@ -53,6 +61,42 @@ class EngineHandle(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Records:
+    """What is kept of answers: their ids, their log, what was said of them, for how long."""
+
+    ids: InteractionIds
+    interactions: Interactions
+    feedback: FeedbackLog
+    policies: LogPolicies
+    erasure: Erasure
+    log: InteractionLog
+
+    @classmethod
+    def of(
+        cls,
+        database: Database,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        base_id: str,
+        log: bool = True,
+        retention_days: float | None = None,
+    ) -> Records:
+        """Those of one database. ``log`` and ``retention_days`` are what holds where no policy says otherwise."""
+        ids = InteractionIds(secret(database, INTERACTION_IDS))
+        interactions = Interactions(database, ids)
+        policies = LogPolicies(database, log=log, retention_days=retention_days)
+        return cls(
+            ids=ids,
+            interactions=interactions,
+            feedback=FeedbackLog(database, ids),
+            policies=policies,
+            erasure=Erasure(database, ids, registry, base_id=base_id),
+            log=InteractionLog(interactions, policies, metrics),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Services:
     """Everything behind the routes."""
 
@@ -63,6 +107,7 @@ class Services:
     authenticator: Authenticator
     engine: EngineHandle
     limits: Limits
+    records: Records
     allowed_roots: tuple[Path, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)

@@ -1,7 +1,7 @@
 """Every route that never touches the engine's generation, a file a noun.
 
-Reading takes any key, changing adapters an operator's, keys an admin's; health, readiness and the operator's page take
-none. What blocks runs beside the event loop. Each file has one ``add(routes, services)``.
+Reading takes any key, changing adapters and reading what users wrote an operator's, keys an admin's; health, readiness
+and the operator's page take none. What blocks runs beside the event loop. Each file has one ``add(routes, services)``.
 
 Knows nothing of how errors look (``edge``) or where the engine runs (``services``).
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from graftwork.server.routes import adapters, keys, models, service
+from graftwork.server.routes import adapters, feedback, interactions, keys, log_policies, models, service
 from graftwork.server.services import Services
 
-NOUNS = (service, models, adapters, keys)
+NOUNS = (service, models, adapters, keys, feedback, interactions, log_policies)
 
 
 def router(services: Services) -> APIRouter:

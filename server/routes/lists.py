@@ -1,18 +1,27 @@
-"""What routes share: lists and their pages, parameters, and how to wait without holding up others."""
+"""What routes share: lists, pages, exports, parameters, and how to wait without holding up others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
 
 from graftwork.adapters.db import Page
+from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.interactions import BARE_BASE
+from graftwork.server.services import Services
 
 T = TypeVar("T")
 Json = dict[str, Any]
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Parameters(BaseModel):
@@ -32,6 +41,38 @@ def listed(data: Sequence[Json], *, has_more: bool = False) -> Json:
 
 def as_page(page: Page[T], show: Callable[[T], Json]) -> Json:
     return listed([show(item) for item in page], has_more=page.has_more)
+
+
+def json_lines(rows: Iterator[T], show: Callable[[T], Json]) -> Response:
+    """JSON lines, a few rows at a time as they are read, however many there are."""
+
+    def parts() -> Iterator[bytes]:
+        while some := list(islice(rows, 100)):
+            yield "".join(json.dumps(show(row), ensure_ascii=False) + "\n" for row in some).encode()
+
+    # Starlette takes the parts of a plain iterator from a thread: the disk is read beside the event loop.
+    return StreamingResponse(parts(), media_type="application/jsonl")
+
+
+def answered_by(services: Services, text: str | None) -> str | None:
+    """A parameter that names who answered, as filters take it: an adapter, a version, an alias, or the base's id.
+
+    InvalidRequest when nothing is called that: an empty list would not tell.
+    """
+    if text is None:
+        return None
+    if text == services.base.id:
+        return BARE_BASE
+    name, at, selector = text.partition("@")
+    try:
+        adapter = services.registry.adapter(name)
+        if not at:
+            return name
+        if selector in adapter.aliases:
+            return f"{name}@{adapter.aliases[selector]}"
+        return services.registry.version(name, int(selector) if _VERSION.fullmatch(selector) else 0).id
+    except NotFound as error:
+        raise InvalidRequest(error.message, param="adapter", code=error.code) from None
 
 
 async def beside(function: Callable[..., T], *arguments: Any, **options: Any) -> T:

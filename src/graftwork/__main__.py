@@ -19,6 +19,7 @@ from graftwork.training.cli import train
 _BASE = "The base"
 _ENGINE = "The engine"
 _DOOR = "The door"
+_LOG = "What is kept"
 
 
 def _option(flag: str, panel: str, help: str) -> Any:
@@ -81,6 +82,12 @@ def serve(
     max_adapter_gb: Annotated[
         float, _option("--max-adapter-gb", _DOOR, "The largest adapter that may be pushed.")
     ] = 2.0,
+    no_interaction_log: Annotated[
+        bool, _option("--no-interaction-log", _LOG, "Log no requests and answers, unless a policy says so.")
+    ] = False,
+    retention_days: Annotated[
+        float, _option("--retention-days", _LOG, "How long they are kept, unless a policy says otherwise; 0: for good.")
+    ] = 90.0,
     drain_seconds: Annotated[
         float, _option("--drain-seconds", _DOOR, "How long SIGTERM waits for answers that are under way.")
     ] = 30.0,
@@ -113,6 +120,8 @@ def serve(
             port=port,
             admin_key_file=admin_key_file,
             allowed_roots=tuple(allowed_root or ()),
+            no_interaction_log=no_interaction_log,
+            retention_days=retention_days,
             max_adapter_gb=max_adapter_gb,
             drain_seconds=drain_seconds,
             log_level=log_level,

@@ -25,8 +25,9 @@ from graftwork.adapters.peft_format import Limits
 from graftwork.adapters.registry import Registry
 from graftwork.server import edge
 from graftwork.server.auth import Authenticator
+from graftwork.server.metrics import Metrics
 from graftwork.server.routes import router
-from graftwork.server.services import Services, State
+from graftwork.server.services import Records, Services, State
 
 ADMIN_KEY = "the-first-key-of-all"
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj")
@@ -127,13 +128,16 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
+    registry, metrics = Registry(database), Metrics()
     services = Services(
         base=base,
-        registry=Registry(database),
+        registry=registry,
         store=store,
         keys=keys,
         authenticator=Authenticator(keys, open_to_loopback=open_to_loopback),
         engine=engine,
+        metrics=metrics,
+        records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
         limits=LIMITS,
         allowed_roots=(home / "shared",),
     )
