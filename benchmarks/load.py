@@ -1,10 +1,13 @@
-"""Load on an OpenAI-style server: N clients in flight, each request naming the next of the given models.
+"""Load on an OpenAI-style server: N clients in flight, each request naming the next of the given adapters.
 
     python -m benchmarks.load http://127.0.0.1:8000 --models a0,a1,a2 --clients 16 --requests 64
 
-Prints one JSON line: output tokens a second, time to the first token, time between tokens, errors. With ``--rate`` the
-requests arrive at random (Poisson) instead of when a client is free. Works with any server that streams OpenAI's chat
-completions and takes ``ignore_eos``.
+Prints one JSON line: output tokens a second, time to the first token (``ttft``), time between tokens (``itl``), errors.
+With ``--rate`` requests arrive at random (Poisson) instead of when a client is free. Works with any server that streams
+OpenAI's chat completions and takes ``ignore_eos``; ``--lora-ids`` asks in llama.cpp's way.
+
+Request number n always has the same prompt. Two loads on one server whose numbers overlap can meet each other's prompts
+in a prefix cache: give them ``first_number``s far apart.
 """
 
 from __future__ import annotations
@@ -15,102 +18,250 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import httpx
 
-WORDS = ("time", "people", "water", "day", "world", "house", "light", "city", "morning", "river", "garden", "letter")
+_WORDS = (
+    "the of and to in is you that it he was for on are as with his they I at be this have from or one had by word but "
+    "not what all were we when your can said there use an each which she do how their if will up other about out many "
+    "then them these so some her would make like him into time has look two more write go see number no way could "
+    "people my than first water been call who oil its now find long down day did get come made may part"
+)
+WORDS = _WORDS.split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked for, of whichever system.
+
+    Attributes:
+        clients: requests in flight, each followed by the next; with ``rate`` it only says how many there may be.
+        adapters: they take turns; none: the base.
+        requests: how many in all.
+        prompt_words: of the random part of each prompt.
+        max_tokens: of each answer, which never ends before.
+        rate: requests a second that arrive at random, instead of clients in a loop.
+        system_words: length of a system message that all requests share.
+        zipf: adapters are drawn, the n-th with a weight of 1/n, instead of taking turns.
+        first_number: the number of the first request.
+        touch: ask every adapter once beforehand, so that loading is not what is measured.
+    """
+
+    clients: int = 16
+    adapters: tuple[str, ...] = ()
+    requests: int = 64
+    prompt_words: int = 60
+    max_tokens: int = 64
+    temperature: float = 0.0
+    rate: float = 0.0
+    system_words: int = 0
+    zipf: bool = False
+    first_number: int = 0
+    touch: bool = True
+    label: str = ""
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first_number, self.first_number + self.requests)
+
+    @property
+    def warm_up_number(self) -> int:
+        """A request that is not among those that count."""
+        return self.first_number + 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where to ask. ``fields`` is what names an adapter, or the base (None), in a request's body."""
+
+    url: str
+    fields: Callable[[str | None], Mapping[str, Any]]
+    key: str = "x"
 
 
 @dataclass
 class Tally:
+    """What a load met, in seconds."""
+
     tokens: int = 0
     first_seconds: list[float] = field(default_factory=list)
+    total_seconds: list[float] = field(default_factory=list)
     gap_seconds: list[float] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    errors: list[tuple[int | str, str]] = field(default_factory=list)
+
+    def summary(self, load: Load, seconds: float) -> dict[str, Any]:
+        """The figures of a load that took ``seconds``, as JSON has them."""
+        return {
+            "label": load.label,
+            "clients": load.clients,
+            "adapters": len(load.adapters),
+            "requests": load.requests,
+            "out_tok_s": round(self.tokens / seconds, 1),
+            "req_s": round(len(self.total_seconds) / seconds, 2),
+            **milliseconds("ttft", self.first_seconds),
+            **milliseconds("itl", self.gap_seconds),
+            "wall_s": round(seconds, 2),
+            "errors": len(self.errors),
+            "error_sample": self.errors[:2],
+        }
 
 
-async def ask(client: httpx.AsyncClient, options: argparse.Namespace, number: int, model: str, tally: Tally) -> None:
-    """One streamed request of its own prompt, timed."""
-    rng = random.Random(number)
-    words = " ".join(rng.choice(WORDS) for _ in range(options.prompt_words))
+def messages(load: Load, number: int) -> list[dict[str, str]]:
+    """The prompt of request ``number``."""
+    shared = words(load.system_words, seed="system") if load.system_words else ""
+    return prompt(number, load.prompt_words, system=shared)
+
+
+def prompt(number: int, prompt_words: int, *, system: str = "") -> list[dict[str, str]]:
+    content = f"[{number}] {words(prompt_words, seed=number)} Write a long story about it."
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": content}]
+
+
+def words(count: int, *, seed: int | str) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
+def model_of(load: Load, number: int) -> str | None:
+    """The adapter that request ``number`` names; None: the base."""
+    if not load.adapters:
+        return None
+    if load.zipf:
+        return random.Random(f"zipf {number}").choices(load.adapters, cum_weights=_zipf(len(load.adapters)))[0]
+    return load.adapters[number % len(load.adapters)]
+
+
+@cache
+def _zipf(count: int) -> list[float]:
+    """1, 1 + 1/2, 1 + 1/2 + 1/3, …"""
+    return list(itertools.accumulate(1 / rank for rank in range(1, count + 1)))
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    tally: Tally,
+    model: str | None,
+    chat: Sequence[Mapping[str, str]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> None:
+    """One streamed request, timed."""
     body = {
-        "model": model,
-        "messages": [{"role": "user", "content": f"[{number}] {words} Write a long story about it."}],
-        "max_tokens": options.max_tokens,
-        "temperature": 0,
+        "messages": chat,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
         "stream": True,
         "stream_options": {"include_usage": True},
         "ignore_eos": True,
+        **endpoint.fields(model),
     }
     began = time.perf_counter()
     stamps: list[float] = []
-    usage = 0
+    usage: dict[str, Any] | None = None
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
-                tally.errors.append(f"{response.status_code} {(await response.aread())[:200]!r}")
+                tally.errors.append((response.status_code, (await response.aread())[:200].decode("utf8", "replace")))
                 return
             async for line in response.aiter_lines():
-                if not line.startswith("data:") or line.endswith("[DONE]"):
+                if not line.startswith("data:"):
                     continue
-                event = json.loads(line[5:])
-                if "error" in event:
-                    tally.errors.append(event["error"]["message"])
+                data = line[5:].strip()
+                if data == "[DONE]":
+                    break
+                event = json.loads(data)
+                if "error" in event:  # a stream that broke off
+                    tally.errors.append(("stream", json.dumps(event["error"])[:200]))
                     return
-                usage = (event.get("usage") or {}).get("completion_tokens", usage)
-                if event["choices"] and event["choices"][0]["delta"].get("content"):
+                usage = event.get("usage") or usage
+                if event.get("choices") and (event["choices"][0].get("delta") or {}).get("content"):
                     stamps.append(time.perf_counter())
-    except httpx.HTTPError as error:
-        tally.errors.append(f"{type(error).__name__}: {error}")
+    except (httpx.HTTPError, json.JSONDecodeError) as error:
+        tally.errors.append((type(error).__name__, str(error)[:200]))
         return
-    tally.tokens += usage
-    tally.first_seconds.append((stamps[0] if stamps else time.perf_counter()) - began)
+    ended = time.perf_counter()
+    tally.tokens += (usage or {}).get("completion_tokens") or len(stamps)
+    tally.first_seconds.append((stamps[0] if stamps else ended) - began)
+    tally.total_seconds.append(ended - began)
     tally.gap_seconds += [after - before for before, after in itertools.pairwise(stamps)]
 
 
-async def run(options: argparse.Namespace) -> dict[str, object]:
-    models = options.models.split(",")
+def connect(endpoint: Endpoint, clients: int) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=endpoint.url,
+        headers={"authorization": f"Bearer {endpoint.key}"},
+        timeout=600,
+        limits=httpx.Limits(max_connections=clients + 4),
+        trust_env=False,  # what is measured is on this machine, whatever proxy the environment names
+    )
+
+
+async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
+    """Carry out a load and say what was met. Requests that failed are counted, not raised."""
     tally = Tally()
-    headers = {"authorization": f"Bearer {options.key}"}
-    async with httpx.AsyncClient(base_url=options.url, headers=headers, timeout=600) as client:
-        for model in models:  # every adapter once, so that loading is not what is measured
-            await ask(client, argparse.Namespace(**{**vars(options), "max_tokens": 2}), -1, model, Tally())
-        numbers = iter(range(options.requests))
+    async with connect(endpoint, load.requests if load.rate else load.clients) as client:
+        warmed: Sequence[str | None] = load.adapters if load.touch else [model_of(load, load.first_number)]
+        for model in warmed or [None]:
+            chat = messages(load, load.warm_up_number)
+            await ask(client, endpoint, Tally(), model, chat, max_tokens=4)
+        numbers = iter(load.numbers)
+
+        async def ask_for(number: int) -> None:
+            model, chat = model_of(load, number), messages(load, number)
+            await ask(client, endpoint, tally, model, chat, max_tokens=load.max_tokens, temperature=load.temperature)
 
         async def client_loop() -> None:
             for number in numbers:
-                await ask(client, options, number, models[number % len(models)], tally)
+                await ask_for(number)
 
-        async def arrivals() -> None:
-            rng = random.Random(0)
-            async with asyncio.TaskGroup() as group:
-                for number in numbers:
-                    group.create_task(ask(client, options, number, models[number % len(models)], tally))
-                    await asyncio.sleep(rng.expovariate(options.rate))
+        async def arrive(number: int, after: float) -> None:
+            await asyncio.sleep(after)
+            await ask_for(number)
 
         began = time.perf_counter()
-        await (arrivals() if options.rate else asyncio.gather(*(client_loop() for _ in range(options.clients))))
-        seconds = time.perf_counter() - began
+        if load.rate:
+            await asyncio.gather(
+                *(arrive(number, after) for number, after in zip(numbers, arrivals(load), strict=False))
+            )
+        else:
+            await asyncio.gather(*(client_loop() for _ in range(load.clients)))
+        return tally.summary(load, time.perf_counter() - began)
+
+
+def arrivals(load: Load) -> Iterator[float]:
+    """When each request of a load with a ``rate`` arrives, in seconds: exponential gaps, the same in every run."""
+    rng = random.Random(0)
+    return itertools.accumulate(rng.expovariate(load.rate) for _ in range(load.requests))
+
+
+def milliseconds(name: str, seconds: Sequence[float]) -> dict[str, float | None]:
+    """Median, 95th and 99th percentile: ``ttft_ms_p50`` and so on; None where nothing was measured."""
     return {
-        "clients": options.clients,
-        "models": len(models),
-        "requests": options.requests,
-        "tokens_per_second": round(tally.tokens / seconds, 1),
-        "first_token_ms": milliseconds(tally.first_seconds),
-        "between_tokens_ms": milliseconds(tally.gap_seconds),
-        "errors": len(tally.errors),
-        "first_error": tally.errors[0] if tally.errors else None,
+        f"{name}_ms_p{round(100 * share)}": round(1e3 * value, 1)
+        if (value := percentile(seconds, share)) is not None
+        else None
+        for share in (0.5, 0.95, 0.99)
     }
 
 
-def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
-    """Median, 95th and 99th percentile."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return None
-    return {f"p{q}": round(1e3 * ordered[min(len(ordered) - 1, len(ordered) * q // 100)], 1) for q in (50, 95, 99)}
+def percentile(values: Sequence[float], share: float) -> float | None:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def by_name(model: str | None) -> dict[str, Any]:
+    return {"model": model or "base"}
+
+
+def by_lora_id(model: str | None) -> dict[str, Any]:
+    """llama.cpp's way: ``a3`` is the fourth of the adapters that it was started with."""
+    return {"model": "base", **({"lora": [{"id": int(model.lstrip("a")), "scale": 1.0}]} if model else {})}
 
 
 def main() -> None:
@@ -121,9 +272,32 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--prompt-words", type=int, default=60)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second, instead of clients in a loop")
-    parser.add_argument("--key", default="none")
-    print(json.dumps(asyncio.run(run(parser.parse_args()))))
+    parser.add_argument("--system-words", type=int, default=0, help="of a system message that all requests share")
+    parser.add_argument("--body", type=json.loads, default={}, help="JSON that is merged into every request")
+    parser.add_argument("--key", default="x")
+    parser.add_argument("--label", default="")
+    parser.add_argument("--lora-ids", action="store_true", help="name adapters by llama.cpp's `lora` field")
+    parser.add_argument(
+        "--touch", action=argparse.BooleanOptionalAction, default=True, help="ask every model once beforehand"
+    )
+    options = parser.parse_args()
+    name = by_lora_id if options.lora_ids else by_name
+    endpoint = Endpoint(url=options.url, key=options.key, fields=lambda model: {**name(model), **options.body})
+    load = Load(
+        clients=options.clients,
+        adapters=tuple(options.models.split(",")),
+        requests=options.requests,
+        prompt_words=options.prompt_words,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        rate=options.rate,
+        system_words=options.system_words,
+        touch=options.touch,
+        label=options.label,
+    )
+    print(json.dumps(asyncio.run(run(endpoint, load))))
 
 
 if __name__ == "__main__":

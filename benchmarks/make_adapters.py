@@ -45,6 +45,7 @@ def write(base: Path, out: Path, *, rank: int, seed: int, projections: tuple[str
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank}
+    settings |= {"base_model_name_or_path": str(base)}  # some servers look whether it is theirs
     (out / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": list(projections)}))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from graftwork.benchmarks.cli import bench
 from graftwork.clients.cli.app import app
 from graftwork.clients.cli.exits import ExitCode
 from graftwork.training.cli import train
@@ -136,6 +137,7 @@ def serve(
 
 
 app.command()(train)
+app.command()(bench)
 
 
 def main() -> None:

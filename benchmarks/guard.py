@@ -1,0 +1,65 @@
+"""Runs one command so that nothing of it outlives whoever wanted it: ``python guard.py FD COMMAND…``.
+
+``FD`` is the reading end of a pipe. When its other end closes, because it was closed or because its owner died however
+that happened, the command is asked to end, and after a while it is ended, with everything that it ever started: the
+guard is the kernel's foster parent for orphans, so that no grandchild gets away. It ends with the command's exit code.
+
+Knows nothing of what it runs. Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import psutil
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+#: Seconds between asking a command to end and ending it.
+PATIENCE = 10.0
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def _wait(command: int, owner: int, seconds: float | None = None) -> set[int]:
+    """Which of the two file descriptors has news: the command's (it ended), the owner's (it is gone)."""
+    watched = select.poll()
+    for descriptor in {command, owner} - {-1}:
+        watched.register(descriptor, select.POLLIN | select.POLLHUP)
+    return {descriptor for descriptor, _ in watched.poll(None if seconds is None else 1e3 * seconds)}
+
+
+def _end_all() -> None:
+    """Kill whatever is left below this process, also what is started meanwhile."""
+    while left := psutil.Process().children(recursive=True):
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=1)
+
+
+def main(owner: int, command: list[str]) -> int:
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    child = subprocess.Popen(command, preexec_fn=partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGKILL))
+    ended = os.pidfd_open(child.pid)
+    try:
+        if ended not in _wait(ended, owner):
+            child.terminate()
+            _wait(ended, -1, PATIENCE)
+    finally:
+        _end_all()
+    return child.wait()
+
+
+if __name__ == "__main__":
+    code = main(int(sys.argv[1]), sys.argv[2:])
+    sys.exit(code if code >= 0 else 128 - code)

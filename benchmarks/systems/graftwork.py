@@ -1,0 +1,102 @@
+"""Graftwork, as ``graftwork serve`` starts it: default options, but as many slots and rows as a load can use.
+
+Its home in the cache stays, so that thousands of adapters are pushed once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import graftwork
+from graftwork.benchmarks.jobs import Job
+from graftwork.benchmarks.systems.system import (
+    HttpServer,
+    Running,
+    Site,
+    drop_from_page_cache,
+    free_port,
+)
+from graftwork.clients.client import Client
+from graftwork.server.config import ServerConfig
+
+#: Adapters on the device when a load has more than that many.
+_MOST_SLOTS = 32
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    slots: int
+    rows: int
+
+
+class Graftwork:
+    key = "graftwork"
+
+    def __init__(self, site: Site, flags: Sequence[str] = ()) -> None:
+        """``flags``: more of them for ``graftwork serve``."""
+        self._site = site
+        self._flags = flags
+        self._home = site.workshop.folder / "graftwork" / site.base_key
+        self.title = " ".join([f"Graftwork {graftwork.__version__}", *flags])
+
+    def refuses(self, job: Job) -> str | None:
+        return None
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._site.adapters.folders(job.adapters)
+
+    def arrangement(self, job: Job) -> Hashable:
+        default = ServerConfig()
+        return _Arrangement(
+            slots=max(default.slots, min(_MOST_SLOTS, len(job.adapters))), rows=max(default.max_batch, job.clients)
+        )
+
+    @contextmanager
+    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> Iterator[Running]:
+        assert isinstance(arrangement, _Arrangement)
+        port = free_port()
+        command: list[str | Path] = [sys.executable, "-m", "graftwork", "serve", "--base", self._site.base.path]
+        command += ["--home", self._home, "--port", str(port), "--slots", str(arrangement.slots)]
+        command += ["--max-batch", str(arrangement.rows), *self._flags]
+        url = f"http://127.0.0.1:{port}"
+        server = HttpServer(
+            title=self.title,
+            command=command,
+            url=url,
+            ready="/ready",
+            log=self._site.logs / f"{self.key}.log",
+            display=self._site.display,
+            fields=lambda adapter: {"model": adapter or Path(self._site.base.path).name},
+        )
+        with server.running() as running:
+            pushed = self._push(url, {name for job in jobs for name in job.adapters})
+            if not pushed:
+                yield from self._cold_where_wanted(running, jobs)
+        if pushed:  # a server that has just been given adapters still knows them
+            with server.running() as running:
+                yield from self._cold_where_wanted(running, jobs)
+
+    def _cold_where_wanted(self, running: Running, jobs: Sequence[Job]) -> Iterator[Running]:
+        if any(job.cold for job in jobs):
+            drop_from_page_cache(self._home)
+        yield running
+
+    def _push(self, url: str, wanted: Iterable[str]) -> bool:
+        """Whatever this home does not have yet; whether that was anything."""
+        with Client(url) as client:
+            page = client.adapters.list(limit=100)
+            have = {adapter.name for adapter in page}
+            while page.has_more:
+                page = client.adapters.list(limit=100, after=page.data[-1].name)
+                have |= {adapter.name for adapter in page}
+            missing = sorted(set(wanted) - have, key=lambda name: (name[0], int(name[1:])))
+            if missing:
+                with self._site.display.working(f"{self.title}: pushing {len(missing)} adapters, once"):
+                    for name, folder in self._site.adapters.folders(missing).items():
+                        client.adapters.push(name, folder)
+        return bool(missing)
