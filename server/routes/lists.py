@@ -21,6 +21,8 @@ from graftwork.server.services import Services
 T = TypeVar("T")
 Json = dict[str, Any]
 
+# JSON lets them stand in a string, and readers that split lines as Unicode does would cut there.
+_LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -48,7 +50,8 @@ def json_lines(rows: Iterator[T], show: Callable[[T], Json]) -> Response:
 
     def parts() -> Iterator[bytes]:
         while some := list(islice(rows, 100)):
-            yield "".join(json.dumps(show(row), ensure_ascii=False) + "\n" for row in some).encode()
+            lines = (json.dumps(show(row), ensure_ascii=False).translate(_LINE_BREAKS) for row in some)
+            yield "".join(f"{line}\n" for line in lines).encode()
 
     # Starlette takes the parts of a plain iterator from a thread: the disk is read beside the event loop.
     return StreamingResponse(parts(), media_type="application/jsonl")
