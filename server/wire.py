@@ -51,7 +51,6 @@ class SeatState:
     """Where one adapter is: ``tier`` is device, host, fetching or store."""
 
     tier: str
-    requests: int
     load_ms: float | None
     num_bytes: int
 

@@ -148,7 +148,11 @@ class Engine:
             self._fetcher.want(seat.digest)
         for arrival in self._fetcher.arrivals():
             deltas += self._arrived(arrival)
-        moves = self.residency.move(self.scheduler.wanted_adapters())
+        moves = self.residency.move(
+            self.scheduler.wanted_adapters(),
+            self.scheduler.starving_adapters(),
+            hurried=bool(self.scheduler.running),
+        )
         for seat in moves.evicted:
             self.runner.grafts.leave(seat.digest)
         for seat in moves.seated:

@@ -9,6 +9,10 @@ An adapter takes as many pages of the bank as its rank needs. It is in one of th
 a sequence runs: an adapter with references is never moved. Eviction takes idle adapters, least recently used first,
 and those that requests wait for only for the sake of an older request.
 
+Where adapters are used without a pause, none ever becomes idle. So for a request that waited long enough the adapter
+with the fewest references is *closed*: nobody sits down there any more, until the last one has left and it has made
+room. Only a part of the device is closed at once, and what room there is goes to that request before any younger one.
+
 Knows nothing of tensors or files: fetching and copying are the caller's.
 """
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,8 +40,15 @@ class Seat:
     wanted: int = 0
     last_used: int = 0
     pinned: bool = False
-    requests: int = 0
+    closed: bool = False
     load_ms: float | None = None
+
+
+#: Of the device's pages, what may be closed at once.
+CLOSED_SHARE = 4
+
+#: What is copied to the device in one step beside running sequences, in bytes; one adapter at least.
+SEATED_BYTES = 48 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +69,17 @@ class Residency:
         self.seats: dict[str, Seat] = {}
         self.num_loads = 0
         self.num_evictions = 0
+        self.num_held_bytes = 0
+        self._to_fetch: dict[str, Seat] = {}
+        self._on_device: dict[str, Seat] = {}
         self._free_pages = list(range(num_pages))
         self._clock = itertools.count(1)
 
     # -- what requests ask ---------------------------------------------------------------------------------------
     def want(self, digest: str) -> Seat:
-        seat = self.seats.setdefault(digest, Seat(digest))
+        seat = self.seats.get(digest)
+        if seat is None:
+            seat = self.seats[digest] = self._to_fetch[digest] = Seat(digest)
         seat.wanted += 1
         seat.last_used = next(self._clock)
         return seat
@@ -73,14 +89,9 @@ class Residency:
             seat.wanted -= 1
 
     def seatable(self, digest: str) -> bool:
-        """On the device now."""
+        """On the device now, and not about to leave it."""
         seat = self.seats.get(digest)
-        return seat is not None and seat.tier == "device"
-
-    def short_of_pages(self, digest: str) -> bool:
-        """Fetched, and only waiting for others to leave the device."""
-        seat = self.seats.get(digest)
-        return seat is not None and seat.tier == "host"
+        return seat is not None and seat.tier == "device" and not seat.closed
 
     def sit(self, digest: str) -> Seat:
         """Look-up and reference in one step. The adapter must be seatable."""
@@ -88,7 +99,6 @@ class Residency:
         if seat.tier != "device":
             raise RuntimeError(f"{digest} is not on the device but {seat.tier}")
         seat.holders += 1
-        seat.requests += 1
         self.unwant(digest)
         seat.last_used = next(self._clock)
         return seat
@@ -100,33 +110,48 @@ class Residency:
     # -- what the caller does ------------------------------------------------------------------------------------
     def to_fetch(self) -> list[Seat]:
         """Seats whose files must be read now; each is handed out once."""
-        seats = [s for s in self.seats.values() if s.tier == "store" and s.wanted]
-        for seat in seats:
-            seat.tier = "fetching"
-        return seats
+        asked, self._to_fetch = self._to_fetch, {}
+        for digest, seat in asked.items():
+            if seat.wanted:
+                seat.tier = "fetching"
+            else:  # whoever asked has left
+                del self.seats[digest]
+        return [seat for seat in asked.values() if seat.wanted]
 
     def arrived(self, digest: str, *, num_pages: int, num_bytes: int, load_ms: float) -> None:
         seat = self.seats[digest]
         seat.tier, seat.num_pages, seat.num_bytes, seat.load_ms = "host", num_pages, num_bytes, load_ms
         self.num_loads += 1
+        self.num_held_bytes += num_bytes
 
     def failed(self, digest: str) -> None:
-        self.seats.pop(digest, None)
+        if (seat := self.seats.pop(digest, None)) is not None:
+            self.num_held_bytes -= seat.num_bytes
 
-    def move(self, queue: Sequence[str]) -> Moves:
+    def move(self, queue: Sequence[str], starving: Collection[str] = (), *, hurried: bool = False) -> Moves:
         """Give pages to fetched adapters that requests wait for; trim the host tier.
 
         ``queue`` names the adapters of waiting requests, oldest request first. An adapter may push out idle ones that
-        nobody waits for, or that only younger requests wait for: the oldest request always gets its turn.
+        nobody waits for, or that only younger requests wait for: the oldest request always gets its turn. For those
+        that are ``starving`` adapters in use are closed. ``hurried``: sequences run, so no more is moved at once than
+        they would hardly notice.
         """
         moves = Moves()
         place = {digest: i for i, digest in reversed(list(enumerate(queue)))}
-        for digest in dict.fromkeys(queue):
-            seat = self.seats.get(digest)
-            if seat is not None and seat.tier == "host" and self._make_pages(seat, place, moves):
+        hungry = [s for d in place if (s := self.seats.get(d)) is not None and s.tier == "host"]
+        num_bytes = 0
+        for seat in sorted(hungry, key=lambda s: place[s.digest]):
+            if hurried and moves.seated and num_bytes + seat.num_bytes > SEATED_BYTES:
+                break
+            if self._make_pages(seat, place, moves):
                 seat.pages = tuple(heapq.heappop(self._free_pages) for _ in range(seat.num_pages))
                 seat.tier = "device"
+                self._on_device[seat.digest] = seat
+                num_bytes += seat.num_bytes
                 moves.seated.append(seat)
+            elif seat.digest in starving:
+                break
+        self._close(starving, place)
         self._trim_host(moves)
         return moves
 
@@ -134,7 +159,8 @@ class Residency:
         """Take the pages back; the adapter stays in host memory."""
         for page in seat.pages:
             heapq.heappush(self._free_pages, page)
-        seat.pages, seat.tier = (), "host"
+        seat.pages, seat.tier, seat.closed = (), "host", False
+        del self._on_device[seat.digest]
 
     def _evict(self, seat: Seat, moves: Moves) -> None:
         """Take an idle adapter off the device; host memory keeps it."""
@@ -144,14 +170,7 @@ class Residency:
 
     def _make_pages(self, seat: Seat, place: Mapping[str, int], moves: Moves) -> bool:
         nobody = len(place)
-        idle = [
-            s
-            for s in self.seats.values()
-            if s.tier == "device"
-            and not s.holders
-            and not s.pinned
-            and place.get(s.digest, nobody) > place[seat.digest]
-        ]
+        idle = [s for s in self._movable(seat, place) if not s.holders]
         if len(self._free_pages) + sum(len(s.pages) for s in idle) < seat.num_pages:
             return False
         idle.sort(key=lambda s: (-place.get(s.digest, nobody), s.last_used))
@@ -159,15 +178,39 @@ class Residency:
             self._evict(idle.pop(0), moves)
         return True
 
+    def _movable(self, seat: Seat, place: Mapping[str, int]) -> list[Seat]:
+        """Adapters on the device that may go for the sake of ``seat``: no older request waits for them."""
+        mine, nobody = place[seat.digest], len(place)
+        return [s for s in self._on_device.values() if not s.pinned and place.get(s.digest, nobody) > mine]
+
+    def _close(self, starving: Collection[str], place: Mapping[str, int]) -> None:
+        """Choose who must make room for those that starve: who is closed already, then who is nearest to idle."""
+        closed: dict[str, Seat] = {}
+        for digest in starving:
+            seat = self.seats[digest]
+            if seat.tier != "host":
+                continue
+            others = [s for s in self._movable(seat, place) if s.digest not in closed]
+            others.sort(key=lambda s: (not s.closed, s.holders, s.last_used))
+            num_pages = len(self._free_pages)
+            while num_pages < seat.num_pages and others:
+                closed[others[0].digest] = others[0]
+                num_pages += len(others.pop(0).pages)
+            if sum(len(s.pages) for s in closed.values()) * CLOSED_SHARE >= self.num_pages:
+                break
+        for seat in self._on_device.values():
+            seat.closed = seat.digest in closed
+
     def _trim_host(self, moves: Moves) -> None:
-        held = sum(s.num_bytes for s in self.seats.values() if s.tier in ("host", "device"))
+        if self.num_held_bytes <= self.host_bytes:
+            return
         for seat in sorted(
             (s for s in self.seats.values() if s.tier == "host" and not s.wanted), key=lambda s: s.last_used
         ):
-            if held <= self.host_bytes:
+            if self.num_held_bytes <= self.host_bytes:
                 return
-            held -= seat.num_bytes
-            seat.tier = "store"
+            self.num_held_bytes -= seat.num_bytes
+            del self.seats[seat.digest]
             moves.forgotten.append(seat)
 
     def check_integrity(self) -> None:
@@ -175,3 +218,5 @@ class Residency:
         used = [page for seat in self.seats.values() for page in seat.pages]
         if sorted(used + self._free_pages) != list(range(self.num_pages)):
             raise RuntimeError(f"bank pages do not add up: used {sorted(used)}, free {sorted(self._free_pages)}")
+        if self.num_held_bytes != sum(seat.num_bytes for seat in self.seats.values()):
+            raise RuntimeError(f"held bytes do not add up to {self.num_held_bytes}")

@@ -112,7 +112,7 @@ class Limits:
     cache_tokens: int
     num_slots: int | None = None
     step_tokens: int = 256
-    max_overtakes: int = 64
+    max_overtakes: int = 16
     prefix_cache: bool = True
 
 
@@ -185,6 +185,11 @@ class Scheduler:
         self._make_room()
         return [Work(s, s.num_computed, 1) for s in self.running if s.decoding] + self._prompts()
 
+    def starving_adapters(self) -> list[str]:
+        """Of those, the ones of sequences that were passed over often enough."""
+        waiting = (s.request.adapter for s in self.waiting if s.overtaken >= self.limits.max_overtakes)
+        return list(dict.fromkeys(adapter for adapter in waiting if adapter is not None))
+
     # -- prompts -------------------------------------------------------------------------------------------------
     def _prompts(self) -> list[Work]:
         """Who gets how much of the budget: its share for the oldest prompt, then whoever has least left."""
@@ -217,8 +222,6 @@ class Scheduler:
         room = self.limits.cache_tokens - self._held_tokens()
         for sequence in self.waiting:
             if not self._seatable(sequence):
-                if self._holds_the_line(sequence):
-                    break
                 continue
             places, room = places - 1, room - len(sequence.tokens) - 1
             if places < 0 or room < 0:
@@ -271,15 +274,6 @@ class Scheduler:
     def _seatable(self, sequence: Sequence) -> bool:
         adapter = sequence.request.adapter
         return adapter is None or self.residency.seatable(adapter)
-
-    def _holds_the_line(self, sequence: Sequence) -> bool:
-        """Overtaken often enough: nothing younger starts until those who hold the pages have left."""
-        adapter = sequence.request.adapter
-        return (
-            adapter is not None
-            and sequence.overtaken >= self.limits.max_overtakes
-            and self.residency.short_of_pages(adapter)
-        )
 
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:

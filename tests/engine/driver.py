@@ -135,7 +135,10 @@ class Driver:
         for digest in [digest for digest, when in self._arriving.items() if when <= self.steps]:
             del self._arriving[digest]
             residency.arrived(digest, num_pages=self.pages_of.get(digest, 1), num_bytes=10, load_ms=1.0)
-        self.seated += [seat.digest for seat in residency.move(scheduler.wanted_adapters()).seated]
+        moves = residency.move(
+            scheduler.wanted_adapters(), scheduler.starving_adapters(), hurried=bool(scheduler.running)
+        )
+        self.seated += [seat.digest for seat in moves.seated]
 
     def _arrange(self, move: Move) -> None:
         if move.source != move.slot:
