@@ -297,6 +297,8 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
         "quantize": config.quantize,
         "dtype": config.dtype,
         "device": config.device,
+        "kernels": config.kernels,
+        "kernel_cache": config.home / "kernels",
         "num_slots": config.slots,
         "max_sequences": config.max_batch,
         "max_length": config.max_model_len,

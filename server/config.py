@@ -22,6 +22,7 @@ class ServerConfig:
         quantize: ``auto``, ``nf4``, ``int8`` or ``none``.
         dtype: of activations and cache: ``auto``, ``bfloat16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU) or ``torch``.
         home: where bases, adapters and the database live. One server a home.
         host, port: where to listen. Without a key only loopback is allowed.
         slots: rank-16 adapters the bank holds on the device; a rank-64 adapter takes four.
@@ -46,6 +47,7 @@ class ServerConfig:
     quantize: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
+    kernels: str = "auto"
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
     host: str = "127.0.0.1"
     port: int = 8000

@@ -215,14 +215,26 @@ def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: fl
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionTraits:
+    """What one layer asks of attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
 class TrialAttention:
     """Stands in for a plan while a model is tried out once, before there is a cache: plain causal attention.
 
-    Records each layer's (kv_heads, head_dim), which the cache's shape follows from.
+    Records what each layer asks for, which the cache's shape follows from.
     """
 
     def __init__(self) -> None:
-        self.kv_sizes: dict[int, tuple[int, int]] = {}
+        self.layers: dict[int, AttentionTraits] = {}
 
     def attend(
         self,
@@ -238,11 +250,20 @@ class TrialAttention:
             raise ConfigurationError(
                 "Keys and values of different sizes (multi-head latent attention) cannot be served yet."
             )
-        self.kv_sizes[layer] = (key.shape[0], key.shape[2])
+        self.layers[layer] = AttentionTraits(
+            num_heads=query.shape[0],
+            num_kv_heads=key.shape[0],
+            head_dim=key.shape[2],
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
         groups = query.shape[0] // key.shape[0]
         k, v = key.repeat_interleave(groups, 0)[None], value.repeat_interleave(groups, 0)[None]
         num_tokens = query.shape[1]
         hidden = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=query.device).triu_(1)
+        if window is not None:
+            hidden |= torch.ones_like(hidden).tril_(-window)
         mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, float("-inf"))
         return _scaled_dot_product(query[None], k, v, mask, scale, softcap)[0].transpose(0, 1)
 

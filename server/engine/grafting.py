@@ -9,36 +9,80 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graftwork.adapters.errors import ConfigurationError, InvalidAdapter
-from graftwork.server.engine.attention import TrialAttention
-from graftwork.server.engine.host_adapter import EmbeddingGraft, HostAdapter
+from graftwork.server.engine.attention import AttentionTraits, TrialAttention
+from graftwork.server.engine.host_adapter import EmbeddingGraft, HostAdapter, LinearGraft
 from graftwork.server.engine.lora_bank import Extras, LoraBank, LoraPlan, LoraTable, Run
-from graftwork.server.engine.numerics import Numerics
-from graftwork.server.engine.weights import Weights, hold
+from graftwork.server.engine.weights import Weights
+
+
+class Product(Protocol):
+    """W·x of sibling linear layers, plus B·A·x of each row's adapter: the two are computed together where that pays."""
+
+    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+        """x [T, in] → [T, out of all siblings]."""
+
+    def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
+        """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
+
+    def dense(self) -> Tensor:
+        """The weight as it acts, [out, in] float32: what DoRA's norms are taken of."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What the weight takes, without adapters."""
+
+
+class TorchProduct:
+    """The plain way: one GEMM for the base, and the bank's table for the adapters."""
+
+    def __init__(self, weights: Weights, table: LoraTable) -> None:
+        self.weights = weights
+        self.table = table
+
+    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+        y = self.weights.matmul(x)
+        if plan is not None:
+            self.table.add(plan, x, y)
+        return y
+
+    def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
+        self.table.write(pages, grafts)
+
+    def dense(self) -> Tensor:
+        return self.weights.dense()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weights.num_bytes
+
+
+#: Makes the product of sibling layers.
+Hold = Callable[[Sequence[nn.Linear]], Product]
 
 
 class Projections:
     """Sibling linear layers as one: y = W·x, plus what each row's adapter adds."""
 
     def __init__(
-        self, names: Sequence[str], layers: Sequence[nn.Linear], weights: Weights, bank: LoraBank, *, is_head: bool
+        self, names: Sequence[str], layers: Sequence[nn.Linear], product: Product, bank: LoraBank, *, is_head: bool
     ) -> None:
         self.names = list(names)
-        self.weights = weights
+        self.product = product
         self.is_head = is_head
         self.bank = bank
-        sizes = [layer.out_features for layer in layers]
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        self.slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        self.bias = _stacked_bias(layers, bank.device)
-        self.table: LoraTable = bank.new_table(layers[0].in_features, self.slices)
+        self.slices = columns_of(layers)
+        self.bias = stacked_bias(layers, bank.device)
+        self.extras: dict[str, dict[int, Extras]] = {}
         self._input: Tensor | None = None
         self._output: Tensor | None = None
 
@@ -54,11 +98,10 @@ class Projections:
 
     def _compute(self, x: Tensor) -> Tensor:
         plan = self.bank.head_plan if self.is_head else self.bank.plan
-        y = self.weights.matmul(x)
+        y = self.product.multiply(x, plan)
         if plan is None:
             return y if self.bias is None else y.add_(self.bias)
-        self.table.add(plan, x, y)
-        special = [run for run in plan.runs if run.digest in self.table.extras]
+        special = [run for run in plan.runs if run.digest in self.extras]
         for run in special:
             self._scale_columns(run, y)
         if self.bias is not None:
@@ -68,13 +111,13 @@ class Projections:
         return y
 
     def _scale_columns(self, run: Run, y: Tensor) -> None:
-        for index, extras in self.table.extras[run.digest].items():
+        for index, extras in self.extras[run.digest].items():
             if extras.column_scale is not None:
                 y[run.start : run.stop, self.slices[index]] *= extras.column_scale
 
     def _finish(self, run: Run, x: Tensor, y: Tensor) -> None:
         rows = slice(run.start, run.stop)
-        for index, extras in self.table.extras[run.digest].items():
+        for index, extras in self.extras[run.digest].items():
             if extras.bias is not None:
                 y[rows, self.slices[index]] += extras.bias
             if extras.replacement is not None:
@@ -84,7 +127,7 @@ class Projections:
     # -- adapters come and go ------------------------------------------------------------------------------------
     def seat(self, adapter: HostAdapter, pages: Sequence[int]) -> None:
         grafts = {i: adapter.linears[name] for i, name in enumerate(self.names) if name in adapter.linears}
-        self.table.write(pages, grafts)
+        self.product.write(pages, grafts)
         extras: dict[int, Extras] = {}
         for index, name in enumerate(self.names):
             extra = Extras()
@@ -92,7 +135,7 @@ class Projections:
                 extra.bias = None if graft.bias is None else self._place(graft.bias)
                 if graft.magnitude is not None:
                     delta = torch.einsum("pri,pro->oi", graft.a.float(), graft.b.float())
-                    norm = (self.weights.dense()[self.slices[index]] + delta.to(self.bank.device)).norm(dim=1)
+                    norm = (self.product.dense()[self.slices[index]] + delta.to(self.bank.device)).norm(dim=1)
                     extra.column_scale = self._place(graft.magnitude.to(norm.device) / norm)
             if (own := adapter.replaced.get(name)) is not None:
                 bias = self._place(own["bias"]) if "bias" in own else self._own_bias(index)
@@ -100,10 +143,10 @@ class Projections:
             if extra != Extras():
                 extras[index] = extra
         if extras:
-            self.table.extras[adapter.digest] = extras
+            self.extras[adapter.digest] = extras
 
     def leave(self, digest: str) -> None:
-        self.table.extras.pop(digest, None)
+        self.extras.pop(digest, None)
 
     def _own_bias(self, index: int) -> Tensor | None:
         return None if self.bias is None else self.bias[self.slices[index]].to(self.bank.dtype)
@@ -172,10 +215,11 @@ class GraftedModule(nn.Module):
 
 @dataclass(slots=True)
 class Grafts:
-    """Every place of one model where adapters attach."""
+    """Every place of one model where adapters attach. ``special`` adapters do more there than to add B·A."""
 
     projections: list[Projections] = field(default_factory=list)
     modules: list[GraftedModule] = field(default_factory=list)
+    special: set[str] = field(default_factory=set)
 
     def check(self, adapter: HostAdapter) -> None:
         """Raise InvalidAdapter if there is a part of the adapter that no place here can take."""
@@ -189,10 +233,13 @@ class Grafts:
     def seat(self, adapter: HostAdapter, pages: Sequence[int]) -> None:
         for place in self._places():
             place.seat(adapter, pages)
+        if adapter.is_special:
+            self.special.add(adapter.digest)
 
     def leave(self, digest: str) -> None:
         for place in self._places():
             place.leave(digest)
+        self.special.discard(digest)
 
     def _places(self) -> list[Projections | GraftedModule]:
         return [*self.projections, *self.modules]
@@ -207,25 +254,31 @@ class Trial:
     """What one run of the untouched model shows.
 
     ``families`` are the names of linear layers that read the same tensor, in the order they read it; ``token_wise``
-    the other leaf modules, with the axis on which their input counts tokens; ``kv_sizes`` each layer's (kv_heads,
-    head_dim).
+    the other leaf modules, with the axis on which their input counts tokens; ``attention`` what each layer asks for;
+    ``logits`` [NUM_TRIAL_TOKENS, V] what it said of the tokens 0, 1, 2, …
     """
 
     families: list[list[str]]
     token_wise: dict[str, int]
-    kv_sizes: tuple[tuple[int, int], ...]
+    attention: tuple[AttentionTraits, ...]
+    logits: Tensor
+
+    @property
+    def kv_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Each layer's (kv_heads, head_dim)."""
+        return tuple((layer.num_kv_heads, layer.head_dim) for layer in self.attention)
 
 
-def graft_onto(model: nn.Module, trial: Trial, bank: LoraBank, numerics: Numerics) -> Grafts:
-    """Replace every module of ``model`` that adapters may touch."""
+def graft_onto(model: nn.Module, trial: Trial, bank: LoraBank, hold: Hold) -> Grafts:
+    """Replace every module of ``model`` that adapters may touch; ``hold`` takes the linear layers' weights over."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     modules = dict(model.named_modules())
     grafts = Grafts()
     for family in trial.families:
         layers = [layer for layer in map(modules.__getitem__, family) if isinstance(layer, nn.Linear)]
         with torch.no_grad():
-            weights = hold([layer.weight for layer in layers], numerics)
-        projections = Projections(family, layers, weights, bank, is_head=any(layer is head for layer in layers))
+            product = hold(layers)
+        projections = Projections(family, layers, product, bank, is_head=any(layer is head for layer in layers))
         for index, (name, layer) in enumerate(zip(family, layers, strict=True)):
             _replace(model, name, ProjectionMember(projections, index, layer))
         grafts.projections.append(projections)
@@ -278,7 +331,7 @@ def try_out(model: nn.Module) -> Trial:
     try:
         with torch.inference_mode():
             ids = torch.tensor([list(range(NUM_TRIAL_TOKENS))], device=next(model.parameters()).device)
-            model(input_ids=ids, use_cache=False, graft_attention=attention)
+            logits: Tensor = model(input_ids=ids, use_cache=False, graft_attention=attention).logits[0].float()
     finally:
         for handle in handles:
             handle.remove()
@@ -288,16 +341,23 @@ def try_out(model: nn.Module) -> Trial:
         raise ConfigurationError(
             f"{type(model).__name__} does not run {odd[0]} exactly once per token; it cannot be served."
         )
-    if not attention.kv_sizes or sorted(attention.kv_sizes) != list(range(len(attention.kv_sizes))):
+    if not attention.layers or sorted(attention.layers) != list(range(len(attention.layers))):
         raise ConfigurationError(f"{type(model).__name__} has layers without plain attention; it cannot be served.")
     return Trial(
         families=families,
         token_wise=token_wise,
-        kv_sizes=tuple(attention.kv_sizes[i] for i in range(len(attention.kv_sizes))),
+        attention=tuple(attention.layers[i] for i in range(len(attention.layers))),
+        logits=logits,
     )
 
 
-def _stacked_bias(layers: Sequence[nn.Linear], device: torch.device) -> Tensor | None:
+def columns_of(layers: Sequence[nn.Linear]) -> list[slice]:
+    """Where each layer's outputs stand among those of all."""
+    ends = itertools.accumulate(layer.out_features for layer in layers)
+    return [slice(end - layer.out_features, end) for end, layer in zip(ends, layers, strict=True)]
+
+
+def stacked_bias(layers: Sequence[nn.Linear], device: torch.device) -> Tensor | None:
     if all(layer.bias is None for layer in layers):
         return None
     parts = [

@@ -54,6 +54,13 @@ class HostAdapter:
     replaced: Mapping[str, Mapping[str, Tensor]]
 
     @property
+    def is_special(self) -> bool:
+        """It does more than to add B·A to linear layers."""
+        return bool(self.embeddings or self.replaced) or any(
+            g.magnitude is not None or g.bias is not None for g in self.linears.values()
+        )
+
+    @property
     def is_inert(self) -> bool:
         """Every product B·A is zero and nothing else is touched: the adapter cannot change any answer."""
         return (

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,11 +17,26 @@ from torch import nn
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine import attention, numerics
-from graftwork.server.engine.grafting import Grafts, graft_onto, try_out
+from graftwork.server.engine.forward import ModelForward
+from graftwork.server.engine.grafting import (
+    Grafts,
+    Product,
+    TorchProduct,
+    Trial,
+    columns_of,
+    graft_onto,
+    stacked_bias,
+    try_out,
+)
 from graftwork.server.engine.kv_cache import CacheShape, KVCache
 from graftwork.server.engine.lora_bank import LoraBank
+from graftwork.server.engine.native import library as native
+from graftwork.server.engine.native.decoder import TRIAL_TOLERANCE, Decoder, DoesNotFit, divergence
+from graftwork.server.engine.native.linear import NativeLinear
+from graftwork.server.engine.native.machine import Machine
 from graftwork.server.engine.runner import Runner
 from graftwork.server.engine.scheduler import Limits
+from graftwork.server.engine.weights import hold
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +62,8 @@ class EngineConfig:
     quantize: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
+    kernels: str = "auto"
+    kernel_cache: Path = Path.home() / ".cache" / "graftwork"
     num_slots: int = 16
     max_sequences: int = 32
     max_length: int | None = None
@@ -65,6 +85,7 @@ class BaseCard:
     device: str
     quantize: str
     dtype: str
+    kernels: str
     reason: str
     memory_bytes: int
     cache_tokens: int
@@ -88,7 +109,11 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     chosen = numerics.choose(
-        quantize=config.quantize, dtype=config.dtype, device=config.device, num_parameters=info.num_parameters
+        quantize=config.quantize,
+        dtype=config.dtype,
+        device=config.device,
+        kernels=config.kernels,
+        num_parameters=info.num_parameters,
     )
     max_length = config.max_length or min(8192, info.max_positions)
     if max_length > info.max_positions:
@@ -102,12 +127,17 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     model.requires_grad_(False)
     trial = try_out(model)
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
-    grafts = graft_onto(model, trial, bank, chosen)
+    machine, obstacle = _machine(config, chosen)
+    grafts = graft_onto(model, trial, bank, functools.partial(_hold, numerics=chosen, bank=bank, machine=machine))
     model.to(chosen.device)
-    if chosen.device.type == "cpu":
-        _warm_up(grafts, config.step_tokens + config.max_sequences, chosen.dtype)
+    max_rows = config.step_tokens + config.max_sequences
+    if chosen.device.type == "cpu" and machine is None:
+        _warm_up(grafts, max_rows, chosen.dtype)
     memory_bytes = _memory(model, grafts)
     cache, limits = _cache(config, trial.kv_sizes, chosen, max_length)
+    decoder = None
+    if machine is not None:
+        decoder, obstacle = _decoder(model, grafts, trial, cache, machine, max_rows)
     card = BaseCard(
         id=info.id,
         digest=info.digest,
@@ -116,7 +146,8 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
         device=str(chosen.device),
         quantize=chosen.quantize,
         dtype=str(chosen.dtype).removeprefix("torch."),
-        reason=chosen.reason,
+        kernels="torch" if machine is None else "native",
+        reason="; ".join(part for part in (chosen.reason, obstacle) if part),
         memory_bytes=memory_bytes,
         cache_tokens=limits.cache_tokens,
         max_length=limits.max_length,
@@ -124,7 +155,45 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
         slots=config.num_slots,
         load_seconds=round(time.perf_counter() - began, 2),
     )
-    return Runner(model, grafts, bank, cache), limits, card
+    return Runner(ModelForward(model, bank, cache), decoder, grafts, bank, cache), limits, card
+
+
+def _machine(config: EngineConfig, chosen: numerics.Numerics) -> tuple[Machine | None, str]:
+    """What runs the native kernels, or why nothing does: a start never fails for want of a compiler."""
+    if chosen.kernels != "native":
+        return None, ""
+    try:
+        return Machine(native.load(config.kernel_cache), torch.get_num_threads()), ""
+    except ConfigurationError as error:
+        if config.kernels == "native":
+            raise
+        log.warning("%s Going on with torch's kernels, which take about three times as long.", error)
+        return None, "torch kernels, the native ones could not be built"
+
+
+def _hold(
+    layers: Sequence[nn.Linear], *, numerics: numerics.Numerics, bank: LoraBank, machine: Machine | None
+) -> Product:
+    """Take over the weights of sibling layers that read the same input."""
+    weights = [layer.weight for layer in layers]
+    if machine is not None:
+        return NativeLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, machine)
+    table = bank.new_table(layers[0].in_features, columns_of(layers))
+    return TorchProduct(hold(weights, numerics), table)
+
+
+def _decoder(
+    model: nn.Module, grafts: Grafts, trial: Trial, cache: KVCache, machine: Machine, max_rows: int
+) -> tuple[Decoder | None, str]:
+    """The whole-step decoder, if this model is one for it; else why it is not."""
+    try:
+        decoder = Decoder(model, grafts, trial, cache, machine, max_rows)
+    except (DoesNotFit, AttributeError) as misfit:
+        return None, f"layer by layer: {misfit}"
+    if (apart := divergence(decoder, trial, cache)) > TRIAL_TOLERANCE:
+        return None, f"layer by layer: the decoder is {apart:.2f} nats away from transformers"
+    log.debug("the decoder is %.3f nats away from the unquantized model", apart)
+    return decoder, ""
 
 
 def _cache(
@@ -181,11 +250,12 @@ def _refuse_batch_dependent(model: nn.Module) -> None:
 
 def _warm_up(grafts: Grafts, max_rows: int, dtype: torch.dtype) -> None:
     """Layers of one shape share their kernels: one of each is enough."""
-    shapes = {(p.table.num_inputs, p.slices[-1].stop): p for p in grafts.projections}
-    for (num_inputs, _), projections in shapes.items():
-        projections.weights.warm_up(num_inputs, max_rows, dtype)
+    products = [p.product for p in grafts.projections if isinstance(p.product, TorchProduct)]
+    shapes = {(product.table.num_inputs, product.table.slices[-1].stop): product for product in products}
+    for (num_inputs, _), product in shapes.items():
+        product.weights.warm_up(num_inputs, max_rows, dtype)
 
 
 def _memory(model: nn.Module, grafts: Grafts) -> int:
     rest = {p.data_ptr(): p.nbytes for p in (*model.parameters(), *model.buffers())}
-    return sum(p.weights.num_bytes for p in grafts.projections) + sum(rest.values())
+    return sum(p.product.num_bytes for p in grafts.projections) + sum(rest.values())

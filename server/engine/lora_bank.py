@@ -125,7 +125,6 @@ class LoraTable:
         self.device = device
         self.a: Tensor | None = None
         self.b: list[Tensor | None] = [None] * len(self.slices)
-        self.extras: dict[str, dict[int, Extras]] = {}
 
     def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
         """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""

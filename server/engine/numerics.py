@@ -3,8 +3,9 @@
 ========  ==========  ============================================================================================
 quantize  activations what
 ========  ==========  ============================================================================================
-int8      float32     CPU. 8-bit weights per output row, activations in two 8-bit digits per token, exact integer
-                      sums: one numeric path at every number of rows.
+int8      float32     CPU. 8-bit weights per output row, 8-bit activations, exact integer sums: one numeric path at
+                      every number of rows. By ``native`` kernels where they can be built (activations with a scale per
+                      64 inputs), else by torch (activations in two digits per token).
 nf4       bfloat16    CUDA, by bitsandbytes; on a CPU it works and is slow.
 none      bfloat16    or float32 where the machine has no bfloat16 arithmetic.
 ========  ==========  ============================================================================================
@@ -22,8 +23,10 @@ from typing import Literal
 import torch
 
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.server.engine.native import library as native
 
 Quantize = Literal["int8", "nf4", "none"]
+Kernels = Literal["native", "torch"]
 
 #: Below this many parameters NF4 costs too much quality: perplexity 8.0 → 10.4 at 135 million.
 MIN_PARAMETERS_FOR_NF4 = 1_000_000_000
@@ -36,6 +39,7 @@ class Numerics:
     device: torch.device
     quantize: Quantize
     dtype: torch.dtype
+    kernels: Kernels
     reason: str
 
     @property
@@ -44,7 +48,7 @@ class Numerics:
         return torch.float32 if self.device.type == "cpu" else self.dtype
 
 
-def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Numerics:
+def choose(*, quantize: str, dtype: str, device: str, kernels: str = "auto", num_parameters: int) -> Numerics:
     """Turn the user's wishes (``auto`` allowed) into a choice that works here.
 
     Raises:
@@ -74,7 +78,26 @@ def choose(*, quantize: str, dtype: str, device: str, num_parameters: int) -> Nu
         torch_dtype = getattr(torch, dtype)
     else:
         raise ConfigurationError(f"--dtype {dtype}: choose auto, bfloat16 or float32.")
-    return Numerics(device=target, quantize=chosen, dtype=torch_dtype, reason=reason)
+    by, why = _kernels(kernels, chosen, torch_dtype)
+    return Numerics(
+        device=target, quantize=chosen, dtype=torch_dtype, kernels=by, reason=f"{reason}; {why}" if why else reason
+    )
+
+
+def _kernels(wish: str, quantize: Quantize, dtype: torch.dtype) -> tuple[Kernels, str]:
+    """Which kernels, and why they are not the native ones where those are meant to be."""
+    if wish not in ("auto", "native", "torch"):
+        raise ConfigurationError(f"--kernels {wish}: choose auto, native or torch.")
+    obstacle = "as asked" if wish == "torch" else native.why_not()
+    if quantize != "int8" or dtype != torch.float32:
+        if wish == "native":
+            raise ConfigurationError("--kernels native is for --quantize int8 with --dtype float32 or auto.")
+        return "torch", ""
+    if obstacle is None:
+        return "native", ""
+    if wish == "native":
+        raise ConfigurationError(f"--kernels native: {obstacle}.")
+    return "torch", f"torch kernels, {obstacle}"
 
 
 def _device(wish: str) -> torch.device:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from graftwork.server.engine.attention import AttentionPlan, Chunk, DecodeRow
+from graftwork.server.engine.attention import Chunk, DecodeRow
+from graftwork.server.engine.forward import Forward, Rows
 from graftwork.server.engine.grafting import Grafts
 from graftwork.server.engine.kv_cache import KVCache
-from graftwork.server.engine.lora_bank import LONG_RUN, LoraBank, LoraPlan, Run
+from graftwork.server.engine.lora_bank import LONG_RUN, LoraBank, Run
 from graftwork.server.engine.prefix_cache import Move
 from graftwork.server.engine.scheduler import Work
 
@@ -29,12 +30,19 @@ class Output:
 
 
 class Runner:
-    def __init__(self, model: nn.Module, grafts: Grafts, bank: LoraBank, cache: KVCache) -> None:
-        self.model = model
+    """``forward`` can do everything; ``decoder``, where there is one, is the quick way for all that adapters mostly do.
+
+    Rows do not see each other but through the cache, so a step may go both ways, and a row always goes its own.
+    """
+
+    def __init__(
+        self, forward: Forward, decoder: Forward | None, grafts: Grafts, bank: LoraBank, cache: KVCache
+    ) -> None:
+        self.forward = forward
+        self.decoder = decoder
         self.grafts = grafts
         self.bank = bank
         self.cache = cache
-        self.device = cache.shape.device
 
     @torch.inference_mode()
     def arrange(self, moves: Sequence[Move]) -> None:
@@ -50,50 +58,38 @@ class Runner:
             if item.start == 0:
                 self.cache.claim(_slot(item))
             self.cache.extend(_slot(item), item.start + item.count)
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        kept: list[int] = []
-        rows: list[range] = []
-        decoding: list[DecodeRow] = []
-        chunks: list[Chunk] = []
-        for item in ordered:
-            first, stop = len(tokens), item.start + item.count
-            tokens += item.sequence.tokens[item.start : stop]
-            positions += range(item.start, stop)
-            slots += [_slot(item)] * item.count
-            if item.count == 1 and item.start > 0:
-                decoding.append(DecodeRow(first, _slot(item), stop))
-            else:
-                chunks.append(Chunk(first, item.count, _slot(item), item.start))
-            num_kept = item.count if item.sequence.request.sampling.prompt_logprobs is not None else int(item.completes)
-            rows.append(range(len(kept), len(kept) + num_kept))
-            kept += range(len(tokens) - num_kept, len(tokens))
-        where = torch.tensor([positions, slots], device=self.device)
-        plan = AttentionPlan(self.cache, decoding, chunks, where[0], where[1])
-        runs = _runs(ordered)
-        self.bank.plan = LoraPlan(runs, self.device) if runs else None
-        self.bank.head_plan = self._head_plan(runs, kept or [len(tokens) - 1])
-        try:
-            logits: Tensor = self.model(
-                input_ids=torch.tensor([tokens], device=self.device),
-                position_ids=where[0][None],
-                use_cache=False,
-                logits_to_keep=torch.tensor(kept or [len(tokens) - 1], device=self.device),
-                graft_attention=plan,
-            ).logits[0]
-        finally:
-            self.bank.plan = self.bank.head_plan = None
-        return Output(logits, ordered, rows)
+        quick = [item for item in ordered if self.decoder is not None and not self._is_special(item)]
+        rest = [item for item in ordered if item not in quick]
+        logits: list[Tensor] = []
+        ranges: list[range] = []
+        for forward, items in ((self.decoder, quick), (self.forward, rest)):
+            if forward is not None and items:
+                rows = _rows(items, ranges)
+                logits.append(forward(rows))
+        return Output(torch.cat(logits) if len(logits) > 1 else logits[0], [*quick, *rest], ranges)
 
-    def _head_plan(self, runs: Sequence[Run], kept: Sequence[int]) -> LoraPlan | None:
-        """The same runs over the rows that reach the head."""
-        head_runs = []
-        for run in runs:
-            inside = [i for i, token in enumerate(kept) if run.start <= token < run.stop]
-            if inside:
-                head_runs.append(Run(inside[0], inside[-1] + 1, run.digest, run.pages))
-        return LoraPlan(head_runs, self.device) if head_runs else None
+    def _is_special(self, item: Work) -> bool:
+        seat = item.sequence.seat
+        return seat is not None and seat.digest in self.grafts.special
+
+
+def _rows(items: Sequence[Work], ranges: list[range]) -> Rows:
+    """Lay the tokens of ``items`` side by side; append to ``ranges`` which rows of the step's logits are whose."""
+    rows = Rows(runs=_runs(items))
+    first_kept = ranges[-1].stop if ranges else 0
+    for item in items:
+        first, stop = len(rows.tokens), item.start + item.count
+        rows.tokens += item.sequence.tokens[item.start : stop]
+        rows.positions += range(item.start, stop)
+        rows.slots += [_slot(item)] * item.count
+        if item.count == 1 and item.start > 0:
+            rows.decoding.append(DecodeRow(first, _slot(item), stop))
+        else:
+            rows.chunks.append(Chunk(first, item.count, _slot(item), item.start))
+        num_kept = item.count if item.sequence.request.sampling.prompt_logprobs is not None else int(item.completes)
+        ranges.append(range(first_kept + len(rows.kept), first_kept + len(rows.kept) + num_kept))
+        rows.kept += range(len(rows.tokens) - num_kept, len(rows.tokens))
+    return rows
 
 
 def _slot(item: Work) -> int:

@@ -1,6 +1,6 @@
-"""A linear layer's weight in the numbers it is held in: full, 8-bit or NF4. One GEMM each, no bias, no adapters.
+"""A linear layer's weight in the numbers it is held in: full, 8-bit or NF4, as plain torch multiplies with it.
 
-Shapes: ``x`` [T, in], result [T, out]; T rows are tokens of any requests.
+Shapes: ``x`` [T, in], result [T, out]; T rows are tokens of any requests. No bias, no adapters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The command line's top and the composition root: the one file that may import all four rooms.
 
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
-``graftwork.training.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
-``--help`` loads no model library.
+``graftwork.training.cli``, those that look at data in ``graftwork.training.data.cli``; here is the one that is a
+server. What a command needs is imported when it runs, so that ``--help`` loads no model library.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from graftwork.benchmarks.cli import bench
 from graftwork.clients.cli.app import app
 from graftwork.clients.cli.exits import ExitCode
 from graftwork.training.cli import train
+from graftwork.training.data.cli import app as data
 
 _BASE = "The base"
 _ENGINE = "The engine"
@@ -41,6 +42,9 @@ def serve(
         Literal["auto", "bfloat16", "float32"], _option("--dtype", _BASE, "Of activations and cache.")
     ] = "auto",
     device: Annotated[str, _option("--device", _BASE, "auto, cpu, cuda or cuda:1.")] = "auto",
+    kernels: Annotated[
+        str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, built once with a C++ compiler) or torch.")
+    ] = "auto",
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
@@ -107,6 +111,7 @@ def serve(
             quantize=quantize,
             dtype=dtype,
             device=device,
+            kernels=kernels,
             home=home.expanduser(),
             slots=slots,
             max_batch=max_batch,
@@ -137,6 +142,7 @@ def serve(
 
 
 app.command()(train)
+app.add_typer(data, name="data")
 app.command()(bench)
 
 

@@ -114,6 +114,7 @@ GIVEN = {
     "quantize": "int8",
     "dtype": "float32",
     "device": "cpu",
+    "kernels": "torch",
     "home": "/tmp/home",
     "host": "0.0.0.0",
     "port": "9000",

@@ -1,7 +1,7 @@
 """The embedded base as it is served by default on a CPU: what 8 bits cost, and that mixing costs nothing more.
 
 Two references: PEFT over the very same 8-bit layers (the engine must add nothing of its own), and PEFT over the
-float32 base (the price of 8 bits). The bounds here are what docs/benchmarks.md states.
+float32 base (the price of 8 bits). The bounds here are what docs/fidelity.md states. For both kinds of kernels.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.prompts import Prompts
 from graftwork.server.engine import numerics
 from graftwork.server.engine.grafting import try_out
+from graftwork.server.engine.native import library
 from graftwork.server.engine.weights import Int8Weights
 from tests.engine import zoo
+from tests.engine.native_oracle import rounded
 
-SAME_BASE_MEAN, SAME_BASE_WORST = 0.01, 0.25
-FLOAT_BASE_MEAN = 0.25
+#: Mean and worst difference in log-probability. One digit an activation, as the native kernels have it, lets a float32
+#: bit that differs from PEFT's tip an 8-bit rounding over; two digits, as torch's have it, do not. What the native ones
+#: do is held to the last bit by test_native, here only that it stays the same kind of noise.
+SAME_BASE = {"native": (0.25, 4.5), "torch": (0.01, 0.25)}
+FLOAT_BASE_MEAN = 0.3
 
 TEXTS = [
     "How do I get my money back for a card payment that I did not make?",
@@ -37,18 +42,20 @@ pytestmark = pytest.mark.skipif(not numerics.has_int8_dot_products(), reason="th
 class Int8Linear(nn.Linear):
     """The engine's 8-bit layer as a plain linear layer, which PEFT can wrap."""
 
-    def __init__(self, layer: nn.Linear, weights: Int8Weights, columns: slice) -> None:
+    def __init__(self, layer: nn.Linear, weights: Int8Weights, columns: slice, kernels: str) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         self.weight = nn.Parameter(weights.dense()[columns], requires_grad=False)
         self.bias = layer.bias
-        self.weights, self.columns = weights, columns
+        self.weights, self.columns, self.kernels = weights, columns, kernels
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernels == "native":
+            return nn.functional.linear(rounded(x), self.weight, self.bias)
         y = self.weights.matmul(x.reshape(-1, x.shape[-1]))[:, self.columns].reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
-def int8_reference(info: BaseInfo) -> nn.Module:
+def int8_reference(info: BaseInfo, kernels: str) -> nn.Module:
     model = zoo.load_reference(info)
     model.config._attn_implementation = "graftwork"
     trial = try_out(model)
@@ -60,17 +67,20 @@ def int8_reference(info: BaseInfo) -> nn.Module:
         for name, layer in zip(family, layers, strict=True):
             parent, _, leaf = name.rpartition(".")
             columns = slice(start, start := start + layer.out_features)  # type: ignore[operator]
-            setattr(model.get_submodule(parent), leaf, Int8Linear(layer, weights, columns))  # type: ignore[arg-type]
+            setattr(model.get_submodule(parent), leaf, Int8Linear(layer, weights, columns, kernels))  # type: ignore[arg-type]
     return model
 
 
-def test_default_mode_against_peft(embedded_base: BaseInfo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_default_mode_against_peft(embedded_base: BaseInfo, tmp_path: Path, kernels: str) -> None:
+    if kernels == "native" and (obstacle := library.why_not()):
+        pytest.skip(obstacle)
     prompts = Prompts(Path(embedded_base.path))
     kinds = ["rank-16", "rank-5", "attention-only", "mlp-only", "dora", "rslora"]
     for index, kind in enumerate(kinds):
         zoo.make_adapter(embedded_base, tmp_path / kind, zoo.KINDS[kind], seed=index, strength=0.02)
     adapters = {kind: tmp_path / kind for kind in kinds}
-    bench = zoo.Bench(embedded_base, adapters, quantize="int8", cache_bytes=512 << 20)
+    bench = zoo.Bench(embedded_base, adapters, quantize="int8", kernels=kernels, cache_bytes=512 << 20)
     asked = [
         (f"{name}-{i}", name, prompts.chat([{"role": "user", "content": text}]))
         for name in (None, *kinds)
@@ -82,7 +92,7 @@ def test_default_mode_against_peft(embedded_base: BaseInfo, tmp_path: Path) -> N
     answers = bench.run()
     same, plain = [], []
     for name in (None, *kinds):
-        models = [int8_reference(embedded_base), zoo.load_reference(embedded_base)]
+        models = [int8_reference(embedded_base, kernels), zoo.load_reference(embedded_base)]
         if name is not None:
             models = [PeftModel.from_pretrained(model, adapters[name]).eval() for model in models]  # type: ignore[arg-type]
         for request_id, _, prompt in (a for a in asked if a[1] == name):
@@ -93,6 +103,6 @@ def test_default_mode_against_peft(embedded_base: BaseInfo, tmp_path: Path) -> N
                 differences += [abs(a - b) for a, b in zip(said, expected, strict=True)]
     print(f"same 8-bit base: mean {mean(same):.5f}, worst {max(same):.4f}")
     print(f"float32 base: mean {mean(plain):.4f}, worst {max(plain):.3f}")
-    assert mean(same) < SAME_BASE_MEAN
-    assert max(same) < SAME_BASE_WORST
+    assert mean(same) < SAME_BASE[kernels][0]
+    assert max(same) < SAME_BASE[kernels][1]
     assert mean(plain) < FLOAT_BASE_MEAN

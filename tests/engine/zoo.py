@@ -30,6 +30,7 @@ from graftwork.server.engine import host_adapter
 from graftwork.server.engine.engine import Engine
 from graftwork.server.engine.loading import EngineConfig, build
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
+from tests.conftest import TEST_HOME
 
 VOCABULARY = 258
 SIZES = {
@@ -169,6 +170,7 @@ class Bench:
             "device": "cpu",
             "max_sequences": 16,
             "cache_bytes": 64 << 20,
+            "kernel_cache": TEST_HOME / "kernels",
         }
         runner, limits, self.card = build(info, EngineConfig(**{**options, **config}))
         self.engine = Engine(runner, limits, self.fetch, host_bytes=1 << 30)

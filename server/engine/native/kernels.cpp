@@ -1,0 +1,722 @@
+// One step of a decoder on a CPU with AVX-512 VNNI: what decoder.py puts together, computed here.
+//
+// Every row (a token) is computed by the same operations in the same order whatever else is in the step: integer sums
+// are exact, float sums run over inputs, ranks and positions in a fixed order, and how rows are grouped only decides
+// which loads are shared. So an answer does not depend on its neighbours, nor on how its prompt was cut into chunks.
+//
+// Numbers: weights are unsigned bytes (value + 128) with a scale per output; activations signed bytes with a scale per
+// BLOCK inputs of a row; adapters half precision with a gain per page; all else float32.
+//
+// The C interface is at the end: plain structures filled by Python, no torch, no exceptions.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;       // floats in a register
+constexpr int BLOCK = 64;       // inputs that share an activation scale
+constexpr int TILE = 32;        // outputs computed together: two panels of LANES
+constexpr int RANK = 16;        // rank rows a page
+constexpr int TILE_ROWS = 6;    // rows that share a tile's weights in registers
+constexpr int CHUNK_ROWS = 4;   // rows that one thread makes ready at a time
+
+// --- threads -----------------------------------------------------------------------------------------------------------
+
+// Hands the parts of a job to whoever is free: on a machine that others use too, a thread that was put aside holds up
+// one part, not half of the job. `ticket` is (job number, next part); only who moves it may run that part.
+class Pool {
+  public:
+    explicit Pool(int num_threads) {
+        for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { work(i); });
+    }
+
+    ~Pool() {
+        stop_.store(true);
+        ticket_.fetch_add(uint64_t(1) << 32);
+        ticket_.notify_all();
+        for (auto& thread : threads_) thread.join();
+    }
+
+    int size() const { return int(threads_.size()) + 1; }
+
+    template <class F> void run(int count, const F& part) {
+        if (count <= 0) return;
+        if (count == 1 || threads_.empty()) {
+            for (int i = 0; i < count; ++i) part(i, 0);
+            return;
+        }
+        const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+        ticket_.store(job << 32 | CLOSED, std::memory_order_relaxed);  // nobody takes a part while the job is described
+        std::atomic_thread_fence(std::memory_order_seq_cst);
+        call_.store([](const void* f, int i, int thread) { (*static_cast<const F*>(f))(i, thread); },
+                    std::memory_order_relaxed);
+        context_.store(&part, std::memory_order_relaxed);
+        count_.store(uint32_t(count), std::memory_order_relaxed);
+        done_.store(0, std::memory_order_relaxed);
+        ticket_.store(job << 32, std::memory_order_release);
+        ticket_.notify_all();
+        take_parts(0);
+        for (int spins = 0; done_.load(std::memory_order_acquire) != uint32_t(count);) {
+            _mm_pause();
+            if (++spins > 4000) std::this_thread::yield();
+        }
+    }
+
+  private:
+    static constexpr uint32_t CLOSED = 0xffffffff;
+
+    void take_parts(int thread) {
+        uint64_t ticket = ticket_.load(std::memory_order_acquire);
+        while (true) {
+            const auto call = call_.load(std::memory_order_relaxed);
+            const void* const context = context_.load(std::memory_order_relaxed);
+            const uint32_t part = uint32_t(ticket);
+            if (part == CLOSED || part >= count_.load(std::memory_order_relaxed)) return;
+            // Succeeds only if the job is still the one that was read: a part that is not done keeps its job alive.
+            if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) {
+                call(context, int(part), thread);
+                done_.fetch_add(1, std::memory_order_release);
+                ticket = ticket_.load(std::memory_order_acquire);
+            }
+        }
+    }
+
+    void work(int thread) {
+        uint64_t seen = 0;
+        while (!stop_.load(std::memory_order_relaxed)) {
+            uint64_t ticket = ticket_.load(std::memory_order_acquire);
+            if (ticket >> 32 == seen >> 32) {
+                // Between two parts of a step a moment's spinning is quicker than sleep; between steps it is not.
+                for (int spins = 0; spins < SPINS && ticket >> 32 == seen >> 32; ++spins) {
+                    _mm_pause();
+                    ticket = ticket_.load(std::memory_order_acquire);
+                }
+                if (ticket >> 32 == seen >> 32) {
+                    ticket_.wait(ticket, std::memory_order_acquire);
+                    continue;
+                }
+            }
+            if (uint32_t(ticket) == CLOSED) {
+                _mm_pause();
+                continue;
+            }
+            seen = ticket;
+            take_parts(thread);
+        }
+    }
+
+    static constexpr int SPINS = 2000;
+    std::vector<std::thread> threads_;
+    alignas(64) std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<uint32_t> done_{0};
+    alignas(64) std::atomic<void (*)(const void*, int, int)> call_{nullptr};
+    std::atomic<const void*> context_{nullptr};
+    std::atomic<uint32_t> count_{0};
+    std::atomic<bool> stop_{false};
+};
+
+// --- small arithmetic --------------------------------------------------------------------------------------------------
+
+inline __m512 from_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// e^x for x <= 88: Cody-Waite reduction and a polynomial of degree 6, about 2 units in the last place.
+inline __m512 exp(__m512 x) {
+    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-104.0f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 tanh(__m512 x) {
+    const __m512 e = exp(_mm512_max_ps(_mm512_min_ps(_mm512_add_ps(x, x), _mm512_set1_ps(40.0f)), _mm512_set1_ps(-40.0f)));
+    return _mm512_div_ps(_mm512_sub_ps(e, _mm512_set1_ps(1.0f)), _mm512_add_ps(e, _mm512_set1_ps(1.0f)));
+}
+
+inline __m512 silu(__m512 x) {
+    const __m512 e = exp(_mm512_sub_ps(_mm512_setzero_ps(), x));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+inline __m512 gelu_tanh(__m512 x) {
+    const __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+    const __m512 inner = _mm512_mul_ps(_mm512_set1_ps(0.7978845608028654f), _mm512_fmadd_ps(_mm512_set1_ps(0.044715f), cubed, x));
+    return _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), x), _mm512_add_ps(_mm512_set1_ps(1.0f), tanh(inner)));
+}
+
+inline __mmask16 tail_mask(int left) { return left >= LANES ? __mmask16(0xffff) : __mmask16((1u << left) - 1); }
+
+inline float sum_of_squares(const float* x, int n) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += LANES) {
+        const __m512 v = _mm512_maskz_loadu_ps(tail_mask(n - i), x + i);
+        sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+inline void rms_norm(const float* x, const float* weight, float eps, int n, float* out) {
+    const __m512 inverse = _mm512_set1_ps(1.0f / std::sqrt(sum_of_squares(x, n) / float(n) + eps));
+    for (int i = 0; i < n; i += LANES) {
+        const __mmask16 m = tail_mask(n - i);
+        const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + i), inverse);
+        _mm512_mask_storeu_ps(out + i, m, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, weight + i)));
+    }
+}
+
+}  // namespace
+
+// --- what Python fills in ------------------------------------------------------------------------------------------------
+
+extern "C" {
+
+enum Prologue : int32_t { PLAIN = 0, NORM = 1, SILU_TIMES = 2, GELU_TIMES = 3 };
+
+// Sibling linear layers that read one input. Every tile of 32 outputs belongs to one member.
+struct Linear {
+    int32_t num_inputs;      // K
+    int32_t num_blocks;      // of BLOCK inputs, the last one padded with zeros
+    int32_t num_tiles;
+    int32_t num_members;
+    const uint8_t* panels;   // [num_tiles][2][num_blocks * 16][16 outputs][4 inputs]
+    const float* scale;      // [num_tiles * 32]
+    const float* bias;       // [num_tiles * 32], read if an op is with_bias
+    const int32_t* tiles;    // [num_tiles][3]: member, first column, columns
+    const uint16_t* a;       // [pages][members * 16][num_blocks * 64] half, or null
+    const uint16_t* b;       // [pages][num_tiles][16][32] half
+    const float* gain;       // [pages][members]
+};
+
+// Which pages of the bank each row goes through: pages[first[row] .. first[row + 1]].
+struct Adapters {
+    const int32_t* first;
+    const int32_t* pages;
+    int32_t num_groups;      // first[rows]
+};
+
+struct Attention {
+    float* keys;             // [slots, slot_length, kv_heads * dim], this layer's
+    float* values;
+    int64_t slot_stride;     // floats
+    int32_t num_heads, num_kv_heads, dim, rotary_dim;
+    float scale, softcap;    // softcap 0: none
+    int32_t window;          // 0: none
+    int32_t rope;            // which of the step's tables
+    const float* q_norm;     // [dim] or null
+    const float* k_norm;
+    float eps;
+};
+
+struct Op {
+    int32_t kind;            // 0 project, 1 attend, 2 add the norm of x to y
+    int32_t prologue;
+    int32_t accumulate;      // add to y instead of writing it
+    int32_t with_bias;
+    const float* x;
+    float* y;
+    int32_t x_width, y_width;
+    const Linear* linear;
+    const Attention* attention;
+    const float* norm;
+    float eps;
+};
+
+struct Step {
+    int32_t num_rows;
+    const int32_t* slot;      // [rows]
+    const int32_t* position;  // [rows]
+    const float* const* cos;  // [tables] of [rows, rotary_dim]
+    const float* const* sin;
+    Adapters adapters;
+};
+
+}  // extern "C"
+
+namespace {
+
+// Memory of a step that nobody outside sees.
+struct Scratch {
+    std::vector<float> inputs;      // [rows][padded K]: what the linear layer reads, for the adapters
+    std::vector<int8_t> digits;     // [rows][padded K]
+    std::vector<float> scales;      // [rows][blocks]
+    std::vector<int32_t> offsets;   // [rows][blocks]: -128 * sum of the block's digits
+    std::vector<float> shrunk;      // [groups][members * 16]
+    std::vector<std::vector<float>> scores;  // a thread's [heads of a group][positions]
+
+    template <class T> static T* at_least(std::vector<T>& v, size_t n) {
+        if (v.size() < n) v.resize(n + n / 2);
+        return v.data();
+    }
+};
+
+// --- activations to bytes ------------------------------------------------------------------------------------------------
+
+void quantize(const float* x, int num_blocks, int8_t* digits, float* scales, int32_t* offsets) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int block = 0; block < num_blocks; ++block, x += BLOCK, digits += BLOCK) {
+        __m512 v[4];
+        __m512 largest = _mm512_setzero_ps();
+        for (int i = 0; i < 4; ++i) {
+            v[i] = _mm512_loadu_ps(x + i * LANES);
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(v[i]));
+        }
+        const float top = _mm512_reduce_max_ps(largest);
+        const float scale = top * (1.0f / 127.0f);
+        const __m512 inverse = _mm512_set1_ps(top > 1e-30f ? 127.0f / top : 0.0f);
+        for (int i = 0; i < 4; ++i)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(digits + i * LANES),
+                             _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse))));
+        const __m512i bytes = _mm512_loadu_si512(digits);
+        scales[block] = scale;
+        offsets[block] = -128 * _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, bytes));
+    }
+}
+
+// What the layer reads, from what the step holds: normed, activated or as it is; padded with zeros.
+void prepare_row(const Op& op, const float* x, int n, int padded, float* out) {
+    if (op.prologue == NORM) {
+        rms_norm(x, op.norm, op.eps, n, out);
+    } else if (op.prologue == PLAIN) {
+        std::memcpy(out, x, sizeof(float) * n);
+    } else {
+        const float* up = x + n;
+        for (int i = 0; i < n; i += LANES) {
+            const __mmask16 m = tail_mask(n - i);
+            const __m512 gate = _mm512_maskz_loadu_ps(m, x + i);
+            const __m512 active = op.prologue == SILU_TIMES ? silu(gate) : gelu_tanh(gate);
+            _mm512_mask_storeu_ps(out + i, m, _mm512_mul_ps(active, _mm512_maskz_loadu_ps(m, up + i)));
+        }
+    }
+    for (int i = n; i < padded; ++i) out[i] = 0.0f;
+}
+
+// --- adapters: shrink ----------------------------------------------------------------------------------------------------
+
+// h[row][j] = gain * (x[row] . A[j]) for G rows of one page; four rank rows at a time keep the FMA units busy.
+template <int G>
+void shrink(const float* const* x, const uint16_t* a, int inputs, int num_ranks, const float* gain, float* const* h) {
+    for (int j = 0; j < num_ranks; j += 4) {
+        __m512 sum[4][G];
+        for (int q = 0; q < 4; ++q)
+            for (int g = 0; g < G; ++g) sum[q][g] = _mm512_setzero_ps();
+        const uint16_t* row = a + size_t(j) * inputs;
+        for (int k = 0; k < inputs; k += LANES) {
+            __m512 v[G];
+            for (int g = 0; g < G; ++g) v[g] = _mm512_loadu_ps(x[g] + k);
+            for (int q = 0; q < 4; ++q) {
+                const __m512 w = from_half(row + size_t(q) * inputs + k);
+                for (int g = 0; g < G; ++g) sum[q][g] = _mm512_fmadd_ps(w, v[g], sum[q][g]);
+            }
+        }
+        for (int q = 0; q < 4; ++q)
+            for (int g = 0; g < G; ++g) h[g][j + q] = gain[(j + q) / RANK] * _mm512_reduce_add_ps(sum[q][g]);
+    }
+}
+
+bool same_pages(const Adapters& adapters, int row, int other) {
+    const int n = adapters.first[row + 1] - adapters.first[row];
+    if (n != adapters.first[other + 1] - adapters.first[other]) return false;
+    return std::memcmp(adapters.pages + adapters.first[row], adapters.pages + adapters.first[other], sizeof(int32_t) * n) == 0;
+}
+
+void shrink_rows(const Linear& linear, const Adapters& adapters, const float* inputs, int padded, int first, int last,
+                 float* shrunk) {
+    const int num_ranks = linear.num_members * RANK;
+    for (int row = first; row < last;) {
+        int count = 1;
+        while (row + count < last && same_pages(adapters, row, row + count)) ++count;
+        const int num_pages = adapters.first[row + 1] - adapters.first[row];
+        for (int p = 0; p < num_pages; ++p) {
+            const int page = adapters.pages[adapters.first[row] + p];
+            const uint16_t* a = linear.a + size_t(page) * num_ranks * padded;
+            const float* gain = linear.gain + size_t(page) * linear.num_members;
+            const float* x[CHUNK_ROWS];
+            float* h[CHUNK_ROWS];
+            for (int g = 0; g < count; ++g) {
+                x[g] = inputs + size_t(row + g) * padded;
+                h[g] = shrunk + size_t(adapters.first[row + g] + p) * num_ranks;
+            }
+            switch (count) {
+                case 1: shrink<1>(x, a, padded, num_ranks, gain, h); break;
+                case 2: shrink<2>(x, a, padded, num_ranks, gain, h); break;
+                case 3: shrink<3>(x, a, padded, num_ranks, gain, h); break;
+                default: shrink<4>(x, a, padded, num_ranks, gain, h); break;
+            }
+        }
+        row += count;
+    }
+}
+
+// --- base weights, and adapters: expand ------------------------------------------------------------------------------------
+
+template <int R>
+void multiply_tile(const uint8_t* panels, int num_blocks, const int8_t* digits, const float* scales,
+                   const int32_t* offsets, __m512 (*out)[2]) {
+    const int padded = num_blocks * BLOCK;
+    const uint8_t* w0 = panels;
+    const uint8_t* w1 = panels + size_t(padded) * LANES;
+    __m512 total[R][2];
+    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm512_setzero_ps();
+    for (int block = 0; block < num_blocks; ++block) {
+        __m512i sum[R][2];
+        for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_set1_epi32(offsets[r * num_blocks + block]);
+        const int8_t* x = digits + block * BLOCK;
+#pragma GCC unroll 4
+        for (int k = 0; k < BLOCK / 4; ++k) {
+            const __m512i v0 = _mm512_loadu_si512(w0);
+            const __m512i v1 = _mm512_loadu_si512(w1);
+            w0 += 64;
+            w1 += 64;
+#pragma GCC unroll 6
+            for (int r = 0; r < R; ++r) {
+                int32_t four;
+                std::memcpy(&four, x + size_t(r) * padded + k * 4, 4);
+                const __m512i spread = _mm512_set1_epi32(four);
+                sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], v0, spread);
+                sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], v1, spread);
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            const __m512 scale = _mm512_set1_ps(scales[r * num_blocks + block]);
+            total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][0]), scale, total[r][0]);
+            total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][1]), scale, total[r][1]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        out[r][0] = total[r][0];
+        out[r][1] = total[r][1];
+    }
+}
+
+// y[row] += h[row] . B for G rows of one page and one tile.
+template <int G> void expand(const float* const* h, const uint16_t* b, __m512 (*y)[2]) {
+    __m512 sum[G][2];
+    for (int g = 0; g < G; ++g) sum[g][0] = y[g][0], sum[g][1] = y[g][1];
+    for (int j = 0; j < RANK; ++j) {
+        const __m512 b0 = from_half(b + j * TILE), b1 = from_half(b + j * TILE + LANES);
+        for (int g = 0; g < G; ++g) {
+            const __m512 v = _mm512_set1_ps(h[g][j]);
+            sum[g][0] = _mm512_fmadd_ps(v, b0, sum[g][0]);
+            sum[g][1] = _mm512_fmadd_ps(v, b1, sum[g][1]);
+        }
+    }
+    for (int g = 0; g < G; ++g) y[g][0] = sum[g][0], y[g][1] = sum[g][1];
+}
+
+void expand_rows(const Linear& linear, const Adapters& adapters, const float* shrunk, int tile, int row, int rows,
+                 __m512 (*y)[2]) {
+    const int num_ranks = linear.num_members * RANK;
+    const int member = linear.tiles[tile * 3];
+    for (int r = 0; r < rows;) {
+        int count = 1;
+        while (r + count < rows && same_pages(adapters, row + r, row + r + count)) ++count;
+        const int first = adapters.first[row + r], num_pages = adapters.first[row + r + 1] - first;
+        for (int p = 0; p < num_pages; ++p) {
+            const uint16_t* b = linear.b + (size_t(adapters.pages[first + p]) * linear.num_tiles + tile) * RANK * TILE;
+            const float* h[TILE_ROWS];
+            for (int g = 0; g < count; ++g)
+                h[g] = shrunk + size_t(adapters.first[row + r + g] + p) * num_ranks + member * RANK;
+            switch (count) {
+                case 1: expand<1>(h, b, y + r); break;
+                case 2: expand<2>(h, b, y + r); break;
+                case 3: expand<3>(h, b, y + r); break;
+                case 4: expand<4>(h, b, y + r); break;
+                case 5: expand<5>(h, b, y + r); break;
+                default: expand<6>(h, b, y + r); break;
+            }
+        }
+        r += count;
+    }
+}
+
+void project(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
+    const Linear& linear = *op.linear;
+    const int rows = step.num_rows, blocks = linear.num_blocks, padded = blocks * BLOCK;
+    const bool adapted = linear.a != nullptr && step.adapters.num_groups > 0;
+    float* const inputs = Scratch::at_least(scratch.inputs, size_t(rows) * padded);
+    int8_t* const digits = Scratch::at_least(scratch.digits, size_t(rows) * padded);
+    float* const scales = Scratch::at_least(scratch.scales, size_t(rows) * blocks);
+    int32_t* const offsets = Scratch::at_least(scratch.offsets, size_t(rows) * blocks);
+    float* const shrunk =
+        Scratch::at_least(scratch.shrunk, size_t(step.adapters.num_groups) * linear.num_members * RANK);
+
+    pool.run((rows + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int chunk, int) {
+        const int first = chunk * CHUNK_ROWS, last = std::min(rows, first + CHUNK_ROWS);
+        for (int row = first; row < last; ++row) {
+            float* const input = inputs + size_t(row) * padded;
+            prepare_row(op, op.x + size_t(row) * op.x_width, linear.num_inputs, padded, input);
+            quantize(input, blocks, digits + size_t(row) * padded, scales + size_t(row) * blocks,
+                     offsets + size_t(row) * blocks);
+        }
+        if (adapted) shrink_rows(linear, step.adapters, inputs, padded, first, last, shrunk);
+    });
+
+    // Enough parts for two threads to share evenly, few enough that handing them out costs nothing.
+    const int tiles_a_part = std::max(1, linear.num_tiles / (pool.size() * 8));
+    const int parts = (linear.num_tiles + tiles_a_part - 1) / tiles_a_part;
+    pool.run(parts, [&](int part, int) {
+        const int last_tile = std::min(linear.num_tiles, (part + 1) * tiles_a_part);
+        for (int tile = part * tiles_a_part; tile < last_tile; ++tile) {
+            const uint8_t* panels = linear.panels + size_t(tile) * TILE * padded;
+            const int column = linear.tiles[tile * 3 + 1], columns = linear.tiles[tile * 3 + 2];
+            const __mmask16 mask0 = tail_mask(columns), mask1 = columns > LANES ? tail_mask(columns - LANES) : 0;
+            const __m512 scale0 = _mm512_loadu_ps(linear.scale + tile * TILE);
+            const __m512 scale1 = _mm512_loadu_ps(linear.scale + tile * TILE + LANES);
+            const int row_blocks = (rows + TILE_ROWS - 1) / TILE_ROWS;
+            for (int i = 0; i < row_blocks; ++i) {
+                const int row = int(int64_t(rows) * i / row_blocks), next = int(int64_t(rows) * (i + 1) / row_blocks);
+                const int8_t* d = digits + size_t(row) * padded;
+                const float* s = scales + size_t(row) * blocks;
+                const int32_t* o = offsets + size_t(row) * blocks;
+                __m512 y[TILE_ROWS][2];
+                switch (next - row) {
+                    case 1: multiply_tile<1>(panels, blocks, d, s, o, y); break;
+                    case 2: multiply_tile<2>(panels, blocks, d, s, o, y); break;
+                    case 3: multiply_tile<3>(panels, blocks, d, s, o, y); break;
+                    case 4: multiply_tile<4>(panels, blocks, d, s, o, y); break;
+                    case 5: multiply_tile<5>(panels, blocks, d, s, o, y); break;
+                    default: multiply_tile<6>(panels, blocks, d, s, o, y); break;
+                }
+                for (int r = 0; r < next - row; ++r) {
+                    y[r][0] = _mm512_mul_ps(y[r][0], scale0);
+                    y[r][1] = _mm512_mul_ps(y[r][1], scale1);
+                }
+                if (adapted) expand_rows(linear, step.adapters, shrunk, tile, row, next - row, y);
+                for (int r = 0; r < next - row; ++r) {
+                    float* out = op.y + size_t(row + r) * op.y_width + column;
+                    if (op.with_bias) {
+                        y[r][0] = _mm512_add_ps(y[r][0], _mm512_loadu_ps(linear.bias + tile * TILE));
+                        y[r][1] = _mm512_add_ps(y[r][1], _mm512_loadu_ps(linear.bias + tile * TILE + LANES));
+                    }
+                    if (op.accumulate) {
+                        y[r][0] = _mm512_add_ps(y[r][0], _mm512_maskz_loadu_ps(mask0, out));
+                        y[r][1] = _mm512_add_ps(y[r][1], _mm512_maskz_loadu_ps(mask1, out + LANES));
+                    }
+                    _mm512_mask_storeu_ps(out, mask0, y[r][0]);
+                    _mm512_mask_storeu_ps(out + LANES, mask1, y[r][1]);
+                }
+            }
+        }
+    });
+}
+
+// --- attention -------------------------------------------------------------------------------------------------------------
+
+// x -> x * cos + rotate_half(x) * sin over the first `rotary` of a head's numbers; `rotary` is even.
+void rotate(float* x, const float* cos, const float* sin, int rotary) {
+    const int half = rotary / 2;
+    for (int i = 0; i < half; i += LANES) {
+        const __mmask16 m = tail_mask(half - i);
+        const __m512 low = _mm512_maskz_loadu_ps(m, x + i), high = _mm512_maskz_loadu_ps(m, x + half + i);
+        const __m512 c0 = _mm512_maskz_loadu_ps(m, cos + i), c1 = _mm512_maskz_loadu_ps(m, cos + half + i);
+        const __m512 s0 = _mm512_maskz_loadu_ps(m, sin + i), s1 = _mm512_maskz_loadu_ps(m, sin + half + i);
+        _mm512_mask_storeu_ps(x + i, m, _mm512_fmsub_ps(low, c0, _mm512_mul_ps(high, s0)));
+        _mm512_mask_storeu_ps(x + half + i, m, _mm512_fmadd_ps(high, c1, _mm512_mul_ps(low, s1)));
+    }
+}
+
+constexpr int MAX_GROUP = 8;  // query heads that look at one key together
+
+// Positions lie a cache row apart, too far for the hardware to guess what comes next at the end of every page.
+constexpr int POSITIONS_AHEAD = 24;
+
+inline void fetch(const float* p, int count) {
+    for (int i = 0; i < count; i += LANES) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
+}
+
+template <int G>
+void score(const float* q, const float* keys, int64_t stride, int dim, int length, float scale, float* scores,
+           int score_stride, int fetched) {
+    for (int l = 0; l < length; ++l, keys += stride) {
+        fetch(keys + POSITIONS_AHEAD * stride, fetched);
+        __m512 sum[G];
+        for (int g = 0; g < G; ++g) sum[g] = _mm512_setzero_ps();
+        for (int d = 0; d < dim; d += LANES) {
+            const __mmask16 m = tail_mask(dim - d);
+            const __m512 k = _mm512_maskz_loadu_ps(m, keys + d);
+            for (int g = 0; g < G; ++g) sum[g] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, q + g * dim + d), k, sum[g]);
+        }
+        for (int g = 0; g < G; ++g) scores[g * score_stride + l] = scale * _mm512_reduce_add_ps(sum[g]);
+    }
+}
+
+template <int G>
+void mix(const float* weights, int weight_stride, const float* values, int64_t stride, int dim, int length,
+         const float* inverse, float* out, int fetched) {
+    for (int d = 0; d < dim; d += 2 * LANES) {
+        const __mmask16 m0 = tail_mask(dim - d), m1 = dim - d > LANES ? tail_mask(dim - d - LANES) : 0;
+        __m512 sum[G][2];
+        for (int g = 0; g < G; ++g) sum[g][0] = sum[g][1] = _mm512_setzero_ps();
+        const float* v = values + d;
+        for (int l = 0; l < length; ++l, v += stride) {
+            if (d == 0) fetch(v + POSITIONS_AHEAD * stride, fetched);
+            const __m512 v0 = _mm512_maskz_loadu_ps(m0, v), v1 = _mm512_maskz_loadu_ps(m1, v + LANES);
+            for (int g = 0; g < G; ++g) {
+                const __m512 w = _mm512_set1_ps(weights[g * weight_stride + l]);
+                sum[g][0] = _mm512_fmadd_ps(w, v0, sum[g][0]);
+                sum[g][1] = _mm512_fmadd_ps(w, v1, sum[g][1]);
+            }
+        }
+        for (int g = 0; g < G; ++g) {
+            const __m512 i = _mm512_set1_ps(inverse[g]);
+            _mm512_mask_storeu_ps(out + g * dim + d, m0, _mm512_mul_ps(sum[g][0], i));
+            _mm512_mask_storeu_ps(out + g * dim + d + LANES, m1, _mm512_mul_ps(sum[g][1], i));
+        }
+    }
+}
+
+// Scores to e^(score - max), in place; the sum's inverse is returned.
+float soften(float* scores, int length, float softcap) {
+    __m512 largest = _mm512_set1_ps(-FLT_MAX);
+    for (int l = 0; l < length; l += LANES) {
+        const __mmask16 m = tail_mask(length - l);
+        __m512 s = _mm512_maskz_loadu_ps(m, scores + l);
+        if (softcap > 0) {
+            s = _mm512_mul_ps(_mm512_set1_ps(softcap), tanh(_mm512_mul_ps(s, _mm512_set1_ps(1.0f / softcap))));
+            _mm512_mask_storeu_ps(scores + l, m, s);
+        }
+        largest = _mm512_mask_max_ps(largest, m, largest, s);
+    }
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    __m512 sum = _mm512_setzero_ps();
+    for (int l = 0; l < length; l += LANES) {
+        const __mmask16 m = tail_mask(length - l);
+        const __m512 e = exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, scores + l), top));
+        _mm512_mask_storeu_ps(scores + l, m, e);
+        sum = _mm512_mask_add_ps(sum, m, sum, e);
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+template <int G>
+void attend_heads(const Attention& at, const float* q, const float* keys, const float* values, int length, float* scores,
+                  int score_stride, float* out, int fetched) {
+    const int64_t stride = int64_t(at.num_kv_heads) * at.dim;
+    score<G>(q, keys, stride, at.dim, length, at.scale, scores, score_stride, fetched);
+    float inverse[G];
+    for (int g = 0; g < G; ++g) inverse[g] = soften(scores + g * score_stride, length, at.softcap);
+    mix<G>(scores, score_stride, values, stride, at.dim, length, inverse, out, fetched);
+}
+
+// x [rows, (heads + 2 kv_heads) * dim] holds q, k, v; y [rows, heads * dim].
+void attend(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
+    const Attention& at = *op.attention;
+    const int rows = step.num_rows, dim = at.dim, group = at.num_heads / at.num_kv_heads;
+    const int kv_width = at.num_kv_heads * dim;
+    int longest = 0;
+    for (int row = 0; row < rows; ++row) longest = std::max(longest, step.position[row] + 1);
+    const int score_stride = (longest + LANES - 1) / LANES * LANES;
+    scratch.scores.resize(pool.size());
+
+    pool.run((rows + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int chunk, int) {
+        const int last = std::min(rows, (chunk + 1) * CHUNK_ROWS);
+        for (int row = chunk * CHUNK_ROWS; row < last; ++row) {
+            float* const q = const_cast<float*>(op.x) + size_t(row) * op.x_width;
+            float* const k = q + at.num_heads * dim;
+            const float* const cos = step.cos[at.rope] + size_t(row) * at.rotary_dim;
+            const float* const sin = step.sin[at.rope] + size_t(row) * at.rotary_dim;
+            for (int h = 0; h < at.num_heads; ++h) {
+                if (at.q_norm != nullptr) rms_norm(q + h * dim, at.q_norm, at.eps, dim, q + h * dim);
+                rotate(q + h * dim, cos, sin, at.rotary_dim);
+            }
+            for (int h = 0; h < at.num_kv_heads; ++h) {
+                if (at.k_norm != nullptr) rms_norm(k + h * dim, at.k_norm, at.eps, dim, k + h * dim);
+                rotate(k + h * dim, cos, sin, at.rotary_dim);
+            }
+            const int64_t place = step.slot[row] * at.slot_stride + int64_t(step.position[row]) * kv_width;
+            std::memcpy(at.keys + place, k, sizeof(float) * kv_width);
+            std::memcpy(at.values + place, k + kv_width, sizeof(float) * kv_width);
+        }
+    });
+
+    // With few rows the heads of one are shared out, with many one thread takes them all: it fetches whole cache rows.
+    const int shares = rows < 2 * pool.size() ? at.num_kv_heads : 1;
+    const int heads_a_share = at.num_kv_heads / shares;
+    pool.run(rows * shares, [&](int unit, int thread) {
+        const int row = unit / shares;
+        const int end = step.position[row] + 1;
+        const int start = at.window > 0 ? std::max(0, end - at.window) : 0;
+        float* const scores = Scratch::at_least(scratch.scores[thread], size_t(MAX_GROUP) * score_stride);
+        for (int i = 0; i < heads_a_share; ++i) {
+            const int kv_head = unit % shares * heads_a_share + i;
+            const int64_t place = step.slot[row] * at.slot_stride + int64_t(start) * kv_width + kv_head * dim;
+            for (int g = 0; g < group; g += MAX_GROUP) {
+                const int head = kv_head * group + g;
+                const float* const q = op.x + size_t(row) * op.x_width + head * dim;
+                float* const out = op.y + size_t(row) * op.y_width + head * dim;
+                const float *const keys = at.keys + place, *const values = at.values + place;
+                const int length = end - start;
+                const int fetched = i == 0 && g == 0 ? heads_a_share * dim : 0;
+                switch (std::min(group - g, MAX_GROUP)) {
+                    case 1: attend_heads<1>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    case 2: attend_heads<2>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    case 3: attend_heads<3>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    case 4: attend_heads<4>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    case 5: attend_heads<5>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    case 6: attend_heads<6>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    case 7: attend_heads<7>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                    default: attend_heads<8>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                }
+            }
+        }
+    });
+}
+
+void add_norm(Pool& pool, const Op& op, const Step& step) {
+    pool.run((step.num_rows + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int chunk, int) {
+        std::vector<float> normed(op.x_width);
+        const int last = std::min(step.num_rows, (chunk + 1) * CHUNK_ROWS);
+        for (int row = chunk * CHUNK_ROWS; row < last; ++row) {
+            rms_norm(op.x + size_t(row) * op.x_width, op.norm, op.eps, op.x_width, normed.data());
+            float* const y = op.y + size_t(row) * op.y_width;
+            for (int i = 0; i < op.x_width; ++i) y[i] += normed[i];
+        }
+    });
+}
+
+struct Machine {
+    explicit Machine(int num_threads) : pool(num_threads) {}
+    Pool pool;
+    Scratch scratch;
+};
+
+}  // namespace
+
+extern "C" {
+
+void* graft_open(int32_t num_threads) { return new Machine(num_threads); }
+
+void graft_close(void* machine) { delete static_cast<Machine*>(machine); }
+
+// Runs ops[0 .. count] over the step's rows, one after another.
+void graft_run(void* machine, const Op* ops, int32_t count, const Step* step) {
+    auto& [pool, scratch] = *static_cast<Machine*>(machine);
+    for (int32_t i = 0; i < count; ++i) {
+        switch (ops[i].kind) {
+            case 0: project(pool, scratch, ops[i], *step); break;
+            case 1: attend(pool, scratch, ops[i], *step); break;
+            default: add_norm(pool, ops[i], *step); break;
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,167 @@
+"""Builds kernels.cpp with the machine's C++ compiler, once, and loads it. The structures here mirror those there.
+
+What was built is kept under a name that says what it was built from, so another source, compiler or set of flags is
+another file, and processes that build at the same time cannot harm each other.
+
+Knows nothing of models: pointers and sizes only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from graftwork.adapters.errors import ConfigurationError
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+#: Named one by one, not -march=native: what is kept may be used on another machine that has these and no more.
+INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c")
+#: gcc 12 takes the intrinsics' own undefined registers for uninitialized ones.
+FLAGS = ("-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-shared", "-fPIC")
+COMPILERS = ("c++", "g++", "clang++")
+BUILD_SECONDS = 120
+
+PLAIN, NORM, SILU_TIMES, GELU_TIMES = range(4)
+PROJECT, ATTEND, ADD_NORM = range(3)
+
+
+class LinearFields(Structure):
+    _fields_ = (
+        ("num_inputs", c_int32),
+        ("num_blocks", c_int32),
+        ("num_tiles", c_int32),
+        ("num_members", c_int32),
+        ("panels", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
+        ("tiles", c_void_p),
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("gain", c_void_p),
+    )
+
+
+class AdaptersFields(Structure):
+    _fields_ = (("first", c_void_p), ("pages", c_void_p), ("num_groups", c_int32))
+
+
+class AttentionFields(Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("slot_stride", c_int64),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("dim", c_int32),
+        ("rotary_dim", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int32),
+        ("rope", c_int32),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("eps", c_float),
+    )
+
+
+class OpFields(Structure):
+    _fields_ = (
+        ("kind", c_int32),
+        ("prologue", c_int32),
+        ("accumulate", c_int32),
+        ("with_bias", c_int32),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("x_width", c_int32),
+        ("y_width", c_int32),
+        ("linear", POINTER(LinearFields)),
+        ("attention", POINTER(AttentionFields)),
+        ("norm", c_void_p),
+        ("eps", c_float),
+    )
+
+
+class StepFields(Structure):
+    _fields_ = (
+        ("num_rows", c_int32),
+        ("slot", c_void_p),
+        ("position", c_void_p),
+        ("cos", POINTER(c_void_p)),
+        ("sin", POINTER(c_void_p)),
+        ("adapters", AdaptersFields),
+    )
+
+
+def why_not() -> str | None:
+    """Why the kernels cannot run here, or ``None`` when they can (as far as is known before building them)."""
+    capabilities = torch.cpu.get_capabilities()
+    if not capabilities.get("avx512_vnni", False):
+        return "this CPU has no AVX-512 VNNI"
+    if compiler() is None:
+        return f"no C++ compiler was found (looked for $CXX, {', '.join(COMPILERS)})"
+    return None
+
+
+def compiler() -> str | None:
+    names = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@cache
+def load(folder: Path) -> ctypes.CDLL:
+    """The kernels, built into ``folder`` unless they are there.
+
+    Raises:
+        ConfigurationError: the compiler is missing or refuses; the message quotes it.
+    """
+    path = _build(folder)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ConfigurationError(f"The CPU kernels in {path} cannot be loaded: {error}") from error
+    library.graft_open.restype = c_void_p
+    library.graft_open.argtypes = [c_int32]
+    library.graft_close.argtypes = [c_void_p]
+    library.graft_run.restype = None
+    library.graft_run.argtypes = [c_void_p, POINTER(OpFields), c_int32, POINTER(StepFields)]
+    return library
+
+
+def _build(folder: Path) -> Path:
+    found = compiler()
+    if found is None:
+        raise ConfigurationError(f"The CPU kernels need a C++ compiler: {why_not()}. Install g++ or clang.")
+    command = [found, *FLAGS, *(f"-m{name}" for name in INSTRUCTIONS), "-pthread"]
+    source = SOURCE.read_bytes()
+    version = subprocess.run([found, "--version"], capture_output=True, check=False).stdout
+    name = hashlib.sha256(b"\0".join((source, version, *(part.encode() for part in command)))).hexdigest()[:16]
+    library = folder / f"kernels-{name}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as building:
+        made = Path(building) / library.name
+        try:
+            subprocess.run(
+                [*command, str(SOURCE), "-o", str(made)],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=BUILD_SECONDS,
+            )
+        except subprocess.CalledProcessError as error:
+            raise ConfigurationError(f"{found} cannot build the CPU kernels: {error.stderr.strip()[-2000:]}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigurationError(f"{found} cannot build the CPU kernels: {error}") from error
+        made.replace(library)
+    return library

@@ -1,0 +1,49 @@
+"""The threads and scratch memory that one engine's kernels run with, and the step's adapters as they read them.
+
+One thread at a time may use a machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from graftwork.server.engine.lora_bank import LoraPlan
+from graftwork.server.engine.native.library import AdaptersFields, OpFields, StepFields
+
+
+class RowAdapters:
+    """Which pages each of a step's rows goes through, as the kernels read it."""
+
+    def __init__(self, plan: LoraPlan | None, num_rows: int) -> None:
+        counts = [0] * num_rows
+        pages: list[int] = []
+        for run in plan.runs if plan is not None else ():  # runs are in the order of the rows
+            length = run.stop - run.start
+            counts[run.start : run.stop] = [len(run.pages)] * length
+            pages += list(run.pages) * length
+        self.first = torch.zeros(num_rows + 1, dtype=torch.int32)
+        torch.cumsum(torch.tensor(counts, dtype=torch.int32), 0, out=self.first[1:])
+        self.pages = torch.tensor(pages or [0], dtype=torch.int32)
+        self.fields = AdaptersFields(self.first.data_ptr(), self.pages.data_ptr(), len(pages))
+
+
+class Machine:
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        self._library = library
+        self._handle = library.graft_open(num_threads)
+        self._newest: tuple[LoraPlan | None, int, RowAdapters] | None = None
+
+    def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
+        """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
+        self._library.graft_run(self._handle, ops, len(ops), ctypes.byref(step))
+
+    def adapters_of(self, plan: LoraPlan | None, num_rows: int) -> RowAdapters:
+        """The plan as the kernels read it; all layers of a step ask for the same one."""
+        if self._newest is None or self._newest[0] is not plan or self._newest[1] != num_rows:
+            self._newest = (plan, num_rows, RowAdapters(plan, num_rows))
+        return self._newest[2]
+
+    def __del__(self) -> None:
+        self._library.graft_close(self._handle)
