@@ -5,18 +5,18 @@ its prompt, from where ``prefix_cache`` has no part of it, is computed in chunks
 decode, and then it decodes a token a step. When the cache's tokens run out, the sequence that came last gives its slot
 back and is computed again later: what it has already said is kept, so nobody notices but the clock.
 
-Places are taken in order of arrival, so nobody is starved of one. A sequence whose adapter is not resident yet is
-passed over, but only ``max_overtakes`` times: then an adapter is cleared off the device for its sake. One whose
-beginning another sequence is computing at this moment lets it finish that first, and copies it.
-
 The step's token budget for prompts goes to those with the least left to compute, so that a short prompt does not wait
-for a long one; but a quarter of it is always the oldest prompt's, so that none is starved.
+for a long one; but a quarter of it, and the first place that becomes free, is always the oldest one's, so that none is
+starved. A sequence whose beginning another one is computing at this moment lets it finish that first, and copies it.
+One whose adapter is not resident yet is passed over, but only ``max_overtakes`` times: then an adapter is cleared off
+the device for its sake.
 
 Knows nothing of tensors, tokens' meaning, or where adapters are stored.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -28,6 +28,10 @@ from graftwork.server.engine.residency import Residency, Seat
 
 #: The part of a step's token budget that is the oldest prompt's.
 OLDEST_SHARE = 4
+
+#: So many prompts are computed side by side; more only if the step's budget suffices to finish them. A prompt that is
+#: begun and waits for its turn holds a place that a shorter one could use.
+PROMPTS_AT_ONCE = 4
 
 #: It pays to wait for a beginning that another sequence is computing if that saves this many tokens, and this part of
 #: what there is to compute.
@@ -195,42 +199,51 @@ class Scheduler:
         """Who gets how much of the budget: its share for the oldest prompt, then whoever has least left."""
         budget = self.limits.step_tokens
         left = self._in_line()
-        shortest = sorted(left, key=lambda s: (left[s], s.order))
-        oldest = sorted(left, key=lambda s: s.order)[:1]
+        turns = [(s, budget) for s in sorted(left, key=lambda s: (left[s], s.order))]
+        oldest = min(left, key=lambda s: s.order, default=None)
+        if oldest is not None:
+            turns.insert(0, (oldest, max(1, budget // OLDEST_SHARE)))
+        num_begun = sum(s.slot is not None for s in left)
         counts: dict[Sequence, int] = {}
-        for sequence, most in [(s, max(1, budget // OLDEST_SHARE)) for s in oldest] + [(s, budget) for s in shortest]:
+        full = False
+        for sequence, most in turns:
             if budget <= 0:
                 break
             if sequence.slot is None:
-                if self._leader(sequence) is not None:  # admitted in this very step
+                if full or not self._fits(sequence):
+                    full = full or sequence is oldest  # what becomes free is for it
+                    continue
+                crowded = num_begun >= PROMPTS_AT_ONCE and left[sequence] > budget
+                if (crowded and sequence is not oldest) or self._leader(sequence) is not None:
                     continue
                 budget -= self._admit(sequence) // COPIES_PER_TOKEN
+                num_begun += 1
             done = counts.get(sequence, 0)
             count = min(most, max(budget, 1), sequence.num_left - done)
             counts[sequence] = done + count
             budget -= count
+            num_begun -= 0 < count == sequence.num_left - done
         return [Work(s, s.num_computed, count) for s, count in counts.items()]
 
     def _in_line(self) -> dict[Sequence, int]:
         """Everybody who may have a part of this step's budget, with what they have left to compute.
 
-        Waiting sequences get places in order of arrival, as long as there are places and tokens. A sequence that
-        another one waits for is as urgent as that one.
+        Whoever waits for what another one computes is not among them, and makes that one as urgent as itself.
         """
         line = {s: s.num_left for s in self.running if not s.decoding}
-        places = self.limits.max_sequences - len(self.running)
-        room = self.limits.cache_tokens - self._held_tokens()
-        for sequence in self.waiting:
-            if not self._seatable(sequence):
-                continue
-            places, room = places - 1, room - len(sequence.tokens) - 1
-            if places < 0 or room < 0:
-                break
+        if len(self.running) == self.limits.max_sequences:
+            return line
+        for sequence in itertools.islice(filter(self._seatable, self.waiting), 2 * self.limits.max_sequences):
             if (leader := self._leader(sequence)) is not None:
                 line[leader] = min(line[leader], len(sequence.tokens) - leader.num_computed)
             else:
                 line[sequence] = len(sequence.tokens) - self._find(sequence).count
         return line
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """There is a place, and room for all its tokens and one more, if everything that is retained goes."""
+        room = self.limits.cache_tokens - self._held_tokens()
+        return len(self.running) < self.limits.max_sequences and len(sequence.tokens) < room
 
     def _find(self, sequence: Sequence) -> Hit:
         return self.prefix_cache.find(sequence.prefix, sequence.num_reusable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -26,6 +27,72 @@ def test_decoding_never_waits_for_prompts() -> None:
     driver.ask("long", 60, max_tokens=1)
     for _ in range(7):
         assert "short" in [request_id for request_id, _, _ in driver.step()]
+
+
+def long_prompts(step_tokens: int = 256, max_sequences: int = 32) -> Driver:
+    limits = {"max_length": 10_000, "cache_tokens": 100_000, "step_tokens": step_tokens, "max_sequences": max_sequences}
+    return Driver(make(**limits), checked=False)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    driver = long_prompts()
+    driver.ask("long", 8000, max_tokens=1)
+    driver.step()
+    for index in range(20):
+        driver.ask(f"short-{index}", 100, max_tokens=1)
+        driver.step()
+        driver.step()
+        assert driver.first_token[f"short-{index}"] - driver.asked[f"short-{index}"] == 1
+    driver.run()
+    assert driver.ended["long"] <= 45  # of 40 steps' work in all
+
+
+def test_a_long_prompt_is_not_starved_by_short_ones() -> None:
+    """More short prompts than there is time for, without an end: the long one takes at most four times as long."""
+    driver = long_prompts()
+    driver.ask("long", 8000, max_tokens=1)
+    number = itertools.count()
+    while "long" not in driver.ended:
+        for _ in range(4):
+            driver.ask(f"short-{next(number)}", 100, max_tokens=1)
+        driver.step()
+    assert driver.ended["long"] <= 4 * 8000 / 256 + 1
+    assert driver.num_computed == 256 * driver.steps  # nothing of the budget was left unused
+
+
+def test_of_many_prompts_none_is_starved() -> None:
+    """Overload: prompts of every length come faster than they can be computed. Everybody's turn comes, oldest first."""
+    driver = long_prompts(step_tokens=64)
+    rng = random.Random(3)
+    lengths = {}
+    for index in range(400):
+        lengths[str(index)] = rng.choice([20, 20, 20, 50, 200, 1000])
+        driver.ask(str(index), lengths[str(index)], max_tokens=1)
+        driver.step()
+    driver.run()
+    work = 0
+    for name, length in lengths.items():
+        work += length
+        # A quarter of each step is the oldest prompt's.
+        assert driver.ended[name] <= 4 * work / 64 + 400
+    short = [driver.ended[name] - driver.asked[name] for name, length in lengths.items() if length == 20]
+    assert sorted(short)[len(short) // 2] <= 3
+
+
+def test_places_are_taken_in_order_of_arrival() -> None:
+    """A longer prompt that came first has its place before shorter ones that came later."""
+    driver = long_prompts(max_sequences=2)
+    driver.ask("a", 10, max_tokens=20)
+    driver.ask("b", 10, max_tokens=30)
+    driver.step()
+    driver.ask("older", 2000, max_tokens=1)
+    for index in range(10):
+        driver.ask(f"younger-{index}", 10, max_tokens=10)
+    while "a" not in driver.ended:
+        driver.step()
+    driver.step()
+    assert {sequence.request.id for sequence in driver.scheduler.running} == {"b", "older"}
+    driver.run()
 
 
 def test_the_youngest_gives_way_when_the_cache_is_full_and_says_the_same_in_the_end() -> None:
