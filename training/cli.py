@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
     from graftwork.clients.types import PushedVersion
     from graftwork.training.config import SFTConfig
-    from graftwork.training.dataset import Columns
+    from graftwork.training.data.columns import Columns
+    from graftwork.training.data.store import Stored
     from graftwork.training.publish import Card
 
 _DATA = "The data"
@@ -36,7 +37,7 @@ def train(
         Path,
         typer.Option(
             "--data",
-            help="JSON lines of {messages: […]} or {prompt, completion}, or a CSV or TSV with a header.",
+            help="A file that graftwork data check reads, or a data set that it kept: support@3.",
             rich_help_panel=_DATA,
             show_default=False,
         ),
@@ -44,12 +45,16 @@ def train(
     local: Annotated[
         bool, typer.Option("--local", help="Train in this process. There is no other way yet, so it must be given.")
     ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="What the rows are, where that is not seen by itself.", rich_help_panel=_DATA),
+    ] = None,
     prompt_column: Annotated[
-        str, typer.Option("--prompt-column", help="Column or field of the question.", rich_help_panel=_DATA)
-    ] = "prompt",
+        str | None, typer.Option("--prompt-column", help="Column or field of the question.", rich_help_panel=_DATA)
+    ] = None,
     completion_column: Annotated[
-        str, typer.Option("--completion-column", help="Column or field of the answer.", rich_help_panel=_DATA)
-    ] = "completion",
+        str | None, typer.Option("--completion-column", help="Column or field of the answer.", rich_help_panel=_DATA)
+    ] = None,
     prompt_template: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +130,7 @@ def train(
         )
     from graftwork.adapters.errors import GraftworkError
     from graftwork.training.config import SFTConfig
-    from graftwork.training.dataset import Columns
+    from graftwork.training.data.columns import Columns
 
     home = (home or Path("~/.graftwork")).expanduser()
     folder = out or home / "trained" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -144,7 +149,19 @@ def train(
             seed=seed,
             precision=precision,
         )
-        card = _train(remote, name, data, columns, config, base=base, home=home, folder=folder, push=push, alias=alias)
+        card = _train(
+            remote,
+            name,
+            _data(data, columns, format, home),
+            columns,
+            config,
+            format=format,
+            base=base,
+            home=home,
+            folder=folder,
+            push=push,
+            alias=alias,
+        )
     except GraftworkError as error:
         typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
         raise typer.Exit(ExitCode.FAILED) from error
@@ -160,10 +177,11 @@ def train(
 def _train(
     remote: Remote,
     name: str,
-    data: Path,
+    data: Path | Stored,
     columns: Columns,
     config: SFTConfig,
     *,
+    format: str | None,
     base: str | None,
     home: Path,
     folder: Path,
@@ -185,12 +203,27 @@ def _train(
         info = prepare(base, home, progress)
     if push:
         _check_same_base(remote, info)
-    run = plan(name=name, data=data, columns=columns, base=info, config=config)
+    run = plan(name=name, data=data, columns=columns, format=format, base=info, config=config)
     display.plan(remote.err, run)
     with display.training(remote.err) as listener:
         card = carry_out(run, folder, listener)
     display.finished(remote.err, card.metrics)
     return card
+
+
+def _data(data: Path, columns: Columns, format: str | None, home: Path) -> Path | Stored:
+    """The file, or the data set that was kept under this name. NotFound if it looks like one and is none."""
+    from graftwork.adapters.errors import ConfigurationError
+    from graftwork.adapters.names import is_name
+    from graftwork.training.data.columns import Columns
+    from graftwork.training.data.store import DataStore
+
+    text = str(data)
+    if data.exists() or "@" not in text or not is_name(text.partition("@")[0]):
+        return data
+    if format is not None or columns != Columns():
+        raise ConfigurationError(f"{text} is a data set, whose rows were read when it was kept: leave out how to read.")
+    return DataStore(home / "datasets").get(text)
 
 
 def _check_reachable(remote: Remote) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from graftwork.training.dataset import BadRow
+from graftwork.training.data.row import BadRow
 from graftwork.training.progress import Listener, Metrics, Step
 from graftwork.training.run import Run
 
@@ -23,7 +23,9 @@ LOG_LINES = 20
 
 def plan(console: Console, run: Run) -> None:
     """What will be trained on what, and every row that will not."""
-    bad_rows(console, run.bad)
+    bad_rows(console, run.bad, run.num_bad)
+    for remark in run.remarks:
+        _say(console, remark)
     if run.num_cut:
         _say(
             console,
@@ -40,14 +42,16 @@ def plan(console: Console, run: Run) -> None:
     )
 
 
-def bad_rows(console: Console, bad: Sequence[BadRow]) -> None:
-    if not bad:
+def bad_rows(console: Console, bad: Sequence[BadRow], total: int) -> None:
+    """The first of the ``total`` rows that cannot be used."""
+    if not total:
         return
-    _say(console, f"{_count(len(bad), 'row')} cannot be used and {'is' if len(bad) == 1 else 'are'} left out:")
-    for row in bad[:SHOWN_BAD_ROWS]:
+    _say(console, f"{_count(total, 'row')} cannot be used and {'is' if total == 1 else 'are'} left out:")
+    shown = bad[:SHOWN_BAD_ROWS]
+    for row in shown:
         _say(console, f"  {row}")
-    if len(bad) > SHOWN_BAD_ROWS:
-        _say(console, f"  … and {len(bad) - SHOWN_BAD_ROWS} more")
+    if total > len(shown):
+        _say(console, f"  … and {total - len(shown)} more")
 
 
 def finished(console: Console, metrics: Metrics) -> None:

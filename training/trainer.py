@@ -32,7 +32,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.training.config import SFTConfig
-from graftwork.training.dataset import Tokens
+from graftwork.training.data.tokens import Tokens
 from graftwork.training.progress import Listener, Metrics, Step
 
 # Something else may have imported the hub's library before the line above.

@@ -11,16 +11,18 @@ import pytest
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.prompts import Prompts
 from graftwork.training.config import SFTConfig
-from graftwork.training.dataset import Columns, Row, read
+from graftwork.training.data.row import Row
+from graftwork.training.data.source import file_source
 from graftwork.training.run import carry_out, plan
 
 from .conftest import EXAMPLES
 
 
 def rows(name: str) -> tuple[Row, ...]:
-    data = read(EXAMPLES / name, Columns())
-    assert not data.bad
-    return data.rows
+    found = tuple(file_source(EXAMPLES / name).rows())
+    rows = tuple(row for row in found if isinstance(row, Row))
+    assert len(rows) == len(found)
+    return rows
 
 
 def ticket(row: Row) -> str:
@@ -55,7 +57,6 @@ def test_training_on_the_examples_teaches_the_task(embedded_base: BaseInfo, tmp_
     run = plan(
         name="tickets",
         data=EXAMPLES / "tickets.jsonl",
-        columns=Columns(),
         base=embedded_base,
         config=SFTConfig(epochs=2, validation=0),
     )

@@ -23,7 +23,7 @@ from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.peft_format import Limits, read_spec
 from graftwork.training import trainer
 from graftwork.training.config import SFTConfig
-from graftwork.training.dataset import IGNORED, Columns, Tokens
+from graftwork.training.data.tokens import IGNORED, Tokens
 from graftwork.training.progress import Metrics, Step
 from graftwork.training.run import Run, carry_out, plan
 
@@ -37,7 +37,7 @@ def run(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> Run:
     """48 rows of a task that a tiny model can begin to learn: the answer does not depend on the question's number."""
     rows = [chat(f"Ticket {number} about {LABELS[number % 3]}", LABELS[number % 3]) for number in range(48)]
     config = SFTConfig(rank=4, alpha=8, learning_rate=2e-2, epochs=6, batch_size=8, validation=0.2, precision="float32")
-    return plan(name="tickets", data=write_rows(*rows), columns=Columns(), base=tiny_base, config=config)
+    return plan(name="tickets", data=write_rows(*rows), base=tiny_base, config=config)
 
 
 def train(run: Run, folder: Path, **changes: Any) -> tuple[Metrics, list[Step]]:

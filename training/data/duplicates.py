@@ -1,0 +1,160 @@
+"""Which texts say nearly the same: MinHash signatures over shingles, found by locality-sensitive hashing.
+
+Texts are compared as lower-case words, five characters at a time. Shingles that more than a tenth of all texts share
+(a template around every question, a greeting) say nothing about any one of them and are left out of the comparison.
+
+In numpy rather than by a library: measured on 10,000 bank queries it takes a sixth of datasketch's time (63 against
+387 µs a text) and holds a few hundred bytes a text instead of some thousands, without bringing scipy. Constants are
+fixed, so that the result depends on nothing but the texts and their order.
+
+Knows texts by their numbers, 0, 1, 2…, and nothing of rows.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graftwork.training.data.row import plain_words
+
+Hashes = NDArray[np.uint64]
+
+SHINGLE_CHARS: Final = 5
+NUM_HASHES: Final = 128
+COMMON_SHARE: Final = 0.1
+MIN_TEXTS_FOR_COMMON: Final = 50
+"""Among fewer texts nothing counts as common."""
+
+RECALL: Final = 0.99
+"""Share of the pairs right at the threshold that are found."""
+
+_TABLE_BITS: Final = 20
+_BLOCK: Final = 4096
+_NEIGHBOURS: Final = 16
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+
+
+def shingles(text: str) -> Hashes:
+    """64-bit hashes of the distinct shingles of a text, sorted; at least one."""
+    points = np.frombuffer(plain_words(text).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    points = np.pad(points, (0, max(SHINGLE_CHARS - len(points), 0)))
+    num = len(points) - SHINGLE_CHARS + 1
+    hashes = np.zeros(num, dtype=np.uint64)
+    for offset in range(SHINGLE_CHARS):
+        hashes = _mix(hashes + points[offset : offset + num] + _GOLDEN)
+    return np.unique(hashes)
+
+
+class CommonShingles:
+    """Counts in how many texts shingles are, in a table of fixed size."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(1 << _TABLE_BITS, dtype=np.uint32)
+        self._num_texts = 0
+
+    def count(self, hashes: Hashes) -> None:
+        self._counts[np.unique(_cells(hashes))] += 1
+        self._num_texts += 1
+
+    def without(self, hashes: Hashes) -> Hashes:
+        """The shingles that tell a text from others; all of them if every one is common."""
+        if self._num_texts < MIN_TEXTS_FOR_COMMON:
+            return hashes
+        rare = hashes[self._counts[_cells(hashes)] <= COMMON_SHARE * self._num_texts]
+        return rare if len(rare) else hashes
+
+
+class Signatures:
+    """Signatures of texts 0, 1, 2…; a text counts as near another from ``threshold`` (a Jaccard similarity) on. Not
+    ``searchable`` ones can be compared and not be looked for, and need half the memory."""
+
+    def __init__(self, threshold: float, *, searchable: bool = True) -> None:
+        self._threshold = threshold
+        # The more rows a band has, the fewer pairs are compared; as many as find the pairs that count.
+        self._rows = max(
+            (rows for rows in range(1, 17) if 1 - (1 - threshold**rows) ** (NUM_HASHES // rows) >= RECALL), default=1
+        )
+        self._num_bands = NUM_HASHES // self._rows if searchable else 0
+        self._low_bytes = bytearray()
+        self._bands = array("Q")
+
+    def add(self, hashes: Hashes) -> None:
+        smallest = np.full(NUM_HASHES, np.iinfo(np.uint64).max, dtype=np.uint64)
+        for start in range(0, len(hashes), _BLOCK):
+            permuted = _mix(hashes[None, start : start + _BLOCK] ^ _SEEDS[:, None])
+            np.minimum(smallest, permuted.min(axis=1), out=smallest)
+        # A byte of each hash is enough to compare; the bands, hashed whole, find what to compare.
+        self._low_bytes += (smallest & np.uint64(0xFF)).astype(np.uint8).tobytes()
+        bands = np.zeros(self._num_bands, dtype=np.uint64)
+        for row in range(self._rows):
+            bands = _mix(bands * _GOLDEN + smallest[row : self._num_bands * self._rows : self._rows])
+        self._bands.frombytes(bands.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._low_bytes) // NUM_HASHES
+
+    def near(self) -> Iterator[tuple[int, int]]:
+        """Pairs of texts that are near each other, the earlier one first, in order of the later one."""
+        if len(self) < 2 or not self._num_bands:
+            return
+        low = np.frombuffer(self._low_bytes, dtype=np.uint8).reshape(-1, NUM_HASHES)
+        bands = np.frombuffer(self._bands, dtype=np.uint64).reshape(-1, self._num_bands)
+        found: set[int] = set()
+        for band in range(self._num_bands):
+            for earlier, later in _same_values(bands[:, band]):
+                pairs = later * len(self) + earlier
+                found.update(pairs[_similarity(low, earlier, later) >= self._threshold].tolist())
+        for pair in sorted(found):
+            later_one, earlier_one = divmod(pair, len(self))
+            yield earlier_one, later_one
+
+    def similar(self, one: int, other: int) -> bool:
+        """Whether these two are near."""
+        low = np.frombuffer(self._low_bytes, dtype=np.uint8).reshape(-1, NUM_HASHES)
+        return bool(_similarity(low, np.array([one]), np.array([other]))[0] >= self._threshold)
+
+
+def _similarity(low: NDArray[np.uint8], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Estimated Jaccard similarity of pairs; bytes agree by chance once in 256."""
+    agree = np.concatenate(
+        [
+            (low[one[start : start + _BLOCK]] == low[other[start : start + _BLOCK]]).mean(axis=1)
+            for start in range(0, len(one), _BLOCK)
+        ]
+        or [np.zeros(0)]
+    )
+    similarity: NDArray[np.float64] = (agree * 256 - 1) / 255
+    return similarity
+
+
+def _same_values(values: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs of positions with equal values: each with the first of its kind and with the next few."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))
+    rest = np.nonzero(~is_first)[0]
+    yield order[first[rest]], order[rest]
+    for distance in range(1, _NEIGHBOURS):
+        rest = rest[rest - distance > first[rest]]
+        if not len(rest):
+            return
+        yield order[rest - distance], order[rest]
+
+
+def _cells(hashes: Hashes) -> NDArray[np.int64]:
+    return (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
+
+
+def _mix(values: Hashes) -> Hashes:
+    """The finalizer of SplitMix64: a bijection of 64 bits that behaves as a random one."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+_SEEDS: Final = _mix(np.arange(1, NUM_HASHES + 1, dtype=np.uint64) * _GOLDEN)

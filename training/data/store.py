@@ -1,0 +1,323 @@
+"""Data sets under names and versions: ``HOME/datasets/NAME/N/``, each a folder that is whole or not there.
+
+::
+
+    support/3/manifest.json     digests, counts, sources, policy, the report
+    support/3/train.jsonl       one row a line, in the shapes that trainers know
+    support/3/validation.jsonl
+    support/3/test.jsonl
+
+A version never changes, except that rows can be erased from it when somebody asks to be forgotten; the manifest then
+says so and keeps the digest of what had been learned from. The same rows saved again are the same version.
+
+Knows nothing of how a data set came about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound
+from graftwork.training.data.pipeline import Prepared
+from graftwork.training.data.report import Report, report_from_json
+from graftwork.training.data.row import SIDES, Row, Side
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+STAGED: Final = ".staged-"
+ERASING: Final = ".erasing-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One version of a data set, on disk."""
+
+    name: str
+    version: int
+    folder: Path
+    digest: str
+    created_at: datetime
+    manifest: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """``support@3``."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def report(self) -> Report:
+        return report_from_json(self.manifest["report"])
+
+    @property
+    def num_rows(self) -> dict[Side, int]:
+        """Rows that are there now, by side."""
+        return {side: int(self.manifest["files"][side]["rows"]) for side in SIDES}
+
+    def rows(self, side: Side) -> Iterator[Row]:
+        """The rows of one side, in order. Raises GraftworkError where the file was tampered with so that it cannot be
+        read; `verify` finds any other change."""
+        path = self.folder / f"{side}.jsonl"
+        with path.open(encoding="utf-8") as file:
+            for line, text in enumerate(file, start=1):
+                try:
+                    yield Row.from_json(json.loads(text))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise GraftworkError(
+                        f"{path} is broken at line {line}: somebody changed it. Make the data set again.",
+                        code="data_set_broken",
+                    ) from error
+
+    def verify(self) -> None:
+        """GraftworkError unless all files are as they were written."""
+        for side in SIDES:
+            path = self.folder / f"{side}.jsonl"
+            if not path.is_file() or _digest(path) != self.manifest["files"][side]["digest"]:
+                raise GraftworkError(
+                    f"{path} is not as it was written. Make the data set again.", code="data_set_broken"
+                )
+
+    def interactions(self) -> Iterator[str]:
+        """Ids of the logged answers that the rows were made of; some more than once."""
+        for side in SIDES:
+            for row in self.rows(side):
+                yield from row.interactions
+
+
+class DataStore:
+    """The data sets below one folder, which need not be there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, name: str, prepared: Prepared, *, made_by: Mapping[str, Any] | None = None) -> tuple[Stored, bool]:
+        """Keep a data set as the next version of ``name``, and say whether it is new: the same rows on the same sides
+        as the newest version are that version.
+
+        ``made_by`` is anything in JSON's types that says why it was made. InvalidRequest for a name that cannot be one.
+        """
+        _check_name(name)
+        newest = self.newest(name)
+        if newest is not None and newest.manifest["report"]["side_digests"] == prepared.report.side_digests:
+            return newest, False
+        home = self._folder / name
+        home.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(home)
+        staged = home / f"{STAGED}{secrets.token_hex(8)}"
+        staged.mkdir()
+        try:
+            files = {}
+            for side in SIDES:
+                path = staged / f"{side}.jsonl"
+                num = _write_rows(path, prepared.rows(side))
+                files[side] = {"rows": num, "digest": _digest(path)}
+            manifest = {
+                "format": FORMAT,
+                "name": name,
+                "digest": prepared.digest,
+                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "files": files,
+                "policy": prepared.policy.to_json(),
+                "made_by": dict(made_by or {}),
+                "erased": [],
+                "report": prepared.report.to_json(),
+            }
+            version = self._publish(staged, home, manifest)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        return self.get(f"{name}@{version}"), True
+
+    def get(self, reference: str) -> Stored:
+        """``support@3``, or the newest version of ``support``. NotFound says what there is."""
+        name, _, number = reference.partition("@")
+        found = self._read(self._folder / name / number) if number.isdecimal() and names.is_name(name) else None
+        if not number and names.is_name(name):
+            found = self.newest(name)
+        if found is None:
+            there = ", ".join(stored.id for stored in self.all()) or "none yet"
+            raise NotFound(
+                f"There is no data set {names.quoted(reference)}; there is {there}. Make one with graftwork data check "
+                "FILE --save NAME.",
+                param="data",
+                code="data_set_not_found",
+            )
+        return found
+
+    def newest(self, name: str) -> Stored | None:
+        versions = self._versions(self._folder / name)
+        return self._read(self._folder / name / str(versions[-1])) if versions else None
+
+    def all(self) -> list[Stored]:
+        """Every version of every data set, by name, the oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return [
+            stored
+            for home in sorted(path for path in self._folder.iterdir() if names.is_name(path.name))
+            for version in self._versions(home)
+            if (stored := self._read(home / str(version))) is not None
+        ]
+
+    def earlier_sides(self, name: str) -> dict[int, Side]:
+        """On which side the newest version has which question: what ``prepare`` wants to know of an earlier version,
+        so that nothing that was trained on is ever held out."""
+        newest = self.newest(name)
+        if newest is None:
+            return {}
+        # Training last: where a question is on two sides by a source's wish, what was trained on counts.
+        return {row.question_key(): side for side in reversed(SIDES) for row in newest.rows(side)}
+
+    def erase(self, interactions: Collection[str] = (), *, groups: Collection[str] = ()) -> list[Stored]:
+        """Take all rows out that were made of these logged answers, or belong to these groups (`row.group_of` of a
+        user). Returns the data sets that had any, as they are now."""
+        unwanted, of_groups = frozenset(interactions), frozenset(groups)
+
+        def is_erased(row: Row) -> bool:
+            return row.group in of_groups or not unwanted.isdisjoint(row.interactions)
+
+        return [
+            self._erase(stored, is_erased)
+            for stored in self.all()
+            if any(is_erased(row) for side in SIDES for row in stored.rows(side))
+        ]
+
+    def _erase(self, stored: Stored, is_erased: Callable[[Row], bool]) -> Stored:
+        staged = stored.folder.with_name(f"{ERASING}{stored.version}")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        files, num_erased = {}, 0
+        for side in SIDES:
+            path = staged / f"{side}.jsonl"
+            num = _write_rows(path, (row for row in stored.rows(side) if not is_erased(row)))
+            num_erased += stored.num_rows[side] - num
+            files[side] = {"rows": num, "digest": _digest(path)}
+        event = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "rows": num_erased}
+        manifest = {**stored.manifest, "files": files, "erased": [*stored.manifest["erased"], event]}
+        # Excerpts of rows stand in the report as well.
+        manifest["report"] = {**manifest["report"], "conflicts": [], "twins": [], "near_conflicts": [], "bad": []}
+        _write(staged / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
+        _sync(staged)
+        old = stored.folder.with_name(f"{STAGED}{secrets.token_hex(8)}")
+        stored.folder.rename(old)
+        _finish_erasures(stored.folder.parent)
+        shutil.rmtree(old)
+        return self.get(stored.id)
+
+    def _publish(self, staged: Path, home: Path, manifest: Mapping[str, Any]) -> int:
+        while True:
+            version = (self._versions(home) or [0])[-1] + 1
+            _write(staged / MANIFEST, json.dumps({**manifest, "version": version}, ensure_ascii=False, indent=1))
+            _sync(staged)
+            try:
+                staged.rename(home / str(version))
+            except OSError:
+                if not (home / str(version)).exists():
+                    raise
+                continue  # another process took the number
+            _sync(home)
+            return version
+
+    def _versions(self, home: Path) -> list[int]:
+        if not home.is_dir():
+            return []
+        _finish_erasures(home)
+        return sorted(int(path.name) for path in home.iterdir() if path.name.isdecimal())
+
+    def _read(self, folder: Path) -> Stored | None:
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise GraftworkError(
+                f"{folder / MANIFEST} cannot be read ({error}). Remove the folder and make the data set again.",
+                code="data_set_broken",
+            ) from error
+        if manifest["format"] != FORMAT:
+            raise GraftworkError(
+                f"{folder} was written by another version of Graftwork. Make the data set again.",
+                code="data_set_broken",
+            )
+        return Stored(
+            name=manifest["name"],
+            version=manifest["version"],
+            folder=folder,
+            digest=manifest["digest"],
+            created_at=datetime.fromisoformat(manifest["created_at"]),
+            manifest=manifest,
+        )
+
+
+def _finish_erasures(home: Path) -> None:
+    """Puts what is left of a version in the place of the whole one; again, where a crash came in between."""
+    for staged in home.glob(f"{ERASING}*"):
+        place = home / staged.name.removeprefix(ERASING)
+        if not place.exists() and (staged / MANIFEST).is_file():
+            # Another process may do the same at the same time: one of the two does it.
+            with contextlib.suppress(FileNotFoundError):
+                staged.rename(place)
+            _sync(home)
+
+
+def _remove_leftovers(home: Path) -> None:
+    """What a crash left behind a day ago or longer: nobody works on it any more."""
+    for staged in home.glob(f"{STAGED}*"):
+        if time.time() - staged.stat().st_mtime > 86_400:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _check_name(name: str) -> None:
+    if not names.is_name(name):
+        raise InvalidRequest(
+            f"{names.quoted(name)} cannot be a data set's name: use 1 to 64 characters out of a-z, 0-9, '.', '_' and "
+            "'-', the first one a letter or a digit",
+            param="name",
+            code="invalid_name",
+        )
+
+
+def _write_rows(path: Path, rows: Iterator[Row]) -> int:
+    num = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row.to_json(), ensure_ascii=False))
+            file.write("\n")
+            num += 1
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+    return num
+
+
+def _write(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+
+
+def _sync(folder: Path) -> None:
+    """What was renamed or created in a folder survives a power cut from here on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
