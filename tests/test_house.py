@@ -104,6 +104,11 @@ def test_a_room_imports_only_where_the_arrows_point(room: str) -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def test_rooms_do_without_the_benchmarks() -> None:
+    wrong = [found for found in imports_of(*ROOMS) if found.module.startswith(("benchmarks", "graftwork.benchmarks"))]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
 def test_rooms_import_by_full_names() -> None:
     wrong = [found for found in imports_of(*ROOMS) if found.module.startswith(".")]
     assert not wrong, "\n".join(map(str, wrong))
@@ -165,7 +170,7 @@ def test_what_only_talks_http_stays_light(module: str) -> None:
 # --- four folders, one package ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", [*ROOMS, "benchmarks"])
 def test_rooms_are_linked_into_the_package(room: str) -> None:
     link = CHECKOUT / "src" / "graftwork" / room
     assert link.is_symlink()
@@ -197,7 +202,7 @@ def test_ruff_sees_every_file_once() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built in a copy so that the checkout stays clean."""
     copy, out = tmp_path_factory.mktemp("checkout") / "copy", tmp_path_factory.mktemp("wheel")
-    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "examples", "benchmarks")
+    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "examples")
     shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=skip)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -219,7 +224,7 @@ def test_the_wheel_holds_every_file_of_every_room(wheel: Path) -> None:
         packed = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
     package = CHECKOUT / "src" / "graftwork"
     expected = {f"graftwork/{path.name}" for path in package.iterdir() if path.is_file()}
-    for room in ROOMS:
+    for room in (*ROOMS, "benchmarks"):
         files = [path for path in (CHECKOUT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         expected |= {f"graftwork/{path.relative_to(CHECKOUT).as_posix()}" for path in files}
     assert packed == expected

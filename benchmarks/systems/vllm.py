@@ -5,6 +5,7 @@ With LoRA on, vLLM compiles nothing on a CPU: that, and not only the adapters, i
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import shutil
 from collections.abc import Hashable, Iterator, Sequence
@@ -56,6 +57,13 @@ def _name_twice(python: Path) -> None:
     partial.rename(copy)
 
 
+def _preloaded(python: Path) -> list[str]:
+    """What its documentation asks for on a CPU: Intel's OpenMP, which it brings, and tcmalloc if the system has it."""
+    found = [str(path) for path in python.parent.parent.glob("lib/libiomp5.so")]
+    tcmalloc = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    return [*found, *([tcmalloc] if tcmalloc else [])]
+
+
 @dataclass(frozen=True)
 class _Arrangement:
     """``slots``: adapters on the device at once; None: LoRA off. ``on_request``: adapters are read when asked for."""
@@ -103,6 +111,7 @@ class VLLM:
             cores = sorted(os.sched_getaffinity(0))
             environment["VLLM_CPU_KVCACHE_SPACE"] = "2"
             environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+            environment["LD_PRELOAD"] = ":".join(_preloaded(self._python))
         names = sorted({name for job in jobs for name in job.adapters})
         if arrangement.slots is not None:
             command += ["--enable-lora", "--max-loras", str(arrangement.slots), "--max-lora-rank", "16"]
