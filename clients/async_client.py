@@ -16,14 +16,15 @@ pieces of 64 KiB on the event loop, as httpx does it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
 from graftwork.clients import endpoints
-from graftwork.clients.calls import Call, Reply, Request, StreamCall, described_by
-from graftwork.clients.streams import EventReader
+from graftwork.clients.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.streams import EventReader, LineReader
 from graftwork.clients.transport import Outcome, Settings
 from graftwork.clients.types import Usage
 
@@ -51,6 +52,16 @@ class _Connection:
                 return verdict
             await asyncio.sleep(verdict)
             attempt += 1
+
+    async def lines(self, call: LinesCall[T]) -> AsyncIterator[T]:
+        reader = LineReader()
+        async with contextlib.aclosing(await self.send(call.request, stream=True)) as response:
+            try:
+                async for data in response.aiter_bytes():
+                    for line in reader.feed(data):
+                        yield call.read(line)
+            except httpx.RequestError as error:
+                raise self.settings.connection_error(error) from error
 
     async def _try(self, request: Request, stream: bool) -> Outcome:
         try:
@@ -80,6 +91,11 @@ class AsyncStream(Generic[T]):
     def adapter(self) -> str | None:
         """The version that answers, ``intents@7``, or the base's id; ``None`` before the request is sent."""
         return self._response.headers.get("x-graftwork-adapter") if self._response else None
+
+    @property
+    def id(self) -> str | None:
+        """The answer's id, for feedback; ``None`` before its first delta."""
+        return self._reader.id
 
     @property
     def usage(self) -> Usage | None:
@@ -134,6 +150,16 @@ def _streaming(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Ca
     return method
 
 
+def _listing(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_Calls, P], AsyncIterator[T]]:
+    """An endpoint as a method that reads what it lists while that is iterated."""
+
+    @described_by(describe)
+    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return self._connection.lines(describe(*args, **kwargs))
+
+    return method
+
+
 class _Calls:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -149,6 +175,31 @@ class Adapters(_Calls):
     rollback = _awaiting(endpoints.rollback)
     retire = _awaiting(endpoints.retire)
     history = _awaiting(endpoints.history)
+
+
+class Feedback(_Calls):
+    """What is said of answers: ``client.feedback``."""
+
+    send = _awaiting(endpoints.send_feedback)
+    list = _awaiting(endpoints.list_feedback)
+    export = _listing(endpoints.export_feedback)
+
+
+class Interactions(_Calls):
+    """Logged requests and answers: ``client.interactions``."""
+
+    list = _awaiting(endpoints.list_interactions)
+    get = _awaiting(endpoints.get_interaction)
+    export = _listing(endpoints.export_interactions)
+    erase = _awaiting(endpoints.erase_interactions)
+
+
+class LogPolicies(_Calls):
+    """What is logged, and for how long: ``client.log_policies``."""
+
+    list = _awaiting(endpoints.list_log_policies)
+    set = _awaiting(endpoints.set_log_policy)
+    remove = _awaiting(endpoints.remove_log_policy)
 
 
 class Keys(_Calls):
@@ -180,6 +231,9 @@ class AsyncClient(_Calls):
         super().__init__(_Connection(settings, transport))
         self.url = settings.url
         self.adapters = Adapters(self._connection)
+        self.feedback = Feedback(self._connection)
+        self.interactions = Interactions(self._connection)
+        self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 
     health = _awaiting(endpoints.health)

@@ -35,15 +35,17 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One HTTP request, described. ``accept`` are statuses besides 2xx that carry an answer and not an error."""
+    """One HTTP request, described. ``accept`` are statuses besides 2xx that carry an answer and not an error;
+    ``repeatable``: sent twice it takes effect once, as every GET."""
 
     method: str
     path: str
-    query: Mapping[str, str | int] = field(default_factory=dict)
+    query: Mapping[str, str | int | float] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     upload: Upload | None = None
     accept: frozenset[int] = frozenset()
+    repeatable: bool = False
     read_timeout: float | None = QUICK
 
 
@@ -73,7 +75,10 @@ class Call(Generic[T]):
 
 
 class Chunk(Protocol[T_co]):
-    """The wire type of one streamed event."""
+    """The wire type of one streamed event. ``id`` is the whole answer's."""
+
+    @property
+    def id(self) -> str | None: ...
 
     @property
     def usage(self) -> Usage | None: ...
@@ -87,6 +92,14 @@ class StreamCall(Generic[T]):
 
     request: Request
     chunk: type[Chunk[T]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinesCall(Generic[T]):
+    """A request that is answered by JSON lines, and how one of them is read."""
+
+    request: Request
+    read: Callable[[bytes], T]
 
 
 def described_by(describe: Callable[..., Any]) -> Callable[[F], F]:

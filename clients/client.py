@@ -14,6 +14,7 @@ What can be called, and with what, is in endpoints; this file only carries calls
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -21,8 +22,8 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx
 
 from graftwork.clients import endpoints
-from graftwork.clients.calls import Call, Reply, Request, StreamCall, described_by
-from graftwork.clients.streams import EventReader
+from graftwork.clients.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.streams import EventReader, LineReader
 from graftwork.clients.transport import Outcome, Settings
 from graftwork.clients.types import Usage
 
@@ -50,6 +51,15 @@ class _Connection:
                 return verdict
             time.sleep(verdict)
             attempt += 1
+
+    def lines(self, call: LinesCall[T]) -> Iterator[T]:
+        reader = LineReader()
+        with contextlib.closing(self.send(call.request, stream=True)) as response:
+            try:
+                for data in response.iter_bytes():
+                    yield from map(call.read, reader.feed(data))
+            except httpx.RequestError as error:
+                raise self.settings.connection_error(error) from error
 
     def _try(self, request: Request, stream: bool) -> Outcome:
         try:
@@ -79,6 +89,11 @@ class Stream(Generic[T]):
     def adapter(self) -> str | None:
         """The version that answers, ``intents@7``, or the base's id; ``None`` before the request is sent."""
         return self._response.headers.get("x-graftwork-adapter") if self._response else None
+
+    @property
+    def id(self) -> str | None:
+        """The answer's id, for feedback; ``None`` before its first delta."""
+        return self._reader.id
 
     @property
     def usage(self) -> Usage | None:
@@ -132,6 +147,16 @@ def _streaming(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Ca
     return method
 
 
+def _listing(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_Calls, P], Iterator[T]]:
+    """An endpoint as a method that reads what it lists while that is iterated."""
+
+    @described_by(describe)
+    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self._connection.lines(describe(*args, **kwargs))
+
+    return method
+
+
 class _Calls:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -147,6 +172,31 @@ class Adapters(_Calls):
     rollback = _calling(endpoints.rollback)
     retire = _calling(endpoints.retire)
     history = _calling(endpoints.history)
+
+
+class Feedback(_Calls):
+    """What is said of answers: ``client.feedback``."""
+
+    send = _calling(endpoints.send_feedback)
+    list = _calling(endpoints.list_feedback)
+    export = _listing(endpoints.export_feedback)
+
+
+class Interactions(_Calls):
+    """Logged requests and answers: ``client.interactions``."""
+
+    list = _calling(endpoints.list_interactions)
+    get = _calling(endpoints.get_interaction)
+    export = _listing(endpoints.export_interactions)
+    erase = _calling(endpoints.erase_interactions)
+
+
+class LogPolicies(_Calls):
+    """What is logged, and for how long: ``client.log_policies``."""
+
+    list = _calling(endpoints.list_log_policies)
+    set = _calling(endpoints.set_log_policy)
+    remove = _calling(endpoints.remove_log_policy)
 
 
 class Keys(_Calls):
@@ -178,6 +228,9 @@ class Client(_Calls):
         super().__init__(_Connection(settings, transport))
         self.url = settings.url
         self.adapters = Adapters(self._connection)
+        self.feedback = Feedback(self._connection)
+        self.interactions = Interactions(self._connection)
+        self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 
     health = _calling(endpoints.health)

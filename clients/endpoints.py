@@ -7,12 +7,14 @@ methods' signatures and docstrings from here.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
-from graftwork.clients.calls import SLOW, Call, Progress, Reply, Request, StreamCall, Upload
+from graftwork.clients.calls import SLOW, Call, LinesCall, Progress, Reply, Request, StreamCall, Upload
 from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError, LocalFileError
 from graftwork.clients.streams import ChatChunk, CompletionChunk
 from graftwork.clients.types import (
@@ -21,14 +23,20 @@ from graftwork.clients.types import (
     ChatDelta,
     Completion,
     CompletionDelta,
+    Erasure,
     Event,
+    Feedback,
     Health,
+    Interaction,
     Key,
+    LogPolicies,
+    LogPolicy,
     Model,
     Page,
     PushedVersion,
     Readiness,
     Score,
+    SentFeedback,
     Version,
 )
 from graftwork.clients.wire import parse
@@ -77,6 +85,36 @@ class CompletionOptions(GenerationOptions, total=False):
 
     logprobs: int | None
     echo: bool | None
+
+
+Moment = datetime | float | str
+
+
+class FeedbackFilter(TypedDict, total=False):
+    """Which feedback. ``kind``: thumb, score, correction, preferred_over, comment or metadata; ``since`` is included,
+    ``until`` is not: a moment with a time zone, unix seconds, or ISO 8601."""
+
+    interaction_id: str | None
+    adapter: str | None
+    experiment: str | None
+    arm: str | None
+    kind: str | None
+    user: str | None
+    since: Moment | None
+    until: Moment | None
+
+
+class InteractionFilter(TypedDict, total=False):
+    """Which interactions. ``status``: ok, error or cancelled; ``since`` and ``until`` as for feedback."""
+
+    adapter: str | None
+    experiment: str | None
+    arm: str | None
+    status: str | None
+    user: str | None
+    key_id: str | None
+    since: Moment | None
+    until: Moment | None
 
 
 def health() -> Call[Health]:
@@ -213,6 +251,132 @@ def list_keys(*, after: str | None = None, limit: int | None = None) -> Call[Pag
 def revoke_key(id: str) -> Call[Key]:
     """Make a key useless from now on."""
     return Call(request=Request(method="DELETE", path=_path("keys", id)), read=_one(Key))
+
+
+def send_feedback(
+    interaction_id: str,
+    *,
+    thumb: str | None = None,
+    score: float | None = None,
+    correction: str | None = None,
+    preferred_over: str | None = None,
+    comment: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    choice: int | None = None,
+    preferred_over_choice: int | None = None,
+    user: str | None = None,
+    idempotency_key: str | None = None,
+) -> Call[SentFeedback]:
+    """Say something of an answer, by its ``id``, now or at any later time.
+
+    At least one of: ``thumb`` (up, down), ``score`` (0 to 1), ``correction`` (what the answer should have been),
+    ``preferred_over`` (the id of an answer to the same prompt that was worse), ``comment``, ``metadata``. ``choice`` is
+    its index where there were several. Sent again with the same ``idempotency_key`` it is not kept twice; without one,
+    the call makes one up, so that it may try again by itself when a connection breaks.
+    """
+    said = _given(
+        thumb=thumb,
+        score=score,
+        correction=correction,
+        preferred_over=preferred_over,
+        comment=comment,
+        metadata=metadata,
+        choice=choice,
+        preferred_over_choice=preferred_over_choice,
+        user=user,
+    )
+    request = Request(
+        method="POST",
+        path=_path("feedback"),
+        json={"interaction_id": interaction_id, **said, "idempotency_key": idempotency_key or uuid.uuid4().hex},
+        repeatable=True,
+    )
+    return Call(request=request, read=_read_sent)
+
+
+def list_feedback(
+    *, after: int | None = None, limit: int | None = None, **which: Unpack[FeedbackFilter]
+) -> Call[Page[Feedback]]:
+    """A page of feedback, newest first; ``after`` is the last one's id of the page before."""
+    query = {**_which(which), **_given(after=after, limit=limit)}
+    return Call(request=Request(method="GET", path=_path("feedback"), query=query), read=_one(Page[Feedback]))
+
+
+def export_feedback(**which: Unpack[FeedbackFilter]) -> LinesCall[Feedback]:
+    """All feedback, oldest first, read while it is iterated."""
+    return _export("feedback", which, Feedback)
+
+
+def list_interactions(
+    *, after: str | None = None, limit: int | None = None, **which: Unpack[InteractionFilter]
+) -> Call[Page[Interaction]]:
+    """A page of logged requests and answers, newest first; ``after`` is the last one's id of the page before."""
+    query = {**_which(which), **_given(after=after, limit=limit)}
+    return Call(request=Request(method="GET", path=_path("interactions"), query=query), read=_one(Page[Interaction]))
+
+
+def get_interaction(id: str) -> Call[Interaction]:
+    """A logged request and its answers, with what was said of them."""
+    return Call(request=Request(method="GET", path=_path("interactions", id)), read=_one(Interaction))
+
+
+def export_interactions(**which: Unpack[InteractionFilter]) -> LinesCall[Interaction]:
+    """All logged requests and answers, oldest first, read while they are iterated."""
+    return _export("interactions", which, Interaction)
+
+
+def erase_interactions(*, user: str) -> Call[Erasure]:
+    """Erase what a user left behind: interactions, and the words of feedback. Says which versions learned from it."""
+    request = Request(method="DELETE", path=_path("interactions"), query={"user": user}, read_timeout=SLOW)
+    return Call(request=request, read=_one(Erasure))
+
+
+def list_log_policies() -> Call[LogPolicies]:
+    """What is logged of single adapters and keys, for how long, and the default."""
+    return Call(request=Request(method="GET", path=_path("log_policies")), read=_one(LogPolicies))
+
+
+def set_log_policy(
+    *, adapter: str | None = None, key: str | None = None, log: bool = True, retention_days: float | None = None
+) -> Call[LogPolicy]:
+    """Say whether what an adapter (or the base, by its id) answers, or a key asks, is logged, and for how long."""
+    body = {"log": log, **_given(retention_days=retention_days)}
+    return Call(request=Request(method="PUT", path=_policy_path(adapter, key), json=body), read=_one(LogPolicy))
+
+
+def remove_log_policy(*, adapter: str | None = None, key: str | None = None) -> Call[LogPolicy]:
+    """Let the default hold again for an adapter or a key."""
+    return Call(request=Request(method="DELETE", path=_policy_path(adapter, key)), read=_one(LogPolicy))
+
+
+def _export(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:
+    request = Request(method="GET", path=_path(noun, "export"), query=_which(which), read_timeout=SLOW)
+    return LinesCall(request=request, read=lambda line: parse(kind, _decoded(line)))
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise GraftworkProtocolError(f"the export has a line that is no JSON: {line[:200]!r}") from error
+
+
+def _which(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A filter as a query. Moments travel as unix seconds, or as the text that they were given as."""
+    moments = {name: value.timestamp() for name, value in given.items() if isinstance(value, datetime)}
+    return _given(**{**given, **moments})
+
+
+def _policy_path(adapter: str | None, key: str | None) -> str:
+    if (adapter is None) == (key is None):
+        raise InvalidArgumentError("a policy is about an adapter or a key, one of the two")
+    return (
+        _path("log_policies", "adapters", adapter) if adapter is not None else _path("log_policies", "keys", key or "")
+    )
+
+
+def _read_sent(reply: Reply) -> SentFeedback:
+    return parse(SentFeedback, {**parse(dict, reply.json()), "created": reply.status == 201})
 
 
 def _one(kind: type[T]) -> Callable[[Reply], T]:

@@ -37,6 +37,7 @@ class _ChatChunkChoice:
 class ChatChunk:
     """One event of a streamed chat answer. The last one has no choices and the usage."""
 
+    id: str | None = None
     choices: tuple[_ChatChunkChoice, ...]
     usage: Usage | None = None
 
@@ -56,6 +57,7 @@ class ChatChunk:
 class CompletionChunk:
     """One event of a streamed completion. The last one has no choices and the usage."""
 
+    id: str | None = None
     choices: tuple[CompletionChoice, ...]
     usage: Usage | None = None
 
@@ -71,13 +73,28 @@ class CompletionChunk:
         ]
 
 
+class LineReader:
+    """Cuts bytes into lines: at line feeds alone, which no JSON string holds."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take the next bytes, however they were cut."""
+        self._line += data
+        if b"\n" in data:
+            *lines, self._line = self._line.split(b"\n")
+            yield from map(bytes, lines)
+
+
 class EventReader(Generic[T]):
-    """Reads one response. ``usage`` is known once it has arrived, ``done`` after the end marker."""
+    """Reads one response. ``id`` is known from the first event, ``usage`` once it has arrived, ``done`` at the end."""
 
     def __init__(self, chunk: type[Chunk[T]]) -> None:
         self._chunk = chunk
         self._line = bytearray()  # the line that is not complete yet
         self._data: list[bytes] = []  # the data lines of the event that is not complete yet
+        self.id: str | None = None
         self.usage: Usage | None = None
         self.done = False
 
@@ -116,5 +133,6 @@ class EventReader(Generic[T]):
                 code=said.get("code"),
             )
         chunk = parse(self._chunk, body)
+        self.id = chunk.id or self.id
         self.usage = chunk.usage or self.usage
         return chunk.deltas()

@@ -93,8 +93,9 @@ class Settings:
     def judge(self, request: Request, outcome: Outcome, attempt: int) -> httpx.Response | float:
         """Decide over one attempt, counted from 0: the answer, or the seconds after which to try again.
 
-        Raises what the caller shall see otherwise. Tried again are a GET that met a broken connection or a gateway's
-        error, and whatever the server refused with 429 or 503 and a ``Retry-After``: that never took effect.
+        Raises what the caller shall see otherwise. Tried again are a GET, or what is as harmless to repeat, that met a
+        broken connection or a gateway's error, and whatever the server refused with 429 or 503 and a ``Retry-After``:
+        that never took effect.
         """
         if isinstance(outcome, httpx.Response) and (outcome.is_success or outcome.status_code in request.accept):
             return outcome
@@ -102,7 +103,7 @@ class Settings:
         if attempt >= self.max_retries:
             raise error
         wait = _refused_for(outcome)
-        if wait is None and request.method == "GET" and _passing(outcome):
+        if wait is None and (request.method == "GET" or request.repeatable) and _passing(outcome):
             wait = FIRST_BACKOFF * 2**attempt
         if wait is None or wait > LONGEST_WAIT:
             raise error
@@ -176,7 +177,7 @@ def _refused_for(outcome: Outcome) -> float | None:
 
 
 def _passing(outcome: Outcome) -> bool:
-    """Whether the same GET may well succeed in a moment."""
+    """Whether the same request may well succeed in a moment."""
     if isinstance(outcome, httpx.Response):
         return outcome.status_code in (429, 502, 503, 504)
     return not isinstance(outcome, httpx.TimeoutException)

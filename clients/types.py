@@ -136,6 +136,131 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Feedback:
+    """What somebody said of one choice of an answer. ``adapter`` is the version that was rated, or the base's id.
+
+    With ``erased_at``, what had been written in words was erased then.
+    """
+
+    id: int
+    at: datetime
+    interaction_id: str
+    adapter: str
+    choice: int = 0
+    thumb: str | None = None
+    score: float | None = None
+    correction: str | None = None
+    preferred_over: str | None = None
+    preferred_over_choice: int | None = None
+    comment: str | None = None
+    metadata: Mapping[str, str] | None = None
+    user: str | None = None
+    experiment: str | None = None
+    arm: str | None = None
+    probability: float | None = None
+    unit: str | None = None
+    key_id: str | None = None
+    erased_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SentFeedback(Feedback):
+    """The feedback that a call ended in. ``created`` is false when its idempotency key had said it already."""
+
+    created: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedCompletion:
+    """One of a request's answers, as it was logged; ``finish_reason`` is ``None`` where it was broken off."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timings:
+    """Milliseconds from a request's admission: until the engine took it up, to its first token, to its end."""
+
+    queue_ms: float | None = None
+    first_token_ms: float | None = None
+    total_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interaction:
+    """A logged request and its answers. ``status``: ok, error, cancelled. Either ``messages`` or ``prompt`` was asked.
+
+    ``feedback`` is there where one interaction was asked for.
+    """
+
+    id: str
+    created_at: datetime
+    model: str
+    base: str
+    adapter: str
+    status: str
+    completions: tuple[LoggedCompletion, ...]
+    usage: Usage
+    timings: Timings
+    error: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    prompt: tuple[Any, ...] | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    user: str | None = None
+    metadata: Mapping[str, str] | None = None
+    experiment: str | None = None
+    arm: str | None = None
+    probability: float | None = None
+    unit: str | None = None
+    key_id: str | None = None
+    feedback: tuple[Feedback, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Erasure:
+    """What was erased of a user: interactions, and feedback that lost its words. ``learned_from`` are the versions that
+    were trained on any of it, ``continued`` those that were not, but continue one that was."""
+
+    interactions: int
+    feedback: int
+    learned_from: tuple[str, ...] = ()
+    continued: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogPolicy:
+    """Whether an adapter's or a key's interactions are logged. ``retention_days`` ``None``: as long as by default."""
+
+    scope: str
+    subject: str
+    log: bool
+    retention_days: float | None
+    actor: str
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogDefault:
+    """What holds where no policy says otherwise. ``retention_days`` ``None``: for good."""
+
+    log: bool
+    retention_days: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogPolicies:
+    """All policies, and the default."""
+
+    data: tuple[LogPolicy, ...]
+    default: LogDefault
+
+    def __iter__(self) -> Iterator[LogPolicy]:
+        return iter(self.data)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PromptTokens:
     """Of a prompt's tokens, ``cached_tokens`` did not have to be computed."""
 

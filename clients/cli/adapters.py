@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.remote import Remote, everything, over_http
+from graftwork.clients.cli.remote import Remote, everything, over_http, pairs
 
 if TYPE_CHECKING:
     from graftwork.clients.calls import Progress
@@ -51,7 +51,7 @@ def push(
             server_path=folder if server_path else None,
             alias=alias,
             parent=parent,
-            metadata=_pairs(metadata) if metadata else None,
+            metadata=pairs(metadata) if metadata else None,
             progress=progress,
         )
     from graftwork.clients.cli import tables
@@ -159,14 +159,6 @@ def _version_of_alias(remote: Remote, name: str, alias: str) -> str:
         has = ", ".join(sorted(aliases)) or "none"
         raise typer.BadParameter(f"{name} has no alias {alias!r}; it has: {has}.")
     return str(aliases[alias])
-
-
-def _pairs(given: list[str]) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in given]
-    for key, equals, _ in pairs:
-        if not (key and equals):
-            raise typer.BadParameter(f"{key!r} is no note; write it like owner=ann.", param_hint="--metadata")
-    return {key: value for key, _, value in pairs}
 
 
 def _say_what_next(remote: Remote, version: PushedVersion) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from graftwork import __version__
-from graftwork.clients.cli import adapters, chat, exits, keys
+from graftwork.clients.cli import adapters, chat, exits, feedback, interactions, keys
 from graftwork.clients.cli.remote import Options
 
 app = typer.Typer(
@@ -46,4 +46,6 @@ def common(
 
 app.add_typer(adapters.app, name="adapters")
 app.command("chat")(chat.chat)
+app.add_typer(feedback.app, name="feedback")
+app.add_typer(interactions.app, name="interactions")
 app.add_typer(keys.app, name="keys")

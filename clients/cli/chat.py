@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftwork.clients.cli.remote import Remote, complain, over_http
+from graftwork.clients.cli.remote import CONTROLS, Remote, complain, over_http
 from graftwork.clients.errors import GraftworkClientError
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ HELP = """\
 /reset         forget what was said
 /quit          leave, like Ctrl-D
 Ctrl-C stops the answer that is being written."""
-
-# What a model writes is text, not orders to the terminal: all control characters but newline and tab.
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @over_http
@@ -151,7 +148,7 @@ class Conversation:
         with stream:
             for delta in stream:
                 written.append(delta.text)
-                sys.stdout.write(delta.text if plain else delta.text.translate(_CONTROLS))
+                sys.stdout.write(delta.text if plain else delta.text.translate(CONTROLS))
                 sys.stdout.flush()
 
     def _say_pace(self, stream: Stream[ChatDelta], seconds: float) -> None:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
 
 from graftwork.clients.cli.exits import exit_code
-from graftwork.clients.errors import AuthenticationError, GraftworkAPIError, GraftworkClientError
+from graftwork.clients.errors import AuthenticationError, GraftworkAPIError, GraftworkClientError, LocalFileError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,6 +29,13 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Cursor = TypeVar("Cursor", str, int)
+
+# What models and users write is text, not orders to the terminal: all control characters but newline and tab.
+CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_AGO = re.compile(r"([0-9]{1,9})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+# Readers that split lines as Unicode does would cut there.
+_LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 Url = Annotated[str | None, typer.Option("--url", help="The server. Default: $GRAFTWORK_URL or http://127.0.0.1:8000.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", help="Bearer key. Default: $GRAFTWORK_API_KEY.")]
@@ -110,6 +120,46 @@ def everything(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], 
     while page.has_more and page.data:
         page = fetch(cursor(page.data[-1]))
         yield from page
+
+
+def since_when(text: str | None) -> str | float | None:
+    """``--since`` as the server takes it; ``90m``, ``24h`` and ``7d`` count back from now."""
+    ago = _AGO.fullmatch(text) if text else None
+    return text if ago is None else time.time() - int(ago[1]) * _SECONDS[ago[2]]
+
+
+def pairs(given: list[str]) -> dict[str, str]:
+    """``--metadata K=V``, as often as it was given."""
+    found = [pair.partition("=") for pair in given]
+    for key, equals, _ in found:
+        if not (key and equals):
+            raise typer.BadParameter(f"{key!r} is no note; write it like owner=ann.", param_hint="--metadata")
+    return {key: value for key, _, value in found}
+
+
+def write_lines(remote: Remote, rows: Iterable[Any], out: Path | None) -> None:
+    """Rows as JSON lines, on standard output or in a file, as they come."""
+    from graftwork.clients.wire import dump
+
+    lines = (json.dumps(dump(row), ensure_ascii=False).translate(_LINE_BREAKS) for row in rows)
+    if out is None:
+        for line in lines:
+            typer.echo(line)
+        return
+    count = 0
+    # What was there is replaced when everything is here, not by the half of an export that broke off.
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(line + "\n")
+                count += 1
+        partial.replace(out)
+    except OSError as error:
+        raise LocalFileError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    remote.say(f"{count} lines in {out}.")
 
 
 def _console(*, stderr: bool) -> Console:

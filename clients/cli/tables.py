@@ -1,15 +1,27 @@
-"""How adapters, versions, events and keys look to people. Knows rich and the types; asks nothing of anybody."""
+"""How what the server answers looks to people. Knows rich and the types; asks nothing of anybody."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwork.clients.types import Adapter, Event, Key, Version
+from graftwork.clients.calls import shorten
+from graftwork.clients.cli.remote import CONTROLS
+from graftwork.clients.types import (
+    Adapter,
+    Erasure,
+    Event,
+    Feedback,
+    Interaction,
+    Key,
+    LogPolicies,
+    LogPolicy,
+    Version,
+)
 
 
 def adapters(found: Iterable[Adapter]) -> RenderableType:
@@ -90,6 +102,147 @@ def keys(found: Iterable[Key]) -> RenderableType:
             key.id, key.name, key.role, when(key.created_at), revoked, style="dim" if key.revoked_at else None
         )
     return table if table.row_count else Text("No keys. Make one: graftwork keys create NAME --role app")
+
+
+def sent(kept: Feedback) -> RenderableType:
+    return Text.assemble((f"feedback {kept.id}", "bold"), f" on {kept.adapter}: ", _plain(_said(kept)))
+
+
+def feedback(found: Sequence[Feedback]) -> RenderableType:
+    table = _table("Id", "When", "Adapter", "Arm", "Said", "By", "Of the answer")
+    for row in found:
+        table.add_row(
+            str(row.id),
+            when(row.at),
+            row.adapter,
+            _arm(row),
+            _plain(_said(row)),
+            _plain(_or_dash(row.user)),
+            Text(f"{row.interaction_id} [{row.choice}]" if row.choice else row.interaction_id),
+        )
+    return table if found else Text("Nothing was said yet. Say something: graftwork feedback send ID --thumb up")
+
+
+def interactions(found: Sequence[Interaction]) -> RenderableType:
+    """Each in two lines, so that the id stays in one."""
+    table = _table("Interaction", "Age", "Adapter", "Arm", "Status", right=("Tokens", "Seconds"))
+    for row in found:
+        table.add_row(
+            Group(_plain(shorten(_asked(row)[-1][1] if _asked(row) else "", 60), "bold"), Text(row.id, "dim")),
+            age(row.created_at),
+            row.adapter,
+            _arm(row),
+            row.status,
+            f"{row.usage.total_tokens:,}",
+            f"{row.timings.total_ms / 1e3:.1f}",
+        )
+    return table if found else Text("No interactions are logged that fit.")
+
+
+def interaction(shown: Interaction) -> RenderableType:
+    timings = shown.timings
+    facts = [
+        f"{when(shown.created_at)} · {shown.adapter} (as {shown.model})",
+        f"{shown.usage.prompt_tokens:,} + {shown.usage.completion_tokens:,} tokens",
+        *([] if timings.queue_ms is None else [f"queued {timings.queue_ms:.0f} ms"]),
+        *([] if timings.first_token_ms is None else [f"first token {timings.first_token_ms:.0f} ms"]),
+        f"{timings.total_ms:.0f} ms in all",
+        *([] if shown.user is None else [f"user {shown.user}"]),
+        *([] if shown.experiment is None else [f"experiment {shown.experiment}, arm {_arm(shown)}"]),
+    ]
+    parts: list[RenderableType] = [Text(shown.id, style="bold"), _plain(" · ".join(facts))]
+    if shown.status != "ok":
+        parts.append(_plain(f"{shown.status}: {shown.error or 'the client left'}", "red"))
+    for role, text in _asked(shown):
+        parts += [Text(f"\n{role}", style="dim"), _plain(text)]
+    for completion in shown.completions:
+        number = f" {completion.index}" if len(shown.completions) > 1 else ""
+        parts += [Text(f"\nanswer{number} ({completion.finish_reason or 'broken off'})", style="dim")]
+        parts += [_plain(completion.text)]
+    for row in shown.feedback:
+        parts.append(_plain(f"\n{when(row.at)} {_or_dash(row.user)}: {_said(row)}", "cyan"))
+    return Group(*parts)
+
+
+def erased(gone: Erasure) -> RenderableType:
+    parts: list[RenderableType] = [
+        Text(f"{gone.interactions} interactions, and the words of {gone.feedback} pieces of feedback, are gone.")
+    ]
+    if gone.learned_from:
+        parts.append(Text(f"Learned from them: {', '.join(gone.learned_from)}", style="yellow"))
+    if gone.continued:
+        parts.append(Text(f"Continue a version that did: {', '.join(gone.continued)}", style="yellow"))
+    return Group(*parts)
+
+
+def log_policies(found: LogPolicies) -> RenderableType:
+    table = _table("Of", "Logged", "Kept", "By", "Since")
+    default = found.default
+    table.add_row("everything else", _yes(default.log), _days(default.retention_days, "for good"), "–", "–")
+    for policy in found:
+        table.add_row(
+            f"{policy.scope} {policy.subject}",
+            _yes(policy.log),
+            _days(policy.retention_days, "by default"),
+            policy.actor,
+            when(policy.updated_at),
+        )
+    return table
+
+
+def policy_set(policy: LogPolicy) -> RenderableType:
+    logged = "is logged" if policy.log else "is not logged"
+    kept = f", kept {_days(policy.retention_days, 'by default')}" if policy.log else ""
+    return Text.assemble((f"{policy.scope} {policy.subject}", "bold"), f" {logged}{kept}")
+
+
+def policy_removed(policy: LogPolicy) -> RenderableType:
+    return Text.assemble((f"{policy.scope} {policy.subject}", "bold"), " is logged by the server's default again")
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """What somebody wrote: no markup, and no orders to the terminal."""
+    return Text(text.translate(CONTROLS), style=style)
+
+
+def _said(row: Feedback) -> str:
+    """Everything in a piece of feedback, on one line."""
+    said = [
+        *([] if row.thumb is None else [{"up": "👍", "down": "👎"}.get(row.thumb, row.thumb)]),
+        *([] if row.score is None else [f"score {row.score:g}"]),
+        *([] if row.preferred_over is None else [f"better than {row.preferred_over}"]),
+        *([] if row.correction is None else [f"should be: {shorten(row.correction)}"]),
+        *([] if row.comment is None else [f"“{shorten(row.comment)}”"]),
+        *([f"{key}={value}" for key, value in (row.metadata or {}).items()]),
+        *([] if row.erased_at is None else ["(words erased)"]),
+    ]
+    return " · ".join(said)
+
+
+def _asked(row: Interaction) -> list[tuple[str, str]]:
+    """Who said what, before the answer."""
+    if row.messages is not None:
+        return [(str(message.get("role")), _text(message.get("content"))) for message in row.messages]
+    return [("prompt", prompt if isinstance(prompt, str) else str(prompt)) for prompt in row.prompt or ()]
+
+
+def _text(content: object) -> str:
+    """A message's content: a string, or a list of text parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
+
+
+def _arm(row: Feedback | Interaction) -> str:
+    return "–" if row.experiment is None else f"{row.experiment}/{row.arm}"
+
+
+def _yes(logged: bool) -> str:
+    return "yes" if logged else "no"
+
+
+def _days(days: float | None, otherwise: str) -> str:
+    return otherwise if days is None else f"{days:g} days"
 
 
 def when(moment: datetime) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from graftwork import AsyncClient, Client
-from graftwork.clients.async_client import AsyncStream
+from graftwork.clients.async_client import AsyncStream, _Calls
 
 
 class OnLoop:
@@ -25,12 +25,12 @@ class OnLoop:
         value = getattr(self._wrapped, name)
         if callable(value):
             return lambda *args, **kwargs: self._settle(value(*args, **kwargs))
-        return OnLoop(value, self._loop) if name in ("adapters", "keys") else value
+        return OnLoop(value, self._loop) if isinstance(value, _Calls) else value
 
     def _settle(self, value: Any) -> Any:
         if inspect.isawaitable(value):
             return asyncio.run_coroutine_threadsafe(_awaited(value), self._loop).result(30)
-        return OnLoop(value, self._loop) if isinstance(value, AsyncStream) else value
+        return OnLoop(value, self._loop) if isinstance(value, AsyncStream | AsyncIterator) else value
 
     def __enter__(self) -> OnLoop:
         self._settle(self._wrapped.__aenter__())
@@ -44,8 +44,8 @@ class OnLoop:
 
     def __iter__(self) -> Iterator[Any]:
         steps = self._wrapped.__aiter__()
-        while (delta := self._settle(_step(steps))) is not None:
-            yield delta
+        while (item := self._settle(_step(steps))) is not None:
+            yield item
 
 
 async def _step(steps: AsyncIterator[Any]) -> Any:

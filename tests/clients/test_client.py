@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ LOGPROBS = {
     "top_logprobs": [None, {"b": -1.5}, {"c": -0.5}],
 }
 TEXT = {**HEAD, "choices": [{"index": 0, "text": "abc", "finish_reason": "length", "logprobs": LOGPROBS}]}
+FEEDBACK = {"object": "feedback", "id": 7, "at": 1.5, "interaction_id": "chatcmpl-1", "adapter": "intents@7"}
+INTERACTION = {
+    "object": "interaction",
+    "id": "chatcmpl-1",
+    "created_at": 1,
+    "model": "intents",
+    "base": "base",
+    "adapter": "intents@7",
+    "status": "ok",
+    "completions": [{"index": 0, "text": "hi", "finish_reason": "stop"}],
+    "usage": USAGE,
+    "timings": {"queue_ms": None, "first_token_ms": 1.5, "total_ms": 2},
+}
+ERASURE = {"object": "interactions.erasure", "interactions": 1, "feedback": 2, "learned_from": ["intents@3"]}
+POLICY = {"scope": "key", "subject": "k1", "log": False, "retention_days": None, "actor": "ann", "updated_at": 1.5}
+POLICIES = {"object": "list", "data": [POLICY], "default": {"log": True, "retention_days": 90}}
 EMPTY = {"object": "list", "data": [], "has_more": False}
 
 
@@ -143,6 +160,40 @@ def refused(status: int, **headers: str) -> httpx.Response:
         (lambda c: c.adapters.rollback("intents"), EVENT, "POST", "/v1/adapters/intents/rollback", {"alias": "live"}),
         (lambda c: c.adapters.retire("intents", 1), VERSION, "DELETE", "/v1/adapters/intents/versions/1", None),
         (lambda c: c.adapters.history("intents"), EMPTY, "GET", "/v1/adapters/intents/history", None),
+        (
+            lambda c: c.feedback.send("chatcmpl-1", thumb="up", score=0.0, idempotency_key="k", comment=None),
+            FEEDBACK,
+            "POST",
+            "/v1/feedback",
+            {"interaction_id": "chatcmpl-1", "thumb": "up", "score": 0.0, "idempotency_key": "k"},
+        ),
+        (
+            lambda c: c.feedback.list(adapter="intents@7", kind="thumb", since=1.5, after=9, limit=5),
+            EMPTY,
+            "GET",
+            "/v1/feedback?adapter=intents%407&kind=thumb&since=1.5&after=9&limit=5",
+            None,
+        ),
+        (
+            lambda c: list(c.feedback.export(until=datetime(2026, 1, 1, tzinfo=UTC))),
+            FEEDBACK,
+            "GET",
+            "/v1/feedback/export?until=1767225600.0",
+            None,
+        ),
+        (lambda c: c.interactions.list(user="a b"), EMPTY, "GET", "/v1/interactions?user=a+b", None),
+        (lambda c: c.interactions.get("chatcmpl-1"), INTERACTION, "GET", "/v1/interactions/chatcmpl-1", None),
+        (lambda c: list(c.interactions.export()), INTERACTION, "GET", "/v1/interactions/export", None),
+        (lambda c: c.interactions.erase(user="ann"), ERASURE, "DELETE", "/v1/interactions?user=ann", None),
+        (lambda c: c.log_policies.list(), POLICIES, "GET", "/v1/log_policies", None),
+        (
+            lambda c: c.log_policies.set(adapter="org/base", log=False, retention_days=7),
+            POLICY,
+            "PUT",
+            "/v1/log_policies/adapters/org%2Fbase",
+            {"log": False, "retention_days": 7},
+        ),
+        (lambda c: c.log_policies.remove(key="k1"), POLICY, "DELETE", "/v1/log_policies/keys/k1", None),
         (lambda c: c.keys.create("ci", role="operator"), KEY, "POST", "/v1/keys", {"name": "ci", "role": "operator"}),
         (lambda c: c.keys.list(), EMPTY, "GET", "/v1/keys", None),
         (lambda c: c.keys.revoke("key_1"), KEY, "DELETE", "/v1/keys/key_1", None),
@@ -373,11 +424,14 @@ def test_both_clients_can_do_the_same() -> None:
         (Client, AsyncClient),
         (client.Adapters, async_client.Adapters),
         (client.Keys, async_client.Keys),
+        (client.Feedback, async_client.Feedback),
+        (client.Interactions, async_client.Interactions),
+        (client.LogPolicies, async_client.LogPolicies),
         (client.Stream, async_client.AsyncStream),
     ]:
         names = {name for name in vars(one) if not name.startswith("_")}
         assert names == {name for name in vars(other) if not name.startswith("_")}
-        for name in names - {"usage", "adapter"}:
+        for name in names - {"id", "usage", "adapter"}:
             assert inspect.signature(getattr(one, name)) == inspect.signature(getattr(other, name))
             assert name == "close" or getattr(one, name).__doc__ == getattr(other, name).__doc__ is not None
     assert list(inspect.signature(Client("http://x").adapters.promote).parameters) == [

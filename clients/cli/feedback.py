@@ -1,0 +1,107 @@
+"""``graftwork feedback``: send, list, export."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from graftwork.clients.cli.remote import Remote, everything, over_http, pairs, since_when, write_lines
+
+app = typer.Typer(help="Say what was good or bad of answers, and read what was said.", no_args_is_help=True)
+
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Of this adapter, version or alias, or the base.")]
+Since = Annotated[
+    str | None, typer.Option("--since", help="From then on: 2026-11-22T17:00:00Z, unix seconds, or 90m, 24h, 7d ago.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of standard output.")]
+Kind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
+KindOption = Annotated[Kind | None, typer.Option("--kind", help="Only what has this.")]
+InteractionOption = Annotated[str | None, typer.Option("--interaction", metavar="ID", help="Of this answer.")]
+
+
+@app.command()
+@over_http
+def send(
+    remote: Remote,
+    id: Annotated[str, typer.Argument(metavar="ID", help="The answer's id: chatcmpl-… or cmpl-….", show_default=False)],
+    thumb: Annotated[Literal["up", "down"] | None, typer.Option("--thumb", help="Good or bad.")] = None,
+    score: Annotated[float | None, typer.Option("--score", min=0, max=1, help="How good; 1 is best.")] = None,
+    correction: Annotated[str | None, typer.Option("--correction", help="What the answer should have been.")] = None,
+    preferred_over: Annotated[
+        str | None, typer.Option("--preferred-over", metavar="ID", help="A worse answer to the same prompt.")
+    ] = None,
+    comment: Annotated[str | None, typer.Option("--comment", help="Anything, for people.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", metavar="K=V", help="A note; may be repeated.")
+    ] = None,
+    choice: Annotated[
+        int | None, typer.Option("--choice", min=0, help="Which of several choices, counted from 0.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Whose judgement it is.")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="KEY", help="Sent again with the same key, it counts once."),
+    ] = None,
+) -> None:
+    """Say something of an answer, by its id, now or at any later time."""
+    from graftwork.clients.cli import tables
+
+    kept = remote.client.feedback.send(
+        id,
+        thumb=thumb,
+        score=score,
+        correction=correction,
+        preferred_over=preferred_over,
+        comment=comment,
+        metadata=pairs(metadata) if metadata else None,
+        choice=choice,
+        user=user,
+        idempotency_key=idempotency_key,
+    )
+    remote.answer(kept, lambda: tables.sent(kept))
+    if not kept.created:
+        remote.say("This was said before with the same idempotency key: nothing was added.")
+
+
+@app.command("list")
+@over_http
+def list_(
+    remote: Remote,
+    interaction: InteractionOption = None,
+    adapter: Adapter = None,
+    kind: KindOption = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 50,
+) -> None:
+    """List what was said, newest first."""
+    from graftwork.clients.cli import tables
+
+    start = since_when(since)
+    pages = everything(
+        lambda after: remote.client.feedback.list(
+            after=after, limit=min(limit, 100), interaction_id=interaction, adapter=adapter, kind=kind, since=start
+        ),
+        lambda row: row.id,
+    )
+    found = list(islice(pages, limit))
+    remote.answer(found, lambda: tables.feedback(found))
+
+
+@app.command()
+@over_http
+def export(
+    remote: Remote,
+    interaction: InteractionOption = None,
+    adapter: Adapter = None,
+    kind: KindOption = None,
+    since: Since = None,
+    out: Out = None,
+) -> None:
+    """Write all of it as JSON lines, oldest first."""
+    rows = remote.client.feedback.export(
+        interaction_id=interaction, adapter=adapter, kind=kind, since=since_when(since)
+    )
+    write_lines(remote, rows, out)

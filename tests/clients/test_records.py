@@ -1,0 +1,248 @@
+"""Feedback, interactions and log policies: both clients and the command line against the real routes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from typer.testing import CliRunner, Result
+
+from graftwork.__main__ import app
+from graftwork.clients import errors
+from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.remote import since_when
+from tests.adapters.records import Records
+from tests.clients.test_client import FEEDBACK, Recorder
+from tests.server.stand_ins import World, adapter_files, form, make_world
+
+MakeClient = Callable[..., Any]
+
+
+@dataclass
+class Desk:
+    url: str
+    world: World
+    records: Records
+
+    def run(self, *arguments: object, **more: Any) -> Result:
+        environment = {"GRAFTWORK_URL": self.url, "COLUMNS": "200"}
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment, **more)
+
+    def json(self, *arguments: object) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """The real routes without an engine, on a port, with one adapter."""
+    world = make_world(tmp_path)
+    records = Records.at(tmp_path / "graftwork.db")
+    server = uvicorn.Server(uvicorn.Config(world.app, port=0, log_level="critical", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    pushed = httpx.post(f"{url}/v1/adapters/intents/versions", files=form(adapter_files()), timeout=60)
+    assert pushed.status_code == 201
+    yield Desk(url, world, records)
+    server.should_exit = True
+    thread.join(10)
+    records.database.close()
+
+
+def test_both_clients_say_list_and_export(make_client: MakeClient, desk: Desk) -> None:
+    client, records = make_client(desk.url), desk.records
+    id = records.mint("intents@1", user="ann", experiment="e", arm="b", probability=0.5)
+    sent = client.feedback.send(id, thumb="down", correction="Kärtchen\u2028🂡", metadata={"page": "7"}, user="ann")
+    assert (sent.created, sent.thumb, sent.adapter, sent.arm) == (True, "down", "intents@1", "b")
+    assert abs((datetime.now(UTC) - sent.at).total_seconds()) < 60
+    assert client.feedback.send(id, thumb="down", correction="Kärtchen\u2028🂡").created, "each call is a new thing said"
+    first = client.feedback.send(id, score=1, idempotency_key="k")
+    again = client.feedback.send(id, score=1, idempotency_key="k")
+    assert (first.created, again.created, again.id) == (True, False, first.id)
+    with pytest.raises(errors.ConflictError, match="was used before"):
+        client.feedback.send(id, score=0, idempotency_key="k")
+    with pytest.raises(errors.BadRequestError, match="no id of an answer"):
+        client.feedback.send(id + "x", thumb="up")
+    page = client.feedback.list(adapter="intents", limit=2)
+    assert ([row.id for row in page], page.has_more) == ([3, 2], True)
+    assert [row.id for row in client.feedback.list(after=2)] == [1]
+    assert [row.id for row in client.feedback.list(since=first.at)] == [3]
+    exported = list(client.feedback.export(kind="correction"))
+    assert [row.correction for row in exported] == ["Kärtchen\u2028🂡"] * 2
+    assert exported[0] == client.feedback.list(after=2).data[0]
+    assert list(client.feedback.export(since="2999-01-01T00:00:00Z")) == []
+    with pytest.raises(errors.BadRequestError):
+        list(client.feedback.export(adapter="nobody"))
+
+
+def test_both_clients_read_and_erase(make_client: MakeClient, desk: Desk) -> None:
+    client, records = make_client(desk.url), desk.records
+    ids = [records.log(records.mint(user="ann"), user="ann", metadata={"a": "b"}) for _ in range(250)]
+    other = records.log(records.mint(None), prompt={"prompt": ["x", [1, 2]]}, status="error", error="broke")
+    exported = list(client.interactions.export())
+    assert {row.id for row in exported} == {*ids, other}
+    assert [row.prompt for row in client.interactions.list(status="error")] == [("x", [1, 2])]
+    client.feedback.send(ids[0], comment="good")
+    one = client.interactions.get(ids[0])
+    assert one.messages is not None
+    assert (one.messages[0]["role"], one.completions[0].text, one.timings.total_ms) == ("user", "card_arrival", 40.0)
+    assert [row.comment for row in one.feedback] == ["good"]
+    with pytest.raises(errors.NotFoundError):
+        client.interactions.get("chatcmpl-1")
+    erased = client.interactions.erase(user="ann")
+    assert (erased.interactions, erased.feedback, erased.learned_from) == (250, 1, ())
+    assert [row.id for row in client.interactions.list()] == [other]
+
+
+def test_both_clients_set_policies(make_client: MakeClient, desk: Desk) -> None:
+    client = make_client(desk.url)
+    assert (client.log_policies.list().data, client.log_policies.list().default.retention_days) == ((), 90)
+    policy = client.log_policies.set(adapter="tiny-base", log=False, retention_days=7)
+    assert (policy.scope, policy.subject, policy.log, policy.retention_days) == ("adapter", "tiny-base", False, 7)
+    assert list(client.log_policies.list()) == [policy]
+    assert client.log_policies.remove(adapter="tiny-base") == policy
+    for wrong in ({}, {"adapter": "a", "key": "b"}):
+        with pytest.raises(errors.InvalidArgumentError, match="one of the two"):
+            client.log_policies.set(log=True, **wrong)
+
+
+def test_feedback_may_be_tried_again_and_counts_once(make_client: MakeClient, naps: list[float]) -> None:
+    recorder = Recorder(httpx.ReadError("broken"), httpx.Response(502), FEEDBACK)
+    make_client(transport=recorder.transport).feedback.send("chatcmpl-1", thumb="up")
+    keys = {json.loads(request.content)["idempotency_key"] for request in recorder.asked}
+    assert (len(recorder.asked), len(keys), len(naps)) == (3, 1, 2)
+
+
+def test_an_export_that_breaks_off_is_no_export(make_client: MakeClient) -> None:
+    line = json.dumps(FEEDBACK).encode()
+
+    class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield line + b"\n" + line[:20]
+            raise httpx.ReadError("gone")
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for part in self:
+                yield part
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Broken()))
+    rows = iter(make_client(transport=transport).feedback.export())
+    assert next(rows).id == 7
+    with pytest.raises(errors.GraftworkConnectionError, match="broke"):
+        next(rows)
+    garbage = Recorder(httpx.Response(200, content=b"no json\n"))
+    with pytest.raises(errors.GraftworkProtocolError, match="no JSON"):
+        next(iter(make_client(transport=garbage.transport).feedback.export()))
+
+
+# ----------------------------------------------------------------------------------------------- the command line
+
+
+def test_the_command_line_says_and_lists(desk: Desk) -> None:
+    id, worse = desk.records.mint("intents@1"), desk.records.mint("intents@1")
+    assert "Nothing was said yet" in desk.run("feedback", "list").stdout
+    done = desk.run(
+        "feedback", "send", id, "--thumb", "down", "--correction", "card_arrival", "--comment", "[/bold]\x1b[31m",
+        "--preferred-over", worse, "--metadata", "page=7", "--score", "0.5", "--user", "ann",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "feedback 1 on intents@1" in done.stdout
+    assert "should be: card_arrival" in done.stdout
+    once = ("feedback", "send", id, "--thumb", "up", "--idempotency-key", "a")
+    assert desk.run(*once).stderr == ""
+    assert "said before" in desk.run(*once).stderr
+    listed = desk.run("feedback", "list").stdout
+    assert "[/bold]" in listed
+    assert "\x1b" not in listed
+    assert id in listed
+    assert [row["id"] for row in desk.json("feedback", "list", "--kind", "comment", "--adapter", "intents")] == [1]
+    assert len(desk.json("feedback", "list", "--limit", "1")) == 1
+    assert desk.json("feedback", "list", "--since", "1h", "--interaction", worse) == []
+    assert desk.json("feedback", "send", id, "--choice", "1", "--thumb", "up")["created"] is True
+
+
+def test_the_command_line_exports(desk: Desk, tmp_path: Path) -> None:
+    for number in range(3):
+        id = desk.records.log(desk.records.mint("intents@1"), user=f"user-{number}")
+        desk.run("feedback", "send", id, "--correction", f"ü\u2028{number}")
+    lines = desk.run("feedback", "export").stdout.splitlines()
+    assert [json.loads(line)["correction"] for line in lines] == [f"ü\u2028{number}" for number in range(3)]
+    out = tmp_path / "rows.jsonl"
+    done = desk.run("interactions", "export", "--out", out)
+    assert (done.stdout, "3 lines in" in done.stderr) == ("", True)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["user"] for row in rows} == {"user-0", "user-1", "user-2"}
+    assert [row["id"] for row in rows] == [row["id"] for row in desk.json("interactions", "list")][::-1]
+    failed = desk.run("interactions", "export", "--adapter", "nobody", "--out", out)
+    assert failed.exit_code == ExitCode.FAILED
+    assert len(out.read_text().splitlines()) == 3, "what was there stays"
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    nowhere = desk.run("feedback", "export", "--out", tmp_path / "none" / "x.jsonl")
+    assert (nowhere.exit_code, "cannot be written" in nowhere.stderr) == (ExitCode.FAILED, True)
+
+
+def test_the_command_line_shows_and_erases(desk: Desk) -> None:
+    assert "No interactions" in desk.run("interactions", "list").stdout
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hi[/]"}]},
+    ]
+    id = desk.records.log(
+        desk.records.mint("intents@1", user="ann", experiment="e", arm="b", probability=0.5),
+        user="ann", prompt={"messages": messages}, status="error", error="it broke",
+    )  # fmt: skip
+    desk.run("feedback", "send", id, "--thumb", "down", "--comment", "bad")
+    listed = desk.run("interactions", "list", "--user", "ann", "--status", "error").stdout
+    assert "hi[/]" in listed
+    assert id in listed
+    assert "e/b" in listed
+    shown = desk.run("interactions", "show", id).stdout
+    for part in ("Be brief.", "hi[/]", "card_arrival", "it broke", "queued 2 ms", "user ann", "“bad”", "12 + 3 tokens"):
+        assert part in shown, part
+    assert desk.run("interactions", "show", "chatcmpl-1").exit_code == ExitCode.NOT_FOUND
+    kept = desk.run("interactions", "erase", "--user", "ann", input="n\n")
+    assert (kept.exit_code, len(desk.json("interactions", "list"))) == (1, 1)
+    assert "1 interactions, and the words of 1" in desk.run("interactions", "erase", "--user", "ann", "--yes").stdout
+    assert desk.json("interactions", "erase", "--user", "ann", "--yes")["interactions"] == 0
+    assert desk.json("interactions", "list") == []
+    assert desk.run("interactions", "erase", "--yes").exit_code == ExitCode.USAGE
+
+
+def test_the_command_line_sets_policies(desk: Desk) -> None:
+    set_ = desk.run("interactions", "policy", "--adapter", "intents", "--days", "7")
+    assert "adapter intents is logged, kept 7 days" in set_.stdout
+    assert "is not logged" in desk.run("interactions", "policy", "--adapter", "tiny-base", "--no-log").stdout
+    shown = desk.run("interactions", "policies").stdout
+    assert [line.split()[:4] for line in shown.splitlines()[1:]] == [
+        ["everything", "else", "yes", "90"],
+        ["adapter", "intents", "yes", "7"],
+        ["adapter", "tiny-base", "no", "by"],
+    ]
+    gone = desk.run("interactions", "policy", "--adapter", "intents", "--default")
+    assert "default again" in gone.stdout
+    assert desk.json("interactions", "policies")["data"][0]["subject"] == "tiny-base"
+    assert desk.run("interactions", "policy").exit_code == ExitCode.USAGE
+    assert desk.run("interactions", "policy", "--key", "nobody").exit_code == ExitCode.NOT_FOUND
+
+
+def test_since_counts_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graftwork.clients.cli.remote.time.time", lambda: 1_000_000.0)
+    assert since_when("90m") == 1_000_000 - 5400
+    assert since_when("7d") == 1_000_000 - 7 * 86400
+    assert since_when("2026-01-01T00:00:00Z") == "2026-01-01T00:00:00Z"
+    assert since_when(None) is None
