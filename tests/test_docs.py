@@ -430,7 +430,9 @@ def test_every_route_is_documented() -> None:
     routes |= {f"POST {path}" for path in re.findall(r'add_endpoint\("([^"]+)"', gateway)}
     assert len(routes) >= 18
     shown = re.findall(r"^## ((?:GET|POST|PUT|DELETE) .+)$", read("docs/api.md"), re.MULTILINE)
-    assert sorted(shown) == sorted(route.replace("{model:path}", "{id}") for route in routes)
+    assert sorted(shown) == sorted(
+        route.replace("{model:path}", "{id}").replace("{subject:path}", "{subject}") for route in routes
+    )
     listed = re.findall(r"^\| \[`([^`]+)`\]", read("docs/api.md"), re.MULTILINE)
     assert sorted(listed) == sorted(shown)
 
