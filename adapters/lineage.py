@@ -33,7 +33,7 @@ class Lineage:
     def record(self, data_digest: str, interaction_ids: Iterable[str]) -> None:
         """The data set ``data_digest`` holds rows made of these interactions. Before the run that learns from it;
         saying it again changes nothing."""
-        hashes = {_hash(id) for id in interaction_ids}
+        hashes = {hash_of(id) for id in interaction_ids}
         with self._database.write() as connection:
             known = select(_learned.c.interaction_sha256).where(_learned.c.data_digest == data_digest)
             new = sorted(hashes.difference(connection.scalars(known)))
@@ -43,13 +43,19 @@ class Lineage:
 
     def data_digests(self, interaction_ids: Iterable[str]) -> set[str]:
         """Of the data sets that hold any of these."""
-        hashes = sorted({_hash(id) for id in interaction_ids})
+        hashes = sorted({hash_of(id) for id in interaction_ids})
         found: set[str] = set()
         with self._database.read() as connection:
             for start in range(0, len(hashes), _AT_ONCE):
                 some = _learned.c.interaction_sha256.in_(hashes[start : start + _AT_ONCE])
                 found.update(connection.scalars(select(_learned.c.data_digest).where(some).distinct()))
         return found
+
+    def hashes(self, data_digests: Iterable[str]) -> frozenset[str]:
+        """Of the interactions that these data sets were made of, as `hash_of` makes them."""
+        with self._database.read() as connection:
+            query = select(_learned.c.interaction_sha256).where(_learned.c.data_digest.in_(sorted(set(data_digests))))
+            return frozenset(connection.scalars(query))
 
 
 def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
@@ -74,5 +80,6 @@ def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version],
     return direct, inherited
 
 
-def _hash(interaction_id: str) -> str:
+def hash_of(interaction_id: str) -> str:
+    """What is kept of an interaction here."""
     return hashlib.sha256(interaction_id.encode("utf-8", "surrogatepass")).hexdigest()

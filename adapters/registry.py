@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sqlalchemy import (
     JSON,
@@ -166,11 +166,19 @@ class _Snapshot:
     entries: Mapping[str, _Entry]  # sorted by name
 
 
+class Guard(Protocol):
+    """Who else must agree to a change. Asked inside the change's transaction; refuses by raising Conflict."""
+
+    def check_move(self, connection: Connection, name: str, alias: str) -> None: ...
+    def check_retirement(self, connection: Connection, name: str, number: int) -> None: ...
+
+
 class Registry:
     """The adapters of one database; any number of threads and processes may have one each."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, guard: Guard | None = None) -> None:
         self._database = database
+        self._guard = guard
         self._snapshot = _Snapshot(data_version=None, last_event=0, entries={})
 
     # What requests ask
@@ -271,14 +279,24 @@ class Registry:
                 change.move("promote", alias, version.number)
         return version, known is None
 
-    def set_alias(self, name: str, alias: str, number: int, *, actor: str, reason: str | None = None) -> AliasEvent:
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        number: int,
+        *,
+        actor: str,
+        reason: str | None = None,
+        within: Connection | None = None,
+    ) -> AliasEvent:
         """Point ``alias`` at a version. If it does already nothing happens, and the event that did it is returned.
 
-        InvalidRequest: there is no such version. Conflict: it was retired.
+        ``within`` makes it part of a write of the caller's, who then need not ask the guard.
+        InvalidRequest: there is no such version. Conflict: it was retired, or the guard refuses.
         """
         self.adapter(name)
         names.check_alias(alias)
-        with self._change(name, actor, reason) as change:
+        with self._change(name, actor, reason, within) as change:
             version = change.version(number)
             if version is None:
                 raise InvalidRequest(
@@ -287,7 +305,15 @@ class Registry:
             _refuse_retired(version, "choose another version")
             return change.move("promote", alias, number)
 
-    def rollback(self, name: str, *, alias: str = LIVE, actor: str, reason: str | None = None) -> AliasEvent:
+    def rollback(
+        self,
+        name: str,
+        *,
+        alias: str = LIVE,
+        actor: str,
+        reason: str | None = None,
+        within: Connection | None = None,
+    ) -> AliasEvent:
         """Point ``alias`` at the version it pointed to before; done again, at the one before that.
 
         The alias's past is a stack: a promotion puts a version on it, a rollback takes off what it leaves. So rolling
@@ -296,7 +322,7 @@ class Registry:
         """
         self.adapter(name)
         names.check_alias(alias)
-        with self._change(name, actor, reason) as change:
+        with self._change(name, actor, reason, within) as change:
             stack = change.stack(alias)
             if not stack:
                 raise InvalidRequest(
@@ -367,12 +393,17 @@ class Registry:
         return self.version(name, number)
 
     @contextmanager
-    def _change(self, name: str, actor: str, reason: str | None = None) -> Iterator[_Change]:
+    def _change(
+        self, name: str, actor: str, reason: str | None = None, within: Connection | None = None
+    ) -> Iterator[_Change]:
         names.check_text(actor, param="actor", max_chars=200)
         if reason is not None:
             names.check_text(reason, param="reason", max_chars=2000)
+        if within is not None:
+            yield _Change(within, name, actor, reason)
+            return
         with self._database.write() as connection:
-            yield _Change(connection, name, actor, reason)
+            yield _Change(connection, name, actor, reason, self._guard)
 
     def _current(self) -> _Snapshot:
         # No lock: threads that refresh at once do the same work twice, and each gets what was committed when it looked.
@@ -397,8 +428,11 @@ class Registry:
 class _Change:
     """What one transaction does to one adapter. Whatever it does becomes an event, at one time, by one actor."""
 
-    def __init__(self, connection: Connection, name: str, actor: str, reason: str | None) -> None:
+    def __init__(
+        self, connection: Connection, name: str, actor: str, reason: str | None, guard: Guard | None = None
+    ) -> None:
         self._connection = connection
+        self._guard = guard
         self._name = name
         self._actor = actor
         self._reason = reason
@@ -472,6 +506,8 @@ class _Change:
                 .limit(1)
             )
             return _event(self._connection.execute(last_move).one())
+        if self._guard is not None:
+            self._guard.check_move(self._connection, self._name, alias)
         if current is None:
             self._connection.execute(insert(_aliases).values(name=self._name, alias=alias, number=number))
         else:
@@ -480,6 +516,8 @@ class _Change:
         return self._record(action, alias=alias, from_version=current, to_version=number)
 
     def retire(self, version: Version) -> Version:
+        if self._guard is not None:
+            self._guard.check_retirement(self._connection, self._name, version.number)
         this = self._mine(_versions), _versions.c.number == version.number
         self._connection.execute(update(_versions).where(*this).values(retired_at=self._at))
         self._record("retire", from_version=version.number)

@@ -19,13 +19,26 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Column, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import StatementError
 
-from graftwork.adapters import db, feedback, interactions, keys, leases, lineage, log_policies, registry
+from graftwork.adapters import (
+    db,
+    experiments,
+    exposures,
+    feedback,
+    interactions,
+    keys,
+    leases,
+    lineage,
+    log_policies,
+    registry,
+)
 from graftwork.adapters import settings as secrets
 from graftwork.adapters.db import Database, UtcDateTime, migrate
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
-MODULES_WITH_TABLES = (feedback, interactions, keys, leases, lineage, log_policies, registry, secrets)
+MODULES_WITH_TABLES = (
+    *(experiments, exposures, feedback, interactions, keys, leases, lineage, log_policies, registry, secrets),
+)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ from sqlalchemy.exc import IntegrityError
 from graftwork.adapters import db
 from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.erasure import Erased, Erasure
-from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest
+from graftwork.adapters.exposures import ClosedUnit, Exposures
 from graftwork.adapters.feedback import FeedbackFilter, Said
 from graftwork.adapters.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.keys import Keys
@@ -39,6 +40,7 @@ from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.registry import Registry
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.test_registry import BASE, RegistryMachine, push, spec
+from tests.adapters.trials import Trials
 
 BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
 
@@ -248,4 +250,46 @@ def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) 
     leases = Leases(records.database)
     lease = leases.acquire("keeper", "a", seconds=60)
     assert (lease, leases.acquire("keeper", "b", seconds=60)) == (leases.holder("keeper"), None)
+    records.database.close()
+
+
+def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    trials = Trials.on(records.database, records)
+    for content in ("one", "two"):
+        push(trials.registry, content)
+    trials.start()
+    asked = [trials.ask(f"user-{number % 30}") for number in range(40)]
+    exposures = Exposures(records.database)
+    shown = list(exposures.since("first", 0))
+    assert [exposure.interaction_id for exposure in shown] == asked
+    assert {exposure.arm for exposure in shown} == {"intents@1", "intents@2"}
+    unit = ClosedUnit(
+        unit=shown[0].unit,
+        arm=shown[0].arm,
+        epoch=1,
+        first_at=shown[0].created_at,
+        learned=False,
+        outcome={"thumb": None},
+    )
+    exposures.close("first", [unit])
+    assert list(exposures.closed("first")) == [unit]
+    exposures.keep_reading("first", 1, {"units": 1}, new=True)
+    exposures.keep_reading("first", 2, {"units": 2}, new=False)
+    assert [reading.units for reading in exposures.readings("first")] == [2]
+    with pytest.raises(Conflict):
+        trials.registry.set_alias("intents", "live", 2, actor="ann")
+    trials.experiments.set_weights("first", {"intents@2": 0.8}, actor="ann")
+    ended = trials.experiments.stop("first", decision="promoted", arm="intents@2", actor="ann", reason="better")
+    assert trials.experiments.get("first") == ended
+    assert trials.live() == 2
+    for statement in (
+        "UPDATE experiments SET ended_at = NULL, outcome = NULL",
+        "DELETE FROM experiments",
+        "UPDATE exposures SET arm = 'other'",
+        "DELETE FROM experiment_units",
+        "UPDATE experiment_events SET reason = 'other'",
+    ):
+        with pytest.raises(IntegrityError), records.database.write() as connection:
+            connection.execute(text(statement))
     records.database.close()

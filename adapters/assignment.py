@@ -1,0 +1,114 @@
+"""Who gets which arm: a unit's point on a circle of circumference 1, and arcs of it that belong to the arms.
+
+A pure function of the experiment's salt, the unit's name and the arcs: the same in every process and after every
+restart, with nothing to remember. An arm that grows takes from the control alone and keeps what it has, so nobody who
+has seen a treatment goes back, or over to another, as long as arms only grow.
+
+Knows nothing of experiments, versions or users: a unit is a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_TINY = 1e-12
+"""What rounding leaves of an arc that should be gone."""
+
+
+def point(salt: str, unit: str) -> float:
+    """Where ``unit`` is, from 0 up to but not including 1; uniform over units, and independent for every salt."""
+    digest = hashlib.sha256(f"{salt}:{unit}".encode()).digest()
+    # 53 bits: what a float holds exactly.
+    return (int.from_bytes(digest[:8]) >> 11) / 2**53
+
+
+def is_sampled(salt: str, arm: str, key: str, share: float) -> bool:
+    """Whether ``key`` is among the ``share`` that a shadow arm gets a copy of; independent of who gets which arm."""
+    return point(f"{salt}:shadow:{arm}", key) < share
+
+
+@dataclass(frozen=True)
+class Arc:
+    """The points from ``start`` up to ``end`` belong to ``arm``."""
+
+    start: float
+    end: float
+    arm: str
+
+    @property
+    def length(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Split:
+    """The whole circle, in arcs, in order and without gaps. ``control`` has what nobody else was given."""
+
+    control: str
+    arcs: tuple[Arc, ...]
+
+    @classmethod
+    def of(cls, control: str, weights: Mapping[str, float]) -> Split:
+        """Arcs of these lengths for the treatments, the rest for the control."""
+        return cls(control, (Arc(0.0, 1.0, control),)).resized(weights)
+
+    @classmethod
+    def from_json(cls, control: str, arcs: Sequence[Sequence[object]]) -> Split:
+        return cls(control, tuple(Arc(float(str(start)), float(str(end)), str(arm)) for start, end, arm in arcs))
+
+    def to_json(self) -> list[list[object]]:
+        return [[arc.start, arc.end, arc.arm] for arc in self.arcs]
+
+    def arm_at(self, at: float) -> str:
+        return next((arc.arm for arc in self.arcs if at < arc.end), self.control)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Every arm's share, the control's as well."""
+        shares = {self.control: 0.0}
+        for arc in self.arcs:
+            shares[arc.arm] = shares.get(arc.arm, 0.0) + arc.length
+        return {arm: round(share, 12) for arm, share in shares.items()}
+
+    def resized(self, weights: Mapping[str, float]) -> Split:
+        """With these shares for the treatments that are named. What one gives up goes to the control, from its last
+        points on; what one gains is taken from the control, from the first points on."""
+        split = self
+        gains = {arm: weight - self.weights.get(arm, 0.0) for arm, weight in weights.items()}
+        for arm, gain in sorted(gains.items(), key=lambda item: item[1]):
+            if gain < -_TINY:
+                split = split._handed(arm, self.control, -gain, from_the_end=True)
+            elif gain > _TINY:
+                split = split._handed(self.control, arm, gain, from_the_end=False)
+        return split
+
+    def _handed(self, giver: str, taker: str, amount: float, *, from_the_end: bool) -> Split:
+        """``amount`` of the giver's points given to the taker."""
+        arcs: list[Arc] = []
+        for arc in reversed(self.arcs) if from_the_end else self.arcs:
+            given = min(amount, arc.length) if arc.arm == giver else 0.0
+            amount -= given
+            if from_the_end:
+                arcs += [Arc(arc.end - given, arc.end, taker), Arc(arc.start, arc.end - given, arc.arm)]
+            else:
+                arcs += [Arc(arc.start, arc.start + given, taker), Arc(arc.start + given, arc.end, arc.arm)]
+        if amount > 1e-9:
+            raise ValueError(f"{giver!r} cannot give {amount} more to {taker!r}")
+        return Split(self.control, _joined(arcs[::-1] if from_the_end else arcs))
+
+
+def _joined(arcs: Sequence[Arc]) -> tuple[Arc, ...]:
+    """Without empty arcs, neighbours of the same arm being one."""
+    joined: list[Arc] = []
+    for arc in arcs:
+        start = joined[-1].end if joined else 0.0
+        if arc.end - start <= _TINY:
+            continue
+        if joined and joined[-1].arm == arc.arm:
+            joined[-1] = Arc(joined[-1].start, arc.end, arc.arm)
+        else:
+            joined.append(Arc(start, arc.end, arc.arm))
+    joined[-1] = Arc(joined[-1].start, 1.0, joined[-1].arm)
+    return tuple(joined)

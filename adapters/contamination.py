@@ -1,0 +1,74 @@
+"""Which users and prompts versions have learned from: what they say of these proves nothing.
+
+A version learned from what its own data set was made of, and from what its parents' were. Users are known by the keyed
+hash that is in every id of theirs, prompts by what they say, to the letter.
+
+Knows nothing of experiments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftwork.adapters.db import Database
+from graftwork.adapters.feedback import FeedbackLog
+from graftwork.adapters.interactions import Interactions
+from graftwork.adapters.lineage import Lineage, hash_of
+from graftwork.adapters.registry import Adapter
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What some versions learned from: users or sessions (units) and prompts (by `prompt_hash`)."""
+
+    units: frozenset[str] = frozenset()
+    prompts: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.units or self.prompts)
+
+
+def learned_from(
+    adapter: Adapter,
+    versions: Iterable[int],
+    *,
+    database: Database,
+    interactions: Interactions,
+    feedback: FeedbackLog,
+) -> Learned:
+    """What these versions of an adapter, and whatever they continue, learned from. Reads the whole log if there is
+    anything: not for the way of a request."""
+    hashes = Lineage(database).hashes(_data_digests(adapter, versions))
+    if not hashes:
+        return Learned()
+    units: set[str | None] = set()
+    prompts: set[str] = set()
+    for interaction in interactions.each():
+        if hash_of(interaction.id) in hashes:
+            units.add(interaction.unit)
+            prompts.add(prompt_hash(interaction.prompt))
+    # What was erased or never logged is still named by what was said of it.
+    units.update(said.unit for said in feedback.each() if hash_of(said.interaction_id) in hashes)
+    return Learned(frozenset(unit for unit in units if unit is not None), frozenset(prompts))
+
+
+def prompt_hash(prompt: Mapping[str, Any]) -> str:
+    """Of an interaction's ``prompt``."""
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _data_digests(adapter: Adapter, versions: Iterable[int]) -> set[str]:
+    digests: set[str] = set()
+    for number in versions:
+        step: int | None = number
+        while step is not None:
+            version = adapter.versions[step - 1]
+            if version.data_digest is not None:
+                digests.add(version.data_digest)
+            step = version.parent
+    return digests
