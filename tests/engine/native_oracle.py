@@ -17,6 +17,12 @@ def rounded(x: Tensor) -> Tensor:
     return (torch.round(blocks / scale) * scale).flatten(-2)[..., :width]
 
 
+def rounded_rows(rows: Tensor) -> Tensor:
+    """What is left of weights [n, k] in 8 bits with a scale per row."""
+    scale = rows.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return torch.round(rows / scale) * scale
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 

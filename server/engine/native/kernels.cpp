@@ -4,8 +4,9 @@
 // are exact, float sums run over inputs, ranks and positions in a fixed order, and how rows are grouped only decides
 // which loads are shared. So an answer does not depend on its neighbours, nor on how its prompt was cut into chunks.
 //
-// Numbers: weights are unsigned bytes (value + 128) with a scale per output; activations signed bytes with a scale per
-// BLOCK inputs of a row; adapters half precision with a gain per page; all else float32.
+// Numbers: weights are unsigned bytes (value + 128) with a scale per output, adapters' A and B the same with a scale per
+// rank row of A and per output of a page of B; activations are signed bytes with a scale per BLOCK inputs of a row, what
+// A makes of them with a scale per page; all else float32.
 //
 // The C interface is at the end: plain structures filled by Python, no torch, no exceptions.
 
@@ -127,10 +128,6 @@ class Pool {
 
 // --- small arithmetic --------------------------------------------------------------------------------------------------
 
-inline __m512 from_half(const uint16_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-
 // e^x for x <= 88: Cody-Waite reduction and a polynomial of degree 6, about 2 units in the last place.
 inline __m512 exp(__m512 x) {
     x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-104.0f));
@@ -201,9 +198,10 @@ struct Linear {
     const float* scale;      // [num_tiles * 32]
     const float* bias;       // [num_tiles * 32], read if an op is with_bias
     const int32_t* tiles;    // [num_tiles][3]: member, first column, columns
-    const uint16_t* a;       // [pages][members * 16][num_blocks * 64] half, or null
-    const uint16_t* b;       // [pages][num_tiles][16][32] half
-    const float* gain;       // [pages][members]
+    const uint8_t* a;        // [pages][members][num_blocks * 16][16 ranks][4 inputs], or null
+    const float* a_scale;    // [pages][members * 16]
+    const uint8_t* b;        // [pages][num_tiles][2][4][16 outputs][4 ranks]
+    const float* b_scale;    // [pages][num_tiles * 32]
 };
 
 // Which pages of the bank each row goes through: pages[first[row] .. first[row + 1]].
@@ -255,11 +253,13 @@ namespace {
 
 // Memory of a step that nobody outside sees.
 struct Scratch {
-    std::vector<float> inputs;      // [rows][padded K]: what the linear layer reads, for the adapters
+    std::vector<float> inputs;      // [threads][padded K]: the row that is being made ready
     std::vector<int8_t> digits;     // [rows][padded K]
     std::vector<float> scales;      // [rows][blocks]
     std::vector<int32_t> offsets;   // [rows][blocks]: -128 * sum of the block's digits
-    std::vector<float> shrunk;      // [groups][members * 16]
+    std::vector<int8_t> ranks;      // [groups][members][16]: A times the inputs
+    std::vector<float> rank_scales;     // [groups][members]
+    std::vector<int32_t> rank_offsets;  // [groups][members]
     std::vector<std::vector<float>> scores;  // a thread's [heads of a group][positions]
 
     template <class T> static T* at_least(std::vector<T>& v, size_t n) {
@@ -275,11 +275,14 @@ void quantize(const float* x, int num_blocks, int8_t* digits, float* scales, int
     for (int block = 0; block < num_blocks; ++block, x += BLOCK, digits += BLOCK) {
         __m512 v[4];
         __m512 largest = _mm512_setzero_ps();
+        __mmask16 broken = 0;
         for (int i = 0; i < 4; ++i) {
             v[i] = _mm512_loadu_ps(x + i * LANES);
             largest = _mm512_max_ps(largest, _mm512_abs_ps(v[i]));
+            broken |= _mm512_cmp_ps_mask(v[i], v[i], _CMP_UNORD_Q);
         }
-        const float top = _mm512_reduce_max_ps(largest);
+        // Bytes have no NaN: the scale carries it, so that a broken row stays broken to the end and is noticed there.
+        const float top = broken ? NAN : _mm512_reduce_max_ps(largest);
         const float scale = top * (1.0f / 127.0f);
         const __m512 inverse = _mm512_set1_ps(top > 1e-30f ? 127.0f / top : 0.0f);
         for (int i = 0; i < 4; ++i)
@@ -311,24 +314,50 @@ void prepare_row(const Op& op, const float* x, int n, int padded, float* out) {
 
 // --- adapters: shrink ----------------------------------------------------------------------------------------------------
 
-// h[row][j] = gain * (x[row] . A[j]) for G rows of one page; four rank rows at a time keep the FMA units busy.
+struct Ranks {
+    int8_t* digits;
+    float* scale;
+    int32_t* offset;
+};
+
+// A . x for G rows and one member's page: 16 ranks in the lanes of a register, to bytes again at once.
 template <int G>
-void shrink(const float* const* x, const uint16_t* a, int inputs, int num_ranks, const float* gain, float* const* h) {
-    for (int j = 0; j < num_ranks; j += 4) {
-        __m512 sum[4][G];
-        for (int q = 0; q < 4; ++q)
-            for (int g = 0; g < G; ++g) sum[q][g] = _mm512_setzero_ps();
-        const uint16_t* row = a + size_t(j) * inputs;
-        for (int k = 0; k < inputs; k += LANES) {
-            __m512 v[G];
-            for (int g = 0; g < G; ++g) v[g] = _mm512_loadu_ps(x[g] + k);
-            for (int q = 0; q < 4; ++q) {
-                const __m512 w = from_half(row + size_t(q) * inputs + k);
-                for (int g = 0; g < G; ++g) sum[q][g] = _mm512_fmadd_ps(w, v[g], sum[q][g]);
+void shrink(const uint8_t* a, const float* a_scale, int num_blocks, const int8_t* digits, const float* scales,
+            const int32_t* offsets, const Ranks* out) {
+    const int padded = num_blocks * BLOCK;
+    __m512 total[G];
+    for (int g = 0; g < G; ++g) total[g] = _mm512_setzero_ps();
+    for (int block = 0; block < num_blocks; ++block) {
+        __m512i sum[G][2];  // two chains a row: with few rows the sums would wait for one another
+        for (int g = 0; g < G; ++g) {
+            sum[g][0] = _mm512_set1_epi32(offsets[g * num_blocks + block]);
+            sum[g][1] = _mm512_setzero_si512();
+        }
+        const int8_t* x = digits + block * BLOCK;
+#pragma GCC unroll 8
+        for (int k = 0; k < BLOCK / 4; ++k, a += 64) {
+            const __m512i v = _mm512_loadu_si512(a);
+            for (int g = 0; g < G; ++g) {
+                int32_t four;
+                std::memcpy(&four, x + size_t(g) * padded + k * 4, 4);
+                sum[g][k & 1] = _mm512_dpbusd_epi32(sum[g][k & 1], v, _mm512_set1_epi32(four));
             }
         }
-        for (int q = 0; q < 4; ++q)
-            for (int g = 0; g < G; ++g) h[g][j + q] = gain[(j + q) / RANK] * _mm512_reduce_add_ps(sum[q][g]);
+        for (int g = 0; g < G; ++g) {
+            const __m512 both = _mm512_cvtepi32_ps(_mm512_add_epi32(sum[g][0], sum[g][1]));
+            total[g] = _mm512_fmadd_ps(both, _mm512_set1_ps(scales[g * num_blocks + block]), total[g]);
+        }
+    }
+    const __m512 scale = _mm512_loadu_ps(a_scale);
+    for (int g = 0; g < G; ++g) {
+        const __m512 h = _mm512_mul_ps(total[g], scale);
+        const bool broken = _mm512_cmp_ps_mask(h, h, _CMP_UNORD_Q) != 0;
+        const float top = broken ? NAN : _mm512_reduce_max_ps(_mm512_abs_ps(h));
+        const __m512 inverse = _mm512_set1_ps(top > 1e-30f ? 127.0f / top : 0.0f);
+        const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(h, inverse)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out[g].digits), bytes);
+        *out[g].scale = top * (1.0f / 127.0f);
+        *out[g].offset = -128 * _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes));
     }
 }
 
@@ -338,28 +367,32 @@ bool same_pages(const Adapters& adapters, int row, int other) {
     return std::memcmp(adapters.pages + adapters.first[row], adapters.pages + adapters.first[other], sizeof(int32_t) * n) == 0;
 }
 
-void shrink_rows(const Linear& linear, const Adapters& adapters, const float* inputs, int padded, int first, int last,
-                 float* shrunk) {
-    const int num_ranks = linear.num_members * RANK;
+void shrink_rows(const Linear& linear, const Adapters& adapters, Scratch& scratch, int first, int last) {
+    const int blocks = linear.num_blocks, padded = blocks * BLOCK, members = linear.num_members;
     for (int row = first; row < last;) {
         int count = 1;
         while (row + count < last && same_pages(adapters, row, row + count)) ++count;
+        const int8_t* digits = scratch.digits.data() + size_t(row) * padded;
+        const float* scales = scratch.scales.data() + size_t(row) * blocks;
+        const int32_t* offsets = scratch.offsets.data() + size_t(row) * blocks;
         const int num_pages = adapters.first[row + 1] - adapters.first[row];
         for (int p = 0; p < num_pages; ++p) {
-            const int page = adapters.pages[adapters.first[row] + p];
-            const uint16_t* a = linear.a + size_t(page) * num_ranks * padded;
-            const float* gain = linear.gain + size_t(page) * linear.num_members;
-            const float* x[CHUNK_ROWS];
-            float* h[CHUNK_ROWS];
-            for (int g = 0; g < count; ++g) {
-                x[g] = inputs + size_t(row + g) * padded;
-                h[g] = shrunk + size_t(adapters.first[row + g] + p) * num_ranks;
-            }
-            switch (count) {
-                case 1: shrink<1>(x, a, padded, num_ranks, gain, h); break;
-                case 2: shrink<2>(x, a, padded, num_ranks, gain, h); break;
-                case 3: shrink<3>(x, a, padded, num_ranks, gain, h); break;
-                default: shrink<4>(x, a, padded, num_ranks, gain, h); break;
+            for (int member = 0; member < members; ++member) {
+                const size_t place = size_t(adapters.pages[adapters.first[row] + p]) * members + member;
+                const uint8_t* a = linear.a + place * padded * RANK;
+                const float* a_scale = linear.a_scale + place * RANK;
+                Ranks out[CHUNK_ROWS];
+                for (int g = 0; g < count; ++g) {
+                    const size_t group = size_t(adapters.first[row + g] + p) * members + member;
+                    out[g] = {scratch.ranks.data() + group * RANK, scratch.rank_scales.data() + group,
+                              scratch.rank_offsets.data() + group};
+                }
+                switch (count) {
+                    case 1: shrink<1>(a, a_scale, blocks, digits, scales, offsets, out); break;
+                    case 2: shrink<2>(a, a_scale, blocks, digits, scales, offsets, out); break;
+                    case 3: shrink<3>(a, a_scale, blocks, digits, scales, offsets, out); break;
+                    default: shrink<4>(a, a_scale, blocks, digits, scales, offsets, out); break;
+                }
             }
         }
         row += count;
@@ -370,32 +403,40 @@ void shrink_rows(const Linear& linear, const Adapters& adapters, const float* in
 
 template <int R>
 void multiply_tile(const uint8_t* panels, int num_blocks, const int8_t* digits, const float* scales,
-                   const int32_t* offsets, __m512 (*out)[2]) {
+                   const int32_t* offsets, const uint8_t* next, __m512 (*out)[2]) {
     const int padded = num_blocks * BLOCK;
     const uint8_t* w0 = panels;
     const uint8_t* w1 = panels + size_t(padded) * LANES;
+    const int8_t* x[R];  // a pointer a row: computed addresses would not leave registers for the sums
+    for (int r = 0; r < R; ++r) x[r] = digits + size_t(r) * padded;
     __m512 total[R][2];
     for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm512_setzero_ps();
     for (int block = 0; block < num_blocks; ++block) {
         __m512i sum[R][2];
         for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_set1_epi32(offsets[r * num_blocks + block]);
-        const int8_t* x = digits + block * BLOCK;
-#pragma GCC unroll 4
+#pragma GCC unroll 16
         for (int k = 0; k < BLOCK / 4; ++k) {
-            const __m512i v0 = _mm512_loadu_si512(w0);
-            const __m512i v1 = _mm512_loadu_si512(w1);
-            w0 += 64;
-            w1 += 64;
-#pragma GCC unroll 6
+            const __m512i v0 = _mm512_loadu_si512(w0 + k * 64);
+            const __m512i v1 = _mm512_loadu_si512(w1 + k * 64);
+            if constexpr (R > 2) {  // with fewer rows memory is busy anyway, and the hardware fetches ahead by itself
+                _mm_prefetch(reinterpret_cast<const char*>(next + k * 128), _MM_HINT_T1);
+                _mm_prefetch(reinterpret_cast<const char*>(next + k * 128 + 64), _MM_HINT_T1);
+            }
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 int32_t four;
-                std::memcpy(&four, x + size_t(r) * padded + k * 4, 4);
+                std::memcpy(&four, x[r] + k * 4, 4);
                 const __m512i spread = _mm512_set1_epi32(four);
                 sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], v0, spread);
                 sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], v1, spread);
             }
         }
+        w0 += BLOCK * LANES;
+        w1 += BLOCK * LANES;
+        next += 2 * BLOCK * LANES;
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
+            x[r] += BLOCK;
             const __m512 scale = _mm512_set1_ps(scales[r * num_blocks + block]);
             total[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][0]), scale, total[r][0]);
             total[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][1]), scale, total[r][1]);
@@ -407,41 +448,41 @@ void multiply_tile(const uint8_t* panels, int num_blocks, const int8_t* digits, 
     }
 }
 
-// y[row] += h[row] . B for G rows of one page and one tile.
-template <int G> void expand(const float* const* h, const uint16_t* b, __m512 (*y)[2]) {
-    __m512 sum[G][2];
-    for (int g = 0; g < G; ++g) sum[g][0] = y[g][0], sum[g][1] = y[g][1];
-    for (int j = 0; j < RANK; ++j) {
-        const __m512 b0 = from_half(b + j * TILE), b1 = from_half(b + j * TILE + LANES);
-        for (int g = 0; g < G; ++g) {
-            const __m512 v = _mm512_set1_ps(h[g][j]);
-            sum[g][0] = _mm512_fmadd_ps(v, b0, sum[g][0]);
-            sum[g][1] = _mm512_fmadd_ps(v, b1, sum[g][1]);
-        }
+// y[row] += B . ranks[row] for one page and one tile.
+inline void expand(const int8_t* ranks, float scale, int32_t offset, const __m512i (*b)[4], const __m512* b_scale, __m512* y) {
+    __m512i sum0 = _mm512_set1_epi32(offset), sum1 = sum0;
+#pragma GCC unroll 4
+    for (int k = 0; k < RANK / 4; ++k) {
+        int32_t four;
+        std::memcpy(&four, ranks + k * 4, 4);
+        const __m512i spread = _mm512_set1_epi32(four);
+        sum0 = _mm512_dpbusd_epi32(sum0, b[0][k], spread);
+        sum1 = _mm512_dpbusd_epi32(sum1, b[1][k], spread);
     }
-    for (int g = 0; g < G; ++g) y[g][0] = sum[g][0], y[g][1] = sum[g][1];
+    const __m512 v = _mm512_set1_ps(scale);
+    y[0] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum0), v), b_scale[0], y[0]);
+    y[1] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum1), v), b_scale[1], y[1]);
 }
 
-void expand_rows(const Linear& linear, const Adapters& adapters, const float* shrunk, int tile, int row, int rows,
+void expand_rows(const Linear& linear, const Adapters& adapters, const Scratch& scratch, int tile, int row, int rows,
                  __m512 (*y)[2]) {
-    const int num_ranks = linear.num_members * RANK;
-    const int member = linear.tiles[tile * 3];
+    const int members = linear.num_members, member = linear.tiles[tile * 3];
     for (int r = 0; r < rows;) {
         int count = 1;
         while (r + count < rows && same_pages(adapters, row + r, row + r + count)) ++count;
         const int first = adapters.first[row + r], num_pages = adapters.first[row + r + 1] - first;
         for (int p = 0; p < num_pages; ++p) {
-            const uint16_t* b = linear.b + (size_t(adapters.pages[first + p]) * linear.num_tiles + tile) * RANK * TILE;
-            const float* h[TILE_ROWS];
-            for (int g = 0; g < count; ++g)
-                h[g] = shrunk + size_t(adapters.first[row + r + g] + p) * num_ranks + member * RANK;
-            switch (count) {
-                case 1: expand<1>(h, b, y + r); break;
-                case 2: expand<2>(h, b, y + r); break;
-                case 3: expand<3>(h, b, y + r); break;
-                case 4: expand<4>(h, b, y + r); break;
-                case 5: expand<5>(h, b, y + r); break;
-                default: expand<6>(h, b, y + r); break;
+            const size_t place = size_t(adapters.pages[first + p]) * linear.num_tiles + tile;
+            const uint8_t* panel = linear.b + place * RANK * TILE;
+            __m512i b[2][4];
+            for (int half = 0; half < 2; ++half)
+                for (int k = 0; k < 4; ++k) b[half][k] = _mm512_loadu_si512(panel + (half * 4 + k) * 64);
+            const __m512 b_scale[2] = {_mm512_loadu_ps(linear.b_scale + place * TILE),
+                                       _mm512_loadu_ps(linear.b_scale + place * TILE + LANES)};
+            for (int g = 0; g < count; ++g) {
+                const size_t group = size_t(adapters.first[row + r + g] + p) * members + member;
+                expand(scratch.ranks.data() + group * RANK, scratch.rank_scales[group], scratch.rank_offsets[group], b,
+                       b_scale, y[r + g]);
             }
         }
         r += count;
@@ -452,22 +493,24 @@ void project(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
     const Linear& linear = *op.linear;
     const int rows = step.num_rows, blocks = linear.num_blocks, padded = blocks * BLOCK;
     const bool adapted = linear.a != nullptr && step.adapters.num_groups > 0;
-    float* const inputs = Scratch::at_least(scratch.inputs, size_t(rows) * padded);
+    float* const inputs = Scratch::at_least(scratch.inputs, size_t(pool.size()) * padded);
     int8_t* const digits = Scratch::at_least(scratch.digits, size_t(rows) * padded);
     float* const scales = Scratch::at_least(scratch.scales, size_t(rows) * blocks);
     int32_t* const offsets = Scratch::at_least(scratch.offsets, size_t(rows) * blocks);
-    float* const shrunk =
-        Scratch::at_least(scratch.shrunk, size_t(step.adapters.num_groups) * linear.num_members * RANK);
+    const size_t groups = size_t(step.adapters.num_groups) * linear.num_members;
+    Scratch::at_least(scratch.ranks, groups * RANK);
+    Scratch::at_least(scratch.rank_scales, groups);
+    Scratch::at_least(scratch.rank_offsets, groups);
 
-    pool.run((rows + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int chunk, int) {
+    pool.run((rows + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int chunk, int thread) {
         const int first = chunk * CHUNK_ROWS, last = std::min(rows, first + CHUNK_ROWS);
+        float* const input = inputs + size_t(thread) * padded;
         for (int row = first; row < last; ++row) {
-            float* const input = inputs + size_t(row) * padded;
             prepare_row(op, op.x + size_t(row) * op.x_width, linear.num_inputs, padded, input);
             quantize(input, blocks, digits + size_t(row) * padded, scales + size_t(row) * blocks,
                      offsets + size_t(row) * blocks);
         }
-        if (adapted) shrink_rows(linear, step.adapters, inputs, padded, first, last, shrunk);
+        if (adapted) shrink_rows(linear, step.adapters, scratch, first, last);
     });
 
     // Enough parts for two threads to share evenly, few enough that handing them out costs nothing.
@@ -487,20 +530,22 @@ void project(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
                 const int8_t* d = digits + size_t(row) * padded;
                 const float* s = scales + size_t(row) * blocks;
                 const int32_t* o = offsets + size_t(row) * blocks;
+                // While the last rows of this tile are computed, the next tile is on its way from memory.
+                const uint8_t* next_tile = panels + (i + 1 == row_blocks ? size_t(TILE) * padded : 0);
                 __m512 y[TILE_ROWS][2];
                 switch (next - row) {
-                    case 1: multiply_tile<1>(panels, blocks, d, s, o, y); break;
-                    case 2: multiply_tile<2>(panels, blocks, d, s, o, y); break;
-                    case 3: multiply_tile<3>(panels, blocks, d, s, o, y); break;
-                    case 4: multiply_tile<4>(panels, blocks, d, s, o, y); break;
-                    case 5: multiply_tile<5>(panels, blocks, d, s, o, y); break;
-                    default: multiply_tile<6>(panels, blocks, d, s, o, y); break;
+                    case 1: multiply_tile<1>(panels, blocks, d, s, o, next_tile, y); break;
+                    case 2: multiply_tile<2>(panels, blocks, d, s, o, next_tile, y); break;
+                    case 3: multiply_tile<3>(panels, blocks, d, s, o, next_tile, y); break;
+                    case 4: multiply_tile<4>(panels, blocks, d, s, o, next_tile, y); break;
+                    case 5: multiply_tile<5>(panels, blocks, d, s, o, next_tile, y); break;
+                    default: multiply_tile<6>(panels, blocks, d, s, o, next_tile, y); break;
                 }
                 for (int r = 0; r < next - row; ++r) {
                     y[r][0] = _mm512_mul_ps(y[r][0], scale0);
                     y[r][1] = _mm512_mul_ps(y[r][1], scale1);
                 }
-                if (adapted) expand_rows(linear, step.adapters, shrunk, tile, row, next - row, y);
+                if (adapted) expand_rows(linear, step.adapters, scratch, tile, row, next - row, y);
                 for (int r = 0; r < next - row; ++r) {
                     float* out = op.y + size_t(row + r) * op.y_width + column;
                     if (op.with_bias) {

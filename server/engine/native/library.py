@@ -46,8 +46,9 @@ class LinearFields(Structure):
         ("bias", c_void_p),
         ("tiles", c_void_p),
         ("a", c_void_p),
+        ("a_scale", c_void_p),
         ("b", c_void_p),
-        ("gain", c_void_p),
+        ("b_scale", c_void_p),
     )
 
 

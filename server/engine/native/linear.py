@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,11 +25,7 @@ TILE = 32
 
 
 class NativeLinear:
-    """Weights in 8 bits with a scale per output, and the bank's pages of A and B in half precision.
-
-    Half precision keeps 11 bits; a gain per page and member, a power of two, brings A and B into its range whatever
-    their size.
-    """
+    """Weights in 8 bits with a scale per output; the bank's pages of A with a scale per rank, of B per output."""
 
     def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, num_pages: int, machine: Machine) -> None:
         self.machine = machine
@@ -45,24 +42,19 @@ class NativeLinear:
             tiles += [(member, column + t * TILE, min(TILE, outputs - t * TILE)) for t in range(num_tiles)]
             fill = num_tiles * TILE - outputs
             weight = weight.float()
-            scale = weight.abs().amax(1).clamp_(min=1e-10) / 127
-            digits = torch.round(weight / scale[:, None])
+            digits, scale = _to_bytes(weight)
             parts.append(F.pad(digits, (0, padded - self.num_inputs, 0, fill)))
             scales.append(F.pad(scale, (0, fill)))
             if bias is not None:
                 biases.append(F.pad(bias[column : column + outputs].float(), (0, fill)))
             column += outputs
-        digits = torch.cat(parts).add_(128).to(torch.uint8)
-        # [tiles · 2 panels, 16 outputs, K/4, 4] → [tiles · 2 panels, K/4, 16 outputs, 4]
-        self.panels = digits.view(-1, LANES, padded // 4, 4).transpose(1, 2).contiguous()
+        self.panels = _panels(torch.cat(parts))
         self.scale = torch.cat(scales)
         self.bias = torch.cat(biases) if bias is not None else None
         self.tiles = torch.tensor(tiles, dtype=torch.int32)
         self.members = [slice(s.start, s.stop) for s in _member_columns(weights)]
         self.padded = padded
-        self.a: Tensor | None = None
-        self.b: Tensor | None = None
-        self.gain: Tensor | None = None
+        self.bank: _Bank | None = None
         self.fields = LinearFields(
             num_inputs=self.num_inputs,
             num_blocks=padded // BLOCK,
@@ -114,33 +106,31 @@ class NativeLinear:
 
     def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
         """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
-        if grafts and self.a is None:
-            num_ranks = len(self.members) * RANK_PAGE
-            self.a = torch.zeros(self.num_pages, num_ranks, self.padded, dtype=torch.float16)
-            self.b = torch.zeros(self.num_pages, len(self.tiles), RANK_PAGE, TILE, dtype=torch.float16)
-            self.gain = torch.zeros(self.num_pages, len(self.members))
-            self.fields.a, self.fields.b = self.a.data_ptr(), self.b.data_ptr()
-            self.fields.gain = self.gain.data_ptr()
-        if self.a is None or self.b is None or self.gain is None:
+        if grafts and self.bank is None:
+            self.bank = bank = _Bank.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
+            self.fields.a, self.fields.a_scale = bank.a.data_ptr(), bank.a_scale.data_ptr()
+            self.fields.b, self.fields.b_scale = bank.b.data_ptr(), bank.b_scale.data_ptr()
+        if self.bank is None:
             return
         for index, page in enumerate(pages):
-            self.gain[page] = 0
             tile = 0
             for member, columns in enumerate(self.members):
                 num_tiles = -(-(columns.stop - columns.start) // TILE)
-                rows = self.a[page, member * RANK_PAGE : (member + 1) * RANK_PAGE]
-                tiles = self.b[page, tile : tile + num_tiles]
+                tiles = slice(tile, tile + num_tiles)
                 tile += num_tiles
                 graft = grafts.get(member)
                 if graft is None or index >= len(graft.a):
-                    rows.zero_()
-                    tiles.zero_()
+                    # Scales of zero are enough: whatever the bytes are, they count for nothing.
+                    self.bank.a_scale[page, member] = 0
+                    self.bank.b_scale[page, tiles] = 0
                     continue
-                a_gain, b_gain = _power_of_two(graft.a[index]), _power_of_two(graft.b[index])
-                rows[:, : self.num_inputs] = graft.a[index] / a_gain
-                scaled = F.pad(graft.b[index] / b_gain, (0, num_tiles * TILE - graft.b.shape[2]))
-                tiles.copy_(scaled.view(RANK_PAGE, num_tiles, TILE).transpose(0, 1))
-                self.gain[page, member] = a_gain * b_gain
+                digits, self.bank.a_scale[page, member] = _to_bytes(graft.a[index])
+                self.bank.a[page, member] = _panels(F.pad(digits, (0, self.padded - self.num_inputs)))[0]
+                digits, scale = _to_bytes(graft.b[index].t())
+                fill = num_tiles * TILE - len(digits)
+                self.bank.b_scale[page, tiles] = F.pad(scale, (0, fill)).view(num_tiles, TILE)
+                panels = _panels(F.pad(digits, (0, 0, 0, fill)))
+                self.bank.b[page, tiles] = panels.view(num_tiles, 2, RANK_PAGE // 4, LANES, 4)
 
     def dense(self) -> Tensor:
         """The weight as it acts, [outputs, K] float32."""
@@ -159,7 +149,33 @@ def _member_columns(weights: Sequence[Tensor]) -> list[slice]:
     return [slice(stop - weight.shape[0], stop) for stop, weight in zip(stops, weights, strict=True)]
 
 
-def _power_of_two(tensor: Tensor) -> float:
-    """The power of two that brings the largest magnitude to between 1 and 2."""
-    largest = float(tensor.abs().max())
-    return 2.0 ** (torch.tensor(largest).log2().floor().item()) if largest > 0 else 1.0
+@dataclass(frozen=True, slots=True)
+class _Bank:
+    """Pages of adapters: ``a`` [P, members, KP/4, 16, 4], ``b`` [P, tiles, 2, 4, 16, 4], a byte each, and scales."""
+
+    a: Tensor
+    a_scale: Tensor
+    b: Tensor
+    b_scale: Tensor
+
+    @classmethod
+    def empty(cls, num_pages: int, num_members: int, padded: int, num_tiles: int) -> _Bank:
+        return cls(
+            a=torch.zeros(num_pages, num_members, padded // 4, LANES, 4, dtype=torch.uint8),
+            a_scale=torch.zeros(num_pages, num_members, RANK_PAGE),
+            b=torch.zeros(num_pages, num_tiles, 2, RANK_PAGE // 4, LANES, 4, dtype=torch.uint8),
+            b_scale=torch.zeros(num_pages, num_tiles, TILE),
+        )
+
+
+def _to_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, k] → whole numbers -127 … 127 [n, k] and their scales [n]."""
+    rows = rows.float()
+    scale = rows.abs().amax(1).clamp_(min=1e-30) / 127
+    return torch.round(rows / scale[:, None]), scale
+
+
+def _panels(digits: Tensor) -> Tensor:
+    """[n, k] → [n/16, k/4, 16, 4] unsigned, 128 more: sixteen rows side by side, four inputs of each."""
+    width = digits.shape[1]
+    return (digits + 128).to(torch.uint8).view(-1, LANES, width // 4, 4).transpose(1, 2).contiguous()
