@@ -153,7 +153,7 @@ def check(
     from graftwork.training.data.columns import Columns
     from graftwork.training.data.pipeline import prepare
     from graftwork.training.data.policy import Policy
-    from graftwork.training.data.source import file_source
+    from graftwork.training.data.source import file_source, file_sources
     from graftwork.training.data.splits import Shares
 
     try:
@@ -183,7 +183,7 @@ def check(
             shares=shares,
             max_bad=max_bad,
         )
-        sources = [file_source(path, columns, format=format) for path in files]
+        sources = file_sources(files, columns, format=format)
         sources += [file_source(path, columns, format=format, split="test") for path in held_out or ()]
         store = _store(home)
         earlier = store.earlier_sides(save) if save is not None else {}

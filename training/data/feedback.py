@@ -1,8 +1,8 @@
 """Logged answers and what was said of them → rows.
 
-Takes plain dictionaries with the fields of ``adapters.interactions.Interaction`` and ``adapters.feedback.Feedback``, as
-the server exports them, in any order: answers with their feedback, or either alone. All that has feedback is held in
-memory. Knows no database.
+Takes plain dictionaries as the server exports them (``/v1/interactions/export`` and ``/v1/feedback/export``), or with
+the fields of ``adapters.interactions.Interaction`` and ``adapters.feedback.Feedback``, in any order and from several
+files: answers with their feedback, or either alone. They are held in memory. Knows no database.
 
 What several people said of one answer becomes one verdict: a person's later word counts, then the majority of thumbs
 and the mean of scores. A correction says more than a thumb or a score: where one is, they are not rows of their own.
@@ -11,7 +11,7 @@ and the mean of scores. A correction says more than a thumb or a score: where on
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Final
@@ -21,7 +21,7 @@ from graftwork.training.data.formats import conversation, last_alone, pair
 from graftwork.training.data.lines import Record
 from graftwork.training.data.row import BadRow, Row, Unusable, group_of
 
-FIELDS: Final = ({"interaction_id"}, {"interaction", "feedback"}, {"id", "prompt", "completions"})
+FIELDS: Final = ({"interaction_id"}, {"interaction", "feedback"}, {"id", "completions"})
 """A record that has all of one of these is an answer or feedback."""
 
 Said = Mapping[str, Any]
@@ -36,23 +36,30 @@ def is_feedback(record: Any) -> bool:
     return isinstance(record, Mapping) and any(record.keys() >= fields for fields in FIELDS)
 
 
-def rows(records: Iterable[Record], source: str = "feedback") -> Iterator[Row | BadRow]:
-    """Rows in the order of the answers they are about, and what could not be used, with the line it came from."""
-    answers: dict[str, tuple[int, Mapping[str, Any]]] = {}
+def rows(files: Sequence[tuple[str, Iterable[Record]]]) -> Iterator[Row | BadRow]:
+    """Rows in the order of the answers they are about, and what could not be used, with the file and line it came from.
+
+    ``files`` are names of files and the records in them: what one says may be about answers in another.
+    """
+    answers: dict[str, Mapping[str, Any]] = {}
     said: defaultdict[str, _Judgements] = defaultdict(_Judgements)
-    for line, record in records:
-        try:
-            for kind, part in _parts(record):
-                if kind == "answer":
-                    answers.setdefault(_text(part, "id"), (line, part))
-                else:
-                    said[_text(part, "interaction_id")].add(line, part)
-        except Unusable as problem:
-            yield problem.bad_row(source, line)
+    for name, records in files:
+        for line, record in records:
+            try:
+                for kind, part in _parts(record):
+                    if kind == "answer":
+                        answers.setdefault(_text(part, "id"), part)
+                    else:
+                        said[_text(part, "interaction_id")].add((name, line), part)
+            except Unusable as problem:
+                yield problem.bad_row(name, line)
+    if answers and not said:
+        reason = "there are answers and no feedback on any: give the file of the feedback as well"
+        yield BadRow(source=files[0][0], line=1, reason=reason)
     choices = _Answers(answers)
     for id, judgements in said.items():
+        source, line = judgements.place
         for choice in judgements.choices():
-            line = judgements.line
             try:
                 for row in judgements.rows((id, choice), choices):
                     yield replace(row, source=source, line=line)
@@ -83,11 +90,12 @@ def _parts(record: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 class _Judgements:
     """What was said of one answer, in the order it was said."""
 
-    line: int = 0
+    place: tuple[str, int] = ("", 0)
     said: list[Said] = field(default_factory=list)
 
-    def add(self, line: int, said: Said) -> None:
-        self.line = self.line or line
+    def add(self, place: tuple[str, int], said: Said) -> None:
+        if not self.said:
+            self.place = place
         self.said.append(said)
 
     def choices(self) -> list[int]:
@@ -123,7 +131,7 @@ class _Judgements:
 class _Answers:
     """The logged answers, choice by choice."""
 
-    def __init__(self, logged: Mapping[str, tuple[int, Mapping[str, Any]]]) -> None:
+    def __init__(self, logged: Mapping[str, Mapping[str, Any]]) -> None:
         self._logged = logged
 
     def row(self, which: Choice) -> tuple[Row, bool]:
@@ -131,7 +139,7 @@ class _Answers:
         id, index = which
         if id not in self._logged:
             raise Unusable(f"feedback on {id[:40]!r}, which is not among the answers: export both together")
-        logged = self._logged[id][1]
+        logged = self._logged[id]
         completion = next((one for one in _objects(logged, "completions") if one.get("index", 0) == index), None)
         if completion is None:
             raise Unusable(f"feedback on choice {index} of {id[:40]!r}, which has no such choice")
@@ -158,12 +166,10 @@ class _Answers:
 
 def _question(logged: Mapping[str, Any], index: int) -> list[Any] | str:
     prompt = logged.get("prompt")
-    if not isinstance(prompt, Mapping):
-        raise Unusable("'prompt' must be an object with messages or with a prompt")
-    messages = prompt.get("messages")
+    asked = prompt if isinstance(prompt, Mapping) else logged
+    messages, texts = asked.get("messages"), asked.get("prompt")
     if isinstance(messages, list):
         return messages
-    texts = prompt.get("prompt")
     if isinstance(texts, list):
         sampling = logged.get("sampling")
         each = sampling.get("n") if isinstance(sampling, Mapping) else None

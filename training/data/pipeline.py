@@ -207,15 +207,15 @@ class _Making:
                         if len(self.bad) < BAD_ROWS_SHOWN:
                             self.bad.append(row)
                         if bad == HOPELESS_AFTER and not rows:
-                            raise nothing_usable(source.name, self.bad)
+                            raise nothing_usable(source.title, self.bad)
                         continue
                     rows += 1
                     self._take(row, seen, write)
                     if rows % PROGRESS_EVERY == 0:
-                        self.on_progress(f"Reading {source.name}", rows)
+                        self.on_progress(f"Reading {source.title}", rows)
                 self.sources.append(
                     SourceReport(
-                        name=source.name,
+                        name=source.title,
                         digest=source.digest,
                         rows=rows,
                         bad=bad,
@@ -223,7 +223,7 @@ class _Making:
                         columns=source.mapped,
                     )
                 )
-        self._refuse_if_bad(" and ".join(source.name for source in sources))
+        self._refuse_if_bad(" and ".join(source.title for source in sources))
 
     def _take(self, row: Row, seen: dict[tuple[int, Side | None], int], write: Callable[[Row], None]) -> None:
         cleaned = self._clean(row)

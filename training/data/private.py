@@ -188,6 +188,8 @@ def _is_public(address: str) -> bool:
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
+MIN_PASSWORD_CHARS: Final = 6
+
 _MAYBE_SECRET: Final = re.compile(r"[\w+/=.:-]{16}|://|-----BEGIN|pass|pwd|secret|key|contrase", re.IGNORECASE)
 _KEYWORD: Final = re.compile(r"pass|pwd|secret|key|contrase", re.IGNORECASE)
 _PATTERNS: Final = tuple(
@@ -198,6 +200,7 @@ _PATTERNS: Final = tuple(
         r"(?<!\w)sk-[A-Za-z0-9_-]{20,}",  # OpenAI, Anthropic and those who write keys as they do
         r"(?<!\w)github_pat_[A-Za-z0-9_]{22,}",
         r"(?<!\w)hf_[A-Za-z0-9]{30,}",
+        r"(?<!\w)AKC[A-Za-z0-9]{20,}",  # Artifactory
         r"(?<!\w)AIza[A-Za-z0-9_-]{35}",  # Google
         r"(?<!\w)(?:glpat|dop_v1|xox[abprs])[-_][A-Za-z0-9-]{16,}",
         r"(?<![\w-])eyJ[\w-]{10,}\.[\w-]{4,}(?:\.[\w-]*)?",  # JSON web tokens
@@ -209,32 +212,37 @@ _PATTERNS: Final = tuple(
 )
 
 
-class _Plugin(Protocol):
+class _Keywords(Protocol):
     def analyze_string(self, string: str) -> Iterable[str]: ...
 
 
 @cache
-def _plugins() -> tuple[tuple[_Plugin, ...], _Plugin]:
-    """The detectors of ``detect-secrets`` that know a key by its form, and the one that knows assignments.
+def _known_keys() -> tuple[re.Pattern[str], ...]:
+    """How keys look, as the detectors of ``detect-secrets`` know it.
 
-    Left out: entropy (any quoted word of a text), public addresses (personal data here), private keys (of which it
-    finds the first line alone).
+    Left out: entropy (any quoted word of a text), public addresses (personal data here), Artifactory (many a word in
+    capitals), and what the patterns above see more of: private keys and web tokens.
     """
     modules = (
-        "artifactory:ArtifactoryDetector aws:AWSKeyDetector azure_storage_key:AzureStorageKeyDetector "
-        "basic_auth:BasicAuthDetector cloudant:CloudantDetector discord:DiscordBotTokenDetector "
-        "github_token:GitHubTokenDetector gitlab_token:GitLabTokenDetector ibm_cloud_iam:IbmCloudIamDetector "
-        "ibm_cos_hmac:IbmCosHmacDetector jwt:JwtTokenDetector mailchimp:MailchimpDetector npm:NpmDetector "
-        "openai:OpenAIDetector pypi_token:PypiTokenDetector sendgrid:SendGridDetector slack:SlackDetector "
-        "softlayer:SoftlayerDetector square_oauth:SquareOAuthDetector stripe:StripeDetector "
-        "telegram_token:TelegramBotTokenDetector twilio:TwilioKeyDetector"
+        "aws:AWSKeyDetector azure_storage_key:AzureStorageKeyDetector basic_auth:BasicAuthDetector "
+        "cloudant:CloudantDetector discord:DiscordBotTokenDetector github_token:GitHubTokenDetector "
+        "gitlab_token:GitLabTokenDetector ibm_cloud_iam:IbmCloudIamDetector ibm_cos_hmac:IbmCosHmacDetector "
+        "mailchimp:MailchimpDetector npm:NpmDetector openai:OpenAIDetector pypi_token:PypiTokenDetector "
+        "sendgrid:SendGridDetector slack:SlackDetector softlayer:SoftlayerDetector square_oauth:SquareOAuthDetector "
+        "stripe:StripeDetector telegram_token:TelegramBotTokenDetector twilio:TwilioKeyDetector"
     )
-    plugins = []
+    patterns: list[re.Pattern[str]] = []
     for entry in modules.split():
         module, _, name = entry.partition(":")
-        plugins.append(getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), name)())
-    keyword = importlib.import_module("detect_secrets.plugins.keyword").KeywordDetector()
-    return tuple(plugins), keyword
+        patterns += getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), name)().denylist
+    return tuple(patterns)
+
+
+@cache
+def _keywords() -> _Keywords:
+    """Knows what is assigned to ``password`` and its like in code."""
+    found: _Keywords = importlib.import_module("detect_secrets.plugins.keyword").KeywordDetector()
+    return found
 
 
 def _secrets(text: str) -> Iterator[Finding]:
@@ -242,23 +250,23 @@ def _secrets(text: str) -> Iterator[Finding]:
         for match in pattern.finditer(text):
             group = "value" if "value" in pattern.groupindex else 0
             yield Finding(*match.span(group), SECRET)
-    plugins, keyword = _plugins()
     position = 0
     for line in text.splitlines(keepends=True):
         if _MAYBE_SECRET.search(line):
-            values = {value for plugin in plugins for value in plugin.analyze_string(line)}
-            if _KEYWORD.search(line):
-                values |= {value for value in keyword.analyze_string(line) if len(value) >= MIN_PASSWORD_CHARS}
-            for value in values:
-                yield from _everywhere(value, line, position)
+            for start, end in _keys(line):
+                yield Finding(position + start, position + end, SECRET)
         position += len(line)
 
 
-MIN_PASSWORD_CHARS: Final = 6
-
-
-def _everywhere(value: str, line: str, offset: int) -> Iterator[Finding]:
-    start = line.find(value) if value else -1
-    while start >= 0:
-        yield Finding(offset + start, offset + start + len(value), SECRET)
-        start = line.find(value, start + len(value))
+def _keys(line: str) -> Iterator[tuple[int, int]]:
+    for pattern in _known_keys():
+        for match in pattern.finditer(line):
+            # A group at the start of a match is the prefix of a key, any other the key itself.
+            inside = [place for place in range(1, pattern.groups + 1) if match.start(place) > match.start()]
+            yield match.span(inside[0] if inside else 0)
+    if _KEYWORD.search(line):
+        for value in {value for value in _keywords().analyze_string(line) if len(value) >= MIN_PASSWORD_CHARS}:
+            start = line.find(value)
+            while start >= 0:
+                yield start, start + len(value)
+                start = line.find(value, start + len(value))

@@ -9,7 +9,7 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ class Source:
         format: the only one that is read; None recognises each record's.
         split: the side that all rows are put on.
         digest: ``sha256:…`` of the file; None for records in memory.
+        others: further files of the same logged answers and feedback.
     """
 
     name: str
@@ -49,28 +50,36 @@ class Source:
     format: str | None = None
     split: Side | None = None
     digest: str | None = None
+    others: tuple[Source, ...] = ()
     formats: Counter[str] = field(default_factory=Counter)
     mapped: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The names of all its files."""
+        return " + ".join(source.name for source in (self, *self.others))
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Rows and bad rows in the order of the source. Raises InvalidRequest when it cannot be read at all."""
         self.formats.clear()
-        records = self.open()
-        if self.format is None:
-            # The first record that can be read tells: feedback is about answers that may stand further down.
-            head = list(itertools.islice(records, 20))
-            first = next((record for _, record in head if not isinstance(record, Unusable)), None)
-            records = itertools.chain(head, records)
-        if self.format == FEEDBACK or (self.format is None and feedback.is_feedback(first)):
-            for row in feedback.rows(records, self.name):
+        if self.is_feedback():
+            files = [(source.name, source.open()) for source in (self, *self.others)]
+            for row in feedback.rows(files):
                 self.formats[FEEDBACK] += isinstance(row, Row)
                 yield self._placed(row) if isinstance(row, Row) else row
             return
-        for line, record in records:
+        for line, record in self.open():
             try:
                 yield self._row(line, record)
             except Unusable as problem:
                 yield problem.bad_row(self.name, line)
+
+    def is_feedback(self) -> bool:
+        """Whether it holds logged answers or feedback: the first record that can be read tells."""
+        if self.format is not None:
+            return self.format == FEEDBACK
+        head = (record for _, record in itertools.islice(self.open(), 20) if not isinstance(record, Unusable))
+        return feedback.is_feedback(next(head, None))
 
     def _row(self, line: int, record: Any) -> Row:
         if isinstance(record, Unusable):
@@ -125,6 +134,22 @@ def file_source(
         with _opened(path) as file:
             _check_header(table_records(file, DELIMITERS[suffix]), columns, format)
     return Source(name=path.name, open=records, columns=columns, format=format, split=split, digest=f"sha256:{digest}")
+
+
+def file_sources(paths: Sequence[Path], columns: Columns | None = None, *, format: str | None = None) -> list[Source]:
+    """Several files, as ``file_source`` reads them; logged answers and what was said of them become one source,
+    whichever files they stand in."""
+    sources = [file_source(path, columns, format=format) for path in paths]
+    about_answers = [source for source in sources if source.is_feedback()]
+    if len(about_answers) < 2:
+        return sources
+    digests = "".join(source.digest or "" for source in about_answers)
+    joined = replace(
+        about_answers[0],
+        others=tuple(about_answers[1:]),
+        digest=f"sha256:{hashlib.sha256(digests.encode()).hexdigest()}",
+    )
+    return [*(source for source in sources if source not in about_answers), joined]
 
 
 def record_source(
