@@ -209,6 +209,11 @@ class Registry:
         following = (entry.adapter for name, entry in entries.items() if after is None or name > after)
         return Page.of(list(islice(following, limit + 1)), limit)
 
+    def with_digest(self, digest: str) -> list[Version]:
+        """The versions, of any name, whose files have this digest; also retired ones."""
+        versions = (version for entry in self._current().entries.values() for version in entry.adapter.versions)
+        return [version for version in versions if version.digest == digest]
+
     def version(self, name: str, number: int) -> Version:
         """Also a retired one."""
         versions = self.adapter(name).versions

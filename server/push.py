@@ -136,26 +136,17 @@ class Pushes:
 
     def _was_tried(self, digest: str) -> bool:
         """Whether these bytes passed the canary before, on this base."""
-        return any(version.base_digest == self._services.base.digest for version in self._versions(digest))
+        versions = self._services.registry.with_digest(digest)
+        return any(version.base_digest == self._services.base.digest for version in versions)
 
     def _withdraw(self, digest: str) -> None:
         """Take a published artifact away again, unless a version refers to it."""
-        if any(True for _ in self._versions(digest)):
+        if self._services.registry.with_digest(digest):
             return
         store = self._services.store
         grave = store.stage()
         os.rename(store.path(digest), grave / "refused")
         store.discard(grave)
-
-    def _versions(self, digest: str) -> list[Version]:
-        found: list[Version] = []
-        after: str | None = None
-        while True:
-            page = self._services.registry.adapters(after=after, limit=100)
-            found += [version for adapter in page for version in adapter.versions if version.digest == digest]
-            if not page.has_more:
-                return found
-            after = page[-1].name
 
     def _lock(self, digest: str) -> asyncio.Lock:
         # In use by nobody, it goes by itself.

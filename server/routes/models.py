@@ -18,12 +18,8 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/models", dependencies=[reader])
     async def list_models() -> Response:
-        adapters = await to_thread.run_sync(all_adapters, services)
-        models = [_base_model(services)]
-        for adapter in adapters:
-            models.append(_model(services, adapter.name, live_version(adapter)))
-            models += [_model(services, version.id, version) for version in adapter.versions if not version.retired_at]
-        return JSONResponse(listed(models))
+        # Thousands of models take some milliseconds to write down, and streams would wait for them.
+        return await to_thread.run_sync(_all_models, services)
 
     # Hub ids have a slash within.
     @routes.get("/v1/models/{model:path}", dependencies=[reader])
@@ -32,6 +28,14 @@ def add(routes: APIRouter, services: Services) -> None:
             return JSONResponse(_base_model(services))
         version = await to_thread.run_sync(services.registry.resolve, model)
         return JSONResponse(_model(services, model, version))
+
+
+def _all_models(services: Services) -> Response:
+    models = [_base_model(services)]
+    for adapter in all_adapters(services):
+        models.append(_model(services, adapter.name, live_version(adapter)))
+        models += [_model(services, version.id, version) for version in adapter.versions if not version.retired_at]
+    return JSONResponse(listed(models))
 
 
 def _base_model(services: Services) -> Json:
