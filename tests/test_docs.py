@@ -52,7 +52,7 @@ FLAGS_OF_OTHERS = {
     *("--strict", "--wheel", "--no-isolation"),  # mypy, build
 }
 SERVER_URL, SERVER_FOLDER = "http://127.0.0.1:8000", "/srv/adapters"
-FREE_FORM = {"aliases", "metadata", "peft_config", "top_logprobs"}
+FREE_FORM = {"aliases", "metadata", "peft_config", "sampling", "top_logprobs"}
 """Objects whose fields are the user's own, in the answers of the server."""
 
 
