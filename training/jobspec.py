@@ -1,0 +1,122 @@
+"""A run as its folder says it: what is asked, in ``job.json``, and under which names everything else is found there.
+
+::
+
+    HOME/jobs/<job id>/job.json          what to do: a JobSpec
+                       progress.jsonl    what happened, a line each: ProgressLine says what a line holds
+                       checkpoints/      step-N/, each whole or not there
+                       adapter/          the finished PEFT folder
+                       result.json       how it ended, written at once: {"status": "succeeded" | "failed", ...}
+
+The run is ``python -m graftwork.training.job FOLDER``, a process of its own. Exit code 0 with a result that succeeded,
+1 with one that failed. SIGTERM ends it soon, without a result, its newest checkpoint whole; started again on the same
+folder it goes on from there, and so it does after any other death.
+
+Knows nothing of queues, of the server, nor of how training is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypedDict
+
+from graftwork.adapters.base import BaseInfo
+
+SPEC: Final = "job.json"
+PROGRESS: Final = "progress.jsonl"
+RESULT: Final = "result.json"
+CHECKPOINTS: Final = "checkpoints"
+ADAPTER: Final = "adapter"
+
+AUTO: Final = "auto"
+
+
+class ProgressLine(TypedDict, total=False):
+    """One line of ``progress.jsonl``. A line with a ``message`` is for people, one with a ``step`` is a measurement;
+    one with a ``checkpoint`` says that ``checkpoints/step-N`` is whole."""
+
+    step: int
+    total: int
+    loss: float | None
+    learning_rate: float | None
+    validation_loss: float | None
+    num_tokens: int
+    eta_seconds: float | None
+    phase: str
+    """``data``, ``model``, ``train``, ``evaluate``, ``gates``, …: what it is doing."""
+    message: str
+    level: Literal["info", "warn", "error"]
+    checkpoint: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What one run is asked to do."""
+
+    job_id: str
+    name: str
+    """The adapter that gets a version."""
+    base: BaseInfo
+    parent: int | None = None
+    """The number of the version of ``name`` (or of ``parent_name``) to continue."""
+    parent_name: str | None = None
+    """Whose version the parent is; None: of ``name``."""
+    parent_folder: Path | None = None
+    """The parent's PEFT folder; there whenever ``parent`` is."""
+    method: str = AUTO
+    """``auto`` chooses by what the rows say, else one of training.routing's METHODS."""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    """By name (learning_rate, learning_rate_multiplier, num_epochs, batch_size, rank, alpha, beta, …): ``"auto"`` or a
+    value. What is not there is ``"auto"``."""
+    data: tuple[Path, ...]
+    """Files of rows, or the folder of one kept data set."""
+    validation: tuple[Path, ...] = ()
+    """Files of rows that are never learned from; none: a share of ``data`` is kept back."""
+    seed: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    server_url: str | None = None
+    """Where candidates are judged, in the serving path; None: nobody is there to ask."""
+    key_variable: str = "GRAFTWORK_API_KEY"
+    """The environment variable that holds a key for that server, if it asks for one."""
+
+    def write(self, folder: Path) -> None:
+        """Leave it as the folder's ``job.json``, whole or not at all."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
+        partial = folder / f".{SPEC}.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / SPEC)
+
+    def to_json(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **fields,
+            "base": json.loads(self.base.to_json()),
+            "parent_folder": None if self.parent_folder is None else str(self.parent_folder),
+            "data": [str(path) for path in self.data],
+            "validation": [str(path) for path in self.validation],
+            "hyperparameters": dict(self.hyperparameters),
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> JobSpec:
+        """What a run's folder asks for."""
+        fields = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        parent_folder = fields["parent_folder"]
+        return cls(
+            **{
+                **fields,
+                "base": BaseInfo.from_json(json.dumps(fields["base"])),
+                "parent_folder": None if parent_folder is None else Path(parent_folder),
+                "data": tuple(map(Path, fields["data"])),
+                "validation": tuple(map(Path, fields["validation"])),
+            }
+        )
