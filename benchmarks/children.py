@@ -37,15 +37,20 @@ class Child:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         talks: bool = False,
+        patience: float = 10.0,
     ) -> None:
-        """Start it. Its output goes to ``log``; with ``talks`` its standard input and output are pipes instead."""
+        """Start it. Its output goes to ``log``; with ``talks`` its standard input and output are pipes instead.
+
+        ``patience``: seconds that it has to end by itself when it is asked to.
+        """
         self.log = log
+        self._patience = patience
         log.parent.mkdir(parents=True, exist_ok=True)
         held, self._lifeline = os.pipe()
         try:
             with log.open("wb") as output:
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-P", guard.__file__, str(held), *map(str, command)],
+                    [sys.executable, "-P", guard.__file__, str(held), str(patience), *map(str, command)],
                     cwd=folder,
                     env={**plain_environment(), **(environment or {})},
                     stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
@@ -80,9 +85,12 @@ class Child:
         assert self._guard.stdout is not None
         return self._guard.stdout
 
-    def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
-        return self._guard.poll()
+    def poll(self, seconds: float = 0.0) -> int | None:
+        """The exit code, or None if it still runs after so long."""
+        try:
+            return self._guard.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def wait(self) -> int:
         return self._guard.wait()
@@ -94,7 +102,7 @@ class Child:
         self._done.set()
         os.close(self._lifeline)
         try:
-            self._guard.wait(guard.PATIENCE + 20)
+            self._guard.wait(self._patience + 20)
         finally:
             self._watch.join()
             for pipe in (self._guard.stdin, self._guard.stdout):

@@ -1,7 +1,7 @@
-"""Runs one command so that nothing of it outlives whoever wanted it: ``python guard.py FD COMMAND…``.
+"""Runs one command so that nothing of it outlives whoever wanted it: ``python guard.py FD SECONDS COMMAND…``.
 
 ``FD`` is the reading end of a pipe. When its other end closes, because it was closed or because its owner died however
-that happened, the command is asked to end, and after a while it is ended, with everything that it ever started: the
+that happened, the command is asked to end, and ``SECONDS`` later it is ended, with everything that it ever started: the
 guard is the kernel's foster parent for orphans, so that no grandchild gets away. It ends with the command's exit code.
 
 Knows nothing of what it runs. Linux only.
@@ -20,9 +20,6 @@ from functools import partial
 import psutil
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-
-#: Seconds between asking a command to end and ending it.
-PATIENCE = 10.0
 
 
 def _prctl(option: int, value: int) -> None:
@@ -46,7 +43,7 @@ def _end_all() -> None:
         psutil.wait_procs(left, timeout=1)
 
 
-def main(owner: int, command: list[str]) -> int:
+def main(owner: int, patience: float, command: list[str]) -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     child = subprocess.Popen(command, preexec_fn=partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGKILL))
@@ -54,12 +51,14 @@ def main(owner: int, command: list[str]) -> int:
     try:
         if ended not in _wait(ended, owner):
             child.terminate()
-            _wait(ended, -1, PATIENCE)
+            _wait(ended, -1, patience)
     finally:
+        child.kill()  # nothing happens if it has ended
+        code = child.wait()
         _end_all()
-    return child.wait()
+    return code
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]), sys.argv[2:])
+    code = main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
     sys.exit(code if code >= 0 else 128 - code)

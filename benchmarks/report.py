@@ -115,15 +115,8 @@ class Report:
         if loads:
             parts += ["Output tokens a second:", self._speeds(loads)]
         if waits := list(self._waits(loads)):
-            head = [
-                "load",
-                "system",
-                "first token p50 / p95 / p99",
-                "between tokens p50 / p95 / p99",
-                "peak MB",
-                "errors",
-            ]
-            parts += ["Milliseconds:", _table([head, *waits])]
+            head = ["load", "system", "first token p50 / p95 / p99", "between tokens p50 / p95 / p99"]
+            parts += ["Milliseconds, and megabytes at the peak:", _table([[*head, "memory", "errors"], *waits])]
         if twice := list(self._pairs(pairs)):
             head = ["pair", "system", "first p50 / p95 / p99", "next p50 / p95 / p99", "first − next", "next ÷ first"]
             parts += ["Milliseconds to the first token of one request, and of the next:", _table([head, *twice])]

@@ -156,7 +156,8 @@ class RunningServer:
     def measure(self, what: Load | Pairs) -> dict[str, Any]:
         asked = run(self.endpoint, what) if isinstance(what, Load) else run_pairs(self.endpoint, what)
         figures = asyncio.run(asked)
-        if (code := self.child.poll()) is not None:
+        # After errors it may be about to end: its guard has its children to see to first.
+        if (code := self.child.poll(3.0 if figures["errors"] else 0.0)) is not None:
             log = self.child.log
             raise BenchmarkError(f"It ended with {code} under load. Its log is {log}:\n{self.child.last_words()}")
         return figures
