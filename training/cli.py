@@ -17,7 +17,7 @@ from graftwork.clients.cli.remote import Remote, over_http
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
     from graftwork.clients.types import PushedVersion
-    from graftwork.training.config import SFTConfig
+    from graftwork.training.config import TrainConfig
     from graftwork.training.data.columns import Columns
     from graftwork.training.data.store import Stored
     from graftwork.training.publish import Card
@@ -129,7 +129,7 @@ def train(
             param_hint="--local",
         )
     from graftwork.adapters.errors import GraftworkError
-    from graftwork.training.config import SFTConfig
+    from graftwork.training.config import TrainConfig
     from graftwork.training.data.columns import Columns
 
     home = (home or Path("~/.graftwork")).expanduser()
@@ -138,7 +138,7 @@ def train(
         columns = Columns(
             prompt=prompt_column, completion=completion_column, template=prompt_template, system=system, plain=plain
         )
-        config = SFTConfig(
+        config = TrainConfig(
             rank=rank,
             alpha=2 * rank if alpha is None else alpha,
             learning_rate=learning_rate,
@@ -179,7 +179,7 @@ def _train(
     name: str,
     data: Path | Stored,
     columns: Columns,
-    config: SFTConfig,
+    config: TrainConfig,
     *,
     format: str | None,
     base: str | None,

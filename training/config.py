@@ -21,7 +21,7 @@ FORBIDDEN_TARGETS = frozenset({"lm_head", "embed_out", "output"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class TrainConfig:
     """One supervised fine-tuning run of a fresh LoRA adapter.
 
     Raises ConfigurationError, naming the field, for a value that cannot work.

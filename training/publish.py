@@ -14,7 +14,7 @@ from typing import Any
 from graftwork import __version__
 from graftwork.clients.client import Client
 from graftwork.clients.types import PushedVersion
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.progress import Metrics
 
 CONFIG_FILE = "adapter_config.json"
@@ -38,7 +38,7 @@ class Card:
     num_validation_rows: int
     num_bad_rows: int
     """Rows of the file that could not be used."""
-    config: SFTConfig
+    config: TrainConfig
     metrics: Metrics
     trained_at: datetime
 

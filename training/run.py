@@ -18,7 +18,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts import Prompts
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data import words
 from graftwork.training.data.columns import Columns
 from graftwork.training.data.pipeline import nothing_usable, prepare
@@ -40,7 +40,7 @@ class Run:
 
     name: str
     base: BaseInfo
-    config: SFTConfig
+    config: TrainConfig
     data: str
     data_digest: str
     rows: tuple[Tokens, ...]
@@ -63,7 +63,7 @@ def plan(
     columns: Columns | None = None,
     format: str | None = None,
     base: BaseInfo,
-    config: SFTConfig,
+    config: TrainConfig,
 ) -> Run:
     """Read and check everything a run needs; ``max_length`` becomes what the base can read, if that is less.
 
@@ -110,7 +110,7 @@ Sides = dict[Side, list[Row]]
 
 
 def _read(
-    data: Path, columns: Columns | None, format: str | None, config: SFTConfig
+    data: Path, columns: Columns | None, format: str | None, config: TrainConfig
 ) -> tuple[Sides, Report, tuple[BadRow, ...]]:
     policy = Policy(shares=Shares(validation=config.validation, test=0.0))
     with prepare([file_source(data, columns, format=format)], policy) as prepared:

@@ -31,7 +31,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import Tokens
 from graftwork.training.progress import Listener, Metrics, Step
 
@@ -47,7 +47,7 @@ def train(
     base: BaseInfo,
     rows: Sequence[Tokens],
     validation: Sequence[Tokens],
-    config: SFTConfig,
+    config: TrainConfig,
     folder: Path,
     on_step: Listener,
 ) -> Metrics:
@@ -85,7 +85,7 @@ def train(
     return watcher.metrics(num_trainable=sum(p.numel() for p in trainable(model)), device=device, precision=precision)
 
 
-def adapted(model: PreTrainedModel, base: BaseInfo, config: SFTConfig) -> peft.PeftModel:
+def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.PeftModel:
     """The base with a fresh adapter grafted on, whose weights alone are trainable, in float32."""
     lora = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
@@ -115,7 +115,7 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def micro_batch(config: SFTConfig, longest: int) -> int:
+def micro_batch(config: TrainConfig, longest: int) -> int:
     """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
     ``micro_batch_tokens``; at least one."""
     fitting = max(config.micro_batch_tokens // longest, 1)
@@ -126,7 +126,7 @@ def _arguments(
     base: BaseInfo,
     rows: Sequence[Tokens],
     validation: Sequence[Tokens],
-    config: SFTConfig,
+    config: TrainConfig,
     scratch: Path,
     *,
     device: str,
@@ -166,7 +166,7 @@ def _arguments(
     )
 
 
-def _precision(config: SFTConfig, device: str) -> str:
+def _precision(config: TrainConfig, device: str) -> str:
     if config.precision != "auto":
         return config.precision
     if device == "cuda":

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ from graftwork.training.config import SFTConfig
 )
 def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_field(field: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=field) as refused:
-        SFTConfig(**{field: value})
+        TrainConfig(**{field: value})
     assert refused.value.param == field
 
 
 def test_the_configuration_is_json_with_every_field() -> None:
-    written = json.loads(json.dumps(SFTConfig(targets=("q_proj", "v_proj")).to_json()))
+    written = json.loads(json.dumps(TrainConfig(targets=("q_proj", "v_proj")).to_json()))
     assert written["targets"] == ["q_proj", "v_proj"]
-    assert set(written) == set(SFTConfig.__dataclass_fields__)
+    assert set(written) == set(TrainConfig.__dataclass_fields__)

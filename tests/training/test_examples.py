@@ -10,7 +10,7 @@ import pytest
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.prompts import Prompts
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.row import Row
 from graftwork.training.data.source import file_source
 from graftwork.training.run import carry_out, plan
@@ -58,7 +58,7 @@ def test_training_on_the_examples_teaches_the_task(embedded_base: BaseInfo, tmp_
         name="tickets",
         data=EXAMPLES / "tickets.jsonl",
         base=embedded_base,
-        config=SFTConfig(epochs=2, validation=0),
+        config=TrainConfig(epochs=2, validation=0),
     )
     carry_out(run, tmp_path / "tickets", lambda step: None)
 

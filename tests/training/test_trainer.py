@@ -22,7 +22,7 @@ from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.peft_format import Limits, read_spec
 from graftwork.training import trainer
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import IGNORED, Tokens
 from graftwork.training.progress import Metrics, Step
 from graftwork.training.run import Run, carry_out, plan
@@ -36,7 +36,7 @@ LABELS = ("delivery", "pause", "cancel")
 def run(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> Run:
     """48 rows of a task that a tiny model can begin to learn: the answer does not depend on the question's number."""
     rows = [chat(f"Ticket {number} about {LABELS[number % 3]}", LABELS[number % 3]) for number in range(48)]
-    config = SFTConfig(rank=4, alpha=8, learning_rate=2e-2, epochs=6, batch_size=8, validation=0.2, precision="float32")
+    config = TrainConfig(rank=4, alpha=8, learning_rate=2e-2, epochs=6, batch_size=8, validation=0.2, precision="float32")
     return plan(name="tickets", data=write_rows(*rows), base=tiny_base, config=config)
 
 
@@ -125,7 +125,7 @@ def test_a_batch_in_parts_is_the_same_batch(run: Run, tmp_path: Path) -> None:
     [(16, 2048, 100, 16), (16, 2048, 200, 8), (16, 2048, 5000, 1), (6, 500, 100, 3)],
 )
 def test_rows_in_one_forward_pass(batch: int, tokens: int, longest: int, rows: int) -> None:
-    assert trainer.micro_batch(SFTConfig(batch_size=batch, micro_batch_tokens=tokens), longest) == rows
+    assert trainer.micro_batch(TrainConfig(batch_size=batch, micro_batch_tokens=tokens), longest) == rows
 
 
 def test_only_learned_positions_are_multiplied_with_the_vocabulary(

@@ -271,10 +271,14 @@ def _tell(
 
 
 def _score_range(text: str) -> tuple[float, float]:
+    from graftwork.adapters.errors import ConfigurationError
+
     try:
         low, high = (float(part) for part in text.split(":"))
     except ValueError:
-        raise typer.BadParameter("give the worst and the best score, as in 1:5", param_hint="--score-range") from None
+        raise ConfigurationError(
+            f"{text!r} is no range of scores: give the worst and the best, as in 1:5.", param="score_range"
+        ) from None
     return low, high
 
 

@@ -41,7 +41,8 @@ _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 def shingles(text: str) -> Hashes:
     """64-bit hashes of the distinct shingles of a text, sorted; at least one."""
     points = np.frombuffer(plain_words(text).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    points = np.pad(points, (0, max(SHINGLE_CHARS - len(points), 0)))
+    if len(points) < SHINGLE_CHARS:
+        points = np.concatenate([points, np.zeros(SHINGLE_CHARS - len(points), dtype=np.uint64)])
     num = len(points) - SHINGLE_CHARS + 1
     hashes = np.zeros(num, dtype=np.uint64)
     for offset in range(SHINGLE_CHARS):

@@ -38,6 +38,7 @@ FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 STAGED: Final = ".staged-"
 ERASING: Final = ".erasing-"
+ERASED: Final = ".erased-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +141,12 @@ class DataStore:
 
     def get(self, reference: str) -> Stored:
         """``support@3``, or the newest version of ``support``. NotFound says what there is."""
-        name, _, number = reference.partition("@")
-        found = self._read(self._folder / name / number) if number.isdecimal() and names.is_name(name) else None
-        if not number and names.is_name(name):
+        name, at, number = reference.partition("@")
+        found = None
+        if names.is_name(name) and not at:
             found = self.newest(name)
+        elif names.is_name(name) and number.isdecimal():
+            found = self._read(self._folder / name / number)
         if found is None:
             there = ", ".join(stored.id for stored in self.all()) or "none yet"
             raise NotFound(
@@ -208,10 +211,8 @@ class DataStore:
         manifest["report"] = {**manifest["report"], "conflicts": [], "twins": [], "near_conflicts": [], "bad": []}
         _write(staged / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
         _sync(staged)
-        old = stored.folder.with_name(f"{STAGED}{secrets.token_hex(8)}")
-        stored.folder.rename(old)
+        stored.folder.rename(stored.folder.with_name(f"{ERASED}{secrets.token_hex(8)}"))
         _finish_erasures(stored.folder.parent)
-        shutil.rmtree(old)
         return self.get(stored.id)
 
     def _publish(self, staged: Path, home: Path, manifest: Mapping[str, Any]) -> int:
@@ -260,7 +261,8 @@ class DataStore:
 
 
 def _finish_erasures(home: Path) -> None:
-    """Puts what is left of a version in the place of the whole one; again, where a crash came in between."""
+    """Puts what is left of a version in the place of the whole one, which then goes; again, where a crash came in
+    between."""
     for staged in home.glob(f"{ERASING}*"):
         place = home / staged.name.removeprefix(ERASING)
         if not place.exists() and (staged / MANIFEST).is_file():
@@ -268,6 +270,8 @@ def _finish_erasures(home: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 staged.rename(place)
             _sync(home)
+    for erased in home.glob(f"{ERASED}*"):
+        shutil.rmtree(erased, ignore_errors=True)
 
 
 def _remove_leftovers(home: Path) -> None:

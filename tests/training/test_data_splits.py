@@ -1,0 +1,148 @@
+"""Sides of a split: by question, by user, as given, and for good."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.training.data.row import Side
+from graftwork.training.data.splits import EXPOSURE, Place, Shares, assign
+
+SHARES = Shares()
+HALF = Shares(validation=0.3, test=0.3)
+
+
+def side_alone(question: int, shares: Shares = HALF) -> Side:
+    (side,) = assign([Place(question=question)], [], shares)
+    assert side is not None
+    return side
+
+
+def question_on(side: Side, number: int = 0) -> int:
+    """A question that falls on this side by itself."""
+    return [question for question in range(200) if side_alone(question) == side][number]
+
+
+def test_sides_have_the_shares_that_were_wished_for() -> None:
+    counts = Counter(assign([Place(question=number) for number in range(10_000)], [], SHARES))
+    assert counts["train"] == pytest.approx(8000, rel=0.05)
+    assert counts["validation"] == pytest.approx(1000, rel=0.15)
+    assert counts["test"] == pytest.approx(1000, rel=0.15)
+    nothing_held = Shares(validation=0, test=0)
+    assert set(assign([Place(question=number) for number in range(100)], [], nothing_held)) == {"train"}
+
+
+def test_the_test_side_stays_when_the_validation_side_grows() -> None:
+    for question in range(300):
+        wider = side_alone(question, Shares(validation=0.4, test=0.1))
+        if side_alone(question, SHARES) == "test":
+            assert wider == "test"
+        elif side_alone(question, SHARES) == "validation":
+            assert wider == "validation"
+
+
+def test_a_question_is_on_one_side_and_near_ones_follow_what_is_trained_on() -> None:
+    train, test = question_on("train"), question_on("test")
+    assert assign([Place(question=test), Place(question=test)], [], HALF) == ["test", "test"]
+    assert assign([Place(question=test), Place(question=train)], [(0, 1)], HALF) == ["train", "train"]
+    chain = [Place(question=test), Place(question=question_on("test", 1)), Place(question=train)]
+    assert assign(chain, [(0, 1), (1, 2)], HALF) == ["train"] * 3
+
+
+def test_users_stay_together_or_leave() -> None:
+    users = [Place(question=number, group=f"user{number % 40}") for number in range(400)]
+    sides = assign(users, [], HALF)
+    for user in range(40):
+        assert len({sides[number] for number in range(user, 400, 40)}) == 1
+    assert set(sides) == {"train", "validation", "test"}
+
+    held = next(user for user in range(40) if sides[user] == "test")
+    trained = next(user for user in range(40) if sides[user] == "train")
+    same = [Place(question=7, group=f"user{trained}"), Place(question=7, group=f"user{held}"), Place(question=8)]
+    assert assign(same, [(0, 2)], HALF) == ["train", None, "train"]
+
+
+def test_a_given_held_out_row_stays_and_what_is_near_it_leaves() -> None:
+    places = [
+        Place(question=1, given="test"),
+        Place(question=1),
+        Place(question=2, given="train"),
+        Place(question=3),
+        Place(question=4, given="validation"),
+        Place(question=5),
+        Place(question=5, given="validation"),
+    ]
+    sides = assign(places, [(0, 2), (0, 3), (0, 4)], Shares(validation=0, test=0))
+    assert sides == ["test", None, None, None, None, None, "validation"]
+
+
+def test_what_an_earlier_version_trained_on_is_never_held_out() -> None:
+    test, train = question_on("test"), question_on("train")
+    assert assign([Place(question=test, earlier="train")], [], HALF) == ["train"]
+    assert assign([Place(question=test, earlier="validation")], [], HALF) == ["validation"]
+    assert assign([Place(question=train, earlier="test")], [], HALF) == ["train"]
+
+
+PLACES = st.lists(
+    st.builds(Place, question=st.integers(0, 30), group=st.none() | st.sampled_from(["ann", "bob", "eve"])), max_size=25
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    few=PLACES,
+    more=PLACES,
+    seed=st.integers(0, 1000),
+    links=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))),
+)
+def test_rows_that_come_later_move_others_towards_training_alone(
+    few: list[Place], more: list[Place], seed: int, links: list[tuple[int, int]]
+) -> None:
+    """And nothing that is near is ever on two sides, in whatever order rows come."""
+
+    def near(places: list[Place]) -> list[tuple[int, int]]:
+        linked = {frozenset(link) for link in links}
+        return [
+            (one, other)
+            for other in range(len(places))
+            for one in range(other)
+            if frozenset((places[one].question, places[other].question)) in linked
+        ]
+
+    order = list(range(len(few) + len(more)))
+    random.Random(seed).shuffle(order)
+    everything = [(*few, *more)[number] for number in order]
+    before, after = assign(few, near(few), HALF), assign(everything, near(everything), HALF)
+    for number, side in enumerate(before):
+        later = after[order.index(number)]
+        if side is not None and later is not None:
+            assert EXPOSURE[later] >= EXPOSURE[side]
+            assert later == side or few[number].group is None
+    for places, sides in ((few, before), (everything, after)):
+        same = [(a, b) for b in range(len(places)) for a in range(b) if places[a].question == places[b].question]
+        for one, other in (*near(places), *same):
+            assert sides[one] == sides[other] or None in (sides[one], sides[other])
+        for group in ("ann", "bob", "eve"):
+            assert len({s for s, place in zip(sides, places, strict=True) if place.group == group} - {None}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "validation", "test"),
+    [("80/10/10", 0.1, 0.1), ("8/1/1", 0.1, 0.1), ("1/0/0", 0.0, 0.0), ("90/10/0", 0.1, 0.0)],
+)
+def test_shares_are_written_as_people_write_them(text: str, validation: float, test: float) -> None:
+    shares = Shares.parse(text)
+    assert (shares.validation, shares.test) == pytest.approx((validation, test))
+
+
+@pytest.mark.parametrize("text", ["80/20", "a/b/c", "0/0/0", "0/50/50", "-1/1/1", "inf/1/1", ""])
+def test_shares_that_leave_nothing_to_train_on_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Shares.parse(text)
+    with pytest.raises(ConfigurationError, match="at least 0 and below 1"):
+        Shares(test=1.0)
