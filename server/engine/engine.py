@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from graftwork.server.engine.grafting import PackedAdapter
 from graftwork.server.engine.host_adapter import HostAdapter
 from graftwork.server.engine.request import Delta, FinishReason, Request, TokenLogprob
 from graftwork.server.engine.residency import Residency
@@ -33,16 +34,22 @@ Fetch = Callable[[str], HostAdapter]
 @dataclass(frozen=True, slots=True)
 class Fetched:
     digest: str
-    adapter: HostAdapter | None
+    adapter: PackedAdapter | None
     seconds: float
     error: Exception | None = None
 
 
 class Fetcher:
-    """Reads adapters one after another in a side thread; ``on_arrival`` is called in that thread after each."""
+    """Reads adapters one after another in a side thread and makes them ready to be seated: steps need only copy.
 
-    def __init__(self, fetch: Fetch, on_arrival: Callable[[], None]) -> None:
+    ``on_arrival`` is called in that thread after each.
+    """
+
+    def __init__(
+        self, fetch: Fetch, pack: Callable[[HostAdapter], PackedAdapter], on_arrival: Callable[[], None]
+    ) -> None:
         self._fetch = fetch
+        self._pack = pack
         self._on_arrival = on_arrival
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
@@ -63,10 +70,11 @@ class Fetcher:
     def _work(self) -> None:
         while (digest := self._wanted.get()) is not None:
             began = time.perf_counter()
+            adapter, error = None, None
             try:
-                adapter, error = self._fetch(digest), None
+                adapter = self._pack(self._fetch(digest))
             except Exception as failure:
-                adapter, error = None, failure
+                error = failure
             self._arrived.put(Fetched(digest, adapter, time.perf_counter() - began, error))
             self._on_arrival()
 
@@ -90,7 +98,7 @@ class Engine:
         self.residency = Residency(num_pages=runner.bank.num_pages, host_bytes=host_bytes)
         self.scheduler = Scheduler(limits, self.residency)
         self.num_steps = 0
-        self._fetcher = Fetcher(fetch, on_arrival)
+        self._fetcher = Fetcher(fetch, runner.grafts.pack, on_arrival)
         self._refused: list[Delta] = []
 
     def close(self) -> None:
@@ -168,15 +176,8 @@ class Engine:
 
     def _arrived(self, arrival: Fetched) -> list[Delta]:
         adapter, error = arrival.adapter, arrival.error
-        try:
-            if adapter is not None:
-                self.runner.grafts.check(adapter)
-                if adapter.num_pages > self.residency.num_pages:
-                    raise ValueError(
-                        f"its rank needs {adapter.num_pages} pages of {self.residency.num_pages}; raise --slots"
-                    )
-        except Exception as failure:
-            error = failure
+        if adapter is not None and adapter.num_pages > self.residency.num_pages:
+            error = ValueError(f"its rank needs {adapter.num_pages} pages of {self.residency.num_pages}; raise --slots")
         if error is None and adapter is not None:
             self.runner.bank.host[arrival.digest] = adapter
             self.residency.arrived(

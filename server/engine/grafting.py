@@ -12,7 +12,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,33 @@ from graftwork.server.engine.lora_bank import Extras, LoraBank, LoraPlan, LoraTa
 from graftwork.server.engine.weights import Weights
 
 
+class Packed(Protocol):
+    @property
+    def num_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainGrafts:
+    """Grafts as they were read."""
+
+    grafts: Mapping[int, LinearGraft]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(graft.a.nbytes + graft.b.nbytes for graft in self.grafts.values())
+
+
 class Product(Protocol):
     """W·x of sibling linear layers, plus B·A·x of each row's adapter: the two are computed together where that pays."""
 
     def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
         """x [T, in] → [T, out of all siblings]."""
 
-    def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
-        """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> Packed:
+        """An adapter's grafts on the members (at least one) as ``write`` wants them; called beside the steps."""
+
+    def write(self, pages: Sequence[int], packed: Any | None) -> None:
+        """Copy what ``pack`` made to an adapter's pages; what the adapter does not touch is zero there."""
 
     def dense(self) -> Tensor:
         """The weight as it acts, [out, in] float32: what DoRA's norms are taken of."""
@@ -55,8 +74,11 @@ class TorchProduct:
             self.table.add(plan, x, y)
         return y
 
-    def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
-        self.table.write(pages, grafts)
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PlainGrafts:
+        return PlainGrafts(grafts)
+
+    def write(self, pages: Sequence[int], packed: PlainGrafts | None) -> None:
+        self.table.write(pages, packed.grafts if packed is not None else {})
 
     def dense(self) -> Tensor:
         return self.weights.dense()
@@ -64,6 +86,19 @@ class TorchProduct:
     @property
     def num_bytes(self) -> int:
         return self.weights.num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PackedProjections:
+    """An adapter's part in one ``Projections``."""
+
+    grafts: Packed | None
+    extras: dict[int, Extras]
+
+    @property
+    def num_bytes(self) -> int:
+        own = sum(e.replacement[0].nbytes for e in self.extras.values() if e.replacement is not None)
+        return own + (self.grafts.num_bytes if self.grafts is not None else 0)
 
 
 #: Makes the product of sibling layers.
@@ -125,9 +160,8 @@ class Projections:
                 y[rows, self.slices[index]] = F.linear(x[rows].to(weight.dtype), weight, bias).to(y.dtype)
 
     # -- adapters come and go ------------------------------------------------------------------------------------
-    def seat(self, adapter: HostAdapter, pages: Sequence[int]) -> None:
+    def pack(self, adapter: HostAdapter) -> PackedProjections | None:
         grafts = {i: adapter.linears[name] for i, name in enumerate(self.names) if name in adapter.linears}
-        self.product.write(pages, grafts)
         extras: dict[int, Extras] = {}
         for index, name in enumerate(self.names):
             extra = Extras()
@@ -142,8 +176,14 @@ class Projections:
                 extra.replacement = (self._place(own["weight"]), bias)
             if extra != Extras():
                 extras[index] = extra
-        if extras:
-            self.extras[adapter.digest] = extras
+        if not grafts and not extras:
+            return None
+        return PackedProjections(self.product.pack(grafts) if grafts else None, extras)
+
+    def seat(self, digest: str, packed: PackedProjections | None, pages: Sequence[int]) -> None:
+        self.product.write(pages, packed.grafts if packed is not None else None)
+        if packed is not None and packed.extras:
+            self.extras[digest] = packed.extras
 
     def leave(self, digest: str) -> None:
         self.extras.pop(digest, None)
@@ -167,6 +207,19 @@ class ProjectionMember(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projections.member(self.index, x)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModule:
+    """An adapter's part in one ``GraftedModule``."""
+
+    embedding: EmbeddingGraft | None
+    replacement: nn.Module | None
+
+    @property
+    def num_bytes(self) -> int:
+        own = list(self.replacement.parameters(recurse=False)) if self.replacement is not None else []
+        return sum(t.nbytes for t in own) + (self.embedding.a.nbytes + self.embedding.b.nbytes if self.embedding else 0)
 
 
 class GraftedModule(nn.Module):
@@ -200,17 +253,41 @@ class GraftedModule(nn.Module):
                 y_rows += (F.embedding(x_rows, graft.a) @ graft.b).to(y.dtype)
         return y
 
-    def seat(self, adapter: HostAdapter, pages: Sequence[int]) -> None:
-        if (graft := adapter.embeddings.get(self.name)) is not None:
-            self.embeddings[adapter.digest] = EmbeddingGraft(
-                a=graft.a.to(self.bank.device), b=graft.b.to(self.bank.device)
-            )
-        if (parameters := adapter.replaced.get(self.name)) is not None:
-            self.replacements[adapter.digest] = _with_parameters(self.module, parameters)
+    def pack(self, adapter: HostAdapter) -> PackedModule | None:
+        graft, parameters = adapter.embeddings.get(self.name), adapter.replaced.get(self.name)
+        if graft is None and parameters is None:
+            return None
+        if graft is not None:
+            graft = EmbeddingGraft(a=graft.a.to(self.bank.device), b=graft.b.to(self.bank.device))
+        return PackedModule(graft, None if parameters is None else _with_parameters(self.module, parameters))
+
+    def seat(self, digest: str, packed: PackedModule | None, pages: Sequence[int]) -> None:
+        if packed is not None and packed.embedding is not None:
+            self.embeddings[digest] = packed.embedding
+        if packed is not None and packed.replacement is not None:
+            self.replacements[digest] = packed.replacement
 
     def leave(self, digest: str) -> None:
         self.embeddings.pop(digest, None)
         self.replacements.pop(digest, None)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter in host memory as every place takes it: to seat it is to copy. ``parts`` in the order of the places.
+
+    ``names`` are the modules that it touches; ``is_special`` when it does more there than to add B·A.
+    """
+
+    digest: str
+    num_pages: int
+    names: frozenset[str]
+    is_special: bool
+    parts: tuple[Any, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts if part is not None)
 
 
 @dataclass(slots=True)
@@ -221,18 +298,30 @@ class Grafts:
     modules: list[GraftedModule] = field(default_factory=list)
     special: set[str] = field(default_factory=set)
 
-    def check(self, adapter: HostAdapter) -> None:
-        """Raise InvalidAdapter if there is a part of the adapter that no place here can take."""
+    def pack(self, adapter: HostAdapter) -> PackedAdapter:
+        """Make an adapter ready to be seated. This is the work; it may be done in any thread, beside the steps.
+
+        Raises:
+            InvalidAdapter: there is a part of the adapter that no place here can take.
+        """
         linears = {name for p in self.projections for name in p.names}
         modules = {m.name for m in self.modules}
-        for name in {*adapter.linears, *adapter.embeddings, *adapter.replaced} - linears - modules:
+        names = frozenset({*adapter.linears, *adapter.embeddings, *adapter.replaced})
+        for name in names - linears - modules:
             raise InvalidAdapter(
                 f"The adapter touches {name!r}, which this server cannot graft onto. Train it without that module."
             )
+        return PackedAdapter(
+            digest=adapter.digest,
+            num_pages=adapter.num_pages,
+            names=names,
+            is_special=adapter.is_special,
+            parts=tuple(place.pack(adapter) for place in self._places()),
+        )
 
-    def seat(self, adapter: HostAdapter, pages: Sequence[int]) -> None:
-        for place in self._places():
-            place.seat(adapter, pages)
+    def seat(self, adapter: PackedAdapter, pages: Sequence[int]) -> None:
+        for place, part in zip(self._places(), adapter.parts, strict=True):
+            place.seat(adapter.digest, part, pages)
         if adapter.is_special:
             self.special.add(adapter.digest)
 

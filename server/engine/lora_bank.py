@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.host_adapter import RANK_PAGE, HostAdapter, LinearGraft
+from graftwork.server.engine.host_adapter import RANK_PAGE, LinearGraft
+
+if TYPE_CHECKING:
+    from graftwork.server.engine.grafting import PackedAdapter
 
 #: Runs of at least this many tokens are worth a GEMM of their own.
 LONG_RUN = 32
@@ -188,7 +192,7 @@ class LoraBank:
         self.num_pages = num_pages
         self.dtype = dtype
         self.device = device
-        self.host: dict[str, HostAdapter] = {}
+        self.host: dict[str, PackedAdapter] = {}
         self.plan: LoraPlan | None = None
         self.head_plan: LoraPlan | None = None
 

@@ -77,7 +77,7 @@ def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: t
         pages[name] = tuple(free.pop(rng.randrange(len(free))) for _ in range(-(-rank // 16)))
         touched = [member for member in range(len(outputs)) if name != "none" and (member + len(name)) % 3]
         grafts[name] = {member: graft(rank, num_inputs, outputs[member], size) for member in touched}
-        linear.write(pages[name], grafts[name])
+        linear.write(pages[name], linear.pack(grafts[name]) if touched else None)
     for num_rows in (1, 2, 5, 7, 16, 41):
         x = torch.randn(num_rows, num_inputs) * torch.rand(num_rows, 1) * 10
         runs: list[Run] = []
@@ -115,8 +115,8 @@ def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: t
 def test_an_adapter_that_left_leaves_nothing(machine: Machine) -> None:
     linear = NativeLinear([torch.randn(32, 64), torch.randn(32, 64)], None, 2, machine)
     first = graft(32, 64, 32, 1.0)
-    linear.write([0, 1], {0: first, 1: first})
-    linear.write([1], {})
+    linear.write([0, 1], linear.pack({0: first, 1: first}))
+    linear.write([1], None)
     x = torch.randn(3, 64)
     assert torch.equal(linear.multiply(x, LoraPlan([Run(0, 3, "x", (1,))], CPU)), linear.multiply(x, None))
 
@@ -125,7 +125,7 @@ def test_an_adapter_that_left_leaves_nothing(machine: Machine) -> None:
 @pytest.mark.parametrize("place", [0, 17, 99])
 def test_what_is_not_finite_stays_so_and_stays_alone(machine: Machine, bad: float, place: int) -> None:
     linear = NativeLinear([torch.randn(32, 100)], None, 1, machine)
-    linear.write([0], {0: graft(16, 100, 32, 1.0)})
+    linear.write([0], linear.pack({0: graft(16, 100, 32, 1.0)}))
     x = torch.randn(5, 100)
     plan = LoraPlan([Run(0, 5, "x", (0,))], CPU)
     whole = linear.multiply(x, plan)

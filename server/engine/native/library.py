@@ -133,6 +133,8 @@ def load(folder: Path) -> ctypes.CDLL:
     library.graft_open.restype = c_void_p
     library.graft_open.argtypes = [c_int32]
     library.graft_close.argtypes = [c_void_p]
+    library.graft_pack.restype = None
+    library.graft_pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_int32, c_int32, c_void_p, c_void_p]
     library.graft_run.restype = None
     library.graft_run.argtypes = [c_void_p, POINTER(OpFields), c_int32, POINTER(StepFields)]
     return library

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from graftwork.server.engine.host_adapter import RANK_PAGE, LinearGraft
 from graftwork.server.engine.lora_bank import LoraPlan
 from graftwork.server.engine.native.library import PLAIN, PROJECT, LinearFields, OpFields, StepFields
-from graftwork.server.engine.native.machine import Machine
+from graftwork.server.engine.native.machine import LANES, Machine
 
 BLOCK = 64
-LANES = 16
 TILE = 32
 
 
@@ -34,27 +33,26 @@ class NativeLinear:
         self.num_outputs = sum(weight.shape[0] for weight in weights)
         padded = -(-self.num_inputs // BLOCK) * BLOCK
         tiles: list[tuple[int, int, int]] = []
-        parts, scales, biases = [], [], []
+        panels, scales, biases = [], [], []
         column = 0
         for member, weight in enumerate(weights):
             outputs = weight.shape[0]
             num_tiles = -(-outputs // TILE)
             tiles += [(member, column + t * TILE, min(TILE, outputs - t * TILE)) for t in range(num_tiles)]
             fill = num_tiles * TILE - outputs
-            weight = weight.float()
-            digits, scale = _to_bytes(weight)
-            parts.append(F.pad(digits, (0, padded - self.num_inputs, 0, fill)))
-            scales.append(F.pad(scale, (0, fill)))
+            packed, scale = machine.pack(F.pad(weight.float(), (0, 0, 0, fill)), padded)
+            panels.append(packed)
+            scales.append(scale)
             if bias is not None:
                 biases.append(F.pad(bias[column : column + outputs].float(), (0, fill)))
             column += outputs
-        self.panels = _panels(torch.cat(parts))
+        self.panels = torch.cat(panels)
         self.scale = torch.cat(scales)
         self.bias = torch.cat(biases) if bias is not None else None
         self.tiles = torch.tensor(tiles, dtype=torch.int32)
         self.members = [slice(s.start, s.stop) for s in _member_columns(weights)]
         self.padded = padded
-        self.bank: _Bank | None = None
+        self.bank: PackedGrafts | None = None
         self.fields = LinearFields(
             num_inputs=self.num_inputs,
             num_blocks=padded // BLOCK,
@@ -104,33 +102,40 @@ class NativeLinear:
             eps=eps,
         )
 
-    def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
-        """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
-        if grafts and self.bank is None:
-            self.bank = bank = _Bank.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PackedGrafts:
+        """An adapter's grafts on the members as pages hold them. Any thread may call this beside the steps."""
+        num_pages = max(len(graft.a) for graft in grafts.values())
+        packed = PackedGrafts.empty(num_pages, len(self.members), self.padded, len(self.tiles))
+        tile = 0
+        for member, columns in enumerate(self.members):
+            num_tiles = -(-(columns.stop - columns.start) // TILE)
+            tiles = slice(tile, tile + num_tiles)
+            tile += num_tiles
+            if (graft := grafts.get(member)) is None:
+                continue
+            for page, (a, b) in enumerate(zip(graft.a.float(), graft.b.float(), strict=True)):
+                panels, scale = self.machine.pack(a, self.padded)
+                packed.a[page, member], packed.a_scale[page, member] = panels[0], scale
+                panels, scale = self.machine.pack(b.t(), RANK_PAGE)
+                packed.b[page, tiles].view(-1, RANK_PAGE // 4, LANES, 4)[: len(panels)] = panels
+                packed.b_scale[page, tiles].view(-1)[: len(scale)] = scale
+        return packed
+
+    def write(self, pages: Sequence[int], packed: PackedGrafts | None) -> None:
+        """Copy an adapter's grafts to its pages; what it does not touch is zero there."""
+        if packed is not None and self.bank is None:
+            self.bank = bank = PackedGrafts.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
             self.fields.a, self.fields.a_scale = bank.a.data_ptr(), bank.a_scale.data_ptr()
             self.fields.b, self.fields.b_scale = bank.b.data_ptr(), bank.b_scale.data_ptr()
         if self.bank is None:
             return
         for index, page in enumerate(pages):
-            tile = 0
-            for member, columns in enumerate(self.members):
-                num_tiles = -(-(columns.stop - columns.start) // TILE)
-                tiles = slice(tile, tile + num_tiles)
-                tile += num_tiles
-                graft = grafts.get(member)
-                if graft is None or index >= len(graft.a):
-                    # Scales of zero are enough: whatever the bytes are, they count for nothing.
-                    self.bank.a_scale[page, member] = 0
-                    self.bank.b_scale[page, tiles] = 0
-                    continue
-                digits, self.bank.a_scale[page, member] = _to_bytes(graft.a[index])
-                self.bank.a[page, member] = _panels(F.pad(digits, (0, self.padded - self.num_inputs)))[0]
-                digits, scale = _to_bytes(graft.b[index].t())
-                fill = num_tiles * TILE - len(digits)
-                self.bank.b_scale[page, tiles] = F.pad(scale, (0, fill)).view(num_tiles, TILE)
-                panels = _panels(F.pad(digits, (0, 0, 0, fill)))
-                self.bank.b[page, tiles] = panels.view(num_tiles, 2, RANK_PAGE // 4, LANES, 4)
+            if packed is not None and index < len(packed.a):
+                self.bank.a[page], self.bank.a_scale[page] = packed.a[index], packed.a_scale[index]
+                self.bank.b[page], self.bank.b_scale[page] = packed.b[index], packed.b_scale[index]
+            else:  # scales of zero are enough: whatever the bytes are, they count for nothing
+                self.bank.a_scale[page] = 0
+                self.bank.b_scale[page] = 0
 
     def dense(self) -> Tensor:
         """The weight as it acts, [outputs, K] float32."""
@@ -150,8 +155,8 @@ def _member_columns(weights: Sequence[Tensor]) -> list[slice]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bank:
-    """Pages of adapters: ``a`` [P, members, KP/4, 16, 4], ``b`` [P, tiles, 2, 4, 16, 4], a byte each, and scales."""
+class PackedGrafts:
+    """Pages of A and B: ``a`` [P, members, KP/4, 16, 4] and ``b`` [P, tiles, 2, 4, 16, 4], a byte each, with scales."""
 
     a: Tensor
     a_scale: Tensor
@@ -159,7 +164,7 @@ class _Bank:
     b_scale: Tensor
 
     @classmethod
-    def empty(cls, num_pages: int, num_members: int, padded: int, num_tiles: int) -> _Bank:
+    def empty(cls, num_pages: int, num_members: int, padded: int, num_tiles: int) -> PackedGrafts:
         return cls(
             a=torch.zeros(num_pages, num_members, padded // 4, LANES, 4, dtype=torch.uint8),
             a_scale=torch.zeros(num_pages, num_members, RANK_PAGE),
@@ -167,15 +172,6 @@ class _Bank:
             b_scale=torch.zeros(num_pages, num_tiles, TILE),
         )
 
-
-def _to_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, k] → whole numbers -127 … 127 [n, k] and their scales [n]."""
-    rows = rows.float()
-    scale = rows.abs().amax(1).clamp_(min=1e-30) / 127
-    return torch.round(rows / scale[:, None]), scale
-
-
-def _panels(digits: Tensor) -> Tensor:
-    """[n, k] → [n/16, k/4, 16, 4] unsigned, 128 more: sixteen rows side by side, four inputs of each."""
-    width = digits.shape[1]
-    return (digits + 128).to(torch.uint8).view(-1, LANES, width // 4, 4).transpose(1, 2).contiguous()
+    @property
+    def num_bytes(self) -> int:
+        return self.a.nbytes + self.a_scale.nbytes + self.b.nbytes + self.b_scale.nbytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 
 import torch
+from torch import Tensor
 
 from graftwork.server.engine.lora_bank import LoraPlan
 from graftwork.server.engine.native.library import AdaptersFields, OpFields, StepFields
@@ -29,6 +30,10 @@ class RowAdapters:
         self.fields = AdaptersFields(self.first.data_ptr(), self.pages.data_ptr(), len(pages))
 
 
+#: Outputs side by side in a register.
+LANES = 16
+
+
 class Machine:
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._library = library
@@ -38,6 +43,20 @@ class Machine:
     def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
         """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
         self._library.graft_run(self._handle, ops, len(ops), ctypes.byref(step))
+
+    def pack(self, rows: Tensor, padded: int) -> tuple[Tensor, Tensor]:
+        """Any [n, k] float32 → bytes [ceil(n / 16), padded / 4, 16, 4] and scales [n rounded up to 16].
+
+        Sixteen rows side by side, four inputs of each, 128 more than their value: what the kernels multiply by. Any
+        thread may call this at any time.
+        """
+        num_panels = -(-rows.shape[0] // LANES)
+        panels = torch.empty(num_panels, padded // 4, LANES, 4, dtype=torch.uint8)
+        scales = torch.empty(num_panels * LANES)
+        self._library.graft_pack(
+            rows.data_ptr(), *rows.stride(), *rows.shape, padded, panels.data_ptr(), scales.data_ptr()
+        )
+        return panels, scales
 
     def adapters_of(self, plan: LoraPlan | None, num_rows: int) -> RowAdapters:
         """The plan as the kernels read it; all layers of a step ask for the same one."""
