@@ -9,26 +9,16 @@ import ctypes
 import fcntl
 import multiprocessing as mp
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from graftwork.adapters.descent import die_with_parent as die_with_parent
 from graftwork.adapters.errors import ConfigurationError
 
-_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 SERVING, DRAINING, STOPPING = 0, 1, 2
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, however it dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it died before we asked
-        os._exit(1)
 
 
 def keep_freed_memory() -> None:
