@@ -35,6 +35,8 @@ from graftwork.adapters.artifacts import ArtifactStore
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.experiments import Experiments, UnderExperiment
+from graftwork.adapters.exposures import Exposures
 from graftwork.adapters.keys import Keys, Role
 from graftwork.adapters.leases import Lease, Leases
 from graftwork.adapters.prompts import Prompts
@@ -47,6 +49,7 @@ from graftwork.server.keeper import Keeper
 from graftwork.server.link import EngineLink
 from graftwork.server.metrics import Metrics
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent, sole_server, take_secret
+from graftwork.server.referee import Referee
 from graftwork.server.routes import router
 from graftwork.server.services import Records, Services
 from graftwork.server.worker import EXIT_CONFIGURATION, EngineAPI, EngineLoop, WorkerConfig
@@ -60,6 +63,8 @@ CANARY_TEXT = "Dear Sir or Madam, I am writing about a transfer of 25.50 that ha
 MAX_FAILED_STARTS = 3
 API_PROCESSES = 1
 RETENTION_SECONDS = 3600.0
+#: A guardrail's evidence waits no longer than this.
+EXPERIMENTS_SECONDS = 1.0
 
 
 class GraftServer(ls.LitServer):
@@ -235,7 +240,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     prompts = Prompts(Path(info.path))
     board = Board(API_PROCESSES)
     link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
-    registry, metrics = Registry(database), Metrics()
+    registry, metrics = Registry(database, guard=UnderExperiment()), Metrics()
     records = Records.of(
         database,
         registry,
@@ -252,12 +257,15 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         authenticator=Authenticator(keys, open_to_loopback=config.loopback_only),
         metrics=metrics,
         records=records,
+        experiments=Experiments(database, registry),
+        exposures=Exposures(database),
         allowed_roots=config.allowed_roots,
         limits=config.adapter_limits,
         engine=link,
     )
     services.metrics.set_build(version=graftwork.__version__, base=info.id, base_digest=info.digest)
-    gateway = Gateway(services, link, prompts)
+    # Copies for shadow arms leave three quarters of the batch to users.
+    gateway = Gateway(services, link, prompts, max_busy_for_shadows=config.max_batch // 4)
     worker = WorkerConfig(
         base=info,
         artifacts=store.root,
@@ -277,7 +285,10 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
 def _keeper(database: Database, services: Services) -> Keeper:
     """What must happen by itself, a line each."""
     keeper = Keeper(Leases(database))
-    keeper.duty("retention", partial(_expire, services.records), every=RETENTION_SECONDS)
+    records = services.records
+    referee = Referee(database, services.registry, services.experiments, records.interactions, records.feedback)
+    keeper.duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
+    keeper.duty("retention", partial(_expire, records), every=RETENTION_SECONDS)
     return keeper
 
 

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,25 @@ from starlette.requests import ClientDisconnect
 
 import graftwork
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
-from graftwork.adapters.interaction_ids import Kind
+from graftwork.adapters.experiments import Draw
+from graftwork.adapters.interaction_ids import InteractionIds, Kind
 from graftwork.adapters.interactions import Completion, Outcome
 from graftwork.adapters.prompts import Prompts
 from graftwork.server.answers import Answer, ChatAnswer, CompletionAnswer, Head, Vocabulary, error_frame
 from graftwork.server.engine.request import Delta, SamplingParams
 from graftwork.server.interaction_log import Ended
 from graftwork.server.link import EngineLink, Stream
-from graftwork.server.schemas import MAX_LABEL_CHARS, ChatCompletionRequest, CompletionRequest, Generation, parse
+from graftwork.server.referee import SHADOW_OF
+from graftwork.server.schemas import (
+    MAX_LABEL_CHARS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    Generation,
+    Message,
+    parse,
+)
 from graftwork.server.services import Services
+from graftwork.server.shadows import Copy, Shadows
 from graftwork.server.wire import Frame, Up
 from graftwork.server.worker import MUX
 
@@ -43,23 +53,36 @@ log = logging.getLogger(__name__)
 
 SESSION_HEADER = "x-graftwork-session"
 
+Work = tuple[tuple[int, ...], SamplingParams]
+"""What the engine is asked for one choice: a prompt and how to go on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a request goes: the version that answers it (``None``: the bare base), by its public name; and, where an
-    experiment chose it, which arm of which that was and how likely it was to be drawn."""
+    experiment chose it, what that drew."""
 
     name: str
     adapter: str | None
     digest: str | None
-    experiment: str | None = None
-    arm: str | None = None
-    probability: float | None = None
+    drawn: Draw | None = None
 
     def said(self) -> dict[str, str]:
         """What an answer says of it."""
-        drawn = {} if self.experiment is None else {"experiment": self.experiment, "arm": self.arm or ""}
+        drawn = {} if self.drawn is None else {"experiment": self.drawn.experiment, "arm": self.drawn.arm.name}
         return {"adapter": self.name, **drawn}
+
+    def mint(self, ids: InteractionIds, kind: Kind, *, unit: str | None, at: int) -> str:
+        """An id that says it."""
+        return ids.mint(
+            kind,
+            adapter=None if self.adapter is None else self.name,
+            experiment=None if self.drawn is None else self.drawn.experiment,
+            arm=None if self.drawn is None else self.drawn.arm.name,
+            probability=None if self.drawn is None else self.drawn.probability,
+            unit=unit,
+            at=at,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +92,10 @@ class Admission:
     ``store``: whether it may be logged, as far as the request goes. ``num_bytes``: of its body.
     """
 
+    kind: Kind
     id: str
     created: int
+    unit: str | None
     route: Route
     body: Generation
     key_id: str
@@ -80,12 +105,16 @@ class Admission:
 
 @dataclass(slots=True)
 class Clock:
-    """One answer's moments, by ``time.monotonic``: admitted, taken up by the engine, first and latest token."""
+    """One answer's moments, by ``time.monotonic``: admitted, taken up by the engine, first and latest token.
+
+    ``measured``: somebody waits for it, so that the metrics count.
+    """
 
     began: float = field(default_factory=time.monotonic)
     taken_up: float | None = None
     first: float | None = None
     last: float | None = None
+    measured: bool = True
 
     def ms(self, moment: float | None) -> float | None:
         """From admission to ``moment``."""
@@ -95,13 +124,18 @@ class Clock:
 class Gateway(ls.specs.base.LitSpec):
     """LitServe's idea of an API specification: the two generation routes."""
 
-    def __init__(self, services: Services, link: EngineLink, prompts: Prompts) -> None:
+    def __init__(
+        self, services: Services, link: EngineLink, prompts: Prompts, *, max_busy_for_shadows: int = 8
+    ) -> None:
         super().__init__()
         self.api_path = "/v1/chat/completions"  # names LitServe's queue
         self.services = services
         self.link = link
         self.prompts = prompts
         self.vocabulary = Vocabulary(prompts)
+        self.shadows: Shadows[Admission] = Shadows(
+            self._answer_copy, services.metrics, num_busy=link.num_open, max_busy=max_busy_for_shadows
+        )
         self.add_endpoint("/v1/chat/completions", self.chat, ["POST"])
         self.add_endpoint("/v1/completions", self.complete, ["POST"])
 
@@ -121,6 +155,7 @@ class Gateway(ls.specs.base.LitSpec):
     def connect(self) -> None:
         """In the API process, once its event loop runs."""
         self.link.connect(self.response_queue_id or 0, self._send)
+        self.shadows.start()
 
     def _send(self, message: Up) -> None:
         self.request_queue.put((self.response_queue_id, MUX, time.monotonic(), message))
@@ -141,39 +176,35 @@ class Gateway(ls.specs.base.LitSpec):
     # -- routes --------------------------------------------------------------------------------------------------
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``"""
-        body = parse(ChatCompletionRequest, await request.body())
-        admission = await self._admit("chatcmpl", request, body)
-        prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
-        work = self._work(body, [prompt])
-        answer = ChatAnswer(body, self._head(admission), self.vocabulary, prompt)
-        return await self._answer(request, admission, answer, work)
+        admission = await self._admit("chatcmpl", request, parse(ChatCompletionRequest, await request.body()))
+        return await self._answer(request, admission, *await self._prepared(admission))
 
     async def complete(self, request: Request) -> Response:
         """``POST /v1/completions``"""
-        body = parse(CompletionRequest, await request.body())
-        admission = await self._admit("cmpl", request, body)
+        admission = await self._admit("cmpl", request, parse(CompletionRequest, await request.body()))
+        return await self._answer(request, admission, *await self._prepared(admission))
+
+    async def _prepared(self, admission: Admission) -> tuple[Answer, list[Work]]:
+        """The empty answer, and what the engine is asked for it."""
+        body, head = under(admission.route.drawn, admission.body), self._head(admission)
+        if isinstance(body, ChatCompletionRequest):
+            prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
+            return ChatAnswer(body, head, self.vocabulary, prompt), self._work(admission, body, [prompt])
+        assert isinstance(body, CompletionRequest)
         prompts = await to_thread.run_sync(body.prompts, self.prompts.encode, self.services.base.vocab_size)
-        work = self._work(body, prompts)
-        answer = CompletionAnswer(body, self._head(admission), self.vocabulary, prompts)
-        return await self._answer(request, admission, answer, work)
+        return CompletionAnswer(body, head, self.vocabulary, prompts), self._work(admission, body, prompts)
 
     async def _admit(self, kind: Kind, request: Request, body: Generation) -> Admission:
         """Decide where the request goes and mint the id that says so; nothing has been queued yet."""
         ids = self.services.records.ids
-        unit = ids.unit(user=body.user or None, session=_session(request))
-        route = await self._resolve(body.model, unit)
+        unit = ids.unit(user=body.user or None, session=_session(request, body))
+        route = await self._resolve(body.model, unit, chat=kind == "chatcmpl")
         created = int(time.time())
         return Admission(
-            id=ids.mint(
-                kind,
-                adapter=route.name if route.adapter is not None else None,
-                experiment=route.experiment,
-                arm=route.arm,
-                probability=route.probability,
-                unit=unit,
-                at=created,
-            ),
+            kind=kind,
+            id=route.mint(ids, kind, unit=unit, at=created),
             created=created,
+            unit=unit,
             route=route,
             body=body,
             key_id=request.state.principal.key_id,
@@ -181,11 +212,15 @@ class Gateway(ls.specs.base.LitSpec):
             num_bytes=len(await request.body()),
         )
 
-    async def _resolve(self, model: str, unit: str | None) -> Route:
+    async def _resolve(self, model: str, unit: str | None, *, chat: bool) -> Route:
         """What ``model`` means for this ``unit``, the sticky key of whoever asks (None: nobody was named)."""
         base = self.services.base
         if model == base.id:
             return Route(base.id, None, None)
+        # A plain name takes part in the adapter's experiment; who names a version or an alias gets that.
+        drawn = self.services.experiments.draw(model, unit, chat=chat)
+        if drawn is not None:
+            return self._route_of(drawn, model)
         version = self.services.registry.resolve(model)
         if version.base_digest != base.digest:
             raise Conflict(
@@ -196,13 +231,25 @@ class Gateway(ls.specs.base.LitSpec):
             )
         return Route(version.id, version.name, version.digest)
 
-    def _work(self, body: Generation, prompts: list[Any]) -> list[tuple[tuple[int, ...], SamplingParams]]:
+    def _route_of(self, drawn: Draw, adapter: str) -> Route:
+        """To an arm. That its version fits this base and is not retired was seen to when the experiment began."""
+        if drawn.arm.version is None:
+            return Route(self.services.base.id, None, None, drawn)
+        version = self.services.registry.version(adapter, drawn.arm.version)
+        return Route(version.id, version.name, version.digest, drawn)
+
+    def _work(self, admission: Admission, body: Generation, prompts: Sequence[Sequence[int]]) -> list[Work]:
         max_length = self.link.card.get("max_length", self.services.base.max_positions)
-        return [
-            (tuple(prompt), body.sampling(len(prompt), max_length, self.prompts.eos_token_ids, choice=choice))
-            for prompt in prompts
-            for choice in range(body.choices)
-        ]
+        drawn = admission.route.drawn
+        cap = None if drawn is None else drawn.arm.sampling.get("max_tokens")
+        work = []
+        for prompt in prompts:
+            for choice in range(body.choices):
+                wishes = body.sampling(len(prompt), max_length, self.prompts.eos_token_ids, choice=choice)
+                if cap is not None:
+                    wishes = replace(wishes, max_tokens=max(min(wishes.max_tokens, cap), wishes.min_tokens))
+                work.append((tuple(prompt), wishes))
+        return work
 
     def _head(self, admission: Admission) -> Head:
         digest = self.services.base.digest.removeprefix("sha256:")
@@ -220,7 +267,7 @@ class Gateway(ls.specs.base.LitSpec):
         request: Request,
         admission: Admission,
         answer: Answer,
-        work: list[tuple[tuple[int, ...], SamplingParams]],
+        work: list[Work],
     ) -> Response:
         route, clock = admission.route, Clock()
         request.state.adapter = route.adapter or route.name
@@ -300,8 +347,11 @@ class Gateway(ls.specs.base.LitSpec):
         if not delta.token_ids:
             return
         now = time.monotonic()
-        if clock.last is None:
+        if clock.first is None:
             clock.first = now
+        if not clock.measured:
+            return
+        if clock.last is None:
             self.services.metrics.first_token(now - clock.began)
         else:
             self.services.metrics.next_token(now - clock.last)
@@ -309,23 +359,61 @@ class Gateway(ls.specs.base.LitSpec):
 
     def _settle(self, admission: Admission, answer: Answer, clock: Clock, error: Exception | None) -> None:
         """The answer has ended, one way or another: count it, and have it logged."""
-        route, ended = admission.route, time.monotonic()
-        if admission.store:
-            self.services.records.log.put(
-                Ended(
-                    id=admission.id,
-                    adapter=route.adapter or route.name,
-                    key_id=admission.key_id,
-                    num_bytes=admission.num_bytes + 64 * answer.num_completion_tokens,
-                    outcome=partial(self._outcome, admission, answer, clock, ended, error),
-                )
-            )
+        route = admission.route
+        self._log(admission, answer, clock, error)
+        if route.drawn is not None and admission.store and error is None and answer.done:
+            experiment = self.services.experiments.running_on(admission.body.model)
+            if experiment is not None and experiment.name == route.drawn.experiment:
+                self.shadows.offer(experiment, admission.id, admission)
         self.services.traffic.add(route.name, answer.num_completion_tokens)
         self.services.metrics.tokens(
             adapter=route.adapter or route.name,
             prompt=answer.num_prompt_tokens,
             completion=answer.num_completion_tokens,
         )
+
+    def _log(self, admission: Admission, answer: Answer, clock: Clock, error: Exception | None) -> None:
+        if not admission.store:
+            return
+        self.services.records.log.put(
+            Ended(
+                id=admission.id,
+                adapter=admission.route.adapter or admission.route.name,
+                key_id=admission.key_id,
+                num_bytes=admission.num_bytes + 64 * answer.num_completion_tokens,
+                outcome=partial(self._outcome, admission, answer, clock, time.monotonic(), error),
+            )
+        )
+
+    async def _answer_copy(self, copy: Copy[Admission]) -> None:
+        """Answer a request once more, as a shadow arm does; only the log hears of it."""
+        original, created = copy.of, int(time.time())
+        route = self._route_of(copy.draw, original.body.model)
+        changes: dict[str, Any] = {
+            "n": None,
+            "stream": None,
+            "metadata": {**(original.body.metadata or {}), SHADOW_OF: original.id},
+        }
+        if isinstance(original.body, CompletionRequest):
+            changes["prompt"] = original.body.prompt[:1]
+        admission = replace(
+            original,
+            id=route.mint(self.services.records.ids, original.kind, unit=original.unit, at=created),
+            created=created,
+            route=route,
+            body=original.body.model_copy(update=changes),
+        )
+        answer, work = await self._prepared(admission)
+        clock = Clock(measured=False)
+        stream = self.link.open(work, adapter=route.digest)
+        try:
+            await self._take_all(stream, answer, clock)
+        except GraftworkError as failure:
+            self._log(admission, answer, clock, failure)
+            raise
+        finally:
+            self.link.cancel(stream)
+        self._log(admission, answer, clock, None)
 
     def _outcome(
         self, admission: Admission, answer: Answer, clock: Clock, ended: float, error: Exception | None
@@ -355,8 +443,22 @@ class Gateway(ls.specs.base.LitSpec):
         )
 
 
-def _session(request: Request) -> str | None:
+def under(drawn: Draw | None, body: Generation) -> Generation:
+    """The body as the arm has it; ``max_tokens`` of an arm is a cap, which is for `Gateway._work`."""
+    if drawn is None:
+        return body
+    changes: dict[str, Any] = {name: value for name, value in drawn.arm.sampling.items() if name != "max_tokens"}
+    if drawn.arm.system is not None and isinstance(body, ChatCompletionRequest):
+        was_told = body.messages[0].role in ("system", "developer")
+        changes["messages"] = [Message(role="system", content=drawn.arm.system), *body.messages[was_told:]]
+    return body.model_copy(update=changes)
+
+
+def _session(request: Request, body: Generation) -> str | None:
     """Who asks, where the body names no user: a conversation or a visitor, for experiments."""
+    named = (body.metadata or {}).get("session")
+    if named:
+        return named
     session = request.headers.get(SESSION_HEADER)
     if session is not None and len(session) > MAX_LABEL_CHARS:
         raise InvalidRequest(

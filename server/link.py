@@ -82,6 +82,10 @@ class EngineLink:
     def base_card(self) -> Mapping[str, Any]:
         return self.card
 
+    def num_open(self) -> int:
+        """Answers that are under way, of all API processes."""
+        return self._board.total_open
+
     def _check_ready(self) -> str:
         state = self.state
         if state == "ready" and self._epoch is not None:

@@ -76,6 +76,9 @@ class Metrics:
 
         self._feedback = self._counter("feedback", "What was said of answers.", "adapter", "kind")
         self._interactions_dropped = self._counter("interactions_dropped", "Interactions that were not logged.")
+        self._shadows = self._counter(
+            "shadows", "Copies of requests for shadow arms, by what became of them.", "outcome"
+        )
 
         self._ready = self._gauge("ready", "1 while the engine answers.")
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
@@ -115,6 +118,10 @@ class Metrics:
 
     def interactions_dropped(self, count: int) -> None:
         self._interactions_dropped.inc(count)
+
+    def shadow(self, outcome: str) -> None:
+        """A copy was ``answered``, ``failed``, or ``skipped`` for want of room."""
+        self._shadows.labels(outcome).inc()
 
     def first_token(self, seconds: float) -> None:
         self._first_token_seconds.observe(seconds)

@@ -12,6 +12,8 @@ from graftwork.adapters.artifacts import ArtifactStore
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database
 from graftwork.adapters.erasure import Erasure
+from graftwork.adapters.experiments import Experiments
+from graftwork.adapters.exposures import Exposures
 from graftwork.adapters.feedback import FeedbackLog
 from graftwork.adapters.interaction_ids import InteractionIds
 from graftwork.adapters.interactions import Interactions
@@ -108,6 +110,8 @@ class Services:
     engine: EngineHandle
     limits: Limits
     records: Records
+    experiments: Experiments
+    exposures: Exposures
     allowed_roots: tuple[Path, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)

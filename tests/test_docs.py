@@ -52,7 +52,7 @@ FLAGS_OF_OTHERS = {
     *("--strict", "--wheel", "--no-isolation"),  # mypy, build
 }
 SERVER_URL, SERVER_FOLDER = "http://127.0.0.1:8000", "/srv/adapters"
-FREE_FORM = {"aliases", "metadata", "peft_config", "sampling", "top_logprobs"}
+FREE_FORM = {"aliases", "weights", "metadata", "peft_config", "sampling", "top_logprobs"}
 """Objects whose fields are the user's own, in the answers of the server."""
 
 
@@ -429,7 +429,7 @@ def test_every_route_is_documented() -> None:
     gateway = (CHECKOUT / "server" / "gateway.py").read_text()
     routes |= {f"POST {path}" for path in re.findall(r'add_endpoint\("([^"]+)"', gateway)}
     assert len(routes) >= 18
-    shown = re.findall(r"^## ((?:GET|POST|PUT|DELETE) .+)$", read("docs/api.md"), re.MULTILINE)
+    shown = re.findall(r"^## ((?:GET|POST|PUT|PATCH|DELETE) .+)$", read("docs/api.md"), re.MULTILINE)
     assert sorted(shown) == sorted(
         route.replace("{model:path}", "{id}").replace("{subject:path}", "{subject}") for route in routes
     )

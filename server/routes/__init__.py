@@ -10,10 +10,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from graftwork.server.routes import adapters, feedback, interactions, keys, log_policies, models, service
+from graftwork.server.routes import (
+    adapters,
+    experiments,
+    feedback,
+    interactions,
+    keys,
+    log_policies,
+    models,
+    service,
+)
 from graftwork.server.services import Services
 
-NOUNS = (service, models, adapters, keys, feedback, interactions, log_policies)
+NOUNS = (service, models, adapters, keys, feedback, interactions, log_policies, experiments)
 
 
 def router(services: Services) -> APIRouter:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -33,11 +34,13 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 class PromotedVersion(Wire):
     version: Annotated[int, Field(ge=1)]
     reason: Text | None = None
+    end_experiment: bool = False
 
 
 class Rollback(Wire):
     alias: Text = LIVE
     reason: Text | None = None
+    end_experiment: bool = False
 
 
 class PushParameters(Parameters):
@@ -81,14 +84,16 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.put("/v1/adapters/{name}/aliases/{alias}")
     async def promote(request: Request, name: str, alias: str, who: Principal = operator) -> Response:
         body = parse(PromotedVersion, await request.body())
-        event = await beside(registry.set_alias, name, alias, body.version, actor=who.name, reason=body.reason)
+        move = partial(registry.set_alias, name, alias, body.version, actor=who.name, reason=body.reason)
+        event = await beside(_moved, services, name, move, who, end_experiment=body.end_experiment)
         log.info("%s: %s@%s is version %s", who.name, name, alias, event.to_version)
         return JSONResponse(_event(event))
 
     @routes.post("/v1/adapters/{name}/rollback")
     async def rollback(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(Rollback, await request.body() or b"{}")
-        event = await beside(registry.rollback, name, alias=body.alias, actor=who.name, reason=body.reason)
+        move = partial(registry.rollback, name, alias=body.alias, actor=who.name, reason=body.reason)
+        event = await beside(_moved, services, name, move, who, end_experiment=body.end_experiment)
         log.info("%s: %s@%s is back at version %s", who.name, name, body.alias, event.to_version)
         return JSONResponse(_event(event))
 
@@ -100,6 +105,18 @@ def add(routes: APIRouter, services: Services) -> None:
         version = await beside(registry.retire, name, int(number), actor=who.name)
         log.info("%s retired %s", who.name, version.id)
         return JSONResponse(_version(version, await residency_of(engine), traffic))
+
+
+def _moved(
+    services: Services, name: str, move: Callable[..., AliasEvent], who: Principal, *, end_experiment: bool
+) -> AliasEvent:
+    """The alias moved; with the experiment that would forbid it ended, if that is wished."""
+    if not end_experiment:
+        return move()
+    reason = f"{who.name} moved an alias of {name} and ended the experiment with it"
+    return services.experiments.end_and_move(
+        name, lambda connection: move(within=connection), actor=who.name, reason=reason
+    )
 
 
 def all_adapters(services: Services) -> list[Adapter]:

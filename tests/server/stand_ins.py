@@ -20,6 +20,8 @@ from graftwork.adapters.artifacts import ArtifactStore
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
+from graftwork.adapters.experiments import Experiments, UnderExperiment
+from graftwork.adapters.exposures import Exposures
 from graftwork.adapters.keys import Keys
 from graftwork.adapters.peft_format import Limits
 from graftwork.adapters.registry import Registry
@@ -128,7 +130,7 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
-    registry, metrics = Registry(database), Metrics()
+    registry, metrics = Registry(database, guard=UnderExperiment()), Metrics()
     services = Services(
         base=base,
         registry=registry,
@@ -138,6 +140,8 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
         engine=engine,
         metrics=metrics,
         records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
+        experiments=Experiments(database, registry),
+        exposures=Exposures(database),
         limits=LIMITS,
         allowed_roots=(home / "shared",),
     )

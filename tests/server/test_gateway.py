@@ -10,7 +10,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from graftwork.adapters.interactions import Interaction, InteractionFilter
 from graftwork.adapters.keys import Role
 from graftwork.server import interaction_log
 from graftwork.server.engine.request import Delta, FinishReason
-from graftwork.server.gateway import Gateway, Route
+from graftwork.server.gateway import Gateway
 from graftwork.server.interaction_log import Ended
 from graftwork.server.link import EngineLink
 from graftwork.server.processes import Board
@@ -134,6 +133,7 @@ async def test_the_user_is_the_unit_or_else_the_session(desk: Desk) -> None:
     assert await unit() is None
     assert await unit(user="") is None
     assert await unit(session) == desk.records.ids.unit(session="s1")
+    assert await unit(metadata={"session": "s1"}) == await unit(session)
     assert await unit(session, user="ann") == await unit(user="ann") == desk.records.ids.unit(user="ann")
     refused = await desk.ask(headers={"x-graftwork-session": "x" * 257})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-graftwork-session")
@@ -261,23 +261,23 @@ async def test_refused_requests_are_not_interactions(desk: Desk) -> None:
     assert desk.logged() == []
 
 
-async def test_an_arm_that_was_drawn_is_said_everywhere(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str | None] = []
-    resolve = desk.gateway._resolve
-
-    async def draw(model: str, unit: str | None) -> Route:
-        asked.append(unit)
-        return replace(await resolve(model, unit), experiment="seven", arm="b", probability=0.25)
-
-    monkeypatch.setattr(desk.gateway, "_resolve", draw)
+async def test_an_arm_that_was_drawn_is_said_everywhere(desk: Desk) -> None:
+    plan = {
+        "name": "seven",
+        "adapter": "intents",
+        "metric": "thumb",
+        "arms": [{"version": 1}, {"version": 2, "weight": 1}],
+    }
+    assert (await desk.http.post("/v1/experiments", json=plan)).status_code == 201
     answer = await desk.ask(user="ann")
-    assert asked == [desk.records.ids.unit(user="ann")]
-    assert (answer.headers["x-graftwork-experiment"], answer.headers["x-graftwork-arm"]) == ("seven", "b")
-    assert answer.json()["graftwork"] == {"adapter": "intents@1", "experiment": "seven", "arm": "b"}
+    assert (answer.headers["x-graftwork-experiment"], answer.headers["x-graftwork-arm"]) == ("seven", "intents@2")
+    assert answer.headers["x-graftwork-adapter"] == "intents@2"
+    assert answer.json()["graftwork"] == {"adapter": "intents@2", "experiment": "seven", "arm": "intents@2"}
     said = desk.records.ids.read(answer.json()["id"])
-    assert (said.experiment, said.arm, said.probability) == ("seven", "b", 0.25)
-    (row,) = desk.logged(experiment="seven", arm="b")
-    assert row.probability == 0.25
+    assert (said.experiment, said.arm, said.probability) == ("seven", "intents@2", 1.0)
+    assert said.unit == desk.records.ids.unit(user="ann")
+    (row,) = desk.logged(experiment="seven", arm="intents@2")
+    assert row.probability == 1.0
 
 
 async def test_feedback_waits_for_the_row_that_it_is_about(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
