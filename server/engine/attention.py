@@ -98,8 +98,9 @@ class AttentionPlan:
         num_tokens, dim = query.shape[1:]
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         width = keys.shape[2]
-        keys.view(-1, width).index_copy_(0, self.write_at, key.transpose(0, 1).reshape(num_tokens, width))
-        values.view(-1, width).index_copy_(0, self.write_at, value.transpose(0, 1).reshape(num_tokens, width))
+        for cache, new in ((keys, key), (values, value)):
+            rows = self.cache.shape.rounded(new.transpose(0, 1).reshape(num_tokens, width))
+            cache.view(-1, width).index_copy_(0, self.write_at, rows)
         query = query.transpose(0, 1)  # [T, H, D]
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         kv_heads = width // dim
@@ -162,6 +163,7 @@ def _attend_group(
         q = spread
     k, v = (
         (t[group.span] if group.span is not None else t.index_select(0, group.slots))[:, : group.length]
+        .to(query.dtype)
         .view(group.num_rows, group.length, kv_heads, dim)
         .transpose(1, 2)
         for t in (keys, values)
@@ -185,7 +187,9 @@ def _attend_chunk(
     """A chunk of one prompt over its own slot. → [count, H, D]."""
     num_heads, dim = query.shape[1], query.shape[2]
     stop = chunk.start + chunk.count
-    k, v = (t[chunk.slot, :stop].view(stop, kv_heads, dim).transpose(0, 1)[None] for t in (keys, values))
+    k, v = (
+        t[chunk.slot, :stop].to(query.dtype).view(stop, kv_heads, dim).transpose(0, 1)[None] for t in (keys, values)
+    )
     q = query.transpose(0, 1)[None]
     if chunk.start == 0 and softcap is None and (window is None or stop <= window):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=kv_heads != num_heads)

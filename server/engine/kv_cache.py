@@ -36,6 +36,12 @@ class CacheShape:
     def bytes_per_token(self) -> int:
         return 2 * self.dtype.itemsize * sum(heads * dim for heads, dim in self.kv_sizes)
 
+    def rounded(self, tensor: Tensor) -> Tensor:
+        """Keys or values in the cache's numbers; what half precision cannot hold becomes its largest number."""
+        if self.dtype == torch.float16:
+            tensor = tensor.clamp(-65504, 65504)
+        return tensor.to(self.dtype)
+
 
 class KVCache:
     def __init__(self, shape: CacheShape) -> None:

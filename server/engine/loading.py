@@ -17,7 +17,7 @@ from torch import nn
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine import attention, numerics
-from graftwork.server.engine.forward import ModelForward
+from graftwork.server.engine.forward import Forward, ModelForward
 from graftwork.server.engine.grafting import (
     Grafts,
     Product,
@@ -126,16 +126,24 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     model.config._attn_implementation = attention.IMPLEMENTATION
     model.requires_grad_(False)
     trial = try_out(model)
+    on_card, misfit = _card(config, chosen)
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
     machine, obstacle = _machine(config, chosen)
-    grafts = graft_onto(model, trial, bank, functools.partial(_hold, numerics=chosen, bank=bank, machine=machine))
+    grafts = graft_onto(
+        model, trial, bank, functools.partial(_hold, numerics=chosen, bank=bank, machine=machine, on_card=on_card)
+    )
     model.to(chosen.device)
     max_rows = config.step_tokens + config.max_sequences
     if chosen.device.type == "cpu" and machine is None:
         _warm_up(grafts, max_rows, chosen.dtype)
     memory_bytes = _memory(model, grafts)
-    cache, limits = _cache(config, trial.kv_sizes, chosen, max_length)
-    decoder = None
+    # The native kernels read halves: keys and values are most of what a step over long sequences reads.
+    cache_dtype = chosen.dtype if machine is None else torch.float16
+    cache, limits = _cache(config, trial.kv_sizes, chosen, cache_dtype, max_length)
+    forward: Forward = ModelForward(model, bank, cache)
+    decoder: Forward | None = None
+    if on_card:
+        forward, decoder = _on_card(model, bank, cache, limits)
     if machine is not None:
         decoder, obstacle = _decoder(model, grafts, trial, cache, machine, max_rows)
     card = BaseCard(
@@ -146,8 +154,8 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
         device=str(chosen.device),
         quantize=chosen.quantize,
         dtype=str(chosen.dtype).removeprefix("torch."),
-        kernels="torch" if machine is None else "native",
-        reason="; ".join(part for part in (chosen.reason, obstacle) if part),
+        kernels="native" if machine is not None else "triton" if on_card else "torch",
+        reason="; ".join(part for part in (chosen.reason, obstacle, misfit) if part),
         memory_bytes=memory_bytes,
         cache_tokens=limits.cache_tokens,
         max_length=limits.max_length,
@@ -155,7 +163,31 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
         slots=config.num_slots,
         load_seconds=round(time.perf_counter() - began, 2),
     )
-    return Runner(ModelForward(model, bank, cache), decoder, grafts, bank, cache), limits, card
+    return Runner(forward, decoder, grafts, bank, cache), limits, card
+
+
+def _card(config: EngineConfig, chosen: numerics.Numerics) -> tuple[bool, str]:
+    """Whether Triton's kernels run on the card that is here, or why they do not: they are tried first."""
+    if chosen.kernels != "triton":
+        return False, ""
+    from graftwork.server.engine.cuda.trial import obstacle  # Triton comes with torch for CUDA only
+
+    if (misfit := obstacle(chosen.device, chosen.dtype)) is None:
+        return True, ""
+    if config.kernels == "triton":
+        raise ConfigurationError(f"--kernels triton: {misfit}")
+    log.warning("%s. Going on with torch's kernels, which take several times as long.", misfit)
+    return False, "torch kernels, Triton's do not run here"
+
+
+def _on_card(model: nn.Module, bank: LoraBank, cache: KVCache, limits: Limits) -> tuple[Forward, Forward | None]:
+    """What launches kernel by kernel, and the graphs for steps in which all decode, where they can be captured."""
+    from graftwork.server.engine.cuda import graphs
+    from graftwork.server.engine.cuda.forward import CardForward, captured
+
+    forward = CardForward(model, bank, cache)
+    recorder = graphs.CudaRecorder(cache.shape.device)
+    return forward, captured(forward, recorder, max_rows=limits.max_sequences)
 
 
 def _machine(config: EngineConfig, chosen: numerics.Numerics) -> tuple[Machine | None, str]:
@@ -172,12 +204,21 @@ def _machine(config: EngineConfig, chosen: numerics.Numerics) -> tuple[Machine |
 
 
 def _hold(
-    layers: Sequence[nn.Linear], *, numerics: numerics.Numerics, bank: LoraBank, machine: Machine | None
+    layers: Sequence[nn.Linear],
+    *,
+    numerics: numerics.Numerics,
+    bank: LoraBank,
+    machine: Machine | None,
+    on_card: bool,
 ) -> Product:
     """Take over the weights of sibling layers that read the same input."""
     weights = [layer.weight for layer in layers]
     if machine is not None:
         return NativeLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, machine)
+    if on_card:
+        from graftwork.server.engine.cuda.lora import CardProduct
+
+        return CardProduct(hold(weights, numerics), bank, layers[0].in_features, columns_of(layers))
     table = bank.new_table(layers[0].in_features, columns_of(layers))
     return TorchProduct(hold(weights, numerics), table)
 
@@ -197,14 +238,18 @@ def _decoder(
 
 
 def _cache(
-    config: EngineConfig, kv_sizes: tuple[tuple[int, int], ...], chosen: numerics.Numerics, max_length: int
+    config: EngineConfig,
+    kv_sizes: tuple[tuple[int, int], ...],
+    chosen: numerics.Numerics,
+    dtype: torch.dtype,
+    max_length: int,
 ) -> tuple[KVCache, Limits]:
     """On a CPU slots are address space and the token budget bounds what is filled; on a card slots are memory."""
     shape = CacheShape(
         num_slots=config.max_sequences * (RETAINED_SLOTS + 1 if config.prefix_cache else 1),
         slot_length=max_length,
         kv_sizes=kv_sizes,
-        dtype=chosen.dtype,
+        dtype=dtype,
         device=chosen.device,
     )
     if chosen.device.type == "cpu":
@@ -218,7 +263,7 @@ def _cache(
                 "Lower --max-model-len or raise --kv-memory-gb."
             )
         shape = CacheShape(
-            num_slots=num_slots, slot_length=max_length, kv_sizes=kv_sizes, dtype=chosen.dtype, device=chosen.device
+            num_slots=num_slots, slot_length=max_length, kv_sizes=kv_sizes, dtype=dtype, device=chosen.device
         )
     cache_tokens = min(cache_bytes // shape.bytes_per_token, shape.num_slots * max_length)
     if cache_tokens < 64:

@@ -26,7 +26,7 @@ from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine.native import library as native
 
 Quantize = Literal["int8", "nf4", "none"]
-Kernels = Literal["native", "torch"]
+Kernels = Literal["native", "triton", "torch"]
 
 #: Below this many parameters NF4 costs too much quality: perplexity 8.0 → 10.4 at 135 million.
 MIN_PARAMETERS_FOR_NF4 = 1_000_000_000
@@ -78,16 +78,20 @@ def choose(*, quantize: str, dtype: str, device: str, kernels: str = "auto", num
         torch_dtype = getattr(torch, dtype)
     else:
         raise ConfigurationError(f"--dtype {dtype}: choose auto, bfloat16 or float32.")
-    by, why = _kernels(kernels, chosen, torch_dtype)
+    by, why = _kernels(kernels, chosen, torch_dtype, target)
     return Numerics(
         device=target, quantize=chosen, dtype=torch_dtype, kernels=by, reason=f"{reason}; {why}" if why else reason
     )
 
 
-def _kernels(wish: str, quantize: Quantize, dtype: torch.dtype) -> tuple[Kernels, str]:
+def _kernels(wish: str, quantize: Quantize, dtype: torch.dtype, device: torch.device) -> tuple[Kernels, str]:
     """Which kernels, and why they are not the native ones where those are meant to be."""
-    if wish not in ("auto", "native", "torch"):
-        raise ConfigurationError(f"--kernels {wish}: choose auto, native or torch.")
+    if wish not in ("auto", "native", "triton", "torch"):
+        raise ConfigurationError(f"--kernels {wish}: choose auto, native, triton or torch.")
+    if device.type == "cuda":
+        return _kernels_on_card(wish)
+    if wish == "triton":
+        raise ConfigurationError("--kernels triton is for CUDA; on a CPU choose native, torch or auto.")
     obstacle = "as asked" if wish == "torch" else native.why_not()
     if quantize != "int8" or dtype != torch.float32:
         if wish == "native":
@@ -98,6 +102,18 @@ def _kernels(wish: str, quantize: Quantize, dtype: torch.dtype) -> tuple[Kernels
     if wish == "native":
         raise ConfigurationError(f"--kernels native: {obstacle}.")
     return "torch", f"torch kernels, {obstacle}"
+
+
+def _kernels_on_card(wish: str) -> tuple[Kernels, str]:
+    if wish == "native":
+        raise ConfigurationError("--kernels native is for CPUs; on CUDA choose triton, torch or auto.")
+    if wish == "torch":
+        return "torch", "torch kernels, as asked"
+    if importlib.util.find_spec("triton") is not None:
+        return "triton", ""
+    if wish == "triton":
+        raise ConfigurationError("--kernels triton needs Triton: pip install triton, or choose --kernels torch.")
+    return "torch", "torch kernels, Triton is not installed"
 
 
 def _device(wish: str) -> torch.device:

@@ -186,7 +186,7 @@ def test_attention(
     """A prompt in two chunks in one slot, and rows that decode in others, against plain attention."""
     torch.manual_seed(heads)
     group, width = heads // kv_heads, (heads + 2 * kv_heads) * dim
-    keys, values = torch.full((4, 50, kv_heads * dim), 7.0), torch.full((4, 50, kv_heads * dim), 7.0)
+    keys, values = (torch.full((4, 50, kv_heads * dim), 7.0, dtype=torch.float16) for _ in range(2))
     told = {slot: torch.randn(length, width) for slot, length in {0: 23, 1: 40, 3: 1}.items()}
     q_norm, k_norm = torch.randn(dim), torch.randn(dim)
     fields = AttentionFields(
@@ -236,6 +236,7 @@ def test_attention(
             q, k = oracle.rms_norm(q, q_norm, 1e-6), oracle.rms_norm(k, k_norm, 1e-6)
         cos, sin = angles[:length].cos(), angles[:length].sin()
         q, k = oracle.rotate(q, cos, sin), oracle.rotate(k, cos, sin)
+        k, v = k.half().float(), v.half().float()
         scores = torch.einsum("thd,shd->hts", q, k.repeat_interleave(group, 1)) * 0.3
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)

@@ -210,7 +210,7 @@ class Decoder:
     def _attend(self, attention: Any, index: int, rope: int, trial: Trial, x: Tensor, y: Tensor) -> OpFields:
         traits = trial.attention[index]
         keys = self._cache.keys[index]
-        if keys.dtype != torch.float32:
+        if keys.dtype != torch.float16:
             raise DoesNotFit(f"a cache of {keys.dtype}")
         norms = [
             self._keep_norm(Norm.of(_plain(getattr(attention, name)))) if hasattr(attention, name) else None

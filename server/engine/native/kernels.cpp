@@ -6,7 +6,7 @@
 //
 // Numbers: weights are unsigned bytes (value + 128) with a scale per output, adapters' A and B the same with a scale per
 // rank row of A and per output of a page of B; activations are signed bytes with a scale per BLOCK inputs of a row, what
-// A makes of them with a scale per page; all else float32.
+// A makes of them with a scale per page; cached keys and values half precision; all else float32.
 //
 // The C interface is at the end: plain structures filled by Python, no torch, no exceptions.
 
@@ -212,9 +212,9 @@ struct Adapters {
 };
 
 struct Attention {
-    float* keys;             // [slots, slot_length, kv_heads * dim], this layer's
-    float* values;
-    int64_t slot_stride;     // floats
+    uint16_t* keys;          // [slots, slot_length, kv_heads * dim] half, this layer's
+    uint16_t* values;
+    int64_t slot_stride;     // numbers
     int32_t num_heads, num_kv_heads, dim, rotary_dim;
     float scale, softcap;    // softcap 0: none
     int32_t window;          // 0: none
@@ -251,6 +251,11 @@ struct Step {
 
 namespace {
 
+// Rows that follow one another in a slot: row i is at position `first + i`.
+struct Block {
+    int row, count, slot, first;
+};
+
 // Memory of a step that nobody outside sees.
 struct Scratch {
     std::vector<float> inputs;      // [threads][padded K]: the row that is being made ready
@@ -260,7 +265,8 @@ struct Scratch {
     std::vector<int8_t> ranks;      // [groups][members][16]: A times the inputs
     std::vector<float> rank_scales;     // [groups][members]
     std::vector<int32_t> rank_offsets;  // [groups][members]
-    std::vector<std::vector<float>> scores;  // a thread's [heads of a group][positions]
+    std::vector<std::vector<float>> scores;  // a thread's [queries][positions]
+    std::vector<Block> blocks;
 
     template <class T> static T* at_least(std::vector<T>& v, size_t n) {
         if (v.size() < n) v.resize(n + n / 2);
@@ -579,52 +585,110 @@ void rotate(float* x, const float* cos, const float* sin, int rotary) {
     }
 }
 
-constexpr int MAX_GROUP = 8;  // query heads that look at one key together
+constexpr int MAX_QUERIES = 12;  // query vectors that look at one key together: heads of a group, of some rows
+constexpr int MAX_ROWS = 4;
+constexpr int POSITIONS_AHEAD = 24;  // how far ahead cache rows are fetched: they lie too far apart for the hardware
 
-// Positions lie a cache row apart, too far for the hardware to guess what comes next at the end of every page.
-constexpr int POSITIONS_AHEAD = 24;
-
-inline void fetch(const float* p, int count) {
-    for (int i = 0; i < count; i += LANES) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
+inline __m512 from_half(const uint16_t* p, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
 }
 
-template <int G>
-void score(const float* q, const float* keys, int64_t stride, int dim, int length, float scale, float* scores,
-           int score_stride, int fetched) {
-    for (int l = 0; l < length; ++l, keys += stride) {
-        fetch(keys + POSITIONS_AHEAD * stride, fetched);
-        __m512 sum[G];
-        for (int g = 0; g < G; ++g) sum[g] = _mm512_setzero_ps();
-        for (int d = 0; d < dim; d += LANES) {
-            const __mmask16 m = tail_mask(dim - d);
-            const __m512 k = _mm512_maskz_loadu_ps(m, keys + d);
-            for (int g = 0; g < G; ++g) sum[g] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, q + g * dim + d), k, sum[g]);
-        }
-        for (int g = 0; g < G; ++g) scores[g * score_stride + l] = scale * _mm512_reduce_add_ps(sum[g]);
+// Beyond what half precision holds comes its largest number, and a NaN stays one: min and max return their second.
+void store_half(const float* x, int n, uint16_t* out) {
+    for (int i = 0; i < n; i += LANES) {
+        const __mmask16 m = tail_mask(n - i);
+        const __m512 v = _mm512_min_ps(_mm512_set1_ps(65504.0f), _mm512_maskz_loadu_ps(m, x + i));
+        const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-65504.0f), v);
+        _mm256_mask_storeu_epi16(out + i, m, _mm512_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 }
 
-template <int G>
-void mix(const float* weights, int weight_stride, const float* values, int64_t stride, int dim, int length,
-         const float* inverse, float* out, int fetched) {
-    for (int d = 0; d < dim; d += 2 * LANES) {
-        const __mmask16 m0 = tail_mask(dim - d), m1 = dim - d > LANES ? tail_mask(dim - d - LANES) : 0;
-        __m512 sum[G][2];
-        for (int g = 0; g < G; ++g) sum[g][0] = sum[g][1] = _mm512_setzero_ps();
-        const float* v = values + d;
-        for (int l = 0; l < length; ++l, v += stride) {
-            if (d == 0) fetch(v + POSITIONS_AHEAD * stride, fetched);
-            const __m512 v0 = _mm512_maskz_loadu_ps(m0, v), v1 = _mm512_maskz_loadu_ps(m1, v + LANES);
-            for (int g = 0; g < G; ++g) {
-                const __m512 w = _mm512_set1_ps(weights[g * weight_stride + l]);
-                sum[g][0] = _mm512_fmadd_ps(w, v0, sum[g][0]);
-                sum[g][1] = _mm512_fmadd_ps(w, v1, sum[g][1]);
+inline void fetch(const uint16_t* p, int count) {
+    for (int i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
+}
+
+// Rows become columns.
+inline void transpose(__m512 (&r)[16]) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+        r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+// scores[q][l] = scale * (q . key l), sixteen keys in the lanes of a register, their numbers one after another: the
+// order of a sum does not depend on who else looks at the key.
+template <int Q>
+void score(const float* const* q, const uint16_t* keys, int64_t stride, int dim, int length, float scale, float* scores,
+           int score_stride, int fetched) {
+    for (int l = 0; l < length; l += LANES) {
+        const int count = std::min(LANES, length - l);
+        __m512 sum[Q];
+        for (int i = 0; i < Q; ++i) sum[i] = _mm512_setzero_ps();
+        for (int i = 0; i < count; ++i) fetch(keys + (l + i + POSITIONS_AHEAD) * stride, fetched);
+        for (int d = 0; d < dim; d += LANES) {
+            const __mmask16 m = tail_mask(dim - d);
+            __m512 k[LANES];
+            const uint16_t* key = keys + l * stride + d;
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; ++i) k[i] = i < count ? from_half(key + i * stride, m) : _mm512_setzero_ps();
+            transpose(k);
+            if (dim - d >= LANES) {
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; ++j)
+                    for (int i = 0; i < Q; ++i) sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d + j]), k[j], sum[i]);
+            } else {
+#pragma GCC unroll 16
+                for (int j = 0; j < LANES; ++j)
+                    if (d + j < dim)
+                        for (int i = 0; i < Q; ++i) sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d + j]), k[j], sum[i]);
             }
         }
-        for (int g = 0; g < G; ++g) {
-            const __m512 i = _mm512_set1_ps(inverse[g]);
-            _mm512_mask_storeu_ps(out + g * dim + d, m0, _mm512_mul_ps(sum[g][0], i));
-            _mm512_mask_storeu_ps(out + g * dim + d + LANES, m1, _mm512_mul_ps(sum[g][1], i));
+        for (int i = 0; i < Q; ++i)
+            _mm512_storeu_ps(scores + i * score_stride + l, _mm512_mul_ps(sum[i], _mm512_set1_ps(scale)));
+    }
+}
+
+// out[q] = inverse[q] * sum of weights[q][l] * value l, position after position.
+template <int Q>
+void mix(const float* weights, int weight_stride, const uint16_t* values, int64_t stride, int dim, int length,
+         const float* inverse, float* const* out, int fetched) {
+    for (int d = 0; d < dim; d += 2 * LANES) {
+        const __mmask16 m0 = tail_mask(dim - d), m1 = dim - d > LANES ? tail_mask(dim - d - LANES) : 0;
+        __m512 sum[Q][2];
+        for (int i = 0; i < Q; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+        const uint16_t* v = values + d;
+        for (int l = 0; l < length; ++l, v += stride) {
+            if (d == 0) fetch(v + POSITIONS_AHEAD * stride, fetched);
+            const __m512 v0 = from_half(v, m0), v1 = from_half(v + LANES, m1);
+            for (int i = 0; i < Q; ++i) {
+                const __m512 w = _mm512_set1_ps(weights[i * weight_stride + l]);
+                sum[i][0] = _mm512_fmadd_ps(w, v0, sum[i][0]);
+                sum[i][1] = _mm512_fmadd_ps(w, v1, sum[i][1]);
+            }
+        }
+        for (int i = 0; i < Q; ++i) {
+            const __m512 scale = _mm512_set1_ps(inverse[i]);
+            _mm512_mask_storeu_ps(out[i] + d, m0, _mm512_mul_ps(sum[i][0], scale));
+            _mm512_mask_storeu_ps(out[i] + d + LANES, m1, _mm512_mul_ps(sum[i][1], scale));
         }
     }
 }
@@ -652,14 +716,27 @@ float soften(float* scores, int length, float softcap) {
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
-template <int G>
-void attend_heads(const Attention& at, const float* q, const float* keys, const float* values, int length, float* scores,
-                  int score_stride, float* out, int fetched) {
+// Some heads of one key-value head, for the rows of a block. q and out: [rows * heads] vectors, a row's heads together.
+template <int Q>
+void attend_block(const Attention& at, const Block& block, int heads, const float* const* q, const uint16_t* keys,
+                  const uint16_t* values, float* scores, int score_stride, float* const* out, int fetched) {
     const int64_t stride = int64_t(at.num_kv_heads) * at.dim;
-    score<G>(q, keys, stride, at.dim, length, at.scale, scores, score_stride, fetched);
-    float inverse[G];
-    for (int g = 0; g < G; ++g) inverse[g] = soften(scores + g * score_stride, length, at.softcap);
-    mix<G>(scores, score_stride, values, stride, at.dim, length, inverse, out, fetched);
+    const auto start_of = [&](int i) { return at.window > 0 ? std::max(0, block.first + i + 1 - at.window) : 0; };
+    const int start = start_of(0), length = block.first + block.count - start;
+    keys += start * stride;
+    values += start * stride;
+    score<Q>(q, keys, stride, at.dim, length, at.scale, scores, score_stride, fetched);
+    float inverse[Q];
+    for (int i = 0; i < block.count; ++i) {
+        const int from = start_of(i) - start, to = block.first + i + 1 - start;
+        for (int h = 0; h < heads; ++h) {
+            float* const own = scores + (i * heads + h) * score_stride;
+            inverse[i * heads + h] = soften(own + from, to - from, at.softcap);
+            std::fill(own, own + from, 0.0f);
+            std::fill(own + to, own + length, 0.0f);
+        }
+    }
+    mix<Q>(scores, score_stride, values, stride, at.dim, length, inverse, out, fetched);
 }
 
 // x [rows, (heads + 2 kv_heads) * dim] holds q, k, v; y [rows, heads * dim].
@@ -667,8 +744,23 @@ void attend(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
     const Attention& at = *op.attention;
     const int rows = step.num_rows, dim = at.dim, group = at.num_heads / at.num_kv_heads;
     const int kv_width = at.num_kv_heads * dim;
+    const int heads_together = std::min(group, MAX_QUERIES);
+    const int rows_together = std::min(MAX_ROWS, MAX_QUERIES / heads_together);
+    auto& blocks = scratch.blocks;
+    blocks.clear();
     int longest = 0;
-    for (int row = 0; row < rows; ++row) longest = std::max(longest, step.position[row] + 1);
+    for (int row = 0; row < rows; ++row) {
+        longest = std::max(longest, step.position[row] + 1);
+        if (!blocks.empty()) {
+            Block& last = blocks.back();
+            const bool follows = last.slot == step.slot[row] && last.first + last.count == step.position[row];
+            if (follows && last.count < rows_together) {
+                ++last.count;
+                continue;
+            }
+        }
+        blocks.push_back({row, 1, step.slot[row], step.position[row]});
+    }
     const int score_stride = (longest + LANES - 1) / LANES * LANES;
     scratch.scores.resize(pool.size());
 
@@ -688,38 +780,38 @@ void attend(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
                 rotate(k + h * dim, cos, sin, at.rotary_dim);
             }
             const int64_t place = step.slot[row] * at.slot_stride + int64_t(step.position[row]) * kv_width;
-            std::memcpy(at.keys + place, k, sizeof(float) * kv_width);
-            std::memcpy(at.values + place, k + kv_width, sizeof(float) * kv_width);
+            store_half(k, kv_width, at.keys + place);
+            store_half(k + kv_width, kv_width, at.values + place);
         }
     });
 
-    // With few rows the heads of one are shared out, with many one thread takes them all: it fetches whole cache rows.
-    const int shares = rows < 2 * pool.size() ? at.num_kv_heads : 1;
+    // With few blocks the heads of one are shared out, with many one thread takes them all: it fetches whole cache rows.
+    const int num_blocks = int(blocks.size());
+    const int shares = num_blocks < 2 * pool.size() ? at.num_kv_heads : 1;
     const int heads_a_share = at.num_kv_heads / shares;
-    pool.run(rows * shares, [&](int unit, int thread) {
-        const int row = unit / shares;
-        const int end = step.position[row] + 1;
-        const int start = at.window > 0 ? std::max(0, end - at.window) : 0;
-        float* const scores = Scratch::at_least(scratch.scores[thread], size_t(MAX_GROUP) * score_stride);
+    pool.run(num_blocks * shares, [&](int unit, int thread) {
+        const Block& block = blocks[unit / shares];
+        float* const scores = Scratch::at_least(scratch.scores[thread], size_t(MAX_QUERIES) * score_stride);
         for (int i = 0; i < heads_a_share; ++i) {
             const int kv_head = unit % shares * heads_a_share + i;
-            const int64_t place = step.slot[row] * at.slot_stride + int64_t(start) * kv_width + kv_head * dim;
-            for (int g = 0; g < group; g += MAX_GROUP) {
-                const int head = kv_head * group + g;
-                const float* const q = op.x + size_t(row) * op.x_width + head * dim;
-                float* const out = op.y + size_t(row) * op.y_width + head * dim;
-                const float *const keys = at.keys + place, *const values = at.values + place;
-                const int length = end - start;
+            const uint16_t* const keys = at.keys + block.slot * at.slot_stride + kv_head * dim;
+            const uint16_t* const values = at.values + block.slot * at.slot_stride + kv_head * dim;
+            for (int g = 0; g < group; g += heads_together) {
+                const int heads = std::min(heads_together, group - g);
                 const int fetched = i == 0 && g == 0 ? heads_a_share * dim : 0;
-                switch (std::min(group - g, MAX_GROUP)) {
-                    case 1: attend_heads<1>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    case 2: attend_heads<2>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    case 3: attend_heads<3>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    case 4: attend_heads<4>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    case 5: attend_heads<5>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    case 6: attend_heads<6>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    case 7: attend_heads<7>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
-                    default: attend_heads<8>(at, q, keys, values, length, scores, score_stride, out, fetched); break;
+                const float* q[MAX_QUERIES];
+                float* out[MAX_QUERIES];
+                for (int r = 0; r < block.count; ++r)
+                    for (int h = 0; h < heads; ++h) {
+                        const int head = kv_head * group + g + h;
+                        q[r * heads + h] = op.x + size_t(block.row + r) * op.x_width + head * dim;
+                        out[r * heads + h] = op.y + size_t(block.row + r) * op.y_width + head * dim;
+                    }
+                switch (block.count * heads) {
+#define CASE(Q) \
+    case Q: attend_block<Q>(at, block, heads, q, keys, values, scores, score_stride, out, fetched); break;
+                    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#undef CASE
                 }
             }
         }
