@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import openai
@@ -139,9 +141,18 @@ def test_what_was_acknowledged_survives_a_kill_and_what_was_logged_a_stop(new_se
         last = ask(client)
         assert server.stop() == 0
 
+    assert keeper(server) is None, "a server that stops lets others keep"
     server.start_and_wait()
+    eventually(lambda: keeper(server) is not None, 30, "somebody keeps")
     with server.client() as operator:
         assert logged(operator, last), "a server that is stopped writes what waits"
         assert operator.interactions.get(last).status == "ok"
     assert server.stop() == 0
     assert "Traceback" not in server.log
+
+
+def keeper(server: Server) -> str | None:
+    """Who has the keeper's lease, as the database says."""
+    with closing(sqlite3.connect(server.home / "graftwork.db")) as database:
+        found = database.execute("SELECT owner FROM leases WHERE name = 'keeper'").fetchone()
+    return None if found is None else found[0]
