@@ -134,7 +134,7 @@ def _job(key: str, registered: int) -> Job:
 def _load(*, clients: int, requests: int | None = None, **more: Any) -> Load:
     """Enough requests that the start and the end of a load, when fewer are in flight, do not count for much."""
     enough = {1: 16, 4: 32, 16: 64}.get(clients, 2 * clients)
-    return Load(clients=clients, requests=requests or enough, **more)
+    return Load(clients=clients, requests=requests or enough, rehearse=True, **more)
 
 
 def _count(number: int, thing: str) -> str:

@@ -49,6 +49,7 @@ class Load:
         zipf: adapters are drawn, the n-th with a weight of 1/n, instead of taking turns.
         first_number: the number of the first request.
         touch: ask every adapter once beforehand, so that loading is not what is measured.
+        rehearse: let all clients ask at once beforehand, so that what a system compiles for so many is not either.
     """
 
     clients: int = 16
@@ -62,6 +63,7 @@ class Load:
     zipf: bool = False
     first_number: int = 0
     touch: bool = True
+    rehearse: bool = False
     label: str = ""
 
     @property
@@ -210,6 +212,12 @@ async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
         for model in warmed or [None]:
             chat = messages(load, load.warm_up_number)
             await ask(client, endpoint, Tally(), model, chat, max_tokens=4)
+        if load.rehearse:
+            rehearsed = range(load.warm_up_number + 1, load.warm_up_number + 1 + load.clients)
+            warm = (
+                ask(client, endpoint, Tally(), model_of(load, n), messages(load, n), max_tokens=4) for n in rehearsed
+            )
+            await asyncio.gather(*warm)
         numbers = iter(load.numbers)
 
         async def ask_for(number: int) -> None:

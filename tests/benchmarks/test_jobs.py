@@ -21,6 +21,7 @@ def test_the_quick_selection_is_the_usual_table() -> None:
     ]
     loads = [job.what for job in jobs]
     assert all(isinstance(load, Load) and (load.prompt_words, load.max_tokens) == (60, 64) for load in loads)
+    assert all(isinstance(load, Load) and load.rehearse and load.touch for load in loads)
     assert [load.requests for load in loads if isinstance(load, Load)] == [16, 64, 64, 64, 64]
     assert [len(job.adapters) for job in jobs] == [0, 0, 1, 8, 32]
     assert {job.context for job in jobs} == {256}, "slots of llama.cpp are no larger than the load needs"

@@ -122,6 +122,14 @@ def test_a_closed_loop(endpoint: Endpoint) -> None:
     assert all(same.items() <= body.items() for body in counted)
 
 
+def test_a_rehearsal_asks_with_all_clients_and_counts_for_nothing(endpoint: Endpoint) -> None:
+    load = Load(clients=3, adapters=("a0", "a1"), requests=2, prompt_words=5, max_tokens=6, rehearse=True)
+    figures = asyncio.run(run(endpoint, load))
+    assert figures["out_tok_s"] * figures["wall_s"] == pytest.approx(2 * 6, rel=0.1)
+    assert [body["max_tokens"] for body in asked(endpoint)] == [4, 4, 4, 4, 4, 6, 6]
+    assert len({body["messages"][0]["content"] for body in asked(endpoint)[1:]}) == 6
+
+
 def test_staggered_arrivals_do_not_wait_for_one_another(endpoint: Endpoint) -> None:
     load = Load(clients=1, requests=20, prompt_words=5, max_tokens=100, rate=200.0)
     figures = asyncio.run(run(endpoint, load))
