@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.training.config import SFTConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.cli import app
 from graftwork.training.data.columns import Columns
 from graftwork.training.data.store import DataStore
@@ -129,7 +129,7 @@ def test_training_takes_a_data_set_that_was_kept(
 ) -> None:
     data("check", TICKETS, "--save", "tickets")
     stored = DataStore(tmp_path / "home" / "datasets").get("tickets")
-    run = plan(name="sort", data=stored, base=tiny_base, config=SFTConfig(max_length=512))
+    run = plan(name="sort", data=stored, base=tiny_base, config=TrainConfig(max_length=512))
     assert (run.data, run.data_digest) == ("tickets@1", stored.digest)
     assert (len(run.rows), len(run.validation)) == (stored.num_rows["train"], stored.num_rows["validation"])
     assert (run.num_bad, run.remarks) == (0, ())
@@ -138,7 +138,7 @@ def test_training_takes_a_data_set_that_was_kept(
 def test_training_says_what_was_done_to_a_file(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> None:
     rows = [chat(question(number), "yes") for number in range(20)]
     path = write_rows(*rows, rows[0], chat("Write to ann@acme.com", "no"), pair("Q", "A", label=False), "{")
-    run = plan(name="sort", data=path, base=tiny_base, config=SFTConfig(validation=0))
+    run = plan(name="sort", data=path, base=tiny_base, config=TrainConfig(validation=0))
     assert (len(run.rows), run.num_bad) == (21, 1)
     assert [remark.partition(":")[0] for remark in run.remarks] == [
         "Left out",
@@ -146,9 +146,9 @@ def test_training_says_what_was_done_to_a_file(tiny_base: BaseInfo, write_rows: 
         "1 row say what not to answer, which supervised training cannot use.",
     ]
     preferences = write_rows({"prompt": "Q", "chosen": "A", "rejected": "B"}, name="p.jsonl")
-    assert len(plan(name="sort", data=preferences, base=tiny_base, config=SFTConfig(validation=0)).rows) == 1
-    with pytest.raises(InvalidRequest, match="23 of the 24 rows of data.jsonl cannot be used"):
-        plan(name="sort", data=path, columns=Columns(plain=True), base=tiny_base, config=SFTConfig())
+    assert len(plan(name="sort", data=preferences, base=tiny_base, config=TrainConfig(validation=0)).rows) == 1
+    with pytest.raises(InvalidRequest, match=r"23 of the 24 rows of data.jsonl cannot be used"):
+        plan(name="sort", data=path, columns=Columns(plain=True), base=tiny_base, config=TrainConfig())
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from graftwork.training.data import words
-from graftwork.training.data.report import Bar, Report, Spread
+from graftwork.training.data.report import Bar, Report, Spread, Twins
 from graftwork.training.data.row import SIDES
 from graftwork.training.data.store import Stored
 
@@ -118,24 +119,27 @@ def _bad(told: Report) -> RenderableType | None:
 
 
 def _conflicts(told: Report) -> RenderableType | None:
-    lines = []
-    for conflict in told.conflicts:
-        verdicts = "; ".join(f"{verdict.text!r} ({', '.join(verdict.places[:2])})" for verdict in conflict.verdicts)
-        lines.append(f"{conflict.question!r}: {verdicts}")
+    lines = [
+        "\n".join(
+            (repr(conflict.question), *(f"  {one.text!r} ({', '.join(one.places[:3])})" for one in conflict.verdicts))
+        )
+        for conflict in told.conflicts
+    ]
     return _list("One question, several answers", lines, told.num_conflicts, EXAMPLES_SHOWN)
 
 
 def _twins(told: Report) -> RenderableType | None:
-    near = [f"{twins.place} {twins.text!r} and {twins.other_place} {twins.other_text!r}" for twins in told.twins]
-    unlike = [
-        f"{twins.place} {twins.text!r} and {twins.other_place} {twins.other_text!r}" for twins in told.near_conflicts
-    ]
     lists = (
-        _list("Nearly the same, the second left out", near, told.fates.get("near", 0), EXAMPLES_SHOWN),
-        _list("Nearly the same, and labelled differently", unlike, told.num_near_conflicts, EXAMPLES_SHOWN),
+        ("Nearly the same, the second left out", told.twins, told.fates.get("near", 0)),
+        ("Nearly the same, and labelled differently", told.near_conflicts, told.num_near_conflicts),
     )
-    found = [part for part in lists if part is not None]
+    shown = [_list(title, [_pair(twins) for twins in some], total, EXAMPLES_SHOWN) for title, some, total in lists]
+    found = [part for part in shown if part is not None]
     return Group(*_apart(found)) if found else None
+
+
+def _pair(twins: Twins) -> str:
+    return f"{twins.place}  {twins.text}\n{twins.other_place}  {twins.other_text}"
 
 
 def _notes(notes: Sequence[str]) -> RenderableType:
@@ -147,7 +151,10 @@ def _notes(notes: Sequence[str]) -> RenderableType:
 def _list(title: str, lines: Sequence[str], total: int, shown: int) -> RenderableType | None:
     if not total:
         return None
-    parts = [Text(f"{title} ({total:,})", style="bold"), *(Text(f"  {line}") for line in lines[:shown])]
+    parts: list[RenderableType] = [
+        Text(f"{title} ({total:,})", style="bold"),
+        *(Padding(Text(line), (0, 0, 0, 2)) for line in lines[:shown]),
+    ]
     if total > min(shown, len(lines)):
         parts.append(Text(f"  … and {total - min(shown, len(lines)):,} more", style="dim"))
     return Group(*parts)
