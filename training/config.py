@@ -1,4 +1,4 @@
-"""How one supervised run is to be done: every knob, its unit, its default and what it may be.
+"""How one run is to be done: every knob, its unit, its default and what it may be.
 
 Built once at the edge, passed down, printed into the model card and the version's metadata. This file knows nothing of
 TRL, PEFT or torch; ``trainer.py`` translates.
@@ -7,11 +7,15 @@ TRL, PEFT or torch; ``trainer.py`` translates.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.artifacts import Limits
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.training.data.balance import Balance
+from graftwork.training.data.replay import DEFAULT_SHARE
+from graftwork.training.routing import METHODS, Method
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 """``"all-linear"`` is every linear layer but the head; a tuple names modules by the last part of their dotted name."""
@@ -20,12 +24,38 @@ FORBIDDEN_TARGETS = frozenset({"lm_head", "embed_out", "output"})
 """Heads. The trainer's fused loss multiplies with the head's own weight, so an adapter there would never learn."""
 
 
+Variant = Literal["lora", "rslora", "dora"]
+Quantization = Literal["none", "nf4"]
+Reference = Literal["parent", "base"]
+
+FRESH_RATES: Final[Mapping[Method, float]] = {
+    "sft": 5e-4,
+    "weighted_sft": 5e-4,
+    "pretrain": 2e-4,
+    "dpo": 1e-5,
+    "kto": 5e-6,
+}
+"""Peak rates for a fresh adapter. LoRA's best rate is about ten times that of full fine-tuning."""
+
+CONTINUED_RATES: Final[Mapping[Method, float]] = {
+    "sft": 1e-4,
+    "weighted_sft": 1e-4,
+    "pretrain": 5e-5,
+    "dpo": 5e-6,
+    "kto": 2e-6,
+}
+"""Lower for an adapter that has learned already: the rate is what forgetting depends on most."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One supervised fine-tuning run of a fresh LoRA adapter.
+    """One run of one method, on a fresh adapter or on one that is continued. `start` gives the defaults that fit both.
 
     Raises ConfigurationError, naming the field, for a value that cannot work.
     """
+
+    method: Method = "sft"
+    """What is learned from: `graftwork.training.routing` says which rows each method takes."""
 
     rank: int = 16
     """Width of the adapter. 16 is enough for a task, 32 for a style and a domain together."""
@@ -38,8 +68,42 @@ class TrainConfig:
 
     targets: Targets = "all-linear"
 
+    layers: tuple[int, ...] | None = None
+    """Numbers of the layers that get an adapter, from 0; None: all of them."""
+
+    variant: Variant = "lora"
+    """``rslora`` multiplies by ``alpha / sqrt(rank)``, for high ranks; ``dora`` also learns each column's length, for
+    about twice the time. A continued adapter keeps its own."""
+
+    quantization: Quantization = "none"
+    """``nf4`` holds the base in 4 bits while it trains (QLoRA): for bases that do not fit otherwise."""
+
+    beta: float = 0.1
+    """Of DPO and KTO: how near to the reference the answers must stay; more is nearer."""
+
+    sft_share: float = 0.2
+    """Of DPO: the weight of learning the better answer itself beside preferring it. 1 for corrections, where the better
+    answer is known to be right: then it is SFT on the fix and DPO on the pair in one."""
+
+    reference: Reference = "parent"
+    """Of DPO and KTO: what the answers must stay near to. ``parent`` is the version that is continued, ``base`` the
+    bare base; for a fresh adapter both are the same."""
+
+    balance: Balance = "none"
+    """Class weights for supervised runs, by the answers."""
+
+    replay: float = DEFAULT_SHARE
+    """Share of the rows that come from older rounds, where there are any."""
+
+    forgetting: float | None = 0.02
+    """By how much the loss on held-out rows of older rounds may rise before the run ends early, with the weights it had
+    before; None lets it rise."""
+
+    checkpoint_steps: int = 50
+    """Steps between two checkpoints, where checkpoints are kept. There is one after every epoch as well."""
+
     learning_rate: float = 5e-4
-    """Peak rate for a fresh adapter: about ten times what full fine-tuning takes."""
+    """Peak rate."""
 
     epochs: float = 3.0
     """Passes over the training rows."""
@@ -73,6 +137,22 @@ class TrainConfig:
     device has instructions for it."""
 
     def __post_init__(self) -> None:
+        self._require(self.method in METHODS, "method", f"must be one of {', '.join(METHODS)}")
+        for field, kind in (
+            ("variant", Variant),
+            ("quantization", Quantization),
+            ("reference", Reference),
+            ("balance", Balance),
+        ):
+            self._require(getattr(self, field) in get_args(kind), field, f"must be one of {', '.join(get_args(kind))}")
+        self._require(0 < self.beta < float("inf"), "beta", "must be above 0")
+        self._require(0 <= self.sft_share < float("inf"), "sft_share", "must not be negative")
+        self._require(0 <= self.replay < 1, "replay", "is a share of the rows: at least 0 and below 1")
+        self._require(self.forgetting is None or self.forgetting >= 0, "forgetting", "must not be negative")
+        self._require(self.checkpoint_steps >= 1, "checkpoint_steps", "must be at least 1")
+        if self.layers is not None:
+            self._require(bool(self.layers) and min(self.layers) >= 0, "layers", "must name at least one layer, from 0")
+            self._require(self.targets == "all-linear", "layers", "goes with targets=all-linear alone")
         for field in ("rank", "alpha", "batch_size", "micro_batch_tokens"):
             self._require(getattr(self, field) >= 1, field, "must be at least 1")
         largest = Limits().max_rank
@@ -97,6 +177,17 @@ class TrainConfig:
             self._require(not heads, "targets", "names the output head, which this trainer does not adapt")
         else:
             self._require(self.targets == "all-linear", "targets", "is all-linear or a tuple of module names")
+
+    @classmethod
+    def start(cls, method: Method, *, continuing: bool, **given: Any) -> TrainConfig:
+        """The defaults for a method on a fresh adapter or a continued one, changed by what is ``given``."""
+        rate = (CONTINUED_RATES if continuing else FRESH_RATES).get(method, 5e-4)
+        defaults: dict[str, Any] = {"method": method, "learning_rate": rate}
+        if continuing:
+            defaults["epochs"] = 2.0
+        if "rank" in given and "alpha" not in given:
+            defaults["alpha"] = 2 * given["rank"]
+        return cls(**{**defaults, **given})
 
     def _require(self, ok: bool, field: str, expectation: str) -> None:
         if not ok:

@@ -50,11 +50,17 @@ class Metrics:
     last_loss: float
     """Mean over the last tenth of the steps."""
     base_validation_loss: float | None
-    """On the validation rows, before the first step: what the base makes of them."""
+    """On the validation rows, before the first step: what the base, or the version that is continued, makes of them."""
     validation_loss: float | None
     """On the validation rows, of the finished adapter."""
     validation_token_accuracy: float | None
     """Share of the validation rows' learned tokens that were the likeliest at their place."""
+    replay_loss_before: float | None = None
+    """On held-out rows of older rounds, before the first step."""
+    replay_loss: float | None = None
+    """On them, when they were last looked at."""
+    ended_early: bool = False
+    """Whether that loss rose too far, and the adapter is the one from before it did."""
     num_trainable: int
     """Parameters of the adapter."""
     device: str

@@ -1,7 +1,8 @@
-"""One supervised run: token ids in, the two files of a PEFT adapter out. The only place that imports TRL and PEFT.
+"""One run: token ids in, the two files of a PEFT adapter out.
 
-Knows nothing of files of rows, of names and versions, of the server, nor of the terminal: what happens is told to a
-callback, step by step, and what went wrong is an exception. Nothing is written but the finished adapter.
+The conductor of ``grafts`` (PEFT) and ``objectives`` (TRL). Knows nothing of files of rows, of names and versions, of
+the server, nor of the terminal: what happens is told to a callback, step by step, and what went wrong is an exception.
+Nothing is written but the finished adapter and, where somebody keeps them, checkpoints.
 """
 
 from __future__ import annotations
@@ -9,30 +10,31 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every run otherwise; read once, when the hub is imported
 
-import datasets
 import huggingface_hub.constants
 import peft
+import safetensors.torch
 import torch
 import transformers
-import trl
 import trl.trainer.utils
 from transformers import PreTrainedModel
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from graftwork.adapters.base import BaseInfo, load_model
-from graftwork.adapters.errors import ConfigurationError, GraftworkError
+from graftwork.adapters.errors import GraftworkError
+from graftwork.training import checkpoints, grafts, objectives
 from graftwork.training.config import TrainConfig
-from graftwork.training.data.tokens import Tokens
+from graftwork.training.grafts import trainable
+from graftwork.training.objectives import AnyRow
 from graftwork.training.progress import Listener, Metrics, Step
 
 # Something else may have imported the hub's library before the line above.
@@ -42,128 +44,170 @@ CHECKPOINTING_ABOVE = 1_000_000_000
 """Parameters of a base above which activations are computed again in the backward pass instead of kept. Below,
 ``micro_batch_tokens`` keeps them small, and keeping them saves a second forward pass."""
 
+VALIDATION: Final = "validation"
+REPLAY: Final = "replay"
+BEFORE: Final = "before_forgetting.safetensors"
+"""In a checkpoint: the adapter as it was when the loss on older rounds was last within bounds."""
+
+
+class Stopped(Exception):
+    """Somebody asked the run to end; its newest checkpoint is whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where checkpoints are kept, who hears of them, and who may end the run in between."""
+
+    folder: Path
+    on_checkpoint: Callable[[int], None] = lambda step: None
+    should_stop: Callable[[], bool] = lambda: False
+
 
 def train(
     base: BaseInfo,
-    rows: Sequence[Tokens],
-    validation: Sequence[Tokens],
+    rows: Sequence[AnyRow],
+    validation: Sequence[AnyRow],
     config: TrainConfig,
     folder: Path,
     on_step: Listener,
+    *,
+    parent: Path | None = None,
+    replay_validation: Sequence[AnyRow] = (),
+    keeping: Keeping | None = None,
 ) -> Metrics:
-    """Train a fresh adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``.
+    """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``.
 
-    Raises GraftworkError with code ``training_diverged`` when the loss is no number any more, ConfigurationError when
-    the base has no module to adapt. In either case ``folder`` stays as it was.
+    The rows are as the method takes them: Tokens, PairTokens or JudgedTokens. ``parent`` is the PEFT folder of the
+    version to continue; without, the adapter is a fresh one. ``replay_validation`` are held-out rows of older rounds.
+    With ``keeping`` the run begins where the newest whole checkpoint is, and ends in the same bits as if it had never
+    been interrupted.
+
+    Raises GraftworkError with code ``training_diverged`` when the loss is no number any more and ``out_of_memory`` when
+    not even one row at a time fits, ConfigurationError when the base has no module to adapt, Stopped when somebody
+    asked for it. In each case ``folder`` stays as it was.
     """
+    if config.method == "kto":
+        rows = objectives.mixed(rows, config.seed)
+    longest = max(len(row) for row in (*rows, *validation, *replay_validation))
+    micro = micro_batch(config, longest)
+    while True:
+        try:
+            return _attempt(base, rows, validation, config, folder, on_step, parent, replay_validation, keeping, micro)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            smaller = [size for size in range(1, micro) if config.batch_size % size == 0]
+            if not smaller:
+                raise GraftworkError(
+                    f"Even one row of {longest} tokens at a time does not fit into memory. Give shorter rows "
+                    "(--max-length), a lower rank or quantization nf4, or free memory.",
+                    code="out_of_memory",
+                ) from error
+        # Outside the handler: what the failed attempt held is referred to by its traceback.
+        micro = smaller[-1]
+
+
+def _attempt(
+    base: BaseInfo,
+    rows: Sequence[AnyRow],
+    validation: Sequence[AnyRow],
+    config: TrainConfig,
+    folder: Path,
+    on_step: Listener,
+    parent: Path | None,
+    replay_validation: Sequence[AnyRow],
+    keeping: Keeping | None,
+    micro: int,
+) -> Metrics:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = _precision(config, device)
-    watcher = _Watcher(on_step)
-    with _quiet(), _head_on_learned_tokens_only(), tempfile.TemporaryDirectory(prefix="graftwork-train-") as scratch:
+    resumed = checkpoints.newest(keeping.folder) if keeping else None
+    watcher = _Watcher(on_step, config, keeping)
+    with _quiet(), _head_on_learned_tokens_only(), _scratch(keeping) as scratch:
         transformers.set_seed(config.seed)
-        model = adapted(load_model(base, dtype=precision, device=device), base, config)
-        arguments = _arguments(base, rows, validation, config, Path(scratch), device=device, precision=precision)
-        # One GPU trains; with more in sight TRL refuses to start unless a distributed launcher shares the rows out.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-        trainer = trl.SFTTrainer(
+        model = adapted(load_model(base, dtype=precision, device=device), base, config, parent)
+        measured = {VALIDATION: validation, REPLAY: replay_validation}
+        trainer = objectives.make(
+            rows,
+            measured,
+            config,
             model=model,
-            args=arguments,
-            train_dataset=_table(rows),
-            eval_dataset=_table(validation) if validation else None,
-            # TRL wants a tokenizer; every row comes as token ids, so it is never asked anything.
-            processing_class=transformers.PreTrainedTokenizerFast(
-                tokenizer_file=str(Path(base.path, "tokenizer.json"))
-            ),
-            # Padding is masked and never learned: any id will do.
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
+            tokenizer=Path(base.path, "tokenizer.json"),
             callbacks=[watcher],
+            micro=micro,
+            arguments=_arguments(
+                base, len(rows), any(measured.values()), config, scratch, device, precision, micro, keeping, resumed
+            ),
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+        if config.reference == "base" and "ref" in model.peft_config:
+            model.delete_adapter("ref")  # TRL then takes the model without any adapter
+        grafts.in_float32(model)
+        watcher.attach(trainer, model, resumed)
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        if watcher.stopped:
+            raise Stopped
+        watcher.undo_forgetting()
         _check_finite(model)
         _save(model, base, folder)
     return watcher.metrics(num_trainable=sum(p.numel() for p in trainable(model)), device=device, precision=precision)
 
 
-def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.PeftModel:
-    """The base with a fresh adapter grafted on, whose weights alone are trainable, in float32."""
-    lora = peft.LoraConfig(
-        task_type=peft.TaskType.CAUSAL_LM,
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules="all-linear" if config.targets == "all-linear" else list(config.targets),
-    )
-    try:
-        grafted = peft.get_peft_model(model, lora)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{base.id} has no module that targets={config.targets!r} names ({error}).", param="targets"
-        ) from error
-    for weight in trainable(grafted):
-        # In bfloat16 most of an adapter's small steps round to nothing.
-        weight.data = weight.data.float()
-    if not trainable(grafted):
-        raise ConfigurationError(
-            f"Nothing of {base.id} would be trained with targets={config.targets!r}.", param="targets"
-        )
+def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent: Path | None = None) -> peft.PeftModel:
+    """The base with an adapter to train, fresh or the parent's, whose weights alone are trainable, in float32."""
+    if config.quantization == "nf4":
+        model = grafts.in_nf4(model)
+    grafted = grafts.fresh(model, base, config) if parent is None else grafts.continued(model, parent)
+    grafts.quicken(grafted)
     return grafted
-
-
-def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that training moves."""
-    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def micro_batch(config: TrainConfig, longest: int) -> int:
     """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
-    ``micro_batch_tokens``; at least one."""
-    fitting = max(config.micro_batch_tokens // longest, 1)
+    ``micro_batch_tokens``; at least one. A row of DPO goes through twice, with each of its answers."""
+    fitting = max(config.micro_batch_tokens // (longest * (2 if config.method == "dpo" else 1)), 1)
     return max(size for size in range(1, config.batch_size + 1) if config.batch_size % size == 0 and size <= fitting)
 
 
 def _arguments(
     base: BaseInfo,
-    rows: Sequence[Tokens],
-    validation: Sequence[Tokens],
+    num_rows: int,
+    measuring: bool,
     config: TrainConfig,
     scratch: Path,
-    *,
     device: str,
     precision: str,
-) -> trl.SFTConfig:
-    micro = micro_batch(config, max(len(tokens.input_ids) for tokens in (*rows, *validation)))
-    return trl.SFTConfig(
-        output_dir=str(scratch),
-        # The rows are token ids with labels, made by the function that serving uses: TRL must not template them again.
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
-        train_sampling_strategy="group_by_length",
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
+    micro: int,
+    keeping: Keeping | None,
+    resumed: Path | None,
+) -> dict[str, Any]:
+    return {
+        "output_dir": str(scratch),
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": config.batch_size // micro,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
         # Rounded down: a share, as TRL would take it, is rounded up, and the first step of a warm-up has rate zero, so
         # that a run of one step would learn nothing.
-        warmup_steps=int(config.warmup * math.ceil(config.epochs * math.ceil(len(rows) / config.batch_size))),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        activation_checkpointing=base.num_parameters > CHECKPOINTING_ABOVE,
-        use_cpu=device == "cpu",
-        bf16=precision == "bfloat16",
-        eval_strategy="epoch" if validation else "no",
-        eval_on_start=bool(validation),
-        save_strategy="no",
-        logging_steps=1,
+        "warmup_steps": int(config.warmup * math.ceil(config.epochs * math.ceil(num_rows / config.batch_size))),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "activation_checkpointing": base.num_parameters > CHECKPOINTING_ABOVE,
+        "use_cpu": device == "cpu",
+        "bf16": precision == "bfloat16",
+        "eval_strategy": "epoch" if measuring else "no",
+        "eval_on_start": measuring and resumed is None,
+        "save_strategy": "no" if keeping is None else "steps",
+        "save_steps": config.checkpoint_steps,
+        "logging_steps": 1,
         # What is no number must be seen, not replaced by the mean of what came before.
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=device != "cpu",
-        seed=config.seed,
-    )
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device != "cpu",
+        "seed": config.seed,
+    }
 
 
 def _precision(config: TrainConfig, device: str) -> str:
@@ -174,34 +218,72 @@ def _precision(config: TrainConfig, device: str) -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
-def _table(rows: Sequence[Tokens]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict(
-        {
-            "input_ids": [tokens.input_ids for tokens in rows],
-            "labels": [tokens.labels for tokens in rows],
-            "length": [len(tokens.input_ids) for tokens in rows],
-        }
-    )
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _scratch(keeping: Keeping | None) -> Iterator[Path]:
+    """Where transformers writes: on the checkpoints' own disk, so that one is published by a rename."""
+    if keeping is None:
+        with tempfile.TemporaryDirectory(prefix="graftwork-train-") as folder:
+            yield Path(folder)
+        return
+    folder = keeping.folder / ".writing"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Watcher(transformers.TrainerCallback):
-    """Turns what the trainer logs into Steps, and ends a run whose loss is no number any more."""
+    """Turns what the trainer logs into Steps, publishes checkpoints, and ends a run that is to end."""
 
-    def __init__(self, on_step: Listener) -> None:
+    def __init__(self, on_step: Listener, config: TrainConfig, keeping: Keeping | None) -> None:
         self._on_step = on_step
+        self._config = config
+        self._keeping = keeping
         self._began = time.perf_counter()
+        self._first_step = 0
+        self._tokens_before = 0
         self._last = Step(
             step=0, num_steps=0, loss=None, learning_rate=None, num_tokens=0, seconds=0.0, validation_loss=None
         )
-        self._losses: list[float] = []
-        self._validation: list[dict[str, float]] = []
+        self._trainer: Any = None
+        self._model: Any = None
+        self._before: dict[str, torch.Tensor] | None = None
+        self._forgot = False
+        self.stopped = False
+
+    def attach(self, trainer: Any, model: peft.PeftModel, resumed: Path | None) -> None:
+        self._trainer, self._model = trainer, model
+        if resumed is not None and (resumed / BEFORE).is_file():
+            self._before = safetensors.torch.load_file(resumed / BEFORE)
+
+    # --- what transformers tells ------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tell(num_steps=state.max_steps)
+        self._first_step = state.global_step
+        logged = [line for line in state.log_history if "num_tokens" in line and "loss" in line]
+        if logged:
+            self._trainer._total_train_tokens = logged[-1]["num_tokens"]
+            self._tokens_before = int(logged[-1]["num_tokens"])
+        self._tell(step=state.global_step, num_steps=state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
+        if state.global_step == self._first_step:
             self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._keeping is not None and self._keeping.should_stop() and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._keeping is not None:
+            control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "loss" not in logs:
@@ -209,7 +291,6 @@ class _Watcher(transformers.TrainerCallback):
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise diverged(f"The loss is {loss} at step {state.global_step} of {state.max_steps}")
-        self._losses.append(loss)
         self._tell(
             step=state.global_step,
             loss=loss,
@@ -219,25 +300,64 @@ class _Watcher(transformers.TrainerCallback):
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        self._validation.append(metrics)
-        self._tell(validation_loss=metrics["eval_loss"])
+        if (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
+            self._tell(validation_loss=loss)
+        if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._bound is not None:
+            first = next(line[f"eval_{REPLAY}_loss"] for line in state.log_history if f"eval_{REPLAY}_loss" in line)
+            if loss <= first * (1 + self._bound):
+                self._before = {
+                    name: weight.detach().cpu().clone()
+                    for name, weight in self._model.named_parameters()
+                    if weight.requires_grad
+                }
+            else:
+                self._forgot = True
+                control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._keeping is not None
+        written = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if self._before is not None:
+            safetensors.torch.save_file(self._before, written / BEFORE)
+        checkpoints.publish(written, self._keeping.folder, state.global_step)
+        self._keeping.on_checkpoint(state.global_step)
+
+    # --- what comes of it -------------------------------------------------------------------------------------------
+
+    @property
+    def _bound(self) -> float | None:
+        """By how much the loss on older rounds may rise. DPO's and KTO's losses are no measure of what is forgotten."""
+        return self._config.forgetting if self._config.method in ("sft", "weighted_sft", "pretrain") else None
+
+    def undo_forgetting(self) -> None:
+        """The weights from before the loss on older rounds rose too far, if it did."""
+        if self._forgot and self._before is not None:
+            for name, weight in self._model.named_parameters():
+                if name in self._before:
+                    weight.data.copy_(self._before[name])
 
     def _tell(self, **changes: Any) -> None:
         self._last = dataclasses.replace(self._last, **changes)
         self._on_step(self._last)
 
     def metrics(self, *, num_trainable: int, device: str, precision: str) -> Metrics:
-        last_tenth = self._losses[-max(len(self._losses) // 10, 1) :]
-        first, last = (self._validation[0], self._validation[-1]) if self._validation else ({}, {})
+        history = self._trainer.state.log_history
+        losses = [line["loss"] for line in history if "loss" in line]
+        looks = [line for line in history if f"eval_{VALIDATION}_loss" in line] or [{}]
+        replays = [line[f"eval_{REPLAY}_loss"] for line in history if f"eval_{REPLAY}_loss" in line]
+        last_tenth = losses[-max(len(losses) // 10, 1) :]
         return Metrics(
-            num_steps=self._last.step,
+            num_steps=self._trainer.state.global_step,
             num_tokens=self._last.num_tokens,
             seconds=time.perf_counter() - self._began,
-            first_loss=self._losses[0],
+            first_loss=losses[0],
             last_loss=sum(last_tenth) / len(last_tenth),
-            base_validation_loss=first.get("eval_loss"),
-            validation_loss=last.get("eval_loss"),
-            validation_token_accuracy=last.get("eval_mean_token_accuracy"),
+            base_validation_loss=looks[0].get(f"eval_{VALIDATION}_loss"),
+            validation_loss=looks[-1].get(f"eval_{VALIDATION}_loss"),
+            validation_token_accuracy=looks[-1].get(f"eval_{VALIDATION}_mean_token_accuracy"),
+            replay_loss_before=replays[0] if replays else None,
+            replay_loss=replays[-1] if replays else None,
+            ended_early=self._forgot,
             num_trainable=num_trainable,
             device=device,
             precision=precision,

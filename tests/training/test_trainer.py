@@ -36,7 +36,9 @@ LABELS = ("delivery", "pause", "cancel")
 def run(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> Run:
     """48 rows of a task that a tiny model can begin to learn: the answer does not depend on the question's number."""
     rows = [chat(f"Ticket {number} about {LABELS[number % 3]}", LABELS[number % 3]) for number in range(48)]
-    config = TrainConfig(rank=4, alpha=8, learning_rate=2e-2, epochs=6, batch_size=8, validation=0.2, precision="float32")
+    config = TrainConfig(
+        rank=4, alpha=8, learning_rate=2e-2, epochs=6, batch_size=8, validation=0.2, precision="float32"
+    )
     return plan(name="tickets", data=write_rows(*rows), base=tiny_base, config=config)
 
 
