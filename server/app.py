@@ -37,6 +37,8 @@ from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments import Experiments, UnderExperiment
 from graftwork.adapters.exposures import Exposures
+from graftwork.adapters.files import Files
+from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys, Role
 from graftwork.adapters.leases import Lease, Leases
 from graftwork.adapters.prompts import Prompts
@@ -237,6 +239,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         )
     store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
     store.clean()
+    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
+    files.clean()
     prompts = Prompts(Path(info.path))
     board = Board(API_PROCESSES)
     link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
@@ -259,6 +263,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         records=records,
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
+        files=files,
+        jobs=Jobs(database),
         allowed_roots=config.allowed_roots,
         limits=config.adapter_limits,
         engine=link,

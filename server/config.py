@@ -22,7 +22,7 @@ class ServerConfig:
         quantize: ``auto``, ``nf4``, ``int8`` or ``none``.
         dtype: of activations and cache: ``auto``, ``bfloat16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU) or ``torch``.
+        kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU), ``triton`` (on CUDA) or ``torch``.
         home: where bases, adapters and the database live. One server a home.
         host, port: where to listen. Without a key only loopback is allowed.
         slots: rank-16 adapters the bank holds on the device; a rank-64 adapter takes four.
@@ -39,6 +39,12 @@ class ServerConfig:
         no_interaction_log: log no requests and answers, but where a policy of an adapter or a key says so.
         retention_days: how long they are kept where no policy says otherwise; 0 is for good.
         max_adapter_gb: the largest adapter that may be pushed.
+        max_file_gb: the largest file of training data that may be uploaded.
+        no_trainer: start no worker for training jobs: they wait in the queue until another one claims them.
+        trainer_share: how much of the time a training run may go on while requests are being answered: 0 pauses it
+            then, 1 never does; in between it is stopped and continued. It never pauses on a server with nothing to do.
+        trainer_nice: by how much the processor prefers everything else to a training run, 0 to 19.
+        trainer_threads: CPU threads of a training run; ``None``: torch's choice.
         drain_seconds: how long SIGTERM waits for answers that are under way.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
@@ -65,6 +71,11 @@ class ServerConfig:
     no_interaction_log: bool = False
     retention_days: float = 90.0
     max_adapter_gb: float = 2.0
+    max_file_gb: float = 0.5
+    no_trainer: bool = False
+    trainer_share: float = 0.5
+    trainer_nice: int = 19
+    trainer_threads: int | None = None
     drain_seconds: float = 30.0
     log_level: str = "info"
 
@@ -72,10 +83,14 @@ class ServerConfig:
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
-        for name in ("kv_memory_gb", "max_model_len", "threads"):
+        for name in ("kv_memory_gb", "max_model_len", "threads", "trainer_threads", "max_file_gb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")
+        if not 0 <= self.trainer_share <= 1:
+            raise ConfigurationError("--trainer-share is a share of the time: 0 to 1.")
+        if not 0 <= self.trainer_nice <= 19:
+            raise ConfigurationError("--trainer-nice must be between 0 and 19.")
         if not 0 <= self.retention_days <= MAX_RETENTION_DAYS:
             raise ConfigurationError(f"--retention-days takes 0 (for good) to {MAX_RETENTION_DAYS}.")
         if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):

@@ -15,8 +15,10 @@ from graftwork.adapters.erasure import Erasure
 from graftwork.adapters.experiments import Experiments
 from graftwork.adapters.exposures import Exposures
 from graftwork.adapters.feedback import FeedbackLog
+from graftwork.adapters.files import Files
 from graftwork.adapters.interaction_ids import InteractionIds
 from graftwork.adapters.interactions import Interactions
+from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys
 from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.peft_format import Limits
@@ -112,6 +114,8 @@ class Services:
     records: Records
     experiments: Experiments
     exposures: Exposures
+    files: Files
+    jobs: Jobs
     allowed_roots: tuple[Path, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)

@@ -14,7 +14,9 @@ from graftwork.server.routes import (
     adapters,
     experiments,
     feedback,
+    files,
     interactions,
+    jobs,
     keys,
     log_policies,
     models,
@@ -22,7 +24,7 @@ from graftwork.server.routes import (
 )
 from graftwork.server.services import Services
 
-NOUNS = (service, models, adapters, keys, feedback, interactions, log_policies, experiments)
+NOUNS = (service, models, adapters, keys, feedback, interactions, log_policies, experiments, files, jobs)
 
 
 def router(services: Services) -> APIRouter:

@@ -22,6 +22,7 @@ _BASE = "The base"
 _ENGINE = "The engine"
 _DOOR = "The door"
 _LOG = "What is kept"
+_TRAINER = "The trainer"
 
 
 def _option(flag: str, panel: str, help: str) -> Any:
@@ -43,7 +44,7 @@ def serve(
     ] = "auto",
     device: Annotated[str, _option("--device", _BASE, "auto, cpu, cuda or cuda:1.")] = "auto",
     kernels: Annotated[
-        str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, built once with a C++ compiler) or torch.")
+        str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
@@ -93,6 +94,21 @@ def serve(
     retention_days: Annotated[
         float, _option("--retention-days", _LOG, "How long they are kept, unless a policy says otherwise; 0: for good.")
     ] = 90.0,
+    max_file_gb: Annotated[
+        float, _option("--max-file-gb", _TRAINER, "The largest file of training data that may be uploaded.")
+    ] = 0.5,
+    no_trainer: Annotated[
+        bool, _option("--no-trainer", _TRAINER, "Start no worker for training jobs; they wait for another one.")
+    ] = False,
+    trainer_share: Annotated[
+        float, _option("--trainer-share", _TRAINER, "Share of the time a run goes on while requests are answered, 0-1.")
+    ] = 0.5,
+    trainer_nice: Annotated[
+        int, _option("--trainer-nice", _TRAINER, "How much the processor prefers everything else to a run, 0-19.")
+    ] = 19,
+    trainer_threads: Annotated[
+        int | None, _option("--trainer-threads", _TRAINER, "CPU threads of a run. Default: torch's choice.")
+    ] = None,
     drain_seconds: Annotated[
         float, _option("--drain-seconds", _DOOR, "How long SIGTERM waits for answers that are under way.")
     ] = 30.0,
@@ -129,6 +145,11 @@ def serve(
             no_interaction_log=no_interaction_log,
             retention_days=retention_days,
             max_adapter_gb=max_adapter_gb,
+            max_file_gb=max_file_gb,
+            no_trainer=no_trainer,
+            trainer_share=trainer_share,
+            trainer_nice=trainer_nice,
+            trainer_threads=trainer_threads,
             drain_seconds=drain_seconds,
             log_level=log_level,
         )

@@ -39,7 +39,8 @@ from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavai
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
-    *(experiments, exposures, feedback, interactions, keys, leases, lineage, log_policies, registry, secrets),
+    *(experiments, exposures, feedback, files, interactions, jobs, keys, leases, lineage, log_policies, registry),
+    secrets,
 )
 
 

@@ -22,6 +22,8 @@ from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
 from graftwork.adapters.experiments import Experiments, UnderExperiment
 from graftwork.adapters.exposures import Exposures
+from graftwork.adapters.files import Files
+from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys
 from graftwork.adapters.peft_format import Limits
 from graftwork.adapters.registry import Registry
@@ -142,6 +144,8 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
         records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
+        files=Files(database, home / "files", max_bytes=1 << 20),
+        jobs=Jobs(database),
         limits=LIMITS,
         allowed_roots=(home / "shared",),
     )
