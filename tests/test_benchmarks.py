@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,13 @@ from graftwork.adapters.peft_format import Limits, read_spec
 from tests.conftest import CHECKOUT, TEST_HOME
 from tests.e2e.conftest import *  # noqa: F403
 from tests.e2e.running import Server
+
+
+def test_every_file_is_on_the_map_of_the_house() -> None:
+    section = (CHECKOUT / "CONTRIBUTING.md").read_text().partition("### benchmarks: ")[2].partition("\n#")[0]
+    named = set(re.findall(r"^\| `([\w/]+\.py)` \| .+ \|$", section, re.MULTILINE))
+    files = [path for path in (CHECKOUT / "benchmarks").rglob("*.py") if path.name != "__init__.py"]
+    assert named == {path.relative_to(CHECKOUT / "benchmarks").as_posix() for path in files}
 
 
 def run(module: str, *arguments: str, url: str) -> str:

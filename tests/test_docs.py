@@ -110,7 +110,7 @@ RECORD = """#!/usr/bin/env bash
 """
 GRAFTWORK = f"""{RECORD}
 case "$1" in
-  serve) ;;
+  serve | bench) ;;
   train) exec {shlex.quote(sys.executable)} -m graftwork adapters push "$2" my-adapter ;;
   *) exec {shlex.quote(sys.executable)} -m graftwork "$@" ;;
 esac
