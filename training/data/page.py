@@ -43,7 +43,7 @@ p, ul { margin: .3rem 0; } ul { padding-left: 1.2rem; } code { font-size: .85em;
 table { border-collapse: collapse; width: 100%; } th { color: var(--soft); font-weight: 500; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } tr:last-child td { border: 0; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+svg { display: block; width: 100%; height: auto; } .side svg { max-width: 24rem; } svg text { fill: var(--soft); }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: .15rem; margin: 0 .35rem 0 .9rem; }
 .key:first-child { margin-left: 0; } td.text { overflow-wrap: anywhere; min-width: 12rem; }
 """
@@ -145,9 +145,9 @@ def histogram(spread: Spread, name: str, limit: int | None = None) -> str:
         x = limit / width * step
         line = f'<path d="M{x:.1f} 8V112" style="stroke:var(--red);stroke-dasharray:3"/>'
     ends = (
-        f'<text x="0" y="126">{spread.bars[0].low:,}</text>'
-        f'<text x="300" y="126" text-anchor="end">{spread.longest:,}</text>'
-        f'<text x="300" y="9" text-anchor="end">{words.count(most, "row")}</text>'
+        f'<text x="0" y="126" font-size="11">{spread.bars[0].low:,}</text>'
+        f'<text x="300" y="126" text-anchor="end" font-size="11">{spread.longest:,}</text>'
+        f'<text x="300" y="9" text-anchor="end" font-size="11">{words.count(most, "row")}</text>'
     )
     return (
         f'<svg viewBox="0 0 300 130" role="img" aria-label="{escape(name)}">{"".join(bars)}'
