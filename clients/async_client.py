@@ -194,6 +194,16 @@ class Interactions(_Calls):
     erase = _awaiting(endpoints.erase_interactions)
 
 
+class Experiments(_Calls):
+    """Which version is better: ``client.experiments``."""
+
+    start = _awaiting(endpoints.start_experiment)
+    list = _awaiting(endpoints.list_experiments)
+    get = _awaiting(endpoints.get_experiment)
+    set_weights = _awaiting(endpoints.set_weights)
+    stop = _awaiting(endpoints.stop_experiment)
+
+
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
@@ -233,6 +243,7 @@ class AsyncClient(_Calls):
         self.adapters = Adapters(self._connection)
         self.feedback = Feedback(self._connection)
         self.interactions = Interactions(self._connection)
+        self.experiments = Experiments(self._connection)
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 

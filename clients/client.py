@@ -191,6 +191,16 @@ class Interactions(_Calls):
     erase = _calling(endpoints.erase_interactions)
 
 
+class Experiments(_Calls):
+    """Which version is better: ``client.experiments``."""
+
+    start = _calling(endpoints.start_experiment)
+    list = _calling(endpoints.list_experiments)
+    get = _calling(endpoints.get_experiment)
+    set_weights = _calling(endpoints.set_weights)
+    stop = _calling(endpoints.stop_experiment)
+
+
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
@@ -230,6 +240,7 @@ class Client(_Calls):
         self.adapters = Adapters(self._connection)
         self.feedback = Feedback(self._connection)
         self.interactions = Interactions(self._connection)
+        self.experiments = Experiments(self._connection)
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from graftwork.clients.calls import SLOW, Call, LinesCall, Progress, Reply, Request, StreamCall, Upload
 from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError, LocalFileError
+from graftwork.clients.experiment_types import Experiment
 from graftwork.clients.streams import ChatChunk, CompletionChunk
 from graftwork.clients.types import (
     Adapter,
@@ -210,18 +211,25 @@ def push_adapter(
     return Call(request=request, read=_read_pushed)
 
 
-def promote(name: str, version: int, *, alias: str = "live", reason: str | None = None) -> Call[Event]:
-    """Move an alias to a version: new requests get it, those that run finish on the version they began with."""
+def promote(
+    name: str, version: int, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
+) -> Call[Event]:
+    """Move an alias to a version: new requests get it, those that run finish on the version they began with.
+
+    Raises ``ConflictError`` while an experiment needs the alias as it is, unless ``end_experiment`` ends that.
+    """
     path = _path("adapters", name, "aliases", alias)
-    request = Request(method="PUT", path=path, json={"version": version, **_given(reason=reason)}, read_timeout=SLOW)
-    return Call(request=request, read=_one(Event))
+    body = {"version": version, **_given(reason=reason, end_experiment=end_experiment)}
+    return Call(request=Request(method="PUT", path=path, json=body, read_timeout=SLOW), read=_one(Event))
 
 
-def rollback(name: str, *, alias: str = "live", reason: str | None = None) -> Call[Event]:
-    """Move an alias back to the version it pointed at before."""
+def rollback(
+    name: str, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
+) -> Call[Event]:
+    """Move an alias back to the version it pointed at before; experiments are in the way as for ``promote``."""
     path = _path("adapters", name, "rollback")
-    request = Request(method="POST", path=path, json={"alias": alias, **_given(reason=reason)}, read_timeout=SLOW)
-    return Call(request=request, read=_one(Event))
+    body = {"alias": alias, **_given(reason=reason, end_experiment=end_experiment)}
+    return Call(request=Request(method="POST", path=path, json=body, read_timeout=SLOW), read=_one(Event))
 
 
 def retire(name: str, version: int) -> Call[Version]:
@@ -234,6 +242,70 @@ def history(name: str, *, after: int | None = None, limit: int | None = None) ->
     """A page of what happened to an adapter, newest first; ``after`` is the last event's id of the page before."""
     request = Request(method="GET", path=_path("adapters", name, "history"), query=_given(after=after, limit=limit))
     return Call(request=request, read=_one(Page[Event]))
+
+
+def start_experiment(
+    name: str,
+    adapter: str,
+    arms: Sequence[Mapping[str, Any]],
+    metric: str | Mapping[str, Any],
+    *,
+    guardrails: Sequence[Mapping[str, Any]] | None = None,
+    decision: Mapping[str, Any] | None = None,
+    ramp: Mapping[str, Any] | None = None,
+    window_seconds: float | None = None,
+    alpha: float | None = None,
+    unrated: str | None = None,
+    allocation: str | None = None,
+) -> Call[Experiment]:
+    """Start an experiment: requests that name the adapter alone are answered by its arms from now on.
+
+    ``arms``, the control first, are like ``{"version": 7}`` and ``{"version": "candidate", "weight": 0.5}``; ``metric``
+    is a name, or an object with one. Everything else is the server's default where it is not given.
+    """
+    body = {
+        "name": name,
+        "adapter": adapter,
+        "arms": [dict(arm) for arm in arms],
+        "metric": metric if isinstance(metric, str) else dict(metric),
+        **_given(
+            guardrails=None if guardrails is None else [dict(rail) for rail in guardrails],
+            decision=None if decision is None else dict(decision),
+            ramp=None if ramp is None else dict(ramp),
+            window_seconds=window_seconds,
+            alpha=alpha,
+            unrated=unrated,
+            allocation=allocation,
+        ),
+    }
+    return Call(request=Request(method="POST", path=_path("experiments"), json=body), read=_one(Experiment))
+
+
+def list_experiments(
+    *, status: str | None = None, after: str | None = None, limit: int | None = None
+) -> Call[Page[Experiment]]:
+    """A page of experiments by name; ``status`` is running or ended, ``after`` the last name of the page before."""
+    query = _given(status=status, after=after, limit=limit)
+    return Call(request=Request(method="GET", path=_path("experiments"), query=query), read=_one(Page[Experiment]))
+
+
+def get_experiment(name: str) -> Call[Experiment]:
+    """An experiment with its history, and how it stood over time."""
+    return Call(request=Request(method="GET", path=_path("experiments", name)), read=_one(Experiment))
+
+
+def set_weights(name: str, weights: Mapping[str, float], *, reason: str | None = None) -> Call[Experiment]:
+    """Widen treatments of a running experiment, or take them out with 0; the control gets what is left."""
+    body = {"weights": dict(weights), **_given(reason=reason)}
+    return Call(request=Request(method="PATCH", path=_path("experiments", name), json=body), read=_one(Experiment))
+
+
+def stop_experiment(name: str, *, promote: str | None = None, reason: str | None = None) -> Call[Experiment]:
+    """End an experiment, for good; ``promote`` names the arm whose version becomes live."""
+    request = Request(
+        method="POST", path=_path("experiments", name, "stop"), json=_given(promote=promote, reason=reason)
+    )
+    return Call(request=request, read=_one(Experiment))
 
 
 def create_key(name: str, *, role: str = "app") -> Call[Key]:

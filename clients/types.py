@@ -279,9 +279,11 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Who answered: ``name@version``, or the base's id when no adapter did."""
+    """Who answered: ``name@version``, or the base's id when no adapter did; and as which arm of which experiment."""
 
     adapter: str
+    experiment: str | None = None
+    arm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ app = typer.Typer(help="Push, promote, roll back and watch adapters.", no_args_i
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter, for example intents.", show_default=False)]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Kept in the adapter's history.")]
+EndExperiment = Annotated[bool, typer.Option("--end-experiment", help="End the experiment that needs it as it is.")]
 
 
 @app.command()
@@ -92,6 +93,7 @@ def promote(
     ],
     alias: Alias = "live",
     reason: Reason = None,
+    end_experiment: EndExperiment = False,
 ) -> None:
     """Make a version live, or move another alias to it."""
     from graftwork.clients.cli import tables
@@ -99,17 +101,25 @@ def promote(
     name, number = _split(version)
     if not number.isdecimal():
         number = _version_of_alias(remote, name, number)
-    event = remote.client.adapters.promote(name, int(number), alias=alias, reason=reason)
+    event = remote.client.adapters.promote(
+        name, int(number), alias=alias, reason=reason, end_experiment=end_experiment or None
+    )
     remote.answer(event, lambda: tables.event(event))
 
 
 @app.command()
 @over_http
-def rollback(remote: Remote, name: Name, alias: Alias = "live", reason: Reason = None) -> None:
+def rollback(
+    remote: Remote,
+    name: Name,
+    alias: Alias = "live",
+    reason: Reason = None,
+    end_experiment: EndExperiment = False,
+) -> None:
     """Move an alias back to the version it pointed at before."""
     from graftwork.clients.cli import tables
 
-    event = remote.client.adapters.rollback(name, alias=alias, reason=reason)
+    event = remote.client.adapters.rollback(name, alias=alias, reason=reason, end_experiment=end_experiment or None)
     remote.answer(event, lambda: tables.event(event))
 
 

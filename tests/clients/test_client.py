@@ -427,6 +427,7 @@ def test_both_clients_can_do_the_same() -> None:
         (client.Feedback, async_client.Feedback),
         (client.Interactions, async_client.Interactions),
         (client.LogPolicies, async_client.LogPolicies),
+        (client.Experiments, async_client.Experiments),
         (client.Stream, async_client.AsyncStream),
     ]:
         names = {name for name in vars(one) if not name.startswith("_")}
@@ -439,6 +440,7 @@ def test_both_clients_can_do_the_same() -> None:
         "version",
         "alias",
         "reason",
+        "end_experiment",
     ]
 
 

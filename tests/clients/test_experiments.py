@@ -1,0 +1,250 @@
+"""Experiments: both clients and the command line against the real routes, and what the terminal shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from graftwork.adapters.feedback import Said
+from graftwork.adapters.leases import Leases
+from graftwork.clients import errors
+from graftwork.clients.cli import experiments as command
+from graftwork.clients.cli import pictures
+from graftwork.clients.experiment_types import Comparison, Metric
+from graftwork.server.referee import Referee
+from tests.clients.test_records import Desk
+from tests.clients.test_records import desk as one_adapter  # noqa: F401 - a fixture
+from tests.server.stand_ins import adapter_files, form
+
+MakeClient = Callable[..., Any]
+ARMS = ({"version": 1}, {"version": 2, "weight": 0.5})
+
+
+@pytest.fixture
+def desk(one_adapter: Desk) -> Desk:  # noqa: F811
+    """With three versions of ``intents``."""
+    for seed in (1, 2):
+        files = form(adapter_files(seed))
+        httpx.post(f"{one_adapter.url}/v1/adapters/intents/versions", files=files, timeout=60).raise_for_status()
+    return one_adapter
+
+
+def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: int = 0) -> None:
+    """Users who ask once each and give a thumb, and a keeper that has seen them."""
+    services, records, chance = desk.world.services, desk.records, random.Random(first)
+    for number in range(first, first + num):
+        unit = records.ids.unit(user=f"user-{number}")
+        drawn = services.experiments.draw("intents", unit, chat=True)
+        assert drawn is not None
+        said = {"experiment": drawn.experiment, "arm": drawn.arm.name, "probability": drawn.probability}
+        id = records.log(
+            records.mint(f"intents@{drawn.arm.version or 1}", user=f"user-{number}", days_ago=0.001, **said)
+        )
+        good = chance.random() < (control if drawn.arm.version == 1 else treatment)
+        records.feedback.add(Said(interaction_id=id, thumb="up" if good else "down"), key_id="local")
+    referee = Referee(
+        records.database,
+        services.registry,
+        services.experiments,
+        records.interactions,
+        records.feedback,
+        now=lambda: datetime.now(UTC) + timedelta(seconds=300),
+    )
+    lease = Leases(records.database).acquire("keeper", "me", seconds=600)
+    assert lease is not None
+    referee.run(lease)
+
+
+def test_both_clients_start_read_widen_and_stop(make_client: MakeClient, desk: Desk) -> None:
+    client = make_client(desk.url)
+    started = client.experiments.start(
+        "first",
+        "intents",
+        ARMS,
+        {"name": "latency", "over": 2},
+        guardrails=[{"metric": "error_rate", "limit": 0.1}],
+        decision={"automatic": True, "until": 4e9},
+        window_seconds=120,
+    )
+    assert (started.running, started.control.name, [arm.name for arm in started.treatments]) == (
+        True,
+        "intents@1",
+        ["intents@2"],
+    )
+    assert (started.metric.label, started.guardrails[0].limit, started.window_seconds) == ("latency>2", 0.1, 120.0)
+    assert started.decision.until == datetime.fromtimestamp(4e9, UTC)
+    traffic(desk, 30, control=0.5, treatment=0.5)
+    shown = client.experiments.get("first")
+    assert shown.reading is not None
+    assert (shown.reading.units, len(shown.readings), shown.history[-1].action) == (30, 1, "start")
+    assert shown.reading.arms[0].means["thumb"] is not None
+    assert [each.name for each in client.experiments.list(status="running", limit=1)] == ["first"]
+    wider = client.experiments.set_weights("first", {"intents@2": 0.75}, reason="on we go")
+    assert wider.epochs[-1].weights == {"intents@1": 0.25, "intents@2": 0.75}
+    with pytest.raises(errors.ConflictError):
+        client.experiments.set_weights("first", {"intents@2": 0.5})
+    with pytest.raises(errors.ConflictError, match="end_experiment"):
+        client.adapters.promote("intents", 3)
+    with pytest.raises(errors.ConflictError):
+        client.adapters.rollback("intents")
+    ended = client.experiments.stop("first", promote="intents@2", reason="seen enough")
+    assert ended.outcome is not None
+    assert (ended.running, ended.outcome.decision, ended.outcome.reading.units) == (False, "promoted", 30)
+    assert client.adapters.get("intents").aliases["live"] == 2
+    with pytest.raises(errors.NotFoundError):
+        client.experiments.get("second")
+    client.experiments.start("second", "intents", ARMS, "thumb")
+    assert client.adapters.promote("intents", 3, end_experiment=True).to_version == 3
+    assert not client.experiments.get("second").running
+
+
+def test_the_command_line_from_start_to_promotion(desk: Desk) -> None:
+    started = desk.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2",
+                       "--guardrail", "error_rate:margin=0.05", "--automatic", "--window", "2m")  # fmt: skip
+    assert started.exit_code == 0, started.output
+    assert "intents@1 (control)" in started.stdout
+    assert "50.0%" in started.stdout
+    assert "graftwork experiments status first" in started.stderr
+    assert "no units yet" in desk.run("experiments", "list").stdout
+    for first in range(0, 80, 20):
+        traffic(desk, 20, control=0.6, treatment=0.6, first=first)
+    shown = desk.run("experiments", "status", "first")
+    assert shown.exit_code == 0, shown.output
+    for expected in ("running", "acts by itself", "intents@2 − intents@1", "├", "┤", "●", "80", "error_rate", "start"):
+        assert expected in shown.stdout
+    traffic(desk, 300, control=0.1, treatment=0.95, first=1000)
+    shown = desk.run("experiments", "status", "first", "--watch")  # it has ended: nothing is waited for
+    assert shown.exit_code == 0, shown.output
+    assert "promoted by keeper" in shown.stdout
+    assert "better than intents@1" in shown.stdout
+    assert "No experiment runs" in desk.run("experiments", "list").stdout
+    assert "promoted" in desk.run("experiments", "list", "--all").stdout
+    said = desk.json("experiments", "status", "first")
+    assert said["outcome"]["decision"] == "promoted"
+    assert len(said["readings"]) == 5
+
+
+def test_start_says_everything_that_the_server_takes(desk: Desk, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    arms = [{"version": 1}, {"version": 2, "system": "Be brief.", "sampling": {"temperature": 0.1}, "name": "brief"}]
+    plan.write_text(json.dumps({"name": "other", "adapter": "intents", "arms": arms, "alpha": 0.1, "metric": "score"}))
+    said = desk.json("experiments", "start", "first", "--plan", plan, "--alpha", "0.2", "--ramp", "0.05,0.5",
+                     "--ramp-units", "7", "--ramp-wait", "90s", "--max-units", "900", "--for", "7d", "--promote-above",
+                     "0.02", "--stop-below", "-0.1", "--unrated", "neutral")  # fmt: skip
+    assert (said["name"], said["alpha"], said["metric"]["name"], said["unrated"]) == ("first", 0.2, "score", "neutral")
+    assert (said["arms"][1]["name"], said["arms"][1]["system"], said["arms"][1]["weight"]) == (
+        "brief",
+        "Be brief.",
+        0.05,
+    )
+    assert said["ramp"] == {"weights": [0.05, 0.5], "min_units": 7, "min_seconds": 90.0}
+    decision = said["decision"]
+    assert (decision["promote_above"], decision["stop_below"], decision["max_units"]) == (0.02, -0.1, 900)
+    assert decision["until"] - datetime.now(UTC).timestamp() == pytest.approx(7 * 86400, abs=60)
+    desk.run("experiments", "stop", "first")
+    said = desk.json("experiments", "start", "second", "--adapter", "intents", "--arm", "live", "--arm", "base=0.25",
+                     "--shadow", "3=0.5", "--metric", "metadata.minutes:high=60,goal=down", "--allocation", "fixed",
+                     "--guardrail", "latency:over=2,limit=0.1,alpha=0.02",
+                     "--guardrail", "thumb:margin=0.2")  # fmt: skip
+    assert [(arm["name"], arm["weight"], arm["shadow"], arm["alias"]) for arm in said["arms"]] == [
+        ("intents@1", 0.75, None, "live"),
+        ("base", 0.25, None, None),
+        ("intents@3", None, 0.5, None),
+    ]
+    assert (said["metric"]["range"], said["metric"]["goal"]) == ([0.0, 60.0], "down")
+    assert [(rail["metric"]["label"], rail["limit"], rail["margin"], rail["alpha"]) for rail in said["guardrails"]] == [
+        ("latency>2", 0.1, None, 0.02),
+        ("thumb", None, 0.2, 0.01),
+    ]
+
+
+def test_ramp_goes_to_the_next_weight_or_to_the_one_that_is_said(desk: Desk) -> None:
+    desk.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2", "--ramp", "0.1,0.3")
+    assert desk.json("experiments", "ramp", "first")["epochs"][-1]["weights"]["intents@2"] == 0.3
+    refused = desk.run("experiments", "ramp", "first")
+    assert (refused.exit_code, "--to" in refused.stderr) == (2, True)
+    assert desk.json("experiments", "ramp", "first", "--to", "0.9", "--reason", "now")["history"][0]["reason"] == "now"
+    assert desk.run("experiments", "ramp", "first", "--to", "0.2").exit_code == 1
+    desk.run("experiments", "stop", "first")
+    several = ["--arm", "1", "--arm", "2", "--arm", "3"]
+    desk.run("experiments", "start", "second", "--adapter", "intents", *several)
+    assert "--arm" in desk.run("experiments", "ramp", "second", "--to", "0.5").stderr
+    assert desk.run("experiments", "ramp", "second", "--to", "0.5", "--arm", "intents@3").exit_code == 0
+
+
+def test_promoting_and_rolling_back_can_end_it(desk: Desk) -> None:
+    desk.run("adapters", "promote", "intents@2")
+    desk.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2")
+    refused = desk.run("adapters", "rollback", "intents")
+    assert (refused.exit_code, "first" in refused.stderr) == (1, True)
+    assert desk.json("adapters", "rollback", "intents", "--end-experiment")["to_version"] == 1
+    desk.run("experiments", "start", "second", "--adapter", "intents", "--arm", "1", "--arm", "2")
+    assert desk.run("adapters", "promote", "intents@3", "--end-experiment").exit_code == 0
+    assert desk.json("experiments", "status", "second")["outcome"]["decision"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--arm", "1"),
+        ("--adapter", "intents"),
+        ("--adapter", "intents", "--arm", "1=x", "--arm", "2"),
+        ("--adapter", "intents", "--arm", "1", "--shadow", "2"),
+        ("--adapter", "intents", "--arm", "1", "--arm", "2", "--window", "soon"),
+        ("--adapter", "intents", "--arm", "1", "--arm", "2", "--ramp", "some"),
+        ("--adapter", "intents", "--arm", "1", "--arm", "2", "--guardrail", "error_rate:most=1"),
+        ("--adapter", "intents", "--arm", "1", "--arm", "2", "--plan", "nothing.json"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_anything_is_sent(desk: Desk, wrong: tuple[str, ...]) -> None:
+    refused = desk.run("experiments", "start", "first", *wrong)
+    assert refused.exit_code == 2 if "--plan" not in wrong else refused.exit_code != 0
+    assert desk.json("experiments", "list", "--all") == []
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def drawn(points: list[tuple[int, Comparison]], goal: str = "up") -> list[str]:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(pictures.intervals(points, Metric(name="thumb", label="thumb", goal=goal)))
+    return captured.get().splitlines()
+
+
+def comparison(middle: float, half: float, units: int = 10) -> Comparison:
+    return Comparison(arm="b", units=units, difference=middle, lower=middle - half, upper=middle + half)
+
+
+def test_an_interval_is_drawn_where_it_is() -> None:
+    *rows, scale = drawn([(10, comparison(0.1, 0.9)), (100, comparison(0.1, 0.3)), (1000, comparison(0.1, 0.05))])
+    assert [row.split()[0] for row in rows] == ["10", "100", "1,000"]
+    widths = [row.rindex("┤") - row.index("├") for row in rows if "├" in row and "┤" in row]
+    assert widths == sorted(widths, reverse=True)
+    assert rows[-1].index("│") < rows[-1].index("├") < rows[-1].index("●") < rows[-1].index("┤")
+    assert "+0.100 [+0.050, +0.150]" in rows[-1]
+    assert scale.split()[0] == "units"
+
+
+def test_of_many_points_some_are_drawn_and_the_last_one_always() -> None:
+    *rows, _ = drawn([(number, comparison(0.0, 1 / number)) for number in range(1, 201)])
+    assert len(rows) <= pictures.MAX_ROWS
+    assert rows[-1].split()[0] == "200"
+
+
+def test_without_an_interval_it_says_so() -> None:
+    unknown = Comparison(arm="b", units=1, difference=None, lower=None, upper=None)
+    assert "no interval yet" in drawn([(1, unknown)])[0]
+
+
+def test_lengths_of_time() -> None:
+    assert [command._seconds(text, "x") for text in ("30", "30s", "1.5m", "2h", "1d")] == [30, 30, 90, 7200, 86400]
