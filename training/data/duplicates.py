@@ -104,13 +104,15 @@ class Signatures:
             return
         low = np.frombuffer(self._low_bytes, dtype=np.uint8).reshape(-1, NUM_HASHES)
         bands = np.frombuffer(self._bands, dtype=np.uint64).reshape(-1, self._num_bands)
-        found: set[int] = set()
+        found = np.zeros(0, dtype=np.int64)
         for band in range(self._num_bands):
+            parts = [found]
             for earlier, later in _same_values(bands[:, band]):
                 pairs = later * len(self) + earlier
-                found.update(pairs[_similarity(low, earlier, later) >= self._threshold].tolist())
-        for pair in sorted(found):
-            later_one, earlier_one = divmod(pair, len(self))
+                parts.append(pairs[_similarity(low, earlier, later) >= self._threshold])
+            found = np.unique(np.concatenate(parts))
+        for pair in found:
+            later_one, earlier_one = divmod(int(pair), len(self))
             yield earlier_one, later_one
 
     def similar(self, one: int, other: int) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from graftwork.training.data.columns import Columns
 from graftwork.training.data.formats import conversation, last_alone, pair
 from graftwork.training.data.lines import Record
-from graftwork.training.data.row import BadRow, Row, Unusable, group_of
+from graftwork.training.data.row import BadRow, Row, Unusable, group_of, is_unicode
 
 FIELDS: Final = ({"interaction_id"}, {"interaction", "feedback"}, {"id", "completions"})
 """A record that has all of one of these is an answer or feedback."""
@@ -148,7 +148,7 @@ class _Answers:
         turns = [*asked, {"role": "assistant", "content": answer}] if isinstance(asked, list) else None
         row = pair(asked, answer, Columns(plain=True)) if turns is None else last_alone(conversation(turns))
         user = logged.get("unit") or logged.get("user")
-        group = group_of(user) if isinstance(user, str) and user else None
+        group = group_of(user) if isinstance(user, str) and user and is_unicode(user) else None
         return replace(row, interactions=(id,), group=group), completion.get("finish_reason", WHOLE) == WHOLE
 
     def better(self, row: Row, said: Said) -> Row:
@@ -213,13 +213,13 @@ def _objects(record: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 def _text(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise Unusable(f"{name!r} must be a text")
     return value
 
 
 def _not_empty(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or not is_unicode(value):
         raise Unusable(f"{name!r} must be a text that is not empty")
     return value
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts import read_message
 from graftwork.training.data.columns import ANSWERS, QUESTIONS, USERS, Columns
-from graftwork.training.data.row import SIDES, Row, Side, Unusable, group_of
+from graftwork.training.data.row import SIDES, Row, Side, Unusable, group_of, is_unicode
 
 PROMPT_CHANGING: Final = ("tools", "functions")
 """Fields that would change what stands before the answer: refused rather than left out."""
@@ -132,10 +132,8 @@ def _message(index: int, turn: Any) -> dict[str, str]:
 
 
 def _whole(text: str, name: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Unusable(f"{name!r} holds bytes that are no UTF-8, or half a character: save the file as UTF-8") from None
+    if not is_unicode(text):
+        raise Unusable(f"{name!r} holds bytes that are no UTF-8, or half a character: save the file as UTF-8")
     return text
 
 

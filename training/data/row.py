@@ -238,6 +238,15 @@ def group_of(user: str) -> str:
     return hashlib.blake2b(user.encode(), digest_size=12).hexdigest()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be written down: JSON can smuggle in half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def set_digest(digests: list[bytes]) -> str:
     """``sha256:<hex>`` over a set of rows, by their digests: the same in any order."""
     total = hashlib.sha256()

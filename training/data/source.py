@@ -133,7 +133,8 @@ def file_source(
     if suffix in DELIMITERS:
         with _opened(path) as file:
             _check_header(table_records(file, DELIMITERS[suffix]), columns, format)
-    return Source(name=path.name, open=records, columns=columns, format=format, split=split, digest=f"sha256:{digest}")
+    name = path.name.encode("utf-8", "replace").decode()
+    return Source(name=name, open=records, columns=columns, format=format, split=split, digest=f"sha256:{digest}")
 
 
 def file_sources(paths: Sequence[Path], columns: Columns | None = None, *, format: str | None = None) -> list[Source]:
