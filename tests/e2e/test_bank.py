@@ -18,8 +18,8 @@ SIX = NAMES[:6]
 
 @pytest.fixture(scope="module")
 def narrow(new_server: MakeServer, folders: dict[str, Path]) -> Iterator[Server]:
-    """Two adapters fit on the device, one more in host memory, six are there: 20 MB each, in float32."""
-    server = new_server("--slots", "2", "--host-memory-gb", "0.065").start_and_wait()
+    """Two adapters fit on the device, one more in host memory, six are there: 6 MB each, as the engine packs them."""
+    server = new_server("--slots", "2", "--host-memory-gb", "0.019").start_and_wait()
     with server.client() as client:
         for name in SIX:
             client.adapters.push(name, folders[f"{name}@1"])
