@@ -1,0 +1,18 @@
+"""The Triton kernels compiled and run on the card that is here: the same cases as in the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.engine.triton_cases import *  # noqa: F403
+from tests.gpu import needs_card
+
+pytestmark = [pytest.mark.gpu, needs_card]
+
+
+@needs_card
+def test_the_cases_run_on_the_card() -> None:
+    from tests.engine.triton_cases import DEVICE
+
+    assert torch.device("cuda") == DEVICE
