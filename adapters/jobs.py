@@ -358,6 +358,11 @@ class Jobs:
                 return Claim(job=_get(connection, job.id), owner=owner, token=job.token + 1)
         return None
 
+    def disown(self, owner: str) -> None:
+        """Whatever ``owner`` had claimed is free now. For an owner that has come back and knows that it was dead."""
+        with self._database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.owner == owner).values(_FREE))
+
     def renew(self, claim: Claim, *, seconds: float) -> None:
         """Keep it for ``seconds`` from now. Raises Lost."""
         with self._database.write() as connection:

@@ -54,6 +54,8 @@ from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_w
 from graftwork.server.referee import Referee
 from graftwork.server.routes import router
 from graftwork.server.services import Records, Services
+from graftwork.server.trainer import PRINCIPAL as TRAINER
+from graftwork.server.trainer import Trainer
 from graftwork.server.worker import EXIT_CONFIGURATION, EngineAPI, EngineLoop, WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -72,10 +74,13 @@ EXPERIMENTS_SECONDS = 1.0
 class GraftServer(ls.LitServer):
     """LitServe's server with this project's routes, start, watch and end."""
 
-    def __init__(self, api: EngineAPI, gateway: Gateway, services: Services, board: Board, keeper: Keeper) -> None:
+    def __init__(
+        self, api: EngineAPI, gateway: Gateway, services: Services, board: Board, keeper: Keeper, trainer: Trainer
+    ) -> None:
         self.gateway = gateway
         self.services = services
         self.keeper = keeper
+        self.trainer = trainer
         self.board = board
         self.exit_code = 0
         self.inference_workers: list[Any] = []
@@ -145,7 +150,9 @@ class GraftServer(ls.LitServer):
                 self._stop()
 
         threading.Thread(target=watch, name="api-watch", daemon=True).start()
-        self.keeper.start()  # all API processes have been forked
+        # All API processes have been forked.
+        self.keeper.start()
+        self.trainer.start()
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -223,6 +230,7 @@ def serve(config: ServerConfig) -> int:
                 access_log=False,
             )
         finally:
+            server.trainer.stop()
             server.keeper.stop()
         return server.exit_code
 
@@ -243,6 +251,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     files.clean()
     prompts = Prompts(Path(info.path))
     board = Board(API_PROCESSES)
+    trainer = Trainer(config, info, board)
     link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
     registry, metrics = Registry(database, guard=UnderExperiment()), Metrics()
     records = Records.of(
@@ -258,7 +267,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         registry=registry,
         store=store,
         keys=keys,
-        authenticator=Authenticator(keys, open_to_loopback=config.loopback_only),
+        authenticator=Authenticator(keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER)),
         metrics=metrics,
         records=records,
         experiments=Experiments(database, registry),
@@ -283,7 +292,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         log_level=config.log_level,
     )
     api = EngineAPI(worker, loop=EngineLoop(), spec=gateway)
-    server = GraftServer(api, gateway, services, board, _keeper(database, services))
+    server = GraftServer(api, gateway, services, board, _keeper(database, services), trainer)
     server.drain_seconds = config.drain_seconds
     return server
 

@@ -103,6 +103,11 @@ class ServerConfig:
         return "127.0.0.1" if self.host == "localhost" else self.host
 
     @property
+    def own_url(self) -> str:
+        """Where this machine reaches it."""
+        return f"http://[::1]:{self.port}" if ":" in self.bind_host else f"http://127.0.0.1:{self.port}"
+
+    @property
     def loopback_only(self) -> bool:
         return ipaddress.ip_address(self.bind_host).is_loopback
 

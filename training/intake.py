@@ -1,0 +1,102 @@
+"""A job's data before its run: what feedback there is, written down; and whether there is anything to learn from.
+
+The run itself cleans and splits; here every row is read once, so that a file without anything to learn is refused
+before anybody waits for its turn. Which logged answers are among the rows is remembered, for who asks to be forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from graftwork.adapters.db import Database
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.feedback import FeedbackFilter, FeedbackLog
+from graftwork.adapters.interaction_ids import InteractionIds
+from graftwork.adapters.interactions import Interactions
+from graftwork.adapters.jobs import NewEvent
+from graftwork.adapters.settings import INTERACTION_IDS, secret
+from graftwork.training.data.pipeline import nothing_usable
+from graftwork.training.data.row import BadRow, Row
+from graftwork.training.data.source import file_sources
+
+FEEDBACK_FILE: Final = "feedback.jsonl"
+ANSWERS_FILE: Final = "answers.json"
+_BAD_ROWS_KEPT: Final = 10
+_AT_ONCE: Final = 500
+
+
+def check(paths: Iterable[Path], param: str) -> tuple[list[NewEvent], set[str]]:
+    """What to say of these files, and the ids of the logged answers in them. Raises InvalidRequest, which names the
+    first lines, when there is no row to learn from."""
+    bad: list[BadRow] = []
+    num_bad = num_good = 0
+    answers: set[str] = set()
+    names = []
+    try:
+        for source in file_sources(list(paths)):
+            names.append(source.title)
+            for row in source.rows():
+                if isinstance(row, Row):
+                    num_good += 1
+                    answers.update(row.interactions)
+                else:
+                    num_bad += 1
+                    bad += [row] if len(bad) < _BAD_ROWS_KEPT else []
+        if not num_good:
+            raise nothing_usable(" and ".join(names), bad)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=param, code=error.code) from None
+    events = []
+    if num_bad:
+        lines = "; ".join(str(row) for row in bad[:3]) + (f"; and {num_bad - 3} more" if num_bad > 3 else "")
+        events.append(NewEvent(message=f"{num_bad} of {num_bad + num_good} rows cannot be used: {lines}", level="warn"))
+    return events, answers
+
+
+def write_feedback(database: Database, name: str, target: Path) -> int:
+    """What was said of an adapter's answers, and those answers, as they are now; once: a file that is there stays as
+    it is. Returns how much was said. Raises InvalidRequest when nothing was."""
+    ids = InteractionIds(secret(database, INTERACTION_IDS))
+    said = list(FeedbackLog(database, ids).each(FeedbackFilter(adapter=name)))
+    if not said:
+        raise InvalidRequest(
+            f"nothing was said of the answers of {name} yet: send feedback, or give a file",
+            param="training_file",
+            code="no_feedback",
+        )
+    if not target.exists():
+        answers = _answers(Interactions(database, ids), {said.interaction_id for said in said})
+        write_once(target, "".join(_line(row) for row in (*answers, *said)))
+    return len(said)
+
+
+def write_once(target: Path, text: str) -> None:
+    """Leave ``text`` there, whole or not at all, on disk when this returns."""
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def _answers(interactions: Interactions, ids: set[str]) -> Iterator[Any]:
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), _AT_ONCE):
+        yield from interactions.get_many(wanted[start : start + _AT_ONCE]).values()
+
+
+def _line(row: Any) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return dict(value)
