@@ -324,7 +324,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "device": config.device,
         "kernels": config.kernels,
-        "kernel_cache": config.home / "kernels",
+        "kernel_cache": Path(os.environ.get("GRAFTWORK_KERNEL_CACHE") or config.home / "kernels"),
         "num_slots": config.slots,
         "max_sequences": config.max_batch,
         "max_length": config.max_model_len,

@@ -13,6 +13,9 @@ from graftwork.adapters.base import BaseInfo, prepare
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("GRAFTWORK_TEST_HOME", CHECKOUT / ".graftwork" / "test"))
 
+# Every home of every test would build its own otherwise.
+os.environ.setdefault("GRAFTWORK_KERNEL_CACHE", str(TEST_HOME / "kernels"))
+
 
 @pytest.fixture(scope="session")
 def embedded_base() -> BaseInfo:
