@@ -34,7 +34,7 @@ def plan(console: Console, run: Run) -> None:
         )
     if not run.validation:
         _say(console, "No validation rows: the loss will be measured on the training rows alone.")
-    num_tokens = sum(len(tokens.input_ids) for tokens in run.rows)
+    num_tokens = sum(map(len, run.rows))
     held = f" and measuring on {len(run.validation)}" if run.validation else ""
     _say(
         console,

@@ -38,7 +38,7 @@ def fresh(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.P
         use_rslora=config.variant == "rslora",
         use_dora=config.variant == "dora",
         layers_to_transform=None if config.layers is None else list(config.layers),
-        target_modules="all-linear" if config.targets == "all-linear" else list(config.targets),
+        target_modules=_targets(model, base, config),
     )
     try:
         grafted = peft.get_peft_model(model, lora)
@@ -51,6 +51,18 @@ def fresh(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.P
             f"Nothing of {base.id} would be trained with targets={config.targets!r}.", param="targets"
         )
     return in_float32(grafted)
+
+
+def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str | list[str]:
+    if config.targets != "all-linear":
+        return list(config.targets)
+    if config.layers is None:
+        return "all-linear"
+    # PEFT takes the layers' numbers beside a list of names alone.
+    names = {name: module for name, module in model.named_modules() if name in base.modules}
+    head = model.get_output_embeddings()
+    linear = (name for name, module in names.items() if base.modules[name].kind == "linear" and module is not head)
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def continued(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
@@ -131,7 +143,9 @@ class _Quick:
         if name in layer.lora_variant or dropped or layer.lora_bias[name] or base.weight.requires_grad:
             return self._slow(x)  # type: ignore[no-any-return]
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        out: Tensor = _Grafted.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
+        out: Tensor = _Grafted.apply(  # type: ignore[no-untyped-call]
+            x, base.weight, base.bias, a, b, layer.scaling[name]
+        )
         return out
 
 

@@ -169,7 +169,7 @@ class _TokenIds:
         self.model.save_pretrained(output_dir, selected_adapters=[ADAPTER], save_embedding_layers=False)  # type: ignore[attr-defined]
 
 
-class _WeightedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+class _WeightedCollator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
         if "weight" in examples[0]:
@@ -177,13 +177,15 @@ class _WeightedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
         return batch
 
 
-class _SFT(_TokenIds, trl.SFTTrainer):  # type: ignore[misc]
+class _SFT(_TokenIds, trl.SFTTrainer):
     made_of = (trl.SFTConfig, _WeightedCollator)
+    _signature_columns: Any
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "weight" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "weight"]
+        columns: list[str] = self._signature_columns
+        if "weight" not in columns:
+            columns.append("weight")
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         weights: Tensor | None = inputs.pop("weight", None)
@@ -198,9 +200,9 @@ class _SFT(_TokenIds, trl.SFTTrainer):  # type: ignore[misc]
         return super().compute_loss(weighing, inputs, *args, **kwargs)
 
 
-class _DPO(_TokenIds, trl.DPOTrainer):  # type: ignore[misc]
+class _DPO(_TokenIds, trl.DPOTrainer):
     made_of = (trl.DPOConfig, DataCollatorForPreference)
 
 
-class _KTO(_TokenIds, trl.KTOTrainer):  # type: ignore[misc]
+class _KTO(_TokenIds, trl.KTOTrainer):
     made_of = (trl.KTOConfig, DataCollatorForUnpairedPreference)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from graftwork import __version__
 from graftwork.clients.client import Client
@@ -20,6 +20,14 @@ from graftwork.training.progress import Metrics
 CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "README.md"
 
+_METHOD_NAMES: Final = {
+    "sft": "supervised fine-tuning",
+    "weighted_sft": "supervised fine-tuning, weighted by scores",
+    "dpo": "direct preference optimization",
+    "kto": "Kahneman-Tversky optimization",
+    "pretrain": "continued pretraining",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -29,25 +37,43 @@ class Card:
     base_id: str
     base_digest: str
     parent: int | None
-    """The version of ``name`` it continues; None for one that began from the base."""
+    """The number of the version it continues; None for one that began from the base."""
     data: str
     """The file's name, without its folder."""
     data_digest: str
     num_rows: int
-    """Sequences trained on."""
+    """Sequences trained on, replayed ones among them."""
     num_validation_rows: int
     num_bad_rows: int
     """Rows of the file that could not be used."""
     config: TrainConfig
     metrics: Metrics
     trained_at: datetime
+    parent_name: str | None = None
+    """Whose version the parent is."""
+    num_replayed: int = 0
+    """Sequences of older rounds."""
+    reason: str = ""
+    """Why this method, if it was chosen by itself."""
+
+    @property
+    def continues(self) -> str | None:
+        """``intents@6``."""
+        return None if self.parent is None else f"{self.parent_name or self.name}@{self.parent}"
 
     def to_json(self) -> dict[str, Any]:
         """What the registry keeps as the version's metadata; the name, parent and digests it keeps itself."""
         return {
-            "method": "sft",
+            "method": self.config.method,
+            **({"reason": self.reason} if self.reason else {}),
+            "continues": self.continues,
             "data": self.data,
-            "rows": {"train": self.num_rows, "validation": self.num_validation_rows, "left_out": self.num_bad_rows},
+            "rows": {
+                "train": self.num_rows,
+                "replayed": self.num_replayed,
+                "validation": self.num_validation_rows,
+                "left_out": self.num_bad_rows,
+            },
             "config": self.config.to_json(),
             "metrics": self.metrics.to_json(),
             "trained_at": self.trained_at.isoformat(timespec="seconds"),
@@ -60,10 +86,11 @@ class Card:
         facts = {
             "base": f"`{self.base_id}`",
             "base digest": f"`{self.base_digest}`",
-            "parent": f"`{self.name}@{self.parent}`" if self.parent else "none: trained from the base",
+            "parent": f"`{self.continues}`" if self.parent else "none: trained from the base",
             "data": f"`{self.data}`",
             "data digest": f"`{self.data_digest}`",
-            "rows": f"{self.num_rows} trained on, {self.num_validation_rows} held out for validation, "
+            "rows": f"{self.num_rows} trained on ({self.num_replayed} of them of older rounds), "
+            f"{self.num_validation_rows} held out for validation, "
             f"{self.num_bad_rows} left out as unusable",
             "trained at": self.trained_at.isoformat(timespec="seconds"),
         }
@@ -71,7 +98,8 @@ class Card:
             [
                 *("---", *front, "tags: [lora, graftwork]", "---", ""),
                 *(f"# {self.name}", ""),
-                f"A LoRA adapter for `{self.base_id}`, trained with Graftwork {__version__} (supervised fine-tuning).",
+                f"A LoRA adapter for `{self.base_id}`, trained with Graftwork {__version__} "
+                f"({_METHOD_NAMES[self.config.method]}).",
                 *("", *_table("fact", "value", facts)),
                 *("", "## Metrics", "", "Losses are in nats per learned token.", ""),
                 *_table("metric", "value", self.metrics.to_json()),

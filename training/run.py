@@ -1,4 +1,4 @@
-"""One run from a file to a finished PEFT folder: plan it, look at the plan, carry it out.
+"""One run from its data to a finished PEFT folder: plan it, look at the plan, carry it out.
 
 A plan is cheap and loads no weights: everything that can be wrong with the data or the settings is found there. Knows
 nothing of terminals or of the server: that is the command line's.
@@ -9,29 +9,68 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts import Prompts
 from graftwork.training.config import TrainConfig
 from graftwork.training.data import words
+from graftwork.training.data.balance import balanced
 from graftwork.training.data.columns import Columns
 from graftwork.training.data.pipeline import nothing_usable, prepare
 from graftwork.training.data.policy import Policy
+from graftwork.training.data.replay import replay
 from graftwork.training.data.report import Report
-from graftwork.training.data.row import BadRow, Row, Side
-from graftwork.training.data.source import file_source
+from graftwork.training.data.row import SIDES, BadRow, Row, Side
+from graftwork.training.data.source import file_sources
 from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import Stored
-from graftwork.training.data.tokens import Tokens, tokenize
+from graftwork.training.data.tokens import (
+    JudgedTokens,
+    PairTokens,
+    Tokenized,
+    Tokens,
+    tokenize,
+    tokenize_judged,
+    tokenize_pairs,
+)
 from graftwork.training.progress import Listener
 from graftwork.training.publish import Card, seal
 from graftwork.training.routing import route
+
+if TYPE_CHECKING:
+    from graftwork.training.trainer import Keeping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The version that is continued."""
+
+    name: str
+    version: int
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Rows that were read, cleaned and split, and what became of the others."""
+
+    label: str
+    """What the data is called, for people."""
+    sides: Mapping[Side, Sequence[Row]]
+    report: Report
+    bad: tuple[BadRow, ...]
+
+    @property
+    def held_out(self) -> tuple[Row, ...]:
+        """What nothing is learned from."""
+        return (*self.sides["validation"], *self.sides["test"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +82,10 @@ class Run:
     config: TrainConfig
     data: str
     data_digest: str
-    rows: tuple[Tokens, ...]
-    validation: tuple[Tokens, ...]
+    rows: tuple[AnyTokens, ...]
+    """Those of older rounds among them, as many as ``num_replayed``."""
+
+    validation: tuple[AnyTokens, ...]
     bad: tuple[BadRow, ...]
     """Rows that cannot be used, the first ones."""
 
@@ -52,8 +93,25 @@ class Run:
     num_cut: int
     """Rows that lost the end of their answer to ``max_length``."""
 
+    parent: Parent | None = None
+    num_replayed: int = 0
+    replay_validation: tuple[AnyTokens, ...] = ()
+    """Held-out rows of older rounds."""
+
+    held_out: tuple[Row, ...] = ()
+    """What nothing is learned from, as it was read: to try the candidate on."""
+
+    held_out_older: tuple[Row, ...] = ()
+    """The same of older rounds."""
+
+    reason: str = ""
+    """Why this method, if it was chosen by itself."""
+
     remarks: tuple[str, ...] = ()
     """What was done to the data, for people."""
+
+
+AnyTokens = Tokens | PairTokens | JudgedTokens
 
 
 def plan(
@@ -71,62 +129,143 @@ def plan(
     with the sides it has. Raises InvalidRequest when there is nothing to learn, or the name cannot be an adapter's.
     """
     check_name(name, base_id=base.id)
+    if isinstance(data, Stored):
+        material = kept(data)
+    else:
+        material = read([data], columns=columns, format=format, share=config.validation)
+    return assemble(name, material, base=base, config=config)
+
+
+def assemble(
+    name: str,
+    material: Material,
+    *,
+    base: BaseInfo,
+    config: TrainConfig,
+    parent: Parent | None = None,
+    older: Mapping[str, Material] | None = None,
+    reason: str = "",
+) -> Run:
+    """The run on this material, with rows of ``older`` rounds learned again as ``config.replay`` says."""
     config = dataclasses.replace(config, max_length=min(config.max_length, base.max_positions))
-    label = data.id if isinstance(data, Stored) else data.name
-    sides, report, bad = _stored(data) if isinstance(data, Stored) else _read(data, columns, format, config)
     prompts = Prompts(Path(base.path))
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
-    routed = {side: route(rows, "sft") for side, rows in sides.items()}
-    rows, validation = (
-        tokenize(routed[side].rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
-        for side in ("train", "validation")
-    )
-    bad = (*bad, *rows.bad, *validation.bad)
-    if not rows.sequences:
-        if validation.sequences:
-            raise InvalidRequest(
-                f"All {len(validation.sequences)} usable rows of {label} fell to validation. Add rows, or train on "
-                "all of them with --validation 0.",
-                param="data",
-            )
-        raise nothing_usable(label, bad)
+
+    def tokens(rows: Iterable[Row]) -> Tokenized[Any]:
+        how: Any = {"dpo": tokenize_pairs, "kto": tokenize_judged}.get(config.method, tokenize)
+        tokenized: Tokenized[Any] = how(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
+        return tokenized
+
+    routed = {side: route(material.sides[side], config.method) for side in ("train", "validation")}
+    fresh = routed["train"].rows
+    if config.method in ("sft", "weighted_sft"):
+        fresh = tuple(balanced(fresh, config.balance))
+    learned, measured = tokens(fresh), tokens(routed["validation"].rows)
+    bad = (*material.bad, *learned.bad, *measured.bad)
+    if not learned.sequences:
+        raise _nothing_to_learn(material, config, len(measured.sequences), bad)
+    if config.method == "kto" and len({row.label for row in learned.sequences}) < 2:
+        raise InvalidRequest(
+            "KTO learns from what was liked beside what was disliked, and all rows are of one kind. Collect both, or "
+            "choose sft for liked answers.",
+            param="method",
+        )
+    replayed, forgettable = _older(material, older or {}, config, len(fresh))
+    again, watched = tokens(replayed), tokens(forgettable)
     unused = sum(sum(part.unused.values()) for part in routed.values())
     return Run(
         name=name,
         base=base,
         config=config,
-        data=label,
-        data_digest=report.digest,
-        rows=rows.sequences,
-        validation=validation.sequences,
+        data=material.label,
+        data_digest=material.report.digest,
+        rows=(*learned.sequences, *again.sequences),
+        validation=measured.sequences,
         bad=tuple(sorted(bad, key=lambda row: row.line)),
-        num_bad=report.fates.get("bad", 0) + len(rows.bad) + len(validation.bad),
-        num_cut=rows.num_cut + validation.num_cut,
-        remarks=tuple(_remarks(report, unused)),
+        num_bad=material.report.fates.get("bad", 0) + len(learned.bad) + len(measured.bad),
+        num_cut=learned.num_cut + measured.num_cut,
+        parent=parent,
+        num_replayed=len(again.sequences),
+        replay_validation=watched.sequences,
+        held_out=material.held_out,
+        held_out_older=tuple(forgettable),
+        reason=reason,
+        remarks=tuple(_remarks(material.report, unused, config.method)),
     )
 
 
-Sides = dict[Side, list[Row]]
+REPLAY_MEASURED: Final = 200
+"""Held-out rows of older rounds that are looked at after each epoch."""
 
 
-def _read(
-    data: Path, columns: Columns | None, format: str | None, config: TrainConfig
-) -> tuple[Sides, Report, tuple[BadRow, ...]]:
-    policy = Policy(shares=Shares(validation=config.validation, test=0.0))
-    with prepare([file_source(data, columns, format=format)], policy) as prepared:
-        sides: Sides = {side: list(prepared.rows(side)) for side in ("train", "validation")}
-        return sides, prepared.report, prepared.bad
+def _older(
+    material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
+) -> tuple[list[Row], list[Row]]:
+    """Rows of older rounds to learn again, and held-out ones to watch; none that the new round has on its other side,
+    nor asks about itself: what was said last is what holds."""
+    asked = {row.question_key() for side in ("train", "validation", "test") for row in material.sides[side]}
+
+    def rows(side: Side) -> dict[str, list[Row]]:
+        return {
+            name: [row for row in route(round_.sides[side], config.method).rows if row.question_key() not in asked]
+            for name, round_ in older.items()
+        }
+
+    replayed = replay(rows("train"), num_new, share=config.replay, seed=config.seed)
+    held_out = rows("validation")
+    # As many as are to be looked at: a share of that many beside as many new ones.
+    watched = replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
+    return replayed, watched
 
 
-def _stored(data: Stored) -> tuple[Sides, Report, tuple[BadRow, ...]]:
+def _nothing_to_learn(
+    material: Material, config: TrainConfig, num_measured: int, bad: Sequence[BadRow]
+) -> GraftworkError:
+    if num_measured:
+        return InvalidRequest(
+            f"All {num_measured} usable rows of {material.label} fell to validation. Add rows, or train on "
+            "all of them with --validation 0.",
+            param="data",
+        )
+    if not bad and any(material.sides.values()):
+        return InvalidRequest(
+            f"{material.label} has no row that {config.method} can learn from. Choose auto, or another method.",
+            param="method",
+            code="no_usable_rows",
+        )
+    return nothing_usable(material.label, bad)
+
+
+def read(
+    data: Sequence[Path],
+    validation: Sequence[Path] = (),
+    *,
+    columns: Columns | None = None,
+    format: str | None = None,
+    share: float,
+) -> Material:
+    """Files, cleaned by the default policy. Held out are the rows of ``validation``, or ``share`` of all."""
+    policy = Policy(shares=Shares(validation=0.0 if validation else share, test=0.0))
+    sources = file_sources(data, columns, format=format)
+    for source in file_sources(validation, columns, format=format):
+        sources.append(dataclasses.replace(source, split="validation"))
+    with prepare(sources, policy) as prepared:
+        return Material(
+            label=" + ".join(path.name for path in data),
+            sides={side: tuple(prepared.rows(side)) for side in SIDES},
+            report=prepared.report,
+            bad=prepared.bad,
+        )
+
+
+def kept(data: Stored) -> Material:
+    """A data set that was kept, with the sides it has. What was wrong with its sources was said when it was made."""
     data.verify()
-    sides: Sides = {side: list(data.rows(side)) for side in ("train", "validation")}
-    # What was wrong with its sources was said when it was made.
     report = dataclasses.replace(data.report, fates={"kept": sum(data.num_rows.values())}, found=(), repaired=0)
-    return sides, report, ()
+    return Material(label=data.id, sides={side: tuple(data.rows(side)) for side in SIDES}, report=report, bad=())
 
 
-def _remarks(report: Report, unused: int) -> Iterator[str]:
+def _remarks(report: Report, unused: int, method: str) -> Iterator[str]:
     left_out = [f"{number:,} {noun}" for fate, noun, number in words.fates(report) if fate not in ("kept", "bad")]
     if left_out:
         yield f"Left out: {', '.join(left_out)} (graftwork data check shows which)."
@@ -134,7 +273,9 @@ def _remarks(report: Report, unused: int) -> Iterator[str]:
     if masked:
         yield f"Masked: {', '.join(masked)} (graftwork data check --save keeps a data set with other wishes)."
     if unused:
-        yield f"{words.count(unused, 'row')} say what not to answer, which supervised training cannot use."
+        supervised = "say what not to answer, which supervised training cannot use"
+        why = supervised if method == "sft" else f"say nothing that {method} learns from"
+        yield f"{words.count(unused, 'row')} {why}."
 
 
 def check_free(folder: Path) -> None:
@@ -143,7 +284,7 @@ def check_free(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is there already. Give a folder that is not: --out FOLDER.", param="out")
 
 
-def carry_out(run: Run, folder: Path, on_step: Listener) -> Card:
+def carry_out(run: Run, folder: Path, on_step: Listener, keeping: Keeping | None = None) -> Card:
     """Train and leave the PEFT folder at ``folder``, whole or not at all. Raises what ``trainer.train`` raises."""
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -152,18 +293,31 @@ def carry_out(run: Run, folder: Path, on_step: Listener) -> Card:
     try:
         from graftwork.training import trainer
 
-        metrics = trainer.train(run.base, run.rows, run.validation, run.config, partial, on_step)
+        metrics = trainer.train(
+            run.base,
+            run.rows,
+            run.validation,
+            run.config,
+            partial,
+            on_step,
+            parent=run.parent.folder if run.parent else None,
+            replay_validation=run.replay_validation,
+            keeping=keeping,
+        )
         card = Card(
             name=run.name,
             base_id=run.base.id,
             base_digest=run.base.digest,
-            parent=None,
+            parent=run.parent.version if run.parent else None,
+            parent_name=run.parent.name if run.parent else None,
             data=run.data,
             data_digest=run.data_digest,
             num_rows=len(run.rows),
+            num_replayed=run.num_replayed,
             num_validation_rows=len(run.validation),
             num_bad_rows=run.num_bad,
             config=run.config,
+            reason=run.reason,
             metrics=metrics,
             trained_at=datetime.now(UTC),
         )

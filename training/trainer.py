@@ -33,6 +33,8 @@ from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import GraftworkError
 from graftwork.training import checkpoints, grafts, objectives
 from graftwork.training.config import TrainConfig
+from graftwork.training.data.tokens import IGNORED, Tokens
+from graftwork.training.estimate import Estimate, estimate
 from graftwork.training.grafts import trainable
 from graftwork.training.objectives import AnyRow
 from graftwork.training.progress import Listener, Metrics, Step
@@ -161,6 +163,21 @@ def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent:
     return grafted
 
 
+def estimated(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> Estimate:
+    """What a run on these rows will need on this machine."""
+    learned = sum(
+        sum(label != IGNORED for label in row.labels) if isinstance(row, Tokens) else len(row) for row in rows
+    )
+    return estimate(
+        base,
+        config,
+        num_tokens=sum(map(len, rows)),
+        longest=max(map(len, rows)),
+        num_learned=learned,
+        precision=_precision(config, "cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
 def micro_batch(config: TrainConfig, longest: int) -> int:
     """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
     ``micro_batch_tokens``; at least one. A row of DPO goes through twice, with each of its answers."""
@@ -226,8 +243,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _scratch(keeping: Keeping | None) -> Iterator[Path]:
     """Where transformers writes: on the checkpoints' own disk, so that one is published by a rename."""
     if keeping is None:
-        with tempfile.TemporaryDirectory(prefix="graftwork-train-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="graftwork-train-") as passing:
+            yield Path(passing)
         return
     folder = keeping.folder / ".writing"
     shutil.rmtree(folder, ignore_errors=True)
@@ -255,6 +272,7 @@ class _Watcher(transformers.TrainerCallback):
         self._model: Any = None
         self._before: dict[str, torch.Tensor] | None = None
         self._forgot = False
+        self._saved: int | None = None
         self.stopped = False
 
     def attach(self, trainer: Any, model: peft.PeftModel, resumed: Path | None) -> None:
@@ -282,7 +300,7 @@ class _Watcher(transformers.TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._keeping is not None:
+        if self._keeping is not None and self._saved != state.global_step:
             control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
@@ -319,6 +337,7 @@ class _Watcher(transformers.TrainerCallback):
         written = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if self._before is not None:
             safetensors.torch.save_file(self._before, written / BEFORE)
+        self._saved = state.global_step
         checkpoints.publish(written, self._keeping.folder, state.global_step)
         self._keeping.on_checkpoint(state.global_step)
 

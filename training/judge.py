@@ -1,0 +1,86 @@
+"""A finished adapter tried in the serving path before it gets its number: measured, and held against the gates.
+
+It is pushed under a name of its own, where nobody asks it but the trial, and taken out of service afterwards. Whatever
+goes wrong is a reason not to move an alias, and never one to lose the adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.prompts import Prompts
+from graftwork.clients.client import Client
+from graftwork.clients.errors import GraftworkClientError
+from graftwork.training.data.row import Row
+from graftwork.training.evaluate import Evaluation, evaluate
+from graftwork.training.gates import Policy, Verdict, decide
+from graftwork.training.routing import route
+from graftwork.training.run import Parent
+
+TRIALS: Final = "trials"
+"""The adapter under whose name candidates are tried."""
+
+FEWEST: Final = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What came of a trial; without an evaluation ``why_not`` says why there is none."""
+
+    evaluation: Evaluation | None = None
+    verdict: Verdict | None = None
+    why_not: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is not None and self.verdict.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """For the version's metadata: ``{"evaluation", "gates"}``."""
+        if self.evaluation is None or self.verdict is None:
+            return {"evaluation": None, "gates": {"passed": False, "refusals": [self.why_not], "gates": []}}
+        return {"evaluation": self.evaluation.to_json(), "gates": self.verdict.to_json()}
+
+
+def judge(
+    client: Client,
+    adapter: Path,
+    held_out: Sequence[Row],
+    *,
+    base: BaseInfo,
+    parent: Parent | None = None,
+    replay: Sequence[Row] = (),
+    policy: Policy | None = None,
+    seed: int = 0,
+) -> Judgement:
+    """Try the adapter in ``adapter``, a PEFT folder, on rows it has not learned from. ``held_out`` and ``replay`` may
+    be of any kind; those that say what is right are asked."""
+    rows = route(held_out, "sft").rows
+    rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
+    if len(rows) < FEWEST:
+        return Judgement(why_not=f"{len(rows)} held-out rows say what is right: nothing can be measured")
+    try:
+        trial = client.adapters.push(TRIALS, adapter, metadata={"trial": True})
+        try:
+            evaluation = evaluate(
+                client,
+                rows,
+                Prompts(Path(base.path)),
+                candidate=trial.id,
+                base=base.id,
+                parent=f"{parent.name}@{parent.version}" if parent else None,
+                replay=route(replay, "sft").rows,
+                seed=seed,
+            )
+        finally:
+            # The first one of the name is live, and stays so: another push of the same bytes is that one again.
+            with contextlib.suppress(GraftworkClientError):
+                client.adapters.retire(TRIALS, trial.version)
+    except GraftworkClientError as error:
+        return Judgement(why_not=f"it could not be tried: {error}")
+    return Judgement(evaluation=evaluation, verdict=decide(evaluation, policy))
