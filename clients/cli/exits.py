@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 3, "no server reached"
     NOT_FOUND = 4, "no such thing"
     UNAUTHORIZED = 5, "key missing or not allowed"
+    NOT_BETTER = 6, "the demo's second version did not win"
     INTERRUPTED = 130, "interrupted"
 
 

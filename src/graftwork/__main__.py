@@ -1,8 +1,9 @@
 """The command line's top and the composition root: the one file that may import all four rooms.
 
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
-``graftwork.training.cli``, those that look at data in ``graftwork.training.data.cli``; here is the one that is a
-server. What a command needs is imported when it runs, so that ``--help`` loads no model library.
+``graftwork.training.cli``, those that look at data in ``graftwork.training.data.cli``, the one that shows it all in
+``graftwork.clients.demo.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
+``--help`` loads no model library.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 from graftwork.benchmarks.cli import bench
 from graftwork.clients.cli.app import app
 from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.demo.cli import demo
 from graftwork.training.cli import train
 from graftwork.training.data.cli import app as data
 
@@ -165,6 +167,7 @@ def serve(
 app.command()(train)
 app.add_typer(data, name="data")
 app.command()(bench)
+app.command()(demo)
 
 
 def main() -> None:

@@ -1,0 +1,200 @@
+"""``graftwork demo``: its options, the server and the folder it needs, and what it says in the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from graftwork.clients.cli.exits import ExitCode, exit_code
+from graftwork.clients.cli.remote import Options, complain
+from graftwork.clients.errors import GraftworkClientError, LocalFileError
+
+if TYPE_CHECKING:
+    from graftwork.clients.demo.loop import Outcome
+    from graftwork.clients.demo.queries import Dealt
+
+_HOME = Path("~/.graftwork")
+_DATA = "The data"
+_WHERE = "Where"
+
+
+def demo(
+    ctx: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="CSV with the columns text and label (or category), for example banking77. Default: examples/.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    classes: Annotated[
+        int, typer.Option("--classes", min=2, help="How many labels, chosen by the seed.", rich_help_panel=_DATA)
+    ] = 10,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="Of each label, to begin with.", rich_help_panel=_DATA)
+    ] = 6,
+    adapter: Annotated[str, typer.Option("--adapter", help="What it is called.", rich_help_panel=_WHERE)] = "intents",
+    users: Annotated[
+        int, typer.Option("--users", min=2, help="In the experiment, at most.", rich_help_panel=_DATA)
+    ] = 600,
+    short: Annotated[
+        bool, typer.Option("--short", help="A smaller form, to try it: 3 labels, few rows.", rich_help_panel=_DATA)
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Which labels, and who asks what.", rich_help_panel=_DATA)] = 0,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home",
+            help="Folder for the server, kept afterwards; with --url: where the base is. Default: a temporary one.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="A server that runs. Default: one of the demo's own.", rich_help_panel=_WHERE),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="For that server, an operator's.", rich_help_panel=_WHERE)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
+) -> None:
+    """Show the whole loop: train, serve, collect corrections, train again, and let an A/B test decide.
+
+    Simulated users ask real queries and know the right answers. The second version becomes live if it wins, by the
+    experiment's own rule; if it does not, that is said, and the exit code is another one.
+    """
+    from graftwork.clients.demo import show
+    from graftwork.clients.demo.queries import deal, read
+
+    # A server that merely stands in GRAFTWORK_URL is not meant: the demo pushes versions and moves aliases.
+    before = ctx.find_root().obj or Options()
+    given = ctx.find_root().get_parameter_source("url")
+    url = url or (before.url if given is not None and given.name == "COMMANDLINE" else None)
+    try:
+        queries = read(*((data,) if data else _examples()))
+        dealt = deal(
+            queries,
+            classes=min(classes, 3) if short else classes,
+            first=min(rows, 2) if short else rows,
+            judged=10 if short else 15,
+            asked=12 if short else 20,
+            traffic=60,
+            seed=seed,
+        )
+        with _ended_in_order():
+            result = _go(
+                dealt,
+                adapter=adapter,
+                users=users,
+                short=short,
+                seed=seed,
+                home=home,
+                url=url,
+                api_key=api_key or before.api_key,
+            )
+    except GraftworkClientError as error:
+        complain(error)
+        raise typer.Exit(exit_code(error)) from error
+    except KeyboardInterrupt:
+        typer.echo("Stopped, and everything that was started with it.", err=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if as_json or before.json:
+        typer.echo(json.dumps(result.to_json(), ensure_ascii=False, indent=2))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(show.outcome(result))
+    if not result.promoted:
+        raise typer.Exit(ExitCode.NOT_BETTER)
+
+
+def _go(
+    dealt: Dealt,
+    *,
+    adapter: str,
+    users: int,
+    short: bool,
+    seed: int,
+    home: Path | None,
+    url: str | None,
+    api_key: str | None,
+) -> Outcome:
+    """With a server and a folder for as long as it takes; whatever happens, nothing that it started is left."""
+    from rich.console import Console
+
+    from graftwork.clients.client import Client
+    from graftwork.clients.demo.children import Children
+    from graftwork.clients.demo.loop import Loop, Sizes
+    from graftwork.clients.demo.show import Show
+
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-demo-")))
+        if home is not None:
+            home = home.expanduser()
+        elif url is not None:
+            home = _HOME.expanduser()
+        else:
+            home = _borrowing_home(work / "home")
+        watcher = stack.enter_context(Show(Console(stderr=True, highlight=False)))
+        if url is None:
+            watcher.begin("Starting a server")
+            server = stack.enter_context(Children(work))
+            url, api_key = server.serve(home, "--no-trainer", watch=watcher.note), "none"
+            watcher.end(f"Serving on {url}")
+        known = {"GRAFTWORK_URL": url, **({"GRAFTWORK_API_KEY": api_key} if api_key else {})}
+        children = stack.enter_context(Children(work, known))
+        client = stack.enter_context(Client(url, api_key))
+        # Fewer rows take smaller steps and more passes.
+        sizes = Sizes(epochs=(3.0, 4.0), batch_size=4, users=users) if short else Sizes(users=users)
+        return Loop(
+            client,
+            lambda name, words: children.run(name, words, watcher.note),
+            adapter,
+            dealt,
+            home=home,
+            work=work,
+            sizes=sizes,
+            seed=seed,
+            watcher=watcher,
+        ).go()
+
+
+def _borrowing_home(home: Path) -> Path:
+    """A new home that shares its bases with the usual one, so that a base is fetched and converted once."""
+    bases = (_HOME / "base").expanduser()
+    bases.mkdir(parents=True, exist_ok=True)
+    home.mkdir()
+    (home / "base").symlink_to(bases, target_is_directory=True)
+    return home
+
+
+def _examples() -> tuple[Path, ...]:
+    """The queries that come with a checkout. LocalFileError where there is none."""
+    folder = Path(__file__).resolve().parents[2] / "examples"
+    files = tuple(folder / name for name in ("tickets.jsonl", "tickets_heldout.jsonl"))
+    if not all(file.is_file() for file in files):
+        raise LocalFileError("There is no examples folder with this installation: name a CSV file with --data.")
+    return files
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Within it, SIGTERM ends the demo as Ctrl-C does: children first."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,355 @@
+"""The loop itself: a first version, users who correct it, a second version, an experiment, and whoever wins is live.
+
+::
+
+    rows → intents@1, live → users ask and correct → export → intents@2, candidate → A/B with sticky users → the keeper
+
+Everything is asked of the server over HTTP or done by ``graftwork`` commands. Only the server decides; the loop reads
+what it decided. Knows nothing of terminals: whoever watches gets told what happens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from graftwork.clients.client import Client
+from graftwork.clients.demo.queries import Dealt, Query
+from graftwork.clients.demo.users import Told, Users, Visit, conversation, together
+from graftwork.clients.errors import ConflictError, InvalidArgumentError, NotFoundError
+from graftwork.clients.experiment_types import Experiment
+from graftwork.clients.types import Event
+from graftwork.clients.wire import dump
+
+LEAST_WINDOW_SECONDS: Final = 4.0
+WINDOW_PER_VISIT: Final = 3.0
+"""How many times the longest visit so far a user's window is: what they say later than that would not count."""
+
+DECIDE_SECONDS: Final = 30.0
+"""How long after the last window the keeper may take to close it and to act."""
+
+QUERIES_A_USER: Final = 2
+
+Run = Callable[[str, list[str]], Any]
+"""Runs a ``graftwork`` command to its end: the name of its log, its words → what it printed as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much of everything. ``epochs`` are of the first and the second training."""
+
+    epochs: tuple[float, float] = (8.0, 4.0)
+    batch_size: int = 8
+    users: int = 600
+    """In the experiment; it ends undecided when so many have come."""
+
+    users_a_second: float = 10.0
+    """They do not come faster than this: what the last ones say is heard only once their windows are over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Of one version, on queries that are for nothing else."""
+
+    version: str
+    right: int
+    asked: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the loop ended, for people and programs."""
+
+    adapter: str
+    promoted: bool
+    decision: str
+    reason: str
+    live: str
+    accuracy: tuple[Accuracy, ...]
+    corrections: int
+    thumbs_up: int
+    experiment: Experiment
+    visits: int
+    arms: dict[str, int]
+    """Users by the version that answered them."""
+
+    flips: int
+    """Users who met two versions. There is none."""
+
+    history: tuple[Event, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        measured = {
+            each.version: {"right": each.right, "asked": each.asked, "accuracy": each.share} for each in self.accuracy
+        }
+        return {
+            "adapter": self.adapter,
+            "promoted": self.promoted,
+            "decision": self.decision,
+            "reason": self.reason,
+            "live": self.live,
+            "accuracy": measured,
+            "corrections": self.corrections,
+            "thumbs_up": self.thumbs_up,
+            "experiment": dump(self.experiment),
+            "users": {"visits": self.visits, "arms": self.arms, "flips": self.flips},
+            "history": dump(self.history),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+class Watcher(Protocol):
+    """Is told what happens, in the thread that runs the loop."""
+
+    def begin(self, what: str) -> None:
+        """A step begins."""
+
+    def progress(self, done: int, total: int | None, note: str) -> None:
+        """So much of it is done."""
+
+    def end(self, result: str) -> None:
+        """The step is over, with this result."""
+
+    def told(self, told: Told) -> None:
+        """A user got an answer."""
+
+    def experiment(self, experiment: Experiment) -> None:
+        """How the experiment stands now."""
+
+
+@dataclass
+class _Crowd:
+    """Who came to the experiment, and what they met."""
+
+    met: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    right: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, visit: Visit) -> None:
+        for told in visit.told:
+            self.met[visit.user].add(told.adapter)
+            self.asked[told.adapter] += 1
+            self.right[told.adapter] += told.right
+
+    def note(self) -> str:
+        shares = (f"{version} right {self.right[version] / self.asked[version]:.0%}" for version in sorted(self.asked))
+        return " · ".join(shares)
+
+
+class Loop:
+    """One way through the loop, on a server that is ready."""
+
+    def __init__(
+        self,
+        client: Client,
+        run: Run,
+        adapter: str,
+        dealt: Dealt,
+        *,
+        home: Path,
+        work: Path,
+        sizes: Sizes,
+        seed: int,
+        watcher: Watcher,
+    ) -> None:
+        """``home`` is where the base is kept, ``work`` a folder for exports and trained adapters."""
+        self._client = client
+        self._run = run
+        self._adapter = adapter
+        self._dealt = dealt
+        self._home = home
+        self._work = work
+        self._sizes = sizes
+        self._chance = random.Random(seed)
+        self._watcher = watcher
+        self._users = Users(client, adapter)
+        self._slowest_visit = 0.0
+        self._open = True
+
+    def go(self) -> Outcome:
+        """From the first training to the decision. Raises what the client and the commands raise."""
+        began = time.monotonic()
+        self._check_free()
+        first_rows = self._work / "rows.jsonl"
+        write_rows(first_rows, self._dealt.first)
+        first = self._train(1, str(first_rows), len(self._dealt.first))
+        before = self._measure(first)
+        corrections, thumbs_up = self._listen()
+        second = self._train(2, self._collect(first_rows), None)
+        after = self._measure(second)
+        experiment, crowd = self._try_out()
+        arms: dict[str, int] = defaultdict(int)
+        for versions in crowd.met.values():
+            for version in versions:
+                arms[version] += 1
+        now = self._client.adapters.get(self._adapter)
+        live = f"{self._adapter}@{now.aliases['live']}"
+        decided = experiment.outcome
+        assert decided is not None
+        return Outcome(
+            adapter=self._adapter,
+            promoted=decided.decision == "promoted" and live == second,
+            decision=decided.decision,
+            reason=decided.reason,
+            live=live,
+            accuracy=(before, after),
+            corrections=corrections,
+            thumbs_up=thumbs_up,
+            experiment=experiment,
+            visits=len(crowd.met),
+            arms=dict(arms),
+            flips=sum(len(versions) > 1 for versions in crowd.met.values()),
+            history=self._client.adapters.history(self._adapter, limit=20).data,
+            seconds=time.monotonic() - began,
+        )
+
+    def _check_free(self) -> None:
+        """InvalidArgumentError if there is such an adapter: the demo moves nobody's `live`."""
+        try:
+            self._client.adapters.get(self._adapter)
+        except NotFoundError:
+            return
+        raise InvalidArgumentError(
+            f"{self._client.url} has an adapter {self._adapter} already, and the demo would move its live version: "
+            "choose another name with --adapter."
+        )
+
+    # -- versions ------------------------------------------------------------------------------------------------
+    def _train(self, number: int, data: str, rows: int | None) -> str:
+        """Train and push the next version. Its id."""
+        what = f"on {rows} rows" if rows else "on these, on the corrections and on what was right"
+        self._watcher.begin(f"Training version {number} {what}")
+        words = ["train", self._adapter, "--local", "--data", data, "--home", str(self._home)]
+        words += ["--out", str(self._work / f"adapter-{number}"), "--validation", "0"]
+        words += ["--epochs", str(self._sizes.epochs[number - 1])]
+        words += ["--batch-size", str(self._sizes.batch_size)]
+        words += ["--alias", "candidate"] if number > 1 else []
+        card = self._run(f"train-{number}", words)
+        metrics, version = card["metrics"], str(card["version"])
+        self._watcher.end(
+            f"{version} from {card['rows']['train']} rows, {metrics['num_steps']} steps in {metrics['seconds']:.0f} s: "
+            f"loss {metrics['first_loss']:.2f} → {metrics['last_loss']:.2f}"
+        )
+        return version
+
+    def _measure(self, version: str) -> Accuracy:
+        queries = self._dealt.judged
+        self._watcher.begin(f"Asking {version} {len(queries)} held-out queries")
+        right = 0
+        for done, told in enumerate(together(lambda query: self._users.ask(query, version=version), queries), 1):
+            right += told.right
+            self._watcher.progress(done, len(queries), f"{right / done:.0%} right")
+        self._watcher.end(f"{version} answers {right} of {len(queries)} right: {right / len(queries):.1%}")
+        return Accuracy(version=version, right=right, asked=len(queries))
+
+    # -- feedback ------------------------------------------------------------------------------------------------
+    def _listen(self) -> tuple[int, int]:
+        """Users ask the live version and judge. Corrections and thumbs up."""
+        queries = self._dealt.asked
+        self._watcher.begin(f"{len(queries)} users ask, and correct what is wrong")
+        wrong = 0
+        visits = together(lambda item: self._users.visit(f"early-{item[0]}", [item[1]]), enumerate(queries))
+        for done, visit in enumerate(visits, 1):
+            self._slowest_visit = max(self._slowest_visit, visit.seconds)
+            for told in visit.told:
+                wrong += not told.right
+                self._watcher.told(told)
+            self._watcher.progress(done, len(queries), f"{wrong} corrected")
+        self._watcher.end(f"{wrong} corrections and {len(queries) - wrong} thumbs up")
+        return wrong, len(queries) - wrong
+
+    def _collect(self, rows: Path) -> str:
+        """What the users said, with the old rows, as a data set. Its id."""
+        self._watcher.begin("Exporting what they said, and making a data set of it")
+        interactions, feedback = self._work / "interactions.jsonl", self._work / "feedback.jsonl"
+        said = write_lines(feedback, self._client.feedback.export(adapter=self._adapter))
+        answers = write_lines(interactions, self._client.interactions.export(adapter=self._adapter))
+        words = ["data", "check", str(rows), str(interactions), str(feedback), "--home", str(self._home)]
+        kept = self._run("data", [*words, "--split", "100/0/0", "--save", self._adapter])
+        self._watcher.end(f"{answers} answers with {said} judgements, and {len(self._dealt.first)} old rows")
+        return str(kept["data_set"])
+
+    # -- the experiment ------------------------------------------------------------------------------------------
+    def _try_out(self) -> tuple[Experiment, _Crowd]:
+        """Live against candidate, until the server has decided."""
+        self._watcher.begin(f"Users ask both versions, {QUERIES_A_USER} queries each, and never know which")
+        name = f"{self._adapter}-second"
+        window = float(max(LEAST_WINDOW_SECONDS, math.ceil(WINDOW_PER_VISIT * QUERIES_A_USER * self._slowest_visit)))
+        running = self._client.experiments.start(
+            name,
+            self._adapter,
+            [{"version": "live"}, {"version": "candidate", "weight": 0.5}],
+            "thumb",
+            decision={"promote_above": 0.0, "automatic": True, "max_units": self._sizes.users},
+            window_seconds=window,
+        )
+        self._watcher.experiment(running)
+        crowd = _Crowd()
+        deadline = math.inf
+        visits = together(lambda item: self._users.visit(*item), self._visitors())
+        looked = time.monotonic()
+        while running.running and time.monotonic() < deadline:
+            visit = next(visits, None)
+            if visit is None:
+                deadline = min(deadline, time.monotonic() + window + DECIDE_SECONDS)
+                time.sleep(0.5)
+            else:
+                crowd.add(visit)
+                for told in visit.told:
+                    self._watcher.told(told)
+            if time.monotonic() - looked > 0.5:
+                running, looked = self._client.experiments.get(name), time.monotonic()
+                self._watcher.progress(len(crowd.met), self._sizes.users, crowd.note())
+                self._watcher.experiment(running)
+        self._open = False
+        for late in visits:  # who asks already is answered
+            crowd.add(late)
+        if running.running:
+            running = self._stop(name)
+        outcome = running.outcome
+        assert outcome is not None
+        self._watcher.experiment(running)
+        self._watcher.end(f"{len(crowd.met)} users; {outcome.decision} by {outcome.actor}: {outcome.reason}")
+        return running, crowd
+
+    def _visitors(self) -> Iterator[tuple[str, list[Query]]]:
+        """Users with what they ask, as they come; until the experiment is over."""
+        began = time.monotonic()
+        for number in range(self._sizes.users):
+            if not self._open:
+                return
+            early = began + number / self._sizes.users_a_second - time.monotonic()
+            if early > 0:
+                time.sleep(early)
+            yield f"user-{number}", self._chance.sample(self._dealt.traffic, QUERIES_A_USER)
+
+    def _stop(self, name: str) -> Experiment:
+        """End it by hand, if the keeper has not ended it in this very moment."""
+        try:
+            return self._client.experiments.stop(name, reason="all users have come, and nothing is decided")
+        except ConflictError:
+            return self._client.experiments.get(name)
+
+
+def write_rows(path: Path, queries: Iterable[Query]) -> None:
+    """Training data: a chat a line, the label as its answer."""
+    chats = ([*conversation(query), {"role": "assistant", "content": query.label}] for query in queries)
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> int:
+    """What the server exports, as JSON lines, as `graftwork feedback export` writes it. How many there were."""
+    with path.open("w", encoding="utf-8") as file:
+        return sum(1 for row in rows if file.write(json.dumps(dump(row)) + "\n"))

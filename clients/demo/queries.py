@@ -1,0 +1,134 @@
+"""Labelled queries: read from a file, a few kinds of them chosen, and dealt so that none is used for two purposes.
+
+Knows nothing of who asks them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from graftwork.clients.errors import LocalFileError
+
+TEXT_COLUMNS: Final = ("text", "query", "question", "prompt")
+LABEL_COLUMNS: Final = ("label", "category", "intent", "class")
+
+LEAST_LEFT: Final = 8
+"""Queries of a kind that must be left for users and for judging, once the first version has its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What somebody asks, and the label that is right."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealt:
+    """Disjoint hands of queries, every label in each of them, in an order of no meaning.
+
+    Attributes:
+        labels: the kinds that were chosen.
+        first: what the first version is trained on.
+        judged: by which versions are measured, and nothing else.
+        asked: what users ask the first version; their corrections become training data.
+        traffic: what users ask while both versions answer.
+    """
+
+    labels: tuple[str, ...]
+    first: tuple[Query, ...]
+    judged: tuple[Query, ...]
+    asked: tuple[Query, ...]
+    traffic: tuple[Query, ...]
+
+
+def read(*paths: Path) -> tuple[Query, ...]:
+    """All queries of some files, each text once: CSV with a text and a label column, or JSON lines of chats.
+
+    Raises LocalFileError for a file that is neither, naming it.
+    """
+    found: dict[str, Query] = {}
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LocalFileError(f"{path} cannot be read: {error}") from error
+        rows = _chats(path, lines) if path.suffix in (".jsonl", ".json") else _table(path, lines)
+        for text, label in rows:
+            query = Query(" ".join(text.split()), label.strip())
+            if query.text and query.label:
+                found.setdefault(query.text, query)
+    return tuple(found.values())
+
+
+def deal(
+    queries: Sequence[Query], *, classes: int, first: int, judged: int, asked: int, traffic: int, seed: int
+) -> Dealt:
+    """Choose ``classes`` labels by chance; of each, deal at most so many queries for each purpose.
+
+    Where there are fewer, a quarter of what the first version leaves is for judging, and the rest is halved. Raises
+    LocalFileError if there are not enough.
+    """
+    by_label: dict[str, list[Query]] = defaultdict(list)
+    for query in queries:
+        by_label[query.label].append(query)
+    enough = {label: some for label, some in by_label.items() if len(some) >= first + LEAST_LEFT}
+    if len(enough) < classes:
+        raise LocalFileError(
+            f"{classes} labels of {first + LEAST_LEFT} queries each are needed, and the data has {len(enough)}: "
+            "ask for fewer --classes or fewer --rows, or name another file with --data."
+        )
+    shuffle = random.Random(seed)
+    labels = sorted(shuffle.sample(sorted(enough), classes))
+    hands: tuple[list[Query], ...] = ([], [], [], [])
+    for label in labels:
+        some = enough[label]
+        shuffle.shuffle(some)
+        left = len(some) - first
+        for_judging = min(judged, left // 4)
+        for_asking = min(asked, (left - for_judging) // 2)
+        start = 0
+        for hand, size in zip(hands, (first, for_judging, for_asking, traffic), strict=True):
+            hand += some[start : start + size]
+            start += size
+    for hand in hands:
+        shuffle.shuffle(hand)
+    return Dealt(
+        labels=tuple(labels),
+        first=tuple(hands[0]),
+        judged=tuple(hands[1]),
+        asked=tuple(hands[2]),
+        traffic=tuple(hands[3]),
+    )
+
+
+def _table(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    names = reader.fieldnames or ()
+    columns = [next((name for name in usual if name in names), None) for usual in (TEXT_COLUMNS, LABEL_COLUMNS)]
+    if columns[0] is None or columns[1] is None:
+        raise LocalFileError(
+            f"{path} has the columns {', '.join(names) or 'none'}: a table needs one called {' or '.join(TEXT_COLUMNS)}"
+            f" and one called {' or '.join(LABEL_COLUMNS)}."
+        )
+    for row in reader:
+        yield row[columns[0]] or "", row[columns[1]] or ""
+
+
+def _chats(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            asked, answered = json.loads(line)["messages"][-2:]
+            yield str(asked["content"]), str(answered["content"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise LocalFileError(
+                f'{path}, line {number} is no chat: it takes {{"messages": [..., a question, its answer]}}.'
+            ) from error
