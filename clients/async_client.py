@@ -204,6 +204,27 @@ class Experiments(_Calls):
     stop = _awaiting(endpoints.stop_experiment)
 
 
+class Files(_Calls):
+    """Rows to learn from, and results of jobs: ``client.files``."""
+
+    upload = _awaiting(endpoints.upload_file)
+    list = _awaiting(endpoints.list_files)
+    get = _awaiting(endpoints.get_file)
+    content = _awaiting(endpoints.file_content)
+    delete = _awaiting(endpoints.delete_file)
+
+
+class Jobs(_Calls):
+    """Training runs: ``client.jobs``."""
+
+    create = _awaiting(endpoints.create_job)
+    list = _awaiting(endpoints.list_jobs)
+    get = _awaiting(endpoints.get_job)
+    cancel = _awaiting(endpoints.cancel_job)
+    events = _awaiting(endpoints.job_events)
+    checkpoints = _awaiting(endpoints.job_checkpoints)
+
+
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
@@ -244,6 +265,8 @@ class AsyncClient(_Calls):
         self.feedback = Feedback(self._connection)
         self.interactions = Interactions(self._connection)
         self.experiments = Experiments(self._connection)
+        self.files = Files(self._connection)
+        self.jobs = Jobs(self._connection)
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 

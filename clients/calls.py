@@ -26,11 +26,12 @@ Progress = Callable[[int, int], None]  # bytes sent so far, bytes in all
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """Files to send as one multipart form, read from disk while they are sent."""
+    """Files to send as one multipart form, all as ``field``, read from disk while they are sent."""
 
     files: tuple[Path, ...]
     fields: Mapping[str, str]
     progress: Progress | None = None
+    field: str = "files"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -201,6 +201,27 @@ class Experiments(_Calls):
     stop = _calling(endpoints.stop_experiment)
 
 
+class Files(_Calls):
+    """Rows to learn from, and results of jobs: ``client.files``."""
+
+    upload = _calling(endpoints.upload_file)
+    list = _calling(endpoints.list_files)
+    get = _calling(endpoints.get_file)
+    content = _calling(endpoints.file_content)
+    delete = _calling(endpoints.delete_file)
+
+
+class Jobs(_Calls):
+    """Training runs: ``client.jobs``."""
+
+    create = _calling(endpoints.create_job)
+    list = _calling(endpoints.list_jobs)
+    get = _calling(endpoints.get_job)
+    cancel = _calling(endpoints.cancel_job)
+    events = _calling(endpoints.job_events)
+    checkpoints = _calling(endpoints.job_checkpoints)
+
+
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
@@ -241,6 +262,8 @@ class Client(_Calls):
         self.feedback = Feedback(self._connection)
         self.interactions = Interactions(self._connection)
         self.experiments = Experiments(self._connection)
+        self.files = Files(self._connection)
+        self.jobs = Jobs(self._connection)
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 

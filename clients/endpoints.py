@@ -17,6 +17,7 @@ from urllib.parse import quote
 from graftwork.clients.calls import SLOW, Call, LinesCall, Progress, Reply, Request, StreamCall, Upload
 from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError, LocalFileError
 from graftwork.clients.experiment_types import Experiment
+from graftwork.clients.job_types import Deleted, File, Job, JobCheckpoint, JobEvent
 from graftwork.clients.streams import ChatChunk, CompletionChunk
 from graftwork.clients.types import (
     Adapter,
@@ -419,6 +420,102 @@ def set_log_policy(
 def remove_log_policy(*, adapter: str | None = None, key: str | None = None) -> Call[LogPolicy]:
     """Let the default hold again for an adapter or a key."""
     return Call(request=Request(method="DELETE", path=_policy_path(adapter, key)), read=_one(LogPolicy))
+
+
+def upload_file(path: str | Path, *, progress: Progress | None = None) -> Call[File]:
+    """Upload rows to learn from, streamed from disk; ``progress`` is told the bytes sent and the bytes in all."""
+    upload = Upload(files=(Path(path),), fields={"purpose": "fine-tune"}, progress=progress, field="file")
+    return Call(request=Request(method="POST", path=_path("files"), upload=upload, read_timeout=SLOW), read=_one(File))
+
+
+def list_files(*, purpose: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[File]]:
+    """A page of files, newest first; ``purpose`` is fine-tune or fine-tune-results."""
+    query = _given(purpose=purpose, after=after, limit=limit)
+    return Call(request=Request(method="GET", path=_path("files"), query=query), read=_one(Page[File]))
+
+
+def get_file(id: str) -> Call[File]:
+    """One file."""
+    return Call(request=Request(method="GET", path=_path("files", id)), read=_one(File))
+
+
+def file_content(id: str) -> Call[str]:
+    """What a file holds, as text."""
+    request = Request(method="GET", path=_path("files", id, "content"), read_timeout=SLOW)
+    return Call(request=request, read=lambda reply: reply.text)
+
+
+def delete_file(id: str) -> Call[Deleted]:
+    """Delete a file; raises ``ConflictError`` while a job needs it."""
+    return Call(request=Request(method="DELETE", path=_path("files", id)), read=_one(Deleted))
+
+
+def create_job(
+    *,
+    model: str,
+    training_file: str,
+    name: str | None = None,
+    validation_file: str | None = None,
+    method: str | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    idempotency_key: str | None = None,
+) -> Call[Job]:
+    """Train a version of the adapter ``name``, on top of the base or of the version that ``model`` names.
+
+    ``training_file`` is an uploaded file's id, or ``feedback``: what was said of the adapter's answers. ``method``:
+    supervised, dpo, kto, weighted_sft, pretrain or auto. Sent again with the same ``idempotency_key`` it is one job;
+    without one, the call makes one up, so that it may try again by itself when a connection breaks.
+    """
+    body = {
+        "model": model,
+        "training_file": training_file,
+        **_given(
+            suffix=name,
+            validation_file=validation_file,
+            method=None if method is None else {"type": method},
+            hyperparameters=hyperparameters and dict(hyperparameters),
+            seed=seed,
+            metadata=metadata,
+        ),
+    }
+    request = Request(
+        method="POST",
+        path=_path("fine_tuning", "jobs"),
+        json=body,
+        headers={"idempotency-key": idempotency_key or uuid.uuid4().hex},
+        repeatable=True,
+    )
+    return Call(request=request, read=_one(Job))
+
+
+def list_jobs(*, adapter: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[Job]]:
+    """A page of jobs, newest first; ``after`` is the last one's id of the page before."""
+    query = _given(adapter=adapter, after=after, limit=limit)
+    return Call(request=Request(method="GET", path=_path("fine_tuning", "jobs"), query=query), read=_one(Page[Job]))
+
+
+def get_job(id: str) -> Call[Job]:
+    """One job, as it stands."""
+    return Call(request=Request(method="GET", path=_path("fine_tuning", "jobs", id)), read=_one(Job))
+
+
+def cancel_job(id: str) -> Call[Job]:
+    """End a job now; nothing of it is published."""
+    return Call(request=Request(method="POST", path=_path("fine_tuning", "jobs", id, "cancel")), read=_one(Job))
+
+
+def job_events(id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[JobEvent]]:
+    """A page of what happened to a job, newest first; ``after`` is the last event's id of the page before."""
+    path, query = _path("fine_tuning", "jobs", id, "events"), _given(after=after, limit=limit)
+    return Call(request=Request(method="GET", path=path, query=query), read=_one(Page[JobEvent]))
+
+
+def job_checkpoints(id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[JobCheckpoint]]:
+    """A page of the steps after which a run was saved, newest first."""
+    path, query = _path("fine_tuning", "jobs", id, "checkpoints"), _given(after=after, limit=limit)
+    return Call(request=Request(method="GET", path=path, query=query), read=_one(Page[JobCheckpoint]))
 
 
 def _export(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:

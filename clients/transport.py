@@ -135,7 +135,7 @@ def _open(upload: Upload, opened: contextlib.ExitStack) -> list[tuple[str, tuple
     try:
         counter = _Counter(upload)
         return [
-            ("files", (path.name, opened.enter_context(_CountedFile(path, counter)), "application/octet-stream"))
+            (upload.field, (path.name, opened.enter_context(_CountedFile(path, counter)), "application/octet-stream"))
             for path in upload.files
         ]
     except OSError as error:

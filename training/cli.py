@@ -34,17 +34,37 @@ def train(
         str, typer.Argument(metavar="NAME", help="The adapter to train, for example intents.", show_default=False)
     ],
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--data",
-            help="A file that graftwork data check reads, or a data set that it kept: support@3.",
+            help="A file that graftwork data check reads, or with --local a data set that it kept: support@3.",
             rich_help_panel=_DATA,
             show_default=False,
         ),
-    ],
-    local: Annotated[
-        bool, typer.Option("--local", help="Train in this process. There is no other way yet, so it must be given.")
+    ] = None,
+    from_feedback: Annotated[
+        bool,
+        typer.Option("--from-feedback", help="Learn from what was said of its answers.", rich_help_panel=_DATA),
     ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, not as a job of the server's.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit the job and do not watch it.")] = False,
+    continued: Annotated[
+        str | None,
+        typer.Option(
+            "--continue", metavar="MODEL", help="Continue this version: intents, intents@3.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="Of a job: supervised, dpo, kto, weighted_sft, pretrain or auto.",
+            rich_help_panel=_RUN,
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[
         str | None,
         typer.Option("--format", help="What the rows are, where that is not seen by itself.", rich_help_panel=_DATA),
@@ -119,13 +139,27 @@ def train(
         bool, typer.Option("--push/--no-push", help="Push it to the server when done.", rich_help_panel=_RESULT)
     ] = True,
 ) -> None:
-    """Train an adapter on labelled examples and push it as the next version.
+    """Train an adapter, and make it the next version.
 
-    Writes a PEFT folder, which stays. Ctrl-C stops the run and leaves nothing behind.
+    The server does it, as a job; Ctrl-C stops watching it. With --local this process does, and pushes the result; it
+    writes a PEFT folder, which stays, and Ctrl-C stops the run and leaves nothing behind.
     """
+    if (data is None) != from_feedback:
+        raise typer.BadParameter("give a file, or --from-feedback, one of the two.", param_hint="--data")
     if not local:
+        knobs = {
+            "n_epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "rank": rank,
+            "alpha": alpha,
+            "max_length": max_length,
+        }
+        _submit(remote, name, data, knobs, continued=continued, method=method, seed=seed, detach=detach)
+        return
+    if data is None or continued is not None or method not in (None, "supervised"):
         raise typer.BadParameter(
-            "add it to train in this process: this version of the server takes no training jobs.",
+            "only jobs learn from feedback, continue versions and have methods: leave --local away.",
             param_hint="--local",
         )
     from graftwork.adapters.errors import GraftworkError
@@ -172,6 +206,47 @@ def train(
     if version is None:
         remote.say(f"Push it: {_push_command(name, folder, alias)}")
     remote.answer(_result(folder, card, version), lambda: version.id if version else str(folder))
+
+
+LOCAL_ONLY = (
+    *("format", "prompt_column", "completion_column", "prompt_template", "system", "plain", "validation", "base"),
+    *("precision", "home", "out", "alias", "push"),
+)
+"""What a job has no option for."""
+
+
+def _submit(
+    remote: Remote,
+    name: str,
+    data: Path | None,
+    knobs: dict[str, Any],
+    *,
+    continued: str | None,
+    method: str | None,
+    seed: int,
+    detach: bool,
+) -> None:
+    """Have the server train. What was not given is the server's choice; what jobs do not have is refused."""
+    from graftwork.clients.cli import jobs
+
+    for option in LOCAL_ONLY:
+        if option in remote.given:
+            hint = f"--{option.replace('_', '-')}"
+            raise typer.BadParameter(f"jobs have no {hint}: add --local, or leave it away.", param_hint=hint)
+    if knobs["n_epochs"] != int(knobs["n_epochs"]):
+        raise typer.BadParameter("a job's epochs are a whole number.", param_hint="--epochs")
+    knobs["n_epochs"] = int(knobs["n_epochs"])
+    given = {knob: value for knob, value in knobs.items() if knob.removeprefix("n_") in remote.given}
+    jobs.submit(
+        remote,
+        name,
+        data,
+        continued=continued,
+        method=method,
+        hyperparameters=given,
+        seed=seed,
+        detach=detach,
+    )
 
 
 def _train(

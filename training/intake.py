@@ -76,6 +76,26 @@ def write_feedback(database: Database, name: str, target: Path) -> int:
     return len(said)
 
 
+def forget(database: Database, kept: Path) -> None:
+    """Take out of feedback that was written down what is gone from the log since, erased or expired: whole answers with
+    all that was said of them, and words that were erased."""
+    ids = InteractionIds(secret(database, INTERACTION_IDS))
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
+    answers = {row["id"] for row in rows if "completions" in row}
+    there = {answer.id for answer in _answers(Interactions(database, ids), answers)}
+    gone = answers - there
+    log = FeedbackLog(database, ids)
+    about = {row["interaction_id"] for row in rows if "interaction_id" in row} - gone
+    erased = {said.id for id in sorted(about) for said in log.each(FeedbackFilter(interaction_id=id)) if said.erased_at}
+    left = [
+        row
+        for row in rows
+        if (row["id"] in there if "completions" in row else row["interaction_id"] in about and row["id"] not in erased)
+    ]
+    if len(left) < len(rows):
+        write_once(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
+
+
 def write_once(target: Path, text: str) -> None:
     """Leave ``text`` there, whole or not at all, on disk when this returns."""
     partial = target.with_name(f".{target.name}.partial")

@@ -67,6 +67,9 @@ PACE_SECONDS: Final = 0.1
 SWEEP_SECONDS: Final = 600.0
 PUSH_AGAIN_SECONDS: Final = 2.0
 
+ASKING: Final = frozenset({"evaluate", "gates"})
+"""Phases in which a run asks the server itself: it does not pause for its own requests."""
+
 RENAMED: Final = {"n_epochs": "num_epochs"}
 """Hyperparameters whose name in the API is another one than in a run."""
 
@@ -331,7 +334,7 @@ class Worker:
         process = current.process
         if process is not None:
             self.pace.saw(self.busy, now)
-            process.pause(self.pace.paused(now))
+            process.pause(self.pace.paused(now) and current.progress.get("phase") not in ASKING)
         ended = process is None or process.exit_code is not None
         if ended or now >= current.relay_at:
             self._relay(current)
@@ -494,13 +497,19 @@ class Worker:
                 self._tidy(folder.name)
 
     def _tidy(self, id: str) -> None:
-        """Of a job that has ended stays what tells of it; weights and what users wrote go."""
-        if not self._jobs.get(id).ended:
+        """Of a job that has ended stays what tells of it, and the feedback that it learned from, as long as the log has
+        it: later rounds learn it again. Weights go, and what nothing was learned from."""
+        job = self._jobs.get(id)
+        if not job.ended:
             return
         for name in (CHECKPOINTS, ADAPTER):
             shutil.rmtree(self._folders / id / name, ignore_errors=True)
-        for name in (intake.FEEDBACK_FILE, intake.ANSWERS_FILE):
-            (self._folders / id / name).unlink(missing_ok=True)
+        (self._folders / id / intake.ANSWERS_FILE).unlink(missing_ok=True)
+        feedback = self._folders / id / intake.FEEDBACK_FILE
+        if job.status != "succeeded":
+            feedback.unlink(missing_ok=True)
+        elif feedback.exists():
+            intake.forget(self._database, feedback)
 
     @contextlib.contextmanager
     def _sole_worker(self) -> Iterator[None]:

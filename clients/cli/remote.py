@@ -57,6 +57,8 @@ class Remote:
 
     client: Client
     json: bool
+    given: frozenset[str] = frozenset()
+    """The command's own parameters that stood on the command line."""
 
     @cached_property
     def out(self) -> Console:
@@ -97,9 +99,10 @@ def over_http(command: Callable[Concatenate[Remote, P], None]) -> Callable[..., 
         from graftwork.clients.client import Client
 
         before = ctx.find_root().obj or Options()
+        named = frozenset(name for name in given if _on_command_line(ctx, name))
         try:
             with Client(url or before.url, api_key or before.api_key) as client:
-                command(Remote(client=client, json=as_json or before.json), **given)  # type: ignore[call-arg]
+                command(Remote(client=client, json=as_json or before.json, given=named), **given)  # type: ignore[call-arg]
         except GraftworkClientError as error:
             complain(error)
             raise typer.Exit(exit_code(error)) from error
@@ -111,6 +114,11 @@ def over_http(command: Callable[Concatenate[Remote, P], None]) -> Callable[..., 
     run.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in by_name}
     return run
+
+
+def _on_command_line(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def everything(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], Cursor]) -> Iterator[T]:

@@ -85,9 +85,8 @@ class RecordParameters(Parameters):
 def add(routes: APIRouter, services: Services) -> None:
     jobs, base_id = services.jobs, services.base.id
     operator = Depends(services.authenticator.require(Role.OPERATOR))
-    path = "/v1/fine_tuning/jobs"
 
-    @routes.post(path)
+    @routes.post("/v1/fine_tuning/jobs")
     async def create_job(request: Request, who: Principal = operator) -> Response:
         new = await beside(_checked, services, parse(NewFineTuning, await request.body()))
         job, is_new = await beside(
@@ -101,27 +100,27 @@ def add(routes: APIRouter, services: Services) -> None:
             log.info("%s submitted %s: %s for %s", who.name, job.id, job.method, job.name)
         return JSONResponse(show(job, base_id))
 
-    @routes.get(path, dependencies=[operator])
+    @routes.get("/v1/fine_tuning/jobs", dependencies=[operator])
     async def list_jobs(page: Annotated[JobsParameters, Query()]) -> Response:
         found = await beside(jobs.find, after=page.after, limit=page.limit, name=page.adapter)
         return JSONResponse(as_page(found, lambda job: show(job, base_id)))
 
-    @routes.get(f"{path}/{{job_id}}", dependencies=[operator])
+    @routes.get("/v1/fine_tuning/jobs/{job_id}", dependencies=[operator])
     async def get_job(job_id: str) -> Response:
         return JSONResponse(show(await beside(jobs.get, job_id), base_id))
 
-    @routes.post(f"{path}/{{job_id}}/cancel")
+    @routes.post("/v1/fine_tuning/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str, who: Principal = operator) -> Response:
         job = await beside(jobs.cancel, job_id, actor=who.name)
         log.info("%s cancelled %s", who.name, job.id)
         return JSONResponse(show(job, base_id))
 
-    @routes.get(f"{path}/{{job_id}}/events", dependencies=[operator])
+    @routes.get("/v1/fine_tuning/jobs/{job_id}/events", dependencies=[operator])
     async def list_events(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
         found = await beside(jobs.events, job_id, after=_cursor(page.after), limit=page.limit)
         return JSONResponse(as_page(found, show_event))
 
-    @routes.get(f"{path}/{{job_id}}/checkpoints", dependencies=[operator])
+    @routes.get("/v1/fine_tuning/jobs/{job_id}/checkpoints", dependencies=[operator])
     async def list_checkpoints(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
         found = await beside(jobs.checkpoints, job_id, after=_cursor(page.after), limit=page.limit)
         job = await beside(jobs.get, job_id)

@@ -165,7 +165,11 @@ def test_feedback_is_learned_from_and_that_is_on_record(world: World, url: str, 
     assert digest is not None
     lineage = Lineage(records.database)
     assert lineage.hashes([digest]) == {hash_of(id)}
-    assert not (world.home / "jobs" / job.id / intake.FEEDBACK_FILE).exists(), "what users wrote does not stay behind"
+    kept = world.home / "jobs" / job.id / intake.FEEDBACK_FILE
+    assert id in kept.read_text(), "later rounds learn it again"
+    world.services.records.erasure.user("ann")
+    intake.forget(records.database, kept)
+    assert kept.read_text() == "", "unless somebody asked to be forgotten"
     records.database.close()
 
 

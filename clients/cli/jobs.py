@@ -1,0 +1,208 @@
+"""``graftwork jobs``: list, show, watch, cancel; and what ``graftwork train`` does when a job is to do it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.remote import Remote, everything, over_http
+from graftwork.clients.errors import LocalFileError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from graftwork.clients.job_types import Job, JobEvent
+
+LOOK_SECONDS: Final = 1.0
+FEEDBACK: Final = "feedback"
+
+app = typer.Typer(help="See, watch and cancel training jobs.", no_args_is_help=True)
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id: ftjob-…", show_default=False)]
+
+
+@app.command("list")
+@over_http
+def list_(
+    remote: Remote,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="Of this adapter.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 20,
+) -> None:
+    """List jobs, newest first."""
+    pages = everything(
+        lambda after: remote.client.jobs.list(adapter=adapter, after=after, limit=min(limit, 100)), lambda job: job.id
+    )
+    found = list(islice(pages, limit))
+    remote.answer(found, lambda: _table(found))
+
+
+@app.command()
+@over_http
+def show(remote: Remote, id: Id) -> None:
+    """Show one: what was asked, where it stands, what happened."""
+    job = remote.client.jobs.get(id)
+    events = list(_events(remote, id))[::-1]
+    remote.answer({"job": job, "events": events}, lambda: _whole(job, events))
+
+
+@app.command()
+@over_http
+def watch(remote: Remote, id: Id) -> None:
+    """Follow one to its end. Ctrl-C stops watching, not the job."""
+    follow(remote, remote.client.jobs.get(id))
+
+
+@app.command()
+@over_http
+def cancel(remote: Remote, id: Id) -> None:
+    """End one now; nothing of it is published."""
+    job = remote.client.jobs.cancel(id)
+    remote.answer(job, lambda: _line(job))
+
+
+def submit(
+    remote: Remote,
+    name: str,
+    data: Path | None,
+    *,
+    continued: str | None = None,
+    method: str | None = None,
+    hyperparameters: Mapping[str, Any],
+    seed: int = 0,
+    detach: bool = False,
+) -> None:
+    """Upload ``data``, or take what was said of the adapter's answers; submit a job, and watch it."""
+    client = remote.client
+    file = FEEDBACK
+    if data is not None:
+        if not data.is_file():
+            raise LocalFileError(f"{data} is no file; a kept data set is trained on with --local.")
+        with remote.err.status(f"Uploading {data.name}"):
+            file = client.files.upload(data).id
+    base = next(iter(client.models())).id if continued is None else continued
+    job = client.jobs.create(
+        model=base, name=name, training_file=file, method=method, hyperparameters=hyperparameters, seed=seed
+    )
+    remote.say(f"Submitted {job.id}.")
+    if detach:
+        remote.answer(job, lambda: _line(job))
+        return
+    follow(remote, job)
+
+
+def follow(remote: Remote, job: Job) -> None:
+    """Tell what happens until the job has ended; its exit code is the command's."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[where]}"), TimeElapsedColumn())
+    seen: str | None = None
+    try:
+        with Progress(*columns, console=remote.err, transient=True, disable=remote.json) as bar:
+            task = bar.add_task(job.status, total=None, where="")
+            while True:
+                job = remote.client.jobs.get(job.id)
+                for event in reversed(list(_events(remote, job.id, until=seen))):
+                    seen = event.id
+                    if event.type == "message":
+                        remote.say(event.message)
+                progress = job.graftwork.progress
+                phase = progress.get("phase") if job.status == "running" else None
+                bar.update(
+                    task,
+                    description=str(phase or job.status),
+                    total=progress.get("total"),
+                    completed=progress.get("step") or 0,
+                    where=_where(progress),
+                )
+                if job.ended:
+                    break
+                time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        remote.say(f"The job goes on. Watch it: graftwork jobs watch {job.id}\nEnd it: graftwork jobs cancel {job.id}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    remote.answer(job, lambda: _line(job))
+    if job.status != "succeeded":
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _events(remote: Remote, id: str, until: str | None = None) -> Iterator[JobEvent]:
+    """Newest first, up to the one that was seen before."""
+    pages = everything(lambda after: remote.client.jobs.events(id, after=after, limit=100), lambda event: event.id)
+    for event in pages:
+        if event.id == until:
+            return
+        yield event
+
+
+def _where(progress: Mapping[str, Any]) -> str:
+    parts = []
+    if progress.get("total"):
+        parts.append(f"{progress.get('step', 0)}/{progress['total']}")
+    if isinstance(loss := progress.get("loss"), int | float):
+        parts.append(f"loss {loss:.3f}")
+    if isinstance(eta := progress.get("eta_seconds"), int | float):
+        parts.append(f"{eta:.0f} s left")
+    return " · ".join(parts)
+
+
+def _table(found: Iterable[Job]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    from graftwork.clients.cli.tables import age
+
+    table = Table("Job", "Adapter", "Method", "Status", "Where", "Version", "Age", box=None, header_style="bold")
+    for job in found:
+        where = _where(job.graftwork.progress) if job.status == "running" else (job.error.message if job.error else "")
+        table.add_row(
+            job.id,
+            job.graftwork.adapter,
+            job.graftwork.method,
+            job.status,
+            Text(where[:60]),
+            job.fine_tuned_model or "–",
+            age(job.created_at),
+        )
+    return table if table.row_count else Text("No jobs yet. Submit one: graftwork train NAME --data FILE")
+
+
+def _whole(job: Job, events: Iterable[JobEvent]) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = {
+        "model": job.model,
+        "method": job.graftwork.method,
+        "data": job.training_file,
+        "where": _where(job.graftwork.progress),
+        "took": _took(job),
+        "results": ", ".join(job.result_files),
+    }
+    table = Table(box=None, show_header=False)
+    for name, value in facts.items():
+        if value:
+            table.add_row(Text(name, style="dim"), Text(value))
+    said = [Text(f"{event.created_at:%H:%M:%S}  {event.message}") for event in events if event.type == "message"]
+    return Group(_line(job), table, *said)
+
+
+def _line(job: Job) -> RenderableType:
+    from rich.text import Text
+
+    if job.fine_tuned_model:
+        return Text.assemble((job.fine_tuned_model, "bold"), f" · {job.id} {job.status}")
+    error = f": {job.error.message}" if job.error else ""
+    return Text.assemble((job.id, "bold"), f" {job.status}{error}")
+
+
+def _took(job: Job) -> str:
+    seconds = ((job.finished_at or datetime.now(UTC)) - job.created_at).total_seconds()
+    return f"{seconds:.0f} s" if job.ended else f"{seconds:.0f} s so far"

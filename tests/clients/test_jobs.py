@@ -1,0 +1,172 @@
+"""Files and jobs: both clients and the command line against the real routes; what a worker would do is done by hand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwork.adapters.jobs import Claim, Jobs, NewEvent
+from graftwork.clients import errors
+from graftwork.clients.async_client import AsyncClient
+from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.client import Client
+from tests.clients.test_records import Desk
+from tests.clients.test_records import desk as desk  # the fixture
+
+ROWS = '{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROWS)
+    return path
+
+
+@pytest.fixture
+def jobs(desk: Desk) -> Jobs:
+    return desk.world.services.jobs
+
+
+def claimed(jobs: Jobs) -> Claim:
+    while (claim := jobs.claim("w", "validating_files", seconds=60)) is None:
+        time.sleep(0.02)
+    jobs.validated(claim)
+    claim = jobs.claim("w", "queued", seconds=60)
+    assert claim is not None
+    return claim
+
+
+def work(jobs: Jobs, *, fail: bool = False) -> None:
+    """What a worker does, without training."""
+    claim = claimed(jobs)
+    measured = {"step": 1, "train_loss": 2.0}
+    progress = {"step": 1, "total": 2, "loss": 2.0, "eta_seconds": 3.0}
+    jobs.report(claim, [NewEvent(message="Step 1/2", data=measured)], checkpoints={1: measured}, progress=progress)
+    if fail:
+        jobs.fail(claim, code="nan_loss", message="It diverged.")
+    else:
+        jobs.succeed(claim, "tickets@1", metrics={"loss": 1.0}, trained_tokens=9, result_files=["file-1"])
+
+
+@pytest.fixture
+def worker(jobs: Jobs) -> Iterator[None]:
+    thread = threading.Thread(target=work, args=(jobs,), daemon=True)
+    thread.start()
+    yield
+    thread.join(20)
+
+
+def test_from_a_file_to_a_version(desk: Desk, rows: Path, jobs: Jobs) -> None:
+    with Client(desk.url) as client:
+        told: list[tuple[int, int]] = []
+        file = client.files.upload(rows, progress=lambda sent, total: told.append((sent, total)))
+        assert (file.bytes, file.filename, told[-1]) == (len(ROWS), "rows.jsonl", (len(ROWS), len(ROWS)))
+        assert client.files.get(file.id) == file
+        assert list(client.files.list(purpose="fine-tune")) == [file]
+        assert client.files.content(file.id) == ROWS
+        job = client.jobs.create(
+            model="tiny-base", training_file=file.id, name="tickets", method="kto", hyperparameters={"rank": 4}, seed=3
+        )
+        assert (job.status, job.graftwork.adapter, job.graftwork.method, job.seed, job.ended) == (
+            "validating_files", "tickets", "kto", 3, False,
+        )  # fmt: skip
+        assert job.hyperparameters["rank"] == 4
+        with pytest.raises(errors.ConflictError):
+            client.files.delete(file.id)
+        work(jobs)
+        job = client.jobs.get(job.id)
+        assert (job.status, job.fine_tuned_model, job.ended, job.result_files) == (
+            "succeeded", "tickets@1", True, ("file-1",),
+        )  # fmt: skip
+        assert list(client.jobs.list(adapter="tickets")) == [job]
+        events = client.jobs.events(job.id)
+        assert [event.data for event in events if event.type == "metrics"] == [{"step": 1, "train_loss": 2.0}]
+        assert [point.step_number for point in client.jobs.checkpoints(job.id)] == [1]
+        assert client.files.delete(file.id).deleted
+        with pytest.raises(errors.NotFoundError):
+            client.jobs.get("ftjob-x")
+
+
+async def test_the_async_client_does_the_same(desk: Desk, rows: Path) -> None:
+    async with AsyncClient(desk.url) as client:
+        file = await client.files.upload(rows)
+        job = await client.jobs.create(model="tiny-base", training_file=file.id)
+        assert (await client.jobs.cancel(job.id)).status == "cancelled"
+        assert [found.id for found in await client.jobs.list()] == [job.id]
+
+
+def test_one_idempotency_key_is_one_job(desk: Desk, rows: Path) -> None:
+    with Client(desk.url) as client:
+        asked: dict[str, Any] = {"model": "tiny-base", "training_file": client.files.upload(rows).id}
+        first, again = (client.jobs.create(**asked, idempotency_key="a") for _ in range(2))
+        assert first.id == again.id
+        assert client.jobs.create(**asked).id != client.jobs.create(**asked).id
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.usefixtures("worker")
+def test_train_submits_and_watches(desk: Desk, rows: Path) -> None:
+    done = desk.run("train", "tickets", "--data", rows, "--epochs", 2, "--seed", 5)
+    assert done.exit_code == 0, done.stderr
+    assert "tickets@1" in done.stdout
+    assert "New fine-tuned model created: tickets@1" in done.stderr
+    (job,) = desk.json("jobs", "list")
+    assert (
+        job["hyperparameters"]["n_epochs"],
+        job["hyperparameters"].get("rank"),
+        job["seed"],
+    ) == (2, None, 5)
+    assert "tickets@1" in desk.run("jobs", "list").stdout
+    shown = desk.run("jobs", "show", job["id"]).stdout
+    assert "The job has started." in shown
+    assert desk.json("jobs", "watch", job["id"])["fine_tuned_model"] == "tickets@1"
+    assert desk.run("jobs", "cancel", job["id"]).exit_code == ExitCode.FAILED
+
+
+def test_a_failed_job_is_a_failed_command(desk: Desk, rows: Path, jobs: Jobs) -> None:
+    threading.Thread(target=work, args=(jobs,), kwargs={"fail": True}, daemon=True).start()
+    done = desk.run("train", "tickets", "--data", rows)
+    assert done.exit_code == ExitCode.FAILED
+    assert "It diverged." in done.stdout
+
+
+def test_detached_and_cancelled(desk: Desk, rows: Path) -> None:
+    job = desk.json("train", "tickets", "--data", rows, "--continue", "intents@1", "--method", "dpo", "--detach")
+    assert (job["model"], job["graftwork"]["parent"], job["graftwork"]["method"]) == ("intents@1", "intents@1", "dpo")
+    assert desk.json("jobs", "cancel", job["id"])["status"] == "cancelled"
+    assert desk.run("jobs", "watch", job["id"]).exit_code == ExitCode.FAILED
+    feedback = desk.json("train", "intents", "--from-feedback", "--detach")
+    assert (feedback["training_file"], feedback["graftwork"]["method"]) == ("feedback", "auto")
+
+
+def test_ctrl_c_leaves_the_job_alone(desk: Desk, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graftwork.clients.cli.jobs.time.sleep", interrupt)
+    done = desk.run("train", "tickets", "--data", rows)
+    assert done.exit_code == ExitCode.INTERRUPTED
+    assert "graftwork jobs watch ftjob-" in done.stderr
+    assert desk.world.services.jobs.find()[0].status == "validating_files"
+
+
+def test_what_jobs_do_not_have_is_refused(desk: Desk, rows: Path) -> None:
+    for options in (
+        ["--data", rows, "--alias", "candidate"],
+        ["--data", rows, "--epochs", 0.5],
+        ["--data", rows, "--from-feedback"],
+        [],
+        ["--from-feedback", "--local"],
+    ):
+        done = desk.run("train", "tickets", *options)
+        assert done.exit_code == ExitCode.USAGE, options
+    assert list(desk.world.services.jobs.find()) == []
+    assert desk.run("train", "tickets", "--data", "missing.jsonl").exit_code == ExitCode.FAILED
