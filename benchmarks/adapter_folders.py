@@ -26,6 +26,9 @@ class AdapterFolders:
         self._base = base
         self.folder = folder
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not (self.folder / name).is_dir()]
+
     def folders(self, names: Iterable[str]) -> dict[str, Path]:
         return {name: self._made(name) for name in names}
 

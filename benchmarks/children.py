@@ -18,8 +18,8 @@ import psutil
 from graftwork.adapters.errors import GraftworkError
 from graftwork.benchmarks import guard
 
-#: How often memory is looked at, in seconds.
-_GLANCE = 0.25
+#: How often memory is looked at, in seconds: a look costs some milliseconds of what is measured.
+_GLANCE = 1.0
 
 
 class BenchmarkError(GraftworkError):

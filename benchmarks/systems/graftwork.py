@@ -26,6 +26,9 @@ from graftwork.server.config import ServerConfig
 #: Adapters on the device when a load has more than that many.
 _MOST_SLOTS = 32
 
+#: After so many pushes it is said how far they are.
+_PUSHES_TOLD = 100
+
 
 @dataclass(frozen=True)
 class _Arrangement:
@@ -47,8 +50,7 @@ class Graftwork:
         return None
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self._site.adapters.folders(job.adapters)
+        self._site.write_adapters(jobs)
 
     def arrangement(self, job: Job) -> Hashable:
         default = ServerConfig()
@@ -95,8 +97,10 @@ class Graftwork:
                 page = client.adapters.list(limit=100, after=page.data[-1].name)
                 have |= {adapter.name for adapter in page}
             missing = sorted(set(wanted) - have, key=lambda name: (name[0], int(name[1:])))
-            if missing:
-                with self._site.display.working(f"{self.title}: pushing {len(missing)} adapters, once"):
-                    for name, folder in self._site.adapters.folders(missing).items():
+            for start in range(0, len(missing), _PUSHES_TOLD):
+                some = missing[start : start + _PUSHES_TOLD]
+                told = f"pushing adapters, once: {start + len(some)} of {len(missing)}"
+                with self._site.display.working(f"{self.title}: {told}"):
+                    for name, folder in self._site.adapters.folders(some).items():
                         client.adapters.push(name, folder)
         return bool(missing)

@@ -120,6 +120,7 @@ class LlamaCpp:
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         self._tools = build(self._site.workshop, self._site.device)
+        self._site.write_adapters(jobs)
         self._ggufs.mkdir(parents=True, exist_ok=True)
         self._model()
         for name in sorted({name for job in jobs for name in job.adapters}):

@@ -55,8 +55,7 @@ class PEFT:
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         self._python = install(self._site.workshop, self._site.device)
-        for job in jobs:
-            self._site.adapters.folders(job.adapters)
+        self._site.write_adapters(jobs)
 
     def arrangement(self, job: Job) -> Hashable:
         return bool(job.adapters)  # without any it is the plain model

@@ -90,6 +90,13 @@ class Site:
         """The base's folder under a path of the cache's own: adapters, which are kept, say what they are for."""
         return self.workshop.folder / "bases" / self.base_key
 
+    def write_adapters(self, jobs: Sequence[Job]) -> None:
+        """All that these jobs name, before anything is measured."""
+        wanted = {name for job in jobs for name in job.adapters}
+        if missing := self.adapters.missing(wanted):
+            with self.display.working(f"Writing {len(missing)} adapters"):
+                self.adapters.folders(missing)
+
 
 def make_site(workshop: Workshop, base: BaseInfo, device: str) -> Site:
     folder = workshop.folder / "bases" / base_key(base)

@@ -85,8 +85,7 @@ class VLLM:
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         self._python = install(self._site.workshop, self._site.device)
-        for job in jobs:
-            self._site.adapters.folders(job.adapters)
+        self._site.write_adapters(jobs)
 
     def arrangement(self, job: Job) -> Hashable:
         if not self._lora:

@@ -2,7 +2,7 @@
 
 It says one word a token. ``TOKEN`` is there to be found in the process table: a child of its own carries it as well.
 The first request of a model that begins with ``c`` takes longer, and ``broken`` is a model that it does not have.
-With ``max_tokens`` 666 it dies. ``GET /asked`` is what it was asked so far.
+With ``max_tokens`` 666 it dies. ``GET /asked`` is what it was asked so far, and how many requests were open then.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ASKED: list[dict[str, Any]] = []
+OPEN: list[dict[str, Any]] = []
 
 #: Seconds before the first token, of a first request and of others; and between tokens.
 FIRST, USUAL, GAP = 0.15, 0.01, 0.002
@@ -33,8 +34,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        OPEN.append(asked)
+        try:
+            self.answer(asked)
+        finally:
+            OPEN.remove(asked)
+
+    def answer(self, asked: dict[str, Any]) -> None:
         is_first = asked["model"][0] == "c" and asked["model"] not in {before["model"] for before in ASKED}
-        ASKED.append(asked)
+        ASKED.append({**asked, "open": len(OPEN)})
         if asked["max_tokens"] == 666:
             os._exit(3)
         self.send_response(404 if asked["model"] == "broken" else 200)
