@@ -22,7 +22,7 @@ from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError, GraftworkConnectionError
 
 _PR_SET_PDEATHSIG: Final = 1
-_KEPT: Final = ("GRAFTWORK_EMBEDDED_WHEEL",)
+_KEPT: Final = ("GRAFTWORK_EMBEDDED_WHEEL", "GRAFTWORK_KERNEL_CACHE")
 """Variables of ours that are about this machine and not about another server."""
 
 START_SECONDS: Final = 900.0

@@ -169,11 +169,12 @@ def _go(
 
 
 def _borrowing_home(home: Path) -> Path:
-    """A new home that shares its bases with the usual one, so that a base is fetched and converted once."""
-    bases = (_HOME / "base").expanduser()
-    bases.mkdir(parents=True, exist_ok=True)
+    """A new home that shares with the usual one what takes long to make and is the same for all: bases and kernels."""
     home.mkdir()
-    (home / "base").symlink_to(bases, target_is_directory=True)
+    for shared in ("base", "kernels"):
+        usual = _HOME.expanduser() / shared
+        usual.mkdir(parents=True, exist_ok=True)
+        (home / shared).symlink_to(usual, target_is_directory=True)
     return home
 
 
