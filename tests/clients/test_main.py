@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
     "train": (*REMOTE, "--data", "--local"),
+    "demo": (*REMOTE, "--data", "--classes", "--home", "--short"),
     "adapters push": (*REMOTE, "--alias", "--metadata", "--parent", "--server-path"),
     "adapters list": REMOTE,
     "adapters show": REMOTE,

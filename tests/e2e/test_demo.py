@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -80,7 +81,7 @@ def test_what_does_not_win_is_not_promoted(server: Server, small: SmallAdapters,
 def demo(home: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "graftwork", "demo", "--home", str(home), "--short", *words],
-        env=environment(),
+        env=environment({"GRAFTWORK_KERNEL_CACHE": os.environ["GRAFTWORK_KERNEL_CACHE"]}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
