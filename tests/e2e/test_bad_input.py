@@ -193,7 +193,9 @@ def unchanged(server: Server) -> Iterator[None]:
 def state(home: Path) -> tuple[list[Any], list[Any]]:
     """Every row of the database, every file of the artifact store."""
     with closing(sqlite3.connect(f"file:{home / 'graftwork.db'}?mode=ro", uri=True)) as database:
-        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        # Leases are the server's own heartbeat.
+        query = "select name from sqlite_master where type = 'table' and name != 'leases'"
+        tables = [name for (name,) in database.execute(query)]
         rows = [(table, row) for table in sorted(tables) for row in database.execute(f'select * from "{table}"')]
     files = [(str(path), path.stat().st_size) for path in sorted((home / "artifacts").rglob("*"))]
     return rows, files
