@@ -380,7 +380,8 @@ _SWAPS: Final = (
     ("man", "woman"),
     ("mr", "mrs"),
 )
-_SWAPPED: Final = {**{b: a for a, b in reversed(_SWAPS)}, **dict(_SWAPS)}
+# "her" is "his" more often than "him" in what people ask.
+_SWAPPED: Final = {**dict(_SWAPS), **{b: a for a, b in _SWAPS}}
 _NAMES: Final = (("Emily", "Lakisha"), ("Greg", "Jamal"), ("Anne", "Fatima"), ("Peter", "Mohammed"), ("Lena", "Lars"))
 
 
