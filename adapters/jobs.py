@@ -341,7 +341,9 @@ class Jobs:
             now = datetime.now(UTC)
             for row in connection.execute(query.where(free(now))).all():
                 job = _job(row)
-                if job.attempts >= self._max_attempts:
+                # One that is being published has ended well: to say that it failed would be wrong, however often
+                # its worker dies.
+                if job.attempts >= self._max_attempts and not job.publishing:
                     _fail_lost(connection, job)
                     continue
                 changes: dict[str, Any] = {

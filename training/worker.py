@@ -37,7 +37,7 @@ from graftwork.adapters.artifacts import ArtifactStore, Limits
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database
 from graftwork.adapters.descent import die_with_parent
-from graftwork.adapters.errors import ConfigurationError, GraftworkError
+from graftwork.adapters.errors import ConfigurationError, GraftworkError, Unavailable
 from graftwork.adapters.files import Files
 from graftwork.adapters.jobs import FEEDBACK, Claim, Job, Jobs, Lost
 from graftwork.adapters.lineage import Lineage
@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 RUN: Final = (sys.executable, "-m", "graftwork.training.job")
 KEY_VARIABLE: Final = "GRAFTWORK_API_KEY"
 LOG_FILE: Final = "run.log"
+
+DISK_FULL: Final = "disk_full"
 
 IDLE_SECONDS: Final = 0.5
 RELAY_SECONDS: Final = 0.5
@@ -269,7 +271,7 @@ class Worker:
 
     def _check(self, claim: Claim) -> None:
         job = claim.job
-        with self._job_ends(claim):
+        with self._given_back(claim), self._job_ends(claim):
             folder = self._folder(job)
             if job.training_file == FEEDBACK:
                 intake.write_feedback(self._database, job.name, folder / intake.FEEDBACK_FILE)
@@ -297,7 +299,7 @@ class Worker:
             return
         self._heartbeat.hold(claim)
         job, process = claim.job, None
-        with self._job_ends(claim):
+        with self._given_back(claim), self._job_ends(claim):
             folder = self._folder(job)
             if not (folder / RESULT).exists():
                 self._spec(job).write(folder)
@@ -434,15 +436,28 @@ class Worker:
             except Lost:
                 raise
             except GraftworkError as error:
+                if isinstance(error, Unavailable) and error.code != DISK_FULL:
+                    raise  # the database is busy: that is no fault of the job's
                 self._fail(claim, error.code or "failed", error.message, error.param)
             except GraftworkClientError as error:
                 self._fail(claim, "push_refused", str(error))
             except OSError as error:
-                code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "io_error"
+                code = DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "io_error"
                 self._fail(claim, code, f"{error.strerror or error}: {error.filename or claim.job.id}")
         except Lost as lost:
             log.info("%s", lost)
             self._heartbeat.let_go(claim)
+
+    @contextlib.contextmanager
+    def _given_back(self, claim: Claim) -> Iterator[None]:
+        """What cannot be begun just now is begun later, by whoever claims it then."""
+        try:
+            yield
+        except Unavailable:
+            self._heartbeat.let_go(claim)
+            with contextlib.suppress(Lost):
+                self._jobs.let_go(claim, "The server's database was busy; the job is tried again.", forgiven=True)
+            raise
 
     def _fail(self, claim: Claim, code: str, message: str, param: str | None = None) -> None:
         log.warning("%s failed: %s", claim.job.id, message)

@@ -175,6 +175,17 @@ def test_attempts_without_progress_end(jobs: Jobs, database: Database) -> None:
     assert "3 times" in failed.error["message"]
 
 
+def test_what_is_being_published_is_not_given_up(jobs: Jobs, database: Database) -> None:
+    submit(jobs)
+    validate(jobs)
+    for _ in range(5):
+        claim = run(jobs)
+        jobs.publish(claim)
+        expire(database)
+    claim = run(jobs)
+    jobs.succeed(claim, "intents@1", metrics={}, trained_tokens=1)
+
+
 def test_a_checkpoint_forgives_and_so_does_a_stop(jobs: Jobs, database: Database) -> None:
     submit(jobs)
     validate(jobs)
