@@ -15,7 +15,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from tests.e2e.running import BASE, Server, eventually
 
-JOB_SECONDS = 420.0
+JOB_SECONDS = 900.0
 QUESTIONS = ("Where is my parcel?", "When does my coffee come?", "The courier was not here.", "Is my box on its way?")
 
 
@@ -42,7 +42,7 @@ def ended(client: openai.OpenAI, id: str) -> FineTuningJob:
 
 
 def test_from_a_file_to_answers(server: Server, client: openai.OpenAI) -> None:
-    file = client.files.create(file=("tickets.jsonl", rows(24)), purpose="fine-tune")
+    file = client.files.create(file=("tickets.jsonl", rows(10)), purpose="fine-tune")
     assert client.files.retrieve(file.id) == file
     job = client.fine_tuning.jobs.create(
         model=BASE,
