@@ -48,7 +48,7 @@ class Seat:
 CLOSED_SHARE = 4
 
 #: What is copied to the device in one step beside running sequences, in bytes; one adapter at least.
-SEATED_BYTES = 48 << 20
+SEATED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
