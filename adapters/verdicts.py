@@ -104,6 +104,7 @@ class ShadowReading:
         pairs: answers that could be compared; identical: the share of them that are the same to the letter;
             agreement: how alike they are, 0 to 1.
         length_ratio, latency_ratio: its answers' characters and seconds as a part of the users', geometric means.
+        preferred, rejected: how often somebody said that its answer was the better, or the worse, of two.
     """
 
     arm: str
@@ -115,6 +116,8 @@ class ShadowReading:
     agreement: float | None
     length_ratio: float | None
     latency_ratio: float | None
+    preferred: int
+    rejected: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,6 +212,13 @@ class Judge:
     def pair(self, arm: str, pair: Pair) -> None:
         """A shadow arm's answer beside the user's."""
         self._shadows[arm].pairs.add(pair)
+
+    def preference(self, better: str, worse: str) -> None:
+        """Somebody preferred an answer of the one arm to one of the other; it counts where one of them is a shadow."""
+        if better in self._shadows:
+            self._shadows[better].preferred += 1
+        if worse in self._shadows:
+            self._shadows[worse].rejected += 1
 
     def unit(self, unit: ClosedUnit) -> None:
         """A closed unit, in the order in which they count."""
@@ -550,7 +560,7 @@ class _Shadow:
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm.name
-        self.sampled = self.answered = self.errors = 0
+        self.sampled = self.answered = self.errors = self.preferred = self.rejected = 0
         self.pairs = _Pairs()
 
     def reading(self) -> ShadowReading:
@@ -565,6 +575,8 @@ class _Shadow:
             agreement=agreement,
             length_ratio=None if length is None else math.exp(length),
             latency_ratio=None if latency is None else math.exp(latency),
+            preferred=self.preferred,
+            rejected=self.rejected,
         )
 
 

@@ -144,6 +144,8 @@ class ShadowReading:
     agreement: float | None
     length_ratio: float | None
     latency_ratio: float | None
+    preferred: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

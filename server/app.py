@@ -301,7 +301,9 @@ def _keeper(database: Database, services: Services) -> Keeper:
     """What must happen by itself, a line each."""
     keeper = Keeper(Leases(database))
     records = services.records
-    referee = Referee(database, services.registry, services.experiments, records.interactions, records.feedback)
+    referee = Referee(
+        database, services.registry, services.experiments, records.interactions, records.feedback, records.ids
+    )
     keeper.duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
     keeper.duty("retention", partial(_expire, records), every=RETENTION_SECONDS)
     return keeper

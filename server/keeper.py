@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,11 +28,13 @@ class Duty:
     name: str
     run: Callable[[Lease], object]
     every: float
-    due_at: float = 0.0
 
 
 class Keeper:
-    """Two threads: one holds the lease, one does what is due. ``seconds`` is how long after its death it is missed."""
+    """One thread holds the lease, and each duty has its own: a guardrail waits for nobody's long work.
+
+    ``seconds`` is how long after its death the keeper is missed.
+    """
 
     def __init__(self, leases: Leases, *, seconds: float = 15.0) -> None:
         self.seconds = seconds
@@ -53,10 +54,12 @@ class Keeper:
         self._duties.append(Duty(name, run, every))
 
     def start(self) -> None:
-        for target, name in ((self._hold, "keeper-lease"), (self._work, "keeper")):
-            thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(threading.Thread(target=self._hold, name="keeper-lease", daemon=True))
+        for duty in self._duties:
+            name = f"keeper-{duty.name}"
+            self._threads.append(threading.Thread(target=self._work, args=(duty,), name=name, daemon=True))
+        for thread in self._threads:
             thread.start()
-            self._threads.append(thread)
 
     def stop(self, *, seconds: float = 5.0) -> None:
         """Begin no further duty, wait a little for one under way, and let others have the lease."""
@@ -84,22 +87,20 @@ class Keeper:
     def _renewed(self) -> Lease | None:
         return None if self._lease is None else self._leases.renew(self._lease, seconds=self.seconds)
 
-    def _work(self) -> None:
+    def _work(self, duty: Duty) -> None:
         while not self._stopping.is_set():
             self._held.wait()
-            for duty in self._duties:
-                lease = self._lease
-                if self._stopping.is_set() or lease is None:
-                    break
-                if time.monotonic() >= duty.due_at:
-                    self._do(duty, lease)
-            next_at = min((duty.due_at for duty in self._duties), default=time.monotonic() + self.seconds)
-            # Bounded also when a duty is long due and the lease is gone: then it is another's to do.
-            self._stopping.wait(max(0.05, min(next_at - time.monotonic(), self.seconds)))
+            lease = self._lease
+            if self._stopping.is_set():
+                return
+            if lease is None:  # lost this very moment
+                self._stopping.wait(0.05)
+                continue
+            self._do(duty, lease)
+            self._stopping.wait(duty.every)
 
     def _do(self, duty: Duty, lease: Lease) -> None:
         try:
             duty.run(lease)
         except Exception:
             log.exception("the keeper's duty %r failed; it is tried again in %.0f s", duty.name, duty.every)
-        duty.due_at = time.monotonic() + duty.every

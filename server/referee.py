@@ -21,6 +21,7 @@ from graftwork.adapters.db import Database
 from graftwork.adapters.experiments import Experiment, Experiments, Fence
 from graftwork.adapters.exposures import ClosedUnit, Exposure, Exposures
 from graftwork.adapters.feedback import Feedback, FeedbackFilter, FeedbackLog
+from graftwork.adapters.interaction_ids import InteractionIds
 from graftwork.adapters.interactions import Interaction, Interactions
 from graftwork.adapters.leases import Lease, Leases
 from graftwork.adapters.outcomes import outcome
@@ -64,6 +65,7 @@ class Referee:
         experiments: Experiments,
         interactions: Interactions,
         feedback: FeedbackLog,
+        ids: InteractionIds,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -73,6 +75,7 @@ class Referee:
         self._exposures = Exposures(database)
         self._interactions = interactions
         self._feedback = feedback
+        self._ids = ids
         self._leases = Leases(database)
         self._now = now
         self._watches: dict[str, _Watch] = {}
@@ -160,6 +163,10 @@ class Referee:
         too_old = self._now() - timedelta(seconds=experiment.plan.window_seconds) - _LATE
         for said in self._feedback.each(FeedbackFilter(experiment=experiment.name), after=watch.feedback_id):
             watch.feedback_id = said.id
+            if said.preferred_over is not None and said.arm is not None:
+                other = self._ids.read(said.preferred_over)
+                if other.experiment == experiment.name and other.arm is not None:
+                    watch.judge.preference(said.arm, other.arm)
             if said.interaction_at < too_old:
                 continue
             watch.said.setdefault(said.interaction_id, []).append(said)

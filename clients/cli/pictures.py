@@ -185,7 +185,9 @@ def _watched(reading: Reading) -> list[RenderableType]:
         warning = "The arms do not get the shares that they were promised: no difference can be trusted."
         parts += [Text(), Text(warning, style="bold red")]
     if reading.shadows:
-        table = _table("Shadow", right=("Copies", "Answered", "Failed", "The same", "Alike", "Length", "Time"))
+        table = _table(
+            "Shadow", right=("Copies", "Answered", "Failed", "The same", "Alike", "Length", "Time", "Better", "Worse")
+        )
         for shadow in reading.shadows:
             table.add_row(
                 shadow.arm,
@@ -196,6 +198,8 @@ def _watched(reading: Reading) -> list[RenderableType]:
                 _percent(shadow.agreement),
                 "–" if shadow.length_ratio is None else f"× {shadow.length_ratio:.2f}",
                 "–" if shadow.latency_ratio is None else f"× {shadow.latency_ratio:.2f}",
+                f"{shadow.preferred:,}",
+                f"{shadow.rejected:,}",
             )
         parts += [Text(), table]
     return parts

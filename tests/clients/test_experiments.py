@@ -57,6 +57,7 @@ def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: in
         services.experiments,
         records.interactions,
         records.feedback,
+        records.ids,
         now=lambda: datetime.now(UTC) + timedelta(seconds=300),
     )
     lease = Leases(records.database).acquire("keeper", "me", seconds=600)

@@ -59,6 +59,7 @@ def keep(desk: Desk, *, ahead: float = 0.0) -> None:
         services.experiments,
         services.records.interactions,
         services.records.feedback,
+        services.records.ids,
         now=lambda: datetime.now(UTC) + timedelta(seconds=ahead),
     )
     lease = Leases(database).acquire("keeper", "me", seconds=60)

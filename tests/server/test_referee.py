@@ -43,6 +43,7 @@ class Table:
             trials.experiments,
             trials.records.interactions,
             trials.records.feedback,
+            trials.records.ids,
             now=lambda: datetime.now(UTC) + self.ahead,
         )
         lease = Leases(trials.database).acquire("keeper", f"referee-{id(self)}", seconds=600)
@@ -178,6 +179,7 @@ def test_shadows_are_no_units_and_are_compared(trials: Trials) -> None:
         copy = trials.records.mint("intents@3", experiment="first", arm="copycat", probability=1.0)
         completion = (Completion(index=0, text=said, finish_reason="stop"),)
         trials.records.log(copy, completions=completion, metadata={"shadow_of": shown}, total_ms=80.0)
+        trials.say(copy if number == 1 else shown, preferred_over=shown if number == 1 else copy)
     trials.ask("last")  # its copy never came
     failed = trials.records.mint("intents@3", experiment="first", arm="copycat", probability=1.0)
     trials.records.log(failed, status="error", completions=())
@@ -187,6 +189,7 @@ def test_shadows_are_no_units_and_are_compared(trials: Trials) -> None:
     assert [found["arm"] for found in reading["arms"]] == ["intents@1", "intents@2"]
     (shadow,) = reading["shadows"]
     assert (shadow["sampled"], shadow["answered"], shadow["errors"], shadow["pairs"]) == (4, 4, 1, 3)
+    assert (shadow["preferred"], shadow["rejected"]) == (1, 2)
     assert shadow["identical"] == pytest.approx(2 / 3)
     assert shadow["agreement"] == pytest.approx(2 / 3)
     assert shadow["latency_ratio"] == pytest.approx(2)
