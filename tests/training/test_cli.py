@@ -275,7 +275,7 @@ def test_a_diverged_run_writes_and_pushes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise trainer.diverged("The loss is nan at step 3 of 9")
 
     monkeypatch.setattr(trainer, "train", fail)
