@@ -462,7 +462,9 @@ def test_every_field_of_peft_is_documented() -> None:
 @pytest.mark.parametrize("room", ["adapters", "server", "server/engine", "training", "clients"])
 def test_every_file_is_on_the_map_of_the_house(room: str) -> None:
     below = [
-        path for path in (CHECKOUT / room).rglob("*") if path.suffix in (".py", ".html") and path.name != "__init__.py"
+        path
+        for path in (CHECKOUT / room).rglob("*")
+        if path.suffix in (".py", ".html", ".cpp") and path.name != "__init__.py"
     ]
     there = {path.relative_to(CHECKOUT / room).as_posix() for path in below if "__pycache__" not in path.parts}
     if room == "server":

@@ -116,6 +116,7 @@ GIVEN = {
     "dtype": "float32",
     "device": "cpu",
     "kernels": "torch",
+    "trainer_share": "0.25",
     "home": "/tmp/home",
     "host": "0.0.0.0",
     "port": "9000",
