@@ -191,8 +191,7 @@ class Loop:
             num_cached_tokens=scheduler.num_cached_tokens,
             memory_bytes=self._process.memory_info().rss,
             seats={
-                digest: SeatState(seat.tier, seat.load_ms, seat.num_bytes)
-                for digest, seat in residency.seats.items()
+                digest: SeatState(seat.tier, seat.load_ms, seat.num_bytes) for digest, seat in residency.seats.items()
             },
         )
 
