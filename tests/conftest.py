@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from graftwork.adapters.base import BaseInfo, prepare
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("GRAFTWORK_TEST_HOME", CHECKOUT / ".graftwork" / "test"))
+
+# A run in the background inherits an ignored Ctrl-C, and so would everything that tests send one to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every home of every test would build its own otherwise.
 os.environ.setdefault("GRAFTWORK_KERNEL_CACHE", str(TEST_HOME / "kernels"))
