@@ -123,7 +123,7 @@ def test_what_was_acknowledged_survives_a_kill_and_what_was_logged_a_stop(new_se
         said = [operator.feedback.send(id, correction=f"better {id[-4:]}", idempotency_key=id) for id in judged]
         unjudged = ask(client)
         server.process.kill()
-        server.wait(seconds=5)
+        server.wait(seconds=20)
 
     server.start_and_wait()
     with server.openai() as client, server.client() as operator:
@@ -143,7 +143,7 @@ def test_what_was_acknowledged_survives_a_kill_and_what_was_logged_a_stop(new_se
 
     assert keeper(server) is None, "a server that stops lets others keep"
     server.start_and_wait()
-    eventually(lambda: keeper(server) is not None, 30, "somebody keeps")
+    eventually(lambda: keeper(server) is not None, 90, "somebody keeps")
     with server.client() as operator:
         assert logged(operator, last), "a server that is stopped writes what waits"
         assert operator.interactions.get(last).status == "ok"
