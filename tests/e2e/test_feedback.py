@@ -116,6 +116,7 @@ def test_a_user_is_forgotten(server: Server) -> None:
         assert (said.thumb, said.comment, said.erased_at is not None) == ("down", None, True)
 
 
+@pytest.mark.slow  # three starts of a server
 def test_what_was_acknowledged_survives_a_kill_and_what_was_logged_a_stop(new_server: MakeServer) -> None:
     server = new_server().start_and_wait()
     with server.openai() as client, server.client() as operator:
