@@ -186,6 +186,7 @@ def _on_card(model: nn.Module, bank: LoraBank, cache: KVCache, limits: Limits) -
     from graftwork.server.engine.cuda.forward import CardForward, captured
 
     forward = CardForward(model, bank, cache)
+    forward.warm_up()
     recorder = graphs.CudaRecorder(cache.shape.device)
     return forward, captured(forward, recorder, max_rows=limits.max_sequences)
 

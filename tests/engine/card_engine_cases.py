@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from graftwork.benchmarks.gpu_kernels import build_cases
 from graftwork.benchmarks.gpu_roofline import Base, Load
 from graftwork.server.engine import numerics
-from graftwork.server.engine.cuda import graphs
+from graftwork.server.engine.cuda import attention_kernels, graphs, lora_kernels
 from graftwork.server.engine.cuda.forward import CardForward, GraphForward
 from tests.engine import zoo
 from tests.engine.triton_cases import DEVICE, INTERPRETED, pytestmark  # noqa: F401
@@ -179,6 +179,47 @@ def test_a_base_that_cannot_be_captured_is_served(
     assert "not permitted when stream is capturing" in caplog.text
     assert bench.engine.runner.decoder is None
     check(bench, adapters, [("rank-16", 3)])
+
+
+class Watched:
+    """Stands before a kernel and notes what Triton would compile it for: types, constants, what is divisible by 16."""
+
+    def __init__(self, kernel: Any, compiled: set[tuple[object, ...]]) -> None:
+        self.kernel, self.compiled = kernel, compiled
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*values: Any, **named: Any) -> None:
+            given = dict(zip(self.kernel.arg_names, values, strict=False)) | named
+            self.compiled.add((self.kernel.__name__, *(self.fact(name, given[name]) for name in sorted(given))))
+            self.kernel[grid](*values, **named)
+
+        return launch
+
+    def fact(self, name: str, value: Any) -> tuple[object, ...]:
+        if isinstance(value, Tensor):
+            return name, value.dtype, value.data_ptr() % 16 == 0
+        if isinstance(value, int) and name.islower():
+            return name, 1 if value == 1 else value % 16 == 0
+        return name, str(value)
+
+
+def test_nothing_is_compiled_while_a_request_waits(
+    base: zoo.BaseInfo,
+    adapters: dict[str, Path],
+    on_card: Callable[..., zoo.Bench],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: set[tuple[object, ...]] = set()
+    for module, names in (
+        (lora_kernels, ("shrink", "expand")),
+        (attention_kernels, ("write_slots", "attend_rows", "merge_rows", "attend_tiles")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Watched(getattr(module, name), compiled))
+    bench = on_card(base, adapters, num_slots=9, max_sequences=3)
+    at_start = set(compiled)
+    check(bench, adapters, [("rank-64", 3), (None, 40), ("dora", 50), ("rank-64", 37), ("rank-64", 1)])
+    assert compiled == at_start
 
 
 def test_the_benchmark_launches_what_it_names() -> None:

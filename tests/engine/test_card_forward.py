@@ -90,7 +90,17 @@ def test_tiles_of_attention_hold_tokens_of_one_chunk(counts: list[int]) -> None:
 
 def test_lists_arrive_as_they_left() -> None:
     lists = {"tokens": [5, 6], "none": [], "pages": [1 << 40]}
-    assert {name: tensor.tolist() for name, tensor in upload(lists, CPU).items()} == lists
+    there = upload(lists, CPU)
+    assert {name: tensor.tolist() for name, tensor in there.items()} == lists
+
+
+def test_lists_begin_where_triton_likes_it() -> None:
+    """A pointer that is no multiple of 16 bytes is another kernel: it would be compiled while a request waits."""
+    sizes = {"a": 3, "b": 5, "c": 2, "d": 1}
+    uploaded = upload({name: [7] * size for name, size in sizes.items()}, CPU)
+    mailbox = Mailbox(sizes, CPU)
+    for name in sizes:
+        assert uploaded[name].data_ptr() % 16 == mailbox[name].data_ptr() % 16 == 0
 
 
 def test_a_mailbox_keeps_its_places_and_forgets_what_was_there() -> None:

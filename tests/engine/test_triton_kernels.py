@@ -50,7 +50,7 @@ def test_numbers_in_the_interpreter() -> None:
 
 @pytest.mark.slow
 def test_the_engine_in_the_interpreter() -> None:
-    interpret("tests/engine/card_engine_cases.py", at_least=7)
+    interpret("tests/engine/card_engine_cases.py", at_least=12)
 
 
 # --- compiled for cards -----------------------------------------------------------------------------------------------

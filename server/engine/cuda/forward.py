@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine.cuda.graphs import Recorder
 from graftwork.server.engine.cuda.lora import DeviceTiles, SegmentedPlan
 from graftwork.server.engine.cuda.slot_attention import SlotAttention
 from graftwork.server.engine.cuda.staging import Mailbox, current, upload
-from graftwork.server.engine.cuda.tiles import SHORT_TILE, RunTiles, cut, cut_chunks, cut_short
+from graftwork.server.engine.cuda.tiles import LONG_TILE, SHORT_TILE, RunTiles, cut, cut_chunks, cut_short
 from graftwork.server.engine.forward import Rows
 from graftwork.server.engine.kv_cache import KVCache
 from graftwork.server.engine.lora_bank import LoraBank, Run
@@ -72,6 +73,30 @@ class CardForward:
         plans = plan("body", rows.runs, body), plan("head", rows.runs_at_head(), head)
         logits = self.compute(there["tokens"], attention, *plans, there["kept"])
         return logits[: len(rows.kept)]
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Have every kernel compiled that a step may need, before the first: what this writes to the cache is nobody's.
+
+        Raises:
+            ConfigurationError: the kernels cannot be compiled for this base's sizes.
+        """
+        num_tokens = min(LONG_TILE, self.cache.shape.slot_length)
+        last = num_tokens - 1
+        lists = {"tokens": [0] * num_tokens, "slots": [0] * num_tokens, "nothing": [0] * 5}  # a tile without tokens
+        lists |= {"positions": list(range(num_tokens)), "rows": [last], "chunk": [0, last]}
+        there = upload(lists, self.device)
+        kinds = [DeviceTiles(size, 1, 1, there["nothing"], there["nothing"]) for size in (SHORT_TILE, LONG_TILE)]
+        plan = SegmentedPlan([], kinds, for_graph=True)
+        attention = SlotAttention(
+            self.cache, there["positions"], there["slots"], there["rows"], there["chunk"].view(-1, 2)
+        )
+        try:
+            self.compute(there["tokens"], attention, plan, plan, there["positions"])
+        except Exception as failure:
+            raise ConfigurationError(
+                f"Triton's kernels cannot be used with this base: {failure}. Choose --kernels torch."
+            ) from failure
 
     def compute(
         self,

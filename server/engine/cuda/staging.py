@@ -1,13 +1,12 @@
 """A step's numbers on their way to the device: many lists, one copy.
 
 A copy costs the host about as much for three numbers as for a thousand, and one from pinned memory does not wait for
-the device.
+the device. Every list begins at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,9 +20,9 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 def upload(lists: Mapping[str, Sequence[int]], device: torch.device) -> dict[str, Tensor]:
     """Each list as an int64 tensor on ``device``; all are views of one."""
-    host = _pinned(list(itertools.chain.from_iterable(lists.values())), device)
-    parts = torch.split(host.to(device, non_blocking=True), [len(values) for values in lists.values()])
-    return dict(zip(lists, parts, strict=True))
+    sizes = {name: len(values) for name, values in lists.items()}
+    host = _pinned(_laid_out(lists, sizes), device)
+    return _views(host.to(device, non_blocking=True), sizes)
 
 
 class Mailbox:
@@ -32,8 +31,8 @@ class Mailbox:
     def __init__(self, sizes: Mapping[str, int], device: torch.device) -> None:
         self._device = device
         self._sizes = dict(sizes)
-        self._all = torch.zeros(sum(sizes.values()), dtype=torch.int64, device=device)
-        self._views: dict[str, Tensor] = dict(zip(sizes, torch.split(self._all, list(sizes.values())), strict=True))
+        self._all = torch.zeros(sum(map(_padded, sizes.values())), dtype=torch.int64, device=device)
+        self._views = _views(self._all, sizes)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._views[name]
@@ -46,12 +45,26 @@ class Mailbox:
         """
         if too_long := [name for name, values in lists.items() if len(values) > self._sizes.get(name, 0)]:
             raise ValueError(f"no room for {', '.join(too_long)}")
-        values: list[int] = []
-        for name, size in self._sizes.items():
-            given = lists.get(name, ())
-            values += given
-            values += [0] * (size - len(given))
-        self._all.copy_(_pinned(values, self._device), non_blocking=True)
+        self._all.copy_(_pinned(_laid_out(lists, self._sizes), self._device), non_blocking=True)
+
+
+def _padded(size: int) -> int:
+    """Numbers of 8 bytes: an even count is a multiple of 16 bytes."""
+    return size + size % 2
+
+
+def _laid_out(lists: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> list[int]:
+    values: list[int] = []
+    for name, size in sizes.items():
+        given = lists.get(name, ())
+        values += given
+        values += [0] * (_padded(size) - len(given))
+    return values
+
+
+def _views(everything: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    parts = torch.split(everything, [_padded(size) for size in sizes.values()])
+    return {name: part[: sizes[name]] for name, part in zip(sizes, parts, strict=True)}
 
 
 def _pinned(values: list[int], device: torch.device) -> Tensor:
