@@ -43,6 +43,7 @@ from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.plans import Arm, Plan, checked
 from graftwork.adapters.registry import AliasEvent, Registry
+from graftwork.adapters.remembered import Remembered
 
 Action = Literal["start", "weights", "rollback", "advice", "alarm", "stop"]
 Decision = Literal["promoted", "harm", "guardrail", "undecided", "stopped"]
@@ -185,7 +186,6 @@ class UnderExperiment:
 class _Snapshot:
     """The running experiments at one moment, by adapter. Replaced as a whole."""
 
-    data_version: object
     last_event: int
     running: Mapping[str, Experiment]
 
@@ -196,13 +196,13 @@ class Experiments:
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database = database
         self._registry = registry
-        self._snapshot = _Snapshot(data_version=None, last_event=-1, running={})
+        self._snapshot = Remembered(database, _Snapshot(last_event=-1, running={}), self._refreshed)
 
     # What requests ask
 
     def running_on(self, adapter: str) -> Experiment | None:
         """The experiment that requests for ``adapter`` take part in; from memory."""
-        return self._current().running.get(adapter)
+        return self._snapshot.now().running.get(adapter)
 
     def draw(self, adapter: str, unit: str | None, *, chat: bool) -> Draw | None:
         """The arm that answers a request for ``adapter``; None if no experiment asks for it.
@@ -443,22 +443,14 @@ class Experiments:
             within=connection,
         )
 
-    def _current(self) -> _Snapshot:
-        # As the registry does it: no lock, and who comes too late is brought up to date by the next call.
-        data_version = self._database.data_version()
-        snapshot = self._snapshot
-        if snapshot.data_version != data_version:
-            self._snapshot = snapshot = self._refreshed(snapshot, data_version)
-        return snapshot
-
-    def _refreshed(self, old: _Snapshot, data_version: object) -> _Snapshot:
+    def _refreshed(self, old: _Snapshot) -> _Snapshot:
         with self._database.read() as connection:
             last_event = connection.scalar(select(func.max(_events.c.id))) or 0
             if last_event == old.last_event:
-                return replace(old, data_version=data_version)
+                return old
             running = _read(connection, select(_experiments).where(_experiments.c.ended_at.is_(None)))
         by_adapter = {experiment.plan.adapter: experiment for experiment in running}
-        return _Snapshot(data_version=data_version, last_event=last_event, running=by_adapter)
+        return _Snapshot(last_event=last_event, running=by_adapter)
 
 
 def _resized(experiment: Experiment, weights: Mapping[str, float]) -> Split:

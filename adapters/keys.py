@@ -24,6 +24,7 @@ from sqlalchemy import Column, Named, Row, Table, Text, TypedColumns, insert, se
 from graftwork.adapters import names
 from graftwork.adapters.db import Database, UtcDateTime, schema
 from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.remembered import Remembered
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _KEY = re.compile(rf"gw_({_ID.pattern})_[0-9a-f]{{64}}")
@@ -83,7 +84,7 @@ class Keys:
         self._admin_sha256 = _sha256(admin_key) if admin_key else None
         self._admin = Key(id="first-admin", name="first admin key", role=Role.ADMIN, created_at=datetime.now(UTC))
         # What authenticate() has looked up since the database last changed: one object, replaced as a whole.
-        self._seen: tuple[object, dict[str, tuple[str, Key]]] = (None, {})
+        self._found: Remembered[dict[str, tuple[str, Key]]] = Remembered(database, {}, lambda old: {})
 
     def create(self, name: str, role: Role | str) -> tuple[str, Key]:
         """The key itself, to be shown once, and its record. ``name`` is for people: who or what uses it."""
@@ -154,11 +155,7 @@ class Keys:
 
     def _find(self, key_id: str) -> tuple[str, Key] | None:
         """The stored hash and the record, from memory where nothing has changed since they were read."""
-        version = self._database.data_version()
-        seen_version, found = self._seen
-        if version != seen_version:
-            found = {}
-            self._seen = (version, found)
+        found = self._found.now()
         if key_id not in found:
             with self._database.read() as connection:
                 row = connection.execute(select(_keys).where(_keys.c.id == key_id)).one_or_none()

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from graftwork.adapters import names
 from graftwork.adapters.db import Database, UtcDateTime, schema
 from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.remembered import Remembered
 
 Scope = Literal["adapter", "key"]
 
@@ -68,7 +69,9 @@ class LogPolicies:
         self.log = log
         self.retention_days = retention_days
         self._database = database
-        self._seen: tuple[object, dict[tuple[str, str], LogPolicy]] = (None, {})
+        self._by_subject: Remembered[dict[tuple[str, str], LogPolicy]] = Remembered(
+            database, {}, lambda old: {(policy.scope, policy.subject): policy for policy in self.all()}
+        )
 
     def all(self) -> tuple[LogPolicy, ...]:
         with self._database.read() as connection:
@@ -116,10 +119,7 @@ class LogPolicies:
 
         From memory, as long as nothing was committed. Not for the event loop all the same: then it reads.
         """
-        version = self._database.data_version()
-        if self._seen[0] != version:
-            self._seen = (version, {(policy.scope, policy.subject): policy for policy in self.all()})
-        policies = self._seen[1]
+        policies = self._by_subject.now()
         said = [policy.log for policy in (policies.get(("adapter", adapter)), policies.get(("key", key_id))) if policy]
         return all(said) if said else self.log
 

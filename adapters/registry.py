@@ -44,6 +44,7 @@ from graftwork.adapters import names
 from graftwork.adapters.db import Database, Page, UtcDateTime, check_limit, schema
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE
+from graftwork.adapters.remembered import Remembered
 
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
@@ -161,7 +162,6 @@ class _Entry:
 class _Snapshot:
     """The registry at one moment. Replaced as a whole, so that no reader meets half a change."""
 
-    data_version: object
     last_event: int
     entries: Mapping[str, _Entry]  # sorted by name
 
@@ -179,7 +179,7 @@ class Registry:
     def __init__(self, database: Database, *, guard: Guard | None = None) -> None:
         self._database = database
         self._guard = guard
-        self._snapshot = _Snapshot(data_version=None, last_event=0, entries={})
+        self._snapshot = Remembered(database, _Snapshot(last_event=0, entries={}), self._refreshed)
 
     # What requests ask
 
@@ -189,7 +189,7 @@ class Registry:
         NotFound, with the code ``model_not_found``, says what there is instead.
         """
         name, selector = names.split(model)
-        entries = self._current().entries
+        entries = self._snapshot.now().entries
         entry = entries.get(name)
         version = entry.served.get(selector) if entry else None
         if version is None:
@@ -197,7 +197,7 @@ class Registry:
         return version
 
     def adapter(self, name: str) -> Adapter:
-        entries = self._current().entries
+        entries = self._snapshot.now().entries
         if name not in entries:
             raise NotFound(_no_adapter(name, entries), param="name", code="adapter_not_found")
         return entries[name].adapter
@@ -205,13 +205,13 @@ class Registry:
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
         """Adapters by name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
         check_limit(limit)
-        entries = self._current().entries
+        entries = self._snapshot.now().entries
         following = (entry.adapter for name, entry in entries.items() if after is None or name > after)
         return Page.of(list(islice(following, limit + 1)), limit)
 
     def with_digest(self, digest: str) -> list[Version]:
         """The versions, of any name, whose files have this digest; also retired ones."""
-        versions = (version for entry in self._current().entries.values() for version in entry.adapter.versions)
+        versions = (version for entry in self._snapshot.now().entries.values() for version in entry.adapter.versions)
         return [version for version in versions if version.digest == digest]
 
     def version(self, name: str, number: int) -> Version:
@@ -410,24 +410,15 @@ class Registry:
         with self._database.write() as connection:
             yield _Change(connection, name, actor, reason, self._guard)
 
-    def _current(self) -> _Snapshot:
-        # No lock: threads that refresh at once do the same work twice, and each gets what was committed when it looked.
-        # A slow one may leave an older snapshot behind, with its older data_version: the next call refreshes it.
-        data_version = self._database.data_version()
-        snapshot = self._snapshot
-        if snapshot.data_version != data_version:
-            self._snapshot = snapshot = self._refreshed(snapshot, data_version)
-        return snapshot
-
-    def _refreshed(self, old: _Snapshot, data_version: object) -> _Snapshot:
+    def _refreshed(self, old: _Snapshot) -> _Snapshot:
         """``old`` brought up to date. Most commits are not the registry's: those cost a look at the newest event."""
         with self._database.read() as connection:
             last_event = connection.scalar(select(func.max(_events.c.id))) or 0
             if last_event == old.last_event:
-                return replace(old, data_version=data_version)
+                return old
             changed = _entries(connection, since_event=old.last_event)
         entries = dict(sorted({**old.entries, **changed}.items()))
-        return _Snapshot(data_version=data_version, last_event=last_event, entries=entries)
+        return _Snapshot(last_event=last_event, entries=entries)
 
 
 class _Change:
