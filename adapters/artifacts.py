@@ -32,6 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
+from graftwork.adapters.durable import sync_folder
 from graftwork.adapters.errors import GraftworkError, InvalidAdapter, NotFound, TooLarge
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class ArtifactStore:
         self.limits = limits
         self._staging = root / "staging"
         self._staging.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _fsync_folder(root.parent)
+        sync_folder(root.parent)
 
     def stage(self) -> Path:
         """A new, empty folder to write an adapter into. It ends in :meth:`publish` or :meth:`discard`."""
@@ -199,7 +200,7 @@ class ArtifactStore:
             with open_regular(staged / name) as file:
                 os.fchmod(file.fileno(), 0o444)
                 os.fsync(file.fileno())
-        _fsync_folder(staged)
+        sync_folder(staged)
         try:
             os.rename(staged, target)
         except OSError as error:
@@ -207,7 +208,7 @@ class ArtifactStore:
                 raise
             # A folder is not renamed over one with files in it: the same bytes are published already.
             self.discard(staged)
-        _fsync_folder(self.root)
+        sync_folder(self.root)
         return target
 
     def path(self, digest: str) -> Path:
@@ -308,14 +309,6 @@ def _check_listing(names: set[str], source: Path) -> None:
                 "model.save_pretrained(folder, safe_serialization=True).",
                 param=name,
             )
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _kind(mode: int) -> str:

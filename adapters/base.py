@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftwork.adapters.durable import sync_folder, sync_tree
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.prompts import Prompts, read_json
 
@@ -635,24 +636,15 @@ def _partial(folder: Path) -> Iterator[Path | None]:
 
 def _publish(made: Path, folder: Path) -> None:
     """Give a finished folder its final name: all of it is on disk before the name is."""
-    for path in (*made.iterdir(), made):
-        _sync(path)
+    sync_tree(made)
     made.rename(folder)
-    _sync(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _write_atomically(path: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
         file.write(text)
     os.replace(file.name, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size_of_tree(folder: Path) -> int:

@@ -46,6 +46,7 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.db import Database, Page, UtcDateTime, schema
+from graftwork.adapters.durable import sync_folder
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
 
 Purpose = Literal["fine-tune", "fine-tune-results"]
@@ -123,7 +124,7 @@ class Upload:
             os.fsync(self._file.fileno())
             self._file.close()
             os.rename(self._path, target)
-            _fsync_folder(target.parent)
+            sync_folder(target.parent)
         return f"sha256:{self._digest.hexdigest()}"
 
     def __enter__(self) -> Upload:
@@ -146,7 +147,7 @@ class Files:
         self._database = database
         self._staging = root / "staging"
         self._staging.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _fsync_folder(root.parent)
+        sync_folder(root.parent)
 
     def upload(self) -> Upload:
         """A new file to write into; it ends in `keep`."""
@@ -294,11 +295,3 @@ def _disk() -> Iterator[None]:
                 code="disk_full",
             ) from error
         raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,10 +7,11 @@ one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Final
+
+from graftwork.adapters.durable import sync_folder, sync_tree
 
 FILES: Final = "files.json"
 """How large every other file of a checkpoint is."""
@@ -43,13 +44,10 @@ def publish(written: Path, folder: Path, step: int) -> Path:
     All but the newest go."""
     final = folder / f"step-{step}"
     (written / FILES).write_text(json.dumps(_sizes(written)), encoding="utf-8")
-    for path in sorted(written.rglob("*")):
-        if path.is_file():
-            _sync(path)
-    _sync(written)
+    sync_tree(written)
     shutil.rmtree(final, ignore_errors=True)
     written.rename(final)
-    _sync(folder)
+    sync_folder(folder)
     for old in published(folder)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -65,11 +63,3 @@ def _is_whole(path: Path) -> bool:
 def _sizes(folder: Path) -> dict[str, int]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ before anybody waits for its turn. Which logged answers are among the rows is re
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters.db import Database
+from graftwork.adapters.durable import write_whole
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback import FeedbackFilter, FeedbackLog
 from graftwork.adapters.interaction_ids import InteractionIds
@@ -72,7 +72,7 @@ def write_feedback(database: Database, name: str, target: Path) -> int:
         )
     if not target.exists():
         answers = _answers(Interactions(database, ids), {said.interaction_id for said in said})
-        write_once(target, "".join(_line(row) for row in (*answers, *said)))
+        write_whole(target, "".join(_line(row) for row in (*answers, *said)))
     return len(said)
 
 
@@ -93,17 +93,7 @@ def forget(database: Database, kept: Path) -> None:
         if (row["id"] in there if "completions" in row else row["interaction_id"] in about and row["id"] not in erased)
     ]
     if len(left) < len(rows):
-        write_once(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
-
-
-def write_once(target: Path, text: str) -> None:
-    """Leave ``text`` there, whole or not at all, on disk when this returns."""
-    partial = target.with_name(f".{target.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
+        write_whole(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
 
 
 def _answers(interactions: Interactions, ids: set[str]) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from graftwork.adapters.durable import write_whole
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.names import check_name
 from graftwork.training.config import TrainConfig
@@ -204,12 +205,7 @@ class Job:
         return 1
 
     def _write_result(self, result: Mapping[str, Any]) -> None:
-        partial = self._folder / f".{RESULT}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(result, ensure_ascii=False, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._folder / RESULT)
+        write_whole(self._folder / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
 
 
 # --- from what is asked to a run --------------------------------------------------------------------------------------

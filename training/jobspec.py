@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.durable import write_whole
 
 SPEC: Final = "job.json"
 PROGRESS: Final = "progress.jsonl"
@@ -86,13 +86,7 @@ class JobSpec:
 
     def write(self, folder: Path) -> None:
         """Leave it as the folder's ``job.json``, whole or not at all."""
-        text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        partial = folder / f".{SPEC}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / SPEC)
+        write_whole(folder / SPEC, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
 
     def to_json(self) -> dict[str, Any]:
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

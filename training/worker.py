@@ -37,6 +37,7 @@ from graftwork.adapters.artifacts import ArtifactStore, Limits
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database
 from graftwork.adapters.descent import die_with_parent
+from graftwork.adapters.durable import write_whole
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, Unavailable
 from graftwork.adapters.files import Files
 from graftwork.adapters.jobs import FEEDBACK, Claim, Job, Jobs, Lost
@@ -280,7 +281,7 @@ class Worker:
             if validation:
                 events += intake.check(validation, "validation_file")[0]
             if answers:
-                intake.write_once(folder / intake.ANSWERS_FILE, json.dumps(sorted(answers)))
+                write_whole(folder / intake.ANSWERS_FILE, json.dumps(sorted(answers)))
             self._jobs.validated(claim, events)
 
     def _data(self, job: Job) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

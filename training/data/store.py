@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters import names
+from graftwork.adapters.durable import sync_folder
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound
 from graftwork.training.data.pipeline import Prepared
 from graftwork.training.data.report import Report, report_from_json
@@ -210,7 +211,7 @@ class DataStore:
         # Excerpts of rows stand in the report as well.
         manifest["report"] = {**manifest["report"], "conflicts": [], "twins": [], "near_conflicts": [], "bad": []}
         _write(staged / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
-        _sync(staged)
+        sync_folder(staged)
         stored.folder.rename(stored.folder.with_name(f"{ERASED}{secrets.token_hex(8)}"))
         _finish_erasures(stored.folder.parent)
         return self.get(stored.id)
@@ -219,14 +220,14 @@ class DataStore:
         while True:
             version = (self._versions(home) or [0])[-1] + 1
             _write(staged / MANIFEST, json.dumps({**manifest, "version": version}, ensure_ascii=False, indent=1))
-            _sync(staged)
+            sync_folder(staged)
             try:
                 staged.rename(home / str(version))
             except OSError:
                 if not (home / str(version)).exists():
                     raise
                 continue  # another process took the number
-            _sync(home)
+            sync_folder(home)
             return version
 
     def _versions(self, home: Path) -> list[int]:
@@ -269,7 +270,7 @@ def _finish_erasures(home: Path) -> None:
             # Another process may do the same at the same time: one of the two does it.
             with contextlib.suppress(FileNotFoundError):
                 staged.rename(place)
-            _sync(home)
+            sync_folder(home)
     for erased in home.glob(f"{ERASED}*"):
         shutil.rmtree(erased, ignore_errors=True)
 
@@ -311,15 +312,6 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     path.chmod(0o444)
-
-
-def _sync(folder: Path) -> None:
-    """What was renamed or created in a folder survives a power cut from here on."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

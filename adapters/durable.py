@@ -1,0 +1,42 @@
+"""Files and folders that are still there after a power cut.
+
+A rename makes a thing whole or not there; what is synced first, and the folder it is renamed in, makes it last.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Leave ``text`` there, whole or not at all, on disk when this returns. For one writer at a time."""
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def sync_tree(folder: Path) -> None:
+    """All files below a folder, and the folders, so that it can be given its final name."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            _sync(path, 0)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was created or renamed in it. What is no folder is an error."""
+    _sync(folder, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
