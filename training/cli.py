@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.exits import ExitCode, Stopped, stopped_in_order
 from graftwork.clients.cli.remote import Remote, over_http
 
 if TYPE_CHECKING:
@@ -183,23 +183,24 @@ def train(
             seed=seed,
             precision=precision,
         )
-        card = _train(
-            remote,
-            name,
-            _data(data, columns, format, home),
-            columns,
-            config,
-            format=format,
-            base=base,
-            home=home,
-            folder=folder,
-            push=push,
-            alias=alias,
-        )
+        with stopped_in_order():
+            card = _train(
+                remote,
+                name,
+                _data(data, columns, format, home),
+                columns,
+                config,
+                format=format,
+                base=base,
+                home=home,
+                folder=folder,
+                push=push,
+                alias=alias,
+            )
     except GraftworkError as error:
         typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
         raise typer.Exit(ExitCode.FAILED) from error
-    except KeyboardInterrupt:
+    except Stopped:
         remote.say("Stopped. Nothing was written, nothing was pushed.")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     version = _push(remote, folder, card, alias) if push else None

@@ -1,8 +1,13 @@
-"""What the exit codes mean: the one place that says so, for ``--help``, for the commands and for scripts."""
+"""What the exit codes mean, and how a command is stopped: the one place that says so, for ``--help`` and scripts."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from types import FrameType
+from typing import NoReturn
 
 from graftwork.clients.errors import (
     AuthenticationError,
@@ -50,3 +55,27 @@ def exit_code(error: GraftworkClientError) -> ExitCode:
             return ExitCode.USAGE
         case _:
             return ExitCode.FAILED
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, in a command that then ends in order.
+
+    A type of its own: where a plain KeyboardInterrupt went through an ``exec`` of text, as when a dataclass is made,
+    Python ends by the signal later, whatever exit code the command has chosen.
+    """
+
+
+@contextmanager
+def stopped_in_order() -> Iterator[None]:
+    """Within it Ctrl-C and SIGTERM raise `Stopped`. A signal that is ignored stays so."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped
+
+    meant = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in meant}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

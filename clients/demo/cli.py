@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.exits import ExitCode, exit_code
+from graftwork.clients.cli.exits import ExitCode, Stopped, exit_code, stopped_in_order
 from graftwork.clients.cli.remote import Options, complain
 from graftwork.clients.errors import GraftworkClientError, LocalFileError
 
@@ -90,7 +87,7 @@ def demo(
             traffic=60,
             seed=seed,
         )
-        with _ended_in_order():
+        with stopped_in_order():
             result = _go(
                 dealt,
                 adapter=adapter,
@@ -104,7 +101,7 @@ def demo(
     except GraftworkClientError as error:
         complain(error)
         raise typer.Exit(exit_code(error)) from error
-    except KeyboardInterrupt:
+    except Stopped:
         typer.echo("Stopped, and everything that was started with it.", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if as_json or before.json:
@@ -185,17 +182,3 @@ def _examples() -> tuple[Path, ...]:
     if not all(file.is_file() for file in files):
         raise LocalFileError("There is no examples folder with this installation: name a CSV file with --data.")
     return files
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Within it, SIGTERM ends the demo as Ctrl-C does: children first."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
