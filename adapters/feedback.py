@@ -36,7 +36,7 @@ from graftwork.adapters import names
 from graftwork.adapters.db import Database, Page, UtcDateTime, check_limit, schema
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.interaction_ids import InteractionIds
-from graftwork.adapters.interactions import READ_AT_ONCE, answered_by, version_columns
+from graftwork.adapters.interactions import READ_AT_ONCE, conditions_on, version_columns
 
 Thumb = Literal["up", "down"]
 Kind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
@@ -262,22 +262,16 @@ def _repeated(known: Feedback, said: Said) -> Feedback:
 
 
 def _conditions(which: FeedbackFilter) -> list[ColumnElement[bool]]:
-    table = feedback.c
-    conditions = [] if which.adapter is None else answered_by(feedback, which.adapter)
-    equal = (
-        (table.interaction_id, which.interaction_id),
-        (table.experiment, which.experiment),
-        (table.arm, which.arm),
-        (table.end_user, which.user),
+    conditions = conditions_on(
+        feedback,
+        feedback.c.at,
+        which,
+        interaction_id=which.interaction_id,
+        experiment=which.experiment,
+        arm=which.arm,
+        end_user=which.user,
     )
-    conditions += [column == value for column, value in equal if value is not None]
-    if which.kind is not None:
-        conditions.append(table[which.kind].is_not(None))
-    if which.since is not None:
-        conditions.append(table.at >= which.since)
-    if which.until is not None:
-        conditions.append(table.at < which.until)
-    return conditions
+    return conditions if which.kind is None else [*conditions, feedback.c[which.kind].is_not(None)]
 
 
 def _feedback(row: Row[*tuple[Any, ...]]) -> Feedback:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from sqlalchemy import (
     JSON,
@@ -253,22 +253,40 @@ def answered_by(table: Table, adapter: str) -> list[ColumnElement[bool]]:
     return [table.c.adapter == name, table.c.version == (int(number) if number.isdecimal() and len(number) < 10 else 0)]
 
 
+class Filter(Protocol):
+    """What filters of several tables have in common."""
+
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def since(self) -> datetime | None: ...
+    @property
+    def until(self) -> datetime | None: ...
+
+
+def conditions_on(
+    table: Table, at: ColumnElement[Any], which: Filter, **equal: str | None
+) -> list[ColumnElement[bool]]:
+    """What a filter asks of a table whose rows have been at ``at``; ``equal`` by column, None is any."""
+    return [
+        *([] if which.adapter is None else answered_by(table, which.adapter)),
+        *(table.c[column] == value for column, value in equal.items() if value is not None),
+        *([] if which.since is None else [at >= which.since]),
+        *([] if which.until is None else [at < which.until]),
+    ]
+
+
 def _conditions(which: InteractionFilter) -> list[ColumnElement[bool]]:
-    table = interactions.c
-    conditions = [] if which.adapter is None else answered_by(interactions, which.adapter)
-    equal = (
-        (table.experiment, which.experiment),
-        (table.arm, which.arm),
-        (table.status, which.status),
-        (table.end_user, which.user),
-        (table.key_id, which.key_id),
+    return conditions_on(
+        interactions,
+        interactions.c.created_at,
+        which,
+        experiment=which.experiment,
+        arm=which.arm,
+        status=which.status,
+        end_user=which.user,
+        key_id=which.key_id,
     )
-    conditions += [column == value for column, value in equal if value is not None]
-    if which.since is not None:
-        conditions.append(table.created_at >= which.since)
-    if which.until is not None:
-        conditions.append(table.created_at < which.until)
-    return conditions
 
 
 def _interaction(row: Row[*tuple[Any, ...]]) -> Interaction:
