@@ -58,8 +58,10 @@ class Runner:
             if item.start == 0:
                 self.cache.claim(_slot(item))
             self.cache.extend(_slot(item), item.start + item.count)
-        quick = [item for item in ordered if self.decoder is not None and not self._is_special(item)]
-        rest = [item for item in ordered if item not in quick]
+        quick: list[Work] = []
+        rest: list[Work] = []
+        for item in ordered:
+            (rest if self.decoder is None or self._is_special(item) else quick).append(item)
         logits: list[Tensor] = []
         ranges: list[range] = []
         for forward, items in ((self.decoder, quick), (self.forward, rest)):

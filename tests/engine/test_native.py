@@ -88,7 +88,7 @@ def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: t
                 runs.append(Run(place, stop, name, pages[name]))
             place = stop
         y = torch.zeros(num_rows, sum(outputs) + 5)
-        adapters = RowAdapters(LoraPlan(runs, CPU) if runs else None, num_rows)
+        adapters = RowAdapters(runs, num_rows)
         op = linear.op(x, y, with_bias=True)
         step = StepFields(num_rows=num_rows, adapters=adapters.fields)
         machine.run((OpFields * 1)(op), step)
@@ -152,7 +152,7 @@ def test_prologues(machine: Machine, prologue: int, width: int) -> None:
     y = torch.empty(9, 32)
     machine.run(
         (OpFields * 1)(linear.op(x, y, prologue=prologue, norm=norm, eps=1e-5)),
-        StepFields(num_rows=9, adapters=RowAdapters(None, 9).fields),
+        StepFields(num_rows=9, adapters=RowAdapters([], 9).fields),
     )
     expected = oracle.rounded(inputs) @ linear.dense().t()
     # Where float32 rounds the last bit otherwise, an 8-bit digit may tip over: one step of one input.

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from graftwork.server.engine.forward import Rows
 from graftwork.server.engine.grafting import Grafts, Trial
 from graftwork.server.engine.kv_cache import KVCache
-from graftwork.server.engine.lora_bank import LoraPlan
 from graftwork.server.engine.native.library import (
     ADD_NORM,
     ATTEND,
@@ -34,7 +33,7 @@ from graftwork.server.engine.native.library import (
     StepFields,
 )
 from graftwork.server.engine.native.linear import NativeLinear
-from graftwork.server.engine.native.machine import Machine
+from graftwork.server.engine.native.machine import Machine, RowAdapters
 
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -96,6 +95,7 @@ class Decoder:
         self._head = _product(products, names, [model.get_output_embeddings()])  # type: ignore[operator]
         self._hidden = torch.zeros(max(max_rows, len(trial.logits)), config.hidden_size)
         self._held: list[Any] = []  # what the kernels have only pointers to
+        self._buffers: dict[tuple[str, int], Tensor] = {}
         ops: list[OpFields] = []
         for index, layer in enumerate(body.layers):
             rope = self._tables.index(types[index]) if by_type else 0
@@ -110,8 +110,7 @@ class Decoder:
         self._hidden[:num_rows] = self._embed(torch.tensor([rows.tokens]))[0]
         where = torch.tensor([rows.positions, rows.slots], dtype=torch.int32)
         tables = [self._angles(where[0].long()[None], table) for table in self._tables]
-        plan = LoraPlan(rows.runs, self._hidden.device) if rows.runs else None
-        adapters = self.machine.adapters_of(plan, num_rows)
+        adapters = RowAdapters(rows.runs, num_rows)
         step = StepFields(
             num_rows=num_rows,
             position=where[0].data_ptr(),
@@ -131,8 +130,7 @@ class Decoder:
         if not kept:
             return logits
         hidden = self._hidden[torch.tensor(rows.kept)]
-        runs = rows.runs_at_head()
-        adapters = self.machine.adapters_of(LoraPlan(runs, hidden.device) if runs else None, kept)
+        adapters = RowAdapters(rows.runs_at_head(), kept)
         op = self._head.op(
             hidden, logits, prologue=NORM, norm=self._final_norm.weight, eps=self._final_norm.eps, with_bias=True
         )
@@ -249,13 +247,9 @@ class Decoder:
     def _buffer(self, name: str, max_rows: int, product: NativeLinear, *, of_inputs: bool = False) -> Tensor:
         """One buffer a purpose, shared by the layers."""
         width = product.num_inputs if of_inputs else product.num_outputs
-        for held in self._held:
-            if isinstance(held, tuple) and held[0] == (name, width):
-                buffer: Tensor = held[1]
-                return buffer
-        buffer = torch.zeros(max_rows, width)
-        self._held.append(((name, width), buffer))
-        return buffer
+        if (name, width) not in self._buffers:
+            self._buffers[name, width] = torch.zeros(max_rows, width)
+        return self._buffers[name, width]
 
     def _keep_norm(self, norm: Norm) -> Norm:
         self._held.append(norm)
@@ -274,9 +268,9 @@ def divergence(decoder: Decoder, trial: Trial, cache: KVCache) -> float:
 
 
 def _product(products: Mapping[str, NativeLinear], names: Mapping[int, str], layers: Sequence[Any]) -> NativeLinear:
-    found = {id(products.get(names.get(id(layer), ""))): products.get(names.get(id(layer), "")) for layer in layers}
-    product = next(iter(found.values()))
-    if len(found) != 1 or product is None or len(product.members) != len(layers):
+    found = [products.get(names.get(id(layer), "")) for layer in layers]
+    product = found[0]
+    if product is None or any(other is not product for other in found) or len(product.members) != len(layers):
         raise DoesNotFit(f"layers that do not read one input: {', '.join(names.get(id(x), '?') for x in layers)}")
     return product
 

@@ -68,7 +68,7 @@ class NativeLinear:
         """x [T, K] float32 → [T, outputs] float32: W·x and what each row's adapter adds, without the bias."""
         x = x.contiguous()
         y = torch.empty(x.shape[0], self.num_outputs)
-        adapters = self.machine.adapters_of(plan, x.shape[0])
+        adapters = self.machine.adapters_of(plan.runs if plan is not None else (), x.shape[0])
         step = StepFields(num_rows=x.shape[0], adapters=adapters.fields)
         self.machine.run((OpFields * 1)(self.op(x, y)), step)
         return y

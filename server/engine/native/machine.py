@@ -6,21 +6,22 @@ One thread at a time may use a machine.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.lora_bank import LoraPlan
+from graftwork.server.engine.lora_bank import Run
 from graftwork.server.engine.native.library import AdaptersFields, OpFields, StepFields
 
 
 class RowAdapters:
     """Which pages each of a step's rows goes through, as the kernels read it."""
 
-    def __init__(self, plan: LoraPlan | None, num_rows: int) -> None:
+    def __init__(self, runs: Sequence[Run], num_rows: int) -> None:
         counts = [0] * num_rows
         pages: list[int] = []
-        for run in plan.runs if plan is not None else ():  # runs are in the order of the rows
+        for run in runs:  # in the order of the rows
             length = run.stop - run.start
             counts[run.start : run.stop] = [len(run.pages)] * length
             pages += list(run.pages) * length
@@ -38,7 +39,7 @@ class Machine:
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._library = library
         self._handle = library.graft_open(num_threads)
-        self._newest: tuple[LoraPlan | None, int, RowAdapters] | None = None
+        self._newest: tuple[Sequence[Run], int, RowAdapters] | None = None
 
     def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
         """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
@@ -58,10 +59,10 @@ class Machine:
         )
         return panels, scales
 
-    def adapters_of(self, plan: LoraPlan | None, num_rows: int) -> RowAdapters:
-        """The plan as the kernels read it; all layers of a step ask for the same one."""
-        if self._newest is None or self._newest[0] is not plan or self._newest[1] != num_rows:
-            self._newest = (plan, num_rows, RowAdapters(plan, num_rows))
+    def adapters_of(self, runs: Sequence[Run], num_rows: int) -> RowAdapters:
+        """The runs as the kernels read them; all layers of a step ask with the same ones."""
+        if self._newest is None or self._newest[0] is not runs or self._newest[1] != num_rows:
+            self._newest = (runs, num_rows, RowAdapters(runs, num_rows))
         return self._newest[2]
 
     def __del__(self) -> None:
