@@ -13,18 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
 from anyio import to_thread
 from pydantic import Field
 from pydantic_core import from_json, to_json
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from graftwork.adapters import names
@@ -32,19 +30,16 @@ from graftwork.adapters.artifacts import ArtifactStore, StagedFile
 from graftwork.adapters.errors import InvalidRequest, Unavailable
 from graftwork.adapters.peft_format import AdapterSpec, read_spec
 from graftwork.adapters.registry import Version
+from graftwork.server import multipart
+from graftwork.server.multipart import Part
 from graftwork.server.schemas import Text, Wire, parse
 from graftwork.server.services import Services
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FLUSH_BYTES = 1 << 20
-_MAX_FIELD_BYTES = 128 << 10
-_MAX_PARTS = 16
+_FORM = multipart.Limits(max_parts=16, max_field_bytes=128 << 10, hint="an adapter's two files")
 _UPLOAD_SLACK_BYTES = 4 << 20  # boundaries, headers, form fields, a README.md
 _CONCURRENT_PUSHES = 4  # each one reads or writes gigabytes: more at once would be slower for all
 
@@ -91,15 +86,15 @@ class Pushes:
     async def _receive(self, request: Request) -> tuple[Path, Facts]:
         """The adapter's files in a staging folder of their own, and what is said of them."""
         store = self._services.store
-        kind, options = parse_options_header(request.headers.get("content-type"))
-        if kind != b"multipart/form-data":
+        is_form, boundary = multipart.boundary_of(request.headers.get("content-type"))
+        if not is_form:
             body = parse(PushedPath, await request.body())
             return await self._work(store.stage_folder, Path(body.path), self._services.allowed_roots), body
         limits = self._services.limits
         request.state.max_body_bytes = limits.max_adapter_bytes + limits.max_config_bytes + _UPLOAD_SLACK_BYTES
         staged = await self._work(store.stage)
         try:
-            return staged, await _receive_form(request, options.get(b"boundary"), store, staged, self._work)
+            return staged, await _receive_form(request, boundary, store, staged, self._work)
         except BaseException:
             await self._clean_up(store.discard, staged)
             raise
@@ -167,126 +162,42 @@ class Pushes:
 
 async def _receive_form(
     request: Request,
-    boundary: bytes | None,
+    boundary: bytes,
     store: ArtifactStore,
     staged: Path,
-    work: Callable[..., Any],
+    work: Callable[..., Awaitable[Any]],
 ) -> Facts:
     """Write the form's files to ``staged`` as they arrive, and read its fields."""
     if not boundary:
         raise InvalidRequest("the multipart body has no boundary in its Content-Type: let your client set the header")
-    form = _Form(partial(store.open_staged, staged))
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in request.stream():
-            parser.write(chunk)
-            if form.pending_bytes >= _FLUSH_BYTES:
-                await work(form.flush)
-        await work(form.flush)
-    except FormParserError as error:
-        raise InvalidRequest(f"the multipart body is broken ({error}): send it again") from None
-    finally:
-        form.close()
-    if not form.complete:
-        raise InvalidRequest("the upload ended before its last boundary: send it again")
-    return _facts(form.fields)
+    files: list[StagedFile] = []
 
-
-class _Form:
-    """Takes apart what python-multipart parses: files to the disk, the few fields into memory."""
-
-    def __init__(self, open_file: Callable[[str], StagedFile]) -> None:
-        self.fields: dict[str, str] = {}
-        self.pending_bytes = 0
-        self.complete = False
-        self._open_file = open_file
-        self._open: list[StagedFile] = []
-        self._pending: list[tuple[StagedFile, bytes]] = []
-        self._num_parts = 0
-        self._file: StagedFile | None = None
-        self._field = ""
-        self._value = bytearray()
-        self._headers: dict[str, str] = {}
-        self._header = bytearray()
-        self._header_value = bytearray()
-
-    def callbacks(self) -> MultipartCallbacks:
-        return {
-            "on_part_begin": self._begin_part,
-            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._begin_content,
-            "on_part_data": self._content,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
-
-    def flush(self) -> None:
-        """Write what has arrived. Blocks; raises TooLarge for a file beyond its limit."""
-        pending, self._pending, self.pending_bytes = self._pending, [], 0
-        for file, chunk in pending:
-            file.write(chunk)
-
-    def close(self) -> None:
-        for file in self._open:
-            file.close()
-
-    def _begin_part(self) -> None:
-        self._num_parts += 1
-        if self._num_parts > _MAX_PARTS:
-            raise InvalidRequest(f"the form has more than {_MAX_PARTS} parts: send an adapter's two files")
-        self._headers.clear()
-
-    def _end_header(self) -> None:
-        self._headers[self._header.decode("latin-1").lower()] = self._header_value.decode("latin-1")
-        self._header.clear()
-        self._header_value.clear()
-
-    def _begin_content(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition"))
-        field = options.get(b"name", b"").decode(errors="replace")
-        filename = options.get(b"filename")
-        encoding = self._headers.get("content-transfer-encoding", "binary").strip().lower()
+    def open_part(part: Part) -> StagedFile | None:
+        encoding = part.headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding not in ("binary", "7bit", "8bit"):
             raise InvalidRequest(f"Content-Transfer-Encoding {names.quoted(encoding)}: send the bytes as they are")
-        if (field == "files") != (filename is not None):
+        if (part.field == "files") != (part.filename is not None):
             raise InvalidRequest(
-                f"form field {names.quoted(field)}: send each file as 'files', with its file name", param=field[:64]
+                f"form field {names.quoted(part.field)}: send each file as 'files', with its file name",
+                param=part.field[:64],
             )
-        if filename is not None:
-            self._file = self._open_file(filename.decode(errors="replace"))
-            self._open.append(self._file)
-        elif field not in Facts.model_fields:
+        if part.filename is not None:
+            files.append(store.open_staged(staged, part.filename))
+            return files[-1]
+        if part.field not in Facts.model_fields:
             raise InvalidRequest(
-                f"{names.quoted(field)} is no field of this form: it takes files, {', '.join(Facts.model_fields)}",
-                param=field[:64],
+                f"{names.quoted(part.field)} is no field of this form: it takes files, {', '.join(Facts.model_fields)}",
+                param=part.field[:64],
                 code="unknown_parameter",
             )
-        elif field in self.fields:
-            raise InvalidRequest(f"{field} came twice: send it once", param=field)
-        self._field = field
+        return None
 
-    def _content(self, data: bytes, start: int, end: int) -> None:
-        if self._file is not None:
-            self._pending.append((self._file, data[start:end]))
-            self.pending_bytes += end - start
-            return
-        self._value += data[start:end]
-        if len(self._value) > _MAX_FIELD_BYTES:
-            raise InvalidRequest(f"{self._field} is longer than {_MAX_FIELD_BYTES} bytes", param=self._field)
-
-    def _end_part(self) -> None:
-        if self._file is None:
-            try:
-                self.fields[self._field] = self._value.decode()
-            except UnicodeDecodeError:
-                raise InvalidRequest(f"{self._field} is not UTF-8", param=self._field) from None
-        self._file = None
-        self._value.clear()
-
-    def _end(self) -> None:
-        self.complete = True
+    try:
+        fields = await multipart.receive(request.stream(), boundary, open_part, limits=_FORM, work=work)
+    finally:
+        for file in files:
+            file.close()
+    return _facts(fields)
 
 
 def _facts(fields: Mapping[str, str]) -> Facts:
