@@ -118,12 +118,11 @@ def test_ctrl_c_leaves_nothing(how: signal.Signals, own_home: Path) -> None:
     assert not servers_on(own_home)
 
 
-@pytest.mark.slow
 def test_the_demo_runs_to_promotion(own_home: Path) -> None:
-    """Trains two real versions; the keeper promotes the second one."""
+    """The short form. Trains two real versions; the keeper promotes the second one."""
     running = demo(own_home, "--json")
     try:
-        out, said = running.communicate(timeout=1800)
+        out, said = running.communicate(timeout=600)
     finally:
         running.kill()
     assert running.returncode == ExitCode.OK, said
