@@ -69,6 +69,11 @@ API_PROCESSES = 1
 RETENTION_SECONDS = 3600.0
 #: A guardrail's evidence waits no longer than this.
 EXPERIMENTS_SECONDS = 1.0
+#: At the end, when nothing is under way any more: how long connections may stay open, whose clients do not read; how
+#: long a database that is busy may keep the last rows waiting; and what an API process takes beside these.
+CLOSE_SECONDS = 10
+LOG_SECONDS = 20
+SLACK_SECONDS = 10
 
 
 class GraftServer(ls.LitServer):
@@ -93,6 +98,7 @@ class GraftServer(ls.LitServer):
             disable_openapi_url=True,
         )
         self.monitor_internal = 0.2
+        self.uvicorn_graceful_timeout = CLOSE_SECONDS
         self.app.docs_url = self.app.redoc_url = None
 
     # LitServe would answer / and /health itself, with shapes of its own.
@@ -150,6 +156,9 @@ class GraftServer(ls.LitServer):
                 self._stop()
 
         threading.Thread(target=watch, name="api-watch", daemon=True).start()
+        # LitServe kills an API process after as long as uvicorn lets open connections be: what waits to be logged is
+        # written after that.
+        self.uvicorn_graceful_timeout = CLOSE_SECONDS + LOG_SECONDS + SLACK_SECONDS
         # All API processes have been forked.
         self.keeper.start()
         self.trainer.start()
@@ -165,7 +174,7 @@ class GraftServer(ls.LitServer):
             async with super().lifespan(app):
                 yield
         finally:
-            await to_thread.run_sync(self.services.records.log.stop)
+            await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
 
     def _install_signal_handlers(self) -> None:
         parent = os.getpid()

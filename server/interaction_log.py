@@ -62,6 +62,7 @@ class InteractionLog:
         self._changed = threading.Condition()
         self._hurry = False
         self._stop_at: float | None = None
+        self._over = False
         self._thread: threading.Thread | None = None
         self._num_dropped = 0
         self._said_at = -SAY_SECONDS
@@ -71,9 +72,10 @@ class InteractionLog:
         self._thread.start()
 
     def put(self, ended: Ended) -> None:
-        """Have an answer logged, or dropped if too many wait. Returns at once."""
+        """Have an answer logged, or dropped if too many wait or the end has come. Returns at once."""
         with self._changed:
-            fits = len(self._waiting) < self.max_waiting and self._num_bytes + ended.num_bytes <= MAX_BYTES
+            has_room = len(self._waiting) < self.max_waiting and self._num_bytes + ended.num_bytes <= MAX_BYTES
+            fits = has_room and not self._over
             if fits:
                 self._waiting.append(ended)
                 self._unwritten.add(ended.id)
@@ -128,6 +130,7 @@ class InteractionLog:
                 lambda: self._hurry or self._stop_at is not None or len(self._waiting) >= AT_ONCE, GATHER_SECONDS
             )
             batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+            self._over = not batch
             self._hurry = self._hurry and bool(self._waiting)
             return batch
 
@@ -172,4 +175,7 @@ class InteractionLog:
         self._num_dropped += count
         if time.monotonic() - self._said_at >= SAY_SECONDS:
             self._said_at = time.monotonic()
-            log.warning("%d interactions were not logged so far: the database does not keep up", self._num_dropped)
+            log.warning(
+                "%d interactions were not logged so far: the database does not keep up, or the server has stopped",
+                self._num_dropped,
+            )

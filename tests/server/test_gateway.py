@@ -427,6 +427,34 @@ def test_stopping_gives_up_on_a_database_that_stays_locked(world: World, ended: 
     blocker.close()
 
 
+def test_what_comes_after_the_end_is_counted_as_lost(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    log.start()
+    log.put(ended())
+    log.stop()
+    log.put(ended())
+    assert (count(world), dropped(world)) == (1, 1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stopping_waits_for_a_database_that_is_locked_for_a_while(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    log.start()
+    blocker = sqlite3.connect(world.home / "graftwork.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    one = ended()
+    log.put(one)
+    assert not log.settle(one.id, seconds=0.5)
+    stopping = threading.Thread(target=log.stop, kwargs={"seconds": 60})
+    stopping.start()
+    stopping.join(0.2)
+    assert stopping.is_alive()
+    blocker.rollback()
+    blocker.close()
+    stopping.join(60)
+    assert (count(world), dropped(world)) == (1, 0)
+
+
 def test_nobody_waits_for_what_is_not_on_its_way(world: World) -> None:
     assert world.services.records.log.settle("chatcmpl-x", seconds=0)
     assert world.services.records.log.flush(seconds=0)
