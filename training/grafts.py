@@ -172,7 +172,7 @@ class _Grafted(torch.autograd.Function):
         grad = gradients[0].reshape(-1, weight.shape[0]).to(weight.dtype)
         low_grad = grad @ b  # (tokens, rank)
         of_a = (low_grad.T @ flat).float().mul_(ctx.scale)
-        of_b = (grad.T @ low).float().mul_(ctx.scale)
+        of_b = (low.T @ grad).T.float().mul_(ctx.scale)  # so that only the narrow one is read transposed
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = torch.mm(grad, weight).addmm_(low_grad, a, alpha=ctx.scale).view(ctx.shape).to(ctx.dtype)

@@ -19,6 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from graftwork.training import packing
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import JudgedTokens, PairTokens, Tokens
 from graftwork.training.grafts import ADAPTER
@@ -54,6 +55,10 @@ def make(
     trainer_type.order = _Order(
         [len(row) for row in rows], config.batch_size, config.seed, shuffled=config.method != "kto"
     )
+    collate = collator(pad_token_id=PADDING)
+    # A dropped input of a shared token would be dropped for all rows at once.
+    if isinstance(collate, _Rows) and not config.dropout:
+        collate.packs = packing.prepare(model.get_base_model())
     trainer = trainer_type(
         model=model,
         args=settings,
@@ -64,7 +69,7 @@ def make(
         processing_class=transformers.PreTrainedTokenizerFast(
             tokenizer_file=str(tokenizer), pad_token="<pad>", eos_token="<pad>"
         ),
-        data_collator=collator(pad_token_id=PADDING),
+        data_collator=collate,
         callbacks=callbacks,
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -169,17 +174,29 @@ class _TokenIds:
         self.model.save_pretrained(output_dir, selected_adapters=[ADAPTER], save_embedding_layers=False)  # type: ignore[attr-defined]
 
 
-class _WeightedCollator(DataCollatorForLanguageModeling):
+class _Rows(DataCollatorForLanguageModeling):
+    """Rows as one batch: packed where the model takes that and it is of use, else padded. With weights, ``weight``
+    multiplies the log-probabilities: (rows, 1), or (1, tokens) of a packed row."""
+
+    packs = False
+
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
+        batch = None
+        if self.packs:
+            batch = packing.pack([row["input_ids"] for row in examples], [row["labels"] for row in examples])
+        if batch is None:
+            batch = super().torch_call(examples)
         if "weight" in examples[0]:
-            batch["weight"] = torch.tensor([example["weight"] for example in examples], dtype=torch.float32)
+            weights = torch.tensor([example["weight"] for example in examples], dtype=torch.float32)
+            layout: packing.Layout | None = batch.get("packing")
+            batch["weight"] = weights[:, None] if layout is None else layout.each(weights)[:, 1:]
         return batch
 
 
 class _SFT(_TokenIds, trl.SFTTrainer):
-    made_of = (trl.SFTConfig, _WeightedCollator)
+    made_of = (trl.SFTConfig, _Rows)
     _signature_columns: Any
+    data_collator: Any
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -187,14 +204,25 @@ class _SFT(_TokenIds, trl.SFTTrainer):
         if "weight" not in columns:
             columns.append("weight")
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        # A mean over batches weighs each by its rows, and a packed batch has one.
+        learning, self.data_collator = self.data_collator, _Rows(pad_token_id=PADDING)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = learning
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        layout: packing.Layout | None = inputs.get("packing")
+        if layout is not None:
+            self._total_train_tokens += layout.num_spared  # which TRL does not see: rows count whole
         weights: Tensor | None = inputs.pop("weight", None)
         if weights is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
 
         def weighing(**batch: Any) -> Any:
             outputs = model(**batch)
-            outputs.log_probs = outputs.log_probs * weights[:, None]  # (rows, tokens)
+            outputs.log_probs = outputs.log_probs * weights  # (rows, tokens)
             return outputs
 
         return super().compute_loss(weighing, inputs, *args, **kwargs)
