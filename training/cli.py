@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from graftwork.training.data.columns import Columns
     from graftwork.training.data.store import Stored
     from graftwork.training.publish import Card
+    from graftwork.training.run import Run
 
 _DATA = "The data"
 _RUN = "The run"
@@ -112,6 +113,26 @@ def train(
     alpha: Annotated[
         int | None, typer.Option("--alpha", help="Scale; twice the rank if not given.", rich_help_panel=_RUN)
     ] = None,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            "--search",
+            min=2,
+            max=100,
+            metavar="N",
+            help="Try N rates, ranks and epochs around these; the best on held-out rows goes on.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--report-to",
+            metavar="TRACKER",
+            help="Tell every measurement to wandb, mlflow or trackio, too.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same adapter.", rich_help_panel=_RUN)] = 0,
     precision: Annotated[
         Literal["auto", "bfloat16", "float32"],
@@ -154,6 +175,8 @@ def train(
             "rank": rank,
             "alpha": alpha,
             "max_length": max_length,
+            "search": search,
+            "report_to": report_to,
         }
         _submit(remote, name, data, knobs, continued=continued, method=method, seed=seed, detach=detach)
         return
@@ -182,6 +205,8 @@ def train(
             validation=validation,
             seed=seed,
             precision=precision,
+            search=search or 0,
+            report_to=tuple(report_to or ()),
         )
         with stopped_in_order():
             card = _train(
@@ -281,8 +306,29 @@ def _train(
         _check_same_base(remote, info)
     run = plan(name=name, data=data, columns=columns, format=format, base=info, config=config)
     display.plan(remote.err, run)
+    if config.search:
+        return _search(remote, run, folder)
     with display.training(remote.err) as listener:
-        card = carry_out(run, folder, listener)
+        card = carry_out(run, folder, listener, run_name=folder.name)
+    display.finished(remote.err, card.metrics)
+    return card
+
+
+def _search(remote: Remote, run: Run, folder: Path) -> Card:
+    """The same for the best of several trials, which are kept until then beside the folder."""
+    import tempfile
+
+    from graftwork.training import display, trainer
+    from graftwork.training.search import search
+
+    remote.say(str(trainer.estimated(run.base, run.rows, run.config)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}.search-", dir=folder.parent) as place,
+        display.training(remote.err) as listener,
+    ):
+        card = search(run, folder, listener, place=Path(place), run_name=folder.name, say=remote.say)
+    display.trials(remote.err, card.trials)
     display.finished(remote.err, card.metrics)
     return card
 

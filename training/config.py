@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.artifacts import Limits
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.trackers import TRACKERS
 from graftwork.training.data.balance import Balance
 from graftwork.training.data.replay import DEFAULT_SHARE
 from graftwork.training.routing import METHODS, Method
@@ -132,6 +133,14 @@ class TrainConfig:
     seed: int = 0
     """Of the adapter's start and of the rows' order."""
 
+    search: int = 0
+    """Trials of a search over rate, rank and epochs around the ones here, of which the best goes on; 0: none, the run
+    is done as it stands here."""
+
+    report_to: tuple[str, ...] = ()
+    """Trackers that are told every measurement, of `graftwork.adapters.trackers`; what they need to know, addresses and
+    keys, is the environment's."""
+
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """What the forward pass computes in; the adapter's own weights are float32 always. ``auto``: bfloat16 where the
     device has instructions for it."""
@@ -165,6 +174,12 @@ class TrainConfig:
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "must not be negative")
         self._require(0 < self.max_grad_norm < float("inf"), "max_grad_norm", "must be above 0")
         self._require(0 <= self.validation < 1, "validation", "is a share of the rows: at least 0 and below 1")
+        self._require(self.search == 0 or 2 <= self.search <= 100, "search", "is a number of trials: 2 to 100, or 0")
+        self._require(
+            isinstance(self.report_to, tuple) and set(self.report_to) <= set(TRACKERS),
+            "report_to",
+            f"names trackers: {', '.join(TRACKERS)}",
+        )
         self._require(0 <= self.seed < 2**32, "seed", "must be at least 0 and below 2**32")
         self._require(
             self.precision in ("auto", "bfloat16", "float32"), "precision", "must be auto, bfloat16 or float32"

@@ -11,9 +11,10 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
 
 from graftwork.training.data.row import BadRow
-from graftwork.training.progress import Listener, Metrics, Step
+from graftwork.training.progress import Listener, Metrics, Step, Trial
 from graftwork.training.run import Run
 
 SHOWN_BAD_ROWS = 20
@@ -64,6 +65,22 @@ def finished(console: Console, metrics: Metrics) -> None:
             f"On the validation rows: loss {metrics.base_validation_loss:.3f} (base) → {metrics.validation_loss:.3f}, "
             f"{metrics.validation_token_accuracy or 0:.0%} of the answers' tokens right.",
         )
+
+
+def trials(console: Console, trials: Sequence[Trial]) -> None:
+    """What a search tried, the best one marked."""
+    table = Table("Trial", "Learning rate", "Rank", "Epochs", "Loss", "", box=None, header_style="bold")
+    for trial in trials:
+        table.add_row(
+            str(trial.number),
+            f"{trial.learning_rate:.3g}",
+            str(trial.rank),
+            f"{trial.epochs:g}",
+            "–" if trial.loss is None else f"{trial.loss:.4f}",
+            "the best" if trial.best else "" if trial.outcome == "finished" else trial.outcome,
+            style="bold" if trial.best else None,
+        )
+    console.print(table)
 
 
 @contextmanager
@@ -120,7 +137,7 @@ def _logging(console: Console) -> Listener:
 
 
 def _numbers(step: Step) -> str:
-    parts = []
+    parts = [f"trial {step.trial} of {step.trials}"] if step.trials else []
     if step.loss is not None:
         parts.append(f"loss {step.loss:.3f}")
     if step.validation_loss is not None:

@@ -52,10 +52,11 @@ def estimate(
     base: BaseInfo, config: TrainConfig, *, num_tokens: int, longest: int, num_learned: int, precision: str
 ) -> Estimate:
     """For one run over ``num_tokens`` an epoch, of which ``num_learned`` are learned; the longest row has ``longest``
-    tokens. ``precision`` is bfloat16 or float32."""
+    tokens. ``precision`` is bfloat16 or float32. A search takes the time of all its trials, at most."""
     weights = base.num_parameters * _BYTES_PER_WEIGHT["nf4" if config.quantization == "nf4" else precision]
     linear = [module for module in base.modules.values() if module.kind == "linear"]
-    trained = sum(config.rank * sum(module.shape) for module in linear)
+    rank = 2 * config.rank if config.search else config.rank  # the largest that a search tries
+    trained = sum(rank * sum(module.shape) for module in linear)
     together = max(config.micro_batch_tokens, longest)
     width = base.hidden_size * _BYTES_PER_WEIGHT[precision]
     kept = together * base.num_layers * width * _KEPT_PER_TOKEN_AND_LAYER
@@ -69,7 +70,7 @@ def estimate(
     operations = passes * base.num_parameters * num_tokens * config.epochs * (2 if config.method == "dpo" else 1)
     return Estimate(
         memory_bytes=int(memory),
-        seconds=operations / (_operations_per_second(precision) * _SHARE_OF_PEAK),
+        seconds=max(config.search, 1) * operations / (_operations_per_second(precision) * _SHARE_OF_PEAK),
         free_bytes=_free_bytes(),
     )
 

@@ -5,6 +5,8 @@
     HOME/jobs/<job id>/job.json          what to do: a JobSpec
                        progress.jsonl    what happened, a line each: ProgressLine says what a line holds
                        checkpoints/      step-N/, each whole or not there
+                       search.log        of a search: Optuna's journal of what was tried
+                       trials/           the trial under way and the best one, each with checkpoints/ and adapter/
                        adapter/          the finished PEFT folder
                        result.json       how it ended, written at once: {"status": "succeeded" | "failed", ...}
 
@@ -32,6 +34,7 @@ PROGRESS: Final = "progress.jsonl"
 RESULT: Final = "result.json"
 CHECKPOINTS: Final = "checkpoints"
 ADAPTER: Final = "adapter"
+TRIALS: Final = "trials"
 
 AUTO: Final = "auto"
 
@@ -47,6 +50,9 @@ class ProgressLine(TypedDict, total=False):
     validation_loss: float | None
     num_tokens: int
     eta_seconds: float | None
+    trial: int
+    """Of a search: which one this is. Steps, tokens and the time that is left are then those of all ``trials``."""
+    trials: int
     phase: str
     """``data``, ``model``, ``train``, ``evaluate``, ``gates``, …: what it is doing."""
     message: str

@@ -23,6 +23,10 @@ class Step:
     """Since the first step began."""
     validation_loss: float | None
     """The latest one, in nats per learned token."""
+    trial: int = 0
+    """Of a search: which trial this is, from 1. Steps, tokens and seconds are then those of all its trials."""
+    trials: int = 0
+    """Of a search: how many there will be."""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -73,3 +77,26 @@ class Metrics:
             name: float(f"{value:.6g}") if isinstance(value, float) else value
             for name, value in dataclasses.asdict(self).items()
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One of the runs of a search: what was tried, and what came of it."""
+
+    number: int
+    """From 1."""
+    learning_rate: float
+    rank: int
+    epochs: float
+    loss: float | None
+    """On the held-out rows, in nats per learned token; of one that was given up, when it was last looked at."""
+    outcome: str
+    """``finished``; ``pruned``, as worse than most; ``failed``."""
+    reason: str = ""
+    """Why it did not finish."""
+    best: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by name, the loss to a sensible number of digits."""
+        loss = None if self.loss is None else float(f"{self.loss:.6g}")
+        return {**dataclasses.asdict(self), "loss": loss}

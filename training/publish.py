@@ -6,6 +6,7 @@ Knows nothing of how the weights were trained.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from graftwork import __version__
 from graftwork.clients.client import Client
 from graftwork.clients.types import PushedVersion
 from graftwork.training.config import TrainConfig
-from graftwork.training.progress import Metrics
+from graftwork.training.progress import Metrics, Trial
 
 CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "README.md"
@@ -55,6 +56,8 @@ class Card:
     """Sequences of older rounds."""
     reason: str = ""
     """Why this method, if it was chosen by itself."""
+    trials: tuple[Trial, ...] = ()
+    """Of a search: all of them; this version is the best one."""
 
     @property
     def continues(self) -> str | None:
@@ -76,6 +79,7 @@ class Card:
             },
             "config": self.config.to_json(),
             "metrics": self.metrics.to_json(),
+            **({"search": [trial.to_json() for trial in self.trials]} if self.trials else {}),
             "trained_at": self.trained_at.isoformat(timespec="seconds"),
             "graftwork": __version__,
         }
@@ -103,6 +107,7 @@ class Card:
                 *("", *_table("fact", "value", facts)),
                 *("", "## Metrics", "", "Losses are in nats per learned token.", ""),
                 *_table("metric", "value", self.metrics.to_json()),
+                *_search(self.trials),
                 *("", "## Configuration", "", *_table("field", "value", self.config.to_json()), ""),
             ]
         )
@@ -111,6 +116,18 @@ class Card:
 def _table(left: str, right: str, rows: dict[str, Any]) -> list[str]:
     cells = [f"| {name} | {'–' if value is None else value} |" for name, value in rows.items()]
     return [f"| {left} | {right} |", "| --- | --- |", *cells]
+
+
+def _search(trials: Sequence[Trial]) -> list[str]:
+    if not trials:
+        return []
+    rows = [
+        f"| {trial.number}{' (this version)' if trial.best else ''} | {trial.learning_rate:.4g} | {trial.rank} "
+        f"| {trial.epochs:g} | {'–' if trial.loss is None else f'{trial.loss:.4f}'} | {trial.outcome} |"
+        for trial in trials
+    ]
+    head = ["| trial | learning rate | rank | epochs | validation loss | |", "| --- | --- | --- | --- | --- | --- |"]
+    return ["", "## Search", "", "Chosen by the loss on the held-out rows.", "", *head, *rows]
 
 
 def seal(folder: Path, card: Card) -> None:

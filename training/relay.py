@@ -30,7 +30,10 @@ OPENAI_NAMES: Final = {
 }
 """What a measurement is called in OpenAI's events, checkpoints and result files."""
 
-STANDING: Final = ("step", "total", "loss", "learning_rate", "validation_loss", "eta_seconds", "phase", "num_tokens")
+STANDING: Final = (
+    *("step", "total", "loss", "learning_rate", "validation_loss", "eta_seconds", "phase", "num_tokens"),
+    *("trial", "trials"),
+)
 RESULT_COLUMNS: Final = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from graftwork.adapters import trackers
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.names import check_name
@@ -40,7 +41,7 @@ from graftwork.training.data.tokens import (
     tokenize_judged,
     tokenize_pairs,
 )
-from graftwork.training.progress import Listener
+from graftwork.training.progress import Listener, Metrics, Trial
 from graftwork.training.publish import Card, seal
 from graftwork.training.routing import route
 
@@ -147,6 +148,7 @@ def assemble(
     reason: str = "",
 ) -> Run:
     """The run on this material, with rows of ``older`` rounds learned again as ``config.replay`` says."""
+    trackers.check(config.report_to)
     config = dataclasses.replace(config, max_length=min(config.max_length, base.max_positions))
     prompts = Prompts(Path(base.path))
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
@@ -284,8 +286,9 @@ def check_free(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is there already. Give a folder that is not: --out FOLDER.", param="out")
 
 
-def carry_out(run: Run, folder: Path, on_step: Listener, keeping: Keeping | None = None) -> Card:
-    """Train and leave the PEFT folder at ``folder``, whole or not at all. Raises what ``trainer.train`` raises."""
+def carry_out(run: Run, folder: Path, on_step: Listener, keeping: Keeping | None = None, *, run_name: str = "") -> Card:
+    """Train and leave the PEFT folder at ``folder``, whole or not at all. ``run_name`` is what trackers call it. Raises
+    what ``trainer.train`` raises."""
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
@@ -303,26 +306,33 @@ def carry_out(run: Run, folder: Path, on_step: Listener, keeping: Keeping | None
             parent=run.parent.folder if run.parent else None,
             replay_validation=run.replay_validation,
             keeping=keeping,
+            run_name=run_name or run.name,
         )
-        card = Card(
-            name=run.name,
-            base_id=run.base.id,
-            base_digest=run.base.digest,
-            parent=run.parent.version if run.parent else None,
-            parent_name=run.parent.name if run.parent else None,
-            data=run.data,
-            data_digest=run.data_digest,
-            num_rows=len(run.rows),
-            num_replayed=run.num_replayed,
-            num_validation_rows=len(run.validation),
-            num_bad_rows=run.num_bad,
-            config=run.config,
-            reason=run.reason,
-            metrics=metrics,
-            trained_at=datetime.now(UTC),
-        )
+        card = card_of(run, metrics, datetime.now(UTC))
         seal(partial, card)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return card
+
+
+def card_of(run: Run, metrics: Metrics, trained_at: datetime, *, trials: tuple[Trial, ...] = ()) -> Card:
+    """How the version came about that this run ended in."""
+    return Card(
+        name=run.name,
+        base_id=run.base.id,
+        base_digest=run.base.digest,
+        parent=run.parent.version if run.parent else None,
+        parent_name=run.parent.name if run.parent else None,
+        data=run.data,
+        data_digest=run.data_digest,
+        num_rows=len(run.rows),
+        num_replayed=run.num_replayed,
+        num_validation_rows=len(run.validation),
+        num_bad_rows=run.num_bad,
+        config=run.config,
+        reason=run.reason,
+        metrics=metrics,
+        trained_at=trained_at,
+        trials=trials,
+    )

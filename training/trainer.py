@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every run otherwise; read once, when the hub is imported
+from graftwork.training import tracking
+
+os.environ.update(tracking.SILENT)  # TRL reports every run otherwise
 
 import huggingface_hub.constants
 import peft
@@ -76,6 +78,7 @@ def train(
     parent: Path | None = None,
     replay_validation: Sequence[AnyRow] = (),
     keeping: Keeping | None = None,
+    run_name: str | None = None,
 ) -> Metrics:
     """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``.
 
@@ -94,7 +97,9 @@ def train(
     micro = micro_batch(config, longest)
     while True:
         try:
-            return _attempt(base, rows, validation, config, folder, on_step, parent, replay_validation, keeping, micro)
+            return _attempt(
+                base, rows, validation, config, folder, on_step, parent, replay_validation, keeping, micro, run_name
+            )
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -120,12 +125,13 @@ def _attempt(
     replay_validation: Sequence[AnyRow],
     keeping: Keeping | None,
     micro: int,
+    run_name: str | None,
 ) -> Metrics:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = _precision(config, device)
     resumed = checkpoints.newest(keeping.folder) if keeping else None
     watcher = _Watcher(on_step, config, keeping)
-    with _quiet(), _head_on_learned_tokens_only(), _scratch(keeping) as scratch:
+    with _quiet(), _head_on_learned_tokens_only(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
         model = adapted(load_model(base, dtype=precision, device=device), base, config, parent)
         measured = {VALIDATION: validation, REPLAY: replay_validation}
@@ -139,7 +145,8 @@ def _attempt(
             micro=micro,
             arguments=_arguments(
                 base, len(rows), any(measured.values()), config, scratch, device, precision, micro, keeping, resumed
-            ),
+            )
+            | {"run_name": run_name},
         )
         if config.reference == "base" and "ref" in model.peft_config:
             model.delete_adapter("ref")  # TRL then takes the model without any adapter
@@ -220,7 +227,8 @@ def _arguments(
         "logging_steps": 1,
         # What is no number must be seen, not replaced by the mean of what came before.
         "logging_nan_inf_filter": False,
-        "report_to": "none",
+        "report_to": list(config.report_to) or "none",
+        "project": tracking.PROJECT,
         "disable_tqdm": True,
         "dataloader_pin_memory": device != "cpu",
         "seed": config.seed,
@@ -288,7 +296,7 @@ class _Watcher(transformers.TrainerCallback):
         if logged:
             self._trainer._total_train_tokens = logged[-1]["num_tokens"]
             self._tokens_before = int(logged[-1]["num_tokens"])
-        self._tell(step=state.global_step, num_steps=state.max_steps)
+        self._tell(step=state.global_step, num_steps=state.max_steps, num_tokens=self._tokens_before)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self._first_step:
@@ -364,6 +372,8 @@ class _Watcher(transformers.TrainerCallback):
         losses = [line["loss"] for line in history if "loss" in line]
         looks = [line for line in history if f"eval_{VALIDATION}_loss" in line] or [{}]
         replays = [line[f"eval_{REPLAY}_loss"] for line in history if f"eval_{REPLAY}_loss" in line]
+        if self._forgot and len(looks) > 1:
+            looks.pop()  # at weights that were not kept
         last_tenth = losses[-max(len(losses) // 10, 1) :]
         return Metrics(
             num_steps=self._trainer.state.global_step,

@@ -143,6 +143,8 @@ def _events(remote: Remote, id: str, until: str | None = None) -> Iterator[JobEv
 
 def _where(progress: Mapping[str, Any]) -> str:
     parts = []
+    if progress.get("trials"):
+        parts.append(f"trial {progress.get('trial', 1)} of {progress['trials']}")
     if progress.get("total"):
         parts.append(f"{progress.get('step', 0)}/{progress['total']}")
     if isinstance(loss := progress.get("loss"), int | float):

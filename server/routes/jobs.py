@@ -17,7 +17,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
-from graftwork.adapters import names
+from graftwork.adapters import names, trackers
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.jobs import FEEDBACK, Checkpoint, Event, Job, Method, NewJob
 from graftwork.adapters.keys import Role
@@ -52,8 +52,12 @@ HYPERPARAMETERS: Final[Mapping[str, tuple[type, float, float]]] = {
     "max_length": (int, 2, 1 << 20),
     "warmup": (float, 0.0, 0.99),
     "weight_decay": (float, 0.0, 10.0),
+    "search": (int, 2, 100),
 }
 """By name: the type, the least and the largest value. Each may also be ``"auto"``."""
+
+REPORT_TO: Final = "report_to"
+"""The hyperparameter that is no number: the trackers that are told the measurements, one or a list."""
 
 _CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
 
@@ -133,7 +137,8 @@ def add(routes: APIRouter, services: Services) -> None:
 def _checked(services: Services, body: NewFineTuning) -> NewJob:
     if body.integrations:
         raise InvalidRequest(
-            "integrations are not supported: leave them out, and read the events", param="integrations"
+            "integrations are not supported: read the events, or name trackers in the hyperparameter report_to",
+            param="integrations",
         )
     parent = _parent(services, body)
     name = body.suffix or ("" if parent is None else parent.partition("@")[0])
@@ -214,17 +219,22 @@ def _method(body: NewFineTuning) -> tuple[Method, dict[str, Any]]:
             "hyperparameters came twice: give them inside method, or at the top", param="hyperparameters"
         )
     place = f"method.{kind}.hyperparameters" if nested else "hyperparameters"
-    return METHODS[kind], _hyperparameters(nested or body.hyperparameters or {}, place)
+    return METHODS[kind], checked_hyperparameters(nested or body.hyperparameters or {}, place)
 
 
-def _hyperparameters(given: Any, place: str) -> dict[str, Any]:
+def checked_hyperparameters(given: Any, place: str) -> dict[str, Any]:
+    """Those that a job may have, each in its bounds; ``place`` is where they stood."""
     if not isinstance(given, dict):
         raise InvalidRequest(f"{place} must be an object", param=place, code="invalid_type")
+    checked = dict(given)
     for name, value in given.items():
         param = f"{place}.{name[:64]}"
+        if name == REPORT_TO:
+            checked[name] = _trackers(value, param)
+            continue
         if name not in HYPERPARAMETERS:
             raise InvalidRequest(
-                f"{names.quoted(name)} is no hyperparameter: choose among {', '.join(HYPERPARAMETERS)}",
+                f"{names.quoted(name)} is no hyperparameter: choose among {', '.join((*HYPERPARAMETERS, REPORT_TO))}",
                 param=param,
                 code="unknown_parameter",
             )
@@ -236,7 +246,17 @@ def _hyperparameters(given: Any, place: str) -> dict[str, Any]:
                 f"{most:g}, got {names.quoted(str(value))}",
                 param=param,
             )
-    return dict(given)
+    return checked
+
+
+def _trackers(value: Any, param: str) -> list[str]:
+    wanted = [value] if isinstance(value, str) else value
+    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+        raise InvalidRequest(f"{param} must be a tracker's name, or a list of them", param=param, code="invalid_type")
+    if wanted == [AUTO]:
+        return []
+    trackers.check(wanted, param=param)
+    return wanted
 
 
 def _cursor(after: str | None) -> int | None:
