@@ -24,7 +24,6 @@ from typing import Any, Final
 
 from graftwork.adapters.durable import write_whole
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
-from graftwork.adapters.jobs import CONTROL
 from graftwork.adapters.names import check_name
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.store import DataStore
@@ -143,7 +142,7 @@ class Job:
             "metrics": card.metrics.to_json(),
             "trained_tokens": card.metrics.num_tokens,
             "data_digest": card.data_digest,
-            "card": {**card.to_json(), **judgement, **({"control": True} if CONTROL in spec.metadata else {})},
+            "card": {**card.to_json(), **judgement},
         }
 
     def _judged(self, spec: JobSpec, run: Run, adapter: Path) -> dict[str, Any]:
@@ -163,7 +162,6 @@ class Job:
                 parent=run.parent,
                 replay=run.held_out_older,
                 seed=spec.seed,
-                job=spec.job_id,
             )
         self._phase = "gates"
         if judgement.evaluation is None or judgement.verdict is None:
@@ -231,8 +229,6 @@ def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run
             param="method",
         )
     given = knobs(spec.hyperparameters)
-    if CONTROL in spec.metadata:
-        spec = with_all_rounds(folder, spec)
     material = material_of(spec, share=given.get("validation", TrainConfig().validation))
     if spec.method == AUTO:
         choice = choose(count(row for rows in material.sides.values() for row in rows))
@@ -281,23 +277,6 @@ def material_of(spec: JobSpec, *, share: float) -> Material:
 def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
     """What earlier runs of the same adapter learned from, by the runs' names, the oldest first: those beside this one
     that succeeded, as far as their data is still there. Nothing is copied, so that what is erased is not replayed."""
-    for earlier in _earlier(folder, spec):
-        yield earlier.job_id, material_of(earlier, share=TrainConfig().validation)
-
-
-def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
-    """The same run on all that it and earlier ones learn from, for a control. Of feedback the newest file has all."""
-    rounds = [*_earlier(folder, spec), spec]
-    data = {file: None for earlier in rounds for file in earlier.data if file.is_file()}
-    older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
-    return dataclasses.replace(
-        spec,
-        data=tuple(file for file in data if file not in older_feedback),
-        validation=tuple({file: None for earlier in rounds for file in earlier.validation}),
-    )
-
-
-def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
     beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT).is_file()]
     for path in sorted(beside, key=lambda path: (path / RESULT).stat().st_mtime_ns):
         if not (path / SPEC).is_file():
@@ -306,7 +285,7 @@ def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
         succeeded = json.loads((path / RESULT).read_text(encoding="utf-8"))["status"] == "succeeded"
         wanted = earlier.name in {spec.name, spec.parent_name} and earlier.data != spec.data
         if succeeded and wanted and all(file.exists() for file in (*earlier.data, *earlier.validation)):
-            yield earlier
+            yield earlier.job_id, material_of(earlier, share=TrainConfig().validation)
 
 
 def _parent(run: Run) -> str:
