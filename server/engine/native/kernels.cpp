@@ -256,6 +256,46 @@ struct Block {
     int row, count, slot, first;
 };
 
+// Fetches the cache rows that a thread will read next, a few between the sums of those it reads now: a sequence's rows of
+// one layer are a short stretch that the hardware sees the end of before it has guessed the rest.
+class Ahead {
+  public:
+    static constexpr int MOST = 512;  // positions: more would push out what is being read
+
+    // The cache rows that a unit of work begins with.
+    struct Stretch {
+        int unit = -1;
+        const uint16_t* keys = nullptr;
+        const uint16_t* values = nullptr;
+        int64_t stride = 0;
+        int width = 0, length = 0;
+    };
+
+    // `unit` begins, and in its `num_steps` steps `stretch` is fetched. → how many of its own positions were.
+    int begin(int unit, const Stretch& stretch, int num_steps) {
+        const int fetched = unit == stretch_.unit ? next_ : 0;
+        stretch_ = stretch;
+        next_ = 0;
+        a_step_ = (stretch.length + num_steps - 1) / num_steps;
+        return fetched;
+    }
+
+    void step() {
+        for (const int stop = std::min(next_ + a_step_, stretch_.length); next_ < stop; ++next_) {
+            fetch(stretch_.keys + next_ * stretch_.stride, stretch_.width);
+            fetch(stretch_.values + next_ * stretch_.stride, stretch_.width);
+        }
+    }
+
+    static void fetch(const uint16_t* p, int count) {
+        for (int i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
+    }
+
+  private:
+    Stretch stretch_;
+    int next_ = 0, a_step_ = 0;
+};
+
 // Memory of a step that nobody outside sees.
 struct Scratch {
     std::vector<float> inputs;      // [threads][padded K]: the row that is being made ready
@@ -267,6 +307,7 @@ struct Scratch {
     std::vector<int32_t> rank_offsets;  // [groups][members]
     std::vector<std::vector<float>> scores;  // a thread's [queries][positions]
     std::vector<Block> blocks;
+    std::vector<Ahead> ahead;                // a thread's
 
     template <class T> static T* at_least(std::vector<T>& v, size_t n) {
         if (v.size() < n) v.resize(n + n / 2);
@@ -587,7 +628,7 @@ void rotate(float* x, const float* cos, const float* sin, int rotary) {
 
 constexpr int MAX_QUERIES = 12;  // query vectors that look at one key together: heads of a group, of some rows
 constexpr int MAX_ROWS = 4;
-constexpr int POSITIONS_AHEAD = 24;  // how far ahead cache rows are fetched: they lie too far apart for the hardware
+constexpr int POSITIONS_AHEAD = 24;  // how far ahead cache rows are fetched that were not fetched before
 
 inline __m512 from_half(const uint16_t* p, __mmask16 mask) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
@@ -601,10 +642,6 @@ void store_half(const float* x, int n, uint16_t* out) {
         const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-65504.0f), v);
         _mm256_mask_storeu_epi16(out + i, m, _mm512_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
-}
-
-inline void fetch(const uint16_t* p, int count) {
-    for (int i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
 }
 
 // Rows become columns.
@@ -634,16 +671,23 @@ inline void transpose(__m512 (&r)[16]) {
     }
 }
 
+// What a unit still has to fetch of its own cache rows: `width` numbers of each position from `done` on.
+struct Fetch {
+    int width, done;
+};
+
 // scores[q][l] = scale * (q . key l), sixteen keys in the lanes of a register, their numbers one after another: the
 // order of a sum does not depend on who else looks at the key.
 template <int Q>
 void score(const float* const* q, const uint16_t* keys, int64_t stride, int dim, int length, float scale, float* scores,
-           int score_stride, int fetched) {
+           int score_stride, const Fetch& own, Ahead& ahead) {
     for (int l = 0; l < length; l += LANES) {
         const int count = std::min(LANES, length - l);
+        ahead.step();
         __m512 sum[Q];
         for (int i = 0; i < Q; ++i) sum[i] = _mm512_setzero_ps();
-        for (int i = 0; i < count; ++i) fetch(keys + (l + i + POSITIONS_AHEAD) * stride, fetched);
+        if (own.width && l + LANES + POSITIONS_AHEAD > own.done)
+            for (int i = 0; i < count; ++i) Ahead::fetch(keys + (l + i + POSITIONS_AHEAD) * stride, own.width);
         for (int d = 0; d < dim; d += LANES) {
             const __mmask16 m = tail_mask(dim - d);
             __m512 k[LANES];
@@ -670,14 +714,16 @@ void score(const float* const* q, const uint16_t* keys, int64_t stride, int dim,
 // out[q] = inverse[q] * sum of weights[q][l] * value l, position after position.
 template <int Q>
 void mix(const float* weights, int weight_stride, const uint16_t* values, int64_t stride, int dim, int length,
-         const float* inverse, float* const* out, int fetched) {
+         const float* inverse, float* const* out, const Fetch& own, Ahead& ahead) {
     for (int d = 0; d < dim; d += 2 * LANES) {
         const __mmask16 m0 = tail_mask(dim - d), m1 = dim - d > LANES ? tail_mask(dim - d - LANES) : 0;
         __m512 sum[Q][2];
         for (int i = 0; i < Q; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
         const uint16_t* v = values + d;
         for (int l = 0; l < length; ++l, v += stride) {
-            if (d == 0) fetch(v + POSITIONS_AHEAD * stride, fetched);
+            if (l % LANES == 0) ahead.step();
+            if (d == 0 && own.width && l + POSITIONS_AHEAD >= own.done)
+                Ahead::fetch(v + POSITIONS_AHEAD * stride, own.width);
             const __m512 v0 = from_half(v, m0), v1 = from_half(v + LANES, m1);
             for (int i = 0; i < Q; ++i) {
                 const __m512 w = _mm512_set1_ps(weights[i * weight_stride + l]);
@@ -716,16 +762,21 @@ float soften(float* scores, int length, float softcap) {
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
+// The first position that row i of a block looks at.
+inline int first_seen(const Attention& at, const Block& block, int i) {
+    return at.window > 0 ? std::max(0, block.first + i + 1 - at.window) : 0;
+}
+
 // Some heads of one key-value head, for the rows of a block. q and out: [rows * heads] vectors, a row's heads together.
 template <int Q>
 void attend_block(const Attention& at, const Block& block, int heads, const float* const* q, const uint16_t* keys,
-                  const uint16_t* values, float* scores, int score_stride, float* const* out, int fetched) {
+                  const uint16_t* values, float* scores, int score_stride, float* const* out, const Fetch& own, Ahead& ahead) {
     const int64_t stride = int64_t(at.num_kv_heads) * at.dim;
-    const auto start_of = [&](int i) { return at.window > 0 ? std::max(0, block.first + i + 1 - at.window) : 0; };
+    const auto start_of = [&](int i) { return first_seen(at, block, i); };
     const int start = start_of(0), length = block.first + block.count - start;
     keys += start * stride;
     values += start * stride;
-    score<Q>(q, keys, stride, at.dim, length, at.scale, scores, score_stride, fetched);
+    score<Q>(q, keys, stride, at.dim, length, at.scale, scores, score_stride, own, ahead);
     float inverse[Q];
     for (int i = 0; i < block.count; ++i) {
         const int from = start_of(i) - start, to = block.first + i + 1 - start;
@@ -736,7 +787,7 @@ void attend_block(const Attention& at, const Block& block, int heads, const floa
             std::fill(own + to, own + length, 0.0f);
         }
     }
-    mix<Q>(scores, score_stride, values, stride, at.dim, length, inverse, out, fetched);
+    mix<Q>(scores, score_stride, values, stride, at.dim, length, inverse, out, own, ahead);
 }
 
 // x [rows, (heads + 2 kv_heads) * dim] holds q, k, v; y [rows, heads * dim].
@@ -789,8 +840,23 @@ void attend(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
     const int num_blocks = int(blocks.size());
     const int shares = num_blocks < 2 * pool.size() ? at.num_kv_heads : 1;
     const int heads_a_share = at.num_kv_heads / shares;
+    const auto length_of = [&](const Block& block) { return block.first + block.count - first_seen(at, block, 0); };
+    const auto stretch_of = [&](int unit) {
+        Ahead::Stretch stretch;
+        if (unit >= num_blocks * shares) return stretch;
+        const Block& block = blocks[unit / shares];
+        const int64_t place = block.slot * at.slot_stride + int64_t(first_seen(at, block, 0)) * kv_width +
+                              unit % shares * heads_a_share * dim;
+        return Ahead::Stretch{unit, at.keys + place, at.values + place, kv_width, heads_a_share * dim,
+                              std::min(length_of(block), Ahead::MOST)};
+    };
+    scratch.ahead.assign(pool.size(), {});
     pool.run(num_blocks * shares, [&](int unit, int thread) {
         const Block& block = blocks[unit / shares];
+        Ahead& ahead = scratch.ahead[thread];
+        const int num_steps = (length_of(block) + LANES - 1) / LANES * heads_a_share * (1 + (dim + 2 * LANES - 1) / (2 * LANES));
+        // Whoever is free takes the next unit: with threads equally quick, this one's next.
+        const int done = ahead.begin(unit, stretch_of(unit + pool.size()), num_steps);
         float* const scores = Scratch::at_least(scratch.scores[thread], size_t(MAX_QUERIES) * score_stride);
         for (int i = 0; i < heads_a_share; ++i) {
             const int kv_head = unit % shares * heads_a_share + i;
@@ -798,7 +864,7 @@ void attend(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
             const uint16_t* const values = at.values + block.slot * at.slot_stride + kv_head * dim;
             for (int g = 0; g < group; g += heads_together) {
                 const int heads = std::min(heads_together, group - g);
-                const int fetched = i == 0 && g == 0 ? heads_a_share * dim : 0;
+                const Fetch own{i == 0 && g == 0 ? heads_a_share * dim : 0, done};
                 const float* q[MAX_QUERIES];
                 float* out[MAX_QUERIES];
                 for (int r = 0; r < block.count; ++r)
@@ -809,7 +875,7 @@ void attend(Pool& pool, Scratch& scratch, const Op& op, const Step& step) {
                     }
                 switch (block.count * heads) {
 #define CASE(Q) \
-    case Q: attend_block<Q>(at, block, heads, q, keys, values, scores, score_stride, out, fetched); break;
+    case Q: attend_block<Q>(at, block, heads, q, keys, values, scores, score_stride, out, own, ahead); break;
                     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #undef CASE
                 }
