@@ -1,7 +1,7 @@
-"""The plain TRL script that Graftwork's training is held against: what TRL's and PEFT's own pages show, with their
-defaults, on the same rows.
+"""The plain TRL script that Graftwork's training is held against: as TRL's and PEFT's own pages show it.
 
-Knows nothing of Graftwork.
+For speed with their defaults; for what is learned with what anybody would set: the same rate, batches and passes, no
+activation checkpointing on a base that fits, batches of rows of like lengths. Knows nothing of Graftwork.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+REHEARSED = 4
+"""Steps by which it is seen how long a step takes; the first does not count."""
 
-def train(base: str, rows: Sequence[dict[str, Any]], *, batch_size: int, num_steps: int) -> list[tuple[int, float]]:
-    """Train a rank-16 adapter on rows with ``prompt`` and ``completion`` messages; after each step, the tokens read so
-    far and the seconds since the run began."""
+ASKED_AT_ONCE = 32
+
+
+def train(
+    base: str, rows: Sequence[dict[str, Any]], *, batch_size: int, num_steps: int, **settings: Any
+) -> tuple[Any, list[tuple[int, float]]]:
+    """Train a rank-16 adapter on rows with ``prompt`` and ``completion`` messages. ``settings`` are SFTConfig's.
+
+    Returns the model, and after each step the tokens read so far and the seconds on some clock.
+    """
     import datasets
     import peft
     import torch
@@ -29,32 +38,90 @@ def train(base: str, rows: Sequence[dict[str, Any]], *, batch_size: int, num_ste
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if "num_tokens" in logs:
                 passed.append((int(logs["num_tokens"]), time.perf_counter()))
+                print(f"step {state.global_step} of {state.max_steps}, loss {logs.get('loss')}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        trl.SFTTrainer(
+        trainer = trl.SFTTrainer(
             model=transformers.AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16"),
             args=trl.SFTConfig(
                 output_dir=folder,
                 per_device_train_batch_size=batch_size,
-                learning_rate=5e-4,
                 max_steps=num_steps,
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(),  # TRL refuses to start otherwise
+                **{"learning_rate": 5e-4, **settings},
             ),
             train_dataset=datasets.Dataset.from_list(list(rows)),
             processing_class=transformers.AutoTokenizer.from_pretrained(base),
             peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[Clock()],
-        ).train()
-    return passed
+        )
+        trainer.train()
+    return trainer.model, passed
+
+
+def answers(model: Any, base: str, questions: Sequence[list[dict[str, str]]], *, max_tokens: int) -> list[str]:
+    """What the model says to each conversation, greedily."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, padding_side="left")
+    model.eval()
+    said: list[str] = []
+    for start in range(0, len(questions), ASKED_AT_ONCE):
+        asked = tokenizer.apply_chat_template(
+            list(questions[start : start + ASKED_AT_ONCE]),
+            add_generation_prompt=True,
+            padding=True,
+            return_tensors="pt",
+            return_dict=True,
+        ).to(model.device)
+        with torch.no_grad():
+            out = model.generate(**asked, max_new_tokens=max_tokens, do_sample=False)
+        said += tokenizer.batch_decode(out[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        print(f"asked {len(said)} of {len(questions)}", flush=True)
+    return said
+
+
+def learn(asked: dict[str, Any]) -> dict[str, Any]:
+    """As many passes over the rows as fit into so many seconds, at most ``epochs``; then the answers to questions."""
+    base, rows, batch_size = asked["base"], asked["rows"], asked["batch_size"]
+    settings: dict[str, Any] = {
+        "learning_rate": asked["learning_rate"],
+        "activation_checkpointing": False,
+        "train_sampling_strategy": "group_by_length",
+        "lr_scheduler_type": "cosine",
+    }
+    _, rehearsed = train(base, rows, batch_size=batch_size, num_steps=REHEARSED, **settings)
+    step_seconds = (rehearsed[-1][1] - rehearsed[0][1]) / (len(rehearsed) - 1)
+    wanted = round(asked["epochs"] * len(rows) / batch_size)
+    num_steps = max(min(wanted, int(asked["seconds"] / step_seconds)), 1)
+    began = time.perf_counter()
+    model, passed = train(
+        base, rows, batch_size=batch_size, num_steps=num_steps, warmup_steps=int(0.03 * num_steps), **settings
+    )
+    return {
+        "num_steps": num_steps,
+        "seconds": passed[-1][1] - began,
+        "tokens": passed[-1][0],
+        "answers": answers(model, base, asked["questions"], max_tokens=asked["max_tokens"]),
+    }
+
+
+def main(asked_file: str, told_file: str) -> None:
+    asked = json.loads(Path(asked_file).read_text(encoding="utf-8"))
+    told: Any
+    if "questions" in asked:
+        told = learn(asked)
+    else:
+        _, told = train(asked["base"], asked["rows"], batch_size=asked["batch_size"], num_steps=asked["num_steps"])
+    Path(told_file).write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":
     import sys
 
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    steps = train(asked["base"], asked["rows"], batch_size=asked["batch_size"], num_steps=asked["num_steps"])
-    Path(sys.argv[2]).write_text(json.dumps(steps), encoding="utf-8")
+    main(*sys.argv[1:])
