@@ -14,6 +14,7 @@ from graftwork.adapters.jobs import Claim, Jobs, NewEvent
 from graftwork.clients import errors
 from graftwork.clients.async_client import AsyncClient
 from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.jobs import _where
 from graftwork.clients.client import Client
 from tests.clients.test_records import Desk
 from tests.clients.test_records import desk as desk  # the fixture
@@ -125,10 +126,24 @@ def test_train_submits_and_watches(desk: Desk, rows: Path) -> None:
         job["seed"],
     ) == (2, None, 5)
     assert "tickets@1" in desk.run("jobs", "list").stdout
+    assert "search" not in job["hyperparameters"]
     shown = desk.run("jobs", "show", job["id"]).stdout
     assert "The job has started." in shown
     assert desk.json("jobs", "watch", job["id"])["fine_tuned_model"] == "tickets@1"
     assert desk.run("jobs", "cancel", job["id"]).exit_code == ExitCode.FAILED
+
+
+def test_a_search_is_submitted_and_tells_its_trials(desk: Desk, rows: Path, jobs: Jobs) -> None:
+    given = ("--search", 3, "--report-to", "trackio", "--detach")
+    done = desk.run("train", "tickets", "--data", rows, *given)
+    assert done.exit_code == 0, done.stderr
+    (job,) = desk.json("jobs", "list")
+    assert (job["hyperparameters"]["search"], job["hyperparameters"]["report_to"]) == (3, ["trackio"])
+    assert jobs.claim("w", "validating_files", seconds=60) is not None
+    refused = desk.run("train", "tickets", "--data", rows, "--report-to", "wandb")
+    assert refused.exit_code == ExitCode.FAILED
+    assert "pip install wandb" in refused.stderr
+    assert _where({"trial": 2, "trials": 3, "step": 7, "total": 20}) == "trial 2 of 3 · 7/20"
 
 
 def test_a_failed_job_is_a_failed_command(desk: Desk, rows: Path, jobs: Jobs) -> None:

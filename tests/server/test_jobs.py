@@ -215,6 +215,16 @@ def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: 
     assert job["hyperparameters"]["beta"] == 0.2
 
 
+def test_a_search_and_trackers_are_hyperparameters(client: TestClient, jobs: Jobs) -> None:
+    asked = {"search": 8, "report_to": "trackio"}
+    job = submit(client, training_file=file_id(client), hyperparameters=asked)
+    FineTuningJob.model_validate(job, strict=True)
+    assert (job["hyperparameters"]["search"], job["hyperparameters"]["report_to"]) == (8, ["trackio"])
+    jobs.report(running(jobs), [], progress={"step": 3, "total": 80, "trial": 1, "trials": 8}, relayed_bytes=10)
+    shown = client.get(f"{JOBS}/{job['id']}").json()["graftwork"]["progress"]
+    assert (shown["trial"], shown["trials"]) == (1, 8)
+
+
 def test_feedback_as_a_training_file_chooses_its_method(client: TestClient) -> None:
     job = submit(client, model="intents", suffix=None, training_file="feedback")
     assert (job["training_file"], job["graftwork"]["method"], job["graftwork"]["adapter"]) == (
@@ -238,6 +248,15 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "half an epoch": ({"hyperparameters": {"n_epochs": 0.5}}, 400, "hyperparameters.n_epochs", "whole number"),
     "a truth": ({"hyperparameters": {"n_epochs": True}}, 400, "hyperparameters.n_epochs", "whole number"),
     "a rate beyond": ({"hyperparameters": {"learning_rate": 5}}, 400, "hyperparameters.learning_rate", "1e-12 to 1"),
+    "one trial": ({"hyperparameters": {"search": 1}}, 400, "hyperparameters.search", "from 2 to 100"),
+    "an unknown tracker": ({"hyperparameters": {"report_to": "all"}}, 400, "hyperparameters.report_to", "no tracker"),
+    "no tracker's name": ({"hyperparameters": {"report_to": [7]}}, 400, "hyperparameters.report_to", "list of them"),
+    "a tracker that is not here": (
+        {"hyperparameters": {"report_to": ["trackio", "wandb"]}},
+        400,
+        "hyperparameters.report_to",
+        "pip install wandb",
+    ),
     "integrations": ({"integrations": [{"type": "wandb", "wandb": {}}]}, 400, "integrations", "not supported"),
     "an unknown field": ({"trainingfile": "x"}, 400, "trainingfile", "did you mean training_file"),
     "feedback on nobody": ({"training_file": "feedback", "suffix": None}, 400, "suffix", "which adapter"),

@@ -118,6 +118,22 @@ def test_json_on_standard_output_and_people_on_standard_error(
     assert "Training tickets" in result.stderr
 
 
+def test_the_best_of_a_search_is_pushed(
+    graftwork: Callable[..., Result], server: FakeServer, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = graftwork("--data", write_rows(*ROWS), "--url", server.url, "--search", 2, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["version"] == "tickets@1"
+    assert [trial["number"] for trial in answer["search"]] == [1, 2]
+    (best,) = [trial for trial in answer["search"] if trial["best"]]
+    for said in ("It will take about", "trial 1 of 2", "trial 2 of 2", "the best", f"{best['learning_rate']:.3g}"):
+        assert said in result.stderr
+    (pushed,) = server.asked("POST", "/v1/adapters/tickets/versions")
+    assert json.loads(pushed["metadata"])["config"]["learning_rate"] == best["learning_rate"]
+    assert [path.name for path in (tmp_path / "home" / "trained").iterdir()] == [folders(tmp_path)[0].name]
+
+
 def test_without_a_server_nothing_is_pushed_and_the_command_to_do_it_is_said(
     graftwork: Callable[..., Result], write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -191,6 +207,10 @@ def test_a_server_of_another_base_is_found_out_before_training(
         (["--base", "{tmp}/nowhere"], 1, "nowhere"),
         (["--prompt-template", "{a.b}"], 1, "template"),
         (["--precision", "float16"], 2, "float16"),
+        (["--search", "1"], 2, "--search"),
+        (["--search", "2", "--validation", "0"], 1, "held-out rows, and there are none"),
+        (["--report-to", "tensorboard"], 1, "names trackers: wandb, mlflow, trackio"),
+        (["--report-to", "wandb"], 1, "pip install wandb"),
     ],
 )
 def test_wrong_settings_are_found_out_before_training(
