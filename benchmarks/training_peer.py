@@ -24,7 +24,7 @@ def train(
 ) -> tuple[Any, list[tuple[int, float]]]:
     """Train a rank-16 adapter on rows with ``prompt`` and ``completion`` messages. ``settings`` are SFTConfig's.
 
-    Returns the model, and after each step the tokens read so far and the seconds on some clock.
+    Returns the trainer, and after each step the tokens read so far and the seconds on some clock.
     """
     import datasets
     import peft
@@ -60,7 +60,7 @@ def train(
             callbacks=[Clock()],
         )
         trainer.train()
-    return trainer.model, passed
+    return trainer, passed
 
 
 def answers(model: Any, base: str, questions: Sequence[list[dict[str, str]]], *, max_tokens: int) -> list[str]:
@@ -95,19 +95,19 @@ def learn(asked: dict[str, Any]) -> dict[str, Any]:
         "train_sampling_strategy": "group_by_length",
         "lr_scheduler_type": "cosine",
     }
-    _, rehearsed = train(base, rows, batch_size=batch_size, num_steps=REHEARSED, **settings)
-    step_seconds = (rehearsed[-1][1] - rehearsed[0][1]) / (len(rehearsed) - 1)
-    wanted = round(asked["epochs"] * len(rows) / batch_size)
-    num_steps = max(min(wanted, int(asked["seconds"] / step_seconds)), 1)
-    began = time.perf_counter()
-    model, passed = train(
+    trainer, rehearsed = train(base, rows, batch_size=batch_size, num_steps=REHEARSED, **settings)
+    # By tokens, since the longest rows come first.
+    speed = (rehearsed[-1][0] - rehearsed[0][0]) / (rehearsed[-1][1] - rehearsed[0][1])
+    passes = min(asked["epochs"], asked["seconds"] * speed / sum(map(len, trainer.train_dataset["input_ids"])))
+    num_steps = max(int(passes * len(rows) / batch_size), 1)
+    trainer, passed = train(
         base, rows, batch_size=batch_size, num_steps=num_steps, warmup_steps=int(0.03 * num_steps), **settings
     )
     return {
         "num_steps": num_steps,
-        "seconds": passed[-1][1] - began,
+        "seconds": trainer.state.log_history[-1]["train_runtime"],
         "tokens": passed[-1][0],
-        "answers": answers(model, base, asked["questions"], max_tokens=asked["max_tokens"]),
+        "answers": answers(trainer.model, base, asked["questions"], max_tokens=asked["max_tokens"]),
     }
 
 
