@@ -428,14 +428,17 @@ class Jobs:
         metrics: Mapping[str, Any],
         trained_tokens: int | None,
         result_files: Sequence[str] = (),
+        events: Sequence[NewEvent] = (),
     ) -> None:
-        """It ends with ``version``, ``name@n``. Raises Lost."""
+        """It ends with ``version``, ``name@n``. ``events`` say what else became of it. Raises Lost."""
         facts = {"metrics": dict(metrics), "trained_tokens": trained_tokens, "result_files": list(result_files)}
         with self._database.write() as connection:
             _held(connection, claim)
             _end(connection, claim.job.id, "succeeded", version=version, **facts)
             created = NewEvent(message=f"New fine-tuned model created: {version}")
-            _record(connection, claim.job.id, [created, NewEvent(message="The job has successfully completed.")])
+            _record(
+                connection, claim.job.id, [created, *events, NewEvent(message="The job has successfully completed.")]
+            )
 
     def fail(self, claim: Claim, *, code: str, message: str, param: str | None = None) -> None:
         """It ends without a version, and this is why. Raises Lost."""

@@ -12,7 +12,15 @@ from graftwork.adapters.errors import InvalidRequest
 LIVE = "live"
 """The alias that every adapter has: ``intents`` means ``intents@live``."""
 
+CANDIDATE = "candidate"
+"""The alias of the newest version that training made and its gates passed."""
+
+TRIAL = "_trial-"
+"""How the names begin under which adapters are tried before they get a number of their own. Nobody else can choose such
+a name; it has no alias and stands in no list, and its version can be called for as long as the trial takes."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_TRIAL = re.compile(f"{TRIAL}[0-9a-f]{{16}}")
 # An alias starts with a letter: after the @, digits are always a version's number.
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 # An experiment's arm may be "base", the model without any adapter: no alias can mean something else by it.
@@ -36,6 +44,10 @@ def check_name(name: str, *, base_id: str) -> None:
         raise InvalidRequest(
             f"{name!r} is the base model's own id: choose another name for the adapter", param="name", code="name_taken"
         )
+
+
+def is_trial(name: str) -> bool:
+    return _TRIAL.fullmatch(name) is not None
 
 
 def check_alias(alias: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -43,7 +43,7 @@ from sqlalchemy import (
 from graftwork.adapters import names
 from graftwork.adapters.db import Database, Page, UtcDateTime, check_limit, schema
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
-from graftwork.adapters.names import LIVE
+from graftwork.adapters.names import LIVE, is_trial
 from graftwork.adapters.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class _Snapshot:
 
     last_event: int
     entries: Mapping[str, _Entry]  # sorted by name
+    trials: Mapping[str, _Entry]  # beside them: nobody is shown what is only tried
 
 
 class Guard(Protocol):
@@ -179,7 +180,7 @@ class Registry:
     def __init__(self, database: Database, *, guard: Guard | None = None) -> None:
         self._database = database
         self._guard = guard
-        self._snapshot = Remembered(database, _Snapshot(last_event=0, entries={}), self._refreshed)
+        self._snapshot = Remembered(database, _Snapshot(last_event=0, entries={}, trials={}), self._refreshed)
 
     # What requests ask
 
@@ -189,11 +190,11 @@ class Registry:
         NotFound, with the code ``model_not_found``, says what there is instead.
         """
         name, selector = names.split(model)
-        entries = self._snapshot.now().entries
-        entry = entries.get(name)
+        now = self._snapshot.now()
+        entry = now.entries.get(name) or now.trials.get(name)
         version = entry.served.get(selector) if entry else None
         if version is None:
-            raise NotFound(_why_not(model, entries), param="model", code="model_not_found")
+            raise NotFound(_why_not(model, now.entries), param="model", code="model_not_found")
         return version
 
     def adapter(self, name: str) -> Adapter:
@@ -201,6 +202,12 @@ class Registry:
         if name not in entries:
             raise NotFound(_no_adapter(name, entries), param="name", code="adapter_not_found")
         return entries[name].adapter
+
+    def trials(self) -> list[Version]:
+        """What is being tried, or was when whoever tried it was killed: versions under such names (`names.is_trial`)
+        that are not retired."""
+        versions = (version for entry in self._snapshot.now().trials.values() for version in entry.adapter.versions)
+        return [version for version in versions if version.retired_at is None]
 
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
         """Adapters by name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
@@ -211,12 +218,15 @@ class Registry:
 
     def with_digest(self, digest: str) -> list[Version]:
         """The versions, of any name, whose files have this digest; also retired ones."""
-        versions = (version for entry in self._snapshot.now().entries.values() for version in entry.adapter.versions)
+        now = self._snapshot.now()
+        entries = chain(now.entries.values(), now.trials.values())
+        versions = (version for entry in entries for version in entry.adapter.versions)
         return [version for version in versions if version.digest == digest]
 
     def version(self, name: str, number: int) -> Version:
         """Also a retired one."""
-        versions = self.adapter(name).versions
+        trial = self._snapshot.now().trials.get(name)
+        versions = (trial.adapter if trial else self.adapter(name)).versions
         # Numbers run from 1 without gaps, and rows are never deleted.
         if not 1 <= number <= len(versions):
             raise NotFound(_no_version(name, number, len(versions)), param="version", code="version_not_found")
@@ -240,11 +250,15 @@ class Registry:
 
         The same bytes under the same name are the version they were before: (it, False), and what else is said of
         them this time is not recorded. Either way ``alias`` then points at it; a first version is live as well.
+        What is tried (`names.is_trial`) has no alias.
 
         Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service must
         not come back because a pipeline ran again), or one that was registered for another base.
         """
-        names.check_name(name, base_id=base.id)
+        if not is_trial(name):
+            names.check_name(name, base_id=base.id)
+        elif alias is not None:
+            raise InvalidRequest("what is tried has no alias: leave it away", param="alias")
         if alias is not None:
             names.check_alias(alias)
         if data_digest is not None:
@@ -417,8 +431,9 @@ class Registry:
             if last_event == old.last_event:
                 return old
             changed = _entries(connection, since_event=old.last_event)
-        entries = dict(sorted({**old.entries, **changed}.items()))
-        return _Snapshot(last_event=last_event, entries=entries)
+        trials = {**old.trials, **{name: entry for name, entry in changed.items() if is_trial(name)}}
+        entries = dict(sorted({**old.entries, **{n: e for n, e in changed.items() if n not in trials}}.items()))
+        return _Snapshot(last_event=last_event, entries=entries, trials=trials)
 
 
 class _Change:
@@ -488,7 +503,7 @@ class _Change:
             self._connection.execute(insert(_adapters).values(name=self._name, created_at=self._at))
         self._connection.execute(insert(_versions).values(asdict(version)))
         self._record("push", to_version=version.number)
-        if last == 0:
+        if last == 0 and not is_trial(self._name):
             self.move("promote", LIVE, version.number)
         return version
 
@@ -561,7 +576,7 @@ def _entries(connection: Connection, *, since_event: int) -> dict[str, _Entry]:
             Adapter(
                 name=row.name,
                 created_at=row.created_at,
-                aliases=MappingProxyType(aliases_of[row.name]),
+                aliases=MappingProxyType(aliases_of.get(row.name, {})),
                 versions=versions_of[row.name],
             )
         )

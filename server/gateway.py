@@ -27,6 +27,7 @@ from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
 from graftwork.adapters.experiments import Draw
 from graftwork.adapters.interaction_ids import InteractionIds, Kind
 from graftwork.adapters.interactions import Completion, Outcome
+from graftwork.adapters.names import TRIAL, is_trial
 from graftwork.adapters.prompts import Prompts
 from graftwork.server.answers import Answer, ChatAnswer, CompletionAnswer, Head, Vocabulary, error_frame
 from graftwork.server.engine.request import Delta, SamplingParams
@@ -229,7 +230,8 @@ class Gateway(ls.specs.base.LitSpec):
                 param="model",
                 code="wrong_base",
             )
-        return Route(version.id, version.name, version.digest)
+        # All trials are one in the metrics.
+        return Route(version.id, TRIAL if is_trial(version.name) else version.name, version.digest)
 
     def _route_of(self, drawn: Draw, adapter: str) -> Route:
         """To an arm. That its version fits this base and is not retired was seen to when the experiment began."""

@@ -69,7 +69,8 @@ class Pushes:
     async def push(self, name: str, request: Request, *, alias: str | None, actor: str) -> tuple[Version, bool]:
         """The version that ``request`` pushes, and whether it is new."""
         services = self._services
-        names.check_name(name, base_id=services.base.id)
+        if not names.is_trial(name):
+            names.check_name(name, base_id=services.base.id)
         if alias is not None:
             names.check_alias(alias)
         if services.engine.state != "ready":

@@ -1,18 +1,20 @@
 """A finished adapter tried in the serving path before it gets its number: measured, and held against the gates.
 
-It is pushed under a name of its own, where nobody asks it but the trial, and taken out of service afterwards. Whatever
-goes wrong is a reason not to move an alias, and never one to lose the adapter.
+It is pushed under a name that stands in no list (`names.TRIAL`), and taken out of service afterwards. Whatever goes
+wrong is a reason not to move an alias, and never one to lose the adapter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.names import TRIAL
 from graftwork.adapters.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
@@ -21,9 +23,6 @@ from graftwork.training.evaluate import Evaluation, evaluate
 from graftwork.training.gates import Policy, Verdict, decide
 from graftwork.training.routing import route
 from graftwork.training.run import Parent
-
-TRIALS: Final = "trials"
-"""The adapter under whose name candidates are tried."""
 
 FEWEST: Final = 2
 
@@ -57,15 +56,19 @@ def judge(
     replay: Sequence[Row] = (),
     policy: Policy | None = None,
     seed: int = 0,
+    job: str | None = None,
 ) -> Judgement:
     """Try the adapter in ``adapter``, a PEFT folder, on rows it has not learned from. ``held_out`` and ``replay`` may
-    be of any kind; those that say what is right are asked."""
+    be of any kind; those that say what is right are asked. ``job`` is on record with the trial, for whoever has to end
+    what a kill left behind."""
     rows = route(held_out, "sft").rows
     rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
     if len(rows) < FEWEST:
         return Judgement(why_not=f"{len(rows)} held-out rows say what is right: nothing can be measured")
     try:
-        trial = client.adapters.push(TRIALS, adapter, metadata={"trial": True})
+        # A name of its own each time: the same bytes are tried again when a run was killed, and retired is for good.
+        name = f"{TRIAL}{secrets.token_hex(8)}"
+        trial = client.adapters.push(name, adapter, metadata={} if job is None else {"job": job})
         try:
             evaluation = evaluate(
                 client,
@@ -78,9 +81,8 @@ def judge(
                 seed=seed,
             )
         finally:
-            # The first one of the name is live, and stays so: another push of the same bytes is that one again.
             with contextlib.suppress(GraftworkClientError):
-                client.adapters.retire(TRIALS, trial.version)
+                client.adapters.retire(name, trial.version)
     except GraftworkClientError as error:
         return Judgement(why_not=f"it could not be tried: {error}")
     return Judgement(evaluation=evaluation, verdict=decide(evaluation, policy))

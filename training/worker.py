@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from graftwork.adapters import names
 from graftwork.adapters.artifacts import ArtifactStore, Limits
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database
@@ -40,18 +41,20 @@ from graftwork.adapters.descent import die_with_parent
 from graftwork.adapters.durable import write_whole
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, Unavailable
 from graftwork.adapters.files import Files
-from graftwork.adapters.jobs import FEEDBACK, Claim, Job, Jobs, Lost
+from graftwork.adapters.jobs import FEEDBACK, Claim, Job, Jobs, Lost, NewEvent
 from graftwork.adapters.lineage import Lineage
 from graftwork.adapters.names import split
 from graftwork.adapters.registry import Registry
 from graftwork.clients.client import Client
 from graftwork.clients.errors import (
+    ConflictError,
     GraftworkAPIError,
     GraftworkClientError,
     GraftworkConnectionError,
     OverloadedError,
     ServerError,
 )
+from graftwork.clients.types import PushedVersion
 from graftwork.training import intake, launch, relay
 from graftwork.training.jobspec import ADAPTER, CHECKPOINTS, RESULT, TRIALS, JobSpec
 from graftwork.training.pace import Pace
@@ -380,12 +383,14 @@ class Worker:
                 self._jobs.fail(claim, code=error["code"], message=error["message"], param=error.get("param"))
             else:
                 self._jobs.publish(claim)
-                if (version := self._push(job, current.folder, result)) is None:
+                if (pushed := self._push(job, current.folder, result)) is None:
                     current.push_at = time.monotonic() + PUSH_AGAIN_SECONDS
                     return
+                version, events = pushed
                 self._jobs.succeed(
                     claim,
                     version,
+                    events=events,
                     metrics=result.get("metrics") or {},
                     trained_tokens=result.get("trained_tokens"),
                     result_files=[self._keep_results(job, current.folder)],
@@ -393,13 +398,15 @@ class Worker:
                 log.info("%s: %s", job.id, version)
         self._done(current)
 
-    def _push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> str | None:
-        """The version, which is the same however often it is pushed; None when the server cannot take it just now."""
+    def _push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewEvent]] | None:
+        """The version, which is the same however often it is pushed, and what became of the alias for candidates; None
+        when the server cannot take it just now."""
         digest = result.get("data_digest")
         answers = folder / intake.ANSWERS_FILE
         if digest and answers.exists():
             # Before the version can be seen: whatever learned from somebody's words is on record.
             self._lineage.record(digest, json.loads(answers.read_bytes()))
+        card = result.get("card") or {}
         parent_name, number = split(job.parent) if job.parent else (None, "0")
         try:
             with Client(self.config.url, self.config.key) as client:
@@ -408,14 +415,14 @@ class Worker:
                     Path(result["adapter"]),
                     parent=int(number) if parent_name == job.name else None,
                     data_digest=digest,
-                    metadata={**(result.get("card") or {}), "job": job.id},
+                    metadata={**card, "job": job.id},
                 )
+                return version.id, _moved(client, version, card.get("gates"))
         except (GraftworkConnectionError, OverloadedError, ServerError) as error:
             log.warning("%s has finished, but its version cannot be pushed yet: %s", job.id, error)
             return None
         except GraftworkAPIError as error:
             raise Refused(str(error), code=error.code or "push_refused") from error
-        return version.id
 
     def _keep_results(self, job: Job, folder: Path) -> str:
         with self._files.upload() as upload:
@@ -520,12 +527,19 @@ class Worker:
             return
         for name in (CHECKPOINTS, TRIALS, ADAPTER):
             shutil.rmtree(self._folders / id / name, ignore_errors=True)
+        self._end_trials(id)
         (self._folders / id / intake.ANSWERS_FILE).unlink(missing_ok=True)
         feedback = self._folders / id / intake.FEEDBACK_FILE
         if job.status != "succeeded":
             feedback.unlink(missing_ok=True)
         elif feedback.exists():
             intake.forget(self._database, feedback)
+
+    def _end_trials(self, id: str) -> None:
+        """Whatever a run was killed in the middle of trying is not called any more."""
+        for version in self._registry.trials():
+            if version.metadata.get("job") == id:
+                self._registry.retire(version.name, version.number, actor="worker", reason=f"{id} has ended")
 
     @contextlib.contextmanager
     def _sole_worker(self) -> Iterator[None]:
@@ -537,6 +551,22 @@ class Worker:
                     f"Another training worker runs on {self.config.home}: one a home is enough."
                 ) from None
             yield
+
+
+def _moved(client: Client, version: PushedVersion, gates: Mapping[str, Any] | None) -> list[NewEvent]:
+    """Point `names.CANDIDATE` at a version that passed all gates, and say so; or say why it stays where it is.
+    ``gates`` are None for a version that nobody judged."""
+    if gates is None:
+        return []
+    alias = f"{version.name}@{names.CANDIDATE}"
+    if not gates["passed"]:
+        why = "; ".join(gates["refusals"])
+        return [NewEvent(message=f"{alias} stays where it is, the gates refuse: {why}.", level="warn")]
+    try:
+        client.adapters.promote(version.name, version.version, alias=names.CANDIDATE, reason="it passed all gates")
+    except ConflictError as error:
+        return [NewEvent(message=f"All gates are passed, and {alias} stays where it is: {error}", level="warn")]
+    return [NewEvent(message=f"All gates are passed: {alias} is {version.id} now.")]
 
 
 class Refused(GraftworkError):

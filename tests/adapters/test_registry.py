@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from graftwork.adapters import names
 from graftwork.adapters import registry as registry_module
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database, migrate
@@ -706,3 +707,29 @@ TestRegistryAgainstADict = RegistryMachine.TestCase
 TestRegistryAgainstADict.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_what_is_tried_can_be_called_for_so_long_and_stands_in_no_list(registry: Registry) -> None:
+    push(registry, "a")
+    name = f"{names.TRIAL}0123456789abcdef"
+    tried = push(registry, "b", name)
+    assert registry.resolve(f"{name}@1") == tried
+    assert registry.trials() == [tried]
+    assert [adapter.name for adapter in registry.adapters()] == ["intents"]
+    assert registry.with_digest("sha256:b") == [tried], "its files are in use"
+    for unnamed in (name, f"{name}@live", f"{name}@2"):
+        with pytest.raises(NotFound, match="there is no adapter"):
+            registry.resolve(unnamed)
+    for ask in (registry.adapter, registry.history, lambda name: registry.set_alias(name, "live", 1, actor="ann")):
+        with pytest.raises(NotFound, match="there is no adapter"):
+            ask(name)
+    with pytest.raises(InvalidRequest, match="has no alias"):
+        push(registry, "c", name, alias="live")
+    registry.retire(name, 1, actor="ann")
+    assert registry.trials() == []
+    with pytest.raises(NotFound):
+        registry.resolve(f"{name}@1")
+    assert push(registry, "b").id == "intents@2", "what was tried becomes a version"
+    for similar in (names.TRIAL, f"{names.TRIAL}x", name.upper()):
+        with pytest.raises(InvalidRequest, match="cannot be an adapter's name"):
+            push(registry, "d", similar)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.names import TRIAL
+from graftwork.clients.errors import NotFoundError
 from graftwork.training.data.row import Row
-from graftwork.training.judge import TRIALS, judge
+from graftwork.training.judge import judge
 from graftwork.training.run import Parent
 from tests.e2e.running import Server
 
@@ -19,7 +23,7 @@ def row(question: str, answer: str) -> Row:
 ROWS = [row("Is my parcel late?", "delivery"), row("Stop my plan.", "pause"), row("Where is it?", "delivery")]
 
 
-def test_a_trial_measures_all_three_and_leaves_no_alias(
+def test_a_trial_measures_all_three_and_leaves_nothing_to_call(
     server: Server, adapters: tuple[str, ...], folders: dict[str, Path], embedded_base: BaseInfo
 ) -> None:
     name = adapters[0]
@@ -46,9 +50,13 @@ def test_a_trial_measures_all_three_and_leaves_no_alias(
         assert same.evaluation.kl_to_parent == 0
         assert same.evaluation.better["parent"].mean == 0
 
-        trials = client.adapters.get(TRIALS)
-        assert set(trials.aliases) <= {"live"}
-        assert [version.retired_at is not None for version in trials.versions].count(False) <= 1
+        again = judge(client, other, ROWS, base=embedded_base, parent=parent, replay=ROWS[:1])
+        assert again.why_not == "", "a run that was killed tries the same bytes again"
+        assert not [one.name for one in client.adapters.list() if one.name.startswith(TRIAL)]
+        assert not [model.id for model in client.models() if model.id.startswith(TRIAL)]
+        assert evaluation.candidate.model.startswith(TRIAL)
+        with pytest.raises(NotFoundError):
+            client.complete(evaluation.candidate.model, "Hello")
 
 
 def test_what_cannot_be_tried_is_a_reason_and_no_error(server: Server, tmp_path: Path, embedded_base: BaseInfo) -> None:

@@ -1,7 +1,8 @@
 """A run that keeps the contract of training.jobspec and learns nothing: steps, checkpoints, an adapter, a result.
 
 What it ends in depends on every step having been done once, so that a step left out or done twice by going on from a
-checkpoint would show. ``metadata`` of the job says what goes wrong: ``crash_at`` a step, ``fail``, ``hang``.
+checkpoint would show. ``metadata`` of the job says what goes wrong: ``crash_at`` a step, ``fail``, ``hang``; and what
+the gates say: ``gates``, ``passed`` or ``refused``.
 """
 
 from __future__ import annotations
@@ -53,9 +54,16 @@ def main(folder: Path) -> int:
         "metrics": {"loss": 10 / total},
         "trained_tokens": 100 * total,
         "data_digest": "sha256:" + hashlib.sha256(b"".join(path.read_bytes() for path in spec.data)).hexdigest(),
-        "card": {"method": spec.method, "seed": spec.seed},
+        "card": {"method": spec.method, "seed": spec.seed, **judged(spec)},
     }
     return end(folder, result)
+
+
+def judged(spec: JobSpec) -> dict[str, Any]:
+    if (said := spec.metadata.get("gates")) is None:
+        return {}
+    refusals = [] if said == "passed" else ["accuracy fell by 0.100, and at most 0.02 is allowed"]
+    return {"gates": {"passed": said == "passed", "refusals": refusals}}
 
 
 def newest(folder: Path) -> tuple[int, str]:

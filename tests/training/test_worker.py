@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import subprocess
@@ -16,20 +17,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import uvicorn
 
+from graftwork.adapters import names
 from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.jobs import Job, Jobs, NewJob
 from graftwork.adapters.lineage import Lineage, hash_of
+from graftwork.adapters.outcomes import Metric
+from graftwork.adapters.plans import Arm, Plan
 from graftwork.server.processes import die_with_parent
 from graftwork.training import intake, relay
 from graftwork.training.pace import LINGER_SECONDS, PERIOD_SECONDS, Pace
 from graftwork.training.worker import Worker
 from tests.adapters.records import Records
 from tests.e2e.running import eventually, free_port
-from tests.server.stand_ins import World, make_world
+from tests.server.stand_ins import World, adapter_files, form, make_world
 from tests.training import worker_process
 
 ROWS = b'{"prompt": "Where is my card?", "completion": "card_arrival"}\n'
@@ -148,6 +153,51 @@ def test_a_job_becomes_a_version(world: World, url: str, jobs: Jobs) -> None:
         assert world.services.registry.adapter("intents").aliases == {"live": 1}, "no alias moves by itself"
         left = {path.name for path in (world.home / "jobs" / job.id).iterdir()}
         assert left == {"job.json", "progress.jsonl", "result.json", "run.log", "run.lock"}
+
+
+def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, jobs: Jobs) -> None:
+    def end(seed: int, **asked: str) -> Job:
+        return ended(jobs, submit(world, seed=seed, metadata=asked).id)
+
+    def aliases() -> dict[str, int]:
+        return dict(world.services.registry.adapter("intents").aliases)
+
+    with working(world, url):
+        first = end(1, gates="refused")
+        assert (first.status, aliases()) == ("succeeded", {"live": 1})
+        (why,) = [event for event in jobs.events(first.id, limit=100) if event.level == "warn"]
+        assert "accuracy fell by 0.100, and at most 0.02 is allowed" in why.message
+        passed = end(2, gates="passed")
+        assert aliases() == {"live": 1, "candidate": 2}
+        assert "All gates are passed: intents@candidate is intents@2 now." in messages(jobs, passed.id)
+        end(3, gates="refused")
+        end(4)  # which nobody judged
+        assert aliases() == {"live": 1, "candidate": 2}
+
+        arms = (Arm(name="now", version=1), Arm(name="next", version=2, weight=0.5, alias="candidate"))
+        plan = Plan(adapter="intents", arms=arms, metric=Metric.of("thumb"))
+        services = world.services
+        services.experiments.start("first", plan, base_digest=services.base.digest, actor="ann")
+        meanwhile = end(5, gates="passed")
+        assert (meanwhile.status, meanwhile.version) == ("succeeded", "intents@5")
+        assert aliases() == {"live": 1, "candidate": 2}, "what an experiment compares stays what it is"
+        assert any("the experiment 'first'" in message for message in messages(jobs, meanwhile.id))
+    assert services.registry.version("intents", 3).metadata["gates"]["passed"] is False
+
+
+def test_a_trial_that_was_killed_ends_with_its_job(world: World, url: str, jobs: Jobs) -> None:
+    job, other = submit(world), "ftjob-of-another-home"
+    with httpx.Client(base_url=url) as client:
+        for number, of in enumerate((job.id, other)):
+            said = {"metadata": json.dumps({"job": of})}
+            pushed = client.post(
+                f"/v1/adapters/{names.TRIAL}{number:016x}/versions", files=form(adapter_files(number)), data=said
+            )
+            assert pushed.status_code == 201
+    with working(world, url):
+        assert ended(jobs, job.id).status == "succeeded"
+        eventually(lambda: len(world.services.registry.trials()) == 1, SECONDS, "the trial has ended")
+    assert [version.metadata["job"] for version in world.services.registry.trials()] == [other]
 
 
 def test_feedback_is_learned_from_and_that_is_on_record(world: World, url: str, jobs: Jobs) -> None:
