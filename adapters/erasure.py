@@ -2,13 +2,17 @@
 
 Interactions go altogether. Feedback is append-only: its words go (corrections, comments, metadata, who said it), and
 what cannot tell of anybody stays, thumbs, scores and preferences, so that an experiment counts the same afterwards.
-Which versions learned from erased rows stays on record (``lineage``), and erasing says it.
+Which versions learned from erased rows stays on record (``lineage``), and erasing says it. Words also stand in files,
+in data sets and the folders of jobs: what is to go from there is written down in the same transaction, as `Pending`,
+until whoever has those files has done it.
 
 Knows nothing of when it is called: an operator asks for the one, the keeper for the other.
 """
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +20,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, delete, func, not_, or_, select, update
 
+from graftwork.adapters import settings
 from graftwork.adapters.db import Database
 from graftwork.adapters.feedback import ERASED, feedback
 from graftwork.adapters.interaction_ids import InteractionIds
@@ -24,6 +29,7 @@ from graftwork.adapters.lineage import Lineage, learners
 from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.registry import Registry
 
+_PENDING = "erasure-"
 _AT_ONCE = 500
 """Rows that one transaction takes: the one writer's place is free again in between."""
 
@@ -37,6 +43,14 @@ class Erased:
     num_feedback: int
     learned_from: tuple[str, ...] = ()
     continued: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """Answers whose words have yet to go from files: of a user who was erased, or who said something of them."""
+
+    name: str
+    answers: frozenset[str]
 
 
 class Erasure:
@@ -69,6 +83,8 @@ class Erasure:
             erasing = update(feedback).where(said, _has_words()).values(**ERASED, erased_at=datetime.now(UTC))
             num_feedback = connection.execute(erasing).rowcount
             num_interactions = connection.execute(delete(interactions).where(logged)).rowcount
+            if answers:
+                settings.keep(connection, f"{_PENDING}{secrets.token_hex(8)}", json.dumps(sorted(answers)))
         learned, continued = learners(self._registry, self._lineage.data_digests(answers))
         return Erased(
             num_interactions=num_interactions,
@@ -105,6 +121,17 @@ class Erasure:
                     total += connection.execute(change(ids)).rowcount
             if len(ids) < _AT_ONCE:
                 return total
+
+
+def pending(database: Database) -> list[Pending]:
+    """What files have yet to forget, the oldest first."""
+    kept = settings.kept(database, _PENDING)
+    return [Pending(name=name, answers=frozenset(json.loads(answers))) for name, answers in kept.items()]
+
+
+def done(database: Database, what: Pending) -> None:
+    """The files have forgotten it."""
+    settings.drop(database, what.name)
 
 
 def _has_words() -> ColumnElement[bool]:

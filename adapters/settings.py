@@ -1,11 +1,12 @@
-"""What a server made up once and must keep: its secrets, by name, in the database, the same for all its processes."""
+"""What a server must keep, by name, in the database, the same for all its processes: secrets that it made up once, and
+what it has yet to do."""
 
 from __future__ import annotations
 
 import secrets as randomness
 from datetime import UTC, datetime
 
-from sqlalchemy import Column, Named, Table, Text, TypedColumns, insert, select
+from sqlalchemy import Column, Connection, Named, Table, Text, TypedColumns, delete, insert, select
 
 from graftwork.adapters.db import Database, UtcDateTime, schema
 
@@ -35,3 +36,20 @@ def secret(database: Database, name: str) -> bytes:
                 kept = randomness.token_hex(32)
                 connection.execute(insert(_settings).values(name=name, value=kept, created_at=datetime.now(UTC)))
     return bytes.fromhex(kept)
+
+
+def keep(connection: Connection, name: str, value: str) -> None:
+    """As part of a write: what is to be remembered under a new name, until `drop`."""
+    connection.execute(insert(_settings).values(name=name, value=value, created_at=datetime.now(UTC)))
+
+
+def kept(database: Database, prefix: str) -> dict[str, str]:
+    """What is remembered under names that begin so, the oldest first."""
+    query = select(_settings.c.name, _settings.c.value).where(_settings.c.name.startswith(prefix, autoescape=True))
+    with database.read() as connection:
+        return {row.name: row.value for row in connection.execute(query.order_by(_settings.c.created_at))}
+
+
+def drop(database: Database, name: str) -> None:
+    with database.write() as connection:
+        connection.execute(delete(_settings).where(_settings.c.name == name))

@@ -71,14 +71,16 @@ def write_feedback(database: Database, name: str, target: Path) -> int:
             code="no_feedback",
         )
     if not target.exists():
-        answers = _answers(Interactions(database, ids), {said.interaction_id for said in said})
+        # Of shadow arms' answers, which nobody sees, those alone that somebody judged or compared.
+        about = {one.interaction_id for one in said} | {one.preferred_over for one in said if one.preferred_over}
+        answers = _answers(Interactions(database, ids), about)
         write_whole(target, "".join(_line(row) for row in (*answers, *said)))
     return len(said)
 
 
-def forget(database: Database, kept: Path) -> None:
+def forget(database: Database, kept: Path) -> bool:
     """Take out of feedback that was written down what is gone from the log since, erased or expired: whole answers with
-    all that was said of them, and words that were erased."""
+    all that was said of them, and words that were erased. Whether there was any."""
     ids = InteractionIds(secret(database, INTERACTION_IDS))
     rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
     answers = {row["id"] for row in rows if "completions" in row}
@@ -94,6 +96,7 @@ def forget(database: Database, kept: Path) -> None:
     ]
     if len(left) < len(rows):
         write_whole(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
+    return len(left) < len(rows)
 
 
 def _answers(interactions: Interactions, ids: set[str]) -> Iterator[Any]:

@@ -32,6 +32,7 @@ from graftwork.training.jobspec import (
     AUTO,
     CHECKPOINTS,
     PROGRESS,
+    REPORT,
     RESULT,
     SPEC,
     TRIALS,
@@ -43,9 +44,6 @@ from graftwork.training.routing import METHODS, choose, count
 from graftwork.training.run import Material, Parent, Run, assemble, carry_out, kept, read
 
 TERMINATED: Final = 128 + signal.SIGTERM
-
-REPORT: Final = "report.html"
-"""In the folder: the trial, with answers side by side for a person to read."""
 
 NAMES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs", "lora_rank": "rank"}
 """Other names that hyperparameters go by, and what they are called here."""
@@ -162,6 +160,7 @@ class Job:
                 parent=run.parent,
                 replay=run.held_out_older,
                 seed=spec.seed,
+                job=spec.job_id,
             )
         self._phase = "gates"
         if judgement.evaluation is None or judgement.verdict is None:

@@ -8,6 +8,7 @@
                        search.log        of a search: Optuna's journal of what was tried
                        trials/           the trial under way and the best one, each with checkpoints/ and adapter/
                        adapter/          the finished PEFT folder
+                       report.html       the trial, with answers side by side for a person to read
                        result.json       how it ended, written at once: {"status": "succeeded" | "failed", ...}
 
 The run is ``python -m graftwork.training.job FOLDER``, a process of its own. Exit code 0 with a result that succeeded,
@@ -34,6 +35,7 @@ PROGRESS: Final = "progress.jsonl"
 RESULT: Final = "result.json"
 CHECKPOINTS: Final = "checkpoints"
 ADAPTER: Final = "adapter"
+REPORT: Final = "report.html"
 TRIALS: Final = "trials"
 
 AUTO: Final = "auto"

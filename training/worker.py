@@ -55,8 +55,8 @@ from graftwork.clients.errors import (
     ServerError,
 )
 from graftwork.clients.types import PushedVersion
-from graftwork.training import intake, launch, relay
-from graftwork.training.jobspec import ADAPTER, CHECKPOINTS, RESULT, TRIALS, JobSpec
+from graftwork.training import erasing, intake, launch, relay
+from graftwork.training.jobspec import ADAPTER, CHECKPOINTS, REPORT, RESULT, TRIALS, JobSpec
 from graftwork.training.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ IDLE_SECONDS: Final = 0.5
 RELAY_SECONDS: Final = 0.5
 PACE_SECONDS: Final = 0.1
 SWEEP_SECONDS: Final = 600.0
+ERASE_SECONDS: Final = 10.0
 PUSH_AGAIN_SECONDS: Final = 2.0
 
 ASKING: Final = frozenset({"evaluate", "gates"})
@@ -223,6 +224,7 @@ class Worker:
         self._checker = ThreadPoolExecutor(1, thread_name_prefix="check")
         self._checking: tuple[Claim, Future[None]] | None = None
         self._current: Current | None = None
+        self._erase_at = 0.0
         self._sweep_at = 0.0
 
     def run(self) -> None:
@@ -253,6 +255,9 @@ class Worker:
                 self._go_on(self._current, now)
             except Lost:
                 self._drop()
+        if now >= self._erase_at:
+            self._erase_at = now + ERASE_SECONDS
+            erasing.carry_out(self._database, self.config.home)
         if now >= self._sweep_at:
             self._sweep()
             self._sweep_at = now + SWEEP_SECONDS
@@ -529,11 +534,11 @@ class Worker:
             shutil.rmtree(self._folders / id / name, ignore_errors=True)
         self._end_trials(id)
         (self._folders / id / intake.ANSWERS_FILE).unlink(missing_ok=True)
-        feedback = self._folders / id / intake.FEEDBACK_FILE
-        if job.status != "succeeded":
-            feedback.unlink(missing_ok=True)
-        elif feedback.exists():
-            intake.forget(self._database, feedback)
+        if job.status == "succeeded":
+            erasing.forget_in(self._database, self._folders / id)
+            return
+        for name in (intake.FEEDBACK_FILE, REPORT):
+            (self._folders / id / name).unlink(missing_ok=True)
 
     def _end_trials(self, id: str) -> None:
         """Whatever a run was killed in the middle of trying is not called any more."""

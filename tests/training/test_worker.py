@@ -23,6 +23,7 @@ import pytest
 import uvicorn
 
 from graftwork.adapters import names
+from graftwork.adapters.erasure import pending
 from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.jobs import Job, Jobs, NewJob
 from graftwork.adapters.lineage import Lineage, hash_of
@@ -217,9 +218,13 @@ def test_feedback_is_learned_from_and_that_is_on_record(world: World, url: str, 
     assert lineage.hashes([digest]) == {hash_of(id)}
     kept = world.home / "jobs" / job.id / intake.FEEDBACK_FILE
     assert id in kept.read_text(), "later rounds learn it again"
+    report = kept.with_name("report.html")
+    report.write_text("what ann said")
     world.services.records.erasure.user("ann")
-    intake.forget(records.database, kept)
+    with working(world, url):
+        eventually(lambda: not pending(records.database), SECONDS, "the worker has done it")
     assert kept.read_text() == "", "unless somebody asked to be forgotten"
+    assert not report.exists()
     records.database.close()
 
 
@@ -297,9 +302,12 @@ def test_cancelled_while_it_runs_it_stops_and_publishes_nothing(world: World, ur
     with working(world, url):
         eventually(lambda: jobs.get(job.id).progress.get("step"), SECONDS, "it runs")
         (run,) = runs()
+        trials = world.home / "jobs" / job.id / "trials"
+        (trials / "trial-1" / "adapter").mkdir(parents=True)  # as a search leaves them
         assert jobs.cancel(job.id, actor="ann").status == "cancelled"
         run.wait(10)
         assert ended(jobs, submit(world).id).status == "succeeded", "the worker goes on with the next one"
+    assert not trials.exists()
     assert messages(jobs, job.id)[-1] == "The job was cancelled by ann."
     assert [version.number for version in world.services.registry.adapter("intents").versions] == [1]
 

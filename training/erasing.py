@@ -1,0 +1,53 @@
+"""What training keeps outside of the database, and who was erased: taken out of data sets and of the folders of jobs.
+
+Whatever is killed: what is to be done stands in the database until it is done, and is done again from the beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from graftwork.adapters.db import Database
+from graftwork.adapters.erasure import done, pending
+from graftwork.adapters.lineage import Lineage
+from graftwork.training.data.store import DataStore
+from graftwork.training.intake import FEEDBACK_FILE, forget
+from graftwork.training.jobspec import REPORT, RESULT
+
+log = logging.getLogger(__name__)
+
+DATA_SETS: Final = "datasets"
+
+
+def carry_out(database: Database, home: Path) -> None:
+    """Do what is pending, below a server's home. A run under way keeps what it has read, until it ends."""
+    for wish in pending(database):
+        lineage = Lineage(database)
+        changed = DataStore(home / DATA_SETS).erase(wish.answers)
+        for data_set in changed:
+            # Of what was trained on it by hand no job has said so.
+            lineage.record(data_set.digest, wish.answers)
+        learned = lineage.data_digests(wish.answers)
+        for folder in (home / "jobs").iterdir():
+            if (folder / RESULT).is_file():
+                forget_in(database, folder, learned)
+        done(database, wish)
+        log.info("%d answers were erased; %d data sets had some", len(wish.answers), len(changed))
+
+
+def forget_in(database: Database, folder: Path, data_digests: Collection[str] = ()) -> None:
+    """Take out of an ended run's folder what is gone from the log; its report as well, which quotes its data, if it had
+    any of that or is about one of these data sets."""
+    kept = folder / FEEDBACK_FILE
+    had_some = kept.exists() and forget(database, kept)
+    if had_some or (data_digests and _digest(folder) in data_digests):
+        (folder / REPORT).unlink(missing_ok=True)
+
+
+def _digest(folder: Path) -> str | None:
+    digest: str | None = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("data_digest")
+    return digest
