@@ -96,6 +96,22 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_package(make_job: Cal
     assert "pip install wandb" in error["message"]
 
 
+def test_a_tracker_that_fails_says_so_without_secrets(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError(f"401 for {KEY} at https://ann:sesame@tracker.example/api")
+
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    monkeypatch.setattr("transformers.integrations.TrackioCallback.setup", refused)
+    folder = make_job(report_to=["trackio"])
+    assert Job(folder).run() == 1
+    error = json.loads((folder / "result.json").read_text())["error"]
+    assert error["code"] == "tracker_failed"
+    assert "trackio (ConnectionError: 401 for *** at https://***@tracker.example/api)" in error["message"]
+    assert not (folder / "adapter").exists()
+
+
 def test_a_folder_of_the_trackers_name_is_not_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
