@@ -16,7 +16,7 @@ from graftwork.adapters.erasure import done, pending
 from graftwork.adapters.lineage import Lineage
 from graftwork.training.data.store import DataStore
 from graftwork.training.intake import FEEDBACK_FILE, forget
-from graftwork.training.jobspec import REPORT, RESULT
+from graftwork.training.jobspec import REPORT, RESULT, SPEC
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ DATA_SETS: Final = "datasets"
 
 
 def carry_out(database: Database, home: Path) -> None:
-    """Do what is pending, below a server's home. A run under way keeps what it has read, until it ends."""
+    """Do what is pending, below a server's home. A run that has begun goes on with what it has read: it must end in
+    the same bits, however often it is begun."""
     for wish in pending(database):
         lineage = Lineage(database)
         changed = DataStore(home / DATA_SETS).erase(wish.answers)
@@ -33,14 +34,14 @@ def carry_out(database: Database, home: Path) -> None:
             lineage.record(data_set.digest, wish.answers)
         learned = lineage.data_digests(wish.answers)
         for folder in (home / "jobs").iterdir():
-            if (folder / RESULT).is_file():
+            if folder.is_dir() and ((folder / RESULT).exists() or not (folder / SPEC).exists()):
                 forget_in(database, folder, learned)
         done(database, wish)
         log.info("%d answers were erased; %d data sets had some", len(wish.answers), len(changed))
 
 
 def forget_in(database: Database, folder: Path, data_digests: Collection[str] = ()) -> None:
-    """Take out of an ended run's folder what is gone from the log; its report as well, which quotes its data, if it had
+    """Take out of a run's folder what is gone from the log; its report as well, which quotes its data, if it had
     any of that or is about one of these data sets."""
     kept = folder / FEEDBACK_FILE
     had_some = kept.exists() and forget(database, kept)
@@ -49,5 +50,6 @@ def forget_in(database: Database, folder: Path, data_digests: Collection[str] = 
 
 
 def _digest(folder: Path) -> str | None:
-    digest: str | None = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("data_digest")
+    path = folder / RESULT
+    digest: str | None = json.loads(path.read_bytes()).get("data_digest") if path.exists() else None
     return digest

@@ -20,7 +20,7 @@ from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.row import Row
 from graftwork.training.data.source import file_sources, record_source
 from graftwork.training.data.store import DataStore
-from graftwork.training.jobspec import REPORT, RESULT
+from graftwork.training.jobspec import REPORT, RESULT, SPEC
 from tests.adapters.records import BASE_ID, Records
 
 
@@ -69,7 +69,13 @@ class Home:
 
     def __init__(self, records: Records, path: Path) -> None:
         self.records, self.path = records, path
-        self.ids = {user: answer(records, f"words of {user}", user=user) for user in ("ann", "bob")}
+        questions = {"ann": "Where is my card?", "bob": "How do I cancel the transfer of yesterday?"}
+        self.ids = {
+            user: answer(
+                records, f"words of {user}", user=user, prompt={"messages": [{"role": "user", "content": asked}]}
+            )
+            for user, asked in questions.items()
+        }
         for id in self.ids.values():
             say(records, id, thumb="up")
         answers = [asdict(records.interactions.get(id)) for id in self.ids.values()]
@@ -89,6 +95,11 @@ class Home:
         (folder / RESULT).write_text(json.dumps({"status": "succeeded", "data_digest": digest}))
         (folder / REPORT).write_text("words of both")
         return folder
+
+    def begin(self, folder: Path) -> None:
+        """As if its run were under way."""
+        (folder / SPEC).write_text("{}")
+        (folder / RESULT).unlink(missing_ok=True)
 
     def carry_out(self) -> None:
         erasing.carry_out(self.records.database, self.path)
@@ -114,6 +125,20 @@ def test_who_is_erased_goes_from_data_sets_and_jobs(records: Records, tmp_path: 
     assert home.ids["ann"] not in (home.from_feedback / intake.FEEDBACK_FILE).read_text()
     # A version trained on the data set by hand is named from now on.
     assert home.data_set.digest in Lineage(records.database).data_digests([home.ids["ann"]])
+
+
+def test_a_run_that_has_begun_keeps_its_data_and_one_that_waits_does_not(records: Records, tmp_path: Path) -> None:
+    home = Home(records, tmp_path)
+    waits = home.job("three", "")
+    (waits / RESULT).unlink()
+    intake.write_feedback(records.database, "intents", waits / intake.FEEDBACK_FILE)
+    home.begin(home.from_feedback)
+    home.erasure.user("ann")
+    home.carry_out()
+    assert home.ids["ann"] in (home.from_feedback / intake.FEEDBACK_FILE).read_text()
+    assert home.ids["ann"] not in (waits / intake.FEEDBACK_FILE).read_text()
+    erasing.forget_in(records.database, home.from_feedback)  # as the worker does when it has ended
+    assert "words of ann" not in home.text()
 
 
 def test_an_erasure_that_was_killed_is_done_again(
