@@ -32,10 +32,10 @@ from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.clients.job_types import Job
 
-ROWS: Final = 4000
+ROWS: Final = 1000
 """Of the job: it must outlast the load, and is cancelled after it."""
 
-EPOCHS: Final = 50
+EPOCHS: Final = 100
 ALONE_SECONDS: Final = 20.0
 """How long the job runs with nobody asking, to see how fast it is then."""
 
