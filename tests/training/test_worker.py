@@ -341,18 +341,33 @@ def test_a_stopped_worker_gives_its_job_back_and_the_next_one_goes_on(world: Wor
 
 
 def kills(world: World, url: str, jobs: Jobs, count: int, seed: int) -> None:
-    """Kill worker or run at random moments; jobs end as undisturbed ones do, or failed with their reason."""
+    """Kill worker or run at random moments; jobs end as undisturbed ones do, or failed with their reason. The first job
+    learns from feedback, and feedback comes all the time."""
     moments = random.Random(seed)
-    submitted = [
-        submit(world, steps=40, seed=number, name=f"killed{number}").id for number in range(max(1, count // 4))
-    ]
+    records = Records.at(world.home / "graftwork.db")
+    acknowledged: list[int] = []
+
+    def say(name: str) -> None:
+        id = records.log(records.mint(f"{name}@1"))
+        acknowledged.append(world.services.records.feedback.add(intake_said(id), key_id="k")[0].id)
+
+    def submit_one(name: str, number: int) -> str:
+        feedback = {"training_file": "feedback", "method": "auto"} if number == 0 else {}
+        for _ in range(20 * bool(feedback)):
+            say(f"{name}{number}")
+        return submit(world, steps=40, seed=number, name=f"{name}{number}", **feedback).id
+
+    submitted = [submit_one("killed", number) for number in range(2)]
     worker: subprocess.Popen[bytes] | None = None
     try:
         killed = 0
-        while any(not jobs.get(id).ended for id in submitted):
+        while killed < count or any(not jobs.get(id).ended for id in submitted):
+            if all(jobs.get(id).ended for id in submitted):
+                submitted.append(submit_one("killed", len(submitted)))
             if worker is None or worker.poll() is not None:
                 worker = start_worker(world, url)
             time.sleep(moments.uniform(0.1, 1.5))
+            say("intents")
             if killed < count:
                 victims = [psutil.Process(worker.pid), *runs()]
                 victim = moments.choice(victims)
@@ -370,7 +385,8 @@ def kills(world: World, url: str, jobs: Jobs, count: int, seed: int) -> None:
             worker.wait()
     ends = [jobs.get(id) for id in submitted]
     with working(world, url):
-        undisturbed = [ended(jobs, submit(world, steps=40, seed=n, name=f"calm{n}").id) for n in range(len(ends))]
+        calm_ids = [submit_one("calm", number) for number in range(len(ends))]
+        undisturbed = [ended(jobs, id) for id in calm_ids]
     registry = world.services.registry
     for job, calm in zip(ends, undisturbed, strict=True):
         if job.status == "failed":
@@ -387,6 +403,12 @@ def kills(world: World, url: str, jobs: Jobs, count: int, seed: int) -> None:
         assert table.read_bytes() == calm_table.read_bytes()
         assert [point.step for point in jobs.checkpoints(job.id)] == [40, 35, 30, 25, 20, 15, 10, 5]
     assert any(job.status == "succeeded" for job in ends)
+    assert [row.id for row in records.feedback.each()] == acknowledged
+    kept = world.home / "jobs" / submitted[0] / intake.FEEDBACK_FILE
+    if ends[0].status == "succeeded":
+        learned = [json.loads(line) for line in kept.read_text().splitlines()]
+        assert [row["id"] for row in learned if "interaction_id" in row] == acknowledged[:20]
+    records.database.close()
 
 
 def start_worker(world: World, url: str) -> subprocess.Popen[bytes]:
