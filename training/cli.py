@@ -13,6 +13,7 @@ import typer
 
 from graftwork.clients.cli.exits import ExitCode, Stopped, stopped_in_order
 from graftwork.clients.cli.remote import Remote, over_http
+from graftwork.training import reading_options
 
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
@@ -66,31 +67,12 @@ def train(
             show_default=False,
         ),
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option("--format", help="What the rows are, where that is not seen by itself.", rich_help_panel=_DATA),
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt-column", help="Column or field of the question.", rich_help_panel=_DATA)
-    ] = None,
-    completion_column: Annotated[
-        str | None, typer.Option("--completion-column", help="Column or field of the answer.", rich_help_panel=_DATA)
-    ] = None,
-    prompt_template: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt-template",
-            help="Makes the question of several columns: '{subject}: {body}'.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option("--system", help="System message before every question of pairs.", rich_help_panel=_DATA),
-    ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Pairs are plain text for /v1/completions.", rich_help_panel=_DATA)
-    ] = False,
+    format: Annotated[str | None, reading_options.format(_DATA)] = None,
+    prompt_column: Annotated[str | None, reading_options.prompt_column(_DATA)] = None,
+    completion_column: Annotated[str | None, reading_options.completion_column(_DATA)] = None,
+    prompt_template: Annotated[str | None, reading_options.prompt_template(_DATA)] = None,
+    system: Annotated[str | None, reading_options.system(_DATA)] = None,
+    plain: Annotated[bool, reading_options.plain(_DATA)] = False,
     validation: Annotated[
         float, typer.Option("--validation", help="Share of rows to measure on.", rich_help_panel=_DATA)
     ] = 0.1,
@@ -180,9 +162,9 @@ def train(
         }
         _submit(remote, name, data, knobs, continued=continued, method=method, seed=seed, detach=detach)
         return
-    if data is None or continued is not None or method not in (None, "supervised"):
+    if data is None or continued is not None or detach or method not in (None, "supervised"):
         raise typer.BadParameter(
-            "only jobs learn from feedback, continue versions and have methods: leave --local away.",
+            "only jobs learn from feedback, continue versions, have methods and can be left alone: leave --local away.",
             param_hint="--local",
         )
     from graftwork.adapters.errors import GraftworkError

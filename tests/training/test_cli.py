@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.training import trainer
-from graftwork.training.cli import train
+from graftwork.training.cli import LOCAL_ONLY, train
 from tests.clients.fake_server import FakeServer, Refusal, running
 
 from .conftest import chat
@@ -44,9 +44,7 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def graftwork(tmp_path: Path, tiny_base: BaseInfo) -> Callable[..., Result]:
     """Runs ``graftwork train tickets --local`` with more arguments; HOME of Graftwork is below ``tmp_path``."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    app.command("train")(train)
+    app = alone()
 
     def run(*arguments: Any, local: bool = True) -> Result:
         home = ["--home", str(tmp_path / "home"), "--base", tiny_base.path]
@@ -55,6 +53,14 @@ def graftwork(tmp_path: Path, tiny_base: BaseInfo) -> Callable[..., Result]:
         return CliRunner().invoke(app, given)
 
     return run
+
+
+def alone() -> typer.Typer:
+    """The command line with this one command."""
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    app.command("train")(train)
+    return app
 
 
 def folders(tmp_path: Path) -> list[Path]:
@@ -251,6 +257,22 @@ def test_training_here_must_be_asked_for(graftwork: Callable[..., Result], write
     result = graftwork("--data", write_rows(*ROWS), local=False)
     assert result.exit_code == 2
     assert "--local" in result.stderr
+
+
+@pytest.mark.parametrize("option", LOCAL_ONLY)
+def test_what_a_job_cannot_do_is_refused_by_name(option: str, write_rows: Callable[..., Path]) -> None:
+    flag, value = f"--{option.replace('_', '-')}", ["1"] if option == "validation" else ["auto"]
+    given = {"plain": ["--plain"], "push": ["--no-push"]}.get(option, [flag, *value])
+    result = CliRunner().invoke(alone(), ["train", "tickets", "--data", str(write_rows(*ROWS)), *given])
+    assert result.exit_code == 2
+    assert f"jobs have no {flag}: add --local" in " ".join(result.stderr.replace("│", "").split())
+
+
+@pytest.mark.parametrize("given", [["--detach"], ["--continue", "tickets"], ["--method", "dpo"]])
+def test_what_only_a_job_can_do_is_refused_as_well(given: list[str], write_rows: Callable[..., Path]) -> None:
+    result = CliRunner().invoke(alone(), ["train", "tickets", "--local", "--data", str(write_rows(*ROWS)), *given])
+    assert result.exit_code == 2
+    assert "leave --local away" in " ".join(result.stderr.replace("│", "").split())
 
 
 def test_a_refused_push_keeps_the_adapter_and_says_how_to_push_it(

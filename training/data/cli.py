@@ -16,6 +16,7 @@ import typer
 
 from graftwork.clients.cli.exits import ExitCode
 from graftwork.clients.cli.remote import AsJson, Options
+from graftwork.training import reading_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,31 +54,12 @@ def check(
         list[Path],
         typer.Argument(metavar="FILE...", help="JSON lines, a JSON array, CSV, TSV or plain text.", show_default=False),
     ],
-    format: Annotated[
-        str | None,
-        typer.Option("--format", help="What the rows are, where that is not seen by itself.", rich_help_panel=_READING),
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt-column", help="Column or field of the question.", rich_help_panel=_READING)
-    ] = None,
-    completion_column: Annotated[
-        str | None, typer.Option("--completion-column", help="Column or field of the answer.", rich_help_panel=_READING)
-    ] = None,
-    prompt_template: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt-template",
-            help="Makes the question of several columns: '{subject}: {body}'.",
-            rich_help_panel=_READING,
-        ),
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option("--system", help="System message before every question of pairs.", rich_help_panel=_READING),
-    ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Pairs are plain text for /v1/completions.", rich_help_panel=_READING)
-    ] = False,
+    format: Annotated[str | None, reading_options.format(_READING)] = None,
+    prompt_column: Annotated[str | None, reading_options.prompt_column(_READING)] = None,
+    completion_column: Annotated[str | None, reading_options.completion_column(_READING)] = None,
+    prompt_template: Annotated[str | None, reading_options.prompt_template(_READING)] = None,
+    system: Annotated[str | None, reading_options.system(_READING)] = None,
+    plain: Annotated[bool, reading_options.plain(_READING)] = False,
     score_range: Annotated[
         str, typer.Option("--score-range", help="The worst and the best score.", rich_help_panel=_READING)
     ] = "0:1",
