@@ -309,8 +309,7 @@ class _Ear:
         if epoch not in told:  # it may have been, before the search was ended
             self._trial.report(loss, epoch)
         if step.step < step.num_steps and self._trial.should_prune():
-            epochs = f"{epoch} epoch{'' if epoch == 1 else 's'}"
-            raise _GivenUp(f"its loss of {loss:.4f} after {epochs} is worse than the median of the others.")
+            raise _GivenUp(f"its loss of {loss:.4f} after {_epochs(epoch)} is worse than the median of the others.")
 
 
 # --- what is tried ----------------------------------------------------------------------------------------------------
@@ -352,7 +351,11 @@ def _space(run: Run) -> dict[str, Callable[[optuna.trial.Trial], Any]]:
 
 def _said(asked: TrainConfig, values: Mapping[str, Any]) -> str:
     config = with_values(asked, values)
-    return f"learning rate {config.learning_rate:.3g}, rank {config.rank}, {config.epochs:g} epochs"
+    return f"learning rate {config.learning_rate:.3g}, rank {config.rank}, {_epochs(config.epochs)}"
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
 # --- the study's file -------------------------------------------------------------------------------------------------

@@ -383,7 +383,7 @@ class _Watcher(transformers.TrainerCallback):
             last_loss=sum(last_tenth) / len(last_tenth),
             base_validation_loss=looks[0].get(f"eval_{VALIDATION}_loss"),
             validation_loss=looks[-1].get(f"eval_{VALIDATION}_loss"),
-            validation_token_accuracy=looks[-1].get(f"eval_{VALIDATION}_mean_token_accuracy"),
+            validation_token_accuracy=looks[-1].get("eval_mean_token_accuracy"),
             replay_loss_before=replays[0] if replays else None,
             replay_loss=replays[-1] if replays else None,
             ended_early=self._forgot,

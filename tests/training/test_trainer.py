@@ -59,6 +59,8 @@ def test_the_loss_falls_and_every_step_is_told(run: Run, tmp_path: Path) -> None
     assert metrics.validation_loss is not None
     assert metrics.base_validation_loss is not None
     assert metrics.validation_loss < metrics.base_validation_loss - 1
+    assert metrics.validation_token_accuracy is not None
+    assert 0 < metrics.validation_token_accuracy <= 1
 
     numbers = [step.step for step in steps if step.loss is not None]
     assert sorted(set(numbers)) == list(range(1, metrics.num_steps + 1))
