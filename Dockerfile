@@ -9,6 +9,12 @@ ARG GRAFTWORK_TORCH=cpu
 ARG GRAFTWORK_TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/data/huggingface
 
+# The CPU kernels are compiled at the first start, for the machine that it starts on (Triton wants a compiler for its
+# own): below /data, so once. Without one the server says so and answers with torch's kernels.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /opt/graftwork
 COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements

@@ -281,6 +281,12 @@ def test_the_image_copies_what_exists_and_is_sent_to_the_builder() -> None:
     assert set(ROOMS) | {"src", "pyproject.toml", "README.md"} <= sources_copied
 
 
+def test_the_image_has_a_compiler_for_the_kernels() -> None:
+    (install,) = [words for words in dockerfile() if words[:2] == ["RUN", "apt-get"]]
+    assert "g++" in install
+    assert '"g++"' in (CHECKOUT / "server/engine/native/library.py").read_text(), "which is looked for"
+
+
 def test_the_image_starts_the_command_as_a_user_of_its_own() -> None:
     instructions = {words[0]: " ".join(words[1:]) for words in dockerfile()}
     assert instructions["ENTRYPOINT"] == '["graftwork"]'

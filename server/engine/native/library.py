@@ -36,8 +36,8 @@ INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fm
 #: gcc 12 takes the intrinsics' own undefined registers for uninitialized ones.
 FLAGS = ("-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
-#: By itself it takes a quarter of a minute. On a machine that is busy with other things it may take many times as long,
-#: and to wait costs less than to answer slowly for good.
+#: By itself it takes some seconds. On a machine that is busy with other things it may take many times as long, and to
+#: wait costs less than to answer slowly for good.
 BUILD_SECONDS = 600
 
 PLAIN, NORM, SILU_TIMES, GELU_TIMES = range(4)
@@ -161,7 +161,7 @@ def _build(folder: Path) -> Path:
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    log.info("%s compiles the CPU kernels, once: a quarter of a minute, more on a busy machine", found)
+    log.info("%s compiles the CPU kernels, once: some seconds, more on a busy machine", found)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as building:
         made = Path(building) / library.name
