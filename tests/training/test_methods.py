@@ -253,11 +253,14 @@ def test_a_run_that_forgets_ends_early_with_the_weights_from_before(
     old = token_ids([row(n) for n in range(12)], "sft")
     new = token_ids([row(n, "something else") for n in range(12)], "sft")
     run(tiny_base, old, config, tmp_path / "v1")
-    metrics, after = run(tiny_base, new, config, tmp_path / "v2", parent=tmp_path / "v1", replay_validation=old)
+    metrics, after = run(
+        tiny_base, new, config, tmp_path / "v2", parent=tmp_path / "v1", replay_validation=old, validation=new
+    )
     before = safetensors.torch.load_file(tmp_path / "v1" / "adapter_model.safetensors")
     assert metrics.ended_early
     assert metrics.num_steps < 6
     assert all(torch.equal(after[name], before[name]) for name in before)
+    assert metrics.validation_loss == metrics.base_validation_loss, "measured at the weights that were kept"
     free, _ = run(
         tiny_base,
         new,
