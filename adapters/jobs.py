@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
@@ -54,6 +55,10 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 FEEDBACK: Final = "feedback"
 """As a training file: the answers of the adapter and what was said of them, as they are when the run begins."""
+
+CONTROL: Final = "graftwork_control"
+"""In the metadata of a job that begins with the base and learns all that earlier jobs of its adapter learned from: the
+version that would have been continued otherwise, which its own is held against."""
 
 MAX_ATTEMPTS: Final = 3
 """Attempts in a row that may end without a new checkpoint."""
@@ -232,13 +237,23 @@ class Jobs:
 
     # -- whoever wants something learned -----------------------------------------------------------------------------
 
-    def submit(self, new: NewJob, *, actor: str, key_id: str, idempotency_key: str | None = None) -> tuple[Job, bool]:
+    def submit(
+        self,
+        new: NewJob,
+        *,
+        actor: str,
+        key_id: str,
+        idempotency_key: str | None = None,
+        events: Sequence[NewEvent] = (),
+        within: Connection | None = None,
+    ) -> tuple[Job, bool]:
         """Put a job into the queue, and say whether it is new: with an ``idempotency_key`` that this key has used
-        before it is not, if the same was asked for; else it is a Conflict."""
+        before it is not, if the same was asked for; else it is a Conflict. ``events`` are the first of a new one.
+        ``within`` makes it part of a write of the caller's."""
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=256)
         id = f"ftjob-{secrets.token_hex(12)}"
-        with self._database.write() as connection:
+        with nullcontext(within) if within is not None else self._database.write() as connection:
             known = None if idempotency_key is None else _of_key(connection, key_id, idempotency_key)
             if known is not None:
                 return _repeated(known, new), False
@@ -252,7 +267,7 @@ class Jobs:
                     | {"publishing": False, "relayed_bytes": 0, "progress": {}, "result_files": [], "metrics": {}}
                 )
             )
-            _record(connection, id, [NewEvent(message=f"Created fine-tuning job: {id}")])
+            _record(connection, id, [NewEvent(message=f"Created fine-tuning job: {id}"), *events])
             return _get(connection, id), True
 
     def get(self, id: str) -> Job:

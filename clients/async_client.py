@@ -225,6 +225,15 @@ class Jobs(_Calls):
     checkpoints = _awaiting(endpoints.job_checkpoints)
 
 
+class LearningPolicies(_Calls):
+    """When adapters learn by themselves: ``client.learning_policies``."""
+
+    list = _awaiting(endpoints.list_learning_policies)
+    get = _awaiting(endpoints.get_learning_policy)
+    set = _awaiting(endpoints.set_learning_policy)
+    remove = _awaiting(endpoints.remove_learning_policy)
+
+
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
@@ -267,6 +276,7 @@ class AsyncClient(_Calls):
         self.experiments = Experiments(self._connection)
         self.files = Files(self._connection)
         self.jobs = Jobs(self._connection)
+        self.learning_policies = LearningPolicies(self._connection)
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 

@@ -222,6 +222,15 @@ class Jobs(_Calls):
     checkpoints = _calling(endpoints.job_checkpoints)
 
 
+class LearningPolicies(_Calls):
+    """When adapters learn by themselves: ``client.learning_policies``."""
+
+    list = _calling(endpoints.list_learning_policies)
+    get = _calling(endpoints.get_learning_policy)
+    set = _calling(endpoints.set_learning_policy)
+    remove = _calling(endpoints.remove_learning_policy)
+
+
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
@@ -264,6 +273,7 @@ class Client(_Calls):
         self.experiments = Experiments(self._connection)
         self.files = Files(self._connection)
         self.jobs = Jobs(self._connection)
+        self.learning_policies = LearningPolicies(self._connection)
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 

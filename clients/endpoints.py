@@ -17,7 +17,7 @@ from urllib.parse import quote
 from graftwork.clients.calls import SLOW, Call, LinesCall, Progress, Reply, Request, StreamCall, Upload
 from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError, LocalFileError
 from graftwork.clients.experiment_types import Experiment
-from graftwork.clients.job_types import Deleted, File, Job, JobCheckpoint, JobEvent
+from graftwork.clients.job_types import Deleted, File, Job, JobCheckpoint, JobEvent, LearningPolicy
 from graftwork.clients.streams import ChatChunk, CompletionChunk
 from graftwork.clients.types import (
     Adapter,
@@ -516,6 +516,49 @@ def job_checkpoints(id: str, *, after: str | None = None, limit: int | None = No
     """A page of the steps after which a run was saved, newest first."""
     path, query = _path("fine_tuning", "jobs", id, "checkpoints"), _given(after=after, limit=limit)
     return Call(request=Request(method="GET", path=path, query=query), read=_one(Page[JobCheckpoint]))
+
+
+def list_learning_policies() -> Call[Page[LearningPolicy]]:
+    """All adapters that learn by themselves, and how they stand."""
+    return Call(request=Request(method="GET", path=_path("learning_policies")), read=_one(Page[LearningPolicy]))
+
+
+def get_learning_policy(adapter: str) -> Call[LearningPolicy]:
+    """When an adapter learns by itself, and how that stands; raises ``NotFoundError`` when it does not."""
+    return Call(request=Request(method="GET", path=_learning_path(adapter)), read=_one(LearningPolicy))
+
+
+def set_learning_policy(
+    adapter: str,
+    *,
+    after: int | None = 50,
+    every_days: float | None = 7.0,
+    at_least: int = 10,
+    control_every: int | None = None,
+    method: str = "auto",
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> Call[LearningPolicy]:
+    """Let an adapter learn by itself: ``after`` so many new judgements, or ``every_days`` with ``at_least`` so many;
+    ``None`` turns one of the two off. Every ``control_every``-th round begins with the base, to compare with.
+    ``method`` and ``hyperparameters`` are those of its jobs."""
+    body = {
+        "after": after,
+        "every_days": every_days,
+        "at_least": at_least,
+        "control_every": control_every,
+        "method": method,
+        "hyperparameters": dict(hyperparameters or {}),
+    }
+    return Call(request=Request(method="PUT", path=_learning_path(adapter), json=body), read=_one(LearningPolicy))
+
+
+def remove_learning_policy(adapter: str) -> Call[LearningPolicy]:
+    """Let an adapter learn on command alone. A round that is under way goes on."""
+    return Call(request=Request(method="DELETE", path=_learning_path(adapter)), read=_one(LearningPolicy))
+
+
+def _learning_path(adapter: str) -> str:
+    return _path("adapters", adapter, "learning_policy")
 
 
 def _export(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:

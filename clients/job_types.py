@@ -1,5 +1,6 @@
-"""What the server says of files and training jobs, as frozen dataclasses: field names as on the wire, times in UTC.
+"""What the server says of files, training jobs and learning policies, as frozen dataclasses.
 
+Field names are those of the wire, times are in UTC.
 ``status``, ``level`` and ``phase`` are plain strings, since their values may grow. Knows nothing of HTTP.
 """
 
@@ -103,3 +104,48 @@ class JobCheckpoint:
     step_number: int
     fine_tuned_model_checkpoint: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRound:
+    """One round of a learning policy: its job, and what came of it. ``control``: it began with the base;
+    ``continues`` is the version that it continued otherwise. ``gates_passed`` ``None``: held against none (yet)."""
+
+    number: int
+    job: str
+    control: bool
+    status: str
+    submitted_at: datetime
+    continues: str | None = None
+    finished_at: datetime | None = None
+    version: str | None = None
+    gates_passed: bool | None = None
+    refusals: tuple[str, ...] = ()
+    error: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningPolicy:
+    """When an adapter learns by itself: ``after`` so many new judgements, or ``every_days`` with ``at_least`` so many;
+    ``None`` is off. And how it stands: the new ``judgements``, what it ``waits_for`` unless a round is ``due``."""
+
+    adapter: str
+    after: int | None
+    every_days: float | None
+    at_least: int
+    control_every: int | None
+    method: str
+    hyperparameters: Mapping[str, Any]
+    actor: str
+    created_at: datetime
+    updated_at: datetime
+    judgements: int
+    due: bool
+    waits_for: str | None
+    rounds: int
+    next_is_control: bool
+    last_round: LearningRound | None

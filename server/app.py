@@ -40,11 +40,13 @@ from graftwork.adapters.exposures import Exposures
 from graftwork.adapters.files import Files
 from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys, Role
+from graftwork.adapters.learning_policies import LearningPolicies
 from graftwork.adapters.leases import Lease, Leases
 from graftwork.adapters.prompts import Prompts
 from graftwork.adapters.registry import Registry
 from graftwork.server import edge
 from graftwork.server.auth import Authenticator
+from graftwork.server.auto_loop import AutoLoop
 from graftwork.server.config import ServerConfig
 from graftwork.server.gateway import Gateway
 from graftwork.server.keeper import Keeper
@@ -69,6 +71,8 @@ API_PROCESSES = 1
 RETENTION_SECONDS = 3600.0
 #: A guardrail's evidence waits no longer than this.
 EXPERIMENTS_SECONDS = 1.0
+#: A round of learning takes minutes: it may begin this late.
+LEARNING_SECONDS = 5.0
 #: At the end, when nothing is under way any more: how long connections may stay open, whose clients do not read; how
 #: long a database that is busy may keep the last rows waiting; and what an API process takes beside these.
 CLOSE_SECONDS = 10
@@ -262,7 +266,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     board = Board(API_PROCESSES)
     trainer = Trainer(config, info, board)
     link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
-    registry, metrics = Registry(database, guard=UnderExperiment()), Metrics()
+    registry, metrics, jobs = Registry(database, guard=UnderExperiment()), Metrics(), Jobs(database)
     records = Records.of(
         database,
         registry,
@@ -282,7 +286,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
         files=files,
-        jobs=Jobs(database),
+        jobs=jobs,
+        learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         allowed_roots=config.allowed_roots,
         limits=config.adapter_limits,
         engine=link,
@@ -308,12 +313,15 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
 
 def _keeper(database: Database, services: Services) -> Keeper:
     """What must happen by itself, a line each."""
-    keeper = Keeper(Leases(database))
+    leases = Leases(database)
+    keeper = Keeper(leases)
     records = services.records
     referee = Referee(
         database, services.registry, services.experiments, records.interactions, records.feedback, records.ids
     )
     keeper.duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
+    learning = AutoLoop(services.learning, services.jobs, services.registry, leases)
+    keeper.duty("learning", learning.run, every=LEARNING_SECONDS)
     keeper.duty("retention", partial(_expire, records), every=RETENTION_SECONDS)
     return keeper
 

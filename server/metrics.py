@@ -80,6 +80,13 @@ class Metrics:
             "shadows", "Copies of requests for shadow arms, by what became of them.", "outcome"
         )
 
+        self._rounds = self._gauge(
+            "learning_rounds", "Rounds of learning policies, by the status of their jobs.", "adapter", "status"
+        )
+        self._judgements = self._gauge(
+            "learning_judgements", "New judgements that an adapter's learning policy has counted.", "adapter"
+        )
+
         self._ready = self._gauge("ready", "1 while the engine answers.")
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
@@ -157,6 +164,18 @@ class Metrics:
         for name, tier in tier_of_live.items():
             if (label := self._adapter(name)) != OTHERS:
                 self._live.labels(label).set(tier == "device")
+
+    # learning policies
+
+    def set_learning(self, standings: Mapping[str, tuple[int, Mapping[str, int]]]) -> None:
+        """By adapter that has a learning policy: its new judgements, and how many rounds are in each status."""
+        self._rounds.clear()
+        self._judgements.clear()
+        for name, (judgements, rounds) in standings.items():
+            if (label := self._adapter(name)) != OTHERS:
+                self._judgements.labels(label).set(judgements)
+                for status, count in rounds.items():
+                    self._rounds.labels(label, status).set(count)
 
     # what runs
 

@@ -20,6 +20,7 @@ from graftwork.adapters.interaction_ids import InteractionIds
 from graftwork.adapters.interactions import Interactions
 from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys
+from graftwork.adapters.learning_policies import LearningPolicies
 from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.peft_format import Limits
 from graftwork.adapters.registry import Registry
@@ -116,6 +117,7 @@ class Services:
     exposures: Exposures
     files: Files
     jobs: Jobs
+    learning: LearningPolicies
     allowed_roots: tuple[Path, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)

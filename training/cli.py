@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _DATA = "The data"
 _RUN = "The run"
 _RESULT = "The result"
+_LOOP = "By itself"
 
 
 @over_http
@@ -141,25 +142,71 @@ def train(
     push: Annotated[
         bool, typer.Option("--push/--no-push", help="Push it to the server when done.", rich_help_panel=_RESULT)
     ] = True,
+    watch: Annotated[
+        bool | None,
+        typer.Option(
+            "--watch/--no-watch",
+            help="Let it learn by itself from what is said of its answers, and tell what happens; or no longer.",
+            rich_help_panel=_LOOP,
+            show_default=False,
+        ),
+    ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(
+            "--after", min=0, metavar="M", help="After M new judgements; 0: never for that. 50.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every", min=0, metavar="DAYS", help="So many days later; 0: never for that. 7.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    at_least: Annotated[
+        int | None,
+        typer.Option(
+            "--at-least", min=1, metavar="M", help="New judgements wanted even then. 10.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    control_every: Annotated[
+        int | None,
+        typer.Option(
+            "--control-every",
+            min=0,
+            metavar="K",
+            help="Every Kth round begins with the base, to compare with; 0: none does, as by default.",
+            rich_help_panel=_LOOP,
+        ),
+    ] = None,
 ) -> None:
     """Train an adapter, and make it the next version.
 
     The server does it, as a job; Ctrl-C stops watching it. With --local this process does, and pushes the result; it
-    writes a PEFT folder, which stays, and Ctrl-C stops the run and leaves nothing behind.
+    writes a PEFT folder, which stays, and Ctrl-C stops the run and leaves nothing behind. With --watch the server does
+    it again and again, also after Ctrl-C, until --no-watch.
     """
+    knobs = {
+        "n_epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "rank": rank,
+        "alpha": alpha,
+        "max_length": max_length,
+        "search": search,
+        "report_to": report_to,
+    }
+    if watch is not None:
+        loop = {"after": after, "every": every, "at_least": at_least, "control_every": control_every}
+        _loop(remote, name, knobs, loop, on=watch, method=method, detach=detach)
+        return
+    for option in LOOP_ONLY:
+        if option in remote.given:
+            hint = _flag(option)
+            raise typer.BadParameter(f"{hint} says when an adapter learns by itself: add --watch.", param_hint=hint)
     if (data is None) != from_feedback:
         raise typer.BadParameter("give a file, or --from-feedback, one of the two.", param_hint="--data")
     if not local:
-        knobs = {
-            "n_epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "rank": rank,
-            "alpha": alpha,
-            "max_length": max_length,
-            "search": search,
-            "report_to": report_to,
-        }
         _submit(remote, name, data, knobs, continued=continued, method=method, seed=seed, detach=detach)
         return
     if data is None or continued is not None or detach or method not in (None, "supervised"):
@@ -222,6 +269,9 @@ LOCAL_ONLY = (
 )
 """What a job has no option for."""
 
+LOOP_ONLY = ("after", "every", "at_least", "control_every")
+"""What only an adapter has that learns by itself."""
+
 
 def _submit(
     remote: Remote,
@@ -237,24 +287,68 @@ def _submit(
     """Have the server train. What was not given is the server's choice; what jobs do not have is refused."""
     from graftwork.clients.cli import jobs
 
-    for option in LOCAL_ONLY:
-        if option in remote.given:
-            hint = f"--{option.replace('_', '-')}"
-            raise typer.BadParameter(f"jobs have no {hint}: add --local, or leave it away.", param_hint=hint)
-    if knobs["n_epochs"] != int(knobs["n_epochs"]):
-        raise typer.BadParameter("a job's epochs are a whole number.", param_hint="--epochs")
-    knobs["n_epochs"] = int(knobs["n_epochs"])
-    given = {knob: value for knob, value in knobs.items() if knob.removeprefix("n_") in remote.given}
     jobs.submit(
         remote,
         name,
         data,
         continued=continued,
         method=method,
-        hyperparameters=given,
+        hyperparameters=_hyperparameters(remote, knobs),
         seed=seed,
         detach=detach,
     )
+
+
+def _hyperparameters(remote: Remote, knobs: dict[str, Any]) -> dict[str, Any]:
+    """Those of a job that were given; an option that jobs do not have is refused."""
+    for option in LOCAL_ONLY:
+        if option in remote.given:
+            hint = _flag(option)
+            raise typer.BadParameter(f"jobs have no {hint}: add --local, or leave it away.", param_hint=hint)
+    if knobs["n_epochs"] != int(knobs["n_epochs"]):
+        raise typer.BadParameter("a job's epochs are a whole number.", param_hint="--epochs")
+    knobs["n_epochs"] = int(knobs["n_epochs"])
+    return {knob: value for knob, value in knobs.items() if knob.removeprefix("n_") in remote.given}
+
+
+def _loop(
+    remote: Remote,
+    name: str,
+    knobs: dict[str, Any],
+    loop: dict[str, Any],
+    *,
+    on: bool,
+    method: str | None,
+    detach: bool,
+) -> None:
+    """Have the server train whenever there is something new, or no longer. 0 turns a reason off."""
+    from graftwork.clients.cli import learning
+
+    for option in ("data", "local", "continued", "seed"):
+        if option in remote.given:
+            hint = {"continued": "--continue"}.get(option, _flag(option))
+            raise typer.BadParameter(
+                f"an adapter that learns by itself continues its live version from feedback: leave {hint} away.",
+                param_hint=hint,
+            )
+    given = _hyperparameters(remote, knobs)
+    if not on:
+        if given or method or remote.given & {*LOOP_ONLY}:
+            raise typer.BadParameter(
+                "with --no-watch nothing is learned: leave the rest away.", param_hint="--no-watch"
+            )
+        learning.unwatch(remote, name)
+        return
+    settings = {option: value or None for option, value in loop.items() if option in remote.given}
+    if "every" in settings:
+        settings["every_days"] = settings.pop("every")
+    settings |= {"hyperparameters": given} if given else {}
+    settings |= {"method": method} if method else {}
+    learning.watch(remote, name, settings, detach=detach)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _train(

@@ -24,9 +24,11 @@ from typing import Any, Final
 
 from graftwork.adapters.durable import write_whole
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
+from graftwork.adapters.jobs import CONTROL
 from graftwork.adapters.names import check_name
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.store import DataStore
+from graftwork.training.intake import ANSWERS_FILE, FEEDBACK_FILE
 from graftwork.training.jobspec import (
     ADAPTER,
     AUTO,
@@ -140,7 +142,7 @@ class Job:
             "metrics": card.metrics.to_json(),
             "trained_tokens": card.metrics.num_tokens,
             "data_digest": card.data_digest,
-            "card": {**card.to_json(), **judgement},
+            "card": {**card.to_json(), **judgement, **({"control": True} if CONTROL in spec.metadata else {})},
         }
 
     def _judged(self, spec: JobSpec, run: Run, adapter: Path) -> dict[str, Any]:
@@ -157,7 +159,7 @@ class Job:
                 adapter,
                 run.held_out,
                 base=run.base,
-                parent=run.parent,
+                parent=rival(spec, run),
                 replay=run.held_out_older,
                 seed=spec.seed,
                 job=spec.job_id,
@@ -228,7 +230,11 @@ def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run
             param="method",
         )
     given = knobs(spec.hyperparameters)
+    if CONTROL in spec.metadata:
+        spec = with_all_rounds(folder, spec)
     material = material_of(spec, share=given.get("validation", TrainConfig().validation))
+    if CONTROL in spec.metadata:
+        _remember_answers(folder, material)
     if spec.method == AUTO:
         choice = choose(count(row for rows in material.sides.values() for row in rows))
         method, reason = choice.method, choice.reason
@@ -247,6 +253,11 @@ def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run
         raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
     older = dict(older_rounds(folder, spec)) if parent else {}
     return assemble(spec.name, material, base=spec.base, config=config, parent=parent, older=older, reason=reason)
+
+
+def rival(spec: JobSpec, run: Run) -> str | None:
+    """The version that a candidate is held against: the one it continues; of a control, the one it might have."""
+    return spec.metadata.get(CONTROL) if run.parent is None else _parent(run)
 
 
 def knobs(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,6 +287,33 @@ def material_of(spec: JobSpec, *, share: float) -> Material:
 def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
     """What earlier runs of the same adapter learned from, by the runs' names, the oldest first: those beside this one
     that succeeded, as far as their data is still there. Nothing is copied, so that what is erased is not replayed."""
+    for earlier in _earlier(folder, spec):
+        yield earlier.job_id, material_of(earlier, share=TrainConfig().validation)
+
+
+def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
+    """The same run on all that it and earlier ones learn from, for a control. Of feedback the newest file has all."""
+    rounds = [*_earlier(folder, spec), spec]
+    data = {file: None for earlier in rounds for file in earlier.data if file.is_file()}
+    older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
+    return dataclasses.replace(
+        spec,
+        data=tuple(file for file in data if file not in older_feedback),
+        validation=tuple({file: None for earlier in rounds for file in earlier.validation}),
+    )
+
+
+def _remember_answers(folder: Path, material: Material) -> None:
+    """Which logged answers are among the rows, earlier rounds' too: whoever erases a user is told of this version."""
+    path = folder / ANSWERS_FILE
+    known = set(json.loads(path.read_bytes())) if path.exists() else set()
+    found = {id for rows in material.sides.values() for row in rows for id in row.interactions}
+    if found - known:
+        write_whole(path, json.dumps(sorted(found | known)))
+
+
+def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
+    """Runs of the same adapter beside this one that succeeded and whose data is still there, the oldest first."""
     beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT).is_file()]
     for path in sorted(beside, key=lambda path: (path / RESULT).stat().st_mtime_ns):
         if not (path / SPEC).is_file():
@@ -284,7 +322,7 @@ def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
         succeeded = json.loads((path / RESULT).read_text(encoding="utf-8"))["status"] == "succeeded"
         wanted = earlier.name in {spec.name, spec.parent_name} and earlier.data != spec.data
         if succeeded and wanted and all(file.exists() for file in (*earlier.data, *earlier.validation)):
-            yield earlier.job_id, material_of(earlier, share=TrainConfig().validation)
+            yield earlier
 
 
 def _parent(run: Run) -> str:

@@ -22,7 +22,6 @@ from graftwork.training.data.row import Row
 from graftwork.training.evaluate import Evaluation, evaluate
 from graftwork.training.gates import Policy, Verdict, decide
 from graftwork.training.routing import route
-from graftwork.training.run import Parent
 
 FEWEST: Final = 2
 
@@ -52,15 +51,15 @@ def judge(
     held_out: Sequence[Row],
     *,
     base: BaseInfo,
-    parent: Parent | None = None,
+    parent: str | None = None,
     replay: Sequence[Row] = (),
     policy: Policy | None = None,
     seed: int = 0,
     job: str | None = None,
 ) -> Judgement:
     """Try the adapter in ``adapter``, a PEFT folder, on rows it has not learned from. ``held_out`` and ``replay`` may
-    be of any kind; those that say what is right are asked. ``job`` is on record with the trial, for whoever has to end
-    what a kill left behind."""
+    be of any kind; those that say what is right are asked. ``parent`` is the version that it would replace, by its id.
+    ``job`` is on record with the trial, for whoever has to end what a kill left behind."""
     rows = route(held_out, "sft").rows
     rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
     if len(rows) < FEWEST:
@@ -76,7 +75,7 @@ def judge(
                 Prompts(Path(base.path)),
                 candidate=trial.id,
                 base=base.id,
-                parent=f"{parent.name}@{parent.version}" if parent else None,
+                parent=parent,
                 replay=route(replay, "sft").rows,
                 seed=seed,
             )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from graftwork import __version__
-from graftwork.clients.cli import adapters, chat, exits, experiments, feedback, interactions, jobs, keys
+from graftwork.clients.cli import adapters, chat, exits, experiments, feedback, interactions, jobs, keys, learning
 from graftwork.clients.cli.remote import Options
 
 app = typer.Typer(
@@ -49,5 +49,6 @@ app.command("chat")(chat.chat)
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(interactions.app, name="interactions")
+jobs.app.command("policies")(learning.policies)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")

@@ -18,13 +18,26 @@ from graftwork.server.routes import (
     interactions,
     jobs,
     keys,
+    learning_policies,
     log_policies,
     models,
     service,
 )
 from graftwork.server.services import Services
 
-NOUNS = (service, models, adapters, keys, feedback, interactions, log_policies, experiments, files, jobs)
+NOUNS = (
+    service,
+    models,
+    adapters,
+    keys,
+    feedback,
+    interactions,
+    log_policies,
+    experiments,
+    files,
+    jobs,
+    learning_policies,
+)
 
 
 def router(services: Services) -> APIRouter:

@@ -55,6 +55,10 @@ async def _observe(services: Services) -> None:
         log.debug("metrics without the engine: %s", unavailable)
     residency = await residency_of(engine)
     adapters = await to_thread.run_sync(all_adapters, services)
+    learning = await to_thread.run_sync(services.learning.all)
+    services.metrics.set_learning(
+        {policy.name: (standing.judgements, standing.rounds) for policy, standing in learning}
+    )
     serving = [version for adapter in adapters for version in adapter.versions if version.retired_at is None]
     tiers = Counter(tier(residency, version) for version in serving)
     services.metrics.set_residency(

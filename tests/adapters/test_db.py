@@ -28,6 +28,7 @@ from graftwork.adapters import (
     interactions,
     jobs,
     keys,
+    learning_policies,
     leases,
     lineage,
     log_policies,
@@ -39,7 +40,8 @@ from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavai
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
-    *(experiments, exposures, feedback, files, interactions, jobs, keys, leases, lineage, log_policies, registry),
+    *(experiments, exposures, feedback, files, interactions, jobs, keys, learning_policies, leases),
+    *(lineage, log_policies, registry),
     secrets,
 )
 

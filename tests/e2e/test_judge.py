@@ -11,7 +11,6 @@ from graftwork.adapters.names import TRIAL
 from graftwork.clients.errors import NotFoundError
 from graftwork.training.data.row import Row
 from graftwork.training.judge import judge
-from graftwork.training.run import Parent
 from tests.e2e.running import Server
 
 
@@ -28,7 +27,7 @@ def test_a_trial_measures_all_three_and_leaves_nothing_to_call(
 ) -> None:
     name = adapters[0]
     with server.client() as client:
-        parent = Parent(name=name, version=1, folder=folders[f"{name}@1"])
+        parent = f"{name}@1"
         other = folders[f"{adapters[1]}@1"]
         found = judge(client, other, ROWS, base=embedded_base, parent=parent, replay=ROWS[:1])
         assert found.why_not == ""

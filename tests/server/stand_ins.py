@@ -25,6 +25,7 @@ from graftwork.adapters.exposures import Exposures
 from graftwork.adapters.files import Files
 from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys
+from graftwork.adapters.learning_policies import LearningPolicies
 from graftwork.adapters.peft_format import Limits
 from graftwork.adapters.registry import Registry
 from graftwork.server import edge
@@ -132,7 +133,7 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
-    registry, metrics = Registry(database, guard=UnderExperiment()), Metrics()
+    registry, metrics, jobs = Registry(database, guard=UnderExperiment()), Metrics(), Jobs(database)
     services = Services(
         base=base,
         registry=registry,
@@ -145,7 +146,8 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
         files=Files(database, home / "files", max_bytes=1 << 20),
-        jobs=Jobs(database),
+        jobs=jobs,
+        learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         limits=LIMITS,
         allowed_roots=(home / "shared",),
     )

@@ -1,0 +1,170 @@
+"""Adapters that learn by themselves: both clients and the command line against the real routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from graftwork.adapters.feedback import Said
+from graftwork.adapters.jobs import Job
+from graftwork.clients import errors
+from graftwork.clients.cli.exits import ExitCode
+from tests.clients.test_records import Desk, MakeClient
+from tests.clients.test_records import desk as desk  # the fixture
+
+WAIT = "graftwork.clients.cli.learning.time.sleep"
+
+
+def say(desk: Desk, count: int) -> None:
+    for _ in range(count):
+        desk.records.feedback.add(Said(interaction_id=desk.records.mint("intents@1"), thumb="up"), key_id="k")
+
+
+def begin(desk: Desk) -> Job:
+    job = desk.world.services.learning.begin("intents")
+    assert job is not None
+    return job
+
+
+def end(desk: Desk, *, fail: bool = False) -> None:
+    """What a worker does with the job under way."""
+    jobs = desk.world.services.jobs
+    claim = jobs.claim("w", "validating_files", seconds=60)
+    assert claim is not None
+    jobs.validated(claim)
+    claim = jobs.claim("w", "queued", seconds=60)
+    assert claim is not None
+    if fail:
+        jobs.fail(claim, code="nan_loss", message="It diverged.")
+    else:
+        jobs.succeed(claim, "intents@1", metrics={}, trained_tokens=1)
+
+
+def test_both_clients_set_look_and_remove(make_client: MakeClient, desk: Desk) -> None:
+    client = make_client(desk.url)
+    assert client.learning_policies.list().data == ()
+    policy = client.learning_policies.set(
+        "intents", after=2, every_days=None, control_every=1, method="kto", hyperparameters={"rank": 8}
+    )
+    assert (policy.adapter, policy.after, policy.every_days, policy.method, policy.hyperparameters) == (
+        "intents", 2, None, "kto", {"rank": 8},
+    )  # fmt: skip
+    assert (policy.waits_for, policy.next_is_control, policy.last_round) == ("2 more judgements", True, None)
+    say(desk, 2)
+    job = begin(desk)
+    end(desk, fail=True)
+    policy = client.learning_policies.get("intents")
+    last = policy.last_round
+    assert last is not None
+    assert (last.job, last.number, last.control, last.continues, last.status, last.ended, last.error) == (
+        job.id, 1, True, None, "failed", True, "It diverged.",
+    )  # fmt: skip
+    assert list(client.learning_policies.list()) == [policy]
+    assert client.learning_policies.remove("intents") == policy
+    for ask in (client.learning_policies.get, client.learning_policies.remove):
+        with pytest.raises(errors.NotFoundError):
+            ask("intents")
+    with pytest.raises(errors.BadRequestError):
+        client.learning_policies.set("intents", after=None, every_days=None)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def on_wait(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object]) -> None:
+    """Do one of these whenever the command waits, and press Ctrl-C in the end."""
+    left = iter(steps)
+
+    def wait(_: float) -> None:
+        step = next(left, None)
+        if step is None:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr(WAIT, wait)
+
+
+def test_watch_sets_a_policy_and_tells_what_happens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+    on_wait(
+        monkeypatch,
+        lambda: say(desk, 2),
+        lambda: jobs.append(begin(desk)),
+        lambda: end(desk),
+        lambda: say(desk, 2),
+        lambda: jobs.append(begin(desk)),
+        lambda: end(desk, fail=True),
+    )
+    options = ("--after", 2, "--every", 0, "--control-every", 2, "--epochs", 2, "--method", "kto")
+    done = desk.run("train", "intents", "--watch", *options)
+    assert done.exit_code == ExitCode.INTERRUPTED
+    lines = done.stderr.splitlines()
+    assert lines[0] == (
+        "intents learns by itself: after 2 new judgements; every 2. round is a control. "
+        "Take it away: graftwork train intents --no-watch"
+    )
+    assert lines[1] == "0 new judgements: waiting for 2 more judgements"
+    assert "2 new judgements: a round is due" in lines
+    said = "Round 1 of the learning policy of intents: 2 new judgements; it continues intents@1."
+    assert lines.count(f"{jobs[0].id}  {said}") == 1
+    assert "Round 1 (continues intents@1): intents@1, not held against gates" in lines
+    assert "Round 2 (a control) failed: It diverged." in lines
+    assert lines[-1].startswith("intents goes on learning by itself.")
+    policy = desk.world.services.learning.get("intents")[0]
+    assert (policy.after, policy.every_days, policy.control_every, policy.method, policy.hyperparameters) == (
+        2, None, 2, "kto", {"n_epochs": 2},
+    )  # fmt: skip
+
+
+def test_watching_again_changes_what_is_said_and_nothing_else(desk: Desk) -> None:
+    first = desk.json("train", "intents", "--watch", "--after", 20, "--control-every", 3, "--detach")
+    assert (first["after"], first["every_days"], first["control_every"]) == (20, 7, 3)
+    assert desk.json("train", "intents", "--watch", "--detach") == first
+    again = desk.json(
+        "train", "intents", "--watch", "--from-feedback", "--control-every", 0, "--at-least", 4, "--detach"
+    )
+    assert (again["after"], again["at_least"], again["control_every"]) == (20, 4, None)
+    shown = desk.run("jobs", "policies").stdout
+    assert "after 20 new judgements or every 7 days with at least 4" in shown
+    assert desk.json("jobs", "policies") == [again]
+    say(desk, 20)
+    job = begin(desk)
+    gone = desk.run("train", "intents", "--no-watch")
+    assert "no longer learns by itself" in gone.stdout
+    assert f"graftwork jobs cancel {job.id}" in gone.stderr
+    assert "No adapter learns by itself" in desk.run("jobs", "policies").stdout
+    assert desk.run("train", "intents", "--no-watch").exit_code == ExitCode.NOT_FOUND
+    assert desk.run("train", "nobody", "--watch").exit_code == ExitCode.NOT_FOUND
+
+
+def test_as_json_a_line_for_each_change(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_wait(monkeypatch, lambda: None, lambda: say(desk, 1), lambda: desk.world.services.learning.remove("intents"))
+    done = desk.run("train", "intents", "--watch", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [json.loads(line)["judgements"] for line in done.stdout.splitlines()] == [0, 1]
+    assert "somebody took the policy away" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--watch", "--data", "rows.jsonl"],
+        ["--watch", "--local"],
+        ["--watch", "--continue", "intents@1"],
+        ["--watch", "--seed", "3"],
+        ["--watch", "--alias", "candidate"],
+        ["--watch", "--epochs", "0.5"],
+        ["--no-watch", "--after", "3"],
+        ["--no-watch", "--epochs", "3"],
+        ["--from-feedback", "--after", "3"],
+        ["--watch", "--after", "-1"],
+    ],
+)
+def test_what_does_not_belong_together_is_refused(desk: Desk, options: list[Any]) -> None:
+    done = desk.run("train", "intents", *options)
+    assert done.exit_code == ExitCode.USAGE, done.stderr
+    assert desk.world.services.learning.all() == []
+    assert list(desk.world.services.jobs.find()) == []
