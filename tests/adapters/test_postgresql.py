@@ -34,7 +34,9 @@ from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidReque
 from graftwork.adapters.exposures import ClosedUnit, Exposures
 from graftwork.adapters.feedback import FeedbackFilter, Said
 from graftwork.adapters.interactions import BARE_BASE, InteractionFilter
+from graftwork.adapters.jobs import Jobs
 from graftwork.adapters.keys import Keys
+from graftwork.adapters.learning_policies import LearningPolicies
 from graftwork.adapters.leases import Leases
 from graftwork.adapters.log_policies import LogPolicies
 from graftwork.adapters.registry import Registry
@@ -292,4 +294,27 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
     ):
         with pytest.raises(IntegrityError), records.database.write() as connection:
             connection.execute(text(statement))
+    records.database.close()
+
+
+def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    registry, jobs = Registry(records.database), Jobs(records.database)
+    policies = LearningPolicies(records.database, registry, jobs, base_id=BASE_ID)
+    push(registry, "a")
+    policies.set("intents", after=2, hyperparameters={"rank": 8}, control_every=1, actor="ann")
+    for thumb in ("up", "down"):
+        assert policies.begin("intents") is None
+        records.feedback.add(Said(interaction_id=records.mint("intents@1"), thumb=thumb), key_id="k")
+    with ThreadPoolExecutor(4) as pool:
+        begun = [job for job in pool.map(lambda _: policies.begin("intents"), range(4)) if job is not None]
+    assert [(job.model, job.hyperparameters) for job in begun] == [(BASE_ID, {"rank": 8})]
+    jobs.cancel(begun[0].id, actor="ann")
+    ((policy, standing),) = policies.all()
+    assert (standing.judgements, standing.rounds, standing.waits_for[:19]) == (
+        2,
+        {"cancelled": 1},
+        "2 more judgements, ",
+    )
+    assert policies.remove("intents") == policy
     records.database.close()
