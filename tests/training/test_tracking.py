@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,28 @@ from graftwork.training import tracking
 from graftwork.training.config import TrainConfig
 from graftwork.training.job import Job
 from graftwork.training.jobspec import JobSpec
-from graftwork.training.worker import Process, WorkerConfig
 
 from .conftest import chat
 
 ROWS = [chat(f"Ticket {number}", "delivery" if number % 2 else "pause") for number in range(24)]
 QUICK = {"rank": 2, "batch_size": 8, "num_epochs": 1, "precision": "float32"}
 KEY = "hf_secretsecretsecret"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where trackio writes. It reads that once, when it is imported."""
+    folder = tmp_path_factory.mktemp("trackio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_as_it_was() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -42,26 +57,16 @@ def make_job(tiny_base: BaseInfo, write_rows: Callable[..., Path], tmp_path: Pat
 
 
 def test_trackio_is_told_every_trial_as_a_run_of_its_own(
-    make_job: Callable[..., Path], tiny_base: BaseInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: Callable[..., Path], trackio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a worker starts it: what the tracker needs to know comes from the environment, and no secret goes further."""
-    folder = make_job(search=2, report_to=["trackio"])
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    """What the tracker needs to know comes from the environment, and no secret goes further."""
     monkeypatch.setenv("HF_TOKEN", KEY)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    process = Process(WorkerConfig(home=tmp_path, base=tiny_base, url="http://127.0.0.1:9", nice=0), folder)
-    try:
-        deadline = time.monotonic() + 300
-        while process.exit_code is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.end(0)
-    assert process.exit_code == 0, (folder / "run.log").read_text()
+    folder = make_job(search=2, report_to=["trackio"])
+    assert Job(folder).run() == 0
     found = json.loads((folder / "result.json").read_text())
     assert found["card"]["config"]["report_to"] == ["trackio"]
 
-    database = sqlite3.connect(tmp_path / "trackio" / "graftwork.db")
+    database = sqlite3.connect(trackio_folder / "graftwork.db")
     told = database.execute("select run_name, metrics from metrics order by id").fetchall()
     configs = dict(database.execute("select run_name, config from configs").fetchall())
     database.close()
@@ -73,7 +78,7 @@ def test_trackio_is_told_every_trial_as_a_run_of_its_own(
         losses = [line["eval/validation_loss"] for line in metrics if "eval/validation_loss" in line]
         assert losses[-1] == pytest.approx(trial["loss"], rel=1e-5)
         assert json.loads(configs[name])["learning_rate"] == pytest.approx(trial["learning_rate"])
-    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+    for path in (path for root in (tmp_path, trackio_folder) for path in root.rglob("*") if path.is_file()):
         assert KEY.encode() not in path.read_bytes(), path
 
 
