@@ -120,6 +120,8 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
         raise ConfigurationError(
             f"--max-model-len {max_length}: {info.id} was made for at most {info.max_positions} tokens."
         )
+    if max_length < 2:
+        raise ConfigurationError(f"--max-model-len {max_length}: a token of the prompt and one of the answer must fit.")
     # Weights are quantized from the CPU's copy, layer by layer: a card never holds the unquantized base.
     model = load_model(info, dtype=str(chosen.dtype).removeprefix("torch."), device="cpu")
     _refuse_batch_dependent(model)
