@@ -58,7 +58,7 @@ _BEGINNINGS = (
 BEGINNINGS: Final = tuple(_BEGINNINGS.split())
 """Of the texts that the base writes."""
 
-TEXT_TOKENS: Final = 60
+TEXT_TOKENS: Final = 40
 
 LOOK_SECONDS: Final = 1.0
 ROUNDS: Final = 3
@@ -520,7 +520,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 hands,
                 sizes,
                 report,
-                home=given.home.expanduser(),
+                home=given.home.expanduser().resolve(),
                 seed=given.seed,
                 peers=given.peers,
                 show=show,
