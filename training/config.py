@@ -15,6 +15,7 @@ from graftwork.adapters.artifacts import Limits
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.trackers import TRACKERS
 from graftwork.training.data.balance import Balance
+from graftwork.training.data.curriculum import Curriculum
 from graftwork.training.data.replay import DEFAULT_SHARE
 from graftwork.training.routing import METHODS, Method
 
@@ -93,6 +94,9 @@ class TrainConfig:
     balance: Balance = "none"
     """Class weights for supervised runs, by the answers."""
 
+    curriculum: Curriculum = "none"
+    """In which order an epoch's rows are learned from. Not of KTO, whose rows stay mixed by what was said of them."""
+
     replay: float = DEFAULT_SHARE
     """Share of the rows that come from older rounds, where there are any."""
 
@@ -152,8 +156,14 @@ class TrainConfig:
             ("quantization", Quantization),
             ("reference", Reference),
             ("balance", Balance),
+            ("curriculum", Curriculum),
         ):
             self._require(getattr(self, field) in get_args(kind), field, f"must be one of {', '.join(get_args(kind))}")
+        self._require(
+            self.curriculum == "none" or self.method != "kto",
+            "curriculum",
+            "must be none for kto, whose rows stay mixed",
+        )
         self._require(0 < self.beta < float("inf"), "beta", "must be above 0")
         self._require(0 <= self.sft_share < float("inf"), "sft_share", "must not be negative")
         self._require(0 <= self.replay < 1, "replay", "is a share of the rows: at least 0 and below 1")

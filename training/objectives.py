@@ -21,6 +21,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from graftwork.training import packing
 from graftwork.training.config import TrainConfig
+from graftwork.training.data.curriculum import Curriculum, easy_to_hard
 from graftwork.training.data.tokens import JudgedTokens, PairTokens, Tokens
 from graftwork.training.grafts import ADAPTER
 from graftwork.training.routing import kto_weights
@@ -53,7 +54,11 @@ def make(
     # One GPU trains; with more in sight TRL refuses to start unless a distributed launcher shares the rows out.
     settings._n_gpu = min(settings.n_gpu, 1)
     trainer_type.order = _Order(
-        [len(row) for row in rows], config.batch_size, config.seed, shuffled=config.method != "kto"
+        [len(row) for row in rows],
+        config.batch_size,
+        config.seed,
+        shuffled=config.method != "kto",
+        curriculum=config.curriculum,
     )
     collate = collator(pad_token_id=PADDING)
     # A dropped input of a shared token would be dropped for all rows at once.
@@ -127,8 +132,11 @@ class _Order(torch.utils.data.Sampler[int]):
     """Which row comes when: a function of seed and epoch alone, so that a run that was ended goes on as it would have,
     whatever its micro-batches."""
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, shuffled: bool) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, shuffled: bool, curriculum: Curriculum = "none"
+    ) -> None:
         self._lengths, self._batch_size, self._seed, self._shuffled = lengths, batch_size, seed, shuffled
+        self._curriculum = curriculum
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,7 +149,11 @@ class _Order(torch.utils.data.Sampler[int]):
         if not self._shuffled:
             yield from range(len(self))
             return
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        mixture = self._seed * 1_000_003 + self._epoch
+        if self._curriculum == "short_first":
+            yield from easy_to_hard(self._lengths, seed=mixture)
+            return
+        random = torch.Generator().manual_seed(mixture)
         order = torch.randperm(len(self), generator=random).tolist()
         batches: list[list[int]] = []
         for start in range(0, len(order), self._batch_size * BATCHES_SORTED):

@@ -56,8 +56,14 @@ HYPERPARAMETERS: Final[Mapping[str, tuple[type, float, float]]] = {
 }
 """By name: the type, the least and the largest value. Each may also be ``"auto"``."""
 
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "balance": ("none", "sqrt", "full"),
+    "curriculum": ("none", "short_first"),
+}
+"""Hyperparameters that are words: by name, which ones. Each may also be ``"auto"``."""
+
 REPORT_TO: Final = "report_to"
-"""The hyperparameter that is no number: the trackers that are told the measurements, one or a list."""
+"""The hyperparameter that is neither: the trackers that are told the measurements, one or a list."""
 
 _CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
 
@@ -232,9 +238,17 @@ def checked_hyperparameters(given: Any, place: str) -> dict[str, Any]:
         if name == REPORT_TO:
             checked[name] = _trackers(value, param)
             continue
+        if name in CHOICES:
+            if value != AUTO and value not in CHOICES[name]:
+                raise InvalidRequest(
+                    f'{param} must be "auto" or one of {", ".join(CHOICES[name])}, got {names.quoted(str(value))}',
+                    param=param,
+                )
+            continue
         if name not in HYPERPARAMETERS:
+            there = ", ".join((*HYPERPARAMETERS, *CHOICES, REPORT_TO))
             raise InvalidRequest(
-                f"{names.quoted(name)} is no hyperparameter: choose among {', '.join((*HYPERPARAMETERS, REPORT_TO))}",
+                f"{names.quoted(name)} is no hyperparameter: choose among {there}",
                 param=param,
                 code="unknown_parameter",
             )

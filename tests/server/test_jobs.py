@@ -215,6 +215,13 @@ def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: 
     assert job["hyperparameters"]["beta"] == 0.2
 
 
+def test_class_weights_and_the_order_of_rows_are_hyperparameters(client: TestClient, jobs: Jobs) -> None:
+    asked = {"balance": "sqrt", "curriculum": "short_first"}
+    job = submit(client, training_file=file_id(client), hyperparameters=asked)
+    assert job["hyperparameters"].items() >= asked.items()
+    assert jobs.get(job["id"]).hyperparameters == asked
+
+
 def test_a_search_and_trackers_are_hyperparameters(client: TestClient, jobs: Jobs) -> None:
     asked = {"search": 8, "report_to": "trackio"}
     job = submit(client, training_file=file_id(client), hyperparameters=asked)
@@ -248,6 +255,8 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "half an epoch": ({"hyperparameters": {"n_epochs": 0.5}}, 400, "hyperparameters.n_epochs", "whole number"),
     "a truth": ({"hyperparameters": {"n_epochs": True}}, 400, "hyperparameters.n_epochs", "whole number"),
     "a rate beyond": ({"hyperparameters": {"learning_rate": 5}}, 400, "hyperparameters.learning_rate", "1e-12 to 1"),
+    "an unknown order": ({"hyperparameters": {"curriculum": "hard"}}, 400, "hyperparameters.curriculum", "short_first"),
+    "a list of orders": ({"hyperparameters": {"curriculum": ["none"]}}, 400, "hyperparameters.curriculum", "one of"),
     "one trial": ({"hyperparameters": {"search": 1}}, 400, "hyperparameters.search", "from 2 to 100"),
     "an unknown tracker": ({"hyperparameters": {"report_to": "all"}}, 400, "hyperparameters.report_to", "no tracker"),
     "no tracker's name": ({"hyperparameters": {"report_to": [7]}}, 400, "hyperparameters.report_to", "list of them"),

@@ -32,6 +32,7 @@ from graftwork.training.config import TrainConfig
         ("seed", -1),
         ("seed", 2**32),
         ("precision", "float16"),
+        ("curriculum", "long_first"),
         ("targets", ()),
         ("targets", "q_proj"),
         ("targets", ("q_proj", "lm_head")),
@@ -42,6 +43,12 @@ def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_field(field: str
     with pytest.raises(ConfigurationError, match=field) as refused:
         TrainConfig(**{field: value})
     assert refused.value.param == field
+
+
+def test_kto_has_no_curriculum() -> None:
+    with pytest.raises(ConfigurationError, match="kto") as refused:
+        TrainConfig(method="kto", curriculum="short_first")
+    assert refused.value.param == "curriculum"
 
 
 def test_the_configuration_is_json_with_every_field() -> None:

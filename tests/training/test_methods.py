@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,32 @@ def test_a_run_that_forgets_ends_early_with_the_weights_from_before(
     )
     assert not free.ended_early
     assert free.num_steps == 6
+
+
+def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
+    tiny_base: BaseInfo, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the model meets them, and in another mixture each epoch."""
+    lengths = [(n * 7) % 32 + 4 for n in range(32)]  # every one once, in no order
+    rows = [Tokens(input_ids=list(range(50, 50 + n)), labels=list(range(50, 50 + n))) for n in lengths]
+    read: list[list[int]] = []
+    original = objectives._Order.__iter__
+
+    def watched(order: objectives._Order) -> Iterator[int]:
+        read.append(list(original(order)))
+        return iter(read[-1])
+
+    monkeypatch.setattr(objectives._Order, "__iter__", watched)
+    run(tiny_base, rows, dataclasses.replace(config, curriculum="short_first", epochs=2), tmp_path / "out")
+    assert len(read) >= 2
+    for order in read:
+        assert sorted(order) == list(range(32))
+        met = [lengths[index] for index in order]
+        assert [sorted(met[start : start + 8]) for start in range(0, 32, 8)] == [
+            list(range(start + 4, start + 12)) for start in range(0, 32, 8)
+        ]
+        assert met != sorted(met)
+    assert read[-1] != read[0]
 
 
 # --- ends and new beginnings ------------------------------------------------------------------------------------------

@@ -8,8 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from graftwork.adapters.errors import ConfigurationError
+
+Curriculum = Literal["none", "short_first"]
+"""``short_first``: every epoch goes from the shortest rows to the longest, in stages. ``none``: in any order."""
 
 STAGES = 4
 
