@@ -85,7 +85,7 @@ class Outcome:
     """Users by the version that answered them."""
 
     flips: int
-    """Users who met two versions. There is none."""
+    """Users who met two versions in the experiment. There is none."""
 
     history: tuple[Event, ...]
     seconds: float
@@ -139,7 +139,8 @@ class _Crowd:
 
     def add(self, visit: Visit) -> None:
         for told in visit.told:
-            self.met[visit.user].add(told.adapter)
+            if told.arm is not None:  # who asks again after the end meets the winner, as everybody does
+                self.met[visit.user].add(told.adapter)
             self.asked[told.adapter] += 1
             self.right[told.adapter] += told.right
 

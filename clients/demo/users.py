@@ -30,11 +30,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Told:
-    """What a user was told. ``adapter`` is the version that answered; ``seconds`` until the answer was there."""
+    """What a user was told. ``adapter`` is the version that answered, ``arm`` as what in an experiment, if in one;
+    ``seconds`` until the answer was there."""
 
     query: Query
     answer: str
     adapter: str
+    arm: str | None
     id: str
     seconds: float
 
@@ -74,6 +76,7 @@ class Users:
             query=query,
             answer=answer.text.strip(),
             adapter=answer.adapter,
+            arm=answer.graftwork.arm,
             id=answer.id,
             seconds=time.monotonic() - began,
         )

@@ -69,7 +69,11 @@ class Town:
         question = messages[-1]["content"]
         right = number == 2 and self.second_is_right
         id = f"{number}-{user}-{next(self.answers)}"
-        return SimpleNamespace(text=RIGHT[question] if right else "?", adapter=f"intents@{number}", id=id)
+        arm = None if "@" in model or self.plan is None or self.ended else f"intents@{number}"
+        origin = SimpleNamespace(arm=arm)
+        return SimpleNamespace(
+            text=RIGHT[question] if right else "?", adapter=f"intents@{number}", graftwork=origin, id=id
+        )
 
     def _say(self, id: str, **said: Any) -> None:
         self.said.append((id, said))
