@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "server": {"server", "adapters"},
     "training": {"training", "adapters", "clients"},
 }
-TRAINERS = {f"training/{name}.py" for name in ("trainer", "grafts", "packing", "objectives", "estimate")}
+TRAINERS = {f"training/{name}.py" for name in ("trainer", "anchor", "grafts", "packing", "objectives", "estimate")}
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets"}
 """What takes seconds to import, and gigabytes of memory where it is used: never in a process that only talks HTTP."""
 

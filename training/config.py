@@ -49,6 +49,10 @@ CONTINUED_RATES: Final[Mapping[Method, float]] = {
 """Lower for an adapter that has learned already: the rate is what forgetting depends on most."""
 
 
+ANCHORED: Final = frozenset({"sft", "weighted_sft"})
+"""Methods that have nothing else which keeps them near to the base."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of one method, on a fresh adapter or on one that is continued. `start` gives the defaults that fit both.
@@ -103,6 +107,10 @@ class TrainConfig:
     forgetting: float | None = 0.02
     """By how much the loss on held-out rows of older rounds may rise before the run ends early, with the weights it had
     before; None lets it rise."""
+
+    anchor: float = 0.0
+    """Of supervised runs: how firmly the model is held to what the base says of texts that have nothing to do with the
+    task; 0 lets go."""
 
     checkpoint_steps: int = 50
     """Steps between two checkpoints, where checkpoints are kept. There is one after every epoch as well."""
@@ -168,6 +176,7 @@ class TrainConfig:
         self._require(0 <= self.sft_share < float("inf"), "sft_share", "must not be negative")
         self._require(0 <= self.replay < 1, "replay", "is a share of the rows: at least 0 and below 1")
         self._require(self.forgetting is None or self.forgetting >= 0, "forgetting", "must not be negative")
+        self._require(0 <= self.anchor < float("inf"), "anchor", "must not be negative")
         self._require(self.checkpoint_steps >= 1, "checkpoint_steps", "must be at least 1")
         if self.layers is not None:
             self._require(bool(self.layers) and min(self.layers) >= 0, "layers", "must name at least one layer, from 0")
@@ -208,6 +217,8 @@ class TrainConfig:
         """The defaults for a method on a fresh adapter or a continued one, changed by what is ``given``."""
         rate = (CONTINUED_RATES if continuing else FRESH_RATES).get(method, 5e-4)
         defaults: dict[str, Any] = {"method": method, "learning_rate": rate}
+        if method in ANCHORED:
+            defaults["anchor"] = 1.0
         if continuing:
             defaults["epochs"] = 2.0
         if "rank" in given and "alpha" not in given:

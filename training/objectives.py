@@ -20,6 +20,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from graftwork.training import packing
+from graftwork.training.anchor import Anchor
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.curriculum import Curriculum, easy_to_hard
 from graftwork.training.data.tokens import JudgedTokens, PairTokens, Tokens
@@ -44,10 +45,11 @@ def make(
     tokenizer: Path,
     callbacks: list[transformers.TrainerCallback],
     micro: int,
+    anchor: Anchor | None,
     arguments: dict[str, Any],
 ) -> transformers.Trainer:
-    """The trainer of the method. ``measured`` are rows to measure the loss on, by name; ``arguments`` are
-    transformers' own."""
+    """The trainer of the method. ``measured`` are rows to measure the loss on, by name; ``anchor`` is what a supervised
+    one holds on to; ``arguments`` are transformers' own."""
     trainer_type, extra = _of_method(rows, config, micro)
     arguments_type, collator = trainer_type.made_of
     settings = arguments_type(**arguments, **extra)
@@ -77,6 +79,8 @@ def make(
         data_collator=collate,
         callbacks=callbacks,
     )
+    if anchor is not None:
+        trainer.anchor, trainer.firmness = anchor, config.anchor
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -207,6 +211,8 @@ class _Rows(DataCollatorForLanguageModeling):
 
 class _SFT(_TokenIds, trl.SFTTrainer):
     made_of = (trl.SFTConfig, _Rows)
+    anchor: Anchor | None = None
+    firmness: float
     _signature_columns: Any
     data_collator: Any
 
@@ -223,6 +229,14 @@ class _SFT(_TokenIds, trl.SFTTrainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = learning
+
+    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, *args, **kwargs)
+        if self.anchor is not None and self.accelerator.sync_gradients:  # with the last part of a step
+            with self.compute_loss_context_manager():
+                pull = self.firmness * self.anchor.divergence(model.get_base_model(), self.state.global_step)
+            self.accelerator.backward(pull * self.accelerator.gradient_accumulation_steps)
+        return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         layout: packing.Layout | None = inputs.get("packing")

@@ -26,6 +26,7 @@ os.environ.update(tracking.SILENT)  # TRL reports every run otherwise
 import huggingface_hub.constants
 import peft
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 import trl.trainer.utils
@@ -34,7 +35,8 @@ from transformers import PreTrainedModel
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import GraftworkError
 from graftwork.training import checkpoints, grafts, objectives
-from graftwork.training.config import TrainConfig
+from graftwork.training.anchor import Anchor
+from graftwork.training.config import ANCHORED, TrainConfig
 from graftwork.training.data.tokens import IGNORED, Tokens
 from graftwork.training.estimate import Estimate, estimate
 from graftwork.training.grafts import trainable
@@ -133,7 +135,9 @@ def _attempt(
     watcher = _Watcher(on_step, config, keeping)
     with _quiet(), _head_on_learned_tokens_only(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
-        model = adapted(load_model(base, dtype=precision, device=device), base, config, parent)
+        bare = load_model(base, dtype=precision, device=device)
+        anchor = _anchor(bare, base, config)
+        model = adapted(bare, base, config, parent)
         measured = {VALIDATION: validation, REPLAY: replay_validation}
         trainer = objectives.make(
             rows,
@@ -143,6 +147,7 @@ def _attempt(
             tokenizer=Path(base.path, "tokenizer.json"),
             callbacks=[watcher],
             micro=micro,
+            anchor=anchor,
             arguments=_arguments(
                 base, len(rows), any(measured.values()), config, scratch, device, precision, micro, keeping, resumed
             )
@@ -168,6 +173,13 @@ def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent:
     grafted = grafts.fresh(model, base, config) if parent is None else grafts.continued(model, parent)
     grafts.quicken(grafted)
     return grafted
+
+
+def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> Anchor | None:
+    if not config.anchor or config.method not in ANCHORED:
+        return None
+    tokenizer = tokenizers.Tokenizer.from_file(str(Path(base.path, "tokenizer.json")))
+    return Anchor.of(bare, tokenizer, seed=config.seed)
 
 
 def estimated(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> Estimate:

@@ -52,6 +52,7 @@ HYPERPARAMETERS: Final[Mapping[str, tuple[type, float, float]]] = {
     "max_length": (int, 2, 1 << 20),
     "warmup": (float, 0.0, 0.99),
     "weight_decay": (float, 0.0, 10.0),
+    "anchor": (float, 0.0, 100.0),
     "search": (int, 2, 100),
 }
 """By name: the type, the least and the largest value. Each may also be ``"auto"``."""
