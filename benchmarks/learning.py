@@ -6,8 +6,7 @@ The file has a column of texts and one of labels. Its rows are dealt to four pur
 by the gates, labelled for the first version, asked by users. One server with its trainer does everything, over HTTP:
 a job learns the labelled rows; simulated users ask the live version, give a thumb up for what is right and a correction
 for what is wrong; a job continues the version from that feedback, and it is promoted. After each step the held-out
-queries are asked of the server, greedily. Beside the labelled rows the first version learns some texts that the base
-has written itself, without any label, so that it stays near to the base elsewhere; later ones learn some of them again.
+queries are asked of the server, greedily.
 
 Beside it a plain TRL script learns the same rows in the same time: those of the first version, and all that the last
 one saw, with their right labels. Ctrl-C stops everything; what was measured by then is in the files.
@@ -51,15 +50,6 @@ ADAPTER: Final = "intents"
 AT_ONCE: Final = 16
 """Requests under way at the same time."""
 
-_BEGINNINGS = (
-    "The In A When It On For One They There As We After Most At This He She Many If To While An By From My Some Every "
-    "During Since Before People"
-)
-BEGINNINGS: Final = tuple(_BEGINNINGS.split())
-"""Of the texts that the base writes."""
-
-TEXT_TOKENS: Final = 40
-
 LOOK_SECONDS: Final = 1.0
 ROUNDS: Final = 3
 
@@ -78,11 +68,8 @@ class Sizes:
     asked: int = 400
     """By users, before each of the later versions."""
 
-    own_texts: int = 288
-    """That the base writes itself, to be learned beside the labelled rows."""
-
     epochs: tuple[int, ...] = (4, 2, 2)
-    rates: tuple[float, ...] = (4e-4, 2e-4, 2e-4)
+    rates: tuple[float, ...] = (5e-4, 2e-4, 2e-4)
     warmup: float = 0.1
     batch_size: int = 8
 
@@ -227,7 +214,7 @@ class Learning:
         """Each step as it is done. Raises what the client raises, and BenchmarkError for a job that fails."""
         yield self._measured(self._base, learned=0)
         gates = self._upload("gates.jsonl", self._hands.gates)
-        rows = self._upload("rows.jsonl", self._hands.rows, self._own_texts())
+        rows = self._upload("rows.jsonl", self._hands.rows)
         learned = len(self._hands.rows)
         yield self._learn(1, model=self._base, training_file=rows, validation_file=gates, learned=learned)
         for number, hand in enumerate(self._hands.asked, 2):
@@ -244,28 +231,10 @@ class Learning:
                 thumbs_up=len(hand) - corrections,
             )
 
-    def _upload(self, name: str, queries: Sequence[Query], more: Sequence[Mapping[str, str]] = ()) -> str:
+    def _upload(self, name: str, queries: Sequence[Query]) -> str:
         path = self._work / name
         write_rows(path, queries)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in more)
         return self._client.files.upload(path).id
-
-    def _own_texts(self) -> list[dict[str, str]]:
-        """What the base says when it is left alone: learning it changes little, and forgetting it costs."""
-        number = self._sizes.own_texts
-        self._show.begin(f"{self._base} writes {number} texts")
-
-        def write_one(seed: int) -> dict[str, str]:
-            start = BEGINNINGS[seed % len(BEGINNINGS)]
-            said = self._client.complete(
-                self._base, start, max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed, store=False
-            )
-            return {"prompt": start, "completion": said.text}
-
-        texts = [text for text in together(write_one, range(number), at_once=AT_ONCE) if text["completion"].strip()]
-        self._show.end(f"{self._base} has written {len(texts)} texts")
-        return sorted(texts, key=lambda text: text["completion"])
 
     def _ask(self, live: str, queries: Sequence[Query]) -> int:
         """Users ask and judge. How many answers they corrected."""
@@ -487,7 +456,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=default.rows, help="labelled rows of the first version")
     parser.add_argument("--held-out", type=int, default=default.held_out, help="queries of each label")
     parser.add_argument("--asked", type=int, default=default.asked, help="queries of users before each later version")
-    parser.add_argument("--own-texts", type=int, default=default.own_texts, help="that the base writes; 0: none")
     parser.add_argument("--epochs", type=_three(int), default=default.epochs, help="of the three versions: 4,2,2")
     parser.add_argument("--rates", type=_three(float), default=default.rates, help="learning rates of the three")
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
@@ -500,7 +468,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows=given.rows,
         held_out=given.held_out,
         asked=given.asked,
-        own_texts=given.own_texts,
         epochs=given.epochs,
         rates=given.rates,
         batch_size=given.batch_size,

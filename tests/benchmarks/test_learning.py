@@ -26,9 +26,7 @@ from graftwork.clients.job_types import Job, JobDetails
 from tests.benchmarks import fake_trl
 
 LABELS = ("card", "loan", "top_up")
-SIZES = Sizes(
-    rows=8, held_out=2, gates=1, asked=6, own_texts=3, epochs=(4, 2, 1), rates=(1e-3, 5e-4, 1e-4), batch_size=4
-)
+SIZES = Sizes(rows=8, held_out=2, gates=1, asked=6, epochs=(4, 2, 1), rates=(1e-3, 5e-4, 1e-4), batch_size=4)
 QUERIES = [Query(f"{label} question {number}?", label) for label in LABELS for number in range(12)]
 
 
@@ -75,11 +73,10 @@ class Server:
         number = int(text.rstrip("?").rpartition(" ")[2])
         right = number % 4 < version
         answered = "tiny" if version == 0 else f"intents@{version}"
-        return SimpleNamespace(text=text.split()[0] if right else "what?", adapter=answered, id=f"{answered} {text}")
-
-    def complete(self, model: str, prompt: str, **options: Any) -> Any:
-        assert (model, options["store"], options["temperature"]) == ("tiny", False, 1.0)
-        return SimpleNamespace(text=f" {options['seed']} more words")
+        said = text.split()[0] if right else "what?"
+        return SimpleNamespace(
+            text=said, adapter=answered, graftwork=SimpleNamespace(arm=None), id=f"{answered} {text}"
+        )
 
     def score(self, model: str, text: str) -> Any:
         return SimpleNamespace(logprobs=(None, -2.0, -3.0))
@@ -171,9 +168,7 @@ def test_three_versions_each_from_what_users_said_of_the_one_before(
         ["tiny", "intents@1", "intents@2", "intents@3"], held_out
     )
     gates, rows = server.uploaded
-    assert [row["messages"][-1]["content"] for row in rows[:8]] == [query.label for query in hands.rows]
-    starts = learning.BEGINNINGS
-    assert rows[8:] == [{"prompt": starts[n], "completion": f" {n} more words"} for n in range(3)]
+    assert [row["messages"][-1]["content"] for row in rows] == [query.label for query in hands.rows]
     assert len(gates) == len(hands.gates)
     first, second, third = server.jobs_asked
     assert (first["model"], first["training_file"]) == ("tiny", "file-2")
