@@ -52,7 +52,15 @@ HYPERPARAMETERS: Final[Mapping[str, tuple[type, float, float]]] = {
     "max_length": (int, 2, 1 << 20),
     "warmup": (float, 0.0, 0.99),
     "weight_decay": (float, 0.0, 10.0),
+    "max_grad_norm": (float, 1e-6, 1e6),
+    "dropout": (float, 0.0, 0.99),
     "anchor": (float, 0.0, 100.0),
+    "sft_share": (float, 0.0, 100.0),
+    "replay": (float, 0.0, 0.99),
+    "forgetting": (float, 0.0, 100.0),
+    "validation": (float, 0.0, 0.9),
+    "micro_batch_tokens": (int, 1, 1 << 20),
+    "checkpoint_steps": (int, 1, 1_000_000),
     "search": (int, 2, 100),
 }
 """By name: the type, the least and the largest value. Each may also be ``"auto"``."""
@@ -60,11 +68,20 @@ HYPERPARAMETERS: Final[Mapping[str, tuple[type, float, float]]] = {
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "balance": ("none", "sqrt", "full"),
     "curriculum": ("none", "short_first"),
+    "variant": ("lora", "rslora", "dora"),
+    "quantization": ("none", "nf4"),
+    "precision": ("bfloat16", "float32"),
+    "reference": ("parent", "base"),
 }
 """Hyperparameters that are words: by name, which ones. Each may also be ``"auto"``."""
 
+LAYERS: Final = "layers"
+"""Numbers of the layers that get an adapter, from 0."""
+
+MOST_LAYERS: Final = 1000
+
 REPORT_TO: Final = "report_to"
-"""The hyperparameter that is neither: the trackers that are told the measurements, one or a list."""
+"""The trackers that are told the measurements, one or a list."""
 
 _CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
 
@@ -239,6 +256,9 @@ def checked_hyperparameters(given: Any, place: str) -> dict[str, Any]:
         if name == REPORT_TO:
             checked[name] = _trackers(value, param)
             continue
+        if name == LAYERS:
+            checked[name] = _layers(value, param)
+            continue
         if name in CHOICES:
             if value != AUTO and value not in CHOICES[name]:
                 raise InvalidRequest(
@@ -247,7 +267,7 @@ def checked_hyperparameters(given: Any, place: str) -> dict[str, Any]:
                 )
             continue
         if name not in HYPERPARAMETERS:
-            there = ", ".join((*HYPERPARAMETERS, *CHOICES, REPORT_TO))
+            there = ", ".join((*HYPERPARAMETERS, *CHOICES, LAYERS, REPORT_TO))
             raise InvalidRequest(
                 f"{names.quoted(name)} is no hyperparameter: choose among {there}",
                 param=param,
@@ -262,6 +282,20 @@ def checked_hyperparameters(given: Any, place: str) -> dict[str, Any]:
                 param=param,
             )
     return checked
+
+
+def _layers(value: Any, param: str) -> Any:
+    if value == AUTO:
+        return value
+    numbers = value if isinstance(value, list) else []
+    whole = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < MOST_LAYERS for each in numbers)
+    if not numbers or not whole or len(set(numbers)) < len(numbers):
+        raise InvalidRequest(
+            f'{param} must be "auto" or a list of different layers\' numbers, from 0, such as [20, 21, 22]',
+            param=param,
+            code="invalid_type",
+        )
+    return numbers
 
 
 def _trackers(value: Any, param: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from graftwork.adapters.db import Database
 from graftwork.adapters.jobs import Claim, Jobs, NewEvent
 from graftwork.adapters.keys import Role
+from graftwork.server.routes.jobs import CHOICES, HYPERPARAMETERS, LAYERS, REPORT_TO
+from graftwork.training.config import TrainConfig
+from graftwork.training.job import NAMES, knobs
 from tests.server.stand_ins import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.test_routes import HERE, error
 
@@ -215,8 +219,23 @@ def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: 
     assert job["hyperparameters"]["beta"] == 0.2
 
 
-def test_class_weights_and_the_order_of_rows_are_hyperparameters(client: TestClient, jobs: Jobs) -> None:
-    asked = {"balance": "sqrt", "curriculum": "short_first"}
+def test_what_a_run_can_be_told_a_job_can(client: TestClient, jobs: Jobs) -> None:
+    """Each knob of a run by its name here; a job's own are its method, its seed, and modules by name."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"method", "seed", "targets"}
+    offered = {*HYPERPARAMETERS, *CHOICES, LAYERS, REPORT_TO} - {"learning_rate_multiplier"}
+    assert {NAMES.get(name, name) for name in offered} == fields
+    assert set(knobs(dict.fromkeys(HYPERPARAMETERS, 1))) >= {"epochs", "anchor"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"balance": "sqrt", "curriculum": "short_first"},
+        {"variant": "dora", "quantization": "nf4", "precision": "bfloat16", "dropout": 0.1, "layers": [3, 1]},
+        {"anchor": 0, "replay": 0.5, "forgetting": 0.1, "validation": 0.2, "layers": "auto"},
+    ],
+)
+def test_any_knob_is_a_hyperparameter(client: TestClient, jobs: Jobs, asked: dict[str, Any]) -> None:
     job = submit(client, training_file=file_id(client), hyperparameters=asked)
     assert job["hyperparameters"].items() >= asked.items()
     assert jobs.get(job["id"]).hyperparameters == asked
@@ -257,6 +276,10 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "a rate beyond": ({"hyperparameters": {"learning_rate": 5}}, 400, "hyperparameters.learning_rate", "1e-12 to 1"),
     "an unknown order": ({"hyperparameters": {"curriculum": "hard"}}, 400, "hyperparameters.curriculum", "short_first"),
     "a list of orders": ({"hyperparameters": {"curriculum": ["none"]}}, 400, "hyperparameters.curriculum", "one of"),
+    "a layer below the first": ({"hyperparameters": {"layers": [-1]}}, 400, "hyperparameters.layers", "from 0"),
+    "a layer twice": ({"hyperparameters": {"layers": [2, 2]}}, 400, "hyperparameters.layers", "different"),
+    "no layers": ({"hyperparameters": {"layers": []}}, 400, "hyperparameters.layers", "a list"),
+    "a layer's truth": ({"hyperparameters": {"layers": [True]}}, 400, "hyperparameters.layers", "numbers"),
     "one trial": ({"hyperparameters": {"search": 1}}, 400, "hyperparameters.search", "from 2 to 100"),
     "an unknown tracker": ({"hyperparameters": {"report_to": "all"}}, 400, "hyperparameters.report_to", "no tracker"),
     "no tracker's name": ({"hyperparameters": {"report_to": [7]}}, 400, "hyperparameters.report_to", "list of them"),
