@@ -15,6 +15,7 @@ from tests.conftest import TEST_HOME
 pytestmark = pytest.mark.skipif(bool(library.why_not()), reason=library.why_not() or "")
 
 
+@pytest.mark.slow
 def test_a_step_kernel_by_kernel(
     embedded_base: BaseInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,10 @@ def int8_reference(info: BaseInfo, kernels: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kernels", ["native", "torch"])
+# The fast tests take the kernels that this machine would serve with.
+@pytest.mark.parametrize(
+    "kernels", ["native", pytest.param("torch", marks=[] if library.why_not() else pytest.mark.slow)]
+)
 def test_default_mode_against_peft(embedded_base: BaseInfo, tmp_path: Path, kernels: str) -> None:
     if kernels == "native" and (obstacle := library.why_not()):
         pytest.skip(obstacle)

@@ -85,7 +85,7 @@ def test_a_run_leaves_an_adapter_a_result_and_what_happened(make_job: Callable[.
     assert Job(folder).run() == 0  # done is done
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_ended_at_any_moment_it_goes_on_to_the_same_bits(make_job: Callable[..., Path], end: signal.Signals) -> None:
     slow = {**QUICK, "num_epochs": 6, "checkpoint_steps": 1}
     whole = make_job("ftjob-whole", hyperparameters=slow)

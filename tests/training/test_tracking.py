@@ -56,6 +56,7 @@ def make_job(tiny_base: BaseInfo, write_rows: Callable[..., Path], tmp_path: Pat
     return make
 
 
+@pytest.mark.slow
 def test_trackio_is_told_every_trial_as_a_run_of_its_own(
     make_job: Callable[..., Path], trackio_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
