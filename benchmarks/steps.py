@@ -54,13 +54,11 @@ class Stopwatch:
 
 
 def _kind(op: OpFields) -> str:
-    match op.kind:
-        case _ if op.kind == ATTEND:
-            return "attention"
-        case _ if op.kind == ADD_NORM:
-            return "norms"
-        case _:
-            return f"{op.linear.contents.num_inputs} → {op.y_width}"
+    if op.kind == ATTEND:
+        return "attention"
+    if op.kind == ADD_NORM:
+        return "norms"
+    return f"{op.linear.contents.num_inputs} → {op.y_width}"
 
 
 @contextmanager

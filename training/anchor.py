@@ -63,7 +63,8 @@ class Anchor:
         """Let the base write, from ``seed`` alone. ``model`` is the bare base."""
         # As long as the shortest of them: no padding, and one call writes all.
         starts = [tokenizer.encode(text, add_special_tokens=False).ids for text in OPENINGS]
-        begun = torch.tensor([ids[: min(map(len, starts))] for ids in starts], device=model.device)
+        shortest = min(map(len, starts))
+        begun = torch.tensor([ids[:shortest] for ids in starts], device=model.device)
         begun = begun.repeat(-(-PASSAGES // len(starts)), 1)[:PASSAGES]
         with torch.random.fork_rng():
             torch.manual_seed(seed)

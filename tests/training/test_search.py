@@ -29,6 +29,7 @@ from graftwork.training.progress import Metrics, Step
 from graftwork.training.publish import Card
 from graftwork.training.run import Run, plan
 from graftwork.training.search import STUDY, ranks, search
+from tests.training.test_job import progress, result
 
 from .conftest import chat
 
@@ -55,15 +56,6 @@ def make_job(tiny_base: BaseInfo, write_rows: Callable[..., Path], tmp_path: Pat
         return folder
 
     return make
-
-
-def result(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
-
-
-def progress(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
 
 
 def messages(folder: Path) -> list[str]:
