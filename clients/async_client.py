@@ -22,8 +22,20 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from graftwork.clients import endpoints
 from graftwork.clients.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.endpoints import (
+    adapters,
+    experiments,
+    feedback,
+    files,
+    generation,
+    interactions,
+    jobs,
+    keys,
+    learning_policies,
+    log_policies,
+    service,
+)
 from graftwork.clients.streams import EventReader, LineReader
 from graftwork.clients.transport import Outcome, Settings
 from graftwork.clients.types import Usage
@@ -168,86 +180,86 @@ class _Calls:
 class Adapters(_Calls):
     """What can be done to adapters: ``client.adapters``."""
 
-    list = _awaiting(endpoints.list_adapters)
-    get = _awaiting(endpoints.get_adapter)
-    push = _awaiting(endpoints.push_adapter)
-    promote = _awaiting(endpoints.promote)
-    rollback = _awaiting(endpoints.rollback)
-    retire = _awaiting(endpoints.retire)
-    history = _awaiting(endpoints.history)
+    list = _awaiting(adapters.list)
+    get = _awaiting(adapters.get)
+    push = _awaiting(adapters.push)
+    promote = _awaiting(adapters.promote)
+    rollback = _awaiting(adapters.rollback)
+    retire = _awaiting(adapters.retire)
+    history = _awaiting(adapters.history)
 
 
 class Feedback(_Calls):
     """What is said of answers: ``client.feedback``."""
 
-    send = _awaiting(endpoints.send_feedback)
-    list = _awaiting(endpoints.list_feedback)
-    export = _listing(endpoints.export_feedback)
+    send = _awaiting(feedback.send)
+    list = _awaiting(feedback.list)
+    export = _listing(feedback.export)
 
 
 class Interactions(_Calls):
     """Logged requests and answers: ``client.interactions``."""
 
-    list = _awaiting(endpoints.list_interactions)
-    get = _awaiting(endpoints.get_interaction)
-    export = _listing(endpoints.export_interactions)
-    erase = _awaiting(endpoints.erase_interactions)
+    list = _awaiting(interactions.list)
+    get = _awaiting(interactions.get)
+    export = _listing(interactions.export)
+    erase = _awaiting(interactions.erase)
 
 
 class Experiments(_Calls):
     """Which version is better: ``client.experiments``."""
 
-    start = _awaiting(endpoints.start_experiment)
-    list = _awaiting(endpoints.list_experiments)
-    get = _awaiting(endpoints.get_experiment)
-    set_weights = _awaiting(endpoints.set_weights)
-    stop = _awaiting(endpoints.stop_experiment)
+    start = _awaiting(experiments.start)
+    list = _awaiting(experiments.list)
+    get = _awaiting(experiments.get)
+    set_weights = _awaiting(experiments.set_weights)
+    stop = _awaiting(experiments.stop)
 
 
 class Files(_Calls):
     """Rows to learn from, and results of jobs: ``client.files``."""
 
-    upload = _awaiting(endpoints.upload_file)
-    list = _awaiting(endpoints.list_files)
-    get = _awaiting(endpoints.get_file)
-    content = _awaiting(endpoints.file_content)
-    delete = _awaiting(endpoints.delete_file)
+    upload = _awaiting(files.upload)
+    list = _awaiting(files.list)
+    get = _awaiting(files.get)
+    content = _awaiting(files.content)
+    delete = _awaiting(files.delete)
 
 
 class Jobs(_Calls):
     """Training runs: ``client.jobs``."""
 
-    create = _awaiting(endpoints.create_job)
-    list = _awaiting(endpoints.list_jobs)
-    get = _awaiting(endpoints.get_job)
-    cancel = _awaiting(endpoints.cancel_job)
-    events = _awaiting(endpoints.job_events)
-    checkpoints = _awaiting(endpoints.job_checkpoints)
+    create = _awaiting(jobs.create)
+    list = _awaiting(jobs.list)
+    get = _awaiting(jobs.get)
+    cancel = _awaiting(jobs.cancel)
+    events = _awaiting(jobs.events)
+    checkpoints = _awaiting(jobs.checkpoints)
 
 
 class LearningPolicies(_Calls):
     """When adapters learn by themselves: ``client.learning_policies``."""
 
-    list = _awaiting(endpoints.list_learning_policies)
-    get = _awaiting(endpoints.get_learning_policy)
-    set = _awaiting(endpoints.set_learning_policy)
-    remove = _awaiting(endpoints.remove_learning_policy)
+    list = _awaiting(learning_policies.list)
+    get = _awaiting(learning_policies.get)
+    set = _awaiting(learning_policies.set)
+    remove = _awaiting(learning_policies.remove)
 
 
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
-    list = _awaiting(endpoints.list_log_policies)
-    set = _awaiting(endpoints.set_log_policy)
-    remove = _awaiting(endpoints.remove_log_policy)
+    list = _awaiting(log_policies.list)
+    set = _awaiting(log_policies.set)
+    remove = _awaiting(log_policies.remove)
 
 
 class Keys(_Calls):
     """What can be done to API keys: ``client.keys``."""
 
-    create = _awaiting(endpoints.create_key)
-    list = _awaiting(endpoints.list_keys)
-    revoke = _awaiting(endpoints.revoke_key)
+    create = _awaiting(keys.create)
+    list = _awaiting(keys.list)
+    revoke = _awaiting(keys.revoke)
 
 
 class AsyncClient(_Calls):
@@ -280,16 +292,16 @@ class AsyncClient(_Calls):
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 
-    health = _awaiting(endpoints.health)
-    ready = _awaiting(endpoints.ready)
-    metrics = _awaiting(endpoints.metrics)
-    models = _awaiting(endpoints.models)
-    model = _awaiting(endpoints.model)
-    chat = _awaiting(endpoints.chat)
-    chat_stream = _streaming(endpoints.chat_stream)
-    complete = _awaiting(endpoints.complete)
-    complete_stream = _streaming(endpoints.complete_stream)
-    score = _awaiting(endpoints.score)
+    health = _awaiting(service.health)
+    ready = _awaiting(service.ready)
+    metrics = _awaiting(service.metrics)
+    models = _awaiting(service.models)
+    model = _awaiting(service.model)
+    chat = _awaiting(generation.chat)
+    chat_stream = _streaming(generation.chat_stream)
+    complete = _awaiting(generation.complete)
+    complete_stream = _streaming(generation.complete_stream)
+    score = _awaiting(generation.score)
 
     async def close(self) -> None:
         await self._connection.http.aclose()

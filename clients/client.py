@@ -21,8 +21,20 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from graftwork.clients import endpoints
 from graftwork.clients.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.endpoints import (
+    adapters,
+    experiments,
+    feedback,
+    files,
+    generation,
+    interactions,
+    jobs,
+    keys,
+    learning_policies,
+    log_policies,
+    service,
+)
 from graftwork.clients.streams import EventReader, LineReader
 from graftwork.clients.transport import Outcome, Settings
 from graftwork.clients.types import Usage
@@ -165,86 +177,86 @@ class _Calls:
 class Adapters(_Calls):
     """What can be done to adapters: ``client.adapters``."""
 
-    list = _calling(endpoints.list_adapters)
-    get = _calling(endpoints.get_adapter)
-    push = _calling(endpoints.push_adapter)
-    promote = _calling(endpoints.promote)
-    rollback = _calling(endpoints.rollback)
-    retire = _calling(endpoints.retire)
-    history = _calling(endpoints.history)
+    list = _calling(adapters.list)
+    get = _calling(adapters.get)
+    push = _calling(adapters.push)
+    promote = _calling(adapters.promote)
+    rollback = _calling(adapters.rollback)
+    retire = _calling(adapters.retire)
+    history = _calling(adapters.history)
 
 
 class Feedback(_Calls):
     """What is said of answers: ``client.feedback``."""
 
-    send = _calling(endpoints.send_feedback)
-    list = _calling(endpoints.list_feedback)
-    export = _listing(endpoints.export_feedback)
+    send = _calling(feedback.send)
+    list = _calling(feedback.list)
+    export = _listing(feedback.export)
 
 
 class Interactions(_Calls):
     """Logged requests and answers: ``client.interactions``."""
 
-    list = _calling(endpoints.list_interactions)
-    get = _calling(endpoints.get_interaction)
-    export = _listing(endpoints.export_interactions)
-    erase = _calling(endpoints.erase_interactions)
+    list = _calling(interactions.list)
+    get = _calling(interactions.get)
+    export = _listing(interactions.export)
+    erase = _calling(interactions.erase)
 
 
 class Experiments(_Calls):
     """Which version is better: ``client.experiments``."""
 
-    start = _calling(endpoints.start_experiment)
-    list = _calling(endpoints.list_experiments)
-    get = _calling(endpoints.get_experiment)
-    set_weights = _calling(endpoints.set_weights)
-    stop = _calling(endpoints.stop_experiment)
+    start = _calling(experiments.start)
+    list = _calling(experiments.list)
+    get = _calling(experiments.get)
+    set_weights = _calling(experiments.set_weights)
+    stop = _calling(experiments.stop)
 
 
 class Files(_Calls):
     """Rows to learn from, and results of jobs: ``client.files``."""
 
-    upload = _calling(endpoints.upload_file)
-    list = _calling(endpoints.list_files)
-    get = _calling(endpoints.get_file)
-    content = _calling(endpoints.file_content)
-    delete = _calling(endpoints.delete_file)
+    upload = _calling(files.upload)
+    list = _calling(files.list)
+    get = _calling(files.get)
+    content = _calling(files.content)
+    delete = _calling(files.delete)
 
 
 class Jobs(_Calls):
     """Training runs: ``client.jobs``."""
 
-    create = _calling(endpoints.create_job)
-    list = _calling(endpoints.list_jobs)
-    get = _calling(endpoints.get_job)
-    cancel = _calling(endpoints.cancel_job)
-    events = _calling(endpoints.job_events)
-    checkpoints = _calling(endpoints.job_checkpoints)
+    create = _calling(jobs.create)
+    list = _calling(jobs.list)
+    get = _calling(jobs.get)
+    cancel = _calling(jobs.cancel)
+    events = _calling(jobs.events)
+    checkpoints = _calling(jobs.checkpoints)
 
 
 class LearningPolicies(_Calls):
     """When adapters learn by themselves: ``client.learning_policies``."""
 
-    list = _calling(endpoints.list_learning_policies)
-    get = _calling(endpoints.get_learning_policy)
-    set = _calling(endpoints.set_learning_policy)
-    remove = _calling(endpoints.remove_learning_policy)
+    list = _calling(learning_policies.list)
+    get = _calling(learning_policies.get)
+    set = _calling(learning_policies.set)
+    remove = _calling(learning_policies.remove)
 
 
 class LogPolicies(_Calls):
     """What is logged, and for how long: ``client.log_policies``."""
 
-    list = _calling(endpoints.list_log_policies)
-    set = _calling(endpoints.set_log_policy)
-    remove = _calling(endpoints.remove_log_policy)
+    list = _calling(log_policies.list)
+    set = _calling(log_policies.set)
+    remove = _calling(log_policies.remove)
 
 
 class Keys(_Calls):
     """What can be done to API keys: ``client.keys``."""
 
-    create = _calling(endpoints.create_key)
-    list = _calling(endpoints.list_keys)
-    revoke = _calling(endpoints.revoke_key)
+    create = _calling(keys.create)
+    list = _calling(keys.list)
+    revoke = _calling(keys.revoke)
 
 
 class Client(_Calls):
@@ -277,16 +289,16 @@ class Client(_Calls):
         self.log_policies = LogPolicies(self._connection)
         self.keys = Keys(self._connection)
 
-    health = _calling(endpoints.health)
-    ready = _calling(endpoints.ready)
-    metrics = _calling(endpoints.metrics)
-    models = _calling(endpoints.models)
-    model = _calling(endpoints.model)
-    chat = _calling(endpoints.chat)
-    chat_stream = _streaming(endpoints.chat_stream)
-    complete = _calling(endpoints.complete)
-    complete_stream = _streaming(endpoints.complete_stream)
-    score = _calling(endpoints.score)
+    health = _calling(service.health)
+    ready = _calling(service.ready)
+    metrics = _calling(service.metrics)
+    models = _calling(service.models)
+    model = _calling(service.model)
+    chat = _calling(generation.chat)
+    chat_stream = _streaming(generation.chat_stream)
+    complete = _calling(generation.complete)
+    complete_stream = _streaming(generation.complete_stream)
+    score = _calling(generation.score)
 
     def close(self) -> None:
         self._connection.http.close()

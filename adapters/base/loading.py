@@ -1,0 +1,95 @@
+"""The one way to load a base, for serving and training alike, and the same model without its weights.
+
+Knows nothing of quantization, devices in use, adapters or requests.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftwork.adapters.base.info import BaseInfo
+from graftwork.adapters.errors import ConfigurationError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def load_model(info: BaseInfo, *, dtype: str, device: str) -> PreTrainedModel:
+    """The base as transformers loads it, in eval mode; safetensors only, nothing fetched, no code of the base's run.
+
+    ``dtype`` is torch's name for it (``bfloat16``, ``float32``), ``device`` torch's as well. ``ConfigurationError``
+    when the files lack a weight that the architecture has: transformers would make it up at random.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with transformers_reads(Path(info.path)):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            info.path,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+        raise ConfigurationError(
+            f"{info.path} lacks {len(wrong)} weights that {info.architecture} has, or has them in another shape, "
+            f"first {wrong[0]}. Fetch the base again."
+        )
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def skeleton(folder: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
+    """The model without its weights (torch's meta device), and its text configuration."""
+    import torch
+
+    with transformers_reads(folder):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        quantized = getattr(config, "quantization_config", None)
+        if quantized is not None:
+            method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized.quant_method
+            raise ConfigurationError(
+                f"{folder} is quantized already ({method}). Give the original: Graftwork quantizes it (--quantize)."
+            )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.tie_weights()
+    return model, config.get_text_config()
+
+
+#: Building a model sets torch's default dtype for the whole process: two threads at it would leave the wrong one.
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def transformers_reads(folder: Path) -> Iterator[None]:
+    """What transformers cannot read is a setting that cannot work. Its bars stay off: ``progress`` is ours."""
+    with _one_at_a_time, _explained(folder):
+        yield
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigurationError(
+            f"transformers cannot load {folder}: {first_line(error)} Choose a causal language model that this release "
+            "of transformers knows without code of the model's own."
+        ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,34 @@
+"""The embedded default, a hub id or a folder → a plain folder and its info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from graftwork.adapters.base.embedded import EMBEDDED_ID, embedded_folder
+from graftwork.adapters.base.folder import weight_files, with_tokenizer
+from graftwork.adapters.base.hub import from_hub
+from graftwork.adapters.base.identity import info_of
+from graftwork.adapters.base.info import BaseInfo
+from graftwork.adapters.base.progress import Progress
+
+
+def prepare(base: str | None, home: Path, progress: Progress) -> BaseInfo:
+    """Make a base ready and say what it is. None is the embedded base; else a folder, or a hub id.
+
+    Idempotent, and safe against crashes and other processes that do the same: what is half done is done again, what is
+    whole is never made twice. Raises ``ConfigurationError`` when the base cannot be had or cannot be served.
+    """
+    store = home.expanduser().resolve() / "base"
+    store.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        served_id, folder = EMBEDDED_ID, embedded_folder(store, progress)
+    elif base and Path(base).expanduser().is_dir():
+        folder = Path(base).expanduser().resolve()
+        served_id = folder.name
+    else:
+        served_id, folder = base, from_hub(base, store, progress)
+    weights = weight_files(folder)
+    if not (folder / "tokenizer.json").is_file():
+        folder = with_tokenizer(folder, weights, store, progress)
+        weights = weight_files(folder)
+    return info_of(served_id, folder, weights, store / "info", progress)

@@ -1,0 +1,45 @@
+"""How far the making of a base is, for whoever waits for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done and how much of it (0 to 1), or None when that cannot be known."""
+
+
+@contextmanager
+def shown() -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere one line for each thing that begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        last = ""
+
+        def line(title: str, fraction: float | None) -> None:
+            nonlocal last
+            if title != last:
+                print(f"{title} …", file=sys.stderr, flush=True)
+            last = title
+
+        yield line
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(title: str, fraction: float | None) -> None:
+            if title not in tasks:
+                for done in tasks.values():
+                    bar.update(done, total=1.0, completed=1.0)
+                tasks[title] = bar.add_task(title, total=None if fraction is None else 1.0)
+            if fraction is not None:
+                bar.update(tasks[title], completed=fraction)
+
+        yield show
+        for done in tasks.values():
+            bar.update(done, total=1.0, completed=1.0)

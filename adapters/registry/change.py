@@ -1,0 +1,146 @@
+"""What one transaction does to one adapter: every change, and the event that tells of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from sqlalchemy import ColumnElement, Connection, Table, func, insert, select, update
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.names import LIVE, is_trial
+from graftwork.adapters.registry.records import Action, AliasEvent, Version
+from graftwork.adapters.registry.tables import ADAPTERS, ALIASES, EVENTS, VERSIONS, event_of, version_of
+from graftwork.adapters.registry.wording import no_version
+
+
+class Guard(Protocol):
+    """Who else must agree to a change. Asked inside the change's transaction; refuses by raising Conflict."""
+
+    def check_move(self, connection: Connection, name: str, alias: str) -> None: ...
+    def check_retirement(self, connection: Connection, name: str, number: int) -> None: ...
+
+
+class Change:
+    """What one transaction does to one adapter. Whatever it does becomes an event, at one time, by one actor."""
+
+    def __init__(
+        self, connection: Connection, name: str, actor: str, reason: str | None, guard: Guard | None = None
+    ) -> None:
+        self._connection = connection
+        self._guard = guard
+        self._name = name
+        self._actor = actor
+        self._reason = reason
+        # A clock that was set back must not put this before what it follows: at() reads times, the stack reads order.
+        last = connection.scalar(select(EVENTS.c.at).order_by(EVENTS.c.id.desc()).limit(1))
+        now = datetime.now(UTC)
+        self._at = max(now, last) if last else now
+
+    def last_number(self) -> int:
+        return self._connection.scalar(select(func.max(VERSIONS.c.number)).where(self._mine(VERSIONS))) or 0
+
+    def version(self, number: int) -> Version | None:
+        # Asked first whether it can be: a number too large for the database's integers is an error in the driver.
+        return self.version_where(VERSIONS.c.number == number) if 1 <= number <= self.last_number() else None
+
+    def version_where(self, condition: ColumnElement[bool]) -> Version | None:
+        row = self._connection.execute(select(VERSIONS).where(self._mine(VERSIONS), condition)).one_or_none()
+        return version_of(row) if row else None
+
+    def retired(self) -> set[int]:
+        query = select(VERSIONS.c.number).where(self._mine(VERSIONS), VERSIONS.c.retired_at.is_not(None))
+        return set(self._connection.scalars(query))
+
+    def aliases(self) -> dict[str, int]:
+        query = select(ALIASES.c.alias, ALIASES.c.number).where(self._mine(ALIASES)).order_by(ALIASES.c.alias)
+        return {row.alias: row.number for row in self._connection.execute(query)}
+
+    def stack(self, alias: str) -> list[int]:
+        """The versions that rollbacks can go through, the current one last; empty if there is no such alias."""
+        moves = (
+            select(EVENTS.c.action, EVENTS.c.to_version)
+            .where(self._mine(EVENTS), EVENTS.c.alias == alias)
+            .order_by(EVENTS.c.id)
+        )
+        stack: list[int] = []
+        for row in self._connection.execute(moves):
+            if row.action == "promote":
+                stack.append(row.to_version)
+            else:
+                # What lies between was passed over, being retired: it could not have been this version.
+                stack.pop()
+                while stack[-1] != row.to_version:
+                    stack.pop()
+        return stack
+
+    def add(self, version: Version) -> Version:
+        """``version`` as the next number; the first one of a name is live."""
+        last = self.last_number()
+        if version.parent is not None and not 1 <= version.parent <= last:
+            raise InvalidRequest(
+                f"parent: {no_version(self._name, version.parent, last)}",
+                param="parent",
+                code="version_not_found",
+            )
+        version = replace(version, number=last + 1, created_at=self._at)
+        if last == 0:
+            self._connection.execute(insert(ADAPTERS).values(name=self._name, created_at=self._at))
+        self._connection.execute(insert(VERSIONS).values(asdict(version)))
+        self._record("push", to_version=version.number)
+        if last == 0 and not is_trial(self._name):
+            self.move("promote", LIVE, version.number)
+        return version
+
+    def move(self, action: Literal["promote", "rollback"], alias: str, number: int) -> AliasEvent:
+        current = self.aliases().get(alias)
+        if current == number:
+            last_move = (
+                select(EVENTS).where(self._mine(EVENTS), EVENTS.c.alias == alias).order_by(EVENTS.c.id.desc()).limit(1)
+            )
+            return event_of(self._connection.execute(last_move).one())
+        if self._guard is not None:
+            self._guard.check_move(self._connection, self._name, alias)
+        if current is None:
+            self._connection.execute(insert(ALIASES).values(name=self._name, alias=alias, number=number))
+        else:
+            this = self._mine(ALIASES), ALIASES.c.alias == alias
+            self._connection.execute(update(ALIASES).where(*this).values(number=number))
+        return self._record(action, alias=alias, from_version=current, to_version=number)
+
+    def retire(self, version: Version) -> Version:
+        if self._guard is not None:
+            self._guard.check_retirement(self._connection, self._name, version.number)
+        this = self._mine(VERSIONS), VERSIONS.c.number == version.number
+        self._connection.execute(update(VERSIONS).where(*this).values(retired_at=self._at))
+        self._record("retire", from_version=version.number)
+        return replace(version, retired_at=self._at)
+
+    def _record(
+        self,
+        action: Action,
+        *,
+        alias: str | None = None,
+        from_version: int | None = None,
+        to_version: int | None = None,
+    ) -> AliasEvent:
+        event = AliasEvent(
+            id=0,
+            at=self._at,
+            action=action,
+            name=self._name,
+            alias=alias,
+            from_version=from_version,
+            to_version=to_version,
+            actor=self._actor,
+            reason=self._reason,
+        )
+        values = asdict(event)
+        del values["id"]  # the database's to give
+        event_id = self._connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one()
+        return replace(event, id=event_id)
+
+    def _mine(self, table: Table[Any]) -> ColumnElement[bool]:
+        mine: ColumnElement[bool] = table.c.name == self._name
+        return mine

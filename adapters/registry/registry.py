@@ -1,0 +1,286 @@
+"""The registry: asked by requests, changed by operators.
+
+`Registry.resolve` runs for every request. It answers from memory; only when the database says that something was
+committed does it ask whether that was an event, and then reads the adapters which the new events name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, select
+
+from graftwork.adapters import names
+from graftwork.adapters.db import Database, Page, check_limit
+from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
+from graftwork.adapters.names import LIVE, is_trial
+from graftwork.adapters.registry.change import Change, Guard
+from graftwork.adapters.registry.records import Adapter, AliasEvent, Version
+from graftwork.adapters.registry.snapshot import NOTHING, Snapshot, refreshed
+from graftwork.adapters.registry.tables import EVENTS, VERSIONS, event_of
+from graftwork.adapters.registry.wording import day, listed, no_version
+from graftwork.adapters.remembered import Remembered
+
+if TYPE_CHECKING:
+    from graftwork.adapters.base import BaseInfo
+    from graftwork.adapters.peft_format import AdapterSpec
+
+MAX_METADATA_BYTES = 64 * 1024
+
+
+class Registry:
+    """The adapters of one database; any number of threads and processes may have one each."""
+
+    def __init__(self, database: Database, *, guard: Guard | None = None) -> None:
+        self._database = database
+        self._guard = guard
+        self._snapshot = Remembered(database, NOTHING, self._refreshed)
+
+    # What requests ask
+
+    def resolve(self, model: str) -> Version:
+        """The version that answers for ``model``: ``intents`` (live), ``intents@7`` or ``intents@candidate``.
+
+        NotFound, with the code ``model_not_found``, says what there is instead.
+        """
+        return self._snapshot.now().resolve(model)
+
+    def adapter(self, name: str) -> Adapter:
+        return self._snapshot.now().adapter(name)
+
+    def trials(self) -> list[Version]:
+        """What is being tried, or was when whoever tried it was killed: versions under such names (`names.is_trial`)
+        that are not retired."""
+        return self._snapshot.now().trials()
+
+    def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
+        """Adapters by name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
+        return self._snapshot.now().adapters(after=after, limit=limit)
+
+    def with_digest(self, digest: str) -> list[Version]:
+        """The versions, of any name, whose files have this digest; also retired ones."""
+        return self._snapshot.now().with_digest(digest)
+
+    def version(self, name: str, number: int) -> Version:
+        """Also a retired one."""
+        return self._snapshot.now().version(name, number)
+
+    # What operators do
+
+    def add_version(
+        self,
+        name: str,
+        spec: AdapterSpec,
+        *,
+        base: BaseInfo,
+        alias: str | None,
+        parent: int | None = None,
+        data_digest: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        actor: str = "system",
+    ) -> tuple[Version, bool]:
+        """Register an adapter whose files are published, and say whether that made a version.
+
+        The same bytes under the same name are the version they were before: (it, False), and what else is said of
+        them this time is not recorded. Either way ``alias`` then points at it; a first version is live as well.
+        What is tried (`names.is_trial`) has no alias.
+
+        Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service must
+        not come back because a pipeline ran again), or one that was registered for another base.
+        """
+        if not is_trial(name):
+            names.check_name(name, base_id=base.id)
+        elif alias is not None:
+            raise InvalidRequest("what is tried has no alias: leave it away", param="alias")
+        if alias is not None:
+            names.check_alias(alias)
+        if data_digest is not None:
+            names.check_text(data_digest, param="data_digest", max_chars=200)
+        if spec.base_digest is not None and spec.base_digest != base.digest:
+            raise InvalidAdapter(
+                f"the adapter was trained on the base {spec.base_digest}, and this server runs {base.id}, "
+                f"{base.digest}: push it to a server with its own base, or train it again on this one",
+                param="base_digest",
+            )
+        new = Version(
+            name=name,
+            number=1,
+            digest=spec.digest,
+            base_digest=base.digest,
+            verified=spec.base_digest is not None,
+            rank=spec.rank,
+            num_parameters=spec.num_parameters,
+            num_bytes=spec.num_bytes,
+            config=_as_json(spec.config, param="adapter_config.json"),
+            parent=parent,
+            data_digest=data_digest,
+            metadata=_as_json(metadata or {}, param="metadata", max_bytes=MAX_METADATA_BYTES),
+            created_at=datetime.now(UTC),
+        )
+        with self._change(name, actor) as change:
+            known = change.version_where(VERSIONS.c.digest == spec.digest)
+            if known is not None:
+                _refuse_retired(known, "push a changed adapter")
+                if known.base_digest != base.digest:
+                    raise Conflict(
+                        f"these bytes are {known.id}, which was registered for the base {known.base_digest}, and this "
+                        f"server runs {base.id}, {base.digest}: push them under another name"
+                    )
+            version = known or change.add(new)
+            if alias is not None:
+                change.move("promote", alias, version.number)
+        return version, known is None
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        number: int,
+        *,
+        actor: str,
+        reason: str | None = None,
+        within: Connection | None = None,
+    ) -> AliasEvent:
+        """Point ``alias`` at a version. If it does already nothing happens, and the event that did it is returned.
+
+        ``within`` makes it part of a write of the caller's, who then need not ask the guard.
+        InvalidRequest: there is no such version. Conflict: it was retired, or the guard refuses.
+        """
+        self.adapter(name)
+        names.check_alias(alias)
+        with self._change(name, actor, reason, within) as change:
+            version = change.version(number)
+            if version is None:
+                raise InvalidRequest(
+                    no_version(name, number, change.last_number()), param="version", code="version_not_found"
+                )
+            _refuse_retired(version, "choose another version")
+            return change.move("promote", alias, number)
+
+    def rollback(
+        self,
+        name: str,
+        *,
+        alias: str = LIVE,
+        actor: str,
+        reason: str | None = None,
+        within: Connection | None = None,
+    ) -> AliasEvent:
+        """Point ``alias`` at the version it pointed to before; done again, at the one before that.
+
+        The alias's past is a stack: a promotion puts a version on it, a rollback takes off what it leaves. So rolling
+        back twice never leads forward again, and after 1, 2, a rollback, and 3, the way back is 1. Versions that were
+        retired since are passed over. Conflict: there is nothing left to go back to.
+        """
+        self.adapter(name)
+        names.check_alias(alias)
+        with self._change(name, actor, reason, within) as change:
+            stack = change.stack(alias)
+            if not stack:
+                raise InvalidRequest(
+                    f"{name!r} has no alias {alias!r}: it has {listed(change.aliases())}",
+                    param="alias",
+                    code="alias_not_found",
+                )
+            current = stack.pop()
+            retired = change.retired() & set(stack)
+            before = next((number for number in reversed(stack) if number not in {current, *retired}), None)
+            if before is None:
+                passed = f" (retired: {', '.join(map(str, sorted(retired)))})" if retired else ""
+                raise Conflict(
+                    f"{name}@{alias} is version {current}, with none before it to go back to{passed}: "
+                    "promote the version you want"
+                )
+            return change.move("rollback", alias, before)
+
+    def retire(self, name: str, number: int, *, actor: str, reason: str | None = None) -> Version:
+        """Take a version out of service for good; its row and its history stay. Retiring twice changes nothing.
+
+        Conflict: an alias points at it.
+        """
+        self.version(name, number)
+        with self._change(name, actor, reason) as change:
+            version = change.version(number)
+            assert version is not None  # no version is ever deleted
+            pointing = [alias for alias, target in change.aliases().items() if target == number]
+            if pointing:
+                raise Conflict(
+                    f"{version.id} is still pointed at by {', '.join(pointing)}: promote another version there first"
+                )
+            return version if version.retired_at is not None else change.retire(version)
+
+    # What happened
+
+    def history(self, name: str, *, after: int | None = None, limit: int = 20) -> Page[AliasEvent]:
+        """An adapter's events, newest first: the first ``limit`` (1 to 100) of those older than the event ``after``."""
+        check_limit(limit)
+        self.adapter(name)
+        query = select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.id.desc()).limit(limit + 1)
+        # A cursor beyond any id, and any integer of the database's, is the newest end.
+        if after is not None and after < 2**63:
+            query = query.where(EVENTS.c.id < after)
+        with self._database.read() as connection:
+            return Page.of([event_of(row) for row in connection.execute(query)], limit)
+
+    def at(self, name: str, alias: str, when: datetime) -> Version:
+        """The version that ``name@alias`` meant at ``when`` (with a time zone), whatever became of it since."""
+        if when.tzinfo is None:
+            raise InvalidRequest(f"{when.isoformat()} has no time zone: add one, or Z for UTC", param="when")
+        names.check_alias(alias)
+        self.adapter(name)
+        query = (
+            select(EVENTS.c.to_version)
+            .where(EVENTS.c.name == name, EVENTS.c.alias == alias, EVENTS.c.at <= when)
+            .order_by(EVENTS.c.id.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            number = connection.scalar(query)
+        if number is None:
+            raise NotFound(
+                f"{name}@{alias} pointed at nothing on {when.isoformat()}: its history says since when it does",
+                param="alias",
+                code="alias_not_found",
+            )
+        return self.version(name, number)
+
+    @contextmanager
+    def _change(
+        self, name: str, actor: str, reason: str | None = None, within: Connection | None = None
+    ) -> Iterator[Change]:
+        names.check_text(actor, param="actor", max_chars=200)
+        if reason is not None:
+            names.check_text(reason, param="reason", max_chars=2000)
+        if within is not None:
+            yield Change(within, name, actor, reason)
+            return
+        with self._database.write() as connection:
+            yield Change(connection, name, actor, reason, self._guard)
+
+    def _refreshed(self, old: Snapshot) -> Snapshot:
+        with self._database.read() as connection:
+            return refreshed(connection, old)
+
+
+def _as_json(value: Mapping[str, Any], *, param: str, max_bytes: int | None = None) -> dict[str, Any]:
+    """``value`` as it will be read back; InvalidRequest if it cannot be."""
+    try:
+        text = json.dumps(dict(value), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{param} cannot be kept as JSON ({error}): leave that out", param=param) from error
+    if max_bytes is not None and len(text) > max_bytes:
+        raise InvalidRequest(f"{param} has {len(text)} bytes: shorten it to {max_bytes} at most", param=param)
+    stored: dict[str, Any] = json.loads(text)
+    return stored
+
+
+def _refuse_retired(version: Version, advice: str) -> None:
+    if version.retired_at is not None:
+        raise Conflict(
+            f"{version.id} was retired on {day(version.retired_at)}, and a retired version stays retired: {advice}",
+            code="version_retired",
+        )

@@ -1,0 +1,122 @@
+"""The registry at one moment, in memory: what requests ask.
+
+Knows nothing of how it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from types import MappingProxyType
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, func, select
+
+from graftwork.adapters import names
+from graftwork.adapters.db import Page, check_limit
+from graftwork.adapters.errors import NotFound
+from graftwork.adapters.names import is_trial
+from graftwork.adapters.registry.records import Adapter, Version
+from graftwork.adapters.registry.tables import ADAPTERS, ALIASES, EVENTS, VERSIONS, version_of
+from graftwork.adapters.registry.wording import no_adapter, no_version, why_not
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter as requests see it: ``served`` maps what may follow the @ to the version that answers."""
+
+    adapter: Adapter
+    served: Mapping[str, Version]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The registry at one moment. Replaced as a whole, so that no reader meets half a change. What it is asked is what
+    `Registry` is asked, which says what is meant."""
+
+    last_event: int
+    entries: Mapping[str, Entry]  # sorted by name
+    tried: Mapping[str, Entry]  # beside them: nobody is shown what is only tried
+
+    def resolve(self, model: str) -> Version:
+        name, selector = names.split(model)
+        entry = self.entries.get(name) or self.tried.get(name)
+        version = entry.served.get(selector) if entry else None
+        if version is None:
+            known = self.entries.get(name)
+            message = why_not(model, known.adapter) if known else no_adapter(name, self.entries)
+            raise NotFound(message, param="model", code="model_not_found")
+        return version
+
+    def adapter(self, name: str) -> Adapter:
+        if name not in self.entries:
+            raise NotFound(no_adapter(name, self.entries), param="name", code="adapter_not_found")
+        return self.entries[name].adapter
+
+    def trials(self) -> list[Version]:
+        versions = (version for entry in self.tried.values() for version in entry.adapter.versions)
+        return [version for version in versions if version.retired_at is None]
+
+    def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
+        check_limit(limit)
+        following = (entry.adapter for name, entry in self.entries.items() if after is None or name > after)
+        return Page.of(list(islice(following, limit + 1)), limit)
+
+    def with_digest(self, digest: str) -> list[Version]:
+        entries = chain(self.entries.values(), self.tried.values())
+        versions = (version for entry in entries for version in entry.adapter.versions)
+        return [version for version in versions if version.digest == digest]
+
+    def version(self, name: str, number: int) -> Version:
+        trial = self.tried.get(name)
+        versions = (trial.adapter if trial else self.adapter(name)).versions
+        # Numbers run from 1 without gaps, and rows are never deleted.
+        if not 1 <= number <= len(versions):
+            raise NotFound(no_version(name, number, len(versions)), param="version", code="version_not_found")
+        return versions[number - 1]
+
+
+NOTHING: Final = Snapshot(last_event=0, entries={}, tried={})
+
+
+def refreshed(connection: Connection, old: Snapshot) -> Snapshot:
+    """``old`` brought up to date. Most commits are not the registry's: those cost a look at the newest event."""
+    last_event = connection.scalar(select(func.max(EVENTS.c.id))) or 0
+    if last_event == old.last_event:
+        return old
+    changed = _entries(connection, since_event=old.last_event)
+    tried = {**old.tried, **{name: entry for name, entry in changed.items() if is_trial(name)}}
+    entries = dict(sorted({**old.entries, **{n: e for n, e in changed.items() if n not in tried}}.items()))
+    return Snapshot(last_event=last_event, entries=entries, tried=tried)
+
+
+def _entries(connection: Connection, *, since_event: int) -> dict[str, Entry]:
+    """The adapters to which something happened after the event ``since_event``."""
+    changed = select(EVENTS.c.name).where(EVENTS.c.id > since_event)
+    versions = select(VERSIONS).where(VERSIONS.c.name.in_(changed)).order_by(VERSIONS.c.name, VERSIONS.c.number)
+    aliases = select(ALIASES).where(ALIASES.c.name.in_(changed)).order_by(ALIASES.c.name, ALIASES.c.alias)
+    adapters = select(ADAPTERS).where(ADAPTERS.c.name.in_(changed))
+    versions_of = {name: tuple(map(version_of, rows)) for name, rows in _by_name(connection, versions)}
+    aliases_of = {name: {row.alias: row.number for row in rows} for name, rows in _by_name(connection, aliases)}
+    return {
+        row.name: _entry(
+            Adapter(
+                name=row.name,
+                created_at=row.created_at,
+                aliases=MappingProxyType(aliases_of.get(row.name, {})),
+                versions=versions_of[row.name],
+            )
+        )
+        for row in connection.execute(adapters)
+    }
+
+
+def _by_name(connection: Connection, query: Any) -> Iterator[tuple[str, Iterator[Row[*tuple[Any, ...]]]]]:
+    return groupby(connection.execute(query), key=lambda row: row.name)
+
+
+def _entry(adapter: Adapter) -> Entry:
+    served = {str(version.number): version for version in adapter.versions if version.retired_at is None}
+    served |= {alias: adapter.versions[number - 1] for alias, number in adapter.aliases.items()}
+    return Entry(adapter, served)

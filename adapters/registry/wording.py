@@ -1,0 +1,54 @@
+"""What messages say of adapters, versions and aliases that are not there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from itertools import islice
+
+from graftwork.adapters import names
+from graftwork.adapters.registry.records import Adapter
+
+
+def why_not(model: str, adapter: Adapter) -> str:
+    """Why ``model`` names none of its adapter's versions."""
+    _, selector = names.split(model)
+    for version in adapter.versions:
+        if str(version.number) == selector and version.retired_at is not None:
+            return (
+                f"{version.id} was retired on {day(version.retired_at)}: {adapter.name!r} has {listed(adapter.aliases)}"
+            )
+    return (
+        f"{names.quoted(model)} names nothing: {adapter.name!r} has {_up_to(len(adapter.versions))}, "
+        f"and the aliases {listed(adapter.aliases)}"
+    )
+
+
+def no_adapter(name: str, there: Collection[str]) -> str:
+    """``there``: the names of those that there are."""
+    # Only a name that could be right is compared, and not with more than takes a millisecond or two.
+    close = difflib.get_close_matches(name, islice(there, 500), n=1) if names.is_name(name) else []
+    there_is_none = f"there is no adapter {names.quoted(name)}"
+    if close:
+        return f"{there_is_none}: did you mean {close[0]!r}?"
+    if not there:
+        return f"{there_is_none}, nor any other yet: push one first (graftwork adapters push)"
+    return f"{there_is_none}: graftwork adapters list shows what there is, graftwork adapters push adds one"
+
+
+def no_version(name: str, number: int, last: int) -> str:
+    # str() of an integer with thousands of digits is an error of its own.
+    return f"{name!r} has no version {number if number.bit_length() < 64 else 'so large'}: it has {_up_to(last)}"
+
+
+def _up_to(last: int) -> str:
+    return {0: "none yet", 1: "version 1"}.get(last, f"versions 1 to {last}")
+
+
+def listed(aliases: Mapping[str, int]) -> str:
+    return ", ".join(f"{alias} (version {number})" for alias, number in aliases.items())
+
+
+def day(at: datetime) -> str:
+    return f"{at:%Y-%m-%d}"

@@ -1,0 +1,114 @@
+"""Adapters, their versions, aliases and history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graftwork.clients.calls import SLOW, Call, Progress, Reply, Request, Upload
+from graftwork.clients.endpoints.parts import given, one, path_of
+from graftwork.clients.errors import InvalidArgumentError, LocalFileError
+from graftwork.clients.types import Adapter, Event, Page, PushedVersion, Version
+from graftwork.clients.wire import parse
+
+CONFIG_FILE = "adapter_config.json"
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def list(*, after: str | None = None, limit: int | None = None) -> Call[Page[Adapter]]:
+    """A page of adapters by name; ``after`` is the last name of the page before."""
+    request = Request(method="GET", path=path_of("adapters"), query=given(after=after, limit=limit))
+    return Call(request=request, read=one(Page[Adapter]))
+
+
+def get(name: str) -> Call[Adapter]:
+    """An adapter with its versions, aliases, residency and traffic."""
+    return Call(request=Request(method="GET", path=path_of("adapters", name)), read=one(Adapter))
+
+
+def push(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    server_path: str | Path | None = None,
+    alias: str | None = None,
+    parent: int | None = None,
+    data_digest: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Call[PushedVersion]:
+    """Push a PEFT folder as the adapter's next version.
+
+    ``folder`` is on this machine and is uploaded, streamed from disk; ``progress`` is told the bytes sent and the bytes
+    in all. ``server_path`` names a folder that the server can read itself instead. ``alias`` is moved to the version
+    once it has passed the server's checks; the first version of a name becomes ``live`` by itself.
+    """
+    path, query = path_of("adapters", name, "versions"), given(alias=alias)
+    facts = given(parent=parent, data_digest=data_digest, metadata=metadata)
+    if (folder is None) == (server_path is None):
+        raise InvalidArgumentError("push takes a folder of this machine or a server_path, one of the two")
+    if server_path is not None:
+        body = {"path": str(server_path), **facts}
+        request = Request(method="POST", path=path, query=query, json=body, read_timeout=SLOW)
+    else:
+        fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+        upload = Upload(files=_adapter_files(Path(str(folder))), fields=fields, progress=progress)
+        request = Request(method="POST", path=path, query=query, upload=upload, read_timeout=SLOW)
+    return Call(request=request, read=_read_pushed)
+
+
+def promote(
+    name: str, version: int, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
+) -> Call[Event]:
+    """Move an alias to a version: new requests get it, those that run finish on the version they began with.
+
+    Raises ``ConflictError`` while an experiment needs the alias as it is, unless ``end_experiment`` ends that.
+    """
+    path = path_of("adapters", name, "aliases", alias)
+    body = {"version": version, **given(reason=reason, end_experiment=end_experiment)}
+    return Call(request=Request(method="PUT", path=path, json=body, read_timeout=SLOW), read=one(Event))
+
+
+def rollback(
+    name: str, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
+) -> Call[Event]:
+    """Move an alias back to the version it pointed at before; experiments are in the way as for ``promote``."""
+    path = path_of("adapters", name, "rollback")
+    body = {"alias": alias, **given(reason=reason, end_experiment=end_experiment)}
+    return Call(request=Request(method="POST", path=path, json=body, read_timeout=SLOW), read=one(Event))
+
+
+def retire(name: str, version: int) -> Call[Version]:
+    """Take a version out of service; raises ``ConflictError`` while an alias points at it."""
+    request = Request(method="DELETE", path=path_of("adapters", name, "versions", str(version)))
+    return Call(request=request, read=one(Version))
+
+
+def history(name: str, *, after: int | None = None, limit: int | None = None) -> Call[Page[Event]]:
+    """A page of what happened to an adapter, newest first; ``after`` is the last event's id of the page before."""
+    request = Request(method="GET", path=path_of("adapters", name, "history"), query=given(after=after, limit=limit))
+    return Call(request=request, read=one(Page[Event]))
+
+
+def _read_pushed(reply: Reply) -> PushedVersion:
+    return parse(PushedVersion, {**parse(dict, reply.json()), "created": reply.status == 201})
+
+
+def _adapter_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a PEFT folder that the server wants, in the order it wants them: the small one first."""
+    if not folder.is_dir():
+        raise LocalFileError(f"{folder} is no folder; push takes the folder that PEFT's save_pretrained wrote")
+    files = tuple(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+    for file in files:
+        if not file.is_file():
+            pickled = file.name == WEIGHTS_FILE and (folder / "adapter_model.bin").is_file()
+            advice = (
+                "its adapter_model.bin is a pickle, which no server takes: save it with safe_serialization=True"
+                if pickled
+                else "push takes the folder that PEFT's save_pretrained wrote"
+            )
+            raise LocalFileError(f"{folder} has no {file.name}; {advice}")
+    return files

@@ -1,0 +1,117 @@
+"""Answers: whole ones, those that are read while they are written, and what a text is worth to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+from graftwork.clients.calls import SLOW, Call, Reply, Request, StreamCall
+from graftwork.clients.endpoints.parts import given, one
+from graftwork.clients.errors import GraftworkProtocolError
+from graftwork.clients.streams import ChatChunk, CompletionChunk
+from graftwork.clients.types import ChatCompletion, ChatDelta, Completion, CompletionDelta, Score
+from graftwork.clients.wire import parse
+
+Messages = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int]
+
+
+class GenerationOptions(TypedDict, total=False):
+    """How to generate. What is left out, or ``None``, is the server's choice.
+
+    ``session`` names a conversation or visitor, so that an experiment gives it the same arm each time.
+    """
+
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    n: int | None
+    ignore_eos: bool | None
+    user: str | None
+    store: bool | None
+    metadata: Mapping[str, str] | None
+    session: str | None
+
+
+class ChatOptions(GenerationOptions, total=False):
+    """``GenerationOptions`` and what only chat has."""
+
+    logprobs: bool | None
+    top_logprobs: int | None
+    response_format: Mapping[str, Any] | None
+
+
+class CompletionOptions(GenerationOptions, total=False):
+    """``GenerationOptions`` and what only completions have."""
+
+    logprobs: int | None
+    echo: bool | None
+
+
+def chat(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> Call[ChatCompletion]:
+    """A whole chat answer. ``messages`` is a list of role and content, or a string: one turn of the user."""
+    return Call(request=_chat_request(model, messages, options), read=one(ChatCompletion))
+
+
+def chat_stream(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> StreamCall[ChatDelta]:
+    """A chat answer as it is written: iterate over the deltas; afterwards ``usage`` is there too."""
+    return StreamCall(request=_chat_request(model, messages, options, stream=True), chunk=ChatChunk)
+
+
+def complete(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Call[Completion]:
+    """A whole continuation of a text or of token ids."""
+    return Call(request=_completion_request(model, prompt, options), read=one(Completion))
+
+
+def complete_stream(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> StreamCall[CompletionDelta]:
+    """A continuation as it is written: iterate over the deltas; afterwards ``usage`` is there too."""
+    return StreamCall(request=_completion_request(model, prompt, options, stream=True), chunk=CompletionChunk)
+
+
+def score(model: str, prompt: Prompt, *, top: int = 1) -> Call[Score]:
+    """The log-probability of each token of a text, and the ``top`` most likely tokens at its place; writes nothing."""
+    options = CompletionOptions(echo=True, logprobs=top, max_tokens=0, temperature=0.0)
+    return Call(request=_completion_request(model, prompt, options), read=_read_score)
+
+
+def _read_score(reply: Reply) -> Score:
+    completion = parse(Completion, reply.json())
+    logprobs = completion.choices[0].logprobs if completion.choices else None
+    if logprobs is None:
+        raise GraftworkProtocolError("the server's answer has no log-probabilities, though echo and logprobs asked")
+    return Score(
+        tokens=logprobs.tokens,
+        logprobs=logprobs.token_logprobs,
+        top=logprobs.top_logprobs,
+        usage=completion.usage,
+        adapter=completion.adapter,
+    )
+
+
+def _chat_request(model: str, messages: Messages, options: ChatOptions, *, stream: bool = False) -> Request:
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    return _generation("/v1/chat/completions", {"model": model, "messages": turns}, options, stream)
+
+
+def _completion_request(model: str, prompt: Prompt, options: CompletionOptions, *, stream: bool = False) -> Request:
+    ids_or_text = prompt if isinstance(prompt, str) else list(prompt)
+    return _generation("/v1/completions", {"model": model, "prompt": ids_or_text}, options, stream)
+
+
+def _generation(path: str, body: dict[str, Any], options: Mapping[str, Any], stream: bool) -> Request:
+    asked = given(**options)
+    session = asked.pop("session", None)
+    if stream:
+        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    return Request(
+        method="POST",
+        path=path,
+        json=body | asked,
+        headers={"x-graftwork-session": session} if session else {},
+        read_timeout=None if stream else SLOW,
+    )

@@ -1,0 +1,33 @@
+"""What is logged, and for how long."""
+
+from __future__ import annotations
+
+from graftwork.clients.calls import Call, Request
+from graftwork.clients.endpoints.parts import given, one, path_of
+from graftwork.clients.errors import InvalidArgumentError
+from graftwork.clients.types import LogPolicies, LogPolicy
+
+
+def list() -> Call[LogPolicies]:
+    """What is logged of single adapters and keys, for how long, and the default."""
+    return Call(request=Request(method="GET", path=path_of("log_policies")), read=one(LogPolicies))
+
+
+def set(
+    *, adapter: str | None = None, key: str | None = None, log: bool = True, retention_days: float | None = None
+) -> Call[LogPolicy]:
+    """Say whether what an adapter (or the base, by its id) answers, or a key asks, is logged, and for how long."""
+    body = {"log": log, **given(retention_days=retention_days)}
+    return Call(request=Request(method="PUT", path=_policy_path(adapter, key), json=body), read=one(LogPolicy))
+
+
+def remove(*, adapter: str | None = None, key: str | None = None) -> Call[LogPolicy]:
+    """Let the default hold again for an adapter or a key."""
+    return Call(request=Request(method="DELETE", path=_policy_path(adapter, key)), read=one(LogPolicy))
+
+
+def _policy_path(adapter: str | None, key: str | None) -> str:
+    if (adapter is None) == (key is None):
+        raise InvalidArgumentError("a policy is about an adapter or a key, one of the two")
+    whose = ("keys", key or "") if adapter is None else ("adapters", adapter)
+    return path_of("log_policies", *whose)
