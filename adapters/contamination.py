@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftwork.adapters.db import Database
+from graftwork.adapters.errors import NotFound
 from graftwork.adapters.feedback import FeedbackLog
 from graftwork.adapters.interactions import Interactions
-from graftwork.adapters.lineage import Lineage, hash_of
-from graftwork.adapters.registry import Adapter
+from graftwork.adapters.lineage import Lineage, continues, hash_of
+from graftwork.adapters.names import split
+from graftwork.adapters.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,16 @@ class Learned:
 
 
 def learned_from(
-    adapter: Adapter,
-    versions: Iterable[int],
+    registry: Registry,
+    versions: Iterable[str],
     *,
     database: Database,
     interactions: Interactions,
     feedback: FeedbackLog,
 ) -> Learned:
-    """What these versions of an adapter, and whatever they continue, learned from. Reads the whole log if there is
-    anything: not for the way of a request."""
-    hashes = Lineage(database).hashes(_data_digests(adapter, versions))
+    """What these versions, by id, and whatever they continue learned from. Reads the whole log if there is anything:
+    not for the way of a request."""
+    hashes = Lineage(database).hashes(_data_digests(registry, versions))
     if not hashes:
         return Learned()
     units: set[str | None] = set()
@@ -62,13 +64,22 @@ def prompt_hash(prompt: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _data_digests(adapter: Adapter, versions: Iterable[int]) -> set[str]:
+def _data_digests(registry: Registry, versions: Iterable[str]) -> set[str]:
     digests: set[str] = set()
-    for number in versions:
-        step: int | None = number
-        while step is not None:
-            version = adapter.versions[step - 1]
-            if version.data_digest is not None:
-                digests.add(version.data_digest)
-            step = version.parent
+    seen: set[str] = set()
+    ahead = list(versions)
+    while ahead:
+        id = ahead.pop()
+        if id in seen:
+            continue
+        seen.add(id)
+        name, number = split(id)
+        try:
+            version = registry.version(name, int(number))
+        except (NotFound, ValueError):
+            continue  # a pushed folder's metadata may say anything
+        if version.data_digest is not None:
+            digests.add(version.data_digest)
+        if (older := continues(version)) is not None:
+            ahead.append(older)
     return digests

@@ -1,12 +1,40 @@
-"""Files and folders that are still there after a power cut.
+"""Files and folders that are still there after a power cut; and a full disk, told from other trouble.
 
 A rename makes a thing whole or not there; what is synced first, and the folder it is renamed in, makes it last.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+from graftwork.adapters.errors import Unavailable
+
+DISK_FULL: Final = "disk_full"
+"""The code of an error that says so."""
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it is the disk that is full, or somebody's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """A full disk is said so, as Unavailable with the code `DISK_FULL`. ``what`` is on its way in."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise Unavailable(
+            f"the server's disk is full, and nothing of this {what} was kept: make room and send it again",
+            code=DISK_FULL,
+        ) from error
 
 
 def write_whole(target: Path, text: str) -> None:

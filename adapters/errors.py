@@ -100,3 +100,8 @@ class Unavailable(GraftworkError):
 
 class ConfigurationError(GraftworkError):
     default_code = "configuration_error"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, fit to be quoted in one of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

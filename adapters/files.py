@@ -14,15 +14,13 @@ Knows nothing of what is in a file, but that a file of JSON lines begins with on
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,8 +44,8 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.db import Database, Page, UtcDateTime, schema
-from graftwork.adapters.durable import sync_folder
-from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
+from graftwork.adapters.durable import room_for, sync_folder
+from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge
 
 Purpose = Literal["fine-tune", "fine-tune-results"]
 PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
@@ -111,7 +109,7 @@ class Upload:
                 "--max-file-gb",
                 param="file",
             )
-        with _disk():
+        with room_for("file"):
             self._file.write(chunk)
         self._digest.update(chunk)
         if len(self.head) < _HEAD_BYTES:
@@ -119,7 +117,7 @@ class Upload:
 
     def finish(self, target: Path) -> str:
         """Make it durable under its final name, and return its digest."""
-        with _disk():
+        with room_for("file"):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -151,7 +149,7 @@ class Files:
 
     def upload(self) -> Upload:
         """A new file to write into; it ends in `keep`."""
-        with _disk():
+        with room_for("file"):
             return Upload(self._staging / uuid.uuid4().hex, self.max_bytes)
 
     def keep(self, upload: Upload, *, filename: str, purpose: str, key_id: str, id: str | None = None) -> File:
@@ -281,17 +279,3 @@ def _get(connection: Connection, id: str) -> File:
 
 def _file(row: Row[*tuple[Any, ...]]) -> File:
     return File(**row._mapping)
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    """A full disk is said so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable(
-                "the server's disk is full, and nothing of this file was kept: make room and upload it again",
-                code="disk_full",
-            ) from error
-        raise

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import (
@@ -50,7 +51,7 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 ENDED: Final[frozenset[Status]] = frozenset({"succeeded", "failed", "cancelled"})
 Waiting = Literal["validating_files", "queued"]
 
-Method = Literal["auto", "sft", "weighted_sft", "dpo", "kto", "pretrain"]
+Method = Literal["auto", "sft", "weighted_sft", "dpo", "kto", "pretrain", "distillation", "grpo"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 FEEDBACK: Final = "feedback"
@@ -274,12 +275,22 @@ class Jobs:
         with self._database.read() as connection:
             return _get(connection, id)
 
-    def find(self, *, after: str | None = None, limit: int = 20, name: str | None = None) -> Page[Job]:
-        """Newest first: the first ``limit`` (1 to 100) of those before the job ``after``."""
+    def find(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Page[Job]:
+        """Newest first: the first ``limit`` (1 to 100) of those before the job ``after``. ``metadata``: jobs that have
+        all of these pairs; empty: those that have none."""
         check_limit(limit)
-        query = select(jobs).order_by(jobs.c.number.desc()).limit(limit + 1)
+        query = select(jobs).order_by(jobs.c.number.desc())
         if name is not None:
             query = query.where(jobs.c.name == name)
+        if metadata is None:
+            query = query.limit(limit + 1)
         with self._database.read() as connection:
             if after is not None:
                 number = connection.scalar(select(jobs.c.number).where(jobs.c.id == after))
@@ -288,7 +299,9 @@ class Jobs:
                         "after names no job: give the id of the last one of the page before", param="after"
                     )
                 query = query.where(jobs.c.number < number)
-            return Page.of([_job(row) for row in connection.execute(query)], limit)
+            # Looked through here: databases differ in how they look into JSON, and jobs are few.
+            found = (job for job in map(_job, connection.execute(query)) if _has(job, metadata))
+            return Page.of(list(islice(found, limit + 1)), limit)
 
     def events(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Event]:
         """Newest first: the first ``limit`` (1 to 100) of those before the event ``after``."""
@@ -543,6 +556,12 @@ def _repeated(known: Job, new: NewJob) -> Job:
                 code="idempotency_key_reused",
             )
     return known
+
+
+def _has(job: Job, metadata: Mapping[str, str] | None) -> bool:
+    if not metadata:
+        return metadata is None or not job.metadata
+    return metadata.items() <= job.metadata.items()
 
 
 def _get(connection: Connection, id: str) -> Job:

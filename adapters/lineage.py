@@ -8,7 +8,8 @@ nothing that learned is without a record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Column, Named, Table, Text, TypedColumns, insert, select
 
@@ -59,25 +60,40 @@ class Lineage:
 
 
 def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
-    """The versions that learned from these data sets, and those that did not but continue one that did."""
-    direct: list[Version] = []
-    inherited: list[Version] = []
+    """The versions that learned from these data sets, and those that did not but continue one that did, also one of
+    another adapter."""
+    versions = list(_versions(registry)) if data_digests else []
+    children: defaultdict[str | None, list[str]] = defaultdict(list)
+    for version in versions:
+        children[continues(version)].append(version.id)
+    direct = [version for version in versions if version.data_digest in data_digests]
+    learned = {version.id for version in direct}
+    ahead = list(learned)
+    while ahead:
+        new = [child for child in children[ahead.pop()] if child not in learned]
+        learned.update(new)
+        ahead += new
+    return direct, [v for v in versions if v.id in learned and v.data_digest not in data_digests]
+
+
+def continues(version: Version) -> str | None:
+    """The id of the version that this one continues. One of another adapter is no parent in the registry: training
+    writes it into the metadata."""
+    if version.parent is not None:
+        return f"{version.name}@{version.parent}"
+    said = version.metadata.get("continues")
+    return said if isinstance(said, str) else None
+
+
+def _versions(registry: Registry) -> Iterator[Version]:
     after: str | None = None
-    while data_digests:
+    while True:
         page = registry.adapters(after=after, limit=100)
         for adapter in page:
-            learned: set[int] = set()
-            for version in adapter.versions:  # a parent has a smaller number than its children
-                if version.data_digest in data_digests:
-                    direct.append(version)
-                    learned.add(version.number)
-                elif version.parent in learned:
-                    inherited.append(version)
-                    learned.add(version.number)
+            yield from adapter.versions
         if not page.has_more:
-            break
+            return
         after = page[-1].name
-    return direct, inherited
 
 
 def hash_of(interaction_id: str) -> str:

@@ -27,6 +27,7 @@ from starlette.requests import Request
 
 from graftwork.adapters import names
 from graftwork.adapters.artifacts import ArtifactStore, StagedFile
+from graftwork.adapters.durable import room_for
 from graftwork.adapters.errors import InvalidRequest, Unavailable
 from graftwork.adapters.peft_format import AdapterSpec, read_spec
 from graftwork.adapters.registry import Version
@@ -75,14 +76,15 @@ class Pushes:
             names.check_alias(alias)
         if services.engine.state != "ready":
             raise Unavailable(f"the engine is {services.engine.state} and cannot try an adapter: push again shortly")
-        staged, facts = await self._receive(request)
-        try:
-            spec = await self._work(read_spec, staged, services.base, services.limits)
-            async with self._lock(spec.digest):
-                add = partial(self._register, name, spec, facts, alias, actor)
-                return await self._publish(staged, spec, add)
-        finally:
-            await self._clean_up(services.store.discard, staged)
+        with room_for("adapter"):
+            staged, facts = await self._receive(request)
+            try:
+                spec = await self._work(read_spec, staged, services.base, services.limits)
+                async with self._lock(spec.digest):
+                    add = partial(self._register, name, spec, facts, alias, actor)
+                    return await self._publish(staged, spec, add)
+            finally:
+                await self._clean_up(services.store.discard, staged)
 
     async def _receive(self, request: Request) -> tuple[Path, Facts]:
         """The adapter's files in a staging folder of their own, and what is said of them."""

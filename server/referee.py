@@ -124,9 +124,9 @@ class Referee:
     # -- what is new ---------------------------------------------------------------------------------------------
     def _new_watch(self, experiment: Experiment) -> _Watch:
         plan = experiment.plan
-        versions = {arm.version for arm in plan.arms if arm.version is not None}
+        versions = {f"{plan.adapter}@{arm.version}" for arm in plan.arms if arm.version is not None}
         learned = learned_from(
-            self._registry.adapter(plan.adapter),
+            self._registry,
             versions,
             database=self._database,
             interactions=self._interactions,

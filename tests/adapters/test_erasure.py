@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from graftwork.adapters.contamination import learned_from
 from graftwork.adapters.erasure import Erased, Erasure
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.feedback import Said
@@ -110,6 +111,28 @@ def test_erasing_names_the_versions_that_learned(records: Records, erasure: Eras
     assert erasure.user("nobody").learned_from == ()
     # The record itself outlives the rows.
     assert lineage.data_digests([mine]) == {"sha256:one"}
+
+
+def test_a_version_continues_one_of_another_adapter(records: Records, erasure: Erasure) -> None:
+    """Which is no parent in the registry; and what else a pushed folder says of itself does no harm."""
+    registry, lineage = Registry(records.database), Lineage(records.database)
+    mine = records.log(records.mint(user="ann"), user="ann")
+    lineage.record("sha256:one", [mine])
+
+    def push(name: str, content: int, **facts: Any) -> None:
+        registry.add_version(name, spec(content), base=BASE, alias=None, **facts)
+
+    push("intents", 1, data_digest="sha256:one", metadata={"continues": "circle@1"})
+    push("circle", 2, metadata={"continues": "intents@1"})
+    push("circle", 3, parent=1, metadata={"continues": "circle@1"})
+    push("above", 4, metadata={"continues": "circle@2"})
+    push("odd", 5, metadata={"continues": ["intents@1"]})
+    push("odd", 6, metadata={"continues": "nothing@x"})
+    log: Any = {"database": records.database, "interactions": records.interactions, "feedback": records.feedback}
+    assert learned_from(registry, ["above@1"], **log).units == {records.ids.unit(user="ann")}
+    assert not learned_from(registry, ["odd@1", "odd@2"], **log)
+    erased = erasure.user("ann")
+    assert (erased.learned_from, erased.continued) == (("intents@1",), ("above@1", "circle@1", "circle@2"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from graftwork.adapters.experiments import Draw
 from graftwork.adapters.feedback import Said
 from graftwork.adapters.leases import Leases
 from graftwork.clients import errors
@@ -39,16 +40,23 @@ def desk(one_adapter: Desk) -> Desk:  # noqa: F811
 
 
 def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: int = 0) -> None:
-    """Users who ask once each and give a thumb, and a keeper that has seen them."""
+    """Users who ask once each and give a thumb, and a keeper that has seen them.
+
+    They are chosen so that the arms take turns: what they meet by chance would now and then end an experiment between
+    equals, as it must once in a while.
+    """
     services, records, chance = desk.world.services, desk.records, random.Random(first)
-    for number in range(first, first + num):
-        unit = records.ids.unit(user=f"user-{number}")
-        drawn = services.experiments.draw("intents", unit, chat=True)
+
+    def draw(user: str) -> Draw:
+        drawn = services.experiments.draw("intents", records.ids.unit(user=user), chat=True)
         assert drawn is not None
+        return drawn
+
+    for number in range(first, first + num):
+        draws = ((user, draw(user)) for user in (f"user-{number}-{turn}" for turn in range(64)))
+        user, drawn = next((user, drawn) for user, drawn in draws if drawn.arm.version == 1 + number % 2)
         said = {"experiment": drawn.experiment, "arm": drawn.arm.name, "probability": drawn.probability}
-        id = records.log(
-            records.mint(f"intents@{drawn.arm.version or 1}", user=f"user-{number}", days_ago=0.001, **said)
-        )
+        id = records.log(records.mint(f"intents@{drawn.arm.version}", user=user, days_ago=0.001, **said))
         good = chance.random() < (control if drawn.arm.version == 1 else treatment)
         records.feedback.add(Said(interaction_id=id, thumb="up" if good else "down"), key_id="local")
     referee = Referee(

@@ -1,0 +1,34 @@
+"""Where kept data sets stand, ``HOME/datasets/NAME/N/``, and how one is named: ``support@3``.
+
+Knows nothing of what is in one: that is training's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import NotFound
+
+FOLDER: Final = "datasets"
+"""Below the home."""
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` names a version of a data set, there or not."""
+    name, at, number = text.partition("@")
+    return bool(at) and names.is_name(name) and number.isascii() and number.isdecimal()
+
+
+def find(home: Path, reference: str) -> Path:
+    """The folder of ``support@3``. NotFound when it is not there."""
+    name, _, number = reference.partition("@")
+    folder = home / FOLDER / name / number
+    if not is_reference(reference) or not folder.is_dir():
+        raise NotFound(
+            f"There is no data set {names.quoted(reference)} in this server's home. Make one there with graftwork data "
+            "check FILE --save NAME.",
+            code="data_set_not_found",
+        )
+    return folder
