@@ -34,6 +34,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_TIMEOUT = 5.0  # seconds
 LONGEST_WAIT = 30.0  # seconds; a server that asks for more is told to the caller instead of waited for
 FIRST_BACKOFF = 0.2  # seconds, doubled each time
+# A server, or a proxy before it, closes a connection that has idled for some seconds, Uvicorn's and httpx's default
+# alike for five: a request sent in that moment breaks, and nobody knows whether it took effect. So we let go first.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
 
 Outcome = httpx.Response | httpx.RequestError
 
@@ -69,7 +72,7 @@ class Settings:
         if self.api_key:
             headers["authorization"] = f"Bearer {self.api_key}"
         # A proxy from the environment cannot reach this machine's loopback, though it is often configured as if.
-        return {"headers": headers, "trust_env": not _is_loopback(httpx.URL(self.url).host)}
+        return {"headers": headers, "limits": LIMITS, "trust_env": not _is_loopback(httpx.URL(self.url).host)}
 
     @contextlib.contextmanager
     def prepared(self, request: Request) -> Iterator[dict[str, Any]]:

@@ -73,6 +73,9 @@ RETENTION_SECONDS = 3600.0
 EXPERIMENTS_SECONDS = 1.0
 #: A round of learning takes minutes: it may begin this late.
 LEARNING_SECONDS = 5.0
+#: How long a connection may idle before this end closes it. Clients let go sooner, openai's and httpx's after five
+#: seconds: at Uvicorn's own five, one would now and then be closed at the very moment when a request is sent on it.
+IDLE_SECONDS = 75
 #: At the end, when nothing is under way any more: how long connections may stay open, whose clients do not read; how
 #: long a database that is busy may keep the last rows waiting; and what an API process takes beside these.
 CLOSE_SECONDS = 10
@@ -241,6 +244,7 @@ def serve(config: ServerConfig) -> int:
                 log_level="warning",
                 generate_client_file=False,
                 access_log=False,
+                timeout_keep_alive=IDLE_SECONDS,
             )
         finally:
             server.trainer.stop()
@@ -288,6 +292,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         files=files,
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
+        home=config.home,
         allowed_roots=config.allowed_roots,
         limits=config.adapter_limits,
         engine=link,
@@ -348,6 +353,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
         "max_sequences": config.max_batch,
         "max_length": config.max_model_len,
         "cache_bytes": None if config.kv_memory_gb is None else int(config.kv_memory_gb * gib),
+        "reserved_bytes": 0 if config.trainer_device is not None else int(config.trainer_memory_gb * gib),
         "host_bytes": int(config.host_memory_gb * gib),
         "step_tokens": config.prefill_tokens,
         "prefix_cache": not config.no_prefix_cache,

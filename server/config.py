@@ -45,6 +45,8 @@ class ServerConfig:
             then, 1 never does; in between it is stopped and continued. It never pauses on a server with nothing to do.
         trainer_nice: by how much the processor prefers everything else to a training run, 0 to 19.
         trainer_threads: CPU threads of a training run; ``None``: torch's choice.
+        trainer_device: where runs compute: ``cpu``, or the number of a card; ``None``: where serving does.
+        trainer_memory_gb: memory of the card that the key-value cache leaves to runs, where both share one.
         drain_seconds: how long SIGTERM waits for answers that are under way.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
@@ -76,6 +78,8 @@ class ServerConfig:
     trainer_share: float = 0.5
     trainer_nice: int = 19
     trainer_threads: int | None = None
+    trainer_device: str | None = None
+    trainer_memory_gb: float = 0.0
     drain_seconds: float = 30.0
     log_level: str = "info"
 
@@ -91,6 +95,10 @@ class ServerConfig:
             raise ConfigurationError("--trainer-share is a share of the time: 0 to 1.")
         if not 0 <= self.trainer_nice <= 19:
             raise ConfigurationError("--trainer-nice must be between 0 and 19.")
+        if self.trainer_device is not None and self.trainer_device != "cpu" and not self.trainer_device.isdecimal():
+            raise ConfigurationError("--trainer-device takes cpu, or the number of a card: 0, 1, …")
+        if self.trainer_memory_gb < 0:
+            raise ConfigurationError("--trainer-memory-gb must not be negative.")
         if not 0 <= self.retention_days <= MAX_RETENTION_DAYS:
             raise ConfigurationError(f"--retention-days takes 0 (for good) to {MAX_RETENTION_DAYS}.")
         if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):

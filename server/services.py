@@ -118,6 +118,7 @@ class Services:
     files: Files
     jobs: Jobs
     learning: LearningPolicies
+    home: Path
     allowed_roots: tuple[Path, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)

@@ -85,7 +85,7 @@ class Trainer:
         command += ["--threads", str(config.trainer_threads or 0), "--log-level", config.log_level]
         return subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
-            env={**os.environ, "GRAFTWORK_API_KEY": self.key},
+            env={**os.environ, "GRAFTWORK_API_KEY": self.key, **_visible(config.trainer_device)},
             stdin=subprocess.PIPE,
         )
 
@@ -109,3 +109,8 @@ class Trainer:
             log.warning("the training worker did not stop in %.0f s", STOP_SECONDS)
             process.kill()
             process.wait()
+
+
+def _visible(device: str | None) -> dict[str, str]:
+    """The environment in which CUDA shows that card alone, or none."""
+    return {} if device is None else {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}

@@ -55,8 +55,9 @@ class EngineConfig:
 
     ``num_slots`` rank-16 adapters on the device; ``max_sequences`` running at once, each at most ``max_length`` tokens
     (``None``: what the base was made for, up to 8192); ``cache_bytes`` of key-value cache (``None``: a quarter of the
-    memory, 4 GiB at most; on a card 80 % of what is free); ``host_bytes`` for adapters fetched but not on the device;
-    ``step_tokens`` of prompt a step. ``prefix_cache``: what ended sequences leave in the cache serves others.
+    memory, 4 GiB at most; on a card 80 % of what is free beside ``reserved_bytes`` for others); ``host_bytes`` for
+    adapters fetched but not on the device; ``step_tokens`` of prompt a step. ``prefix_cache``: what ended sequences
+    leave in the cache serves others.
     """
 
     quantize: str = "auto"
@@ -68,6 +69,7 @@ class EngineConfig:
     max_sequences: int = 32
     max_length: int | None = None
     cache_bytes: int | None = None
+    reserved_bytes: int = 0
     host_bytes: int = 2 * GIB
     step_tokens: int = 256
     prefix_cache: bool = True
@@ -258,7 +260,8 @@ def _cache(
     if chosen.device.type == "cpu":
         cache_bytes = config.cache_bytes or min(4 * GIB, psutil.virtual_memory().total // 4)
     else:
-        cache_bytes = config.cache_bytes or int(torch.cuda.mem_get_info(chosen.device)[0] * 0.8)
+        free = torch.cuda.mem_get_info(chosen.device)[0] - config.reserved_bytes
+        cache_bytes = config.cache_bytes or int(max(free, 0) * 0.8)
         num_slots = min(shape.num_slots, cache_bytes // (shape.bytes_per_token * max_length))
         if num_slots < 1:
             raise ConfigurationError(

@@ -111,6 +111,13 @@ def serve(
     trainer_threads: Annotated[
         int | None, _option("--trainer-threads", _TRAINER, "CPU threads of a run. Default: torch's choice.")
     ] = None,
+    trainer_device: Annotated[
+        str | None, _option("--trainer-device", _TRAINER, "Where runs compute: cpu, or a card's number. Default: here.")
+    ] = None,
+    trainer_memory_gb: Annotated[
+        float,
+        _option("--trainer-memory-gb", _TRAINER, "Of the card's memory, what the key-value cache leaves to runs."),
+    ] = 0.0,
     drain_seconds: Annotated[
         float, _option("--drain-seconds", _DOOR, "How long SIGTERM waits for answers that are under way.")
     ] = 30.0,
@@ -152,6 +159,8 @@ def serve(
             trainer_share=trainer_share,
             trainer_nice=trainer_nice,
             trainer_threads=trainer_threads,
+            trainer_device=trainer_device,
+            trainer_memory_gb=trainer_memory_gb,
             drain_seconds=drain_seconds,
             log_level=log_level,
         )

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,30 @@ def test_a_round_through_all_calls(make_client: MakeClient, server: FakeServer, 
     assert raised.value.request_id is not None
     with pytest.raises(errors.AuthenticationError):
         make_client(server.url, "another").models()
+
+
+def test_a_connection_is_let_go_before_the_other_end_does(make_client: MakeClient) -> None:
+    """A request that is sent while the server closes for idleness breaks, and Uvicorn closes after five seconds."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = make_client(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        asked = threading.Thread(target=client.health)
+        asked.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(head + b'{"status":"ok"}')
+            asked.join(10)
+            time.sleep(4)
+            again = threading.Thread(target=client.health)
+            again.start()
+            listener.settimeout(10)
+            fresh, _ = listener.accept()
+            with fresh:
+                fresh.recv(65536)
+                fresh.sendall(head + b'{"status":"ok"}')
+                again.join(10)
+            assert connection.recv(1) == b""
 
 
 def test_a_stream_arrives_piece_by_piece(make_client: MakeClient, server: FakeServer) -> None:

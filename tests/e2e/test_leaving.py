@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
+import time
 
 import httpx
 import pytest
@@ -60,3 +62,15 @@ def test_a_connection_that_breaks(server: Server) -> None:
     eventually(lambda: idle(server), SOON, "the engine stops")
     with server.openai() as client:
         assert ask(client, BASE, max_tokens=1).text
+
+
+def test_a_connection_that_idles_stays(server: Server) -> None:
+    """Longer than any client keeps one: closed by the server at the moment of the next request, it would break that."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=10)
+    connection.auto_open = 0
+    connection.connect()
+    for pause in (6, 0):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        time.sleep(pause)
+    connection.close()
