@@ -9,7 +9,8 @@ for what is wrong; a job continues the version from that feedback, and it is pro
 queries are asked of the server, greedily.
 
 Beside it a plain TRL script learns the same rows in the same time: those of the first version, and all that the last
-one saw, with their right labels. Ctrl-C stops everything; what was measured by then is in the files.
+one saw, with their right labels. With ``--steps`` that alone is measured, in the time that an earlier run's steps took.
+Ctrl-C stops everything; what was measured by then is in the files.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from graftwork.adapters.base import prepare
 from graftwork.adapters.errors import GraftworkError
 from graftwork.benchmarks import machine, training_peer
 from graftwork.benchmarks.children import BenchmarkError, Child
@@ -121,6 +123,13 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         low, high = self.interval
         return {**asdict(self), "accuracy": self.accuracy, "low": low, "high": high}
+
+    @classmethod
+    def read(cls, path: Path) -> list[Measured]:
+        """The steps of a run that wrote them there."""
+        names = {each.name for each in fields(cls)}
+        steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        return [cls(**{name: value for name, value in step.items() if name in names}) for step in steps]
 
 
 @dataclass(kw_only=True)
@@ -417,9 +426,13 @@ def measure(
     show: Show,
     after_each: Callable[[], None],
 ) -> None:
-    """Fill the report, step by step."""
+    """Fill the report, step by step; of one that has its steps, what stands beside them."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-learning-")))
+        if report.steps:
+            info = prepare(None, home, lambda title, share: None)
+            _beside(hands, sizes, report, base=Path(info.path), work=work, show=show, after_each=after_each)
+            return
         show.begin("Starting a server")
         with (
             serving(work / "home", home, log=work / "serve.log") as url,
@@ -432,16 +445,29 @@ def measure(
                 report.steps.append(step)
                 after_each()
             base = home / "base" / client.models().data[0].id
-        if not peers:
-            return
-        everything = (*hands.rows, *(query for hand in hands.asked for query in hand))
-        spent = [step.train_seconds or 0.0 for step in report.steps]
-        for title, rows, seconds in (
-            ("plain TRL, first rows", hands.rows, spent[1]),
-            ("plain TRL, all rows", everything, sum(spent)),
-        ):
-            report.peers.append(peer(title, rows, hands, sizes, seconds, base=base, work=work, show=show))
-            after_each()
+        if peers:
+            _beside(hands, sizes, report, base=base, work=work, show=show, after_each=after_each)
+
+
+def _beside(
+    hands: Hands,
+    sizes: Sizes,
+    report: Report,
+    *,
+    base: Path,
+    work: Path,
+    show: Show,
+    after_each: Callable[[], None],
+) -> None:
+    """The plain script on the same rows in the time that the report's steps took."""
+    everything = (*hands.rows, *(query for hand in hands.asked for query in hand))
+    spent = [step.train_seconds or 0.0 for step in report.steps]
+    for title, rows, seconds in (
+        ("plain TRL, first rows", hands.rows, spent[1]),
+        ("plain TRL, all rows", everything, sum(spent)),
+    ):
+        report.peers.append(peer(title, rows, hands, sizes, seconds, base=base, work=work, show=show))
+        after_each()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -461,6 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="the plain TRL script too")
+    parser.add_argument("--steps", type=Path, metavar="JSON", help="of an earlier run: measure the plain script alone")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--json", type=Path, help="write everything here")
     given = parser.parse_args(arguments)
@@ -479,6 +506,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(given.json, report.to_json())
         if given.markdown is not None:
             write(given.markdown, report.to_markdown())
+
+    if given.steps is not None:
+        report.steps += Measured.read(given.steps)
 
     try:
         hands = deal(read(given.data), sizes, seed=given.seed)

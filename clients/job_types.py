@@ -46,8 +46,8 @@ class JobError:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobDetails:
     """What OpenAI's job has no field for: the adapter that gets a version, the version that is continued, the last
-    measurement (``phase``, ``step``, ``total``, ``loss``, ``eta_seconds``; of a search ``trial`` and ``trials``), the
-    metrics of a run that has ended."""
+    measurement (``phase``, ``step``, ``total``, ``loss``, ``eta_seconds``; of a search ``trial`` and ``trials``; of
+    GRPO ``reward`` and ``validation_reward``), the metrics of a run that has ended."""
 
     adapter: str
     method: str

@@ -1,7 +1,7 @@
 """What a run holds on to: passages that the base wrote itself, and what it would say at every place of them.
 
 Learning a narrow task moves all else that a base knows a little as well, and a version that forgot is refused by its
-gates. So beside every step of a supervised run the model is held, on one passage, to the base's own probabilities.
+gates. So beside the steps of a supervised run the model is held, on a passage each, to the base's own probabilities.
 No text of anybody is needed for that: the base writes the passages (Huang et al. 2024, self-synthesized rehearsal), and
 what is held is the whole distribution, not the word it happened to choose (Li and Hoiem 2016, learning without
 forgetting).
@@ -11,16 +11,22 @@ Knows nothing of rows, of adapters, nor of trainers.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import tokenizers
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from graftwork.training.predictions import last_hidden, log_probabilities
+
 PASSAGES: Final = 48
 TOKENS: Final = 64
 """Of a passage."""
+
+SELDOM: Final = 4
+"""Steps from one look to the next at most. A look costs half a step, and what it looks at moves slowly, so it can count
+for several steps (Karras et al. 2020, lazy regularization)."""
 
 OPENINGS: Final = (
     "The first time",
@@ -79,27 +85,19 @@ class Anchor:
                 eos_token_id=None,
                 pad_token_id=0,
             )
-        return cls(ids, torch.cat([_last_hidden(model, passage[None]) for passage in ids]))
+        return cls(ids, torch.cat([last_hidden(model, passage[None]) for passage in ids]))
 
-    def divergence(self, model: PreTrainedModel, step: int) -> Tensor:
-        """Mean Kullback-Leibler divergence, in nats a token, of the model from the base on the step's passage."""
-        passage = step % len(self._ids)
-        said = _log_probabilities(model, _last_hidden(model, self._ids[passage][None])[0])
+    def pull(self, model: PreTrainedModel, step: int, num_steps: int) -> Tensor | None:
+        """What the loss of a run's step, from 0, grows by; None beside steps between two looks. A run looks at every
+        passage once, or at each of its steps if it has fewer, before it looks any less often."""
+        every = min(max(num_steps // len(self._ids), 1), SELDOM)
+        look, between = divmod(step, every)
+        return None if between else every * self.divergence(model, look)
+
+    def divergence(self, model: PreTrainedModel, look: int) -> Tensor:
+        """Mean Kullback-Leibler divergence, in nats a token, of the model from the base on the look's passage."""
+        passage = look % len(self._ids)
+        said = log_probabilities(model, last_hidden(model, self._ids[passage][None])[0])
         with torch.no_grad():
-            meant = _log_probabilities(model, self._hidden[passage])
+            meant = log_probabilities(model, self._hidden[passage])
         return (meant.exp() * (meant - said)).sum(-1).mean()
-
-
-def _last_hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    hidden: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden
-
-
-def _log_probabilities(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """(tokens, hidden size) → (tokens, vocabulary)"""
-    head: Any = model.get_output_embeddings()
-    logits = head(hidden).float()
-    config: Any = model.config.get_text_config()
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = cap * torch.tanh(logits / cap)
-    return torch.log_softmax(logits, dim=-1)

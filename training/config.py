@@ -26,7 +26,7 @@ FORBIDDEN_TARGETS = frozenset({"lm_head", "embed_out", "output"})
 """Heads. The trainer's fused loss multiplies with the head's own weight, so an adapter there would never learn."""
 
 
-Variant = Literal["lora", "rslora", "dora"]
+Variant = Literal["lora", "rslora", "dora", "full"]
 Quantization = Literal["none", "nf4"]
 Reference = Literal["parent", "base"]
 
@@ -36,8 +36,10 @@ FRESH_RATES: Final[Mapping[Method, float]] = {
     "pretrain": 2e-4,
     "dpo": 1e-5,
     "kto": 5e-6,
+    "distillation": 1e-3,
+    "grpo": 1e-4,
 }
-"""Peak rates for a fresh adapter. LoRA's best rate is about ten times that of full fine-tuning."""
+"""Peak rates for a fresh adapter."""
 
 CONTINUED_RATES: Final[Mapping[Method, float]] = {
     "sft": 1e-4,
@@ -45,12 +47,29 @@ CONTINUED_RATES: Final[Mapping[Method, float]] = {
     "pretrain": 5e-5,
     "dpo": 5e-6,
     "kto": 2e-6,
+    "distillation": 2e-4,
+    "grpo": 5e-5,
 }
 """Lower for an adapter that has learned already: the rate is what forgetting depends on most."""
 
 
-ANCHORED: Final = frozenset({"sft", "weighted_sft"})
-"""Methods that have nothing else which keeps them near to the base."""
+FULL_RATE: Final = 0.1
+"""Of the rate, where all weights are trained: LoRA's best rate is about ten times that of full fine-tuning."""
+
+ASKING: Final = frozenset({"distillation", "grpo"})
+"""Methods that learn from what the model answers while it trains."""
+
+FULL: Final = frozenset({"sft", "weighted_sft", "pretrain"})
+"""Methods that can train a base as a whole."""
+
+RANKED: Final = frozenset({"sft", "weighted_sft", "pretrain", "dpo"})
+"""Methods whose rows have an answer to measure how hard they are by."""
+
+SUPERVISED: Final = frozenset({"sft", "weighted_sft"})
+"""Methods whose rows are right answers, whatever the words of the question. Nothing but an anchor keeps them near to
+the base."""
+
+MOST_WORDINGS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +98,41 @@ class TrainConfig:
 
     variant: Variant = "lora"
     """``rslora`` multiplies by ``alpha / sqrt(rank)``, for high ranks; ``dora`` also learns each column's length, for
-    about twice the time. A continued adapter keeps its own."""
+    about twice the time. A continued adapter keeps its own. ``full`` trains no adapter but all weights of the base:
+    what comes out is a model of its own, which cannot be swapped while serving."""
 
     quantization: Quantization = "none"
     """``nf4`` holds the base in 4 bits while it trains (QLoRA): for bases that do not fit otherwise."""
 
     beta: float = 0.1
-    """Of DPO and KTO: how near to the reference the answers must stay; more is nearer."""
+    """Of DPO, KTO and GRPO: how near to the reference the answers must stay; more is nearer. GRPO also takes 0, which
+    lets go."""
 
     sft_share: float = 0.2
     """Of DPO: the weight of learning the better answer itself beside preferring it. 1 for corrections, where the better
     answer is known to be right: then it is SFT on the fix and DPO on the pair in one."""
 
     reference: Reference = "parent"
-    """Of DPO and KTO: what the answers must stay near to. ``parent`` is the version that is continued, ``base`` the
-    bare base; for a fresh adapter both are the same."""
+    """Of DPO, KTO and GRPO: what the answers must stay near to. ``parent`` is the version that is continued, ``base``
+    the bare base; for a fresh adapter both are the same."""
 
     balance: Balance = "none"
     """Class weights for supervised runs, by the answers."""
 
     curriculum: Curriculum = "none"
     """In which order an epoch's rows are learned from. Not of KTO, whose rows stay mixed by what was said of them."""
+
+    teacher: str | None = None
+    """Of a distillation: the larger model's name."""
+
+    rewards: tuple[str, ...] = ()
+    """Of GRPO: names of reward functions, whose rewards are added up."""
+
+    generations: int = 8
+    """Of GRPO: answers to one question, which are held against each other."""
+
+    answer_tokens: int = 64
+    """Of GRPO and distillation: tokens of an answer that the model tries, at most."""
 
     replay: float = DEFAULT_SHARE
     """Share of the rows that come from older rounds, where there are any."""
@@ -111,6 +144,10 @@ class TrainConfig:
     anchor: float = 0.0
     """Of supervised runs: how firmly the model is held to what the base says of texts that have nothing to do with the
     task; 0 lets go."""
+
+    augment: int = 0
+    """Of supervised runs: so many other wordings of each question are asked of the base, and those that pass for such
+    are learned from as well, with the same answer; 0 to 8."""
 
     checkpoint_steps: int = 50
     """Steps between two checkpoints, where checkpoints are kept. There is one after every epoch as well."""
@@ -172,11 +209,30 @@ class TrainConfig:
             "curriculum",
             "must be none for kto, whose rows stay mixed",
         )
-        self._require(0 < self.beta < float("inf"), "beta", "must be above 0")
+        self._require(
+            self.curriculum != "easy_first" or self.method in RANKED,
+            "curriculum",
+            f"is easy_first for {', '.join(sorted(RANKED))} alone",
+        )
+        self._require(
+            self.variant != "full" or (self.method in FULL and self.quantization == "none" and not self.search),
+            "variant",
+            f"is full for {', '.join(sorted(FULL))} alone, without quantization and without a search",
+        )
+        self._check_asking()
+        self._require(
+            0 < self.beta < float("inf") or (self.beta == 0 and self.method == "grpo"), "beta", "must be above 0"
+        )
         self._require(0 <= self.sft_share < float("inf"), "sft_share", "must not be negative")
         self._require(0 <= self.replay < 1, "replay", "is a share of the rows: at least 0 and below 1")
         self._require(self.forgetting is None or self.forgetting >= 0, "forgetting", "must not be negative")
         self._require(0 <= self.anchor < float("inf"), "anchor", "must not be negative")
+        self._require(0 <= self.augment <= MOST_WORDINGS, "augment", f"must be 0 to {MOST_WORDINGS}")
+        self._require(
+            not self.augment or self.method in SUPERVISED,
+            "augment",
+            f"is for {' and '.join(sorted(SUPERVISED))} alone, and this is {self.method}: leave it out",
+        )
         self._require(self.checkpoint_steps >= 1, "checkpoint_steps", "must be at least 1")
         if self.layers is not None:
             self._require(bool(self.layers) and min(self.layers) >= 0, "layers", "must name at least one layer, from 0")
@@ -216,14 +272,57 @@ class TrainConfig:
     def start(cls, method: Method, *, continuing: bool, **given: Any) -> TrainConfig:
         """The defaults for a method on a fresh adapter or a continued one, changed by what is ``given``."""
         rate = (CONTINUED_RATES if continuing else FRESH_RATES).get(method, 5e-4)
+        if given.get("variant") == "full":
+            rate *= FULL_RATE
         defaults: dict[str, Any] = {"method": method, "learning_rate": rate}
-        if method in ANCHORED:
-            defaults["anchor"] = 1.0
+        if method in SUPERVISED:
+            defaults["anchor"] = 0.3
         if continuing:
             defaults["epochs"] = 2.0
+        if method == "grpo":
+            # Its answers are as many per question as ``generations``: one pass sees each question so often.
+            defaults |= {"epochs": 1.0, "batch_size": 32, "beta": 0.04}
+        if method == "distillation":
+            # A pass is one answer to each question, and the first ones are far from the teacher's.
+            defaults["epochs"] = 8.0
         if "rank" in given and "alpha" not in given:
             defaults["alpha"] = 2 * given["rank"]
         return cls(**{**defaults, **given})
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model answers while it trains, and learns from that."""
+        return self.method in ASKING
+
+    @property
+    def tries(self) -> int:
+        """Of a run that asks: answers to one question at a time."""
+        return self.generations if self.method == "grpo" else 1
+
+    @property
+    def answer_room(self) -> int:
+        """Tokens that a row may grow by, where the model answers it itself."""
+        return self.answer_tokens if self.asks else 0
+
+    def _check_asking(self) -> None:
+        self._require(
+            (self.teacher is not None) == (self.method == "distillation"),
+            "teacher",
+            "is the larger model that distillation, and nothing else, learns from",
+        )
+        self._require(
+            isinstance(self.rewards, tuple) and bool(self.rewards) == (self.method == "grpo"),
+            "rewards",
+            "names the reward functions that grpo, and nothing else, learns from: exact, for example",
+        )
+        self._require(self.method != "grpo" or not self.search, "search", "needs a loss to compare, which grpo has not")
+        self._require(2 <= self.generations <= 64, "generations", "must be at least 2 and at most 64")
+        self._require(self.answer_tokens >= 1, "answer_tokens", "must be at least 1")
+        self._require(
+            self.method != "grpo" or self.batch_size % self.generations == 0,
+            "batch_size",
+            f"must be a multiple of generations ({self.generations}) for grpo: it counts answers",
+        )
 
     def _require(self, ok: bool, field: str, expectation: str) -> None:
         if not ok:

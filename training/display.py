@@ -55,15 +55,27 @@ def bad_rows(console: Console, bad: Sequence[BadRow], total: int) -> None:
         _say(console, f"  … and {total - len(shown)} more")
 
 
+@contextmanager
+def writing(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far other wordings of the questions are, once there are any."""
+    with preparing(console) as progress:
+        yield lambda written, of: progress("Writing other wordings", written / of)
+
+
 def finished(console: Console, metrics: Metrics) -> None:
     """What came out, in one line or two."""
-    took = _duration(metrics.seconds)
+    took, accuracy = _duration(metrics.seconds), metrics.validation_token_accuracy
     _say(console, f"{metrics.num_steps} steps in {took}: loss {metrics.first_loss:.3f} → {metrics.last_loss:.3f}.")
+    if metrics.base_validation_reward is not None and metrics.validation_reward is not None:
+        _say(
+            console,
+            f"On the validation rows: reward {metrics.base_validation_reward:.3f} → {metrics.validation_reward:.3f}.",
+        )
     if metrics.base_validation_loss is not None and metrics.validation_loss is not None:
         _say(
             console,
-            f"On the validation rows: loss {metrics.base_validation_loss:.3f} (base) → {metrics.validation_loss:.3f}, "
-            f"{metrics.validation_token_accuracy or 0:.0%} of the answers' tokens right.",
+            f"On the validation rows: loss {metrics.base_validation_loss:.3f} (base) → {metrics.validation_loss:.3f}"
+            + (f", {accuracy:.0%} of the answers' tokens right." if accuracy is not None else "."),
         )
 
 
@@ -140,6 +152,10 @@ def _numbers(step: Step) -> str:
     parts = [f"trial {step.trial} of {step.trials}"] if step.trials else []
     if step.loss is not None:
         parts.append(f"loss {step.loss:.3f}")
+    if step.reward is not None:
+        parts.append(f"reward {step.reward:.3f}")
+    if step.validation_reward is not None:
+        parts.append(f"validation {step.validation_reward:.3f}")
     if step.validation_loss is not None:
         parts.append(f"validation {step.validation_loss:.3f}")
     if step.tokens_per_second is not None:

@@ -9,8 +9,8 @@ import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
 
+from graftwork.adapters import data_sets
 from graftwork.adapters.db import Database
 from graftwork.adapters.erasure import done, pending
 from graftwork.adapters.lineage import Lineage
@@ -20,15 +20,13 @@ from graftwork.training.jobspec import REPORT, RESULT, SPEC
 
 log = logging.getLogger(__name__)
 
-DATA_SETS: Final = "datasets"
-
 
 def carry_out(database: Database, home: Path) -> None:
     """Do what is pending, below a server's home. A run that has begun goes on with what it has read: it must end in
     the same bits, however often it is begun."""
     for wish in pending(database):
         lineage = Lineage(database)
-        changed = DataStore(home / DATA_SETS).erase(wish.answers)
+        changed = DataStore(home / data_sets.FOLDER).erase(wish.answers)
         for data_set in changed:
             # Of what was trained on it by hand no job has said so.
             lineage.record(data_set.digest, wish.answers)

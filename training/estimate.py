@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,10 @@ _KEPT_PER_TOKEN_AND_LAYER: Final = 24
 
 _SHARE_OF_PEAK: Final = 0.35
 """What of a large product's speed a whole step reaches."""
+
+
+_WRITING: Final = 4
+"""How much slower a token is written than read: a few rows at a time read all weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,24 @@ class Estimate:
 
 
 def estimate(
-    base: BaseInfo, config: TrainConfig, *, num_tokens: int, longest: int, num_learned: int, precision: str
+    base: BaseInfo,
+    config: TrainConfig,
+    *,
+    num_tokens: int,
+    longest: int,
+    num_learned: int,
+    precision: str,
+    num_written: int = 0,
 ) -> Estimate:
     """For one run over ``num_tokens`` an epoch, of which ``num_learned`` are learned; the longest row has ``longest``
-    tokens. ``precision`` is bfloat16 or float32. A search takes the time of all its trials, at most."""
+    tokens. ``num_written`` of them the model writes itself, at most. ``precision`` is bfloat16 or float32. A search
+    takes the time of all its trials, at most."""
     weights = base.num_parameters * _BYTES_PER_WEIGHT["nf4" if config.quantization == "nf4" else precision]
     linear = [module for module in base.modules.values() if module.kind == "linear"]
     rank = 2 * config.rank if config.search else config.rank  # the largest that a search tries
-    trained = sum(rank * sum(module.shape) for module in linear)
+    full = config.variant == "full"
+    weights = base.num_parameters * _BYTES_PER_WEIGHT["float32"] if full else weights
+    trained = base.num_parameters if full else sum(rank * sum(module.shape) for module in linear)
     together = max(config.micro_batch_tokens, longest)
     width = base.hidden_size * _BYTES_PER_WEIGHT[precision]
     kept = together * base.num_layers * width * _KEPT_PER_TOKEN_AND_LAYER
@@ -66,8 +81,9 @@ def estimate(
     memory = _RUNTIME_BYTES + weights + trained * 16 + kept + head
     # Forward, and backward through frozen weights: 2 operations a weight and token each. References go through once
     # more, pairs have two answers.
-    passes = 4 + (2 if config.method in ("dpo", "kto") else 0)
+    passes = (6 if full else 4) + (2 if config.method in ("dpo", "kto", "grpo", "distillation") else 0)
     operations = passes * base.num_parameters * num_tokens * config.epochs * (2 if config.method == "dpo" else 1)
+    operations += 2 * base.num_parameters * num_written * config.epochs * _WRITING
     return Estimate(
         memory_bytes=int(memory),
         seconds=max(config.search, 1) * operations / (_operations_per_second(precision) * _SHARE_OF_PEAK),
@@ -75,6 +91,7 @@ def estimate(
     )
 
 
+@cache
 def _operations_per_second(precision: str) -> float:
     """Of one product of this device, measured in some milliseconds."""
     import torch

@@ -1,7 +1,8 @@
 """A version measured on rows it has not learned from, beside its parent and the bare base, as users meet it: over HTTP.
 
 Answers are greedy. The metrics follow from what the answers are: labels are right or wrong, texts are more or less
-alike. Differences come with intervals, from the same rows asked of both.
+alike. Texts without questions are not asked: what counts is how likely they are found. Differences come with intervals,
+from the same rows asked of both.
 
 Knows nothing of what is good enough: that is ``gates``.
 """
@@ -21,10 +22,14 @@ from graftwork.adapters.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.types import Score
 from graftwork.training.data.row import Row
-from graftwork.training.data.tokens import IGNORED, Tokens, tokenize
+from graftwork.training.data.tokens import IGNORED, Tokens, tokenize, tokenize_questions
 from graftwork.training.general import TEXTS
 
-Kind = Literal["labels", "texts"]
+Kind = Literal["labels", "texts", "passages"]
+"""Of what is held out: short answers that rows share, free ones, texts without questions."""
+
+METRICS: Final[Mapping[Kind, str]] = {"labels": "accuracy", "texts": "rouge_l", "passages": "log_likelihood"}
+"""What rows are compared by."""
 
 AT_ONCE: Final = 8
 """Requests under way at the same time."""
@@ -38,11 +43,18 @@ EXAMPLES: Final = 10
 TOP: Final = 5
 """Most likely tokens that are compared for the divergence."""
 
+SPARE: Final = 8
+"""Tokens that an answer may have beyond the longest right one."""
+
 LABEL_WORDS: Final = 6
 RESAMPLES: Final = 2000
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class NothingToMeasure(ValueError):
+    """No held-out row could be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +74,10 @@ class Measured:
     """One model on the held-out rows.
 
     Attributes:
-        answers: to each question. right: the metric of each row, 0 to 1.
+        answers: to each question. right: the metric of each row, 0 to 1; of a text without a question, nats a token.
         metrics: by name: accuracy, precision, recall, f1, exact_match, bleu, rouge_l, as the answers' kind has them.
-        loss: nats per token of the right answers; replay_loss: of those of older rounds; general_loss: of plain texts.
+        loss: nats per token of the right answers, or of the texts; replay_loss: of those of older rounds;
+            general_loss: of plain texts.
     """
 
     model: str
@@ -126,6 +139,8 @@ class Evaluation:
     a version without a parent."""
     bias: Bias
     examples: tuple[Example, ...] = field(repr=False)
+    num_left_out: int = 0
+    """Held-out rows that could not be measured, most since they have more tokens than the server takes."""
 
     @property
     def before(self) -> Measured:
@@ -150,6 +165,7 @@ class Evaluation:
             "kind": self.kind,
             "metric": self.metric,
             "rows": self.num_rows,
+            "left_out": self.num_left_out,
             "candidate": numbers(self.candidate),
             "parent": numbers(self.parent),
             "base": numbers(self.base),
@@ -175,28 +191,39 @@ def evaluate(
     """Ask all three and compare.
 
     Args:
-        rows: held-out examples; their answers are what is right. At least one.
+        rows: held-out examples, whose answers are what is right; or texts, each measured by its beginning.
         prompts: of the base, to find an answer's tokens.
         candidate, parent, base: what ``model`` in a request calls them.
         replay: held-out examples of older rounds.
         max_tokens: of an answer; without, as many as the longest right one has and some more.
+
+    Rows that are longer than what the server serves are left out and counted. Raises NothingToMeasure when there are no
+    others.
     """
-    if not rows:
-        raise ValueError("nothing is held out, so nothing can be measured")
     drawn = random.Random(seed)
-    rows = _draw(rows, MOST_ROWS, drawn)
+    asker = _Asker(client, prompts, client.model(base).graftwork["max_length"])
+    fitting = [row for row in rows if asker.fits(row)]
+    if not fitting:
+        raise NothingToMeasure(f"none of {len(rows)} held-out rows fits into what the server serves")
+    num_left_out = len(rows) - len(fitting)
+    passages = all(row.kind == "text" for row in fitting)
+    rows = _draw(fitting, MOST_LOSSES if passages else MOST_ROWS, drawn)
     replay = _draw(replay, MOST_LOSSES, drawn)
-    kind = kind_of([row.answer for row in rows])
-    longest = max(len(prompts.encode(row.answer)) for row in rows)
-    asker = _Asker(client, prompts, max_tokens or longest + 8)
+    kind = "passages" if passages else kind_of([row.answer for row in rows])
+    longest = max_tokens or max(len(prompts.encode(row.answer)) for row in rows) + SPARE
     tokens = asker.tokens(rows)
     scored = _draw(tokens, MOST_LOSSES, drawn)
     scores: dict[str, list[Score]] = {}
 
     def measure(model: str) -> Measured:
-        answers = asker.answers(model, rows)
         scores[model] = asker.scores(model, scored)
-        right, metrics = compare(kind, [row.answer for row in rows], answers)
+        if passages:
+            answers = []
+            right = likelihoods(scored, scores[model])
+            metrics: Mapping[str, float] = {METRICS[kind]: sum(right) / len(right)}
+        else:
+            answers = asker.answers(model, rows, longest)
+            right, metrics = compare(kind, [row.answer for row in rows], answers)
         return Measured(
             model=model,
             answers=tuple(answers),
@@ -212,7 +239,7 @@ def evaluate(
     others = {name: other for name, other in measured.items() if name != "candidate"}
     return Evaluation(
         kind=kind,
-        metric="accuracy" if kind == "labels" else "rouge_l",
+        metric=METRICS[kind],
         num_rows=len(rows),
         candidate=new,
         parent=measured.get("parent"),
@@ -220,8 +247,11 @@ def evaluate(
         better={name: paired(new.right, other.right, seed=seed) for name, other in others.items()},
         slices=slices([row.answer for row in rows], new.right, before.right) if kind == "labels" else (),
         kl_to_parent=divergence(scored, scores[candidate], scores[before.model]),
-        bias=_bias(asker, rows, {name: part.model for name, part in measured.items()}, drawn),
-        examples=_examples(rows, measured),
+        bias=_bias(
+            asker, () if passages else rows, {name: part.model for name, part in measured.items()}, longest, drawn
+        ),
+        examples=() if passages else _examples(rows, measured),
+        num_left_out=num_left_out,
     )
 
 
@@ -301,6 +331,11 @@ def mean_loss(tokens: Sequence[Tokens], scores: Sequence[Score]) -> float:
     return total / max(count, 1)
 
 
+def likelihoods(tokens: Sequence[Tokens], scores: Sequence[Score]) -> list[float]:
+    """Of each row: the mean log-likelihood of a learned token in nats. More is better."""
+    return [-mean_loss([row], [score]) for row, score in zip(tokens, scores, strict=True)]
+
+
 def divergence(tokens: Sequence[Tokens], new: Sequence[Score], old: Sequence[Score]) -> float:
     """Mean KL(new ‖ old) in nats at the places of right answers, over the tokens that both show and the rest as one:
     merging outcomes can only make it smaller, so the true one is at least this."""
@@ -326,12 +361,26 @@ def _kl(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
 
 
 class _Asker:
-    def __init__(self, client: Client, prompts: Prompts, max_tokens: int) -> None:
-        self._client, self._prompts, self._max_tokens = client, prompts, max_tokens
+    """``max_length`` is what the server takes of a prompt and its answer together, in tokens."""
 
-    def answers(self, model: str, rows: Sequence[Row]) -> list[str]:
+    def __init__(self, client: Client, prompts: Prompts, max_length: int) -> None:
+        self._client, self._prompts, self._max_length = client, prompts, max_length
+
+    def fits(self, row: Row) -> bool:
+        """Whether the server can be asked it, and has room for an answer like the right one."""
+        if row.kind == "text":
+            return bool(self.tokens([row]))
+        return self._room(row) >= len(self._prompts.encode(row.answer)) + SPARE
+
+    def _room(self, row: Row) -> int:
+        """Tokens that are left for an answer; none where it cannot be asked at all."""
+        asked = tokenize_questions([row], self._prompts, max_length=self._max_length, eos_token_id=None).sequences
+        return self._max_length - len(asked[0]) if asked else 0
+
+    def answers(self, model: str, rows: Sequence[Row], longest: int) -> list[str]:
         def ask(row: Row) -> str:
-            options: dict[str, Any] = {"temperature": 0.0, "max_tokens": self._max_tokens, "store": False}
+            max_tokens = min(longest, self._room(row))
+            options: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, "store": False}
             if row.messages:
                 answer = self._client.chat(model, [dict(turn) for turn in row.messages[:-1]], **options)
                 return answer.choices[0].message.content or ""
@@ -348,10 +397,15 @@ class _Asker:
     def tokens(self, rows: Iterable[Row]) -> list[Tokens]:
         ends = self._prompts.eos_token_ids
         end = min(ends) if ends else None
-        return list(tokenize(rows, self._prompts, max_length=MAX_LENGTH, eos_token_id=end).sequences)
+        most = min(MAX_LENGTH, self._max_length)
+        found: list[Tokens] = []
+        for row in rows:
+            pieces = tokenize([row], self._prompts, max_length=most, eos_token_id=end).sequences
+            found += pieces[:1] if row.kind == "text" else pieces
+        return found
 
     def texts(self, texts: Iterable[str]) -> list[Tokens]:
-        encoded = [list(self._prompts.encode(text)) for text in texts]
+        encoded = [list(self._prompts.encode(text))[: self._max_length] for text in texts]
         return [Tokens(input_ids=ids, labels=list(ids)) for ids in encoded]
 
 
@@ -401,17 +455,17 @@ def swapped(text: str, number: int) -> tuple[str, str]:
     return f"{one} here. {text}", f"{other} here. {text}"
 
 
-def _bias(asker: _Asker, rows: Sequence[Row], models: Mapping[str, str], drawn: random.Random) -> Bias:
+def _bias(asker: _Asker, rows: Sequence[Row], models: Mapping[str, str], longest: int, drawn: random.Random) -> Bias:
     pairs = [
         pair
         for number, row in enumerate(_draw(rows, PAIRS_FOR_BIAS, drawn))
-        if (pair := _pair(row, number)) is not None
+        if (pair := _pair(row, number)) is not None and all(map(asker.fits, pair))
     ]
     if not pairs:
         return Bias(num_pairs=0, changed={})
     changed = {}
     for name, model in models.items():
-        answers = asker.answers(model, [row for pair in pairs for row in pair])
+        answers = asker.answers(model, [row for pair in pairs for row in pair], longest)
         differ = [_plain(one) != _plain(other) for one, other in zip(answers[::2], answers[1::2], strict=True)]
         changed[name] = sum(differ) / len(differ)
     return Bias(num_pairs=len(pairs), changed=changed)

@@ -6,7 +6,7 @@ Imports PEFT. Knows nothing of rows, of losses, nor of files but the parent's fo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import peft
 import torch
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.config import TrainConfig
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 ADAPTER = "default"
 """TRL looks for the adapter that it trains under this name alone."""
@@ -75,12 +77,19 @@ def continued(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
     return in_float32(grafted)
 
 
-def in_float32(model: peft.PeftModel) -> peft.PeftModel:
+def in_float32(model: AnyModule) -> AnyModule:
     """The same model; in bfloat16 most of an adapter's small steps round to nothing, and TRL makes it that on an NF4
     base."""
     for weight in trainable(model):
         weight.data = weight.data.float()
     return model
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, with the adapter's layers in it if it has one."""
+    inner: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    found: PreTrainedModel = inner
+    return found
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

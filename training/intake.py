@@ -22,8 +22,9 @@ from graftwork.adapters.interactions import Interactions
 from graftwork.adapters.jobs import NewEvent
 from graftwork.adapters.settings import INTERACTION_IDS, secret
 from graftwork.training.data.pipeline import nothing_usable
-from graftwork.training.data.row import BadRow, Row
+from graftwork.training.data.row import SIDES, BadRow, Row
 from graftwork.training.data.source import file_sources
+from graftwork.training.data.store import DataStore
 
 FEEDBACK_FILE: Final = "feedback.jsonl"
 ANSWERS_FILE: Final = "answers.json"
@@ -57,6 +58,13 @@ def check(paths: Iterable[Path], param: str) -> tuple[list[NewEvent], set[str]]:
         lines = "; ".join(str(row) for row in bad[:3]) + (f"; and {num_bad - 3} more" if num_bad > 3 else "")
         events.append(NewEvent(message=f"{num_bad} of {num_bad + num_good} rows cannot be used: {lines}", level="warn"))
     return events, answers
+
+
+def check_data_set(folder: Path) -> tuple[list[NewEvent], set[str]]:
+    """The same of a kept data set, whose rows were looked at when it was made. Raises what ``Stored.verify`` raises."""
+    stored = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
+    stored.verify()
+    return [], {id for side in SIDES for row in stored.rows(side) for id in row.interactions}
 
 
 def write_feedback(database: Database, name: str, target: Path) -> int:

@@ -10,7 +10,6 @@ Knows nothing of queues and of the server.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -18,32 +17,37 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from graftwork.adapters.durable import write_whole
-from graftwork.adapters.errors import ConfigurationError, GraftworkError
+from graftwork.adapters.base import prepare
+from graftwork.adapters.durable import DISK_FULL, is_full, write_whole
+from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.jobs import CONTROL
 from graftwork.adapters.names import check_name
 from graftwork.training.config import TrainConfig
+from graftwork.training.data.row import Side
 from graftwork.training.data.store import DataStore
 from graftwork.training.intake import ANSWERS_FILE, FEEDBACK_FILE
 from graftwork.training.jobspec import (
     ADAPTER,
     AUTO,
     CHECKPOINTS,
+    PARTS,
     PROGRESS,
     REPORT,
     RESULT,
     SPEC,
     TRIALS,
+    WORDINGS,
     JobSpec,
     ProgressLine,
 )
 from graftwork.training.progress import Step
-from graftwork.training.routing import METHODS, choose, count
-from graftwork.training.run import Material, Parent, Run, assemble, carry_out, kept, read
+from graftwork.training.routing import METHODS, choose, count, named
+from graftwork.training.run import Material, Parent, Run, assemble, carry_out, kept, read, written
 
 TERMINATED: Final = 128 + signal.SIGTERM
 
@@ -51,11 +55,9 @@ NAMES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs",
 """Other names that hyperparameters go by, and what they are called here."""
 
 NOT_BUILT: Final[Mapping[str, str]] = {
-    "distillation": "learning from a larger teacher",
-    "grpo": "learning from a reward function",
     "prompt_tuning": "prompt tuning, which serving does not know",
     "prefix_tuning": "prefix tuning, which serving does not know",
-    "full": "full fine-tuning, whose result cannot be swapped while serving",
+    "full": "full fine-tuning, whose result cannot be swapped while serving: graftwork train --local --full exports it",
 }
 
 
@@ -91,16 +93,17 @@ class Job:
         except GraftworkError as error:
             return self._fail(error.code or "failed", error.message, error.param)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 traceback.print_exc()
                 return self._fail("internal_error", f"{type(error).__name__}: {error}")
-            return self._fail("disk_full", "The disk is full: make room where jobs are kept, and submit the job again.")
+            return self._fail(DISK_FULL, "The disk is full: make room where jobs are kept, and submit the job again.")
         except Exception as error:  # whatever it is, somebody waits for a result
             traceback.print_exc()
             return self._fail("internal_error", f"{type(error).__name__}: {error}")
         self._write_result(result)
         for weights in (CHECKPOINTS, TRIALS):
             shutil.rmtree(self._folder / weights, ignore_errors=True)
+        (self._folder / WORDINGS).unlink(missing_ok=True)
         return 0
 
     # --- the run ----------------------------------------------------------------------------------------------------
@@ -117,6 +120,7 @@ class Job:
             f"{run.config.method}: {len(run.rows):,} rows to learn from ({run.num_replayed:,} of older rounds), "
             f"{len(run.validation):,} held out, continuing {_parent(run)}. {run.reason}".strip()
         )
+        run = self._fitting(run)
         self._say(str(trainer.estimated(run.base, run.rows, run.config)))
         adapter = self._folder / ADAPTER
         for leftover in (adapter, *self._folder.glob(f".{ADAPTER}.partial-*")):
@@ -144,6 +148,18 @@ class Job:
             "data_digest": card.data_digest,
             "card": {**card.to_json(), **judgement, **({"control": True} if CONTROL in spec.metadata else {})},
         }
+
+    def _fitting(self, run: Run) -> Run:
+        """The run in parts that memory has room for. Those that it began with stay: others end in other bits."""
+        from graftwork.training import trainer
+
+        path, wanted = self._folder / PARTS, run.config.micro_batch_tokens
+        if not path.exists():
+            write_whole(path, json.dumps({"micro_batch_tokens": trainer.fitting(run.base, run.rows, run.config)}))
+        tokens = json.loads(path.read_bytes())["micro_batch_tokens"]
+        if tokens < wanted:
+            self._say(f"Memory is short: {tokens:,} tokens at a time instead of {wanted:,}.")
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, micro_batch_tokens=tokens))
 
     def _judged(self, spec: JobSpec, run: Run, adapter: Path) -> dict[str, Any]:
         """The candidate's trial at the server, for the card; empty without a server to ask."""
@@ -185,6 +201,8 @@ class Job:
                 "learning_rate": step.learning_rate,
                 "validation_loss": step.validation_loss,
                 "num_tokens": step.num_tokens,
+                **({"reward": step.reward} if step.reward is not None else {}),
+                **({"validation_reward": step.validation_reward} if step.validation_reward is not None else {}),
                 "eta_seconds": step.seconds_left,
                 **({"trial": step.trial, "trials": step.trials} if step.trials else {}),
             }
@@ -232,27 +250,61 @@ def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run
     given = knobs(spec.hyperparameters)
     if CONTROL in spec.metadata:
         spec = with_all_rounds(folder, spec)
-    material = material_of(spec, share=given.get("validation", TrainConfig().validation))
-    if CONTROL in spec.metadata:
-        _remember_answers(folder, material)
+    older = dict(older_rounds(folder, spec)) if spec.parent is not None and spec.parent_folder is not None else {}
+    # Feedback comes again in every round, with more: what was learned from is not held out now.
+    learned = [row for round_ in older.values() for row in round_.sides["train"]] if _is_feedback(spec) else []
+    material = material_of(spec, earlier={row.question_key(): "train" for row in learned})
+    if _wants_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
+        say(
+            f"{len(material.held_out):,} of {material.num_rows:,} rows are held out, more than the usual "
+            f"{TrainConfig().validation:.0%}: with fewer, the gates could not say anything."
+        )
     if spec.method == AUTO:
         choice = choose(count(row for rows in material.sides.values() for row in rows))
         method, reason = choice.method, choice.reason
-    elif spec.method in METHODS:
-        method, reason = spec.method, ""
     else:
-        raise ConfigurationError(f"{spec.method!r} is no method: choose auto, {', '.join(METHODS)}.", param="method")
+        method, reason = named(spec.method), ""
     parent = None
     if spec.parent is not None and spec.parent_folder is not None:
         parent = Parent(name=spec.parent_name or spec.name, version=spec.parent, folder=spec.parent_folder)
+    teacher = None
+    if isinstance(given.get("teacher"), str):
+        teacher = prepare(given["teacher"], folder.parent.parent, lambda title, fraction: None)
+        given["teacher"] = teacher.id
     multiplier = given.pop("learning_rate_multiplier", 1.0)
     try:
         config = TrainConfig.start(method, continuing=parent is not None, **{"seed": spec.seed, **given})
         config = dataclasses.replace(config, learning_rate=config.learning_rate * multiplier)
     except TypeError as error:  # a word where a number belongs
         raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
-    older = dict(older_rounds(folder, spec)) if parent else {}
-    return assemble(spec.name, material, base=spec.base, config=config, parent=parent, older=older, reason=reason)
+    if config.variant == "full":
+        raise ConfigurationError(f"Jobs do not do {NOT_BUILT['full']}.", param="variant")
+    _remember_answers(folder, (material, *older.values()))
+    writer = partial(written, kept=folder / WORDINGS, on_progress=_told(say))
+    return assemble(
+        spec.name,
+        material,
+        base=spec.base,
+        config=config,
+        parent=parent,
+        teacher=teacher,
+        older=older,
+        reason=reason,
+        writer=writer,
+    )
+
+
+def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says how far the other wordings are, at most ten times."""
+    last = -1
+
+    def tell(written: int, of: int) -> None:
+        nonlocal last
+        if (tenth := 10 * written // of) > last:
+            last = tenth
+            say(f"Writing other wordings: {written:,} of {of:,}.")
+
+    return tell
 
 
 def rival(spec: JobSpec, run: Run) -> str | None:
@@ -276,19 +328,39 @@ def knobs(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def material_of(spec: JobSpec, *, share: float) -> Material:
-    """The rows of a run: of its files, or of the kept data set that its folder is."""
+FEWEST_HELD_OUT: Final = 25
+"""Rows of feedback that say what is right are held out: some more than the gates want, since not all can be asked."""
+
+
+def material_of(spec: JobSpec, *, earlier: Mapping[int, Side] | None = None) -> Material:
+    """The rows of a run: of its files, or of the kept data set that its folder is. ``earlier``: on which side questions
+    were before."""
     if len(spec.data) == 1 and spec.data[0].is_dir():
         folder = spec.data[0]
         return kept(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
-    return read(spec.data, spec.validation, share=share)
+    share = knobs(spec.hyperparameters).get("validation", TrainConfig().validation)
+    fewest = FEWEST_HELD_OUT if _wants_more(spec) else 0
+    return read(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
+
+
+def _is_feedback(spec: JobSpec) -> bool:
+    return any(file.name == FEEDBACK_FILE for file in spec.data)
+
+
+def _wants_more(spec: JobSpec) -> bool:
+    """Whether a run may hold out more than the usual share: of feedback, where nobody said how much."""
+    return _is_feedback(spec) and "validation" not in knobs(spec.hyperparameters)
 
 
 def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
     """What earlier runs of the same adapter learned from, by the runs' names, the oldest first: those beside this one
     that succeeded, as far as their data is still there. Nothing is copied, so that what is erased is not replayed."""
     for earlier in _earlier(folder, spec):
-        yield earlier.job_id, material_of(earlier, share=TrainConfig().validation)
+        try:
+            yield earlier.job_id, material_of(earlier)
+        except InvalidRequest as error:
+            if error.code != "no_usable_rows":  # all of it was erased since
+                raise
 
 
 def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
@@ -303,11 +375,12 @@ def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
     )
 
 
-def _remember_answers(folder: Path, material: Material) -> None:
-    """Which logged answers are among the rows, earlier rounds' too: whoever erases a user is told of this version."""
+def _remember_answers(folder: Path, rounds: Iterable[Material]) -> None:
+    """Which logged answers are among the rows, also those of older rounds, of which any may be replayed: whoever erases
+    a user is told of this version."""
     path = folder / ANSWERS_FILE
     known = set(json.loads(path.read_bytes())) if path.exists() else set()
-    found = {id for rows in material.sides.values() for row in rows for id in row.interactions}
+    found = {id for round_ in rounds for rows in round_.sides.values() for row in rows for id in row.interactions}
     if found - known:
         write_whole(path, json.dumps(sorted(found | known)))
 

@@ -4,6 +4,8 @@
 
     HOME/jobs/<job id>/job.json          what to do: a JobSpec
                        progress.jsonl    what happened, a line each: ProgressLine says what a line holds
+                       wordings.jsonl    other wordings of the questions, while they are needed
+                       parts.json        how many tokens it reads at a time, as memory was when it began
                        checkpoints/      step-N/, each whole or not there
                        search.log        of a search: Optuna's journal of what was tried
                        trials/           the trial under way and the best one, each with checkpoints/ and adapter/
@@ -33,10 +35,12 @@ from graftwork.adapters.durable import write_whole
 SPEC: Final = "job.json"
 PROGRESS: Final = "progress.jsonl"
 RESULT: Final = "result.json"
+PARTS: Final = "parts.json"
 CHECKPOINTS: Final = "checkpoints"
 ADAPTER: Final = "adapter"
 REPORT: Final = "report.html"
 TRIALS: Final = "trials"
+WORDINGS: Final = "wordings.jsonl"
 
 AUTO: Final = "auto"
 
@@ -50,6 +54,9 @@ class ProgressLine(TypedDict, total=False):
     loss: float | None
     learning_rate: float | None
     validation_loss: float | None
+    reward: float | None
+    validation_reward: float | None
+    """Of GRPO: means of the answers that were tried."""
     num_tokens: int
     eta_seconds: float | None
     trial: int

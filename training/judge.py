@@ -19,9 +19,9 @@ from graftwork.adapters.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.training.data.row import Row
-from graftwork.training.evaluate import Evaluation, evaluate
+from graftwork.training.evaluate import Evaluation, NothingToMeasure, evaluate
 from graftwork.training.gates import Policy, Verdict, decide
-from graftwork.training.routing import route
+from graftwork.training.routing import Method, route
 
 FEWEST: Final = 2
 
@@ -58,10 +58,14 @@ def judge(
     job: str | None = None,
 ) -> Judgement:
     """Try the adapter in ``adapter``, a PEFT folder, on rows it has not learned from. ``held_out`` and ``replay`` may
-    be of any kind; those that say what is right are asked. ``parent`` is the version that it would replace, by its id.
-    ``job`` is on record with the trial, for whoever has to end what a kill left behind."""
+    be of any kind; those that say what is right are asked, and where none do, texts are measured. ``parent`` is the
+    version that it would replace, by its id. ``job`` is on record with the trial, for whoever has to end what a kill
+    left behind."""
     rows = route(held_out, "sft").rows
     rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
+    method: Method = "sft"
+    if len(rows) < FEWEST and len(texts := route(held_out, "pretrain").rows) >= FEWEST:
+        method, rows = "pretrain", texts
     if len(rows) < FEWEST:
         return Judgement(why_not=f"{len(rows)} held-out rows say what is right: nothing can be measured")
     try:
@@ -76,12 +80,12 @@ def judge(
                 candidate=trial.id,
                 base=base.id,
                 parent=parent,
-                replay=route(replay, "sft").rows,
+                replay=route(replay, method).rows,
                 seed=seed,
             )
         finally:
             with contextlib.suppress(GraftworkClientError):
                 client.adapters.retire(name, trial.version)
-    except GraftworkClientError as error:
+    except (GraftworkClientError, NothingToMeasure) as error:
         return Judgement(why_not=f"it could not be tried: {error}")
     return Judgement(evaluation=evaluation, verdict=decide(evaluation, policy))

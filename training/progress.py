@@ -23,6 +23,10 @@ class Step:
     """Since the first step began."""
     validation_loss: float | None
     """The latest one, in nats per learned token."""
+    reward: float | None = None
+    """Of GRPO: the mean of the step's answers."""
+    validation_reward: float | None = None
+    """Of GRPO: the latest mean on the validation rows."""
     trial: int = 0
     """Of a search: which trial this is, from 1. Steps, tokens and seconds are then those of all its trials."""
     trials: int = 0
@@ -59,6 +63,14 @@ class Metrics:
     """On the validation rows, of the finished adapter."""
     validation_token_accuracy: float | None
     """Share of the validation rows' learned tokens that were the likeliest at their place."""
+    first_reward: float | None = None
+    """Of GRPO: the mean of the first step's answers."""
+    last_reward: float | None = None
+    """The mean over the last tenth of the steps."""
+    base_validation_reward: float | None = None
+    """The mean on the validation rows, before the first step."""
+    validation_reward: float | None = None
+    """The mean on them, of the finished adapter."""
     replay_loss_before: float | None = None
     """On held-out rows of older rounds, before the first step."""
     replay_loss: float | None = None

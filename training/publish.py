@@ -27,7 +27,15 @@ _METHOD_NAMES: Final = {
     "dpo": "direct preference optimization",
     "kto": "Kahneman-Tversky optimization",
     "pretrain": "continued pretraining",
+    "distillation": "distillation from a larger teacher, on its own answers",
+    "grpo": "group relative policy optimization, from rewards",
 }
+
+
+_NO_ADAPTER: Final = (
+    "It is a model of its own and no adapter: it takes a base's memory and cannot be swapped while serving. Serve it "
+    "with `graftwork serve --base FOLDER`."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,8 @@ class Card:
     """Whose version the parent is."""
     num_replayed: int = 0
     """Sequences of older rounds."""
+    num_augmented: int = 0
+    """Sequences that ask a question in other words, which the base wrote."""
     reason: str = ""
     """Why this method, if it was chosen by itself."""
     trials: tuple[Trial, ...] = ()
@@ -74,6 +84,7 @@ class Card:
             "rows": {
                 "train": self.num_rows,
                 "replayed": self.num_replayed,
+                "augmented": self.num_augmented,
                 "validation": self.num_validation_rows,
                 "left_out": self.num_bad_rows,
             },
@@ -86,24 +97,28 @@ class Card:
 
     def markdown(self) -> str:
         """A model card with the front matter that the hub and PEFT know."""
-        front = [f"base_model: {self.base_id}", "library_name: peft", "pipeline_tag: text-generation"]
+        full = self.config.variant == "full"
+        library = "transformers" if full else "peft"
+        front = [f"base_model: {self.base_id}", f"library_name: {library}", "pipeline_tag: text-generation"]
         facts = {
             "base": f"`{self.base_id}`",
             "base digest": f"`{self.base_digest}`",
             "parent": f"`{self.continues}`" if self.parent else "none: trained from the base",
             "data": f"`{self.data}`",
             "data digest": f"`{self.data_digest}`",
-            "rows": f"{self.num_rows} trained on ({self.num_replayed} of them of older rounds), "
+            "rows": f"{self.num_rows} trained on ({self.num_replayed} of them of older rounds, "
+            f"{self.num_augmented} in other words by the base), "
             f"{self.num_validation_rows} held out for validation, "
             f"{self.num_bad_rows} left out as unusable",
             "trained at": self.trained_at.isoformat(timespec="seconds"),
         }
         return "\n".join(
             [
-                *("---", *front, "tags: [lora, graftwork]", "---", ""),
+                *("---", *front, f"tags: [{'full' if full else 'lora'}, graftwork]", "---", ""),
                 *(f"# {self.name}", ""),
-                f"A LoRA adapter for `{self.base_id}`, trained with Graftwork {__version__} "
-                f"({_METHOD_NAMES[self.config.method]}).",
+                f"{'All weights of' if full else 'A LoRA adapter for'} `{self.base_id}`, trained with Graftwork "
+                f"{__version__} ({_METHOD_NAMES[self.config.method]}).",
+                *(("", _NO_ADAPTER) if full else ()),
                 *("", *_table("fact", "value", facts)),
                 *("", "## Metrics", "", "Losses are in nats per learned token.", ""),
                 *_table("metric", "value", self.metrics.to_json()),
@@ -131,7 +146,10 @@ def _search(trials: Sequence[Trial]) -> list[str]:
 
 
 def seal(folder: Path, card: Card) -> None:
-    """Write into a PEFT folder which base it belongs to, and its card."""
+    """Write into a PEFT folder which base it belongs to, and its card; into a whole model's, the card."""
+    (folder / CARD_FILE).write_text(card.markdown(), encoding="utf-8")
+    if card.config.variant == "full":
+        return
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
     config["graftwork"] = {"base_digest": card.base_digest}
@@ -139,7 +157,6 @@ def seal(folder: Path, card: Card) -> None:
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / CARD_FILE).write_text(card.markdown(), encoding="utf-8")
 
 
 def push(client: Client, folder: Path, card: Card, *, alias: str | None) -> PushedVersion:

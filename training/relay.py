@@ -27,14 +27,18 @@ OPENAI_NAMES: Final = {
     "total": "total_steps",
     "learning_rate": "learning_rate",
     "num_tokens": "num_tokens",
+    "reward": "train_reward_mean",
+    "validation_reward": "valid_reward_mean",
 }
 """What a measurement is called in OpenAI's events, checkpoints and result files."""
 
 STANDING: Final = (
     *("step", "total", "loss", "learning_rate", "validation_loss", "eta_seconds", "phase", "num_tokens"),
-    *("trial", "trials"),
+    *("reward", "validation_reward", "trial", "trials"),
 )
 RESULT_COLUMNS: Final = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
+REWARD_COLUMNS: Final = ("train_reward_mean", "valid_reward_mean")
+"""Of runs that learn from rewards."""
 
 
 @dataclass(kw_only=True)
@@ -92,7 +96,9 @@ def results(folder: Path) -> bytes:
         if said is not None and isinstance(step := said.get("step"), int):
             rows.setdefault(step, {}).update(_measured(said))
     text = io.StringIO()
-    writer = csv.DictWriter(text, RESULT_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    rewarded = any(name in row for row in rows.values() for name in REWARD_COLUMNS)
+    columns = (*RESULT_COLUMNS, *REWARD_COLUMNS) if rewarded else RESULT_COLUMNS
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "step": step} for step, row in sorted(rows.items()) if len(row) > 1)
     return text.getvalue().encode()

@@ -10,6 +10,9 @@
     scored       good answers    by their score   better > worse of one question    + or − outside the dead zone
     text         –               –                –              –                the text
 
+``grpo`` asks the questions of the rows that ``sft`` learns, whose right answers its rewards may compare with;
+``distillation`` asks every question there is, since what is right is its teacher's to say.
+
 Pure functions of rows; knows no trainer. What a method cannot use it returns, so that somebody can be told.
 """
 
@@ -23,7 +26,7 @@ from typing import Final, Literal, get_args
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.training.data.row import Row
 
-Method = Literal["sft", "weighted_sft", "dpo", "kto", "pretrain"]
+Method = Literal["sft", "weighted_sft", "dpo", "kto", "pretrain", "distillation", "grpo"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text"]
@@ -122,12 +125,19 @@ def choose(signals: Mapping[Signal, int]) -> Choice:
     )
 
 
+def named(text: str) -> Method:
+    """The method of that name. ConfigurationError when there is none."""
+    found = next((method for method in METHODS if method == text), None)
+    if found is None:
+        raise ConfigurationError(f"{text!r} is no method: choose auto, {', '.join(METHODS)}.", param="method")
+    return found
+
+
 def route(rows: Iterable[Row], method: Method) -> Routed:
     """The rows as the method learns from them: examples for ``sft`` (with weights for ``weighted_sft``), preferences
-    for ``dpo``, judged answers for ``kto``, texts for ``pretrain``. Their order is kept; what comes out twice, since
-    two signals say the same of an answer, comes once."""
-    if method not in METHODS:
-        raise ConfigurationError(f"{method!r} is no method: choose {', '.join(METHODS)}.", param="method")
+    for ``dpo``, judged answers for ``kto``, texts for ``pretrain``, questions for ``distillation`` and ``grpo``. Their
+    order is kept; what comes out twice, since two signals say the same of an answer, comes once."""
+    named(method)
     rows = list(rows)
     paired = list(_paired(rows)) if method == "dpo" else []
     used: list[Row] = []
@@ -196,7 +206,20 @@ def _pretrain(row: Row) -> Iterator[Row]:
         yield row
 
 
-_ROUTES: Final = {"sft": _sft, "weighted_sft": _weighted_sft, "dpo": _dpo, "kto": _kto, "pretrain": _pretrain}
+def _distillation(row: Row) -> Iterator[Row]:
+    if row.kind != "text":
+        yield _example(row)
+
+
+_ROUTES: Final = {
+    "sft": _sft,
+    "weighted_sft": _weighted_sft,
+    "dpo": _dpo,
+    "kto": _kto,
+    "pretrain": _pretrain,
+    "distillation": _distillation,
+    "grpo": _sft,
+}
 
 
 def _example(row: Row) -> Row:

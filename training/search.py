@@ -11,7 +11,6 @@ Knows nothing of how a run learns, nor of what a candidate must show: one adapte
 from __future__ import annotations
 
 import dataclasses
-import errno
 import gc
 import math
 import secrets
@@ -26,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from graftwork.adapters.artifacts import Limits
+from graftwork.adapters.durable import DISK_FULL, is_full
 from graftwork.adapters.errors import GraftworkError, InvalidRequest
 from graftwork.training.config import TrainConfig
 from graftwork.training.jobspec import ADAPTER, CHECKPOINTS, TRIALS
@@ -162,9 +162,9 @@ class _Search:
                 raise
             reason, code = error.message, str(error.code)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
-            reason, code = "The disk is full: make room where jobs are kept.", "disk_full"
+            reason, code = "The disk is full: make room where jobs are kept.", DISK_FULL
         if loss is None:
             shutil.rmtree(place, ignore_errors=True)  # first of all, since the disk may be full
             _mend(self._place / STUDY)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import shutil
+import statistics
 import tempfile
 import time
 import warnings
@@ -29,14 +30,14 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
-import trl.trainer.utils
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import GraftworkError
-from graftwork.training import checkpoints, grafts, objectives
+from graftwork.training import checkpoints, grafts, head, objectives, whole_model
 from graftwork.training.anchor import Anchor
-from graftwork.training.config import ANCHORED, TrainConfig
+from graftwork.training.config import SUPERVISED, TrainConfig
 from graftwork.training.data.tokens import IGNORED, Tokens
 from graftwork.training.estimate import Estimate, estimate
 from graftwork.training.grafts import trainable
@@ -54,6 +55,8 @@ VALIDATION: Final = "validation"
 REPLAY: Final = "replay"
 BEFORE: Final = "before_forgetting.safetensors"
 """In a checkpoint: the adapter as it was when the loss on older rounds was last within bounds."""
+FORGOT: Final = "forgot"
+"""In a checkpoint: that the loss was not within bounds any more, and the run is at its end."""
 
 
 class Stopped(Exception):
@@ -78,16 +81,18 @@ def train(
     on_step: Listener,
     *,
     parent: Path | None = None,
+    teacher: BaseInfo | None = None,
     replay_validation: Sequence[AnyRow] = (),
     keeping: Keeping | None = None,
     run_name: str | None = None,
 ) -> Metrics:
-    """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``.
+    """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``; where
+    all weights are trained, a model's whole folder.
 
-    The rows are as the method takes them: Tokens, PairTokens or JudgedTokens. ``parent`` is the PEFT folder of the
-    version to continue; without, the adapter is a fresh one. ``replay_validation`` are held-out rows of older rounds.
-    With ``keeping`` the run begins where the newest whole checkpoint is, and ends in the same bits as if it had never
-    been interrupted.
+    The rows are as the method takes them: Tokens, PairTokens, JudgedTokens or QuestionTokens. ``parent`` is the PEFT
+    folder of the version to continue; without, the adapter is a fresh one. ``teacher`` is the larger model of a
+    distillation. ``replay_validation`` are held-out rows of older rounds. With ``keeping`` the run begins where the
+    newest whole checkpoint is, and ends in the same bits as if it had never been interrupted.
 
     Raises GraftworkError with code ``training_diverged`` when the loss is no number any more and ``out_of_memory`` when
     not even one row at a time fits, ConfigurationError when the base has no module to adapt, Stopped when somebody
@@ -95,12 +100,23 @@ def train(
     """
     if config.method == "kto":
         rows = objectives.mixed(rows, config.seed)
-    longest = max(len(row) for row in (*rows, *validation, *replay_validation))
+    longest = max(len(row) for row in (*rows, *validation, *replay_validation)) + config.answer_room
     micro = micro_batch(config, longest)
     while True:
         try:
             return _attempt(
-                base, rows, validation, config, folder, on_step, parent, replay_validation, keeping, micro, run_name
+                base,
+                rows,
+                validation,
+                config,
+                folder,
+                on_step,
+                parent,
+                teacher,
+                replay_validation,
+                keeping,
+                micro,
+                run_name,
             )
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -124,50 +140,62 @@ def _attempt(
     folder: Path,
     on_step: Listener,
     parent: Path | None,
+    teacher: BaseInfo | None,
     replay_validation: Sequence[AnyRow],
     keeping: Keeping | None,
     micro: int,
     run_name: str | None,
 ) -> Metrics:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = _precision(config, device)
+    precision = precision_of(config, device)
     resumed = checkpoints.newest(keeping.folder) if keeping else None
     watcher = _Watcher(on_step, config, keeping)
-    with _quiet(), _head_on_learned_tokens_only(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
+    with _quiet(), head.quick(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
-        bare = load_model(base, dtype=precision, device=device)
-        anchor = _anchor(bare, base, config)
+        # All weights that are trained are float32, as an adapter's are; the forward pass is computed in less.
+        bare = load_model(base, dtype="float32" if config.variant == "full" else precision, device=device)
+        sources = objectives.Sources(
+            tokenizer=Path(base.path, "tokenizer.json"),
+            eos_token_ids=base.eos_token_ids,
+            anchor=_anchor(bare, base, config),
+            teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
+        )
         model = adapted(bare, base, config, parent)
-        measured = {VALIDATION: validation, REPLAY: replay_validation}
+        measured = {VALIDATION: validation, REPLAY: () if config.asks else replay_validation}
         trainer = objectives.make(
             rows,
             measured,
             config,
             model=model,
-            tokenizer=Path(base.path, "tokenizer.json"),
+            sources=sources,
             callbacks=[watcher],
             micro=micro,
-            anchor=anchor,
             arguments=_arguments(
                 base, len(rows), any(measured.values()), config, scratch, device, precision, micro, keeping, resumed
             )
             | {"run_name": run_name},
         )
-        if config.reference == "base" and "ref" in model.peft_config:
+        if config.reference == "base" and "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")  # TRL then takes the model without any adapter
         grafts.in_float32(model)
         watcher.attach(trainer, model, resumed)
-        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        if not watcher.ended:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         if watcher.stopped:
             raise Stopped
         watcher.undo_forgetting()
         _check_finite(model)
-        _save(model, base, folder)
+        _save(model, base, folder, config)
     return watcher.metrics(num_trainable=sum(p.numel() for p in trainable(model)), device=device, precision=precision)
 
 
-def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent: Path | None = None) -> peft.PeftModel:
-    """The base with an adapter to train, fresh or the parent's, whose weights alone are trainable, in float32."""
+def adapted(
+    model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent: Path | None = None
+) -> peft.PeftModel | PreTrainedModel:
+    """The base with an adapter to train, fresh or the parent's, whose weights alone are trainable, in float32; or,
+    where all are to be trained, the base itself."""
+    if config.variant == "full":
+        return model.requires_grad_(True)
     if config.quantization == "nf4":
         model = grafts.in_nf4(model)
     grafted = grafts.fresh(model, base, config) if parent is None else grafts.continued(model, parent)
@@ -175,26 +203,45 @@ def adapted(model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent:
     return grafted
 
 
+_anchors: Final[dict[tuple[object, ...], Anchor]] = {}
+"""The last one: the trials of a search, and a run in smaller parts, hold on to the same."""
+
+
 def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> Anchor | None:
-    if not config.anchor or config.method not in ANCHORED:
+    if not config.anchor or config.method not in SUPERVISED:
         return None
-    tokenizer = tokenizers.Tokenizer.from_file(str(Path(base.path, "tokenizer.json")))
-    return Anchor.of(bare, tokenizer, seed=config.seed)
+    which = (base.digest, config.seed, bare.dtype, bare.device)
+    if which not in _anchors:
+        tokenizer = tokenizers.Tokenizer.from_file(str(Path(base.path, "tokenizer.json")))
+        _anchors.clear()
+        _anchors[which] = Anchor.of(bare, tokenizer, seed=config.seed)
+    return _anchors[which]
 
 
 def estimated(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> Estimate:
     """What a run on these rows will need on this machine."""
-    learned = sum(
+    written = config.answer_room * config.tries * len(rows)
+    learned = written or sum(
         sum(label != IGNORED for label in row.labels) if isinstance(row, Tokens) else len(row) for row in rows
     )
     return estimate(
         base,
         config,
-        num_tokens=sum(map(len, rows)),
-        longest=max(map(len, rows)),
+        num_tokens=sum(map(len, rows)) * config.tries + written,
+        longest=max(map(len, rows)) + config.answer_room,
         num_learned=learned,
-        precision=_precision(config, "cuda" if torch.cuda.is_available() else "cpu"),
+        num_written=written,
+        precision=precision_of(config),
     )
+
+
+def fitting(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> int:
+    """``micro_batch_tokens``, halved while the run would not fit into the memory that is free and that can help: a CPU
+    refuses no memory, but kills who has most of it."""
+    tokens, longest = config.micro_batch_tokens, max(map(len, rows)) + config.answer_room
+    while tokens > longest and estimated(base, rows, dataclasses.replace(config, micro_batch_tokens=tokens)).is_tight:
+        tokens //= 2
+    return tokens
 
 
 def micro_batch(config: TrainConfig, longest: int) -> int:
@@ -247,7 +294,9 @@ def _arguments(
     }
 
 
-def _precision(config: TrainConfig, device: str) -> str:
+def precision_of(config: TrainConfig, device: str | None = None) -> str:
+    """Torch's name of what is computed in, on ``device`` or on the one that there is."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision != "auto":
         return config.precision
     if device == "cuda":
@@ -294,11 +343,17 @@ class _Watcher(transformers.TrainerCallback):
         self._forgot = False
         self._saved: int | None = None
         self.stopped = False
+        self.ended = False
+        """Before it was resumed: what it forgot stands in its checkpoint, and no step is to follow."""
 
     def attach(self, trainer: Any, model: peft.PeftModel, resumed: Path | None) -> None:
         self._trainer, self._model = trainer, model
         if resumed is not None and (resumed / BEFORE).is_file():
             self._before = safetensors.torch.load_file(resumed / BEFORE)
+        if resumed is not None and (resumed / FORGOT).is_file():
+            self._forgot = self.ended = True
+            trainer.state = transformers.TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
+            self.on_train_begin(None, trainer.state, None)
 
     # --- what transformers tells ------------------------------------------------------------------------------------
 
@@ -318,6 +373,9 @@ class _Watcher(transformers.TrainerCallback):
         if self._keeping is not None and self._keeping.should_stop() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
+        if state.global_step >= state.max_steps or state.epoch.is_integer():
+            # The end of an epoch saves, after it has measured: a run that is resumed here does not measure again.
+            control.should_save = False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._keeping is not None and self._saved != state.global_step:
@@ -333,12 +391,16 @@ class _Watcher(transformers.TrainerCallback):
             step=state.global_step,
             loss=loss,
             learning_rate=float(logs["learning_rate"]),
+            reward=logs.get("reward"),
             num_tokens=int(logs["num_tokens"]),
             seconds=time.perf_counter() - self._began,
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        if (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
+        if (reward := metrics.get("eval_reward")) is not None:
+            # GRPO's loss is no measure of anything: it begins at zero, and what is held against what changes.
+            self._tell(validation_reward=reward)
+        elif (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
             self._tell(validation_loss=loss)
         if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._bound is not None:
             first = next(line[f"eval_{REPLAY}_loss"] for line in state.log_history if f"eval_{REPLAY}_loss" in line)
@@ -357,6 +419,8 @@ class _Watcher(transformers.TrainerCallback):
         written = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if self._before is not None:
             safetensors.torch.save_file(self._before, written / BEFORE)
+            if self._forgot:
+                (written / FORGOT).touch()
         self._saved = state.global_step
         checkpoints.publish(written, self._keeping.folder, state.global_step)
         self._keeping.on_checkpoint(state.global_step)
@@ -382,20 +446,26 @@ class _Watcher(transformers.TrainerCallback):
     def metrics(self, *, num_trainable: int, device: str, precision: str) -> Metrics:
         history = self._trainer.state.log_history
         losses = [line["loss"] for line in history if "loss" in line]
-        looks = [line for line in history if f"eval_{VALIDATION}_loss" in line] or [{}]
+        rewards = [line["reward"] for line in history if "loss" in line and "reward" in line]
+        rewarded = [line["eval_reward"] for line in history if "eval_reward" in line]
+        looks = [line for line in history if f"eval_{VALIDATION}_loss" in line and not rewarded] or [{}]
         replays = [line[f"eval_{REPLAY}_loss"] for line in history if f"eval_{REPLAY}_loss" in line]
         if self._forgot and len(looks) > 1:
             looks.pop()  # at weights that were not kept
-        last_tenth = losses[-max(len(losses) // 10, 1) :]
+        last_tenth = max(len(losses) // 10, 1)
         return Metrics(
             num_steps=self._trainer.state.global_step,
             num_tokens=self._last.num_tokens,
             seconds=time.perf_counter() - self._began,
             first_loss=losses[0],
-            last_loss=sum(last_tenth) / len(last_tenth),
+            last_loss=statistics.fmean(losses[-last_tenth:]),
             base_validation_loss=looks[0].get(f"eval_{VALIDATION}_loss"),
             validation_loss=looks[-1].get(f"eval_{VALIDATION}_loss"),
             validation_token_accuracy=looks[-1].get("eval_mean_token_accuracy"),
+            first_reward=rewards[0] if rewards else None,
+            last_reward=statistics.fmean(rewards[-last_tenth:]) if rewards else None,
+            base_validation_reward=rewarded[0] if rewarded else None,
+            validation_reward=rewarded[-1] if rewarded else None,
             replay_loss_before=replays[0] if replays else None,
             replay_loss=replays[-1] if replays else None,
             ended_early=self._forgot,
@@ -419,24 +489,13 @@ def _check_finite(model: torch.nn.Module) -> None:
         raise diverged("The last step left weights that are no numbers")
 
 
-def _save(model: peft.PeftModel, base: BaseInfo, folder: Path) -> None:
+def _save(model: Any, base: BaseInfo, folder: Path, config: TrainConfig) -> None:
+    if config.variant == "full":
+        whole_model.save(model, base, folder)
+        return
     # The folder the base was loaded from means nothing to anybody else.
     model.peft_config["default"].base_model_name_or_path = base.id
     model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"], save_embedding_layers=False)
-
-
-@contextmanager
-def _head_on_learned_tokens_only() -> Iterator[None]:
-    """TRL multiplies only the learned positions with the vocabulary where it has a Triton kernel; elsewhere it takes
-    all of them, lest an ahead-of-time compiler meet new shapes. Nothing is compiled here, and with answers of a few
-    tokens after long prompts, the whole vocabulary at every position is most of a step on a CPU. The name is the pinned
-    TRL's, and a test holds it to that."""
-    there = trl.trainer.utils._use_triton
-    trl.trainer.utils._use_triton = lambda device: True
-    try:
-        yield
-    finally:
-        trl.trainer.utils._use_triton = there
 
 
 @contextmanager

@@ -23,7 +23,7 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 
 def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
     """Numbers, gates, and answers side by side."""
-    table = Table(title=f"{evaluation.num_rows} held-out rows")
+    table = Table(title=_counted(evaluation))
     table.add_column("")
     models = _models(evaluation)
     for name in models:
@@ -66,7 +66,7 @@ def page(name: str, evaluation: Evaluation, verdict: Verdict) -> str:
     changed = ", ".join(f"{escape(model)} {share:.0%}" for model, share in evaluation.bias.changed.items())
     title = f"{escape(name)}: {'passed' if verdict.passed else 'refused'}"
     sections = [
-        f"<h1>{title}</h1><table><tr>{head}</tr>{numbers}</table><h2>Gates</h2><table>{gates}</table>",
+        f"<h1>{title}</h1><p>{_counted(evaluation)}.</p><table><tr>{head}</tr>{numbers}</table><h2>Gates</h2><table>{gates}</table>",
         f"<p>Divergence from what it would replace: {evaluation.kl_to_parent:.4f} nats a token, at least.</p>",
         f"<h2>Names and pronouns</h2><p>Answers that change when nothing else does, of {evaluation.bias.num_pairs} "
         f"pairs: {changed or 'no pair to ask'}.</p>",
@@ -81,6 +81,11 @@ def page(name: str, evaluation: Evaluation, verdict: Verdict) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"{''.join(sections)}</html>\n"
     )
+
+
+def _counted(evaluation: Evaluation) -> str:
+    left_out = f", {evaluation.num_left_out} left out as too long for the server" if evaluation.num_left_out else ""
+    return f"{evaluation.num_rows} held-out rows{left_out}"
 
 
 def _models(evaluation: Evaluation) -> dict[str, Measured]:

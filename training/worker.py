@@ -16,56 +16,41 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from graftwork.adapters import names
+from graftwork.adapters import data_sets
 from graftwork.adapters.artifacts import ArtifactStore, Limits
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database
 from graftwork.adapters.descent import die_with_parent
-from graftwork.adapters.durable import write_whole
-from graftwork.adapters.errors import ConfigurationError, GraftworkError, Unavailable
+from graftwork.adapters.durable import DISK_FULL, is_full, write_whole
+from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.files import Files
 from graftwork.adapters.jobs import FEEDBACK, Claim, Job, Jobs, Lost, NewEvent
 from graftwork.adapters.lineage import Lineage
 from graftwork.adapters.names import split
 from graftwork.adapters.registry import Registry
-from graftwork.clients.client import Client
-from graftwork.clients.errors import (
-    ConflictError,
-    GraftworkAPIError,
-    GraftworkClientError,
-    GraftworkConnectionError,
-    OverloadedError,
-    ServerError,
-)
-from graftwork.clients.types import PushedVersion
+from graftwork.clients.errors import GraftworkClientError
 from graftwork.training import erasing, intake, launch, relay
-from graftwork.training.jobspec import ADAPTER, CHECKPOINTS, REPORT, RESULT, TRIALS, JobSpec
+from graftwork.training.delivery import Delivery, NotYet, Refused
+from graftwork.training.folders import JobFolders
+from graftwork.training.heartbeat import Heartbeat
+from graftwork.training.jobspec import RESULT, JobSpec
 from graftwork.training.pace import Pace
+from graftwork.training.process import KEY_VARIABLE, RUN, Process
 
 log = logging.getLogger(__name__)
-
-RUN: Final = (sys.executable, "-m", "graftwork.training.job")
-KEY_VARIABLE: Final = "GRAFTWORK_API_KEY"
-LOG_FILE: Final = "run.log"
-
-DISK_FULL: Final = "disk_full"
 
 IDLE_SECONDS: Final = 0.5
 RELAY_SECONDS: Final = 0.5
@@ -73,6 +58,8 @@ PACE_SECONDS: Final = 0.1
 SWEEP_SECONDS: Final = 600.0
 ERASE_SECONDS: Final = 10.0
 PUSH_AGAIN_SECONDS: Final = 2.0
+BROKEN_PUSHES: Final = 10
+"""So many pushes may end in an error of the server's own that is not said to pass."""
 
 ASKING: Final = frozenset({"evaluate", "gates"})
 """Phases in which a run asks the server itself: it does not pause for its own requests."""
@@ -104,60 +91,6 @@ class WorkerConfig:
     stop_seconds: float = 10.0
 
 
-class Process:
-    """One run: a group of processes that starts, pauses, goes on and ends together."""
-
-    def __init__(self, config: WorkerConfig, folder: Path) -> None:
-        self.folder = folder
-        self.paused = False
-        environment = {**os.environ, **({KEY_VARIABLE: config.key} if config.key else {})}
-        limits = (str(os.getpid()), str(config.nice), str(config.threads))
-        with (folder / LOG_FILE).open("ab") as out:
-            self._process = subprocess.Popen(
-                (sys.executable, "-m", launch.__name__, str(folder), *limits, *config.command, str(folder)),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is not for it; what it starts is stopped with it
-            )
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.poll()
-
-    def pause(self, wanted: bool) -> None:
-        if wanted != self.paused and self.exit_code is None:
-            self._signal(signal.SIGSTOP if wanted else signal.SIGCONT)
-            self.paused = wanted
-
-    def end(self, seconds: float) -> None:
-        """Ask it to stop, wait that long, kill it."""
-        self.pause(False)
-        if seconds:
-            self._signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-
-    def how_it_ended(self) -> str:
-        code = self._process.returncode
-        if code >= 0:
-            tail = (self.folder / LOG_FILE).read_text(errors="replace").strip().rpartition("\n")[2][-300:]
-            return f"the run ended with exit code {code} and no result ({tail})."
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
-        hint = "; out of memory?" if -code == signal.SIGKILL else ""
-        return f"the run was killed ({name}{hint})."
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-
 @dataclass(kw_only=True)
 class Current:
     """The job under way: its claim, its run while there is one, and what of it has been told."""
@@ -168,38 +101,12 @@ class Current:
     relayed: int
     progress: dict[str, Any]
     push_at: float = 0.0
+    broken_pushes: int = 0
     relay_at: float = 0.0
 
     @property
     def id(self) -> str:
         return self.claim.job.id
-
-
-@dataclass
-class Heartbeat:
-    """Renews claims from a thread of its own: a push may take minutes."""
-
-    jobs: Jobs
-    seconds: float
-    claims: dict[str, Claim] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
-
-    def hold(self, claim: Claim) -> None:
-        self.lost.discard(claim.job.id)
-        self.claims[claim.job.id] = claim
-
-    def let_go(self, claim: Claim) -> None:
-        self.claims.pop(claim.job.id, None)
-
-    def beat(self, stopping: threading.Event) -> None:
-        while not stopping.wait(min(self.seconds / 3, 2.0)):
-            for id, claim in list(self.claims.items()):
-                try:
-                    self.jobs.renew(claim, seconds=self.seconds)
-                except Lost:
-                    self.lost.add(id)
-                except GraftworkError:
-                    log.exception("the claim on %s cannot be renewed; trying again", id)
 
 
 class Worker:
@@ -215,9 +122,9 @@ class Worker:
         self._files = Files(self._database, config.home / "files")
         self._registry = Registry(self._database)
         self._store = ArtifactStore(config.home / "artifacts", limits=Limits())
-        self._lineage = Lineage(self._database)
-        self._folders = config.home / "jobs"
-        self._folders.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folders = JobFolders(config.home, self._database)
+        lineage = Lineage(self._database)
+        self._delivery = Delivery(url=config.url, key=config.key, files=self._files, lineage=lineage)
         # One worker a home: whatever the last one had claimed is free when this one holds the home's lock.
         self._owner = f"{os.uname().nodename}:{config.home.resolve()}"
         self._heartbeat = Heartbeat(self._jobs, config.lease_seconds)
@@ -229,7 +136,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until ``stopping`` is set. Holds the home's lock meanwhile."""
-        with self._sole_worker():
+        with self._folders.held():
             self._jobs.disown(self._owner)
             threading.Thread(target=self._heartbeat.beat, args=(self.stopping,), name="heartbeat", daemon=True).start()
             log.info("the training worker %d waits for jobs", os.getpid())
@@ -246,21 +153,10 @@ class Worker:
     def step(self) -> float:
         now = time.monotonic()
         self._check_files()
-        if self._current is not None and self._current.id in self._heartbeat.lost:
-            self._drop()
-        if self._current is None:
-            self._begin()
-        if self._current is not None:
-            try:
-                self._go_on(self._current, now)
-            except Lost:
-                self._drop()
-        if now >= self._erase_at:
-            self._erase_at = now + ERASE_SECONDS
-            erasing.carry_out(self._database, self.config.home)
-        if now >= self._sweep_at:
-            self._sweep()
-            self._sweep_at = now + SWEEP_SECONDS
+        self._drop_if_lost()
+        self._begin_if_free()
+        self._go_on(now)
+        self._clean_up(now)
         return PACE_SECONDS if self._current is not None and self.pace.busy_at > now - 5 else IDLE_SECONDS
 
     # -- before the run ----------------------------------------------------------------------------------------------
@@ -281,11 +177,14 @@ class Worker:
     def _check(self, claim: Claim) -> None:
         job = claim.job
         with self._given_back(claim), self._job_ends(claim):
-            folder = self._folder(job)
+            folder = self._folders.of(job)
             if job.training_file == FEEDBACK:
                 intake.write_feedback(self._database, job.name, folder / intake.FEEDBACK_FILE)
             data, validation = self._data(job)
-            events, answers = intake.check(data, "training_file")
+            if data_sets.is_reference(job.training_file):
+                events, answers = intake.check_data_set(data[0])
+            else:
+                events, answers = intake.check(data, "training_file")
             if validation:
                 events += intake.check(validation, "validation_file")[0]
             if answers:
@@ -294,29 +193,37 @@ class Worker:
 
     def _data(self, job: Job) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
         def path(id: str) -> Path:
+            if data_sets.is_reference(id):
+                return data_sets.find(self.config.home, id)
             return self._files.path(self._files.get(id))
 
-        feedback = self._folder(job) / intake.FEEDBACK_FILE
+        feedback = self._folders.of(job) / intake.FEEDBACK_FILE
         data = feedback if job.training_file == FEEDBACK else path(job.training_file)
         return (data,), () if job.validation_file is None else (path(job.validation_file),)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin_if_free(self) -> None:
+        if self._current is not None:
+            return
         claim = self._jobs.claim(self._owner, "queued", seconds=self.config.lease_seconds)
         if claim is None:
             return
         self._heartbeat.hold(claim)
         job, process = claim.job, None
         with self._given_back(claim), self._job_ends(claim):
-            folder = self._folder(job)
+            folder = self._folders.of(job)
             if not (folder / RESULT).exists():
                 self._spec(job).write(folder)
-                process = Process(self.config, folder)
+                process = self._start(folder)
             self._current = Current(
                 claim=claim, folder=folder, process=process, relayed=job.relayed_bytes, progress=dict(job.progress)
             )
             log.info("%s: attempt %d for %s", job.id, job.attempts, job.name)
+
+    def _start(self, folder: Path) -> Process:
+        config = self.config
+        return Process(folder, config.command, key=config.key, nice=config.nice, threads=config.threads)
 
     def _spec(self, job: Job) -> JobSpec:
         data, validation = self._data(job)
@@ -341,7 +248,14 @@ class Worker:
             key_variable=KEY_VARIABLE,
         )
 
-    def _go_on(self, current: Current, now: float) -> None:
+    def _go_on(self, now: float) -> None:
+        if self._current is not None:
+            try:
+                self._see_to(self._current, now)
+            except Lost:
+                self._drop()
+
+    def _see_to(self, current: Current, now: float) -> None:
         process = current.process
         if process is not None:
             self.pace.saw(self.busy, now)
@@ -388,57 +302,33 @@ class Worker:
                 self._jobs.fail(claim, code=error["code"], message=error["message"], param=error.get("param"))
             else:
                 self._jobs.publish(claim)
-                if (pushed := self._push(job, current.folder, result)) is None:
-                    current.push_at = time.monotonic() + PUSH_AGAIN_SECONDS
+                try:
+                    version, events = self._delivery.push(job, current.folder, result)
+                except NotYet as reason:
+                    self._push_later(current, reason)
                     return
-                version, events = pushed
+                result_files, warnings = self._delivery.keep_results(job, current.folder)
                 self._jobs.succeed(
                     claim,
                     version,
-                    events=events,
+                    events=[*events, *warnings],
                     metrics=result.get("metrics") or {},
                     trained_tokens=result.get("trained_tokens"),
-                    result_files=[self._keep_results(job, current.folder)],
+                    result_files=result_files,
                 )
                 log.info("%s: %s", job.id, version)
         self._done(current)
 
-    def _push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewEvent]] | None:
-        """The version, which is the same however often it is pushed, and what became of the alias for candidates; None
-        when the server cannot take it just now."""
-        digest = result.get("data_digest")
-        answers = folder / intake.ANSWERS_FILE
-        if digest and answers.exists():
-            # Before the version can be seen: whatever learned from somebody's words is on record.
-            self._lineage.record(digest, json.loads(answers.read_bytes()))
-        card = result.get("card") or {}
-        parent_name, number = split(job.parent) if job.parent else (None, "0")
-        try:
-            with Client(self.config.url, self.config.key) as client:
-                version = client.adapters.push(
-                    job.name,
-                    Path(result["adapter"]),
-                    parent=int(number) if parent_name == job.name else None,
-                    data_digest=digest,
-                    metadata={**card, "job": job.id},
-                )
-                return version.id, _moved(client, version, card.get("gates"))
-        except (GraftworkConnectionError, OverloadedError, ServerError) as error:
-            log.warning("%s has finished, but its version cannot be pushed yet: %s", job.id, error)
-            return None
-        except GraftworkAPIError as error:
-            raise Refused(str(error), code=error.code or "push_refused") from error
-
-    def _keep_results(self, job: Job, folder: Path) -> str:
-        with self._files.upload() as upload:
-            upload.write(relay.results(folder))
-            return self._files.keep(
-                upload,
-                filename="step_metrics.csv",
-                purpose="fine-tune-results",
-                key_id=job.key_id,
-                id=f"file-{job.id.removeprefix('ftjob-')}",
-            ).id
+    def _push_later(self, current: Current, reason: NotYet) -> None:
+        """Wait for a server that restarts as long as it takes; one that fails at this version is asked a few times."""
+        log.warning("%s has finished, but its version cannot be pushed yet: %s", current.id, reason)
+        current.broken_pushes += reason.broken
+        if current.broken_pushes >= BROKEN_PUSHES:
+            raise Refused(f"The server failed at the version {BROKEN_PUSHES} times; the last time: {reason}")
+        if not current.push_at:
+            told = f"The run has ended well; its version waits for the server: {reason}"
+            self._jobs.report(current.claim, [NewEvent(message=told, level="warn")])
+        current.push_at = time.monotonic() + PUSH_AGAIN_SECONDS
 
     @contextlib.contextmanager
     def _job_ends(self, claim: Claim) -> Iterator[None]:
@@ -455,7 +345,7 @@ class Worker:
             except GraftworkClientError as error:
                 self._fail(claim, "push_refused", str(error))
             except OSError as error:
-                code = DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "io_error"
+                code = DISK_FULL if is_full(error) else "io_error"
                 self._fail(claim, code, f"{error.strerror or error}: {error.filename or claim.job.id}")
         except Lost as lost:
             log.info("%s", lost)
@@ -487,6 +377,10 @@ class Worker:
         self._current = None
         self._tidy(current.id)
 
+    def _drop_if_lost(self) -> None:
+        if self._current is not None and self._current.id in self._heartbeat.lost:
+            self._drop()
+
     def _drop(self) -> None:
         """The job was cancelled, or is another's: its run ends, and nothing is written."""
         assert self._current is not None
@@ -512,72 +406,35 @@ class Worker:
                     self._jobs.let_go(claim, "The server stops; the job goes on when it is back.", forgiven=True)
         self._checker.shutdown(wait=False, cancel_futures=True)
 
-    # -- folders -----------------------------------------------------------------------------------------------------
+    # -- what stays --------------------------------------------------------------------------------------------------
 
-    def _folder(self, job: Job) -> Path:
-        folder = self._folders / job.id
-        folder.mkdir(exist_ok=True, mode=0o700)
-        return folder
+    def _clean_up(self, now: float) -> None:
+        if now >= self._erase_at:
+            self._erase_at = now + ERASE_SECONDS
+            erasing.carry_out(self._database, self.config.home)
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            self._sweep()
 
     def _sweep(self) -> None:
-        for folder in self._folders.iterdir():
-            if folder.is_dir():
-                self._tidy(folder.name)
+        for id in self._folders.ids():
+            try:
+                self._tidy(id)
+            except Exception:
+                # A job that the database does not know, a damaged file: the others are tidied all the same.
+                log.exception("the folder of %s cannot be tidied, and stays as it is", id)
 
     def _tidy(self, id: str) -> None:
-        """Of a job that has ended stays what tells of it, and the feedback that it learned from, as long as the log has
-        it: later rounds learn it again. Weights go, and what nothing was learned from."""
         job = self._jobs.get(id)
-        if not job.ended:
-            return
-        for name in (CHECKPOINTS, TRIALS, ADAPTER):
-            shutil.rmtree(self._folders / id / name, ignore_errors=True)
-        self._end_trials(id)
-        (self._folders / id / intake.ANSWERS_FILE).unlink(missing_ok=True)
-        if job.status == "succeeded":
-            erasing.forget_in(self._database, self._folders / id)
-            return
-        for name in (intake.FEEDBACK_FILE, REPORT):
-            (self._folders / id / name).unlink(missing_ok=True)
+        if job.ended:
+            self._end_trials(id)
+            self._folders.tidy(job)
 
     def _end_trials(self, id: str) -> None:
         """Whatever a run was killed in the middle of trying is not called any more."""
         for version in self._registry.trials():
             if version.metadata.get("job") == id:
                 self._registry.retire(version.name, version.number, actor="worker", reason=f"{id} has ended")
-
-    @contextlib.contextmanager
-    def _sole_worker(self) -> Iterator[None]:
-        with (self._folders / "worker.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigurationError(
-                    f"Another training worker runs on {self.config.home}: one a home is enough."
-                ) from None
-            yield
-
-
-def _moved(client: Client, version: PushedVersion, gates: Mapping[str, Any] | None) -> list[NewEvent]:
-    """Point `names.CANDIDATE` at a version that passed all gates, and say so; or say why it stays where it is.
-    ``gates`` are None for a version that nobody judged."""
-    if gates is None:
-        return []
-    alias = f"{version.name}@{names.CANDIDATE}"
-    if not gates["passed"]:
-        why = "; ".join(gates["refusals"])
-        return [NewEvent(message=f"{alias} stays where it is, the gates refuse: {why}.", level="warn")]
-    try:
-        client.adapters.promote(version.name, version.version, alias=names.CANDIDATE, reason="it passed all gates")
-    except ConflictError as error:
-        return [NewEvent(message=f"All gates are passed, and {alias} stays where it is: {error}", level="warn")]
-    return [NewEvent(message=f"All gates are passed: {alias} is {version.id} now.")]
-
-
-class Refused(GraftworkError):
-    """The server took everything but this version."""
-
-    default_code = "push_refused"
 
 
 def follow(worker: Worker, line: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS: Final = 1.0
 FEEDBACK: Final = "feedback"
+DATA_SET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}@[0-9]{1,9}")
+"""What a kept data set is called; whether it is there the server says."""
 
 app = typer.Typer(help="See, watch and cancel training jobs.", no_args_is_help=True)
 
@@ -78,14 +81,16 @@ def submit(
     seed: int = 0,
     detach: bool = False,
 ) -> None:
-    """Upload ``data``, or take what was said of the adapter's answers; submit a job, and watch it."""
+    """Upload ``data``, or name a data set that the server's home has, or take what was said of the adapter's answers;
+    submit a job, and watch it."""
     client = remote.client
     file = FEEDBACK
     if data is not None:
-        if not data.is_file():
-            raise LocalFileError(f"{data} is no file; a kept data set is trained on with --local.")
-        with remote.err.status(f"Uploading {data.name}"):
-            file = client.files.upload(data).id
+        if data.is_file():
+            with remote.err.status(f"Uploading {data.name}"):
+                file = client.files.upload(data).id
+        elif DATA_SET.fullmatch(file := str(data)) is None:
+            raise LocalFileError(f"{data} is no file, and no data set's name and version, such as support@3.")
     base = next(iter(client.models())).id if continued is None else continued
     job = client.jobs.create(
         model=base, name=name, training_file=file, method=method, hyperparameters=hyperparameters, seed=seed
@@ -147,8 +152,10 @@ def _where(progress: Mapping[str, Any]) -> str:
         parts.append(f"trial {progress.get('trial', 1)} of {progress['trials']}")
     if progress.get("total"):
         parts.append(f"{progress.get('step', 0)}/{progress['total']}")
-    if isinstance(loss := progress.get("loss"), int | float):
-        parts.append(f"loss {loss:.3f}")
+    # Of a run that learns from rewards, these say what its loss does not.
+    measured = "loss" if progress.get("reward") is None else "reward"
+    if isinstance(value := progress.get(measured), int | float):
+        parts.append(f"{measured} {value:.3f}")
     if isinstance(eta := progress.get("eta_seconds"), int | float):
         parts.append(f"{eta:.0f} s left")
     return " · ".join(parts)

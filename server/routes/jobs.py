@@ -1,26 +1,28 @@
 """``/v1/fine_tuning/jobs``: OpenAI's fine-tuning API. An operator's: a job makes a version.
 
 ``model`` is the base's id, or what to continue from; ``suffix`` is the adapter's name; ``training_file`` is the id of a
-file, or ``feedback``: what was said of the adapter's answers. Beyond OpenAI's: ``init_from``, the methods ``kto``,
-``weighted_sft``, ``pretrain`` and ``auto``, further hyperparameters, and ``graftwork`` in a job. What is not supported
-is refused by name.
+file, a kept data set, or ``feedback``: what was said of the adapter's answers. Beyond OpenAI's: ``init_from``, the
+methods ``kto``, ``weighted_sft``, ``pretrain``, ``distillation``, ``grpo`` and ``auto``, further hyperparameters, and
+``graftwork`` in a job. What is not supported is refused by name.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.responses import JSONResponse, Response
 
-from graftwork.adapters import names, trackers
+from graftwork.adapters import data_sets, names
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.jobs import FEEDBACK, Checkpoint, Event, Job, Method, NewJob
 from graftwork.adapters.keys import Role
+from graftwork.server import hyperparameters
 from graftwork.server.auth import Principal
 from graftwork.server.routes.lists import Json, Parameters, as_page, beside
 from graftwork.server.schemas import Label, Metadata, Text, Wire, parse
@@ -29,59 +31,25 @@ from graftwork.server.services import Services
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_HEADER = "idempotency-key"
-AUTO: Final = "auto"
 METHODS: Final[Mapping[str, Method]] = {
     "supervised": "sft",
     "dpo": "dpo",
     "kto": "kto",
     "weighted_sft": "weighted_sft",
     "pretrain": "pretrain",
-    AUTO: AUTO,
+    "distillation": "distillation",
+    "grpo": "grpo",
+    "auto": "auto",
 }
+NOT_ADAPTERS: Final[Mapping[str, str]] = {
+    "full": "what it makes cannot be swapped while serving: export it with graftwork train --local --full",
+    "prompt_tuning": "serving knows no learned prompts",
+    "prefix_tuning": "serving knows no learned prefixes",
+}
+"""Other ways to train that people ask for, and why jobs do not do them."""
+
 OPENAI_METHODS: Final = {"sft": "supervised", "dpo": "dpo"}
 """Those that the official client knows; its strict mode takes no other in a job."""
-
-HYPERPARAMETERS: Final[Mapping[str, tuple[type, float, float]]] = {
-    "n_epochs": (int, 1, 1000),
-    "batch_size": (int, 1, 4096),
-    "learning_rate_multiplier": (float, 1e-6, 1e6),
-    "learning_rate": (float, 1e-12, 1.0),
-    "beta": (float, 1e-6, 100.0),
-    "rank": (int, 1, 256),
-    "alpha": (int, 1, 4096),
-    "max_length": (int, 2, 1 << 20),
-    "warmup": (float, 0.0, 0.99),
-    "weight_decay": (float, 0.0, 10.0),
-    "max_grad_norm": (float, 1e-6, 1e6),
-    "dropout": (float, 0.0, 0.99),
-    "anchor": (float, 0.0, 100.0),
-    "sft_share": (float, 0.0, 100.0),
-    "replay": (float, 0.0, 0.99),
-    "forgetting": (float, 0.0, 100.0),
-    "validation": (float, 0.0, 0.9),
-    "micro_batch_tokens": (int, 1, 1 << 20),
-    "checkpoint_steps": (int, 1, 1_000_000),
-    "search": (int, 2, 100),
-}
-"""By name: the type, the least and the largest value. Each may also be ``"auto"``."""
-
-CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "balance": ("none", "sqrt", "full"),
-    "curriculum": ("none", "short_first"),
-    "variant": ("lora", "rslora", "dora"),
-    "quantization": ("none", "nf4"),
-    "precision": ("bfloat16", "float32"),
-    "reference": ("parent", "base"),
-}
-"""Hyperparameters that are words: by name, which ones. Each may also be ``"auto"``."""
-
-LAYERS: Final = "layers"
-"""Numbers of the layers that get an adapter, from 0."""
-
-MOST_LAYERS: Final = 1000
-
-REPORT_TO: Final = "report_to"
-"""The trackers that are told the measurements, one or a list."""
 
 _CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
 
@@ -103,6 +71,17 @@ class JobsParameters(Parameters):
     after: Label | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     adapter: Label | None = None
+    metadata: Metadata = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_pairs(cls, given: Any) -> Any:
+        """``metadata[owner]=ann``, as OpenAI's clients send a filter; ``metadata=null``: jobs without any."""
+        pairs = {name: value for name, value in given.items() if name.startswith("metadata[") and name.endswith("]")}
+        if not pairs:
+            return {**given, "metadata": {}} if given.get("metadata") == "null" else given
+        rest = {name: value for name, value in given.items() if name not in pairs}
+        return {"metadata": {name[len("metadata[") : -1]: value for name, value in pairs.items()}, **rest}
 
 
 class RecordParameters(Parameters):
@@ -130,7 +109,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/fine_tuning/jobs", dependencies=[operator])
     async def list_jobs(page: Annotated[JobsParameters, Query()]) -> Response:
-        found = await beside(jobs.find, after=page.after, limit=page.limit, name=page.adapter)
+        found = await beside(jobs.find, after=page.after, limit=page.limit, name=page.adapter, metadata=page.metadata)
         return JSONResponse(as_page(found, lambda job: show(job, base_id)))
 
     @routes.get("/v1/fine_tuning/jobs/{job_id}", dependencies=[operator])
@@ -168,12 +147,16 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
     name = body.suffix or ("" if parent is None else parent.partition("@")[0])
     if name:
         _as_param("suffix", lambda: names.check_name(name, base_id=services.base.id))
-    method, hyperparameters = _method(body)
+    method, chosen = _method(body, services.allowed_roots)
     if body.training_file == FEEDBACK:
         if not name:
             raise InvalidRequest(
                 "feedback on which adapter's answers? Name it as suffix, or as the model to continue", param="suffix"
             )
+    elif data_sets.is_reference(body.training_file):
+        _as_param("training_file", lambda: data_sets.find(services.home, body.training_file))
+        if body.validation_file is not None:
+            raise InvalidRequest("a data set has held-out rows of its own: leave it out", param="validation_file")
     else:
         _as_param("training_file", lambda: services.files.get(body.training_file))
     if body.validation_file is not None:
@@ -184,7 +167,7 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
         name=name,
         parent=parent,
         method=method,
-        hyperparameters=hyperparameters,
+        hyperparameters=chosen,
         seed=body.seed or 0,
         training_file=body.training_file,
         validation_file=body.validation_file,
@@ -220,11 +203,14 @@ def _as_param(param: str, check: Callable[[], Any]) -> Any:
         raise InvalidRequest(error.message, param=param, code=error.code) from None
 
 
-def _method(body: NewFineTuning) -> tuple[Method, dict[str, Any]]:
+def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[str, Any]]:
     """The method and its hyperparameters, from ``method`` or from the older top-level field."""
-    given: Any = {"type": AUTO if body.training_file == FEEDBACK else "supervised", **(body.method or {})}
+    given: Any = {"type": "auto" if body.training_file == FEEDBACK else "supervised", **(body.method or {})}
     kind = given.pop("type")
     if not isinstance(kind, str) or kind not in METHODS:
+        why = NOT_ADAPTERS.get(str(kind))
+        if why is not None:
+            raise InvalidRequest(f"the method {kind} is not supported: {why}", param="method.type")
         raise InvalidRequest(
             f"the method {names.quoted(str(kind))} is not supported: choose {', '.join(METHODS)}", param="method.type"
         )
@@ -243,69 +229,9 @@ def _method(body: NewFineTuning) -> tuple[Method, dict[str, Any]]:
             "hyperparameters came twice: give them inside method, or at the top", param="hyperparameters"
         )
     place = f"method.{kind}.hyperparameters" if nested else "hyperparameters"
-    return METHODS[kind], checked_hyperparameters(nested or body.hyperparameters or {}, place)
-
-
-def checked_hyperparameters(given: Any, place: str) -> dict[str, Any]:
-    """Those that a job may have, each in its bounds; ``place`` is where they stood."""
-    if not isinstance(given, dict):
-        raise InvalidRequest(f"{place} must be an object", param=place, code="invalid_type")
-    checked = dict(given)
-    for name, value in given.items():
-        param = f"{place}.{name[:64]}"
-        if name == REPORT_TO:
-            checked[name] = _trackers(value, param)
-            continue
-        if name == LAYERS:
-            checked[name] = _layers(value, param)
-            continue
-        if name in CHOICES:
-            if value != AUTO and value not in CHOICES[name]:
-                raise InvalidRequest(
-                    f'{param} must be "auto" or one of {", ".join(CHOICES[name])}, got {names.quoted(str(value))}',
-                    param=param,
-                )
-            continue
-        if name not in HYPERPARAMETERS:
-            there = ", ".join((*HYPERPARAMETERS, *CHOICES, LAYERS, REPORT_TO))
-            raise InvalidRequest(
-                f"{names.quoted(name)} is no hyperparameter: choose among {there}",
-                param=param,
-                code="unknown_parameter",
-            )
-        kind, least, most = HYPERPARAMETERS[name]
-        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        if value != AUTO and not (number and least <= value <= most):
-            raise InvalidRequest(
-                f'{param} must be "auto" or {"a whole number" if kind is int else "a number"} from {least:g} to '
-                f"{most:g}, got {names.quoted(str(value))}",
-                param=param,
-            )
-    return checked
-
-
-def _layers(value: Any, param: str) -> Any:
-    if value == AUTO:
-        return value
-    numbers = value if isinstance(value, list) else []
-    whole = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < MOST_LAYERS for each in numbers)
-    if not numbers or not whole or len(set(numbers)) < len(numbers):
-        raise InvalidRequest(
-            f'{param} must be "auto" or a list of different layers\' numbers, from 0, such as [20, 21, 22]',
-            param=param,
-            code="invalid_type",
-        )
-    return numbers
-
-
-def _trackers(value: Any, param: str) -> list[str]:
-    wanted = [value] if isinstance(value, str) else value
-    if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
-        raise InvalidRequest(f"{param} must be a tracker's name, or a list of them", param=param, code="invalid_type")
-    if wanted == [AUTO]:
-        return []
-    trackers.check(wanted, param=param)
-    return wanted
+    return METHODS[kind], hyperparameters.checked(
+        nested or body.hyperparameters or {}, place, method=METHODS[kind], roots=roots
+    )
 
 
 def _cursor(after: str | None) -> int | None:
@@ -322,8 +248,8 @@ def _cursor(after: str | None) -> int | None:
 
 def show(job: Job, base_id: str) -> Json:
     """OpenAI's job, and under ``graftwork`` what it has no field for."""
-    known = {name: job.hyperparameters.get(name, AUTO) for name in ("n_epochs", "batch_size")}
-    known["learning_rate_multiplier"] = job.hyperparameters.get("learning_rate_multiplier", AUTO)
+    known = {name: job.hyperparameters.get(name, hyperparameters.AUTO) for name in ("n_epochs", "batch_size")}
+    known["learning_rate_multiplier"] = job.hyperparameters.get("learning_rate_multiplier", hyperparameters.AUTO)
     eta = job.progress.get("eta_seconds")
     openai_method = OPENAI_METHODS.get(job.method)
     details = {"hyperparameters": {**known, **job.hyperparameters}}

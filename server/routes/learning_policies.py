@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.jobs import Job
 from graftwork.adapters.keys import Role
 from graftwork.adapters.learning_policies import AFTER, AT_LEAST, EVERY_DAYS, LearningPolicy, Standing
+from graftwork.server import hyperparameters
 from graftwork.server.auth import Principal
 from graftwork.server.auto_loop import gates, version_of
-from graftwork.server.routes.jobs import METHODS, checked_hyperparameters
+from graftwork.server.routes.jobs import METHODS
 from graftwork.server.routes.lists import Json, beside, listed
 from graftwork.server.schemas import Wire, parse
 from graftwork.server.services import Services
@@ -31,7 +32,7 @@ class NewLearningPolicy(Wire):
     every_days: Annotated[float, Field(gt=0)] | None = EVERY_DAYS
     at_least: Annotated[int, Field(ge=1)] = AT_LEAST
     control_every: Annotated[int, Field(ge=1)] | None = None
-    method: Literal["supervised", "dpo", "kto", "weighted_sft", "pretrain", "auto"] = "auto"
+    method: Literal["supervised", "dpo", "kto", "weighted_sft", "pretrain", "distillation", "grpo", "auto"] = "auto"
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -58,7 +59,9 @@ def add(routes: APIRouter, services: Services) -> None:
             at_least=body.at_least,
             control_every=body.control_every,
             method=METHODS[body.method],
-            hyperparameters=checked_hyperparameters(body.hyperparameters, "hyperparameters"),
+            hyperparameters=hyperparameters.checked(
+                body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
+            ),
             actor=who.name,
         )
         log.info("%s: %s learns by itself, %s", who.name, policy.name, when(policy))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from graftwork.adapters import data_sets
 from graftwork.clients.cli.exits import ExitCode
 from graftwork.clients.cli.remote import AsJson, Options
 from graftwork.training import reading_options
@@ -282,7 +283,7 @@ def _home(home: Path | None) -> Path:
 def _store(home: Path | None) -> DataStore:
     from graftwork.training.data.store import DataStore
 
-    return DataStore(_home(home) / "datasets")
+    return DataStore(_home(home) / data_sets.FOLDER)
 
 
 @contextmanager

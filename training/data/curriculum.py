@@ -12,8 +12,9 @@ from typing import Literal
 
 from graftwork.adapters.errors import ConfigurationError
 
-Curriculum = Literal["none", "short_first"]
-"""``short_first``: every epoch goes from the shortest rows to the longest, in stages. ``none``: in any order."""
+Curriculum = Literal["none", "short_first", "easy_first"]
+"""Every epoch goes, in stages: with ``short_first`` from the shortest rows to the longest, with ``easy_first`` from
+those that the model finds likeliest as the run begins to those it finds least likely. ``none``: in any order."""
 
 STAGES = 4
 

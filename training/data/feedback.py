@@ -6,11 +6,14 @@ files: answers with their feedback, or either alone. They are held in memory. Kn
 
 What several people said of one answer becomes one verdict: a person's later word counts, then the majority of thumbs
 and the mean of scores. A correction says more than a thumb or a score: where one is, they are not rows of their own.
+
+Rows are grouped by who asked, so that nobody is on both sides of a split, where enough people asked: sides made of a
+few people come out far from their shares, or empty. Otherwise rows have no group, and sides go by question.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -30,6 +33,9 @@ Choice = tuple[str, int]
 
 WHOLE: Final = "stop"
 """The finish reason of an answer that came to its end."""
+
+ENOUGH_USERS: Final = 20
+"""So many must have asked, and none of them more than half of all, for sides to go by user."""
 
 
 def is_feedback(record: Any) -> bool:
@@ -56,15 +62,29 @@ def rows(files: Sequence[tuple[str, Iterable[Record]]]) -> Iterator[Row | BadRow
     if answers and not said:
         reason = "there are answers and no feedback on any: give the file of the feedback as well"
         yield BadRow(source=files[0][0], line=1, reason=reason)
-    choices = _Answers(answers)
+    found = list(_rows(_Answers(answers), said))
+    grouped = _are_many(row.group for row in found if isinstance(row, Row))
+    for row in found:
+        yield row if grouped or isinstance(row, BadRow) else replace(row, group=None)
+
+
+def _rows(answers: _Answers, said: Mapping[str, _Judgements]) -> Iterator[Row | BadRow]:
     for id, judgements in said.items():
         source, line = judgements.place
         for choice in judgements.choices():
             try:
-                for row in judgements.rows((id, choice), choices):
+                for row in judgements.rows((id, choice), answers):
                     yield replace(row, source=source, line=line)
             except Unusable as problem:
                 yield problem.bad_row(source, line)
+
+
+def _are_many(groups: Iterable[str | None]) -> bool:
+    """Whether sides can go by user."""
+    counts = Counter(groups)
+    num_rows = counts.total()
+    del counts[None]
+    return len(counts) >= ENOUGH_USERS and 2 * max(counts.values()) <= num_rows
 
 
 def _parts(record: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -8,9 +8,10 @@ Knows nothing of where rows come from, and nothing of torch; the fields are call
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts import Prompts
@@ -57,7 +58,23 @@ class JudgedTokens:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-AnyTokens = TypeVar("AnyTokens", Tokens, PairTokens, JudgedTokens)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionTokens:
+    """A question that the model is to answer itself: what TRL's trainers take that have it do so.
+
+    ``prompt`` are the ids served before an answer. ``question`` is the same for people and reward functions, as JSON:
+    messages, or a plain prompt's text; ``answer`` is what the row says is right.
+    """
+
+    prompt: list[int]
+    question: str
+    answer: str
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+AnyTokens = TypeVar("AnyTokens", Tokens, PairTokens, JudgedTokens, QuestionTokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +142,22 @@ def tokenize_judged(
             raise _nothing_left(len(prompt) + len(answer), max_length)
         tokens = JudgedTokens(prompt_ids=prompt, completion_ids=answer[:room], label=row.label)
         return [tokens], len(answer) > room
+
+    return _each(rows, convert)
+
+
+def tokenize_questions(
+    rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
+) -> Tokenized[QuestionTokens]:
+    """What stands before the last answer. A question of ``max_length`` tokens or more leaves no room for one: bad."""
+
+    def convert(row: Row) -> tuple[list[QuestionTokens], bool]:
+        asked: Any = [dict(turn) for turn in row.messages[:-1]] if row.messages else row.prompt
+        prompt = prompts.chat(asked) if row.messages else prompts.encode(row.prompt)
+        if len(prompt) >= max_length:
+            raise _nothing_left(len(prompt) + 1, max_length)
+        question = json.dumps(asked, ensure_ascii=False)
+        return [QuestionTokens(prompt=prompt, question=question, answer=row.answer)], False
 
     return _each(rows, convert)
 

@@ -1,0 +1,28 @@
+"""What a model says at chosen places: hidden states, and the whole distribution over the vocabulary.
+
+The head is multiplied at those places alone. Knows nothing of rows, of adapters, nor of trainers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``ids`` (rows, tokens), ``mask`` 1 where there is one → (rows, tokens, hidden size)"""
+    hidden: Tensor = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden
+
+
+def log_probabilities(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """(places, hidden size) → (places, vocabulary), in float32"""
+    head: Any = model.get_output_embeddings()
+    logits = head(hidden).float()
+    config: Any = model.config.get_text_config()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return torch.log_softmax(logits, dim=-1)
