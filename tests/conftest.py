@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ from graftwork.adapters.base import BaseInfo, prepare
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("GRAFTWORK_TEST_HOME", CHECKOUT / ".graftwork" / "test"))
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 # A run in the background inherits an ignored Ctrl-C, and so would everything that tests send one to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What is printed is as wide as without a terminal, wherever the tests were started and however many run at a time.
+os.environ.pop("COLUMNS", None)
 
 # Every home of every test would build its own otherwise.
 os.environ.setdefault("GRAFTWORK_KERNEL_CACHE", str(TEST_HOME / "kernels"))
@@ -30,3 +35,31 @@ def embedded_base() -> BaseInfo:
             print(title, file=sys.stderr)
 
     return prepare(None, TEST_HOME, progress)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two narrow layers with random weights in bfloat16 and the real tokenizer: trains in seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("bases") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=embedded_base.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        initializer_range=0.2,  # the usual 0.02 makes so narrow a model all but constant
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(Path(embedded_base.path, name), folder)
+    return folder

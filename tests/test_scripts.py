@@ -188,7 +188,8 @@ def test_serve_passes_its_arguments_on(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("arguments", "ran"),
     [
-        ([], "-m not slow and not soak and not bench"),
+        ([], "-m not slow and not soak and not bench --numprocesses 2 --dist loadfile --no-loadscope-reorder"),
+        (["--full"], "-m not soak and not bench --numprocesses 2 --dist loadfile --no-loadscope-reorder"),
         (["--full", "-x"], "-m not soak and not bench -x"),
         (["--soak"], "-m soak"),
         (["--gpu", "tests/server"], "-m gpu tests/server"),

@@ -214,6 +214,31 @@ def test_the_peer_learns_the_same_rows_and_is_asked_the_same(
         learning.peer("plain", hands.rows, hands, SIZES, 0, **asking)
 
 
+def test_the_peer_alone_has_the_time_of_an_earlier_runs_steps(
+    hands: Hands, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = Report(about={}, steps=[Measured(model="tiny", learned=0, right=0, asked=6)])
+    earlier.steps += [
+        Measured(model=f"intents@{n}", learned=8 * n, right=n, asked=6, train_seconds=10.0 * n, gates=("no",))
+        for n in (1, 2, 3)
+    ]
+    (tmp_path / "earlier.json").write_text(earlier.to_json())
+    report = Report(about={}, steps=Measured.read(tmp_path / "earlier.json"))
+    assert [step.to_json() for step in report.steps] == json.loads(earlier.to_json())["steps"]
+    given: list[tuple[int, float]] = []
+
+    def timed(title: str, queries: Any, hands: Hands, sizes: Sizes, seconds: float, **_: Any) -> Measured:
+        given.append((len(queries), seconds))
+        return Measured(model=title, learned=len(queries), right=1, asked=6, train_seconds=seconds)
+
+    monkeypatch.setattr(learning, "peer", timed)
+    monkeypatch.setattr(learning, "prepare", lambda *_: SimpleNamespace(path=str(tmp_path)))
+    learning.measure(hands, SIZES, report, home=tmp_path, seed=0, peers=True, show=show, after_each=lambda: None)
+    everything = len(hands.rows) + sum(map(len, hands.asked))
+    assert given == [(len(hands.rows), 10.0), (everything, 60.0)]
+    assert len(report.peers) == 2
+
+
 def test_the_table(hands: Hands) -> None:
     report = Report(about={"cpu": "two"})
     assert json.loads(report.to_json()) == {"cpu": "two", "steps": [], "peers": []}

@@ -144,6 +144,7 @@ def test_a_search_is_submitted_and_tells_its_trials(desk: Desk, rows: Path, jobs
     assert refused.exit_code == ExitCode.FAILED
     assert "pip install wandb" in refused.stderr
     assert _where({"trial": 2, "trials": 3, "step": 7, "total": 20}) == "trial 2 of 3 · 7/20"
+    assert _where({"step": 7, "total": 20, "loss": 0.0, "reward": 0.25}) == "7/20 · reward 0.250"
 
 
 def test_a_failed_job_is_a_failed_command(desk: Desk, rows: Path, jobs: Jobs) -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ import graftwork
 from graftwork.__main__ import app
 from graftwork.clients.cli.exits import ExitCode
 from graftwork.server.config import ServerConfig
+from graftwork.server.trainer import Trainer
 
 REMOTE = ("--url", "--api-key", "--json")
 SERVE_FLAGS = tuple(
@@ -144,6 +145,28 @@ def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConf
     for field in dataclasses.fields(ServerConfig):
         assert getattr(by_flag, field.name) != getattr(ServerConfig(), field.name), field.name
     assert (by_flag.allowed_roots, by_flag.home, by_flag.port) == ((Path("/a"), Path("/b")), Path("/tmp/home"), 9000)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--trainer-device", "gpu"), ("--trainer-memory-gb", "-1")])
+def test_serve_refuses_a_trainer_that_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
+    result = CliRunner().invoke(app, ["serve", flag, value])
+    assert result.exit_code == 2
+    assert flag in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "shown"), [(None, {}), ("1", {"CUDA_VISIBLE_DEVICES": "1"}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})]
+)
+def test_a_run_sees_the_card_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str | None, shown: dict[str, str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: started.append(env))
+    config = ServerConfig(home=tmp_path, trainer_device=device)
+    trainer = Trainer(config, SimpleNamespace(to_json=lambda: "{}"), None)  # type: ignore[arg-type]
+    trainer._begin()
+    assert {name: value for name, value in started[0].items() if name.startswith("CUDA")} == shown
 
 
 def test_serve_refuses_what_cannot_work(served: list[ServerConfig]) -> None:

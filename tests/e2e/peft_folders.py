@@ -83,11 +83,15 @@ class SmallAdapters:
 
 @contextmanager
 def _arriving(folder: Path) -> Iterator[Path]:
-    """A folder to write, which appears under its name when all of it is there."""
+    """A folder to write, which appears under its name when all of it is there, unless another process was quicker."""
     made = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     made.mkdir(parents=True)
     try:
         yield made
-        os.rename(made, folder)
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(made, ignore_errors=True)

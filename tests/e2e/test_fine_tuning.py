@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
+from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.running import BASE, Server, eventually
 
 JOB_SECONDS = 900.0
@@ -29,6 +31,17 @@ def rows(num_rows: int) -> bytes:
     def row(number: int) -> dict[str, Any]:
         asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} Order {number}."}
         return {"messages": [asked, {"role": "assistant", "content": "delivery"}]}
+
+    return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
+
+
+def preferences(num_rows: int) -> bytes:
+    """As OpenAI has them."""
+
+    def row(number: int) -> dict[str, Any]:
+        asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} Order {number}."}
+        better, worse = ([{"role": "assistant", "content": said}] for said in ("delivery", f"billing {number}"))
+        return {"input": {"messages": [asked]}, "preferred_output": better, "non_preferred_output": worse}
 
     return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
 
@@ -76,6 +89,41 @@ def test_from_a_file_to_answers(server: Server, client: openai.OpenAI) -> None:
         assert version.metadata["job"] == job.id
     assert next(found.id for found in client.fine_tuning.jobs.list()) == job.id
     assert client.files.delete(file.id).deleted
+
+
+def test_preferences_continue_an_earlier_version(
+    server: Server, client: openai.OpenAI, small: SmallAdapters, tmp_path: Path
+) -> None:
+    with server.client() as ours:
+        parent = ours.adapters.push("sorted", small.write(tmp_path / "sorted", seed=11)).id
+    hyperparameters: Any = {"n_epochs": 1, "batch_size": 4, "beta": 0.2}
+    method: Any = {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
+    file = client.files.create(file=("preferences.jsonl", preferences(12)), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model=BASE,
+        training_file=file.id,
+        suffix="preferred",
+        metadata={"owner": "eve"},
+        method=method,
+        extra_body={"init_from": parent},
+    )
+    assert job.method is not None
+    assert job.method.type == "dpo"
+    job = ended(client, job.id)
+    assert (job.status, job.error, job.fine_tuned_model) == ("succeeded", None, "preferred@1"), server.log[-3000:]
+    assert (job.model_extra or {})["graftwork"]["parent"] == parent
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+    assert events[0].message == "The job has successfully completed."
+    assert any(event.message.startswith("dpo: ") and parent in event.message for event in events)
+    assert [event.data for event in events if event.type == "metrics"]
+    saved = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+    assert [point.fine_tuning_job_id for point in saved] == [job.id]
+    answer = client.chat.completions.create(
+        model=job.fine_tuned_model or "", messages=[{"role": "user", "content": QUESTIONS[0]}], max_tokens=4
+    )
+    assert (answer.model_extra or {})["graftwork"]["adapter"] == "preferred@1"
+    assert [found.id for found in client.fine_tuning.jobs.list(metadata={"owner": "eve"})] == [job.id]
+    assert list(client.fine_tuning.jobs.list(metadata={"owner": "nobody"})) == []
 
 
 def test_cancelled_it_stops(server: Server, client: openai.OpenAI) -> None:

@@ -58,6 +58,20 @@ def test_a_trial_measures_all_three_and_leaves_nothing_to_call(
             client.complete(evaluation.candidate.model, "Hello")
 
 
+def test_texts_are_measured_and_rows_without_room_are_left_out(
+    server: Server, adapters: tuple[str, ...], folders: dict[str, Path], embedded_base: BaseInfo
+) -> None:
+    folder = folders[f"{adapters[0]}@1"]
+    texts = [Row(completion="The harbour lay still."), Row(completion="Nobody spoke of the storm.")]
+    with server.client() as client:
+        read = judge(client, folder, texts, base=embedded_base)
+        mixed = judge(client, folder, [*ROWS, row("late " * 9000, "delivery")], base=embedded_base)
+    assert read.evaluation is not None, read.why_not
+    assert (read.evaluation.metric, read.evaluation.num_rows) == ("log_likelihood", 2)
+    assert mixed.evaluation is not None, mixed.why_not
+    assert (mixed.evaluation.num_rows, mixed.evaluation.num_left_out) == (3, 1)
+
+
 def test_what_cannot_be_tried_is_a_reason_and_no_error(server: Server, tmp_path: Path, embedded_base: BaseInfo) -> None:
     with server.client() as client:
         nothing = judge(client, tmp_path, ROWS[:1], base=embedded_base)

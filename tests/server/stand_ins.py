@@ -149,6 +149,7 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         limits=LIMITS,
+        home=home,
         allowed_roots=(home / "shared",),
     )
     app = FastAPI(openapi_url=None)

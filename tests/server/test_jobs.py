@@ -16,7 +16,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from graftwork.adapters.db import Database
 from graftwork.adapters.jobs import Claim, Jobs, NewEvent
 from graftwork.adapters.keys import Role
-from graftwork.server.routes.jobs import CHOICES, HYPERPARAMETERS, LAYERS, REPORT_TO
+from graftwork.server.hyperparameters import CHOICES, LAYERS, NUMBERS, REPORT_TO, REWARDS, TEACHER
 from graftwork.training.config import TrainConfig
 from graftwork.training.job import NAMES, knobs
 from tests.server.stand_ins import ADMIN_KEY, World, adapter_files, form, make_world
@@ -222,9 +222,9 @@ def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: 
 def test_what_a_run_can_be_told_a_job_can(client: TestClient, jobs: Jobs) -> None:
     """Each knob of a run by its name here; a job's own are its method, its seed, and modules by name."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"method", "seed", "targets"}
-    offered = {*HYPERPARAMETERS, *CHOICES, LAYERS, REPORT_TO} - {"learning_rate_multiplier"}
+    offered = {*NUMBERS, *CHOICES, LAYERS, REPORT_TO, REWARDS, TEACHER} - {"learning_rate_multiplier"}
     assert {NAMES.get(name, name) for name in offered} == fields
-    assert set(knobs(dict.fromkeys(HYPERPARAMETERS, 1))) >= {"epochs", "anchor"}
+    assert set(knobs(dict.fromkeys(NUMBERS, 1))) >= {"epochs", "anchor"}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +251,48 @@ def test_a_search_and_trackers_are_hyperparameters(client: TestClient, jobs: Job
     assert (shown["trial"], shown["trials"]) == (1, 8)
 
 
+def test_a_reward_and_a_teacher_are_hyperparameters(world: World, client: TestClient, jobs: Jobs) -> None:
+    rows = file_id(client)
+    grpo = {"rewards": "exact", "generations": 4, "answer_tokens": 16, "beta": 0.0}
+    job = submit(client, training_file=rows, method={"type": "grpo", "grpo": {"hyperparameters": grpo}})
+    FineTuningJob.model_validate(job, strict=True)
+    assert jobs.get(job["id"]).hyperparameters == {**grpo, "rewards": ["exact"]}
+    assert (job["method"], job["graftwork"]["method"]) == (None, "grpo")
+
+    teacher = world.home / "shared" / "smollm2-1.7b"
+    teacher.mkdir(parents=True)
+    (teacher / "config.json").write_text("{}")
+    job = submit(client, training_file=rows, method={"type": "distillation"}, hyperparameters={"teacher": str(teacher)})
+    assert jobs.get(job["id"]).hyperparameters == {"teacher": str(teacher)}
+    outside = world.home / "smollm2-1.7b"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    for path in (outside, teacher / ".." / ".." / "smollm2-1.7b", "smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B"):
+        body = {"method": {"type": "distillation"}, "hyperparameters": {"teacher": str(path)}}
+        answer = client.post(JOBS, json={"model": "tiny-base", "training_file": rows, "suffix": "tickets", **body})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (
+            400,
+            "hyperparameters.teacher",
+            "path_not_allowed",
+        )
+        assert "--allowed-root" in error["message"]
+
+
+def test_a_kept_data_set_is_a_training_file(world: World, client: TestClient, jobs: Jobs) -> None:
+    (world.home / "datasets" / "support" / "3").mkdir(parents=True)
+    job = submit(client, training_file="support@3")
+    FineTuningJob.model_validate(job, strict=True)
+    assert jobs.get(job["id"]).training_file == "support@3"
+    for asked, param in (
+        ({"training_file": "support@4"}, "training_file"),
+        ({"training_file": "..@3"}, "training_file"),
+        ({"training_file": "support@3", "validation_file": file_id(client)}, "validation_file"),
+    ):
+        answer = client.post(JOBS, json={"model": "tiny-base", "suffix": "tickets", **asked})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_feedback_as_a_training_file_chooses_its_method(client: TestClient) -> None:
     job = submit(client, model="intents", suffix=None, training_file="feedback")
     assert (job["training_file"], job["graftwork"]["method"], job["graftwork"]["adapter"]) == (
@@ -269,6 +311,36 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "the base's name": ({"suffix": "tiny-base"}, 400, "suffix", "base"),
     "a long name": ({"suffix": "x" * 65}, 400, "suffix", "64"),
     "an unknown method": ({"method": {"type": "reinforcement"}}, 400, "method.type", "not supported"),
+    "what is no adapter": ({"method": {"type": "full"}}, 400, "method.type", "graftwork train --local --full"),
+    "a prompt for an adapter": ({"method": {"type": "prompt_tuning"}}, 400, "method.type", "serving knows no"),
+    "all weights": ({"hyperparameters": {"variant": "full"}}, 400, "hyperparameters.variant", "lora"),
+    "no reward": ({"method": {"type": "grpo"}}, 400, "hyperparameters.rewards", "such as exact"),
+    "an empty reward": (
+        {"method": {"type": "grpo"}, "hyperparameters": {"rewards": []}},
+        400,
+        "hyperparameters.rewards",
+        "such as exact",
+    ),
+    "no teacher": ({"method": {"type": "distillation"}}, 400, "hyperparameters.teacher", "larger model"),
+    "a reward for nobody": ({"hyperparameters": {"rewards": "exact"}}, 400, "hyperparameters.rewards", "grpo"),
+    "an unknown reward": (
+        {"method": {"type": "grpo"}, "hyperparameters": {"rewards": ["exact", "os:system"]}},
+        400,
+        "hyperparameters.rewards",
+        "graftwork.rewards",
+    ),
+    "no reward's name": (
+        {"method": {"type": "grpo"}, "hyperparameters": {"rewards": [1]}},
+        400,
+        "hyperparameters.rewards",
+        "list of them",
+    ),
+    "a teacher that is a number": (
+        {"method": {"type": "distillation"}, "hyperparameters": {"teacher": 7}},
+        400,
+        "hyperparameters.teacher",
+        "path",
+    ),
     "another method's settings": ({"method": {"type": "dpo", "supervised": {}}}, 400, "method.supervised", "belong"),
     "an unknown hyperparameter": ({"hyperparameters": {"epochs": 3}}, 400, "hyperparameters.epochs", "n_epochs"),
     "half an epoch": ({"hyperparameters": {"n_epochs": 0.5}}, 400, "hyperparameters.n_epochs", "whole number"),
@@ -280,6 +352,13 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "a layer twice": ({"hyperparameters": {"layers": [2, 2]}}, 400, "hyperparameters.layers", "different"),
     "no layers": ({"hyperparameters": {"layers": []}}, 400, "hyperparameters.layers", "a list"),
     "a layer's truth": ({"hyperparameters": {"layers": [True]}}, 400, "hyperparameters.layers", "numbers"),
+    "too many wordings": ({"hyperparameters": {"augment": 9}}, 400, "hyperparameters.augment", "from 0 to 8"),
+    "other wordings of a pair's question": (
+        {"method": {"type": "dpo", "dpo": {"hyperparameters": {"augment": 2}}}},
+        400,
+        "method.dpo.hyperparameters.augment",
+        "supervised methods alone, and this is dpo",
+    ),
     "one trial": ({"hyperparameters": {"search": 1}}, 400, "hyperparameters.search", "from 2 to 100"),
     "an unknown tracker": ({"hyperparameters": {"report_to": "all"}}, 400, "hyperparameters.report_to", "no tracker"),
     "no tracker's name": ({"hyperparameters": {"report_to": [7]}}, 400, "hyperparameters.report_to", "list of them"),
@@ -349,3 +428,29 @@ def test_operators_only(tmp_path: Path) -> None:
             ("DELETE", f"{FILES}/x"),
         ):
             error(client.request(method, path), 403)
+
+
+def test_jobs_are_found_by_their_metadata(client: TestClient) -> None:
+    rows = file_id(client)
+    anns = submit(client, training_file=rows, metadata={"owner": "ann", 'a "b"': "", "n": "1"})["id"]
+    bobs = submit(client, training_file=rows, metadata={"owner": "bob"})["id"]
+    nobodys = [submit(client, training_file=rows)["id"] for _ in range(2)]
+
+    def found(**filter: str) -> list[str]:
+        response = client.get(JOBS, params=filter)
+        assert response.status_code == 200, response.text
+        return [job["id"] for job in response.json()["data"]]
+
+    assert found() == [*reversed(nobodys), bobs, anns]
+    assert found(**{"metadata[owner]": "ann"}) == [anns]
+    assert found(**{"metadata[owner]": "ann", "metadata[n]": "1"}) == [anns]
+    assert found(**{"metadata[owner]": "bob", "metadata[n]": "1"}) == []
+    assert found(**{'metadata[a "b"]': ""}) == [anns]
+    assert found(**{"metadata[owner]": ""}) == []
+    assert found(metadata="null") == [*reversed(nobodys)]
+    page = client.get(JOBS, params={"metadata": "null", "limit": "1"}).json()
+    assert ([job["id"] for job in page["data"]], page["has_more"]) == ([nobodys[1]], True)
+    rest = client.get(JOBS, params={"metadata": "null", "limit": "1", "after": nobodys[1]}).json()
+    assert ([job["id"] for job in rest["data"]], rest["has_more"]) == ([nobodys[0]], False)
+    for wrong in ({"metadata": "ann"}, {"metadata[]": "ann"}, {"metadata[a]": ["b", "c"]}, {"metadatum[a]": "b"}):
+        error(client.get(JOBS, params=wrong), 400)

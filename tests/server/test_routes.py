@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -273,6 +274,21 @@ def test_a_refusal_after_the_canary_does_not_take_bytes_that_another_adapter_nee
     error(push(client, name="copy", data={"parent": "3"}), 400)
     assert world.state() == before
     assert world.services.store.path(before[0][0].versions[0].digest).is_dir()
+
+
+@pytest.mark.parametrize("call", ["graftwork.adapters.artifacts.StagedFile.write", "os.fsync"])
+def test_a_full_disk_is_said_and_leaves_nothing(
+    client: TestClient, world: World, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(call, full)
+        response = push(client)
+    assert error(response, 503)["code"] == "disk_full"
+    assert world.state() == ([], [], [], [])
+    assert push(client).json()["id"] == "intents@1"
 
 
 @pytest.mark.parametrize("state", ["starting", "recovering", "draining"])

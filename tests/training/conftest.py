@@ -10,9 +10,9 @@ import pytest
 
 from graftwork.adapters.base import BaseInfo, prepare
 from graftwork.adapters.prompts import Prompts
+from tests.conftest import TOKENIZER_FILES
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @pytest.fixture(autouse=True)
@@ -39,34 +39,6 @@ def templated(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory)
         return Prompts(folder)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two narrow layers with random weights in bfloat16 and the real tokenizer: trains in seconds."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("bases") / "tiny-llama"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=embedded_base.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=512,
-        initializer_range=0.2,  # the usual 0.02 makes so narrow a model all but constant
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        shutil.copy(Path(embedded_base.path, name), folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -62,8 +62,21 @@ def test_the_divergence_is_that_of_the_whole_distributions(
         meant, said = (model(ids).logits[0].log_softmax(-1) for model in (bare, moved))
         expected = torch.nn.functional.kl_div(said, meant, log_target=True, reduction="batchmean")
     assert expected > 0.01
-    # The sixth step is on the second passage again.
+    # The sixth look is at the second passage again.
     assert float(held.divergence(moved, 5).detach()) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(("num_steps", "looks"), [(3, {0: 0, 1: 1, 2: 2}), (8, {0: 0, 2: 1, 6: 3}), (99, {8: 2})])
+def test_a_long_run_looks_seldom_and_each_look_counts_for_more(
+    bare: PreTrainedModel, tokenizer: tokenizers.Tokenizer, num_steps: int, looks: dict[int, int]
+) -> None:
+    held, moved = Anchor.of(bare, tokenizer, seed=0), load_model_like(bare)
+    every = {3: 1, 8: 2, 99: anchor.SELDOM}[num_steps]
+    for step, look in looks.items():
+        pull = held.pull(moved, step, num_steps)
+        assert pull is not None
+        assert float(pull.detach()) == pytest.approx(every * float(held.divergence(moved, look).detach()))
+        assert all(held.pull(moved, step + between, num_steps) is None for between in range(1, every))
 
 
 def load_model_like(bare: PreTrainedModel) -> PreTrainedModel:
@@ -77,8 +90,13 @@ def load_model_like(bare: PreTrainedModel) -> PreTrainedModel:
 
 
 def test_a_run_that_is_held_stays_nearer_and_learns_all_the_same(
-    tiny_base: BaseInfo, bare: PreTrainedModel, token_ids: Callable[..., Any], tmp_path: Path
+    tiny_base: BaseInfo,
+    bare: PreTrainedModel,
+    token_ids: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(anchor, "PASSAGES", 12)
     rows = token_ids([row(number) for number in range(24)], "sft")
     config = TrainConfig(rank=4, alpha=8, learning_rate=2e-2, epochs=4, batch_size=8, precision="float32", dropout=0.0)
     passages = Anchor.of(bare, tokenizers.Tokenizer.from_file(str(Path(tiny_base.path, "tokenizer.json"))), seed=9)

@@ -214,6 +214,7 @@ def test_a_server_of_another_base_is_found_out_before_training(
         (["--prompt-template", "{a.b}"], 1, "template"),
         (["--precision", "float16"], 2, "float16"),
         (["--search", "1"], 2, "--search"),
+        (["--augment", "9"], 2, "--augment"),
         (["--search", "2", "--validation", "0"], 1, "held-out rows, and there are none"),
         (["--report-to", "tensorboard"], 1, "names trackers: wandb, mlflow, trackio"),
         (["--report-to", "wandb"], 1, "pip install wandb"),
@@ -262,13 +263,13 @@ def test_training_here_must_be_asked_for(graftwork: Callable[..., Result], write
 @pytest.mark.parametrize("option", LOCAL_ONLY)
 def test_what_a_job_cannot_do_is_refused_by_name(option: str, write_rows: Callable[..., Path]) -> None:
     flag, value = f"--{option.replace('_', '-')}", ["1"] if option == "validation" else ["auto"]
-    given = {"plain": ["--plain"], "push": ["--no-push"]}.get(option, [flag, *value])
+    given = {"plain": ["--plain"], "push": ["--no-push"], "full": ["--full"]}.get(option, [flag, *value])
     result = CliRunner().invoke(alone(), ["train", "tickets", "--data", str(write_rows(*ROWS)), *given])
     assert result.exit_code == 2
     assert f"jobs have no {flag}: add --local" in " ".join(result.stderr.replace("│", "").split())
 
 
-@pytest.mark.parametrize("given", [["--detach"], ["--continue", "tickets"], ["--method", "dpo"]])
+@pytest.mark.parametrize("given", [["--detach"], ["--continue", "tickets"]])
 def test_what_only_a_job_can_do_is_refused_as_well(given: list[str], write_rows: Callable[..., Path]) -> None:
     result = CliRunner().invoke(alone(), ["train", "tickets", "--local", "--data", str(write_rows(*ROWS)), *given])
     assert result.exit_code == 2

@@ -70,6 +70,19 @@ def test_of_files_and_of_the_newest_feedback(tiny_base: BaseInfo, tmp_path: Path
     assert planned(spec, folder).data == "feedback.jsonl"
 
 
+def test_answers_that_may_be_replayed_are_remembered(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    older = make(jobs / "ftjob-1", tiny_base, judged(1, 4))
+    (older / "result.json").write_text(json.dumps({"status": "succeeded"}))
+    folder = make(jobs / "ftjob-2", tiny_base, judged(5, 4))
+    spec = replace(JobSpec.read(folder), name="other")
+    planned(spec, folder)
+    assert json.loads((folder / ANSWERS_FILE).read_text()) == [f"chatcmpl-{number}" for number in range(5, 9)]
+    continued = replace(spec, parent_name="tickets", parent=1, parent_folder=tmp_path)
+    assert planned(continued, folder).num_replayed
+    assert json.loads((folder / ANSWERS_FILE).read_text()) == [f"chatcmpl-{number}" for number in range(1, 9)]
+
+
 def test_its_version_says_so(tiny_base: BaseInfo, tmp_path: Path) -> None:
     rows = [chat(f"Ticket {number} on {WORDS[number % 12]}", WORDS[number % 12]) for number in range(12)]
     folder = make(

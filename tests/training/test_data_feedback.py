@@ -82,8 +82,18 @@ def test_a_thumb_judges_the_answer() -> None:
     assert row.messages == (*ASKED, {"role": "assistant", "content": "pause"})
     assert row.learned == (2,)
     assert row.interactions == ("a",)
-    assert row.group is not None
     assert (row.source, row.line) == ("export.jsonl", 2)
+
+
+def test_rows_are_grouped_by_user_where_there_are_enough() -> None:
+    def groups(users: list[str]) -> set[str | None]:
+        asked = [answer(f"{number}", unit=user) for number, user in enumerate(users)]
+        return {row.group for row in rows_of(*asked, *(said(f"{number}", thumb="up") for number in range(len(users))))}
+
+    many = [f"user-{number}" for number in range(20)]
+    assert len(groups([*many, *["ann"] * 19])) == 21
+    assert groups([*many[:18], "ann"]) == {None}
+    assert groups([*many, *["ann"] * 21]) == {None}, "half of all would fall on one side at once"
 
 
 def test_a_correction_is_better_than_the_answer_and_says_more_than_a_thumb() -> None:

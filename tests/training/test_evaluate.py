@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.prompts import Prompts
 from graftwork.clients.types import Score, Usage
 from graftwork.training import evaluate, verdict_page
+from graftwork.training.data.row import Row
 from graftwork.training.data.tokens import IGNORED, Tokens
 from graftwork.training.evaluate import Bias, Evaluation, Example, Measured, paired
 from graftwork.training.gates import Policy, decide
@@ -165,3 +170,59 @@ def test_metadata_has_numbers_and_no_texts() -> None:
     found = dataclasses.replace(evaluation(GOOD, FAIR, POOR), slices=())
     assert "yes" not in str(found.to_json())
     assert found.to_json()["better"]["parent"]["mean"] == pytest.approx(0.25)
+
+
+class Asked:
+    """What of a client an evaluation needs; refuses, as the server does, what has no room."""
+
+    def __init__(self, prompts: Prompts, max_length: int) -> None:
+        self.prompts, self.max_length = prompts, max_length
+
+    def model(self, id: str) -> Any:
+        return SimpleNamespace(graftwork={"max_length": self.max_length})
+
+    def chat(self, model: str, messages: Any, *, max_tokens: int, **options: Any) -> Any:
+        assert len(self.prompts.chat(messages)) + max_tokens <= self.max_length
+        answer = "yes" if model == "new" else "no"
+        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=answer))])
+
+    def score(self, model: str, ids: list[int], *, top: int) -> Score:
+        assert len(ids) <= self.max_length
+        likely = {"new": -1.0, "old": -1.5, "base": -2.0}[model]
+        return score([None, *[likely - token % 7 for token in ids[1:]]], [None, *[{"a": -1.0} for _ in ids[1:]]])
+
+
+def asked(question: str, answer: str = "yes") -> Row:
+    return Row(messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}), learned=(1,))
+
+
+def test_rows_that_the_server_has_no_room_for_are_left_out_and_counted(embedded_base: BaseInfo) -> None:
+    prompts = Prompts(Path(embedded_base.path))
+    length = len(prompts.chat([{"role": "user", "content": "Is it late?"}])) + 40
+    near = asked("Is it late? " + "so " * 20)  # has room for its own answer, and not for the longest
+    rows = [asked("Is it late?"), asked("Is it?", "yes " * 25), near, asked("late " * 500), asked("?", "yes " * 500)]
+    client: Any = Asked(prompts, length)
+    found = evaluate.evaluate(client, rows, prompts, candidate="new", base="base")
+    assert (found.num_rows, found.num_left_out) == (3, 2)
+    assert found.to_json()["left_out"] == 2
+    assert "3 held-out rows, 2 left out" in verdict_page.page("t", found, decide(found))
+    with pytest.raises(evaluate.NothingToMeasure, match="none of 2 held-out rows"):
+        evaluate.evaluate(client, rows[3:], prompts, candidate="new", base="base")
+
+
+def test_texts_without_questions_are_compared_by_how_likely_they_are(embedded_base: BaseInfo) -> None:
+    prompts = Prompts(Path(embedded_base.path))
+    rows = [Row(completion=f"Chapter {number}. The harbour lay still. " * (number + 1)) for number in range(30)]
+    client: Any = Asked(prompts, 64)
+    more: Any = {"base": "base", "replay": rows[:3]}
+    found = evaluate.evaluate(client, rows, prompts, candidate="new", parent="old", **more)
+    assert found.num_rows == 30
+    assert found.better["base"].mean == pytest.approx(1.0)
+    assert found.better["parent"].mean == pytest.approx(0.5)
+    assert found.candidate.perplexity < found.base.perplexity
+    verdict = decide(found)
+    assert verdict.passed, verdict.refusals
+    assert {gate.name for gate in verdict.gates} >= {"rows", "better_than_base", "not_worse_than_parent"}
+    assert "log_likelihood" in verdict_page.page("t", found, verdict)
+    worse = decide(evaluate.evaluate(client, rows, prompts, candidate="base", parent="old", **more))
+    assert {gate.name for gate in worse.gates if not gate.passed} >= {"better_than_base", "not_worse_than_parent"}

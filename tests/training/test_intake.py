@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from graftwork.adapters import data_sets
 from graftwork.adapters.erasure import Erasure, pending
 from graftwork.adapters.feedback import Said
 from graftwork.adapters.interactions import Completion
@@ -81,7 +82,7 @@ class Home:
         answers = [asdict(records.interactions.get(id)) for id in self.ids.values()]
         said = [{"interaction_id": id, "thumb": "up"} for id in self.ids.values()]
         with prepare([record_source("log", json.loads(json.dumps([*answers, *said], default=str)))]) as prepared:
-            self.data_set, _ = DataStore(path / erasing.DATA_SETS).save("support", prepared)
+            self.data_set, _ = DataStore(path / data_sets.FOLDER).save("support", prepared)
         self.from_feedback, self.of_bob = self.job("one", "sha256:one"), self.job("two", "sha256:two")
         intake.write_feedback(records.database, "intents", self.from_feedback / intake.FEEDBACK_FILE)
         lineage = Lineage(records.database)

@@ -19,7 +19,12 @@ import torch
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.training import estimate, intake, relay
 from graftwork.training import job as job_module
+from graftwork.training.data.pipeline import prepare
+from graftwork.training.data.policy import Policy
+from graftwork.training.data.source import file_sources
+from graftwork.training.data.store import DataStore
 from graftwork.training.job import Job, knobs, planned
 from graftwork.training.jobspec import JobSpec
 
@@ -88,11 +93,15 @@ def test_a_run_leaves_an_adapter_a_result_and_what_happened(make_job: Callable[.
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_ended_at_any_moment_it_goes_on_to_the_same_bits(make_job: Callable[..., Path], end: signal.Signals) -> None:
     slow = {**QUICK, "num_epochs": 6, "checkpoint_steps": 1}
-    whole = make_job("ftjob-whole", hyperparameters=slow)
-    assert Job(whole).run() == 0
-    folder = make_job("ftjob-ended", hyperparameters=slow)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-m", "graftwork.training.job", str(folder)], env=environment)
+    whole, folder = (make_job(f"ftjob-{name}", hyperparameters=slow) for name in ("whole", "ended"))
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        # Each in a process of its own, as jobs are: what other tests did to torch in this one changes bits.
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        return subprocess.Popen([sys.executable, "-m", "graftwork.training.job", str(folder)], env=environment)
+
+    assert start(whole).wait(300) == 0
+    process = start(folder)
     try:
         deadline = time.monotonic() + 300
         while not any(folder.glob("checkpoints/step-*")) and process.poll() is None:
@@ -107,7 +116,7 @@ def test_ended_at_any_moment_it_goes_on_to_the_same_bits(make_job: Callable[...,
     assert code == (143 if end == signal.SIGTERM else -9)
     assert not (folder / "result.json").exists()
     assert not (folder / "adapter").exists()
-    assert Job(folder).run() == 0
+    assert start(folder).wait(300) == 0
     assert all(torch.equal(weights(folder)[name], tensor) for name, tensor in weights(whole).items())
     ends = [{**result(each)["metrics"], "seconds": None} for each in (folder, whole)]
     assert ends[0] == ends[1]
@@ -155,7 +164,10 @@ def test_the_next_round_continues_and_replays_the_one_before(make_job: Callable[
     ("fields", "code", "message"),
     [
         ({"rows": [{"nothing": 1}]}, "no_usable_rows", "no usable row"),
-        ({"method": "grpo"}, None, "does not do learning from a reward function"),
+        ({"method": "grpo"}, None, "rewards names the reward functions"),
+        ({"method": "distillation", "hyperparameters": {"teacher": "/nowhere"}}, None, "/nowhere"),
+        ({"method": "full"}, None, "graftwork train --local --full"),
+        ({"method": "sft", "hyperparameters": {"variant": "full"}}, None, "graftwork train --local --full"),
         ({"method": "prefix_tuning"}, None, "which serving does not know"),
         ({"method": "magic"}, None, "'magic' is no method: choose auto, sft"),
         ({"method": "kto"}, None, "no row that kto can learn from"),
@@ -177,6 +189,62 @@ def test_what_cannot_work_ends_with_its_reason(
     assert message in error["message"]
     assert code in (None, error["code"])
     assert not (folder / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["grpo", "distillation"])
+def test_a_job_that_asks_its_model_tells_its_reward_or_its_teacher(
+    make_job: Callable[..., Path], tiny_base: BaseInfo, method: str
+) -> None:
+    own = {"rewards": ["similar"], "generations": 4} if method == "grpo" else {"teacher": tiny_base.path}
+    folder = make_job(method=method, hyperparameters={**QUICK, **own, "num_epochs": 1, "answer_tokens": 2})
+    assert Job(folder).run() == 0, result(folder)
+    card = result(folder)["card"]
+    assert card["method"] == method
+    steps = [line for line in progress(folder) if line.get("loss") is not None]
+    if method == "grpo":
+        assert card["metrics"]["validation_reward"] is not None
+        assert all("reward" in line for line in steps)
+        assert relay.results(folder).decode().splitlines()[0].endswith(",train_reward_mean,valid_reward_mean")
+    else:
+        assert card["config"]["teacher"] == tiny_base.id  # a name, and no path of the server's
+        assert tiny_base.path not in json.dumps(card)
+    assert weights(folder)
+
+
+def test_where_memory_is_short_a_run_reads_less_at_a_time_and_stays_at_that(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 1
+    monkeypatch.setattr(estimate, "_free_bytes", lambda: free)
+    folder = make_job(hyperparameters={**QUICK, "num_epochs": 1, "micro_batch_tokens": 4096})
+    assert Job(folder).run() == 0
+    tokens = result(folder)["card"]["config"]["micro_batch_tokens"]
+    assert tokens < 4096
+    assert any(line.get("message", "").startswith(f"Memory is short: {tokens} tokens") for line in progress(folder))
+    before = weights(folder)
+
+    free = 1 << 40  # started again with room to spare, it goes on as it began
+    (folder / "result.json").unlink()
+    assert Job(folder).run() == 0
+    assert result(folder)["card"]["config"]["micro_batch_tokens"] == tokens
+    after = weights(folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_kept_data_set_keeps_its_sides(tiny_base: BaseInfo, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [chat(f"Ticket {number} about {LABELS[number % 3]}", LABELS[number % 3]) for number in range(60)]
+    with prepare(file_sources([write_rows(*rows)], None), Policy()) as prepared:
+        stored, _ = DataStore(tmp_path / "datasets").save("support", prepared)
+    folder = tmp_path / "jobs" / "ftjob-1"
+    folder.mkdir(parents=True)
+    few = {**QUICK, "num_epochs": 1}
+    JobSpec(job_id="ftjob-1", name="tickets", base=tiny_base, data=(stored.folder,), hyperparameters=few).write(folder)
+    run = planned(JobSpec.read(folder), folder)
+    assert len(run.rows) == stored.num_rows["train"]
+    assert len(run.held_out) == stored.num_rows["validation"] + stored.num_rows["test"] > 0
+    assert intake.check_data_set(stored.folder) == ([], set())
+    assert Job(folder).run() == 0
+    assert result(folder)["card"]["data"] == "support@1"
 
 
 def test_a_full_disk_says_so(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from graftwork.training.data.tokens import (
     tokenize_judged,
     tokenize_pairs,
 )
+from graftwork.training.order import Order
 from graftwork.training.progress import Metrics, Step
 from graftwork.training.routing import Method, route
 
@@ -112,11 +113,26 @@ def test_kto_raises_what_was_liked_and_lowers_what_was_not(
     assert change[True] > 0 > change[False]
 
 
-def test_kto_reads_labels_mixed_and_pairs_each_question_with_a_neighbours_answer(config: TrainConfig) -> None:
+def test_kto_reads_labels_mixed(
+    tiny_base: BaseInfo, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TRL reads rows in order for KTO: rows that come liked ones first must not stay so."""
-    sorted_rows = [JudgedTokens(prompt_ids=[n], completion_ids=[100 + n], label=n < 16) for n in range(32)]
-    rows = objectives.mixed(sorted_rows, seed=0)
-    assert len({row.label for row in rows[:8]}) == 2  # type: ignore[union-attr]
+    read: list[list[bool]] = []
+
+    class Watched(objectives.DataCollatorForUnpairedPreference):
+        def torch_call(self, examples: Any) -> Any:
+            read.append([example["label"] for example in examples])
+            return super().torch_call(examples)
+
+    monkeypatch.setattr(objectives, "DataCollatorForUnpairedPreference", Watched)
+    rows = [JudgedTokens(prompt_ids=[n], completion_ids=[100 + n], label=n < 16) for n in range(32)]
+    run(tiny_base, rows, dataclasses.replace(config, method="kto", epochs=1), tmp_path / "out")
+    assert sum(map(len, read)) == len(rows)
+    assert [set(labels) for labels in read[:2]] == [{True, False}] * 2
+
+
+def test_kto_pairs_each_question_with_a_neighbours_answer(config: TrainConfig) -> None:
+    rows = [JudgedTokens(prompt_ids=[n], completion_ids=[100 + n], label=n % 2 == 0) for n in range(32)]
     table = objectives._table(rows, dataclasses.replace(config, method="kto"), 4, weighted=True)
     for start in range(0, 32, 4):
         part = table[start : start + 4]
@@ -273,6 +289,47 @@ def test_a_run_that_forgets_ends_early_with_the_weights_from_before(
     assert free.num_steps == 6
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("epochs", "checkpoint_steps"), [(3, 50), (1, 50), (1, 2)])
+def test_a_run_that_forgot_and_was_ended_then_stays_at_its_end(
+    tiny_base: BaseInfo,
+    token_ids: Callable[..., Any],
+    config: TrainConfig,
+    tmp_path: Path,
+    epochs: float,
+    checkpoint_steps: int,
+) -> None:
+    """Also in its last epoch, and where a checkpoint falls on an epoch's end."""
+    old = token_ids([row(n) for n in range(12)], "sft")
+    new = token_ids([row(n, "something else") for n in range(12)], "sft")
+    run(tiny_base, old, config, tmp_path / "v1")
+    config = dataclasses.replace(config, epochs=epochs, checkpoint_steps=checkpoint_steps)
+    more: dict[str, Any] = {"parent": tmp_path / "v1", "replay_validation": old, "validation": new}
+    whole, expected = run(tiny_base, new, config, tmp_path / "whole", **more)
+    assert whole.ended_early
+
+    def kill(step: int) -> None:
+        raise Killed
+
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Killed):
+        run(
+            tiny_base,
+            new,
+            config,
+            tmp_path / "out",
+            keeping=trainer.Keeping(folder=folder, on_checkpoint=kill),
+            **more,
+        )
+    assert checkpoints.newest(folder) == folder / f"step-{whole.num_steps}"
+    resumed, found = run(tiny_base, new, config, tmp_path / "out", keeping=trainer.Keeping(folder=folder), **more)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert dataclasses.replace(resumed, seconds=0) == dataclasses.replace(whole, seconds=0)
+
+
 def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
     tiny_base: BaseInfo, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,13 +337,13 @@ def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
     lengths = [(n * 7) % 32 + 4 for n in range(32)]  # every one once, in no order
     rows = [Tokens(input_ids=list(range(50, 50 + n)), labels=list(range(50, 50 + n))) for n in lengths]
     read: list[list[int]] = []
-    original = objectives._Order.__iter__
+    original = Order.__iter__
 
-    def watched(order: objectives._Order) -> Iterator[int]:
-        read.append(list(original(order)))
+    def watched(rows: Order) -> Iterator[int]:
+        read.append(list(original(rows)))
         return iter(read[-1])
 
-    monkeypatch.setattr(objectives._Order, "__iter__", watched)
+    monkeypatch.setattr(Order, "__iter__", watched)
     run(tiny_base, rows, dataclasses.replace(config, curriculum="short_first", epochs=2), tmp_path / "out")
     assert len(read) >= 2
     for order in read:
@@ -302,8 +359,15 @@ def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
 # --- ends and new beginnings ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "kto"])
-@pytest.mark.parametrize("end", [1, 4])
+# In the fast tests each method ends once, and each moment meets one.
+@pytest.mark.parametrize(
+    ("method", "end"),
+    [
+        pytest.param(method, end, marks=[] if fast == end else pytest.mark.slow)
+        for method, fast in (("sft", 3), ("dpo", 1), ("kto", 4))
+        for end in (1, 3, 4)
+    ],
+)
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(
     tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, method: Method, end: int
 ) -> None:
@@ -315,9 +379,6 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(
     sequences = token_ids(rows, method)
     config = dataclasses.replace(config, method=method, epochs=2, checkpoint_steps=1, dropout=0.1)
     whole, expected = run(tiny_base, sequences, config, tmp_path / "whole", validation=sequences[:4])
-
-    class Killed(BaseException):
-        pass
 
     def kill(step: Step) -> None:
         # As it is published, before anything else happens.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from graftwork.adapters.base import BaseInfo, load_model
-from graftwork.training import grafts, objectives, packing, trainer
+from graftwork.training import grafts, learners, packing, trainer
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import IGNORED
 from graftwork.training.run import plan
@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(tiny_base: BaseInfo, precis
     examples = [{"input_ids": row, "labels": [IGNORED] * (len(row) - 1) + row[-1:]} for row in rows]
 
     def outcome(packs: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        collate = objectives._Rows(pad_token_id=0)
+        collate = learners.Rows(pad_token_id=0)
         collate.packs = packs
         batch = collate(examples)
         assert ("packing" in batch) == packs

@@ -1,14 +1,19 @@
-"""Rounds of a learning policy from what was said to a version: keeper and worker together; runs are stand-ins."""
+"""Rounds of a learning policy from what was said to a version: keeper and worker together; runs are stand-ins. And what
+the run of a round holds out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.db import Database
 from graftwork.adapters.feedback import Said
 from graftwork.adapters.jobs import CONTROL, Jobs
@@ -17,9 +22,14 @@ from graftwork.adapters.leases import Leases
 from graftwork.adapters.registry import Registry
 from graftwork.server.auto_loop import AutoLoop
 from graftwork.server.keeper import Keeper
+from graftwork.training.intake import FEEDBACK_FILE
+from graftwork.training.job import material_of, planned
+from graftwork.training.jobspec import JobSpec
+from graftwork.training.routing import route
 from tests.adapters.records import Records
 from tests.e2e.running import eventually
 from tests.server.stand_ins import World, adapter_files, form
+from tests.training.test_data_feedback import answer, said
 from tests.training.test_worker import SECONDS, working
 from tests.training.test_worker import url as url  # the fixtures
 from tests.training.test_worker import world as world
@@ -76,3 +86,75 @@ def test_what_users_say_becomes_versions(world: World, url: str) -> None:
     assert (spec["metadata"][CONTROL], spec["parent"]) == ("intents@1", None)
     assert len(world.services.jobs.find()) == 2
     records.database.close()
+
+
+def made(home: Path, base: BaseInfo, rows: list[dict[str, Any]], **fields: Any) -> Path:
+    """The folder of a run on this feedback."""
+    home.mkdir(parents=True)
+    (home / FEEDBACK_FILE).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given = {"rank": 4, **fields.pop("hyperparameters", {})}
+    data = (home / FEEDBACK_FILE,)
+    JobSpec(job_id=home.name, name="tickets", base=base, data=data, hyperparameters=given, **fields).write(home)
+    return home
+
+
+def judged(count: int, *, user: str | None = None, **judgement: Any) -> list[dict[str, Any]]:
+    """Answers to questions that are not like each other, and what was said of them."""
+    rows = []
+    for number in range(count):
+        words = hashlib.sha256(str(number).encode()).hexdigest().translate(str.maketrans("0123456789", "ghijklmnop"))
+        asked = {"messages": [{"role": "user", "content": f"{words[:9]} {words[9:18]} {words[18:27]}?"}]}
+        rows.append(answer(f"chatcmpl-{number}", f"no {words[:4]}", prompt=asked, unit=user))
+        rows.append(said(f"chatcmpl-{number}", number, **judgement))
+    return rows
+
+
+@pytest.mark.parametrize("judgement", [{"correction": "card_lost"}, {"thumb": "up"}])
+@pytest.mark.parametrize("user", [None, "ann"])
+def test_the_first_round_holds_out_what_the_gates_want(
+    tiny_base: BaseInfo, tmp_path: Path, user: str | None, judgement: dict[str, Any]
+) -> None:
+    folder = made(tmp_path / "jobs" / "ftjob-1", tiny_base, judged(50, user=user, **judgement))
+    told: list[str] = []
+    run = planned(JobSpec.read(folder), folder, told.append)
+    assert 20 <= len(run.held_out) <= 25
+    assert len(run.rows) == 50 - len(run.held_out)
+    assert "of 50 rows are held out, more than the usual 10%" in told[0]
+    given = made(tmp_path / "given", tiny_base, judged(50, thumb="up"), hyperparameters={"validation": 0})
+    assert not material_of(JobSpec.read(given)).held_out
+
+
+def test_few_rows_are_not_all_held_out(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    for count in range(1, 8):
+        folder = made(tmp_path / f"{count}" / "ftjob-1", tiny_base, judged(count, thumb="up"))
+        found = material_of(JobSpec.read(folder))
+        assert 2 * len(found.held_out) <= count
+    # What says only what is wrong measures nothing: more is held out, so that enough of the other is.
+    mixed = [*judged(100, thumb="up")[:120], *judged(100, thumb="down")[120:]]
+    found = material_of(JobSpec.read(made(tmp_path / "mixed" / "ftjob-1", tiny_base, mixed)))
+    assert 20 <= len(route(found.held_out, "sft").rows) <= 25 < len(found.held_out) <= 50
+
+
+def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    def questions(rows: Any) -> set[str]:
+        return {row.question for row in rows}
+
+    jobs = tmp_path / "jobs"
+    first = made(jobs / "ftjob-1", tiny_base, judged(30, thumb="up", user="ann"))
+    before = material_of(JobSpec.read(first))
+    (first / "result.json").write_text(json.dumps({"status": "succeeded"}))
+    # One whose feedback was erased altogether.
+    empty = made(jobs / "ftjob-2", tiny_base, [])
+    (empty / "result.json").write_text(json.dumps({"status": "succeeded"}))
+    rows = judged(60, thumb="up", user="ann")
+    second = made(jobs / "ftjob-3", tiny_base, rows, parent=1, parent_folder=tmp_path)
+    run = planned(JobSpec.read(second), second)
+    assert len(run.held_out) >= 20
+    assert not questions(run.held_out) & questions(before.sides["train"])
+    # A smaller share keeps what it holds out.
+    for count in (60, 80, 120, 200):
+        wide, narrow = (
+            material_of(JobSpec.read(made(tmp_path / f"rows-{number}", tiny_base, judged(number, thumb="up"))))
+            for number in (count, count + 5)
+        )
+        assert questions(narrow.held_out) & questions(wide.sides["train"]) == set()

@@ -42,12 +42,16 @@ def test_every_method_learns_from_its_column_of_the_table() -> None:
         *(("liked", True), ("disliked", False), ("good", True), ("poor", False)),
     ]
     assert routed("pretrain") == [("A text", None)]
+    assert routed("grpo") == routed("sft")
+    assert routed("distillation") == [
+        (answer, None) for answer in ("example", "fixed", "better", "liked", "disliked", "good", "middling", "poor")
+    ]
 
 
 def test_rows_come_out_in_the_kind_that_the_method_takes() -> None:
-    kinds = {"sft": "example", "weighted_sft": "example", "dpo": "preference", "kto": "judged", "pretrain": "text"}
+    kinds = {"dpo": "preference", "kto": "judged", "pretrain": "text"}
     for method in METHODS:
-        assert {one.kind for one in route(ALL, method).rows} == {kinds[method]}
+        assert {one.kind for one in route(ALL, method).rows} == {kinds.get(method, "example")}
         assert not any(one.corrected for one in route(ALL, method).rows if method != "dpo")
 
 

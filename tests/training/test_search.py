@@ -69,6 +69,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 # --- with a model that learns -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_of_all_trials_is_the_result(make_job: Callable[..., Path]) -> None:
     folder = make_job("ftjob-1", 3)
     assert Job(folder).run() == 0

@@ -17,11 +17,12 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+import trl
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.peft_format import Limits, read_spec
-from graftwork.training import trainer
+from graftwork.training import head, trainer
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import IGNORED, Tokens
 from graftwork.training.progress import Metrics, Step
@@ -135,19 +136,15 @@ def test_rows_in_one_forward_pass(batch: int, tokens: int, longest: int, rows: i
 def test_only_learned_positions_are_multiplied_with_the_vocabulary(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every position the vocabulary would cost more than all else: see ``_head_on_learned_tokens_only``."""
-    import trl.trainer.utils
-
+    """At every position the vocabulary would cost more than all else."""
     scored: list[int] = []
-    original = trl.trainer.utils._ChunkedLogProbFunction
+    original = head.Head.apply
 
-    class Counting:
-        @staticmethod
-        def apply(hidden: torch.Tensor, *rest: Any) -> Any:
-            scored.append(hidden.shape[0])
-            return original.apply(hidden, *rest)
+    def counting(hidden: torch.Tensor, *rest: Any) -> Any:
+        scored.append(len(hidden))
+        return original(hidden, *rest)
 
-    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Counting)
+    monkeypatch.setattr(head.Head, "apply", counting)
     train(run, tmp_path / "out", epochs=1)
     learned = sum(
         label != IGNORED for tokens in (*run.rows, *run.validation, *run.validation) for label in tokens.labels

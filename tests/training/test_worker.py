@@ -291,10 +291,60 @@ def test_a_version_waits_until_the_server_can_take_it(world: World, url: str, jo
     job = submit(world)
     with working(world, url):
         eventually(lambda: jobs.get(job.id).publishing, SECONDS, "it is being published")
-        time.sleep(0.5)
+        eventually(lambda: waits(jobs, job.id), SECONDS, "it is said why it waits")
         assert jobs.get(job.id).status == "running"
         world.engine.state = "ready"
         assert ended(jobs, job.id).version == "intents@1"
+    assert len(waits(jobs, job.id)) == 1
+
+
+def waits(jobs: Jobs, id: str) -> list[str]:
+    return [message for message in messages(jobs, id) if "waits for the server" in message]
+
+
+@pytest.mark.parametrize(
+    ("errno_", "code", "says", "told"),
+    [(errno.ENOSPC, "disk_full", "disk is full", 0), (errno.EIO, "push_refused", "failed at the version 3 times", 1)],
+)
+def test_a_server_that_breaks_at_a_version_ends_the_job(
+    world: World,
+    url: str,
+    jobs: Jobs,
+    errno_: int,
+    code: str,
+    says: str,
+    told: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno_, os.strerror(errno_))
+
+    monkeypatch.setattr("graftwork.adapters.artifacts.StagedFile.write", broken)
+    monkeypatch.setattr("graftwork.training.worker.PUSH_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("graftwork.training.worker.BROKEN_PUSHES", 3)
+    with working(world, url):
+        job = ended(jobs, submit(world).id)
+    assert job.error is not None
+    assert (job.status, job.error["code"]) == ("failed", code)
+    assert says in job.error["message"]
+    assert len(waits(jobs, job.id)) == told
+    assert list(world.services.registry.adapters()) == []
+
+
+def test_a_version_that_is_there_fails_no_job(
+    world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("graftwork.adapters.registry.Registry.set_alias", full)
+    monkeypatch.setattr("graftwork.training.relay.results", full)
+    with working(world, url):
+        job = ended(jobs, submit(world, metadata={"gates": "passed"}).id)
+    assert (job.status, job.version, job.result_files) == ("succeeded", "intents@1", ())
+    told = [event.message for event in jobs.events(job.id, limit=100) if event.level == "warn"]
+    assert any("intents@candidate stays where it is" in message for message in told)
+    assert any("table of measurements was not kept" in message for message in told)
 
 
 def test_cancelled_while_it_runs_it_stops_and_publishes_nothing(world: World, url: str, jobs: Jobs) -> None:
@@ -321,6 +371,21 @@ def test_a_full_disk_is_a_clear_end(world: World, url: str, jobs: Jobs, monkeypa
         job = ended(jobs, submit(world).id)
     assert job.error is not None
     assert (job.status, job.error["code"]) == ("failed", "disk_full")
+
+
+def test_folders_that_cannot_be_tidied_do_not_hold_up_the_others(world: World, url: str, jobs: Jobs) -> None:
+    job = submit(world)
+    jobs.cancel(job.id, actor="ann")
+    folders = world.home / "jobs"
+    left = folders / job.id / "checkpoints"
+    for folder in ("aaa-of-another-database", "zzz-of-another-database", job.id):
+        (folders / folder / "checkpoints").mkdir(parents=True)
+    worker = Worker(worker_process.config(world.home, url))
+    worker.step()
+    assert not left.exists()
+    left.mkdir()
+    worker.step()
+    assert left.exists(), "it is swept in its own time, and not at every step"
 
 
 # ---------------------------------------------------------------------------------------------- stops, kills, pauses
@@ -427,23 +492,33 @@ def test_killed_at_twenty_random_moments(world: World, url: str, jobs: Jobs) -> 
     kills(world, url, jobs, count=20, seed=2)
 
 
+@pytest.mark.parametrize("is_full", [False, True])
 def test_killed_between_push_and_record_it_is_one_version(
-    world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, is_full: bool
 ) -> None:
-    job = submit(world)
+    """Also if the disk is full by then, and it could not be pushed once more; it gets its alias all the same."""
+    job = submit(world, metadata={"gates": "passed"})
 
     def broken(*_: Any, **__: Any) -> None:
         raise Unavailable("the database went away")
 
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     with monkeypatch.context() as patched:
         patched.setattr(Jobs, "succeed", broken)
         patched.setattr(Jobs, "fail", broken)
+        patched.setattr("graftwork.adapters.registry.Registry.set_alias", broken)
         with working(world, url):
             eventually(lambda: list(world.services.registry.adapters()), SECONDS, "it was pushed")
     assert not jobs.get(job.id).ended
+    if is_full:
+        monkeypatch.setattr("graftwork.adapters.artifacts.StagedFile.write", full)
     with working(world, url):
         assert ended(jobs, job.id).version == "intents@1"
+    assert any("was pushed before" in message for message in messages(jobs, job.id)) == is_full
     assert len(world.services.registry.adapter("intents").versions) == 1
+    assert world.services.registry.adapter("intents").aliases["candidate"] == 1
 
 
 def test_a_second_worker_of_a_home_does_not_start(world: World, url: str) -> None:
