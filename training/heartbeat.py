@@ -7,37 +7,47 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, field
 
-from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.jobs import Claim, Jobs, Lost
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class Heartbeat:
-    """Renews the claims that it holds, each for ``seconds``; ``lost`` are the jobs whose claim is another's by now, or
-    nobody's."""
+    """Renews the claims that it holds, each for ``seconds`` at a time.
 
-    jobs: Jobs
-    seconds: float
-    claims: dict[str, Claim] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
+    Two claims on one job are two: a job's files are checked under one, and its run may begin under the next before
+    the first is let go of.
+    """
+
+    def __init__(self, jobs: Jobs, seconds: float) -> None:
+        self.seconds = seconds
+        self._jobs = jobs
+        self._claims: dict[tuple[str, int], Claim] = {}
+        self._lost: set[tuple[str, int]] = set()
 
     def hold(self, claim: Claim) -> None:
-        self.lost.discard(claim.job.id)
-        self.claims[claim.job.id] = claim
+        self._claims[_key(claim)] = claim
 
     def let_go(self, claim: Claim) -> None:
-        self.claims.pop(claim.job.id, None)
+        self._claims.pop(_key(claim), None)
+        self._lost.discard(_key(claim))
+
+    def has_lost(self, claim: Claim) -> bool:
+        """Whether the job was cancelled, or is another's by now."""
+        return _key(claim) in self._lost
 
     def beat(self, stopping: threading.Event) -> None:
         while not stopping.wait(min(self.seconds / 3, 2.0)):
-            for id, claim in list(self.claims.items()):
+            for key, claim in list(self._claims.items()):
                 try:
-                    self.jobs.renew(claim, seconds=self.seconds)
+                    self._jobs.renew(claim, seconds=self.seconds)
                 except Lost:
-                    self.lost.add(id)
-                except GraftworkError:
-                    log.exception("the claim on %s cannot be renewed; trying again", id)
+                    self._lost.add(key)
+                except Exception:
+                    # Whatever it is, a thread that ended would let all claims run out while their jobs are worked on.
+                    log.exception("the claim on %s cannot be renewed; trying again", claim.job.id)
+
+
+def _key(claim: Claim) -> tuple[str, int]:
+    return claim.job.id, claim.token

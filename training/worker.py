@@ -378,7 +378,7 @@ class Worker:
         self._tidy(current.id)
 
     def _drop_if_lost(self) -> None:
-        if self._current is not None and self._current.id in self._heartbeat.lost:
+        if self._current is not None and self._heartbeat.has_lost(self._current.claim):
             self._drop()
 
     def _drop(self) -> None:

@@ -2,7 +2,7 @@
 
 What it ends in depends on every step having been done once, so that a step left out or done twice by going on from a
 checkpoint would show. ``metadata`` of the job says what goes wrong: ``crash_at`` a step, ``fail``, ``hang``; and what
-the gates say: ``gates``, ``passed`` or ``refused``.
+the gates say: ``gates``, ``passed`` or ``refused``. ``step_seconds``: how long each step takes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ def main(folder: Path) -> int:
     total = int(spec.hyperparameters["batch_size"])  # whatever: it is a number
     step, state = newest(folder)
     say(folder, phase="train", message=f"From step {step}.")
+    if step:  # the run that saved it may have been killed before it said so
+        say(folder, checkpoint=step)
     while step < total:
         step += 1
         state = hashlib.sha256(f"{state}{step}{spec.seed}".encode()).hexdigest()
-        time.sleep(STEP_SECONDS)
+        time.sleep(float(spec.metadata.get("step_seconds", STEP_SECONDS)))
         if str(step) == spec.metadata.get("crash_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         say(folder, step=step, total=total, loss=10 / step, learning_rate=1e-3, eta_seconds=(total - step) * 0.02)

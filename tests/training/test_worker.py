@@ -188,7 +188,7 @@ def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, 
 
 def test_a_trial_that_was_killed_ends_with_its_job(world: World, url: str, jobs: Jobs) -> None:
     job, other = submit(world), "ftjob-of-another-home"
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=SECONDS) as client:
         for number, of in enumerate((job.id, other)):
             said = {"metadata": json.dumps({"job": of})}
             pushed = client.post(
@@ -355,11 +355,35 @@ def test_cancelled_while_it_runs_it_stops_and_publishes_nothing(world: World, ur
         trials = world.home / "jobs" / job.id / "trials"
         (trials / "trial-1" / "adapter").mkdir(parents=True)  # as a search leaves them
         assert jobs.cancel(job.id, actor="ann").status == "cancelled"
-        run.wait(10)
+        run.wait(SECONDS)
         assert ended(jobs, submit(world).id).status == "succeeded", "the worker goes on with the next one"
     assert not trials.exists()
     assert messages(jobs, job.id)[-1] == "The job was cancelled by ann."
     assert [version.number for version in world.services.registry.adapter("intents").versions] == [1]
+
+
+def test_a_run_may_begin_before_its_check_is_over(
+    world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job waits for its run from the moment in which that is written; the thread that wrote it is not done then."""
+    write, may_end = Jobs.validated, threading.Event()
+
+    def validated(*args: Any) -> None:
+        write(*args)
+        may_end.wait(SECONDS)
+
+    monkeypatch.setattr(Jobs, "validated", validated)
+    job = submit(world, metadata={"hang": "yes"})
+    try:
+        with working(world, url) as worker:
+            eventually(lambda: jobs.get(job.id).progress.get("step"), SECONDS, "it runs")
+            may_end.set()
+            eventually(lambda: worker._checking is None, SECONDS, "the check is over")
+            (run,) = runs()
+            jobs.cancel(job.id, actor="ann")
+            run.wait(SECONDS / 3)
+    finally:
+        may_end.set()
 
 
 def test_a_full_disk_is_a_clear_end(world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +416,7 @@ def test_folders_that_cannot_be_tidied_do_not_hold_up_the_others(world: World, u
 
 
 def test_a_stopped_worker_gives_its_job_back_and_the_next_one_goes_on(world: World, url: str, jobs: Jobs) -> None:
-    job = submit(world, steps=60)
+    job = submit(world, steps=60, metadata={"step_seconds": "0.05"})
     with working(world, url):
         eventually(lambda: len(jobs.checkpoints(job.id)) >= 2, SECONDS, "it has checkpoints")
     stopped = jobs.get(job.id)
@@ -529,7 +553,7 @@ def test_a_second_worker_of_a_home_does_not_start(world: World, url: str) -> Non
 
 
 def test_a_busy_server_pauses_the_run(world: World, url: str, jobs: Jobs) -> None:
-    job = submit(world, steps=500)
+    job = submit(world, steps=500, metadata={"step_seconds": "0.2"})
     worker = Worker(replace(worker_process.config(world.home, url), share=0.0))
     thread = threading.Thread(target=worker.run)
     thread.start()
@@ -537,13 +561,13 @@ def test_a_busy_server_pauses_the_run(world: World, url: str, jobs: Jobs) -> Non
         eventually(lambda: jobs.get(job.id).progress.get("step"), SECONDS, "it runs")
         worker.busy = True
         (run,) = runs()
-        eventually(lambda: run.status() == psutil.STATUS_STOPPED, 10, "it pauses")
+        eventually(lambda: run.status() == psutil.STATUS_STOPPED, SECONDS, "it pauses")
         worker.busy = False
-        eventually(lambda: run.status() != psutil.STATUS_STOPPED, 10, "it goes on")
+        eventually(lambda: run.status() != psutil.STATUS_STOPPED, SECONDS, "it goes on")
         worker.busy = True
-        eventually(lambda: run.status() == psutil.STATUS_STOPPED, 10, "it pauses")
+        eventually(lambda: run.status() == psutil.STATUS_STOPPED, SECONDS, "it pauses")
         jobs.cancel(job.id, actor="ann")
-        run.wait(10)
+        run.wait(SECONDS)
     finally:
         worker.stopping.set()
         thread.join()

@@ -278,8 +278,9 @@ def _finish_erasures(home: Path) -> None:
 def _remove_leftovers(home: Path) -> None:
     """What a crash left behind a day ago or longer: nobody works on it any more."""
     for staged in home.glob(f"{STAGED}*"):
-        if time.time() - staged.stat().st_mtime > 86_400:
-            shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # it was published in this moment
+            if time.time() - staged.stat().st_mtime > 86_400:
+                shutil.rmtree(staged, ignore_errors=True)
 
 
 def _check_name(name: str) -> None:
