@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from graftwork.adapters.base import BaseInfo, prepare
 
@@ -21,6 +22,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is printed is as wide as without a terminal, wherever the tests were started and however many run at a time.
 os.environ.pop("COLUMNS", None)
+
+# The examples are the same in every run, and take their time on a busy machine. New ones: --hypothesis-profile=search.
+settings.register_profile("same", deadline=None, derandomize=True, database=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("same")
 
 # Every home of every test would build its own otherwise.
 os.environ.setdefault("GRAFTWORK_KERNEL_CACHE", str(TEST_HOME / "kernels"))

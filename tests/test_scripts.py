@@ -161,7 +161,7 @@ def test_a_set_up_that_was_killed_goes_on(checkout: Checkout) -> None:
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="util-linux's flock is not here")
 def test_two_set_ups_at_once_are_one(checkout: Checkout) -> None:
-    both = [checkout.start("setup", "serve", GRAFTWORK_TORCH="cpu", FAKE_SLEEP="0.3") for _ in range(2)]
+    both = [checkout.start("setup", "serve", GRAFTWORK_TORCH="cpu", FAKE_SLEEP="2") for _ in range(2)]
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert len(checkout.installed()) == 2

@@ -91,14 +91,18 @@ def acquire_at_once(path: Path, owner: str, start_at: float) -> Lease | None:
     return leases.acquire("keeper", owner, seconds=600)
 
 
+# Renewed every fifth of a second, and longer than a slow disk takes for two commits.
+HELD_SECONDS = 5.0
+
+
 def hold(path: Path, ready: Any) -> None:
     leases = Leases(Database(path))
-    lease = leases.acquire("keeper", "the one that is killed", seconds=1.5)
+    lease = leases.acquire("keeper", "the one that is killed", seconds=HELD_SECONDS)
     assert lease is not None
     ready.set()
     while lease is not None:
         time.sleep(0.2)
-        lease = leases.renew(lease, seconds=1.5)
+        lease = leases.renew(lease, seconds=HELD_SECONDS)
 
 
 def test_of_many_processes_and_threads_one_gets_it(database: Database, tmp_path: Path) -> None:
@@ -118,13 +122,13 @@ def test_when_the_holder_is_killed_another_one_gets_it(database: Database, tmp_p
     process.start()
     assert ready.wait(60)
     leases = Leases(database)
-    held_until = time.monotonic() + 2
+    held_until = time.monotonic() + HELD_SECONDS + 1
     while time.monotonic() < held_until:  # longer than its seconds: it renews
         assert leases.acquire("keeper", "next", seconds=60) is None
         time.sleep(0.1)
     process.kill()
     process.join()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * HELD_SECONDS
     while (mine := leases.acquire("keeper", "next", seconds=60)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -51,7 +51,7 @@ expressions = st.recursive(
 
 
 @given(expressions, st.text("ab.1_x", max_size=8))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_as_re(expression: str, name: str) -> None:
     compiled, ours = re.compile(expression), pattern(expression)
     assert ours.match(name) is (compiled.match(name) is not None)
@@ -59,7 +59,7 @@ def test_as_re(expression: str, name: str) -> None:
 
 
 @given(st.text(r"ab.\()[]{}|*+?^$-1,:=!<P>", max_size=14), st.text("ab.1", max_size=6))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_any_text_is_as_re_or_refused(text: str, name: str) -> None:
     try:

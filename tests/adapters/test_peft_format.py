@@ -302,7 +302,7 @@ names_of_modules = st.lists(st.sampled_from(FRAGMENTS), max_size=3)
         },
     )
 )
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore")
 def test_modules_are_matched_as_peft_does(fields: dict[str, Any], base: BaseInfo) -> None:
     import peft
@@ -765,7 +765,7 @@ json_values = st.recursive(
 
 
 @given(fields=st.dictionaries(st.sampled_from(sorted(files.config())) | st.text(max_size=6), json_values, max_size=3))
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_any_config(fields: dict[str, Any], tmp_path: Path, base: BaseInfo) -> None:
     """Read or refused; nothing else."""

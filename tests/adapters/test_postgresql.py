@@ -125,9 +125,7 @@ def test_the_registry_against_a_dict(create: Callable[[], str]) -> None:
 
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-        ),
+        settings=settings(max_examples=8, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]),
     )
 
 

@@ -325,7 +325,7 @@ def streamed(prompts: Prompts, token_ids: Sequence[int], chunk: int = 1) -> list
     return [*(stream.push(ids) for ids in chunks), stream.flush()]
 
 
-any_tokens = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+any_tokens = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @any_tokens
@@ -415,11 +415,11 @@ def test_streaming_is_linear_even_when_no_character_ever_completes(small_prompts
 
     def seconds(num_tokens: int) -> float:
         stream = small_prompts["llama-like"].stream()
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for _ in range(num_tokens):
             stream.push([3 + 0xE2])
         stream.flush()
-        return time.perf_counter() - begin
+        return time.thread_time() - begin
 
     short = min(seconds(2_000) for _ in range(5))
     assert min(seconds(40_000) for _ in range(2)) < 120 * short

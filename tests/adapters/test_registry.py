@@ -704,7 +704,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
 TestRegistryAgainstADict = RegistryMachine.TestCase
 TestRegistryAgainstADict.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

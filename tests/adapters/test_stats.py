@@ -134,7 +134,7 @@ def test_the_difference_bets_at_zero_as_the_simulation_does() -> None:
     assert after
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     outcomes=st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.sampled_from([0.01, 0.1, 0.5])), max_size=60),
     margin=st.floats(-0.9, 0.9),

@@ -207,7 +207,7 @@ def answers(folder: Path, raw: bytes) -> None:
         pass
 
 
-fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(raw=st.binary(max_size=200))

@@ -237,14 +237,14 @@ def test_looking_up_is_quick() -> None:
     wanted = [Prefix("x", [*system, *tokens(index % 130, 2001)]) for index in range(200)]
     for prefix in wanted:
         prefix.keys(4000)
-    began = time.process_time()
+    began = time.thread_time()
     counts = [cache.find(prefix, 4000).count for prefix in wanted]
     assert counts == [4000 if index % 130 < 120 else 2000 for index in range(200)]
-    assert time.process_time() - began < 0.4
+    assert time.thread_time() - began < 0.4
 
 
 @pytest.mark.parametrize("seed", range(4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_random_conversations_keep_every_promise(seed: int, data: st.DataObject) -> None:
     """Chats that grow and branch, system prompts, cancellations, failing steps, too little of everything."""

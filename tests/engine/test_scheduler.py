@@ -163,7 +163,7 @@ def test_finishing_in_any_state_gives_everything_back() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_random_traffic_ends_and_keeps_every_promise(seed: int, data: st.DataObject) -> None:
     rng = random.Random(data.draw(st.integers(0, 10**6)) + seed)

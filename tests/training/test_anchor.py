@@ -26,6 +26,7 @@ __all__ = ["token_ids"]
 def few_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anchor, "PASSAGES", 4)
     monkeypatch.setattr(anchor, "TOKENS", 12)
+    monkeypatch.setattr(trainer, "_anchors", {})  # none of these for the next file's runs
 
 
 @pytest.fixture

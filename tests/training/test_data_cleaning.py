@@ -30,7 +30,6 @@ def test_what_may_be_meant_stays(text: str) -> None:
     assert repair(text) == text
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.text())
 def test_repaired_text_needs_no_repair(text: str) -> None:
     assert repair(repair(text)) == repair(text)
@@ -117,7 +116,7 @@ def test_a_finder_of_ones_own_finds_more() -> None:
             Finder(own=wrong)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text() | st.text(alphabet="0123456789 -.+@:aZ=/\n", max_size=200))
 def test_findings_lie_apart_in_the_text(text: str) -> None:
     finder = Finder()
@@ -138,8 +137,8 @@ def test_masks_replace_what_was_found_and_nothing_else() -> None:
 )
 def test_long_texts_take_time_in_proportion_to_their_length(part: str) -> None:
     """A pattern that looks again and again at the same characters would take minutes."""
-    finder, began = Finder(), time.perf_counter()
+    finder, began = Finder(), time.thread_time()
     text = part * (60_000 // len(part))
     finder.secrets(text)
     finder.personal(text)
-    assert time.perf_counter() - began < 10
+    assert time.thread_time() - began < 10

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError
@@ -36,7 +36,6 @@ def test_a_class_weight_comes_on_top_of_a_rows_own() -> None:
     assert [one.weight for one in rows] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 2])
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.floats(allow_nan=False), max_size=40), st.integers(1, 50), st.integers(0, 5))
 def test_a_curriculum_is_a_permutation_that_climbs_by_stages(values: list[float], stages: int, seed: int) -> None:
     order = easy_to_hard(values, seed=seed, stages=stages)

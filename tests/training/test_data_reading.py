@@ -316,9 +316,7 @@ def test_a_file_or_format_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 # --- whatever comes ---------------------------------------------------------------------------------------------------
 
-RELAXED = settings(
-    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True
-)
+RELAXED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SUFFIXES = st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt"])
 NAMES = sorted({"role", "content", "weight", "from", "value", "id", "index", "text", "feedback", "interaction_id"})
 FIELD_NAMES = (

@@ -152,7 +152,7 @@ def test_a_report_comes_back_from_json(full: Report) -> None:
     assert report_from_json(json.loads(json.dumps(full.to_json()))) == full
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 10**7), max_size=60))
 def test_every_value_is_in_one_bar(values: list[int]) -> None:
     spread = Spread.of(values)

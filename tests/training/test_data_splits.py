@@ -93,7 +93,7 @@ PLACES = st.lists(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     few=PLACES,
     more=PLACES,

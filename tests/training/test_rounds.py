@@ -52,10 +52,11 @@ def keeping(world: World) -> Iterator[None]:
 
 def test_what_users_say_becomes_versions(world: World, url: str) -> None:
     records = Records.at(world.home / "graftwork.db")
-    httpx.post(f"{url}/v1/adapters/intents/versions", files=form(adapter_files(0))).raise_for_status()
+    httpx.post(f"{url}/v1/adapters/intents/versions", files=form(adapter_files(0)), timeout=SECONDS).raise_for_status()
 
     def set_policy(**settings: Any) -> None:
-        httpx.put(f"{url}/v1/adapters/intents/learning_policy", json={"after": 2, **settings}).raise_for_status()
+        said = {"after": 2, **settings}
+        httpx.put(f"{url}/v1/adapters/intents/learning_policy", json=said, timeout=SECONDS).raise_for_status()
 
     def say() -> None:
         for _ in range(2):
@@ -64,7 +65,8 @@ def test_what_users_say_becomes_versions(world: World, url: str) -> None:
 
     def last_round(number: int) -> dict[str, Any]:
         def ended() -> dict[str, Any] | None:
-            last = httpx.get(f"{url}/v1/adapters/intents/learning_policy").json()["last_round"]
+            policy = httpx.get(f"{url}/v1/adapters/intents/learning_policy", timeout=SECONDS).json()
+            last = policy["last_round"]
             return last if last and last["number"] == number and last["finished_at"] else None
 
         found: dict[str, Any] = eventually(ended, SECONDS, f"round {number} has ended")

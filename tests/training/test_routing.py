@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
@@ -132,7 +132,6 @@ SIGNALS = st.dictionaries(
 ONE_OF_EACH = {signal(one): one for one in ALL}
 
 
-@settings(derandomize=True, deadline=None)
 @given(SIGNALS)
 def test_the_chosen_method_always_has_rows(signals: dict[Signal, int]) -> None:
     rows = [one for name, number in signals.items() for one in [ONE_OF_EACH[name]] * number]
