@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwork.adapters import settings
 from graftwork.adapters.db import Database, migrate
 from graftwork.adapters.feedback import FeedbackLog
 from graftwork.adapters.interaction_ids import InteractionIds
 from graftwork.adapters.interactions import Completion, Interactions, Outcome
+from graftwork.adapters.settings import INTERACTION_IDS, secret
 
 BASE_ID = "tiny-base"
 DAY = 86400
@@ -28,17 +28,13 @@ class Records:
     def at(cls, location: Path | str) -> Records:
         """Those of a database that is there; also from another process."""
         database = Database(location)
-        ids = InteractionIds(settings.secret(database, settings.INTERACTION_IDS))
+        ids = InteractionIds(secret(database, INTERACTION_IDS))
         return cls(database, ids, Interactions(database, ids), FeedbackLog(database, ids))
 
     @classmethod
-    def new(cls, location: Path | str, *, secret: str | None = None) -> Records:
-        """``secret``: 64 hexadecimal digits, under which every database gives a user the same unit."""
+    def new(cls, location: Path | str) -> Records:
         database = Database(location)
         migrate(database)
-        if secret is not None:
-            with database.write() as connection:
-                settings.keep(connection, settings.INTERACTION_IDS, secret)
         database.close()
         return cls.at(location)
 

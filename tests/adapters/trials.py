@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from graftwork.adapters import experiments
+from graftwork.adapters import experiments, settings
 from graftwork.adapters.db import Database
 from graftwork.adapters.experiments import Experiment, Experiments, UnderExperiment
 from graftwork.adapters.feedback import Said
@@ -47,7 +47,7 @@ class Trials:
 
     @classmethod
     def new(cls, folder: Path) -> Trials:
-        records = Records.new(folder / "graftwork.db", secret="07" * 32)
+        records = Records.new(folder / "graftwork.db")
         trials = cls.on(records.database, records)
         for content in ("one", "two", "three"):
             push(trials.registry, content)
@@ -91,11 +91,17 @@ class Trials:
 
 
 @contextmanager
-def trials_in(folder: Path) -> Iterator[Trials]:
-    """With the same draws in every run of the tests: by its own promise, a draw in a hundred may raise an alarm."""
+def same_draws() -> Iterator[None]:
+    """Users meet the same arms in every run of the tests: as is promised, a draw in a hundred may raise an alarm."""
     chance = random.Random(7)
     seeded = SimpleNamespace(token_hex=lambda num_bytes: chance.randbytes(num_bytes).hex())
-    with mock.patch.object(experiments, "secrets", seeded):
+    with mock.patch.object(experiments, "secrets", seeded), mock.patch.object(settings, "randomness", seeded):
+        yield
+
+
+@contextmanager
+def trials_in(folder: Path) -> Iterator[Trials]:
+    with same_draws():
         trials = Trials.new(folder)
         yield trials
         trials.database.close()

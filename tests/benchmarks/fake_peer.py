@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.answer(asked)
         finally:
-            OPEN.remove(asked)
+            self.end(asked)
 
     def answer(self, asked: dict[str, Any]) -> None:
         is_first = asked["model"][0] == "c" and asked["model"] not in {before["model"] for before in ASKED}
@@ -57,8 +57,13 @@ class Handler(BaseHTTPRequestHandler):
                 self.event({"choices": [{"delta": {"content": f" {number}"}}]})
                 time.sleep(GAP)
             self.event({"choices": [], "usage": {"completion_tokens": asked["max_tokens"]}})
+            self.end(asked)  # the client may ask the next before this thread comes to more
             self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
+
+    @staticmethod
+    def end(asked: dict[str, Any]) -> None:
+        OPEN[:] = [other for other in OPEN if other is not asked]
 
     def event(self, body: dict[str, Any]) -> None:
         self.chunk(f"data: {json.dumps(body)}\n\n".encode())

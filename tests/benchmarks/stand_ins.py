@@ -16,8 +16,9 @@ from rich.console import Console
 from graftwork.benchmarks.children import BenchmarkError
 from graftwork.benchmarks.display import Display
 from graftwork.benchmarks.jobs import Job
-from graftwork.benchmarks.systems.system import HttpServer, Running, free_port
+from graftwork.benchmarks.systems.system import HttpServer, Running
 from tests.benchmarks import fake_peer
+from tests.e2e.running import free_port
 
 
 def quiet() -> Display:

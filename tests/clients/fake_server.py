@@ -252,7 +252,7 @@ def build(state: FakeServer) -> FastAPI:
             except Refusal as refusal:
                 error = {"message": refusal.message, "type": "server_error", "param": None, "code": refusal.code}
                 yield event({"error": error})
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, GeneratorExit):  # while it writes a word, or between two
                 state.disconnected.set()
                 raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,10 +182,16 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**plain, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **(changes or {})}
 
 
+#: Below those that the kernel gives away, and others than those of a process of tests that runs beside this one: what
+#: is free now is still free when somebody binds it.
+_ports = itertools.count(20_000 + 97 * os.getpid() % 10_000)
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    for port in _ports:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def eventually(check: Callable[[], T], seconds: float, what: str, *, every: float = 0.05) -> T:

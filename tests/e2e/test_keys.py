@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -168,8 +169,13 @@ def test_too_many_at_once(locked: Server, app_key: str) -> None:
 def test_patience_is_enough(locked: Server, app_key: str) -> None:
     """The official client asks again by itself when it is told to come back."""
     with locked.openai(app_key) as client:
-        streams = [OpenStream(client, BASE, max_tokens=10) for _ in range(2)]
+        running = OpenStream(client, BASE, max_tokens=2000).wait_until_begun()
+        waiting = OpenStream(client, BASE, max_tokens=10)
         eventually(lambda: locked.metric("queue_depth") == 1, 10, "one waits")
-        assert ask(client.with_options(max_retries=10), BASE, max_tokens=1).text
-        for stream in streams:
-            assert stream.wait_until_ended().finish_reason == "length"
+        refused = locked.metric("requests_total", status="429")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask, client.with_options(max_retries=10), BASE, max_tokens=1)
+            eventually(lambda: locked.metric("requests_total", status="429") > refused, 10, "it was told to come back")
+            running.leave()
+            assert answer.result().text
+        assert waiting.wait_until_ended().finish_reason == "length"

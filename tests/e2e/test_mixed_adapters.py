@@ -58,18 +58,19 @@ def test_a_new_version_in_the_middle(server: Server, folders: dict[str, Path], c
         operator.adapters.push("changing", folders["intents@1"])
         old = ask(client, "changing")
         before = [OpenStream(client, "changing", max_tokens=64) for _ in range(4)]
+        longest = OpenStream(client, "changing", max_tokens=600)
         others = [OpenStream(client, model, max_tokens=24) for model in (*NAMES, *NAMES[:4])]
-        for stream in before:
+        for stream in (*before, longest):
             stream.wait_until_begun()
         pushed = operator.adapters.push("changing", folders["intents@2"])
         assert ask(client, "changing", max_tokens=1).adapter == "changing@1"
         operator.adapters.promote("changing", pushed.version)
         new = ask(client, "changing")
-        assert any(stream.ended_at is None for stream in before)
-        for stream in (*before, *others):
+        assert longest.ended_at is None
+        for stream in (*before, longest, *others):
             assert stream.wait_until_ended().error is None
             assert stream.finish_reason == "length"
-    assert {stream.adapter for stream in before} == {"changing@1"}
+    assert {stream.adapter for stream in (*before, longest)} == {"changing@1"}
     assert {stream.text for stream in before} == {before[0].text}
     assert before[0].text.startswith(old.text)
     assert new.adapter == "changing@2"

@@ -18,6 +18,7 @@ from graftwork.server import shadows
 from graftwork.server.engine.request import Request, SamplingParams
 from graftwork.server.referee import Referee
 from graftwork.server.wire import Generate, Up
+from tests.adapters.trials import same_draws
 from tests.server.stand_ins import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.test_gateway import Desk
 
@@ -32,12 +33,13 @@ PLAN = {
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    desk = Desk(make_world(tmp_path))
-    desk.engine.connect()
-    for seed in range(3):
-        await desk.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
-    desk.records.log.start()
-    yield desk
+    with same_draws():
+        desk = Desk(make_world(tmp_path))
+        desk.engine.connect()
+        for seed in range(3):
+            await desk.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
+        desk.records.log.start()
+        yield desk
     desk.records.log.stop()
     await desk.http.aclose()
 
@@ -277,6 +279,7 @@ async def test_shadows_give_way_to_users(desk: Desk, monkeypatch: pytest.MonkeyP
     await asyncio.sleep(0.1)
     assert 'outcome="skipped"} 1.0' in desk.world.services.metrics.render().decode()
     busy = 0
+    monkeypatch.setattr(shadows, "MAX_AGE_SECONDS", 60.0)
     await desk.ask()
     await shadowed(desk, 1)
 

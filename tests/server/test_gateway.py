@@ -27,6 +27,7 @@ from graftwork.server.link import EngineLink
 from graftwork.server.processes import Board
 from graftwork.server.wire import Frame, Generate, Hello, Up
 from tests.adapters.records import Records, outcome
+from tests.e2e.running import eventually
 from tests.server.stand_ins import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.test_answers import EOS, ByteTokens
 
@@ -401,7 +402,7 @@ def test_a_database_that_is_locked_delays_rows_and_nobody_who_asks(
     log.put(first)
     assert time.monotonic() - began < 1
     assert not log.settle(first.id, seconds=0.5)
-    assert "cannot be logged now" in caplog.text
+    eventually(lambda: "cannot be logged now" in caplog.text, 20, "it is said")
     assert caplog.text.count("cannot be logged now") == 1
     blocker.rollback()
     blocker.close()
