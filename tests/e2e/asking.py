@@ -162,7 +162,7 @@ class OpenStream:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def wait_until_begun(self, seconds: float = 60) -> OpenStream:
+    def wait_until_begun(self, seconds: float = 180) -> OpenStream:
         assert self._begun.wait(seconds), "no first token"
         assert self.text, f"it ended before its first token: {self.error!r}"
         return self
@@ -172,7 +172,7 @@ class OpenStream:
         self._close.set()
         self.wait_until_ended()
 
-    def wait_until_ended(self, seconds: float = 60) -> OpenStream:
+    def wait_until_ended(self, seconds: float = 180) -> OpenStream:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "the stream did not end"
         return self

@@ -96,7 +96,7 @@ class Server:
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """The exit code. None of its processes is left afterwards."""
         code = self.process.wait(seconds)
-        eventually(lambda: not self.processes(), 2, "all processes of the server have ended")
+        eventually(lambda: not self.processes(), STOP_SECONDS, "all processes of the server have ended")
         return code
 
     def stop(self) -> int:
@@ -107,7 +107,8 @@ class Server:
         """However it is, it is gone afterwards: for the end of a test that failed."""
         if self._process is not None:
             for process in self.processes():
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             self._process.wait(STOP_SECONDS)
 
     # -- its processes -------------------------------------------------------------------------------------------
@@ -120,6 +121,15 @@ class Server:
         """All of its session that live: its own and whatever they started."""
         return [process for process in psutil.process_iter() if _is_alive_in(process, self.process.pid)]
 
+    def processes_of(self, module: str) -> list[psutil.Process]:
+        """Those of them that were started as ``python -m module``."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # it has ended since
+                if module in process.cmdline():
+                    found.append(process)
+        return found
+
     @property
     def worker(self) -> psutil.Process:
         """The engine worker, by the pid that the log told last."""
@@ -130,7 +140,7 @@ class Server:
         """The process that answers HTTP: of those that were forked, the last."""
         forked = [
             p
-            for p in self.processes()
+            for p in self.processes_of("graftwork")
             if p.pid != self.process.pid and p.cmdline()[1:4] == ["-m", "graftwork", "serve"]
         ]
         return max(forked, key=psutil.Process.create_time)
@@ -177,8 +187,13 @@ def command(home: Path, *flags: str) -> list[str]:
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's, without settings for a server; threads of other tests' servers are not fought with spinning."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWORK_")}
+    """This process's, without settings for a server but where kernels are kept that were built before; threads of other
+    tests' servers are not fought with spinning."""
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "GRAFTWORK_KERNEL_CACHE" or not name.startswith("GRAFTWORK_")
+    }
     return {**plain, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **(changes or {})}
 
 

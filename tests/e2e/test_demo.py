@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -81,7 +80,7 @@ def test_what_does_not_win_is_not_promoted(server: Server, small: SmallAdapters,
 def demo(home: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "graftwork", "demo", "--home", str(home), "--short", *words],
-        env=environment({"GRAFTWORK_KERNEL_CACHE": os.environ["GRAFTWORK_KERNEL_CACHE"]}),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -120,19 +119,27 @@ def test_ctrl_c_leaves_nothing(how: signal.Signals, own_home: Path) -> None:
 
 def test_the_demo_runs_to_promotion(own_home: Path) -> None:
     """The short form. Trains two real versions; the keeper promotes the second one."""
-    running = demo(own_home, "--json")
-    try:
-        out, said = running.communicate(timeout=600)
-    finally:
-        running.kill()
-    assert running.returncode == ExitCode.OK, said
-    result = json.loads(out)
+
+    def run(*words: str) -> Any:
+        running = demo(own_home, "--json", *words)
+        try:
+            out, said = running.communicate(timeout=1800)
+        finally:
+            running.kill()
+        assert running.returncode == ExitCode.OK, said
+        return json.loads(out)
+
+    result, name = run(), "intents"
+    if "alarm" in [event["action"] for event in result["experiment"]["history"]]:
+        # Users fell to the arms so unevenly by chance that nothing is promoted: as promised, now and then.
+        name = "again"
+        result = run("--adapter", name)
     assert result["promoted"]
-    assert (result["decision"], result["live"]) == ("promoted", "intents@2")
+    assert (result["decision"], result["live"]) == ("promoted", f"{name}@2")
     assert result["experiment"]["outcome"]["actor"] == "keeper"
     assert result["users"]["flips"] == 0
     accuracy = {version: measured["accuracy"] for version, measured in result["accuracy"].items()}
-    assert accuracy["intents@2"] > accuracy["intents@1"]
+    assert accuracy[f"{name}@2"] > accuracy[f"{name}@1"]
     promotion = result["history"][0]
     assert (promotion["alias"], promotion["from_version"], promotion["to_version"]) == ("live", 1, 2)
     assert not servers_on(own_home)

@@ -19,7 +19,7 @@ from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.running import Server, eventually
 
 QUESTION = [{"role": "user", "content": "Where is my card?"}]
-USERS = [f"user-{number}" for number in range(30)]
+USERS = [f"user-{number}" for number in range(60)]
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def more_checkpoints(client: openai.OpenAI, id: str, saved: int) -> Callable[[],
 
 
 def workers(server: Server) -> list[psutil.Process]:
-    return [process for process in server.processes() if "graftwork.training.worker" in process.cmdline()]
+    return server.processes_of("graftwork.training.worker")
 
 
 def worker(server: Server) -> psutil.Process:
@@ -191,4 +191,4 @@ def worker(server: Server) -> psutil.Process:
 
 
 def runs(server: Server) -> list[psutil.Process]:
-    return [process for process in server.processes() if "graftwork.training.job" in process.cmdline()]
+    return server.processes_of("graftwork.training.job")

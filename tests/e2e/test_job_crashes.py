@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,8 @@ def kill(server: Server, victim: str) -> list[str]:
         server.wait()
         server.start_and_wait()
         return [victim]
-    for process in server.processes():
-        try:
-            if victim in process.cmdline():
-                process.kill()
-                return [victim]
-        except psutil.NoSuchProcess:
-            continue
+    for process in server.processes_of(victim):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            return [victim]
     return []

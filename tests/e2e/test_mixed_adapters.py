@@ -26,7 +26,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def alone(client: openai.OpenAI, adapters: tuple[str, ...]) -> dict[str, Asked]:
     """What every model says when nobody else asks."""
-    return {model: ask(client, model) for model in (BASE, *adapters)}
+    return {model: ask(client, model, max_tokens=64) for model in (BASE, *adapters)}
 
 
 def test_adapters_answer_differently(alone: dict[str, Asked]) -> None:
@@ -35,7 +35,7 @@ def test_adapters_answer_differently(alone: dict[str, Asked]) -> None:
 
 
 def test_sixteen_streams_over_eight_adapters(client: openai.OpenAI, alone: dict[str, Asked]) -> None:
-    answers = ask_together(client, SIXTEEN)
+    answers = ask_together(client, SIXTEEN, max_tokens=64)
     assert len(answers) == 16
     for answer in answers:
         assert answer.adapter == (BASE if answer.model == BASE else f"{answer.model}@1")

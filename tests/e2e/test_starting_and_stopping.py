@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import httpx
@@ -14,12 +13,12 @@ import pytest
 
 from tests.e2e.asking import OpenStream, ask
 from tests.e2e.conftest import MakeServer
-from tests.e2e.running import BASE, Server, command, environment, eventually, free_port
+from tests.e2e.running import BASE, START_SECONDS, Server, command, environment, eventually, free_port
 
 
 def test_from_the_first_second_to_the_last(new_server: MakeServer) -> None:
     """It listens before it can answer, says so, answers, is told to go, and lets open answers finish."""
-    server = new_server().start()
+    server = new_server("--drain-seconds", "120").start()
     eventually(lambda: server.status() is not None, 60, "it listens")
     assert httpx.get(f"{server.url}/health").status_code == 200
     starting = httpx.get(f"{server.url}/ready")
@@ -40,7 +39,7 @@ def test_from_the_first_second_to_the_last(new_server: MakeServer) -> None:
         with whole, pytest.raises(openai.InternalServerError, match="shutting down"):
             ask(whole, BASE)
         for stream in streams:
-            stream.wait_until_ended()
+            stream.wait_until_ended(120)
             assert (stream.error, stream.finish_reason) == (None, "length")
     assert server.wait() == 0
     assert "Traceback" not in server.log
@@ -82,7 +81,7 @@ def test_stopped_while_it_starts(new_server: MakeServer) -> None:
 # ------------------------------------------------------------------------------------------------- what cannot start
 
 
-def refused(*flags: str, home: Path, changes: dict[str, str] | None = None, seconds: float = 120) -> str:
+def refused(*flags: str, home: Path, changes: dict[str, str] | None = None, seconds: float = START_SECONDS) -> str:
     """What ``graftwork serve`` says on standard error before it ends with an error, by itself and in time."""
     done = subprocess.run(
         command(home, *flags), env=environment(changes), capture_output=True, text=True, timeout=seconds, check=False
@@ -125,10 +124,8 @@ def test_a_port_that_is_taken(new_server: MakeServer) -> None:
 )
 def test_settings_that_cannot_work(new_server: MakeServer, flags: tuple[str, ...], reason: str) -> None:
     server = new_server()
-    began = time.monotonic()
     said = refused(*server.flags, *flags, home=server.home)
     assert reason in said, said
-    assert time.monotonic() - began < 60
 
 
 def test_an_admin_key_that_can_be_guessed(new_server: MakeServer) -> None:
