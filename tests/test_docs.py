@@ -48,6 +48,7 @@ ROOMS = ("adapters", "server", "training", "clients")
 LANGUAGES = {"bash": "bash", "sh": "bash", "python": "python", "json": "json", "text": "text"}
 FLAGS_OF_OTHERS = {
     *("--full", "--soak", "--gpu", "--bench"),  # scripts/test
+    "--hypothesis-profile",  # pytest
     *("--build-arg", "--gpus"),  # docker
     *("--strict", "--wheel", "--no-isolation"),  # mypy, build
 }
