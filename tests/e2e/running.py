@@ -96,7 +96,7 @@ class Server:
     def wait(self, seconds: float = STOP_SECONDS) -> int:
         """The exit code. None of its processes is left afterwards."""
         code = self.process.wait(seconds)
-        eventually(lambda: not self.processes(), STOP_SECONDS, "all processes of the server have ended")
+        eventually(lambda: not self.processes(), 2, "all processes of the server have ended")
         return code
 
     def stop(self) -> int:
@@ -138,11 +138,7 @@ class Server:
     @property
     def api(self) -> psutil.Process:
         """The process that answers HTTP: of those that were forked, the last."""
-        forked = [
-            p
-            for p in self.processes_of("graftwork")
-            if p.pid != self.process.pid and p.cmdline()[1:4] == ["-m", "graftwork", "serve"]
-        ]
+        forked = [p for p in self.processes_of("graftwork") if p.pid != self.process.pid]
         return max(forked, key=psutil.Process.create_time)
 
     # -- what it says --------------------------------------------------------------------------------------------

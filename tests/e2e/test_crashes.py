@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -28,13 +26,10 @@ def test_the_engine_worker_is_killed_under_load(exact_server: Server) -> None:
         streams = [OpenStream(client, MODELS[number % len(MODELS)]).wait_until_begun() for number in range(12)]
         waiting = OpenStream(client, BASE)  # perhaps still without a first token
         worker = server.worker
-        dead = os.pidfd_open(worker.pid)
         worker.kill()
-        select.select([dead], [], [], 30)
-        os.close(dead)
-        killed_at = time.monotonic()  # its memory is given back: until then it is not dead
+        killed_at = time.monotonic()
         for stream in (*streams, waiting):
-            stream.wait_until_ended()
+            stream.wait_until_ended(seconds=5)
             assert stream.ended_at is not None
             assert stream.ended_at - killed_at < 1
             assert isinstance(stream.error, openai.APIError)
@@ -91,7 +86,7 @@ def test_the_main_process_is_killed(new_server: MakeServer, small: SmallAdapters
         history = operator.adapters.history("small").data
         stream = OpenStream(client, "small").wait_until_begun()
         server.process.kill()
-        server.wait()
+        server.wait(seconds=2)
         assert stream.wait_until_ended().error is not None
 
     server.start_and_wait()

@@ -116,18 +116,14 @@ def test_an_adapter_is_known_by_its_files(server: Server, folders: dict[str, Pat
 
 
 def test_the_second_time_takes_a_part_of_the_time(server: Server, adapters: tuple[str, ...]) -> None:
-    """By how much exactly is for the benchmarks to say, here only that it is far from the same: of three times, once is
-    enough on a machine that has other things to do."""
-
-    def part(rules: str) -> float:
-        seconds = []
-        for question in ("Who are you?", "What can you do?"):
-            began = time.monotonic()
-            complete(server, "summaries", f"{rules} {question}", echo=False)
-            seconds.append(time.monotonic() - began)
-        return seconds[1] / seconds[0]
-
-    assert min(part(f"House {number}. {HOUSE_RULES * 2}") for number in range(3)) < 0.6
+    """By how much exactly is for the benchmarks to say, here only that it is far from the same."""
+    rules = HOUSE_RULES * 2
+    seconds = []
+    for question in ("Who are you?", "What can you do?"):
+        began = time.monotonic()
+        complete(server, "summaries", f"{rules} {question}", echo=False)
+        seconds.append(time.monotonic() - began)
+    assert seconds[1] < 0.6 * seconds[0]
 
 
 def test_cancelled_prompts_leave_what_they_had(server: Server, client: openai.OpenAI) -> None:

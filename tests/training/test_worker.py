@@ -355,7 +355,7 @@ def test_cancelled_while_it_runs_it_stops_and_publishes_nothing(world: World, ur
         trials = world.home / "jobs" / job.id / "trials"
         (trials / "trial-1" / "adapter").mkdir(parents=True)  # as a search leaves them
         assert jobs.cancel(job.id, actor="ann").status == "cancelled"
-        run.wait(SECONDS)
+        run.wait(10)
         assert ended(jobs, submit(world).id).status == "succeeded", "the worker goes on with the next one"
     assert not trials.exists()
     assert messages(jobs, job.id)[-1] == "The job was cancelled by ann."
@@ -381,7 +381,7 @@ def test_a_run_may_begin_before_its_check_is_over(
             eventually(lambda: worker._checking is None, SECONDS, "the check is over")
             (run,) = runs()
             jobs.cancel(job.id, actor="ann")
-            run.wait(SECONDS / 3)
+            run.wait(10)
     finally:
         may_end.set()
 
@@ -561,13 +561,13 @@ def test_a_busy_server_pauses_the_run(world: World, url: str, jobs: Jobs) -> Non
         eventually(lambda: jobs.get(job.id).progress.get("step"), SECONDS, "it runs")
         worker.busy = True
         (run,) = runs()
-        eventually(lambda: run.status() == psutil.STATUS_STOPPED, SECONDS, "it pauses")
+        eventually(lambda: run.status() == psutil.STATUS_STOPPED, 10, "it pauses")
         worker.busy = False
-        eventually(lambda: run.status() != psutil.STATUS_STOPPED, SECONDS, "it goes on")
+        eventually(lambda: run.status() != psutil.STATUS_STOPPED, 10, "it goes on")
         worker.busy = True
-        eventually(lambda: run.status() == psutil.STATUS_STOPPED, SECONDS, "it pauses")
+        eventually(lambda: run.status() == psutil.STATUS_STOPPED, 10, "it pauses")
         jobs.cancel(job.id, actor="ann")
-        run.wait(SECONDS)
+        run.wait(10)
     finally:
         worker.stopping.set()
         thread.join()
