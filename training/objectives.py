@@ -23,15 +23,13 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from graftwork.training import packing, rewards, rollouts
 from graftwork.training.anchor import Anchor
 from graftwork.training.config import TrainConfig
-from graftwork.training.data.tokens import JudgedTokens, PairTokens, QuestionTokens, Tokens
+from graftwork.training.data.tokens import JudgedTokens, PairTokens, TokenRow, Tokens
 from graftwork.training.difficulty import difficulties
 from graftwork.training.grafts import base_of
 from graftwork.training.learners import DPO, KTO, PADDING, SFT, Rows
 from graftwork.training.order import AskedOrder, Order
 from graftwork.training.rollouts import GRPO, Distillation
 from graftwork.training.routing import kto_weights
-
-AnyRow = Tokens | PairTokens | JudgedTokens | QuestionTokens
 
 REVERSE: Final = 1.0
 """TRL's beta of a distillation: the reverse divergence, by which the model says nothing that its teacher would not (Gu
@@ -54,8 +52,8 @@ class Sources:
 
 
 def make(
-    rows: Sequence[AnyRow],
-    measured: dict[str, Sequence[AnyRow]],
+    rows: Sequence[TokenRow],
+    measured: dict[str, Sequence[TokenRow]],
     config: TrainConfig,
     *,
     model: Any,
@@ -100,7 +98,7 @@ class _Recipe:
     also: dict[str, Any] = field(default_factory=dict)
 
 
-def _sft(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+def _sft(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
     collator = Rows(pad_token_id=PADDING)
     # A dropped input of a shared token would be dropped for all rows at once.
     if not config.dropout:
@@ -114,7 +112,7 @@ def _sft(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sourc
     )
 
 
-def _dpo(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+def _dpo(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
     return _Recipe(
         trainer=DPO,
         settings=partial(
@@ -131,7 +129,7 @@ def _dpo(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sourc
     )
 
 
-def _kto(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+def _kto(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
     liked = sum(row.label for row in rows if isinstance(row, JudgedTokens))
     desirable, undesirable = kto_weights(liked, len(rows) - liked)
     return _Recipe(
@@ -153,7 +151,9 @@ def _kto(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sourc
     )
 
 
-def _grpo(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+def _grpo(
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel
+) -> _Recipe:
     return _Recipe(
         trainer=GRPO,
         settings=partial(
@@ -171,7 +171,7 @@ def _grpo(rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sour
 
 
 def _distillation(
-    rows: Sequence[AnyRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel
 ) -> _Recipe:
     return _Recipe(
         trainer=Distillation,
@@ -196,13 +196,13 @@ def _unasked(sources: Sources) -> transformers.PreTrainedTokenizerFast:
 # --- their rows -------------------------------------------------------------------------------------------------------
 
 
-def mixed(rows: Sequence[AnyRow], seed: int) -> list[AnyRow]:
+def mixed(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
     """The rows shuffled. KTO reads them in this order, and learns nothing from batches of one kind."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in order]
 
 
-def _order(rows: Sequence[AnyRow], config: TrainConfig, micro: int, model: Any) -> Order | AskedOrder:
+def _order(rows: Sequence[TokenRow], config: TrainConfig, micro: int, model: Any) -> Order | AskedOrder:
     lengths = [len(row) for row in rows]
     hard: Sequence[float] | None = None
     if config.curriculum == "short_first":
@@ -217,7 +217,7 @@ def _order(rows: Sequence[AnyRow], config: TrainConfig, micro: int, model: Any) 
     return AskedOrder(order, questions=questions, times=config.tries, parts=config.batch_size // micro)
 
 
-def _table(rows: Sequence[AnyRow], config: TrainConfig, micro: int, *, weighted: bool) -> datasets.Dataset:
+def _table(rows: Sequence[TokenRow], config: TrainConfig, micro: int, *, weighted: bool) -> datasets.Dataset:
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
     weights = columns.pop("weight", None)
     if weights is not None and weighted and len(set(weights)) > 1:

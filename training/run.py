@@ -36,11 +36,8 @@ from graftwork.training.data.source import file_sources
 from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import Stored
 from graftwork.training.data.tokens import (
-    JudgedTokens,
-    PairTokens,
-    QuestionTokens,
     Tokenized,
-    Tokens,
+    TokenRow,
     tokenize,
     tokenize_judged,
     tokenize_pairs,
@@ -92,10 +89,10 @@ class Run:
     config: TrainConfig
     data: str
     data_digest: str
-    rows: tuple[AnyTokens, ...]
+    rows: tuple[TokenRow, ...]
     """Those of older rounds among them, as many as ``num_replayed``."""
 
-    validation: tuple[AnyTokens, ...]
+    validation: tuple[TokenRow, ...]
     bad: tuple[BadRow, ...]
     """Rows that cannot be used, the first ones."""
 
@@ -111,7 +108,7 @@ class Run:
     """Of the rows, those that ask a question in other words."""
 
     num_replayed: int = 0
-    replay_validation: tuple[AnyTokens, ...] = ()
+    replay_validation: tuple[TokenRow, ...] = ()
     """Held-out rows of older rounds."""
 
     held_out: tuple[Row, ...] = ()
@@ -125,9 +122,6 @@ class Run:
 
     remarks: tuple[str, ...] = ()
     """What was done to the data, for people."""
-
-
-AnyTokens = Tokens | PairTokens | JudgedTokens | QuestionTokens
 
 
 Writer = Callable[[BaseInfo, TrainConfig, Sequence[str]], Sequence[Sequence[Wording]]]

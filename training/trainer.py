@@ -38,10 +38,9 @@ from graftwork.adapters.errors import GraftworkError
 from graftwork.training import checkpoints, grafts, head, objectives, whole_model
 from graftwork.training.anchor import Anchor
 from graftwork.training.config import SUPERVISED, TrainConfig
-from graftwork.training.data.tokens import IGNORED, Tokens
+from graftwork.training.data.tokens import IGNORED, TokenRow, Tokens
 from graftwork.training.estimate import Estimate, estimate
 from graftwork.training.grafts import trainable
-from graftwork.training.objectives import AnyRow
 from graftwork.training.progress import Listener, Metrics, Step
 
 # Something else may have imported the hub's library before the line above.
@@ -74,15 +73,15 @@ class Keeping:
 
 def train(
     base: BaseInfo,
-    rows: Sequence[AnyRow],
-    validation: Sequence[AnyRow],
+    rows: Sequence[TokenRow],
+    validation: Sequence[TokenRow],
     config: TrainConfig,
     folder: Path,
     on_step: Listener,
     *,
     parent: Path | None = None,
     teacher: BaseInfo | None = None,
-    replay_validation: Sequence[AnyRow] = (),
+    replay_validation: Sequence[TokenRow] = (),
     keeping: Keeping | None = None,
     run_name: str | None = None,
 ) -> Metrics:
@@ -134,14 +133,14 @@ def train(
 
 def _attempt(
     base: BaseInfo,
-    rows: Sequence[AnyRow],
-    validation: Sequence[AnyRow],
+    rows: Sequence[TokenRow],
+    validation: Sequence[TokenRow],
     config: TrainConfig,
     folder: Path,
     on_step: Listener,
     parent: Path | None,
     teacher: BaseInfo | None,
-    replay_validation: Sequence[AnyRow],
+    replay_validation: Sequence[TokenRow],
     keeping: Keeping | None,
     micro: int,
     run_name: str | None,
@@ -218,7 +217,7 @@ def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> Ancho
     return _anchors[which]
 
 
-def estimated(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> Estimate:
+def estimated(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> Estimate:
     """What a run on these rows will need on this machine."""
     written = config.answer_room * config.tries * len(rows)
     learned = written or sum(
@@ -235,7 +234,7 @@ def estimated(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> Es
     )
 
 
-def fitting(base: BaseInfo, rows: Sequence[AnyRow], config: TrainConfig) -> int:
+def fitting(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> int:
     """``micro_batch_tokens``, halved while the run would not fit into the memory that is free and that can help: a CPU
     refuses no memory, but kills who has most of it."""
     tokens, longest = config.micro_batch_tokens, max(map(len, rows)) + config.answer_room

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -272,6 +272,23 @@ class TrialAttention:
         return _scaled_dot_product(query[None], k, v, mask, scale, softcap)[0].transpose(0, 1)
 
 
+class AttentionBackend(Protocol):
+    """Computes the attention of one layer in a mixed step."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """query [H, T, D], key and value [K, T, D] → [T, H, D]."""
+        ...
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -282,7 +299,7 @@ def attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    graft_attention: AttentionPlan | TrialAttention | None = None,
+    graft_attention: AttentionBackend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention that HF's modules call. query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""

@@ -134,7 +134,7 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
     machine, obstacle = _machine(config, chosen)
     grafts = graft_onto(
-        model, trial, bank, functools.partial(_hold, numerics=chosen, bank=bank, machine=machine, on_card=on_card)
+        model, trial, bank, functools.partial(_hold, chosen=chosen, bank=bank, machine=machine, on_card=on_card)
     )
     model.to(chosen.device)
     max_rows = config.step_tokens + config.max_sequences
@@ -211,7 +211,7 @@ def _machine(config: EngineConfig, chosen: numerics.Numerics) -> tuple[Machine |
 def _hold(
     layers: Sequence[nn.Linear],
     *,
-    numerics: numerics.Numerics,
+    chosen: numerics.Numerics,
     bank: LoraBank,
     machine: Machine | None,
     on_card: bool,
@@ -223,9 +223,9 @@ def _hold(
     if on_card:
         from graftwork.server.engine.cuda.lora import CardProduct
 
-        return CardProduct(hold(weights, numerics), bank, layers[0].in_features, columns_of(layers))
+        return CardProduct(hold(weights, chosen), bank, layers[0].in_features, columns_of(layers))
     table = bank.new_table(layers[0].in_features, columns_of(layers))
-    return TorchProduct(hold(weights, numerics), table)
+    return TorchProduct(hold(weights, chosen), table)
 
 
 def _decoder(

@@ -74,15 +74,18 @@ class QuestionTokens:
         return len(self.prompt)
 
 
-AnyTokens = TypeVar("AnyTokens", Tokens, PairTokens, JudgedTokens, QuestionTokens)
+TokenRow = Tokens | PairTokens | JudgedTokens | QuestionTokens
+"""A row as some method learns from it."""
+
+TokensT = TypeVar("TokensT", Tokens, PairTokens, JudgedTokens, QuestionTokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenized(Generic[AnyTokens]):
+class Tokenized(Generic[TokensT]):
     """Sequences ready for the trainer; rows that lost the end of an answer to the limit are counted, rows that could
     not be used are listed."""
 
-    sequences: tuple[AnyTokens, ...]
+    sequences: tuple[TokensT, ...]
     bad: tuple[BadRow, ...]
     num_cut: int
 
@@ -162,8 +165,8 @@ def tokenize_questions(
     return _each(rows, convert)
 
 
-def _each(rows: Iterable[Row], convert: Callable[[Row], tuple[list[AnyTokens], bool]]) -> Tokenized[AnyTokens]:
-    sequences: list[AnyTokens] = []
+def _each(rows: Iterable[Row], convert: Callable[[Row], tuple[list[TokensT], bool]]) -> Tokenized[TokensT]:
+    sequences: list[TokensT] = []
     bad: list[BadRow] = []
     num_cut = 0
     for row in rows:
