@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from graftwork.benchmarks.jobs import Job
-    from graftwork.benchmarks.report import Report
-    from graftwork.benchmarks.systems.system import Site, System
-    from graftwork.benchmarks.workshop import Workshop
+    from benchmarks.load.workloads import Job
+    from benchmarks.serving.report import Report
+    from benchmarks.systems.peer_cache import Workshop
+    from benchmarks.systems.system import Site, System
 
 _WHAT = "What is measured"
 _WHERE = "Where"
@@ -103,10 +103,10 @@ def bench(
 
     Sets the others up on the first run, which takes long. Ctrl-C stops it; what was measured by then is in the files.
     """
+    from benchmarks.harness.display import Display
+    from benchmarks.load.workloads import FULL, QUICK, make_jobs
+    from benchmarks.systems.peer_cache import Workshop
     from graftwork.adapters.errors import GraftworkError
-    from graftwork.benchmarks.display import Display
-    from graftwork.benchmarks.jobs import FULL, QUICK, make_jobs
-    from graftwork.benchmarks.workshop import Workshop
 
     display = Display()
     home = home.expanduser()
@@ -143,25 +143,25 @@ def _chosen(only: str) -> set[str]:
 
 
 def _site(workshop: Workshop, base: str | None, home: Path, device: str) -> Site:
-    from graftwork.benchmarks import machine
-    from graftwork.benchmarks.systems.system import make_site
+    from benchmarks.harness import machine
+    from benchmarks.systems.system import make_site
 
     info = workshop.base(base, home)
     return make_site(workshop, info, machine.device() if device == "auto" else device)
 
 
 def _systems(site: Site, serve_flags: Sequence[str]) -> list[System]:
-    from graftwork.benchmarks.systems.graftwork import Graftwork
-    from graftwork.benchmarks.systems.llama_cpp import LlamaCpp
-    from graftwork.benchmarks.systems.peft import PEFT
-    from graftwork.benchmarks.systems.vllm import VLLM
+    from benchmarks.systems.graftwork import Graftwork
+    from benchmarks.systems.llama_cpp import LlamaCpp
+    from benchmarks.systems.peft import PEFT
+    from benchmarks.systems.vllm import VLLM
 
     return [Graftwork(site, serve_flags), VLLM(site, lora=True), VLLM(site, lora=False), LlamaCpp(site), PEFT(site)]
 
 
 def _report(systems: Sequence[System], jobs: Sequence[Job], site: Site) -> Report:
-    from graftwork.benchmarks import machine
-    from graftwork.benchmarks.report import Report
+    from benchmarks.harness import machine
+    from benchmarks.serving.report import Report
 
     about = machine.describe() | {"base": site.base.id, "device": site.device}
     return Report(jobs=jobs, titles={system.key: system.title for system in systems}, about=about)
@@ -170,8 +170,8 @@ def _report(systems: Sequence[System], jobs: Sequence[Job], site: Site) -> Repor
 def _measure(
     systems: Sequence[System], report: Report, site: Site, json_file: Path | None, markdown_file: Path | None
 ) -> None:
-    from graftwork.benchmarks.bench import measure_all
-    from graftwork.benchmarks.report import write
+    from benchmarks.harness.output import write
+    from benchmarks.serving.comparison import measure_all
 
     def save(report: Report) -> None:
         if json_file is not None:

@@ -1,4 +1,4 @@
-"""Simulated experiments: how often the statistics of ``adapters/stats.py`` are wrong, and how long they take.
+"""Simulated experiments: how often the statistics of ``adapters/experiments/statistics.py`` are wrong, and how long they take.
 
     python -m benchmarks.experiments
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from graftwork.adapters.stats import (
+from graftwork.adapters.experiments.statistics import (
     MIN_PER_ARM,
     Capital,
     Centre,

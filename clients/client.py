@@ -21,7 +21,6 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from graftwork.clients.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
 from graftwork.clients.endpoints import (
     adapters,
     experiments,
@@ -35,9 +34,10 @@ from graftwork.clients.endpoints import (
     log_policies,
     service,
 )
-from graftwork.clients.streams import EventReader, LineReader
-from graftwork.clients.transport import Outcome, Settings
-from graftwork.clients.types import Usage
+from graftwork.clients.http.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.http.streams import EventReader, LineReader
+from graftwork.clients.http.transport import Outcome, Settings
+from graftwork.clients.types.generation import Usage
 
 P = ParamSpec("P")
 T = TypeVar("T")

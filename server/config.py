@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.adapters.log_policies import MAX_RETENTION_DAYS
-from graftwork.adapters.peft_format import Limits
+from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
+from graftwork.adapters.peft_format.limits import Limits
 
 
 @dataclass(frozen=True, kw_only=True)

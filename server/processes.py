@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from graftwork.adapters.descent import die_with_parent as die_with_parent
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.parent_death import die_with_parent as die_with_parent
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 

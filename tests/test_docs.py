@@ -31,13 +31,13 @@ import typer
 import uvicorn
 
 from graftwork.__main__ import app
-from graftwork.adapters import lora_config
+from graftwork.adapters.peft_format import config
 from graftwork.clients.client import Client
-from graftwork.server.metrics import Metrics
+from graftwork.server.observability.metrics import Metrics
 from tests.e2e.conftest import adapter_store, home, pushable, server, small  # noqa: F401 - fixtures
 from tests.e2e.peft_folders import SmallAdapters
-from tests.e2e.running import Server, eventually, free_port
-from tests.server.stand_ins import make_world
+from tests.e2e.server_process import Server, eventually, free_port
+from tests.server.fakes import make_world
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
@@ -457,7 +457,7 @@ def test_every_metric_is_documented() -> None:
 
 def test_every_field_of_peft_is_documented() -> None:
     text = read("docs/adapters.md")
-    fields = lora_config.USED | lora_config.DESCRIPTIVE | lora_config.UNSUPPORTED.keys()
+    fields = config.USED | config.DESCRIPTIVE | config.UNSUPPORTED.keys()
     assert not [field for field in sorted(fields) if f"`{field}`" not in text]
 
 

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from graftwork.adapters.artifacts import Limits
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.adapters.trackers import TRACKERS
-from graftwork.training.data.balance import Balance
-from graftwork.training.data.curriculum import Curriculum
-from graftwork.training.data.replay import DEFAULT_SHARE
-from graftwork.training.routing import METHODS, Method
+from graftwork.adapters.learning.trackers import TRACKERS
+from graftwork.adapters.peft_format.limits import Limits
+from graftwork.training.data.mix.balance import Balance
+from graftwork.training.data.mix.curriculum import Curriculum
+from graftwork.training.data.mix.replay import DEFAULT_SHARE
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 """``"all-linear"`` is every linear layer but the head; a tuple names modules by the last part of their dotted name."""
@@ -27,7 +26,11 @@ FORBIDDEN_TARGETS = frozenset({"lm_head", "embed_out", "output"})
 
 
 Variant = Literal["lora", "rslora", "dora", "full"]
+
+
 Quantization = Literal["none", "nf4"]
+
+
 Reference = Literal["parent", "base"]
 
 FRESH_RATES: Final[Mapping[Method, float]] = {
@@ -80,7 +83,7 @@ class TrainConfig:
     """
 
     method: Method = "sft"
-    """What is learned from: `graftwork.training.routing` says which rows each method takes."""
+    """What is learned from: `graftwork.training.methods.rows` says which rows each method takes."""
 
     rank: int = 16
     """Width of the adapter. 16 is enough for a task, 32 for a style and a domain together."""
@@ -187,7 +190,7 @@ class TrainConfig:
     is done as it stands here."""
 
     report_to: tuple[str, ...] = ()
-    """Trackers that are told every measurement, of `graftwork.adapters.trackers`; what they need to know, addresses and
+    """Trackers that are told every measurement, of `graftwork.adapters.learning.trackers`; what they need to know, addresses and
     keys, is the environment's."""
 
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -333,3 +336,9 @@ class TrainConfig:
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
+
+
+Method = Literal["sft", "weighted_sft", "dpo", "kto", "pretrain", "distillation", "grpo"]
+
+
+METHODS: Final[tuple[Method, ...]] = get_args(Method)

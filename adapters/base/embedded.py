@@ -13,8 +13,8 @@ import time
 import zipfile
 from pathlib import Path
 
+from graftwork.adapters.base.atomic_files import lock, partial_of, publish
 from graftwork.adapters.base.loading import transformers_reads
-from graftwork.adapters.base.making import lock, partial_of, publish
 from graftwork.adapters.base.progress import Progress
 from graftwork.adapters.errors import ConfigurationError
 

@@ -11,11 +11,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from graftwork.adapters.base.atomic_files import lock, partial_of, publish
 from graftwork.adapters.base.loading import transformers_reads
-from graftwork.adapters.base.making import lock, partial_of, publish
 from graftwork.adapters.base.progress import Progress
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.adapters.prompts import read_json
+from graftwork.adapters.prompts.reading import read_json
 
 _INFO_FORMAT = 1
 """Goes up when BaseInfo, or what its digest covers, changes: infos cached by an older Graftwork are then made anew."""

@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.adapters.base.atomic_files import write_atomically
 from graftwork.adapters.base.folder import SIDE_FILES
-from graftwork.adapters.base.making import write_atomically
 from graftwork.adapters.base.progress import Progress
 from graftwork.adapters.errors import ConfigurationError, first_line
-from graftwork.adapters.prompts import read_json
+from graftwork.adapters.prompts.reading import read_json
 
 if TYPE_CHECKING:
     from tqdm import tqdm

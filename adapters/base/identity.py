@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graftwork.adapters.base.atomic_files import write_atomically
 from graftwork.adapters.base.folder import fingerprint
 from graftwork.adapters.base.info import BaseInfo, ModuleShape
 from graftwork.adapters.base.loading import skeleton
-from graftwork.adapters.base.making import write_atomically
 from graftwork.adapters.base.progress import Progress
 from graftwork.adapters.base.tensors import Tensor, dtype_on_disk, tensors_of
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.adapters.prompts import Prompts, read_json
+from graftwork.adapters.prompts.prompts import Prompts
+from graftwork.adapters.prompts.reading import read_json
 
 if TYPE_CHECKING:
     import torch

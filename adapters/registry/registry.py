@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, select
 
 from graftwork.adapters import names
-from graftwork.adapters.db import Database, Page, check_limit
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE, is_trial
 from graftwork.adapters.registry.change import Change, Guard
@@ -23,11 +22,12 @@ from graftwork.adapters.registry.records import Adapter, AliasEvent, Version
 from graftwork.adapters.registry.snapshot import NOTHING, Snapshot, refreshed
 from graftwork.adapters.registry.tables import EVENTS, VERSIONS, event_of
 from graftwork.adapters.registry.wording import day, listed, no_version
-from graftwork.adapters.remembered import Remembered
+from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.storage.database import Database, Page, check_limit
 
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
-    from graftwork.adapters.peft_format import AdapterSpec
+    from graftwork.adapters.peft_format.spec import AdapterSpec
 
 MAX_METADATA_BYTES = 64 * 1024
 

@@ -14,12 +14,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, func, select
 
 from graftwork.adapters import names
-from graftwork.adapters.db import Page, check_limit
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.names import is_trial
 from graftwork.adapters.registry.records import Adapter, Version
 from graftwork.adapters.registry.tables import ADAPTERS, ALIASES, EVENTS, VERSIONS, version_of
 from graftwork.adapters.registry.wording import no_adapter, no_version, why_not
+from graftwork.adapters.storage.database import Page, check_limit
 
 
 @dataclass(frozen=True)

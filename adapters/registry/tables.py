@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Integer, Named, Row, Table, Text, TypedColumns
 
-from graftwork.adapters.db import UtcDateTime, schema
 from graftwork.adapters.registry.records import AliasEvent, Version
+from graftwork.adapters.storage.database import UtcDateTime, schema
 
 
 class _AdapterColumns(TypedColumns):

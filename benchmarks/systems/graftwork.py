@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import graftwork
-from graftwork.benchmarks.jobs import Job
-from graftwork.benchmarks.systems.system import (
-    HttpServer,
-    Running,
-    Site,
-    drop_from_page_cache,
-    free_port,
-)
+from benchmarks.load.workloads import Job
+from benchmarks.systems.system import HttpServer, Running, Site, drop_from_page_cache, free_port
 from graftwork.clients.client import Client
 from graftwork.server.config import ServerConfig
 

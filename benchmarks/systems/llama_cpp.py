@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwork.benchmarks.children import BenchmarkError
-from graftwork.benchmarks.jobs import Job
-from graftwork.benchmarks.systems.peft import torch_for
-from graftwork.benchmarks.systems.system import HttpServer, Running, Site, free_port
-from graftwork.benchmarks.workshop import Workshop
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.load.workloads import Job
+from benchmarks.systems.peer_cache import Workshop
+from benchmarks.systems.peft import torch_for
+from benchmarks.systems.system import HttpServer, Running, Site, free_port
 
 VERSION = "11434.0.0"
 BUILD = VERSION.partition(".")[0]

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from graftwork.benchmarks.children import BenchmarkError, Child
-from graftwork.benchmarks.jobs import Job
-from graftwork.benchmarks.load import Load, Tally, messages, model_of
-from graftwork.benchmarks.pairs import Pairs
-from graftwork.benchmarks.systems.system import Running, Site
-from graftwork.benchmarks.workshop import Workshop
+from benchmarks.harness.child_process import Child
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.load.generator import Load, Tally, messages, model_of
+from benchmarks.load.request_pairs import Pairs
+from benchmarks.load.workloads import Job
+from benchmarks.systems.peer_cache import Workshop
+from benchmarks.systems.system import Running, Site
 
 VERSION = "0.21.2"
 PACKAGES = (f"peft=={VERSION}", "transformers==5.23.0", "accelerate==1.15.0", "jinja2>=3.1.6,<4")

@@ -17,14 +17,15 @@ from typing import Any, Protocol
 
 import httpx
 
+from benchmarks.harness.adapter_folders import AdapterFolders
+from benchmarks.harness.child_process import Child
+from benchmarks.harness.display import Display
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.load.generator import Endpoint, Load, run
+from benchmarks.load.request_pairs import Pairs, run_pairs
+from benchmarks.load.workloads import Job
+from benchmarks.systems.peer_cache import Workshop
 from graftwork.adapters.base import BaseInfo
-from graftwork.benchmarks.adapter_folders import AdapterFolders
-from graftwork.benchmarks.children import BenchmarkError, Child
-from graftwork.benchmarks.display import Display
-from graftwork.benchmarks.jobs import Job
-from graftwork.benchmarks.load import Endpoint, Load, run
-from graftwork.benchmarks.pairs import Pairs, run_pairs
-from graftwork.benchmarks.workshop import Workshop
 
 #: Seconds that a system may take to start; one that compiles on its first start is slow.
 _START_SECONDS = 900.0

@@ -13,15 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftwork.benchmarks.jobs import Job
-from graftwork.benchmarks.systems.system import (
-    HttpServer,
-    Running,
-    Site,
-    drop_from_page_cache,
-    free_port,
-)
-from graftwork.benchmarks.workshop import Workshop
+from benchmarks.load.workloads import Job
+from benchmarks.systems.peer_cache import Workshop
+from benchmarks.systems.system import HttpServer, Running, Site, drop_from_page_cache, free_port
 
 VERSION = "0.32.0"
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.remote import Remote, everything, over_http, pairs
+from graftwork.clients.cli.context import Remote, everything, over_http, pairs
 
 if TYPE_CHECKING:
-    from graftwork.clients.calls import Progress
-    from graftwork.clients.types import PushedVersion
+    from graftwork.clients.http.calls import Progress
+    from graftwork.clients.types.adapters import PushedVersion
 
 app = typer.Typer(help="Push, promote, roll back and watch adapters.", no_args_is_help=True)
 

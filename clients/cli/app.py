@@ -7,13 +7,23 @@ from typing import Annotated
 import typer
 
 from graftwork import __version__
-from graftwork.clients.cli import adapters, chat, exits, experiments, feedback, interactions, jobs, keys, learning
-from graftwork.clients.cli.remote import Options
+from graftwork.clients.cli import (
+    adapters,
+    chat,
+    exit_codes,
+    experiments,
+    feedback,
+    interactions,
+    jobs,
+    keys,
+    learning_policies,
+)
+from graftwork.clients.cli.context import Options
 
 app = typer.Typer(
     name="graftwork",
     help="One quantized base model, many live LoRA adapters.",
-    epilog=exits.SUMMARY,
+    epilog=exit_codes.SUMMARY,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals hold keys and prompts
 )
@@ -49,6 +59,6 @@ app.command("chat")(chat.chat)
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(feedback.app, name="feedback")
 app.add_typer(interactions.app, name="interactions")
-jobs.app.command("policies")(learning.policies)
+jobs.app.command("policies")(learning_policies.policies)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftwork.clients.cli.remote import CONTROLS, Remote, complain, over_http
+from graftwork.clients.cli.context import CONTROLS, Remote, complain, over_http
 from graftwork.clients.errors import GraftworkClientError
 
 if TYPE_CHECKING:
     from graftwork.clients.client import Stream
     from graftwork.clients.endpoints.generation import ChatOptions
-    from graftwork.clients.types import ChatDelta
+    from graftwork.clients.types.generation import ChatDelta
 
 HELP = """\
 /adapter NAME  let another adapter, version or alias answer from here on

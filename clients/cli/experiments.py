@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graftwork.clients.cli.remote import Remote, everything, over_http
+from graftwork.clients.cli.context import Remote, everything, over_http
 from graftwork.clients.errors import LocalFileError
 
 if TYPE_CHECKING:
-    from graftwork.clients.experiment_types import Experiment
+    from graftwork.clients.types.experiments import Experiment
 
 app = typer.Typer(help="Find out which version is better, on live traffic.", no_args_is_help=True)
 
@@ -88,7 +88,7 @@ def start(
     ] = None,
 ) -> None:
     """Start an experiment on an adapter's live traffic."""
-    from graftwork.clients.cli import pictures
+    from graftwork.clients.cli import experiment_charts
 
     arms = [*(_arm(each) for each in arm or ()), *(_shadow(each) for each in shadow or ())]
     decision = _given(
@@ -120,7 +120,7 @@ def start(
     if not {"adapter", "arms"} <= body.keys():
         raise typer.BadParameter("say which --adapter it is about, and at least two arms with --arm.")
     started = remote.client.experiments.start(name, **body)
-    remote.answer(started, lambda: pictures.experiment(started))
+    remote.answer(started, lambda: experiment_charts.experiment(started))
     remote.say(f"Look at it any time, it cannot be fooled by looking: graftwork experiments status {name}")
 
 
@@ -132,13 +132,13 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Draw it again every two seconds until it ends.")] = False,
 ) -> None:
     """Show how an experiment stands, and draw its intervals over time."""
-    from graftwork.clients.cli import pictures
+    from graftwork.clients.cli import experiment_charts
 
     shown = remote.client.experiments.get(name)
     if watch and not remote.json:
         _watch(remote, shown)
     else:
-        remote.answer(shown, lambda: pictures.experiment(shown))
+        remote.answer(shown, lambda: experiment_charts.experiment(shown))
 
 
 @app.command("list")
@@ -149,7 +149,7 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 100,
 ) -> None:
     """List the experiments that run."""
-    from graftwork.clients.cli import pictures
+    from graftwork.clients.cli import experiment_charts
 
     wanted = None if everything_ else "running"
     pages = everything(
@@ -157,7 +157,7 @@ def list_(
         lambda experiment: experiment.name,
     )
     found = list(islice(pages, limit))
-    remote.answer(found, lambda: pictures.experiments(found))
+    remote.answer(found, lambda: experiment_charts.experiments(found))
 
 
 @app.command()
@@ -171,10 +171,10 @@ def stop(
     reason: Reason = None,
 ) -> None:
     """End an experiment, for good."""
-    from graftwork.clients.cli import pictures
+    from graftwork.clients.cli import experiment_charts
 
     ended = remote.client.experiments.stop(name, promote=promote, reason=reason)
-    remote.answer(ended, lambda: pictures.experiment(ended))
+    remote.answer(ended, lambda: experiment_charts.experiment(ended))
 
 
 @app.command()
@@ -189,7 +189,7 @@ def ramp(
     reason: Reason = None,
 ) -> None:
     """Widen a treatment now; 0 takes it out."""
-    from graftwork.clients.cli import pictures
+    from graftwork.clients.cli import experiment_charts
 
     now = remote.client.experiments.get(name)
     if arm is None:
@@ -199,19 +199,19 @@ def ramp(
         arm = now.treatments[0].name
     weight = _next_weight(now) if to is None else to
     changed = remote.client.experiments.set_weights(name, {arm: weight}, reason=reason)
-    remote.answer(changed, lambda: pictures.experiment(changed))
+    remote.answer(changed, lambda: experiment_charts.experiment(changed))
 
 
 def _watch(remote: Remote, shown: Experiment) -> None:
     from rich.live import Live
 
-    from graftwork.clients.cli import pictures
+    from graftwork.clients.cli import experiment_charts
 
-    with Live(pictures.experiment(shown), console=remote.out, auto_refresh=False) as live:
+    with Live(experiment_charts.experiment(shown), console=remote.out, auto_refresh=False) as live:
         while shown.running:
             time.sleep(2)
             shown = remote.client.experiments.get(shown.name)
-            live.update(pictures.experiment(shown), refresh=True)
+            live.update(experiment_charts.experiment(shown), refresh=True)
 
 
 # What is given on the command line, as the server takes it

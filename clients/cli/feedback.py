@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from graftwork.clients.cli.remote import Remote, everything, over_http, pairs, since_when, write_lines
+from graftwork.clients.cli.context import Remote, everything, over_http, pairs, since_when, write_lines
 
 app = typer.Typer(help="Say what was good or bad of answers, and read what was said.", no_args_is_help=True)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from graftwork.clients.cli.context import Remote, everything, over_http, since_when, write_lines
 from graftwork.clients.cli.feedback import Adapter, Out, Since
-from graftwork.clients.cli.remote import Remote, everything, over_http, since_when, write_lines
 
 app = typer.Typer(help="Read, export and erase logged requests and answers.", no_args_is_help=True)
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from graftwork.clients.cli.exits import ExitCode
-from graftwork.clients.cli.remote import Remote, everything, over_http
+from graftwork.clients.cli.context import Remote, everything, over_http
+from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.errors import LocalFileError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graftwork.clients.job_types import Job, JobEvent
+    from graftwork.clients.types.jobs import Job, JobEvent
 
 LOOK_SECONDS: Final = 1.0
 FEEDBACK: Final = "feedback"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from graftwork.clients.cli.remote import Remote, everything, over_http
+from graftwork.clients.cli.context import Remote, everything, over_http
 
 app = typer.Typer(help="Make and revoke API keys.", no_args_is_help=True)
 

@@ -9,19 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwork.clients.calls import shorten
-from graftwork.clients.cli.remote import CONTROLS
-from graftwork.clients.types import (
-    Adapter,
-    Erasure,
-    Event,
-    Feedback,
-    Interaction,
-    Key,
-    LogPolicies,
-    LogPolicy,
-    Version,
-)
+from graftwork.clients.cli.context import CONTROLS
+from graftwork.clients.http.calls import shorten
+from graftwork.clients.types.adapters import Adapter, Event, Version
+from graftwork.clients.types.feedback import Feedback
+from graftwork.clients.types.interactions import Erasure, Interaction
+from graftwork.clients.types.keys import Key
+from graftwork.clients.types.log_policies import LogPolicies, LogPolicy
 
 
 def adapters(found: Iterable[Adapter]) -> RenderableType:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.exits import ExitCode, Stopped, exit_code, stopped_in_order
-from graftwork.clients.cli.remote import Options, complain
+from graftwork.clients.cli.context import Options, complain
+from graftwork.clients.cli.exit_codes import ExitCode, Stopped, exit_code, stopped_in_order
 from graftwork.clients.errors import GraftworkClientError, LocalFileError
 
 if TYPE_CHECKING:
-    from graftwork.clients.demo.loop import Outcome
     from graftwork.clients.demo.queries import Dealt
+    from graftwork.clients.demo.results import Outcome
 
 _HOME = Path("~/.graftwork")
 _DATA = "The data"
@@ -69,7 +69,7 @@ def demo(
     Simulated users ask real queries and know the right answers. The second version becomes live if it wins, by the
     experiment's own rule; if it does not, that is said, and the exit code is another one.
     """
-    from graftwork.clients.demo import show
+    from graftwork.clients.demo import display
     from graftwork.clients.demo.queries import deal, read
 
     # A server that merely stands in GRAFTWORK_URL is not meant: the demo pushes versions and moves aliases.
@@ -109,7 +109,7 @@ def demo(
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(show.outcome(result))
+        Console(highlight=False).print(display.outcome(result))
     if not result.promoted:
         raise typer.Exit(ExitCode.NOT_BETTER)
 
@@ -129,9 +129,9 @@ def _go(
     from rich.console import Console
 
     from graftwork.clients.client import Client
-    from graftwork.clients.demo.children import Children
+    from graftwork.clients.demo.display import Show
     from graftwork.clients.demo.loop import Loop, Sizes
-    from graftwork.clients.demo.show import Show
+    from graftwork.clients.demo.processes import Children
 
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-demo-")))

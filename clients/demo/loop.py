@@ -18,17 +18,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from graftwork.clients.client import Client
+from graftwork.clients.demo.observer import Watcher
 from graftwork.clients.demo.queries import Dealt, Query
-from graftwork.clients.demo.users import Told, Users, Visit, conversation, together
+from graftwork.clients.demo.results import Accuracy, Outcome
+from graftwork.clients.demo.users import Users, Visit, conversation, together
 from graftwork.clients.errors import ConflictError, InvalidArgumentError, NotFoundError
-from graftwork.clients.experiment_types import Experiment
-from graftwork.clients.types import Event
-from graftwork.clients.wire import dump
+from graftwork.clients.http.wire import dump
+from graftwork.clients.types.experiments import Experiment
 
 LEAST_WINDOW_SECONDS: Final = 4.0
+
+
 WINDOW_PER_VISIT: Final = 3.0
 """How many times the longest visit so far a user's window is: what they say later than that would not count."""
 
@@ -52,81 +55,6 @@ class Sizes:
 
     users_a_second: float = 10.0
     """They do not come faster than this: what the last ones say is heard only once their windows are over."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Of one version, on queries that are for nothing else."""
-
-    version: str
-    right: int
-    asked: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.asked
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How the loop ended, for people and programs."""
-
-    adapter: str
-    promoted: bool
-    decision: str
-    reason: str
-    live: str
-    accuracy: tuple[Accuracy, ...]
-    corrections: int
-    thumbs_up: int
-    experiment: Experiment
-    visits: int
-    arms: dict[str, int]
-    """Users by the version that answered them."""
-
-    flips: int
-    """Users who met two versions in the experiment. There is none."""
-
-    history: tuple[Event, ...]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        measured = {
-            each.version: {"right": each.right, "asked": each.asked, "accuracy": each.share} for each in self.accuracy
-        }
-        return {
-            "adapter": self.adapter,
-            "promoted": self.promoted,
-            "decision": self.decision,
-            "reason": self.reason,
-            "live": self.live,
-            "accuracy": measured,
-            "corrections": self.corrections,
-            "thumbs_up": self.thumbs_up,
-            "experiment": dump(self.experiment),
-            "users": {"visits": self.visits, "arms": self.arms, "flips": self.flips},
-            "history": dump(self.history),
-            "seconds": round(self.seconds, 1),
-        }
-
-
-class Watcher(Protocol):
-    """Is told what happens, in the thread that runs the loop."""
-
-    def begin(self, what: str) -> None:
-        """A step begins."""
-
-    def progress(self, done: int, total: int | None, note: str) -> None:
-        """So much of it is done."""
-
-    def end(self, result: str) -> None:
-        """The step is over, with this result."""
-
-    def told(self, told: Told) -> None:
-        """A user got an answer."""
-
-    def experiment(self, experiment: Experiment) -> None:
-        """How the experiment stands now."""
 
 
 @dataclass

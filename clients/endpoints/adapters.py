@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftwork.clients.calls import SLOW, Call, Progress, Reply, Request, Upload
 from graftwork.clients.endpoints.parts import given, one, path_of
 from graftwork.clients.errors import InvalidArgumentError, LocalFileError
-from graftwork.clients.types import Adapter, Event, Page, PushedVersion, Version
-from graftwork.clients.wire import parse
+from graftwork.clients.http.calls import SLOW, Call, Progress, Reply, Request, Upload
+from graftwork.clients.http.wire import parse
+from graftwork.clients.types.adapters import Adapter, Event, PushedVersion, Version
+from graftwork.clients.types.pages import Page
 
 CONFIG_FILE = "adapter_config.json"
 

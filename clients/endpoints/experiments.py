@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graftwork.clients.calls import Call, Request
 from graftwork.clients.endpoints.parts import given, one, path_of
-from graftwork.clients.experiment_types import Experiment
-from graftwork.clients.types import Page
+from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.types.experiments import Experiment
+from graftwork.clients.types.pages import Page
 
 
 def start(

@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Mapping
 from typing import TypedDict, Unpack
 
-from graftwork.clients.calls import Call, LinesCall, Reply, Request
 from graftwork.clients.endpoints.parts import Moment, exported, given, one, path_of, query_of
-from graftwork.clients.types import Feedback, Page, SentFeedback
-from graftwork.clients.wire import parse
+from graftwork.clients.http.calls import Call, LinesCall, Reply, Request
+from graftwork.clients.http.wire import parse
+from graftwork.clients.types.feedback import Feedback, SentFeedback
+from graftwork.clients.types.pages import Page
 
 
 class FeedbackFilter(TypedDict, total=False):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graftwork.clients.calls import SLOW, Call, Progress, Request, Upload
 from graftwork.clients.endpoints.parts import given, one, path_of
-from graftwork.clients.job_types import Deleted, File
-from graftwork.clients.types import Page
+from graftwork.clients.http.calls import SLOW, Call, Progress, Request, Upload
+from graftwork.clients.types.files import Deleted, File
+from graftwork.clients.types.pages import Page
 
 
 def upload(path: str | Path, *, progress: Progress | None = None) -> Call[File]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
-from graftwork.clients.calls import SLOW, Call, Reply, Request, StreamCall
 from graftwork.clients.endpoints.parts import given, one
 from graftwork.clients.errors import GraftworkProtocolError
-from graftwork.clients.streams import ChatChunk, CompletionChunk
-from graftwork.clients.types import ChatCompletion, ChatDelta, Completion, CompletionDelta, Score
-from graftwork.clients.wire import parse
+from graftwork.clients.http.calls import SLOW, Call, Reply, Request, StreamCall
+from graftwork.clients.http.streams import ChatChunk, CompletionChunk
+from graftwork.clients.http.wire import parse
+from graftwork.clients.types.generation import ChatCompletion, ChatDelta, Completion, CompletionDelta, Score
 
 Messages = str | Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
-from graftwork.clients.calls import SLOW, Call, LinesCall, Request
 from graftwork.clients.endpoints.parts import Moment, exported, given, one, path_of, query_of
-from graftwork.clients.types import Erasure, Interaction, Page
+from graftwork.clients.http.calls import SLOW, Call, LinesCall, Request
+from graftwork.clients.types.interactions import Erasure, Interaction
+from graftwork.clients.types.pages import Page
 
 
 class InteractionFilter(TypedDict, total=False):

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from graftwork.clients.calls import Call, Request
 from graftwork.clients.endpoints.parts import given, one, path_of
-from graftwork.clients.job_types import Job, JobCheckpoint, JobEvent
-from graftwork.clients.types import Page
+from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.types.jobs import Job, JobCheckpoint, JobEvent
+from graftwork.clients.types.pages import Page
 
 
 def create(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from graftwork.clients.calls import Call, Request
 from graftwork.clients.endpoints.parts import given, one, path_of
-from graftwork.clients.types import Key, Page
+from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.types.keys import Key
+from graftwork.clients.types.pages import Page
 
 
 def create(name: str, *, role: str = "app") -> Call[Key]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftwork.clients.calls import Call, Request
 from graftwork.clients.endpoints.parts import one, path_of
-from graftwork.clients.job_types import LearningPolicy
-from graftwork.clients.types import Page
+from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.types.learning_policies import LearningPolicy
+from graftwork.clients.types.pages import Page
 
 
 def list() -> Call[Page[LearningPolicy]]:

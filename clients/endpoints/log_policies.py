@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graftwork.clients.calls import Call, Request
 from graftwork.clients.endpoints.parts import given, one, path_of
 from graftwork.clients.errors import InvalidArgumentError
-from graftwork.clients.types import LogPolicies, LogPolicy
+from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.types.log_policies import LogPolicies, LogPolicy
 
 
 def list() -> Call[LogPolicies]:

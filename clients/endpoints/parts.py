@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from graftwork.clients.calls import SLOW, LinesCall, Reply, Request
 from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError
-from graftwork.clients.wire import parse
+from graftwork.clients.http.calls import SLOW, LinesCall, Reply, Request
+from graftwork.clients.http.wire import parse
 
 T = TypeVar("T")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from graftwork.clients.calls import Call, Request
 from graftwork.clients.endpoints.parts import one, path_of
-from graftwork.clients.types import Health, Model, Page, Readiness
+from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.types.pages import Page
+from graftwork.clients.types.service import Health, Model, Readiness
 
 
 def health() -> Call[Health]:

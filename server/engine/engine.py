@@ -1,82 +1,25 @@
-"""The engine: requests in, tokens out, a step at a time.
+"""The engine: requests in, tokens out, one step at a time.
 
-``step`` is the whole loop: take in fetched adapters → schedule → run → settle. It belongs to one thread. Adapters are
-read from the store by a side thread, so loading one never holds up the running batch.
-
-Knows nothing of text, HTTP or processes.
+``step`` is the whole loop: take in fetched adapters → schedule → run → settle. One thread owns it. Adapters are read
+from the store by the thread of ``lora.fetcher``.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from torch import Tensor
 
-from graftwork.server.engine.grafting import PackedAdapter
-from graftwork.server.engine.host_adapter import HostAdapter
+from graftwork.server.engine.lora.adapter_cache import Residency
+from graftwork.server.engine.lora.fetcher import Fetch, Fetched, Fetcher
 from graftwork.server.engine.request import Delta, FinishReason, Request, TokenLogprob
-from graftwork.server.engine.residency import Residency
 from graftwork.server.engine.runner import Output, Runner
 from graftwork.server.engine.sampler import Choice, sample, token_logprobs
-from graftwork.server.engine.scheduler import Limits, Scheduler, Sequence, Work
+from graftwork.server.engine.scheduler import Limits, Scheduler
+from graftwork.server.engine.sequence import Sequence, Work
 
 log = logging.getLogger(__name__)
-
-#: Reads an adapter by digest into host memory; raises when it cannot.
-Fetch = Callable[[str], HostAdapter]
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    digest: str
-    adapter: PackedAdapter | None
-    seconds: float
-    error: Exception | None = None
-
-
-class Fetcher:
-    """Reads adapters one after another in a side thread and makes them ready to be seated: steps need only copy.
-
-    ``on_arrival`` is called in that thread after each.
-    """
-
-    def __init__(
-        self, fetch: Fetch, pack: Callable[[HostAdapter], PackedAdapter], on_arrival: Callable[[], None]
-    ) -> None:
-        self._fetch = fetch
-        self._pack = pack
-        self._on_arrival = on_arrival
-        self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="adapter-fetcher", daemon=True)
-        self._thread.start()
-
-    def want(self, digest: str) -> None:
-        self._wanted.put(digest)
-
-    def arrivals(self) -> Iterable[Fetched]:
-        while not self._arrived.empty():
-            yield self._arrived.get()
-
-    def close(self) -> None:
-        self._wanted.put(None)
-        self._thread.join(timeout=5)
-
-    def _work(self) -> None:
-        while (digest := self._wanted.get()) is not None:
-            began = time.perf_counter()
-            adapter, error = None, None
-            try:
-                adapter = self._pack(self._fetch(digest))
-            except Exception as failure:
-                error = failure
-            self._arrived.put(Fetched(digest, adapter, time.perf_counter() - began, error))
-            self._on_arrival()
 
 
 class Engine:

@@ -1,4 +1,6 @@
-"""Builds a runner: loads the base, tries it out, grafts, sizes the cache. A ``BaseCard`` tells what was chosen."""
+"""Builds a runner: loads the base, traces it once, makes room for adapters, sizes the cache. ``BaseCard`` records what
+was chosen.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,64 +17,33 @@ from torch import nn
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.server.engine import attention, numerics
-from graftwork.server.engine.forward import Forward, ModelForward
-from graftwork.server.engine.grafting import (
-    Grafts,
-    Product,
-    TorchProduct,
-    Trial,
-    columns_of,
-    graft_onto,
-    stacked_bias,
-    try_out,
-)
-from graftwork.server.engine.kv_cache import CacheShape, KVCache
-from graftwork.server.engine.lora_bank import LoraBank
-from graftwork.server.engine.native import library as native
-from graftwork.server.engine.native.decoder import TRIAL_TOLERANCE, Decoder, DoesNotFit, divergence
-from graftwork.server.engine.native.linear import NativeLinear
-from graftwork.server.engine.native.machine import Machine
+from graftwork.server.engine import backend_selector
+from graftwork.server.engine.backends.cpu import library
+from graftwork.server.engine.backends.cpu.context import Machine
+from graftwork.server.engine.backends.cpu.forward import TRIAL_TOLERANCE, Decoder, DoesNotFit, divergence
+from graftwork.server.engine.backends.cpu.linear import NativeLinear
+from graftwork.server.engine.backends.torch.forward import ModelForward
+from graftwork.server.engine.backends.torch.linear import TorchProduct
+from graftwork.server.engine.batch import Forward
+from graftwork.server.engine.config import GIB, EngineConfig
+from graftwork.server.engine.kv.cache import CacheShape, KVCache
+from graftwork.server.engine.lora.bank import LoraBank
+from graftwork.server.engine.model import attention
+from graftwork.server.engine.model import numerics as numerics_module
+from graftwork.server.engine.model.grafting import graft_onto
+from graftwork.server.engine.model.layers import Grafts, Product, columns_of, stacked_bias
+from graftwork.server.engine.model.trace import Trial, try_out
+from graftwork.server.engine.model.weights import hold
 from graftwork.server.engine.runner import Runner
 from graftwork.server.engine.scheduler import Limits
-from graftwork.server.engine.weights import hold
 
 log = logging.getLogger(__name__)
-
-GIB = 1 << 30
 
 #: On a CPU, where a slot is only address space: slots for what ended sequences leave, for each that runs.
 RETAINED_SLOTS = 3
 
 #: Rotary embeddings whose angles depend on the longest sequence of the batch: neighbours would change an answer.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How much of the machine the engine may take.
-
-    ``num_slots`` rank-16 adapters on the device; ``max_sequences`` running at once, each at most ``max_length`` tokens
-    (``None``: what the base was made for, up to 8192); ``cache_bytes`` of key-value cache (``None``: a quarter of the
-    memory, 4 GiB at most; on a card 80 % of what is free beside ``reserved_bytes`` for others); ``host_bytes`` for
-    adapters fetched but not on the device; ``step_tokens`` of prompt a step. ``prefix_cache``: what ended sequences
-    leave in the cache serves others.
-    """
-
-    quantize: str = "auto"
-    dtype: str = "auto"
-    device: str = "auto"
-    kernels: str = "auto"
-    kernel_cache: Path = Path.home() / ".cache" / "graftwork"
-    num_slots: int = 16
-    max_sequences: int = 32
-    max_length: int | None = None
-    cache_bytes: int | None = None
-    reserved_bytes: int = 0
-    host_bytes: int = 2 * GIB
-    step_tokens: int = 256
-    prefix_cache: bool = True
-    num_threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +80,7 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     began = time.perf_counter()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    chosen = numerics.choose(
+    chosen = backend_selector.choose(
         quantize=config.quantize,
         dtype=config.dtype,
         device=config.device,
@@ -170,11 +140,11 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     return Runner(forward, decoder, grafts, bank, cache), limits, card
 
 
-def _card(config: EngineConfig, chosen: numerics.Numerics) -> tuple[bool, str]:
+def _card(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool, str]:
     """Whether Triton's kernels run on the card that is here, or why they do not: they are tried first."""
     if chosen.kernels != "triton":
         return False, ""
-    from graftwork.server.engine.cuda.trial import obstacle  # Triton comes with torch for CUDA only
+    from graftwork.server.engine.backends.cuda.self_test import obstacle  # Triton comes with torch for CUDA only
 
     if (misfit := obstacle(chosen.device, chosen.dtype)) is None:
         return True, ""
@@ -186,8 +156,8 @@ def _card(config: EngineConfig, chosen: numerics.Numerics) -> tuple[bool, str]:
 
 def _on_card(model: nn.Module, bank: LoraBank, cache: KVCache, limits: Limits) -> tuple[Forward, Forward | None]:
     """What launches kernel by kernel, and the graphs for steps in which all decode, where they can be captured."""
-    from graftwork.server.engine.cuda import graphs
-    from graftwork.server.engine.cuda.forward import CardForward, captured
+    from graftwork.server.engine.backends.cuda import graphs
+    from graftwork.server.engine.backends.cuda.forward import CardForward, captured
 
     forward = CardForward(model, bank, cache)
     forward.warm_up()
@@ -195,12 +165,12 @@ def _on_card(model: nn.Module, bank: LoraBank, cache: KVCache, limits: Limits) -
     return forward, captured(forward, recorder, max_rows=limits.max_sequences)
 
 
-def _machine(config: EngineConfig, chosen: numerics.Numerics) -> tuple[Machine | None, str]:
+def _machine(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[Machine | None, str]:
     """What runs the native kernels, or why nothing does: a start never fails for want of a compiler."""
     if chosen.kernels != "native":
         return None, ""
     try:
-        return Machine(native.load(config.kernel_cache), torch.get_num_threads()), ""
+        return Machine(library.load(config.kernel_cache), torch.get_num_threads()), ""
     except ConfigurationError as error:
         if config.kernels == "native":
             raise
@@ -211,7 +181,7 @@ def _machine(config: EngineConfig, chosen: numerics.Numerics) -> tuple[Machine |
 def _hold(
     layers: Sequence[nn.Linear],
     *,
-    chosen: numerics.Numerics,
+    chosen: numerics_module.Numerics,
     bank: LoraBank,
     machine: Machine | None,
     on_card: bool,
@@ -221,7 +191,7 @@ def _hold(
     if machine is not None:
         return NativeLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, machine)
     if on_card:
-        from graftwork.server.engine.cuda.lora import CardProduct
+        from graftwork.server.engine.backends.cuda.lora import CardProduct
 
         return CardProduct(hold(weights, chosen), bank, layers[0].in_features, columns_of(layers))
     table = bank.new_table(layers[0].in_features, columns_of(layers))
@@ -245,7 +215,7 @@ def _decoder(
 def _cache(
     config: EngineConfig,
     kv_sizes: tuple[tuple[int, int], ...],
-    chosen: numerics.Numerics,
+    chosen: numerics_module.Numerics,
     dtype: torch.dtype,
     max_length: int,
 ) -> tuple[KVCache, Limits]:

@@ -1,6 +1,5 @@
-"""One step on the device: the scheduler's work goes through the model as one packed row of tokens; logits come back.
-
-The runner owns the model, the key-value cache and the bank's tensors. It does not decide anything.
+"""Computes one step on the device: takes what the scheduler chose, lays it out as a batch, runs the model, returns
+logits.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.attention import Chunk, DecodeRow
-from graftwork.server.engine.forward import Forward, Rows
-from graftwork.server.engine.grafting import Grafts
-from graftwork.server.engine.kv_cache import KVCache
-from graftwork.server.engine.lora_bank import LONG_RUN, LoraBank, Run
-from graftwork.server.engine.prefix_cache import Move
-from graftwork.server.engine.scheduler import Work
+from graftwork.server.engine.batch import Forward, _rows, _slot, _sorted_by_adapter
+from graftwork.server.engine.kv.cache import KVCache
+from graftwork.server.engine.kv.prefix_cache import Move
+from graftwork.server.engine.lora.bank import LoraBank
+from graftwork.server.engine.model.layers import Grafts
+from graftwork.server.engine.sequence import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,59 +71,3 @@ class Runner:
     def _is_special(self, item: Work) -> bool:
         seat = item.sequence.seat
         return seat is not None and seat.digest in self.grafts.special
-
-
-def _rows(items: Sequence[Work], ranges: list[range]) -> Rows:
-    """Lay the tokens of ``items`` side by side; append to ``ranges`` which rows of the step's logits are whose."""
-    rows = Rows(runs=_runs(items))
-    first_kept = ranges[-1].stop if ranges else 0
-    for item in items:
-        first, stop = len(rows.tokens), item.start + item.count
-        rows.tokens += item.sequence.tokens[item.start : stop]
-        rows.positions += range(item.start, stop)
-        rows.slots += [_slot(item)] * item.count
-        if item.count == 1 and item.start > 0:
-            rows.decoding.append(DecodeRow(first, _slot(item), stop))
-        else:
-            rows.chunks.append(Chunk(first, item.count, _slot(item), item.start))
-        num_kept = item.count if item.sequence.request.sampling.prompt_logprobs is not None else int(item.completes)
-        ranges.append(range(first_kept + len(rows.kept), first_kept + len(rows.kept) + num_kept))
-        rows.kept += range(len(rows.tokens) - num_kept, len(rows.tokens))
-    return rows
-
-
-def _slot(item: Work) -> int:
-    if item.sequence.slot is None:
-        raise RuntimeError(f"{item.sequence.request.id} was scheduled without a slot")
-    return item.sequence.slot
-
-
-def _sorted_by_adapter(work: Sequence[Work]) -> list[Work]:
-    """Bare base first, then adapters with few tokens in the order of their pages, then those with many."""
-    totals: dict[str | None, int] = {}
-    for item in work:
-        digest = item.sequence.request.adapter
-        totals[digest] = totals.get(digest, 0) + item.count
-
-    def key(item: Work) -> tuple[int, int, int]:
-        seat = item.sequence.seat
-        if seat is None:
-            return (0, 0, item.sequence.order)
-        return (2 if totals[seat.digest] >= LONG_RUN else 1, seat.pages[0], item.sequence.order)
-
-    return sorted(work, key=key)
-
-
-def _runs(ordered: Sequence[Work]) -> list[Run]:
-    runs: list[Run] = []
-    token = 0
-    for item in ordered:
-        seat = item.sequence.seat
-        stop = token + item.count
-        if seat is not None:
-            if runs and runs[-1].digest == seat.digest:
-                runs[-1] = Run(runs[-1].start, stop, seat.digest, seat.pages)
-            else:
-                runs.append(Run(token, stop, seat.digest, seat.pages))
-        token = stop
-    return runs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graftwork.server.engine.request import TokenLogprob
-from graftwork.server.engine.scheduler import Sequence
+from graftwork.server.engine.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

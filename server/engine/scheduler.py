@@ -1,17 +1,14 @@
-"""Who runs in the next step: admission, chunked prefill, preemption. Plain Python, no torch.
+"""Decides what the next step computes: admission, chunked prefill, preemption. Plain Python, no torch.
 
-A sequence waits until it has an adapter in the bank, a slot in the key-value cache and room in the token budget; then
-its prompt, from where ``prefix_cache`` has no part of it, is computed in chunks beside the sequences that already
-decode, and then it decodes a token a step. When the cache's tokens run out, the sequence that came last gives its slot
-back and is computed again later: what it has already said is kept, so nobody notices but the clock.
+A sequence waits until its adapter is on the device, a slot of the key-value cache is free and the token budget has
+room. Then its prompt is computed in chunks beside the sequences that already decode, starting where ``PrefixCache``
+has no part of it, and after that it decodes one token a step. When the cache runs out of tokens, the youngest running
+sequence gives its slot back and is computed again later; its generated tokens are kept, so the client only sees a delay.
 
-The step's token budget for prompts goes to those with the least left to compute, so that a short prompt does not wait
-for a long one; but a quarter of it, and the first place that becomes free, is always the oldest one's, so that none is
-starved. A sequence whose beginning another one is computing at this moment lets it finish that first, and copies it.
-One whose adapter is not resident yet is passed over, but only ``max_overtakes`` times: then an adapter is cleared off
-the device for its sake.
-
-Knows nothing of tensors, tokens' meaning, or where adapters are stored.
+The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
+not wait for a long one. A quarter of it, and the first free place, always belongs to the oldest sequence, so that none
+starves. A sequence whose prefix is being computed by another one waits for it and copies it. A sequence whose adapter
+is not on the device yet is passed over at most ``max_overtakes`` times; then an adapter is drained for its sake.
 """
 
 from __future__ import annotations
@@ -20,11 +17,12 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from graftwork.server.engine.prefix_cache import Hit, Prefix, PrefixCache
+from graftwork.server.engine.kv.prefix_cache import Hit, Prefix, PrefixCache
+from graftwork.server.engine.lora.adapter_cache import Residency
 from graftwork.server.engine.request import Request
-from graftwork.server.engine.residency import Residency, Seat
+from graftwork.server.engine.sequence import Sequence, Work
 
 #: The part of a step's token budget that is the oldest prompt's.
 OLDEST_SHARE = 4
@@ -36,72 +34,12 @@ PROMPTS_AT_ONCE = 4
 #: It pays to wait for a beginning that another sequence is computing if that saves this many tokens, and this part of
 #: what there is to compute.
 SHORTEST_WAIT = 32
+
+
 WAIT_SHARE = 8
 
 #: Copying this many tokens within the cache is counted like computing one.
 COPIES_PER_TOKEN = 32
-
-
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """A request on its way: what was said so far, how much of it the cache holds, and where.
-
-    ``num_cached`` counts tokens that the prefix cache had when it was first admitted, at ``admitted_at``;
-    ``num_scored`` prompt tokens whose log-probabilities have been told.
-    """
-
-    request: Request
-    order: int
-    tokens: list[int]
-    prefix: Prefix
-    rng: random.Random
-    num_cached: int | None = None
-    admitted_at: float | None = None
-    num_computed: int = 0
-    slot: int | None = None
-    seat: Seat | None = None
-    overtaken: int = 0
-    output_counts: dict[int, int] = field(default_factory=dict)
-    num_scored: int = 0
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.prompt)
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
-
-    @property
-    def num_left(self) -> int:
-        """Tokens to be computed before it says something new."""
-        return len(self.tokens) - self.num_computed
-
-    @property
-    def num_reusable(self) -> int:
-        """How many tokens need not be computed if they have been: not the last, nor any whose logits are asked for."""
-        if self.request.sampling.prompt_logprobs is None or self.num_scored >= self.num_prompt:
-            return len(self.tokens) - 1
-        return max(self.num_scored - 1, 0)
-
-    @property
-    def decoding(self) -> bool:
-        """All but the newest token are in the cache, and there is a newest token of our own."""
-        return self.num_computed == len(self.tokens) - 1 and self.num_generated > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """``count`` tokens of ``sequence``, from ``start`` on, to be computed in this step."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-    @property
-    def completes(self) -> bool:
-        """The last known token is computed: its logits choose the next one."""
-        return self.start + self.count == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

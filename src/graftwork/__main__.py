@@ -1,7 +1,7 @@
 """The command line's top and the composition root: the one file that may import all four rooms.
 
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
-``graftwork.training.cli``, those that look at data in ``graftwork.training.data.cli``, the one that shows it all in
+``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the one that shows it all in
 ``graftwork.clients.demo.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
 ``--help`` loads no model library.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from benchmarks.cli import bench
 
-from graftwork.benchmarks.cli import bench
 from graftwork.clients.cli.app import app
-from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.demo.cli import demo
-from graftwork.training.cli import train
-from graftwork.training.data.cli import app as data
+from graftwork.training.cli.data import app as data
+from graftwork.training.cli.train import train
 
 _BASE = "The base"
 _ENGINE = "The engine"
@@ -127,7 +127,7 @@ def serve(
 ) -> None:
     """Serve the base and its adapters over HTTP until stopped."""
     from graftwork.adapters.errors import ConfigurationError, GraftworkError
-    from graftwork.server import app as server
+    from graftwork.server import app as app_module
     from graftwork.server.config import ServerConfig
 
     try:
@@ -167,7 +167,7 @@ def serve(
     except ConfigurationError as error:
         raise typer.BadParameter(error.message) from error
     try:
-        raise typer.Exit(server.serve(config))
+        raise typer.Exit(app_module.serve(config))
     except GraftworkError as error:
         typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
         raise typer.Exit(ExitCode.FAILED) from error

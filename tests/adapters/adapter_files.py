@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from graftwork.adapters.artifacts import CONFIG_FILE, WEIGHTS_FILE, ArtifactStore, Limits
 from graftwork.adapters.base import BaseInfo, ModuleShape
-from graftwork.adapters.peft_format import AdapterSpec, read_spec
+from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE
+from graftwork.adapters.peft_format.folder import read_spec
+from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.registry.artifacts import ArtifactStore
 
 PREFIX = "base_model.model."
 VOCAB, HIDDEN, INNER = 64, 32, 48

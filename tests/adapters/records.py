@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwork.adapters.db import Database, migrate
-from graftwork.adapters.feedback import FeedbackLog
-from graftwork.adapters.interaction_ids import InteractionIds
-from graftwork.adapters.interactions import Completion, Interactions, Outcome
-from graftwork.adapters.settings import INTERACTION_IDS, secret
+from graftwork.adapters.feedback.feedback import FeedbackLog
+from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.feedback.interactions import Completion, Interactions, Outcome
+from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 
 BASE_ID = "tiny-base"
 DAY = 86400

@@ -27,22 +27,23 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from graftwork.adapters import db
-from graftwork.adapters.db import Database, migrate
-from graftwork.adapters.erasure import Erased, Erasure
+from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest
-from graftwork.adapters.exposures import ClosedUnit, Exposures
-from graftwork.adapters.feedback import FeedbackFilter, Said
-from graftwork.adapters.interactions import BARE_BASE, InteractionFilter
-from graftwork.adapters.jobs import Jobs
-from graftwork.adapters.keys import Keys
-from graftwork.adapters.learning_policies import LearningPolicies
-from graftwork.adapters.leases import Leases
-from graftwork.adapters.log_policies import LogPolicies
+from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
+from graftwork.adapters.feedback.erasure import Erased, Erasure
+from graftwork.adapters.feedback.feedback import FeedbackFilter, Said
+from graftwork.adapters.feedback.interactions import BARE_BASE, InteractionFilter
+from graftwork.adapters.feedback.policies import LogPolicies
+from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.policies import LearningPolicies
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage import database as db
+from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.leases import Leases
 from tests.adapters.records import BASE_ID, Records
-from tests.adapters.test_registry import BASE, RegistryMachine, push, spec
-from tests.adapters.trials import Trials
+from tests.adapters.registry.test_registry import RegistryMachine
+from tests.adapters.running_experiments import Trials
+from tests.adapters.versions import BASE, push, spec
 
 BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
 

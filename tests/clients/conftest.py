@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.both import MAKERS
+from tests.clients.both_clients import MAKERS
 from tests.clients.fake_server import FakeServer, running
 
 

@@ -18,7 +18,7 @@ import graftwork
 from graftwork import AsyncClient, Client
 from graftwork.clients import async_client, client, errors
 from graftwork.clients.errors import GraftworkAPIError, GraftworkConnectionError, InvalidArgumentError
-from graftwork.clients.transport import LONGEST_WAIT
+from graftwork.clients.http.transport import LONGEST_WAIT
 
 MakeClient = Callable[..., Any]
 

@@ -14,17 +14,17 @@ import httpx
 import pytest
 from rich.console import Console
 
-from graftwork.adapters.experiments import Draw
-from graftwork.adapters.feedback import Said
-from graftwork.adapters.leases import Leases
+from graftwork.adapters.experiments.experiment import Draw
+from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.storage.leases import Leases
 from graftwork.clients import errors
+from graftwork.clients.cli import experiment_charts
 from graftwork.clients.cli import experiments as command
-from graftwork.clients.cli import pictures
-from graftwork.clients.experiment_types import Comparison, Metric
-from graftwork.server.referee import Referee
+from graftwork.clients.types.experiments import Comparison, Metric
+from graftwork.server.background.experiments import Referee
 from tests.clients.test_records import Desk
 from tests.clients.test_records import desk as one_adapter  # noqa: F401 - a fixture
-from tests.server.stand_ins import adapter_files, form
+from tests.server.fakes import adapter_files, form
 
 MakeClient = Callable[..., Any]
 ARMS = ({"version": 1}, {"version": 2, "weight": 0.5})
@@ -226,7 +226,7 @@ def test_what_cannot_be_meant_is_said_before_anything_is_sent(desk: Desk, wrong:
 def drawn(points: list[tuple[int, Comparison]], goal: str = "up") -> list[str]:
     console = Console(width=120, file=io.StringIO())
     with console.capture() as captured:
-        console.print(pictures.intervals(points, Metric(name="thumb", label="thumb", goal=goal)))
+        console.print(experiment_charts.intervals(points, Metric(name="thumb", label="thumb", goal=goal)))
     return captured.get().splitlines()
 
 
@@ -246,7 +246,7 @@ def test_an_interval_is_drawn_where_it_is() -> None:
 
 def test_of_many_points_some_are_drawn_and_the_last_one_always() -> None:
     *rows, _ = drawn([(number, comparison(0.0, 1 / number)) for number in range(1, 201)])
-    assert len(rows) <= pictures.MAX_ROWS
+    assert len(rows) <= experiment_charts.MAX_ROWS
     assert rows[-1].split()[0] == "200"
 
 

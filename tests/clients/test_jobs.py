@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.jobs import Claim, Jobs, NewEvent
+from graftwork.adapters.learning.job import Claim, NewEvent
+from graftwork.adapters.learning.jobs import Jobs
 from graftwork.clients import errors
 from graftwork.clients.async_client import AsyncClient
-from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.cli.jobs import _where
 from graftwork.clients.client import Client
 from tests.clients.test_records import Desk

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.feedback import Said
-from graftwork.adapters.jobs import Job
+from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.learning.job import Job
 from graftwork.clients import errors
-from graftwork.clients.cli.exits import ExitCode
+from graftwork.clients.cli.exit_codes import ExitCode
 from tests.clients.test_records import Desk, MakeClient
 from tests.clients.test_records import desk as desk  # the fixture
 
-WAIT = "graftwork.clients.cli.learning.time.sleep"
+WAIT = "graftwork.clients.cli.learning_policies.time.sleep"
 
 
 def say(desk: Desk, count: int) -> None:

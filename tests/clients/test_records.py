@@ -18,11 +18,11 @@ from typer.testing import CliRunner, Result
 
 from graftwork.__main__ import app
 from graftwork.clients import errors
-from graftwork.clients.cli.exits import ExitCode
-from graftwork.clients.cli.remote import since_when
+from graftwork.clients.cli.context import since_when
+from graftwork.clients.cli.exit_codes import ExitCode
 from tests.adapters.records import Records
 from tests.clients.test_client import FEEDBACK, Recorder
-from tests.server.stand_ins import World, adapter_files, form, make_world
+from tests.server.fakes import World, adapter_files, form, make_world
 
 MakeClient = Callable[..., Any]
 
@@ -241,7 +241,7 @@ def test_the_command_line_sets_policies(desk: Desk) -> None:
 
 
 def test_since_counts_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graftwork.clients.cli.remote.time.time", lambda: 1_000_000.0)
+    monkeypatch.setattr("graftwork.clients.cli.context.time.time", lambda: 1_000_000.0)
     assert since_when("90m") == 1_000_000 - 5400
     assert since_when("7d") == 1_000_000 - 7 * 86400
     assert since_when("2026-01-01T00:00:00Z") == "2026-01-01T00:00:00Z"

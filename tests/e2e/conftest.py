@@ -11,7 +11,7 @@ import pytest
 from graftwork.adapters.base import BaseInfo
 from tests.conftest import TEST_HOME
 from tests.e2e.peft_folders import NAMES, SmallAdapters, make_full
-from tests.e2e.running import Server
+from tests.e2e.server_process import Server
 
 MakeServer = Callable[..., Server]
 

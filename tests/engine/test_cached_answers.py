@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graftwork.server.engine.prefix_cache import BLOCK
+from graftwork.server.engine.kv.prefix_cache import BLOCK
 from graftwork.server.engine.request import FinishReason
 from tests.engine import zoo
 

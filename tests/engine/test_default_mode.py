@@ -17,13 +17,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.prompts import Prompts
-from graftwork.server.engine import numerics
-from graftwork.server.engine.grafting import try_out
-from graftwork.server.engine.native import library
-from graftwork.server.engine.weights import Int8Weights
+from graftwork.adapters.prompts.prompts import Prompts
+from graftwork.server.engine import backend_selector
+from graftwork.server.engine.backends.cpu import library
+from graftwork.server.engine.model.trace import try_out
+from graftwork.server.engine.model.weights import Int8Weights
 from tests.engine import zoo
-from tests.engine.native_oracle import rounded
+from tests.engine.cpu_oracle import rounded
 
 #: Mean and worst difference in log-probability. One digit an activation, as the native kernels have it, lets a float32
 #: bit that differs from PEFT's tip an 8-bit rounding over; two digits, as torch's have it, do not. What the native ones
@@ -37,7 +37,7 @@ TEXTS = [
     "Write a short poem about a lighthouse.",
 ]
 
-pytestmark = pytest.mark.skipif(not numerics.has_int8_dot_products(), reason="this CPU serves float by default")
+pytestmark = pytest.mark.skipif(not backend_selector.has_int8_dot_products(), reason="this CPU serves float by default")
 
 
 class Int8Linear(nn.Linear):

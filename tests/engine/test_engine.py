@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graftwork.server.engine.grafting import Grafts
+from graftwork.server.engine.model.layers import Grafts
+from graftwork.server.engine.model.weights import NF4Weights
 from graftwork.server.engine.request import FinishReason
-from graftwork.server.engine.weights import NF4Weights
 from tests.engine import zoo
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftwork.server.engine.scheduler import Sequence
-from tests.engine.driver import Driver, ask, make
+from graftwork.server.engine.sequence import Sequence
+from tests.engine.scheduler_driver import Driver, ask, make
 
 
 def test_a_prompt_is_computed_in_chunks_and_then_decoded() -> None:

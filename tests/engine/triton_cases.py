@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graftwork.server.engine.cuda import attention_kernels, lora_kernels, slot_attention, staging, tiles
-from graftwork.server.engine.cuda.lora import DeviceTiles, SegmentedPlan, SegmentedTable, plan_for
-from graftwork.server.engine.cuda.trial import obstacle
-from graftwork.server.engine.host_adapter import RANK_PAGE, LinearGraft
-from graftwork.server.engine.kv_cache import CacheShape, KVCache
-from graftwork.server.engine.lora_bank import LoraPlan, LoraTable, Run
+from graftwork.server.engine.backends.cuda import attention_kernels, lora_kernels, slot_attention, staging, tiles
+from graftwork.server.engine.backends.cuda.lora import DeviceTiles, SegmentedPlan, SegmentedTable, plan_for
+from graftwork.server.engine.backends.cuda.self_test import obstacle
+from graftwork.server.engine.kv.cache import CacheShape, KVCache
+from graftwork.server.engine.lora.bank import LoraTable
+from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
+from graftwork.server.engine.lora.plan import LoraPlan, Run
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

@@ -24,11 +24,12 @@ from transformers import (
 )
 
 from graftwork.adapters.base import BaseInfo, prepare
-from graftwork.adapters.peft_format import Limits as AdapterLimits
-from graftwork.adapters.peft_format import read_spec
-from graftwork.server.engine import host_adapter
+from graftwork.adapters.peft_format.folder import read_spec
+from graftwork.adapters.peft_format.limits import Limits as AdapterLimits
+from graftwork.server.engine.config import EngineConfig
 from graftwork.server.engine.engine import Engine
-from graftwork.server.engine.loading import EngineConfig, build
+from graftwork.server.engine.loading import build
+from graftwork.server.engine.lora import host_adapter
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
 from tests.conftest import TEST_HOME
 

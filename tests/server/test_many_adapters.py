@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from graftwork.adapters.errors import NotFound
-from tests.server.stand_ins import World, adapter_files, form, make_world
+from tests.server.fakes import World, adapter_files, form, make_world
 
 COUNT = 2000
 NAMES = [f"a{index:04}" for index in range(COUNT)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from graftwork.adapters.base import BaseInfo, prepare
-from graftwork.adapters.prompts import Prompts
+from graftwork.adapters.prompts.prompts import Prompts
 from tests.conftest import TOKENIZER_FILES
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

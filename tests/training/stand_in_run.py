@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from graftwork.training.jobspec import ADAPTER, CHECKPOINTS, PROGRESS, RESULT, JobSpec
+from graftwork.training.run.folder import ADAPTER, CHECKPOINTS, PROGRESS, RESULT
+from graftwork.training.worker.job.spec import JobSpec
 
 STEP_SECONDS = 0.02
 CHECKPOINT_EVERY = 5

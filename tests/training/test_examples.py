@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from graftwork.adapters.base import BaseInfo, load_model
-from graftwork.adapters.prompts import Prompts
+from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
+from graftwork.training.data.read.source import file_source
 from graftwork.training.data.row import Row
-from graftwork.training.data.source import file_source
-from graftwork.training.run import carry_out, plan
-
-from .conftest import EXAMPLES
+from graftwork.training.run.execution import carry_out
+from graftwork.training.run.plan import plan
+from tests.training.conftest import EXAMPLES
 
 
 def rows(name: str) -> tuple[Row, ...]:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.training.worker import WorkerConfig, serve
+from graftwork.training.worker.__main__ import serve
+from graftwork.training.worker.worker import WorkerConfig
 
 RUN = (sys.executable, str(Path(__file__).with_name("stand_in_run.py")))
 

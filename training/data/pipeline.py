@@ -9,7 +9,6 @@ Knows nothing of what is learned from the rows, and nothing of names and version
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tempfile
 from array import array
@@ -21,39 +20,35 @@ from pathlib import Path
 from typing import Final
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.prompts import Prompts
-from graftwork.training.data.duplicates import CommonShingles, Signatures, shingles
+from graftwork.adapters.prompts.prompts import Prompts
+from graftwork.training.data.bad_rows import _first, nothing_usable
+from graftwork.training.data.clean.duplicates import CommonShingles, Signatures, shingles
+from graftwork.training.data.clean.private import SECRET, Action, Finder, Finding, mask
+from graftwork.training.data.clean.repair import repair
 from graftwork.training.data.policy import FEW_BAD_ROWS, Policy
-from graftwork.training.data.private import SECRET, Action, Finder, Finding, mask
-from graftwork.training.data.repair import repair
-from graftwork.training.data.report import (
+from graftwork.training.data.read.source import Source
+from graftwork.training.data.report.counts import _Counts
+from graftwork.training.data.report.excerpts import _Texts
+from graftwork.training.data.report.numbers import (
     MAX_LABEL_CHARS,
-    Conflict,
     Fate,
-    Labels,
-    Lengths,
     PrivateCounts,
     Report,
     SourceReport,
-    Spread,
-    Twins,
-    Verdict,
     notes,
 )
 from graftwork.training.data.row import (
     OPERATORS,
-    PLACES_SHOWN,
     SIDES,
     BadRow,
-    Kind,
     Row,
     Side,
     is_system,
     plain_words,
     set_digest,
 )
-from graftwork.training.data.source import Source
 from graftwork.training.data.splits import Place, assign
+from graftwork.training.data.spool import _Spool
 
 Progress = Callable[[str, int], None]
 """Told now and then what is being done, and how many rows are through."""
@@ -64,8 +59,11 @@ HOPELESS_AFTER: Final = 200
 _NUMBERS: Final = re.compile(r"\d+")
 
 BAD_ROWS_SHOWN: Final = 100
+
+
 EXAMPLES_SHOWN: Final = 20
-EXCERPT_CHARS: Final = 200
+
+
 PROGRESS_EVERY: Final = 1_000
 
 
@@ -131,30 +129,6 @@ def prepare(
         making.compare()
         making.take_sides()
         yield making.tell()
-
-
-@dataclass(kw_only=True)
-class _Spool:
-    """Rows on disk, written once and read in order as often as needed."""
-
-    path: Path
-    num: int = 0
-
-    @contextmanager
-    def writing(self) -> Iterator[Callable[[Row], None]]:
-        with self.path.open("w", encoding="utf-8") as file:
-
-            def write(row: Row) -> None:
-                file.write(json.dumps(row.to_json(), ensure_ascii=False))
-                file.write("\n")
-                self.num += 1
-
-            yield write
-
-    def __iter__(self) -> Iterator[Row]:
-        with self.path.open(encoding="utf-8") as file:
-            for line in file:
-                yield Row.from_json(json.loads(line))
 
 
 @dataclass(kw_only=True)
@@ -427,118 +401,6 @@ class _Making:
         yield from self.near_conflicts[: 5 * EXAMPLES_SHOWN]
 
 
-@dataclass(kw_only=True)
-class _Counts:
-    """What is counted of the rows that are kept."""
-
-    prompts: Prompts | None
-    max_length: int | None
-    kinds: Counter[Kind] = field(default_factory=Counter)
-    num_corrections: int = 0
-    groups: set[str] = field(default_factory=set)
-    digests: dict[Side, list[bytes]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    labels: Labels = field(default_factory=Labels)
-    questions: array[int] = field(default_factory=lambda: array("L"))
-    answers: array[int] = field(default_factory=lambda: array("L"))
-    whole: array[int] = field(default_factory=lambda: array("L"))
-    num_refused: int = 0
-    refusal: str = ""
-
-    @property
-    def num(self) -> int:
-        return sum(map(len, self.digests.values()))
-
-    def add(self, row: Row, side: Side) -> None:
-        self.kinds[row.kind] += 1
-        self.num_corrections += row.corrected
-        if row.group is not None:
-            self.groups.add(row.group)
-        self.digests[side].append(row.digest())
-        if row.kind == "example" or row.corrected or (row.kind == "judged" and row.label):
-            self.labels.add(row.answer, side)
-        try:
-            question, whole = self._length(row)
-        except InvalidRequest as refusal:
-            self.num_refused += 1
-            self.refusal = self.refusal or f"{row.place}: {refusal.message}"
-            return
-        self.questions.append(question)
-        self.answers.append(max(whole - question, 0))
-        self.whole.append(whole)
-
-    def lengths(self) -> Lengths:
-        limit = self.max_length if self.prompts is not None else None
-        return Lengths(
-            unit="characters" if self.prompts is None else "tokens",
-            question=Spread.of(self.questions),
-            answer=Spread.of(self.answers),
-            row=Spread.of(self.whole),
-            limit=limit,
-            over=0 if limit is None else sum(length > limit for length in self.whole),
-            refused=self.num_refused,
-            refusal=self.refusal,
-        )
-
-    def _length(self, row: Row) -> tuple[int, int]:
-        """Of the question and of the row. Raises InvalidRequest when the base does not take it."""
-        if self.prompts is None:
-            texts = [turn["content"] for turn in row.messages] or [row.prompt, row.completion]
-            return sum(map(len, texts[:-1])), sum(map(len, texts))
-        if row.messages:
-            question = len(self.prompts.chat(row.messages[:-1]))
-            return question, len(self.prompts.chat(row.messages, add_generation_prompt=False))
-        question = len(self.prompts.encode(row.prompt)) if row.prompt else 0
-        return question, len(self.prompts.encode(row.prompt + row.completion))
-
-
-class _Texts:
-    """Excerpts of the few rows that are shown."""
-
-    def __init__(self, wanted: set[int]) -> None:
-        self._wanted = wanted
-        self._seen: dict[int, tuple[str, str, str]] = {}
-
-    def see(self, number: int, row: Row) -> None:
-        if number in self._wanted:
-            said = row.verdict() if row.kind == "judged" else row.answer
-            self._seen[number] = (_excerpt(row.question), _excerpt(said), row.place)
-
-    def knows(self, *numbers: int) -> bool:
-        return self._seen.keys() >= {*numbers}
-
-    def twins(self, one: int, other: int) -> Twins:
-        (question, answer, place), (other_question, other_answer, other_place) = self._seen[one], self._seen[other]
-        return Twins(
-            text=f"{question} → {answer}",
-            place=place,
-            other_text=f"{other_question} → {other_answer}",
-            other_place=other_place,
-        )
-
-    def conflict(self, numbers: Sequence[int]) -> Conflict:
-        places: defaultdict[str, list[str]] = defaultdict(list)
-        for number in numbers:
-            _, answer, place = self._seen[number]
-            places[answer].append(place)
-        verdicts = tuple(
-            Verdict(text=answer, rows=len(where), places=tuple(where[:PLACES_SHOWN]))
-            for answer, where in places.items()
-        )
-        return Conflict(question=self._seen[numbers[0]][0], verdicts=verdicts)
-
-
-def nothing_usable(name: str, bad: Sequence[BadRow]) -> InvalidRequest:
-    """The refusal of a source that leaves nothing to train on: its first problems are in the message."""
-    if not bad:
-        return InvalidRequest(f"{name} holds no rows.", param="data", code="no_usable_rows")
-    return InvalidRequest(f"{name} holds no usable row ({_first(bad)}).", param="data", code="no_usable_rows")
-
-
-def _first(bad: Sequence[BadRow]) -> str:
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return "; ".join(str(row) for row in bad[:3]) + more
-
-
 def _frame(row: Row) -> str:
     """What must be equal in rows that are the same: everything but the wording. A number is no wording: in an order, an
     amount or a date it is all the difference."""
@@ -549,7 +411,3 @@ def _frame(row: Row) -> str:
 
 def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-def _excerpt(text: str) -> str:
-    return text if len(text) <= EXCERPT_CHARS else f"{text[:EXCERPT_CHARS]}…"

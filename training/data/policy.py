@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.training.data.private import Action
+from graftwork.training.data.clean.private import Action
 from graftwork.training.data.splits import Shares
 
 Conflicts = Literal["keep", "majority", "drop"]

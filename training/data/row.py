@@ -1,7 +1,7 @@
 """One row of a data set: a conversation or a text that ends with an answer, and what was said of that answer.
 
 Nothing was said: it is an example to learn. Or it has a ``rejected`` rival, a ``label``, a ``score``. Which method can
-learn from which is ``graftwork.training.routing``'s; this file knows no method, no file format and no tokens.
+learn from which is ``graftwork.training.methods.rows``'s; this file knows no method, no file format and no tokens.
 """
 
 from __future__ import annotations

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters import names
-from graftwork.adapters.durable import sync_folder
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound
+from graftwork.adapters.storage.durable import sync_folder
 from graftwork.training.data.pipeline import Prepared
-from graftwork.training.data.report import Report, report_from_json
+from graftwork.training.data.report.numbers import Report, report_from_json
 from graftwork.training.data.row import SIDES, Row, Side
 
 FORMAT: Final = 1

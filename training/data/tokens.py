@@ -1,6 +1,6 @@
 """Rows → token ids, for each way of learning from them.
 
-Token ids come from ``graftwork.adapters.prompts``, as in serving: what stands before an answer in training is, id by
+Token ids come from ``graftwork.adapters.prompts.prompts``, as in serving: what stands before an answer in training is, id by
 id, what the server will put before it. Loss falls on answers alone, their end-of-turn token included.
 
 Knows nothing of where rows come from, and nothing of torch; the fields are called as TRL's columns are.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.prompts import Prompts
+from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.data.row import BadRow, Row, Unusable
 
 IGNORED: Final = -100

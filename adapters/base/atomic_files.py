@@ -1,0 +1,57 @@
+"""Folders and files that are made once, whoever wants them: whole under their final name, or not there.
+
+Safe against crashes and against other processes that make the same. Knows nothing of what is made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graftwork.adapters.base.progress import Progress
+from graftwork.adapters.storage.durable import sync_folder, sync_tree
+
+
+@contextmanager
+def lock(path: Path, progress: Progress) -> Iterator[None]:
+    """One process at a time, across processes; the kernel lets go when a process dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("Waiting for another process that is preparing the same base", None)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def partial_of(folder: Path) -> Iterator[Path | None]:
+    """A fresh place to make ``folder`` in, under its lock; None if another process has made it meanwhile."""
+    if folder.is_dir():
+        yield None
+        return
+    for left_by_a_crash in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(left_by_a_crash)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish(made: Path, folder: Path) -> None:
+    """Give a finished folder its final name: all of it is on disk before the name is."""
+    sync_tree(made)
+    made.rename(folder)
+    sync_folder(folder.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

@@ -1,0 +1,1 @@
+"""A/B tests: plan, assignment, exposures, metrics, analysis and decision."""

@@ -1,0 +1,415 @@
+"""The statistics of one experiment, updated with each request and each closed unit; gives a `Reading` at any time. Pure: the same units give the same reading.
+
+Units are counted once each, by the probability with which their arm was drawn. Requests, whose users come again, count only for guardrails that a single answer settles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from graftwork.adapters.experiments.experiment import Experiment
+from graftwork.adapters.experiments.exposures import ClosedUnit, Exposure
+from graftwork.adapters.experiments.metrics import STANDARD, Metric, of_request
+from graftwork.adapters.experiments.plan import Arm, Guardrail
+from graftwork.adapters.experiments.readings import (
+    ArmReading,
+    Comparison,
+    GuardrailReading,
+    Reading,
+    SampleRatioReading,
+    ShadowReading,
+)
+from graftwork.adapters.experiments.statistics import (
+    AsymptoticSequence,
+    Centre,
+    ContrastTest,
+    Difference,
+    MeanSequence,
+    SampleRatioTest,
+    UpperBoundTest,
+    pseudo_outcome,
+)
+
+SAMPLE_RATIO_ALPHA: Final = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A shadow arm's answer beside the user's: how alike, 0 to 1, and the logarithms of the ratios of their characters
+    and seconds."""
+
+    agreement: float
+    identical: bool
+    log_length: float
+    log_latency: float
+
+
+class Judge:
+    """All statistics of one experiment, carried on from unit to unit."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        plan = experiment.plan
+        self._plan = plan
+        self._arms = (plan.control, *plan.treatments)
+        self._weights: dict[int, dict[str, float]] = {}
+        self.follow(experiment)
+        self._num_requests: Counter[str] = Counter()
+        self._num_units: Counter[str] = Counter()
+        self._in_epoch: Counter[tuple[int, str]] = Counter()
+        self._learned = 0
+        self._means = {arm.name: _Means() for arm in self._arms}
+        self._tallies = {arm.name: _Tally(plan.metric, plan.alpha) for arm in self._arms}
+        # Each of several treatments has its part of alpha: that any of them is taken for better is as rare as it says.
+        share = plan.alpha / max(len(plan.treatments), 1)
+        self._contrasts = {
+            arm.name: _Contrast(plan.metric, share, (plan.rule.promote_above, plan.rule.stop_below))
+            for arm in plan.treatments
+        }
+        self._guardrails = [
+            _WatchedRequests(rail, arm, plan.control) if rail.metric.immediate else _WatchedUnits(rail, arm)
+            for arm in plan.treatments
+            for rail in plan.guardrails
+        ]
+        self._ratios: dict[int, SampleRatioTest] = {}
+        self._rated_ratios: dict[int, SampleRatioTest] = {}
+        self._mismatch = False
+        self._shadows = {arm.name: _Shadow(arm) for arm in plan.shadows}
+
+    def follow(self, experiment: Experiment) -> None:
+        """Take note of later epochs."""
+        for epoch in experiment.epochs:
+            self._weights[epoch.number] = epoch.split.weights
+
+    def request(self, exposure: Exposure) -> None:
+        """A request, in the order in which they were logged."""
+        self._num_requests[exposure.arm] += 1
+        for rail in self._guardrails:
+            if isinstance(rail, _WatchedRequests):
+                rail.add(exposure)
+
+    def shadowed(self, arm: str, *, sampled: int = 0, answered: int = 0, errors: int = 0) -> None:
+        """Copies that a shadow arm should have had, and what became of those it had."""
+        shadow = self._shadows[arm]
+        shadow.sampled += sampled
+        shadow.answered += answered
+        shadow.errors += errors
+
+    def pair(self, arm: str, pair: Pair) -> None:
+        """A shadow arm's answer beside the user's."""
+        self._shadows[arm].pairs.add(pair)
+
+    def preference(self, better: str, worse: str) -> None:
+        """Somebody preferred an answer of the one arm to one of the other; it counts where one of them is a shadow."""
+        if better in self._shadows:
+            self._shadows[better].preferred += 1
+        if worse in self._shadows:
+            self._shadows[worse].rejected += 1
+
+    def unit(self, unit: ClosedUnit) -> None:
+        """A closed unit, in the order in which they count."""
+        plan, arm, weights = self._plan, unit.arm, self._weights[unit.epoch]
+        self._num_units[arm] += 1
+        self._in_epoch[unit.epoch, arm] += 1
+        self._count(self._ratios, unit)
+        if unit.learned:
+            self._learned += 1
+            return
+        self._means[arm].add(unit.outcome)
+        for rail in self._guardrails:
+            if isinstance(rail, _WatchedUnits):
+                value = unit.outcome.get(rail.metric.label)
+                probability = _probability(weights, rail.arm, plan.control.name)
+                if value is not None:
+                    rail.add(arm, value, probability)
+        value = unit.outcome.get(plan.metric.label)
+        if value is not None and plan.metric.rated:
+            self._count(self._rated_ratios, unit)
+        if value is None and plan.unrated == "neutral" and plan.metric.bounds is not None:
+            value = sum(plan.metric.bounds) / 2
+        if value is None:
+            return
+        self._tallies[arm].add(value)
+        for name, contrast in self._contrasts.items():
+            probability = _probability(weights, name, plan.control.name)
+            if arm in (name, plan.control.name) and probability is not None:
+                contrast.add(value, treated=arm == name, probability=probability)
+
+    def units_in_epoch(self, epoch: int, arm: str) -> int:
+        """Closed units that an epoch gave to an arm."""
+        return self._in_epoch[epoch, arm]
+
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """By arm: how much went well and how much ill, in units; for Thompson sampling."""
+        return {name: tally.good_and_bad() for name, tally in self._tallies.items()}
+
+    @property
+    def num_units(self) -> int:
+        return sum(self._num_units.values())
+
+    def reading(self, weights: dict[str, float]) -> Reading:
+        """How it stands; ``weights`` are the present ones."""
+        return Reading(
+            units=self.num_units,
+            learned=self._learned,
+            arms=tuple(
+                ArmReading(
+                    arm=arm.name,
+                    weight=weights.get(arm.name, 0.0),
+                    requests=self._num_requests[arm.name],
+                    units=self._num_units[arm.name],
+                    means=self._means[arm.name].means(),
+                    **self._tallies[arm.name].reading(),
+                )
+                for arm in self._arms
+            ),
+            comparisons=tuple(contrast.reading(name) for name, contrast in self._contrasts.items()),
+            guardrails=tuple(rail.reading() for rail in self._guardrails),
+            sample_ratio=self._ratio_reading(),
+            shadows=tuple(shadow.reading() for shadow in self._shadows.values()),
+        )
+
+    def _count(self, ratios: dict[int, SampleRatioTest], unit: ClosedUnit) -> None:
+        weights = self._weights[unit.epoch]
+        # A test an epoch; their evidences multiply, whatever order the last units of one and the first of the next
+        # come in.
+        if unit.epoch not in ratios:
+            shares = [weights.get(arm.name, 0.0) for arm in self._arms]
+            ratios[unit.epoch] = SampleRatioTest(shares, alpha=SAMPLE_RATIO_ALPHA)
+        ratios[unit.epoch].add([arm.name for arm in self._arms].index(unit.arm))
+        self._mismatch = self._mismatch or _log_e(ratios.values()) >= -math.log(SAMPLE_RATIO_ALPHA)
+
+    def _ratio_reading(self) -> SampleRatioReading:
+        return SampleRatioReading(
+            evidence=_evidence(_log_e(self._ratios.values())),
+            evidence_rated=_evidence(_log_e(self._rated_ratios.values())) if self._plan.metric.rated else None,
+            threshold=1 / SAMPLE_RATIO_ALPHA,
+            mismatch=self._mismatch,
+        )
+
+
+def _probability(weights: dict[str, float], treatment: str, control: str) -> float | None:
+    """That a unit of either arm was drawn for the treatment; None where that was no matter of chance."""
+    treated, untreated = weights.get(treatment, 0.0), weights.get(control, 0.0)
+    return treated / (treated + untreated) if treated > 0 and untreated > 0 else None
+
+
+def _log_e(ratios: Iterable[SampleRatioTest]) -> float:
+    return sum(float(ratio.log_e) for ratio in ratios)
+
+
+def _evidence(log_e: float) -> float:
+    """For people and JSON, which has no infinity."""
+    return float(f"{math.exp(min(log_e, 700)):.4g}")
+
+
+class _Means:
+    """The mean of every metric over an arm's units."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {metric.label: (0.0, 0) for metric in STANDARD}
+
+    def add(self, outcome: Mapping[str, float | None]) -> None:
+        for label, value in outcome.items():
+            total, num = self._sums.get(label, (0.0, 0))
+            if value is not None:
+                total, num = total + value, num + 1
+            self._sums[label] = total, num
+
+    def means(self) -> dict[str, float | None]:
+        means = {label: total / num if num else None for label, (total, num) in self._sums.items()}
+        return {label: _shown(label, mean) for label, mean in means.items()}
+
+
+def _shown(label: str, mean: float | None) -> float | None:
+    """Latencies are averaged as logarithms, and shown in seconds."""
+    return math.exp(mean) if mean is not None and label == "latency" else mean
+
+
+class _Tally:
+    """The primary metric of one arm."""
+
+    def __init__(self, metric: Metric, alpha: float) -> None:
+        self._metric = metric
+        self._sequence = MeanSequence(0.0, 1.0, alpha=alpha, num_points=499) if metric.bounds else None
+        self._num, self._sum = 0, 0.0
+
+    def add(self, value: float) -> None:
+        self._num += 1
+        self._sum += value
+        if self._sequence is not None:
+            self._sequence.add(self._metric.scaled(value), least=0.0, most=1.0)
+
+    def good_and_bad(self) -> tuple[float, float]:
+        if self._sequence is None:
+            return 0.0, 0.0
+        high = self._sequence.mean * self._num
+        return (high, self._num - high) if self._metric.goal == "up" else (self._num - high, high)
+
+    def reading(self) -> Any:
+        mean = _shown(self._metric.label, self._sum / self._num) if self._num else None
+        lower = upper = None
+        if self._sequence is not None and self._metric.bounds is not None and self._num:
+            low, high = self._metric.bounds
+            lower, upper = (low + (high - low) * end for end in (self._sequence.lower, self._sequence.upper))
+        return {"judged": self._num, "mean": mean, "lower": lower, "upper": upper}
+
+
+class _Contrast:
+    """The primary metric of one treatment beside the control's."""
+
+    def __init__(self, metric: Metric, alpha: float, margins: tuple[float | None, ...]) -> None:
+        self._metric = metric
+        self._sequence: Difference | AsymptoticSequence
+        if metric.bounds is None:
+            self._sequence = AsymptoticSequence(alpha=alpha)
+        else:
+            reach = metric.bounds[1] - metric.bounds[0]
+            also = [sign * margin / reach for margin in margins if margin is not None for sign in (1, -1)]
+            self._sequence = Difference(alpha=alpha, also=also)
+
+    def add(self, value: float, *, treated: bool, probability: float) -> None:
+        scaled = value if self._metric.bounds is None else self._metric.scaled(value)
+        self._sequence.add(scaled, treated=treated, probability=probability)
+
+    def reading(self, arm: str) -> Comparison:
+        found = self._sequence
+        if not found.num or not math.isfinite(found.lower):
+            return Comparison(arm=arm, units=found.num, **dict.fromkeys(_DIFFERENCE))
+        middle, lower, upper = (self._in_units(value) for value in (found.mean, found.lower, found.upper))
+        better = (lower, upper) if self._metric.goal == "up" else (-upper, -lower)
+        return Comparison(
+            arm=arm,
+            units=found.num,
+            difference=middle,
+            lower=lower,
+            upper=upper,
+            improvement_lower=better[0],
+            improvement_upper=better[1],
+        )
+
+    def _in_units(self, difference: float) -> float:
+        if self._metric.bounds is not None:
+            return round(difference * (self._metric.bounds[1] - self._metric.bounds[0]), 9)
+        return math.expm1(difference) if self._metric.name == "latency" else difference
+
+
+_DIFFERENCE = ("difference", "lower", "upper", "improvement_lower", "improvement_upper")
+
+
+class _WatchedUnits:
+    """A guardrail of one treatment on what only a unit's end shows."""
+
+    def __init__(self, rail: Guardrail, arm: Arm) -> None:
+        self.rail, self.metric, self.arm = rail, rail.metric, arm.name
+        self._centre = Centre()
+        self._test = UpperBoundTest(_bound(rail), alpha=rail.alpha)
+
+    def add(self, arm: str, value: float, probability: float | None) -> None:
+        bad = _badness(self.metric, value)
+        if self.rail.limit is not None:
+            if arm == self.arm:
+                self._test.add(bad, least=0.0)
+        elif probability is not None:
+            pseudo, least, _ = pseudo_outcome(bad, arm == self.arm, probability, self._centre.value())
+            self._test.add(float(pseudo), least=float(least))
+            self._centre.add(bad)
+
+    def reading(self) -> GuardrailReading:
+        return _rail_reading(self.rail, self.arm, self._test)
+
+
+class _WatchedRequests:
+    """A guardrail of one treatment on what every answer shows at once."""
+
+    def __init__(self, rail: Guardrail, arm: Arm, control: Arm) -> None:
+        self.rail, self.metric, self.arm, self._control = rail, rail.metric, arm.name, control.name
+        self._test: ContrastTest | UpperBoundTest
+        if rail.limit is None:
+            self._test = ContrastTest(_bound(rail), alpha=rail.alpha)
+        else:
+            self._test = UpperBoundTest(_bound(rail), alpha=rail.alpha)
+
+    def add(self, exposure: Exposure) -> None:
+        if exposure.arm not in (self.arm, self._control):
+            return
+        value = of_request(self.metric, exposure)
+        if value is None:
+            return
+        bad = _badness(self.metric, value)
+        if isinstance(self._test, ContrastTest):
+            self._test.add(bad, treated=exposure.arm == self.arm)
+        elif exposure.arm == self.arm:
+            self._test.add(bad, least=0.0)
+
+    def reading(self) -> GuardrailReading:
+        return _rail_reading(self.rail, self.arm, self._test)
+
+
+def _badness(metric: Metric, value: float) -> float:
+    """0 is best, 1 is worst."""
+    scaled = metric.scaled(value)
+    return scaled if metric.goal == "down" else 1 - scaled
+
+
+def _bound(rail: Guardrail) -> float:
+    low, high = rail.metric.bounds or (0.0, 1.0)
+    return _badness(rail.metric, rail.limit) if rail.limit is not None else (rail.margin or 0.0) / (high - low)
+
+
+def _rail_reading(rail: Guardrail, arm: str, test: UpperBoundTest | ContrastTest) -> GuardrailReading:
+    return GuardrailReading(
+        arm=arm,
+        metric=rail.metric.label,
+        limit=rail.limit,
+        margin=rail.margin,
+        observations=test.num,
+        evidence=_evidence(test.log_e),
+        threshold=float(f"{1 / rail.alpha:.6g}"),
+        breached=test.breached,
+    )
+
+
+class _Shadow:
+    """A shadow arm's copies and pairs."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm.name
+        self.sampled = self.answered = self.errors = self.preferred = self.rejected = 0
+        self.pairs = _Pairs()
+
+    def reading(self) -> ShadowReading:
+        agreement, identical, length, latency = self.pairs.means()
+        return ShadowReading(
+            arm=self._arm,
+            sampled=self.sampled,
+            answered=self.answered,
+            errors=self.errors,
+            pairs=self.pairs.num,
+            identical=identical,
+            agreement=agreement,
+            length_ratio=None if length is None else math.exp(length),
+            latency_ratio=None if latency is None else math.exp(latency),
+            preferred=self.preferred,
+            rejected=self.rejected,
+        )
+
+
+class _Pairs:
+    """Sums over pairs."""
+
+    def __init__(self) -> None:
+        self.num = 0
+        self._sums = (0.0, 0.0, 0.0, 0.0)
+
+    def add(self, pair: Pair) -> None:
+        self.num += 1
+        values = (pair.agreement, float(pair.identical), pair.log_length, pair.log_latency)
+        agreement, identical, length, latency = (total + value for total, value in zip(self._sums, values, strict=True))
+        self._sums = (agreement, identical, length, latency)
+
+    def means(self) -> list[float | None]:
+        return [total / self.num if self.num else None for total in self._sums]

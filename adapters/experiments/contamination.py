@@ -1,0 +1,85 @@
+"""Which users and prompts versions have learned from: what they say of these proves nothing.
+
+A version learned from what its own data set was made of, and from what its parents' were. Users are known by the keyed
+hash that is in every id of theirs, prompts by what they say, to the letter.
+
+Knows nothing of experiments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftwork.adapters.errors import NotFound
+from graftwork.adapters.feedback.feedback import FeedbackLog
+from graftwork.adapters.feedback.interactions import Interactions
+from graftwork.adapters.feedback.lineage import Lineage, continues, hash_of
+from graftwork.adapters.names import split
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage.database import Database
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What some versions learned from: users or sessions (units) and prompts (by `prompt_hash`)."""
+
+    units: frozenset[str] = frozenset()
+    prompts: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.units or self.prompts)
+
+
+def learned_from(
+    registry: Registry,
+    versions: Iterable[str],
+    *,
+    database: Database,
+    interactions: Interactions,
+    feedback: FeedbackLog,
+) -> Learned:
+    """What these versions, by id, and whatever they continue learned from. Reads the whole log if there is anything:
+    not for the way of a request."""
+    hashes = Lineage(database).hashes(_data_digests(registry, versions))
+    if not hashes:
+        return Learned()
+    units: set[str | None] = set()
+    prompts: set[str] = set()
+    for interaction in interactions.each():
+        if hash_of(interaction.id) in hashes:
+            units.add(interaction.unit)
+            prompts.add(prompt_hash(interaction.prompt))
+    # What was erased or never logged is still named by what was said of it.
+    units.update(said.unit for said in feedback.each() if hash_of(said.interaction_id) in hashes)
+    return Learned(frozenset(unit for unit in units if unit is not None), frozenset(prompts))
+
+
+def prompt_hash(prompt: Mapping[str, Any]) -> str:
+    """Of an interaction's ``prompt``."""
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _data_digests(registry: Registry, versions: Iterable[str]) -> set[str]:
+    digests: set[str] = set()
+    seen: set[str] = set()
+    ahead = list(versions)
+    while ahead:
+        id = ahead.pop()
+        if id in seen:
+            continue
+        seen.add(id)
+        name, number = split(id)
+        try:
+            version = registry.version(name, int(number))
+        except (NotFound, ValueError):
+            continue  # a pushed folder's metadata may say anything
+        if version.data_digest is not None:
+            digests.add(version.data_digest)
+        if (older := continues(version)) is not None:
+            ahead.append(older)
+    return digests

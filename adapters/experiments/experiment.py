@@ -1,0 +1,89 @@
+"""An experiment as a record: its plan, its epochs of traffic splits, its events and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from graftwork.adapters.experiments.assignment import Split, point
+from graftwork.adapters.experiments.plan import Arm, Plan
+
+Action = Literal["start", "weights", "rollback", "advice", "alarm", "stop"]
+
+
+Decision = Literal["promoted", "harm", "guardrail", "undecided", "stopped"]
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """From ``at`` on, until the next one, arms had these arcs. ``number`` counts from 1."""
+
+    number: int
+    at: datetime
+    split: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an experiment ended: what was decided, about which arm, why, by whom, and how it stood."""
+
+    decision: Decision
+    arm: str | None
+    reason: str
+    actor: str
+    reading: Json | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """An experiment and where it stands; it runs until it has an outcome."""
+
+    name: str
+    plan: Plan
+    salt: str
+    started_at: datetime
+    started_by: str
+    epochs: tuple[Epoch, ...]
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.ended_at is None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return self.epochs[-1].split.weights
+
+    def weight(self, arm: str) -> float:
+        return self.weights.get(arm, 0.0)
+
+    def arm_of(self, unit: str) -> str:
+        """The arm that a unit gets now: the same one in every process."""
+        return self.epochs[-1].split.arm_at(point(self.salt, unit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of an experiment's history."""
+
+    id: int
+    at: datetime
+    experiment: str
+    action: Action
+    arm: str | None
+    actor: str
+    reason: str | None
+    details: Json | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """What an experiment says of one request: the arm that answers it and how likely that was."""
+
+    experiment: str
+    arm: Arm
+    probability: float

@@ -1,0 +1,200 @@
+"""Who was exposed to which arm, what came of each unit, and how experiments stood from time to time.
+
+An exposure is written by the database itself, with the interaction it belongs to. A unit is open until its window is
+over; then it is closed: its outcome is settled, gets the next number, and is what every figure is computed from, in
+that order, now and at any later time.
+
+Knows nothing of what outcomes mean (``outcomes``) or prove (``verdicts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Integer,
+    Named,
+    Table,
+    Text,
+    TypedColumns,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from graftwork.adapters.experiments.metrics import Answered
+from graftwork.adapters.storage.database import Database, UtcDateTime, schema
+from graftwork.adapters.storage.leases import Fence
+
+READ_AT_ONCE: Final = 1000
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exposure(Answered):
+    """One logged request that an arm answered. ``seq`` is the order in which they were logged."""
+
+    seq: int
+    unit: str
+    arm: str
+    probability: float
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosedUnit:
+    """What came of a unit: its first arm, the epoch that gave it that, and its outcome by metric.
+
+    ``learned``: an arm's version had learned from this user or prompt; the unit is left out of what is judged.
+    """
+
+    unit: str
+    arm: str
+    epoch: int
+    first_at: datetime
+    learned: bool
+    outcome: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredReading:
+    """How an experiment stood after so many units."""
+
+    id: int
+    at: datetime
+    units: int
+    reading: Json
+
+
+class _ExposureColumns(TypedColumns):
+    seq: Named[int] = Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    experiment: Named[str] = Column(Text)
+    interaction_id: Named[str] = Column(Text)
+    unit: Named[str] = Column(Text)
+    arm: Named[str] = Column(Text)
+    probability: Named[float] = Column(Double)
+    created_at = Column(UtcDateTime, nullable=False)
+    status: Named[str] = Column(Text)
+    total_ms: Named[float] = Column(Double)
+    completion_tokens: Named[int] = Column(Integer)
+
+
+class _UnitColumns(TypedColumns):
+    experiment: Named[str] = Column(Text, primary_key=True)
+    number: Named[int] = Column(Integer, primary_key=True, autoincrement=False)
+    unit: Named[str] = Column(Text)
+    arm: Named[str] = Column(Text)
+    epoch: Named[int] = Column(Integer)
+    first_at = Column(UtcDateTime, nullable=False)
+    closed_at = Column(UtcDateTime, nullable=False)
+    learned: Named[bool] = Column(Boolean)
+    outcome = Column(JSON, nullable=False)
+
+
+class _ReadingColumns(TypedColumns):
+    id: Named[int] = Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    experiment: Named[str] = Column(Text)
+    at = Column(UtcDateTime, nullable=False)
+    units: Named[int] = Column(Integer)
+    reading = Column(JSON, nullable=False)
+
+
+_exposures = Table("exposures", schema, _ExposureColumns)
+
+
+_units = Table("experiment_units", schema, _UnitColumns)
+
+
+_readings = Table("experiment_readings", schema, _ReadingColumns)
+
+_OF_AN_EXPOSURE = [_exposures.c[name] for name in Exposure.__dataclass_fields__]
+
+
+_OF_A_UNIT = [_units.c[name] for name in ClosedUnit.__dataclass_fields__]
+
+
+class Exposures:
+    """The exposures, units and readings of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def since(self, experiment: str, seq: int) -> Iterator[Exposure]:
+        """Those after ``seq``, in the order in which they were logged; none becomes visible before another one."""
+        query = select(*_OF_AN_EXPOSURE).where(_exposures.c.experiment == experiment).order_by(_exposures.c.seq)
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query.where(_exposures.c.seq > seq).limit(READ_AT_ONCE)).all()
+            yield from (Exposure(**row._mapping) for row in rows)
+            if len(rows) < READ_AT_ONCE:
+                return
+            seq = rows[-1].seq
+
+    def closed(self, experiment: str) -> Iterator[ClosedUnit]:
+        """All closed units, in the order in which they count."""
+        query = select(*_OF_A_UNIT, _units.c.number).where(_units.c.experiment == experiment).order_by(_units.c.number)
+        number = 0
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query.where(_units.c.number > number).limit(READ_AT_ONCE)).all()
+            for row in rows:
+                *values, number = row
+                yield ClosedUnit(**dict(zip(ClosedUnit.__dataclass_fields__, values, strict=True)))
+            if len(rows) < READ_AT_ONCE:
+                return
+
+    def close(self, experiment: str, units: Sequence[ClosedUnit], *, fence: Fence | None = None) -> None:
+        """Settle these, in this order; all of them or none."""
+        with self._database.write() as connection:
+            if fence is not None:
+                fence(connection)
+            last = connection.scalar(select(func.max(_units.c.number)).where(_units.c.experiment == experiment)) or 0
+            now = datetime.now(UTC)
+            rows = [
+                {"experiment": experiment, "number": number, "closed_at": now}
+                | {name: getattr(unit, name) for name in ClosedUnit.__dataclass_fields__}
+                for number, unit in enumerate(units, last + 1)
+            ]
+            connection.execute(insert(_units), rows)
+
+    def keep_reading(
+        self, experiment: str, units: int, reading: Json, *, new: bool, fence: Fence | None = None
+    ) -> None:
+        """Store how an experiment stands: as a ``new`` point of the picture, or in place of the last one."""
+        values = {"at": datetime.now(UTC), "units": units, "reading": reading}
+        with self._database.write() as connection:
+            if fence is not None:
+                fence(connection)
+            last = connection.scalar(select(func.max(_readings.c.id)).where(_readings.c.experiment == experiment))
+            if new or last is None:
+                connection.execute(insert(_readings).values(experiment=experiment, **values))
+            else:
+                connection.execute(update(_readings).where(_readings.c.id == last).values(values))
+
+    def last_reading(self, experiment: str) -> StoredReading | None:
+        found = self.readings(experiment, limit=1)
+        return found[-1] if found else None
+
+    def readings(self, experiment: str, *, limit: int = 200) -> list[StoredReading]:
+        """How it stood over time, oldest first: at most ``limit``, spread evenly, the last one among them."""
+        columns = [_readings.c[name] for name in StoredReading.__dataclass_fields__]
+        mine = _readings.c.experiment == experiment
+        with self._database.read() as connection:
+            ids = connection.scalars(select(_readings.c.id).where(mine).order_by(_readings.c.id.desc())).all()
+            step = -(-len(ids) // limit) or 1
+            query = select(*columns).where(_readings.c.id.in_(ids[::step])).order_by(_readings.c.id)
+            return [StoredReading(**row._mapping) for row in connection.execute(query)]
+
+
+SHADOW_OF = "shadow_of"
+"""In the metadata of a shadow arm's interaction: the id of the answer that the user got."""

@@ -1,0 +1,202 @@
+"""What is measured of a unit: metrics, and how requests and what was said of their answers become numbers.
+
+A unit (a user, a session, or a single request) counts once, with what came of its requests within its window. Its
+outcome has a number for every metric, or none where there is nothing to measure: a thumb that nobody gave.
+
+Knows nothing of experiments, arms or databases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Final, Literal
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.feedback.feedback import Feedback
+
+Goal = Literal["up", "down"]
+
+GOALS: Final[dict[str, Goal]] = {
+    "thumb": "up",
+    "score": "up",
+    "correction_rate": "down",
+    "feedback_rate": "up",
+    "error_rate": "down",
+    "latency": "down",
+    "tokens": "down",
+}
+"""The metrics that have names of their own, and whether more is better."""
+
+FROM_METADATA: Final = "metadata."
+"""What comes after it is a key of feedback's metadata, whose values are the metric."""
+
+RATED: Final = frozenset({"thumb", "score"})
+"""Metrics, beside those from metadata, that a unit has only if somebody said something."""
+
+_UNBOUNDED: Final = frozenset({"latency", "tokens"})
+_TRUTH: Final = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is measured.
+
+    Attributes:
+        name: one of `GOALS`, or ``metadata.KEY``.
+        over: makes of ``latency`` or ``tokens`` the share of answers above this many seconds or tokens.
+        range: between which numbers the values of a metadata key lie; outside they are cut off.
+        goal: whether more or less is better.
+    """
+
+    name: str
+    over: float | None = None
+    range: tuple[float, float] | None = None
+    goal: Goal = "up"
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        *,
+        over: float | None = None,
+        range: tuple[float, float] | None = None,
+        goal: Goal | None = None,
+        param: str = "metric",
+    ) -> Metric:
+        """The metric, checked. InvalidRequest, naming ``param``, for one that cannot be."""
+        key = name.removeprefix(FROM_METADATA) if name.startswith(FROM_METADATA) else None
+        if name not in GOALS and not key:
+            known = ", ".join(GOALS)
+            raise InvalidRequest(f"{name!r} is no metric: use {known}, or metadata.KEY", param=param)
+        if over is not None and (name not in _UNBOUNDED or over <= 0):
+            raise InvalidRequest("over is a number of seconds or tokens, for latency and tokens alone", param=param)
+        if range is not None and (key is None or not range[0] < range[1]):
+            raise InvalidRequest("range is [lowest, highest], for metrics from metadata alone", param=param)
+        if goal is not None and name in GOALS and name != "tokens" and goal != GOALS[name]:
+            raise InvalidRequest(f"of {name} {_more_or_less(GOALS[name])} is better: leave the goal out", param=param)
+        return cls(name=name, over=over, range=range, goal=goal or GOALS.get(name, "up"))
+
+    @property
+    def label(self) -> str:
+        """What it is called in outcomes and readings: ``latency>2``."""
+        return self.name if self.over is None else f"{self.name}>{self.over:g}"
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between what its values lie; None where there is no telling."""
+        if self.range is not None:
+            return self.range
+        unbounded = (self.name in _UNBOUNDED and self.over is None) or self.name.startswith(FROM_METADATA)
+        return None if unbounded else (0.0, 1.0)
+
+    @property
+    def rated(self) -> bool:
+        """Whether a unit has it only if somebody said something."""
+        return self.name in RATED or self.name.startswith(FROM_METADATA)
+
+    @property
+    def immediate(self) -> bool:
+        """Whether an answer's end already settles it."""
+        return self.name in ("error_rate", "latency", "tokens")
+
+    def scaled(self, value: float) -> float:
+        """A value as a part of the bounds, 0 to 1."""
+        low, high = self.bounds or (0.0, 1.0)
+        return min(max((value - low) / (high - low), 0.0), 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "over": self.over,
+            "range": list(self.range) if self.range else None,
+            "goal": self.goal,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Metric:
+        bounds = stored["range"]
+        return cls(**{**stored, "range": None if bounds is None else (bounds[0], bounds[1])})
+
+
+#: What every unit's outcome has, whatever is judged.
+STANDARD: Final = tuple(Metric(name=name, goal=goal) for name, goal in GOALS.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """One request that an arm answered, or failed to."""
+
+    interaction_id: str
+    status: str
+    total_ms: float
+    completion_tokens: int
+
+    @property
+    def failed(self) -> bool:
+        return self.status == "error"
+
+
+def of_request(metric: Metric, answer: Answered) -> float | None:
+    """An immediate metric with bounds, of one request."""
+    if metric.name == "error_rate":
+        return float(answer.failed)
+    if answer.status != "ok" or metric.over is None:
+        return None
+    return float(_amount(metric, answer) > metric.over)
+
+
+def of_unit(metric: Metric, answers: Sequence[Answered], said: Iterable[Feedback]) -> float | None:
+    """A metric over a unit's answers and everything that was said of them, in order."""
+    if metric.immediate:
+        if metric.bounds is not None:
+            return _mean([value for answer in answers if (value := of_request(metric, answer)) is not None])
+        amounts = [_amount(metric, answer) for answer in answers if answer.status == "ok"]
+        return _mean([math.log(max(amount, 1e-3)) for amount in amounts] if metric.name == "latency" else amounts)
+    said = list(said)
+    if metric.name in ("correction_rate", "feedback_rate"):
+        about = {f.interaction_id for f in said if metric.name == "feedback_rate" or f.correction is not None}
+        return _mean([float(answer.interaction_id in about) for answer in answers])
+    # Who changes their mind says so again: of what is said of the same choice, the last counts.
+    latest: dict[tuple[str, int], float] = {}
+    for judgement in said:
+        if (value := _judged(metric, judgement)) is not None:
+            latest[judgement.interaction_id, judgement.choice] = value
+    return _mean(list(latest.values()))
+
+
+def outcome(
+    metrics: Iterable[Metric], answers: Sequence[Answered], said: Sequence[Feedback]
+) -> dict[str, float | None]:
+    """Every one of these metrics and of the standard ones, by label."""
+    wanted = {metric.label: metric for metric in (*STANDARD, *metrics)}
+    return {label: of_unit(metric, answers, said) for label, metric in wanted.items()}
+
+
+def _amount(metric: Metric, answer: Answered) -> float:
+    return answer.total_ms / 1000 if metric.name == "latency" else float(answer.completion_tokens)
+
+
+def _judged(metric: Metric, said: Feedback) -> float | None:
+    if metric.name == "thumb":
+        return None if said.thumb is None else float(said.thumb == "up")
+    if metric.name == "score":
+        return said.score
+    text = (said.metadata or {}).get(metric.name.removeprefix(FROM_METADATA))
+    if text is None:
+        return None
+    try:
+        value = _TRUTH[text.lower()] if text.lower() in _TRUTH else float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _more_or_less(goal: Goal) -> str:
+    return "more" if goal == "up" else "less"

@@ -1,0 +1,300 @@
+"""What an experiment sets out to do: arms, a metric, guardrails, a rule. Checked as a whole, and then never changed.
+
+Knows nothing of databases or of how an experiment goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Final, Literal
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.experiments.metrics import Metric
+
+Allocation = Literal["fixed", "thompson"]
+Unrated = Literal["leave_out", "neutral"]
+
+BASE: Final = "base"
+"""As what an arm answers with: the base without any adapter."""
+
+MAX_ARMS: Final = 8
+MAX_SYSTEM_CHARS: Final = 1 << 16
+MAX_WINDOW_SECONDS: Final = 30 * 86_400.0
+THOMPSON_FLOOR: Final = 0.05
+"""What an arm keeps however badly it does, so that it can be seen to have become better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to answer.
+
+    Attributes:
+        name: what answers, ids and readings call it.
+        version: the number of the adapter's version; None is the bare base. alias: by which name it was chosen.
+        weight: its share of the units. shadow: instead, of which share of the requests it gets a copy.
+        system: the system prompt that it uses instead of the request's. sampling: fields of the request that it sets.
+    """
+
+    name: str
+    version: int | None
+    alias: str | None = None
+    weight: float = 0.0
+    shadow: float | None = None
+    system: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a version and nothing else, which an alias can point at."""
+        return self.version is not None and self.system is None and not self.sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guardrail:
+    """What no treatment may do: be worse than ``limit``, or worse than the control by more than ``margin``."""
+
+    metric: Metric
+    limit: float | None = None
+    margin: float | None = None
+    alpha: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """When an experiment is decided. An improvement is a difference for the better.
+
+    Attributes:
+        promote_above: promote a treatment once its improvement is certain to be above this; None: never.
+        stop_below: stop one once its improvement is certain to be below this; None: never.
+        max_units, until: end undecided after so many units, or then.
+        automatic: act on it; otherwise say so.
+    """
+
+    promote_above: float | None = 0.0
+    stop_below: float | None = 0.0
+    max_units: int | None = None
+    until: datetime | None = None
+    automatic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Weights of the one treatment, one after the other: the next when so many units and seconds have passed with this
+    one, and no guardrail was breached."""
+
+    weights: tuple[float, ...]
+    min_units: int = 100
+    min_seconds: float = 0.0
+
+
+DEFAULT_GUARDRAILS: Final = (Guardrail(metric=Metric.of("error_rate"), margin=0.05),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An experiment as it was asked for. The first arm with a weight is the control.
+
+    Attributes:
+        window_seconds: how long what a unit does, and what is said of it, counts, from its first request on.
+        alpha: how often, at most, a treatment that is no better is ever taken for better, or one no worse for worse.
+        unrated: what becomes of units that nobody rated where the metric is about ratings: left out, or counted as
+            half good.
+    """
+
+    adapter: str
+    arms: tuple[Arm, ...]
+    metric: Metric
+    guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
+    rule: Rule = Rule()
+    ramp: Ramp | None = None
+    window_seconds: float = 3600.0
+    alpha: float = 0.05
+    unrated: Unrated = "leave_out"
+    allocation: Allocation = "fixed"
+
+    @cached_property
+    def control(self) -> Arm:
+        return next(arm for arm in self.arms if arm.shadow is None)
+
+    @cached_property
+    def treatments(self) -> tuple[Arm, ...]:
+        return tuple(arm for arm in self.arms if arm.shadow is None and arm is not self.control)
+
+    @cached_property
+    def shadows(self) -> tuple[Arm, ...]:
+        return tuple(arm for arm in self.arms if arm.shadow is not None)
+
+    @cached_property
+    def chat_only(self) -> bool:
+        """Whether an arm does what plain completions cannot do alike: these then do not take part."""
+        return any(arm.system is not None for arm in self.arms)
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All that is judged: the primary one, then the guardrails'."""
+        return (self.metric, *(guardrail.metric for guardrail in self.guardrails))
+
+    def arm(self, name: str) -> Arm:
+        """InvalidRequest unless there is one of that name."""
+        found = next((arm for arm in self.arms if arm.name == name), None)
+        if found is None:
+            there = ", ".join(arm.name for arm in self.arms)
+            raise InvalidRequest(f"there is no arm {names.quoted(name)}: the arms are {there}", param="arm")
+        return found
+
+    def first_weights(self) -> dict[str, float]:
+        """The treatments' weights to begin with."""
+        if self.ramp is not None:
+            return {self.treatments[0].name: self.ramp.weights[0]}
+        return {arm.name: arm.weight for arm in self.treatments}
+
+    def to_json(self) -> dict[str, Any]:
+        stored = asdict(self)
+        stored["metric"] = self.metric.to_json()
+        for guardrail, plain in zip(stored["guardrails"], self.guardrails, strict=True):
+            guardrail["metric"] = plain.metric.to_json()
+        if self.rule.until is not None:
+            stored["rule"]["until"] = self.rule.until.timestamp()
+        return stored
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Plan:
+        rule, ramp = dict(stored["rule"]), stored["ramp"]
+        if rule["until"] is not None:
+            rule["until"] = datetime.fromtimestamp(rule["until"], UTC)
+        return cls(
+            **{
+                **stored,
+                "arms": tuple(Arm(**arm) for arm in stored["arms"]),
+                "metric": Metric.from_json(stored["metric"]),
+                "guardrails": tuple(
+                    Guardrail(**{**guardrail, "metric": Metric.from_json(guardrail["metric"])})
+                    for guardrail in stored["guardrails"]
+                ),
+                "rule": Rule(**rule),
+                "ramp": None if ramp is None else Ramp(**{**ramp, "weights": tuple(ramp["weights"])}),
+            }
+        )
+
+
+def checked(plan: Plan) -> Plan:
+    """The plan with the control's weight filled in. InvalidRequest, naming the field, for one that makes no sense."""
+    _check_arms(plan)
+    if plan.ramp is not None:
+        _check_ramp(plan, plan.ramp)
+    weights = plan.first_weights()
+    left = 1 - sum(weights.values())
+    if not -1e-9 <= left <= 1 or (plan.control.weight and abs(plan.control.weight - left) > 1e-6):
+        raise InvalidRequest(
+            f"the weights add up to {plan.control.weight + sum(weights.values()):g}: they must add up to 1 "
+            "(leave the first arm's out, and it gets what the others leave)",
+            param="arms",
+        )
+    for place, guardrail in enumerate(plan.guardrails):
+        _check_guardrail(guardrail, f"guardrails[{place}]")
+    _check_rule(plan)
+    if not 0 <= plan.window_seconds <= MAX_WINDOW_SECONDS:
+        raise InvalidRequest("window_seconds is from 0 to 30 days", param="window_seconds")
+    if not 0 < plan.alpha <= 0.5:
+        raise InvalidRequest("alpha is above 0 and at most 0.5: 0.05, say", param="alpha")
+    if plan.unrated == "neutral" and (not plan.metric.rated or plan.metric.bounds is None):
+        raise InvalidRequest(
+            "unrated says what becomes of units that nobody rated: it is for thumb, score, and metadata with a range",
+            param="unrated",
+        )
+    if plan.allocation == "thompson" and plan.metric.bounds is None:
+        raise InvalidRequest(
+            f"Thompson sampling needs a metric with bounds, and {plan.metric.label} has none: give over or range",
+            param="allocation",
+        )
+    shares = {plan.control.name: max(left, 0.0), **weights}
+    return replace(plan, arms=tuple(replace(arm, weight=shares.get(arm.name, 0.0)) for arm in plan.arms))
+
+
+def _check_arms(plan: Plan) -> None:
+    drawn = [arm for arm in plan.arms if arm.shadow is None]
+    if not drawn or len(plan.arms) < 2 or len(plan.arms) > MAX_ARMS:
+        raise InvalidRequest(
+            f"an experiment has 2 to {MAX_ARMS} arms, the first one without shadow being the control", param="arms"
+        )
+    seen: set[str] = set()
+    for place, arm in enumerate(plan.arms):
+        param = f"arms[{place}]"
+        if arm.name in seen:
+            raise InvalidRequest(
+                f"two arms are called {arm.name!r}: give arms of the same version a name each", param=f"{param}.name"
+            )
+        seen.add(arm.name)
+        if arm.shadow is not None and (arm.weight or not 0 < arm.shadow <= 1):
+            raise InvalidRequest(
+                "a shadow arm has no weight, and shadow says which share of the requests it gets a copy of: above 0, "
+                "at most 1",
+                param=f"{param}.shadow",
+            )
+        if not 0 <= arm.weight <= 1:
+            raise InvalidRequest("a weight is from 0 to 1", param=f"{param}.weight")
+        if arm.system is not None:
+            names.check_text(arm.system, param=f"{param}.system", max_chars=MAX_SYSTEM_CHARS)
+
+
+def _check_ramp(plan: Plan, ramp: Ramp) -> None:
+    steps = ramp.weights
+    growing = all(before < after for before, after in pairwise((0.0, *steps)))
+    if not steps or not growing or steps[-1] > 1:
+        raise InvalidRequest(
+            "a ramp's weights grow, from above 0 to 1 at most, as in [0.01, 0.1, 0.5]", param="ramp.weights"
+        )
+    if len(plan.treatments) != 1 or plan.treatments[0].weight not in (0.0, steps[0]):
+        raise InvalidRequest(
+            "a ramp is for one treatment beside the control, and sets its weight: leave the arms' weights out",
+            param="ramp",
+        )
+    if plan.allocation != "fixed":
+        raise InvalidRequest("a ramp and Thompson sampling both set the weights: choose one", param="ramp")
+    if ramp.min_units < 1 or ramp.min_seconds < 0:
+        raise InvalidRequest("min_units is at least 1, min_seconds at least 0", param="ramp")
+
+
+def _check_guardrail(guardrail: Guardrail, param: str) -> None:
+    metric = guardrail.metric
+    if metric.bounds is None:
+        raise InvalidRequest(
+            f"a guardrail needs a metric with bounds, and {metric.label} has none: give over or range", param=param
+        )
+    if (guardrail.limit is None) == (guardrail.margin is None):
+        raise InvalidRequest("a guardrail has a limit, or a margin to the control, one of the two", param=param)
+    low, high = metric.bounds
+    if guardrail.limit is not None and not low < guardrail.limit < high:
+        raise InvalidRequest(f"the limit of {metric.label} lies between {low:g} and {high:g}", param=f"{param}.limit")
+    if guardrail.margin is not None and not 0 <= guardrail.margin < high - low:
+        raise InvalidRequest(f"the margin is at least 0 and below {high - low:g}", param=f"{param}.margin")
+    if not 0 < guardrail.alpha <= 0.5:
+        raise InvalidRequest("alpha is above 0 and at most 0.5: 0.01, say", param=f"{param}.alpha")
+
+
+def _check_rule(plan: Plan) -> None:
+    rule = plan.rule
+    if not plan.treatments:
+        return
+    if plan.metric.bounds is not None:
+        reach = plan.metric.bounds[1] - plan.metric.bounds[0]
+        for field_ in ("promote_above", "stop_below"):
+            if not -reach < (getattr(rule, field_) or 0.0) < reach:
+                raise InvalidRequest(f"no difference can be that large: {reach:g} is all", param=f"decision.{field_}")
+    if rule.promote_above is not None and rule.stop_below is not None and rule.stop_below > rule.promote_above:
+        raise InvalidRequest("stop_below is at most promote_above", param="decision.stop_below")
+    if rule.max_units is not None and rule.max_units < 1:
+        raise InvalidRequest("max_units is at least 1", param="decision.max_units")
+    if rule.automatic and rule.promote_above is not None:
+        for arm in plan.treatments:
+            if not arm.plain:
+                raise InvalidRequest(
+                    f"no alias can point at the arm {arm.name}, which is more or less than a version: let the decision "
+                    "be advice, or set promote_above to null",
+                    param="decision.automatic",
+                )

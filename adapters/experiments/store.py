@@ -1,0 +1,393 @@
+"""The experiments of a database: started, assigned to requests, reweighted, rolled back and stopped, each change in one
+transaction with its event.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from sqlalchemy import (
+    Connection,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import Conflict, InvalidRequest
+from graftwork.adapters.experiments.assignment import Split
+from graftwork.adapters.experiments.experiment import Action, Decision, Draw, Epoch, Event, Experiment, Json, Outcome
+from graftwork.adapters.experiments.plan import Plan, checked
+from graftwork.adapters.experiments.tables import (
+    _epochs,
+    _events,
+    _experiments,
+    _of_name,
+    _read,
+    _required,
+    _running_on,
+)
+from graftwork.adapters.names import LIVE
+from graftwork.adapters.registry import AliasEvent, Registry
+from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.storage.database import Database, Page, check_limit
+from graftwork.adapters.storage.leases import Fence
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The running experiments at one moment, by adapter. Replaced as a whole."""
+
+    last_event: int
+    running: Mapping[str, Experiment]
+
+
+class Experiments:
+    """The experiments of one database; any number of threads and processes may have one each."""
+
+    def __init__(self, database: Database, registry: Registry) -> None:
+        self._database = database
+        self._registry = registry
+        self._snapshot = Remembered(database, _Snapshot(last_event=-1, running={}), self._refreshed)
+
+    # What requests ask
+
+    def running_on(self, adapter: str) -> Experiment | None:
+        """The experiment that requests for ``adapter`` take part in; from memory."""
+        return self._snapshot.now().running.get(adapter)
+
+    def draw(self, adapter: str, unit: str | None, *, chat: bool) -> Draw | None:
+        """The arm that answers a request for ``adapter``; None if no experiment asks for it.
+
+        ``unit`` is who asked: the same one gets the same arm. Without one, every request draws for itself.
+        """
+        experiment = self.running_on(adapter)
+        if experiment is None or (experiment.plan.chat_only and not chat):
+            return None
+        name = experiment.arm_of(secrets.token_hex(8) if unit is None else unit)
+        return Draw(experiment=experiment.name, arm=experiment.plan.arm(name), probability=experiment.weight(name))
+
+    # What operators ask
+
+    def get(self, name: str) -> Experiment:
+        with self._database.read() as connection:
+            return _required(connection, name)
+
+    def find(self, *, running: bool | None = None, after: str | None = None, limit: int = 20) -> Page[Experiment]:
+        """By name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
+        check_limit(limit)
+        query = select(_experiments).order_by(_experiments.c.name).limit(limit + 1)
+        if running is not None:
+            ended = _experiments.c.ended_at
+            query = query.where(ended.is_(None) if running else ended.is_not(None))
+        if after is not None:
+            query = query.where(_experiments.c.name > after)
+        with self._database.read() as connection:
+            return Page.of(_read(connection, query), limit)
+
+    def history(self, name: str) -> list[Event]:
+        """Everything that happened to an experiment, newest first."""
+        query = select(_events).where(_events.c.experiment == name).order_by(_events.c.id.desc())
+        with self._database.read() as connection:
+            _required(connection, name)
+            return [Event(**row._mapping) for row in connection.execute(query)]
+
+    # What operators and the keeper do
+
+    def start(self, name: str, plan: Plan, *, base_digest: str, actor: str) -> Experiment:
+        """Start an experiment; requests take part from now on.
+
+        Arms with an alias are pinned to the version that it points at. ``base_digest`` is the served base's.
+        InvalidRequest: the plan makes no sense. NotFound: there is no such adapter. Conflict: the name is taken, the
+        adapter has an experiment already, or an arm's version cannot be served.
+        """
+        if not names.is_name(name):
+            raise InvalidRequest(
+                f"{names.quoted(name)} cannot be an experiment's name: use 1 to 64 characters out of a-z, 0-9, '.', "
+                "'_' and '-', the first one a letter or a digit",
+                param="name",
+                code="invalid_name",
+            )
+        self._registry.adapter(plan.adapter)
+        with self._database.write() as connection:
+            # Nobody else writes meanwhile: what is pinned here can be neither moved nor retired before it is on record.
+            plan = checked(self._pinned(plan, base_digest))
+            if _of_name(connection, name) is not None:
+                raise Conflict(f"there was an experiment {name!r} already: names are used once, take another one")
+            other = _running_on(connection, plan.adapter)
+            if other is not None:
+                raise Conflict(
+                    f"{plan.adapter!r} takes part in the experiment {other.name!r}: one at a time (graftwork "
+                    f"experiments stop {other.name})",
+                    code="under_experiment",
+                )
+            now = datetime.now(UTC)
+            epoch = Epoch(number=1, at=now, split=Split.of(plan.control.name, plan.first_weights()))
+            experiment = Experiment(
+                name=name, plan=plan, salt=secrets.token_hex(16), started_at=now, started_by=actor, epochs=(epoch,)
+            )
+            values = {
+                "name": name,
+                "adapter": plan.adapter,
+                "plan": plan.to_json(),
+                "salt": experiment.salt,
+                "started_at": now,
+                "started_by": actor,
+            }
+            connection.execute(insert(_experiments).values(values))
+            _add_epoch(connection, name, epoch)
+            _record(connection, name, "start", actor=actor, details={"weights": experiment.weights})
+            return experiment
+
+    def set_weights(
+        self,
+        name: str,
+        weights: Mapping[str, float],
+        *,
+        actor: str,
+        reason: str | None = None,
+        fence: Fence | None = None,
+    ) -> Experiment:
+        """A new epoch, in which the treatments that are named have these weights and the control what is left.
+
+        Treatments only grow, or go to 0 for good: so nobody who has seen one goes back (but under Thompson sampling,
+        whose weights go up and down).
+        """
+        with self._change(name, fence) as (connection, experiment):
+            split = _resized(experiment, weights)
+            changed = _add_next_epoch(connection, experiment, split)
+            _record(connection, name, "weights", actor=actor, reason=reason, details={"weights": changed.weights})
+            return changed
+
+    def roll_back(
+        self,
+        name: str,
+        arm: str,
+        *,
+        decision: Literal["harm", "guardrail"],
+        actor: str,
+        reason: str,
+        reading: Json,
+        fence: Fence | None = None,
+    ) -> Experiment:
+        """Take a treatment out at once: its weight goes to 0, and ``live``, if it points there, to the control.
+
+        Requests that run finish. When no treatment is left the experiment ends.
+        """
+        with self._change(name, fence) as (connection, experiment):
+            experiment = _add_next_epoch(connection, experiment, experiment.epochs[-1].split.resized({arm: 0.0}))
+            details = {"weights": experiment.weights, "decision": decision, "reading": reading}
+            _record(connection, name, "rollback", arm=arm, actor=actor, reason=reason, details=details)
+            out, control = experiment.plan.arm(arm), experiment.plan.control
+            adapter = self._registry.adapter(experiment.plan.adapter)
+            if control.version is not None and adapter.aliases[LIVE] == out.version != control.version:
+                self._registry.set_alias(
+                    adapter.name, LIVE, control.version, actor=actor, reason=f"{name}: {reason}", within=connection
+                )
+            if any(experiment.weight(other.name) for other in experiment.plan.treatments):
+                return experiment
+            outcome = Outcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
+            return _end(connection, experiment, outcome)
+
+    def stop(
+        self,
+        name: str,
+        *,
+        decision: Decision = "stopped",
+        arm: str | None = None,
+        actor: str,
+        reason: str,
+        reading: Json | None = None,
+        fence: Fence | None = None,
+    ) -> Experiment:
+        """End an experiment, for good. With the decision ``promoted``, ``live`` then points at ``arm``'s version."""
+        with self._change(name, fence) as (connection, experiment):
+            if decision == "promoted":
+                self._promote(connection, experiment, arm, actor, reason)
+            outcome = Outcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
+            return _end(connection, experiment, outcome)
+
+    def note(
+        self,
+        name: str,
+        action: Literal["advice", "alarm"],
+        *,
+        arm: str | None = None,
+        reason: str,
+        actor: str,
+        details: Json | None = None,
+        fence: Fence | None = None,
+    ) -> None:
+        """Put into the history what somebody should know, and changes nothing."""
+        with self._change(name, fence) as (connection, _):
+            _record(connection, name, action, arm=arm, actor=actor, reason=reason, details=details)
+
+    def end_and_move(
+        self, adapter: str, move: Callable[[Connection], AliasEvent], *, actor: str, reason: str
+    ) -> AliasEvent:
+        """Move an alias, and end the experiment that would forbid it, if there is one; both or neither."""
+        with self._database.write() as connection:
+            experiment = _running_on(connection, adapter)
+            if experiment is not None:
+                outcome = Outcome(decision="stopped", arm=None, reason=reason, actor=actor, reading=None)
+                _end(connection, experiment, outcome)
+            return move(connection)
+
+    # Inside
+
+    @contextmanager
+    def _change(self, name: str, fence: Fence | None) -> Iterator[tuple[Connection, Experiment]]:
+        with self._database.write() as connection:
+            if fence is not None:
+                fence(connection)
+            experiment = _required(connection, name)
+            if experiment.ended_at is not None:
+                raise Conflict(
+                    f"the experiment {name!r} ended on {experiment.ended_at:%Y-%m-%d %H:%M} UTC, which is final: start "
+                    "another one",
+                    code="experiment_ended",
+                )
+            yield connection, experiment
+
+    def _pinned(self, plan: Plan, base_digest: str) -> Plan:
+        """With the version of every arm that names an alias; all of them are served by this base."""
+        adapter = self._registry.adapter(plan.adapter)
+        arms = []
+        for place, arm in enumerate(plan.arms):
+            param = f"arms[{place}].version"
+            if arm.alias is not None:
+                if arm.alias not in adapter.aliases:
+                    there = ", ".join(adapter.aliases)
+                    raise InvalidRequest(
+                        f"{adapter.name!r} has no alias {names.quoted(arm.alias)}: it has {there}", param=param
+                    )
+                arm = replace(arm, version=adapter.aliases[arm.alias])
+            if arm.version is not None:
+                if not 1 <= arm.version <= len(adapter.versions):
+                    raise InvalidRequest(
+                        f"{adapter.name!r} has versions 1 to {len(adapter.versions)}",
+                        param=param,
+                        code="version_not_found",
+                    )
+                version = adapter.versions[arm.version - 1]
+                if version.retired_at is not None or version.base_digest != base_digest:
+                    why = "was retired" if version.retired_at is not None else "was pushed for another base"
+                    raise Conflict(f"{version.id} {why}: choose another version", param=param)
+            default = "base" if arm.version is None else f"{adapter.name}@{arm.version}"
+            arms.append(replace(arm, name=arm.name or default))
+        return replace(plan, arms=tuple(arms))
+
+    def _promote(
+        self, connection: Connection, experiment: Experiment, name: str | None, actor: str, reason: str
+    ) -> None:
+        arm = experiment.plan.arm(name or "")
+        if arm.version is None or not arm.plain:
+            raise Conflict(
+                f"no alias can point at the arm {arm.name}, which is more or less than a version: push what it stands "
+                "for, or stop the experiment without promoting"
+            )
+        self._registry.set_alias(
+            experiment.plan.adapter,
+            LIVE,
+            arm.version,
+            actor=actor,
+            reason=f"{experiment.name}: {reason}",
+            within=connection,
+        )
+
+    def _refreshed(self, old: _Snapshot) -> _Snapshot:
+        with self._database.read() as connection:
+            last_event = connection.scalar(select(func.max(_events.c.id))) or 0
+            if last_event == old.last_event:
+                return old
+            running = _read(connection, select(_experiments).where(_experiments.c.ended_at.is_(None)))
+        by_adapter = {experiment.plan.adapter: experiment for experiment in running}
+        return _Snapshot(last_event=last_event, running=by_adapter)
+
+
+def _resized(experiment: Experiment, weights: Mapping[str, float]) -> Split:
+    """The arcs with these weights; InvalidRequest or Conflict if they cannot be."""
+    plan = experiment.plan
+    treatments = {arm.name for arm in plan.treatments}
+    for name, weight in weights.items():
+        if name not in treatments:
+            raise InvalidRequest(
+                f"{names.quoted(name)} is no treatment of this experiment: weights are set for "
+                f"{', '.join(sorted(treatments)) or 'none'}, and the control gets what is left",
+                param="weights",
+            )
+        if not 0 <= weight <= 1:
+            raise InvalidRequest(f"the weight of {name} is from 0 to 1", param="weights")
+        now = experiment.weight(name)
+        if plan.allocation == "fixed" and 0 < weight < now - 1e-9:
+            raise Conflict(
+                f"{name} has {now:g} and would get {weight:g}: users who have seen it would go back. Arms only "
+                "grow, or go to 0"
+            )
+        if now == 0 and weight > 0 and any(epoch.split.weights.get(name) for epoch in experiment.epochs):
+            raise Conflict(f"{name} was taken out, which is final: start another experiment")
+    split = experiment.epochs[-1].split
+    if sum({**{name: split.weights.get(name, 0.0) for name in treatments}, **weights}.values()) > 1 + 1e-9:
+        raise InvalidRequest("the treatments' weights add up to more than 1", param="weights")
+    return split.resized(weights)
+
+
+def _add_next_epoch(connection: Connection, experiment: Experiment, split: Split) -> Experiment:
+    last = experiment.epochs[-1]
+    # A clock that was set back must not put this before what it follows.
+    epoch = Epoch(number=last.number + 1, at=max(datetime.now(UTC), last.at), split=split)
+    _add_epoch(connection, experiment.name, epoch)
+    return replace(experiment, epochs=(*experiment.epochs, epoch))
+
+
+def _add_epoch(connection: Connection, name: str, epoch: Epoch) -> None:
+    values = {"experiment": name, "number": epoch.number, "at": epoch.at, "arcs": epoch.split.to_json()}
+    connection.execute(insert(_epochs).values(values))
+
+
+def _end(connection: Connection, experiment: Experiment, outcome: Outcome) -> Experiment:
+    now = max(datetime.now(UTC), experiment.epochs[-1].at)
+    this = _experiments.c.name == experiment.name
+    connection.execute(update(_experiments).where(this).values(ended_at=now, outcome=vars(outcome)))
+    details = {"decision": outcome.decision, "reading": outcome.reading}
+    _record(
+        connection,
+        experiment.name,
+        "stop",
+        arm=outcome.arm,
+        actor=outcome.actor,
+        reason=outcome.reason,
+        details=details,
+    )
+    return replace(experiment, ended_at=now, outcome=outcome)
+
+
+def _record(
+    connection: Connection,
+    experiment: str,
+    action: Action,
+    *,
+    arm: str | None = None,
+    actor: str,
+    reason: str | None = None,
+    details: Json | None = None,
+) -> None:
+    names.check_text(actor, param="actor", max_chars=200)
+    if reason is not None:
+        names.check_text(reason, param="reason", max_chars=2000)
+    values = {
+        "at": datetime.now(UTC),
+        "experiment": experiment,
+        "action": action,
+        "arm": arm,
+        "actor": actor,
+        "reason": reason,
+        "details": details,
+    }
+    connection.execute(insert(_events).values(values))

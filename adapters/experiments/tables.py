@@ -1,0 +1,111 @@
+"""The tables of experiments, their epochs and events, and their rows as records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    Named,
+    Row,
+    Select,
+    Table,
+    Text,
+    TypedColumns,
+    select,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import NotFound
+from graftwork.adapters.experiments.assignment import Split
+from graftwork.adapters.experiments.experiment import Epoch, Experiment, Outcome
+from graftwork.adapters.experiments.plan import Plan
+from graftwork.adapters.storage.database import UtcDateTime, schema
+
+
+class _ExperimentColumns(TypedColumns):
+    name: Named[str] = Column(Text, primary_key=True)
+    adapter: Named[str] = Column(Text)
+    plan = Column(JSON, nullable=False)
+    salt: Named[str] = Column(Text)
+    started_at = Column(UtcDateTime, nullable=False)
+    started_by: Named[str] = Column(Text)
+    ended_at = Column(UtcDateTime, nullable=True)
+    outcome = Column(JSON(none_as_null=True), nullable=True)
+
+
+class _EpochColumns(TypedColumns):
+    experiment: Named[str] = Column(Text, primary_key=True)
+    number: Named[int] = Column(Integer, primary_key=True, autoincrement=False)
+    at = Column(UtcDateTime, nullable=False)
+    arcs = Column(JSON, nullable=False)
+
+
+class _EventColumns(TypedColumns):
+    id: Named[int] = Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    at = Column(UtcDateTime, nullable=False)
+    experiment: Named[str] = Column(Text)
+    action: Named[str] = Column(Text)
+    arm: Named[str | None] = Column(Text)
+    actor: Named[str] = Column(Text)
+    reason: Named[str | None] = Column(Text)
+    details = Column(JSON(none_as_null=True), nullable=True)
+
+
+_experiments = Table("experiments", schema, _ExperimentColumns)
+
+
+_epochs = Table("experiment_epochs", schema, _EpochColumns)
+
+
+_events = Table("experiment_events", schema, _EventColumns)
+
+
+def _required(connection: Connection, name: str) -> Experiment:
+    found = _of_name(connection, name)
+    if found is None:
+        raise NotFound(
+            f"there is no experiment {names.quoted(name)}: graftwork experiments list shows what there is",
+            param="name",
+            code="experiment_not_found",
+        )
+    return found
+
+
+def _of_name(connection: Connection, name: str) -> Experiment | None:
+    return next(iter(_read(connection, select(_experiments).where(_experiments.c.name == name))), None)
+
+
+def _running_on(connection: Connection, adapter: str) -> Experiment | None:
+    query = select(_experiments).where(_experiments.c.adapter == adapter, _experiments.c.ended_at.is_(None))
+    return next(iter(_read(connection, query)), None)
+
+
+def _read(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Experiment]:
+    rows = connection.execute(query).all()
+    epochs: dict[str, list[Row[*tuple[Any, ...]]]] = {row.name: [] for row in rows}
+    which = select(_epochs).where(_epochs.c.experiment.in_(epochs)).order_by(_epochs.c.number)
+    for epoch in connection.execute(which):
+        epochs[epoch.experiment].append(epoch)
+    return [_experiment(row, epochs[row.name]) for row in rows]
+
+
+def _experiment(row: Row[*tuple[Any, ...]], epochs: list[Row[*tuple[Any, ...]]]) -> Experiment:
+    plan = Plan.from_json(row.plan)
+    return Experiment(
+        name=row.name,
+        plan=plan,
+        salt=row.salt,
+        started_at=row.started_at,
+        started_by=row.started_by,
+        epochs=tuple(
+            Epoch(number=epoch.number, at=epoch.at, split=Split.from_json(plan.control.name, epoch.arcs))
+            for epoch in epochs
+        ),
+        ended_at=row.ended_at,
+        outcome=None if row.outcome is None else Outcome(**row.outcome),
+    )

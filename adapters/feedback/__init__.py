@@ -1,0 +1,1 @@
+"""Logged interactions, feedback on them, how long they are kept, and what learned from them."""

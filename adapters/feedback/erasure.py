@@ -1,0 +1,160 @@
+"""What is forgotten: a user's rows when somebody asks for it, and every row when its time is over.
+
+Interactions go altogether. Feedback is append-only: its words go (corrections, comments, metadata, who said it), and
+what cannot tell of anybody stays, thumbs, scores and preferences, so that an experiment counts the same afterwards.
+Which versions learned from erased rows stays on record (``lineage``), and erasing says it. Words also stand in files,
+in data sets and the folders of jobs: what is to go from there is written down in the same transaction, as `Pending`,
+until whoever has those files has done it.
+
+Knows nothing of when it is called: an operator asks for the one, the keeper for the other.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, and_, delete, func, not_, or_, select, update
+
+from graftwork.adapters.feedback.feedback import ERASED, feedback
+from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.feedback.interactions import interactions
+from graftwork.adapters.feedback.lineage import Lineage, learners
+from graftwork.adapters.feedback.policies import LogPolicies
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage import settings
+from graftwork.adapters.storage.database import Database
+
+_PENDING = "erasure-"
+_AT_ONCE = 500
+"""Rows that one transaction takes: the one writer's place is free again in between."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What was erased. ``learned_from`` are the versions trained on any of it; ``continued`` those that were not, but
+    continue one that was."""
+
+    num_interactions: int
+    num_feedback: int
+    learned_from: tuple[str, ...] = ()
+    continued: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """Answers whose words have yet to go from files: of a user who was erased, or who said something of them."""
+
+    name: str
+    answers: frozenset[str]
+
+
+class Erasure:
+    """Over one database. ``base_id`` is what policies call the bare base."""
+
+    def __init__(self, database: Database, ids: InteractionIds, registry: Registry, *, base_id: str) -> None:
+        self._database = database
+        self._ids = ids
+        self._registry = registry
+        self._lineage = Lineage(database)
+        self._base_id = base_id
+
+    def user(self, user: str) -> Erased:
+        """Erase what requests and feedback that named this user left behind; in one transaction, all of it or nothing.
+
+        Feedback is found by its own ``user``, by its interaction, and by the id of the answer, which carries a keyed
+        hash of the user who asked: also when the interaction was never logged.
+        """
+        logged = interactions.c.end_user == user
+        said = or_(
+            feedback.c.end_user == user,
+            feedback.c.unit == self._ids.unit(user=user),
+            feedback.c.interaction_id.in_(select(interactions.c.id).where(logged)),
+        )
+        with self._database.write() as connection:
+            answers = {
+                *connection.scalars(select(interactions.c.id).where(logged)),
+                *connection.scalars(select(feedback.c.interaction_id).where(said).distinct()),
+            }
+            erasing = update(feedback).where(said, _has_words()).values(**ERASED, erased_at=datetime.now(UTC))
+            num_feedback = connection.execute(erasing).rowcount
+            num_interactions = connection.execute(delete(interactions).where(logged)).rowcount
+            if answers:
+                settings.keep(connection, f"{_PENDING}{secrets.token_hex(8)}", json.dumps(sorted(answers)))
+        learned, continued = learners(self._registry, self._lineage.data_digests(answers))
+        return Erased(
+            num_interactions=num_interactions,
+            num_feedback=num_feedback,
+            learned_from=tuple(version.id for version in learned),
+            continued=tuple(version.id for version in continued),
+        )
+
+    def expire(self, policies: LogPolicies, *, now: datetime | None = None) -> Erased:
+        """Forget what is older than the policies that are about it, or else the default, let it become."""
+        now = now or datetime.now(UTC)
+        aged = _aged(policies, now)
+        rows = aged(interactions, interactions.c.created_at, func.coalesce(interactions.c.adapter, interactions.c.base))
+        words = aged(feedback, feedback.c.at, func.coalesce(feedback.c.adapter, self._base_id))
+        old_rows = select(interactions.c.id).where(rows).limit(_AT_ONCE)
+        old_words = select(feedback.c.id).where(words, _has_words()).limit(_AT_ONCE)
+        return Erased(
+            num_interactions=self._in_parts(
+                lambda ids: delete(interactions).where(interactions.c.id.in_(ids)), old_rows
+            ),
+            num_feedback=self._in_parts(
+                lambda ids: update(feedback).where(feedback.c.id.in_(ids)).values(**ERASED, erased_at=now), old_words
+            ),
+        )
+
+    def _in_parts(self, change: Callable[[Sequence[Any]], Any], those: Any) -> int:
+        total = 0
+        while True:
+            # Looked for by a reader, so that a look that finds nothing, which most do, takes nobody's place.
+            with self._database.read() as connection:
+                ids = connection.scalars(those).all()
+            if ids:
+                with self._database.write() as connection:
+                    total += connection.execute(change(ids)).rowcount
+            if len(ids) < _AT_ONCE:
+                return total
+
+
+def pending(database: Database) -> list[Pending]:
+    """What files have yet to forget, the oldest first."""
+    kept = settings.kept(database, _PENDING)
+    return [Pending(name=name, answers=frozenset(json.loads(answers))) for name, answers in kept.items()]
+
+
+def done(database: Database, what: Pending) -> None:
+    """The files have forgotten it."""
+    settings.drop(database, what.name)
+
+
+def _has_words() -> ColumnElement[bool]:
+    return or_(*[feedback.c[name].is_not(None) for name in ERASED])
+
+
+def _aged(
+    policies: LogPolicies, now: datetime
+) -> Callable[[Table, ColumnElement[Any], ColumnElement[Any]], ColumnElement[bool]]:
+    """A function from a table, its time and its answerer's name to the condition that a row's time is over."""
+    limited = [(policy, policy.retention_days) for policy in policies.all() if policy.retention_days is not None]
+
+    def aged(table: Table, at: ColumnElement[Any], name: ColumnElement[Any]) -> ColumnElement[bool]:
+        subject = {"adapter": name, "key": table.c.key_id}
+        theirs = [(subject[policy.scope] == policy.subject, days) for policy, days in limited]
+        over = [and_(about, at < now - timedelta(days=days)) for about, days in theirs]
+        if policies.retention_days is not None:
+            nobodys = [not_(about) for about, _ in theirs]
+            over.append(and_(at < now - timedelta(days=policies.retention_days), *nobodys))
+        return _any(over)
+
+    return aged
+
+
+def _any(conditions: Iterable[ColumnElement[bool]]) -> ColumnElement[bool]:
+    return or_(False, *conditions)

@@ -1,0 +1,287 @@
+"""What was said of answers: append-only, at any later time, by the answer's id alone.
+
+The id says which version, arm and probability were rated, under a MAC; so feedback is accepted before the answer's row
+is logged, when it never is, and when it is long gone. Rows are never changed; texts can be erased (``erasure``), and
+leave the judgement behind. Who changes their mind says so again: of two that say the same kind of thing of the same
+choice, the later one is what they think.
+
+Knows nothing of what feedback is good for: data sets and experiments read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Double,
+    Integer,
+    Named,
+    Row,
+    Table,
+    Text,
+    TypedColumns,
+    insert,
+    select,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import Conflict, InvalidRequest
+from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on, version_columns
+from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
+
+Thumb = Literal["up", "down"]
+Kind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+MAX_TEXT_CHARS: Final = 1 << 18
+MAX_LABEL_CHARS: Final = 256
+MAX_CHOICE: Final = 255
+"""More choices than any request may ask for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What somebody says of one choice of an answer: at least one of `KINDS`.
+
+    Attributes:
+        interaction_id: the answer's id. choice: the index of the choice in it.
+        thumb: ``up`` or ``down``. score: 0 to 1, 1 is best.
+        correction: what the answer should have been.
+        preferred_over: the id of an answer to the same prompt that this one is better than, and which of its choices.
+        comment: anything, for people. metadata: anything, for programs.
+        user: whose judgement it is, if the answer's request did not say so.
+    """
+
+    interaction_id: str
+    choice: int = 0
+    thumb: Thumb | None = None
+    score: float | None = None
+    correction: str | None = None
+    preferred_over: str | None = None
+    preferred_over_choice: int | None = None
+    comment: str | None = None
+    metadata: Mapping[str, str] | None = None
+    user: str | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback(Said):
+    """One row: what was said, when, with which key, and of which version and arm (from the answer's id).
+
+    With ``erased_at``, what had been written in words was erased then.
+    """
+
+    id: int
+    at: datetime
+    interaction_at: datetime
+    adapter: str | None
+    experiment: str | None
+    arm: str | None
+    probability: float | None
+    unit: str | None
+    key_id: str
+    erased_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedbackFilter:
+    """Which rows: all that fit everything given. ``adapter`` is a name, a version's id or `interactions.BARE_BASE`;
+    ``kind`` asks for rows that have it; ``since`` and ``until`` are about when it was said, the first one included."""
+
+    interaction_id: str | None = None
+    adapter: str | None = None
+    experiment: str | None = None
+    arm: str | None = None
+    kind: Kind | None = None
+    user: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class _FeedbackColumns(TypedColumns):
+    id: Named[int] = Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    at = Column(UtcDateTime, nullable=False)
+    interaction_id: Named[str] = Column(Text)
+    interaction_at = Column(UtcDateTime, nullable=False)
+    adapter: Named[str | None] = Column(Text)
+    version: Named[int | None] = Column(Integer)
+    experiment: Named[str | None] = Column(Text)
+    arm: Named[str | None] = Column(Text)
+    probability: Named[float | None] = Column(Double)
+    unit: Named[str | None] = Column(Text)
+    choice: Named[int] = Column(Integer)
+    thumb: Named[str | None] = Column(Text)
+    score: Named[float | None] = Column(Double)
+    correction: Named[str | None] = Column(Text)
+    preferred_over: Named[str | None] = Column(Text)
+    preferred_over_choice: Named[int | None] = Column(Integer)
+    comment: Named[str | None] = Column(Text)
+    metadata = Column(JSON(none_as_null=True), nullable=True)
+    end_user: Named[str | None] = Column(Text)
+    key_id: Named[str] = Column(Text)
+    idempotency_key: Named[str | None] = Column(Text)
+    erased_at = Column(UtcDateTime, nullable=True)
+
+
+feedback = Table("feedback", schema, _FeedbackColumns)
+
+#: What erasure takes away.
+ERASED: Final = {"correction": None, "comment": None, "metadata": None, "end_user": None}
+
+
+class FeedbackLog:
+    """The feedback of one database; any number of threads and processes may have one each."""
+
+    def __init__(self, database: Database, ids: InteractionIds) -> None:
+        self._database = database
+        self._ids = ids
+
+    def add(self, said: Said, *, key_id: str, idempotency_key: str | None = None) -> tuple[Feedback, bool]:
+        """Keep what was said, for good once this returns, and say whether it is new.
+
+        With an ``idempotency_key`` that this key has used before it is not: the row of then is returned, if the same
+        was said. InvalidRequest: an id that is none of this server, or nothing that can be kept. Conflict: the
+        idempotency key was used for something else.
+        """
+        answer = self._ids.read(said.interaction_id)
+        said = _checked(said, self._ids)
+        if idempotency_key is not None:
+            names.check_text(idempotency_key, param="idempotency_key", max_chars=MAX_LABEL_CHARS)
+        adapter, version = version_columns(answer.adapter)
+        row = {
+            **{field: getattr(said, field) for field in _SAID},
+            "end_user": said.user,
+            "interaction_at": datetime.fromtimestamp(answer.at, UTC),
+            "adapter": adapter,
+            "version": version,
+            "experiment": answer.experiment,
+            "arm": answer.arm,
+            "probability": answer.probability,
+            "unit": answer.unit,
+            "key_id": key_id,
+            "idempotency_key": idempotency_key,
+        }
+        with self._database.write() as connection:
+            known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
+            if known is not None:
+                return _repeated(known, said), False
+            # Taken inside, so that times are in the order of ids.
+            row["at"] = datetime.now(UTC)
+            (id,) = connection.execute(insert(feedback).values(row)).inserted_primary_key or (None,)
+            return _feedback(connection.execute(select(feedback).where(feedback.c.id == id)).one()), True
+
+    def find(
+        self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20
+    ) -> Page[Feedback]:
+        """Newest first: the first ``limit`` (1 to 100) of those before the row ``after``."""
+        check_limit(limit)
+        query = select(feedback).where(*_conditions(which)).order_by(feedback.c.id.desc()).limit(limit + 1)
+        # A cursor beyond any id, and any integer of the database's, is the newest end.
+        if after is not None and after < 2**63:
+            query = query.where(feedback.c.id < after)
+        with self._database.read() as connection:
+            return Page.of([_feedback(row) for row in connection.execute(query)], limit)
+
+    def each(self, which: FeedbackFilter = FeedbackFilter(), *, after: int = 0) -> Iterator[Feedback]:
+        """All of them, oldest first, beginning after the row ``after``, read a few at a time.
+
+        Ids grow in the order in which rows become visible: who remembers the last one misses nothing by going on there.
+        """
+        query = select(feedback).where(*_conditions(which)).order_by(feedback.c.id).limit(READ_AT_ONCE)
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query.where(feedback.c.id > after)).all()
+            yield from map(_feedback, rows)
+            if len(rows) < READ_AT_ONCE:
+                return
+            after = rows[-1].id
+
+
+def _checked(said: Said, ids: InteractionIds) -> Said:
+    if not said.kinds:
+        raise InvalidRequest(
+            f"nothing is said of the answer: send at least one of {', '.join(KINDS)}", code="missing_required_parameter"
+        )
+    for field, max_chars in (("correction", MAX_TEXT_CHARS), ("comment", MAX_TEXT_CHARS), ("user", MAX_LABEL_CHARS)):
+        if (text := getattr(said, field)) is not None:
+            names.check_text(text, param=field, max_chars=max_chars)
+    if said.score is not None and not 0 <= said.score <= 1:
+        raise InvalidRequest(f"score is {said.score}: use 0 (worst) to 1 (best)", param="score")
+    for field in ("choice", "preferred_over_choice"):
+        if not 0 <= (getattr(said, field) or 0) <= MAX_CHOICE:
+            raise InvalidRequest(f"{field} is the index of a choice, from 0", param=field)
+    if said.preferred_over is None:
+        if said.preferred_over_choice is not None:
+            raise InvalidRequest(
+                "preferred_over_choice is the choice of another answer: name that answer in preferred_over",
+                param="preferred_over_choice",
+            )
+        return said
+    ids.read(said.preferred_over, param="preferred_over")
+    other = said.preferred_over_choice or 0
+    if (said.preferred_over, other) == (said.interaction_id, said.choice):
+        raise InvalidRequest(
+            "an answer cannot be preferred over itself: name the other one, or another of its choices with "
+            "preferred_over_choice",
+            param="preferred_over",
+        )
+    return Said(**{**vars(said), "preferred_over_choice": other})
+
+
+def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedback | None:
+    same = (feedback.c.key_id == key_id, feedback.c.idempotency_key == idempotency_key)
+    row = connection.execute(select(feedback).where(*same)).one_or_none()
+    return None if row is None else _feedback(row)
+
+
+def _repeated(known: Feedback, said: Said) -> Feedback:
+    """What erasure took from the row cannot be compared any more."""
+    compared = _SAID_IN_NUMBERS if known.erased_at is not None else (*_SAID, "user")
+    for field in compared:
+        if getattr(known, field) != getattr(said, field):
+            raise Conflict(
+                f"this idempotency key was used before, for feedback with another {field}: "
+                "use a new key for every new thing to say",
+                param="idempotency_key",
+                code="idempotency_key_reused",
+            )
+    return known
+
+
+def _conditions(which: FeedbackFilter) -> list[ColumnElement[bool]]:
+    conditions = conditions_on(
+        feedback,
+        feedback.c.at,
+        which,
+        interaction_id=which.interaction_id,
+        experiment=which.experiment,
+        arm=which.arm,
+        end_user=which.user,
+    )
+    return conditions if which.kind is None else [*conditions, feedback.c[which.kind].is_not(None)]
+
+
+def _feedback(row: Row[*tuple[Any, ...]]) -> Feedback:
+    return Feedback(
+        **{field: getattr(row, field) for field in (*_SAID, *_OF_THE_ROW)},
+        user=row.end_user,
+        adapter=None if row.adapter is None else f"{row.adapter}@{row.version}",
+    )
+
+
+_SAID = tuple(field for field in Said.__dataclass_fields__ if field != "user")
+_SAID_IN_NUMBERS = tuple(field for field in _SAID if field not in ERASED)
+_OF_THE_ROW = ("id", "at", "interaction_at", "experiment", "arm", "probability", "unit", "key_id", "erased_at")

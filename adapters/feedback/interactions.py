@@ -1,0 +1,301 @@
+"""The log of requests and their answers: written in batches, read by filter, newest first or all of them in order.
+
+A row is written once, when its answer has ended, however it ended. What its id says (when, which version, which arm) is
+taken from the id, so that row and id cannot disagree.
+
+Knows nothing of who may log what (``log_policies``), when rows go (``erasure``), or what was said of them
+(``feedback``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Double,
+    Integer,
+    Named,
+    Row,
+    Table,
+    Text,
+    TypedColumns,
+    insert,
+    select,
+    tuple_,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import NotFound
+from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
+
+Status = Literal["ok", "error", "cancelled"]
+
+BARE_BASE: Final = ""
+"""As a filter's ``adapter``: answers of the base, without any adapter."""
+
+READ_AT_ONCE: Final = 200
+"""Rows of a long read that are in memory at a time. Between two such reads nothing is held open."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One of a request's answers. ``finish_reason`` is None where it was broken off."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is logged of a request beside what its id says.
+
+    Attributes:
+        base: the base's id. model: what the request named.
+        status: ``ok``; ``error``, with ``error`` saying why; ``cancelled``, because the client left.
+        prompt: the request's own field: ``{"messages": […]}``, or ``{"prompt": […]}`` with texts or lists of token ids.
+        sampling: the request's fields that say how to answer, those that were given.
+        completions: by choice; what was written until the end, however that came.
+        queue_ms: from admission until the engine took it up; None if it never did or if nobody can tell.
+        first_token_ms: from admission to the first token; None without one. total_ms: until the answer's end.
+        user, metadata: as the request had them. key_id: the key that asked, or ``local``.
+    """
+
+    id: str
+    base: str
+    model: str
+    status: Status
+    error: str | None = None
+    prompt: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    completions: tuple[Completion, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    queue_ms: float | None = None
+    first_token_ms: float | None = None
+    total_ms: float
+    user: str | None = None
+    metadata: Mapping[str, str] | None = None
+    key_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction(Outcome):
+    """A logged row: the outcome, and what its id says (`graftwork.adapters.feedback.ids.Minted`)."""
+
+    created_at: datetime
+    kind: str
+    adapter: str | None
+    experiment: str | None
+    arm: str | None
+    probability: float | None
+    unit: str | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(completion.text for completion in self.completions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InteractionFilter:
+    """Which rows: all that fit everything given. ``adapter`` is a name, a version's id or `BARE_BASE`; ``since`` is
+    included, ``until`` is not."""
+
+    adapter: str | None = None
+    experiment: str | None = None
+    arm: str | None = None
+    status: Status | None = None
+    user: str | None = None
+    key_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class _InteractionColumns(TypedColumns):
+    id: Named[str] = Column(Text, primary_key=True)
+    created_at = Column(UtcDateTime, nullable=False)
+    kind: Named[str] = Column(Text)
+    base: Named[str] = Column(Text)
+    model: Named[str] = Column(Text)
+    adapter: Named[str | None] = Column(Text)
+    version: Named[int | None] = Column(Integer)
+    experiment: Named[str | None] = Column(Text)
+    arm: Named[str | None] = Column(Text)
+    probability: Named[float | None] = Column(Double)
+    unit: Named[str | None] = Column(Text)
+    status: Named[str] = Column(Text)
+    error: Named[str | None] = Column(Text)
+    prompt = Column(JSON, nullable=False)
+    sampling = Column(JSON, nullable=False)
+    completions = Column(JSON, nullable=False)
+    prompt_tokens: Named[int] = Column(Integer)
+    completion_tokens: Named[int] = Column(Integer)
+    queue_ms: Named[float | None] = Column(Double)
+    first_token_ms: Named[float | None] = Column(Double)
+    total_ms: Named[float] = Column(Double)
+    # "user" means something of PostgreSQL's own.
+    end_user: Named[str | None] = Column(Text)
+    metadata = Column(JSON(none_as_null=True), nullable=True)
+    key_id: Named[str] = Column(Text)
+
+
+interactions = Table("interactions", schema, _InteractionColumns)
+
+
+class Interactions:
+    """The log of one database; any number of threads and processes may have one each."""
+
+    def __init__(self, database: Database, ids: InteractionIds) -> None:
+        self._database = database
+        self._ids = ids
+
+    def write(self, outcomes: Sequence[Outcome]) -> None:
+        """Log some, in one transaction: when this returns they are durable. One that is there already stays as it is,
+        so that a batch may be written again when nobody knows whether it was."""
+        rows = {outcome.id: self._values(outcome) for outcome in outcomes}
+        with self._database.write() as connection:
+            there = connection.scalars(select(interactions.c.id).where(interactions.c.id.in_(rows))).all()
+            new = [row for id, row in rows.items() if id not in there]
+            if new:
+                connection.execute(insert(interactions), new)
+
+    def get(self, id: str) -> Interaction:
+        """NotFound, which says why that may be, unless it was logged and is still kept."""
+        found = self.get_many([id])
+        if id not in found:
+            raise NotFound(
+                f"no interaction {names.quoted(id)} is logged: check the id; what was sent with store false or under "
+                "a policy is not logged, and what is logged goes when its time is over",
+                param="id",
+                code="interaction_not_found",
+            )
+        return found[id]
+
+    def get_many(self, ids: Collection[str]) -> dict[str, Interaction]:
+        """Those of ``ids`` that are there. At most some thousands at a time."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(interactions).where(interactions.c.id.in_(list(ids)))).all()
+        return {row.id: _interaction(row) for row in rows}
+
+    def find(
+        self, which: InteractionFilter = InteractionFilter(), *, after: str | None = None, limit: int = 20
+    ) -> Page[Interaction]:
+        """Newest first: the first ``limit`` (1 to 100) of those older than the interaction ``after``, whether or not
+        that one is still there."""
+        check_limit(limit)
+        query = select(interactions).where(*_conditions(which))
+        if after is not None:
+            query = query.where(_place < (self._moment(after), after))
+        query = query.order_by(interactions.c.created_at.desc(), interactions.c.id.desc()).limit(limit + 1)
+        with self._database.read() as connection:
+            return Page.of([_interaction(row) for row in connection.execute(query)], limit)
+
+    def each(self, which: InteractionFilter = InteractionFilter()) -> Iterator[Interaction]:
+        """All of them, oldest first, read a few at a time. What is logged meanwhile may or may not be among them."""
+        query = select(interactions).where(*_conditions(which))
+        query = query.order_by(interactions.c.created_at, interactions.c.id).limit(READ_AT_ONCE)
+        place: tuple[datetime, str] | None = None
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query if place is None else query.where(_place > place)).all()
+            yield from map(_interaction, rows)
+            if len(rows) < READ_AT_ONCE:
+                return
+            place = (rows[-1].created_at, rows[-1].id)
+
+    def _moment(self, id: str) -> datetime:
+        return datetime.fromtimestamp(self._ids.read(id, param="after").at, UTC)
+
+    def _values(self, outcome: Outcome) -> dict[str, Any]:
+        said = self._ids.read(outcome.id)
+        adapter, version = version_columns(said.adapter)
+        return {
+            **{field: getattr(outcome, field) for field in _AS_THEY_ARE},
+            "completions": [asdict(completion) for completion in outcome.completions],
+            "end_user": outcome.user,
+            "created_at": datetime.fromtimestamp(said.at, UTC),
+            "kind": said.kind,
+            "adapter": adapter,
+            "version": version,
+            "experiment": said.experiment,
+            "arm": said.arm,
+            "probability": said.probability,
+            "unit": said.unit,
+        }
+
+
+_AS_THEY_ARE = [field for field in Outcome.__dataclass_fields__ if field not in ("completions", "user")]
+_place = tuple_(interactions.c.created_at, interactions.c.id)
+
+
+def version_columns(adapter: str | None) -> tuple[str | None, int | None]:
+    """``intents@7`` as the columns ``adapter`` and ``version``; both None for the bare base."""
+    if adapter is None:
+        return None, None
+    name, _, number = adapter.rpartition("@")
+    return name, int(number)
+
+
+def answered_by(table: Table, adapter: str) -> list[ColumnElement[bool]]:
+    """The conditions on those two columns for a filter's ``adapter``; what names nothing matches nothing."""
+    if adapter == BARE_BASE:
+        return [table.c.adapter.is_(None)]
+    name, at, number = adapter.partition("@")
+    if not at:
+        return [table.c.adapter == name]
+    return [table.c.adapter == name, table.c.version == (int(number) if number.isdecimal() and len(number) < 10 else 0)]
+
+
+class Filter(Protocol):
+    """What filters of several tables have in common."""
+
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def since(self) -> datetime | None: ...
+    @property
+    def until(self) -> datetime | None: ...
+
+
+def conditions_on(
+    table: Table, at: ColumnElement[Any], which: Filter, **equal: str | None
+) -> list[ColumnElement[bool]]:
+    """What a filter asks of a table whose rows have been at ``at``; ``equal`` by column, None is any."""
+    return [
+        *([] if which.adapter is None else answered_by(table, which.adapter)),
+        *(table.c[column] == value for column, value in equal.items() if value is not None),
+        *([] if which.since is None else [at >= which.since]),
+        *([] if which.until is None else [at < which.until]),
+    ]
+
+
+def _conditions(which: InteractionFilter) -> list[ColumnElement[bool]]:
+    return conditions_on(
+        interactions,
+        interactions.c.created_at,
+        which,
+        experiment=which.experiment,
+        arm=which.arm,
+        status=which.status,
+        end_user=which.user,
+        key_id=which.key_id,
+    )
+
+
+def _interaction(row: Row[*tuple[Any, ...]]) -> Interaction:
+    return Interaction(
+        **{field: getattr(row, field) for field in (*_AS_THEY_ARE, *_OF_THE_ID)},
+        adapter=None if row.adapter is None else f"{row.adapter}@{row.version}",
+        completions=tuple(Completion(**completion) for completion in row.completions),
+        user=row.end_user,
+    )
+
+
+_OF_THE_ID = ("created_at", "kind", "experiment", "arm", "probability", "unit")

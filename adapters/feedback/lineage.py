@@ -1,0 +1,101 @@
+"""Which answers a data set was made of, and so which versions learned from them: on record when the rows are gone, too.
+
+Kept are hashes of ids, which tell nothing of a user and cannot be turned back. They belong to a data set's digest, and
+a version names its digest (``data_digest``): so they can be written before a run begins, and whatever the run ends in,
+nothing that learned is without a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from sqlalchemy import Column, Named, Table, Text, TypedColumns, insert, select
+
+from graftwork.adapters.registry import Registry, Version
+from graftwork.adapters.storage.database import Database, schema
+
+
+class _LearnedColumns(TypedColumns):
+    data_digest: Named[str] = Column(Text, primary_key=True)
+    interaction_sha256: Named[str] = Column(Text, primary_key=True)
+
+
+_learned = Table("learned_from", schema, _LearnedColumns)
+
+_AT_ONCE = 500
+
+
+class Lineage:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, data_digest: str, interaction_ids: Iterable[str]) -> None:
+        """The data set ``data_digest`` holds rows made of these interactions. Before the run that learns from it;
+        saying it again changes nothing."""
+        hashes = {hash_of(id) for id in interaction_ids}
+        with self._database.write() as connection:
+            known = select(_learned.c.interaction_sha256).where(_learned.c.data_digest == data_digest)
+            new = sorted(hashes.difference(connection.scalars(known)))
+            if new:
+                rows = [{"data_digest": data_digest, "interaction_sha256": sha256} for sha256 in new]
+                connection.execute(insert(_learned), rows)
+
+    def data_digests(self, interaction_ids: Iterable[str]) -> set[str]:
+        """Of the data sets that hold any of these."""
+        hashes = sorted({hash_of(id) for id in interaction_ids})
+        found: set[str] = set()
+        with self._database.read() as connection:
+            for start in range(0, len(hashes), _AT_ONCE):
+                some = _learned.c.interaction_sha256.in_(hashes[start : start + _AT_ONCE])
+                found.update(connection.scalars(select(_learned.c.data_digest).where(some).distinct()))
+        return found
+
+    def hashes(self, data_digests: Iterable[str]) -> frozenset[str]:
+        """Of the interactions that these data sets were made of, as `hash_of` makes them."""
+        with self._database.read() as connection:
+            query = select(_learned.c.interaction_sha256).where(_learned.c.data_digest.in_(sorted(set(data_digests))))
+            return frozenset(connection.scalars(query))
+
+
+def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
+    """The versions that learned from these data sets, and those that did not but continue one that did, also one of
+    another adapter."""
+    versions = list(_versions(registry)) if data_digests else []
+    children: defaultdict[str | None, list[str]] = defaultdict(list)
+    for version in versions:
+        children[continues(version)].append(version.id)
+    direct = [version for version in versions if version.data_digest in data_digests]
+    learned = {version.id for version in direct}
+    ahead = list(learned)
+    while ahead:
+        new = [child for child in children[ahead.pop()] if child not in learned]
+        learned.update(new)
+        ahead += new
+    return direct, [v for v in versions if v.id in learned and v.data_digest not in data_digests]
+
+
+def continues(version: Version) -> str | None:
+    """The id of the version that this one continues. One of another adapter is no parent in the registry: training
+    writes it into the metadata."""
+    if version.parent is not None:
+        return f"{version.name}@{version.parent}"
+    said = version.metadata.get("continues")
+    return said if isinstance(said, str) else None
+
+
+def _versions(registry: Registry) -> Iterator[Version]:
+    after: str | None = None
+    while True:
+        page = registry.adapters(after=after, limit=100)
+        for adapter in page:
+            yield from adapter.versions
+        if not page.has_more:
+            return
+        after = page[-1].name
+
+
+def hash_of(interaction_id: str) -> str:
+    """What is kept of an interaction here."""
+    return hashlib.sha256(interaction_id.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,139 @@
+"""Who and what is logged, and for how long: a default, and policies for single adapters (or the base) and keys.
+
+An interaction is logged if every policy that is about it says so: its adapter's and its key's. Where there is none, the
+default says. It is kept for as long as those policies say, the shorter of the two; where none says, for the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    Named,
+    Row,
+    Table,
+    Text,
+    TypedColumns,
+    and_,
+    delete,
+    insert,
+    select,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.storage.database import Database, UtcDateTime, schema
+
+Scope = Literal["adapter", "key"]
+
+MAX_RETENTION_DAYS = 36_500
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogPolicy:
+    """What holds for one ``subject``: an adapter's name or the base's id, or a key's id.
+
+    ``retention_days`` is None where this policy says nothing of it.
+    """
+
+    scope: Scope
+    subject: str
+    log: bool
+    retention_days: float | None
+    actor: str
+    updated_at: datetime
+
+
+class _PolicyColumns(TypedColumns):
+    scope: Named[str] = Column(Text, primary_key=True)
+    subject: Named[str] = Column(Text, primary_key=True)
+    log: Named[bool] = Column(Boolean)
+    retention_days: Named[float | None] = Column(Double)
+    actor: Named[str] = Column(Text)
+    updated_at = Column(UtcDateTime, nullable=False)
+
+
+_policies = Table("log_policies", schema, _PolicyColumns)
+
+
+class LogPolicies:
+    """The policies of one database. The default is the server's configuration: ``retention_days`` None is for good."""
+
+    def __init__(self, database: Database, *, log: bool = True, retention_days: float | None = None) -> None:
+        self.log = log
+        self.retention_days = retention_days
+        self._database = database
+        self._by_subject: Remembered[dict[tuple[str, str], LogPolicy]] = Remembered(
+            database, {}, lambda old: {(policy.scope, policy.subject): policy for policy in self.all()}
+        )
+
+    def all(self) -> tuple[LogPolicy, ...]:
+        with self._database.read() as connection:
+            rows = connection.execute(select(_policies).order_by(_policies.c.scope, _policies.c.subject)).all()
+        return tuple(_policy(row) for row in rows)
+
+    def set(
+        self, scope: Scope, subject: str, *, log: bool, retention_days: float | None = None, actor: str
+    ) -> LogPolicy:
+        """Replace what was said of ``subject``, from now on; a shorter retention also holds for what is there."""
+        if retention_days is not None and not 0 < retention_days <= MAX_RETENTION_DAYS:
+            raise InvalidRequest(
+                f"retention_days is {retention_days}: use more than 0 and at most {MAX_RETENTION_DAYS}, "
+                "or leave it out for the server's default",
+                param="retention_days",
+            )
+        policy = LogPolicy(
+            scope=scope,
+            subject=subject,
+            log=log,
+            retention_days=retention_days,
+            actor=actor,
+            updated_at=datetime.now(UTC),
+        )
+        with self._database.write() as connection:
+            connection.execute(delete(_policies).where(_is(scope, subject)))
+            connection.execute(insert(_policies).values(vars(policy)))
+        return policy
+
+    def remove(self, scope: Scope, subject: str) -> LogPolicy:
+        """Let the default hold again. NotFound when it does already."""
+        with self._database.write() as connection:
+            row = connection.execute(select(_policies).where(_is(scope, subject))).one_or_none()
+            connection.execute(delete(_policies).where(_is(scope, subject)))
+        if row is None:
+            raise NotFound(
+                f"the {scope} {names.quoted(subject)} has no policy of its own: the list of policies shows which have",
+                param="subject",
+                code="policy_not_found",
+            )
+        return _policy(row)
+
+    def logged(self, *, adapter: str, key_id: str) -> bool:
+        """Whether to log what this key asked of this adapter, or of the base by its id.
+
+        From memory, as long as nothing was committed. Not for the event loop all the same: then it reads.
+        """
+        policies = self._by_subject.now()
+        said = [policy.log for policy in (policies.get(("adapter", adapter)), policies.get(("key", key_id))) if policy]
+        return all(said) if said else self.log
+
+
+def _is(scope: Scope, subject: str) -> Any:
+    return and_(_policies.c.scope == scope, _policies.c.subject == subject)
+
+
+def _policy(row: Row[*tuple[Any, ...]]) -> LogPolicy:
+    return LogPolicy(
+        scope=row.scope,
+        subject=row.subject,
+        log=row.log,
+        retention_days=row.retention_days,
+        actor=row.actor,
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,391 @@
+"""Jobs: a queue of training runs, who works on which until when, what happened, and what came of it.
+
+::
+
+    validating_files ──▶ queued ──▶ running ──▶ succeeded
+            │               │          │   └──▶ failed
+            └───────────────┴──────────┴──────▶ cancelled
+
+A worker claims a job for a while and renews the claim; when it dies nobody renews, and another one goes on. Every write
+of a worker's is one transaction with the look whether the claim still holds and the job was not cancelled: who has lost
+it is told by `Lost` and has written nothing. An attempt is counted when it begins and forgiven when it got somewhere (a
+checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that reason.
+
+Knows nothing of how training is done, of files' contents, nor of HTTP.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
+from graftwork.adapters.learning.job import Checkpoint, Claim, Event, Job, Lost, NewEvent, NewJob, Status, Waiting
+from graftwork.adapters.learning.job_tables import _checkpoints, _event, _events, _job, jobs
+from graftwork.adapters.storage.database import Database, Page, check_limit
+
+MAX_ATTEMPTS: Final = 3
+"""Attempts in a row that may end without a new checkpoint."""
+
+_ASKED = tuple(field.name for field in fields(NewJob))
+
+
+_FREE = {"owner": None, "lease_until": None}
+
+
+class Jobs:
+    """The jobs of one database; any number of threads and processes may have one each."""
+
+    def __init__(self, database: Database, *, max_attempts: int = MAX_ATTEMPTS) -> None:
+        self._database = database
+        self._max_attempts = max_attempts
+
+    # -- whoever wants something learned -----------------------------------------------------------------------------
+
+    def submit(
+        self,
+        new: NewJob,
+        *,
+        actor: str,
+        key_id: str,
+        idempotency_key: str | None = None,
+        events: Sequence[NewEvent] = (),
+        within: Connection | None = None,
+    ) -> tuple[Job, bool]:
+        """Put a job into the queue, and say whether it is new: with an ``idempotency_key`` that this key has used
+        before it is not, if the same was asked for; else it is a Conflict. ``events`` are the first of a new one.
+        ``within`` makes it part of a write of the caller's."""
+        if idempotency_key is not None:
+            names.check_text(idempotency_key, param="idempotency_key", max_chars=256)
+        id = f"ftjob-{secrets.token_hex(12)}"
+        with nullcontext(within) if within is not None else self._database.write() as connection:
+            known = None if idempotency_key is None else _of_key(connection, key_id, idempotency_key)
+            if known is not None:
+                return _repeated(known, new), False
+            connection.execute(
+                insert(jobs).values(
+                    {name: getattr(new, name) for name in _ASKED}
+                    | {"hyperparameters": dict(new.hyperparameters), "metadata": dict(new.metadata)}
+                    | {"id": id, "name": new.name or id}
+                    | {"created_at": datetime.now(UTC), "created_by": actor, "key_id": key_id}
+                    | {"idempotency_key": idempotency_key, "status": "validating_files", "token": 0, "attempts": 0}
+                    | {"publishing": False, "relayed_bytes": 0, "progress": {}, "result_files": [], "metrics": {}}
+                )
+            )
+            _record(connection, id, [NewEvent(message=f"Created fine-tuning job: {id}"), *events])
+            return _get(connection, id), True
+
+    def get(self, id: str) -> Job:
+        with self._database.read() as connection:
+            return _get(connection, id)
+
+    def find(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Page[Job]:
+        """Newest first: the first ``limit`` (1 to 100) of those before the job ``after``. ``metadata``: jobs that have
+        all of these pairs; empty: those that have none."""
+        check_limit(limit)
+        query = select(jobs).order_by(jobs.c.number.desc())
+        if name is not None:
+            query = query.where(jobs.c.name == name)
+        if metadata is None:
+            query = query.limit(limit + 1)
+        with self._database.read() as connection:
+            if after is not None:
+                number = connection.scalar(select(jobs.c.number).where(jobs.c.id == after))
+                if number is None:
+                    raise InvalidRequest(
+                        "after names no job: give the id of the last one of the page before", param="after"
+                    )
+                query = query.where(jobs.c.number < number)
+            # Looked through here: databases differ in how they look into JSON, and jobs are few.
+            found = (job for job in map(_job, connection.execute(query)) if _has(job, metadata))
+            return Page.of(list(islice(found, limit + 1)), limit)
+
+    def events(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Event]:
+        """Newest first: the first ``limit`` (1 to 100) of those before the event ``after``."""
+        check_limit(limit)
+        query = select(_events).where(_events.c.job == id).order_by(_events.c.id.desc()).limit(limit + 1)
+        if after is not None:
+            query = query.where(_events.c.id < after)
+        with self._database.read() as connection:
+            _get(connection, id)
+            return Page.of([_event(row) for row in connection.execute(query)], limit)
+
+    def checkpoints(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Checkpoint]:
+        """Newest first, as `events`."""
+        check_limit(limit)
+        query = select(_checkpoints).where(_checkpoints.c.job == id).order_by(_checkpoints.c.id.desc())
+        if after is not None:
+            query = query.where(_checkpoints.c.id < after)
+        with self._database.read() as connection:
+            _get(connection, id)
+            found = [Checkpoint(**row._mapping) for row in connection.execute(query.limit(limit + 1))]
+        return Page.of(found, limit)
+
+    def cancel(self, id: str, *, actor: str) -> Job:
+        """End it now; whoever works on it is told when they next write. Cancelled twice is cancelled.
+
+        Conflict: it has ended otherwise, or its version is being registered.
+        """
+        with self._database.write() as connection:
+            job = _get(connection, id)
+            if job.status == "cancelled":
+                return job
+            if job.ended:
+                raise Conflict(f"{id} has {job.status} already: there is nothing left to cancel", code="job_ended")
+            if job.publishing:
+                raise Conflict(
+                    f"{id} has finished training and its version is being registered: retire the version instead",
+                    code="job_publishing",
+                )
+            _end(connection, id, "cancelled")
+            _record(connection, id, [NewEvent(message=f"The job was cancelled by {actor}.", level="warn")])
+            return _get(connection, id)
+
+    def unfinished_with(self, file_id: str) -> str | None:
+        """A job that has not ended and needs this file."""
+        uses = or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id)
+        with self._database.read() as connection:
+            return connection.scalar(select(jobs.c.id).where(uses, jobs.c.finished_at.is_(None)).limit(1))
+
+    # -- whoever does it ---------------------------------------------------------------------------------------------
+
+    def claim(self, owner: str, waiting: Waiting, *, seconds: float) -> Claim | None:
+        """The oldest job that waits for this, for ``seconds``; what was running and lost its worker comes with the
+        queued ones. Fails those whose attempts are used up on the way."""
+        wanted = ["queued", "running"] if waiting == "queued" else [waiting]
+        query = select(jobs).where(jobs.c.status.in_(wanted)).order_by(jobs.c.number)
+
+        def free(now: datetime) -> Any:
+            return or_(jobs.c.owner.is_(None), jobs.c.lease_until < now)
+
+        # Most of the time there is nothing: that need not take the one writer's place.
+        with self._database.read() as connection:
+            if connection.execute(query.where(free(datetime.now(UTC))).limit(1)).one_or_none() is None:
+                return None
+        with self._database.write() as connection:
+            now = datetime.now(UTC)
+            for row in connection.execute(query.where(free(now))).all():
+                job = _job(row)
+                # One that is being published has ended well: to say that it failed would be wrong, however often
+                # its worker dies.
+                if job.attempts >= self._max_attempts and not job.publishing:
+                    _fail_lost(connection, job)
+                    continue
+                changes: dict[str, Any] = {
+                    "owner": owner,
+                    "token": job.token + 1,
+                    "lease_until": now + timedelta(seconds=seconds),
+                    "attempts": job.attempts + 1,
+                }
+                if waiting == "queued":
+                    changes |= {"status": "running", "started_at": job.started_at or now}
+                    said = "The job has started." if job.started_at is None else "The job goes on."
+                    _record(connection, job.id, [NewEvent(message=said)])
+                _change(connection, job.id, changes)
+                return Claim(job=_get(connection, job.id), owner=owner, token=job.token + 1)
+        return None
+
+    def disown(self, owner: str) -> None:
+        """Whatever ``owner`` had claimed is free now. For an owner that has come back and knows that it was dead."""
+        with self._database.write() as connection:
+            connection.execute(update(jobs).where(jobs.c.owner == owner).values(_FREE))
+
+    def renew(self, claim: Claim, *, seconds: float) -> None:
+        """Keep it for ``seconds`` from now. Raises Lost."""
+        with self._database.write() as connection:
+            _held(connection, claim)
+            _change(connection, claim.job.id, {"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
+
+    def report(
+        self,
+        claim: Claim,
+        events: Sequence[NewEvent] = (),
+        *,
+        checkpoints: Mapping[int, Mapping[str, Any]] | None = None,
+        progress: Mapping[str, Any] | None = None,
+        relayed_bytes: int | None = None,
+    ) -> None:
+        """What happened, at once: events, metrics of checkpoints by step, the last measurement. Raises Lost."""
+        with self._database.write() as connection:
+            job = _held(connection, claim)
+            changes: dict[str, Any] = {}
+            if progress:
+                changes["progress"] = {**job.progress, **progress}
+            if relayed_bytes is not None:
+                changes["relayed_bytes"] = relayed_bytes
+            if _save_checkpoints(connection, job.id, checkpoints or {}):
+                changes["attempts"] = 1
+            if changes:
+                _change(connection, job.id, changes)
+            _record(connection, job.id, events)
+
+    def validated(self, claim: Claim, events: Sequence[NewEvent] = ()) -> None:
+        """Its files can be learned from: it waits for its run. Raises Lost."""
+        with self._database.write() as connection:
+            _held(connection, claim)
+            _change(connection, claim.job.id, {"status": "queued", "attempts": 0, **_FREE})
+            _record(connection, claim.job.id, [*events, NewEvent(message="Files validated, the job is queued.")])
+
+    def let_go(self, claim: Claim, reason: str, *, forgiven: bool) -> None:
+        """Give it back to be gone on with. ``forgiven``: the attempt was ended on purpose and does not count; else it
+        fails when it was the last one. Raises Lost."""
+        with self._database.write() as connection:
+            job = _held(connection, claim)
+            if not forgiven and job.attempts >= self._max_attempts:
+                _fail_lost(connection, job, reason)
+                return
+            status = "validating_files" if job.status == "validating_files" else "queued"
+            attempts = job.attempts - forgiven
+            _change(connection, job.id, {"status": status, "attempts": attempts, **_FREE})
+            _record(connection, job.id, [NewEvent(message=reason, level="info" if forgiven else "warn")])
+
+    def publish(self, claim: Claim) -> None:
+        """From now on it cannot be cancelled. Before its version is pushed. Raises Lost."""
+        with self._database.write() as connection:
+            _held(connection, claim)
+            _change(connection, claim.job.id, {"publishing": True})
+
+    def succeed(
+        self,
+        claim: Claim,
+        version: str,
+        *,
+        metrics: Mapping[str, Any],
+        trained_tokens: int | None,
+        result_files: Sequence[str] = (),
+        events: Sequence[NewEvent] = (),
+    ) -> None:
+        """It ends with ``version``, ``name@n``. ``events`` say what else became of it. Raises Lost."""
+        facts = {"metrics": dict(metrics), "trained_tokens": trained_tokens, "result_files": list(result_files)}
+        with self._database.write() as connection:
+            _held(connection, claim)
+            _end(connection, claim.job.id, "succeeded", version=version, **facts)
+            created = NewEvent(message=f"New fine-tuned model created: {version}")
+            _record(
+                connection, claim.job.id, [created, *events, NewEvent(message="The job has successfully completed.")]
+            )
+
+    def fail(self, claim: Claim, *, code: str, message: str, param: str | None = None) -> None:
+        """It ends without a version, and this is why. Raises Lost."""
+        with self._database.write() as connection:
+            _held(connection, claim)
+            _fail(connection, claim.job.id, {"code": code, "message": message, "param": param})
+
+
+# --- inside a transaction ---------------------------------------------------------------------------------------------
+
+
+def _held(connection: Connection, claim: Claim) -> Job:
+    job = _get(connection, claim.job.id)
+    if job.status == "cancelled":
+        raise Lost(f"{job.id} was cancelled")
+    if (job.owner, job.token) != (claim.owner, claim.token):
+        raise Lost(f"{job.id} has passed to another worker")
+    return job
+
+
+def _save_checkpoints(connection: Connection, id: str, metrics_by_step: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether one of them is new: a run that goes on from an older one comes by the same steps again."""
+    known = set(connection.scalars(select(_checkpoints.c.step).where(_checkpoints.c.job == id)))
+    now = datetime.now(UTC)
+    new = [
+        {"at": now, "job": id, "step": step, "metrics": dict(metrics)}
+        for step, metrics in sorted(metrics_by_step.items())
+        if step not in known
+    ]
+    if new:
+        connection.execute(insert(_checkpoints), new)
+    return bool(new)
+
+
+def _fail_lost(connection: Connection, job: Job, reason: str | None = None) -> None:
+    """Its attempts are used up."""
+    message = (
+        f"The run ended {job.attempts} times without getting anywhere; the last time: "
+        f"{reason or 'its worker died'} Look into the server's log around that time; memory is the usual reason."
+    )
+    _fail(connection, job.id, {"code": "too_many_attempts", "message": message, "param": None})
+
+
+def _fail(connection: Connection, id: str, error: Mapping[str, Any]) -> None:
+    _end(connection, id, "failed", error=dict(error))
+    _record(connection, id, [NewEvent(message=f"The job failed: {error['message']}", level="error")])
+
+
+def _end(connection: Connection, id: str, status: Status, **facts: Any) -> None:
+    _change(connection, id, {"status": status, "finished_at": datetime.now(UTC), **_FREE, **facts})
+
+
+def _change(connection: Connection, id: str, values: Mapping[str, Any]) -> None:
+    connection.execute(update(jobs).where(jobs.c.id == id).values(values))
+
+
+def _record(connection: Connection, id: str, events: Sequence[NewEvent]) -> None:
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "at": now,
+            "job": id,
+            "level": event.level,
+            "kind": "metrics" if event.data else "message",
+            "message": event.message,
+            "data": dict(event.data),
+        }
+        for event in events
+    ]
+    if rows:
+        connection.execute(insert(_events), rows)
+
+
+def _of_key(connection: Connection, key_id: str, idempotency_key: str) -> Job | None:
+    same = (jobs.c.key_id == key_id, jobs.c.idempotency_key == idempotency_key)
+    row = connection.execute(select(jobs).where(*same)).one_or_none()
+    return None if row is None else _job(row)
+
+
+def _repeated(known: Job, new: NewJob) -> Job:
+    for name in _ASKED:
+        was, wanted = getattr(known, name), getattr(new, name)
+        if was != wanted and not (name == "name" and not wanted):
+            raise Conflict(
+                f"this idempotency key was used before, for a job with another {name}: use a new key for every job",
+                param="idempotency_key",
+                code="idempotency_key_reused",
+            )
+    return known
+
+
+def _has(job: Job, metadata: Mapping[str, str] | None) -> bool:
+    if not metadata:
+        return metadata is None or not job.metadata
+    return metadata.items() <= job.metadata.items()
+
+
+def _get(connection: Connection, id: str) -> Job:
+    row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"there is no job {names.quoted(id)}: graftwork jobs list shows those there are", code="job_not_found"
+        )
+    return _job(row)

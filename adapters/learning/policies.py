@@ -1,0 +1,380 @@
+"""When an adapter learns by itself: after so many new judgements, or every so many days; and whether that is now.
+
+A round of a policy is a job like any other, from feedback, that continues the live version; every so many rounds one is
+a control instead, which begins with the base and learns all that earlier jobs learned from. Nothing is remembered but
+the policies: when a round is due is read off the jobs and the feedback there are, and a round is submitted in one
+transaction with that look. So none is submitted twice, whoever is killed and however many look at once.
+
+New are the judgements that came after the last job from feedback began, also one that somebody submitted by hand. After
+a round that failed as many must come again, and some time must pass, longer after each failure.
+
+Knows nothing of how training is done, nor of who looks and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Double,
+    Integer,
+    Named,
+    Row,
+    Table,
+    Text,
+    TypedColumns,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+)
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.feedback.feedback import feedback
+from graftwork.adapters.learning.job import CONTROL, ENDED, FEEDBACK, Job, Method, NewEvent, NewJob
+from graftwork.adapters.learning.job_tables import jobs
+from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.names import LIVE
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage.database import Database, UtcDateTime, schema
+
+KEY_ID: Final = "learning-policy"
+"""As a job's ``key_id``: a policy asked for it."""
+
+ACTOR: Final = "keeper"
+
+AFTER: Final = 50
+EVERY_DAYS: Final = 7.0
+AT_LEAST: Final = 10
+MAX_JUDGEMENTS: Final = 1_000_000
+MAX_DAYS: Final = 3650.0
+MAX_ROUNDS: Final = 1000
+
+BACKOFF: Final = timedelta(minutes=10)
+LONGEST_BACKOFF: Final = timedelta(days=1)
+
+Fence = Callable[[Connection], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningPolicy:
+    """When the adapter ``name`` learns from what was said of its answers.
+
+    Attributes:
+        after: so many new judgements; None: their number alone is no reason.
+        every_days: so long after the last round, if there are ``at_least`` new judgements; None: time is no reason.
+        control_every: this and every further such round is a control; None: none is.
+        method, hyperparameters: of its jobs, as in `NewJob`.
+        created_at: when it was first set. updated_at: when it was last set, by ``actor``.
+    """
+
+    name: str
+    after: int | None
+    every_days: float | None
+    at_least: int
+    control_every: int | None
+    method: Method
+    hyperparameters: Mapping[str, Any]
+    actor: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How a policy stands.
+
+    Attributes:
+        judgements: new ones since the last job that learned from feedback; those since one that failed may be fewer.
+        rounds: how many of the policy's rounds are in each status of a job.
+        last: the policy's last round.
+        next_is_control: whether the next one is.
+        due: whether it is time for it. waits_for: what is missing, for people; empty when it is due.
+    """
+
+    judgements: int
+    rounds: Mapping[str, int]
+    last: Job | None
+    next_is_control: bool
+    waits_for: str
+
+    @property
+    def due(self) -> bool:
+        return not self.waits_for
+
+    @property
+    def num_rounds(self) -> int:
+        return sum(self.rounds.values())
+
+
+class _PolicyColumns(TypedColumns):
+    name: Named[str] = Column(Text, primary_key=True)
+    after: Named[int | None] = Column(Integer)
+    every_days: Named[float | None] = Column(Double)
+    at_least: Named[int] = Column(Integer)
+    control_every: Named[int | None] = Column(Integer)
+    method: Named[str] = Column(Text)
+    hyperparameters = Column(JSON, nullable=False)
+    actor: Named[str] = Column(Text)
+    created_at = Column(UtcDateTime, nullable=False)
+    updated_at = Column(UtcDateTime, nullable=False)
+
+
+_policies = Table("learning_policies", schema, _PolicyColumns)
+
+
+class LearningPolicies:
+    """The policies of one database; ``base_id`` is what controls begin with."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        queue: Jobs,
+        *,
+        base_id: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._queue = queue
+        self._base_id = base_id
+        self._now = now
+
+    def all(self) -> list[tuple[LearningPolicy, Standing]]:
+        """By name, each with how it stands, all at one moment."""
+        with self._database.read() as connection:
+            policies = [_policy(row) for row in connection.execute(select(_policies).order_by(_policies.c.name))]
+            return [(policy, self._standing(connection, policy)) for policy in policies]
+
+    def get(self, name: str) -> tuple[LearningPolicy, Standing]:
+        """NotFound when the adapter has none."""
+        with self._database.read() as connection:
+            policy = _get(connection, name)
+            return policy, self._standing(connection, policy)
+
+    def set(
+        self,
+        name: str,
+        *,
+        after: int | None = AFTER,
+        every_days: float | None = EVERY_DAYS,
+        at_least: int = AT_LEAST,
+        control_every: int | None = None,
+        method: Method = "auto",
+        hyperparameters: Mapping[str, Any] | None = None,
+        actor: str,
+    ) -> LearningPolicy:
+        """Let the adapter learn by itself, from now on as this says. NotFound: there is no such adapter."""
+        self._registry.adapter(name)
+        if after is None and every_days is None:
+            raise InvalidRequest(
+                "after and every_days are both off, and so nothing would ever be learned: give one, or remove the "
+                "policy",
+                param="after",
+            )
+        _check("after", after, 1, MAX_JUDGEMENTS)
+        _check("at_least", at_least, 1, MAX_JUDGEMENTS)
+        _check("control_every", control_every, 1, MAX_ROUNDS)
+        if every_days is not None and not 0 < every_days <= MAX_DAYS:
+            raise InvalidRequest(
+                f"every_days is {every_days:g}: use more than 0 and at most {MAX_DAYS:g}", param="every_days"
+            )
+        now = self._now()
+        with self._database.write() as connection:
+            before = _find(connection, name)
+            policy = LearningPolicy(
+                name=name,
+                after=after,
+                every_days=every_days,
+                at_least=at_least,
+                control_every=control_every,
+                method=method,
+                hyperparameters=dict(hyperparameters or {}),
+                actor=actor,
+                created_at=now if before is None else before.created_at,
+                updated_at=now,
+            )
+            connection.execute(delete(_policies).where(_policies.c.name == name))
+            connection.execute(insert(_policies).values(vars(policy)))
+        return policy
+
+    def remove(self, name: str) -> LearningPolicy:
+        """Begin no further round. What is under way goes on. NotFound when there is no policy."""
+        with self._database.write() as connection:
+            policy = _get(connection, name)
+            connection.execute(delete(_policies).where(_policies.c.name == name))
+        return policy
+
+    def begin(self, name: str, *, fence: Fence = lambda connection: None) -> Job | None:
+        """Submit the next round, if it is due; None when it is not, or not any more.
+
+        The look and the job are one transaction, with ``fence`` in it, which may refuse it all.
+        """
+        with self._database.write() as connection:
+            fence(connection)
+            policy = _find(connection, name)
+            if policy is None:
+                return None
+            standing = self._standing(connection, policy)
+            if not standing.due:
+                return None
+            return self._submit(connection, policy, standing)
+
+    def _submit(self, connection: Connection, policy: LearningPolicy, standing: Standing) -> Job:
+        number = standing.num_rounds + 1
+        # Nobody else writes meanwhile: what is live now is live when the job is there.
+        live = self._registry.resolve(f"{policy.name}@{LIVE}").id
+        control = standing.next_is_control
+        begins = (
+            f"a control beside {live}, from the base: all there is is learned again"
+            if control
+            else f"it continues {live}"
+        )
+        metadata = {"learning_policy": policy.name, "round": str(number)}
+        job, _ = self._queue.submit(
+            NewJob(
+                model=self._base_id if control else live,
+                name=policy.name,
+                parent=None if control else live,
+                method=policy.method,
+                hyperparameters=policy.hyperparameters,
+                training_file=FEEDBACK,
+                metadata={**metadata, CONTROL: live} if control else metadata,
+            ),
+            actor=ACTOR,
+            key_id=KEY_ID,
+            # The database itself refuses a second round of this number.
+            idempotency_key=f"{policy.name}/{number}",
+            events=[
+                NewEvent(
+                    message=f"Round {number} of the learning policy of {policy.name}: {standing.judgements} new "
+                    f"judgements; {begins}."
+                )
+            ],
+            within=connection,
+        )
+        return job
+
+    def _standing(self, connection: Connection, policy: LearningPolicy) -> Standing:
+        seen = connection.execute(_jobs_of(policy.name)).all()
+        rounds = [row for row in seen if row.key_id == KEY_ID]
+        succeeded = sum(row.status == "succeeded" for row in rounds)
+        last = connection.execute(select(jobs).where(jobs.c.id == rounds[-1].id)).one() if rounds else None
+        learned = [row for row in seen if row.training_file == FEEDBACK and row.status in ENDED]
+        good = [row.created_at for row in learned if row.status == "succeeded"]
+        return Standing(
+            judgements=_judgements(connection, policy.name, since=good[-1] if good else None),
+            rounds={status: sum(row.status == status for row in rounds) for status in {row.status for row in rounds}},
+            last=None if last is None else Job(**{**last._mapping, "result_files": tuple(last.result_files)}),
+            next_is_control=policy.control_every is not None and (succeeded + 1) % policy.control_every == 0,
+            waits_for=self._waits_for(connection, policy, seen, learned),
+        )
+
+    def _waits_for(
+        self,
+        connection: Connection,
+        policy: LearningPolicy,
+        seen: Sequence[Row[*tuple[Any, ...]]],
+        learned: Sequence[Row[*tuple[Any, ...]]],
+    ) -> str:
+        """``learned`` are the jobs from feedback that have ended, also those that failed, the oldest first."""
+        under_way = [row.id for row in seen if row.status not in ENDED]
+        if under_way:
+            return f"the end of {under_way[-1]}"
+        now = self._now()
+        failures = _failed_in_a_row([row.status for row in learned])
+        if failures:
+            again = learned[-1].finished_at + min(BACKOFF * 2 ** min(failures - 1, 16), LONGEST_BACKOFF)
+            if now < again:
+                return f"{_moment(again)}, since {'the last round' if failures == 1 else f'{failures} rounds'} failed"
+        began = learned[-1].created_at if learned else None
+        fresh = _judgements(connection, policy.name, since=began)
+        reasons = []
+        if policy.after is not None:
+            if fresh >= policy.after:
+                return ""
+            reasons.append(_more(policy.after - fresh))
+        if policy.every_days is not None:
+            time = (began or policy.created_at) + timedelta(days=policy.every_days)
+            if now >= time and fresh >= policy.at_least:
+                return ""
+            missing = [_moment(time)] if now < time else []
+            missing += [_more(policy.at_least - fresh)] if fresh < policy.at_least else []
+            reasons.append(" with ".join(missing))
+        return ", or ".join(dict.fromkeys(reasons))
+
+
+# --- inside a transaction ---------------------------------------------------------------------------------------------
+
+
+def _find(connection: Connection, name: str) -> LearningPolicy | None:
+    row = connection.execute(select(_policies).where(_policies.c.name == name)).one_or_none()
+    return None if row is None else _policy(row)
+
+
+def _get(connection: Connection, name: str) -> LearningPolicy:
+    policy = _find(connection, name)
+    if policy is None:
+        raise NotFound(
+            f"the adapter {names.quoted(name)} has no learning policy: graftwork train {names.quoted(name)} --watch "
+            "sets one",
+            code="policy_not_found",
+        )
+    return policy
+
+
+def _jobs_of(name: str) -> Any:
+    """The adapter's jobs, the oldest first: what decides whether another one is due."""
+    columns = ("id", "status", "created_at", "finished_at", "key_id", "training_file")
+    return select(*(jobs.c[column] for column in columns)).where(jobs.c.name == name).order_by(jobs.c.number)
+
+
+def _judgements(connection: Connection, name: str, *, since: datetime | None) -> int:
+    """How many there are of its answers. Those that say nothing of how good an answer was are none."""
+    table, after = feedback.c, 0
+    if since is not None:
+        # Times are in the order of ids, and by them an index finds one adapter's newest.
+        last = select(table.id).where(table.at <= since).order_by(table.at.desc(), table.id.desc()).limit(1)
+        after = connection.scalar(last) or 0
+    judged = or_(*(table[kind].is_not(None) for kind in ("thumb", "score", "correction", "preferred_over")))
+    query = select(func.count()).where(table.adapter == name, table.id > after, judged)
+    return int(connection.scalar(query) or 0)
+
+
+# --- plain values -----------------------------------------------------------------------------------------------------
+
+
+def _failed_in_a_row(statuses: Sequence[str]) -> int:
+    """At the end. A job that somebody cancelled says nothing about whether the next one would fail."""
+    count = 0
+    for status in reversed(statuses):
+        if status == "succeeded":
+            break
+        count += status == "failed"
+    return count
+
+
+def _check(param: str, value: int | None, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        raise InvalidRequest(f"{param} is {value}: use a whole number from {least} to {most}", param=param)
+
+
+def _more(count: int) -> str:
+    return f"{count} more judgement{'' if count == 1 else 's'}"
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _policy(row: Row[*tuple[Any, ...]]) -> LearningPolicy:
+    return LearningPolicy(**row._mapping)

@@ -1,9 +1,0 @@
-"""Alembic runs this file. There is no alembic.ini: `graftwork.adapters.db.migrate` brings the open connection."""
-
-from __future__ import annotations
-
-from alembic import context
-
-# migrate() has begun the transaction, and holds the write lock, so that all steps happen or none.
-context.configure(connection=context.config.attributes["connection"])
-context.run_migrations()

@@ -1,0 +1,102 @@
+"""The files of an adapter folder: which names are allowed, how one is opened without following links, and how a
+stranger's text is quoted in a message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from graftwork.adapters.errors import InvalidAdapter
+
+if TYPE_CHECKING:
+    pass
+
+
+CONFIG_FILE = "adapter_config.json"
+
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_IGNORED_FILE = "README.md"  # PEFT writes a model card beside every adapter
+
+
+_PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)\Z", re.IGNORECASE)
+
+
+# What a Trainer leaves beside an adapter. These are pickles too, but no part of it: they stay where they are, unopened.
+_TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)\Z")
+
+
+def shown(text: object) -> str:
+    """A stranger's text as it may stand in a message: quoted, escaped, short."""
+    quoted = ascii(text) if isinstance(text, str) else repr(text)
+    return quoted if len(quoted) <= 120 else quoted[:117] + "..."
+
+
+def check_filename(filename: str) -> None:
+    """Raise InvalidAdapter unless a pushed adapter may carry ``filename`` (README.md may come, and is dropped)."""
+    if filename in (CONFIG_FILE, WEIGHTS_FILE, _IGNORED_FILE):
+        return
+    if _PICKLE.search(filename):
+        raise InvalidAdapter(
+            f"{shown(filename)} is a pickle, which can run code when it is opened: save the adapter with "
+            f"model.save_pretrained(folder, safe_serialization=True) and push {WEIGHTS_FILE} instead.",
+            param="files",
+        )
+    raise InvalidAdapter(
+        f"{shown(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain names.",
+        param="files",
+    )
+
+
+def open_regular(path: str | Path, *, dir_fd: int | None = None, what: str | None = None) -> BinaryIO:
+    """Open a regular file for reading. Anything else (link, FIFO, device, folder) is InvalidAdapter, at once."""
+    name = what or os.path.basename(path)
+    try:
+        mode = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode
+        if not stat.S_ISREG(mode):
+            raise InvalidAdapter(f"{shown(name)} is {_kind(mode)}, not a file: push the file itself.", param=name)
+        # The check keeps devices closed; the flags hold if the name was swapped for something else since.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        raise InvalidAdapter(f"{shown(name)} is missing: push the whole adapter folder.", param=name) from None
+    except (OSError, ValueError) as error:
+        raise InvalidAdapter(f"{shown(name)} cannot be read: {_reason(error)}.", param=name) from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidAdapter(f"{shown(name)} changed while it was read: push again.", param=name)
+    return os.fdopen(fd, "rb")
+
+
+def _check_listing(names: set[str], source: Path) -> None:
+    """Raise InvalidAdapter for a folder that holds pickles or lacks one of the two files."""
+    for name in sorted(names):
+        if _PICKLE.search(name) and not _TRAINER_STATE.match(name):
+            check_filename(name)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if name not in names:
+            raise InvalidAdapter(
+                f"{name} is missing in {shown(str(source))}: an adapter is a folder written by "
+                "model.save_pretrained(folder, safe_serialization=True).",
+                param=name,
+            )
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,51 @@
+"""What an adapter is made of, without its numbers: the grafted modules, the replaced modules and the digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftedModule:
+    """What the adapter adds to one module of the base: ``scale · B(A(x))``. Tensors are named by their keys."""
+
+    name: str
+    """As in ``BaseInfo.modules``."""
+    kind: Literal["linear", "embedding"]
+    rank: int
+    scale: float
+    """lora_alpha / rank (rsLoRA: / √rank), patterns applied."""
+    a: str
+    """(rank, in), for embeddings (rank, num)."""
+    b: str
+    """(out, rank), for embeddings (dim, rank)."""
+    magnitude: str | None
+    """DoRA, on linear modules: (out,)."""
+    bias: str | None
+    """lora_bias, on linear modules: (out,), added to B's output before ``scale``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """What an adapter is made of, without its numbers."""
+
+    digest: str
+    """``sha256:…`` over config and tensors."""
+    num_bytes: int
+    num_parameters: int
+    """Of grafts and replaced modules."""
+    rank: int
+    """The largest."""
+    grafts: tuple[GraftedModule, ...]
+    """In the base's order of modules."""
+    replaced: Mapping[str, Mapping[str, str]]
+    """modules_to_save: module of the base -> {"weight" or "bias": tensor key}."""
+    base_digest: str | None
+    """What the adapter says it was trained on; None for a plain PEFT folder."""
+    config: Mapping[str, Any]
+    """adapter_config.json."""

@@ -1,0 +1,1 @@
+"""Messages to tokens and tokens to text, for serving and for training alike."""

@@ -1,0 +1,82 @@
+"""OpenAI's chat messages, parsed strictly: roles, text parts and well-formed Unicode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from graftwork.adapters.errors import InvalidRequest
+
+ROLES = ("system", "developer", "user", "assistant")
+"""The roles a message may have. A template that does not know ``developer``, the newer word, gets it as ``system``."""
+
+_EXTRA_FIELDS = frozenset({"name", "reasoning_content"})
+
+
+def read_message(index: int, message: Any) -> dict[str, str]:
+    """One of OpenAI's messages, strictly: every value a string that can be encoded, the content's parts joined.
+
+    Raises ``InvalidRequest`` that names what is wrong with ``messages[index]``.
+    """
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise InvalidRequest(f"{where} must be an object with role and content.", param=where)
+    role = message.get("role")
+    if role not in ROLES:
+        raise InvalidRequest(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.", param=f"{where}.role")
+    fields = {
+        "role": str(role),
+        "content": _well_formed(_flatten(message.get("content"), where), f"{where}.content"),
+    }
+    for key, value in message.items():
+        if (
+            key in fields or value is None or value == []
+        ):  # clients send back their answers with every unused field empty
+            continue
+        if key not in _EXTRA_FIELDS:
+            raise InvalidRequest(f"{where}.{key} is not supported. Leave it out.", param=f"{where}.{key}")
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{where}.{key} must be a string.", param=f"{where}.{key}")
+        fields[key] = _well_formed(value, f"{where}.{key}")
+    return fields
+
+
+def _flatten(content: Any, where: str) -> str:
+    """OpenAI's content as one string. Text parts stand on lines of their own, as they do in other servers."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise InvalidRequest(
+            f"{where}.content must be a string or a list of text parts, not {_described(content)}.",
+            param=f"{where}.content",
+        )
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise InvalidRequest(
+                f"{where}.content[{number}] is of type {kind!r}; only text parts are supported.",
+                param=f"{where}.content[{number}].type",
+            )
+        if not isinstance(part.get("text"), str):
+            raise InvalidRequest(
+                f"{where}.content[{number}].text must be a string.", param=f"{where}.content[{number}].text"
+            )
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _described(value: Any) -> str:
+    return "null" if value is None else "an empty list" if value == [] else f"a {type(value).__name__}"
+
+
+def _well_formed(text: str, where: str) -> str:
+    """JSON can smuggle in half of a surrogate pair, which is no character and which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{where} holds half of a surrogate pair (\\u{ord(text[error.start]):04x}). Send valid Unicode.",
+            param=where,
+        ) from error
+    return text

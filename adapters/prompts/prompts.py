@@ -1,0 +1,156 @@
+"""The tokenizer and the chat template of one base, for serving and training alike.
+
+Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 alone, so that a process without torch stays light. Agrees token for token with transformers' ``apply_chat_template``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from tokenizers import AddedToken, Tokenizer
+
+from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.prompts.detokenizer import Detokenizer, _Pieces
+from graftwork.adapters.prompts.messages import _well_formed, read_message
+from graftwork.adapters.prompts.reading import _read_text, read_json
+from graftwork.adapters.prompts.template import _compile, read_chat_template
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Prompts:
+    """The tokenizer and the chat template of one base.
+
+    Raises ``ConfigurationError`` when the folder's files are missing, broken, or of a kind that cannot be streamed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        source = _read_text(folder / "tokenizer.json")
+        try:
+            self._tokenizer = Tokenizer.from_str(source)
+        except Exception as error:  # tokenizers raises nothing more precise
+            raise ConfigurationError(
+                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. Fetch the base again."
+            ) from error
+        # A tokenizer.json may carry the truncation it was last used with: a prompt must never be cut in silence.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+        self._named_tokens = _named_tokens(folder)
+        self._special_ids = _special_ids(self._tokenizer)
+        named_ids = {token: self._tokenizer.token_to_id(token) for token in self._named_tokens.values()}
+        plain = [token for token, known in named_ids.items() if known is not None and known not in self._special_ids]
+        self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in plain])
+        self._special_ids = _special_ids(self._tokenizer)
+        self._pieces = _Pieces(self._tokenizer, json.loads(source).get("decoder"))
+
+        self.chat_template: str | None = read_chat_template(folder)
+        self._template = None if self.chat_template is None else _compile(self.chat_template, folder)
+        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.bos_token_id: int | None = self._named_id("bos_token")
+        self.eos_token_ids: frozenset[int] = self._eos_token_ids(folder)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, ready for the base. The template places every special token, so none is added.
+
+        ``messages`` are OpenAI's: ``role`` and ``content``, the content a string or a list of text parts. Raises
+        ``InvalidRequest`` naming the message that is wrong, or saying that the base has no chat template.
+        """
+        text = self.render(messages, add_generation_prompt=add_generation_prompt)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The same conversation as text, as the base's chat template writes it."""
+        if self._template is None:
+            raise InvalidRequest(
+                "This base has no chat template, so it cannot take messages. Send the whole prompt to /v1/completions.",
+                param="messages",
+                code="no_chat_template",
+            )
+        if not messages:
+            raise InvalidRequest("messages is empty. Send at least one message.", param="messages")
+        conversation = [self._message(index, message) for index, message in enumerate(messages)]
+        try:
+            return self._template.render(
+                messages=conversation,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._named_tokens,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            # A template is a program that runs on what the user sent; how it fails is its own affair.
+            raise InvalidRequest(
+                f"The base's chat template refuses these messages: {error}. Check the roles and their order.",
+                param="messages",
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the tokenizer's own post-processor adds."""
+        ids: list[int] = self._tokenizer.encode(_well_formed(text, "prompt")).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of these tokens: exactly what ``stream`` gives in pieces. Unknown ids have no text."""
+        stream = self.stream(skip_special_tokens=skip_special_tokens)
+        return stream.push(token_ids) + stream.flush()
+
+    def stream(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A fresh incremental decoder for one answer."""
+        return Detokenizer(self._pieces, self._special_ids if skip_special_tokens else frozenset())
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes this token stands for inside a text; empty for an id that the tokenizer does not know."""
+        return self._pieces.inside(token_id)
+
+    def token_text(self, token_id: int) -> str:
+        r"""The token for logprobs. One that is no whole text by itself reads ``bytes:\xe2\x82``, as OpenAI has it."""
+        raw = self.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, str]:
+        """One message as the template gets it."""
+        fields = read_message(index, message)
+        if fields["role"] == "developer" and "developer" not in (self.chat_template or ""):
+            fields["role"] = "system"
+        return fields
+
+    def _named_id(self, name: str) -> int | None:
+        token = self._named_tokens.get(name)
+        token_id: int | None = None if token is None else self._tokenizer.token_to_id(token)
+        return token_id
+
+    def _eos_token_ids(self, folder: Path) -> frozenset[int]:
+        """What ends an answer, from every file that says so: many models name their end of turn in only one."""
+        config = read_json(folder / "config.json")
+        sources = (read_json(folder / "generation_config.json"), config, config.get("text_config") or {})
+        ids = {token_id for source in sources for token_id in _as_list(source.get("eos_token_id"))}
+        named = self._named_id("eos_token")
+        return frozenset(ids if named is None else ids | {named})
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """``bos_token`` and its like, as templates see them. The newer file wins over ``special_tokens_map.json``."""
+    merged = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+    tokens = {name: merged.get(name) for name in _NAMED_TOKENS}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    return frozenset(known for known, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
+def _as_list(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list) else [value]

@@ -1,0 +1,248 @@
+"""The artifact store: adapter files on their way in, and where they rest.
+
+::
+
+    root/
+      staging/<random>/    being written: an upload, or a copy of a folder the server may read
+      <sha256 hex>/        published: adapter_config.json and adapter_model.safetensors, read-only
+
+A published folder appears by one rename of a folder whose bytes are already on disk: whoever looks sees all of it or
+nothing, and a kill at any line leaves only staging, which :meth:`ArtifactStore.clean` empties when the server starts.
+The same digest published twice is the same folder.
+
+Only the two files of a PEFT folder ever come in. Nothing else is opened, links are resolved once and then never
+followed, and what is not a regular file is refused before it is opened (a FIFO would wait for ever). A hard link is
+fine: the bytes are copied, so the other name has no hold on the artifact.
+
+This file knows files. It does not know what is in them (``peft_format`` does), nor versions and names (``registry``).
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from graftwork.adapters.errors import GraftworkError, InvalidAdapter, NotFound, TooLarge
+from graftwork.adapters.storage.durable import sync_folder
+
+if TYPE_CHECKING:
+    from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.peft_format.files import (
+    _IGNORED_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    _check_listing,
+    _reason,
+    check_filename,
+    open_regular,
+    shown,
+)
+from graftwork.adapters.peft_format.limits import Limits
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
+
+
+_CHUNK_BYTES = 1 << 20
+
+
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class StagedFile:
+    """One file of an upload, written as it arrives. Past its limit ``write`` raises TooLarge. A context manager."""
+
+    def __init__(self, filename: str, file: BinaryIO, limit: int) -> None:
+        self._filename = filename
+        self._file = file
+        self._limit = limit
+        self._num_bytes = 0
+
+    def write(self, chunk: bytes) -> None:
+        self._num_bytes += len(chunk)
+        if self._num_bytes > self._limit:
+            raise TooLarge(
+                f"{self._filename} is larger than the {self._limit} bytes this server takes: push a smaller one, "
+                "or raise the server's limit.",
+                param=self._filename,
+            )
+        self._file.write(chunk)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> StagedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ArtifactStore:
+    """Published adapters under ``root``, and the staging that feeds it. Safe to use from several threads."""
+
+    def __init__(self, root: Path, *, limits: Limits) -> None:
+        self.root = root
+        self.limits = limits
+        self._staging = root / "staging"
+        self._staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_folder(root.parent)
+
+    def stage(self) -> Path:
+        """A new, empty folder to write an adapter into. It ends in :meth:`publish` or :meth:`discard`."""
+        staged = self._staging / uuid.uuid4().hex
+        staged.mkdir(mode=0o700)
+        return staged
+
+    def open_staged(self, staged: Path, filename: str) -> StagedFile:
+        """A writer for one file of an upload, each name once. Other names than an adapter's raise InvalidAdapter."""
+        self._check_staged(staged)
+        check_filename(filename)
+        if filename == _IGNORED_FILE:
+            return StagedFile(filename, io.BytesIO(), self.limits.of(filename))
+        try:
+            file = open(staged / filename, "xb")  # noqa: SIM115 - the StagedFile closes it
+        except FileExistsError:
+            raise InvalidAdapter(f"{filename} came twice: push each file once.", param=filename) from None
+        return StagedFile(filename, file, self.limits.of(filename))
+
+    def stage_folder(self, source: Path, allowed_roots: Sequence[Path]) -> Path:
+        """Copy the adapter in ``source``, a PEFT folder that the server may read, into staging.
+
+        ``source`` is absolute and, links resolved, below one of ``allowed_roots``; so are its two files. Raises
+        InvalidAdapter, naming the file, or TooLarge; nothing stays staged then.
+        """
+        roots = [os.path.realpath(root) for root in allowed_roots]
+        staged = self.stage()
+        try:
+            _check_listing(_list_beneath(source, roots), source)
+            for filename in (CONFIG_FILE, WEIGHTS_FILE):
+                with (
+                    _open_file_beneath(source / filename, roots) as reader,
+                    self.open_staged(staged, filename) as writer,
+                ):
+                    while chunk := reader.read(_CHUNK_BYTES):
+                        writer.write(chunk)
+        except BaseException:
+            self.discard(staged)
+            raise
+        return staged
+
+    def publish(self, staged: Path, spec: AdapterSpec) -> Path:
+        """Make the staged adapter, which ``spec`` was read from, the artifact ``spec.digest``, and return its folder.
+
+        It is durable when this returns. If the artifact is there already, the staged copy is dropped.
+        """
+        self._check_staged(staged)
+        target = self._folder(spec.digest)
+        names = sorted(entry.name for entry in os.scandir(staged))
+        if names != [CONFIG_FILE, WEIGHTS_FILE]:
+            raise InvalidAdapter(f"an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: staged were {shown(names)}.")
+        for name in names:
+            with open_regular(staged / name) as file:
+                os.fchmod(file.fileno(), 0o444)
+                os.fsync(file.fileno())
+        sync_folder(staged)
+        try:
+            os.rename(staged, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # A folder is not renamed over one with files in it: the same bytes are published already.
+            self.discard(staged)
+        sync_folder(self.root)
+        return target
+
+    def path(self, digest: str) -> Path:
+        """The folder of a published artifact. Raises NotFound if the store does not have it."""
+        folder = self._folder(digest)
+        if not folder.is_dir():
+            raise NotFound(f"no artifact {digest} in the store: push the adapter again.")
+        return folder
+
+    def discard(self, staged: Path) -> None:
+        """Drop a staged folder. One that is gone already is fine."""
+        self._check_staged(staged)
+        shutil.rmtree(staged, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Drop all of staging. For the start of the server, before anything is staged."""
+        for entry in self._staging.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _folder(self, digest: str) -> Path:
+        match = _DIGEST.match(digest)
+        if match is None:
+            raise NotFound(f"{shown(digest)} is no artifact's digest: it reads sha256: and 64 hexadecimal digits.")
+        return self.root / match[1]
+
+    def _check_staged(self, staged: Path) -> None:
+        if staged.parent != self._staging or staged.name in ("", ".", ".."):
+            raise GraftworkError(f"{staged} was not staged by this store.")
+
+
+def _open_beneath(path: Path, roots: Sequence[str], *, what: str) -> tuple[int, str]:
+    """Open the folder that holds ``path``, which lies below one of ``roots`` (real paths) once its links are resolved.
+
+    Returns the folder's descriptor and the name to open in it ("." for a root itself). The way down from the root
+    follows nothing: a link put in place after it was resolved is refused.
+    """
+    if not path.is_absolute():
+        raise InvalidAdapter(f"{shown(str(path))} is relative: give the adapter's absolute path.", param="path")
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError) as error:
+        raise InvalidAdapter(f"{shown(str(path))} is no path: {_reason(error)}.", param="path") from None
+    root = next((root for root in roots if os.path.commonpath([root, real]) == root), None)
+    if root is None:
+        raise InvalidAdapter(
+            f"{what} {shown(str(path))} leads out of the folders that this server may read adapters from: "
+            "move the adapter below one of them, or upload its files.",
+            param=what,
+        )
+    *steps, name = os.path.relpath(real, root).split(os.sep)
+    fd = -1
+    try:
+        fd = os.open(root, _FOLDER_FLAGS)
+        for step in steps:
+            above, fd = fd, os.open(step, _FOLDER_FLAGS, dir_fd=fd)
+            os.close(above)
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise InvalidAdapter(f"{what} {shown(str(path))} cannot be read: {_reason(error)}.", param=what) from None
+    return fd, name
+
+
+def _list_beneath(path: Path, roots: Sequence[str]) -> set[str]:
+    above, name = _open_beneath(path, roots, what="path")
+    try:
+        fd = os.open(name, _FOLDER_FLAGS, dir_fd=above)
+    except OSError as error:
+        raise InvalidAdapter(f"path {shown(str(path))} cannot be read: {_reason(error)}.", param="path") from None
+    finally:
+        os.close(above)
+    try:
+        return set(os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def _open_file_beneath(path: Path, roots: Sequence[str]) -> BinaryIO:
+    above, name = _open_beneath(path, roots, what=path.name)
+    try:
+        return open_regular(name, dir_fd=above, what=path.name)
+    finally:
+        os.close(above)

@@ -1,0 +1,119 @@
+"""Leases: what only one process may do at a time, and who does it until when, in the database.
+
+Whoever holds a lease renews it well before it expires; when its process dies nobody renews, and after at most the
+lease's own seconds another one gets it. A process that was stopped for longer than that finds its lease lost when it
+renews: what it does under the lease must bear that somebody else does it too, or be written in one transaction with
+`Leases.check`. All machines that share a database need clocks that agree to well within a lease's seconds.
+
+Knows nothing of what leases are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Connection, Named, Row, Table, Text, TypedColumns, insert, select, update
+
+from graftwork.adapters.errors import Conflict
+from graftwork.adapters.storage.database import Database, UtcDateTime, schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """One hold of a lease. ``token`` grows with every change of hands: a stale holder is told by it."""
+
+    name: str
+    owner: str
+    token: int
+    acquired_at: datetime
+    expires_at: datetime
+
+
+class _LeaseColumns(TypedColumns):
+    name: Named[str] = Column(Text, primary_key=True)
+    owner: Named[str | None] = Column(Text)
+    token: Named[int] = Column(BigInteger)
+    acquired_at = Column(UtcDateTime, nullable=False)
+    expires_at = Column(UtcDateTime, nullable=False)
+
+
+_leases = Table("leases", schema, _LeaseColumns)
+
+
+class Leases:
+    """The leases of one database. An ``owner`` is whatever tells one holder from all others, made up per process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def acquire(self, name: str, owner: str, *, seconds: float) -> Lease | None:
+        """The lease, if it was free or expired; None while somebody else holds it. Whoever has it already keeps it,
+        with its token, for ``seconds`` from now."""
+        # Most who ask are told no: that need not take the one writer's place.
+        held = self.holder(name)
+        if held is not None and held.owner != owner:
+            return None
+        with self._database.write() as connection:
+            now = datetime.now(UTC)
+            row = _row(connection, name)
+            held = _held(row, now)
+            if held is not None and held.owner != owner:
+                return None
+            lease = Lease(
+                name=name,
+                owner=owner,
+                token=held.token if held else (row.token if row else 0) + 1,
+                acquired_at=held.acquired_at if held else now,
+                expires_at=now + timedelta(seconds=seconds),
+            )
+            values = {key: value for key, value in vars(lease).items() if key != "name"}
+            if row is None:
+                connection.execute(insert(_leases).values(name=name, **values))
+            else:
+                connection.execute(update(_leases).where(_leases.c.name == name).values(values))
+            return lease
+
+    def renew(self, lease: Lease, *, seconds: float) -> Lease | None:
+        """The lease for ``seconds`` from now; None when it is another's by now. One that expired and that nobody took
+        is renewed."""
+        with self._database.write() as connection:
+            expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
+            mine = (_leases.c.name == lease.name, _leases.c.token == lease.token, _leases.c.owner == lease.owner)
+            changed = connection.execute(update(_leases).where(*mine).values(expires_at=expires_at)).rowcount
+        return Lease(**{**vars(lease), "expires_at": expires_at}) if changed else None
+
+    def release(self, lease: Lease) -> None:
+        """Let others have it now. Nothing happens when it is another's already."""
+        with self._database.write() as connection:
+            mine = (_leases.c.name == lease.name, _leases.c.token == lease.token)
+            connection.execute(update(_leases).where(*mine).values(owner=None))
+
+    def holder(self, name: str) -> Lease | None:
+        """Who holds a lease now, if anybody does."""
+        with self._database.read() as connection:
+            return _held(_row(connection, name), datetime.now(UTC))
+
+    def check(self, connection: Connection, lease: Lease) -> None:
+        """Inside a ``database.write()``: Conflict, and so nothing written, unless ``lease`` is still its holder's."""
+        row = _row(connection, lease.name)
+        if row is None or (row.token, row.owner) != (lease.token, lease.owner):
+            raise Conflict(f"the lease {lease.name!r} has passed to another process: start over")
+
+
+def _row(connection: Connection, name: str) -> Row[*tuple[Any, ...]] | None:
+    return connection.execute(select(_leases).where(_leases.c.name == name)).one_or_none()
+
+
+def _held(row: Row[*tuple[Any, ...]] | None, now: datetime) -> Lease | None:
+    if row is None or row.owner is None or row.expires_at <= now:
+        return None
+    return Lease(
+        name=row.name, owner=row.owner, token=row.token, acquired_at=row.acquired_at, expires_at=row.expires_at
+    )
+
+
+Fence = Callable[[Connection], None]
+"""Called inside a write before anything is written; what it raises undoes the write. The keeper checks its lease so."""

@@ -1,0 +1,55 @@
+"""What a server must keep, by name, in the database, the same for all its processes: secrets that it made up once, and
+what it has yet to do."""
+
+from __future__ import annotations
+
+import secrets as randomness
+from datetime import UTC, datetime
+
+from sqlalchemy import Column, Connection, Named, Table, Text, TypedColumns, delete, insert, select
+
+from graftwork.adapters.storage.database import Database, UtcDateTime, schema
+
+
+class _SettingColumns(TypedColumns):
+    name: Named[str] = Column(Text, primary_key=True)
+    value: Named[str] = Column(Text)
+    created_at = Column(UtcDateTime, nullable=False)
+
+
+_settings = Table("settings", schema, _SettingColumns)
+
+INTERACTION_IDS = "interaction-ids"
+"""The secret under which the ids of answers are signed."""
+
+
+def secret(database: Database, name: str) -> bytes:
+    """32 random bytes, made when they are asked for the first time; whoever asks later, anywhere, gets the same."""
+    query = select(_settings.c.value).where(_settings.c.name == name)
+    with database.read() as connection:
+        kept = connection.scalar(query)
+    if kept is None:
+        with database.write() as connection:
+            # Another process may have been first.
+            kept = connection.scalar(query)
+            if kept is None:
+                kept = randomness.token_hex(32)
+                connection.execute(insert(_settings).values(name=name, value=kept, created_at=datetime.now(UTC)))
+    return bytes.fromhex(kept)
+
+
+def keep(connection: Connection, name: str, value: str) -> None:
+    """As part of a write: what is to be remembered under a new name, until `drop`."""
+    connection.execute(insert(_settings).values(name=name, value=value, created_at=datetime.now(UTC)))
+
+
+def kept(database: Database, prefix: str) -> dict[str, str]:
+    """What is remembered under names that begin so, the oldest first."""
+    query = select(_settings.c.name, _settings.c.value).where(_settings.c.name.startswith(prefix, autoescape=True))
+    with database.read() as connection:
+        return {row.name: row.value for row in connection.execute(query.order_by(_settings.c.created_at))}
+
+
+def drop(database: Database, name: str) -> None:
+    with database.write() as connection:
+        connection.execute(delete(_settings).where(_settings.c.name == name))

@@ -1,0 +1,1 @@
+"""Training speed, training beside serving, and the whole loop from feedback to a better version."""

@@ -1,0 +1,1 @@
+"""Serving speed beside peers, working sets of adapters, perplexity."""

@@ -1,0 +1,162 @@
+"""``graftwork train NAME --watch`` and ``graftwork jobs policies``: adapters that learn by themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from graftwork.clients.cli.context import Remote, everything, over_http
+from graftwork.clients.cli.exit_codes import ExitCode
+from graftwork.clients.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from graftwork.clients.types.learning_policies import LearningPolicy, LearningRound
+
+LOOK_SECONDS: Final = 2.0
+SETTINGS: Final = ("after", "every_days", "at_least", "control_every", "method", "hyperparameters")
+
+
+@over_http
+def policies(remote: Remote) -> None:
+    """List the adapters that learn by themselves, and how they stand."""
+    found = list(remote.client.learning_policies.list())
+    remote.answer(found, lambda: _table(found))
+
+
+def watch(remote: Remote, name: str, settings: Mapping[str, Any], *, detach: bool) -> None:
+    """Let an adapter learn by itself; what ``settings`` does not say stays as it was, or is the default. Then tell what
+    happens, until Ctrl-C."""
+    policy = _set(remote, name, settings)
+    remote.say(f"{name} learns by itself: {_when(policy)}. Take it away: graftwork train {name} --no-watch")
+    if detach:
+        remote.answer(policy, lambda: _line(policy))
+        return
+    try:
+        _follow(remote, policy)
+    except KeyboardInterrupt:
+        remote.say(f"{name} goes on learning by itself. Take it away: graftwork train {name} --no-watch")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def unwatch(remote: Remote, name: str) -> None:
+    """Let it learn on command alone."""
+    policy = remote.client.learning_policies.remove(name)
+    remote.answer(policy, lambda: f"{name} no longer learns by itself.")
+    if policy.last_round is not None and not policy.last_round.ended:
+        job = policy.last_round.job
+        remote.say(f"The round under way goes on. End it: graftwork jobs cancel {job}")
+
+
+def _set(remote: Remote, name: str, settings: Mapping[str, Any]) -> LearningPolicy:
+    there: LearningPolicy | None
+    try:
+        there = remote.client.learning_policies.get(name)
+    except NotFoundError as missing:
+        if missing.code != "policy_not_found":
+            raise
+        there = None
+    if there is not None and not settings:
+        return there
+    before = {} if there is None else {setting: getattr(there, setting) for setting in SETTINGS}
+    return remote.client.learning_policies.set(name, **{**before, **settings})
+
+
+def _follow(remote: Remote, policy: LearningPolicy) -> None:
+    """Tell what changes: what is waited for, a round's events, how it ended. With --json a line for each change."""
+    told: str | None = None
+    shown: LearningPolicy | None = None
+    heard: dict[str, str] = {}
+    ended = {policy.last_round.job} if policy.last_round is not None and policy.last_round.ended else set()
+    while True:
+        if remote.json and policy != shown:
+            _print(policy)
+        shown = policy
+        last = policy.last_round
+        if last is not None and last.job not in ended:
+            _tell_events(remote, last.job, heard)
+            if last.ended:
+                ended.add(last.job)
+                remote.say(_came_of(last))
+        waits_for = _waits_for(policy)
+        if waits_for != told and (last is None or last.ended):
+            remote.say(waits_for)
+            told = waits_for
+        time.sleep(LOOK_SECONDS)
+        try:
+            policy = remote.client.learning_policies.get(policy.adapter)
+        except NotFoundError:
+            remote.say(f"{policy.adapter} no longer learns by itself: somebody took the policy away.")
+            return
+
+
+def _tell_events(remote: Remote, job: str, heard: dict[str, str]) -> None:
+    new = []
+    for event in everything(lambda after: remote.client.jobs.events(job, after=after, limit=100), lambda one: one.id):
+        if event.id == heard.get(job):
+            break
+        new.append(event)
+    for event in reversed(new):
+        heard[job] = event.id
+        if event.type == "message":
+            remote.say(f"{job}  {event.message}")
+
+
+def _print(policy: LearningPolicy) -> None:
+    from graftwork.clients.http.wire import dump
+
+    typer.echo(json.dumps(dump(policy), ensure_ascii=False))
+
+
+def _table(found: list[LearningPolicy]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("Adapter", "Learns", "New", "Waits for", "Rounds", "The last one", box=None, header_style="bold")
+    for policy in found:
+        table.add_row(
+            policy.adapter,
+            _when(policy),
+            f"{policy.judgements}",
+            Text(policy.waits_for or "a round is due"),
+            f"{policy.rounds}",
+            Text("–" if policy.last_round is None else _came_of(policy.last_round)),
+        )
+    return table if found else Text("No adapter learns by itself. Let one: graftwork train NAME --watch")
+
+
+def _line(policy: LearningPolicy) -> RenderableType:
+    from rich.text import Text
+
+    last = "" if policy.last_round is None else f"\n{_came_of(policy.last_round)}"
+    return Text.assemble((policy.adapter, "bold"), f": {_when(policy)}\n{_waits_for(policy)}{last}")
+
+
+def _when(policy: LearningPolicy) -> str:
+    reasons = [] if policy.after is None else [f"after {policy.after} new judgements"]
+    if policy.every_days is not None:
+        days = "day" if policy.every_days == 1 else f"{policy.every_days:g} days"
+        reasons.append(f"every {days} with at least {policy.at_least}")
+    control = f"; every {policy.control_every}. round is a control" if policy.control_every else ""
+    return " or ".join(reasons) + control
+
+
+def _waits_for(policy: LearningPolicy) -> str:
+    new = f"{policy.judgements} new judgement{'' if policy.judgements == 1 else 's'}"
+    return f"{new}: waiting for {policy.waits_for}" if policy.waits_for else f"{new}: a round is due"
+
+
+def _came_of(last: LearningRound) -> str:
+    kind = "a control" if last.control else f"continues {last.continues}"
+    if last.version is None:
+        return f"Round {last.number} ({kind}) {last.status}{f': {last.error}' if last.error else ''}"
+    if last.gates_passed is None:
+        gates = "not held against gates"
+    else:
+        gates = "gates passed" if last.gates_passed else f"gates refused it: {'; '.join(last.refusals)}"
+    return f"Round {last.number} ({kind}): {last.version}, {gates}"

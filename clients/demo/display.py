@@ -1,0 +1,155 @@
+"""How the loop looks on a terminal while it runs, and line by line in a log. Knows rich; decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from graftwork.clients.cli import experiment_charts
+from graftwork.clients.cli.context import CONTROLS
+from graftwork.clients.cli.tables import when
+from graftwork.clients.demo.results import Outcome
+from graftwork.clients.demo.users import Told
+from graftwork.clients.types.experiments import Experiment
+
+HEARD: Final = 5
+"""Answers that are shown, the last ones."""
+
+_LINE: Final = 76
+
+
+class Show:
+    """What is done, what goes on, what users were told last, and the experiment. A `Watcher` of the loop."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._done: list[Text] = []
+        self._step: str | None = None
+        self._spinner = Spinner("dots")
+        self._bar: tuple[int, int | None] = (0, None)
+        self._note = ""
+        self._heard: deque[Told] = deque(maxlen=HEARD)
+        self._experiment: Experiment | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            for line in self._done:
+                self._console.print(line)
+
+    # -- what happens --------------------------------------------------------------------------------------------
+    def begin(self, what: str) -> None:
+        self._step, self._bar, self._note = what, (0, None), ""
+        self._heard.clear()
+        if self._live is None:
+            self._say(f"{self._clock()}  {what} …")
+
+    def progress(self, done: int, total: int | None, note: str) -> None:
+        self._bar, self._note = (done, total), note
+
+    def note(self, line: str) -> None:
+        """The last line of a command's log."""
+        self._note = line.translate(CONTROLS)
+
+    def end(self, result: str) -> None:
+        line = Text.assemble((f"{self._clock()}  ", "dim"), ("✓ ", "green"), result.translate(CONTROLS))
+        self._done.append(line)
+        self._step = None
+        if self._live is None:
+            self._say(line.plain)
+
+    def told(self, told: Told) -> None:
+        self._heard.append(told)
+
+    def experiment(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+
+    # -- how it looks --------------------------------------------------------------------------------------------
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _clock(self) -> str:
+        return str(timedelta(seconds=round(time.monotonic() - self._began)))
+
+    def _picture(self) -> RenderableType:
+        parts: list[RenderableType] = [*self._done]
+        if self._step is not None:
+            self._spinner.update(text=Text.assemble((f"{self._clock()}  ", "dim"), (self._step, "bold")))
+            done, total = self._bar
+            below = Table.grid(padding=(0, 2))
+            bar = ProgressBar(total=total, completed=done, width=30) if total else Text()
+            below.add_row(bar, Text(f"{done}/{total}" if total else ""), Text(self._note[:120], style="dim"))
+            parts += [self._spinner, below]
+        if self._heard:
+            parts += [Text(), _heard(self._heard)]
+        if self._experiment is not None and self._experiment.running:
+            parts += [Text(), experiment_charts.experiment(self._experiment)]
+        return Group(*parts)
+
+
+def outcome(result: Outcome) -> RenderableType:
+    """What came of it: the history, the experiment, accuracy before and after."""
+    history = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("When", "What", "From", "To", "By", "Why"):
+        history.add_column(column, overflow="fold")
+    for event in reversed(result.history):
+        name = f"{event.action} {event.alias}" if event.alias else event.action
+        before = "–" if event.from_version is None else str(event.from_version)
+        after = "–" if event.to_version is None else str(event.to_version)
+        history.add_row(when(event.at), name, before, after, event.actor, event.reason or "")
+    measured = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("Version", "Right", "Of", "Accuracy", ""):
+        measured.add_column(column, justify="left" if column in ("Version", "") else "right")
+    for each in result.accuracy:
+        live = Text("live", style="green") if each.version == result.live else Text()
+        measured.add_row(each.version, str(each.right), str(each.asked), f"{each.share:.1%}", live)
+    first, second = result.accuracy
+    if result.promoted:
+        verdict = Text(f"{second.version} won and is live. ", style="bold green")
+    else:
+        verdict = Text(f"{second.version} did not win: {result.live} stays live. ", style="bold yellow")
+    minutes = timedelta(seconds=round(result.seconds))
+    verdict.append(
+        f"{result.corrections} corrections, {first.share:.0%} → {second.share:.0%} of held-out queries right, "
+        f"{sum(result.arms.values()):,} users each with one version ({result.flips} met both), in {minutes}.",
+        style="default",
+    )
+    return Group(
+        experiment_charts.experiment(result.experiment),
+        Text("─" * _LINE, style="dim"),
+        history,
+        Text(),
+        measured,
+        Text(),
+        verdict,
+    )
+
+
+def _heard(told: deque[Told]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for each in told:
+        mark = Text("👍", style="green") if each.right else Text("👎", style="red")
+        said = Text(each.answer.translate(CONTROLS)[:50], style="green" if each.right else "red")
+        fix = Text("" if each.right else f"no: {each.query.label}", style="yellow")
+        table.add_row(Text(each.adapter, style="dim"), Text(each.query.text.translate(CONTROLS)[:60]), mark, said, fix)
+    return table

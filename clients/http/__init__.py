@@ -1,0 +1,1 @@
+"""How calls are described and carried over HTTP: requests, retries, streams, JSON to dataclasses."""

@@ -1,0 +1,138 @@
+"""Server-sent events to deltas: bytes in, deltas out, in linear time.
+
+Does no reading itself, so that it serves both clients and is tested with a list of bytes. Events end in a blank line
+and lines in LF or CRLF, as every server writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from graftwork.clients.errors import GraftworkProtocolError, InterruptedAnswerError
+from graftwork.clients.http.calls import Chunk
+from graftwork.clients.http.wire import parse
+from graftwork.clients.types.generation import ChatDelta, ChatLogprobs, CompletionChoice, CompletionDelta, Usage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ChunkMessage:
+    role: str | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ChatChunkChoice:
+    index: int
+    delta: _ChunkMessage
+    finish_reason: str | None = None
+    logprobs: ChatLogprobs | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatChunk:
+    """One event of a streamed chat answer. The last one has no choices and the usage."""
+
+    id: str | None = None
+    choices: tuple[_ChatChunkChoice, ...]
+    usage: Usage | None = None
+
+    def deltas(self) -> list[ChatDelta]:
+        return [
+            ChatDelta(
+                index=choice.index,
+                text=choice.delta.content or "",
+                finish_reason=choice.finish_reason,
+                logprobs=choice.logprobs,
+            )
+            for choice in self.choices
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionChunk:
+    """One event of a streamed completion. The last one has no choices and the usage."""
+
+    id: str | None = None
+    choices: tuple[CompletionChoice, ...]
+    usage: Usage | None = None
+
+    def deltas(self) -> list[CompletionDelta]:
+        return [
+            CompletionDelta(
+                index=choice.index,
+                text=choice.text,
+                finish_reason=choice.finish_reason,
+                logprobs=choice.logprobs,
+            )
+            for choice in self.choices
+        ]
+
+
+class LineReader:
+    """Cuts bytes into lines: at line feeds alone, which no JSON string holds."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take the next bytes, however they were cut."""
+        self._line += data
+        if b"\n" in data:
+            *lines, self._line = self._line.split(b"\n")
+            yield from map(bytes, lines)
+
+
+class EventReader(Generic[T]):
+    """Reads one response. ``id`` is known from the first event, ``usage`` once it has arrived, ``done`` at the end."""
+
+    def __init__(self, chunk: type[Chunk[T]]) -> None:
+        self._chunk = chunk
+        self._line = bytearray()  # the line that is not complete yet
+        self._data: list[bytes] = []  # the data lines of the event that is not complete yet
+        self.id: str | None = None
+        self.usage: Usage | None = None
+        self.done = False
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Take the next bytes, however they were cut; raises ``InterruptedAnswerError`` when the server says so."""
+        for payload in self._events(data):
+            if payload == b"[DONE]":
+                self.done = True
+            else:
+                yield from self._read(payload)
+
+    def _events(self, data: bytes) -> Iterator[bytes]:
+        self._line += data
+        if b"\n" not in data:
+            return
+        *lines, self._line = self._line.split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(bytes(line[5:].removeprefix(b" ")))
+            elif not line and self._data:
+                yield b"\n".join(self._data)
+                self._data.clear()
+
+    def _read(self, payload: bytes) -> Sequence[T]:
+        try:
+            body = json.loads(payload)
+        except ValueError as error:
+            raise GraftworkProtocolError(f"the stream carried {payload[:200]!r}, which is no JSON") from error
+        if isinstance(body, dict) and isinstance(said := body.get("error"), dict):
+            raise InterruptedAnswerError(
+                said.get("message") or "the server broke the answer off and did not say why",
+                status=200,
+                type=said.get("type"),
+                param=said.get("param"),
+                code=said.get("code"),
+            )
+        chunk = parse(self._chunk, body)
+        self.id = chunk.id or self.id
+        self.usage = chunk.usage or self.usage
+        return chunk.deltas()

@@ -1,0 +1,226 @@
+"""How a request reaches the server: where that is, what is sent, what counts as an answer, what is tried again.
+
+What both clients share and neither repeats. Everything here is decided without waiting; the two clients do the
+waiting. Knows nothing of particular routes (endpoints does) or of what answers mean (types does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import ipaddress
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from graftwork import __version__
+from graftwork.clients.errors import (
+    GraftworkAPIError,
+    GraftworkConnectionError,
+    GraftworkTimeoutError,
+    LocalFileError,
+    SettingsError,
+    error_class,
+)
+from graftwork.clients.http.calls import Request, Upload, shorten
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+CONNECT_TIMEOUT = 5.0  # seconds
+LONGEST_WAIT = 30.0  # seconds; a server that asks for more is told to the caller instead of waited for
+FIRST_BACKOFF = 0.2  # seconds, doubled each time
+# A server, or a proxy before it, closes a connection that has idled for some seconds, Uvicorn's and httpx's default
+# alike for five: a request sent in that moment breaks, and nobody knows whether it took effect. So we let go first.
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+
+Outcome = httpx.Response | httpx.RequestError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Where the server is and how patient the client is. ``read_timeout`` overrides what each call would wait."""
+
+    url: str
+    api_key: str | None = field(repr=False)
+    max_retries: int
+    read_timeout: float | None
+
+    @classmethod
+    def resolve(cls, url: str | None, api_key: str | None, max_retries: int, read_timeout: float | None) -> Settings:
+        """Fill in ``GRAFTWORK_URL`` and ``GRAFTWORK_API_KEY``, and check both; raises ``SettingsError``."""
+        # People paste what the openai client calls base_url, which ends in /v1.
+        wanted = (url or os.environ.get("GRAFTWORK_URL") or DEFAULT_URL).strip().rstrip("/").removesuffix("/v1")
+        try:
+            parsed = httpx.URL(wanted)
+        except httpx.InvalidURL as error:
+            raise SettingsError(f"{wanted!r} is no URL: {error}") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise SettingsError(f"{wanted!r} is no server's URL; write it like {DEFAULT_URL}")
+        key = (api_key or os.environ.get("GRAFTWORK_API_KEY") or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise SettingsError("the API key holds characters that no key has; was the right file read?")
+        return cls(url=wanted, api_key=key or None, max_retries=max_retries, read_timeout=read_timeout)
+
+    def http_options(self) -> dict[str, Any]:
+        """Arguments for ``httpx.Client`` and ``httpx.AsyncClient``."""
+        headers = {"user-agent": f"graftwork/{__version__}"}
+        if self.api_key:
+            headers["authorization"] = f"Bearer {self.api_key}"
+        # A proxy from the environment cannot reach this machine's loopback, though it is often configured as if.
+        return {"headers": headers, "limits": LIMITS, "trust_env": not _is_loopback(httpx.URL(self.url).host)}
+
+    @contextlib.contextmanager
+    def prepared(self, request: Request) -> Iterator[dict[str, Any]]:
+        """Arguments for ``build_request``; the files of an upload are open inside the ``with`` and closed after it."""
+        read_timeout = request.read_timeout and (self.read_timeout or request.read_timeout)
+        arguments: dict[str, Any] = {
+            "method": request.method,
+            "url": self.url + request.path,
+            "params": request.query or None,
+            "headers": request.headers,
+            "timeout": httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT),
+        }
+        with contextlib.ExitStack() as opened:
+            if request.json is not None:
+                arguments["json"] = request.json
+            if request.upload is not None:
+                arguments["data"] = request.upload.fields
+                arguments["files"] = _open(request.upload, opened)
+            yield arguments
+
+    def judge(self, request: Request, outcome: Outcome, attempt: int) -> httpx.Response | float:
+        """Decide over one attempt, counted from 0: the answer, or the seconds after which to try again.
+
+        Raises what the caller shall see otherwise. Tried again are a GET, or what is as harmless to repeat, that met a
+        broken connection or a gateway's error, and whatever the server refused with 429 or 503 and a ``Retry-After``:
+        that never took effect.
+        """
+        if isinstance(outcome, httpx.Response) and (outcome.is_success or outcome.status_code in request.accept):
+            return outcome
+        error = self.connection_error(outcome) if isinstance(outcome, httpx.RequestError) else _api_error(outcome)
+        if attempt >= self.max_retries:
+            raise error
+        wait = _refused_for(outcome)
+        if wait is None and (request.method == "GET" or request.repeatable) and _passing(outcome):
+            wait = FIRST_BACKOFF * 2**attempt
+        if wait is None or wait > LONGEST_WAIT:
+            raise error
+        return wait * (1 + random.random() / 4)  # so that many clients told the same do not return as one
+
+    def connection_error(self, error: httpx.RequestError) -> GraftworkConnectionError:
+        """The error to raise for one of httpx's; also for a stream that breaks in the middle."""
+        # Not raised from httpx's error: the cause is in the message, and tracebacks of a closed port help nobody.
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return GraftworkConnectionError(
+                f"no Graftwork server answers at {self.url} ({shorten(str(error)) or 'timed out'}). "
+                "Start one with `graftwork serve`, or name another: url=…, --url or GRAFTWORK_URL.",
+                url=self.url,
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return GraftworkTimeoutError(f"{self.url} did not answer in time; it may be busy or stuck.", url=self.url)
+        return GraftworkConnectionError(
+            f"the connection to {self.url} broke ({shorten(str(error)) or type(error).__name__}). "
+            "Whether the request took effect is not known.",
+            url=self.url,
+        )
+
+    def cut_off_error(self) -> GraftworkConnectionError:
+        """The error to raise for a stream that ends before its end marker."""
+        return GraftworkConnectionError(f"{self.url} broke the answer off before its end.", url=self.url)
+
+
+def _open(upload: Upload, opened: contextlib.ExitStack) -> list[tuple[str, tuple[str, io.FileIO, str]]]:
+    try:
+        counter = _Counter(upload)
+        return [
+            (upload.field, (path.name, opened.enter_context(_CountedFile(path, counter)), "application/octet-stream"))
+            for path in upload.files
+        ]
+    except OSError as error:
+        raise LocalFileError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+class _Counter:
+    """Adds up what has been read of all files of one attempt."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._report = upload.progress
+        self._total = sum(path.stat().st_size for path in upload.files) if upload.progress else 0
+        self._sent = 0
+
+    def add(self, num_bytes: int) -> None:
+        if self._report is not None and num_bytes:
+            self._sent += num_bytes
+            self._report(self._sent, self._total)
+
+
+class _CountedFile(io.FileIO):
+    """A file that tells how much of it was read. httpx reads it in pieces of 64 KiB as it sends."""
+
+    def __init__(self, path: Path, counter: _Counter) -> None:
+        super().__init__(path, "rb")
+        self._counter = counter
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size)
+        self._counter.add(len(data))
+        return data
+
+
+def _refused_for(outcome: Outcome) -> float | None:
+    """Seconds after which a server that refused a request unread wants it again."""
+    if isinstance(outcome, httpx.Response) and outcome.status_code in (429, 503):
+        return _retry_after(outcome)
+    return None
+
+
+def _passing(outcome: Outcome) -> bool:
+    """Whether the same request may well succeed in a moment."""
+    if isinstance(outcome, httpx.Response):
+        return outcome.status_code in (429, 502, 503, 504)
+    return not isinstance(outcome, httpx.TimeoutException)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    try:
+        seconds = float(response.headers["retry-after"])
+    except (KeyError, ValueError):  # a date is allowed too; Graftwork sends seconds
+        return None
+    return seconds if seconds >= 0 else None
+
+
+def _api_error(response: httpx.Response) -> GraftworkAPIError:
+    """Read OpenAI's error body; what is no such body becomes the message itself."""
+    status = response.status_code
+    said = error_body(response.text)
+    return error_class(status)(
+        said.get("message") or f"HTTP {status} {response.reason_phrase}: {shorten(response.text) or 'no body'}",
+        status=status,
+        type=said.get("type"),
+        param=said.get("param"),
+        code=said.get("code"),
+        request_id=response.headers.get("x-request-id"),
+        retry_after=_retry_after(response),
+    )
+
+
+def error_body(text: str) -> Mapping[str, Any]:
+    """What is under ``error`` in a body, or nothing when the body is not of that form."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {}
+    said = body.get("error") if isinstance(body, dict) else None
+    return said if isinstance(said, dict) else {}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,72 @@
+"""Adapters, their versions and their history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """One immutable version of an adapter. ``id`` is ``name@version``; the digest identifies its files."""
+
+    id: str
+    name: str
+    version: int
+    digest: str
+    base_digest: str | None
+    verified: bool
+    rank: int
+    num_parameters: int
+    num_bytes: int
+    created_at: datetime
+    parent: int | None = None
+    data_digest: str | None = None
+    peft_config: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    retired_at: datetime | None = None
+    residency: str | None = None
+    load_ms: float | None = None
+    requests: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushedVersion(Version):
+    """The version that a push ended in. ``created`` is false when the very same bytes were there already."""
+
+    created: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A named task with its versions. ``residency`` is that of the live version: device, host or store."""
+
+    name: str
+    created_at: datetime
+    aliases: Mapping[str, int]
+    versions: tuple[Version, ...]
+    residency: str | None = None
+    requests: int = 0
+    tokens: int = 0
+
+    def aliases_of(self, version: int) -> tuple[str, ...]:
+        """The aliases that point at a version, sorted."""
+        return tuple(sorted(alias for alias, number in self.aliases.items() if number == version))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """One line of an adapter's append-only history. ``action``: push, promote, rollback or retire."""
+
+    id: int
+    at: datetime
+    action: str
+    name: str
+    alias: str | None
+    from_version: int | None
+    to_version: int | None
+    actor: str
+    reason: str | None = None

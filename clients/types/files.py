@@ -1,0 +1,26 @@
+"""Uploaded files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """An uploaded file, or the results of a job. ``bytes`` is its size."""
+
+    id: str
+    bytes: int
+    created_at: datetime
+    filename: str
+    purpose: str
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deleted:
+    """That something is gone."""
+
+    id: str
+    deleted: bool

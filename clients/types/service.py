@@ -1,0 +1,39 @@
+"""The server's state, and what can be named as ``model``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Health:
+    """Liveness: the process answers."""
+
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """Whether requests are served now. ``status``: ready, starting, draining or recovering."""
+
+    status: str
+    base: Any = None
+
+    @property
+    def ready(self) -> bool:
+        return self.status == "ready"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """Something that can be named as ``model``: the base, an adapter, or a version."""
+
+    id: str
+    created: datetime
+    owned_by: str
+    parent: str | None = None
+    root: str | None = None
+    graftwork: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,195 @@
+"""Request bodies: the strict pydantic base model, the field types that several routes share, and the one place where a
+bad body becomes an `InvalidRequest` with a message for people.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from graftwork.adapters.errors import InvalidRequest
+
+MAX_LABEL_CHARS = 256
+
+WireModel = TypeVar("WireModel", bound="Wire")
+
+
+Place = tuple[int | str, ...]  # where in the body: ("messages", 0, "content")
+
+
+def parse(model: type[WireModel], raw: bytes) -> WireModel:
+    """The request in ``raw``, or :class:`InvalidRequest` for its first error, with the field's path as ``param``."""
+    if not raw.strip():
+        raise InvalidRequest("the body is empty: send a JSON object", code="invalid_json")
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False)
+    first = errors[0]
+    place = (*first["loc"], *first.get("ctx", {}).get("field", ()))
+    code, message = _explain(first, place, model)
+    if others := len(errors) - 1:
+        message += f" (and {others} more {'problem' if others == 1 else 'problems'} in this body)"
+    raise InvalidRequest(message, param=_path(place) or None, code=code)
+
+
+# ------------------------------------------------------------------------------------------------- field types
+
+
+def _refuse(code: str, message: str) -> PydanticCustomError:
+    # The message travels as context, so that braces in a user's value are never read as a template.
+    return PydanticCustomError("graftwork", "{message}", {"code": code, "message": message})
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise _refuse("invalid_value", "contains a NUL character (\\u0000): remove it")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+
+
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_text)]
+
+
+def _off(*values: Any, instead: str) -> BeforeValidator:
+    """A field that is accepted at ``None`` or one of ``values``, all of which mean that it does nothing."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(type(value) is type(off) and value == off for off in values):
+            return value
+        raise _refuse("unsupported_parameter", f"is not supported: {instead}")
+
+    return BeforeValidator(check)
+
+
+def _metadata(value: Any) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _refuse("invalid_type", "must be an object of strings")
+    if len(value) > 16:
+        raise _refuse("invalid_value", f"takes at most 16 pairs, got {len(value)}")
+    for key, item in value.items():
+        if not isinstance(item, str):
+            raise _refuse("invalid_type", f"[{_show(key)}] must be a string, not {_kind(item)}")
+        if not 1 <= len(key) <= 64 or len(item) > 512:
+            raise _refuse("invalid_value", f"[{_show(key)}] is too long: keys take 1 to 64 characters, values 512")
+        _text(key + item)
+    return value
+
+
+Metadata = Annotated[Mapping[str, str] | None, PlainValidator(_metadata)]
+
+
+# ------------------------------------------------------------------------------------------------------ models
+
+
+class Wire(BaseModel):
+    """Base of all bodies: no coercion, no unknown fields, no infinities, never changed after parsing."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+# ---------------------------------------------------------------------------------- errors, in words for people
+
+
+def _at(field: str, code: str, message: str) -> PydanticCustomError:
+    """An error of the whole body that belongs to one field."""
+    return PydanticCustomError("graftwork", "{message}", {"code": code, "message": message, "field": (field,)})
+
+
+_TYPES = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "model_type": "an object",
+    "dict_type": "an object",
+}
+
+
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _explain(error: ErrorDetails, place: Place, model: type[Wire]) -> tuple[str, str]:
+    """The code and the message for one of pydantic's errors."""
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    field = _path(place) or "the body"
+    if kind == "graftwork":
+        message = context["message"]
+        return context["code"], field + message if message.startswith("[") else f"{field} {message}"
+    if kind == "json_invalid":
+        reason = context["error"]
+        if "hex escape" in reason:
+            reason += " (half a surrogate pair is no character)"
+        return "invalid_json", f"the body is not valid JSON: {reason}"
+    if kind == "missing":
+        return "missing_required_parameter", f"{field} is required"
+    if kind == "extra_forbidden":
+        return "unknown_parameter", _unknown(place, model)
+    if kind in _TYPES:
+        shown = _show(value) if kind == "finite_number" else _kind(value)
+        return "invalid_type", f"{field} must be {_TYPES[kind]}, not {shown}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return "invalid_value", f"{field} must be {words} {_number(context[key])}, got {_show(value)}"
+    if kind == "literal_error":
+        return "invalid_value", f"{field} must be {context['expected']}, got {_show(value)}"
+    if kind in ("string_too_long", "too_long"):
+        unit = "characters" if kind == "string_too_long" else "entries"
+        return "invalid_value", f"{field} is too long: at most {context['max_length']} {unit}"
+    if kind in ("string_too_short", "too_short"):
+        return "invalid_value", f"{field} must not be empty"
+    return "invalid_value", f"{field}: {error['msg']}"
+
+
+def _unknown(place: Place, model: type[Wire]) -> str:
+    """What to say of a field that nobody knows, with the field that was probably meant."""
+    name, where = str(place[-1]), _path(place)
+    near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.75) if len(place) == 1 else []
+    return f"{_show(where)} is not a field of this request: {f'did you mean {near[0]}?' if near else 'remove it'}"
+
+
+def _path(place: Place) -> str:
+    """A field's place as people write it: ``messages[0].content``."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+    return path if len(path) <= 128 else path[:127] + "…"
+
+
+def _show(value: Any) -> str:
+    """A user's value for a message: short, on one line."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a number with very many digits"
+    text = repr(value)
+    return text if len(text) <= 64 else text[:63] + "…"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls the type of ``value``."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list | tuple) else "an object")

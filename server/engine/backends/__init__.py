@@ -1,0 +1,1 @@
+"""Ways to compute a batch: torch for everything, own kernels on CPUs and on CUDA."""

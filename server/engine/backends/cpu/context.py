@@ -1,0 +1,69 @@
+"""The threads and scratch memory that one engine's kernels run with, and the step's adapters as they read them.
+
+One thread at a time may use a machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from graftwork.server.engine.backends.cpu.interface import AdaptersFields, OpFields, StepFields
+from graftwork.server.engine.lora.plan import Run
+
+
+class RowAdapters:
+    """Which pages each of a step's rows goes through, as the kernels read it."""
+
+    def __init__(self, runs: Sequence[Run], num_rows: int) -> None:
+        counts = [0] * num_rows
+        pages: list[int] = []
+        for run in runs:  # in the order of the rows
+            length = run.stop - run.start
+            counts[run.start : run.stop] = [len(run.pages)] * length
+            pages += list(run.pages) * length
+        self.first = torch.zeros(num_rows + 1, dtype=torch.int32)
+        torch.cumsum(torch.tensor(counts, dtype=torch.int32), 0, out=self.first[1:])
+        self.pages = torch.tensor(pages or [0], dtype=torch.int32)
+        self.fields = AdaptersFields(self.first.data_ptr(), self.pages.data_ptr(), len(pages))
+
+
+#: Outputs side by side in a register.
+LANES = 16
+
+
+class Machine:
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        self._library = library
+        self._handle = library.graft_open(num_threads)
+        self._newest: tuple[Sequence[Run], int, RowAdapters] | None = None
+
+    def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
+        """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
+        self._library.graft_run(self._handle, ops, len(ops), ctypes.byref(step))
+
+    def pack(self, rows: Tensor, padded: int) -> tuple[Tensor, Tensor]:
+        """Any [n, k] float32 → bytes [ceil(n / 16), padded / 4, 16, 4] and scales [n rounded up to 16].
+
+        Sixteen rows side by side, four inputs of each, 128 more than their value: what the kernels multiply by. Any
+        thread may call this at any time.
+        """
+        num_panels = -(-rows.shape[0] // LANES)
+        panels = torch.empty(num_panels, padded // 4, LANES, 4, dtype=torch.uint8)
+        scales = torch.empty(num_panels * LANES)
+        self._library.graft_pack(
+            rows.data_ptr(), *rows.stride(), *rows.shape, padded, panels.data_ptr(), scales.data_ptr()
+        )
+        return panels, scales
+
+    def adapters_of(self, runs: Sequence[Run], num_rows: int) -> RowAdapters:
+        """The runs as the kernels read them; all layers of a step ask with the same ones."""
+        if self._newest is None or self._newest[0] is not runs or self._newest[1] != num_rows:
+            self._newest = (runs, num_rows, RowAdapters(runs, num_rows))
+        return self._newest[2]
+
+    def __del__(self) -> None:
+        self._library.graft_close(self._handle)

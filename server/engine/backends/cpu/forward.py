@@ -1,0 +1,290 @@
+"""A whole step of a decoder-only transformer as one list of kernel calls.
+
+Which architectures this covers is seen, not listed: a model fits whose layers are made of the parts below and nothing
+else (RMS norms before attention and MLP and perhaps after them, rotary positions, gated MLP, perhaps norms of queries
+and keys). Llama, Mistral, Qwen2, Qwen3 and Gemma are. What a name cannot tell, a trial does: the same tokens once
+through HF's own modules and once through here must give nearly the same logits, else the model is served through HF's.
+
+Shapes: T rows of a step, H hidden size, R rows kept for the head, V vocabulary, D head dimension.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graftwork.server.engine.backends.cpu.context import Machine, RowAdapters
+from graftwork.server.engine.backends.cpu.interface import (
+    ADD_NORM,
+    ATTEND,
+    GELU_TIMES,
+    NORM,
+    SILU_TIMES,
+    AttentionFields,
+    OpFields,
+    StepFields,
+)
+from graftwork.server.engine.backends.cpu.linear import NativeLinear
+from graftwork.server.engine.batch import Rows
+from graftwork.server.engine.kv.cache import KVCache
+from graftwork.server.engine.model.layers import Grafts
+from graftwork.server.engine.model.trace import Trial
+
+_ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_NORMS = {"input_layernorm", "post_attention_layernorm"}
+_SANDWICH_NORMS = _NORMS | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+_PROLOGUES = {
+    "SiLU": SILU_TIMES,
+    "SiLUActivation": SILU_TIMES,
+    "GELUTanh": GELU_TIMES,
+    "PytorchGELUTanh": GELU_TIMES,
+}
+
+#: How far the decoder may be from HF's unquantized model in mean Kullback-Leibler divergence (nats) over the trial's
+#: tokens: 8-bit numbers alone make 0.03, a part that is missing makes more than 1.
+TRIAL_TOLERANCE = 0.3
+
+
+class DoesNotFit(Exception):
+    """The model has a part that the decoder does not know; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """y = x / rms(x) · weight, whatever the module calls them. ``weight`` [width] float32."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Norm:
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        weight = getattr(module, "weight", None)
+        if not isinstance(eps, float) or not isinstance(weight, Tensor) or "RMSNorm" not in type(module).__name__:
+            raise DoesNotFit(f"a norm of type {type(module).__name__}")
+        ones = torch.ones(1, weight.shape[0], dtype=torch.float32)
+        return cls(weight=(module(ones)[0].float() * (1 + eps) ** 0.5).contiguous(), eps=eps)
+
+
+class Decoder:
+    """Computes steps of ``model``, whose linear layers ``grafts`` hold as ``NativeLinear``."""
+
+    def __init__(
+        self, model: nn.Module, grafts: Grafts, trial: Trial, cache: KVCache, machine: Machine, max_rows: int
+    ) -> None:
+        self.machine = machine
+        self._cache = cache
+        products: Mapping[str, NativeLinear] = {
+            name: p.product for p in grafts.projections for name in p.names if isinstance(p.product, NativeLinear)
+        }
+        names = {id(module): name for name, module in model.named_modules()}
+        body: Any = model.get_decoder()  # type: ignore[operator]
+        config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        self._embed: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        self._rotary = body.rotary_emb
+        types = list(getattr(config, "layer_types", None) or ["full_attention"] * len(body.layers))
+        by_type = "layer_type" in inspect.signature(self._rotary.forward).parameters
+        self._tables: list[str | None] = sorted(set(types)) if by_type else [None]
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._head = _product(products, names, [model.get_output_embeddings()])  # type: ignore[operator]
+        self._hidden = torch.zeros(max(max_rows, len(trial.logits)), config.hidden_size)
+        self._held: list[Any] = []  # what the kernels have only pointers to
+        self._buffers: dict[tuple[str, int], Tensor] = {}
+        ops: list[OpFields] = []
+        for index, layer in enumerate(body.layers):
+            rope = self._tables.index(types[index]) if by_type else 0
+            ops += self._layer(layer, index, rope, trial, products, names)
+        self._ops = (OpFields * len(ops))(*ops)
+        self._final_norm = self._keep_norm(Norm.of(_plain(body.norm)))
+        self._logits = torch.empty(0, self._head.num_outputs)
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """Every token of ``rows`` through all layers, the kept ones through the head. → [R, V]"""
+        num_rows = len(rows.tokens)
+        self._hidden[:num_rows] = self._embed(torch.tensor([rows.tokens]))[0]
+        where = torch.tensor([rows.positions, rows.slots], dtype=torch.int32)
+        tables = [self._angles(where[0].long()[None], table) for table in self._tables]
+        adapters = RowAdapters(rows.runs, num_rows)
+        step = StepFields(
+            num_rows=num_rows,
+            position=where[0].data_ptr(),
+            slot=where[1].data_ptr(),
+            cos=_pointers([cos for cos, _ in tables]),
+            sin=_pointers([sin for _, sin in tables]),
+            adapters=adapters.fields,
+        )
+        self.machine.run(self._ops, step)
+        return self._logits_of(rows)
+
+    def _logits_of(self, rows: Rows) -> Tensor:
+        kept = len(rows.kept)
+        if kept > len(self._logits):
+            self._logits = torch.empty(kept, self._head.num_outputs)
+        logits = self._logits[:kept]
+        if not kept:
+            return logits
+        hidden = self._hidden[torch.tensor(rows.kept)]
+        adapters = RowAdapters(rows.runs_at_head(), kept)
+        op = self._head.op(
+            hidden, logits, prologue=NORM, norm=self._final_norm.weight, eps=self._final_norm.eps, with_bias=True
+        )
+        self.machine.run((OpFields * 1)(op), StepFields(num_rows=kept, adapters=adapters.fields))
+        if self._softcap is not None:
+            logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits
+
+    def _angles(self, positions: Tensor, table: str | None) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, rotary dimension], as the model's own module makes them."""
+        arguments = (positions,) if table is None else (positions, table)
+        cos, sin = self._rotary(self._hidden[None, :1], *arguments)
+        return cos[0].float().contiguous(), sin[0].float().contiguous()
+
+    # -- the list of calls ---------------------------------------------------------------------------------------
+    def _layer(
+        self,
+        layer: Any,
+        index: int,
+        rope: int,
+        trial: Trial,
+        products: Mapping[str, NativeLinear],
+        names: Mapping[int, str],
+    ) -> list[OpFields]:
+        parts = _children(layer) - {"self_attn", "mlp"}
+        if parts not in (_NORMS, _SANDWICH_NORMS):
+            raise DoesNotFit(f"a layer of {', '.join(sorted(_children(layer)))}")
+        attention, mlp = layer.self_attn, layer.mlp
+        extra = _children(attention) - _ATTENTION_PARTS
+        if extra not in (set(), {"q_norm", "k_norm"}) or _children(mlp) != _MLP_PARTS:
+            raise DoesNotFit(f"{type(attention).__name__} with {type(mlp).__name__}")
+        prologue = _PROLOGUES.get(type(mlp.act_fn).__name__)
+        if prologue is None:
+            raise DoesNotFit(f"the activation {type(mlp.act_fn).__name__}")
+        qkv = _product(products, names, [attention.q_proj, attention.k_proj, attention.v_proj])
+        out = _product(products, names, [attention.o_proj])
+        gate_up = _product(products, names, [mlp.gate_proj, mlp.up_proj])
+        down = _product(products, names, [mlp.down_proj])
+
+        hidden, max_rows = self._hidden, len(self._hidden)
+        projected, attended = self._buffer("qkv", max_rows, qkv), self._buffer("out", max_rows, out, of_inputs=True)
+        opened = self._buffer("gate_up", max_rows, gate_up)
+        before = self._keep_norm(Norm.of(_plain(layer.input_layernorm)))
+        sandwich = parts == _SANDWICH_NORMS
+        norm_name = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        between = self._keep_norm(Norm.of(_plain(getattr(layer, norm_name))))
+
+        ops = [
+            qkv.op(hidden, projected, prologue=NORM, norm=before.weight, eps=before.eps, with_bias=True),
+            self._attend(attention, index, rope, trial, projected, attended),
+        ]
+        ops += self._add_to_hidden(out, attended, layer.post_attention_layernorm if sandwich else None)
+        ops.append(gate_up.op(hidden, opened, prologue=NORM, norm=between.weight, eps=between.eps, with_bias=True))
+        after = layer.post_feedforward_layernorm if sandwich else None
+        ops += self._add_to_hidden(down, opened, after, prologue=prologue)
+        return ops
+
+    def _add_to_hidden(self, product: NativeLinear, x: Tensor, norm: nn.Module | None, **how: Any) -> list[OpFields]:
+        """hidden += W·x, through ``norm`` if there is one."""
+        if norm is None:
+            return [product.op(x, self._hidden, accumulate=True, with_bias=True, **how)]
+        apart = self._buffer("apart", len(self._hidden), product)
+        kept = self._keep_norm(Norm.of(_plain(norm)))
+        add = OpFields(
+            kind=ADD_NORM,
+            x=apart.data_ptr(),
+            y=self._hidden.data_ptr(),
+            x_width=apart.shape[1],
+            y_width=self._hidden.shape[1],
+            norm=kept.weight.data_ptr(),
+            eps=kept.eps,
+        )
+        return [product.op(x, apart, with_bias=True, **how), add]
+
+    def _attend(self, attention: Any, index: int, rope: int, trial: Trial, x: Tensor, y: Tensor) -> OpFields:
+        traits = trial.attention[index]
+        keys = self._cache.keys[index]
+        if keys.dtype != torch.float16:
+            raise DoesNotFit(f"a cache of {keys.dtype}")
+        norms = [
+            self._keep_norm(Norm.of(_plain(getattr(attention, name)))) if hasattr(attention, name) else None
+            for name in ("q_norm", "k_norm")
+        ]
+        q_norm, k_norm = norms
+        if any(norm is not None and norm.weight.shape[0] != traits.head_dim for norm in norms):
+            raise DoesNotFit("norms over all heads at once")
+        cos, _ = self._angles(torch.zeros(1, 1, dtype=torch.long), self._tables[rope])
+        fields = AttentionFields(
+            keys=keys.data_ptr(),
+            values=self._cache.values[index].data_ptr(),
+            slot_stride=keys.stride(0),
+            num_heads=traits.num_heads,
+            num_kv_heads=traits.num_kv_heads,
+            dim=traits.head_dim,
+            rotary_dim=cos.shape[1],
+            scale=traits.scale,
+            softcap=traits.softcap or 0.0,
+            window=traits.window or 0,
+            rope=rope,
+            q_norm=None if q_norm is None else q_norm.weight.data_ptr(),
+            k_norm=None if k_norm is None else k_norm.weight.data_ptr(),
+            eps=0.0 if q_norm is None else q_norm.eps,
+        )
+        self._held.append(fields)
+        return OpFields(
+            kind=ATTEND,
+            x=x.data_ptr(),
+            y=y.data_ptr(),
+            x_width=x.shape[1],
+            y_width=y.shape[1],
+            attention=ctypes.pointer(fields),
+        )
+
+    def _buffer(self, name: str, max_rows: int, product: NativeLinear, *, of_inputs: bool = False) -> Tensor:
+        """One buffer a purpose, shared by the layers."""
+        width = product.num_inputs if of_inputs else product.num_outputs
+        if (name, width) not in self._buffers:
+            self._buffers[name, width] = torch.zeros(max_rows, width)
+        return self._buffers[name, width]
+
+    def _keep_norm(self, norm: Norm) -> Norm:
+        self._held.append(norm)
+        return norm
+
+
+def divergence(decoder: Decoder, trial: Trial, cache: KVCache) -> float:
+    """Mean Kullback-Leibler divergence, in nats, of the decoder's words from those the trial's tokens had in HF's."""
+    tokens = list(range(len(trial.logits)))
+    rows = Rows(tokens=tokens, positions=tokens, slots=[0] * len(tokens), kept=tokens)
+    cache.claim(0)
+    cache.extend(0, len(tokens))
+    said, expected = (torch.log_softmax(logits, dim=-1) for logits in (decoder(rows), trial.logits))
+    cache.claim(0)
+    return float((expected.exp() * (expected - said)).sum(-1).mean())
+
+
+def _product(products: Mapping[str, NativeLinear], names: Mapping[int, str], layers: Sequence[Any]) -> NativeLinear:
+    found = [products.get(names.get(id(layer), "")) for layer in layers]
+    product = found[0]
+    if product is None or any(other is not product for other in found) or len(product.members) != len(layers):
+        raise DoesNotFit(f"layers that do not read one input: {', '.join(names.get(id(x), '?') for x in layers)}")
+    return product
+
+
+def _plain(module: Any) -> nn.Module:
+    """The module inside a graft."""
+    inner: nn.Module = getattr(module, "module", module)
+    return inner
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))

@@ -1,0 +1,78 @@
+"""The structures that Python fills for the CPU kernels. They mirror ``kernels/interface.h`` field by field."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+
+PLAIN, NORM, SILU_TIMES, GELU_TIMES = range(4)
+
+
+PROJECT, ATTEND, ADD_NORM = range(3)
+
+
+class LinearFields(Structure):
+    _fields_ = (
+        ("num_inputs", c_int32),
+        ("num_blocks", c_int32),
+        ("num_tiles", c_int32),
+        ("num_members", c_int32),
+        ("panels", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
+        ("tiles", c_void_p),
+        ("a", c_void_p),
+        ("a_scale", c_void_p),
+        ("b", c_void_p),
+        ("b_scale", c_void_p),
+    )
+
+
+class AdaptersFields(Structure):
+    _fields_ = (("first", c_void_p), ("pages", c_void_p), ("num_groups", c_int32))
+
+
+class AttentionFields(Structure):
+    _fields_ = (
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("slot_stride", c_int64),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("dim", c_int32),
+        ("rotary_dim", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int32),
+        ("rope", c_int32),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("eps", c_float),
+    )
+
+
+class OpFields(Structure):
+    _fields_ = (
+        ("kind", c_int32),
+        ("prologue", c_int32),
+        ("accumulate", c_int32),
+        ("with_bias", c_int32),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("x_width", c_int32),
+        ("y_width", c_int32),
+        ("linear", POINTER(LinearFields)),
+        ("attention", POINTER(AttentionFields)),
+        ("norm", c_void_p),
+        ("eps", c_float),
+    )
+
+
+class StepFields(Structure):
+    _fields_ = (
+        ("num_rows", c_int32),
+        ("slot", c_void_p),
+        ("position", c_void_p),
+        ("cos", POINTER(c_void_p)),
+        ("sin", POINTER(c_void_p)),
+        ("adapters", AdaptersFields),
+    )

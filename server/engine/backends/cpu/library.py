@@ -1,0 +1,123 @@
+"""Builds the CPU kernels with the machine's C++ compiler, once, and loads them.
+
+The library's name is a digest of its sources, compiler and flags: another source is another file, and processes that
+build at the same time cannot harm each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from ctypes import POINTER, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.server.engine.backends.cpu.interface import OpFields, StepFields
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+#: Named one by one, not -march=native: what is kept may be used on another machine that has these and no more.
+INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c")
+
+
+#: gcc 12 takes the intrinsics' own undefined registers for uninitialized ones.
+FLAGS = ("-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-shared", "-fPIC")
+
+
+COMPILERS = ("c++", "g++", "clang++")
+
+
+#: By itself it takes some seconds. On a machine that is busy with other things it may take many times as long, and to
+#: wait costs less than to answer slowly for good.
+BUILD_SECONDS = 600
+
+
+def why_not() -> str | None:
+    """Why the kernels cannot run here, or ``None`` when they can (as far as is known before building them)."""
+    capabilities = torch.cpu.get_capabilities()
+    if not capabilities.get("avx512_vnni", False):
+        return "this CPU has no AVX-512 VNNI"
+    if compiler() is None:
+        return f"no C++ compiler was found (looked for $CXX, {', '.join(COMPILERS)})"
+    return None
+
+
+def compiler() -> str | None:
+    names = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@cache
+def load(folder: Path) -> ctypes.CDLL:
+    """The kernels, built into ``folder`` unless they are there.
+
+    Raises:
+        ConfigurationError: the compiler is missing or refuses; the message quotes it.
+    """
+    path = _build(folder)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ConfigurationError(f"The CPU kernels in {path} cannot be loaded: {error}") from error
+    library.graft_open.restype = c_void_p
+    library.graft_open.argtypes = [c_int32]
+    library.graft_close.argtypes = [c_void_p]
+    library.graft_pack.restype = None
+    library.graft_pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_int32, c_int32, c_void_p, c_void_p]
+    library.graft_run.restype = None
+    library.graft_run.argtypes = [c_void_p, POINTER(OpFields), c_int32, POINTER(StepFields)]
+    return library
+
+
+def _build(folder: Path) -> Path:
+    found = compiler()
+    if found is None:
+        raise ConfigurationError(f"The CPU kernels need a C++ compiler: {why_not()}. Install g++ or clang.")
+    command = [found, *FLAGS, *(f"-m{name}" for name in INSTRUCTIONS), "-pthread"]
+    source = SOURCE.read_bytes()
+    version = subprocess.run([found, "--version"], capture_output=True, check=False).stdout
+    name = hashlib.sha256(b"\0".join((source, version, *(part.encode() for part in command)))).hexdigest()[:16]
+    library = folder / f"kernels-{name}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("%s compiles the CPU kernels, once: some seconds, more on a busy machine", found)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as building:
+        made = Path(building) / library.name
+        _run([*command, str(SOURCE), "-o", str(made)])
+        made.replace(library)
+    log.info("the CPU kernels were compiled in %.0f s", time.monotonic() - began)
+    return library
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run a compiler in a group of its own: what it starts would outlive it, killed for taking too long."""
+    try:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", process_group=0
+        ) as compiling:
+            try:
+                _, said = compiling.communicate(timeout=BUILD_SECONDS)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(compiling.pid, signal.SIGKILL)
+                raise
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigurationError(f"{command[0]} cannot build the CPU kernels: {error}") from error
+    if compiling.returncode != 0:
+        raise ConfigurationError(f"{command[0]} cannot build the CPU kernels: {said.strip()[-2000:]}")

@@ -1,0 +1,257 @@
+"""From a step's tokens to logits on a card, through HF's own modules and our kernels.
+
+``CardForward`` launches kernel by kernel and can do everything. ``GraphForward`` replays captured graphs for steps in
+which every row decodes, and hands the others on.
+
+Shapes: T tokens in one packed row, R of them kept for the head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.server.engine.backends.cuda.graphs import Recorder
+from graftwork.server.engine.backends.cuda.lora import DeviceTiles, SegmentedPlan
+from graftwork.server.engine.backends.cuda.slot_attention import SlotAttention
+from graftwork.server.engine.backends.cuda.staging import Mailbox, current, upload
+from graftwork.server.engine.backends.cuda.tiles import LONG_TILE, SHORT_TILE, RunTiles, cut, cut_chunks, cut_short
+from graftwork.server.engine.batch import Rows
+from graftwork.server.engine.kv.cache import KVCache
+from graftwork.server.engine.lora.bank import LoraBank
+from graftwork.server.engine.lora.plan import Run
+
+log = logging.getLogger(__name__)
+
+#: Pages of the largest adapter that graphs have room for: rank 256.
+MAX_PAGES = 16
+
+
+class CardForward:
+    """The model's linear layers are ``CardProduct``s."""
+
+    def __init__(self, model: nn.Module, bank: LoraBank, cache: KVCache) -> None:
+        self.model = model
+        self.bank = bank
+        self.cache = cache
+        self.device = cache.shape.device
+
+    def __call__(self, rows: Rows) -> Tensor:
+        body, head = cut(rows.runs), cut(rows.runs_at_head())
+        lists: dict[str, Sequence[int]] = {
+            "tokens": rows.tokens,
+            "positions": rows.positions,
+            "slots": rows.slots,
+            "decoding": [row.token for row in rows.decoding],
+            "chunks": cut_chunks([(chunk.token, chunk.token + chunk.count) for chunk in rows.chunks]),
+            "kept": rows.kept or [0],
+        }
+        for place, cuts in (("body", body), ("head", head)):
+            for index, tiles in enumerate(cuts):
+                lists[f"{place} tiles {index}"], lists[f"{place} pages {index}"] = tiles.tiles, tiles.pages
+        there = upload(lists, self.device)
+
+        def plan(place: str, runs: Sequence[Run], cuts: Sequence[RunTiles]) -> SegmentedPlan | None:
+            kinds = [
+                DeviceTiles(t.size, t.num_tiles, t.num_rows, there[f"{place} tiles {i}"], there[f"{place} pages {i}"])
+                for i, t in enumerate(cuts)
+            ]
+            return SegmentedPlan(runs, kinds) if runs else None
+
+        attention = SlotAttention(
+            cache=self.cache,
+            positions=there["positions"],
+            slots=there["slots"],
+            rows=there["decoding"],
+            tiles=there["chunks"].view(-1, 2),
+        )
+        plans = plan("body", rows.runs, body), plan("head", rows.runs_at_head(), head)
+        logits = self.compute(there["tokens"], attention, *plans, there["kept"])
+        return logits[: len(rows.kept)]
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Have every kernel compiled that a step may need, before the first: what this writes to the cache is nobody's.
+
+        Raises:
+            ConfigurationError: the kernels cannot be compiled for this base's sizes.
+        """
+        num_tokens = min(LONG_TILE, self.cache.shape.slot_length)
+        last = num_tokens - 1
+        lists = {"tokens": [0] * num_tokens, "slots": [0] * num_tokens, "nothing": [0] * 5}  # a tile without tokens
+        lists |= {"positions": list(range(num_tokens)), "rows": [last], "chunk": [0, last]}
+        there = upload(lists, self.device)
+        kinds = [DeviceTiles(size, 1, 1, there["nothing"], there["nothing"]) for size in (SHORT_TILE, LONG_TILE)]
+        plan = SegmentedPlan([], kinds, for_graph=True)
+        attention = SlotAttention(
+            self.cache, there["positions"], there["slots"], there["rows"], there["chunk"].view(-1, 2)
+        )
+        try:
+            self.compute(there["tokens"], attention, plan, plan, there["positions"])
+        except Exception as failure:
+            raise ConfigurationError(
+                f"Triton's kernels cannot be used with this base: {failure}. Choose --kernels torch."
+            ) from failure
+
+    def compute(
+        self,
+        tokens: Tensor,
+        attention: SlotAttention,
+        plan: SegmentedPlan | None,
+        head_plan: SegmentedPlan | None,
+        kept: Tensor | None,
+    ) -> Tensor:
+        """Everything is on the device already. ``kept=None`` keeps all tokens. → [R, V]"""
+        self.bank.plan, self.bank.head_plan = plan, head_plan
+        try:
+            with current(self.device):
+                logits: Tensor = self.model(
+                    input_ids=tokens[None],
+                    position_ids=attention.positions[None],
+                    use_cache=False,
+                    logits_to_keep=0 if kept is None else kept,
+                    graft_attention=attention,
+                ).logits[0]
+        finally:
+            self.bank.plan = self.bank.head_plan = None
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    logits: Tensor
+    replay: Callable[[], None]
+
+
+class GraphForward:
+    """Graphs for some numbers of rows; a step takes the next larger one and repeats its last row.
+
+    Not for what depends on which adapters are in the batch (DoRA, biases, replaced modules): the runner keeps that
+    away. Adapters on the head go kernel by kernel, so that nobody else pays for looking.
+    """
+
+    def __init__(self, forward: CardForward, recorder: Recorder, *, max_rows: int) -> None:
+        self.num_replayed = 0
+        self._forward = forward
+        self._recorder = recorder
+        self._sizes = graph_sizes(max_rows)
+        self._graphs: dict[tuple[int, bool], Recorded] = {}
+        self._mailbox = Mailbox(
+            {
+                "tokens": max_rows,
+                "positions": max_rows,
+                "slots": max_rows,
+                "tiles": max_rows * 5,
+                "pages": forward.bank.num_pages,
+            },
+            forward.device,
+        )
+        self._all_rows = torch.arange(max_rows, device=forward.device)
+        head = forward.model.get_output_embeddings()  # type: ignore[operator]
+        self._head_names = {name for name, module in forward.model.named_modules() if module is head}
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Record all graphs, before the first step: what this writes to the cache is nobody's."""
+        began = time.perf_counter()
+        self._mailbox.fill({})
+        with current(self._forward.device):
+            for size in reversed(self._sizes):  # the largest first: the others find room in its memory
+                for grafted in (False, True):
+                    self._graphs[size, grafted] = self._record(size, grafted)
+        log.info("captured %d graphs in %.1f s", len(self._graphs), time.perf_counter() - began)
+
+    def __call__(self, rows: Rows) -> Tensor:
+        logits = self._replay(rows)
+        return self._forward(rows) if logits is None else logits
+
+    def _replay(self, rows: Rows) -> Tensor | None:
+        """``None`` when no graph is for such a step."""
+        num_rows = len(rows.tokens)
+        size = fitting(self._sizes, num_rows) if is_decode(rows) else None
+        if size is None or any(self._touches_head(run.digest) for run in rows.runs):
+            return None
+        padded = pad(rows, size)
+        tiles = cut_short(padded.runs)
+        if tiles.num_rows > self._num_h_rows(size):
+            return None
+        recorded = self._graphs[size, bool(rows.runs)]
+        self._mailbox.fill(
+            {
+                "tokens": padded.tokens,
+                "positions": padded.positions,
+                "slots": padded.slots,
+                "tiles": tiles.tiles,
+                "pages": tiles.pages,
+            }
+        )
+        with current(self._forward.device):
+            recorded.replay()
+        self.num_replayed += 1
+        return recorded.logits[:num_rows]
+
+    def _record(self, size: int, grafted: bool) -> Recorded:
+        mailbox = self._mailbox
+        tiles = DeviceTiles(SHORT_TILE, size, self._num_h_rows(size), mailbox["tiles"], mailbox["pages"])
+        plan = SegmentedPlan([], [tiles], for_graph=True) if grafted else None
+        attention = SlotAttention(
+            cache=self._forward.cache,
+            positions=mailbox["positions"][:size],
+            slots=mailbox["slots"][:size],
+            rows=self._all_rows[:size],
+            tiles=self._all_rows[:0],
+        )
+        tokens = mailbox["tokens"][:size]
+        return Recorded(*self._recorder.record(lambda: self._forward.compute(tokens, attention, plan, None, None)))
+
+    def _num_h_rows(self, size: int) -> int:
+        return size * min(MAX_PAGES, self._forward.bank.num_pages)
+
+    def _touches_head(self, digest: str) -> bool:
+        return bool(self._head_names & self._forward.bank.host[digest].names)
+
+
+def captured(forward: CardForward, recorder: Recorder, *, max_rows: int) -> GraphForward | None:
+    """Graphs for up to ``max_rows`` rows, or ``None`` where this base cannot be captured; then the log says why."""
+    graphs = GraphForward(forward, recorder, max_rows=max_rows)
+    try:
+        graphs.capture()
+    except Exception:
+        log.exception("decoding steps of this base cannot be captured: they are launched kernel by kernel, slower")
+        return None
+    return graphs
+
+
+def is_decode(rows: Rows) -> bool:
+    """Every token is its sequence's newest, and its logits are wanted."""
+    return not rows.chunks and len(rows.kept) == len(rows.tokens)
+
+
+def pad(rows: Rows, num_rows: int) -> Rows:
+    """A decoding step's last token repeated: it computes the same, and writes to the cache what is there already."""
+    more = num_rows - len(rows.tokens)
+    runs = list(rows.runs)
+    if runs and runs[-1].stop == len(rows.tokens):
+        runs[-1] = replace(runs[-1], stop=num_rows)
+    return Rows(
+        tokens=rows.tokens + rows.tokens[-1:] * more,
+        positions=rows.positions + rows.positions[-1:] * more,
+        slots=rows.slots + rows.slots[-1:] * more,
+        runs=runs,
+    )
+
+
+def graph_sizes(max_rows: int) -> list[int]:
+    """Numbers of rows that graphs are captured for: powers of two, and the most there can be."""
+    return [*(1 << i for i in range((max_rows - 1).bit_length())), max_rows]
+
+
+def fitting(sizes: Sequence[int], num_rows: int) -> int | None:
+    """The smallest of ``sizes`` that holds ``num_rows``."""
+    return min((size for size in sizes if size >= num_rows), default=None)

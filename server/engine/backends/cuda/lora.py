@@ -1,0 +1,231 @@
+"""The bank on a card: tables as the kernels want them, and their launches.
+
+Every table is made at the start, so the memory that ``--slots`` costs is taken before the key-value cache is sized, and
+captured graphs never see a table move. What an adapter does not touch costs memory, but is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from graftwork.server.engine.backends.cuda import lora_kernels
+from graftwork.server.engine.backends.cuda.staging import upload
+from graftwork.server.engine.backends.cuda.tiles import SHORT_TILE, cut
+from graftwork.server.engine.lora.bank import LoraBank
+from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
+from graftwork.server.engine.lora.plan import LoraPlan, Run
+from graftwork.server.engine.model.weights import Weights
+
+#: A sum over inputs is cut into pieces of about this many, and at most so many pieces: a decoding step has few tiles,
+#: and a card has a hundred processors to feed.
+SPLIT_INPUTS = 512
+MAX_SPLITS = 8
+
+#: Columns of y that one program of ``expand`` computes.
+BLOCK_COLUMNS = 128
+
+#: Inputs that ``shrink`` takes at a time, for short and for long tiles.
+BLOCK_INPUTS_SHORT = 128
+BLOCK_INPUTS_LONG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTiles:
+    """``RunTiles`` on the device. ``num_tiles`` are launched, with room for ``num_rows`` of h."""
+
+    size: int
+    num_tiles: int
+    num_rows: int
+    tiles: Tensor
+    pages: Tensor
+
+
+class SegmentedPlan(LoraPlan):
+    """A step's runs, cut into tiles. ``for_graph``: what is launched now will be replayed with other adapters."""
+
+    def __init__(self, runs: Sequence[Run], kinds: Sequence[DeviceTiles], *, for_graph: bool = False) -> None:
+        self.runs = runs
+        self.kinds = kinds
+        self.for_graph = for_graph
+
+
+def plan_for(runs: Sequence[Run], device: torch.device) -> SegmentedPlan:
+    """The plan of some runs, for who has nothing else to send to the device."""
+    kinds = []
+    for cuts in cut(runs):
+        there = upload({"tiles": cuts.tiles, "pages": cuts.pages}, device)
+        kinds.append(DeviceTiles(cuts.size, cuts.num_tiles, cuts.num_rows, there["tiles"], there["pages"]))
+    return SegmentedPlan(runs, kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGrafts:
+    """An adapter's grafts on sibling layers, page by page as the table has them, where a card can fetch them itself.
+
+    ``members[i]`` has a bit for each sibling that page i grafts onto.
+    """
+
+    a: Tensor
+    b: Tensor
+    members: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
+
+
+class SegmentedTable:
+    """Grafts on sibling layers: ``a`` [P, members·RANK_PAGE, in], and all members' B side by side, [P, RANK_PAGE, out].
+
+    ``touched[page]`` has a bit for each member that the page's adapter grafts onto.
+    """
+
+    def __init__(
+        self, *, num_pages: int, num_inputs: int, slices: Sequence[slice], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_inputs = num_inputs
+        self.slices = list(slices)
+        self.width = len(self.slices) * RANK_PAGE
+        self.a = torch.zeros(num_pages, self.width, num_inputs, dtype=dtype, device=device)
+        self.b = torch.zeros(num_pages, RANK_PAGE, self.slices[-1].stop, dtype=dtype, device=device)
+        self.touched = torch.zeros(num_pages, dtype=torch.int32, device=device)
+        self._members = [0] * num_pages  # the same on the host
+        blocks = [
+            (start, min(start + BLOCK_COLUMNS, columns.stop), member)
+            for member, columns in enumerate(self.slices)
+            for start in range(columns.start, columns.stop, BLOCK_COLUMNS)
+        ]
+        self._blocks = torch.tensor(blocks, dtype=torch.int32, device=device)
+        bounds = [edge for columns in self.slices for edge in (columns.start, columns.stop)]
+        self._alignment = 16 if all(edge % 16 == 0 for edge in bounds) else 1
+        num_splits = min(MAX_SPLITS, -(-num_inputs // SPLIT_INPUTS))
+        self._chunk = -(-num_inputs // num_splits // BLOCK_INPUTS_SHORT) * BLOCK_INPUTS_SHORT
+        self._num_splits = -(-num_inputs // self._chunk)
+
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PackedGrafts:
+        """``grafts`` (at least one) by member. On the host; pinned, so that ``write`` does not wait for the copy."""
+        num_pages = max(len(graft.a) for graft in grafts.values())
+        pinned = self.a.device.type == "cuda"
+        a, b = (
+            torch.zeros(num_pages, *table.shape[1:], dtype=table.dtype, pin_memory=pinned) for table in (self.a, self.b)
+        )
+        members = [0] * num_pages
+        for member, graft in grafts.items():
+            count = len(graft.a)
+            a[:count, member * RANK_PAGE : (member + 1) * RANK_PAGE] = graft.a
+            b[:count, :, self.slices[member]] = graft.b
+            for page in range(count):
+                members[page] |= 1 << member
+        return PackedGrafts(a, b, tuple(members))
+
+    def write(self, pages: Sequence[int], packed: PackedGrafts | None) -> None:
+        """Copy an adapter to its pages. What it does not touch keeps what was there, and is not looked at."""
+        for index, page in enumerate(pages):
+            members = 0
+            if packed is not None and index < len(packed.members):
+                members = packed.members[index]
+                self.a[page].copy_(packed.a[index], non_blocking=True)
+                self.b[page].copy_(packed.b[index], non_blocking=True)
+            if members != self._members[page]:
+                self.touched[page].fill_(members)
+                self._members[page] = members
+
+    def add(self, plan: SegmentedPlan, x: Tensor, y: Tensor) -> None:
+        """y [T, out] += B·A·x for every run of the plan, x [T, in]."""
+        if plan.for_graph or any(self._members):
+            for kind in plan.kinds:
+                self._launch(kind, x, y)
+
+    def _launch(self, kind: DeviceTiles, x: Tensor, y: Tensor) -> None:
+        if x.stride(1) != 1 or y.stride(1) != 1:
+            raise ValueError("rows of x and y must be contiguous")
+        width = self.width
+        decoding = kind.size == SHORT_TILE
+        parts = self._num_splits if decoding else 1
+        h = torch.empty(parts, kind.num_rows, width, dtype=torch.float32, device=x.device)
+        operand = operand_type(self.a.dtype, x.device)
+        lora_kernels.shrink[kind.num_tiles, parts](
+            x,
+            self.a,
+            self.touched,
+            kind.tiles,
+            kind.pages,
+            h,
+            self.num_inputs,
+            x.stride(0),
+            h.stride(0),
+            CHUNK=self._chunk,
+            SPLITS=self._num_splits // parts,
+            RANK=RANK_PAGE,
+            WIDTH=width,
+            PADDED_WIDTH=triton.next_power_of_2(width),
+            BLOCK_M=kind.size,
+            BLOCK_K=BLOCK_INPUTS_SHORT if decoding else BLOCK_INPUTS_LONG,
+            OPERAND=operand,
+            num_warps=4,
+            num_stages=2 if self.a.dtype == torch.float32 else 3,
+        )
+        lora_kernels.expand[kind.num_tiles, len(self._blocks)](
+            h,
+            self.b,
+            self.touched,
+            kind.tiles,
+            kind.pages,
+            self._blocks,
+            y,
+            self.slices[-1].stop,
+            y.stride(0),
+            h.stride(0),
+            PARTS=parts,
+            RANK=RANK_PAGE,
+            WIDTH=width,
+            ALIGNMENT=self._alignment,
+            BLOCK_M=kind.size,
+            BLOCK_N=BLOCK_COLUMNS,
+            OPERAND=operand,
+            num_warps=4,
+            num_stages=2,
+        )
+
+
+def operand_type(dtype: torch.dtype, device: torch.device) -> Any:
+    """What ``tl.dot`` is given for tensors of ``dtype``: float32 where Triton interprets."""
+    return tl.bfloat16 if dtype == torch.bfloat16 and device.type == "cuda" else tl.float32
+
+
+class CardProduct:
+    """W·x by torch or bitsandbytes, then what the adapters add, by our kernels. A ``grafting.Product``."""
+
+    def __init__(self, weights: Weights, bank: LoraBank, num_inputs: int, slices: Sequence[slice]) -> None:
+        self.weights = weights
+        self.table = SegmentedTable(
+            num_pages=bank.num_pages, num_inputs=num_inputs, slices=slices, dtype=bank.dtype, device=bank.device
+        )
+
+    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+        y = self.weights.matmul(x)
+        if isinstance(plan, SegmentedPlan):
+            self.table.add(plan, x, y)
+        elif plan is not None:
+            raise TypeError(f"adapters on a card are given a {type(plan).__name__}")
+        return y
+
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PackedGrafts:
+        return self.table.pack(grafts)
+
+    def write(self, pages: Sequence[int], packed: PackedGrafts | None) -> None:
+        self.table.write(pages, packed)
+
+    def dense(self) -> Tensor:
+        return self.weights.dense()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weights.num_bytes

@@ -1,0 +1,72 @@
+"""How a step is cut up for the card: runs of tokens into tiles, prompts into tiles. Plain Python, no torch.
+
+A tile is what one program of a kernel computes. Decoding rows make short runs, one tile each; prompts make long ones,
+of several tiles. The two kinds are launched apart, with tiles of their own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from graftwork.server.engine.lora.plan import Run
+
+#: Tokens of a tile: 16 is the least that a tensor core takes, and more than most decoding runs have.
+SHORT_TILE = 16
+LONG_TILE = 64
+
+#: Runs of at least this many tokens are cut into long tiles.
+LONG_RUN = 32
+
+#: Tokens of a prompt that one program of attention computes.
+ATTENTION_TILE = 64
+
+
+@dataclass(slots=True)
+class RunTiles:
+    """Runs cut into tiles of at most ``size`` tokens.
+
+    ``tiles`` is flat, five numbers a tile: first token, token after the last, where its pages begin in ``pages``, how
+    many pages it has, where its rows of h begin. A tile has a row of h for each token and page: ``num_rows`` in all.
+    """
+
+    size: int
+    tiles: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    num_rows: int = 0
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tiles) // 5
+
+    def add(self, run: Run) -> None:
+        for start in range(run.start, run.stop, self.size):
+            stop = min(start + self.size, run.stop)
+            self.tiles += (start, stop, len(self.pages), len(run.pages), self.num_rows)
+            self.num_rows += (stop - start) * len(run.pages)
+        self.pages += run.pages
+
+
+def cut(runs: Iterable[Run]) -> list[RunTiles]:
+    """Short runs into short tiles, long ones into long tiles; kinds that do not occur are left out."""
+    short, long = RunTiles(SHORT_TILE), RunTiles(LONG_TILE)
+    for run in runs:
+        (long if run.stop - run.start >= LONG_RUN else short).add(run)
+    return [tiles for tiles in (short, long) if tiles.tiles]
+
+
+def cut_short(runs: Iterable[Run]) -> RunTiles:
+    """All runs into short tiles, whatever their length: what a captured graph launches."""
+    short = RunTiles(SHORT_TILE)
+    for run in runs:
+        short.add(run)
+    return short
+
+
+def cut_chunks(chunks: Sequence[tuple[int, int]]) -> list[int]:
+    """Chunks of prompts (first token, token after the last) into tiles of attention, flat."""
+    tiles: list[int] = []
+    for start, stop in chunks:
+        for first in range(start, stop, ATTENTION_TILE):
+            tiles += (first, min(first + ATTENTION_TILE, stop))
+    return tiles

@@ -1,0 +1,1 @@
+"""Every architecture and every adapter in plain torch."""

@@ -1,0 +1,40 @@
+"""Merged linear layers in plain torch: one GEMM for the base, and the bank's table for the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from graftwork.server.engine.lora.bank import LoraTable
+from graftwork.server.engine.lora.host_adapter import LinearGraft
+from graftwork.server.engine.lora.packed import PlainGrafts
+from graftwork.server.engine.lora.plan import LoraPlan
+from graftwork.server.engine.model.weights import Weights
+
+
+class TorchProduct:
+    """The plain way: one GEMM for the base, and the bank's table for the adapters."""
+
+    def __init__(self, weights: Weights, table: LoraTable) -> None:
+        self.weights = weights
+        self.table = table
+
+    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+        y = self.weights.matmul(x)
+        if plan is not None:
+            self.table.add(plan, x, y)
+        return y
+
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PlainGrafts:
+        return PlainGrafts(grafts)
+
+    def write(self, pages: Sequence[int], packed: PlainGrafts | None) -> None:
+        self.table.write(pages, packed.grafts if packed is not None else {})
+
+    def dense(self) -> Tensor:
+        return self.weights.dense()
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weights.num_bytes

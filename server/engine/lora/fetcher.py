@@ -1,0 +1,65 @@
+"""Reads adapters from the store in a side thread and packs them for the device, so that loading one never holds up the
+running batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from graftwork.server.engine.lora.host_adapter import HostAdapter
+from graftwork.server.engine.lora.packed import PackedAdapter
+
+#: Reads an adapter by digest into host memory; raises when it cannot.
+Fetch = Callable[[str], HostAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    digest: str
+    adapter: PackedAdapter | None
+    seconds: float
+    error: Exception | None = None
+
+
+class Fetcher:
+    """Reads adapters one after another in a side thread and makes them ready to be seated: steps need only copy.
+
+    ``on_arrival`` is called in that thread after each.
+    """
+
+    def __init__(
+        self, fetch: Fetch, pack: Callable[[HostAdapter], PackedAdapter], on_arrival: Callable[[], None]
+    ) -> None:
+        self._fetch = fetch
+        self._pack = pack
+        self._on_arrival = on_arrival
+        self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="adapter-fetcher", daemon=True)
+        self._thread.start()
+
+    def want(self, digest: str) -> None:
+        self._wanted.put(digest)
+
+    def arrivals(self) -> Iterable[Fetched]:
+        while not self._arrived.empty():
+            yield self._arrived.get()
+
+    def close(self) -> None:
+        self._wanted.put(None)
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while (digest := self._wanted.get()) is not None:
+            began = time.perf_counter()
+            adapter, error = None, None
+            try:
+                adapter = self._pack(self._fetch(digest))
+            except Exception as failure:
+                error = failure
+            self._arrived.put(Fetched(digest, adapter, time.perf_counter() - began, error))
+            self._on_arrival()

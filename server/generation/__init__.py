@@ -1,0 +1,1 @@
+"""What happens to a generation request between its route and the engine."""

@@ -1,0 +1,31 @@
+"""A request that was admitted: its id, its route, its body and what its log row needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graftwork.adapters.feedback.ids import Kind
+from graftwork.server.openai.requests.generation import Generation
+
+if TYPE_CHECKING:
+    pass
+from graftwork.server.generation.routing import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that is taken in: its id, which says where it goes and who asked, and what its log row needs.
+
+    ``store``: whether it may be logged, as far as the request goes. ``num_bytes``: of its body.
+    """
+
+    kind: Kind
+    id: str
+    created: int
+    unit: str | None
+    route: Route
+    body: Generation
+    key_id: str
+    store: bool
+    num_bytes: int

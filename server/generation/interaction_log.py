@@ -1,0 +1,181 @@
+"""From answers that ended to rows in the database, off the hot path: a bounded queue, and a thread that empties it.
+
+``put`` never waits and never touches the disk. Rows are gathered for a moment and written together, one commit for
+many. When the database cannot keep up, or cannot be written at all, what does not fit is dropped, counted and said in
+the server's log: answering goes on. What was put when the process is killed and not yet written is lost, a moment's
+worth; feedback on it is valid all the same, by its id. `settle` closes even that gap for answers that somebody has
+judged.
+
+Knows nothing of HTTP or of what a row holds: it is told how to make one, and does so in its own thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import OperationalError
+
+from graftwork.adapters.errors import Unavailable
+from graftwork.adapters.feedback.interactions import Interactions, Outcome
+from graftwork.adapters.feedback.policies import LogPolicies
+from graftwork.server.observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+GATHER_SECONDS = 0.2
+AT_ONCE = 256
+RETRY_SECONDS = 1.0
+MAX_BYTES = 64 << 20
+SAY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answer that ended. ``adapter`` is its name, or the base's id: what policies are about. ``num_bytes`` is about
+    what it holds in memory; ``outcome`` makes the row, when there is time."""
+
+    id: str
+    adapter: str
+    key_id: str
+    num_bytes: int
+    outcome: Callable[[], Outcome]
+
+
+class InteractionLog:
+    """One process's queue and writer. `start` after the last fork: threads do not cross it."""
+
+    def __init__(
+        self, interactions: Interactions, policies: LogPolicies, metrics: Metrics, *, max_waiting: int = 4096
+    ) -> None:
+        self.max_waiting = max_waiting
+        self._interactions = interactions
+        self._policies = policies
+        self._metrics = metrics
+        self._waiting: deque[Ended] = deque()
+        self._unwritten: set[str] = set()  # ids in the queue, and of the batch that is being written
+        self._num_bytes = 0
+        self._changed = threading.Condition()
+        self._hurry = False
+        self._stop_at: float | None = None
+        self._over = False
+        self._thread: threading.Thread | None = None
+        self._num_dropped = 0
+        self._said_at = -SAY_SECONDS
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="interaction-log", daemon=True)
+        self._thread.start()
+
+    def put(self, ended: Ended) -> None:
+        """Have an answer logged, or dropped if too many wait or the end has come. Returns at once."""
+        with self._changed:
+            has_room = len(self._waiting) < self.max_waiting and self._num_bytes + ended.num_bytes <= MAX_BYTES
+            fits = has_room and not self._over
+            if fits:
+                self._waiting.append(ended)
+                self._unwritten.add(ended.id)
+                self._num_bytes += ended.num_bytes
+                if len(self._waiting) in (1, AT_ONCE):
+                    self._changed.notify_all()
+        if not fits:
+            self._dropped(1)
+
+    def settle(self, id: str, *, seconds: float = 5.0) -> bool:
+        """Wait until this answer's row, if it is on its way here, is durable. False if that takes longer than that."""
+        with self._changed:
+            return self._until(lambda: id not in self._unwritten, seconds)
+
+    def flush(self, *, seconds: float = 30.0) -> bool:
+        """Wait until everything that was put before is durable. False if that takes longer than that."""
+        with self._changed:
+            before = set(self._unwritten)
+            return self._until(lambda: before.isdisjoint(self._unwritten), seconds)
+
+    def stop(self, *, seconds: float = 5.0) -> None:
+        """Write what waits and end. What cannot be written in that time is dropped."""
+        with self._changed:
+            self._stop_at = time.monotonic() + seconds
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _until(self, done: Callable[[], bool], seconds: float) -> bool:
+        if done():
+            return True
+        self._hurry = True
+        self._changed.notify_all()
+        return self._changed.wait_for(done, seconds)
+
+    # -- the writer's thread -------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        while batch := self._take():
+            written = self._write(batch)
+            with self._changed:
+                self._unwritten.difference_update(ended.id for ended in batch)
+                self._num_bytes -= sum(ended.num_bytes for ended in batch)
+                self._changed.notify_all()
+            if not written:
+                self._dropped(len(batch))
+
+    def _take(self) -> list[Ended]:
+        """The next batch; empty when there is none and none will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stop_at is not None)
+            self._changed.wait_for(
+                lambda: self._hurry or self._stop_at is not None or len(self._waiting) >= AT_ONCE, GATHER_SECONDS
+            )
+            batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
+            self._over = not batch
+            self._hurry = self._hurry and bool(self._waiting)
+            return batch
+
+    def _write(self, batch: Sequence[Ended]) -> bool:
+        """Whether the batch is where it belongs. Goes on trying for as long as the server runs."""
+        told = False
+        while True:
+            try:
+                wanted = [e for e in batch if self._policies.logged(adapter=e.adapter, key_id=e.key_id)]
+                self._store(wanted)
+                return True
+            except (Unavailable, OperationalError) as error:
+                if not told:
+                    log.error("interactions cannot be logged now; trying again until they can: %s", error)
+                    told = True
+            with self._changed:
+                if self._stop_at is None:
+                    self._changed.wait_for(lambda: self._stop_at is not None, RETRY_SECONDS)
+                elif time.monotonic() >= self._stop_at:
+                    return False
+                else:
+                    self._changed.wait(RETRY_SECONDS / 10)
+
+    def _store(self, wanted: Sequence[Ended]) -> None:
+        if not wanted:
+            return
+        try:
+            self._interactions.write([ended.outcome() for ended in wanted])
+        except (Unavailable, OperationalError):
+            raise
+        except Exception:
+            if len(wanted) == 1:
+                log.exception("the interaction %s cannot be logged", wanted[0].id)
+                self._dropped(1)
+                return
+            # One row that no database takes must not cost the others.
+            for ended in wanted:
+                self._store([ended])
+
+    def _dropped(self, count: int) -> None:
+        self._metrics.interactions_dropped(count)
+        self._num_dropped += count
+        if time.monotonic() - self._said_at >= SAY_SECONDS:
+            self._said_at = time.monotonic()
+            log.warning(
+                "%d interactions were not logged so far: the database does not keep up, or the server has stopped",
+                self._num_dropped,
+            )

@@ -1,0 +1,118 @@
+"""Shadow arms: copies of requests that a candidate answers when there is nothing better to do, and that nobody sees.
+
+A copy is made of a request that was answered well and may be logged. It waits, with few others and not for long, until
+few answers are under way; one copy is answered at a time, and broken off when users need the engine. What is not
+answered is counted: a mirror that stands in the dark must be seen.
+
+Knows neither HTTP nor how a copy is answered: it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from graftwork.adapters.errors import GraftworkError
+from graftwork.adapters.experiments.assignment import is_sampled
+from graftwork.adapters.experiments.experiment import Draw, Experiment
+from graftwork.server.observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_WAITING = 64
+MAX_AGE_SECONDS = 60.0
+LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Copy(Generic[T]):
+    """A request to be answered once more, as ``draw`` says. ``of`` is what whoever answers it knows it by."""
+
+    of: T
+    draw: Draw
+    made_at: float
+
+
+class Shadows(Generic[T]):
+    """One process's copies.
+
+    ``answer`` answers one and logs that; it raises when it could not. ``num_busy`` says how many answers are under way,
+    copies included, and ``max_busy`` up to how many of others there is room for a copy.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Copy[T]], Awaitable[None]],
+        metrics: Metrics,
+        *,
+        num_busy: Callable[[], int],
+        max_busy: int,
+    ) -> None:
+        self._answer = answer
+        self._metrics = metrics
+        self._num_busy = num_busy
+        self._max_busy = max_busy
+        self._waiting: deque[Copy[T]] = deque()
+        self._came = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Once the event loop runs."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="shadows")
+
+    def offer(self, experiment: Experiment, id: str, of: T) -> None:
+        """Copies of the request that was answered as ``id``, for each shadow arm whose share it is in."""
+        for arm in experiment.plan.shadows:
+            share = arm.shadow or 0.0
+            if is_sampled(experiment.salt, arm.name, id, share):
+                draw = Draw(experiment=experiment.name, arm=arm, probability=share)
+                self._waiting.append(Copy(of, draw, time.monotonic()))
+                self._came.set()
+        while len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft()
+            self._metrics.shadow("skipped")
+
+    async def _run(self) -> None:
+        while True:
+            self._came.clear()
+            while self._waiting:
+                copy = self._waiting.popleft()
+                while self._num_busy() > self._max_busy and not _too_old(copy):
+                    await asyncio.sleep(LOOK_SECONDS)
+                if _too_old(copy):
+                    self._metrics.shadow("skipped")
+                    continue
+                try:
+                    self._metrics.shadow(await self._answered(copy))
+                except Exception:
+                    # Nobody waits for it, and the next one may go better.
+                    self._metrics.shadow("failed")
+                    log.exception("a copy for the shadow arm %s could not be answered", copy.draw.arm.name)
+            await self._came.wait()
+
+    async def _answered(self, copy: Copy[T]) -> str:
+        """What became of it; broken off as soon as users need the engine."""
+        answering = asyncio.ensure_future(self._answer(copy))
+        try:
+            while not answering.done():
+                await asyncio.wait({answering}, timeout=LOOK_SECONDS)
+                if self._num_busy() > self._max_busy + 1 and not answering.done():
+                    return "skipped"
+            answering.result()
+        except GraftworkError as failure:
+            log.debug("the shadow arm %s failed: %s", copy.draw.arm.name, failure)
+            return "failed"
+        finally:
+            answering.cancel()
+        return "answered"
+
+
+def _too_old(copy: Copy[T]) -> bool:
+    return time.monotonic() - copy.made_at > MAX_AGE_SECONDS

@@ -1,0 +1,1 @@
+"""HTTP: middleware, authentication, uploads, what routes share, and the routes."""

@@ -1,0 +1,111 @@
+"""Who calls, and whether they may: bearer keys with roles, as one dependency that every route uses. A server without
+any key answers its own machine only, and then also checks `Host` and `Origin`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection, Request
+
+from graftwork.adapters.access.keys import Key, Role
+from graftwork.adapters.access.principal import LOCAL, Principal
+from graftwork.adapters.errors import Forbidden, Unauthorized
+
+_RECHECK_SECONDS = 1.0
+
+
+class KeyRing(Protocol):
+    """What is asked of :class:`graftwork.adapters.access.keys.Keys`. Both answer from memory but for the odd short read."""
+
+    def authenticate(self, bearer: str, /) -> Key | None: ...
+    def configured(self) -> bool: ...
+
+
+class Authenticator:
+    """Checks bearer keys. ``open_to_loopback``: while no key exists, this machine is let in as admin without one.
+    ``own``: a key that the server gave to a process of its own, and who that is."""
+
+    def __init__(self, keys: KeyRing, *, open_to_loopback: bool, own: tuple[str, Principal] | None = None) -> None:
+        self._keys = keys
+        self._own = own
+        self._open = open_to_loopback
+        self._checked_at = -_RECHECK_SECONDS
+
+    def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
+        """A FastAPI dependency that lets in ``role`` and above, and puts the caller on ``request.state.principal``."""
+
+        async def allowed(request: Request) -> Principal:
+            principal = self.authenticate(request)
+            if principal.role < role:
+                raise Forbidden(
+                    f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
+                    "ask an admin for one (graftwork keys create)"
+                )
+            request.state.principal = principal
+            return principal
+
+        return allowed
+
+    def authenticate(self, connection: HTTPConnection) -> Principal:
+        """Who is calling. Raises :class:`Unauthorized`, or :class:`Forbidden` for a page from elsewhere."""
+        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+        if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
+            return self._own[1]
+        key = self._keys.authenticate(bearer) if bearer else None
+        if key is not None:
+            return Principal(key.name, key.role, key.id)
+        if self.open:
+            _check_local(connection)
+            return LOCAL
+        if bearer:
+            raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
+        raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
+
+    @property
+    def open(self) -> bool:
+        """Whether callers need no key at the moment. Another process may have made the first one."""
+        if self._open and time.monotonic() - self._checked_at >= _RECHECK_SECONDS:
+            self.recheck()
+        return self._open
+
+    def recheck(self) -> None:
+        """Look now whether there is a key. A server that locked stays locked."""
+        self._open = self._open and not self._keys.configured()
+        self._checked_at = time.monotonic()
+
+
+def _check_local(connection: HTTPConnection) -> None:
+    if connection.client is not None and not _is_loopback(connection.client.host):
+        raise Unauthorized("without a key this server only answers its own machine: start it with an admin key")
+    for header in ("host", "origin"):
+        value = connection.headers.get(header)
+        if value is not None and not _is_loopback(_hostname(value)):
+            raise Forbidden(
+                f"the {header.capitalize()} header names another machine, and without a key this server only answers "
+                "its own: use http://127.0.0.1, or start it with an admin key",
+                code="not_local",
+            )
+
+
+def _hostname(value: str) -> str:
+    """The host in ``localhost:8000``, ``[::1]:8000`` or ``http://localhost:3000``; empty if there is none."""
+    try:
+        return urlsplit(value if "//" in value else f"//{value}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

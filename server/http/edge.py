@@ -1,0 +1,167 @@
+"""The edge of the HTTP server: what every request gets, whatever its route.
+
+A request id, a limit on its body, a line in the metrics, and one shape for every error: ours, FastAPI's, and the ones
+nobody expected, which are logged with their traceback and told to the client without it.
+
+Knows nothing of routes. A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound, Overloaded, TooLarge
+from graftwork.server.observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+MAX_JSON_BYTES = 8 << 20
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that left: for metrics, nobody receives it
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_UNAVAILABLE_RETRY_SECONDS = 1
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Put the edge around ``app``. Before its first request."""
+    app.add_middleware(Edge, metrics=metrics)
+    app.add_exception_handler(GraftworkError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def error_response(error: GraftworkError) -> Response:
+    """The answer to a request that failed, with what the official client obeys: when to retry, and when not to."""
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(error.retry_after)
+    elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["retry-after"] = str(_UNAVAILABLE_RETRY_SECONDS)
+    elif error.status == HTTPStatus.CONFLICT:
+        headers["x-should-retry"] = "false"
+    elif error.status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = 'Bearer realm="graftwork"'
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+class Edge:
+    """Pure ASGI, so that streams pass through untouched."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id = _request_id(scope)
+        state["max_body_bytes"] = MAX_JSON_BYTES
+        status = 0
+
+        async def stamped_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, _limited(scope, receive), stamped_send)
+        except ClientDisconnect:
+            status = CLIENT_CLOSED_REQUEST
+        except Exception:
+            log.exception("request %s, %s %s, failed", request_id, scope["method"], scope["path"])
+            if status:  # too late for another answer: only closing the connection tells the client
+                raise
+            error = GraftworkError(f"the server failed at this request; its log says why, under {request_id}")
+            await error_response(error)(scope, receive, stamped_send)
+        finally:
+            self._metrics.request_answered(
+                route=getattr(scope.get("route"), "path", "unknown"),
+                status=status,
+                adapter=state.get("adapter"),
+                seconds=time.perf_counter() - began,
+            )
+
+
+def _limited(scope: Scope, receive: Receive) -> Receive:
+    """``receive``, which raises :class:`TooLarge` for a body beyond the route's limit; at once if it is declared."""
+    num_bytes = 0
+    declared = Headers(scope=scope).get("content-length", "")
+
+    async def limited() -> Message:
+        nonlocal num_bytes
+        limit = scope["state"]["max_body_bytes"]
+        if num_bytes == 0 and declared.isdecimal() and int(declared[:20]) > limit:
+            raise _too_large(limit)
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit:
+            raise _too_large(limit)
+        return message
+
+    return limited
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than the {limit} bytes that this route takes: send less")
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id, so that logs on both sides can be joined, or a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GraftworkError)
+    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request %s failed: %s", request.state.request_id, error.message, exc_info=error)
+    return error_response(error)
+
+
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+    """A path or query parameter that FastAPI refused."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = str(first["loc"][-1])[:64]
+    if first["type"] == "extra_forbidden":
+        return error_response(
+            InvalidRequest(f"{param!r} is no parameter of this route: remove it", param=param, code="unknown_parameter")
+        )
+    return error_response(InvalidRequest(f"the parameter {param} is wrong: {first['msg'].lower()}", param=param))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path[:128]}"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return error_response(NotFound(f"there is no route {where}: check the address", code="unknown_url"))
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = Headers(error.headers).get("allow", "another method")
+        message = f"there is no route {where}: this address takes {allowed}"
+    else:
+        message = str(error.detail)
+    kind = GraftworkError.type if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else InvalidRequest.type
+    body = {"error": {"message": message, "type": kind, "param": None, "code": _code(error.status_code)}}
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+def _code(status: int) -> str:
+    """``method_not_allowed`` for 405."""
+    return HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")

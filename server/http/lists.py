@@ -1,0 +1,83 @@
+"""What routes share: lists, pages, exports, parameters, and how to wait without holding up others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Annotated, Any, TypeVar
+
+from anyio import to_thread
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+
+from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.feedback.interactions import BARE_BASE
+from graftwork.adapters.storage.database import Page
+from graftwork.server.http.services import Services
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+# JSON lets them stand in a string, and readers that split lines as Unicode does would cut there.
+_LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+class Parameters(BaseModel):
+    """A query's parameters: a misspelt one is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PageParameters(Parameters):
+    after: str | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+def listed(data: Sequence[Json], *, has_more: bool = False) -> Json:
+    return {"object": "list", "data": data, "has_more": has_more}
+
+
+def as_page(page: Page[T], show: Callable[[T], Json]) -> Json:
+    return listed([show(item) for item in page], has_more=page.has_more)
+
+
+def json_lines(rows: Iterator[T], show: Callable[[T], Json]) -> Response:
+    """JSON lines, a few rows at a time as they are read, however many there are."""
+
+    def parts() -> Iterator[bytes]:
+        while some := list(islice(rows, 100)):
+            lines = (json.dumps(show(row), ensure_ascii=False).translate(_LINE_BREAKS) for row in some)
+            yield "".join(f"{line}\n" for line in lines).encode()
+
+    # Starlette takes the parts of a plain iterator from a thread: the disk is read beside the event loop.
+    return StreamingResponse(parts(), media_type="application/jsonl")
+
+
+def answered_by(services: Services, text: str | None) -> str | None:
+    """A parameter that names who answered, as filters take it: an adapter, a version, an alias, or the base's id.
+
+    InvalidRequest when nothing is called that: an empty list would not tell.
+    """
+    if text is None:
+        return None
+    if text == services.base.id:
+        return BARE_BASE
+    name, at, selector = text.partition("@")
+    try:
+        adapter = services.registry.adapter(name)
+        if not at:
+            return name
+        if selector in adapter.aliases:
+            return f"{name}@{adapter.aliases[selector]}"
+        return services.registry.version(name, int(selector) if _VERSION.fullmatch(selector) else 0).id
+    except NotFound as error:
+        raise InvalidRequest(error.message, param="adapter", code=error.code) from None
+
+
+async def beside(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call what may wait for the disk without holding up the event loop."""
+    return await to_thread.run_sync(partial(function, *arguments, **options))

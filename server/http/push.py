@@ -1,0 +1,215 @@
+"""How a version comes in: upload or folder → staging → checks → published → canary → registry row and alias.
+
+The bytes of an upload go from the socket to the staging folder, a megabyte at a time, through no memory or temporary
+file in between. Whatever refuses the adapter on its way, nothing has changed afterwards: what was published for the
+canary is withdrawn, unless a version refers to the same bytes. Pushes of the same bytes wait for one another, so that
+none withdraws what another has just registered.
+
+Knows nothing of what an adapter must look like (``peft_format``) nor of how it is tried (the engine handle).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+from anyio import to_thread
+from pydantic import Field
+from pydantic_core import from_json, to_json
+from starlette.requests import Request
+
+from graftwork.adapters import names
+from graftwork.adapters.errors import InvalidRequest, Unavailable
+from graftwork.adapters.peft_format.folder import read_spec
+from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.registry import Version
+from graftwork.adapters.registry.artifacts import ArtifactStore, StagedFile
+from graftwork.adapters.storage.durable import room_for
+from graftwork.server.bodies import Text, Wire, parse
+from graftwork.server.http import multipart
+from graftwork.server.http.multipart import Part
+from graftwork.server.http.services import Services
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FORM = multipart.Limits(max_parts=16, max_field_bytes=128 << 10, hint="an adapter's two files")
+_UPLOAD_SLACK_BYTES = 4 << 20  # boundaries, headers, form fields, a README.md
+_CONCURRENT_PUSHES = 4  # each one reads or writes gigabytes: more at once would be slower for all
+
+
+class Facts(Wire):
+    """What may be said of an adapter beside its files."""
+
+    parent: Annotated[int, Field(ge=1)] | None = None
+    data_digest: Text | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class PushedPath(Facts):
+    """The body of a push that names a folder which the server can read."""
+
+    path: Annotated[Text, Field(min_length=1)]
+
+
+class Pushes:
+    """The pushes of one server process."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._workers = anyio.CapacityLimiter(_CONCURRENT_PUSHES)
+
+    async def push(self, name: str, request: Request, *, alias: str | None, actor: str) -> tuple[Version, bool]:
+        """The version that ``request`` pushes, and whether it is new."""
+        services = self._services
+        if not names.is_trial(name):
+            names.check_name(name, base_id=services.base.id)
+        if alias is not None:
+            names.check_alias(alias)
+        if services.engine.state != "ready":
+            raise Unavailable(f"the engine is {services.engine.state} and cannot try an adapter: push again shortly")
+        with room_for("adapter"):
+            staged, facts = await self._receive(request)
+            try:
+                spec = await self._work(read_spec, staged, services.base, services.limits)
+                async with self._lock(spec.digest):
+                    add = partial(self._register, name, spec, facts, alias, actor)
+                    return await self._publish(staged, spec, add)
+            finally:
+                await self._clean_up(services.store.discard, staged)
+
+    async def _receive(self, request: Request) -> tuple[Path, Facts]:
+        """The adapter's files in a staging folder of their own, and what is said of them."""
+        store = self._services.store
+        is_form, boundary = multipart.boundary_of(request.headers.get("content-type"))
+        if not is_form:
+            body = parse(PushedPath, await request.body())
+            return await self._work(store.stage_folder, Path(body.path), self._services.allowed_roots), body
+        limits = self._services.limits
+        request.state.max_body_bytes = limits.max_adapter_bytes + limits.max_config_bytes + _UPLOAD_SLACK_BYTES
+        staged = await self._work(store.stage)
+        try:
+            return staged, await _receive_form(request, boundary, store, staged, self._work)
+        except BaseException:
+            await self._clean_up(store.discard, staged)
+            raise
+
+    async def _publish(
+        self, staged: Path, spec: AdapterSpec, register: Callable[[], tuple[Version, bool]]
+    ) -> tuple[Version, bool]:
+        services = self._services
+        tried = await to_thread.run_sync(self._was_tried, spec.digest)
+        await self._work(services.store.publish, staged, spec)
+        try:
+            if not tried:
+                await services.engine.canary(spec.digest)
+            return await to_thread.run_sync(register)
+        except BaseException:
+            await self._clean_up(self._withdraw, spec.digest)
+            raise
+
+    def _register(
+        self, name: str, spec: AdapterSpec, facts: Facts, alias: str | None, actor: str
+    ) -> tuple[Version, bool]:
+        version, new = self._services.registry.add_version(
+            name,
+            spec,
+            base=self._services.base,
+            alias=alias,
+            parent=facts.parent,
+            data_digest=facts.data_digest,
+            metadata=facts.metadata,
+            actor=actor,
+        )
+        log.info("%s pushed %s (%s)%s", actor, version.id, spec.digest, "" if new else ", which was there already")
+        return version, new
+
+    def _was_tried(self, digest: str) -> bool:
+        """Whether these bytes passed the canary before, on this base."""
+        versions = self._services.registry.with_digest(digest)
+        return any(version.base_digest == self._services.base.digest for version in versions)
+
+    def _withdraw(self, digest: str) -> None:
+        """Take a published artifact away again, unless a version refers to it."""
+        if self._services.registry.with_digest(digest):
+            return
+        store = self._services.store
+        grave = store.stage()
+        os.rename(store.path(digest), grave / "refused")
+        store.discard(grave)
+
+    def _lock(self, digest: str) -> asyncio.Lock:
+        # In use by nobody, it goes by itself.
+        return self._locks.setdefault(digest, asyncio.Lock())
+
+    async def _work(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Disk and hashing, beside the event loop."""
+        return await to_thread.run_sync(function, *arguments, limiter=self._workers)
+
+    async def _clean_up(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Also when the server is stopping: no half push is left behind."""
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(function, *arguments)
+
+
+# ---------------------------------------------------------------------------------------------------------- uploads
+
+
+async def _receive_form(
+    request: Request,
+    boundary: bytes,
+    store: ArtifactStore,
+    staged: Path,
+    work: Callable[..., Awaitable[Any]],
+) -> Facts:
+    """Write the form's files to ``staged`` as they arrive, and read its fields."""
+    if not boundary:
+        raise InvalidRequest("the multipart body has no boundary in its Content-Type: let your client set the header")
+    files: list[StagedFile] = []
+
+    def open_part(part: Part) -> StagedFile | None:
+        encoding = part.headers.get("content-transfer-encoding", "binary").strip().lower()
+        if encoding not in ("binary", "7bit", "8bit"):
+            raise InvalidRequest(f"Content-Transfer-Encoding {names.quoted(encoding)}: send the bytes as they are")
+        if (part.field == "files") != (part.filename is not None):
+            raise InvalidRequest(
+                f"form field {names.quoted(part.field)}: send each file as 'files', with its file name",
+                param=part.field[:64],
+            )
+        if part.filename is not None:
+            files.append(store.open_staged(staged, part.filename))
+            return files[-1]
+        if part.field not in Facts.model_fields:
+            raise InvalidRequest(
+                f"{names.quoted(part.field)} is no field of this form: it takes files, {', '.join(Facts.model_fields)}",
+                param=part.field[:64],
+                code="unknown_parameter",
+            )
+        return None
+
+    try:
+        fields = await multipart.receive(request.stream(), boundary, open_part, limits=_FORM, work=work)
+    finally:
+        for file in files:
+            file.close()
+    return _facts(fields)
+
+
+def _facts(fields: Mapping[str, str]) -> Facts:
+    """Form fields are text; all but the digest are JSON within."""
+    values: dict[str, Any] = {}
+    for field, text in fields.items():
+        try:
+            values[field] = text if field == "data_digest" else from_json(text, allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidRequest(f"form field {field} is not valid JSON: {error}", param=field) from None
+    return parse(Facts, to_json(values))

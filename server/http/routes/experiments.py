@@ -1,0 +1,373 @@
+"""``/v1/experiments``: started, read, widened and stopped by operators.
+
+What an experiment's figures mean is said by ``adapters/verdicts.py``; who computes them is the keeper. The routes show
+the last reading that it kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters import names
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.errors import Conflict, InvalidRequest
+from graftwork.adapters.experiments.experiment import Event, Experiment
+from graftwork.adapters.experiments.exposures import StoredReading
+from graftwork.adapters.experiments.metrics import Goal, Metric
+from graftwork.adapters.experiments.plan import (
+    BASE,
+    DEFAULT_GUARDRAILS,
+    Allocation,
+    Arm,
+    Guardrail,
+    Plan,
+    Ramp,
+    Rule,
+    Unrated,
+)
+from graftwork.server.bodies import Label, Text, Wire, parse
+from graftwork.server.http.lists import Json, Parameters, as_page, beside
+from graftwork.server.http.services import Services
+
+log = logging.getLogger(__name__)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class ArmSampling(Wire):
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class NewArm(Wire):
+    version: int | Label | None = None
+    alias: Label | None = None
+    name: Label | None = None
+    weight: Share | None = None
+    shadow: Share | None = None
+    system: Text | None = None
+    sampling: ArmSampling | None = None
+
+
+class NewMetric(Wire):
+    name: Label
+    over: Positive | None = None
+    range: tuple[float, float] | None = None
+    goal: Goal | None = None
+
+
+class NewGuardrail(Wire):
+    metric: Label | NewMetric
+    limit: float | None = None
+    margin: float | None = None
+    alpha: float = 0.01
+
+
+class NewDecision(Wire):
+    promote_above: float | None = 0.0
+    stop_below: float | None = 0.0
+    max_units: int | None = None
+    until: float | None = None
+    automatic: bool = False
+
+
+class NewRamp(Wire):
+    weights: list[float]
+    min_units: int = 100
+    min_seconds: float = 0.0
+
+
+class NewExperiment(Wire):
+    name: Label
+    adapter: Label
+    arms: Annotated[list[NewArm], Field(min_length=1)]
+    metric: Label | NewMetric
+    guardrails: list[NewGuardrail] | None = None
+    decision: NewDecision = NewDecision()
+    ramp: NewRamp | None = None
+    window_seconds: float = 3600.0
+    alpha: float = 0.05
+    unrated: Unrated = "leave_out"
+    allocation: Allocation = "fixed"
+
+
+class NewWeights(Wire):
+    weights: Annotated[dict[str, Share], Field(min_length=1)]
+    reason: Text | None = None
+
+
+class Stop(Wire):
+    promote: Label | None = None
+    reason: Text | None = None
+
+
+class ExperimentParameters(Parameters):
+    status: Literal["running", "ended"] | None = None
+    after: str | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    experiments, base = services.experiments, services.base
+    operator = Depends(services.authenticator.require(Role.OPERATOR))
+
+    @routes.post("/v1/experiments")
+    async def start_experiment(request: Request, who: Principal = operator) -> Response:
+        body = parse(NewExperiment, await request.body())
+        plan = _plan(body)
+        await beside(_check_logged, services, plan)
+        started = await beside(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
+        log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
+        return JSONResponse(_experiment(started, None, base.id), 201)
+
+    @routes.get("/v1/experiments", dependencies=[operator])
+    async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
+        running = None if page.status is None else page.status == "running"
+        found = await beside(experiments.find, running=running, after=page.after, limit=page.limit)
+        readings = {each.name: await beside(services.exposures.last_reading, each.name) for each in found}
+        return JSONResponse(as_page(found, lambda each: _experiment(each, readings[each.name], base.id)))
+
+    @routes.get("/v1/experiments/{name}", dependencies=[operator])
+    async def get_experiment(name: str) -> Response:
+        return JSONResponse(await beside(_whole, services, name))
+
+    @routes.patch("/v1/experiments/{name}")
+    async def change_weights(request: Request, name: str, who: Principal = operator) -> Response:
+        body = parse(NewWeights, await request.body())
+        await beside(experiments.set_weights, name, body.weights, actor=who.name, reason=body.reason)
+        log.info("%s changed the weights of %s: %s", who.name, name, body.weights)
+        return JSONResponse(await beside(_whole, services, name))
+
+    @routes.post("/v1/experiments/{name}/stop")
+    async def stop_experiment(request: Request, name: str, who: Principal = operator) -> Response:
+        body = parse(Stop, await request.body() or b"{}")
+        last = await beside(services.exposures.last_reading, name)
+        await beside(
+            experiments.stop,
+            name,
+            decision="stopped" if body.promote is None else "promoted",
+            arm=body.promote,
+            actor=who.name,
+            reason=body.reason or f"stopped by {who.name}",
+            reading=None if last is None else last.reading,
+        )
+        log.info("%s stopped the experiment %s", who.name, name)
+        return JSONResponse(await beside(_whole, services, name))
+
+
+# ---------------------------------------------------------------------------------------------- from bodies to plans
+
+
+def _plan(body: NewExperiment) -> Plan:
+    given = [arm.weight for arm in body.arms if arm.shadow is None]
+    # Nobody said how much: everybody gets as much.
+    equal = 1 / len(given) if given and body.ramp is None and not any(weight is not None for weight in given) else 0.0
+    return Plan(
+        adapter=body.adapter,
+        arms=tuple(_arm(arm, place, equal) for place, arm in enumerate(body.arms)),
+        metric=_metric(body.metric, "metric"),
+        guardrails=DEFAULT_GUARDRAILS
+        if body.guardrails is None
+        else tuple(
+            Guardrail(
+                metric=_metric(rail.metric, f"guardrails[{place}].metric"),
+                limit=rail.limit,
+                margin=rail.margin,
+                alpha=rail.alpha,
+            )
+            for place, rail in enumerate(body.guardrails)
+        ),
+        rule=Rule(
+            promote_above=body.decision.promote_above,
+            stop_below=body.decision.stop_below,
+            max_units=body.decision.max_units,
+            until=_moment(body.decision.until),
+            automatic=body.decision.automatic,
+        ),
+        ramp=None
+        if body.ramp is None
+        else Ramp(weights=tuple(body.ramp.weights), min_units=body.ramp.min_units, min_seconds=body.ramp.min_seconds),
+        window_seconds=body.window_seconds,
+        alpha=body.alpha,
+        unrated=body.unrated,
+        allocation=body.allocation,
+    )
+
+
+def _arm(arm: NewArm, place: int, equal: float) -> Arm:
+    param = f"arms[{place}]"
+    if (arm.version is None) == (arm.alias is None):
+        raise InvalidRequest(
+            'an arm has a version: its number, an alias, or "base" for the model without an adapter',
+            param=f"{param}.version",
+        )
+    selector = arm.version if arm.alias is None else arm.alias
+    if arm.name is not None and not names.is_name(arm.name):
+        raise InvalidRequest(
+            f"{names.quoted(arm.name)} cannot be an arm's name: use 1 to 64 characters out of a-z, 0-9, '.', '_' and "
+            "'-', the first one a letter or a digit",
+            param=f"{param}.name",
+            code="invalid_name",
+        )
+    return Arm(
+        name=arm.name or "",
+        version=selector if isinstance(selector, int) else None,
+        alias=selector if isinstance(selector, str) and selector != BASE else None,
+        weight=(equal if arm.shadow is None else 0.0) if arm.weight is None else arm.weight,
+        shadow=arm.shadow,
+        system=arm.system,
+        sampling={} if arm.sampling is None else arm.sampling.model_dump(exclude_none=True),
+    )
+
+
+def _metric(given: str | NewMetric, param: str) -> Metric:
+    if isinstance(given, str):
+        return Metric.of(given, param=param)
+    return Metric.of(given.name, over=given.over, range=given.range, goal=given.goal, param=param)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidRequest("until is a moment in unix seconds", param="decision.until") from None
+
+
+def _check_logged(services: Services, plan: Plan) -> None:
+    """An experiment sees what is logged and nothing else: one that would see nothing is refused."""
+    subjects = {services.base.id if arm.version is None and arm.alias is None else plan.adapter for arm in plan.arms}
+    for subject in sorted(subjects):
+        if not services.records.policies.logged(adapter=subject, key_id=""):
+            raise Conflict(
+                f"the answers of {subject!r} are not logged, so an experiment would see nothing of them: let them be "
+                "logged first (a log policy, or a server without --no-interaction-log)"
+            )
+
+
+# ---------------------------------------------------------------------------------------------- from plans to answers
+
+
+def _whole(services: Services, name: str) -> Json:
+    """An experiment with everything that is known of it."""
+    experiment = services.experiments.get(name)
+    readings = services.exposures.readings(name)
+    return {
+        **_experiment(experiment, readings[-1] if readings else None, services.base.id),
+        "history": [_event(event) for event in services.experiments.history(name)],
+        "readings": [_point(reading) for reading in readings],
+    }
+
+
+def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str) -> Json:
+    plan, outcome = experiment.plan, experiment.outcome
+    return {
+        "object": "experiment",
+        "name": experiment.name,
+        "adapter": plan.adapter,
+        "status": "running" if experiment.running else "ended",
+        "started_at": experiment.started_at.timestamp(),
+        "started_by": experiment.started_by,
+        "ended_at": None if experiment.ended_at is None else experiment.ended_at.timestamp(),
+        "arms": [_shown_arm(experiment, arm, base_id) for arm in plan.arms],
+        "metric": _shown_metric(plan.metric),
+        "guardrails": [
+            {
+                "metric": _shown_metric(rail.metric),
+                "limit": rail.limit,
+                "margin": rail.margin,
+                "alpha": rail.alpha,
+            }
+            for rail in plan.guardrails
+        ],
+        "decision": {
+            "promote_above": plan.rule.promote_above,
+            "stop_below": plan.rule.stop_below,
+            "max_units": plan.rule.max_units,
+            "until": None if plan.rule.until is None else plan.rule.until.timestamp(),
+            "automatic": plan.rule.automatic,
+        },
+        "ramp": None
+        if plan.ramp is None
+        else {
+            "weights": list(plan.ramp.weights),
+            "min_units": plan.ramp.min_units,
+            "min_seconds": plan.ramp.min_seconds,
+        },
+        "window_seconds": plan.window_seconds,
+        "alpha": plan.alpha,
+        "unrated": plan.unrated,
+        "allocation": plan.allocation,
+        "epochs": [
+            {"number": epoch.number, "at": epoch.at.timestamp(), "weights": epoch.split.weights}
+            for epoch in experiment.epochs
+        ],
+        "outcome": None
+        if outcome is None
+        else {
+            "decision": outcome.decision,
+            "arm": outcome.arm,
+            "reason": outcome.reason,
+            "actor": outcome.actor,
+            "reading": outcome.reading,
+        },
+        "reading": None if last is None else {"at": last.at.timestamp(), **last.reading},
+    }
+
+
+def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> Json:
+    return {
+        "name": arm.name,
+        "version": arm.version,
+        "adapter": base_id if arm.version is None else f"{experiment.plan.adapter}@{arm.version}",
+        "alias": arm.alias,
+        "control": arm is experiment.plan.control,
+        "weight": None if arm.shadow is not None else experiment.weight(arm.name),
+        "shadow": arm.shadow,
+        "system": arm.system,
+        "sampling": dict(arm.sampling),
+    }
+
+
+def _shown_metric(metric: Metric) -> Json:
+    return {**metric.to_json(), "label": metric.label}
+
+
+def _event(event: Event) -> Json:
+    return {
+        "object": "experiment.event",
+        "id": event.id,
+        "at": event.at.timestamp(),
+        "experiment": event.experiment,
+        "action": event.action,
+        "arm": event.arm,
+        "actor": event.actor,
+        "reason": event.reason,
+        "details": event.details,
+    }
+
+
+def _point(stored: StoredReading) -> Json:
+    """Of a reading what a picture over time is drawn from."""
+    reading: dict[str, Any] = stored.reading
+    return {
+        "at": stored.at.timestamp(),
+        "units": stored.units,
+        "arms": [{key: arm[key] for key in ("arm", "judged", "mean", "lower", "upper")} for arm in reading["arms"]],
+        "comparisons": [
+            {key: found[key] for key in ("arm", "units", "difference", "lower", "upper")}
+            for found in reading["comparisons"]
+        ],
+    }

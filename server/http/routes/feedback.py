@@ -1,0 +1,131 @@
+"""``/v1/feedback``: what was said of answers. Any key may say it; reading takes an operator's.
+
+What is acknowledged is durable. If the answer's own row is still on its way to the database in this process, it goes
+first: so a correction that was acknowledged has the prompt that it is about.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import AwareDatetime, Field
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.feedback.feedback import MAX_CHOICE, Feedback, FeedbackFilter, Kind, Said, Thumb
+from graftwork.server.bodies import Label, Metadata, Text, Wire, parse
+from graftwork.server.http.lists import Json, Parameters, answered_by, as_page, beside, json_lines
+from graftwork.server.http.services import Services
+
+IDEMPOTENCY_HEADER = "idempotency-key"
+
+
+class NewFeedback(Wire):
+    interaction_id: Text
+    choice: Annotated[int, Field(ge=0, le=MAX_CHOICE)] | None = None
+    thumb: Thumb | None = None
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    correction: Text | None = None
+    preferred_over: Text | None = None
+    preferred_over_choice: Annotated[int, Field(ge=0, le=MAX_CHOICE)] | None = None
+    comment: Text | None = None
+    metadata: Metadata = None
+    user: Label | None = None
+    idempotency_key: Label | None = None
+
+
+class FeedbackParameters(Parameters):
+    interaction_id: Text | None = None
+    adapter: Label | None = None
+    experiment: Label | None = None
+    arm: Label | None = None
+    kind: Kind | None = None
+    user: Label | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+
+    def filter(self, services: Services) -> FeedbackFilter:
+        given = {name: getattr(self, name) for name in FeedbackFilter.__dataclass_fields__}
+        return FeedbackFilter(**{**given, "adapter": answered_by(services, self.adapter)})
+
+
+class FeedbackPageParameters(FeedbackParameters):
+    after: Annotated[int, Field(ge=0)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    records, base_id = services.records, services.base.id
+    anybody = Depends(services.authenticator.require(Role.APP))
+    operator = Depends(services.authenticator.require(Role.OPERATOR))
+
+    @routes.post("/v1/feedback")
+    async def send_feedback(request: Request, who: Principal = anybody) -> Response:
+        body = parse(NewFeedback, await request.body())
+        said = Said(
+            interaction_id=body.interaction_id,
+            choice=body.choice or 0,
+            thumb=body.thumb,
+            score=body.score,
+            correction=body.correction,
+            preferred_over=body.preferred_over,
+            preferred_over_choice=body.preferred_over_choice,
+            comment=body.comment,
+            metadata=None if body.metadata is None else dict(body.metadata),
+            user=body.user or None,
+        )
+        key = _idempotency_key(request, body)
+        await beside(records.log.settle, said.interaction_id)
+        row, new = await beside(records.feedback.add, said, key_id=who.key_id, idempotency_key=key)
+        if new:
+            services.metrics.feedback(adapter=(row.adapter or base_id).partition("@")[0], kinds=row.kinds)
+        return JSONResponse(show(row, base_id), 201 if new else 200)
+
+    @routes.get("/v1/feedback", dependencies=[operator])
+    async def list_feedback(page: Annotated[FeedbackPageParameters, Query()]) -> Response:
+        found = await beside(
+            records.feedback.find, await beside(page.filter, services), after=page.after, limit=page.limit
+        )
+        return JSONResponse(as_page(found, lambda row: show(row, base_id)))
+
+    @routes.get("/v1/feedback/export", dependencies=[operator])
+    async def export_feedback(which: Annotated[FeedbackParameters, Query()]) -> Response:
+        return json_lines(records.feedback.each(await beside(which.filter, services)), lambda row: show(row, base_id))
+
+
+def show(row: Feedback, base_id: str) -> Json:
+    return {
+        "object": "feedback",
+        "id": row.id,
+        "at": row.at.timestamp(),
+        "interaction_id": row.interaction_id,
+        "adapter": row.adapter or base_id,
+        "experiment": row.experiment,
+        "arm": row.arm,
+        "probability": row.probability,
+        "unit": row.unit,
+        "choice": row.choice,
+        "thumb": row.thumb,
+        "score": row.score,
+        "correction": row.correction,
+        "preferred_over": row.preferred_over,
+        "preferred_over_choice": row.preferred_over_choice,
+        "comment": row.comment,
+        "metadata": row.metadata,
+        "user": row.user,
+        "key_id": row.key_id,
+        "erased_at": None if row.erased_at is None else row.erased_at.timestamp(),
+    }
+
+
+def _idempotency_key(request: Request, body: NewFeedback) -> str | None:
+    header = request.headers.get(IDEMPOTENCY_HEADER)
+    if None not in (header, body.idempotency_key) and header != body.idempotency_key:
+        raise InvalidRequest(
+            "the header Idempotency-Key and the field idempotency_key differ: send one of the two",
+            param="idempotency_key",
+        )
+    return header or body.idempotency_key or None

@@ -1,0 +1,122 @@
+"""``/v1/interactions``: the log of requests and answers, read, exported and erased by operators."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import AwareDatetime, Field
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.feedback.feedback import FeedbackFilter
+from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter, Status
+from graftwork.server.bodies import Label, Text
+from graftwork.server.http.lists import Json, Parameters, answered_by, as_page, beside, json_lines
+from graftwork.server.http.routes import feedback
+from graftwork.server.http.services import Services
+
+log = logging.getLogger(__name__)
+
+
+class InteractionParameters(Parameters):
+    adapter: Label | None = None
+    experiment: Label | None = None
+    arm: Label | None = None
+    status: Status | None = None
+    user: Label | None = None
+    key_id: Label | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+
+    def filter(self, services: Services) -> InteractionFilter:
+        given = {name: getattr(self, name) for name in InteractionFilter.__dataclass_fields__}
+        return InteractionFilter(**{**given, "adapter": answered_by(services, self.adapter)})
+
+
+class InteractionPageParameters(InteractionParameters):
+    after: Text | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+class ErasureParameters(Parameters):
+    user: Annotated[Label, Field(min_length=1)]
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    records, base_id = services.records, services.base.id
+    operator = Depends(services.authenticator.require(Role.OPERATOR))
+
+    @routes.get("/v1/interactions", dependencies=[operator])
+    async def list_interactions(page: Annotated[InteractionPageParameters, Query()]) -> Response:
+        found = await beside(
+            records.interactions.find, await beside(page.filter, services), after=page.after, limit=page.limit
+        )
+        return JSONResponse(as_page(found, show))
+
+    @routes.get("/v1/interactions/export", dependencies=[operator])
+    async def export_interactions(which: Annotated[InteractionParameters, Query()]) -> Response:
+        return json_lines(records.interactions.each(await beside(which.filter, services)), show)
+
+    @routes.get("/v1/interactions/{interaction_id}", dependencies=[operator])
+    async def get_interaction(interaction_id: str) -> Response:
+        await beside(records.log.settle, interaction_id)
+        found = await beside(records.interactions.get, interaction_id)
+        said = await beside(records.feedback.find, FeedbackFilter(interaction_id=interaction_id), limit=100)
+        return JSONResponse({**show(found), "feedback": [feedback.show(row, base_id) for row in reversed(said)]})
+
+    @routes.delete("/v1/interactions")
+    async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = operator) -> Response:
+        # What is still on its way to the database must not arrive there afterwards.
+        await beside(records.log.flush)
+        erased = await beside(records.erasure.user, whose.user)
+        log.info(
+            "%s erased a user: %d interactions, the words of %d pieces of feedback",
+            who.name,
+            erased.num_interactions,
+            erased.num_feedback,
+        )
+        return JSONResponse(
+            {
+                "object": "interactions.erasure",
+                "interactions": erased.num_interactions,
+                "feedback": erased.num_feedback,
+                "learned_from": erased.learned_from,
+                "continued": erased.continued,
+            }
+        )
+
+
+def show(row: Interaction) -> Json:
+    return {
+        "object": "interaction",
+        "id": row.id,
+        "created_at": int(row.created_at.timestamp()),
+        "model": row.model,
+        "base": row.base,
+        "adapter": row.adapter or row.base,
+        "experiment": row.experiment,
+        "arm": row.arm,
+        "probability": row.probability,
+        "unit": row.unit,
+        "status": row.status,
+        "error": row.error,
+        "messages": row.prompt.get("messages"),
+        "prompt": row.prompt.get("prompt"),
+        "sampling": row.sampling,
+        "completions": [
+            {"index": completion.index, "text": completion.text, "finish_reason": completion.finish_reason}
+            for completion in row.completions
+        ],
+        "usage": {
+            "prompt_tokens": row.prompt_tokens,
+            "completion_tokens": row.completion_tokens,
+            "total_tokens": row.prompt_tokens + row.completion_tokens,
+        },
+        "timings": {"queue_ms": row.queue_ms, "first_token_ms": row.first_token_ms, "total_ms": row.total_ms},
+        "user": row.user,
+        "metadata": row.metadata,
+        "key_id": row.key_id,
+    }

@@ -1,0 +1,312 @@
+"""``/v1/fine_tuning/jobs``: OpenAI's fine-tuning API. An operator's: a job makes a version.
+
+``model`` is the base's id, or what to continue from; ``suffix`` is the adapter's name; ``training_file`` is the id of a
+file, a kept data set, or ``feedback``: what was said of the adapter's answers. Beyond OpenAI's: ``init_from``, the
+methods ``kto``, ``weighted_sft``, ``pretrain``, ``distillation``, ``grpo`` and ``auto``, further hyperparameters, and
+``graftwork`` in a job. What is not supported is refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import Field, model_validator
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters import names
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.learning import data_sets, hyperparameters
+from graftwork.adapters.learning.job import FEEDBACK, Checkpoint, Event, Job, Method, NewJob
+from graftwork.server.bodies import Label, Metadata, Text, Wire, parse
+from graftwork.server.http.lists import Json, Parameters, as_page, beside
+from graftwork.server.http.services import Services
+
+log = logging.getLogger(__name__)
+
+IDEMPOTENCY_HEADER = "idempotency-key"
+METHODS: Final[Mapping[str, Method]] = {
+    "supervised": "sft",
+    "dpo": "dpo",
+    "kto": "kto",
+    "weighted_sft": "weighted_sft",
+    "pretrain": "pretrain",
+    "distillation": "distillation",
+    "grpo": "grpo",
+    "auto": "auto",
+}
+NOT_ADAPTERS: Final[Mapping[str, str]] = {
+    "full": "what it makes cannot be swapped while serving: export it with graftwork train --local --full",
+    "prompt_tuning": "serving knows no learned prompts",
+    "prefix_tuning": "serving knows no learned prefixes",
+}
+"""Other ways to train that people ask for, and why jobs do not do them."""
+
+OPENAI_METHODS: Final = {"sft": "supervised", "dpo": "dpo"}
+"""Those that the official client knows; its strict mode takes no other in a job."""
+
+_CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
+
+
+class NewFineTuning(Wire):
+    model: Annotated[Text, Field(min_length=1)]
+    training_file: Annotated[Text, Field(min_length=1)]
+    validation_file: Label | None = None
+    suffix: Annotated[Text, Field(max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    metadata: Metadata = None
+    method: dict[str, Any] | None = None
+    hyperparameters: dict[str, Any] | None = None
+    integrations: list[Any] | None = None
+    init_from: Label | None = None
+
+
+class JobsParameters(Parameters):
+    after: Label | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    adapter: Label | None = None
+    metadata: Metadata = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_pairs(cls, given: Any) -> Any:
+        """``metadata[owner]=ann``, as OpenAI's clients send a filter; ``metadata=null``: jobs without any."""
+        pairs = {name: value for name, value in given.items() if name.startswith("metadata[") and name.endswith("]")}
+        if not pairs:
+            return {**given, "metadata": {}} if given.get("metadata") == "null" else given
+        rest = {name: value for name, value in given.items() if name not in pairs}
+        return {"metadata": {name[len("metadata[") : -1]: value for name, value in pairs.items()}, **rest}
+
+
+class RecordParameters(Parameters):
+    after: Label | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    jobs, base_id = services.jobs, services.base.id
+    operator = Depends(services.authenticator.require(Role.OPERATOR))
+
+    @routes.post("/v1/fine_tuning/jobs")
+    async def create_job(request: Request, who: Principal = operator) -> Response:
+        new = await beside(_checked, services, parse(NewFineTuning, await request.body()))
+        job, is_new = await beside(
+            jobs.submit,
+            new,
+            actor=who.name,
+            key_id=who.key_id,
+            idempotency_key=request.headers.get(IDEMPOTENCY_HEADER) or None,
+        )
+        if is_new:
+            log.info("%s submitted %s: %s for %s", who.name, job.id, job.method, job.name)
+        return JSONResponse(show(job, base_id))
+
+    @routes.get("/v1/fine_tuning/jobs", dependencies=[operator])
+    async def list_jobs(page: Annotated[JobsParameters, Query()]) -> Response:
+        found = await beside(jobs.find, after=page.after, limit=page.limit, name=page.adapter, metadata=page.metadata)
+        return JSONResponse(as_page(found, lambda job: show(job, base_id)))
+
+    @routes.get("/v1/fine_tuning/jobs/{job_id}", dependencies=[operator])
+    async def get_job(job_id: str) -> Response:
+        return JSONResponse(show(await beside(jobs.get, job_id), base_id))
+
+    @routes.post("/v1/fine_tuning/jobs/{job_id}/cancel")
+    async def cancel_job(job_id: str, who: Principal = operator) -> Response:
+        job = await beside(jobs.cancel, job_id, actor=who.name)
+        log.info("%s cancelled %s", who.name, job.id)
+        return JSONResponse(show(job, base_id))
+
+    @routes.get("/v1/fine_tuning/jobs/{job_id}/events", dependencies=[operator])
+    async def list_events(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
+        found = await beside(jobs.events, job_id, after=_cursor(page.after), limit=page.limit)
+        return JSONResponse(as_page(found, show_event))
+
+    @routes.get("/v1/fine_tuning/jobs/{job_id}/checkpoints", dependencies=[operator])
+    async def list_checkpoints(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
+        found = await beside(jobs.checkpoints, job_id, after=_cursor(page.after), limit=page.limit)
+        job = await beside(jobs.get, job_id)
+        return JSONResponse(as_page(found, lambda point: show_checkpoint(point, job)))
+
+
+# ------------------------------------------------------------------------------------------------- what is asked
+
+
+def _checked(services: Services, body: NewFineTuning) -> NewJob:
+    if body.integrations:
+        raise InvalidRequest(
+            "integrations are not supported: read the events, or name trackers in the hyperparameter report_to",
+            param="integrations",
+        )
+    parent = _parent(services, body)
+    name = body.suffix or ("" if parent is None else parent.partition("@")[0])
+    if name:
+        _as_param("suffix", lambda: names.check_name(name, base_id=services.base.id))
+    method, chosen = _method(body, services.allowed_roots)
+    if body.training_file == FEEDBACK:
+        if not name:
+            raise InvalidRequest(
+                "feedback on which adapter's answers? Name it as suffix, or as the model to continue", param="suffix"
+            )
+    elif data_sets.is_reference(body.training_file):
+        _as_param("training_file", lambda: data_sets.find(services.home, body.training_file))
+        if body.validation_file is not None:
+            raise InvalidRequest("a data set has held-out rows of its own: leave it out", param="validation_file")
+    else:
+        _as_param("training_file", lambda: services.files.get(body.training_file))
+    if body.validation_file is not None:
+        validation_file = body.validation_file
+        _as_param("validation_file", lambda: services.files.get(validation_file))
+    return NewJob(
+        model=body.model,
+        name=name,
+        parent=parent,
+        method=method,
+        hyperparameters=chosen,
+        seed=body.seed or 0,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        metadata=dict(body.metadata or {}),
+    )
+
+
+def _parent(services: Services, body: NewFineTuning) -> str | None:
+    """The version to continue, ``name@n``; None to begin with the base."""
+
+    def version(model: str) -> str | None:
+        return None if model == services.base.id else services.registry.resolve(model).id
+
+    # An unknown model is 404, as everywhere; an id of anything else inside a body is 400.
+    parent = version(body.model)
+    if body.init_from is None:
+        return parent
+    init_from = body.init_from
+    started: str | None = _as_param("init_from", lambda: version(init_from))
+    if parent is not None and parent != started:
+        raise InvalidRequest(
+            f"model says to continue {parent}, init_from {started or 'the base'}: say one of the two",
+            param="init_from",
+        )
+    return started
+
+
+def _as_param(param: str, check: Callable[[], Any]) -> Any:
+    """What ``check`` finds wrong is wrong in the body's field ``param``."""
+    try:
+        return check()
+    except (NotFound, InvalidRequest) as error:
+        raise InvalidRequest(error.message, param=param, code=error.code) from None
+
+
+def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[str, Any]]:
+    """The method and its hyperparameters, from ``method`` or from the older top-level field."""
+    given: Any = {"type": "auto" if body.training_file == FEEDBACK else "supervised", **(body.method or {})}
+    kind = given.pop("type")
+    if not isinstance(kind, str) or kind not in METHODS:
+        why = NOT_ADAPTERS.get(str(kind))
+        if why is not None:
+            raise InvalidRequest(f"the method {kind} is not supported: {why}", param="method.type")
+        raise InvalidRequest(
+            f"the method {names.quoted(str(kind))} is not supported: choose {', '.join(METHODS)}", param="method.type"
+        )
+    if strange := sorted(given.keys() - {kind}):
+        raise InvalidRequest(
+            f"method.{strange[0][:64]} does not belong to the method {kind}: leave it out",
+            param=f"method.{strange[0][:64]}",
+            code="unknown_parameter",
+        )
+    details = given.get(kind) or {}
+    if not isinstance(details, dict) or details.keys() - {"hyperparameters"}:
+        raise InvalidRequest(f"method.{kind} takes an object with hyperparameters", param=f"method.{kind}")
+    nested = details.get("hyperparameters") or {}
+    if body.hyperparameters and nested:
+        raise InvalidRequest(
+            "hyperparameters came twice: give them inside method, or at the top", param="hyperparameters"
+        )
+    place = f"method.{kind}.hyperparameters" if nested else "hyperparameters"
+    return METHODS[kind], hyperparameters.checked(
+        nested or body.hyperparameters or {}, place, method=METHODS[kind], roots=roots
+    )
+
+
+def _cursor(after: str | None) -> int | None:
+    if after is None:
+        return None
+    found = _CURSOR.fullmatch(after)
+    if found is None:
+        raise InvalidRequest("after is no id of an entry: give the last one of the page before", param="after")
+    return int(found[1])
+
+
+# ------------------------------------------------------------------------------------------------- what is answered
+
+
+def show(job: Job, base_id: str) -> Json:
+    """OpenAI's job, and under ``graftwork`` what it has no field for."""
+    known = {name: job.hyperparameters.get(name, hyperparameters.AUTO) for name in ("n_epochs", "batch_size")}
+    known["learning_rate_multiplier"] = job.hyperparameters.get("learning_rate_multiplier", hyperparameters.AUTO)
+    eta = job.progress.get("eta_seconds")
+    openai_method = OPENAI_METHODS.get(job.method)
+    details = {"hyperparameters": {**known, **job.hyperparameters}}
+    progress_at = job.progress.get("at")
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created_at.timestamp()),
+        "finished_at": None if job.finished_at is None else int(job.finished_at.timestamp()),
+        "estimated_finish": int(progress_at + eta) if job.status == "running" and eta and progress_at else None,
+        "status": job.status,
+        "error": None if job.error is None else dict(job.error),
+        "model": job.model,
+        "fine_tuned_model": job.version,
+        "organization_id": "graftwork",
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "result_files": list(job.result_files),
+        "trained_tokens": job.trained_tokens,
+        "seed": job.seed,
+        "hyperparameters": {**known, **job.hyperparameters},
+        "method": None if openai_method is None else {"type": openai_method, openai_method: details},
+        "metadata": dict(job.metadata),
+        "integrations": [],
+        "graftwork": {
+            "adapter": job.name,
+            "parent": job.parent,
+            "method": job.method,
+            "created_by": job.created_by,
+            "attempts": job.attempts,
+            "started_at": None if job.started_at is None else job.started_at.timestamp(),
+            "progress": dict(job.progress),
+            "metrics": dict(job.metrics),
+        },
+    }
+
+
+def show_event(event: Event) -> Json:
+    return {
+        "id": f"ftevent-{event.id}",
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.at.timestamp()),
+        "level": event.level,
+        "message": event.message,
+        "type": "metrics" if event.data else "message",
+        "data": dict(event.data),
+    }
+
+
+def show_checkpoint(point: Checkpoint, job: Job) -> Json:
+    """A checkpoint's model has a name, as OpenAI's has, but is not served: the job's result is."""
+    return {
+        "id": f"ftckpt-{point.id}",
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(point.at.timestamp()),
+        "fine_tuned_model_checkpoint": f"{job.name}:ckpt-step-{point.step}",
+        "fine_tuning_job_id": job.id,
+        "step_number": point.step,
+        "metrics": dict(point.metrics),
+    }

@@ -1,0 +1,132 @@
+"""``/v1/learning_policies`` and ``/v1/adapters/{name}/learning_policy``: when adapters learn by themselves. An
+operator's: what a policy makes are jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.learning import hyperparameters
+from graftwork.adapters.learning.gate_results import gates, version_of
+from graftwork.adapters.learning.job import Job
+from graftwork.adapters.learning.policies import AFTER, AT_LEAST, EVERY_DAYS, LearningPolicy, Standing
+from graftwork.server.bodies import Wire, parse
+from graftwork.server.http.lists import Json, beside, listed
+from graftwork.server.http.routes.jobs import METHODS
+from graftwork.server.http.services import Services
+
+log = logging.getLogger(__name__)
+
+_CALLED = {method: name for name, method in METHODS.items()}
+
+
+class NewLearningPolicy(Wire):
+    after: Annotated[int, Field(ge=1)] | None = AFTER
+    every_days: Annotated[float, Field(gt=0)] | None = EVERY_DAYS
+    at_least: Annotated[int, Field(ge=1)] = AT_LEAST
+    control_every: Annotated[int, Field(ge=1)] | None = None
+    method: Literal["supervised", "dpo", "kto", "weighted_sft", "pretrain", "distillation", "grpo", "auto"] = "auto"
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    policies = services.learning
+    operator = Depends(services.authenticator.require(Role.OPERATOR))
+
+    @routes.get("/v1/learning_policies", dependencies=[operator])
+    async def list_learning_policies() -> Response:
+        return JSONResponse(await beside(_all, services))
+
+    @routes.get("/v1/adapters/{name}/learning_policy", dependencies=[operator])
+    async def get_learning_policy(name: str) -> Response:
+        return JSONResponse(await beside(_one, services, name))
+
+    @routes.put("/v1/adapters/{name}/learning_policy")
+    async def set_learning_policy(request: Request, name: str, who: Principal = operator) -> Response:
+        body = parse(NewLearningPolicy, await request.body() or b"{}")
+        policy = await beside(
+            policies.set,
+            name,
+            after=body.after,
+            every_days=body.every_days,
+            at_least=body.at_least,
+            control_every=body.control_every,
+            method=METHODS[body.method],
+            hyperparameters=hyperparameters.checked(
+                body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
+            ),
+            actor=who.name,
+        )
+        log.info("%s: %s learns by itself, %s", who.name, policy.name, when(policy))
+        return JSONResponse(await beside(_one, services, name))
+
+    @routes.delete("/v1/adapters/{name}/learning_policy")
+    async def remove_learning_policy(name: str, who: Principal = operator) -> Response:
+        was = await beside(_one, services, name)
+        await beside(policies.remove, name)
+        log.info("%s: %s no longer learns by itself", who.name, name)
+        return JSONResponse(was)
+
+
+def when(policy: LearningPolicy) -> str:
+    """When it learns, in words."""
+    reasons = [] if policy.after is None else [f"after {policy.after} new judgements"]
+    if policy.every_days is not None:
+        reasons.append(f"every {policy.every_days:g} days with at least {policy.at_least}")
+    return " or ".join(reasons)
+
+
+def _all(services: Services) -> Json:
+    return listed([_show(services, policy, standing) for policy, standing in services.learning.all()])
+
+
+def _one(services: Services, name: str) -> Json:
+    services.registry.adapter(name)  # an adapter that is none is not one without a policy
+    return _show(services, *services.learning.get(name))
+
+
+def _show(services: Services, policy: LearningPolicy, standing: Standing) -> Json:
+    return {
+        "object": "learning_policy",
+        "adapter": policy.name,
+        "after": policy.after,
+        "every_days": policy.every_days,
+        "at_least": policy.at_least,
+        "control_every": policy.control_every,
+        "method": _CALLED[policy.method],
+        "hyperparameters": dict(policy.hyperparameters),
+        "actor": policy.actor,
+        "created_at": policy.created_at.timestamp(),
+        "updated_at": policy.updated_at.timestamp(),
+        "judgements": standing.judgements,
+        "due": standing.due,
+        "waits_for": standing.waits_for or None,
+        "rounds": standing.num_rounds,
+        "next_is_control": standing.next_is_control,
+        "last_round": None if standing.last is None else _round(services, standing.last),
+    }
+
+
+def _round(services: Services, job: Job) -> Json:
+    passed, refused = (None, []) if job.version is None else gates(version_of(services.registry, job.version))
+    metadata: Mapping[str, str] = job.metadata
+    return {
+        "number": int(metadata["round"]),
+        "job": job.id,
+        "control": job.parent is None,
+        "continues": job.parent,
+        "status": job.status,
+        "submitted_at": job.created_at.timestamp(),
+        "finished_at": None if job.finished_at is None else job.finished_at.timestamp(),
+        "version": job.version,
+        "gates_passed": passed,
+        "refusals": refused,
+        "error": None if job.error is None else job.error["message"],
+    }

@@ -1,0 +1,88 @@
+"""``/v1/log_policies``: who and what is logged, and for how long, by an operator's word."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.errors import NotFound
+from graftwork.adapters.feedback.policies import LogPolicy
+from graftwork.server.bodies import Wire, parse
+from graftwork.server.http.lists import Json, beside, listed
+from graftwork.server.http.services import Services
+
+log = logging.getLogger(__name__)
+
+#: What the path says, and what it means.
+SCOPES: dict[str, Literal["adapter", "key"]] = {"adapters": "adapter", "keys": "key"}
+
+
+class NewPolicy(Wire):
+    log: bool
+    retention_days: Annotated[float, Field(gt=0)] | None = None
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    policies = services.records.policies
+    operator = Depends(services.authenticator.require(Role.OPERATOR))
+
+    @routes.get("/v1/log_policies", dependencies=[operator])
+    async def list_policies() -> Response:
+        found = await beside(policies.all)
+        default = {"log": policies.log, "retention_days": policies.retention_days}
+        return JSONResponse({**listed([_show(policy) for policy in found]), "default": default})
+
+    # The base's id may be a hub's, with a slash within.
+    @routes.put("/v1/log_policies/{scope}/{subject:path}")
+    async def set_policy(
+        request: Request, scope: Literal["adapters", "keys"], subject: str, who: Principal = operator
+    ) -> Response:
+        body = parse(NewPolicy, await request.body())
+        await beside(_check_subject, services, scope, subject)
+        policy = await beside(
+            policies.set, SCOPES[scope], subject, log=body.log, retention_days=body.retention_days, actor=who.name
+        )
+        log.info(
+            "%s: the %s %s is %s, retention %s",
+            who.name,
+            policy.scope,
+            policy.subject,
+            "logged" if policy.log else "not logged",
+            "by default" if policy.retention_days is None else f"{policy.retention_days} days",
+        )
+        return JSONResponse(_show(policy))
+
+    @routes.delete("/v1/log_policies/{scope}/{subject:path}")
+    async def remove_policy(scope: Literal["adapters", "keys"], subject: str, who: Principal = operator) -> Response:
+        policy = await beside(policies.remove, SCOPES[scope], subject)
+        log.info("%s: for the %s %s the default holds again", who.name, policy.scope, policy.subject)
+        return JSONResponse(_show(policy))
+
+
+def _check_subject(services: Services, scope: str, subject: str) -> None:
+    """A policy for a name that nothing has would be a promise that nobody keeps."""
+    if scope == "adapters":
+        if subject != services.base.id:
+            services.registry.adapter(subject)
+    elif subject not in {"local", "first-admin", *(key.id for key in services.keys.list())}:
+        raise NotFound(
+            "there is no such key: give its id, as the list of keys shows it", param="subject", code="key_not_found"
+        )
+
+
+def _show(policy: LogPolicy) -> Json:
+    return {
+        "object": "log_policy",
+        "scope": policy.scope,
+        "subject": policy.subject,
+        "log": policy.log,
+        "retention_days": policy.retention_days,
+        "actor": policy.actor,
+        "updated_at": policy.updated_at.timestamp(),
+    }

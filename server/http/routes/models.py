@@ -1,0 +1,61 @@
+"""``/v1/models``: everything that can be named as ``model``."""
+
+from __future__ import annotations
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends
+from starlette.responses import JSONResponse, Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.registry import Version
+from graftwork.server.http.lists import Json, listed
+from graftwork.server.http.routes.adapters import all_adapters, live_version
+from graftwork.server.http.services import Services
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    reader = Depends(services.authenticator.require(Role.APP))
+
+    @routes.get("/v1/models", dependencies=[reader])
+    async def list_models() -> Response:
+        # Thousands of models take some milliseconds to write down, and streams would wait for them.
+        return await to_thread.run_sync(_all_models, services)
+
+    # Hub ids have a slash within.
+    @routes.get("/v1/models/{model:path}", dependencies=[reader])
+    async def get_model(model: str) -> Response:
+        if model == services.base.id:
+            return JSONResponse(_base_model(services))
+        version = await to_thread.run_sync(services.registry.resolve, model)
+        return JSONResponse(_model(services, model, version))
+
+
+def _all_models(services: Services) -> Response:
+    models = [_base_model(services)]
+    for adapter in all_adapters(services):
+        models.append(_model(services, adapter.name, live_version(adapter)))
+        models += [_model(services, version.id, version) for version in adapter.versions if not version.retired_at]
+    return JSONResponse(listed(models))
+
+
+def _base_model(services: Services) -> Json:
+    base = services.base
+    facts = {"digest": base.digest, "num_parameters": base.num_parameters, **services.engine.base_card}
+    return {
+        "id": base.id,
+        "object": "model",
+        "created": services.started_at,
+        "owned_by": "graftwork",
+        "graftwork": facts,
+    }
+
+
+def _model(services: Services, model: str, version: Version) -> Json:
+    return {
+        "id": model,
+        "object": "model",
+        "created": int(version.created_at.timestamp()),
+        "owned_by": "graftwork",
+        "parent": services.base.id,
+        "root": version.id,
+    }

@@ -1,0 +1,81 @@
+"""Liveness, readiness, metrics, and the operator's page: it holds no data and asks with the key that is typed in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections import Counter
+from importlib import resources
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.errors import Unavailable
+from graftwork.server.http.routes.adapters import all_adapters, live_version, residency_of, tier
+from graftwork.server.http.services import Services
+from graftwork.server.observability import metrics
+
+log = logging.getLogger(__name__)
+
+
+def add(routes: APIRouter, services: Services) -> None:
+    reader = Depends(services.authenticator.require(Role.APP))
+    page, page_headers = _operators_page()
+
+    @routes.get("/")
+    async def operators_page() -> Response:
+        return HTMLResponse(page, headers=page_headers)
+
+    @routes.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @routes.get("/ready")
+    async def ready() -> Response:
+        state = services.engine.state
+        body = {"status": state, "base": services.base.id}
+        return JSONResponse(body) if state == "ready" else JSONResponse(body, 503, {"retry-after": "1"})
+
+    @routes.get("/metrics", dependencies=[reader])
+    async def prometheus() -> Response:
+        await _observe(services)
+        return Response(await to_thread.run_sync(services.metrics.render), media_type=metrics.CONTENT_TYPE)
+
+
+async def _observe(services: Services) -> None:
+    """Ask the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
+    engine = services.engine
+    services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
+    try:
+        services.metrics.set_engine(await engine.stats())
+    except Unavailable as unavailable:
+        log.debug("metrics without the engine: %s", unavailable)
+    residency = await residency_of(engine)
+    adapters = await to_thread.run_sync(all_adapters, services)
+    learning = await to_thread.run_sync(services.learning.all)
+    services.metrics.set_learning(
+        {policy.name: (standing.judgements, standing.rounds) for policy, standing in learning}
+    )
+    serving = [version for adapter in adapters for version in adapter.versions if version.retired_at is None]
+    tiers = Counter(tier(residency, version) for version in serving)
+    services.metrics.set_residency(
+        tiers, {adapter.name: tier(residency, live_version(adapter)) for adapter in adapters}
+    )
+
+
+def _operators_page() -> tuple[str, dict[str, str]]:
+    """The page, and headers that let it run its own script and talk to this server, and nothing else."""
+    page = resources.files("graftwork.server").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, {"content-security-policy": policy, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+
+
+def _hash_of(tag: str, page: str) -> str:
+    inside = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"

@@ -1,0 +1,125 @@
+"""What the routes need, in one bundle that the server's composition makes: no route reaches for anything else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.experiments.exposures import Exposures
+from graftwork.adapters.experiments.store import Experiments
+from graftwork.adapters.feedback.erasure import Erasure
+from graftwork.adapters.feedback.feedback import FeedbackLog
+from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.feedback.interactions import Interactions
+from graftwork.adapters.feedback.policies import LogPolicies
+from graftwork.adapters.learning.files import Files
+from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.storage.database import Database
+from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.server.generation.interaction_log import InteractionLog
+from graftwork.server.http.auth import Authenticator
+from graftwork.server.observability.metrics import EngineStats, Metrics
+from graftwork.server.observability.traffic import Traffic
+
+State = Literal["starting", "ready", "recovering", "draining"]
+
+
+class Residency(Protocol):
+    """Where one adapter's weights are: ``device``, ``host``, or anything else for the store."""
+
+    @property
+    def tier(self) -> str: ...
+    @property
+    def load_ms(self) -> float | None: ...
+
+
+class EngineHandle(Protocol):
+    """What the routes ask of the engine, wherever it runs."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def base_card(self) -> Mapping[str, Any]:
+        """How the base was loaded: quantize, dtype, device, memory_bytes and the like. Empty while it was not."""
+
+    @property
+    def num_restarts(self) -> int: ...
+
+    async def canary(self, digest: str, /) -> None:
+        """Load a published adapter and try it. InvalidAdapter when it cannot be loaded or changes nothing."""
+
+    async def residency(self) -> Mapping[str, Residency]:
+        """By digest, adapters that are not only in the store. Empty while there is no engine."""
+
+    async def stats(self) -> EngineStats:
+        """Unavailable while there is no engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """What is kept of answers: their ids, their log, what was said of them, for how long."""
+
+    ids: InteractionIds
+    interactions: Interactions
+    feedback: FeedbackLog
+    policies: LogPolicies
+    erasure: Erasure
+    log: InteractionLog
+
+    @classmethod
+    def of(
+        cls,
+        database: Database,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        base_id: str,
+        log: bool = True,
+        retention_days: float | None = None,
+    ) -> Records:
+        """Those of one database. ``log`` and ``retention_days`` are what holds where no policy says otherwise."""
+        ids = InteractionIds(secret(database, INTERACTION_IDS))
+        interactions = Interactions(database, ids)
+        policies = LogPolicies(database, log=log, retention_days=retention_days)
+        return cls(
+            ids=ids,
+            interactions=interactions,
+            feedback=FeedbackLog(database, ids),
+            policies=policies,
+            erasure=Erasure(database, ids, registry, base_id=base_id),
+            log=InteractionLog(interactions, policies, metrics),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything behind the routes."""
+
+    base: BaseInfo
+    registry: Registry
+    store: ArtifactStore
+    keys: Keys
+    authenticator: Authenticator
+    engine: EngineHandle
+    limits: Limits
+    records: Records
+    experiments: Experiments
+    exposures: Exposures
+    files: Files
+    jobs: Jobs
+    learning: LearningPolicies
+    home: Path
+    allowed_roots: tuple[Path, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    traffic: Traffic = field(default_factory=Traffic)
+    started_at: int = field(default_factory=lambda: int(time.time()))

@@ -1,0 +1,192 @@
+"""LitServe's server with this project's routes, start, supervision and shutdown. Each override of LitServe stands with
+its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing as mp
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.managers import SyncManager
+from typing import Any
+
+import litserve as ls
+from anyio import to_thread
+from fastapi import FastAPI
+from litserve.transport.factory import create_transport_from_config
+from litserve.utils import WorkerSetupStatus
+
+from graftwork.adapters.access.keys import Role
+from graftwork.server.background.keeper import Keeper
+from graftwork.server.background.trainer import Trainer
+from graftwork.server.generation.service import Gateway
+from graftwork.server.http import edge
+from graftwork.server.http.routes import router
+from graftwork.server.http.services import Services
+from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent
+from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
+
+log = logging.getLogger(__name__)
+
+#: An engine worker that dies this often in a row before it was ready is not started again.
+MAX_FAILED_STARTS = 3
+
+
+#: At the end, when nothing is under way any more: how long connections may stay open, whose clients do not read; how
+#: long a database that is busy may keep the last rows waiting; and what an API process takes beside these.
+CLOSE_SECONDS = 10
+
+
+LOG_SECONDS = 20
+
+
+SLACK_SECONDS = 10
+
+
+class GraftServer(ls.LitServer):
+    """LitServe's server with this project's routes, start, watch and end."""
+
+    def __init__(
+        self, api: EngineAPI, gateway: Gateway, services: Services, board: Board, keeper: Keeper, trainer: Trainer
+    ) -> None:
+        self.gateway = gateway
+        self.services = services
+        self.keeper = keeper
+        self.trainer = trainer
+        self.board = board
+        self.exit_code = 0
+        self.inference_workers: list[Any] = []
+        self._failed_starts = 0
+        super().__init__(
+            api,
+            accelerator="cpu",  # LitServe starts one worker; which device it uses is the engine's choice
+            timeout=False,
+            restart_workers=True,
+            disable_openapi_url=True,
+        )
+        self.monitor_internal = 0.2
+        self.uvicorn_graceful_timeout = CLOSE_SECONDS
+        self.app.docs_url = self.app.redoc_url = None
+
+    # LitServe would answer / and /health itself, with shapes of its own.
+    def _register_internal_endpoints(self) -> None:
+        self.app.include_router(router(self.services))
+        edge.install(self.app, self.services.metrics)
+
+    # LitServe knows X-API-Key; every route of ours asks for the same bearer keys.
+    def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
+        return self.services.authenticator.require(Role.APP)
+
+    # The manager owns all queues; it must not outlive us, nor leave when a signal is sent to the whole group.
+    def _init_manager(self, num_api_servers: int) -> SyncManager:
+        manager = SyncManager(ctx=mp.get_context("fork"))
+        manager.start(initializer=partial(_sheltered, os.getpid()))
+        self.transport_config.manager = manager
+        self.transport_config.num_consumers = num_api_servers
+        self.workers_setup_status = manager.dict()
+        # Only this process asks it; the manager's would be gone while LitServe's monitor still looks at it.
+        self._shutdown_event = threading.Event()
+        for lit_api in self.litapi_connector:
+            self.litapi_request_queues[lit_api.api_path] = manager.Queue()
+        self._transport = create_transport_from_config(self.transport_config)
+        self._install_signal_handlers()
+        return manager
+
+    # LitServe waits for the worker before it listens; we listen at once and say /ready 503.
+    def verify_worker_status(self) -> None:
+        return
+
+    # LitServe would start a worker that cannot start again every two seconds, for ever; also while it shuts down.
+    def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
+        died = self.inference_workers[worker_id]
+        if self.board.phase == STOPPING:
+            threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
+        was_ready = WorkerSetupStatus.READY in self.workers_setup_status.values()
+        self._failed_starts = 0 if was_ready else self._failed_starts + 1
+        if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
+            log.error("the engine cannot start; shutting down (its own message is above)")
+            self.exit_code = 1
+            self._stop()
+            threading.Event().wait()
+        log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
+        return super().launch_single_inference_worker(lit_api, worker_id)
+
+    # LitServe does not look at its API processes: without one there is a server that nobody can reach.
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:
+        super()._start_worker_monitoring(manager, uvicorn_workers)
+
+        def watch() -> None:
+            connection.wait([process.sentinel for process in uvicorn_workers.values()])
+            if self.board.phase != STOPPING:
+                log.error("an API process died; shutting down, so that whoever watches this server starts it again")
+                self.exit_code = 1
+                self._stop()
+
+        threading.Thread(target=watch, name="api-watch", daemon=True).start()
+        # LitServe kills an API process after as long as uvicorn lets open connections be: what waits to be logged is
+        # written after that.
+        self.uvicorn_graceful_timeout = CLOSE_SECONDS + LOG_SECONDS + SLACK_SECONDS
+        # All API processes have been forked.
+        self.keeper.start()
+        self.trainer.start()
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Runs in each API process, around its life."""
+        die_with_parent(os.getppid())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
+        self.gateway.connect()
+        self.services.records.log.start()
+        try:
+            async with super().lifespan(app):
+                yield
+        finally:
+            await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
+
+    def _install_signal_handlers(self) -> None:
+        parent = os.getpid()
+
+        def drain(signum: int, _: Any) -> None:
+            if os.getpid() != parent:  # a forked API process: uvicorn has shut it down and raises the signal again
+                os._exit(0)
+            if self.board.phase != SERVING:
+                log.warning("second signal: stopping now")
+                self._stop()
+                return
+            self.board.phase = DRAINING
+            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, drain)
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self.drain_seconds
+        log.info("draining: %d answers under way, new requests are answered 503", self.board.total_open)
+        while self.board.total_open and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.board.total_open:
+            log.warning("%d answers did not finish in %.0f s", self.board.total_open, self.drain_seconds)
+        self._stop()
+
+    def _stop(self) -> None:
+        """End now. What is still open ends with an error as its worker goes; uvicorn would wait for it to finish."""
+        self.board.phase = STOPPING
+        for worker in self.inference_workers:
+            worker.terminate()
+        if self._shutdown_event is not None:
+            self._shutdown_event.set()
+
+    drain_seconds: float = 30.0
+
+
+def _sheltered(parent_pid: int) -> None:
+    die_with_parent(parent_pid)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""Answers to the generation routes, as bodies and as streams."""

@@ -1,0 +1,159 @@
+"""One choice of an answer while it is generated: its text so far, its tokens' log-probabilities, and how it ended."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from graftwork.adapters.errors import GraftworkError
+from graftwork.server.engine.request import Delta, FinishReason, TokenLogprob
+from graftwork.server.openai.stop_strings import StopStrings
+from graftwork.server.openai.vocabulary import Tokens
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token with its log-probability; ``None`` for a prompt's first token, which nothing predicts.
+
+    ``offset`` counts the characters of the choice's text before the token.
+    """
+
+    token_id: int
+    offset: int
+    score: TokenLogprob | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one delta adds to a choice. With a ``finish`` it is the last, whatever else the engine may still send."""
+
+    text: str = ""
+    scored: Sequence[Scored] = ()
+    finish: Finish | None = None
+
+
+_NOTHING = Piece()
+
+
+# ------------------------------------------------------------------------------------------------------- choices
+
+
+class Choice:
+    """One continuation as it is written: its text so far, its tokens' scores, how many tokens it took, how it ended.
+
+    ``num_cached`` of its prompt's tokens did not have to be computed.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        tokens: Tokens,
+        *,
+        stop: Sequence[str] = (),
+        scored: bool = False,
+        prompt: Sequence[int] = (),
+        echo: str | None = None,
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.num_cached = 0
+        self.finish: Finish | None = None
+        self._tokens = tokens
+        self._prompt = prompt
+        self._echo = echo
+        self._prompt_scores: list[TokenLogprob | None] = []
+        self._texts: list[str] = []
+        self._scored: list[Scored] | None = [] if scored else None
+        self._detokenizer = tokens.stream()
+        self._stops = StopStrings(stop) if stop else None
+        self._waiting: deque[Scored] = deque()  # tokens whose text is not out yet
+        self._decoded = self._written = len(echo or "")  # characters
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def scored(self) -> Sequence[Scored] | None:
+        return self._scored
+
+    def push(self, delta: Delta) -> Piece:
+        """The part of ``delta`` that is certain now. Raises :class:`GraftworkError` when the engine gave up."""
+        if self.finish is not None:
+            return _NOTHING
+        if delta.finish_reason is FinishReason.ERROR:
+            raise GraftworkError(delta.error or "the engine could not finish this answer: try again")
+        self.num_cached += delta.num_cached
+        scored: list[Scored] = []
+        echo = ""
+        if self._echo is not None:
+            self._prompt_scores += delta.prompt_logprobs or ()
+            if not delta.token_ids and not delta.done:
+                return _NOTHING  # a long prompt is scored in several steps
+            echo, self._echo = self._echo, None
+            scored += self._score_prompt(echo)
+        text = self._decode(delta)
+        stopped = False
+        if self._stops is not None:
+            text, stopped = self._stops.push(text)
+            if delta.done and not stopped:
+                text += self._stops.flush()
+        if stopped or delta.done:
+            self.finish = "length" if delta.finish_reason is FinishReason.LENGTH and not stopped else "stop"
+        self.num_tokens += len(delta.token_ids)
+        self._written += len(text)
+        scored += self._settled(everything=self.finish is not None and not stopped)
+        if self._scored is not None:
+            self._scored += scored
+        if text := echo + text:
+            self._texts.append(text)
+        return Piece(text, scored, self.finish)
+
+    def _decode(self, delta: Delta) -> str:
+        if self._scored is None:
+            text = self._detokenizer.push(delta.token_ids)
+        else:
+            text = ""
+            for token_id, score in zip(delta.token_ids, delta.logprobs, strict=True):
+                self._waiting.append(Scored(token_id, self._decoded, score))
+                part = self._detokenizer.push((token_id,))
+                self._decoded += len(part)
+                text += part
+        return text + self._detokenizer.flush() if delta.done else text
+
+    def _settled(self, *, everything: bool) -> Iterator[Scored]:
+        """The tokens whose text begins within what is written; those of a stop string never do."""
+        while self._waiting and (everything or self._waiting[0].offset < self._written):
+            yield self._waiting.popleft()
+
+    def _score_prompt(self, echo: str) -> list[Scored]:
+        if self._scored is None:
+            return []
+        offsets = _offsets(echo, map(self._tokens.token_bytes, self._prompt))
+        scores = zip(self._prompt, offsets, self._prompt_scores, strict=True)
+        return [Scored(token_id, offset, score) for token_id, offset, score in scores]
+
+
+def _offsets(text: str, pieces: Iterable[bytes]) -> Iterator[int]:
+    """Where in ``text`` each token begins, in characters.
+
+    A token that the text does not show (one that marks its beginning) has no length. One that begins within a character
+    counts from that character.
+    """
+    data, position, chars = text.encode(), 0, 0
+    for piece in pieces:
+        if not data.startswith(piece, position):
+            # Many tokenizers drop the space before the first word.
+            piece = piece[1:] if piece[:1] == b" " and data.startswith(piece[1:], position) else b""
+        inside = _is_continuation(data[position : position + 1])
+        yield chars - 1 if inside else chars
+        position += len(piece)
+        chars += sum(not _is_continuation(piece[at : at + 1]) for at in range(len(piece)))
+
+
+def _is_continuation(octet: bytes) -> bool:
+    return b"\x80" <= octet < b"\xc0"

@@ -1,0 +1,170 @@
+"""What the bodies of chat completions and of completions have in common, and how they become the engine's
+`SamplingParams`. A new sampling parameter begins here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainValidator,
+    model_validator,
+)
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.server.bodies import MAX_LABEL_CHARS, Label, Metadata, Wire, _at, _off, _refuse, _text
+from graftwork.server.engine.request import SamplingParams
+
+MAX_CHOICES = 8
+
+
+MAX_STOPS = 4
+
+
+MAX_STOP_CHARS = 256
+
+
+MAX_TOP_LOGPROBS = 20
+
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise _refuse("invalid_type", f"must be a string or a list of at most {MAX_STOPS} strings")
+    if len(stops) > MAX_STOPS:
+        raise _refuse("invalid_value", f"takes at most {MAX_STOPS} strings, got {len(stops)}")
+    if not all(1 <= len(stop) <= MAX_STOP_CHARS for stop in stops):
+        raise _refuse("invalid_value", f"strings must have 1 to {MAX_STOP_CHARS} characters")
+    return tuple(map(_text, stops))
+
+
+_NO_WISHES = {
+    *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
+    *("safety_identifier", "prompt_cache_key"),
+}
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, _off(False, instead="chunks are not padded; leave it out")] = None
+
+
+class Generation(Wire):
+    """What chat and plain completions have in common."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(_text)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    ignore_eos: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
+    user: Label | None = None
+    metadata: Metadata = None
+    store: bool | None = None
+    logit_bias: Annotated[Any, _off({}, instead="leave it out")] = None
+
+    prompt_field: ClassVar[str]
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _at("stream_options", "invalid_value", "is only for streams: set stream to true or leave it out")
+        return self
+
+    @property
+    def choices(self) -> int:
+        """How many answers to give to each prompt."""
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that carries the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def asked(self) -> dict[str, Any]:
+        """The field that was asked, as the log keeps it: ``{"messages": […]}`` or ``{"prompt": […]}``."""
+        raise NotImplementedError
+
+    def wishes(self) -> dict[str, Any]:
+        """How it was asked to be answered, as the log keeps it: what was given and names neither text nor anybody."""
+        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NO_WISHES)
+
+    def _limit(self) -> tuple[str, int | None]:
+        """The field that bounds the new tokens, and its value."""
+        return "max_tokens", self.max_tokens
+
+    def _default_tokens(self, left: int) -> int:
+        raise NotImplementedError
+
+    def _logprobs(self) -> tuple[int | None, int | None]:
+        """Alternatives asked for at each new token and at each of the prompt's; ``None``: no log-probabilities."""
+        raise NotImplementedError
+
+    def sampling(
+        self, num_prompt_tokens: int, max_positions: int, eos_token_ids: Collection[int], *, choice: int = 0
+    ) -> SamplingParams:
+        """How to continue one prompt of ``num_prompt_tokens`` in a context of ``max_positions`` tokens.
+
+        ``choice`` counts from 0 to ``n - 1``; with a seed, each choice draws from its own: seed + choice.
+        Raises :class:`InvalidRequest` when prompt and new tokens do not fit.
+        """
+        field, asked = self._limit()
+        left = max_positions - num_prompt_tokens
+        if num_prompt_tokens == 0:
+            raise InvalidRequest("the prompt has no tokens: send some text", param=self.prompt_field)
+        if left < 0 or (left == 0 and asked != 0):
+            raise InvalidRequest(
+                f"the prompt has {num_prompt_tokens} tokens, but this model's context is {max_positions} tokens, "
+                "prompt and answer together: shorten the prompt",
+                param=self.prompt_field,
+                code="context_length_exceeded",
+            )
+        if asked is not None and asked > left:
+            raise InvalidRequest(
+                f"{field} is {asked} and the prompt has {num_prompt_tokens} tokens, together "
+                f"{asked + num_prompt_tokens}, but this model's context is {max_positions} tokens: "
+                f"ask for at most {left} or shorten the prompt",
+                param=field,
+                code="context_length_exceeded",
+            )
+        max_tokens = self._default_tokens(left) if asked is None else asked
+        min_tokens = self.min_tokens or 0
+        if min_tokens > max_tokens:
+            raise InvalidRequest(
+                f"min_tokens is {min_tokens}, but at most {max_tokens} tokens will be generated: "
+                f"lower it or raise {field}",
+                param="min_tokens",
+            )
+        top_logprobs, prompt_logprobs = self._logprobs()
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            seed=_choice_seed(self.seed, choice),
+            stop_token_ids=frozenset() if self.ignore_eos else frozenset(eos_token_ids),
+            top_logprobs=top_logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+
+def _choice_seed(seed: int | None, choice: int) -> int | None:
+    # 63 bits: what every generator takes, and nothing that a client can send overflows it.
+    return None if seed is None else (seed + choice) & INT64_MAX

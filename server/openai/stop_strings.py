@@ -1,0 +1,43 @@
+"""Finds stop strings in a text that arrives in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# -------------------------------------------------------------------------------------------------- stop strings
+
+
+class StopStrings:
+    """Finds the first stop string in a text that arrives in pieces, whatever the pieces.
+
+    The one that is complete first ends the text; of two that end together the longer one does. Held back is only what
+    may still become a stop string: fewer characters than the longest of them.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that is now certain, and whether a stop string ended it. After that, push no more."""
+        text = self._held + text
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)[1]], True
+        cut = min((_tail(text, stop) for stop in self._stops), default=len(text))
+        self._held = text[cut:]
+        return text[:cut], False
+
+    def flush(self) -> str:
+        """What was held back, now that the text ended before it became a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _tail(text: str, stop: str) -> int:
+    """Where the longest end of ``text`` begins that is a beginning of ``stop``; the text's length if there is none."""
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return start if start >= 0 else len(text)

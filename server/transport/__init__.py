@@ -1,0 +1,1 @@
+"""The line between the API processes and the engine's process."""

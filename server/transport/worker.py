@@ -1,0 +1,212 @@
+"""The engine's process: LitServe starts it, it loads the base and runs the loop take, step, send. The loop blocks while
+there is nothing to compute, and nothing that a request carries ends it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import queue
+import signal
+import threading
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import litserve as ls
+import psutil
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.peft_format.limits import Limits as AdapterLimits
+from graftwork.server.processes import STOPPING, Board, die_with_parent, keep_freed_memory
+from graftwork.server.transport.messages import MUX, Ask, Cancel, Frame, Generate, Hello, SeatState, Stats, Up
+
+log = logging.getLogger(__name__)
+
+#: What a worker exits with when starting it again cannot help.
+EXIT_CONFIGURATION = 78
+
+#: How long one blocking read of the request queue lasts. A killed worker's last read swallows a message at most this
+#: long after its death; nothing is addressed to the next worker before it has said hello, which takes longer.
+READ_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What the worker needs to come up by itself, again and again."""
+
+    base: BaseInfo
+    artifacts: Path
+    adapter_limits: AdapterLimits
+    engine: dict[str, Any]
+    num_api_processes: int
+    board: Board
+    parent_pid: int
+    log_level: str
+
+
+class EngineAPI(ls.LitAPI):
+    """LitServe's handle on the engine: ``setup`` is all it calls."""
+
+    def __init__(self, config: WorkerConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+
+    def setup(self, device: str) -> None:
+        die_with_parent(self.config.parent_pid)
+        keep_freed_memory()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        logging.basicConfig(
+            level=self.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        try:
+            self._build()
+        except ConfigurationError as error:
+            log.error("%s", error.message)
+            os._exit(EXIT_CONFIGURATION)
+        except Exception:  # LitServe would end this process without a word
+            log.exception("the engine cannot start")
+            os._exit(1)
+
+    def _build(self) -> None:
+        from graftwork.adapters.peft_format.folder import read_spec
+        from graftwork.adapters.peft_format.spec import AdapterSpec
+        from graftwork.server.engine.config import EngineConfig
+        from graftwork.server.engine.engine import Engine
+        from graftwork.server.engine.loading import build
+        from graftwork.server.engine.lora import host_adapter
+
+        config = self.config
+        runner, limits, card = build(config.base, EngineConfig(**config.engine))
+        self.card = card
+
+        @functools.lru_cache(maxsize=4096)  # artifacts never change: each is read in full and checked once
+        def spec_of(folder: Path) -> AdapterSpec:
+            return read_spec(folder, config.base, config.adapter_limits)
+
+        def fetch(digest: str) -> host_adapter.HostAdapter:
+            folder = config.artifacts / digest.removeprefix("sha256:")
+            return host_adapter.read(folder, spec_of(folder), runner.bank.dtype)
+
+        self.wake: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.engine = Engine(
+            runner,
+            limits,
+            fetch,
+            host_bytes=config.engine.get("host_bytes", 2 << 30),
+            on_arrival=lambda: self.wake.put(None),
+        )
+        log.info(
+            "%s: %s weights, %s activations on %s (%s); %.0f MB of weights, cache of %d tokens; up in %.1f s",
+            card.id, card.quantize, card.dtype, card.device, card.reason, card.memory_bytes / 1e6, card.cache_tokens,
+            card.load_seconds,
+        )  # fmt: skip
+
+    def _on_sigterm(self, *_: object) -> None:
+        # A signal to the whole group must not cut streams short: the parent says when to go.
+        if self.config.board.phase == STOPPING:
+            os._exit(0)
+
+
+class EngineLoop(ls.loops.LitLoop):
+    """take → step → send, one frame a step and API process."""
+
+    def __call__(
+        self, api: EngineAPI, device: str, worker_id: int, requests: Any, transport: Any, status: Any, callbacks: Any
+    ) -> None:
+        Loop(api, worker_id, requests, transport).run()
+
+
+class Loop:
+    def __init__(self, api: EngineAPI, worker_id: int, requests: Any, transport: Any) -> None:
+        self.engine = api.engine
+        self.card = api.card
+        self.epoch = uuid.uuid4().hex
+        self.num_api_processes = api.config.num_api_processes
+        self.inbox = api.wake
+        self.outbox: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
+        self.home: dict[str, int] = {}
+        self._process = psutil.Process()
+        self._worker_id = worker_id
+        threading.Thread(target=self._read, args=(requests,), name="reader", daemon=True).start()
+        threading.Thread(target=self._write, args=(transport,), name="writer", daemon=True).start()
+
+    def run(self) -> None:
+        hello = Hello(self.epoch, os.getpid(), self.card.as_dict())
+        for api_process in range(self.num_api_processes):
+            self.outbox.put((api_process, Frame(self.epoch, hello=hello)))
+        while True:
+            frames: defaultdict[int, Frame] = defaultdict(lambda: Frame(self.epoch))
+            for sender, message in self._take():
+                self._handle(sender, message, frames)
+            for delta in self.engine.step():
+                if (home := self.home.get(delta.request_id)) is not None:
+                    frames[home].deltas.append(delta)
+                if delta.done:
+                    self.home.pop(delta.request_id, None)
+            for api_process, frame in frames.items():
+                self.outbox.put((api_process, frame))
+
+    def _take(self) -> list[tuple[int, Up]]:
+        """What has come in; waits only when there is nothing to compute. ``None`` wakes us: an adapter has arrived."""
+        messages = [] if self.engine.runnable else [self.inbox.get()]
+        while not self.inbox.empty():
+            messages.append(self.inbox.get())
+        return [message for message in messages if message is not None]
+
+    def _handle(self, sender: int, message: Up, frames: defaultdict[int, Frame]) -> None:
+        if message.epoch != self.epoch:
+            return
+        match message:
+            case Generate(request=request):
+                self.home[request.id] = sender
+                self.engine.add(request)
+            case Cancel(request_id=request_id):
+                self.home.pop(request_id, None)
+                self.engine.abort(request_id)
+            case Ask(id=question):
+                frames[sender].answers.append((question, self._stats()))
+
+    def _stats(self) -> Stats:
+        residency, scheduler = self.engine.residency, self.engine.scheduler
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            num_steps=self.engine.num_steps,
+            num_preemptions=scheduler.num_preemptions,
+            num_loads=residency.num_loads,
+            num_evictions=residency.num_evictions,
+            cache_tokens_used=sum(len(s.tokens) for s in scheduler.running),
+            retained_tokens=scheduler.prefix_cache.num_retained_tokens,
+            num_prompt_tokens=scheduler.num_prompt_tokens,
+            num_cached_tokens=scheduler.num_cached_tokens,
+            memory_bytes=self._process.memory_info().rss,
+            seats={
+                digest: SeatState(seat.tier, seat.load_ms, seat.num_bytes) for digest, seat in residency.seats.items()
+            },
+        )
+
+    def _read(self, requests: Any) -> None:
+        while True:
+            try:
+                sender, _, _, message = requests.get(timeout=READ_SECONDS)
+            except queue.Empty:
+                continue
+            except (EOFError, OSError):  # the queues are gone: so is the server
+                os._exit(0)
+            self.inbox.put((sender, message))
+
+    def _write(self, transport: Any) -> None:
+        while True:
+            api_process, frame = self.outbox.get()
+            item = (MUX, (frame, LitAPIStatus.OK, LoopResponseType.STREAMING, self._worker_id))
+            try:
+                transport.send(item, consumer_id=api_process)
+            except (EOFError, OSError):
+                os._exit(0)

@@ -1,0 +1,421 @@
+"""Experiments in the database: who gets which arm, everywhere the same; what may change, and what is final."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest, NotFound
+from graftwork.adapters.experiments.metrics import Metric
+from graftwork.adapters.experiments.plan import Guardrail, Plan, Ramp, Rule
+from graftwork.adapters.experiments.store import Experiments
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage.database import Database
+from tests.adapters.running_experiments import Trials, arm, plan, trials_in
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> Iterator[Trials]:
+    with trials_in(tmp_path) as trials:
+        yield trials
+
+
+def drawn_arms(location: Path, units: list[str]) -> list[str]:
+    """In a process of its own."""
+    database = Database(location)
+    experiments = Experiments(database, Registry(database))
+    draws = [experiments.draw("intents", unit, chat=True) for unit in units]
+    return [draw.arm.name for draw in draws if draw is not None]
+
+
+# --- who gets which arm -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_unit_gets_the_same_arm_in_every_process_and_after_restarts(trials: Trials, tmp_path: Path) -> None:
+    trials.start()
+    units = [f"user-{number}" for number in range(300)]
+    here = drawn_arms(tmp_path / "graftwork.db", units)
+    assert here == [trials.experiments.draw("intents", unit, chat=True).arm.name for unit in units]  # type: ignore[union-attr]
+    assert set(Counter(here)) == {"intents@1", "intents@2"}
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        others = pool.starmap(drawn_arms, [(tmp_path / "graftwork.db", units)] * 2)
+    assert others == [here, here]
+
+
+def test_requests_of_nobody_draw_for_themselves(trials: Trials) -> None:
+    trials.start(of=plan(arm(1), arm(2, 0.3)))
+    draws = [trials.experiments.draw("intents", None, chat=True) for _ in range(2000)]
+    counts = Counter((draw.arm.name, draw.probability) for draw in draws if draw is not None)
+    assert set(counts) == {("intents@1", 0.7), ("intents@2", 0.3)}
+    assert abs(counts["intents@2", 0.3] - 600) < 100
+
+
+def test_only_the_adapter_under_experiment_takes_part(trials: Trials) -> None:
+    assert trials.experiments.draw("intents", "u", chat=True) is None
+    trials.start()
+    assert trials.experiments.draw("intents", "u", chat=True) is not None
+    assert trials.experiments.draw("other", "u", chat=True) is None
+    trials.experiments.stop("first", actor="ann", reason="enough")
+    assert trials.experiments.draw("intents", "u", chat=True) is None
+
+
+def test_what_plain_completions_cannot_do_alike_they_take_no_part_in(trials: Trials) -> None:
+    trials.start(of=plan(arm(1), arm(1, 0.5, name="polite", system="Be polite.")))
+    assert trials.experiments.draw("intents", "u", chat=True) is not None
+    assert trials.experiments.draw("intents", "u", chat=False) is None
+
+
+def test_changes_by_others_are_seen_at_the_next_request(trials: Trials, tmp_path: Path) -> None:
+    other = Trials.on(Database(tmp_path / "graftwork.db"), trials.records)
+    assert other.experiments.draw("intents", "u", chat=True) is None
+    trials.start()
+    assert other.experiments.draw("intents", "u", chat=True) is not None
+    before = other.experiments.running_on("intents")
+    trials.records.mint()
+    trials.records.log(trials.records.mint())  # committed, and nothing to do with experiments
+    assert other.experiments.running_on("intents") is before
+    trials.experiments.stop("first", actor="ann", reason="enough")
+    assert other.experiments.draw("intents", "u", chat=True) is None
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_arms_are_pinned_when_it_starts(trials: Trials) -> None:
+    trials.registry.set_alias("intents", "candidate", 3, actor="ann")
+    started = trials.start(of=plan(arm(None, alias="live"), arm(None, 0.25, alias="candidate"), arm(None, 0.25)))
+    assert [(a.name, a.version, a.alias) for a in started.plan.arms] == [
+        ("intents@1", 1, "live"),
+        ("intents@3", 3, "candidate"),
+        ("base", None, None),
+    ]
+    assert started.weights == {"intents@1": 0.5, "intents@3": 0.25, "base": 0.25}
+    assert trials.experiments.get("first") == started
+
+
+def test_a_plan_survives_the_database(trials: Trials) -> None:
+    wanted = plan(
+        arm(1),
+        arm(2, sampling={"temperature": 0.2}, system="Kurz, bitte."),
+        arm(3, shadow=0.1),
+        metric=Metric.of("metadata.minutes", range=(0, 60), goal="down"),
+        guardrails=(
+            Guardrail(metric=Metric.of("latency", over=2.5), limit=0.2, alpha=0.02),
+            Guardrail(metric=Metric.of("feedback_rate"), margin=0.1),
+        ),
+        rule=Rule(promote_above=1.5, stop_below=None, max_units=10, until=datetime(2031, 5, 17, tzinfo=UTC)),
+        ramp=Ramp(weights=(0.01, 0.1, 0.5), min_units=7, min_seconds=3.5),
+        window_seconds=12.5,
+        alpha=0.1,
+        unrated="neutral",
+    )
+    started = trials.start(of=wanted)
+    assert trials.experiments.get("first").plan == started.plan
+    assert Plan.from_json(started.plan.to_json()) == started.plan
+    assert started.weights["intents@2"] == 0.01
+
+
+BAD_PLANS: list[tuple[dict[str, Any], str]] = [
+    ({"arms": (arm(1),)}, "arms"),
+    ({"arms": (arm(1, shadow=0.5), arm(2, shadow=0.5))}, "arms"),
+    ({"arms": (arm(1), arm(1, 0.5))}, "arms[1].name"),
+    ({"arms": (arm(1), arm(2, 1.5))}, "arms[1].weight"),
+    ({"arms": (arm(1, 0.3), arm(2, 0.3))}, "arms"),
+    ({"arms": (arm(1), arm(2, 0.7), arm(3, 0.7))}, "arms"),
+    ({"arms": (arm(1), arm(99, 0.5))}, "arms[1].version"),
+    ({"arms": (arm(1), arm(None, 0.5, alias="nothing"))}, "arms[1].version"),
+    ({"arms": (arm(1), arm(2, 0.5, shadow=0.5))}, "arms[1].shadow"),
+    ({"guardrails": (Guardrail(metric=Metric.of("latency"), margin=0.1),)}, "guardrails[0]"),
+    ({"guardrails": (Guardrail(metric=Metric.of("error_rate")),)}, "guardrails[0]"),
+    ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), limit=0.1, margin=0.1),)}, "guardrails[0]"),
+    ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), limit=1.0),)}, "guardrails[0].limit"),
+    ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), margin=1.0),)}, "guardrails[0].margin"),
+    ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), margin=0.1, alpha=0.0),)}, "guardrails[0].alpha"),
+    ({"rule": Rule(promote_above=1.0)}, "decision.promote_above"),
+    ({"rule": Rule(promote_above=0.1, stop_below=0.2)}, "decision.stop_below"),
+    ({"rule": Rule(max_units=0)}, "decision.max_units"),
+    ({"arms": (arm(1), arm(None, 0.5)), "rule": Rule(automatic=True)}, "decision.automatic"),
+    ({"ramp": Ramp(weights=(0.1, 0.5))}, "ramp"),
+    ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.5, 0.1))}, "ramp.weights"),
+    ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=())}, "ramp.weights"),
+    ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.5,), min_units=0)}, "ramp"),
+    ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.5,)), "allocation": "thompson"}, "ramp"),
+    ({"window_seconds": -1.0}, "window_seconds"),
+    ({"alpha": 0.0}, "alpha"),
+    ({"metric": "error_rate", "unrated": "neutral"}, "unrated"),
+    ({"metric": "latency", "allocation": "thompson"}, "allocation"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "param"), BAD_PLANS, ids=lambda value: value if isinstance(value, str) else None)
+def test_plans_that_make_no_sense_are_refused_by_their_field(trials: Trials, wrong: dict[str, Any], param: str) -> None:
+    arms = wrong.pop("arms", (arm(1), arm(2, 0.5)))
+    with pytest.raises(InvalidRequest) as refused:
+        trials.start(of=plan(*arms, **wrong))
+    wrong["arms"] = arms
+    assert refused.value.param == param
+    assert list(trials.experiments.find()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("thumbs", {}),
+        ("metadata.", {}),
+        ("thumb", {"over": 1.0}),
+        ("latency", {"over": 0.0}),
+        ("score", {"range": (0.0, 5.0)}),
+        ("metadata.x", {"range": (5.0, 5.0)}),
+        ("error_rate", {"goal": "up"}),
+    ],
+)
+def test_metrics_that_cannot_be_are_refused(name: str, more: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Metric.of(name, **more)
+    assert refused.value.param == "metric"
+
+
+def test_versions_that_cannot_be_served_are_no_arms(trials: Trials) -> None:
+    trials.registry.retire("intents", 3, actor="ann")
+    with pytest.raises(Conflict, match="retired"):
+        trials.start(of=plan(arm(1), arm(3, 0.5)))
+    with pytest.raises(Conflict, match="another base"):
+        trials.experiments.start("first", plan(), base_digest="sha256:another", actor="ann")
+
+
+def test_one_experiment_an_adapter_and_names_are_used_once(trials: Trials) -> None:
+    trials.start()
+    with pytest.raises(Conflict, match="takes part in the experiment 'first'"):
+        trials.start("second")
+    trials.experiments.stop("first", actor="ann", reason="enough")
+    with pytest.raises(Conflict, match="already"):
+        trials.start("first")
+    trials.start("second")
+    with pytest.raises(InvalidRequest):
+        trials.start("No such name")
+    with pytest.raises(NotFound):
+        trials.start("third", of=Plan(**{**vars(plan()), "adapter": "nothing"}))
+
+
+def test_of_many_that_start_at_once_one_does(trials: Trials) -> None:
+    started: list[str] = []
+
+    def start(number: int) -> None:
+        try:
+            trials.start(f"number-{number}")
+        except Conflict:
+            return
+        started.append(f"number-{number}")
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(started) == 1
+    assert [experiment.name for experiment in trials.experiments.find(running=True)] == started
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_arms_only_grow_and_nobody_flips_back(trials: Trials) -> None:
+    trials.start(of=plan(arm(1), arm(2, 0.05)))
+    units = [f"user-{number}" for number in range(2000)]
+
+    def arms() -> list[str]:
+        draws = [trials.experiments.draw("intents", unit, chat=True) for unit in units]
+        return [draw.arm.name for draw in draws if draw is not None]
+
+    before = arms()
+    for weight in (0.1, 0.5, 1.0):
+        trials.experiments.set_weights("first", {"intents@2": weight}, actor="ann")
+        after = arms()
+        assert all(new == "intents@2" for old, new in zip(before, after, strict=True) if old == "intents@2")
+        assert abs(after.count("intents@2") / 2000 - weight) < 0.05
+        before = after
+    with pytest.raises(Conflict, match="would go back"):
+        trials.experiments.set_weights("first", {"intents@2": 0.5}, actor="ann")
+    assert [epoch.number for epoch in trials.experiments.get("first").epochs] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"intents@1": 0.2}, {"no": 0.2}, {"intents@2": 1.2}, {"intents@2": -0.1}, {"intents@2": 0.7, "intents@3": 0.7}],
+)
+def test_weights_that_cannot_be_are_refused(trials: Trials, weights: dict[str, float]) -> None:
+    trials.start(of=plan(arm(1), arm(2, 0.2), arm(3, 0.2)))
+    with pytest.raises(InvalidRequest) as refused:
+        trials.experiments.set_weights("first", weights, actor="ann")
+    assert refused.value.param == "weights"
+
+
+def test_an_arm_that_was_taken_out_stays_out(trials: Trials) -> None:
+    trials.start(of=plan(arm(1), arm(2, 0.3), arm(3, 0.3)))
+    trials.experiments.set_weights("first", {"intents@2": 0.0}, actor="ann")
+    with pytest.raises(Conflict, match="final"):
+        trials.experiments.set_weights("first", {"intents@2": 0.1}, actor="ann")
+
+
+def test_thompson_sampling_may_shrink_an_arm(trials: Trials) -> None:
+    trials.start(of=plan(allocation="thompson"))
+    changed = trials.experiments.set_weights("first", {"intents@2": 0.2}, actor="keeper")
+    assert changed.weights == {"intents@1": 0.8, "intents@2": 0.2}
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_promoting_moves_live_and_ends_it_in_one_go(trials: Trials) -> None:
+    trials.start()
+    reading = {"units": 1}
+    ended = trials.experiments.stop(
+        "first", decision="promoted", arm="intents@2", actor="keeper", reason="better", reading=reading
+    )
+    assert trials.live() == 2
+    assert not ended.running
+    assert ended.outcome == trials.experiments.get("first").outcome
+    assert ended.outcome is not None
+    assert (ended.outcome.decision, ended.outcome.reading) == ("promoted", reading)
+    event = trials.registry.history("intents", limit=1)[0]
+    assert (event.action, event.actor, event.reason) == ("promote", "keeper", "first: better")
+
+
+def test_an_end_is_final(trials: Trials) -> None:
+    trials.start()
+    trials.experiments.stop("first", actor="ann", reason="enough")
+    for change in (
+        lambda: trials.experiments.stop("first", actor="ann", reason="again"),
+        lambda: trials.experiments.set_weights("first", {"intents@2": 0.9}, actor="ann"),
+        lambda: trials.experiments.note("first", "advice", actor="ann", reason="so"),
+    ):
+        with pytest.raises(Conflict) as refused:
+            change()
+        assert refused.value.code == "experiment_ended"
+    for statement in (
+        "UPDATE experiments SET ended_at = NULL, outcome = NULL",
+        "UPDATE experiments SET plan = '{}'",
+        "DELETE FROM experiments",
+        "UPDATE experiment_events SET reason = 'other'",
+        "DELETE FROM experiment_epochs",
+    ):
+        with pytest.raises(IntegrityError), trials.database.write() as connection:
+            connection.execute(text(statement))
+
+
+def test_what_cannot_be_promoted_ends_nothing(trials: Trials) -> None:
+    trials.start(of=plan(arm(1), arm(2, 0.5, name="polite", system="Be polite.")))
+    with pytest.raises(Conflict, match="no alias"):
+        trials.experiments.stop("first", decision="promoted", arm="polite", actor="ann", reason="nice")
+    assert trials.experiments.get("first").running
+
+
+def test_rolling_back_the_last_treatment_ends_it_and_leads_live_to_the_control(trials: Trials) -> None:
+    trials.registry.set_alias("intents", "live", 2, actor="ann")
+    trials.start()
+    ended = trials.experiments.roll_back(
+        "first", "intents@2", decision="guardrail", actor="keeper", reason="it fails", reading={"units": 3}
+    )
+    assert trials.live() == 1
+    assert ended.weights == {"intents@1": 1.0}
+    assert ended.outcome is not None
+    assert ended.outcome.decision == "guardrail"
+    assert [event.action for event in trials.experiments.history("first")] == ["stop", "rollback", "start"]
+    assert trials.registry.history("intents", limit=1)[0].reason == "first: it fails"
+
+
+def test_rolling_back_one_of_two_treatments_goes_on_with_the_other(trials: Trials) -> None:
+    trials.start(of=plan(arm(1), arm(2, 0.3), arm(3, 0.3)))
+    going_on = trials.experiments.roll_back(
+        "first", "intents@2", decision="harm", actor="keeper", reason="worse", reading={}
+    )
+    assert going_on.running
+    assert going_on.weights == {"intents@1": 0.7, "intents@3": 0.3}
+    assert trials.live() == 1
+
+
+# --- what it holds still ----------------------------------------------------------------------------------------------
+
+
+def test_aliases_and_versions_under_experiment_stay_as_they_are(trials: Trials) -> None:
+    trials.registry.set_alias("intents", "candidate", 3, actor="ann")
+    trials.registry.set_alias("intents", "other", 3, actor="ann")
+    trials.start(of=plan(arm(1), arm(None, 0.5, alias="candidate")))
+    refused: list[tuple[str, Any]] = [
+        ("live", lambda: trials.registry.set_alias("intents", "live", 2, actor="ann")),
+        ("candidate", lambda: trials.registry.set_alias("intents", "candidate", 2, actor="ann")),
+        ("retire", lambda: trials.registry.retire("intents", 1, actor="ann")),
+    ]
+    for _, change in refused:
+        with pytest.raises(GraftworkError) as error:
+            change()
+        assert error.value.status == 409
+    trials.registry.set_alias("intents", "other", 2, actor="ann")
+    trials.registry.set_alias("intents", "live", 1, actor="ann")  # where it is
+    trials.experiments.stop("first", actor="ann", reason="enough")
+    trials.registry.set_alias("intents", "live", 2, actor="ann")
+
+
+def test_moving_an_alias_can_end_the_experiment(trials: Trials) -> None:
+    trials.start()
+    with pytest.raises(InvalidRequest):
+        trials.experiments.end_and_move(
+            "intents",
+            lambda connection: trials.registry.set_alias("intents", "live", 99, actor="ann", within=connection),
+            actor="ann",
+            reason="moved",
+        )
+    assert trials.experiments.get("first").running
+    event = trials.experiments.end_and_move(
+        "intents",
+        lambda connection: trials.registry.set_alias("intents", "live", 3, actor="ann", within=connection),
+        actor="ann",
+        reason="live was moved to version 3",
+    )
+    assert event.to_version == trials.live() == 3
+    outcome = trials.experiments.get("first").outcome
+    assert outcome is not None
+    assert (outcome.decision, outcome.reason) == ("stopped", "live was moved to version 3")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_lists_are_pages_by_name(trials: Trials) -> None:
+    for name in ("b", "a", "c"):
+        trials.start(name)
+        if name != "c":
+            trials.experiments.stop(name, actor="ann", reason="enough")
+    first = trials.experiments.find(limit=2)
+    assert ([experiment.name for experiment in first], first.has_more) == (["a", "b"], True)
+    assert [experiment.name for experiment in trials.experiments.find(after="b")] == ["c"]
+    assert [experiment.name for experiment in trials.experiments.find(running=False)] == ["a", "b"]
+    with pytest.raises(NotFound):
+        trials.experiments.get("d")
+    with pytest.raises(NotFound):
+        trials.experiments.history("d")
+
+
+def test_history_tells_everything_newest_first(trials: Trials) -> None:
+    trials.start()
+    trials.experiments.set_weights("first", {"intents@2": 0.6}, actor="bob", reason="it looks good")
+    trials.experiments.note("first", "advice", arm="intents@2", actor="keeper", reason="promote", details={"kind": "p"})
+    trials.experiments.stop("first", actor="ann", reason="enough", reading={"units": 5})
+    history = trials.experiments.history("first")
+    assert [(event.action, event.actor, event.reason) for event in history] == [
+        ("stop", "ann", "enough"),
+        ("advice", "keeper", "promote"),
+        ("weights", "bob", "it looks good"),
+        ("start", "ann", None),
+    ]
+    assert history[2].details == {"weights": {"intents@1": 0.4, "intents@2": 0.6}}
+    assert history[0].details == {"decision": "stopped", "reading": {"units": 5}}

@@ -1,0 +1,131 @@
+"""What the demo is dealt, and that nothing of it outlives it. The loop on a real server is in ``tests/e2e``."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from graftwork.clients.demo.processes import ChildFailedError, Children
+from graftwork.clients.demo.queries import Dealt, Query, deal, read
+from graftwork.clients.demo.users import together
+from graftwork.clients.errors import LocalFileError
+
+
+def queries(labels: int, each: int) -> list[Query]:
+    return [Query(f"{label} {number}", f"label-{label}") for label in range(labels) for number in range(each)]
+
+
+def dealt(some: list[Query], *, classes: int = 3, first: int = 2, seed: int = 0) -> Dealt:
+    return deal(some, classes=classes, first=first, judged=4, asked=5, traffic=6, seed=seed)
+
+
+def test_no_query_is_dealt_twice_and_every_label_is_in_every_hand() -> None:
+    hands = dealt(queries(5, 40))
+    all_hands = (hands.first, hands.judged, hands.asked, hands.traffic)
+    texts = [query.text for hand in all_hands for query in hand]
+    assert len(texts) == len(set(texts)) == 3 * (2 + 4 + 5 + 6)
+    for hand, size in zip(all_hands, (2, 4, 5, 6), strict=True):
+        assert Counter(query.label for query in hand) == dict.fromkeys(hands.labels, size)
+
+
+def test_a_small_file_leaves_something_for_everybody() -> None:
+    hands = dealt(queries(3, 10))
+    sizes = [len(hand) for hand in (hands.first, hands.judged, hands.asked, hands.traffic)]
+    assert sizes == [3 * 2, 3 * 2, 3 * 3, 3 * 3]
+
+
+def test_the_seed_chooses() -> None:
+    some = queries(20, 20)
+    assert dealt(some) == dealt(some)
+    assert dealt(some).labels != dealt(some, seed=1).labels
+
+
+def test_too_little_is_refused_with_a_way_out() -> None:
+    with pytest.raises(LocalFileError, match=r"3 labels of 10 queries .* has 2: ask for fewer --classes"):
+        dealt([*queries(2, 30), Query("one", "rare")])
+
+
+def test_tables_and_chats_are_read_and_a_text_counts_once(tmp_path: Path) -> None:
+    table, chats = tmp_path / "bank.csv", tmp_path / "tickets.jsonl"
+    table.write_text('text,category\nWhere is it?,card\n"Two\nlines, one query",card\nWhere is it?,other\n,card\n')
+    chat = [
+        {"role": "system", "content": "…"},
+        {"role": "user", "content": "Stop"},
+        {"role": "assistant", "content": "end"},
+    ]
+    chats.write_text(json.dumps({"messages": chat}) + "\n")
+    assert read(table, chats) == (
+        Query("Where is it?", "card"),
+        Query("Two lines, one query", "card"),
+        Query("Stop", "end"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "subject,team\nx,y\n", "has the columns subject, team"),
+        ("a.csv", "", "has the columns none"),
+        ("a.jsonl", '{"messages": []}\n', "line 1 is no chat"),
+        ("a.jsonl", "{}\nno JSON\n", "line 1 is no chat"),
+    ],
+)
+def test_what_is_no_data_is_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(LocalFileError, match=said):
+        read(path)
+
+
+def test_users_come_as_there_is_room_and_all_are_answered() -> None:
+    taken: list[int] = []
+    answered = 0
+
+    def come() -> Iterator[int]:
+        for number in range(40):
+            assert len(taken) - answered <= 3
+            taken.append(number)
+            yield number
+
+    for _ in together(lambda number: -number, come(), at_once=3):
+        answered += 1
+    assert answered == len(taken) == 40
+
+
+def test_a_failing_user_is_heard() -> None:
+    def work(number: int) -> float:
+        return 1 / number
+
+    with pytest.raises(ZeroDivisionError):
+        list(together(work, [2, 1, 0]))
+
+
+def test_a_command_that_fails_is_quoted(tmp_path: Path) -> None:
+    with Children(tmp_path) as children, pytest.raises(ChildFailedError, match="no-such-option"):
+        children.run("wrong", ["adapters", "list", "--no-such-option"], lambda line: None)
+
+
+def test_commands_do_not_outlive_a_demo_that_is_killed(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that never answers
+        script = (
+            "from pathlib import Path\nfrom graftwork.clients.demo.processes import Children\n"
+            f"words = ['adapters', 'list', '--url', 'http://127.0.0.1:{silent.getsockname()[1]}']\n"
+            f"Children(Path({str(tmp_path)!r})).run('waits', words, lambda line: None)\n"
+        )
+        demo = subprocess.Popen([sys.executable, "-c", script])
+        connection, _ = silent.accept()
+        (child,) = psutil.Process(demo.pid).children()
+        demo.kill()
+        demo.wait()
+        gone, alive = psutil.wait_procs([child], timeout=20)
+        connection.close()
+    assert gone
+    assert not alive

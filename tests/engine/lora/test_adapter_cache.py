@@ -1,0 +1,197 @@
+"""The bank under pressure: who is on the device, who must go, and that nobody waits for ever; without a model."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from graftwork.server.engine.lora.adapter_cache import SEATED_BYTES, Residency
+from tests.engine.scheduler_driver import Driver, make
+
+
+def resident(num_pages: int = 4, host_bytes: int = 1000) -> Residency:
+    return Residency(num_pages=num_pages, host_bytes=host_bytes)
+
+
+def fetch(residency: Residency, *digests: str, num_bytes: int = 10, num_pages: int = 1) -> None:
+    for digest in digests:
+        residency.want(digest)
+    for seat in residency.to_fetch():
+        residency.arrived(seat.digest, num_pages=num_pages, num_bytes=num_bytes, load_ms=1.0)
+
+
+def on_device(residency: Residency) -> set[str]:
+    return {seat.digest for seat in residency.seats.values() if seat.tier == "device"}
+
+
+def test_an_adapter_that_nobody_waits_for_any_more_is_not_read() -> None:
+    residency = resident()
+    residency.want("a")
+    residency.unwant("a")
+    assert residency.to_fetch() == []
+    residency.want("a")
+    assert [seat.digest for seat in residency.to_fetch()] == ["a"]
+
+
+def test_the_host_forgets_the_least_recently_used_that_nobody_wants() -> None:
+    residency = resident(host_bytes=30)
+    fetch(residency, "a", "b", "c", "d", "e")
+    for digest in ("a", "b", "c"):
+        residency.unwant(digest)
+    residency.move(["d", "e"])
+    assert [seat.digest for seat in residency.move([]).forgotten] == []
+    assert sorted(residency.seats) == ["c", "d", "e"]
+    residency.check_integrity()
+
+
+def test_little_is_moved_at_once_beside_running_sequences() -> None:
+    residency = resident(num_pages=8)
+    digests = [str(index) for index in range(8)]
+    fetch(residency, *digests, num_bytes=SEATED_BYTES // 3)
+    assert len(residency.move(digests, hurried=True).seated) == 3
+    assert len(residency.move(digests, hurried=True).seated) == 3
+    assert len(residency.move(digests, hurried=False).seated) == 2
+    fetch(residency, "large", num_bytes=2 * SEATED_BYTES)
+    assert [seat.digest for seat in residency.move(["large"], hurried=True).seated] == ["large"]
+
+
+def test_the_adapter_nearest_to_idle_is_closed_for_one_that_starves() -> None:
+    residency = resident(num_pages=3)
+    fetch(residency, "a", "b", "c")
+    residency.move(["a", "b", "c"])
+    holders = [residency.sit(digest) for digest in "aabcc"]
+    residency.want("b")
+    fetch(residency, "cold")
+    residency.move(["cold", "b"])
+    assert all(map(residency.seatable, "abc"))  # nobody is closed before somebody starves
+    residency.move(["cold", "b"], ["cold"])
+    assert [digest for digest in "abc" if not residency.seatable(digest)] == ["b"]
+    residency.stand(holders[2])
+    assert [seat.digest for seat in residency.move(["cold", "b"], ["cold"]).seated] == ["cold"]
+    assert on_device(residency) == {"a", "c", "cold"}
+    residency.check_integrity()
+
+
+def test_who_is_closed_stays_closed_until_the_room_is_made_or_not_needed() -> None:
+    residency = resident(num_pages=2)
+    fetch(residency, "a", "b")
+    residency.move(["a", "b"])
+    seats = [residency.sit(digest) for digest in "ab"]
+    fetch(residency, "cold")
+    residency.move(["cold"], ["cold"])
+    (closed,) = [seat for seat in seats if seat.closed]
+    closed.holders += 5  # the other is nearer to idle now, but what was begun is carried through
+    residency.move(["cold"], ["cold"])
+    assert closed.closed
+    residency.move([])
+    assert not closed.closed
+
+
+def test_room_made_for_a_large_adapter_goes_to_nobody_younger() -> None:
+    residency = resident(num_pages=4)
+    fetch(residency, "a", "b", "c", "d")
+    residency.move(["a", "b", "c", "d"])
+    seats = {digest: residency.sit(digest) for digest in "abcd"}
+    fetch(residency, "large", num_pages=4)
+    fetch(residency, "small")
+    for digest in "abcd":
+        assert residency.move(["large", "small"], ["large"]).seated == []
+        residency.stand(seats[digest])
+    assert [seat.digest for seat in residency.move(["large", "small"], ["large"]).seated] == ["large"]
+
+
+class Clients:
+    """In a closed loop: each asks an adapter drawn by weight, and when it has its answer, the next."""
+
+    def __init__(self, count: int, adapters: int, slots: int, *, zipf: float, max_sequences: int = 32) -> None:
+        scheduler = make(
+            max_sequences=max_sequences,
+            max_length=400,
+            cache_tokens=50_000,
+            step_tokens=256,
+            pages=slots,
+            num_slots=2 * max_sequences,
+            max_overtakes=16,
+            host_bytes=10 * 2 * adapters,
+        )
+        self.driver = Driver(scheduler, fetch_steps=2, checked=False)
+        self.rng = random.Random(1)
+        self.adapters = [f"a{index}" for index in range(adapters)]
+        self.weights = [1 / (index + 1) ** zipf for index in range(adapters)]
+        for _ in range(count):
+            self.ask()
+
+    def ask(self, adapter: str | None = None) -> None:
+        (chosen,) = self.rng.choices(self.adapters, self.weights)
+        name = f"r{len(self.driver.asked)}"
+        self.driver.ask(name, self.rng.randint(20, 90), adapter=adapter or chosen, max_tokens=self.rng.randint(16, 64))
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            before = len(self.driver.ended)
+            self.driver.step()
+            for _ in range(len(self.driver.ended) - before):
+                self.ask()
+
+    @property
+    def tokens_per_step(self) -> float:
+        return sum(map(len, self.driver.said.values())) / self.driver.steps
+
+    @property
+    def waits(self) -> list[int]:
+        """Steps to the first token, also of those that have none yet."""
+        driver = self.driver
+        return sorted(driver.first_token.get(name, driver.steps) - asked for name, asked in driver.asked.items())
+
+
+@pytest.mark.parametrize("zipf", [0.0, 1.0])
+def test_no_cliff_where_the_working_set_outgrows_the_slots(zipf: float) -> None:
+    """Half, one, two and four times the slots, 16 clients: everybody gets a place, within some steps."""
+    speed = {}
+    for times in (0.5, 1, 2, 4):
+        clients = Clients(16, int(16 * times), 16, zipf=zipf)
+        clients.run(600)
+        speed[times] = clients.tokens_per_step
+        assert clients.waits[-1] <= 15
+        clients.driver.scheduler.residency.check_integrity()
+    assert speed[4] > 0.97 * speed[0.5]
+
+
+def test_more_clients_than_slots_wait_by_turns() -> None:
+    """32 clients on 8 slots: as many adapters run as there are slots, and nobody waits for more than some turns."""
+    for adapters, zipf, least, longest in (
+        (8, 0.0, 30.0, 15),
+        (16, 0.0, 15.0, 150),
+        (32, 0.0, 10.0, 200),
+        (32, 1.0, 12.0, 200),
+    ):
+        clients = Clients(32, adapters, 8, zipf=zipf)
+        clients.run(1200)
+        assert clients.tokens_per_step > least
+        assert clients.waits[-1] < longest
+
+
+def test_a_cold_adapter_beside_adapters_without_a_pause() -> None:
+    """Every slot is in use all the time, by two or more; every 50 steps somebody asks an adapter that is not there."""
+    clients = Clients(32, 4, 4, zipf=0.0)
+    driver = clients.driver
+    asked = []
+    for index in range(12):
+        clients.run(50)
+        asked.append(f"r{len(driver.asked)}")
+        clients.ask(f"cold-{index}")
+    clients.run(200)
+    waits = [driver.first_token[name] - driver.asked[name] for name in asked]
+    assert max(waits) < 130  # some 16 younger ones, and the longest answer of an adapter, 64 steps
+    assert clients.tokens_per_step > 25
+
+
+def test_a_resident_adapter_serves_its_queue_before_it_goes() -> None:
+    """Requests of two adapters in turn on one slot: not a move for each of them."""
+    scheduler = make(max_sequences=4, max_length=100, cache_tokens=1000, pages=1, max_overtakes=6)
+    driver = Driver(scheduler)
+    for index in range(40):
+        driver.ask(str(index), 5, adapter="xy"[index % 2], max_tokens=3)
+    driver.run()
+    assert len(driver.seated) <= 8

@@ -1,0 +1,193 @@
+"""A server without an engine: the true registry, store, keys and routes, over a base that has only a shape."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from safetensors.numpy import save
+
+from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.base import BaseInfo, ModuleShape
+from graftwork.adapters.errors import InvalidAdapter, Unavailable
+from graftwork.adapters.experiments.exposures import Exposures
+from graftwork.adapters.experiments.guard import UnderExperiment
+from graftwork.adapters.experiments.store import Experiments
+from graftwork.adapters.learning.files import Files
+from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.storage.database import Database, migrate
+from graftwork.server.http import edge
+from graftwork.server.http.auth import Authenticator
+from graftwork.server.http.routes import router
+from graftwork.server.http.services import Records, Services, State
+from graftwork.server.observability.metrics import Metrics
+
+ADMIN_KEY = "the-first-key-of-all"
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj")
+LIMITS = Limits(max_adapter_bytes=64 << 10, max_config_bytes=16 << 10, max_rank=16)
+
+
+@dataclass(frozen=True)
+class Seat:
+    tier: str
+    load_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Stats:
+    running: int = 2
+    waiting: int = 1
+    memory_bytes: int = 1000
+    cache_tokens_used: int = 64
+    retained_tokens: int = 100
+    num_prompt_tokens: int = 40
+    num_cached_tokens: int = 30
+    num_steps: int = 10
+    num_preemptions: int = 0
+    num_loads: int = 3
+    num_evictions: int = 1
+
+
+@dataclass
+class StandInEngine:
+    """Tries adapters by looking whether their files are where the engine would look."""
+
+    store: ArtifactStore
+    state: State = "ready"
+    num_restarts: int = 0
+    seats: dict[str, Seat] = field(default_factory=dict)
+    tried: list[str] = field(default_factory=list)
+    refuse: bool = False
+    measured: Stats = field(default_factory=Stats)
+
+    @property
+    def base_card(self) -> Mapping[str, Any]:
+        return {"quantize": "int8", "dtype": "bfloat16", "device": "cpu", "memory_bytes": 1000}
+
+    async def canary(self, digest: str, /) -> None:
+        assert sorted(file.name for file in self.store.path(digest).iterdir()) == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
+        self.tried.append(digest)
+        if self.refuse:
+            raise InvalidAdapter("the adapter changes no answer: train it first", code="inert_adapter")
+
+    async def residency(self) -> Mapping[str, Seat]:
+        return self.seats
+
+    async def stats(self) -> Stats:
+        if self.state != "ready":
+            raise Unavailable("there is no engine")
+        return self.measured
+
+
+@dataclass
+class World:
+    """A server, and where its things are."""
+
+    app: FastAPI
+    services: Services
+    engine: StandInEngine
+    keys: Keys
+    home: Path
+
+    def state(self) -> tuple[Any, ...]:
+        """All that a refused request must not change."""
+        adapters = self.services.registry.adapters(limit=100)
+        events = [list(self.services.registry.history(adapter.name, limit=100)) for adapter in adapters]
+        artifacts = sorted(path.name for path in self.services.store.root.iterdir() if path.name != "staging")
+        return list(adapters), events, artifacts, sorted((self.services.store.root / "staging").iterdir())
+
+
+def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bool = True) -> World:
+    base = BaseInfo(
+        id="tiny-base",
+        path=str(home / "base"),
+        digest="sha256:" + "b" * 64,
+        architecture="LlamaForCausalLM",
+        dtype="float32",
+        num_parameters=128,
+        vocab_size=256,
+        max_positions=64,
+        num_layers=1,
+        hidden_size=8,
+        eos_token_ids=(0,),
+        modules={name: ModuleShape(kind="linear", shape=(8, 8), bias=False) for name in MODULES},
+        tied=(),
+    )
+    shutil.copy(_migrated(), home / "graftwork.db")
+    database = Database(home / "graftwork.db")
+    keys = Keys(database, admin_key=admin_key)
+    store = ArtifactStore(home / "artifacts", limits=LIMITS)
+    engine = StandInEngine(store)
+    registry, metrics, jobs = Registry(database, guard=UnderExperiment()), Metrics(), Jobs(database)
+    services = Services(
+        base=base,
+        registry=registry,
+        store=store,
+        keys=keys,
+        authenticator=Authenticator(keys, open_to_loopback=open_to_loopback),
+        engine=engine,
+        metrics=metrics,
+        records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
+        experiments=Experiments(database, registry),
+        exposures=Exposures(database),
+        files=Files(database, home / "files", max_bytes=1 << 20),
+        jobs=jobs,
+        learning=LearningPolicies(database, registry, jobs, base_id=base.id),
+        limits=LIMITS,
+        home=home,
+        allowed_roots=(home / "shared",),
+    )
+    app = FastAPI(openapi_url=None)
+    app.include_router(router(services))
+    edge.install(app, services.metrics)
+    return World(app, services, engine, keys, home)
+
+
+@functools.cache
+def _migrated() -> Path:
+    """An empty database, made once: migrating takes longer than most tests."""
+    database = Database(Path(tempfile.mkdtemp(prefix="graftwork-tests-")) / "empty.db")
+    atexit.register(shutil.rmtree, Path(str(database)).parent, ignore_errors=True)
+    migrate(database)
+    database.close()
+    return Path(str(database))
+
+
+def adapter_files(seed: int = 0, *, rank: int = 2, config: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """A LoRA on one module of the stand-in base, other numbers for every seed."""
+    numbers = np.random.default_rng(seed)
+    name = f"base_model.model.{MODULES[0]}"
+    tensors = {
+        f"{name}.lora_A.weight": numbers.normal(size=(rank, 8)).astype(np.float32),
+        f"{name}.lora_B.weight": numbers.normal(size=(8, rank)).astype(np.float32),
+    }
+    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"], **(config or {})}
+    return {"adapter_config.json": json.dumps(fields).encode(), "adapter_model.safetensors": save(tensors)}
+
+
+def write_adapter(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in adapter_files(seed).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def form(files: Mapping[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    """What a client's ``files=`` takes."""
+    return [("files", (name, content)) for name, content in files.items()]

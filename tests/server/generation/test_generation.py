@@ -1,0 +1,387 @@
+"""The generation routes over a scripted engine: what an answer's id says, and what is logged of it, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftwork.server.generation import interaction_log
+from graftwork.server.generation.interaction_log import Ended
+from tests.adapters.records import Records, outcome
+from tests.e2e.server_process import eventually
+from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
+from tests.server.scripted_engine import ASK, CHAT, Desk
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    desk = Desk(make_world(tmp_path))
+    desk.engine.connect()
+    for seed in range(2):
+        await desk.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
+    desk.records.log.start()
+    yield desk
+    desk.records.log.stop()
+    await desk.http.aclose()
+
+
+def events(body: str) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
+
+
+async def test_an_answers_id_says_who_gave_it(desk: Desk) -> None:
+    answer = (await desk.ask(user="ann")).json()
+    said = desk.records.ids.read(answer["id"])
+    assert (said.kind, said.adapter, said.unit) == ("chatcmpl", "intents@1", desk.records.ids.unit(user="ann"))
+    assert said.at == answer["created"]
+    assert said.experiment is None
+    body = {"model": "tiny-base", "prompt": "hi"}
+    base = (await desk.http.post("/v1/completions", json=body)).json()
+    assert (desk.records.ids.read(base["id"]).kind, desk.records.ids.read(base["id"]).adapter) == ("cmpl", None)
+    streamed = events((await desk.ask(model="intents@2", stream=True)).text)
+    assert len({event["id"] for event in streamed}) == 1
+    assert desk.records.ids.read(streamed[0]["id"]).adapter == "intents@2"
+
+
+async def test_the_user_is_the_unit_or_else_the_session(desk: Desk) -> None:
+    async def unit(headers: dict[str, str] | None = None, **body: Any) -> str | None:
+        return desk.records.ids.read((await desk.ask(headers=headers, **body)).json()["id"]).unit
+
+    session = {"x-graftwork-session": "s1"}
+    assert await unit() is None
+    assert await unit(user="") is None
+    assert await unit(session) == desk.records.ids.unit(session="s1")
+    assert await unit(metadata={"session": "s1"}) == await unit(session)
+    assert await unit(session, user="ann") == await unit(user="ann") == desk.records.ids.unit(user="ann")
+    refused = await desk.ask(headers={"x-graftwork-session": "x" * 257})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-graftwork-session")
+
+
+async def test_what_is_logged_of_an_answer(desk: Desk) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+    ]
+    desk.gateway.prompts.chat = lambda _: [104, 105]  # type: ignore[method-assign]
+    answer = await desk.ask(
+        messages=messages, n=2, temperature=0.5, stop=["z"], user="ann", metadata={"page": "7"}, seed=3,
+        safety_identifier="ann-hashed",
+    )  # fmt: skip
+    (row,) = desk.logged()
+    assert row.id == answer.json()["id"]
+    assert (row.base, row.model, row.adapter, row.status, row.error) == (
+        "tiny-base",
+        "intents",
+        "intents@1",
+        "ok",
+        None,
+    )
+    assert row.prompt == {"messages": messages}
+    assert row.sampling == {"max_tokens": 8, "n": 2, "temperature": 0.5, "stop": ["z"], "seed": 3}
+    assert [(c.index, c.text, c.finish_reason) for c in row.completions] == [(0, "hi", "stop"), (1, "hi", "stop")]
+    assert (row.prompt_tokens, row.completion_tokens) == (2, 4)
+    assert (row.user, row.metadata, row.key_id) == ("ann", {"page": "7"}, "local")
+    assert row.queue_ms is not None
+    assert row.first_token_ms is not None
+    assert 0 <= row.first_token_ms <= row.total_ms < 60_000
+
+
+async def test_how_long_it_queued(desk: Desk) -> None:
+    desk.engine.queued = 0.5
+    await desk.ask()
+    (row,) = desk.logged()
+    assert row.queue_ms is not None
+    assert 500 <= row.queue_ms < 10_000
+
+
+async def test_a_completions_prompts_are_logged_as_they_were_sent(desk: Desk) -> None:
+    for prompt in (["hi", "ho"], [[104, 105], [33]]):
+        await desk.http.post("/v1/completions", json={"model": "intents@2", "prompt": prompt, "stream": True})
+        row = next(row for row in desk.logged() if row.prompt == {"prompt": prompt})
+        assert (row.kind, row.sampling) == ("cmpl", {"stream": True})
+        assert row.texts == tuple(text if isinstance(text, str) else bytes(text).decode() for text in prompt)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_breaks_is_logged_as_broken(desk: Desk, stream: bool) -> None:
+    answer = await desk.ask(messages=[{"role": "user", "content": "fail"}], stream=stream)
+    assert "it broke" in answer.text
+    (row,) = desk.logged()
+    assert (row.status, row.error, row.texts) == ("error", "it broke", ("f",))
+    assert row.completions[0].finish_reason is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_whose_client_leaves_is_logged_as_cancelled(desk: Desk, stream: bool) -> None:
+    body = json.dumps({**ASK, "messages": [{"role": "user", "content": "stall"}], "stream": stream}).encode()
+    left, begun = asyncio.Event(), False
+
+    async def receive() -> Any:
+        nonlocal begun
+        if not begun:
+            begun = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None: ...
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "raw_path": CHAT.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 8000),
+        "scheme": "http",
+    }
+    asking = asyncio.ensure_future(desk.world.app(scope, receive, send))
+    while desk.engine.link._board.total_open == 0:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    left.set()
+    await asyncio.wait_for(asyncio.gather(asking, return_exceptions=True), 10)
+    (row,) = desk.logged()
+    assert (row.status, row.error, row.texts) == ("cancelled", None, ("s",))
+    assert desk.engine.link._board.total_open == 0
+
+
+async def test_what_is_not_stored_is_not_logged_but_can_be_judged(desk: Desk) -> None:
+    unstored = (await desk.ask(store=False)).json()["id"]
+    stored = (await desk.ask(store=True)).json()["id"]
+    assert [row.id for row in desk.logged()] == [stored]
+    assert (await desk.http.post("/v1/feedback", json={"interaction_id": unstored, "thumb": "up"})).status_code == 201
+
+
+async def test_policies_hold_from_one_request_to_the_next(desk: Desk) -> None:
+    async def is_logged(model: str) -> bool:
+        id = (await desk.ask(model=model)).json()["id"]
+        return id in [row.id for row in desk.logged()]
+
+    assert await is_logged("intents")
+    await desk.http.put("/v1/log_policies/adapters/intents", json={"log": False})
+    assert not await is_logged("intents@2")
+    assert await is_logged("tiny-base")
+    await desk.http.put("/v1/log_policies/keys/local", json={"log": False})
+    assert not await is_logged("tiny-base")
+    await desk.http.delete("/v1/log_policies/keys/local")
+    await desk.http.put("/v1/log_policies/adapters/tiny-base", json={"log": False})
+    assert not await is_logged("tiny-base")
+
+
+async def test_refused_requests_are_not_interactions(desk: Desk) -> None:
+    await desk.ask(model="nobody")
+    await desk.ask(max_tokens=9999)
+    await desk.ask(n=8, messages=[{"role": "user", "content": "stall"}], temperature=9)
+    assert desk.logged() == []
+
+
+async def test_an_arm_that_was_drawn_is_said_everywhere(desk: Desk) -> None:
+    plan = {
+        "name": "seven",
+        "adapter": "intents",
+        "metric": "thumb",
+        "arms": [{"version": 1}, {"version": 2, "weight": 1}],
+    }
+    assert (await desk.http.post("/v1/experiments", json=plan)).status_code == 201
+    answer = await desk.ask(user="ann")
+    assert (answer.headers["x-graftwork-experiment"], answer.headers["x-graftwork-arm"]) == ("seven", "intents@2")
+    assert answer.headers["x-graftwork-adapter"] == "intents@2"
+    assert answer.json()["graftwork"] == {"adapter": "intents@2", "experiment": "seven", "arm": "intents@2"}
+    said = desk.records.ids.read(answer.json()["id"])
+    assert (said.experiment, said.arm, said.probability) == ("seven", "intents@2", 1.0)
+    assert said.unit == desk.records.ids.unit(user="ann")
+    (row,) = desk.logged(experiment="seven", arm="intents@2")
+    assert row.probability == 1.0
+
+
+async def test_feedback_waits_for_the_row_that_it_is_about(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to wait for the log to gather: what is acknowledged has its row."""
+    monkeypatch.setattr(interaction_log, "GATHER_SECONDS", 60)
+    await desk.ask()  # the writer is waiting with the old patience
+    desk.logged()
+    answer = (await desk.ask()).json()
+    assert len(desk.records.interactions.find()) == 1
+    began = time.monotonic()
+    await desk.http.post("/v1/feedback", json={"interaction_id": answer["id"], "thumb": "up"})
+    assert time.monotonic() - began < 30
+    assert desk.records.interactions.get(answer["id"]).id == answer["id"]
+
+
+# ------------------------------------------------------------------------------------------------- the queue itself
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = make_world(tmp_path, admin_key=ADMIN_KEY)
+    yield world
+    world.services.records.log.stop(seconds=0)
+
+
+@pytest.fixture
+def ended(world: World, tmp_path: Path) -> Callable[..., Ended]:
+    records = Records.at(tmp_path / "graftwork.db")
+
+    def make(id: str | None = None, **changes: Any) -> Ended:
+        id = id or records.mint()
+        return Ended(id, "intents", "local", changes.pop("num_bytes", 10), lambda: outcome(id, **changes))
+
+    return make
+
+
+def count(world: World) -> int:
+    return len(list(world.services.records.interactions.each()))
+
+
+def dropped(world: World) -> float:
+    text = world.services.metrics.render().decode()
+    return float(re.findall(r"^graftwork_interactions_dropped_total (\S+)", text, re.MULTILINE)[0])
+
+
+def test_what_waits_is_written_together_and_at_the_end(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    for _ in range(600):
+        log.put(ended())
+    assert count(world) == 0
+    log.start()
+    log.stop()
+    assert count(world) == 600
+    assert dropped(world) == 0
+
+
+def test_a_full_queue_drops_and_says_so(
+    world: World, ended: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = world.services.records.log
+    log.max_waiting = 3
+    for _ in range(5):
+        log.put(ended())
+    log.put(ended(num_bytes=interaction_log.MAX_BYTES))
+    assert dropped(world) == 3
+    assert "were not logged" in caplog.text
+    log.start()
+    assert log.flush()
+    assert count(world) == 3
+    log.put(ended())
+    log.stop()
+    assert count(world) == 4
+
+
+def test_large_answers_are_bounded_by_what_they_hold(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    for _ in range(3):
+        log.put(ended(num_bytes=interaction_log.MAX_BYTES // 2))
+    assert dropped(world) == 1
+    log.start()
+    assert log.flush()
+    log.put(ended(num_bytes=interaction_log.MAX_BYTES))
+    log.stop()
+    assert count(world) == 3
+
+
+def test_one_row_that_cannot_be_written_does_not_cost_the_others(
+    world: World, ended: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = world.services.records.log
+    good = [ended() for _ in range(3)]
+    log.put(good[0])
+    log.put(ended(prompt={"messages": object()}))
+    log.put(ended(id="chatcmpl-forged"))
+    for one in good[1:]:
+        log.put(one)
+    log.start()
+    log.stop()
+    assert {row.id for row in world.services.records.interactions.each()} == {one.id for one in good}
+    assert dropped(world) == 2
+    assert "chatcmpl-forged cannot be logged" in caplog.text
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the database is opened."""
+    monkeypatch.setattr("graftwork.adapters.storage.database.BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(interaction_log, "RETRY_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_database_that_is_locked_delays_rows_and_nobody_who_asks(
+    world: World, ended: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = world.services.records.log
+    log.start()
+    first = ended()
+    blocker = sqlite3.connect(world.home / "graftwork.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    log.put(first)
+    assert time.monotonic() - began < 1
+    assert not log.settle(first.id, seconds=0.5)
+    eventually(lambda: "cannot be logged now" in caplog.text, 20, "it is said")
+    assert caplog.text.count("cannot be logged now") == 1
+    blocker.rollback()
+    blocker.close()
+    assert log.settle(first.id, seconds=30)
+    log.stop()
+    assert count(world) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stopping_gives_up_on_a_database_that_stays_locked(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    log.start()
+    one = ended()
+    blocker = sqlite3.connect(world.home / "graftwork.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    log.put(one)
+    assert not log.settle(one.id, seconds=0.5)
+    stopping = threading.Thread(target=log.stop, kwargs={"seconds": 0.3})
+    stopping.start()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert dropped(world) == 1
+    blocker.close()
+
+
+def test_what_comes_after_the_end_is_counted_as_lost(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    log.start()
+    log.put(ended())
+    log.stop()
+    log.put(ended())
+    assert (count(world), dropped(world)) == (1, 1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stopping_waits_for_a_database_that_is_locked_for_a_while(world: World, ended: Callable[..., Ended]) -> None:
+    log = world.services.records.log
+    log.start()
+    blocker = sqlite3.connect(world.home / "graftwork.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    one = ended()
+    log.put(one)
+    assert not log.settle(one.id, seconds=0.5)
+    stopping = threading.Thread(target=log.stop, kwargs={"seconds": 60})
+    stopping.start()
+    stopping.join(0.2)
+    assert stopping.is_alive()
+    blocker.rollback()
+    blocker.close()
+    stopping.join(60)
+    assert (count(world), dropped(world)) == (1, 0)
+
+
+def test_nobody_waits_for_what_is_not_on_its_way(world: World) -> None:
+    assert world.services.records.log.settle("chatcmpl-x", seconds=0)
+    assert world.services.records.log.flush(seconds=0)

@@ -1,0 +1,367 @@
+"""The wire models: what is taken, what is refused and how it is said, and what becomes of it for the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.server.bodies import parse
+from graftwork.server.openai.requests.chat import ChatCompletionRequest
+from graftwork.server.openai.requests.completions import CompletionRequest
+from graftwork.server.openai.requests.generation import Generation
+
+HELLO = [{"role": "user", "content": "hello"}]
+EOS = {2, 7}
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return parse(ChatCompletionRequest, json.dumps({"model": "intents", "messages": HELLO, **fields}).encode())
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return parse(CompletionRequest, json.dumps({"model": "intents", "prompt": "hello", **fields}).encode())
+
+
+def says(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content, **fields}]}
+
+
+# fields laid over a good body, the param that the error names, its code, a part of its message
+BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"messages": []}, "messages", "invalid_value", "must not be empty"),
+    ({"messages": None}, "messages", "invalid_type", "must be a list, not null"),
+    ({"messages": "hello"}, "messages", "invalid_type", "must be a list, not a string"),
+    ({"messages": ["hello"]}, "messages[0]", "invalid_type", "must be an object, not a string"),
+    ({"messages": [{"content": "hello"}]}, "messages[0].role", "missing_required_parameter", "is required"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter", "is required"),
+    ({"messages": [{"role": "tool", "content": "4"}]}, "messages[0].role", "invalid_value", "got 'tool'"),
+    ({"messages": [*HELLO, {"role": "robot", "content": ""}]}, "messages[1].role", "invalid_value", "got 'robot'"),
+    (says(None), "messages[0].content", "invalid_type", "not null"),
+    (says(7), "messages[0].content", "invalid_type", "not a number"),
+    (says([]), "messages[0].content", "invalid_value", "empty list"),
+    (says(["hi"]), "messages[0].content", "invalid_type", "content[0] must be an object"),
+    (says([{"type": "text"}]), "messages[0].content", "invalid_type", "content[0].text must be a string"),
+    (says([{"type": "image_url", "image_url": {}}]), "messages[0].content", "unsupported_parameter", "only text"),
+    (says([{"type": "text", "text": "a", "x": 1}]), "messages[0].content", "unknown_parameter", "'x'"),
+    (says("a\0b"), "messages[0].content", "invalid_value", "NUL"),
+    (says("a", tool_calls=[{"id": "1"}]), "messages[0].tool_calls", "unsupported_parameter", "no tool calls"),
+    (says("a", function_call={"name": "f"}), "messages[0].function_call", "unsupported_parameter", "no tool calls"),
+    (says("a", audio={"id": "1"}), "messages[0].audio", "unsupported_parameter", "only text"),
+    (says("a", refusal="no"), "messages[0].refusal", "unsupported_parameter", "into the content"),
+    (says("a", contents="b"), "messages[0].contents", "unknown_parameter", "is not a field"),
+    ({"model": None}, "model", "invalid_type", "must be a string, not null"),
+    ({"model": ""}, "model", "invalid_value", "must not be empty"),
+    ({"model": "m" * 257}, "model", "invalid_value", "at most 256 characters"),
+    ({"model": ["intents"]}, "model", "invalid_type", "must be a string, not a list"),
+    ({"temperature": 2.5}, "temperature", "invalid_value", "must be at most 2, got 2.5"),
+    ({"temperature": -0.1}, "temperature", "invalid_value", "must be at least 0"),
+    ({"temperature": "0.5"}, "temperature", "invalid_type", "must be a number, not a string"),
+    ({"temperature": True}, "temperature", "invalid_type", "must be a number, not a boolean"),
+    ({"temperature": float("nan")}, "temperature", "invalid_type", "finite number, not nan"),
+    ({"temperature": float("inf")}, "temperature", "invalid_type", "finite number, not inf"),
+    ({"temperature": 10**400}, "temperature", "invalid_type", "finite number"),
+    ({"top_p": 0}, "top_p", "invalid_value", "must be greater than 0, got 0"),
+    ({"top_p": 1.01}, "top_p", "invalid_value", "must be at most 1"),
+    ({"presence_penalty": -2.1}, "presence_penalty", "invalid_value", "must be at least -2"),
+    ({"frequency_penalty": []}, "frequency_penalty", "invalid_type", "must be a number, not a list"),
+    ({"n": 0}, "n", "invalid_value", "must be at least 1"),
+    ({"n": 9}, "n", "invalid_value", "must be at most 8"),
+    ({"n": 1.0}, "n", "invalid_type", "must be a whole number"),
+    ({"n": True}, "n", "invalid_type", "must be a whole number, not a boolean"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value", "at least 1"),
+    ({"max_tokens": -5}, "max_tokens", "invalid_value", "at least 0"),
+    ({"max_tokens": 10**30}, "max_tokens", "invalid_value", "at most 9223372036854775807"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value", "at least 1"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "invalid_value", "give one of the two"),
+    ({"min_tokens": -1}, "min_tokens", "invalid_value", "at least 0"),
+    ({"ignore_eos": "yes"}, "ignore_eos", "invalid_type", "true or false, not a string"),
+    ({"seed": 1.5}, "seed", "invalid_type", "whole number"),
+    ({"seed": 2**63}, "seed", "invalid_value", "at most 9223372036854775807"),
+    ({"seed": 10**2000}, "seed", "invalid_value", "a number with very many digits"),
+    ({"stop": ""}, "stop", "invalid_value", "1 to 256 characters"),
+    ({"stop": ["a", ""]}, "stop", "invalid_value", "1 to 256 characters"),
+    ({"stop": ["s" * 257]}, "stop", "invalid_value", "1 to 256 characters"),
+    ({"stop": list("abcde")}, "stop", "invalid_value", "at most 4 strings, got 5"),
+    ({"stop": [1]}, "stop", "invalid_type", "list of at most 4 strings"),
+    ({"stop": {"a": 1}}, "stop", "invalid_type", "list of at most 4 strings"),
+    ({"stop": "\0"}, "stop", "invalid_value", "NUL"),
+    ({"stream": "true"}, "stream", "invalid_type", "true or false"),
+    ({"stream_options": {}}, "stream_options", "invalid_value", "only for streams"),
+    ({"stream": True, "stream_options": []}, "stream_options", "invalid_type", "must be an object"),
+    ({"stream": True, "stream_options": {"usage": 1}}, "stream_options.usage", "unknown_parameter", "not a field"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "unsupported_parameter",
+        "leave it out",
+    ),
+    ({"logprobs": 3}, "logprobs", "invalid_type", "true or false, not a number"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "at most 20"),
+    ({"top_logprobs": 2}, "top_logprobs", "invalid_value", "needs logprobs"),
+    ({"user": 7}, "user", "invalid_type", "must be a string"),
+    ({"user": "u\0"}, "user", "invalid_value", "NUL"),
+    ({"metadata": []}, "metadata", "invalid_type", "object of strings"),
+    ({"metadata": {"a": 1}}, "metadata", "invalid_type", "metadata['a'] must be a string"),
+    ({"metadata": {"k" * 65: ""}}, "metadata", "invalid_value", "too long"),
+    ({"metadata": {"k": "v" * 513}}, "metadata", "invalid_value", "too long"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "invalid_value", "at most 16 pairs, got 17"),
+    ({"store": 1}, "store", "invalid_type", "true or false"),
+    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "no tool calls"),
+    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", "no tool calls"),
+    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "no tool calls"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "only text"),
+    ({"logit_bias": {"50256": -100}}, "logit_bias", "unsupported_parameter", "leave it out"),
+    ({"service_tier": "flex"}, "service_tier", "unsupported_parameter", "one tier"),
+    ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", "text"),
+    ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", "only text"),
+    ({"prediction": {"type": "content"}}, "prediction", "unsupported_parameter", "leave it out"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter", "do not reason"),
+    ({"verbosity": "low"}, "verbosity", "unsupported_parameter", "how long"),
+    ({"web_search_options": {}}, "web_search_options", "unsupported_parameter", "leave it out"),
+    ({"best_of": 1}, "best_of", "unknown_parameter", "remove it"),
+    ({"temprature": 1}, "temprature", "unknown_parameter", "did you mean temperature?"),
+    ({"{brace}": "{x}"}, "{brace}", "unknown_parameter", "'{brace}' is not a field"),
+]
+
+BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"prompt": None}, "prompt", "invalid_type", "not null"),
+    ({"prompt": []}, "prompt", "invalid_value", "empty list"),
+    ({"prompt": {"text": "a"}}, "prompt", "invalid_type", "not an object"),
+    ({"prompt": 5}, "prompt", "invalid_type", "not a number"),
+    ({"prompt": [1, "a"]}, "prompt", "invalid_type", "prompt[1] must be a token id, not 'a'"),
+    ({"prompt": [1, True]}, "prompt", "invalid_type", "prompt[1] must be a token id, not True"),
+    ({"prompt": [1, -1]}, "prompt", "invalid_type", "prompt[1] must be a token id, not -1"),
+    ({"prompt": [True]}, "prompt", "invalid_type", "must not mix"),
+    ({"prompt": ["a", 1]}, "prompt", "invalid_type", "must not mix"),
+    ({"prompt": [[1], "a"]}, "prompt", "invalid_type", "must not mix"),
+    ({"prompt": [[1], []]}, "prompt", "invalid_value", "prompt[1] is an empty list"),
+    ({"prompt": [[1], [1.5]]}, "prompt", "invalid_type", "prompt[1][0] must be a token id, not 1.5"),
+    ({"prompt": ["a"] * 33}, "prompt", "invalid_value", "at most 32 prompts in one request, got 33"),
+    ({"prompt": "a\0"}, "prompt", "invalid_value", "NUL"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value", "only for echo"),
+    ({"echo": 1}, "echo", "invalid_type", "true or false"),
+    ({"logprobs": True}, "logprobs", "invalid_type", "whole number, not a boolean"),
+    ({"logprobs": 21}, "logprobs", "invalid_value", "at most 20"),
+    ({"best_of": 2}, "best_of", "unsupported_parameter", "leave it out"),
+    ({"n": 2, "best_of": 1}, "best_of", "unsupported_parameter", "leave it out"),
+    ({"suffix": "end"}, "suffix", "unsupported_parameter", "cannot be inserted"),
+    ({"messages": HELLO}, "messages", "unknown_parameter", "is not a field"),
+    ({"max_completion_tokens": 5}, "max_completion_tokens", "unknown_parameter", "is not a field"),
+]
+
+BAD_BYTES: list[tuple[bytes, str, str]] = [
+    (b"", "invalid_json", "empty: send a JSON object"),
+    (b"  \n", "invalid_json", "empty"),
+    (b"[]", "invalid_type", "must be an object, not a list"),
+    (b'"hello"', "invalid_type", "must be an object, not a string"),
+    (b"null", "invalid_type", "must be an object, not null"),
+    (b'{"model": "a",}', "invalid_json", "trailing comma at line 1 column 15"),
+    (b'{\n"model": "a"\n', "invalid_json", "at line 3"),
+    (b'{"model": "a"} {"model": "b"}', "invalid_json", "trailing characters"),
+    (b"{'model': 'a'}", "invalid_json", "line 1 column 2"),
+    (b'{"model": "\xff"}', "invalid_json", "unicode"),
+    (b'{"model": "\\ud800"}', "invalid_json", "half a surrogate pair"),
+    (b'\xff\xfe{\x00"\x00', "invalid_json", "line 1 column 1"),
+    (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_json", "number out of range"),
+    (b'{"stop": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json", "recursion limit"),
+    (b"model=intents&prompt=hello", "invalid_json", "line 1 column 1"),
+]
+
+
+def refusal(model: type[Generation], raw: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(model, raw)
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400
+    return caught.value
+
+
+@pytest.mark.parametrize(("fields", "param", "code", "says"), BAD_CHATS, ids=lambda value: str(value)[:40])
+def test_bad_chats_are_refused_by_name(fields: dict[str, Any], param: str, code: str, says: str) -> None:
+    error = refusal(ChatCompletionRequest, json.dumps({"model": "intents", "messages": HELLO, **fields}).encode())
+    assert (error.param, error.code) == (param, code)
+    assert says in error.message
+
+
+@pytest.mark.parametrize(("fields", "param", "code", "says"), BAD_COMPLETIONS, ids=lambda value: str(value)[:40])
+def test_bad_completions_are_refused_by_name(fields: dict[str, Any], param: str, code: str, says: str) -> None:
+    error = refusal(CompletionRequest, json.dumps({"model": "intents", "prompt": "hello", **fields}).encode())
+    assert (error.param, error.code) == (param, code)
+    assert says in error.message
+
+
+@pytest.mark.parametrize(("raw", "code", "says"), BAD_BYTES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest])
+def test_what_is_no_json_object_is_refused(model: type[Generation], raw: bytes, code: str, says: str) -> None:
+    error = refusal(model, raw)
+    assert (error.param, error.code) == (None, code)
+    assert says in error.message
+
+
+def test_the_first_error_is_explained_and_the_others_are_counted() -> None:
+    body = {"model": "intents", "messages": HELLO, "n": 0, "top_p": 7, "seed": "x"}
+    error = refusal(ChatCompletionRequest, json.dumps(body).encode())
+    assert error.param == "n"
+    assert error.message.endswith("(and 2 more problems in this body)")
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)))
+def test_any_value_of_any_field_is_taken_or_refused(value: Any) -> None:
+    for model in (ChatCompletionRequest, CompletionRequest):
+        for field in model.model_fields:
+            body = {"model": "intents", "messages": HELLO} if model is ChatCompletionRequest else {"model": "intents"}
+            with contextlib.suppress(InvalidRequest):
+                parse(model, json.dumps({**body, field: value}).encode())
+
+
+# ------------------------------------------------------------------------------------------- what others may send
+
+
+def test_fields_of_openai_are_taken_where_they_ask_for_nothing_special() -> None:
+    request = chat(
+        n=1,
+        tools=None,
+        tool_choice="none",
+        functions=[],
+        response_format={"type": "text"},
+        logit_bias={},
+        service_tier="auto",
+        parallel_tool_calls=None,
+        modalities=["text"],
+        verbosity="medium",
+        reasoning_effort=None,
+        metadata={"team": "support"},
+        store=False,
+        user="u1",
+        safety_identifier="u1",
+        prompt_cache_key="support",
+        seed=-1,
+        stop=None,
+        stream=True,
+        stream_options={"include_usage": True, "include_obfuscation": False},
+        logprobs=False,
+        top_logprobs=0,
+        max_tokens=4,
+        max_completion_tokens=4,
+    )
+    assert (request.store, request.user, request.include_usage) == (False, "u1", True)
+    assert request.metadata == {"team": "support"}
+    completion(best_of=1, suffix=None, logit_bias=None, user="u1", n=1)
+
+
+def test_an_answers_message_can_be_sent_back_as_the_official_client_does() -> None:
+    reply = {
+        "role": "assistant",
+        "content": "hi",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "tool_calls": None,
+    }
+    request = chat(
+        messages=[*HELLO, reply, {"role": "user", "content": [{"type": "text", "text": "and"}], "name": "al"}]
+    )
+    assert request.chat_messages() == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi"},
+        {"role": "user", "content": [{"type": "text", "text": "and"}], "name": "al"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", ("ab",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], ((1, 2),)),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+        ("", ("",)),
+    ],
+)
+def test_the_four_forms_of_a_prompt(prompt: Any, expected: tuple[Any, ...]) -> None:
+    assert completion(prompt=prompt).prompt == expected
+
+
+def test_prompts_become_token_ids_within_the_vocabulary() -> None:
+    request = completion(prompt=["ab", "c"])
+    assert request.prompts(lambda text: [ord(letter) for letter in text], 256) == [(97, 98), (99,)]
+    with pytest.raises(InvalidRequest, match="token id 256, but this model's ids go from 0 to 255") as caught:
+        completion(prompt=[[1], [2, 256]]).prompts(lambda text: [], 256)
+    assert caught.value.param == "prompt"
+    with pytest.raises(InvalidRequest, match="very many digits"):
+        completion(prompt=[10**4000]).prompts(lambda text: [], 256)
+
+
+# ------------------------------------------------------------------------------------------------ what it becomes
+
+
+def test_defaults() -> None:
+    sampling = chat().sampling(10, 100, EOS)
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (90, 1.0, 1.0)
+    assert (sampling.seed, sampling.top_logprobs, sampling.prompt_logprobs) == (None, None, None)
+    assert sampling.stop_token_ids == EOS
+    assert completion().sampling(10, 100, EOS).max_tokens == 16
+    assert completion().sampling(95, 100, EOS).max_tokens == 5
+
+
+def test_everything_that_was_asked_for_arrives() -> None:
+    sampling = chat(
+        max_completion_tokens=7,
+        min_tokens=3,
+        temperature=0,
+        top_p=0.5,
+        frequency_penalty=1,
+        presence_penalty=-1.5,
+        seed=11,
+        logprobs=True,
+        top_logprobs=4,
+        ignore_eos=True,
+    ).sampling(10, 100, EOS, choice=2)
+    assert (sampling.max_tokens, sampling.min_tokens, sampling.temperature, sampling.top_p) == (7, 3, 0, 0.5)
+    assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.seed) == (1, -1.5, 13)
+    assert (sampling.top_logprobs, sampling.prompt_logprobs) == (4, None)
+    assert sampling.stop_token_ids == frozenset()
+
+
+def test_every_choice_has_its_own_seed_which_fits_a_generator() -> None:
+    assert [chat(n=2, seed=2**63 - 1).sampling(1, 9, EOS, choice=i).seed for i in (0, 1)] == [2**63 - 1, 0]
+    assert chat(seed=-(2**63)).sampling(1, 9, EOS).seed == 0
+
+
+def test_echo_with_logprobs_scores_the_prompt() -> None:
+    sampling = completion(echo=True, logprobs=2, max_tokens=0).sampling(100, 100, EOS)
+    assert (sampling.max_tokens, sampling.top_logprobs, sampling.prompt_logprobs) == (0, 2, 2)
+    assert completion(logprobs=2).sampling(1, 100, EOS).prompt_logprobs is None
+
+
+@pytest.mark.parametrize("num_tokens", [100, 101, 10_000])
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(num_tokens: int) -> None:
+    for request, param in ((chat(), "messages"), (completion(), "prompt"), (chat(max_tokens=1), "messages")):
+        with pytest.raises(InvalidRequest, match=rf"{num_tokens} tokens.* 100 tokens") as caught:
+            request.sampling(num_tokens, 100, EOS)
+        assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_than_fit_are_refused_with_what_would_fit(field: str) -> None:
+    assert chat(**{field: 90}).sampling(10, 100, EOS).max_tokens == 90
+    with pytest.raises(InvalidRequest, match=rf"{field} is 91.*ask for at most 90") as caught:
+        chat(**{field: 91}).sampling(10, 100, EOS)
+    assert (caught.value.param, caught.value.code) == (field, "context_length_exceeded")
+
+
+def test_min_tokens_must_be_reachable() -> None:
+    with pytest.raises(InvalidRequest, match="min_tokens is 17, but at most 16") as caught:
+        completion(min_tokens=17).sampling(10, 100, EOS)
+    assert caught.value.param == "min_tokens"
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        completion(prompt="").sampling(0, 100, EOS)

@@ -1,0 +1,88 @@
+"""An engine whose answers a test writes, behind the true generation routes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Depends
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
+from graftwork.server.engine.request import Delta, FinishReason
+from graftwork.server.generation.service import Gateway
+from graftwork.server.processes import Board
+from graftwork.server.transport.client import EngineLink
+from graftwork.server.transport.messages import Frame, Generate, Hello, Up
+from tests.server.byte_tokens import EOS, ByteTokens
+from tests.server.fakes import World
+
+CHAT = "/v1/chat/completions"
+
+
+ASK = {"model": "intents", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+
+
+class StandInPrompts(ByteTokens):
+    """A byte is a token; a conversation is what was said last."""
+
+    eos_token_ids = (EOS,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        return self.encode(messages[-1]["content"])
+
+
+class ScriptedEngine:
+    """Repeats the prompt, a byte a frame, and ends; ``fail`` fails after a byte, ``stall`` says no more after one."""
+
+    def __init__(self, board: Board) -> None:
+        self.link = EngineLink(board, max_open=8, canary_prompt=[1])
+        self.queued = 0.0  # seconds
+
+    def connect(self) -> None:
+        self.link.connect(0, self.take)
+        self.link.receive(Frame("e", hello=Hello("e", os.getpid(), {"quantize": "int8", "max_length": 64})))
+
+    def take(self, message: Up) -> None:
+        if isinstance(message, Generate):
+            asyncio.get_running_loop().call_soon(self.answer, message.request.id, bytes(message.request.prompt))
+
+    def answer(self, id: str, prompt: bytes) -> None:
+        admitted_at = time.monotonic() + self.queued
+        last = None if prompt == b"stall" else FinishReason.ERROR if prompt == b"fail" else FinishReason.STOP
+        said = prompt[:1] if prompt in (b"stall", b"fail") else prompt
+        deltas = [Delta(id, [byte], admitted_at=None if place else admitted_at) for place, byte in enumerate(said)]
+        if last is not None:
+            deltas.append(Delta(id, finish_reason=last, error="it broke" if last is FinishReason.ERROR else None))
+        for delta in deltas:
+            self.link.receive(Frame("e", [delta]))
+
+
+class Desk:
+    """A world with a gateway, and a client in the same event loop."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.records = world.services.records
+        self.engine = ScriptedEngine(Board(1))
+        self.gateway = Gateway(world.services, self.engine.link, StandInPrompts())  # type: ignore[arg-type]
+        routes = APIRouter(dependencies=[Depends(world.services.authenticator.require(Role.APP))])
+        for path, endpoint, methods in self.gateway.endpoints:
+            routes.add_api_route(path, endpoint, methods=methods)
+        world.app.include_router(routes)
+        transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+
+    async def ask(self, path: str = CHAT, headers: dict[str, str] | None = None, **changes: Any) -> httpx.Response:
+        return await self.http.post(path, json={**ASK, **changes}, headers=headers)
+
+    def logged(self, **which: Any) -> list[Interaction]:
+        assert self.records.log.flush()
+        return list(self.records.interactions.find(InteractionFilter(**which), limit=100))

@@ -1,0 +1,163 @@
+"""Rounds of a learning policy from what was said to a version: keeper and worker together; runs are stand-ins. And what
+the run of a round holds out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.learning.job import CONTROL
+from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage.database import Database
+from graftwork.adapters.storage.leases import Leases
+from graftwork.server.background.keeper import Keeper
+from graftwork.server.background.rounds import AutoLoop
+from graftwork.training.methods.rows import route
+from graftwork.training.run.folder import FEEDBACK_FILE
+from graftwork.training.worker.job.plan import material_of, planned
+from graftwork.training.worker.job.spec import JobSpec
+from tests.adapters.records import Records
+from tests.e2e.server_process import eventually
+from tests.server.fakes import World, adapter_files, form
+from tests.training.exports import answer, said
+from tests.training.worker.test_worker import SECONDS, working
+from tests.training.worker.test_worker import url as url  # the fixtures
+from tests.training.worker.test_worker import world as world
+
+
+@contextmanager
+def keeping(world: World) -> Iterator[None]:
+    database = Database(world.home / "graftwork.db")
+    registry, jobs = Registry(database), Jobs(database)
+    policies = LearningPolicies(database, registry, jobs, base_id=world.services.base.id)
+    keeper = Keeper(Leases(database), seconds=5)
+    keeper.duty("learning", AutoLoop(policies, jobs, registry, Leases(database)).run, every=0.1)
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.stop()
+        database.close()
+
+
+def test_what_users_say_becomes_versions(world: World, url: str) -> None:
+    records = Records.at(world.home / "graftwork.db")
+    httpx.post(f"{url}/v1/adapters/intents/versions", files=form(adapter_files(0)), timeout=SECONDS).raise_for_status()
+
+    def set_policy(**settings: Any) -> None:
+        said = {"after": 2, **settings}
+        httpx.put(f"{url}/v1/adapters/intents/learning_policy", json=said, timeout=SECONDS).raise_for_status()
+
+    def say() -> None:
+        for _ in range(2):
+            said = Said(interaction_id=records.log(records.mint("intents@1")), correction="card_lost")
+            records.feedback.add(said, key_id="k")
+
+    def last_round(number: int) -> dict[str, Any]:
+        def ended() -> dict[str, Any] | None:
+            policy = httpx.get(f"{url}/v1/adapters/intents/learning_policy", timeout=SECONDS).json()
+            last = policy["last_round"]
+            return last if last and last["number"] == number and last["finished_at"] else None
+
+        found: dict[str, Any] = eventually(ended, SECONDS, f"round {number} has ended")
+        return found
+
+    set_policy(hyperparameters={"batch_size": 5}, control_every=2)
+    with working(world, url), keeping(world):
+        say()
+        first = last_round(1)
+        assert (first["status"], first["version"], first["continues"]) == ("succeeded", "intents@2", "intents@1"), first
+        set_policy(hyperparameters={"batch_size": 7}, control_every=2)
+        say()
+        second = last_round(2)
+        assert (second["status"], second["version"], second["control"]) == ("succeeded", "intents@3", True), second
+    adapter = world.services.registry.adapter("intents")
+    assert [version.parent for version in adapter.versions] == [None, 1, None]
+    assert adapter.aliases == {"live": 1}
+    spec = json.loads((world.home / "jobs" / second["job"] / "job.json").read_text())
+    assert (spec["metadata"][CONTROL], spec["parent"]) == ("intents@1", None)
+    assert len(world.services.jobs.find()) == 2
+    records.database.close()
+
+
+def made(home: Path, base: BaseInfo, rows: list[dict[str, Any]], **fields: Any) -> Path:
+    """The folder of a run on this feedback."""
+    home.mkdir(parents=True)
+    (home / FEEDBACK_FILE).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given = {"rank": 4, **fields.pop("hyperparameters", {})}
+    data = (home / FEEDBACK_FILE,)
+    JobSpec(job_id=home.name, name="tickets", base=base, data=data, hyperparameters=given, **fields).write(home)
+    return home
+
+
+def judged(count: int, *, user: str | None = None, **judgement: Any) -> list[dict[str, Any]]:
+    """Answers to questions that are not like each other, and what was said of them."""
+    rows = []
+    for number in range(count):
+        words = hashlib.sha256(str(number).encode()).hexdigest().translate(str.maketrans("0123456789", "ghijklmnop"))
+        asked = {"messages": [{"role": "user", "content": f"{words[:9]} {words[9:18]} {words[18:27]}?"}]}
+        rows.append(answer(f"chatcmpl-{number}", f"no {words[:4]}", prompt=asked, unit=user))
+        rows.append(said(f"chatcmpl-{number}", number, **judgement))
+    return rows
+
+
+@pytest.mark.parametrize("judgement", [{"correction": "card_lost"}, {"thumb": "up"}])
+@pytest.mark.parametrize("user", [None, "ann"])
+def test_the_first_round_holds_out_what_the_gates_want(
+    tiny_base: BaseInfo, tmp_path: Path, user: str | None, judgement: dict[str, Any]
+) -> None:
+    folder = made(tmp_path / "jobs" / "ftjob-1", tiny_base, judged(50, user=user, **judgement))
+    told: list[str] = []
+    run = planned(JobSpec.read(folder), folder, told.append)
+    assert 20 <= len(run.held_out) <= 25
+    assert len(run.rows) == 50 - len(run.held_out)
+    assert "of 50 rows are held out, more than the usual 10%" in told[0]
+    given = made(tmp_path / "given", tiny_base, judged(50, thumb="up"), hyperparameters={"validation": 0})
+    assert not material_of(JobSpec.read(given)).held_out
+
+
+def test_few_rows_are_not_all_held_out(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    for count in range(1, 8):
+        folder = made(tmp_path / f"{count}" / "ftjob-1", tiny_base, judged(count, thumb="up"))
+        found = material_of(JobSpec.read(folder))
+        assert 2 * len(found.held_out) <= count
+    # What says only what is wrong measures nothing: more is held out, so that enough of the other is.
+    mixed = [*judged(100, thumb="up")[:120], *judged(100, thumb="down")[120:]]
+    found = material_of(JobSpec.read(made(tmp_path / "mixed" / "ftjob-1", tiny_base, mixed)))
+    assert 20 <= len(route(found.held_out, "sft").rows) <= 25 < len(found.held_out) <= 50
+
+
+def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    def questions(rows: Any) -> set[str]:
+        return {row.question for row in rows}
+
+    jobs = tmp_path / "jobs"
+    first = made(jobs / "ftjob-1", tiny_base, judged(30, thumb="up", user="ann"))
+    before = material_of(JobSpec.read(first))
+    (first / "result.json").write_text(json.dumps({"status": "succeeded"}))
+    # One whose feedback was erased altogether.
+    empty = made(jobs / "ftjob-2", tiny_base, [])
+    (empty / "result.json").write_text(json.dumps({"status": "succeeded"}))
+    rows = judged(60, thumb="up", user="ann")
+    second = made(jobs / "ftjob-3", tiny_base, rows, parent=1, parent_folder=tmp_path)
+    run = planned(JobSpec.read(second), second)
+    assert len(run.held_out) >= 20
+    assert not questions(run.held_out) & questions(before.sides["train"])
+    # A smaller share keeps what it holds out.
+    for count in (60, 80, 120, 200):
+        wide, narrow = (
+            material_of(JobSpec.read(made(tmp_path / f"rows-{number}", tiny_base, judged(number, thumb="up"))))
+            for number in (count, count + 5)
+        )
+        assert questions(narrow.held_out) & questions(wide.sides["train"]) == set()

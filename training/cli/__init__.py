@@ -1,0 +1,1 @@
+"""The commands ``graftwork train`` and ``graftwork data``."""

@@ -1,0 +1,377 @@
+"""``graftwork train``: the options, and to whom they go: to the server as a job or as a policy, or to this process.
+
+Torch-free at import, so that ``--help`` is quick. Knows no training.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from graftwork.clients.cli.context import Remote, over_http
+from graftwork.training.cli import reading_options
+
+_DATA = "The data"
+_RUN = "The run"
+_RESULT = "The result"
+_LOOP = "By itself"
+
+
+@over_http
+def train(
+    remote: Remote,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The adapter to train, for example intents.", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="A file that graftwork data check reads, or a data set that it kept: support@3.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None,
+    from_feedback: Annotated[
+        bool,
+        typer.Option("--from-feedback", help="Learn from what was said of its answers.", rich_help_panel=_DATA),
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, not as a job of the server's.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit the job and do not watch it.")] = False,
+    continued: Annotated[
+        str | None,
+        typer.Option(
+            "--continue", metavar="MODEL", help="Continue this version: intents, intents@3.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="supervised, dpo, kto, weighted_sft, pretrain, distillation, grpo, or auto, which looks at the data.",
+            rich_help_panel=_RUN,
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[str | None, reading_options.format(_DATA)] = None,
+    prompt_column: Annotated[str | None, reading_options.prompt_column(_DATA)] = None,
+    completion_column: Annotated[str | None, reading_options.completion_column(_DATA)] = None,
+    prompt_template: Annotated[str | None, reading_options.prompt_template(_DATA)] = None,
+    system: Annotated[str | None, reading_options.system(_DATA)] = None,
+    plain: Annotated[bool, reading_options.plain(_DATA)] = False,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share of rows to measure on.", rich_help_panel=_DATA)
+    ] = 0.1,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", help="Tokens of a row; longer ones lose their end. 1024.", rich_help_panel=_DATA),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            envvar="GRAFTWORK_BASE",
+            help="Hub id or folder. Default: the embedded base.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="Of distillation: the larger model's folder, at the server's; with --local a hub id as well.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="Of grpo: an installed reward function, exact or similar for example; may be repeated.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="With --local: train all weights and export a model, which cannot be swapped while serving.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Passes over the rows. 3.", rich_help_panel=_RUN)
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", help="Peak rate. 5e-4, or what suits the method.", rich_help_panel=_RUN),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Rows a step. 16.", rich_help_panel=_RUN)
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Width of the adapter. 16.", rich_help_panel=_RUN)] = None,
+    alpha: Annotated[int | None, typer.Option("--alpha", help="Scale. Twice the rank.", rich_help_panel=_RUN)] = None,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            "--search",
+            min=2,
+            max=100,
+            metavar="N",
+            help="Try N rates, ranks and epochs around these; the best on held-out rows goes on.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    augment: Annotated[
+        int | None,
+        typer.Option(
+            "--augment",
+            min=1,
+            max=8,
+            metavar="N",
+            help="Have the base write N other wordings of each question; the good ones are learned as well.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--report-to",
+            metavar="TRACKER",
+            help="Tell every measurement to wandb, mlflow or trackio, too.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same adapter.", rich_help_panel=_RUN)] = 0,
+    precision: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        typer.Option("--precision", help="What the forward pass computes in.", rich_help_panel=_RUN),
+    ] = "auto",
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            "--home",
+            envvar="GRAFTWORK_HOME",
+            help="Where the base is kept. Default: ~/.graftwork.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="New folder for the adapter. Default: HOME/trained/NAME-TIME.", rich_help_panel=_RESULT
+        ),
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option("--alias", help="Move this alias to the new version.", rich_help_panel=_RESULT)
+    ] = None,
+    push: Annotated[
+        bool, typer.Option("--push/--no-push", help="Push it to the server when done.", rich_help_panel=_RESULT)
+    ] = True,
+    watch: Annotated[
+        bool | None,
+        typer.Option(
+            "--watch/--no-watch",
+            help="Let it learn by itself from what is said of its answers, and tell what happens; or no longer.",
+            rich_help_panel=_LOOP,
+            show_default=False,
+        ),
+    ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(
+            "--after", min=0, metavar="M", help="After M new judgements; 0: never for that. 50.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every", min=0, metavar="DAYS", help="So many days later; 0: never for that. 7.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    at_least: Annotated[
+        int | None,
+        typer.Option(
+            "--at-least", min=1, metavar="M", help="New judgements wanted even then. 10.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    control_every: Annotated[
+        int | None,
+        typer.Option(
+            "--control-every",
+            min=0,
+            metavar="K",
+            help="Every Kth round begins with the base, to compare with; 0: none does, as by default.",
+            rich_help_panel=_LOOP,
+        ),
+    ] = None,
+) -> None:
+    """Train an adapter, and make it the next version.
+
+    The server does it, as a job; Ctrl-C stops watching it. With --local this process does, and pushes the result; it
+    writes a PEFT folder, which stays, and Ctrl-C stops the run and leaves nothing behind. With --watch the server does
+    it again and again, also after Ctrl-C, until --no-watch.
+    """
+    knobs = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "rank": rank,
+        "alpha": alpha,
+        "max_length": max_length,
+        "search": search,
+        "augment": augment,
+        "report_to": report_to,
+        "teacher": teacher,
+        "rewards": rewards,
+    }
+    if watch is not None:
+        loop = {"after": after, "every": every, "at_least": at_least, "control_every": control_every}
+        _loop(remote, name, knobs, loop, on=watch, method=method, detach=detach)
+        return
+    for option in LOOP_ONLY:
+        if option in remote.given:
+            hint = _flag(option)
+            raise typer.BadParameter(f"{hint} says when an adapter learns by itself: add --watch.", param_hint=hint)
+    if (data is None) != from_feedback:
+        raise typer.BadParameter("give a file, or --from-feedback, one of the two.", param_hint="--data")
+    if not local:
+        _submit(remote, name, data, knobs, continued=continued, method=method, seed=seed, detach=detach)
+        return
+    if data is None or continued is not None or detach:
+        raise typer.BadParameter(
+            "only jobs learn from feedback, continue versions and can be left alone: leave --local away.",
+            param_hint="--local",
+        )
+    from graftwork.training.cli import local as here
+
+    home = (home or Path("~/.graftwork")).expanduser()
+    here.train(
+        remote,
+        here.Wish(
+            name=name,
+            data=data,
+            columns={
+                "prompt": prompt_column,
+                "completion": completion_column,
+                "template": prompt_template,
+                "system": system,
+                "plain": plain,
+            },
+            format=format,
+            method=method or "supervised",
+            knobs={
+                **_given(remote, knobs),
+                "validation": validation,
+                "seed": seed,
+                "precision": precision,
+                **({"variant": "full"} if full else {}),
+            },
+            base=base,
+            home=home,
+            folder=out or home / "trained" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
+            push=push and not full,
+            alias=alias,
+        ),
+    )
+
+
+LOCAL_ONLY = (
+    *("format", "prompt_column", "completion_column", "prompt_template", "system", "plain", "validation", "base"),
+    *("precision", "home", "out", "alias", "push", "full"),
+)
+"""What a job has no option for."""
+
+LOOP_ONLY = ("after", "every", "at_least", "control_every")
+"""What only an adapter has that learns by itself."""
+
+
+def _submit(
+    remote: Remote,
+    name: str,
+    data: Path | None,
+    knobs: dict[str, Any],
+    *,
+    continued: str | None,
+    method: str | None,
+    seed: int,
+    detach: bool,
+) -> None:
+    """Have the server train. What was not given is the server's choice; what jobs do not have is refused."""
+    from graftwork.clients.cli import jobs
+
+    jobs.submit(
+        remote,
+        name,
+        data,
+        continued=continued,
+        method=method,
+        hyperparameters=_hyperparameters(remote, knobs),
+        seed=seed,
+        detach=detach,
+    )
+
+
+def _hyperparameters(remote: Remote, knobs: dict[str, Any]) -> dict[str, Any]:
+    """Those of a job that were given; an option that jobs do not have is refused."""
+    for option in LOCAL_ONLY:
+        if option in remote.given:
+            hint = _flag(option)
+            raise typer.BadParameter(f"jobs have no {hint}: add --local, or leave it away.", param_hint=hint)
+    given = _given(remote, knobs)
+    if (epochs := given.pop("epochs", None)) is not None:
+        if epochs != int(epochs):
+            raise typer.BadParameter("a job's epochs are a whole number.", param_hint="--epochs")
+        given["n_epochs"] = int(epochs)
+    return given
+
+
+def _given(remote: Remote, knobs: dict[str, Any]) -> dict[str, Any]:
+    return {knob: value for knob, value in knobs.items() if knob in remote.given}
+
+
+def _loop(
+    remote: Remote,
+    name: str,
+    knobs: dict[str, Any],
+    loop: dict[str, Any],
+    *,
+    on: bool,
+    method: str | None,
+    detach: bool,
+) -> None:
+    """Have the server train whenever there is something new, or no longer. 0 turns a reason off."""
+    from graftwork.clients.cli import learning_policies
+
+    for option in ("data", "local", "continued", "seed"):
+        if option in remote.given:
+            hint = {"continued": "--continue"}.get(option, _flag(option))
+            raise typer.BadParameter(
+                f"an adapter that learns by itself continues its live version from feedback: leave {hint} away.",
+                param_hint=hint,
+            )
+    given = _hyperparameters(remote, knobs)
+    if not on:
+        if given or method or remote.given & {*LOOP_ONLY}:
+            raise typer.BadParameter(
+                "with --no-watch nothing is learned: leave the rest away.", param_hint="--no-watch"
+            )
+        learning_policies.unwatch(remote, name)
+        return
+    settings = {option: value or None for option, value in loop.items() if option in remote.given}
+    if "every" in settings:
+        settings["every_days"] = settings.pop("every")
+    settings |= {"hyperparameters": given} if given else {}
+    settings |= {"method": method} if method else {}
+    learning_policies.watch(remote, name, settings, detach=detach)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"

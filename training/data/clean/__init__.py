@@ -1,0 +1,1 @@
+"""Rows repaired, masked and compared for near duplicates."""

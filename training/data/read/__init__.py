@@ -1,0 +1,1 @@
+"""Files and logged feedback, read into rows."""

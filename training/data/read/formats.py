@@ -1,0 +1,410 @@
+"""What one record means: the shapes that training data comes in, recognised by their fields and made into rows.
+
+A record that cannot be used raises Unusable with what is wrong and, where it helps, what to do. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.prompts.messages import read_message
+from graftwork.training.data.read.columns import ANSWERS, QUESTIONS, USERS, Columns
+from graftwork.training.data.row import SIDES, Row, Side, Unusable, group_of, is_unicode
+
+PROMPT_CHANGING: Final = ("tools", "functions")
+"""Fields that would change what stands before the answer: refused rather than left out."""
+
+SPEAKERS: Final = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
+}
+"""ShareGPT's words for roles."""
+
+LABELS: Final = {
+    **dict.fromkeys(("true", "1", "yes", "up", "good", "desirable"), True),
+    **dict.fromkeys(("false", "0", "no", "down", "bad", "undesirable"), False),
+}
+SIDE_NAMES: Final[dict[str, Side]] = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
+    "test": "test",
+}
+
+Fields = Mapping[str, Any]
+Convert = Callable[[Fields, Columns], Row]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """A shape of records: its name for ``--format``, an example for people, and how it becomes a row."""
+
+    name: str
+    looks_like: str
+    fits: Callable[[Set[str], Columns], bool]
+    convert: Convert
+
+
+def recognise(fields: Set[str], columns: Columns) -> Format | None:
+    """The format of a record with these fields, or None."""
+    return next((format for format in FORMATS.values() if format.fits(fields, columns)), None)
+
+
+def known_formats() -> str:
+    """All shapes, for messages that say what would have been understood."""
+    return "; ".join(format.looks_like for format in FORMATS.values())
+
+
+def convert(format: Format, fields: Fields, columns: Columns) -> Row:
+    """The row that a record is. Raises Unusable."""
+    for name in PROMPT_CHANGING:
+        if fields.get(name):
+            raise Unusable(f"{name!r} is not supported in training data")
+    row = format.convert(fields, columns)
+    return replace(row, group=_group(fields, columns), split=_split(fields, columns))
+
+
+def question_and_answer(fields: Set[str], columns: Columns) -> tuple[tuple[str, ...], str] | None:
+    """The names of the columns with the question and the answer; None where there are none."""
+    asked = columns.fields() or tuple(name for name in QUESTIONS if name in fields)[:1]
+    if not asked or not fields >= {*asked}:
+        return None
+    if columns.completion is not None:
+        answers: tuple[str, ...] = (columns.completion,)
+    else:
+        answers = tuple(name for name in ANSWERS if name in fields and name not in asked)
+    return (asked, answers[0]) if answers and answers[0] in fields else None
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def conversation(turns: Any) -> Row:
+    """Messages that end with an answer; an assistant's message of weight 0 is read and not learned."""
+    if not isinstance(turns, list) or not turns:
+        raise Unusable("'messages' must be a list of messages that is not empty")
+    messages, learned = [], []
+    for index, turn in enumerate(turns):
+        weight = turn.get("weight", 1) if isinstance(turn, dict) else 1
+        if isinstance(weight, bool | list | dict) or weight not in (0, 1):
+            raise Unusable(f"messages[{index}].weight is {weight!r}; it may be 1, or 0 for an answer not to learn")
+        message = _message(index, turn)
+        if message["role"] == "assistant" and weight == 1:
+            if not message["content"].strip():
+                raise Unusable(f"messages[{index}] is an empty answer")
+            learned.append(index)
+        messages.append(message)
+    if messages[-1]["role"] != "assistant":
+        raise Unusable("the last message is not the assistant's: there is no answer to learn")
+    if not learned:
+        raise Unusable("every answer has weight 0: there is nothing to learn")
+    return Row(messages=tuple(messages), learned=tuple(learned))
+
+
+def pair(asked: Any, answer: Any, columns: Columns, *, names: tuple[str, str] = ("prompt", "completion")) -> Row:
+    """A question and its answer: texts, or messages on either side."""
+    if not columns.plain and isinstance(asked, list):
+        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        return conversation([*asked, *answers])
+    if isinstance(answer, list) and not columns.plain:
+        answer = _only_answer(answer, names[1])
+    for name, text in zip(names, (asked, answer), strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise Unusable(f"{name!r} must be a text that is not empty")
+    if columns.plain:
+        return Row(prompt=_whole(asked, names[0]), completion=_whole(answer, names[1]))
+    system = [{"role": "system", "content": columns.system}] if columns.system is not None else []
+    return conversation([*system, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}])
+
+
+def _message(index: int, turn: Any) -> dict[str, str]:
+    try:
+        return read_message(
+            index, {key: value for key, value in turn.items() if key != "weight"} if isinstance(turn, dict) else turn
+        )
+    except InvalidRequest as error:
+        raise Unusable(error.message.removesuffix(".")) from None
+
+
+def _whole(text: str, name: str) -> str:
+    if not is_unicode(text):
+        raise Unusable(f"{name!r} holds bytes that are no UTF-8, or half a character: save the file as UTF-8")
+    return text
+
+
+def _only_answer(turns: list[Any], name: str) -> str:
+    """The text of a list of one assistant's message."""
+    if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
+        raise Unusable(f"{name!r} must be one message of the assistant")
+    return _message(0, turns[0])["content"]
+
+
+# --- the formats ------------------------------------------------------------------------------------------------------
+
+
+def _chat(fields: Fields, columns: Columns) -> Row:
+    if columns.plain:
+        raise Unusable("chat messages cannot be learned as plain text: leave out --plain")
+    return conversation(_field(fields, "messages"))
+
+
+def _completion(fields: Fields, columns: Columns) -> Row:
+    found = question_and_answer(fields.keys(), columns)
+    if found is None:
+        raise Unusable("has no question and answer: name their columns with --prompt-column and --completion-column")
+    asked, answer = found
+    name = " and ".join(asked)
+    return pair(_prompt(fields, asked, columns), fields[answer], columns, names=(name, answer))
+
+
+def _kto(fields: Fields, columns: Columns) -> Row:
+    return replace(_judged_pair(fields, columns), label=_label(_field(fields, "label")))
+
+
+def _scored(fields: Fields, columns: Columns) -> Row:
+    return replace(_judged_pair(fields, columns), score=_score(_field(fields, "score"), columns.score_range))
+
+
+def _judged_pair(fields: Fields, columns: Columns) -> Row:
+    """The answer that is judged: after a prompt, or the last of a conversation."""
+    if "messages" in fields:
+        return last_alone(_chat(fields, columns))
+    without = {name: value for name, value in fields.items() if name not in ("label", "score")}
+    return last_alone(_completion(without, columns))
+
+
+def last_alone(row: Row) -> Row:
+    """A conversation of which only the last answer is meant."""
+    return replace(row, learned=(len(row.messages) - 1,)) if row.messages else row
+
+
+def _preference(fields: Fields, columns: Columns) -> Row:
+    better, worse = _field(fields, "chosen"), _field(fields, "rejected")
+    asked_of = question_and_answer({*fields, "chosen"}, replace(columns, completion="chosen"))
+    asked = _prompt(fields, asked_of[0], columns) if asked_of else None
+    if columns.plain or not isinstance(better, list):
+        if asked is None:
+            raise Unusable("has no 'prompt', and 'chosen' is no list of messages that could begin with it")
+        if isinstance(worse, list):
+            worse = _only_answer(worse, "rejected")
+        return _better(pair(asked, better, columns, names=("prompt", "chosen")), worse)
+    if not isinstance(worse, list):
+        raise Unusable("'chosen' is a list of messages, so 'rejected' must be one too")
+    if asked is None:
+        asked = better[: next((i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), 0)]
+        if not asked:
+            raise Unusable("'chosen' and 'rejected' have no beginning in common that could be the question")
+    question = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    if not isinstance(question, list):
+        raise Unusable("'prompt' must be a text or a list of messages")
+    better, worse = (
+        turns[len(question) :] if turns[: len(question)] == question else turns for turns in (better, worse)
+    )
+    if isinstance(asked, str) and columns.system is not None:
+        question = [{"role": "system", "content": columns.system}, *question]
+    answer = {"role": "assistant", "content": _only_answer(better, "chosen")}
+    return _better(conversation([*question, answer]), _only_answer(worse, "rejected"))
+
+
+def _openai_dpo(fields: Fields, columns: Columns) -> Row:
+    given = _field(fields, "input")
+    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
+        raise Unusable("'input' must be an object with messages")
+    for name in PROMPT_CHANGING:
+        if given.get(name):
+            raise Unusable(f"'input.{name}' is not supported in training data")
+    outputs = []
+    for name in ("preferred_output", "non_preferred_output"):
+        turns = _field(fields, name)
+        if not isinstance(turns, list):
+            raise Unusable(f"{name!r} must be a list of one message")
+        outputs.append(_only_answer(turns, name))
+    chosen, rejected = outputs
+    return _better(conversation([*given["messages"], {"role": "assistant", "content": chosen}]), rejected)
+
+
+def _better(row: Row, rejected: Any) -> Row:
+    if not isinstance(rejected, str) or not rejected.strip():
+        raise Unusable("the rejected answer must be a text that is not empty")
+    _whole(rejected, "rejected")
+    if rejected.split() == row.answer.split():
+        raise Unusable("the chosen and the rejected answer are the same")
+    return replace(last_alone(row), rejected=rejected)
+
+
+def _alpaca(fields: Fields, columns: Columns) -> Row:
+    instruction, more = _field(fields, "instruction"), fields.get("input") or ""
+    if not isinstance(instruction, str) or not isinstance(more, str):
+        raise Unusable("'instruction' and 'input' must be texts")
+    system = fields.get("system") or columns.system
+    if system is not None and not isinstance(system, str):
+        raise Unusable("'system' must be a text")
+    if columns.plain:
+        system = None
+    asked = f"{instruction}\n\n{more}" if more.strip() else instruction
+    names = ("instruction", "output")
+    return pair(asked, _field(fields, "output"), replace(columns, system=system), names=names)
+
+
+def _sharegpt(fields: Fields, columns: Columns) -> Row:
+    if columns.plain:
+        raise Unusable("conversations cannot be learned as plain text: leave out --plain")
+    turns = _field(fields, "conversations")
+    if not isinstance(turns, list):
+        raise Unusable("'conversations' must be a list")
+    messages = []
+    for index, turn in enumerate(turns):
+        speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            raise Unusable(f"conversations[{index}].from is {speaker!r}; it must be one of {', '.join(SPEAKERS)}")
+        messages.append({"role": role, "content": turn.get("value", turn.get("content"))})
+    given = fields.get("system") or columns.system
+    if given is not None and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": given})
+    return conversation(messages)
+
+
+def _text(fields: Fields, columns: Columns) -> Row:
+    text = _field(fields, "text")
+    if not isinstance(text, str) or not text.strip():
+        raise Unusable("'text' must be a text that is not empty")
+    return Row(completion=_whole(text, "text"))
+
+
+def _has(*names: str) -> Callable[[Set[str], Columns], bool]:
+    return lambda fields, columns: fields >= {*names}
+
+
+def _pairs_with(name: str) -> Callable[[Set[str], Columns], bool]:
+    """A question and an answer under the names that people chose, or under trainers' own, and a judgement beside."""
+
+    def fits(fields: Set[str], columns: Columns) -> bool:
+        if name not in fields or columns.completion == name:
+            return False
+        named = columns.completion is not None and bool(columns.fields())
+        if not named and not fields >= {"prompt", "completion"}:
+            return False
+        return question_and_answer(fields - {name}, columns) is not None
+
+    return fits
+
+
+def _is_alpaca(fields: Set[str], columns: Columns) -> bool:
+    return fields >= {"instruction", "output"} and not columns.fields() and columns.completion is None
+
+
+def _is_text_alone(fields: Set[str], columns: Columns) -> bool:
+    return fields & {*QUESTIONS} == {"text"}
+
+
+FORMATS: Final = {
+    format.name: format
+    for format in (
+        Format(
+            name="openai-dpo",
+            looks_like='{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}',
+            fits=_has("input", "preferred_output", "non_preferred_output"),
+            convert=_openai_dpo,
+        ),
+        Format(
+            name="preference",
+            looks_like='{"prompt": …, "chosen": …, "rejected": …}',
+            fits=_has("chosen", "rejected"),
+            convert=_preference,
+        ),
+        Format(name="chat", looks_like='{"messages": […]}', fits=_has("messages"), convert=_chat),
+        Format(
+            name="sharegpt",
+            looks_like='{"conversations": [{"from": "human", "value": …}, …]}',
+            fits=_has("conversations"),
+            convert=_sharegpt,
+        ),
+        Format(
+            name="kto",
+            looks_like='{"prompt": …, "completion": …, "label": true}',
+            fits=_pairs_with("label"),
+            convert=_kto,
+        ),
+        Format(
+            name="scored",
+            looks_like='{"prompt": …, "completion": …, "score": 0.8}',
+            fits=_pairs_with("score"),
+            convert=_scored,
+        ),
+        Format(
+            name="alpaca",
+            looks_like='{"instruction": …, "input": …, "output": …}',
+            fits=_is_alpaca,
+            convert=_alpaca,
+        ),
+        Format(
+            name="completion",
+            looks_like='{"prompt": …, "completion": …}',
+            fits=lambda fields, columns: question_and_answer(fields, columns) is not None,
+            convert=_completion,
+        ),
+        Format(name="text", looks_like='{"text": …}', fits=_is_text_alone, convert=_text),
+    )
+}
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+def _field(fields: Fields, name: str) -> Any:
+    if name not in fields:
+        raise Unusable(f"has no {name!r}")
+    return fields[name]
+
+
+def _prompt(fields: Fields, names: tuple[str, ...], columns: Columns) -> Any:
+    if columns.template is None:
+        return fields[names[0]]
+    values = {name: _field(fields, name) for name in names}
+    for name, value in values.items():
+        if not isinstance(value, str | int | float):
+            raise Unusable(f"{name!r} is neither a text nor a number")
+    return columns.template.format_map(values)
+
+
+def _label(value: Any) -> bool:
+    if isinstance(value, bool | int | str):
+        known = LABELS.get(str(value).strip().lower())
+        if known is not None:
+            return known
+    raise Unusable(f"'label' is {value!r}; it says whether the answer is good: true or false")
+
+
+def _score(value: Any, score_range: tuple[float, float]) -> float:
+    low, high = score_range
+    try:
+        score = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
+        score = math.nan
+    if not low <= score <= high:
+        raise Unusable(f"'score' is {value!r}; it must be {low:g} to {high:g}, or say the range with --score-range")
+    return (score - low) / (high - low)
+
+
+def _group(fields: Fields, columns: Columns) -> str | None:
+    name = columns.user or next((name for name in USERS if name in fields), None)
+    user = None if name is None else fields.get(name)
+    if isinstance(user, bool) or not isinstance(user, str | int) or user == "":
+        return None
+    return group_of(_whole(str(user), str(name)))
+
+
+def _split(fields: Fields, columns: Columns) -> Side | None:
+    if columns.split is None:
+        return None
+    value = fields.get(columns.split)
+    side = SIDE_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
+    if side is None:
+        raise Unusable(f"{columns.split!r} is {value!r}; it must be one of {', '.join(SIDES)}")
+    return side

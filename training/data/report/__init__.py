@@ -1,0 +1,1 @@
+"""What a data set holds, in numbers, in words and as an HTML page."""

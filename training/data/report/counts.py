@@ -1,0 +1,85 @@
+"""What is counted of the rows that are kept: kinds, labels, digests and lengths by split."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.prompts.prompts import Prompts
+from graftwork.training.data.report.numbers import (
+    Labels,
+    Lengths,
+    Spread,
+)
+from graftwork.training.data.row import (
+    SIDES,
+    Kind,
+    Row,
+    Side,
+)
+
+
+@dataclass(kw_only=True)
+class _Counts:
+    """What is counted of the rows that are kept."""
+
+    prompts: Prompts | None
+    max_length: int | None
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    num_corrections: int = 0
+    groups: set[str] = field(default_factory=set)
+    digests: dict[Side, list[bytes]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    labels: Labels = field(default_factory=Labels)
+    questions: array[int] = field(default_factory=lambda: array("L"))
+    answers: array[int] = field(default_factory=lambda: array("L"))
+    whole: array[int] = field(default_factory=lambda: array("L"))
+    num_refused: int = 0
+    refusal: str = ""
+
+    @property
+    def num(self) -> int:
+        return sum(map(len, self.digests.values()))
+
+    def add(self, row: Row, side: Side) -> None:
+        self.kinds[row.kind] += 1
+        self.num_corrections += row.corrected
+        if row.group is not None:
+            self.groups.add(row.group)
+        self.digests[side].append(row.digest())
+        if row.kind == "example" or row.corrected or (row.kind == "judged" and row.label):
+            self.labels.add(row.answer, side)
+        try:
+            question, whole = self._length(row)
+        except InvalidRequest as refusal:
+            self.num_refused += 1
+            self.refusal = self.refusal or f"{row.place}: {refusal.message}"
+            return
+        self.questions.append(question)
+        self.answers.append(max(whole - question, 0))
+        self.whole.append(whole)
+
+    def lengths(self) -> Lengths:
+        limit = self.max_length if self.prompts is not None else None
+        return Lengths(
+            unit="characters" if self.prompts is None else "tokens",
+            question=Spread.of(self.questions),
+            answer=Spread.of(self.answers),
+            row=Spread.of(self.whole),
+            limit=limit,
+            over=0 if limit is None else sum(length > limit for length in self.whole),
+            refused=self.num_refused,
+            refusal=self.refusal,
+        )
+
+    def _length(self, row: Row) -> tuple[int, int]:
+        """Of the question and of the row. Raises InvalidRequest when the base does not take it."""
+        if self.prompts is None:
+            texts = [turn["content"] for turn in row.messages] or [row.prompt, row.completion]
+            return sum(map(len, texts[:-1])), sum(map(len, texts))
+        if row.messages:
+            question = len(self.prompts.chat(row.messages[:-1]))
+            return question, len(self.prompts.chat(row.messages, add_generation_prompt=False))
+        question = len(self.prompts.encode(row.prompt)) if row.prompt else 0
+        return question, len(self.prompts.encode(row.prompt + row.completion))

@@ -1,0 +1,69 @@
+"""How a report's numbers are called, on a terminal and on a page alike. Knows no rich and no HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from graftwork.training.data.report.numbers import Fate, Report
+from graftwork.training.data.row import SIDES
+
+FATES: Final[dict[Fate, str]] = {
+    "kept": "kept",
+    "same": "said already",
+    "near": "nearly said already",
+    "conflict": "contradicted",
+    "held_out": "asked on another side",
+    "private": "private",
+    "bad": "unusable",
+}
+KINDS: Final = {
+    "example": "examples",
+    "preference": "preferences",
+    "judged": "judged answers",
+    "scored": "scored answers",
+    "text": "texts",
+}
+FORMATS: Final = {
+    "chat": "OpenAI chat",
+    "openai-dpo": "OpenAI preferences",
+    "preference": "preferences",
+    "sharegpt": "ShareGPT",
+    "kto": "judged answers (KTO)",
+    "scored": "scored answers",
+    "alpaca": "Alpaca",
+    "completion": "prompts and completions",
+    "text": "texts",
+    "feedback": "logged answers with feedback",
+}
+ACTIONS: Final = {"mask": "masked", "drop": "rows left out", "refuse": "refused", "keep": "kept"}
+SIDE_NOUNS: Final = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def count(number: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sources(report: Report) -> Iterator[tuple[str, str]]:
+    """Of each source its name, and what it was taken for."""
+    for source in report.sources:
+        formats = ", ".join(
+            f"{number:,} {FORMATS[name]}" if len(source.formats) > 1 else FORMATS[name]
+            for name, number in source.formats.items()
+        )
+        columns = ""
+        if source.columns:
+            *asked, answer = source.columns
+            columns = f"; question from {' and '.join(map(repr, asked))}, answer from {answer!r}"
+        yield source.name, f"{count(source.rows, 'row')} read as {formats or 'nothing'}{columns}"
+
+
+def fates(report: Report) -> list[tuple[Fate, str, int]]:
+    """What became of the rows: those fates that any had, the kept ones first."""
+    return [(fate, noun, report.fates[fate]) for fate, noun in FATES.items() if report.fates.get(fate)]
+
+
+def split(report: Report) -> str:
+    """``240 training · 30 validation · 30 test``."""
+    return " · ".join(f"{report.sides[side]:,} {SIDE_NOUNS[side]}" for side in SIDES)

@@ -1,0 +1,36 @@
+"""Direct preference optimization on token ids (Rafailov et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import trl
+from transformers import PreTrainedModel
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from graftwork.training.config import TrainConfig
+from graftwork.training.data.tokens import TokenRow
+from graftwork.training.methods.recipe import Sources, _Recipe, _unasked
+from graftwork.training.methods.token_ids import PADDING, TokenIds
+
+
+def _dpo(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+    return _Recipe(
+        trainer=DPO,
+        settings=partial(
+            trl.DPOConfig,
+            beta=config.beta,
+            loss_type=["sigmoid", "sft"] if config.sft_share else ["sigmoid"],
+            loss_weights=[1.0, config.sft_share] if config.sft_share else None,
+            max_length=None,
+        ),
+        given={
+            "data_collator": DataCollatorForPreference(pad_token_id=PADDING),
+            "processing_class": _unasked(sources),
+        },
+    )
+
+
+class DPO(TokenIds, trl.DPOTrainer):
+    """On token ids."""

@@ -1,0 +1,54 @@
+"""Kahneman-Tversky optimization on token ids (Ethayarajh et al. 2024): settings, and the order that its rows are read
+in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import trl
+from transformers import PreTrainedModel
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from graftwork.training.config import TrainConfig
+from graftwork.training.data.tokens import JudgedTokens, TokenRow
+from graftwork.training.methods.recipe import Sources, _Recipe, _unasked
+from graftwork.training.methods.rows import kto_weights
+from graftwork.training.methods.token_ids import PADDING, TokenIds
+
+
+def _kto(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+    liked = sum(row.label for row in rows if isinstance(row, JudgedTokens))
+    desirable, undesirable = kto_weights(liked, len(rows) - liked)
+    return _Recipe(
+        trainer=KTO,
+        settings=partial(
+            trl.KTOConfig,
+            beta=config.beta,
+            desirable_weight=desirable,
+            undesirable_weight=undesirable,
+            # The other estimates a divergence from the neighbours in the batch, and there are none.
+            loss_type="kto" if micro > 1 else "apo_zero_unpaired",
+            train_sampling_strategy="sequential",
+            max_length=None,
+        ),
+        given={
+            "data_collator": DataCollatorForUnpairedPreference(pad_token_id=PADDING),
+            "processing_class": _unasked(sources),
+        },
+    )
+
+
+# --- their rows -------------------------------------------------------------------------------------------------------
+
+
+def mixed(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
+    """The rows shuffled. KTO reads them in this order, and learns nothing from batches of one kind."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[index] for index in order]
+
+
+class KTO(TokenIds, trl.KTOTrainer):
+    """On token ids."""

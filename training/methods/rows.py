@@ -1,0 +1,255 @@
+"""Which method learns from which rows, and which one is chosen when nobody says."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.training.config import METHODS, Method
+from graftwork.training.data.row import Row
+
+Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text"]
+"""What a row says, as the choice of a method counts it."""
+
+GOOD_SCORE: Final = 0.7
+
+
+BAD_SCORE: Final = 0.4
+"""Between the two is the dead zone: such an answer is neither learned nor unlearned."""
+
+SCORE_MARGIN: Final = 0.25
+"""By how much a score must be above another for its answer to count as the better one."""
+
+ENOUGH_SHARE: Final = 0.25
+"""The share of all judgements from which the stronger kind of signal decides."""
+
+MIN_DISLIKED: Final = 8
+"""So few thumbs in one direction are nothing to learn a contrast from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The method that was chosen, why, in a sentence for people, and how many rows of which signal there are."""
+
+    method: Method
+    reason: str
+    signals: Mapping[Signal, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """Rows of the one kind that a method learns from, and how many it could not use, by what they say."""
+
+    method: Method
+    rows: tuple[Row, ...]
+    unused: Mapping[Signal, int]
+
+
+def signal(row: Row) -> Signal:
+    """What a row says."""
+    match row.kind:
+        case "preference":
+            return "correction" if row.corrected else "preference"
+        case "judged":
+            return "liked" if row.label else "disliked"
+        case "scored":
+            return "score"
+        case kind:
+            return kind
+
+
+def count(rows: Iterable[Row]) -> Counter[Signal]:
+    return Counter(map(signal, rows))
+
+
+def choose(signals: Mapping[Signal, int]) -> Choice:
+    """The method for this feedback: the strongest signal of which there is enough.
+
+    What the right answer is says more than which of two is better, and that more than whether one is good. Raises
+    InvalidRequest when there is nothing to learn from, or only what not to say.
+    """
+    there = Counter({name: number for name, number in signals.items() if number > 0})
+    total = there.total()
+    if not total:
+        raise InvalidRequest("There is nothing to learn from: no row and no feedback.", code="no_usable_rows")
+    right = there["example"] + there["correction"]
+    pairs = there["preference"]
+    thumbs = there["liked"] + there["disliked"]
+    enough = ENOUGH_SHARE * (total - there["text"])
+
+    def because(method: Method, reason: str) -> Choice:
+        return Choice(method=method, reason=reason, signals=dict(there))
+
+    if there["text"] == total:
+        return because("pretrain", f"All {total:,} rows are texts without questions.")
+    if right and right >= enough:
+        if there["score"]:
+            return because(
+                "weighted_sft",
+                f"{_listed(there, 'example', 'correction')} say what the right answer is, and "
+                f"{_listed(there, 'score')} how good others are.",
+            )
+        return because("sft", f"{_listed(there, 'example', 'correction')} say what the right answer is.")
+    if pairs and right + pairs >= enough and pairs >= thumbs * ENOUGH_SHARE:
+        return because("dpo", f"{_listed(there, 'preference', 'correction')} say which of two answers is better.")
+    if there["score"] > thumbs:
+        return because("weighted_sft", f"{_listed(there, 'score')} say how good answers are: good ones count more.")
+    if there["disliked"] >= MIN_DISLIKED and there["liked"] >= MIN_DISLIKED:
+        return because("kto", f"{_listed(there, 'liked', 'disliked')} say which answers are good and which are not.")
+    if there["liked"] or right or pairs or there["score"]:
+        fewest = f"fewer than {MIN_DISLIKED} thumbs in one direction are nothing to learn a contrast from"
+        return because("sft", f"{_listed(there, *there)}: good answers are learned, since {fewest}.")
+    raise InvalidRequest(
+        f"{_listed(there, 'disliked')} say what is wrong, and nothing says what is right. Collect corrections, or "
+        "thumbs up as well.",
+        code="nothing_to_learn",
+    )
+
+
+def named(text: str) -> Method:
+    """The method of that name. ConfigurationError when there is none."""
+    found = next((method for method in METHODS if method == text), None)
+    if found is None:
+        raise ConfigurationError(f"{text!r} is no method: choose auto, {', '.join(METHODS)}.", param="method")
+    return found
+
+
+def route(rows: Iterable[Row], method: Method) -> Routed:
+    """The rows as the method learns from them: examples for ``sft`` (with weights for ``weighted_sft``), preferences
+    for ``dpo``, judged answers for ``kto``, texts for ``pretrain``, questions for ``distillation`` and ``grpo``. Their
+    order is kept; what comes out twice, since two signals say the same of an answer, comes once."""
+    named(method)
+    rows = list(rows)
+    paired = list(_paired(rows)) if method == "dpo" else []
+    used: list[Row] = []
+    unused: Counter[Signal] = Counter()
+    in_pairs = {id(row) for _, better, worse in paired for row in (better, worse)}
+    for row in rows:
+        routed = list(_ROUTES[method](row))
+        used += routed
+        if not routed and id(row) not in in_pairs:
+            unused[signal(row)] += 1
+    used += [pair for pair, _, _ in paired]
+    once: dict[int, Row] = {}
+    for row in used:
+        once.setdefault(row.same_key(), row)
+    return Routed(method=method, rows=tuple(once.values()), unused=dict(unused))
+
+
+def kto_weights(num_liked: int, num_disliked: int) -> tuple[float, float]:
+    """How much liked and disliked answers count, so that both sides weigh the same in all (TRL advises 1:1 to 4:3); the
+    larger side counts 1. Both must be above 0."""
+    if min(num_liked, num_disliked) < 1:
+        raise ConfigurationError("KTO needs answers of both kinds: liked and disliked ones.", param="method")
+    most = max(num_liked, num_disliked)
+    return most / num_liked, most / num_disliked
+
+
+# --- the routes, one a method -----------------------------------------------------------------------------------------
+
+
+def _sft(row: Row) -> Iterator[Row]:
+    match signal(row):
+        case "example":
+            yield row
+        case "correction" | "preference" | "liked":
+            yield _example(row)
+        case "score" if row.score is not None and row.score >= GOOD_SCORE:
+            yield _example(row)
+
+
+def _weighted_sft(row: Row) -> Iterator[Row]:
+    if row.score is None:
+        yield from _sft(row)
+    elif row.score > BAD_SCORE:
+        # From nothing at the edge of what is bad to a whole row's weight.
+        yield replace(_example(row), weight=row.weight * (row.score - BAD_SCORE) / (1 - BAD_SCORE))
+
+
+def _dpo(row: Row) -> Iterator[Row]:
+    if row.kind == "preference":
+        yield row
+
+
+def _kto(row: Row) -> Iterator[Row]:
+    match row.kind:
+        case "judged":
+            yield row
+        case "preference":
+            yield replace(row, rejected=None, corrected=False, label=True)
+            yield replace(_with_answer(row, row.rejected or ""), rejected=None, corrected=False, label=False)
+        case "scored" if row.score is not None and not BAD_SCORE < row.score < GOOD_SCORE:
+            yield replace(row, score=None, label=row.score >= GOOD_SCORE)
+
+
+def _pretrain(row: Row) -> Iterator[Row]:
+    if row.kind == "text":
+        yield row
+
+
+def _distillation(row: Row) -> Iterator[Row]:
+    if row.kind != "text":
+        yield _example(row)
+
+
+_ROUTES: Final = {
+    "sft": _sft,
+    "weighted_sft": _weighted_sft,
+    "dpo": _dpo,
+    "kto": _kto,
+    "pretrain": _pretrain,
+    "distillation": _distillation,
+    "grpo": _sft,
+}
+
+
+def _example(row: Row) -> Row:
+    return replace(row, rejected=None, label=None, score=None, corrected=False)
+
+
+def _with_answer(row: Row, answer: str) -> Row:
+    if not row.messages:
+        return replace(row, completion=answer)
+    return replace(row, messages=(*row.messages[:-1], {"role": "assistant", "content": answer}))
+
+
+def _paired(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
+    """Preferences out of separate judgements of one question: (the pair, whose answer is better, whose is worse). Every
+    answer is in one pair at most, so that one question does not outweigh the others."""
+    by_question: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.kind in ("judged", "scored"):
+            asked = tuple(tuple(sorted(turn.items())) for turn in row.messages[:-1])
+            by_question[row.kind, asked, row.prompt].append(row)
+    for judged in by_question.values():
+        ranked = sorted(judged, key=_goodness, reverse=True)
+        for better, worse in zip(ranked, reversed(ranked), strict=True):
+            if _goodness(better) - _goodness(worse) < SCORE_MARGIN or better.answer.split() == worse.answer.split():
+                break
+            ids = tuple(dict.fromkeys((*better.interactions, *worse.interactions)))
+            yield replace(_example(better), rejected=worse.answer, interactions=ids), better, worse
+
+
+def _goodness(row: Row) -> float:
+    return float(row.label is True) if row.score is None else row.score
+
+
+_NOUNS: Final[Mapping[Signal, tuple[str, str]]] = {
+    "example": ("example", "examples"),
+    "correction": ("correction", "corrections"),
+    "preference": ("preference", "preferences"),
+    "liked": ("thumb up", "thumbs up"),
+    "disliked": ("thumb down", "thumbs down"),
+    "score": ("score", "scores"),
+    "text": ("text", "texts"),
+}
+
+
+def _listed(signals: Mapping[Signal, int], *names: Signal) -> str:
+    """``12 corrections and 3 scores``: those of the named that are there."""
+    present = [name for name in _NOUNS if name in names and signals.get(name)]
+    parts = [f"{signals[name]:,} {_NOUNS[name][signals[name] != 1]}" for name in present]
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

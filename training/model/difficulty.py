@@ -1,0 +1,63 @@
+"""How hard each row is for the model as a run begins: its loss there. One pass over the rows, without gradients.
+
+Knows nothing of orders and of trainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from transformers import PreTrainedModel
+
+from graftwork.training.data.tokens import IGNORED, PairTokens, Tokens
+from graftwork.training.model.predictions import last_hidden, log_probabilities
+
+PADDED_TOKENS: Final = 4096
+"""At most in one forward pass, unless a single row is longer."""
+
+
+@torch.no_grad()
+def difficulties(model: PreTrainedModel, rows: Sequence[Tokens | PairTokens]) -> list[float]:
+    """Mean loss of each row's learned tokens, in nats; of a pair, of its better answer. ``model`` is in eval mode."""
+    sequences = [_sequence(row) for row in rows]
+    losses = [0.0] * len(rows)
+    for batch in _batches([len(ids) for ids, _ in sequences]):
+        for index, loss in zip(batch, _losses(model, [sequences[index] for index in batch]), strict=True):
+            losses[index] = loss
+    return losses
+
+
+def _sequence(row: Tokens | PairTokens) -> tuple[list[int], list[int]]:
+    if isinstance(row, Tokens):
+        return row.input_ids, row.labels
+    return [*row.prompt_ids, *row.chosen_ids], [*[IGNORED] * len(row.prompt_ids), *row.chosen_ids]
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices, rows of like length together."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > PADDED_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _losses(model: PreTrainedModel, sequences: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    width = max(len(ids) for ids, _ in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    labels = torch.full((len(sequences), width), IGNORED)
+    mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for place, (row, wanted) in enumerate(sequences):
+        ids[place, : len(row)] = torch.tensor(row)
+        labels[place, : len(row)] = torch.tensor(wanted)
+        mask[place, : len(row)] = 1
+    ids, labels, mask = (tensor.to(model.device) for tensor in (ids, labels, mask))
+    learned = labels[:, 1:] != IGNORED  # (rows, width - 1)
+    said = log_probabilities(model, last_hidden(model, ids, mask)[:, :-1][learned])  # (learned, vocabulary)
+    each = -said.gather(1, labels[:, 1:][learned][:, None])[:, 0]
+    of_row = learned.nonzero()[:, 0]
+    total = torch.zeros(len(sequences), device=each.device).index_add_(0, of_row, each)
+    return (total / learned.sum(1)).tolist()

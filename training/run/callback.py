@@ -1,0 +1,197 @@
+"""The callback of a run: turns what transformers logs into steps, publishes checkpoints, and ends a run that diverges,
+forgets too much or is asked to stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import peft
+import safetensors.torch
+import torch
+import transformers
+from transformers.trainer import TRAINER_STATE_NAME
+
+from graftwork.adapters.errors import GraftworkError
+from graftwork.training.config import TrainConfig
+from graftwork.training.run import checkpoints
+from graftwork.training.run.checkpoints import Keeping
+from graftwork.training.run.progress import Listener, Metrics, Step
+
+VALIDATION: Final = "validation"
+
+
+REPLAY: Final = "replay"
+
+
+BEFORE: Final = "before_forgetting.safetensors"
+"""In a checkpoint: the adapter as it was when the loss on older rounds was last within bounds."""
+
+
+FORGOT: Final = "forgot"
+"""In a checkpoint: that the loss was not within bounds any more, and the run is at its end."""
+
+
+class _Watcher(transformers.TrainerCallback):
+    """Turns what the trainer logs into Steps, publishes checkpoints, and ends a run that is to end."""
+
+    def __init__(self, on_step: Listener, config: TrainConfig, keeping: Keeping | None) -> None:
+        self._on_step = on_step
+        self._config = config
+        self._keeping = keeping
+        self._began = time.perf_counter()
+        self._first_step = 0
+        self._tokens_before = 0
+        self._last = Step(
+            step=0, num_steps=0, loss=None, learning_rate=None, num_tokens=0, seconds=0.0, validation_loss=None
+        )
+        self._trainer: Any = None
+        self._model: Any = None
+        self._before: dict[str, torch.Tensor] | None = None
+        self._forgot = False
+        self._saved: int | None = None
+        self.stopped = False
+        self.ended = False
+        """Before it was resumed: what it forgot stands in its checkpoint, and no step is to follow."""
+
+    def attach(self, trainer: Any, model: peft.PeftModel, resumed: Path | None) -> None:
+        self._trainer, self._model = trainer, model
+        if resumed is not None and (resumed / BEFORE).is_file():
+            self._before = safetensors.torch.load_file(resumed / BEFORE)
+        if resumed is not None and (resumed / FORGOT).is_file():
+            self._forgot = self.ended = True
+            trainer.state = transformers.TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
+            self.on_train_begin(None, trainer.state, None)
+
+    # --- what transformers tells ------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._first_step = state.global_step
+        logged = [line for line in state.log_history if "num_tokens" in line and "loss" in line]
+        if logged:
+            self._trainer._total_train_tokens = logged[-1]["num_tokens"]
+            self._tokens_before = int(logged[-1]["num_tokens"])
+        self._tell(step=state.global_step, num_steps=state.max_steps, num_tokens=self._tokens_before)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._first_step:
+            self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._keeping is not None and self._keeping.should_stop() and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+        if state.global_step >= state.max_steps or state.epoch.is_integer():
+            # The end of an epoch saves, after it has measured: a run that is resumed here does not measure again.
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._keeping is not None and self._saved != state.global_step:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise diverged(f"The loss is {loss} at step {state.global_step} of {state.max_steps}")
+        self._tell(
+            step=state.global_step,
+            loss=loss,
+            learning_rate=float(logs["learning_rate"]),
+            reward=logs.get("reward"),
+            num_tokens=int(logs["num_tokens"]),
+            seconds=time.perf_counter() - self._began,
+        )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if (reward := metrics.get("eval_reward")) is not None:
+            # GRPO's loss is no measure of anything: it begins at zero, and what is held against what changes.
+            self._tell(validation_reward=reward)
+        elif (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
+            self._tell(validation_loss=loss)
+        if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._bound is not None:
+            first = next(line[f"eval_{REPLAY}_loss"] for line in state.log_history if f"eval_{REPLAY}_loss" in line)
+            if loss <= first * (1 + self._bound):
+                self._before = {
+                    name: weight.detach().cpu().clone()
+                    for name, weight in self._model.named_parameters()
+                    if weight.requires_grad
+                }
+            else:
+                self._forgot = True
+                control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._keeping is not None
+        written = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if self._before is not None:
+            safetensors.torch.save_file(self._before, written / BEFORE)
+            if self._forgot:
+                (written / FORGOT).touch()
+        self._saved = state.global_step
+        checkpoints.publish(written, self._keeping.folder, state.global_step)
+        self._keeping.on_checkpoint(state.global_step)
+
+    # --- what comes of it -------------------------------------------------------------------------------------------
+
+    @property
+    def _bound(self) -> float | None:
+        """By how much the loss on older rounds may rise. DPO's and KTO's losses are no measure of what is forgotten."""
+        return self._config.forgetting if self._config.method in ("sft", "weighted_sft", "pretrain") else None
+
+    def undo_forgetting(self) -> None:
+        """The weights from before the loss on older rounds rose too far, if it did."""
+        if self._forgot and self._before is not None:
+            for name, weight in self._model.named_parameters():
+                if name in self._before:
+                    weight.data.copy_(self._before[name])
+
+    def _tell(self, **changes: Any) -> None:
+        self._last = dataclasses.replace(self._last, **changes)
+        self._on_step(self._last)
+
+    def metrics(self, *, num_trainable: int, device: str, precision: str) -> Metrics:
+        history = self._trainer.state.log_history
+        losses = [line["loss"] for line in history if "loss" in line]
+        rewards = [line["reward"] for line in history if "loss" in line and "reward" in line]
+        rewarded = [line["eval_reward"] for line in history if "eval_reward" in line]
+        looks = [line for line in history if f"eval_{VALIDATION}_loss" in line and not rewarded] or [{}]
+        replays = [line[f"eval_{REPLAY}_loss"] for line in history if f"eval_{REPLAY}_loss" in line]
+        if self._forgot and len(looks) > 1:
+            looks.pop()  # at weights that were not kept
+        last_tenth = max(len(losses) // 10, 1)
+        return Metrics(
+            num_steps=self._trainer.state.global_step,
+            num_tokens=self._last.num_tokens,
+            seconds=time.perf_counter() - self._began,
+            first_loss=losses[0],
+            last_loss=statistics.fmean(losses[-last_tenth:]),
+            base_validation_loss=looks[0].get(f"eval_{VALIDATION}_loss"),
+            validation_loss=looks[-1].get(f"eval_{VALIDATION}_loss"),
+            validation_token_accuracy=looks[-1].get("eval_mean_token_accuracy"),
+            first_reward=rewards[0] if rewards else None,
+            last_reward=statistics.fmean(rewards[-last_tenth:]) if rewards else None,
+            base_validation_reward=rewarded[0] if rewarded else None,
+            validation_reward=rewarded[-1] if rewarded else None,
+            replay_loss_before=replays[0] if replays else None,
+            replay_loss=replays[-1] if replays else None,
+            ended_early=self._forgot,
+            num_trainable=num_trainable,
+            device=device,
+            precision=precision,
+        )
+
+
+def diverged(what: str) -> GraftworkError:
+    """The end of a run that went out of bounds: nothing of it is kept."""
+    return GraftworkError(
+        f"{what}: the run has diverged, and nothing was written. Try a smaller --learning-rate (a fifth of it), and "
+        "look for very long or broken answers in the data.",
+        code="training_diverged",
+    )

@@ -1,0 +1,156 @@
+"""How much memory a run will take and how long it may last, before it begins. Rough: the first steps say it better.
+
+Imports torch to see how fast this machine multiplies. Knows nothing of rows but how many tokens they have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from graftwork.adapters.base import BaseInfo
+from graftwork.training.config import TrainConfig
+from graftwork.training.data.tokens import IGNORED, TokenRow, Tokens
+from graftwork.training.model.precision import precision_of
+
+GIGABYTE: Final = 1_000_000_000
+
+_BYTES_PER_WEIGHT: Final = {"bfloat16": 2.0, "float32": 4.0, "nf4": 0.56}
+
+
+_RUNTIME_BYTES: Final = 900_000_000
+"""Python with torch, transformers and TRL."""
+
+_KEPT_PER_TOKEN_AND_LAYER: Final = 24
+"""Values of the hidden width that a layer keeps for the backward pass, about: its inputs, q, k, v, the wider MLP's."""
+
+_SHARE_OF_PEAK: Final = 0.35
+"""What of a large product's speed a whole step reaches."""
+
+
+_WRITING: Final = 4
+"""How much slower a token is written than read: a few rows at a time read all weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run will need."""
+
+    memory_bytes: int
+    seconds: float
+    free_bytes: int | None
+    """Memory that this machine can give now; None where it does not say."""
+
+    @property
+    def is_tight(self) -> bool:
+        return self.free_bytes is not None and self.memory_bytes > self.free_bytes
+
+    def __str__(self) -> str:
+        minutes = self.seconds / 60
+        took = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{self.seconds:.0f} seconds"
+        text = f"It will take about {took} and {self.memory_bytes / GIGABYTE:.1f} GB of memory"
+        if self.is_tight and self.free_bytes is not None:
+            return f"{text}, and {self.free_bytes / GIGABYTE:.1f} GB are free: it may run out of it."
+        return f"{text}."
+
+
+def estimate(
+    base: BaseInfo,
+    config: TrainConfig,
+    *,
+    num_tokens: int,
+    longest: int,
+    num_learned: int,
+    precision: str,
+    num_written: int = 0,
+) -> Estimate:
+    """For one run over ``num_tokens`` an epoch, of which ``num_learned`` are learned; the longest row has ``longest``
+    tokens. ``num_written`` of them the model writes itself, at most. ``precision`` is bfloat16 or float32. A search
+    takes the time of all its trials, at most."""
+    weights = base.num_parameters * _BYTES_PER_WEIGHT["nf4" if config.quantization == "nf4" else precision]
+    linear = [module for module in base.modules.values() if module.kind == "linear"]
+    rank = 2 * config.rank if config.search else config.rank  # the largest that a search tries
+    full = config.variant == "full"
+    weights = base.num_parameters * _BYTES_PER_WEIGHT["float32"] if full else weights
+    trained = base.num_parameters if full else sum(rank * sum(module.shape) for module in linear)
+    together = max(config.micro_batch_tokens, longest)
+    width = base.hidden_size * _BYTES_PER_WEIGHT[precision]
+    kept = together * base.num_layers * width * _KEPT_PER_TOKEN_AND_LAYER
+    # Logits of the learned positions, their softmax and its gradient, in float32.
+    head = together * min(num_learned / max(num_tokens, 1), 1) * base.vocab_size * 4 * 3
+    # Weight, gradient, Adam's two moments.
+    memory = _RUNTIME_BYTES + weights + trained * 16 + kept + head
+    # Forward, and backward through frozen weights: 2 operations a weight and token each. References go through once
+    # more, pairs have two answers.
+    passes = (6 if full else 4) + (2 if config.method in ("dpo", "kto", "grpo", "distillation") else 0)
+    operations = passes * base.num_parameters * num_tokens * config.epochs * (2 if config.method == "dpo" else 1)
+    operations += 2 * base.num_parameters * num_written * config.epochs * _WRITING
+    return Estimate(
+        memory_bytes=int(memory),
+        seconds=max(config.search, 1) * operations / (_operations_per_second(precision) * _SHARE_OF_PEAK),
+        free_bytes=_free_bytes(),
+    )
+
+
+@cache
+def _operations_per_second(precision: str) -> float:
+    """Of one product of this device, measured in some milliseconds."""
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 768
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        product = matrix @ matrix
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _free_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def estimated(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> Estimate:
+    """What a run on these rows will need on this machine."""
+    written = config.answer_room * config.tries * len(rows)
+    learned = written or sum(
+        sum(label != IGNORED for label in row.labels) if isinstance(row, Tokens) else len(row) for row in rows
+    )
+    return estimate(
+        base,
+        config,
+        num_tokens=sum(map(len, rows)) * config.tries + written,
+        longest=max(map(len, rows)) + config.answer_room,
+        num_learned=learned,
+        num_written=written,
+        precision=precision_of(config),
+    )
+
+
+def fitting(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> int:
+    """``micro_batch_tokens``, halved while the run would not fit into the memory that is free and that can help: a CPU
+    refuses no memory, but kills who has most of it."""
+    tokens, longest = config.micro_batch_tokens, max(map(len, rows)) + config.answer_room
+    while tokens > longest and estimated(base, rows, dataclasses.replace(config, micro_batch_tokens=tokens)).is_tight:
+        tokens //= 2
+    return tokens
+
+
+def micro_batch(config: TrainConfig, longest: int) -> int:
+    """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
+    ``micro_batch_tokens``; at least one. A row of DPO goes through twice, with each of its answers."""
+    fitting = max(config.micro_batch_tokens // (longest * (2 if config.method == "dpo" else 1)), 1)
+    return max(size for size in range(1, config.batch_size + 1) if config.batch_size % size == 0 and size <= fitting)

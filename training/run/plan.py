@@ -1,0 +1,308 @@
+"""A run before it begins: rows routed, weighted, tokenized and mixed with older rounds. Cheap, and loads no weights, so
+that everything that can be wrong with the data or the settings is found here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
+from graftwork.adapters.learning import reward_plugins, trackers
+from graftwork.adapters.names import check_name
+from graftwork.adapters.prompts.prompts import Prompts
+from graftwork.training.config import SUPERVISED, TrainConfig
+from graftwork.training.data.bad_rows import nothing_usable
+from graftwork.training.data.mix.balance import balanced
+from graftwork.training.data.mix.paraphrases import Reworded, Wording, can_be_reworded
+from graftwork.training.data.mix.paraphrases import kept as kept_wordings
+from graftwork.training.data.mix.replay import replay
+from graftwork.training.data.read.columns import Columns
+from graftwork.training.data.report import words
+from graftwork.training.data.report.numbers import Report
+from graftwork.training.data.row import BadRow, Row, Side
+from graftwork.training.data.store import Stored
+from graftwork.training.data.tokens import (
+    Tokenized,
+    TokenRow,
+    tokenize,
+    tokenize_judged,
+    tokenize_pairs,
+    tokenize_questions,
+)
+from graftwork.training.methods.rows import route
+
+if TYPE_CHECKING:
+    pass
+from graftwork.training.run.material import Material, material
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The version that is continued."""
+
+    name: str
+    version: int
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that can begin: rows read, checked, split and turned into token ids."""
+
+    name: str
+    base: BaseInfo
+    config: TrainConfig
+    data: str
+    data_digest: str
+    rows: tuple[TokenRow, ...]
+    """Those of older rounds among them, as many as ``num_replayed``."""
+
+    validation: tuple[TokenRow, ...]
+    bad: tuple[BadRow, ...]
+    """Rows that cannot be used, the first ones."""
+
+    num_bad: int
+    num_cut: int
+    """Rows that lost the end of their answer to ``max_length``."""
+
+    parent: Parent | None = None
+    teacher: BaseInfo | None = None
+    """Of a distillation."""
+
+    num_augmented: int = 0
+    """Of the rows, those that ask a question in other words."""
+
+    num_replayed: int = 0
+    replay_validation: tuple[TokenRow, ...] = ()
+    """Held-out rows of older rounds."""
+
+    held_out: tuple[Row, ...] = ()
+    """What nothing is learned from, as it was read: to try the candidate on."""
+
+    held_out_older: tuple[Row, ...] = ()
+    """The same of older rounds."""
+
+    reason: str = ""
+    """Why this method, if it was chosen by itself."""
+
+    remarks: tuple[str, ...] = ()
+    """What was done to the data, for people."""
+
+
+Writer = Callable[[BaseInfo, TrainConfig, Sequence[str]], Sequence[Sequence[Wording]]]
+"""Other wordings of questions, ``augment`` of each."""
+
+
+def written(
+    base: BaseInfo,
+    config: TrainConfig,
+    questions: Sequence[str],
+    *,
+    kept: Path | None = None,
+    on_progress: Callable[[int, int], None] = lambda written, of: None,
+) -> Sequence[Sequence[Wording]]:
+    """By the bare base; see `graftwork.training.run.wordings.write`."""
+    from graftwork.training.model import precision
+    from graftwork.training.run import wordings as augment
+
+    return augment.write(
+        base,
+        questions,
+        each=config.augment,
+        seed=config.seed,
+        precision=precision.precision_of(config),
+        kept=kept,
+        on_progress=on_progress,
+    )
+
+
+def plan(
+    *,
+    name: str,
+    data: Path | Stored,
+    columns: Columns | None = None,
+    format: str | None = None,
+    base: BaseInfo,
+    config: TrainConfig,
+    teacher: BaseInfo | None = None,
+    writer: Writer = written,
+) -> Run:
+    """Read and check everything a run needs; ``max_length`` becomes what the base can read, if that is less.
+
+    ``data`` is a file, cleaned by the default policy and split by ``config.validation``, or a data set that was kept,
+    with the sides it has. Raises InvalidRequest when there is nothing to learn, or the name cannot be an adapter's.
+    """
+    check_name(name, base_id=base.id)
+    found = material(data, columns=columns, format=format, share=config.validation)
+    return assemble(name, found, base=base, config=config, teacher=teacher, writer=writer)
+
+
+def assemble(
+    name: str,
+    material: Material,
+    *,
+    base: BaseInfo,
+    config: TrainConfig,
+    parent: Parent | None = None,
+    teacher: BaseInfo | None = None,
+    older: Mapping[str, Material] | None = None,
+    reason: str = "",
+    writer: Writer = written,
+) -> Run:
+    """The run on this material, with rows of ``older`` rounds learned again as ``config.replay`` says, and other
+    wordings of its questions by ``writer`` as ``config.augment`` says."""
+    trackers.check(config.report_to)
+    reward_plugins.check(config.rewards)
+    if teacher is not None:
+        _check_same_words(base, teacher)
+    config = dataclasses.replace(config, max_length=min(config.max_length, base.max_positions))
+    prompts = Prompts(Path(base.path))
+    eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
+
+    def tokens(rows: Iterable[Row]) -> Tokenized[Any]:
+        how: Any = _TOKENIZE.get(config.method, tokenize)
+        tokenized: Tokenized[Any] = how(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
+        return tokenized
+
+    routed = {side: route(material.sides[side], config.method) for side in ("train", "validation")}
+    originals, other = routed["train"].rows, None
+    fresh = originals
+    if config.augment:
+        other = _in_other_words(originals, material, older or {}, base, config, writer)
+        fresh = (*originals, *other.rows)
+    if config.method in SUPERVISED:
+        fresh = tuple(balanced(fresh, config.balance))
+    learned, augmented = tokens(fresh[: len(originals)]), tokens(fresh[len(originals) :])
+    measured = tokens(routed["validation"].rows)
+    bad = (*material.bad, *learned.bad, *measured.bad)
+    if not learned.sequences:
+        raise _nothing_to_learn(material, config, len(measured.sequences), bad)
+    if config.method == "kto" and len({row.label for row in learned.sequences}) < 2:
+        raise InvalidRequest(
+            "KTO learns from what was liked beside what was disliked, and all rows are of one kind. Collect both, or "
+            "choose sft for liked answers.",
+            param="method",
+        )
+    replayed, forgettable = _older(material, older or {}, config, len(fresh))
+    again, watched = tokens(replayed), tokens(forgettable)
+    unused = sum(sum(part.unused.values()) for part in routed.values())
+    return Run(
+        name=name,
+        base=base,
+        config=config,
+        data=material.label,
+        data_digest=material.report.digest,
+        rows=(*learned.sequences, *augmented.sequences, *again.sequences),
+        validation=measured.sequences,
+        bad=tuple(sorted(bad, key=lambda row: row.line)),
+        num_bad=material.report.fates.get("bad", 0) + len(learned.bad) + len(measured.bad),
+        num_cut=learned.num_cut + augmented.num_cut + measured.num_cut,
+        parent=parent,
+        teacher=teacher,
+        num_augmented=len(augmented.sequences),
+        num_replayed=len(again.sequences),
+        replay_validation=watched.sequences,
+        held_out=material.held_out,
+        held_out_older=tuple(forgettable),
+        reason=reason,
+        remarks=(*_remarks(material.report, unused, config.method), *(other.said() if other else ())),
+    )
+
+
+_TOKENIZE: Final[Mapping[str, Any]] = {
+    "dpo": tokenize_pairs,
+    "kto": tokenize_judged,
+    "distillation": tokenize_questions,
+    "grpo": tokenize_questions,
+}
+
+
+def _check_same_words(base: BaseInfo, teacher: BaseInfo) -> None:
+    """ConfigurationError unless the teacher's tokens are the base's, id by id: its probabilities are compared with the
+    model's own, token by token."""
+    vocabularies = [
+        json.loads(Path(info.path, "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        for info in (base, teacher)
+    ]
+    if base.vocab_size != teacher.vocab_size or vocabularies[0] != vocabularies[1]:
+        raise ConfigurationError(
+            f"{teacher.id} has other tokens than {base.id}, so that it cannot say how likely each of its is. Choose a "
+            "larger model of the same family.",
+            param="teacher",
+        )
+
+
+def _in_other_words(
+    rows: Sequence[Row],
+    material: Material,
+    older: Mapping[str, Material],
+    base: BaseInfo,
+    config: TrainConfig,
+    writer: Writer,
+) -> Reworded:
+    """Rows that ask in other words, of those that are learned from; none near to what this round or an older one holds
+    out."""
+    wordings = writer(base, config, [row.question for row in rows if can_be_reworded(row)])
+    held_out = [*material.held_out, *(row for round_ in older.values() for row in round_.held_out)]
+    return kept_wordings(rows, wordings, held_out=held_out)
+
+
+REPLAY_MEASURED: Final = 200
+"""Held-out rows of older rounds that are looked at after each epoch."""
+
+
+def _older(
+    material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
+) -> tuple[list[Row], list[Row]]:
+    """Rows of older rounds to learn again, and held-out ones to watch; none that the new round has on its other side,
+    nor asks about itself: what was said last is what holds."""
+    asked = {row.question_key() for side in ("train", "validation", "test") for row in material.sides[side]}
+
+    def rows(side: Side) -> dict[str, list[Row]]:
+        return {
+            name: [row for row in route(round_.sides[side], config.method).rows if row.question_key() not in asked]
+            for name, round_ in older.items()
+        }
+
+    replayed = replay(rows("train"), num_new, share=config.replay, seed=config.seed)
+    held_out = rows("validation")
+    # As many as are to be looked at: a share of that many beside as many new ones.
+    watched = replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
+    return replayed, watched
+
+
+def _nothing_to_learn(
+    material: Material, config: TrainConfig, num_measured: int, bad: Sequence[BadRow]
+) -> GraftworkError:
+    if num_measured:
+        return InvalidRequest(
+            f"All {num_measured} usable rows of {material.label} fell to validation. Add rows, or train on "
+            "all of them with --validation 0.",
+            param="data",
+        )
+    if not bad and any(material.sides.values()):
+        return InvalidRequest(
+            f"{material.label} has no row that {config.method} can learn from. Choose auto, or another method.",
+            param="method",
+            code="no_usable_rows",
+        )
+    return nothing_usable(material.label, bad)
+
+
+def _remarks(report: Report, unused: int, method: str) -> Iterator[str]:
+    left_out = [f"{number:,} {noun}" for fate, noun, number in words.fates(report) if fate not in ("kept", "bad")]
+    if left_out:
+        yield f"Left out: {', '.join(left_out)} (graftwork data check shows which)."
+    masked = [f"{found.findings:,} × {found.kind}" for found in report.found if found.action == "mask"]
+    if masked:
+        yield f"Masked: {', '.join(masked)} (graftwork data check --save keeps a data set with other wishes)."
+    if unused:
+        supervised = "say what not to answer, which supervised training cannot use"
+        why = supervised if method == "sft" else f"say nothing that {method} learns from"
+        yield f"{words.count(unused, 'row')} {why}."

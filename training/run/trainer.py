@@ -1,0 +1,283 @@
+"""One run: token ids in, the two files of a PEFT adapter out. Nothing is written but the finished adapter and, where a
+folder for them is given, checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from graftwork.training.run import tracking
+
+os.environ.update(tracking.SILENT)  # TRL reports every run otherwise
+import huggingface_hub.constants
+import peft
+import tokenizers
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from graftwork.adapters.base import BaseInfo, load_model
+from graftwork.adapters.errors import GraftworkError
+from graftwork.training.config import SUPERVISED, TrainConfig
+from graftwork.training.data.tokens import TokenRow
+from graftwork.training.methods import factory, kto, recipe
+from graftwork.training.model import adapter, head, whole_model
+from graftwork.training.model.adapter import trainable
+from graftwork.training.model.anchor import Anchor
+from graftwork.training.model.precision import precision_of
+from graftwork.training.run import checkpoints
+from graftwork.training.run.callback import REPLAY, VALIDATION, _Watcher, diverged
+from graftwork.training.run.checkpoints import Keeping, Stopped
+from graftwork.training.run.estimate import micro_batch
+from graftwork.training.run.progress import Listener, Metrics
+
+# Something else may have imported the hub's library before the line above.
+huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+
+CHECKPOINTING_ABOVE = 1_000_000_000
+"""Parameters of a base above which activations are computed again in the backward pass instead of kept. Below,
+``micro_batch_tokens`` keeps them small, and keeping them saves a second forward pass."""
+
+
+def train(
+    base: BaseInfo,
+    rows: Sequence[TokenRow],
+    validation: Sequence[TokenRow],
+    config: TrainConfig,
+    folder: Path,
+    on_step: Listener,
+    *,
+    parent: Path | None = None,
+    teacher: BaseInfo | None = None,
+    replay_validation: Sequence[TokenRow] = (),
+    keeping: Keeping | None = None,
+    run_name: str | None = None,
+) -> Metrics:
+    """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``; where
+    all weights are trained, a model's whole folder.
+
+    The rows are as the method takes them: Tokens, PairTokens, JudgedTokens or QuestionTokens. ``parent`` is the PEFT
+    folder of the version to continue; without, the adapter is a fresh one. ``teacher`` is the larger model of a
+    distillation. ``replay_validation`` are held-out rows of older rounds. With ``keeping`` the run begins where the
+    newest whole checkpoint is, and ends in the same bits as if it had never been interrupted.
+
+    Raises GraftworkError with code ``training_diverged`` when the loss is no number any more and ``out_of_memory`` when
+    not even one row at a time fits, ConfigurationError when the base has no module to adapt, Stopped when somebody
+    asked for it. In each case ``folder`` stays as it was.
+    """
+    if config.method == "kto":
+        rows = kto.mixed(rows, config.seed)
+    longest = max(len(row) for row in (*rows, *validation, *replay_validation)) + config.answer_room
+    micro = micro_batch(config, longest)
+    while True:
+        try:
+            return _attempt(
+                base,
+                rows,
+                validation,
+                config,
+                folder,
+                on_step,
+                parent,
+                teacher,
+                replay_validation,
+                keeping,
+                micro,
+                run_name,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            smaller = [size for size in range(1, micro) if config.batch_size % size == 0]
+            if not smaller:
+                raise GraftworkError(
+                    f"Even one row of {longest} tokens at a time does not fit into memory. Give shorter rows "
+                    "(--max-length), a lower rank or quantization nf4, or free memory.",
+                    code="out_of_memory",
+                ) from error
+        # Outside the handler: what the failed attempt held is referred to by its traceback.
+        micro = smaller[-1]
+
+
+def _attempt(
+    base: BaseInfo,
+    rows: Sequence[TokenRow],
+    validation: Sequence[TokenRow],
+    config: TrainConfig,
+    folder: Path,
+    on_step: Listener,
+    parent: Path | None,
+    teacher: BaseInfo | None,
+    replay_validation: Sequence[TokenRow],
+    keeping: Keeping | None,
+    micro: int,
+    run_name: str | None,
+) -> Metrics:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = precision_of(config, device)
+    resumed = checkpoints.newest(keeping.folder) if keeping else None
+    watcher = _Watcher(on_step, config, keeping)
+    with _quiet(), head.quick(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
+        transformers.set_seed(config.seed)
+        # All weights that are trained are float32, as an adapter's are; the forward pass is computed in less.
+        bare = load_model(base, dtype="float32" if config.variant == "full" else precision, device=device)
+        sources = recipe.Sources(
+            tokenizer=Path(base.path, "tokenizer.json"),
+            eos_token_ids=base.eos_token_ids,
+            anchor=_anchor(bare, base, config),
+            teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
+        )
+        model = adapted(bare, base, config, parent)
+        measured = {VALIDATION: validation, REPLAY: () if config.asks else replay_validation}
+        trainer = factory.make(
+            rows,
+            measured,
+            config,
+            model=model,
+            sources=sources,
+            callbacks=[watcher],
+            micro=micro,
+            arguments=_arguments(
+                base, len(rows), any(measured.values()), config, scratch, device, precision, micro, keeping, resumed
+            )
+            | {"run_name": run_name},
+        )
+        if config.reference == "base" and "ref" in getattr(model, "peft_config", {}):
+            model.delete_adapter("ref")  # TRL then takes the model without any adapter
+        adapter.in_float32(model)
+        watcher.attach(trainer, model, resumed)
+        if not watcher.ended:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        if watcher.stopped:
+            raise Stopped
+        watcher.undo_forgetting()
+        _check_finite(model)
+        _save(model, base, folder, config)
+    return watcher.metrics(num_trainable=sum(p.numel() for p in trainable(model)), device=device, precision=precision)
+
+
+def adapted(
+    model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent: Path | None = None
+) -> peft.PeftModel | PreTrainedModel:
+    """The base with an adapter to train, fresh or the parent's, whose weights alone are trainable, in float32; or,
+    where all are to be trained, the base itself."""
+    if config.variant == "full":
+        return model.requires_grad_(True)
+    if config.quantization == "nf4":
+        model = adapter.in_nf4(model)
+    grafted = adapter.fresh(model, base, config) if parent is None else adapter.continued(model, parent)
+    adapter.quicken(grafted)
+    return grafted
+
+
+_anchors: Final[dict[tuple[object, ...], Anchor]] = {}
+"""The last one: the trials of a search, and a run in smaller parts, hold on to the same."""
+
+
+def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> Anchor | None:
+    if not config.anchor or config.method not in SUPERVISED:
+        return None
+    which = (base.digest, config.seed, bare.dtype, bare.device)
+    if which not in _anchors:
+        tokenizer = tokenizers.Tokenizer.from_file(str(Path(base.path, "tokenizer.json")))
+        _anchors.clear()
+        _anchors[which] = Anchor.of(bare, tokenizer, seed=config.seed)
+    return _anchors[which]
+
+
+def _arguments(
+    base: BaseInfo,
+    num_rows: int,
+    measuring: bool,
+    config: TrainConfig,
+    scratch: Path,
+    device: str,
+    precision: str,
+    micro: int,
+    keeping: Keeping | None,
+    resumed: Path | None,
+) -> dict[str, Any]:
+    return {
+        "output_dir": str(scratch),
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": config.batch_size // micro,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        # Rounded down: a share, as TRL would take it, is rounded up, and the first step of a warm-up has rate zero, so
+        # that a run of one step would learn nothing.
+        "warmup_steps": int(config.warmup * math.ceil(config.epochs * math.ceil(num_rows / config.batch_size))),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "activation_checkpointing": base.num_parameters > CHECKPOINTING_ABOVE,
+        "use_cpu": device == "cpu",
+        "bf16": precision == "bfloat16",
+        "eval_strategy": "epoch" if measuring else "no",
+        "eval_on_start": measuring and resumed is None,
+        "save_strategy": "no" if keeping is None else "steps",
+        "save_steps": config.checkpoint_steps,
+        "logging_steps": 1,
+        # What is no number must be seen, not replaced by the mean of what came before.
+        "logging_nan_inf_filter": False,
+        "report_to": list(config.report_to) or "none",
+        "project": tracking.PROJECT,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": device != "cpu",
+        "seed": config.seed,
+    }
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _scratch(keeping: Keeping | None) -> Iterator[Path]:
+    """Where transformers writes: on the checkpoints' own disk, so that one is published by a rename."""
+    if keeping is None:
+        with tempfile.TemporaryDirectory(prefix="graftwork-train-") as passing:
+            yield Path(passing)
+        return
+    folder = keeping.folder / ".writing"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_finite(model: torch.nn.Module) -> None:
+    if not all(bool(torch.isfinite(weight).all()) for weight in trainable(model)):
+        raise diverged("The last step left weights that are no numbers")
+
+
+def _save(model: Any, base: BaseInfo, folder: Path, config: TrainConfig) -> None:
+    if config.variant == "full":
+        whole_model.save(model, base, folder)
+        return
+    # The folder the base was loaded from means nothing to anybody else.
+    model.peft_config["default"].base_model_name_or_path = base.id
+    model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"], save_embedding_layers=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' own progress and advice: what matters reaches the user through the listener."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,68 @@
+"""The folders of a home's jobs: whose they are, and what stays in them of a job that has ended.
+
+What lies where in a folder is in `jobspec`. Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.learning.job import Job
+from graftwork.adapters.storage.database import Database
+from graftwork.training.run import folder as folder_module
+from graftwork.training.run.folder import ADAPTER, CHECKPOINTS, REPORT, TRIALS, WORDINGS
+from graftwork.training.worker import erasing
+
+LOCK: Final = "worker.lock"
+
+
+class JobFolders:
+    """``HOME/jobs``, a folder a job."""
+
+    def __init__(self, home: Path, database: Database) -> None:
+        self._home = home
+        self._database = database
+        self._root = home / "jobs"
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else works in them meanwhile. Raises ConfigurationError when somebody does."""
+        with (self._root / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"Another training worker runs on {self._home}: one a home is enough."
+                ) from None
+            yield
+
+    def of(self, job: Job) -> Path:
+        """The job's folder; there from now on."""
+        folder = self._root / job.id
+        folder.mkdir(exist_ok=True, mode=0o700)
+        return folder
+
+    def ids(self) -> list[str]:
+        """The jobs that have one."""
+        return [folder.name for folder in self._root.iterdir() if folder.is_dir()]
+
+    def tidy(self, job: Job) -> None:
+        """Of a job that has ended stays what tells of it, and the feedback that it learned from, as long as the log has
+        it: later rounds learn it again. Weights go, and what nothing was learned from."""
+        folder = self._root / job.id
+        for name in (CHECKPOINTS, TRIALS, ADAPTER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in (folder_module.ANSWERS_FILE, WORDINGS):
+            (folder / name).unlink(missing_ok=True)
+        if job.status == "succeeded":
+            erasing.forget_in(self._database, folder)
+            return
+        for name in (folder_module.FEEDBACK_FILE, REPORT):
+            (folder / name).unlink(missing_ok=True)

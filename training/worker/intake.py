@@ -1,0 +1,119 @@
+"""A job's data before its run: what feedback there is, written down; and whether there is anything to learn from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.feedback.feedback import FeedbackFilter, FeedbackLog
+from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.feedback.interactions import Interactions
+from graftwork.adapters.learning.job import NewEvent
+from graftwork.adapters.storage.database import Database
+from graftwork.adapters.storage.durable import write_whole
+from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.training.data.bad_rows import nothing_usable
+from graftwork.training.data.read.source import file_sources
+from graftwork.training.data.row import SIDES, BadRow, Row
+from graftwork.training.data.store import DataStore
+
+_BAD_ROWS_KEPT: Final = 10
+
+
+_AT_ONCE: Final = 500
+
+
+def check(paths: Iterable[Path], param: str) -> tuple[list[NewEvent], set[str]]:
+    """What to say of these files, and the ids of the logged answers in them. Raises InvalidRequest, which names the
+    first lines, when there is no row to learn from."""
+    bad: list[BadRow] = []
+    num_bad = num_good = 0
+    answers: set[str] = set()
+    names = []
+    try:
+        for source in file_sources(list(paths)):
+            names.append(source.title)
+            for row in source.rows():
+                if isinstance(row, Row):
+                    num_good += 1
+                    answers.update(row.interactions)
+                else:
+                    num_bad += 1
+                    bad += [row] if len(bad) < _BAD_ROWS_KEPT else []
+        if not num_good:
+            raise nothing_usable(" and ".join(names), bad)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=param, code=error.code) from None
+    events = []
+    if num_bad:
+        lines = "; ".join(str(row) for row in bad[:3]) + (f"; and {num_bad - 3} more" if num_bad > 3 else "")
+        events.append(NewEvent(message=f"{num_bad} of {num_bad + num_good} rows cannot be used: {lines}", level="warn"))
+    return events, answers
+
+
+def check_data_set(folder: Path) -> tuple[list[NewEvent], set[str]]:
+    """The same of a kept data set, whose rows were looked at when it was made. Raises what ``Stored.verify`` raises."""
+    stored = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
+    stored.verify()
+    return [], {id for side in SIDES for row in stored.rows(side) for id in row.interactions}
+
+
+def write_feedback(database: Database, name: str, target: Path) -> int:
+    """What was said of an adapter's answers, and those answers, as they are now; once: a file that is there stays as
+    it is. Returns how much was said. Raises InvalidRequest when nothing was."""
+    ids = InteractionIds(secret(database, INTERACTION_IDS))
+    said = list(FeedbackLog(database, ids).each(FeedbackFilter(adapter=name)))
+    if not said:
+        raise InvalidRequest(
+            f"nothing was said of the answers of {name} yet: send feedback, or give a file",
+            param="training_file",
+            code="no_feedback",
+        )
+    if not target.exists():
+        # Of shadow arms' answers, which nobody sees, those alone that somebody judged or compared.
+        about = {one.interaction_id for one in said} | {one.preferred_over for one in said if one.preferred_over}
+        answers = _answers(Interactions(database, ids), about)
+        write_whole(target, "".join(_line(row) for row in (*answers, *said)))
+    return len(said)
+
+
+def forget(database: Database, kept: Path) -> bool:
+    """Take out of feedback that was written down what is gone from the log since, erased or expired: whole answers with
+    all that was said of them, and words that were erased. Whether there was any."""
+    ids = InteractionIds(secret(database, INTERACTION_IDS))
+    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
+    answers = {row["id"] for row in rows if "completions" in row}
+    there = {answer.id for answer in _answers(Interactions(database, ids), answers)}
+    gone = answers - there
+    log = FeedbackLog(database, ids)
+    about = {row["interaction_id"] for row in rows if "interaction_id" in row} - gone
+    erased = {said.id for id in sorted(about) for said in log.each(FeedbackFilter(interaction_id=id)) if said.erased_at}
+    left = [
+        row
+        for row in rows
+        if (row["id"] in there if "completions" in row else row["interaction_id"] in about and row["id"] not in erased)
+    ]
+    if len(left) < len(rows):
+        write_whole(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
+    return len(left) < len(rows)
+
+
+def _answers(interactions: Interactions, ids: set[str]) -> Iterator[Any]:
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), _AT_ONCE):
+        yield from interactions.get_many(wanted[start : start + _AT_ONCE]).values()
+
+
+def _line(row: Any) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return dict(value)

@@ -1,0 +1,16 @@
+"""The run of one job as a process: ``python -m graftwork.training.worker.job FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from graftwork.training.worker.job.runner import Job
+
+
+def main() -> int:
+    """The process: 0 with a result that succeeded, 1 with one that failed, 143 when it was asked to end."""
+    if len(sys.argv) != 2:
+        print("usage: python -m graftwork.training.worker.job FOLDER", file=sys.stderr)
+        return 2
+    return Job(Path(sys.argv[1])).run()

@@ -1,0 +1,210 @@
+"""From a job's spec to its run: hyperparameters, data, older rounds, parent and teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from graftwork.adapters.base import prepare
+from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.learning.job import CONTROL
+from graftwork.adapters.storage.durable import write_whole
+from graftwork.training.config import METHODS, TrainConfig
+from graftwork.training.data.row import Side
+from graftwork.training.data.store import DataStore
+from graftwork.training.methods.rows import choose, count, named
+from graftwork.training.run.folder import (
+    ANSWERS_FILE,
+    FEEDBACK_FILE,
+    RESULT,
+    SPEC,
+    WORDINGS,
+)
+from graftwork.training.run.material import Material, kept, read
+from graftwork.training.run.plan import Parent, Run, assemble, written
+from graftwork.training.worker.job.__main__ import main
+from graftwork.training.worker.job.spec import AUTO, JobSpec
+
+NAMES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs", "lora_rank": "rank"}
+"""Other names that hyperparameters go by, and what they are called here."""
+
+NOT_BUILT: Final[Mapping[str, str]] = {
+    "prompt_tuning": "prompt tuning, which serving does not know",
+    "prefix_tuning": "prefix tuning, which serving does not know",
+    "full": "full fine-tuning, whose result cannot be swapped while serving: graftwork train --local --full exports it",
+}
+
+
+# --- from what is asked to a run --------------------------------------------------------------------------------------
+
+
+def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run:
+    """The run that a folder asks for. Raises ConfigurationError for what is not understood, InvalidRequest when there
+    is nothing to learn."""
+    if spec.method in NOT_BUILT:
+        raise ConfigurationError(
+            f"This version does not do {NOT_BUILT[spec.method]}. It does {', '.join(METHODS)}, and auto.",
+            param="method",
+        )
+    given = knobs(spec.hyperparameters)
+    if CONTROL in spec.metadata:
+        spec = with_all_rounds(folder, spec)
+    older = dict(older_rounds(folder, spec)) if spec.parent is not None and spec.parent_folder is not None else {}
+    # Feedback comes again in every round, with more: what was learned from is not held out now.
+    learned = [row for round_ in older.values() for row in round_.sides["train"]] if _is_feedback(spec) else []
+    material = material_of(spec, earlier={row.question_key(): "train" for row in learned})
+    if _wants_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
+        say(
+            f"{len(material.held_out):,} of {material.num_rows:,} rows are held out, more than the usual "
+            f"{TrainConfig().validation:.0%}: with fewer, the gates could not say anything."
+        )
+    if spec.method == AUTO:
+        choice = choose(count(row for rows in material.sides.values() for row in rows))
+        method, reason = choice.method, choice.reason
+    else:
+        method, reason = named(spec.method), ""
+    parent = None
+    if spec.parent is not None and spec.parent_folder is not None:
+        parent = Parent(name=spec.parent_name or spec.name, version=spec.parent, folder=spec.parent_folder)
+    teacher = None
+    if isinstance(given.get("teacher"), str):
+        teacher = prepare(given["teacher"], folder.parent.parent, lambda title, fraction: None)
+        given["teacher"] = teacher.id
+    multiplier = given.pop("learning_rate_multiplier", 1.0)
+    try:
+        config = TrainConfig.start(method, continuing=parent is not None, **{"seed": spec.seed, **given})
+        config = dataclasses.replace(config, learning_rate=config.learning_rate * multiplier)
+    except TypeError as error:  # a word where a number belongs
+        raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
+    if config.variant == "full":
+        raise ConfigurationError(f"Jobs do not do {NOT_BUILT['full']}.", param="variant")
+    _remember_answers(folder, (material, *older.values()))
+    writer = partial(written, kept=folder / WORDINGS, on_progress=_told(say))
+    return assemble(
+        spec.name,
+        material,
+        base=spec.base,
+        config=config,
+        parent=parent,
+        teacher=teacher,
+        older=older,
+        reason=reason,
+        writer=writer,
+    )
+
+
+def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says how far the other wordings are, at most ten times."""
+    last = -1
+
+    def tell(written: int, of: int) -> None:
+        nonlocal last
+        if (tenth := 10 * written // of) > last:
+            last = tenth
+            say(f"Writing other wordings: {written:,} of {of:,}.")
+
+    return tell
+
+
+def rival(spec: JobSpec, run: Run) -> str | None:
+    """The version that a candidate is held against: the one it continues; of a control, the one it might have."""
+    return spec.metadata.get(CONTROL) if run.parent is None else _parent(run)
+
+
+def knobs(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig by name, and ``learning_rate_multiplier``; ``"auto"`` is left out. ConfigurationError for a
+    name that is none."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)} - {"method"} | {"learning_rate_multiplier"}
+    found: dict[str, Any] = {}
+    for name, value in hyperparameters.items():
+        field = NAMES.get(name, name)
+        if field not in known:
+            raise ConfigurationError(
+                f"{name!r} is no hyperparameter. There are {', '.join(sorted(known))}.", param=f"hyperparameters.{name}"
+            )
+        if value != AUTO:
+            found[field] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+FEWEST_HELD_OUT: Final = 25
+"""Rows of feedback that say what is right are held out: some more than the gates want, since not all can be asked."""
+
+
+def material_of(spec: JobSpec, *, earlier: Mapping[int, Side] | None = None) -> Material:
+    """The rows of a run: of its files, or of the kept data set that its folder is. ``earlier``: on which side questions
+    were before."""
+    if len(spec.data) == 1 and spec.data[0].is_dir():
+        folder = spec.data[0]
+        return kept(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
+    share = knobs(spec.hyperparameters).get("validation", TrainConfig().validation)
+    fewest = FEWEST_HELD_OUT if _wants_more(spec) else 0
+    return read(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
+
+
+def _is_feedback(spec: JobSpec) -> bool:
+    return any(file.name == FEEDBACK_FILE for file in spec.data)
+
+
+def _wants_more(spec: JobSpec) -> bool:
+    """Whether a run may hold out more than the usual share: of feedback, where nobody said how much."""
+    return _is_feedback(spec) and "validation" not in knobs(spec.hyperparameters)
+
+
+def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
+    """What earlier runs of the same adapter learned from, by the runs' names, the oldest first: those beside this one
+    that succeeded, as far as their data is still there. Nothing is copied, so that what is erased is not replayed."""
+    for earlier in _earlier(folder, spec):
+        try:
+            yield earlier.job_id, material_of(earlier)
+        except InvalidRequest as error:
+            if error.code != "no_usable_rows":  # all of it was erased since
+                raise
+
+
+def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
+    """The same run on all that it and earlier ones learn from, for a control. Of feedback the newest file has all."""
+    rounds = [*_earlier(folder, spec), spec]
+    data = {file: None for earlier in rounds for file in earlier.data if file.is_file()}
+    older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
+    return dataclasses.replace(
+        spec,
+        data=tuple(file for file in data if file not in older_feedback),
+        validation=tuple({file: None for earlier in rounds for file in earlier.validation}),
+    )
+
+
+def _remember_answers(folder: Path, rounds: Iterable[Material]) -> None:
+    """Which logged answers are among the rows, also those of older rounds, of which any may be replayed: whoever erases
+    a user is told of this version."""
+    path = folder / ANSWERS_FILE
+    known = set(json.loads(path.read_bytes())) if path.exists() else set()
+    found = {id for round_ in rounds for rows in round_.sides.values() for row in rows for id in row.interactions}
+    if found - known:
+        write_whole(path, json.dumps(sorted(found | known)))
+
+
+def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
+    """Runs of the same adapter beside this one that succeeded and whose data is still there, the oldest first."""
+    beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT).is_file()]
+    for path in sorted(beside, key=lambda path: (path / RESULT).stat().st_mtime_ns):
+        if not (path / SPEC).is_file():
+            continue
+        earlier = JobSpec.read(path)
+        succeeded = json.loads((path / RESULT).read_text(encoding="utf-8"))["status"] == "succeeded"
+        wanted = earlier.name in {spec.name, spec.parent_name} and earlier.data != spec.data
+        if succeeded and wanted and all(file.exists() for file in (*earlier.data, *earlier.validation)):
+            yield earlier
+
+
+def _parent(run: Run) -> str:
+    return "no version, from the base" if run.parent is None else f"{run.parent.name}@{run.parent.version}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
