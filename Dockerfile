@@ -21,12 +21,11 @@ COPY requirements requirements
 COPY scripts/setup scripts/setup
 COPY src src
 COPY adapters adapters
-COPY benchmarks benchmarks
 COPY clients clients
 COPY server server
 COPY training training
 RUN GRAFTWORK_TORCH="$GRAFTWORK_TORCH" GRAFTWORK_TORCH_INDEX="$GRAFTWORK_TORCH_INDEX" scripts/setup serve \
-    && python -m compileall -q adapters benchmarks clients server training
+    && python -m compileall -q adapters clients server training
 ENV PATH=/opt/graftwork/.venv/bin:$PATH
 
 # The server writes below /data only: the base, the registry, the adapters.

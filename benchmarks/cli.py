@@ -1,4 +1,4 @@
-"""``graftwork bench``: Graftwork and its peers on this machine, one after another, under the same load.
+"""``python -m benchmarks``: Graftwork and its peers on this machine, one after another, under the same load.
 
 Only options are here; what measures is imported when the command runs.
 """

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import graftwork
+from graftwork.version import __version__
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
@@ -147,7 +147,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         limits=config.adapter_limits,
         engine=link,
     )
-    services.metrics.set_build(version=graftwork.__version__, base=info.id, base_digest=info.digest)
+    services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
     # Copies for shadow arms leave three quarters of the batch to users.
     gateway = Gateway(services, link, prompts, max_busy_for_shadows=config.max_batch // 4)
     worker = WorkerConfig(

@@ -1,6 +1,6 @@
 """Where a decoding step's time goes, in process: no HTTP, no clients, nobody else on the cores.
 
-    python -m benchmarks.steps --base HOME/base/smollm2-135m-instruct --out DIR
+    python -m benchmarks.engine.steps --base HOME/base/smollm2-135m-instruct --out DIR
 
 For each number of rows and adapters the median step, and how much of it was spent in which kernel; beside it the time
 that reading the weights once, and nothing else, would take here. Only native kernels can be told apart.

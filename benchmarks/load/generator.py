@@ -1,6 +1,6 @@
 """Load on an OpenAI-style server: N clients in flight, each request naming the next of the given adapters.
 
-    python -m benchmarks.load http://127.0.0.1:8000 --models a0,a1,a2 --clients 16 --requests 64
+    python -m benchmarks.load.generator http://127.0.0.1:8000 --models a0,a1,a2 --clients 16 --requests 64
 
 Prints one JSON line: output tokens a second, time to the first token (``ttft``), time between tokens (``itl``), errors.
 With ``--rate`` requests arrive at random (Poisson) instead of when a client is free. Works with any server that streams

@@ -1,6 +1,6 @@
 """Perplexity of a text in the serving path: what ``--quantize`` costs in quality.
 
-    python -m benchmarks.perplexity LICENSE README.md examples/tickets.jsonl
+    python -m benchmarks.serving.perplexity LICENSE README.md examples/tickets.jsonl
 
 Scores each file by ``echo`` and ``logprobs`` in pieces of a thousand or so tokens, and prints a line a file.
 """

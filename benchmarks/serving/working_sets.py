@@ -1,7 +1,7 @@
 """The curve of working sets: speed and time to the first token as the adapters in use outgrow the device.
 
     graftwork serve --slots 16
-    python -m benchmarks.working_sets http://127.0.0.1:8000 --slots 16 --base HOME/base/smollm2-135m-instruct --out DIR
+    python -m benchmarks.serving.working_sets http://127.0.0.1:8000 --slots 16 --base HOME/base/smollm2-135m-instruct --out DIR
 
 For half, one, two and four times the slots the same load: so many adapters take turns, the worst order for a server
 that keeps those it used last. Adapters ``a0``, ``a1``, … that the server does not have are written to DIR and pushed.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import graftwork
+from graftwork.version import __version__
 from benchmarks.load.workloads import Job
 from benchmarks.systems.system import HttpServer, Running, Site, drop_from_page_cache, free_port
 from graftwork.clients.client import Client
@@ -38,7 +38,7 @@ class Graftwork:
         self._site = site
         self._flags = flags
         self._home = site.workshop.folder / "graftwork" / site.base_key
-        self.title = " ".join([f"Graftwork {graftwork.__version__}", *flags])
+        self.title = " ".join([f"Graftwork {__version__}", *flags])
 
     def refuses(self, job: Job) -> str | None:
         return None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graftwork import __version__
+from graftwork.version import __version__
 from graftwork.clients.cli import (
     adapters,
     chat,

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from graftwork import __version__
+from graftwork.version import __version__
 from graftwork.clients.errors import (
     GraftworkAPIError,
     GraftworkConnectionError,

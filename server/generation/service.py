@@ -20,7 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from litserve.utils import ResponseBufferItem
 from starlette.requests import ClientDisconnect
 
-import graftwork
+from graftwork.version import __version__
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
 from graftwork.adapters.experiments.experiment import Draw
 from graftwork.adapters.experiments.exposures import SHADOW_OF
@@ -195,7 +195,7 @@ class Gateway(ls.specs.base.LitSpec):
             id=admission.id,
             created=admission.created,
             model=admission.body.model,
-            fingerprint=f"gw-{graftwork.__version__}-{self.link.card.get('quantize', 'none')}-{digest[:8]}",
+            fingerprint=f"gw-{__version__}-{self.link.card.get('quantize', 'none')}-{digest[:8]}",
             graftwork=admission.route.said(),
         )
 

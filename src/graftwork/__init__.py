@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graftwork.version import __version__
+
 if TYPE_CHECKING:
     from graftwork.clients.async_client import AsyncClient
     from graftwork.clients.client import Client
-
-__version__ = "0.1.0"
 
 __all__ = ["AsyncClient", "Client", "__version__"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from benchmarks.cli import bench
 
 from graftwork.clients.cli.app import app
 from graftwork.clients.cli.exit_codes import ExitCode
@@ -173,9 +172,16 @@ def serve(
         raise typer.Exit(ExitCode.FAILED) from error
 
 
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def bench() -> None:
+    """Say where the benchmarks are: they come with a checkout and not with the installed package."""
+    typer.echo("The benchmarks come with a checkout of Graftwork: run `python -m benchmarks --help` in its folder.", err=True)
+    raise typer.Exit(ExitCode.USAGE)
+
+
 app.command()(train)
 app.add_typer(data, name="data")
-app.command()(bench)
 app.command()(demo)
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from graftwork import __version__
+from graftwork.version import __version__
 from graftwork.training.config import TrainConfig
 from graftwork.training.run.progress import Metrics, Trial
 

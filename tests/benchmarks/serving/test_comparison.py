@@ -121,7 +121,7 @@ def test_a_system_that_dies_under_load_has_no_figures(tmp_path: Path, token: str
 def options(*words: str) -> dict[str, object]:
     command = typer.main.get_command(app)
     bench = command.commands["bench"]  # type: ignore[attr-defined]
-    return dict(bench.make_context("graftwork bench", list(words)).params)
+    return dict(bench.make_context("benchmarks", list(words)).params)
 
 
 def test_options() -> None:

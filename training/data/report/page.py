@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from graftwork import __version__
+from graftwork.version import __version__
 from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import Conflict, Label, Report, Spread, Twins
 from graftwork.training.data.row import SIDES

@@ -1,0 +1,12 @@
+"""``python -m benchmarks``: Graftwork and its peers on this machine, one after another, under the same load."""
+
+from __future__ import annotations
+
+import typer
+
+from benchmarks.cli import bench
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.command()(bench)
+    app(prog_name="python -m benchmarks")
