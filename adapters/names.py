@@ -76,7 +76,7 @@ def check_text(text: str, *, param: str, max_chars: int) -> None:
         raise InvalidRequest(f"{param} contains a NUL or a lone surrogate: send plain text", param=param)
 
 
-def split(model: str) -> tuple[str, str]:
+def split_model(model: str) -> tuple[str, str]:
     """``"intents@7"`` → ``("intents", "7")``; a bare name selects ``live``. Nothing is checked: rules and existence are
     the caller's. ``"intents@"`` selects the empty alias, which nothing has."""
     name, at, selector = model.partition("@")

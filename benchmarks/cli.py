@@ -15,10 +15,10 @@ import typer
 from graftwork.clients.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from benchmarks.load.workloads import Job
-    from benchmarks.serving.report import Report
-    from benchmarks.systems.peer_cache import Workshop
-    from benchmarks.systems.system import Site, System
+    from benchmarks.load.workloads import Workload
+    from benchmarks.serving.report import ServingReport
+    from benchmarks.systems.peer_cache import PeerCache
+    from benchmarks.systems.system import BenchmarkSite, System
 
 _WHAT = "What is measured"
 _WHERE = "Where"
@@ -104,23 +104,23 @@ def bench(
     Sets the others up on the first run, which takes long. Ctrl-C stops it; what was measured by then is in the files.
     """
     from benchmarks.harness.display import Display
-    from benchmarks.load.workloads import FULL, QUICK, make_jobs
-    from benchmarks.systems.peer_cache import Workshop
+    from benchmarks.load.workloads import FULL, QUICK, make_workloads
+    from benchmarks.systems.peer_cache import PeerCache
     from graftwork.adapters.errors import GraftworkError
 
     display = Display()
     home = home.expanduser()
-    workshop = Workshop(cache or home / "bench", display, jobs=build_jobs or len(os.sched_getaffinity(0)))
+    workshop = PeerCache(cache or home / "bench", display, jobs=build_jobs or len(os.sched_getaffinity(0)))
     try:
         keys = loads.split(",") if loads is not None else FULL if full else QUICK
-        jobs = make_jobs(keys, requests=requests, max_tokens=max_tokens, registered=registered)
+        jobs = make_workloads(keys, requests=requests, max_tokens=max_tokens, registered=registered)
         chosen = _chosen(only)
         with workshop.locked():
             site = _site(workshop, base, home, device)
             systems = [system for system in _systems(site, serve_flag or ()) if system.key in chosen]
             if setup_only:
                 for system in systems:
-                    system.prepare([job for job in jobs if system.refuses(job) is None])
+                    system.prepare([job for job in jobs if system.unsupported_reason(job) is None])
                 return
             report = _report(systems, jobs, site)
             _measure(systems, report, site, json_file, markdown_file)
@@ -142,7 +142,7 @@ def _chosen(only: str) -> set[str]:
     return chosen
 
 
-def _site(workshop: Workshop, base: str | None, home: Path, device: str) -> Site:
+def _site(workshop: PeerCache, base: str | None, home: Path, device: str) -> BenchmarkSite:
     from benchmarks.harness import machine
     from benchmarks.systems.system import make_site
 
@@ -150,7 +150,7 @@ def _site(workshop: Workshop, base: str | None, home: Path, device: str) -> Site
     return make_site(workshop, info, machine.device() if device == "auto" else device)
 
 
-def _systems(site: Site, serve_flags: Sequence[str]) -> list[System]:
+def _systems(site: BenchmarkSite, serve_flags: Sequence[str]) -> list[System]:
     from benchmarks.systems.graftwork import Graftwork
     from benchmarks.systems.llama_cpp import LlamaCpp
     from benchmarks.systems.peft import PEFT
@@ -159,24 +159,28 @@ def _systems(site: Site, serve_flags: Sequence[str]) -> list[System]:
     return [Graftwork(site, serve_flags), VLLM(site, lora=True), VLLM(site, lora=False), LlamaCpp(site), PEFT(site)]
 
 
-def _report(systems: Sequence[System], jobs: Sequence[Job], site: Site) -> Report:
+def _report(systems: Sequence[System], jobs: Sequence[Workload], site: BenchmarkSite) -> ServingReport:
     from benchmarks.harness import machine
-    from benchmarks.serving.report import Report
+    from benchmarks.serving.report import ServingReport
 
     about = machine.describe() | {"base": site.base.id, "device": site.device}
-    return Report(jobs=jobs, titles={system.key: system.title for system in systems}, about=about)
+    return ServingReport(jobs=jobs, titles={system.key: system.title for system in systems}, about=about)
 
 
 def _measure(
-    systems: Sequence[System], report: Report, site: Site, json_file: Path | None, markdown_file: Path | None
+    systems: Sequence[System],
+    report: ServingReport,
+    site: BenchmarkSite,
+    json_file: Path | None,
+    markdown_file: Path | None,
 ) -> None:
-    from benchmarks.harness.output import write
+    from benchmarks.harness.output import write_text
     from benchmarks.serving.comparison import measure_all
 
-    def save(report: Report) -> None:
+    def save(report: ServingReport) -> None:
         if json_file is not None:
-            write(json_file, report.to_json() + "\n")
+            write_text(json_file, report.to_json() + "\n")
         if markdown_file is not None:
-            write(markdown_file, report.to_markdown())
+            write_text(markdown_file, report.to_markdown())
 
     measure_all(systems, report, site.display, save)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from graftwork.adapters.experiments.statistics import (
     MIN_PER_ARM,
-    Capital,
-    Centre,
+    CapitalProcess,
     ContrastTest,
+    RunningMean,
     SampleRatioTest,
     UpperBoundTest,
     asymptotic_radius,
@@ -52,7 +52,7 @@ class Scenario:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdicts:
+class Detections:
     """Of many runs, one entry a run: after how many units a winner was declared (0: never), and which arm it was."""
 
     after: Ints
@@ -62,7 +62,7 @@ class Verdicts:
     def declared(self) -> float:
         return float((self.after > 0).mean())
 
-    def named(self, winner: int) -> float:
+    def share_of(self, winner: int) -> float:
         return float((self.winner == winner).mean())
 
     @property
@@ -71,28 +71,28 @@ class Verdicts:
         return float(np.median(np.where(self.after > 0, self.after, math.inf)))
 
 
-class _Watch:
+class _FirstDetection:
     """Remembers when each run's statistic first left the region where nothing is declared."""
 
     def __init__(self, num_runs: int) -> None:
         self._after = np.zeros(num_runs, dtype=np.int64)
         self._winner = np.zeros(num_runs, dtype=np.int64)
 
-    def look(self, num: int, treatment_wins: NDArray[np.bool_], control_wins: NDArray[np.bool_]) -> None:
+    def update(self, num: int, treatment_wins: NDArray[np.bool_], control_wins: NDArray[np.bool_]) -> None:
         new = (self._after == 0) & (treatment_wins | control_wins)
         self._after[new] = num
         self._winner[new] = np.where(treatment_wins[new], 1, -1)
 
-    def verdicts(self) -> Verdicts:
-        return Verdicts(after=self._after, winner=self._winner)
+    def detections(self) -> Detections:
+        return Detections(after=self._after, winner=self._winner)
 
 
-def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Verdicts], float]:
+def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Detections], float]:
     """What each method declared, and in which share of the runs the sample-ratio test raised an alarm."""
     chance = np.random.default_rng(seed)
     pi = scenario.share
-    watches = {method: _Watch(num_runs) for method in METHODS}
-    rising, falling, centre = Capital((num_runs,)), Capital((num_runs,)), Centre((num_runs,))
+    watches = {method: _FirstDetection(num_runs) for method in METHODS}
+    rising, falling, centre = CapitalProcess((num_runs,)), CapitalProcess((num_runs,)), RunningMean((num_runs,))
     ratio = SampleRatioTest(np.tile([1 - pi, pi], (num_runs, 1)), alpha=ALPHA)
     mismatch = np.zeros(num_runs, dtype=bool)
     counts, sums = np.zeros((2, num_runs)), np.zeros((2, num_runs))
@@ -106,7 +106,7 @@ def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Verd
         rising.bet(value / -least)
         falling.bet(-value / most)
         centre.add(outcome)
-        watches["betting"].look(num, rising.log() >= threshold, falling.log() >= threshold)
+        watches["betting"].update(num, rising.log() >= threshold, falling.log() >= threshold)
 
         value, _, _ = pseudo_outcome(outcome, treated, pi, outcomes / (num - 1) if num > 1 else outcome)
         outcomes = outcomes + outcome
@@ -118,28 +118,28 @@ def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Verd
             radius = asymptotic_radius(num, variance, alpha=ALPHA)
             readable = counts.min(axis=0) >= MIN_PER_ARM
             mean = total / num
-            watches["asymptotic"].look(num, readable & (mean > radius), readable & (mean < -radius))
+            watches["asymptotic"].update(num, readable & (mean > radius), readable & (mean < -radius))
 
             rates, pooled = sums / counts, sums.sum(axis=0) / num
             z = (rates[1] - rates[0]) / np.sqrt(pooled * (1 - pooled) * (1 / counts).sum(axis=0))
             readable = counts.min(axis=0) >= 10
-            watches["naive z"].look(num, readable & (z > 1.96), readable & (z < -1.96))
+            watches["naive z"].update(num, readable & (z > 1.96), readable & (z < -1.96))
 
         ratio.add(treated.astype(int))
         mismatch |= ratio.mismatch
-    return {method: watch.verdicts() for method, watch in watches.items()}, float(mismatch.mean())
+    return {method: watch.detections() for method, watch in watches.items()}, float(mismatch.mean())
 
 
 def missing_units(lost: float, *, num_runs: int, num_units: int, seed: int) -> tuple[float, float]:
     """Of a 50:50 experiment that loses this share of the treatment's units: (how often that is noticed, the median of
     units counted until then)."""
     chance = np.random.default_rng(seed)
-    ratio, watch = SampleRatioTest(np.full((num_runs, 2), 0.5), alpha=ALPHA), _Watch(num_runs)
+    ratio, watch = SampleRatioTest(np.full((num_runs, 2), 0.5), alpha=ALPHA), _FirstDetection(num_runs)
     treatment = (1 - lost) / (2 - lost)
     for num in range(1, num_units + 1):
         ratio.add((chance.random(num_runs) < treatment).astype(int))
-        watch.look(num, ratio.mismatch, np.zeros(num_runs, dtype=bool))
-    return watch.verdicts().declared, watch.verdicts().median
+        watch.update(num, ratio.mismatch, np.zeros(num_runs, dtype=bool))
+    return watch.detections().declared, watch.detections().median
 
 
 def guardrail(before: float, failing: float, *, relative: bool, num_runs: int, seed: int) -> tuple[float, float]:
@@ -189,7 +189,9 @@ def power(num_runs: int, num_units: int) -> Iterable[str]:
         scenario = Scenario(control=control, treatment=treatment, share=share, num_units=num_units)
         verdicts, _ = run(scenario, num_runs=num_runs, seed=round(1e6 * control + 1000 * treatment + 10 * share))
         better = 1 if treatment > control else -1
-        found = " | ".join(f"{_percent(v.named(better))}, {_units(v.median)}" for v in map(verdicts.get, METHODS) if v)
+        found = " | ".join(
+            f"{_percent(v.share_of(better))}, {_units(v.median)}" for v in map(verdicts.get, METHODS) if v
+        )
         yield f"| {control:.2f} → {treatment:.2f} | {scenario.weights} | {found} |"
 
 

@@ -35,31 +35,31 @@ from graftwork.clients.endpoints import (
     log_policies,
     service,
 )
-from graftwork.clients.http.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.http.calls import Call, CallRequest, CallResponse, LinesCall, StreamCall, with_signature_of
 from graftwork.clients.http.streams import EventReader, LineReader
-from graftwork.clients.http.transport import Outcome, Settings
+from graftwork.clients.http.transport import AttemptResult, ConnectionSettings
 from graftwork.clients.types.generation import Usage
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Connection:
+class _AsyncConnection:
     """Sends requests, any number at a time, and tries again what may be tried again."""
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None) -> None:
+    def __init__(self, settings: ConnectionSettings, transport: httpx.AsyncBaseTransport | None) -> None:
         self.settings = settings
         self.http = httpx.AsyncClient(transport=transport, **settings.http_options())
 
     async def run(self, call: Call[T]) -> T:
         response = await self.send(call.request)
-        return call.read(Reply(status=response.status_code, headers=response.headers, text=response.text))
+        return call.read(CallResponse(status=response.status_code, headers=response.headers, text=response.text))
 
-    async def send(self, request: Request, *, stream: bool = False) -> httpx.Response:
+    async def send(self, request: CallRequest, *, stream: bool = False) -> httpx.Response:
         """The answer; with ``stream`` its body is yet to be read."""
         attempt = 0
         while True:
-            verdict = self.settings.judge(request, await self._try(request, stream), attempt)
+            verdict = self.settings.response_or_delay(request, await self._try(request, stream), attempt)
             if isinstance(verdict, httpx.Response):
                 return verdict
             await asyncio.sleep(verdict)
@@ -75,9 +75,9 @@ class _Connection:
             except httpx.RequestError as error:
                 raise self.settings.connection_error(error) from error
 
-    async def _try(self, request: Request, stream: bool) -> Outcome:
+    async def _try(self, request: CallRequest, stream: bool) -> AttemptResult:
         try:
-            with self.settings.prepared(request) as arguments:
+            with self.settings.open_request(request) as arguments:
                 response = await self.http.send(self.http.build_request(**arguments), stream=True)
                 if not (stream and response.is_success):
                     await response.aread()
@@ -93,7 +93,7 @@ class AsyncStream(Generic[T]):
     on, ``usage`` after the last delta. Leaving the ``async with`` stops the server's work on it.
     """
 
-    def __init__(self, connection: _Connection, call: StreamCall[T]) -> None:
+    def __init__(self, connection: _AsyncConnection, call: StreamCall[T]) -> None:
         self._connection = connection
         self._call = call
         self._reader = EventReader(call.chunk)
@@ -142,127 +142,127 @@ class AsyncStream(Generic[T]):
             await self._response.aclose()
 
 
-def _awaiting(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_Calls, P], Coroutine[Any, Any, T]]:
+def _call_method(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_AsyncResource, P], Coroutine[Any, Any, T]]:
     """An endpoint as a coroutine method that carries it out."""
 
-    @described_by(describe)
-    async def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    @with_signature_of(describe)
+    async def method(self: _AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._connection.run(describe(*args, **kwargs))
 
     return method
 
 
-def _streaming(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Calls, P], AsyncStream[T]]:
+def _stream_method(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_AsyncResource, P], AsyncStream[T]]:
     """An endpoint as a method that begins to carry it out."""
 
-    @described_by(describe)
-    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[T]:
+    @with_signature_of(describe)
+    def method(self: _AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[T]:
         return AsyncStream(self._connection, describe(*args, **kwargs))
 
     return method
 
 
-def _listing(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_Calls, P], AsyncIterator[T]]:
+def _lines_method(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_AsyncResource, P], AsyncIterator[T]]:
     """An endpoint as a method that reads what it lists while that is iterated."""
 
-    @described_by(describe)
-    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+    @with_signature_of(describe)
+    def method(self: _AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
         return self._connection.lines(describe(*args, **kwargs))
 
     return method
 
 
-class _Calls:
-    def __init__(self, connection: _Connection) -> None:
+class _AsyncResource:
+    def __init__(self, connection: _AsyncConnection) -> None:
         self._connection = connection
 
 
-class Adapters(_Calls):
+class AsyncAdaptersResource(_AsyncResource):
     """What can be done to adapters: ``client.adapters``."""
 
-    list = _awaiting(adapters.list)
-    get = _awaiting(adapters.get)
-    push = _awaiting(adapters.push)
-    promote = _awaiting(adapters.promote)
-    rollback = _awaiting(adapters.rollback)
-    retire = _awaiting(adapters.retire)
-    history = _awaiting(adapters.history)
+    list = _call_method(adapters.list)
+    get = _call_method(adapters.get)
+    push = _call_method(adapters.push)
+    promote = _call_method(adapters.promote)
+    rollback = _call_method(adapters.rollback)
+    retire = _call_method(adapters.retire)
+    history = _call_method(adapters.history)
 
 
-class Feedback(_Calls):
+class AsyncFeedbackResource(_AsyncResource):
     """What is said of answers: ``client.feedback``."""
 
-    send = _awaiting(feedback.send)
-    list = _awaiting(feedback.list)
-    export = _listing(feedback.export)
+    send = _call_method(feedback.send)
+    list = _call_method(feedback.list)
+    export = _lines_method(feedback.export)
 
 
-class Interactions(_Calls):
+class AsyncInteractionsResource(_AsyncResource):
     """Logged requests and answers: ``client.interactions``."""
 
-    list = _awaiting(interactions.list)
-    get = _awaiting(interactions.get)
-    export = _listing(interactions.export)
-    erase = _awaiting(interactions.erase)
+    list = _call_method(interactions.list)
+    get = _call_method(interactions.get)
+    export = _lines_method(interactions.export)
+    erase = _call_method(interactions.erase)
 
 
-class Experiments(_Calls):
+class AsyncExperimentsResource(_AsyncResource):
     """Which version is better: ``client.experiments``."""
 
-    start = _awaiting(experiments.start)
-    list = _awaiting(experiments.list)
-    get = _awaiting(experiments.get)
-    set_weights = _awaiting(experiments.set_weights)
-    stop = _awaiting(experiments.stop)
+    start = _call_method(experiments.start)
+    list = _call_method(experiments.list)
+    get = _call_method(experiments.get)
+    set_weights = _call_method(experiments.set_weights)
+    stop = _call_method(experiments.stop)
 
 
-class Files(_Calls):
+class AsyncFilesResource(_AsyncResource):
     """Rows to learn from, and results of jobs: ``client.files``."""
 
-    upload = _awaiting(files.upload)
-    list = _awaiting(files.list)
-    get = _awaiting(files.get)
-    content = _awaiting(files.content)
-    delete = _awaiting(files.delete)
+    upload = _call_method(files.upload)
+    list = _call_method(files.list)
+    get = _call_method(files.get)
+    content = _call_method(files.content)
+    delete = _call_method(files.delete)
 
 
-class Jobs(_Calls):
+class AsyncJobsResource(_AsyncResource):
     """Training runs: ``client.jobs``."""
 
-    create = _awaiting(jobs.create)
-    list = _awaiting(jobs.list)
-    get = _awaiting(jobs.get)
-    cancel = _awaiting(jobs.cancel)
-    events = _awaiting(jobs.events)
-    checkpoints = _awaiting(jobs.checkpoints)
+    create = _call_method(jobs.create)
+    list = _call_method(jobs.list)
+    get = _call_method(jobs.get)
+    cancel = _call_method(jobs.cancel)
+    events = _call_method(jobs.events)
+    checkpoints = _call_method(jobs.checkpoints)
 
 
-class LearningPolicies(_Calls):
+class AsyncLearningPoliciesResource(_AsyncResource):
     """When adapters learn by themselves: ``client.learning_policies``."""
 
-    list = _awaiting(learning_policies.list)
-    get = _awaiting(learning_policies.get)
-    set = _awaiting(learning_policies.set)
-    remove = _awaiting(learning_policies.remove)
+    list = _call_method(learning_policies.list)
+    get = _call_method(learning_policies.get)
+    set = _call_method(learning_policies.set)
+    remove = _call_method(learning_policies.remove)
 
 
-class LogPolicies(_Calls):
+class AsyncLogPoliciesResource(_AsyncResource):
     """What is logged, and for how long: ``client.log_policies``."""
 
-    list = _awaiting(log_policies.list)
-    set = _awaiting(log_policies.set)
-    remove = _awaiting(log_policies.remove)
+    list = _call_method(log_policies.list)
+    set = _call_method(log_policies.set)
+    remove = _call_method(log_policies.remove)
 
 
-class Keys(_Calls):
+class AsyncKeysResource(_AsyncResource):
     """What can be done to API keys: ``client.keys``."""
 
-    create = _awaiting(keys.create)
-    list = _awaiting(keys.list)
-    revoke = _awaiting(keys.revoke)
+    create = _call_method(keys.create)
+    list = _call_method(keys.list)
+    revoke = _call_method(keys.revoke)
 
 
-class AsyncClient(_Calls):
+class AsyncClient(_AsyncResource):
     """A connection to a Graftwork server. Use it in an ``async with``, or ``close`` it; tasks may share one.
 
     ``url`` and ``api_key`` default to ``GRAFTWORK_URL`` (else http://127.0.0.1:8000) and ``GRAFTWORK_API_KEY``.
@@ -279,29 +279,29 @@ class AsyncClient(_Calls):
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = Settings.resolve(url, api_key, max_retries, timeout)
-        super().__init__(_Connection(settings, transport))
+        settings = ConnectionSettings.resolve(url, api_key, max_retries, timeout)
+        super().__init__(_AsyncConnection(settings, transport))
         self.url = settings.url
-        self.adapters = Adapters(self._connection)
-        self.feedback = Feedback(self._connection)
-        self.interactions = Interactions(self._connection)
-        self.experiments = Experiments(self._connection)
-        self.files = Files(self._connection)
-        self.jobs = Jobs(self._connection)
-        self.learning_policies = LearningPolicies(self._connection)
-        self.log_policies = LogPolicies(self._connection)
-        self.keys = Keys(self._connection)
+        self.adapters = AsyncAdaptersResource(self._connection)
+        self.feedback = AsyncFeedbackResource(self._connection)
+        self.interactions = AsyncInteractionsResource(self._connection)
+        self.experiments = AsyncExperimentsResource(self._connection)
+        self.files = AsyncFilesResource(self._connection)
+        self.jobs = AsyncJobsResource(self._connection)
+        self.learning_policies = AsyncLearningPoliciesResource(self._connection)
+        self.log_policies = AsyncLogPoliciesResource(self._connection)
+        self.keys = AsyncKeysResource(self._connection)
 
-    health = _awaiting(service.health)
-    ready = _awaiting(service.ready)
-    metrics = _awaiting(service.metrics)
-    models = _awaiting(service.models)
-    model = _awaiting(service.model)
-    chat = _awaiting(generation.chat)
-    chat_stream = _streaming(generation.chat_stream)
-    complete = _awaiting(generation.complete)
-    complete_stream = _streaming(generation.complete_stream)
-    score = _awaiting(generation.score)
+    health = _call_method(service.health)
+    ready = _call_method(service.ready)
+    metrics = _call_method(service.metrics)
+    models = _call_method(service.models)
+    model = _call_method(service.model)
+    chat = _call_method(generation.chat)
+    chat_stream = _stream_method(generation.chat_stream)
+    complete = _call_method(generation.complete)
+    complete_stream = _stream_method(generation.complete_stream)
+    score = _call_method(generation.score)
 
     async def close(self) -> None:
         await self._connection.http.aclose()

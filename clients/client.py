@@ -34,9 +34,9 @@ from graftwork.clients.endpoints import (
     log_policies,
     service,
 )
-from graftwork.clients.http.calls import Call, LinesCall, Reply, Request, StreamCall, described_by
+from graftwork.clients.http.calls import Call, CallRequest, CallResponse, LinesCall, StreamCall, with_signature_of
 from graftwork.clients.http.streams import EventReader, LineReader
-from graftwork.clients.http.transport import Outcome, Settings
+from graftwork.clients.http.transport import AttemptResult, ConnectionSettings
 from graftwork.clients.types.generation import Usage
 
 P = ParamSpec("P")
@@ -46,19 +46,19 @@ T = TypeVar("T")
 class _Connection:
     """Sends requests, from one thread or many, and tries again what may be tried again."""
 
-    def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
+    def __init__(self, settings: ConnectionSettings, transport: httpx.BaseTransport | None) -> None:
         self.settings = settings
         self.http = httpx.Client(transport=transport, **settings.http_options())
 
     def run(self, call: Call[T]) -> T:
         response = self.send(call.request)
-        return call.read(Reply(status=response.status_code, headers=response.headers, text=response.text))
+        return call.read(CallResponse(status=response.status_code, headers=response.headers, text=response.text))
 
-    def send(self, request: Request, *, stream: bool = False) -> httpx.Response:
+    def send(self, request: CallRequest, *, stream: bool = False) -> httpx.Response:
         """The answer; with ``stream`` its body is yet to be read."""
         attempt = 0
         while True:
-            verdict = self.settings.judge(request, self._try(request, stream), attempt)
+            verdict = self.settings.response_or_delay(request, self._try(request, stream), attempt)
             if isinstance(verdict, httpx.Response):
                 return verdict
             time.sleep(verdict)
@@ -73,9 +73,9 @@ class _Connection:
             except httpx.RequestError as error:
                 raise self.settings.connection_error(error) from error
 
-    def _try(self, request: Request, stream: bool) -> Outcome:
+    def _try(self, request: CallRequest, stream: bool) -> AttemptResult:
         try:
-            with self.settings.prepared(request) as arguments:
+            with self.settings.open_request(request) as arguments:
                 response = self.http.send(self.http.build_request(**arguments), stream=True)
                 if not (stream and response.is_success):
                     response.read()
@@ -139,127 +139,127 @@ class Stream(Generic[T]):
             self._response.close()
 
 
-def _calling(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_Calls, P], T]:
+def _call_method(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_Resource, P], T]:
     """An endpoint as a method that carries it out."""
 
-    @described_by(describe)
-    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    @with_signature_of(describe)
+    def method(self: _Resource, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._connection.run(describe(*args, **kwargs))
 
     return method
 
 
-def _streaming(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Calls, P], Stream[T]]:
+def _stream_method(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Resource, P], Stream[T]]:
     """An endpoint as a method that begins to carry it out."""
 
-    @described_by(describe)
-    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:
+    @with_signature_of(describe)
+    def method(self: _Resource, /, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:
         return Stream(self._connection, describe(*args, **kwargs))
 
     return method
 
 
-def _listing(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_Calls, P], Iterator[T]]:
+def _lines_method(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_Resource, P], Iterator[T]]:
     """An endpoint as a method that reads what it lists while that is iterated."""
 
-    @described_by(describe)
-    def method(self: _Calls, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    @with_signature_of(describe)
+    def method(self: _Resource, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return self._connection.lines(describe(*args, **kwargs))
 
     return method
 
 
-class _Calls:
+class _Resource:
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
 
 
-class Adapters(_Calls):
+class AdaptersResource(_Resource):
     """What can be done to adapters: ``client.adapters``."""
 
-    list = _calling(adapters.list)
-    get = _calling(adapters.get)
-    push = _calling(adapters.push)
-    promote = _calling(adapters.promote)
-    rollback = _calling(adapters.rollback)
-    retire = _calling(adapters.retire)
-    history = _calling(adapters.history)
+    list = _call_method(adapters.list)
+    get = _call_method(adapters.get)
+    push = _call_method(adapters.push)
+    promote = _call_method(adapters.promote)
+    rollback = _call_method(adapters.rollback)
+    retire = _call_method(adapters.retire)
+    history = _call_method(adapters.history)
 
 
-class Feedback(_Calls):
+class FeedbackResource(_Resource):
     """What is said of answers: ``client.feedback``."""
 
-    send = _calling(feedback.send)
-    list = _calling(feedback.list)
-    export = _listing(feedback.export)
+    send = _call_method(feedback.send)
+    list = _call_method(feedback.list)
+    export = _lines_method(feedback.export)
 
 
-class Interactions(_Calls):
+class InteractionsResource(_Resource):
     """Logged requests and answers: ``client.interactions``."""
 
-    list = _calling(interactions.list)
-    get = _calling(interactions.get)
-    export = _listing(interactions.export)
-    erase = _calling(interactions.erase)
+    list = _call_method(interactions.list)
+    get = _call_method(interactions.get)
+    export = _lines_method(interactions.export)
+    erase = _call_method(interactions.erase)
 
 
-class Experiments(_Calls):
+class ExperimentsResource(_Resource):
     """Which version is better: ``client.experiments``."""
 
-    start = _calling(experiments.start)
-    list = _calling(experiments.list)
-    get = _calling(experiments.get)
-    set_weights = _calling(experiments.set_weights)
-    stop = _calling(experiments.stop)
+    start = _call_method(experiments.start)
+    list = _call_method(experiments.list)
+    get = _call_method(experiments.get)
+    set_weights = _call_method(experiments.set_weights)
+    stop = _call_method(experiments.stop)
 
 
-class Files(_Calls):
+class FilesResource(_Resource):
     """Rows to learn from, and results of jobs: ``client.files``."""
 
-    upload = _calling(files.upload)
-    list = _calling(files.list)
-    get = _calling(files.get)
-    content = _calling(files.content)
-    delete = _calling(files.delete)
+    upload = _call_method(files.upload)
+    list = _call_method(files.list)
+    get = _call_method(files.get)
+    content = _call_method(files.content)
+    delete = _call_method(files.delete)
 
 
-class Jobs(_Calls):
+class JobsResource(_Resource):
     """Training runs: ``client.jobs``."""
 
-    create = _calling(jobs.create)
-    list = _calling(jobs.list)
-    get = _calling(jobs.get)
-    cancel = _calling(jobs.cancel)
-    events = _calling(jobs.events)
-    checkpoints = _calling(jobs.checkpoints)
+    create = _call_method(jobs.create)
+    list = _call_method(jobs.list)
+    get = _call_method(jobs.get)
+    cancel = _call_method(jobs.cancel)
+    events = _call_method(jobs.events)
+    checkpoints = _call_method(jobs.checkpoints)
 
 
-class LearningPolicies(_Calls):
+class LearningPoliciesResource(_Resource):
     """When adapters learn by themselves: ``client.learning_policies``."""
 
-    list = _calling(learning_policies.list)
-    get = _calling(learning_policies.get)
-    set = _calling(learning_policies.set)
-    remove = _calling(learning_policies.remove)
+    list = _call_method(learning_policies.list)
+    get = _call_method(learning_policies.get)
+    set = _call_method(learning_policies.set)
+    remove = _call_method(learning_policies.remove)
 
 
-class LogPolicies(_Calls):
+class LogPoliciesResource(_Resource):
     """What is logged, and for how long: ``client.log_policies``."""
 
-    list = _calling(log_policies.list)
-    set = _calling(log_policies.set)
-    remove = _calling(log_policies.remove)
+    list = _call_method(log_policies.list)
+    set = _call_method(log_policies.set)
+    remove = _call_method(log_policies.remove)
 
 
-class Keys(_Calls):
+class KeysResource(_Resource):
     """What can be done to API keys: ``client.keys``."""
 
-    create = _calling(keys.create)
-    list = _calling(keys.list)
-    revoke = _calling(keys.revoke)
+    create = _call_method(keys.create)
+    list = _call_method(keys.list)
+    revoke = _call_method(keys.revoke)
 
 
-class Client(_Calls):
+class Client(_Resource):
     """A connection to a Graftwork server. Use it in a ``with``, or ``close`` it; threads may share one.
 
     ``url`` and ``api_key`` default to ``GRAFTWORK_URL`` (else http://127.0.0.1:8000) and ``GRAFTWORK_API_KEY``.
@@ -276,29 +276,29 @@ class Client(_Calls):
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        settings = Settings.resolve(url, api_key, max_retries, timeout)
+        settings = ConnectionSettings.resolve(url, api_key, max_retries, timeout)
         super().__init__(_Connection(settings, transport))
         self.url = settings.url
-        self.adapters = Adapters(self._connection)
-        self.feedback = Feedback(self._connection)
-        self.interactions = Interactions(self._connection)
-        self.experiments = Experiments(self._connection)
-        self.files = Files(self._connection)
-        self.jobs = Jobs(self._connection)
-        self.learning_policies = LearningPolicies(self._connection)
-        self.log_policies = LogPolicies(self._connection)
-        self.keys = Keys(self._connection)
+        self.adapters = AdaptersResource(self._connection)
+        self.feedback = FeedbackResource(self._connection)
+        self.interactions = InteractionsResource(self._connection)
+        self.experiments = ExperimentsResource(self._connection)
+        self.files = FilesResource(self._connection)
+        self.jobs = JobsResource(self._connection)
+        self.learning_policies = LearningPoliciesResource(self._connection)
+        self.log_policies = LogPoliciesResource(self._connection)
+        self.keys = KeysResource(self._connection)
 
-    health = _calling(service.health)
-    ready = _calling(service.ready)
-    metrics = _calling(service.metrics)
-    models = _calling(service.models)
-    model = _calling(service.model)
-    chat = _calling(generation.chat)
-    chat_stream = _streaming(generation.chat_stream)
-    complete = _calling(generation.complete)
-    complete_stream = _streaming(generation.complete_stream)
-    score = _calling(generation.score)
+    health = _call_method(service.health)
+    ready = _call_method(service.ready)
+    metrics = _call_method(service.metrics)
+    models = _call_method(service.models)
+    model = _call_method(service.model)
+    chat = _call_method(generation.chat)
+    chat_stream = _stream_method(generation.chat_stream)
+    complete = _call_method(generation.complete)
+    complete_stream = _stream_method(generation.complete_stream)
+    score = _call_method(generation.score)
 
     def close(self) -> None:
         self._connection.http.close()

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graftwork.version import __version__
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments.exposures import Exposures
-from graftwork.adapters.experiments.guard import UnderExperiment
+from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
@@ -28,21 +27,22 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
-from graftwork.server.background.experiments import Referee
+from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.background.keeper import Keeper
-from graftwork.server.background.retention import _expire
-from graftwork.server.background.rounds import AutoLoop
+from graftwork.server.background.retention import expire
+from graftwork.server.background.rounds import RoundScheduler
 from graftwork.server.background.trainer import PRINCIPAL as TRAINER
-from graftwork.server.background.trainer import Trainer
+from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.service import Gateway
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.services import Records, Services
 from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
-from graftwork.server.processes import Board, sole_server, take_secret
-from graftwork.server.transport.client import EngineLink
-from graftwork.server.transport.worker import EngineAPI, EngineLoop, WorkerConfig
+from graftwork.server.processes import SharedState, home_lock, take_secret
+from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
+from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ LEARNING_SECONDS = 5.0
 
 #: How long a connection may idle before this end closes it. Clients let go sooner, openai's and httpx's after five
 #: seconds: at Uvicorn's own five, one would now and then be closed at the very moment when a request is sent on it.
-IDLE_SECONDS = 75
+KEEP_ALIVE_SECONDS = 75
 
 
 def serve(config: ServerConfig) -> int:
@@ -80,7 +80,7 @@ def serve(config: ServerConfig) -> int:
     # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
     # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    with sole_server(config.home):
+    with home_lock(config.home):
         _check_port(config)
         admin_key = _admin_key(config)
         info = _prepare_base(config)
@@ -94,7 +94,7 @@ def serve(config: ServerConfig) -> int:
                 log_level="warning",
                 generate_client_file=False,
                 access_log=False,
-                timeout_keep_alive=IDLE_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         finally:
             server.trainer.stop()
@@ -117,10 +117,10 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
     files.clean()
     prompts = Prompts(Path(info.path))
-    board = Board(API_PROCESSES)
-    trainer = Trainer(config, info, board)
-    link = EngineLink(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
-    registry, metrics, jobs = Registry(database, guard=UnderExperiment()), Metrics(), Jobs(database)
+    board = SharedState(API_PROCESSES)
+    trainer = TrainerProcess(config, info, board)
+    link = EngineClient(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
+    registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
         registry,
@@ -160,7 +160,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         parent_pid=os.getpid(),
         log_level=config.log_level,
     )
-    api = EngineAPI(worker, loop=EngineLoop(), spec=gateway)
+    api = EngineAPI(worker, loop=LitEngineLoop(), spec=gateway)
     server = GraftServer(api, gateway, services, board, _keeper(database, services), trainer)
     server.drain_seconds = config.drain_seconds
     return server
@@ -171,13 +171,13 @@ def _keeper(database: Database, services: Services) -> Keeper:
     leases = Leases(database)
     keeper = Keeper(leases)
     records = services.records
-    referee = Referee(
+    referee = ExperimentController(
         database, services.registry, services.experiments, records.interactions, records.feedback, records.ids
     )
-    keeper.duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
-    learning = AutoLoop(services.learning, services.jobs, services.registry, leases)
-    keeper.duty("learning", learning.run, every=LEARNING_SECONDS)
-    keeper.duty("retention", partial(_expire, records), every=RETENTION_SECONDS)
+    keeper.add_duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
+    learning = RoundScheduler(services.learning, services.jobs, services.registry, leases)
+    keeper.add_duty("learning", learning.run, every=LEARNING_SECONDS)
+    keeper.add_duty("retention", partial(expire, records), every=RETENTION_SECONDS)
     return keeper
 
 
@@ -202,7 +202,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
 
 
 def _prepare_base(config: ServerConfig) -> BaseInfo:
-    """Fetch, convert and describe the base in a process of its own, which alone pays for torch."""
+    """FetchAdapter, convert and describe the base in a process of its own, which alone pays for torch."""
     command = [sys.executable, "-m", "graftwork.adapters.base", "--home", str(config.home)]
     if config.base is not None:
         command += ["--base", config.base]

@@ -23,13 +23,13 @@ from graftwork.adapters.errors import InvalidRequest
 
 MAX_LABEL_CHARS = 256
 
-WireModel = TypeVar("WireModel", bound="Wire")
+StrictModelT = TypeVar("StrictModelT", bound="StrictModel")
 
 
 Place = tuple[int | str, ...]  # where in the body: ("messages", 0, "content")
 
 
-def parse(model: type[WireModel], raw: bytes) -> WireModel:
+def parse(model: type[StrictModelT], raw: bytes) -> StrictModelT:
     """The request in ``raw``, or :class:`InvalidRequest` for its first error, with the field's path as ``param``."""
     if not raw.strip():
         raise InvalidRequest("the body is empty: send a JSON object", code="invalid_json")
@@ -48,30 +48,30 @@ def parse(model: type[WireModel], raw: bytes) -> WireModel:
 # ------------------------------------------------------------------------------------------------- field types
 
 
-def _refuse(code: str, message: str) -> PydanticCustomError:
+def body_error(code: str, message: str) -> PydanticCustomError:
     # The message travels as context, so that braces in a user's value are never read as a template.
     return PydanticCustomError("graftwork", "{message}", {"code": code, "message": message})
 
 
-def _text(value: str) -> str:
+def reject_nul(value: str) -> str:
     if "\0" in value:
-        raise _refuse("invalid_value", "contains a NUL character (\\u0000): remove it")
+        raise body_error("invalid_value", "contains a NUL character (\\u0000): remove it")
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+Text = Annotated[str, AfterValidator(reject_nul)]
 
 
-Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_text)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
 
 
-def _off(*values: Any, instead: str) -> BeforeValidator:
+def only_off(*values: Any, instead: str) -> BeforeValidator:
     """A field that is accepted at ``None`` or one of ``values``, all of which mean that it does nothing."""
 
     def check(value: Any) -> Any:
         if value is None or any(type(value) is type(off) and value == off for off in values):
             return value
-        raise _refuse("unsupported_parameter", f"is not supported: {instead}")
+        raise body_error("unsupported_parameter", f"is not supported: {instead}")
 
     return BeforeValidator(check)
 
@@ -80,15 +80,17 @@ def _metadata(value: Any) -> Mapping[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _refuse("invalid_type", "must be an object of strings")
+        raise body_error("invalid_type", "must be an object of strings")
     if len(value) > 16:
-        raise _refuse("invalid_value", f"takes at most 16 pairs, got {len(value)}")
+        raise body_error("invalid_value", f"takes at most 16 pairs, got {len(value)}")
     for key, item in value.items():
         if not isinstance(item, str):
-            raise _refuse("invalid_type", f"[{_show(key)}] must be a string, not {_kind(item)}")
+            raise body_error("invalid_type", f"[{short_repr(key)}] must be a string, not {json_type(item)}")
         if not 1 <= len(key) <= 64 or len(item) > 512:
-            raise _refuse("invalid_value", f"[{_show(key)}] is too long: keys take 1 to 64 characters, values 512")
-        _text(key + item)
+            raise body_error(
+                "invalid_value", f"[{short_repr(key)}] is too long: keys take 1 to 64 characters, values 512"
+            )
+        reject_nul(key + item)
     return value
 
 
@@ -98,7 +100,7 @@ Metadata = Annotated[Mapping[str, str] | None, PlainValidator(_metadata)]
 # ------------------------------------------------------------------------------------------------------ models
 
 
-class Wire(BaseModel):
+class StrictModel(BaseModel):
     """Base of all bodies: no coercion, no unknown fields, no infinities, never changed after parsing."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
@@ -107,7 +109,7 @@ class Wire(BaseModel):
 # ---------------------------------------------------------------------------------- errors, in words for people
 
 
-def _at(field: str, code: str, message: str) -> PydanticCustomError:
+def field_error(field: str, code: str, message: str) -> PydanticCustomError:
     """An error of the whole body that belongs to one field."""
     return PydanticCustomError("graftwork", "{message}", {"code": code, "message": message, "field": (field,)})
 
@@ -132,7 +134,7 @@ _BOUNDS = {
 }
 
 
-def _explain(error: ErrorDetails, place: Place, model: type[Wire]) -> tuple[str, str]:
+def _explain(error: ErrorDetails, place: Place, model: type[StrictModel]) -> tuple[str, str]:
     """The code and the message for one of pydantic's errors."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     field = _path(place) or "the body"
@@ -149,13 +151,13 @@ def _explain(error: ErrorDetails, place: Place, model: type[Wire]) -> tuple[str,
     if kind == "extra_forbidden":
         return "unknown_parameter", _unknown(place, model)
     if kind in _TYPES:
-        shown = _show(value) if kind == "finite_number" else _kind(value)
+        shown = short_repr(value) if kind == "finite_number" else json_type(value)
         return "invalid_type", f"{field} must be {_TYPES[kind]}, not {shown}"
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return "invalid_value", f"{field} must be {words} {_number(context[key])}, got {_show(value)}"
+        return "invalid_value", f"{field} must be {words} {_number(context[key])}, got {short_repr(value)}"
     if kind == "literal_error":
-        return "invalid_value", f"{field} must be {context['expected']}, got {_show(value)}"
+        return "invalid_value", f"{field} must be {context['expected']}, got {short_repr(value)}"
     if kind in ("string_too_long", "too_long"):
         unit = "characters" if kind == "string_too_long" else "entries"
         return "invalid_value", f"{field} is too long: at most {context['max_length']} {unit}"
@@ -164,11 +166,11 @@ def _explain(error: ErrorDetails, place: Place, model: type[Wire]) -> tuple[str,
     return "invalid_value", f"{field}: {error['msg']}"
 
 
-def _unknown(place: Place, model: type[Wire]) -> str:
+def _unknown(place: Place, model: type[StrictModel]) -> str:
     """What to say of a field that nobody knows, with the field that was probably meant."""
     name, where = str(place[-1]), _path(place)
     near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.75) if len(place) == 1 else []
-    return f"{_show(where)} is not a field of this request: {f'did you mean {near[0]}?' if near else 'remove it'}"
+    return f"{short_repr(where)} is not a field of this request: {f'did you mean {near[0]}?' if near else 'remove it'}"
 
 
 def _path(place: Place) -> str:
@@ -177,7 +179,7 @@ def _path(place: Place) -> str:
     return path if len(path) <= 128 else path[:127] + "…"
 
 
-def _show(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A user's value for a message: short, on one line."""
     if isinstance(value, int) and value.bit_length() > 128:
         return "a number with very many digits"
@@ -189,7 +191,7 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _kind(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What JSON calls the type of ``value``."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     return names.get(type(value), "a list" if isinstance(value, list | tuple) else "an object")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,5 +120,5 @@ class ServerConfig:
         return ipaddress.ip_address(self.bind_host).is_loopback
 
     @property
-    def adapter_limits(self) -> Limits:
-        return Limits(max_adapter_bytes=int(self.max_adapter_gb * (1 << 30)), max_rank=min(256, self.slots * 16))
+    def adapter_limits(self) -> AdapterLimits:
+        return AdapterLimits(max_adapter_bytes=int(self.max_adapter_gb * (1 << 30)), max_rank=min(256, self.slots * 16))

@@ -25,12 +25,12 @@ from litserve.utils import WorkerSetupStatus
 
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
-from graftwork.server.background.trainer import Trainer
+from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.generation.service import Gateway
 from graftwork.server.http import edge
 from graftwork.server.http.routes import router
 from graftwork.server.http.services import Services
-from graftwork.server.processes import DRAINING, SERVING, STOPPING, Board, die_with_parent
+from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
 from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,20 @@ CLOSE_SECONDS = 10
 LOG_SECONDS = 20
 
 
-SLACK_SECONDS = 10
+SHUTDOWN_MARGIN_SECONDS = 10
 
 
 class GraftServer(ls.LitServer):
     """LitServe's server with this project's routes, start, watch and end."""
 
     def __init__(
-        self, api: EngineAPI, gateway: Gateway, services: Services, board: Board, keeper: Keeper, trainer: Trainer
+        self,
+        api: EngineAPI,
+        gateway: Gateway,
+        services: Services,
+        board: SharedState,
+        keeper: Keeper,
+        trainer: TrainerProcess,
     ) -> None:
         self.gateway = gateway
         self.services = services
@@ -87,7 +93,7 @@ class GraftServer(ls.LitServer):
     # The manager owns all queues; it must not outlive us, nor leave when a signal is sent to the whole group.
     def _init_manager(self, num_api_servers: int) -> SyncManager:
         manager = SyncManager(ctx=mp.get_context("fork"))
-        manager.start(initializer=partial(_sheltered, os.getpid()))
+        manager.start(initializer=partial(_ignore_signals, os.getpid()))
         self.transport_config.manager = manager
         self.transport_config.num_consumers = num_api_servers
         self.workers_setup_status = manager.dict()
@@ -132,7 +138,7 @@ class GraftServer(ls.LitServer):
         threading.Thread(target=watch, name="api-watch", daemon=True).start()
         # LitServe kills an API process after as long as uvicorn lets open connections be: what waits to be logged is
         # written after that.
-        self.uvicorn_graceful_timeout = CLOSE_SECONDS + LOG_SECONDS + SLACK_SECONDS
+        self.uvicorn_graceful_timeout = CLOSE_SECONDS + LOG_SECONDS + SHUTDOWN_MARGIN_SECONDS
         # All API processes have been forked.
         self.keeper.start()
         self.trainer.start()
@@ -186,7 +192,7 @@ class GraftServer(ls.LitServer):
     drain_seconds: float = 30.0
 
 
-def _sheltered(parent_pid: int) -> None:
+def _ignore_signals(parent_pid: int) -> None:
     die_with_parent(parent_pid)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -22,7 +22,7 @@ SERVING, DRAINING, STOPPING = 0, 1, 2
 
 
 def keep_freed_memory() -> None:
-    """Ask malloc to keep what is freed instead of handing it back: a step's large tensors come again with the next.
+    """StatsRequest malloc to keep what is freed instead of handing it back: a step's large tensors come again with the next.
 
     Without this every step pays for their pages anew, a fault each; steps with prompts took twice as long and more.
     glibc only; elsewhere nothing happens.
@@ -37,7 +37,7 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-class Board:
+class SharedState:
     """Shared memory of all processes: whether the server drains, and how many requests each API process has open."""
 
     def __init__(self, num_api_processes: int) -> None:
@@ -74,8 +74,8 @@ def take_secret(variable: str) -> str | None:
 
 
 @contextmanager
-def sole_server(home: Path) -> Iterator[None]:
-    """Hold the home's lock, or say who does."""
+def home_lock(home: Path) -> Iterator[None]:
+    """MakeLinearMethod the home's lock, or say who does."""
     home.mkdir(parents=True, exist_ok=True)
     path = home / "server.lock"
     with path.open("a+") as lock:

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.learning.trackers import TRACKERS
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.training.data.mix.balance import Balance
 from graftwork.training.data.mix.curriculum import Curriculum
-from graftwork.training.data.mix.replay import DEFAULT_SHARE
+from graftwork.training.data.mix.replay import DEFAULT_REPLAY_SHARE
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 """``"all-linear"`` is every linear layer but the head; a tuple names modules by the last part of their dotted name."""
@@ -59,7 +59,7 @@ CONTINUED_RATES: Final[Mapping[Method, float]] = {
 FULL_RATE: Final = 0.1
 """Of the rate, where all weights are trained: LoRA's best rate is about ten times that of full fine-tuning."""
 
-ASKING: Final = frozenset({"distillation", "grpo"})
+ONLINE_METHODS: Final = frozenset({"distillation", "grpo"})
 """Methods that learn from what the model answers while it trains."""
 
 FULL: Final = frozenset({"sft", "weighted_sft", "pretrain"})
@@ -72,7 +72,7 @@ SUPERVISED: Final = frozenset({"sft", "weighted_sft"})
 """Methods whose rows are right answers, whatever the words of the question. Nothing but an anchor keeps them near to
 the base."""
 
-MOST_WORDINGS: Final = 8
+MAX_WORDINGS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,36 +108,36 @@ class TrainConfig:
     """``nf4`` holds the base in 4 bits while it trains (QLoRA): for bases that do not fit otherwise."""
 
     beta: float = 0.1
-    """Of DPO, KTO and GRPO: how near to the reference the answers must stay; more is nearer. GRPO also takes 0, which
+    """Of DPO, TokenIdKTOTrainer and TokenIdGRPOTrainer: how near to the reference the answers must stay; more is nearer. TokenIdGRPOTrainer also takes 0, which
     lets go."""
 
     sft_share: float = 0.2
     """Of DPO: the weight of learning the better answer itself beside preferring it. 1 for corrections, where the better
-    answer is known to be right: then it is SFT on the fix and DPO on the pair in one."""
+    answer is known to be right: then it is TokenIdSFTTrainer on the fix and DPO on the pair in one."""
 
     reference: Reference = "parent"
-    """Of DPO, KTO and GRPO: what the answers must stay near to. ``parent`` is the version that is continued, ``base``
+    """Of DPO, TokenIdKTOTrainer and TokenIdGRPOTrainer: what the answers must stay near to. ``parent`` is the version that is continued, ``base``
     the bare base; for a fresh adapter both are the same."""
 
     balance: Balance = "none"
     """Class weights for supervised runs, by the answers."""
 
     curriculum: Curriculum = "none"
-    """In which order an epoch's rows are learned from. Not of KTO, whose rows stay mixed by what was said of them."""
+    """In which order an epoch's rows are learned from. Not of TokenIdKTOTrainer, whose rows stay mixed by what was said of them."""
 
     teacher: str | None = None
     """Of a distillation: the larger model's name."""
 
     rewards: tuple[str, ...] = ()
-    """Of GRPO: names of reward functions, whose rewards are added up."""
+    """Of TokenIdGRPOTrainer: names of reward functions, whose rewards are added up."""
 
     generations: int = 8
-    """Of GRPO: answers to one question, which are held against each other."""
+    """Of TokenIdGRPOTrainer: answers to one question, which are held against each other."""
 
     answer_tokens: int = 64
-    """Of GRPO and distillation: tokens of an answer that the model tries, at most."""
+    """Of TokenIdGRPOTrainer and distillation: tokens of an answer that the model tries, at most."""
 
-    replay: float = DEFAULT_SHARE
+    replay: float = DEFAULT_REPLAY_SHARE
     """Share of the rows that come from older rounds, where there are any."""
 
     forgetting: float | None = 0.02
@@ -222,7 +222,7 @@ class TrainConfig:
             "variant",
             f"is full for {', '.join(sorted(FULL))} alone, without quantization and without a search",
         )
-        self._check_asking()
+        self._check_online()
         self._require(
             0 < self.beta < float("inf") or (self.beta == 0 and self.method == "grpo"), "beta", "must be above 0"
         )
@@ -230,7 +230,7 @@ class TrainConfig:
         self._require(0 <= self.replay < 1, "replay", "is a share of the rows: at least 0 and below 1")
         self._require(self.forgetting is None or self.forgetting >= 0, "forgetting", "must not be negative")
         self._require(0 <= self.anchor < float("inf"), "anchor", "must not be negative")
-        self._require(0 <= self.augment <= MOST_WORDINGS, "augment", f"must be 0 to {MOST_WORDINGS}")
+        self._require(0 <= self.augment <= MAX_WORDINGS, "augment", f"must be 0 to {MAX_WORDINGS}")
         self._require(
             not self.augment or self.method in SUPERVISED,
             "augment",
@@ -242,7 +242,7 @@ class TrainConfig:
             self._require(self.targets == "all-linear", "layers", "goes with targets=all-linear alone")
         for field in ("rank", "alpha", "batch_size", "micro_batch_tokens"):
             self._require(getattr(self, field) >= 1, field, "must be at least 1")
-        largest = Limits().max_rank
+        largest = AdapterLimits().max_rank
         self._require(self.rank <= largest, "rank", f"must be at most {largest}, the largest that is served")
         self._require(self.max_length >= 2, "max_length", "must be at least 2: one token to read and one to learn")
         self._require(0 <= self.dropout < 1, "dropout", "must be at least 0 and below 1")
@@ -293,21 +293,21 @@ class TrainConfig:
         return cls(**{**defaults, **given})
 
     @property
-    def asks(self) -> bool:
+    def is_online(self) -> bool:
         """Whether the model answers while it trains, and learns from that."""
-        return self.method in ASKING
+        return self.method in ONLINE_METHODS
 
     @property
-    def tries(self) -> int:
+    def completions_per_prompt(self) -> int:
         """Of a run that asks: answers to one question at a time."""
         return self.generations if self.method == "grpo" else 1
 
     @property
-    def answer_room(self) -> int:
+    def max_generated_tokens(self) -> int:
         """Tokens that a row may grow by, where the model answers it itself."""
-        return self.answer_tokens if self.asks else 0
+        return self.answer_tokens if self.is_online else 0
 
-    def _check_asking(self) -> None:
+    def _check_online(self) -> None:
         self._require(
             (self.teacher is not None) == (self.method == "distillation"),
             "teacher",

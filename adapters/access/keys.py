@@ -23,7 +23,7 @@ from sqlalchemy import Column, Named, Row, Table, Text, TypedColumns, insert, se
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest, NotFound
-from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -84,7 +84,7 @@ class Keys:
         self._admin_sha256 = _sha256(admin_key) if admin_key else None
         self._admin = Key(id="first-admin", name="first admin key", role=Role.ADMIN, created_at=datetime.now(UTC))
         # What authenticate() has looked up since the database last changed: one object, replaced as a whole.
-        self._found: Remembered[dict[str, tuple[str, Key]]] = Remembered(database, {}, lambda old: {})
+        self._found: DatabaseCache[dict[str, tuple[str, Key]]] = DatabaseCache(database, {}, lambda old: {})
 
     def create(self, name: str, role: Role | str) -> tuple[str, Key]:
         """The key itself, to be shown once, and its record. ``name`` is for people: who or what uses it."""

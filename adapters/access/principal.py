@@ -16,5 +16,5 @@ class Principal:
     key_id: str = "local"
 
 
-LOCAL = Principal("local", Role.ADMIN)
+LOCAL_PRINCIPAL = Principal("local", Role.ADMIN)
 """Whoever calls an open server."""

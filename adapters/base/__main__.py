@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graftwork.adapters.base.preparing import prepare
-from graftwork.adapters.base.progress import shown
+from graftwork.adapters.base.progress import progress_bar
 from graftwork.adapters.errors import GraftworkError
 
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's bar would be drawn across ours
     try:
-        with shown() as progress:
+        with progress_bar() as progress:
             info = prepare(given.base, given.home, progress)
     except GraftworkError as error:
         print(error.message, file=sys.stderr)

@@ -15,7 +15,7 @@ from graftwork.adapters.base.folder import fingerprint
 from graftwork.adapters.base.info import BaseInfo, ModuleShape
 from graftwork.adapters.base.loading import skeleton
 from graftwork.adapters.base.progress import Progress
-from graftwork.adapters.base.tensors import Tensor, dtype_on_disk, tensors_of
+from graftwork.adapters.base.tensors import TensorLocation, dtype_on_disk, tensors_of
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.adapters.prompts.reading import read_json
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def info_of(served_id: str, folder: Path, weights: Sequence[Path], cache: Path, progress: Progress) -> BaseInfo:
+def read_base_info(served_id: str, folder: Path, weights: Sequence[Path], cache: Path, progress: Progress) -> BaseInfo:
     """Hashing a large base takes a minute, building its skeleton seconds: both once, until one of its files changes."""
     known = cache / f"{fingerprint(folder)}.json"
     if known.is_file():
@@ -46,7 +46,7 @@ def _inspected(served_id: str, folder: Path, weights: Sequence[Path], progress: 
     if prompts.vocab_size > embedding.weight.shape[0]:
         raise ConfigurationError(
             f"{folder}: the tokenizer knows {prompts.vocab_size} tokens, the model only {embedding.weight.shape[0]}. "
-            "Fetch the base again."
+            "FetchAdapter the base again."
         )
     return BaseInfo(
         id=served_id,
@@ -89,7 +89,9 @@ def _modules(model: PreTrainedModel) -> tuple[dict[str, ModuleShape], tuple[tupl
     return modules, tuple(tied)
 
 
-def _digest(tensors: Sequence[Tensor], tied: set[str], folder: Path, prompts: Prompts, progress: Progress) -> str:
+def _digest(
+    tensors: Sequence[TensorLocation], tied: set[str], folder: Path, prompts: Prompts, progress: Progress
+) -> str:
     """The identity of a base. A tensor counts by name, type, shape and bytes, wherever it lies; a tied one once."""
     title = f"Hashing {folder.name}"
     counted = [tensor for tensor in tensors if tensor.name not in tied]

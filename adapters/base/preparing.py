@@ -7,7 +7,7 @@ from pathlib import Path
 from graftwork.adapters.base.embedded import EMBEDDED_ID, embedded_folder
 from graftwork.adapters.base.folder import weight_files, with_tokenizer
 from graftwork.adapters.base.hub import from_hub
-from graftwork.adapters.base.identity import info_of
+from graftwork.adapters.base.identity import read_base_info
 from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.base.progress import Progress
 
@@ -31,4 +31,4 @@ def prepare(base: str | None, home: Path, progress: Progress) -> BaseInfo:
     if not (folder / "tokenizer.json").is_file():
         folder = with_tokenizer(folder, weights, store, progress)
         weights = weight_files(folder)
-    return info_of(served_id, folder, weights, store / "info", progress)
+    return read_base_info(served_id, folder, weights, store / "info", progress)

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 Progress = Callable[[str, float | None], None]
-"""Told what is being done and how much of it (0 to 1), or None when that cannot be known."""
+"""UserAnswer what is being done and how much of it (0 to 1), or None when that cannot be known."""
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     """A bar on a terminal; elsewhere one line for each thing that begins."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

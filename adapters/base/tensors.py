@@ -11,7 +11,7 @@ from graftwork.adapters.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
+class TensorLocation:
     """Where a tensor's bytes lie."""
 
     name: str
@@ -22,15 +22,15 @@ class Tensor:
     end: int
 
 
-def tensors_of(weights: Sequence[Path]) -> list[Tensor]:
+def tensors_of(weights: Sequence[Path]) -> list[TensorLocation]:
     """Every tensor of every file, by name. Reads headers only."""
     tensors = [tensor for file in weights for tensor in _header(file)]
     return sorted(tensors, key=lambda tensor: tensor.name)
 
 
-def _header(file: Path) -> Iterator[Tensor]:
+def _header(file: Path) -> Iterator[TensorLocation]:
     size = file.stat().st_size
-    broken = ConfigurationError(f"{file} is not a whole safetensors file. Fetch the base again.")
+    broken = ConfigurationError(f"{file} is not a whole safetensors file. FetchAdapter the base again.")
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > size - 8:
@@ -42,7 +42,7 @@ def _header(file: Path) -> Iterator[Tensor]:
                 begin, end = (8 + length + offset for offset in entry["data_offsets"])
                 if not 8 + length <= begin <= end <= size:
                     raise broken
-                yield Tensor(
+                yield TensorLocation(
                     name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), file=file, begin=begin, end=end
                 )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -52,7 +52,7 @@ def _header(file: Path) -> Iterator[Tensor]:
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
-def dtype_on_disk(tensors: Sequence[Tensor]) -> str:
+def dtype_on_disk(tensors: Sequence[TensorLocation]) -> str:
     """The type that most of the bytes have."""
     sizes: dict[str, int] = {}
     for tensor in tensors:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposure
-from graftwork.adapters.experiments.metrics import STANDARD, Metric, of_request
+from graftwork.adapters.experiments.metrics import STANDARD_METRICS, Metric, request_value
 from graftwork.adapters.experiments.plan import Arm, Guardrail
 from graftwork.adapters.experiments.readings import (
     ArmReading,
@@ -24,11 +24,11 @@ from graftwork.adapters.experiments.readings import (
     ShadowReading,
 )
 from graftwork.adapters.experiments.statistics import (
-    AsymptoticSequence,
-    Centre,
+    AsymptoticConfidenceSequence,
     ContrastTest,
-    Difference,
-    MeanSequence,
+    DifferenceSequence,
+    MeanConfidenceSequence,
+    RunningMean,
     SampleRatioTest,
     UpperBoundTest,
     pseudo_outcome,
@@ -38,7 +38,7 @@ SAMPLE_RATIO_ALPHA: Final = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
+class ShadowPair:
     """A shadow arm's answer beside the user's: how alike, 0 to 1, and the logarithms of the ratios of their characters
     and seconds."""
 
@@ -48,7 +48,7 @@ class Pair:
     log_latency: float
 
 
-class Judge:
+class ExperimentAnalysis:
     """All statistics of one experiment, carried on from unit to unit."""
 
     def __init__(self, experiment: Experiment) -> None:
@@ -56,13 +56,13 @@ class Judge:
         self._plan = plan
         self._arms = (plan.control, *plan.treatments)
         self._weights: dict[int, dict[str, float]] = {}
-        self.follow(experiment)
+        self.update_epochs(experiment)
         self._num_requests: Counter[str] = Counter()
         self._num_units: Counter[str] = Counter()
         self._in_epoch: Counter[tuple[int, str]] = Counter()
         self._learned = 0
         self._means = {arm.name: _Means() for arm in self._arms}
-        self._tallies = {arm.name: _Tally(plan.metric, plan.alpha) for arm in self._arms}
+        self._tallies = {arm.name: _PrimaryMetric(plan.metric, plan.alpha) for arm in self._arms}
         # Each of several treatments has its part of alpha: that any of them is taken for better is as rare as it says.
         share = plan.alpha / max(len(plan.treatments), 1)
         self._contrasts = {
@@ -70,7 +70,7 @@ class Judge:
             for arm in plan.treatments
         }
         self._guardrails = [
-            _WatchedRequests(rail, arm, plan.control) if rail.metric.immediate else _WatchedUnits(rail, arm)
+            _RequestGuardrail(rail, arm, plan.control) if rail.metric.is_per_request else _UnitGuardrail(rail, arm)
             for arm in plan.treatments
             for rail in plan.guardrails
         ]
@@ -79,7 +79,7 @@ class Judge:
         self._mismatch = False
         self._shadows = {arm.name: _Shadow(arm) for arm in plan.shadows}
 
-    def follow(self, experiment: Experiment) -> None:
+    def update_epochs(self, experiment: Experiment) -> None:
         """Take note of later epochs."""
         for epoch in experiment.epochs:
             self._weights[epoch.number] = epoch.split.weights
@@ -88,21 +88,21 @@ class Judge:
         """A request, in the order in which they were logged."""
         self._num_requests[exposure.arm] += 1
         for rail in self._guardrails:
-            if isinstance(rail, _WatchedRequests):
+            if isinstance(rail, _RequestGuardrail):
                 rail.add(exposure)
 
-    def shadowed(self, arm: str, *, sampled: int = 0, answered: int = 0, errors: int = 0) -> None:
+    def add_shadow_counts(self, arm: str, *, sampled: int = 0, answered: int = 0, errors: int = 0) -> None:
         """Copies that a shadow arm should have had, and what became of those it had."""
         shadow = self._shadows[arm]
         shadow.sampled += sampled
         shadow.answered += answered
         shadow.errors += errors
 
-    def pair(self, arm: str, pair: Pair) -> None:
+    def pair(self, arm: str, pair: ShadowPair) -> None:
         """A shadow arm's answer beside the user's."""
         self._shadows[arm].pairs.add(pair)
 
-    def preference(self, better: str, worse: str) -> None:
+    def add_preference(self, better: str, worse: str) -> None:
         """Somebody preferred an answer of the one arm to one of the other; it counts where one of them is a shadow."""
         if better in self._shadows:
             self._shadows[better].preferred += 1
@@ -120,7 +120,7 @@ class Judge:
             return
         self._means[arm].add(unit.outcome)
         for rail in self._guardrails:
-            if isinstance(rail, _WatchedUnits):
+            if isinstance(rail, _UnitGuardrail):
                 value = unit.outcome.get(rail.metric.label)
                 probability = _probability(weights, rail.arm, plan.control.name)
                 if value is not None:
@@ -142,9 +142,9 @@ class Judge:
         """Closed units that an epoch gave to an arm."""
         return self._in_epoch[epoch, arm]
 
-    def sums(self) -> dict[str, tuple[float, float]]:
+    def successes_and_failures(self) -> dict[str, tuple[float, float]]:
         """By arm: how much went well and how much ill, in units; for Thompson sampling."""
-        return {name: tally.good_and_bad() for name, tally in self._tallies.items()}
+        return {name: tally.successes_and_failures() for name, tally in self._tallies.items()}
 
     @property
     def num_units(self) -> int:
@@ -210,7 +210,7 @@ class _Means:
     """The mean of every metric over an arm's units."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {metric.label: (0.0, 0) for metric in STANDARD}
+        self._sums: dict[str, tuple[float, int]] = {metric.label: (0.0, 0) for metric in STANDARD_METRICS}
 
     def add(self, outcome: Mapping[str, float | None]) -> None:
         for label, value in outcome.items():
@@ -229,12 +229,12 @@ def _shown(label: str, mean: float | None) -> float | None:
     return math.exp(mean) if mean is not None and label == "latency" else mean
 
 
-class _Tally:
+class _PrimaryMetric:
     """The primary metric of one arm."""
 
     def __init__(self, metric: Metric, alpha: float) -> None:
         self._metric = metric
-        self._sequence = MeanSequence(0.0, 1.0, alpha=alpha, num_points=499) if metric.bounds else None
+        self._sequence = MeanConfidenceSequence(0.0, 1.0, alpha=alpha, num_points=499) if metric.bounds else None
         self._num, self._sum = 0, 0.0
 
     def add(self, value: float) -> None:
@@ -243,7 +243,7 @@ class _Tally:
         if self._sequence is not None:
             self._sequence.add(self._metric.scaled(value), least=0.0, most=1.0)
 
-    def good_and_bad(self) -> tuple[float, float]:
+    def successes_and_failures(self) -> tuple[float, float]:
         if self._sequence is None:
             return 0.0, 0.0
         high = self._sequence.mean * self._num
@@ -263,13 +263,13 @@ class _Contrast:
 
     def __init__(self, metric: Metric, alpha: float, margins: tuple[float | None, ...]) -> None:
         self._metric = metric
-        self._sequence: Difference | AsymptoticSequence
+        self._sequence: DifferenceSequence | AsymptoticConfidenceSequence
         if metric.bounds is None:
-            self._sequence = AsymptoticSequence(alpha=alpha)
+            self._sequence = AsymptoticConfidenceSequence(alpha=alpha)
         else:
             reach = metric.bounds[1] - metric.bounds[0]
             also = [sign * margin / reach for margin in margins if margin is not None for sign in (1, -1)]
-            self._sequence = Difference(alpha=alpha, also=also)
+            self._sequence = DifferenceSequence(alpha=alpha, also=also)
 
     def add(self, value: float, *, treated: bool, probability: float) -> None:
         scaled = value if self._metric.bounds is None else self._metric.scaled(value)
@@ -300,12 +300,12 @@ class _Contrast:
 _DIFFERENCE = ("difference", "lower", "upper", "improvement_lower", "improvement_upper")
 
 
-class _WatchedUnits:
+class _UnitGuardrail:
     """A guardrail of one treatment on what only a unit's end shows."""
 
     def __init__(self, rail: Guardrail, arm: Arm) -> None:
         self.rail, self.metric, self.arm = rail, rail.metric, arm.name
-        self._centre = Centre()
+        self._centre = RunningMean()
         self._test = UpperBoundTest(_bound(rail), alpha=rail.alpha)
 
     def add(self, arm: str, value: float, probability: float | None) -> None:
@@ -322,7 +322,7 @@ class _WatchedUnits:
         return _rail_reading(self.rail, self.arm, self._test)
 
 
-class _WatchedRequests:
+class _RequestGuardrail:
     """A guardrail of one treatment on what every answer shows at once."""
 
     def __init__(self, rail: Guardrail, arm: Arm, control: Arm) -> None:
@@ -336,7 +336,7 @@ class _WatchedRequests:
     def add(self, exposure: Exposure) -> None:
         if exposure.arm not in (self.arm, self._control):
             return
-        value = of_request(self.metric, exposure)
+        value = request_value(self.metric, exposure)
         if value is None:
             return
         bad = _badness(self.metric, value)
@@ -405,7 +405,7 @@ class _Pairs:
         self.num = 0
         self._sums = (0.0, 0.0, 0.0, 0.0)
 
-    def add(self, pair: Pair) -> None:
+    def add(self, pair: ShadowPair) -> None:
         self.num += 1
         values = (pair.agreement, float(pair.identical), pair.log_length, pair.log_latency)
         agreement, identical, length, latency = (total + value for total, value in zip(self._sums, values, strict=True))

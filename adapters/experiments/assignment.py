@@ -17,7 +17,7 @@ _TINY = 1e-12
 """What rounding leaves of an arc that should be gone."""
 
 
-def point(salt: str, unit: str) -> float:
+def bucket(salt: str, unit: str) -> float:
     """Where ``unit`` is, from 0 up to but not including 1; uniform over units, and independent for every salt."""
     digest = hashlib.sha256(f"{salt}:{unit}".encode()).digest()
     # 53 bits: what a float holds exactly.
@@ -26,11 +26,11 @@ def point(salt: str, unit: str) -> float:
 
 def is_sampled(salt: str, arm: str, key: str, share: float) -> bool:
     """Whether ``key`` is among the ``share`` that a shadow arm gets a copy of; independent of who gets which arm."""
-    return point(f"{salt}:shadow:{arm}", key) < share
+    return bucket(f"{salt}:shadow:{arm}", key) < share
 
 
 @dataclass(frozen=True)
-class Arc:
+class BucketRange:
     """The points from ``start`` up to ``end`` belong to ``arm``."""
 
     start: float
@@ -47,16 +47,18 @@ class Split:
     """The whole circle, in arcs, in order and without gaps. ``control`` has what nobody else was given."""
 
     control: str
-    arcs: tuple[Arc, ...]
+    arcs: tuple[BucketRange, ...]
 
     @classmethod
     def of(cls, control: str, weights: Mapping[str, float]) -> Split:
         """Arcs of these lengths for the treatments, the rest for the control."""
-        return cls(control, (Arc(0.0, 1.0, control),)).resized(weights)
+        return cls(control, (BucketRange(0.0, 1.0, control),)).resized(weights)
 
     @classmethod
     def from_json(cls, control: str, arcs: Sequence[Sequence[object]]) -> Split:
-        return cls(control, tuple(Arc(float(str(start)), float(str(end)), str(arm)) for start, end, arm in arcs))
+        return cls(
+            control, tuple(BucketRange(float(str(start)), float(str(end)), str(arm)) for start, end, arm in arcs)
+        )
 
     def to_json(self) -> list[list[object]]:
         return [[arc.start, arc.end, arc.arm] for arc in self.arcs]
@@ -86,29 +88,32 @@ class Split:
 
     def _handed(self, giver: str, taker: str, amount: float, *, from_the_end: bool) -> Split:
         """``amount`` of the giver's points given to the taker."""
-        arcs: list[Arc] = []
+        arcs: list[BucketRange] = []
         for arc in reversed(self.arcs) if from_the_end else self.arcs:
             given = min(amount, arc.length) if arc.arm == giver else 0.0
             amount -= given
             if from_the_end:
-                arcs += [Arc(arc.end - given, arc.end, taker), Arc(arc.start, arc.end - given, arc.arm)]
+                arcs += [BucketRange(arc.end - given, arc.end, taker), BucketRange(arc.start, arc.end - given, arc.arm)]
             else:
-                arcs += [Arc(arc.start, arc.start + given, taker), Arc(arc.start + given, arc.end, arc.arm)]
+                arcs += [
+                    BucketRange(arc.start, arc.start + given, taker),
+                    BucketRange(arc.start + given, arc.end, arc.arm),
+                ]
         if amount > 1e-9:
             raise ValueError(f"{giver!r} cannot give {amount} more to {taker!r}")
         return Split(self.control, _joined(arcs[::-1] if from_the_end else arcs))
 
 
-def _joined(arcs: Sequence[Arc]) -> tuple[Arc, ...]:
+def _joined(arcs: Sequence[BucketRange]) -> tuple[BucketRange, ...]:
     """Without empty arcs, neighbours of the same arm being one."""
-    joined: list[Arc] = []
+    joined: list[BucketRange] = []
     for arc in arcs:
         start = joined[-1].end if joined else 0.0
         if arc.end - start <= _TINY:
             continue
         if joined and joined[-1].arm == arc.arm:
-            joined[-1] = Arc(joined[-1].start, arc.end, arc.arm)
+            joined[-1] = BucketRange(joined[-1].start, arc.end, arc.arm)
         else:
-            joined.append(Arc(start, arc.end, arc.arm))
-    joined[-1] = Arc(joined[-1].start, 1.0, joined[-1].arm)
+            joined.append(BucketRange(start, arc.end, arc.arm))
+    joined[-1] = BucketRange(joined[-1].start, 1.0, joined[-1].arm)
     return tuple(joined)

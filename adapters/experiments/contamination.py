@@ -17,14 +17,14 @@ from typing import Any
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.feedback.feedback import FeedbackLog
 from graftwork.adapters.feedback.interactions import Interactions
-from graftwork.adapters.feedback.lineage import Lineage, continues, hash_of
-from graftwork.adapters.names import split
+from graftwork.adapters.feedback.lineage import Lineage, continued_version, interaction_hash
+from graftwork.adapters.names import split_model
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainedOn:
     """What some versions learned from: users or sessions (units) and prompts (by `prompt_hash`)."""
 
     units: frozenset[str] = frozenset()
@@ -41,21 +41,21 @@ def learned_from(
     database: Database,
     interactions: Interactions,
     feedback: FeedbackLog,
-) -> Learned:
+) -> TrainedOn:
     """What these versions, by id, and whatever they continue learned from. Reads the whole log if there is anything:
     not for the way of a request."""
     hashes = Lineage(database).hashes(_data_digests(registry, versions))
     if not hashes:
-        return Learned()
+        return TrainedOn()
     units: set[str | None] = set()
     prompts: set[str] = set()
     for interaction in interactions.each():
-        if hash_of(interaction.id) in hashes:
+        if interaction_hash(interaction.id) in hashes:
             units.add(interaction.unit)
             prompts.add(prompt_hash(interaction.prompt))
     # What was erased or never logged is still named by what was said of it.
-    units.update(said.unit for said in feedback.each() if hash_of(said.interaction_id) in hashes)
-    return Learned(frozenset(unit for unit in units if unit is not None), frozenset(prompts))
+    units.update(said.unit for said in feedback.each() if interaction_hash(said.interaction_id) in hashes)
+    return TrainedOn(frozenset(unit for unit in units if unit is not None), frozenset(prompts))
 
 
 def prompt_hash(prompt: Mapping[str, Any]) -> str:
@@ -73,13 +73,13 @@ def _data_digests(registry: Registry, versions: Iterable[str]) -> set[str]:
         if id in seen:
             continue
         seen.add(id)
-        name, number = split(id)
+        name, number = split_model(id)
         try:
             version = registry.version(name, int(number))
         except (NotFound, ValueError):
             continue  # a pushed folder's metadata may say anything
         if version.data_digest is not None:
             digests.add(version.data_digest)
-        if (older := continues(version)) is not None:
+        if (older := continued_version(version)) is not None:
             ahead.append(older)
     return digests

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from graftwork.adapters.experiments.analysis import Judge
+from graftwork.adapters.experiments.analysis import ExperimentAnalysis
 from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.metrics import Metric
 from graftwork.adapters.experiments.readings import Comparison, GuardrailReading, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
-class Move:
+class Recommendation:
     """What the rule demands: ``promote`` or ``roll_back`` an arm, ``end`` it all, or ``widen`` an arm to ``weight``; or
     an ``alarm``, after which nothing is decided any more. ``breach``: a guardrail demands it."""
 
@@ -21,15 +21,17 @@ class Move:
     reason: str
     arm: str | None = None
     weight: float | None = None
-    breach: bool = False
+    is_breach: bool = False
 
 
-def moves(experiment: Experiment, judge: Judge, reading: Reading, now: datetime) -> list[Move]:
+def recommend(
+    experiment: Experiment, judge: ExperimentAnalysis, reading: Reading, now: datetime
+) -> list[Recommendation]:
     """What the rule demands now, the most urgent first. Guardrails come before everything else."""
     plan, rule = experiment.plan, experiment.plan.rule
     running = {arm.name for arm in plan.treatments if experiment.weight(arm.name) > 0}
     demanded = [
-        Move(kind="roll_back", arm=rail.arm, breach=True, reason=_breach(rail))
+        Recommendation(kind="roll_back", arm=rail.arm, is_breach=True, reason=_breach(rail))
         for rail in reading.guardrails
         if rail.breached and rail.arm in running
     ]
@@ -39,22 +41,22 @@ def moves(experiment: Experiment, judge: Judge, reading: Reading, now: datetime)
             f"the arms' shares of the {what} are not what their weights promise: something but chance decides who is "
             "counted where, and no difference can be trusted"
         )
-        return [*demanded, Move(kind="alarm", reason=reason)]
+        return [*demanded, Recommendation(kind="alarm", reason=reason)]
     for found in reading.comparisons:
         low, high = found.improvement_lower, found.improvement_upper
         if found.arm not in running or low is None or high is None:
             continue
         if rule.promote_above is not None and low >= rule.promote_above:
             why = f"better than {plan.control.name} by more than {rule.promote_above:g}: {describe(plan.metric, found)}"
-            demanded.append(Move(kind="promote", arm=found.arm, reason=why))
+            demanded.append(Recommendation(kind="promote", arm=found.arm, reason=why))
         elif rule.stop_below is not None and high <= rule.stop_below:
             short = "worse than" if rule.stop_below <= 0 else f"not better by {rule.stop_below:g} than"
             why = f"{short} {plan.control.name}: {describe(plan.metric, found)}"
-            demanded.append(Move(kind="roll_back", arm=found.arm, reason=why))
+            demanded.append(Recommendation(kind="roll_back", arm=found.arm, reason=why))
     if rule.max_units is not None and reading.units >= rule.max_units:
-        demanded.append(Move(kind="end", reason=f"undecided after {reading.units} units"))
+        demanded.append(Recommendation(kind="end", reason=f"undecided after {reading.units} units"))
     elif rule.until is not None and now >= rule.until:
-        demanded.append(Move(kind="end", reason=f"undecided at {rule.until:%Y-%m-%d %H:%M} UTC"))
+        demanded.append(Recommendation(kind="end", reason=f"undecided at {rule.until:%Y-%m-%d %H:%M} UTC"))
     if not demanded and (wider := _next_weight(experiment, judge, now)) is not None:
         demanded.append(wider)
     return demanded
@@ -70,7 +72,7 @@ def describe(metric: Metric, found: Comparison) -> str:
     )
 
 
-def _next_weight(experiment: Experiment, judge: Judge, now: datetime) -> Move | None:
+def _next_weight(experiment: Experiment, judge: ExperimentAnalysis, now: datetime) -> Recommendation | None:
     ramp, epoch = experiment.plan.ramp, experiment.epochs[-1]
     if ramp is None:
         return None
@@ -82,7 +84,7 @@ def _next_weight(experiment: Experiment, judge: Judge, now: datetime) -> Move | 
     if weight == 0 or wider is None or seen < ramp.min_units or waited < ramp.min_seconds:
         return None
     reason = f"{seen} units at {weight:.3g} and no guardrail breached"
-    return Move(kind="widen", arm=arm, weight=wider, reason=reason)
+    return Recommendation(kind="widen", arm=arm, weight=wider, reason=reason)
 
 
 def _breach(rail: GuardrailReading) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from graftwork.adapters.experiments.assignment import Split, point
-from graftwork.adapters.experiments.plan import Arm, Plan
+from graftwork.adapters.experiments.assignment import Split, bucket
+from graftwork.adapters.experiments.plan import Arm, ExperimentPlan
 
-Action = Literal["start", "weights", "rollback", "advice", "alarm", "stop"]
+ExperimentAction = Literal["start", "weights", "rollback", "advice", "alarm", "stop"]
 
 
 Decision = Literal["promoted", "harm", "guardrail", "undecided", "stopped"]
@@ -27,7 +27,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ExperimentOutcome:
     """How an experiment ended: what was decided, about which arm, why, by whom, and how it stood."""
 
     decision: Decision
@@ -42,13 +42,13 @@ class Experiment:
     """An experiment and where it stands; it runs until it has an outcome."""
 
     name: str
-    plan: Plan
+    plan: ExperimentPlan
     salt: str
     started_at: datetime
     started_by: str
     epochs: tuple[Epoch, ...]
     ended_at: datetime | None = None
-    outcome: Outcome | None = None
+    outcome: ExperimentOutcome | None = None
 
     @property
     def running(self) -> bool:
@@ -61,19 +61,19 @@ class Experiment:
     def weight(self, arm: str) -> float:
         return self.weights.get(arm, 0.0)
 
-    def arm_of(self, unit: str) -> str:
+    def assigned_arm(self, unit: str) -> str:
         """The arm that a unit gets now: the same one in every process."""
-        return self.epochs[-1].split.arm_at(point(self.salt, unit))
+        return self.epochs[-1].split.arm_at(bucket(self.salt, unit))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class ExperimentEvent:
     """One line of an experiment's history."""
 
     id: int
     at: datetime
     experiment: str
-    action: Action
+    action: ExperimentAction
     arm: str | None
     actor: str
     reason: str | None
@@ -81,7 +81,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draw:
+class Assignment:
     """What an experiment says of one request: the arm that answers it and how likely that was."""
 
     experiment: str

@@ -31,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 
-from graftwork.adapters.experiments.metrics import Answered
+from graftwork.adapters.experiments.metrics import AnsweredRequest
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 from graftwork.adapters.storage.leases import Fence
 
@@ -41,7 +41,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exposure(Answered):
+class Exposure(AnsweredRequest):
     """One logged request that an arm answered. ``seq`` is the order in which they were logged."""
 
     seq: int
@@ -167,7 +167,7 @@ class Exposures:
             ]
             connection.execute(insert(_units), rows)
 
-    def keep_reading(
+    def save_reading(
         self, experiment: str, units: int, reading: Json, *, new: bool, fence: Fence | None = None
     ) -> None:
         """Store how an experiment stands: as a ``new`` point of the picture, or in place of the last one."""

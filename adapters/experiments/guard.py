@@ -7,15 +7,15 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters.errors import Conflict
-from graftwork.adapters.experiments.tables import _running_on
+from graftwork.adapters.experiments.tables import find_running
 from graftwork.adapters.names import LIVE
 
 
-class UnderExperiment:
+class ExperimentGuard:
     """The registry's guard: what an experiment is about stays as it is until it ends."""
 
     def check_move(self, connection: Connection, name: str, alias: str) -> None:
-        found = _running_on(connection, name)
+        found = find_running(connection, name)
         if found is not None and (alias == LIVE or any(arm.alias == alias for arm in found.plan.arms)):
             raise Conflict(
                 f"{name}@{alias} takes part in the experiment {found.name!r}: stop that first (graftwork experiments "
@@ -24,7 +24,7 @@ class UnderExperiment:
             )
 
     def check_retirement(self, connection: Connection, name: str, number: int) -> None:
-        found = _running_on(connection, name)
+        found = find_running(connection, name)
         if found is not None and any(arm.version == number for arm in found.plan.arms):
             raise Conflict(
                 f"{name}@{number} is an arm of the experiment {found.name!r}: stop that first (graftwork experiments "

@@ -30,7 +30,7 @@ GOALS: Final[dict[str, Goal]] = {
 }
 """The metrics that have names of their own, and whether more is better."""
 
-FROM_METADATA: Final = "metadata."
+METADATA_PREFIX: Final = "metadata."
 """What comes after it is a key of feedback's metadata, whose values are the metric."""
 
 RATED: Final = frozenset({"thumb", "score"})
@@ -67,7 +67,7 @@ class Metric:
         param: str = "metric",
     ) -> Metric:
         """The metric, checked. InvalidRequest, naming ``param``, for one that cannot be."""
-        key = name.removeprefix(FROM_METADATA) if name.startswith(FROM_METADATA) else None
+        key = name.removeprefix(METADATA_PREFIX) if name.startswith(METADATA_PREFIX) else None
         if name not in GOALS and not key:
             known = ", ".join(GOALS)
             raise InvalidRequest(f"{name!r} is no metric: use {known}, or metadata.KEY", param=param)
@@ -89,16 +89,16 @@ class Metric:
         """Between what its values lie; None where there is no telling."""
         if self.range is not None:
             return self.range
-        unbounded = (self.name in _UNBOUNDED and self.over is None) or self.name.startswith(FROM_METADATA)
+        unbounded = (self.name in _UNBOUNDED and self.over is None) or self.name.startswith(METADATA_PREFIX)
         return None if unbounded else (0.0, 1.0)
 
     @property
     def rated(self) -> bool:
         """Whether a unit has it only if somebody said something."""
-        return self.name in RATED or self.name.startswith(FROM_METADATA)
+        return self.name in RATED or self.name.startswith(METADATA_PREFIX)
 
     @property
-    def immediate(self) -> bool:
+    def is_per_request(self) -> bool:
         """Whether an answer's end already settles it."""
         return self.name in ("error_rate", "latency", "tokens")
 
@@ -122,11 +122,11 @@ class Metric:
 
 
 #: What every unit's outcome has, whatever is judged.
-STANDARD: Final = tuple(Metric(name=name, goal=goal) for name, goal in GOALS.items())
+STANDARD_METRICS: Final = tuple(Metric(name=name, goal=goal) for name, goal in GOALS.items())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
+class AnsweredRequest:
     """One request that an arm answered, or failed to."""
 
     interaction_id: str
@@ -139,7 +139,7 @@ class Answered:
         return self.status == "error"
 
 
-def of_request(metric: Metric, answer: Answered) -> float | None:
+def request_value(metric: Metric, answer: AnsweredRequest) -> float | None:
     """An immediate metric with bounds, of one request."""
     if metric.name == "error_rate":
         return float(answer.failed)
@@ -148,11 +148,11 @@ def of_request(metric: Metric, answer: Answered) -> float | None:
     return float(_amount(metric, answer) > metric.over)
 
 
-def of_unit(metric: Metric, answers: Sequence[Answered], said: Iterable[Feedback]) -> float | None:
+def unit_value(metric: Metric, answers: Sequence[AnsweredRequest], said: Iterable[Feedback]) -> float | None:
     """A metric over a unit's answers and everything that was said of them, in order."""
-    if metric.immediate:
+    if metric.is_per_request:
         if metric.bounds is not None:
-            return _mean([value for answer in answers if (value := of_request(metric, answer)) is not None])
+            return _mean([value for answer in answers if (value := request_value(metric, answer)) is not None])
         amounts = [_amount(metric, answer) for answer in answers if answer.status == "ok"]
         return _mean([math.log(max(amount, 1e-3)) for amount in amounts] if metric.name == "latency" else amounts)
     said = list(said)
@@ -167,15 +167,15 @@ def of_unit(metric: Metric, answers: Sequence[Answered], said: Iterable[Feedback
     return _mean(list(latest.values()))
 
 
-def outcome(
-    metrics: Iterable[Metric], answers: Sequence[Answered], said: Sequence[Feedback]
+def unit_metrics(
+    metrics: Iterable[Metric], answers: Sequence[AnsweredRequest], said: Sequence[Feedback]
 ) -> dict[str, float | None]:
     """Every one of these metrics and of the standard ones, by label."""
-    wanted = {metric.label: metric for metric in (*STANDARD, *metrics)}
-    return {label: of_unit(metric, answers, said) for label, metric in wanted.items()}
+    wanted = {metric.label: metric for metric in (*STANDARD_METRICS, *metrics)}
+    return {label: unit_value(metric, answers, said) for label, metric in wanted.items()}
 
 
-def _amount(metric: Metric, answer: Answered) -> float:
+def _amount(metric: Metric, answer: AnsweredRequest) -> float:
     return answer.total_ms / 1000 if metric.name == "latency" else float(answer.completion_tokens)
 
 
@@ -184,7 +184,7 @@ def _judged(metric: Metric, said: Feedback) -> float | None:
         return None if said.thumb is None else float(said.thumb == "up")
     if metric.name == "score":
         return said.score
-    text = (said.metadata or {}).get(metric.name.removeprefix(FROM_METADATA))
+    text = (said.metadata or {}).get(metric.name.removeprefix(METADATA_PREFIX))
     if text is None:
         return None
     try:

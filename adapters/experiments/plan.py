@@ -49,7 +49,7 @@ class Arm:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def plain(self) -> bool:
+    def is_promotable(self) -> bool:
         """Whether it is a version and nothing else, which an alias can point at."""
         return self.version is not None and self.system is None and not self.sampling
 
@@ -65,7 +65,7 @@ class Guardrail:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class DecisionRule:
     """When an experiment is decided. An improvement is a difference for the better.
 
     Attributes:
@@ -96,7 +96,7 @@ DEFAULT_GUARDRAILS: Final = (Guardrail(metric=Metric.of("error_rate"), margin=0.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ExperimentPlan:
     """An experiment as it was asked for. The first arm with a weight is the control.
 
     Attributes:
@@ -110,7 +110,7 @@ class Plan:
     arms: tuple[Arm, ...]
     metric: Metric
     guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
-    rule: Rule = Rule()
+    rule: DecisionRule = DecisionRule()
     ramp: Ramp | None = None
     window_seconds: float = 3600.0
     alpha: float = 0.05
@@ -163,7 +163,7 @@ class Plan:
         return stored
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Plan:
+    def from_json(cls, stored: Mapping[str, Any]) -> ExperimentPlan:
         rule, ramp = dict(stored["rule"]), stored["ramp"]
         if rule["until"] is not None:
             rule["until"] = datetime.fromtimestamp(rule["until"], UTC)
@@ -176,13 +176,13 @@ class Plan:
                     Guardrail(**{**guardrail, "metric": Metric.from_json(guardrail["metric"])})
                     for guardrail in stored["guardrails"]
                 ),
-                "rule": Rule(**rule),
+                "rule": DecisionRule(**rule),
                 "ramp": None if ramp is None else Ramp(**{**ramp, "weights": tuple(ramp["weights"])}),
             }
         )
 
 
-def checked(plan: Plan) -> Plan:
+def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
     """The plan with the control's weight filled in. InvalidRequest, naming the field, for one that makes no sense."""
     _check_arms(plan)
     if plan.ramp is not None:
@@ -216,7 +216,7 @@ def checked(plan: Plan) -> Plan:
     return replace(plan, arms=tuple(replace(arm, weight=shares.get(arm.name, 0.0)) for arm in plan.arms))
 
 
-def _check_arms(plan: Plan) -> None:
+def _check_arms(plan: ExperimentPlan) -> None:
     drawn = [arm for arm in plan.arms if arm.shadow is None]
     if not drawn or len(plan.arms) < 2 or len(plan.arms) > MAX_ARMS:
         raise InvalidRequest(
@@ -242,7 +242,7 @@ def _check_arms(plan: Plan) -> None:
             names.check_text(arm.system, param=f"{param}.system", max_chars=MAX_SYSTEM_CHARS)
 
 
-def _check_ramp(plan: Plan, ramp: Ramp) -> None:
+def _check_ramp(plan: ExperimentPlan, ramp: Ramp) -> None:
     steps = ramp.weights
     growing = all(before < after for before, after in pairwise((0.0, *steps)))
     if not steps or not growing or steps[-1] > 1:
@@ -277,7 +277,7 @@ def _check_guardrail(guardrail: Guardrail, param: str) -> None:
         raise InvalidRequest("alpha is above 0 and at most 0.5: 0.01, say", param=f"{param}.alpha")
 
 
-def _check_rule(plan: Plan) -> None:
+def _check_rule(plan: ExperimentPlan) -> None:
     rule = plan.rule
     if not plan.treatments:
         return
@@ -292,7 +292,7 @@ def _check_rule(plan: Plan) -> None:
         raise InvalidRequest("max_units is at least 1", param="decision.max_units")
     if rule.automatic and rule.promote_above is not None:
         for arm in plan.treatments:
-            if not arm.plain:
+            if not arm.is_promotable:
                 raise InvalidRequest(
                     f"no alias can point at the arm {arm.name}, which is more or less than a version: let the decision "
                     "be advice, or set promote_above to null",

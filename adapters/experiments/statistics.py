@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-FRACTIONS: Array = 0.9 * 0.5 ** np.arange(10.0)
+BET_FRACTIONS: Array = 0.9 * 0.5 ** np.arange(10.0)
 """What part of its wealth each bettor stakes: (10,). The last ones are for differences that only hundreds of thousands
 of observations show."""
 
@@ -48,7 +48,7 @@ MIN_PER_ARM = 100
 """Observations that each arm must have before an asymptotic confidence sequence is read."""
 
 
-class Capital:
+class CapitalProcess:
     """Wealth from betting that values are above 0: an e-process for "given the past, their mean is at most 0".
 
     Bettors stake a constant fraction f of what they have: a gain g ≥ −1, in units of the most that could have been
@@ -60,7 +60,7 @@ class Capital:
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
         column = (slice(None), *(None,) * len(shape))
-        self._fractions = FRACTIONS[column]
+        self._fractions = BET_FRACTIONS[column]
         self._logs = np.tile(np.log(_PRIOR)[column], (1, *shape))
 
     def bet(self, gains: ArrayLike, where: slice | EllipsisType = ...) -> None:
@@ -78,7 +78,7 @@ class Capital:
         return summed
 
 
-class MeanSequence:
+class MeanConfidenceSequence:
     """A confidence sequence for the mean that bounded values have, each given the past.
 
     Every candidate mean on a grid is bet against from both sides; what is left between the refuted ones is the
@@ -99,8 +99,8 @@ class MeanSequence:
         points = np.unique(np.round(points, 9))
         self._points: Array = points[(points > low) & (points < high)]
         self._threshold = math.log(2 / alpha)
-        self._from_below = Capital(self._points.shape)
-        self._from_above = Capital(self._points.shape)
+        self._from_below = CapitalProcess(self._points.shape)
+        self._from_above = CapitalProcess(self._points.shape)
         self._first, self._end = 0, len(self._points)  # the candidates that stand
         self._low, self._high = low, high
         self.num = 0
@@ -156,7 +156,7 @@ def pseudo_outcome(
     return value, least, most
 
 
-class Centre:
+class RunningMean:
     """The mean of outcomes in [0, 1] so far, drawn to ½ at first: what outcomes are centred on. Any ``shape``."""
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
@@ -171,7 +171,7 @@ class Centre:
         self._num += 1
 
 
-class Difference:
+class DifferenceSequence:
     """How much better the treatment is than the control: a confidence sequence for outcomes in [0, 1].
 
     That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanSequence`). Exact at any time and for
@@ -180,8 +180,8 @@ class Difference:
     """
 
     def __init__(self, *, alpha: float, also: Iterable[float] = ()) -> None:
-        self._sequence = MeanSequence(-1.0, 1.0, alpha=alpha, also=(0.0, *also))
-        self._centre = Centre()
+        self._sequence = MeanConfidenceSequence(-1.0, 1.0, alpha=alpha, also=(0.0, *also))
+        self._centre = RunningMean()
 
     def add(self, outcome: float, *, treated: bool, probability: float) -> None:
         """A unit's outcome, its arm, and the probability that this would be the treatment's."""
@@ -219,7 +219,7 @@ def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tigh
     return radius
 
 
-class AsymptoticSequence:
+class AsymptoticConfidenceSequence:
     """How much more the treatment has than the control: an asymptotic confidence sequence for outcomes without bounds.
 
     The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what `Difference`
@@ -289,20 +289,20 @@ class UpperBoundTest:
     def add(self, value: float, *, least: float) -> None:
         """A value, and what it could not have been below; ``least`` is less than the bound."""
         if self.num:
-            released = math.log(_reserve(self.num - 1) - _reserve(self.num))
+            released = math.log(_unspent_capital(self.num - 1) - _unspent_capital(self.num))
             self._logs = np.logaddexp(self._logs, np.log(_PRIOR) + released)
-        self._logs = self._logs + np.log1p(FRACTIONS * ((value - self.bound) / (self.bound - least)))
+        self._logs = self._logs + np.log1p(BET_FRACTIONS * ((value - self.bound) / (self.bound - least)))
         self.num += 1
         self.breached = self.breached or self.log_e >= self._threshold
 
     @property
     def log_e(self) -> float:
         """The logarithm of the evidence; breached once it has reached that of 1/α."""
-        reserve = math.log(_reserve(max(self.num - 1, 0)))
+        reserve = math.log(_unspent_capital(max(self.num - 1, 0)))
         return float(np.logaddexp(np.logaddexp.reduce(self._logs), reserve))
 
 
-def _reserve(num: int) -> float:
+def _unspent_capital(num: int) -> float:
     """What of 1 is not yet bet after ``num`` later starts. Falls to 0 so slowly that there is always something left."""
     return 0.5 / math.log2(num + 2)
 

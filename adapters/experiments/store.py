@@ -22,20 +22,29 @@ from sqlalchemy import (
 from graftwork.adapters import names
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.experiments.assignment import Split
-from graftwork.adapters.experiments.experiment import Action, Decision, Draw, Epoch, Event, Experiment, Json, Outcome
-from graftwork.adapters.experiments.plan import Plan, checked
+from graftwork.adapters.experiments.experiment import (
+    Assignment,
+    Decision,
+    Epoch,
+    Experiment,
+    ExperimentAction,
+    ExperimentEvent,
+    ExperimentOutcome,
+    Json,
+)
+from graftwork.adapters.experiments.plan import ExperimentPlan, validate_plan
 from graftwork.adapters.experiments.tables import (
-    _epochs,
-    _events,
-    _experiments,
-    _of_name,
-    _read,
-    _required,
-    _running_on,
+    epochs_table,
+    experiment_events_table,
+    experiments_table,
+    find_experiment,
+    find_running,
+    read_experiments,
+    require_experiment,
 )
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.registry import AliasEvent, Registry
-from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, Page, check_limit
 from graftwork.adapters.storage.leases import Fence
 
@@ -54,7 +63,7 @@ class Experiments:
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database = database
         self._registry = registry
-        self._snapshot = Remembered(database, _Snapshot(last_event=-1, running={}), self._refreshed)
+        self._snapshot = DatabaseCache(database, _Snapshot(last_event=-1, running={}), self._refreshed)
 
     # What requests ask
 
@@ -62,7 +71,7 @@ class Experiments:
         """The experiment that requests for ``adapter`` take part in; from memory."""
         return self._snapshot.now().running.get(adapter)
 
-    def draw(self, adapter: str, unit: str | None, *, chat: bool) -> Draw | None:
+    def assign(self, adapter: str, unit: str | None, *, chat: bool) -> Assignment | None:
         """The arm that answers a request for ``adapter``; None if no experiment asks for it.
 
         ``unit`` is who asked: the same one gets the same arm. Without one, every request draws for itself.
@@ -70,37 +79,43 @@ class Experiments:
         experiment = self.running_on(adapter)
         if experiment is None or (experiment.plan.chat_only and not chat):
             return None
-        name = experiment.arm_of(secrets.token_hex(8) if unit is None else unit)
-        return Draw(experiment=experiment.name, arm=experiment.plan.arm(name), probability=experiment.weight(name))
+        name = experiment.assigned_arm(secrets.token_hex(8) if unit is None else unit)
+        return Assignment(
+            experiment=experiment.name, arm=experiment.plan.arm(name), probability=experiment.weight(name)
+        )
 
     # What operators ask
 
     def get(self, name: str) -> Experiment:
         with self._database.read() as connection:
-            return _required(connection, name)
+            return require_experiment(connection, name)
 
     def find(self, *, running: bool | None = None, after: str | None = None, limit: int = 20) -> Page[Experiment]:
         """By name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
         check_limit(limit)
-        query = select(_experiments).order_by(_experiments.c.name).limit(limit + 1)
+        query = select(experiments_table).order_by(experiments_table.c.name).limit(limit + 1)
         if running is not None:
-            ended = _experiments.c.ended_at
+            ended = experiments_table.c.ended_at
             query = query.where(ended.is_(None) if running else ended.is_not(None))
         if after is not None:
-            query = query.where(_experiments.c.name > after)
+            query = query.where(experiments_table.c.name > after)
         with self._database.read() as connection:
-            return Page.of(_read(connection, query), limit)
+            return Page.of(read_experiments(connection, query), limit)
 
-    def history(self, name: str) -> list[Event]:
+    def history(self, name: str) -> list[ExperimentEvent]:
         """Everything that happened to an experiment, newest first."""
-        query = select(_events).where(_events.c.experiment == name).order_by(_events.c.id.desc())
+        query = (
+            select(experiment_events_table)
+            .where(experiment_events_table.c.experiment == name)
+            .order_by(experiment_events_table.c.id.desc())
+        )
         with self._database.read() as connection:
-            _required(connection, name)
-            return [Event(**row._mapping) for row in connection.execute(query)]
+            require_experiment(connection, name)
+            return [ExperimentEvent(**row._mapping) for row in connection.execute(query)]
 
     # What operators and the keeper do
 
-    def start(self, name: str, plan: Plan, *, base_digest: str, actor: str) -> Experiment:
+    def start(self, name: str, plan: ExperimentPlan, *, base_digest: str, actor: str) -> Experiment:
         """Start an experiment; requests take part from now on.
 
         Arms with an alias are pinned to the version that it points at. ``base_digest`` is the served base's.
@@ -117,10 +132,10 @@ class Experiments:
         self._registry.adapter(plan.adapter)
         with self._database.write() as connection:
             # Nobody else writes meanwhile: what is pinned here can be neither moved nor retired before it is on record.
-            plan = checked(self._pinned(plan, base_digest))
-            if _of_name(connection, name) is not None:
+            plan = validate_plan(self._pinned(plan, base_digest))
+            if find_experiment(connection, name) is not None:
                 raise Conflict(f"there was an experiment {name!r} already: names are used once, take another one")
-            other = _running_on(connection, plan.adapter)
+            other = find_running(connection, plan.adapter)
             if other is not None:
                 raise Conflict(
                     f"{plan.adapter!r} takes part in the experiment {other.name!r}: one at a time (graftwork "
@@ -140,7 +155,7 @@ class Experiments:
                 "started_at": now,
                 "started_by": actor,
             }
-            connection.execute(insert(_experiments).values(values))
+            connection.execute(insert(experiments_table).values(values))
             _add_epoch(connection, name, epoch)
             _record(connection, name, "start", actor=actor, details={"weights": experiment.weights})
             return experiment
@@ -192,7 +207,7 @@ class Experiments:
                 )
             if any(experiment.weight(other.name) for other in experiment.plan.treatments):
                 return experiment
-            outcome = Outcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
+            outcome = ExperimentOutcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
             return _end(connection, experiment, outcome)
 
     def stop(
@@ -210,10 +225,10 @@ class Experiments:
         with self._change(name, fence) as (connection, experiment):
             if decision == "promoted":
                 self._promote(connection, experiment, arm, actor, reason)
-            outcome = Outcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
+            outcome = ExperimentOutcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
             return _end(connection, experiment, outcome)
 
-    def note(
+    def add_event(
         self,
         name: str,
         action: Literal["advice", "alarm"],
@@ -233,9 +248,9 @@ class Experiments:
     ) -> AliasEvent:
         """Move an alias, and end the experiment that would forbid it, if there is one; both or neither."""
         with self._database.write() as connection:
-            experiment = _running_on(connection, adapter)
+            experiment = find_running(connection, adapter)
             if experiment is not None:
-                outcome = Outcome(decision="stopped", arm=None, reason=reason, actor=actor, reading=None)
+                outcome = ExperimentOutcome(decision="stopped", arm=None, reason=reason, actor=actor, reading=None)
                 _end(connection, experiment, outcome)
             return move(connection)
 
@@ -246,7 +261,7 @@ class Experiments:
         with self._database.write() as connection:
             if fence is not None:
                 fence(connection)
-            experiment = _required(connection, name)
+            experiment = require_experiment(connection, name)
             if experiment.ended_at is not None:
                 raise Conflict(
                     f"the experiment {name!r} ended on {experiment.ended_at:%Y-%m-%d %H:%M} UTC, which is final: start "
@@ -255,7 +270,7 @@ class Experiments:
                 )
             yield connection, experiment
 
-    def _pinned(self, plan: Plan, base_digest: str) -> Plan:
+    def _pinned(self, plan: ExperimentPlan, base_digest: str) -> ExperimentPlan:
         """With the version of every arm that names an alias; all of them are served by this base."""
         adapter = self._registry.adapter(plan.adapter)
         arms = []
@@ -287,7 +302,7 @@ class Experiments:
         self, connection: Connection, experiment: Experiment, name: str | None, actor: str, reason: str
     ) -> None:
         arm = experiment.plan.arm(name or "")
-        if arm.version is None or not arm.plain:
+        if arm.version is None or not arm.is_promotable:
             raise Conflict(
                 f"no alias can point at the arm {arm.name}, which is more or less than a version: push what it stands "
                 "for, or stop the experiment without promoting"
@@ -303,10 +318,12 @@ class Experiments:
 
     def _refreshed(self, old: _Snapshot) -> _Snapshot:
         with self._database.read() as connection:
-            last_event = connection.scalar(select(func.max(_events.c.id))) or 0
+            last_event = connection.scalar(select(func.max(experiment_events_table.c.id))) or 0
             if last_event == old.last_event:
                 return old
-            running = _read(connection, select(_experiments).where(_experiments.c.ended_at.is_(None)))
+            running = read_experiments(
+                connection, select(experiments_table).where(experiments_table.c.ended_at.is_(None))
+            )
         by_adapter = {experiment.plan.adapter: experiment for experiment in running}
         return _Snapshot(last_event=last_event, running=by_adapter)
 
@@ -348,13 +365,13 @@ def _add_next_epoch(connection: Connection, experiment: Experiment, split: Split
 
 def _add_epoch(connection: Connection, name: str, epoch: Epoch) -> None:
     values = {"experiment": name, "number": epoch.number, "at": epoch.at, "arcs": epoch.split.to_json()}
-    connection.execute(insert(_epochs).values(values))
+    connection.execute(insert(epochs_table).values(values))
 
 
-def _end(connection: Connection, experiment: Experiment, outcome: Outcome) -> Experiment:
+def _end(connection: Connection, experiment: Experiment, outcome: ExperimentOutcome) -> Experiment:
     now = max(datetime.now(UTC), experiment.epochs[-1].at)
-    this = _experiments.c.name == experiment.name
-    connection.execute(update(_experiments).where(this).values(ended_at=now, outcome=vars(outcome)))
+    this = experiments_table.c.name == experiment.name
+    connection.execute(update(experiments_table).where(this).values(ended_at=now, outcome=vars(outcome)))
     details = {"decision": outcome.decision, "reading": outcome.reading}
     _record(
         connection,
@@ -371,7 +388,7 @@ def _end(connection: Connection, experiment: Experiment, outcome: Outcome) -> Ex
 def _record(
     connection: Connection,
     experiment: str,
-    action: Action,
+    action: ExperimentAction,
     *,
     arm: str | None = None,
     actor: str,
@@ -390,4 +407,4 @@ def _record(
         "reason": reason,
         "details": details,
     }
-    connection.execute(insert(_events).values(values))
+    connection.execute(insert(experiment_events_table).values(values))

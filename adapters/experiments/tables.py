@@ -22,8 +22,8 @@ from sqlalchemy import (
 from graftwork.adapters import names
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.experiments.assignment import Split
-from graftwork.adapters.experiments.experiment import Epoch, Experiment, Outcome
-from graftwork.adapters.experiments.plan import Plan
+from graftwork.adapters.experiments.experiment import Epoch, Experiment, ExperimentOutcome
+from graftwork.adapters.experiments.plan import ExperimentPlan
 from graftwork.adapters.storage.database import UtcDateTime, schema
 
 
@@ -45,7 +45,7 @@ class _EpochColumns(TypedColumns):
     arcs = Column(JSON, nullable=False)
 
 
-class _EventColumns(TypedColumns):
+class _ExperimentEventColumns(TypedColumns):
     id: Named[int] = Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at = Column(UtcDateTime, nullable=False)
     experiment: Named[str] = Column(Text)
@@ -56,17 +56,17 @@ class _EventColumns(TypedColumns):
     details = Column(JSON(none_as_null=True), nullable=True)
 
 
-_experiments = Table("experiments", schema, _ExperimentColumns)
+experiments_table = Table("experiments", schema, _ExperimentColumns)
 
 
-_epochs = Table("experiment_epochs", schema, _EpochColumns)
+epochs_table = Table("experiment_epochs", schema, _EpochColumns)
 
 
-_events = Table("experiment_events", schema, _EventColumns)
+experiment_events_table = Table("experiment_events", schema, _ExperimentEventColumns)
 
 
-def _required(connection: Connection, name: str) -> Experiment:
-    found = _of_name(connection, name)
+def require_experiment(connection: Connection, name: str) -> Experiment:
+    found = find_experiment(connection, name)
     if found is None:
         raise NotFound(
             f"there is no experiment {names.quoted(name)}: graftwork experiments list shows what there is",
@@ -76,26 +76,30 @@ def _required(connection: Connection, name: str) -> Experiment:
     return found
 
 
-def _of_name(connection: Connection, name: str) -> Experiment | None:
-    return next(iter(_read(connection, select(_experiments).where(_experiments.c.name == name))), None)
+def find_experiment(connection: Connection, name: str) -> Experiment | None:
+    return next(
+        iter(read_experiments(connection, select(experiments_table).where(experiments_table.c.name == name))), None
+    )
 
 
-def _running_on(connection: Connection, adapter: str) -> Experiment | None:
-    query = select(_experiments).where(_experiments.c.adapter == adapter, _experiments.c.ended_at.is_(None))
-    return next(iter(_read(connection, query)), None)
+def find_running(connection: Connection, adapter: str) -> Experiment | None:
+    query = select(experiments_table).where(
+        experiments_table.c.adapter == adapter, experiments_table.c.ended_at.is_(None)
+    )
+    return next(iter(read_experiments(connection, query)), None)
 
 
-def _read(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Experiment]:
+def read_experiments(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Experiment]:
     rows = connection.execute(query).all()
     epochs: dict[str, list[Row[*tuple[Any, ...]]]] = {row.name: [] for row in rows}
-    which = select(_epochs).where(_epochs.c.experiment.in_(epochs)).order_by(_epochs.c.number)
+    which = select(epochs_table).where(epochs_table.c.experiment.in_(epochs)).order_by(epochs_table.c.number)
     for epoch in connection.execute(which):
         epochs[epoch.experiment].append(epoch)
     return [_experiment(row, epochs[row.name]) for row in rows]
 
 
 def _experiment(row: Row[*tuple[Any, ...]], epochs: list[Row[*tuple[Any, ...]]]) -> Experiment:
-    plan = Plan.from_json(row.plan)
+    plan = ExperimentPlan.from_json(row.plan)
     return Experiment(
         name=row.name,
         plan=plan,
@@ -107,5 +111,5 @@ def _experiment(row: Row[*tuple[Any, ...]], epochs: list[Row[*tuple[Any, ...]]])
             for epoch in epochs
         ),
         ended_at=row.ended_at,
-        outcome=None if row.outcome is None else Outcome(**row.outcome),
+        outcome=None if row.outcome is None else ExperimentOutcome(**row.outcome),
     )

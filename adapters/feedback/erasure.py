@@ -20,10 +20,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, and_, delete, func, not_, or_, select, update
 
-from graftwork.adapters.feedback.feedback import ERASED, feedback
+from graftwork.adapters.feedback.feedback import ERASED_VALUES, feedback_table
 from graftwork.adapters.feedback.ids import InteractionIds
-from graftwork.adapters.feedback.interactions import interactions
-from graftwork.adapters.feedback.lineage import Lineage, learners
+from graftwork.adapters.feedback.interactions import interactions_table
+from graftwork.adapters.feedback.lineage import Lineage, versions_trained_on
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage import settings
@@ -35,7 +35,7 @@ _AT_ONCE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erased:
+class ErasureResult:
     """What was erased. ``learned_from`` are the versions trained on any of it; ``continued`` those that were not, but
     continue one that was."""
 
@@ -46,7 +46,7 @@ class Erased:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pending:
+class PendingErasure:
     """Answers whose words have yet to go from files: of a user who was erased, or who said something of them."""
 
     name: str
@@ -63,50 +63,59 @@ class Erasure:
         self._lineage = Lineage(database)
         self._base_id = base_id
 
-    def user(self, user: str) -> Erased:
+    def user(self, user: str) -> ErasureResult:
         """Erase what requests and feedback that named this user left behind; in one transaction, all of it or nothing.
 
         Feedback is found by its own ``user``, by its interaction, and by the id of the answer, which carries a keyed
         hash of the user who asked: also when the interaction was never logged.
         """
-        logged = interactions.c.end_user == user
+        logged = interactions_table.c.end_user == user
         said = or_(
-            feedback.c.end_user == user,
-            feedback.c.unit == self._ids.unit(user=user),
-            feedback.c.interaction_id.in_(select(interactions.c.id).where(logged)),
+            feedback_table.c.end_user == user,
+            feedback_table.c.unit == self._ids.unit(user=user),
+            feedback_table.c.interaction_id.in_(select(interactions_table.c.id).where(logged)),
         )
         with self._database.write() as connection:
             answers = {
-                *connection.scalars(select(interactions.c.id).where(logged)),
-                *connection.scalars(select(feedback.c.interaction_id).where(said).distinct()),
+                *connection.scalars(select(interactions_table.c.id).where(logged)),
+                *connection.scalars(select(feedback_table.c.interaction_id).where(said).distinct()),
             }
-            erasing = update(feedback).where(said, _has_words()).values(**ERASED, erased_at=datetime.now(UTC))
+            erasing = (
+                update(feedback_table).where(said, _has_words()).values(**ERASED_VALUES, erased_at=datetime.now(UTC))
+            )
             num_feedback = connection.execute(erasing).rowcount
-            num_interactions = connection.execute(delete(interactions).where(logged)).rowcount
+            num_interactions = connection.execute(delete(interactions_table).where(logged)).rowcount
             if answers:
-                settings.keep(connection, f"{_PENDING}{secrets.token_hex(8)}", json.dumps(sorted(answers)))
-        learned, continued = learners(self._registry, self._lineage.data_digests(answers))
-        return Erased(
+                settings.put(connection, f"{_PENDING}{secrets.token_hex(8)}", json.dumps(sorted(answers)))
+        learned, continued = versions_trained_on(self._registry, self._lineage.data_digests(answers))
+        return ErasureResult(
             num_interactions=num_interactions,
             num_feedback=num_feedback,
             learned_from=tuple(version.id for version in learned),
             continued=tuple(version.id for version in continued),
         )
 
-    def expire(self, policies: LogPolicies, *, now: datetime | None = None) -> Erased:
+    def expire(self, policies: LogPolicies, *, now: datetime | None = None) -> ErasureResult:
         """Forget what is older than the policies that are about it, or else the default, let it become."""
         now = now or datetime.now(UTC)
         aged = _aged(policies, now)
-        rows = aged(interactions, interactions.c.created_at, func.coalesce(interactions.c.adapter, interactions.c.base))
-        words = aged(feedback, feedback.c.at, func.coalesce(feedback.c.adapter, self._base_id))
-        old_rows = select(interactions.c.id).where(rows).limit(_AT_ONCE)
-        old_words = select(feedback.c.id).where(words, _has_words()).limit(_AT_ONCE)
-        return Erased(
+        rows = aged(
+            interactions_table,
+            interactions_table.c.created_at,
+            func.coalesce(interactions_table.c.adapter, interactions_table.c.base),
+        )
+        words = aged(feedback_table, feedback_table.c.at, func.coalesce(feedback_table.c.adapter, self._base_id))
+        old_rows = select(interactions_table.c.id).where(rows).limit(_AT_ONCE)
+        old_words = select(feedback_table.c.id).where(words, _has_words()).limit(_AT_ONCE)
+        return ErasureResult(
             num_interactions=self._in_parts(
-                lambda ids: delete(interactions).where(interactions.c.id.in_(ids)), old_rows
+                lambda ids: delete(interactions_table).where(interactions_table.c.id.in_(ids)), old_rows
             ),
             num_feedback=self._in_parts(
-                lambda ids: update(feedback).where(feedback.c.id.in_(ids)).values(**ERASED, erased_at=now), old_words
+                lambda ids: (
+                    update(feedback_table).where(feedback_table.c.id.in_(ids)).values(**ERASED_VALUES, erased_at=now)
+                ),
+                old_words,
             ),
         )
 
@@ -123,19 +132,19 @@ class Erasure:
                 return total
 
 
-def pending(database: Database) -> list[Pending]:
+def pending_erasures(database: Database) -> list[PendingErasure]:
     """What files have yet to forget, the oldest first."""
-    kept = settings.kept(database, _PENDING)
-    return [Pending(name=name, answers=frozenset(json.loads(answers))) for name, answers in kept.items()]
+    kept = settings.find_by_prefix(database, _PENDING)
+    return [PendingErasure(name=name, answers=frozenset(json.loads(answers))) for name, answers in kept.items()]
 
 
-def done(database: Database, what: Pending) -> None:
+def finish_erasure(database: Database, what: PendingErasure) -> None:
     """The files have forgotten it."""
-    settings.drop(database, what.name)
+    settings.remove(database, what.name)
 
 
 def _has_words() -> ColumnElement[bool]:
-    return or_(*[feedback.c[name].is_not(None) for name in ERASED])
+    return or_(*[feedback_table.c[name].is_not(None) for name in ERASED_VALUES])
 
 
 def _aged(

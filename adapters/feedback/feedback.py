@@ -39,8 +39,8 @@ from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
 
 Thumb = Literal["up", "down"]
-Kind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+FeedbackKind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
+FEEDBACK_KINDS: Final[tuple[FeedbackKind, ...]] = get_args(FeedbackKind)
 
 MAX_TEXT_CHARS: Final = 1 << 18
 MAX_LABEL_CHARS: Final = 256
@@ -49,7 +49,7 @@ MAX_CHOICE: Final = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class SubmittedFeedback:
     """What somebody says of one choice of an answer: at least one of `KINDS`.
 
     Attributes:
@@ -73,12 +73,12 @@ class Said:
     user: str | None = None
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return tuple(kind for kind in KINDS if getattr(self, kind) is not None)
+    def kinds(self) -> tuple[FeedbackKind, ...]:
+        return tuple(kind for kind in FEEDBACK_KINDS if getattr(self, kind) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feedback(Said):
+class Feedback(SubmittedFeedback):
     """One row: what was said, when, with which key, and of which version and arm (from the answer's id).
 
     With ``erased_at``, what had been written in words was erased then.
@@ -105,7 +105,7 @@ class FeedbackFilter:
     adapter: str | None = None
     experiment: str | None = None
     arm: str | None = None
-    kind: Kind | None = None
+    kind: FeedbackKind | None = None
     user: str | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -136,10 +136,10 @@ class _FeedbackColumns(TypedColumns):
     erased_at = Column(UtcDateTime, nullable=True)
 
 
-feedback = Table("feedback", schema, _FeedbackColumns)
+feedback_table = Table("feedback", schema, _FeedbackColumns)
 
 #: What erasure takes away.
-ERASED: Final = {"correction": None, "comment": None, "metadata": None, "end_user": None}
+ERASED_VALUES: Final = {"correction": None, "comment": None, "metadata": None, "end_user": None}
 
 
 class FeedbackLog:
@@ -149,7 +149,7 @@ class FeedbackLog:
         self._database = database
         self._ids = ids
 
-    def add(self, said: Said, *, key_id: str, idempotency_key: str | None = None) -> tuple[Feedback, bool]:
+    def add(self, said: SubmittedFeedback, *, key_id: str, idempotency_key: str | None = None) -> tuple[Feedback, bool]:
         """Keep what was said, for good once this returns, and say whether it is new.
 
         With an ``idempotency_key`` that this key has used before it is not: the row of then is returned, if the same
@@ -157,12 +157,12 @@ class FeedbackLog:
         idempotency key was used for something else.
         """
         answer = self._ids.read(said.interaction_id)
-        said = _checked(said, self._ids)
+        said = _validate(said, self._ids)
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=MAX_LABEL_CHARS)
         adapter, version = version_columns(answer.adapter)
         row = {
-            **{field: getattr(said, field) for field in _SAID},
+            **{field: getattr(said, field) for field in _SUBMITTED_FIELDS},
             "end_user": said.user,
             "interaction_at": datetime.fromtimestamp(answer.at, UTC),
             "adapter": adapter,
@@ -180,18 +180,18 @@ class FeedbackLog:
                 return _repeated(known, said), False
             # Taken inside, so that times are in the order of ids.
             row["at"] = datetime.now(UTC)
-            (id,) = connection.execute(insert(feedback).values(row)).inserted_primary_key or (None,)
-            return _feedback(connection.execute(select(feedback).where(feedback.c.id == id)).one()), True
+            (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
+            return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
 
     def find(
         self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20
     ) -> Page[Feedback]:
         """Newest first: the first ``limit`` (1 to 100) of those before the row ``after``."""
         check_limit(limit)
-        query = select(feedback).where(*_conditions(which)).order_by(feedback.c.id.desc()).limit(limit + 1)
+        query = select(feedback_table).where(*_conditions(which)).order_by(feedback_table.c.id.desc()).limit(limit + 1)
         # A cursor beyond any id, and any integer of the database's, is the newest end.
         if after is not None and after < 2**63:
-            query = query.where(feedback.c.id < after)
+            query = query.where(feedback_table.c.id < after)
         with self._database.read() as connection:
             return Page.of([_feedback(row) for row in connection.execute(query)], limit)
 
@@ -200,20 +200,21 @@ class FeedbackLog:
 
         Ids grow in the order in which rows become visible: who remembers the last one misses nothing by going on there.
         """
-        query = select(feedback).where(*_conditions(which)).order_by(feedback.c.id).limit(READ_AT_ONCE)
+        query = select(feedback_table).where(*_conditions(which)).order_by(feedback_table.c.id).limit(READ_AT_ONCE)
         while True:
             with self._database.read() as connection:
-                rows = connection.execute(query.where(feedback.c.id > after)).all()
+                rows = connection.execute(query.where(feedback_table.c.id > after)).all()
             yield from map(_feedback, rows)
             if len(rows) < READ_AT_ONCE:
                 return
             after = rows[-1].id
 
 
-def _checked(said: Said, ids: InteractionIds) -> Said:
+def _validate(said: SubmittedFeedback, ids: InteractionIds) -> SubmittedFeedback:
     if not said.kinds:
         raise InvalidRequest(
-            f"nothing is said of the answer: send at least one of {', '.join(KINDS)}", code="missing_required_parameter"
+            f"nothing is said of the answer: send at least one of {', '.join(FEEDBACK_KINDS)}",
+            code="missing_required_parameter",
         )
     for field, max_chars in (("correction", MAX_TEXT_CHARS), ("comment", MAX_TEXT_CHARS), ("user", MAX_LABEL_CHARS)):
         if (text := getattr(said, field)) is not None:
@@ -238,18 +239,18 @@ def _checked(said: Said, ids: InteractionIds) -> Said:
             "preferred_over_choice",
             param="preferred_over",
         )
-    return Said(**{**vars(said), "preferred_over_choice": other})
+    return SubmittedFeedback(**{**vars(said), "preferred_over_choice": other})
 
 
 def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedback | None:
-    same = (feedback.c.key_id == key_id, feedback.c.idempotency_key == idempotency_key)
-    row = connection.execute(select(feedback).where(*same)).one_or_none()
+    same = (feedback_table.c.key_id == key_id, feedback_table.c.idempotency_key == idempotency_key)
+    row = connection.execute(select(feedback_table).where(*same)).one_or_none()
     return None if row is None else _feedback(row)
 
 
-def _repeated(known: Feedback, said: Said) -> Feedback:
+def _repeated(known: Feedback, said: SubmittedFeedback) -> Feedback:
     """What erasure took from the row cannot be compared any more."""
-    compared = _SAID_IN_NUMBERS if known.erased_at is not None else (*_SAID, "user")
+    compared = _FIELDS_AFTER_ERASURE if known.erased_at is not None else (*_SUBMITTED_FIELDS, "user")
     for field in compared:
         if getattr(known, field) != getattr(said, field):
             raise Conflict(
@@ -263,25 +264,25 @@ def _repeated(known: Feedback, said: Said) -> Feedback:
 
 def _conditions(which: FeedbackFilter) -> list[ColumnElement[bool]]:
     conditions = conditions_on(
-        feedback,
-        feedback.c.at,
+        feedback_table,
+        feedback_table.c.at,
         which,
         interaction_id=which.interaction_id,
         experiment=which.experiment,
         arm=which.arm,
         end_user=which.user,
     )
-    return conditions if which.kind is None else [*conditions, feedback.c[which.kind].is_not(None)]
+    return conditions if which.kind is None else [*conditions, feedback_table.c[which.kind].is_not(None)]
 
 
 def _feedback(row: Row[*tuple[Any, ...]]) -> Feedback:
     return Feedback(
-        **{field: getattr(row, field) for field in (*_SAID, *_OF_THE_ROW)},
+        **{field: getattr(row, field) for field in (*_SUBMITTED_FIELDS, *_ROW_FIELDS)},
         user=row.end_user,
         adapter=None if row.adapter is None else f"{row.adapter}@{row.version}",
     )
 
 
-_SAID = tuple(field for field in Said.__dataclass_fields__ if field != "user")
-_SAID_IN_NUMBERS = tuple(field for field in _SAID if field not in ERASED)
-_OF_THE_ROW = ("id", "at", "interaction_at", "experiment", "arm", "probability", "unit", "key_id", "erased_at")
+_SUBMITTED_FIELDS = tuple(field for field in SubmittedFeedback.__dataclass_fields__ if field != "user")
+_FIELDS_AFTER_ERASURE = tuple(field for field in _SUBMITTED_FIELDS if field not in ERASED_VALUES)
+_ROW_FIELDS = ("id", "at", "interaction_at", "experiment", "arm", "probability", "unit", "key_id", "erased_at")

@@ -24,12 +24,12 @@ from typing import Final, Literal
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest
 
-Kind = Literal["chatcmpl", "cmpl"]
+IdKind = Literal["chatcmpl", "cmpl"]
 
 MAX_CHARS: Final = 1024
 """More than any id has: what is longer is refused unread."""
 
-_KINDS: Final[dict[str, Kind]] = {"chatcmpl": "chatcmpl", "cmpl": "cmpl"}
+_KINDS: Final[dict[str, IdKind]] = {"chatcmpl": "chatcmpl", "cmpl": "cmpl"}
 _FORMAT: Final = 1
 _HEAD: Final = struct.Struct(">BBI8s")  # format, which of the fields below are there, seconds, nonce
 _ADAPTER, _EXPERIMENT, _UNIT = 1, 2, 4
@@ -39,7 +39,7 @@ _MAC_BYTES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Minted:
+class ParsedId:
     """What an id says.
 
     Attributes:
@@ -52,7 +52,7 @@ class Minted:
         nonce: what tells it from all others, 16 hexadecimal digits.
     """
 
-    kind: Kind
+    kind: IdKind
     adapter: str | None
     experiment: str | None
     arm: str | None
@@ -74,7 +74,7 @@ class InteractionIds:
 
     def mint(
         self,
-        kind: Kind,
+        kind: IdKind,
         *,
         adapter: str | None,
         experiment: str | None = None,
@@ -103,7 +103,7 @@ class InteractionIds:
         signed = said + self._mac(kind, said)
         return f"{kind}-{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
 
-    def read(self, id: str, *, param: str = "interaction_id") -> Minted:
+    def read(self, id: str, *, param: str = "interaction_id") -> ParsedId:
         """What an id of this server says. InvalidRequest, naming ``param``, for any other text."""
         prefix, _, encoded = id.partition("-") if len(id) <= MAX_CHARS else ("", "", "")
         kind = _KINDS.get(prefix)
@@ -153,7 +153,7 @@ def _unit_bytes(unit: str) -> bytes:
     return data
 
 
-def _unpacked(kind: Kind, said: bytes) -> Minted:
+def _unpacked(kind: IdKind, said: bytes) -> ParsedId:
     """Its MAC was right: we wrote this, and it is whole."""
     _, flags, at, nonce = _HEAD.unpack_from(said)
     place = _HEAD.size
@@ -171,7 +171,7 @@ def _unpacked(kind: Kind, said: bytes) -> Minted:
         (text(), text(), _PROBABILITY.unpack(take(_PROBABILITY.size))[0]) if flags & _EXPERIMENT else (None, None, None)
     )
     unit = take(_UNIT_BYTES).hex() if flags & _UNIT else None
-    return Minted(
+    return ParsedId(
         kind=kind,
         adapter=adapter,
         experiment=experiment,

@@ -35,7 +35,7 @@ from graftwork.adapters.errors import NotFound
 from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
 
-Status = Literal["ok", "error", "cancelled"]
+InteractionStatus = Literal["ok", "error", "cancelled"]
 
 BARE_BASE: Final = ""
 """As a filter's ``adapter``: answers of the base, without any adapter."""
@@ -54,7 +54,7 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class NewInteraction:
     """What is logged of a request beside what its id says.
 
     Attributes:
@@ -71,7 +71,7 @@ class Outcome:
     id: str
     base: str
     model: str
-    status: Status
+    status: InteractionStatus
     error: str | None = None
     prompt: Mapping[str, Any]
     sampling: Mapping[str, Any]
@@ -87,7 +87,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interaction(Outcome):
+class Interaction(NewInteraction):
     """A logged row: the outcome, and what its id says (`graftwork.adapters.feedback.ids.Minted`)."""
 
     created_at: datetime
@@ -111,7 +111,7 @@ class InteractionFilter:
     adapter: str | None = None
     experiment: str | None = None
     arm: str | None = None
-    status: Status | None = None
+    status: InteractionStatus | None = None
     user: str | None = None
     key_id: str | None = None
     since: datetime | None = None
@@ -146,7 +146,7 @@ class _InteractionColumns(TypedColumns):
     key_id: Named[str] = Column(Text)
 
 
-interactions = Table("interactions", schema, _InteractionColumns)
+interactions_table = Table("interactions", schema, _InteractionColumns)
 
 
 class Interactions:
@@ -156,15 +156,15 @@ class Interactions:
         self._database = database
         self._ids = ids
 
-    def write(self, outcomes: Sequence[Outcome]) -> None:
+    def write(self, outcomes: Sequence[NewInteraction]) -> None:
         """Log some, in one transaction: when this returns they are durable. One that is there already stays as it is,
         so that a batch may be written again when nobody knows whether it was."""
         rows = {outcome.id: self._values(outcome) for outcome in outcomes}
         with self._database.write() as connection:
-            there = connection.scalars(select(interactions.c.id).where(interactions.c.id.in_(rows))).all()
+            there = connection.scalars(select(interactions_table.c.id).where(interactions_table.c.id.in_(rows))).all()
             new = [row for id, row in rows.items() if id not in there]
             if new:
-                connection.execute(insert(interactions), new)
+                connection.execute(insert(interactions_table), new)
 
     def get(self, id: str) -> Interaction:
         """NotFound, which says why that may be, unless it was logged and is still kept."""
@@ -181,7 +181,7 @@ class Interactions:
     def get_many(self, ids: Collection[str]) -> dict[str, Interaction]:
         """Those of ``ids`` that are there. At most some thousands at a time."""
         with self._database.read() as connection:
-            rows = connection.execute(select(interactions).where(interactions.c.id.in_(list(ids)))).all()
+            rows = connection.execute(select(interactions_table).where(interactions_table.c.id.in_(list(ids)))).all()
         return {row.id: _interaction(row) for row in rows}
 
     def find(
@@ -190,21 +190,21 @@ class Interactions:
         """Newest first: the first ``limit`` (1 to 100) of those older than the interaction ``after``, whether or not
         that one is still there."""
         check_limit(limit)
-        query = select(interactions).where(*_conditions(which))
+        query = select(interactions_table).where(*_conditions(which))
         if after is not None:
-            query = query.where(_place < (self._moment(after), after))
-        query = query.order_by(interactions.c.created_at.desc(), interactions.c.id.desc()).limit(limit + 1)
+            query = query.where(_sort_key < (self._moment(after), after))
+        query = query.order_by(interactions_table.c.created_at.desc(), interactions_table.c.id.desc()).limit(limit + 1)
         with self._database.read() as connection:
             return Page.of([_interaction(row) for row in connection.execute(query)], limit)
 
     def each(self, which: InteractionFilter = InteractionFilter()) -> Iterator[Interaction]:
         """All of them, oldest first, read a few at a time. What is logged meanwhile may or may not be among them."""
-        query = select(interactions).where(*_conditions(which))
-        query = query.order_by(interactions.c.created_at, interactions.c.id).limit(READ_AT_ONCE)
+        query = select(interactions_table).where(*_conditions(which))
+        query = query.order_by(interactions_table.c.created_at, interactions_table.c.id).limit(READ_AT_ONCE)
         place: tuple[datetime, str] | None = None
         while True:
             with self._database.read() as connection:
-                rows = connection.execute(query if place is None else query.where(_place > place)).all()
+                rows = connection.execute(query if place is None else query.where(_sort_key > place)).all()
             yield from map(_interaction, rows)
             if len(rows) < READ_AT_ONCE:
                 return
@@ -213,11 +213,11 @@ class Interactions:
     def _moment(self, id: str) -> datetime:
         return datetime.fromtimestamp(self._ids.read(id, param="after").at, UTC)
 
-    def _values(self, outcome: Outcome) -> dict[str, Any]:
+    def _values(self, outcome: NewInteraction) -> dict[str, Any]:
         said = self._ids.read(outcome.id)
         adapter, version = version_columns(said.adapter)
         return {
-            **{field: getattr(outcome, field) for field in _AS_THEY_ARE},
+            **{field: getattr(outcome, field) for field in _PLAIN_FIELDS},
             "completions": [asdict(completion) for completion in outcome.completions],
             "end_user": outcome.user,
             "created_at": datetime.fromtimestamp(said.at, UTC),
@@ -231,8 +231,8 @@ class Interactions:
         }
 
 
-_AS_THEY_ARE = [field for field in Outcome.__dataclass_fields__ if field not in ("completions", "user")]
-_place = tuple_(interactions.c.created_at, interactions.c.id)
+_PLAIN_FIELDS = [field for field in NewInteraction.__dataclass_fields__ if field not in ("completions", "user")]
+_sort_key = tuple_(interactions_table.c.created_at, interactions_table.c.id)
 
 
 def version_columns(adapter: str | None) -> tuple[str | None, int | None]:
@@ -253,7 +253,7 @@ def answered_by(table: Table, adapter: str) -> list[ColumnElement[bool]]:
     return [table.c.adapter == name, table.c.version == (int(number) if number.isdecimal() and len(number) < 10 else 0)]
 
 
-class Filter(Protocol):
+class LogFilter(Protocol):
     """What filters of several tables have in common."""
 
     @property
@@ -265,7 +265,7 @@ class Filter(Protocol):
 
 
 def conditions_on(
-    table: Table, at: ColumnElement[Any], which: Filter, **equal: str | None
+    table: Table, at: ColumnElement[Any], which: LogFilter, **equal: str | None
 ) -> list[ColumnElement[bool]]:
     """What a filter asks of a table whose rows have been at ``at``; ``equal`` by column, None is any."""
     return [
@@ -278,8 +278,8 @@ def conditions_on(
 
 def _conditions(which: InteractionFilter) -> list[ColumnElement[bool]]:
     return conditions_on(
-        interactions,
-        interactions.c.created_at,
+        interactions_table,
+        interactions_table.c.created_at,
         which,
         experiment=which.experiment,
         arm=which.arm,
@@ -291,11 +291,11 @@ def _conditions(which: InteractionFilter) -> list[ColumnElement[bool]]:
 
 def _interaction(row: Row[*tuple[Any, ...]]) -> Interaction:
     return Interaction(
-        **{field: getattr(row, field) for field in (*_AS_THEY_ARE, *_OF_THE_ID)},
+        **{field: getattr(row, field) for field in (*_PLAIN_FIELDS, *_ID_FIELDS)},
         adapter=None if row.adapter is None else f"{row.adapter}@{row.version}",
         completions=tuple(Completion(**completion) for completion in row.completions),
         user=row.end_user,
     )
 
 
-_OF_THE_ID = ("created_at", "kind", "experiment", "arm", "probability", "unit")
+_ID_FIELDS = ("created_at", "kind", "experiment", "arm", "probability", "unit")

@@ -34,7 +34,7 @@ class Lineage:
     def record(self, data_digest: str, interaction_ids: Iterable[str]) -> None:
         """The data set ``data_digest`` holds rows made of these interactions. Before the run that learns from it;
         saying it again changes nothing."""
-        hashes = {hash_of(id) for id in interaction_ids}
+        hashes = {interaction_hash(id) for id in interaction_ids}
         with self._database.write() as connection:
             known = select(_learned.c.interaction_sha256).where(_learned.c.data_digest == data_digest)
             new = sorted(hashes.difference(connection.scalars(known)))
@@ -44,7 +44,7 @@ class Lineage:
 
     def data_digests(self, interaction_ids: Iterable[str]) -> set[str]:
         """Of the data sets that hold any of these."""
-        hashes = sorted({hash_of(id) for id in interaction_ids})
+        hashes = sorted({interaction_hash(id) for id in interaction_ids})
         found: set[str] = set()
         with self._database.read() as connection:
             for start in range(0, len(hashes), _AT_ONCE):
@@ -59,13 +59,13 @@ class Lineage:
             return frozenset(connection.scalars(query))
 
 
-def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
+def versions_trained_on(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
     """The versions that learned from these data sets, and those that did not but continue one that did, also one of
     another adapter."""
     versions = list(_versions(registry)) if data_digests else []
     children: defaultdict[str | None, list[str]] = defaultdict(list)
     for version in versions:
-        children[continues(version)].append(version.id)
+        children[continued_version(version)].append(version.id)
     direct = [version for version in versions if version.data_digest in data_digests]
     learned = {version.id for version in direct}
     ahead = list(learned)
@@ -76,7 +76,7 @@ def learners(registry: Registry, data_digests: set[str]) -> tuple[list[Version],
     return direct, [v for v in versions if v.id in learned and v.data_digest not in data_digests]
 
 
-def continues(version: Version) -> str | None:
+def continued_version(version: Version) -> str | None:
     """The id of the version that this one continues. One of another adapter is no parent in the registry: training
     writes it into the metadata."""
     if version.parent is not None:
@@ -96,6 +96,6 @@ def _versions(registry: Registry) -> Iterator[Version]:
         after = page[-1].name
 
 
-def hash_of(interaction_id: str) -> str:
+def interaction_hash(interaction_id: str) -> str:
     """What is kept of an interaction here."""
     return hashlib.sha256(interaction_id.encode("utf-8", "surrogatepass")).hexdigest()

@@ -27,10 +27,10 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest, NotFound
-from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 
-Scope = Literal["adapter", "key"]
+PolicyScope = Literal["adapter", "key"]
 
 MAX_RETENTION_DAYS = 36_500
 
@@ -42,7 +42,7 @@ class LogPolicy:
     ``retention_days`` is None where this policy says nothing of it.
     """
 
-    scope: Scope
+    scope: PolicyScope
     subject: str
     log: bool
     retention_days: float | None
@@ -50,7 +50,7 @@ class LogPolicy:
     updated_at: datetime
 
 
-class _PolicyColumns(TypedColumns):
+class _LogPolicyColumns(TypedColumns):
     scope: Named[str] = Column(Text, primary_key=True)
     subject: Named[str] = Column(Text, primary_key=True)
     log: Named[bool] = Column(Boolean)
@@ -59,7 +59,7 @@ class _PolicyColumns(TypedColumns):
     updated_at = Column(UtcDateTime, nullable=False)
 
 
-_policies = Table("log_policies", schema, _PolicyColumns)
+_policies = Table("log_policies", schema, _LogPolicyColumns)
 
 
 class LogPolicies:
@@ -69,7 +69,7 @@ class LogPolicies:
         self.log = log
         self.retention_days = retention_days
         self._database = database
-        self._by_subject: Remembered[dict[tuple[str, str], LogPolicy]] = Remembered(
+        self._by_subject: DatabaseCache[dict[tuple[str, str], LogPolicy]] = DatabaseCache(
             database, {}, lambda old: {(policy.scope, policy.subject): policy for policy in self.all()}
         )
 
@@ -79,7 +79,7 @@ class LogPolicies:
         return tuple(_policy(row) for row in rows)
 
     def set(
-        self, scope: Scope, subject: str, *, log: bool, retention_days: float | None = None, actor: str
+        self, scope: PolicyScope, subject: str, *, log: bool, retention_days: float | None = None, actor: str
     ) -> LogPolicy:
         """Replace what was said of ``subject``, from now on; a shorter retention also holds for what is there."""
         if retention_days is not None and not 0 < retention_days <= MAX_RETENTION_DAYS:
@@ -101,7 +101,7 @@ class LogPolicies:
             connection.execute(insert(_policies).values(vars(policy)))
         return policy
 
-    def remove(self, scope: Scope, subject: str) -> LogPolicy:
+    def remove(self, scope: PolicyScope, subject: str) -> LogPolicy:
         """Let the default hold again. NotFound when it does already."""
         with self._database.write() as connection:
             row = connection.execute(select(_policies).where(_is(scope, subject))).one_or_none()
@@ -114,7 +114,7 @@ class LogPolicies:
             )
         return _policy(row)
 
-    def logged(self, *, adapter: str, key_id: str) -> bool:
+    def is_logged(self, *, adapter: str, key_id: str) -> bool:
         """Whether to log what this key asked of this adapter, or of the base by its id.
 
         From memory, as long as nothing was committed. Not for the event loop all the same: then it reads.
@@ -124,7 +124,7 @@ class LogPolicies:
         return all(said) if said else self.log
 
 
-def _is(scope: Scope, subject: str) -> Any:
+def _is(scope: PolicyScope, subject: str) -> Any:
     return and_(_policies.c.scope == scope, _policies.c.subject == subject)
 
 

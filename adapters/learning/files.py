@@ -45,7 +45,7 @@ from sqlalchemy import (
 from graftwork.adapters import names
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, schema
-from graftwork.adapters.storage.durable import room_for, sync_folder
+from graftwork.adapters.storage.durable import disk_full_as_unavailable, sync_folder
 
 Purpose = Literal["fine-tune", "fine-tune-results"]
 PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
@@ -86,10 +86,10 @@ class _FileColumns(TypedColumns):
     deleted_at = Column(UtcDateTime, nullable=True)
 
 
-files = Table("files", schema, _FileColumns)
+files_table = Table("files", schema, _FileColumns)
 
 
-class Upload:
+class FileUpload:
     """A file on its way in. A context manager: what was not kept when it ends is gone."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -109,7 +109,7 @@ class Upload:
                 "--max-file-gb",
                 param="file",
             )
-        with room_for("file"):
+        with disk_full_as_unavailable("file"):
             self._file.write(chunk)
         self._digest.update(chunk)
         if len(self.head) < _HEAD_BYTES:
@@ -117,7 +117,7 @@ class Upload:
 
     def finish(self, target: Path) -> str:
         """Make it durable under its final name, and return its digest."""
-        with room_for("file"):
+        with disk_full_as_unavailable("file"):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -125,7 +125,7 @@ class Upload:
             sync_folder(target.parent)
         return f"sha256:{self._digest.hexdigest()}"
 
-    def __enter__(self) -> Upload:
+    def __enter__(self) -> FileUpload:
         return self
 
     def __exit__(
@@ -147,12 +147,12 @@ class Files:
         self._staging.mkdir(parents=True, exist_ok=True, mode=0o700)
         sync_folder(root.parent)
 
-    def upload(self) -> Upload:
+    def upload(self) -> FileUpload:
         """A new file to write into; it ends in `keep`."""
-        with room_for("file"):
-            return Upload(self._staging / uuid.uuid4().hex, self.max_bytes)
+        with disk_full_as_unavailable("file"):
+            return FileUpload(self._staging / uuid.uuid4().hex, self.max_bytes)
 
-    def keep(self, upload: Upload, *, filename: str, purpose: str, key_id: str, id: str | None = None) -> File:
+    def keep(self, upload: FileUpload, *, filename: str, purpose: str, key_id: str, id: str | None = None) -> File:
         """Keep what was uploaded, for good once this returns. Kept again under the ``id`` of a file that is there,
         it is that file.
 
@@ -181,7 +181,7 @@ class Files:
         with self._database.write() as connection:
             if (known := _find(connection, id)) is not None:
                 return known
-            connection.execute(insert(files).values(row))
+            connection.execute(insert(files_table).values(row))
             return _get(connection, id)
 
     def get(self, id: str) -> File:
@@ -199,17 +199,19 @@ class Files:
         """Newest first, or oldest: the first ``limit`` of those behind the file ``after``."""
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit is {limit}: use a number from 1 to {MAX_PAGE}", param="limit")
-        query = select(files).where(files.c.deleted_at.is_(None)).limit(limit + 1)
-        query = query.order_by(files.c.number if ascending else files.c.number.desc())
+        query = select(files_table).where(files_table.c.deleted_at.is_(None)).limit(limit + 1)
+        query = query.order_by(files_table.c.number if ascending else files_table.c.number.desc())
         if purpose is not None:
-            query = query.where(files.c.purpose == purpose)
+            query = query.where(files_table.c.purpose == purpose)
         with self._database.read() as connection:
             if after is not None:
                 if (last := _find(connection, after, deleted=True)) is None:
                     raise InvalidRequest(
                         "after names no file: give the id of the last one of the page before", param="after"
                     )
-                query = query.where(files.c.number > last.number if ascending else files.c.number < last.number)
+                query = query.where(
+                    files_table.c.number > last.number if ascending else files_table.c.number < last.number
+                )
             return Page.of([_file(row) for row in connection.execute(query)], limit)
 
     def delete(self, id: str, *, in_use: str | None = None) -> File:
@@ -219,7 +221,7 @@ class Files:
             raise Conflict(f"{id} is needed by the job {in_use}: cancel the job first, or wait for its end")
         with self._database.write() as connection:
             file = _get(connection, id)
-            connection.execute(update(files).where(files.c.id == id).values(deleted_at=datetime.now(UTC)))
+            connection.execute(update(files_table).where(files_table.c.id == id).values(deleted_at=datetime.now(UTC)))
         self.path(file).unlink(missing_ok=True)
         return file
 
@@ -228,13 +230,13 @@ class Files:
         for staged in self._staging.iterdir():
             staged.unlink()
         with self._database.read() as connection:
-            known = set(connection.scalars(select(files.c.id).where(files.c.deleted_at.is_(None))))
+            known = set(connection.scalars(select(files_table.c.id).where(files_table.c.deleted_at.is_(None))))
         for path in self.root.iterdir():
             if path.is_file() and path.name.partition(".")[0] not in known:
                 path.unlink()
 
 
-def _check_content(upload: Upload, filename: str) -> None:
+def _check_content(upload: FileUpload, filename: str) -> None:
     if not upload.num_bytes or not upload.head.strip():
         raise InvalidRequest("the file is empty: upload rows to learn from", param="file", code="empty_file")
     if _suffix(filename) not in _JSON_LINES:
@@ -265,7 +267,7 @@ def _suffix(filename: str) -> str:
 
 
 def _find(connection: Connection, id: str, *, deleted: bool = False) -> File | None:
-    row = connection.execute(select(files).where(files.c.id == id)).one_or_none()
+    row = connection.execute(select(files_table).where(files_table.c.id == id)).one_or_none()
     return None if row is None or (row.deleted_at is not None and not deleted) else _file(row)
 
 

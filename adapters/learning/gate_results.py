@@ -5,13 +5,13 @@ from __future__ import annotations
 from graftwork.adapters.registry import Registry, Version
 
 
-def version_of(registry: Registry, id: str) -> Version:
+def version_by_id(registry: Registry, id: str) -> Version:
     """The version that a job ended with, by its id ``name@n``."""
     name, _, number = id.partition("@")
     return registry.version(name, int(number))
 
 
-def gates(version: Version) -> tuple[bool | None, list[str]]:
+def gate_result(version: Version) -> tuple[bool | None, list[str]]:
     """Whether it passed its gates, None when it was never held against any, and the reasons if it did not."""
     said = version.metadata.get("gates")
     if not isinstance(said, dict):

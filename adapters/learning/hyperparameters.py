@@ -1,4 +1,4 @@
-"""What a job's hyperparameters may be: by name, and within which bounds. Refused by name, before anything is queued.
+"""What a job's hyperparameters may be: by name, and within which bounds. PushRefused by name, before anything is queued.
 
 Which of them suit each other is the run's to say; knows no training.
 """
@@ -16,7 +16,7 @@ from graftwork.adapters.learning.job import Method
 
 AUTO: Final = "auto"
 
-NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
+NUMBER_BOUNDS: Final[Mapping[str, tuple[type, float, float]]] = {
     "n_epochs": (int, 1, 1000),
     "batch_size": (int, 1, 4096),
     "learning_rate_multiplier": (float, 1e-6, 1e6),
@@ -53,13 +53,13 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Hyperparameters that are words: by name, which ones. Each may also be ``"auto"``."""
 
-AUGMENTED: Final = frozenset({"sft", "weighted_sft", "auto"})
+AUGMENTABLE_METHODS: Final = frozenset({"sft", "weighted_sft", "auto"})
 """Methods that learn from other wordings of a question; with auto the run looks."""
 
 LAYERS: Final = "layers"
 """Numbers of the layers that get an adapter, from 0."""
 
-MOST_LAYERS: Final = 1000
+MAX_LAYERS: Final = 1000
 
 REPORT_TO: Final = "report_to"
 """The trackers that are told the measurements, one or a list."""
@@ -70,7 +70,7 @@ TEACHER: Final = "teacher"
 REWARDS: Final = "rewards"
 """The reward functions that grpo learns from, one or a list."""
 
-NEEDED: Final[Mapping[Method, str]] = {"distillation": TEACHER, "grpo": REWARDS}
+REQUIRED_BY_METHOD: Final[Mapping[Method, str]] = {"distillation": TEACHER, "grpo": REWARDS}
 """What a method cannot do without, and no other has."""
 
 _WHAT: Final = {
@@ -79,15 +79,15 @@ _WHAT: Final = {
 }
 
 
-def checked(given: Any, place: str, *, method: Method, roots: Sequence[Path]) -> dict[str, Any]:
+def validate_hyperparameters(given: Any, place: str, *, method: Method, roots: Sequence[Path]) -> dict[str, Any]:
     """Those that a job of the method may have, each in its bounds; ``place`` is where they stood, ``roots`` where a
     teacher may be."""
     if not isinstance(given, dict):
         raise InvalidRequest(f"{place} must be an object", param=place, code="invalid_type")
-    if (needed := NEEDED.get(method)) is not None and given.get(needed) in (None, [], AUTO):
+    if (needed := REQUIRED_BY_METHOD.get(method)) is not None and given.get(needed) in (None, [], AUTO):
         raise InvalidRequest(f"{method} needs the hyperparameter {needed}: {_WHAT[needed]}", param=f"{place}.{needed}")
     checked = dict(given)
-    if given.get("augment", AUTO) not in (AUTO, 0) and method not in AUGMENTED:
+    if given.get("augment", AUTO) not in (AUTO, 0) and method not in AUGMENTABLE_METHODS:
         param = f"{place}.augment"
         raise InvalidRequest(
             f"{param} is for supervised methods alone, and this is {method}: leave it out", param=param
@@ -95,7 +95,7 @@ def checked(given: Any, place: str, *, method: Method, roots: Sequence[Path]) ->
     for name, value in given.items():
         param = f"{place}.{name[:64]}"
         if name in _WHAT and name != needed:
-            whose = next(whose for whose, what in NEEDED.items() if what == name)
+            whose = next(whose for whose, what in REQUIRED_BY_METHOD.items() if what == name)
             raise InvalidRequest(f"{param} belongs to the method {whose}: leave it out", param=param)
         if name == REPORT_TO:
             checked[name] = _listed(value, param, "tracker")
@@ -120,14 +120,14 @@ def checked(given: Any, place: str, *, method: Method, roots: Sequence[Path]) ->
                     param=param,
                 )
             continue
-        if name not in NUMBERS:
-            there = ", ".join((*NUMBERS, *CHOICES, LAYERS, REPORT_TO, *_WHAT))
+        if name not in NUMBER_BOUNDS:
+            there = ", ".join((*NUMBER_BOUNDS, *CHOICES, LAYERS, REPORT_TO, *_WHAT))
             raise InvalidRequest(
                 f"{names.quoted(name)} is no hyperparameter: choose among {there}",
                 param=param,
                 code="unknown_parameter",
             )
-        kind, least, most = NUMBERS[name]
+        kind, least, most = NUMBER_BOUNDS[name]
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         if value != AUTO and not (number and least <= value <= most):
             raise InvalidRequest(
@@ -142,7 +142,7 @@ def _layers(value: Any, param: str) -> Any:
     if value == AUTO:
         return value
     numbers = value if isinstance(value, list) else []
-    whole = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < MOST_LAYERS for each in numbers)
+    whole = all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < MAX_LAYERS for each in numbers)
     if not numbers or not whole or len(set(numbers)) < len(numbers):
         raise InvalidRequest(
             f'{param} must be "auto" or a list of different layers\' numbers, from 0, such as [20, 21, 22]',

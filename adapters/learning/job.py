@@ -9,33 +9,33 @@ from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.errors import Conflict
 
-Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 
 
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+STATUSES: Final[tuple[JobStatus, ...]] = get_args(JobStatus)
 
 
-ENDED: Final[frozenset[Status]] = frozenset({"succeeded", "failed", "cancelled"})
+ENDED_STATUSES: Final[frozenset[JobStatus]] = frozenset({"succeeded", "failed", "cancelled"})
 
 
-Waiting = Literal["validating_files", "queued"]
+WaitingStatus = Literal["validating_files", "queued"]
 
 Method = Literal["auto", "sft", "weighted_sft", "dpo", "kto", "pretrain", "distillation", "grpo"]
 
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
-FEEDBACK: Final = "feedback"
+FEEDBACK_FILE: Final = "feedback"
 """As a training file: the answers of the adapter and what was said of them, as they are when the run begins."""
 
-CONTROL: Final = "graftwork_control"
+CONTROL_KEY: Final = "graftwork_control"
 """In the metadata of a job that begins with the base and learns all that earlier jobs of its adapter learned from: the
 version that would have been continued otherwise, which its own is held against."""
 
 Level = Literal["info", "warn", "error"]
 
 
-class Lost(Conflict):
+class ClaimLost(Conflict):
     """The claim is another's by now, or the job was cancelled: stop working on it. Nothing was written."""
 
     default_code = "claim_lost"
@@ -81,7 +81,7 @@ class Job(NewJob):
     created_by: str
     key_id: str
     idempotency_key: str | None
-    status: Status
+    status: JobStatus
     started_at: datetime | None
     finished_at: datetime | None
     owner: str | None
@@ -99,11 +99,11 @@ class Job(NewJob):
 
     @property
     def ended(self) -> bool:
-        return self.status in ENDED
+        return self.status in ENDED_STATUSES
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewEvent:
+class NewJobEvent:
     """Something that happened; with ``data`` it is a measurement."""
 
     message: str
@@ -112,7 +112,7 @@ class NewEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event(NewEvent):
+class JobEvent(NewJobEvent):
     id: int
     at: datetime
     job: str

@@ -17,7 +17,7 @@ from sqlalchemy import (
     TypedColumns,
 )
 
-from graftwork.adapters.learning.job import Event, Job
+from graftwork.adapters.learning.job import Job, JobEvent
 from graftwork.adapters.storage.database import UtcDateTime, schema
 
 
@@ -54,7 +54,7 @@ class _JobColumns(TypedColumns):
     error = Column(JSON(none_as_null=True), nullable=True)
 
 
-class _EventColumns(TypedColumns):
+class _JobEventColumns(TypedColumns):
     id: Named[int] = Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at = Column(UtcDateTime, nullable=False)
     job: Named[str] = Column(Text)
@@ -72,18 +72,18 @@ class _CheckpointColumns(TypedColumns):
     metrics = Column(JSON, nullable=False)
 
 
-jobs = Table("jobs", schema, _JobColumns)
+jobs_table = Table("jobs", schema, _JobColumns)
 
 
-_events = Table("job_events", schema, _EventColumns)
+job_events_table = Table("job_events", schema, _JobEventColumns)
 
 
-_checkpoints = Table("job_checkpoints", schema, _CheckpointColumns)
+job_checkpoints_table = Table("job_checkpoints", schema, _CheckpointColumns)
 
 
-def _job(row: Row[*tuple[Any, ...]]) -> Job:
+def job_of(row: Row[*tuple[Any, ...]]) -> Job:
     return Job(**{**row._mapping, "result_files": tuple(row.result_files)})
 
 
-def _event(row: Row[*tuple[Any, ...]]) -> Event:
-    return Event(id=row.id, at=row.at, job=row.job, level=row.level, message=row.message, data=row.data)
+def job_event_of(row: Row[*tuple[Any, ...]]) -> JobEvent:
+    return JobEvent(id=row.id, at=row.at, job=row.job, level=row.level, message=row.message, data=row.data)

@@ -8,7 +8,7 @@
 
 A worker claims a job for a while and renews the claim; when it dies nobody renews, and another one goes on. Every write
 of a worker's is one transaction with the look whether the claim still holds and the job was not cancelled: who has lost
-it is told by `Lost` and has written nothing. An attempt is counted when it begins and forgiven when it got somewhere (a
+it is told by `ClaimLost` and has written nothing. An attempt is counted when it begins and forgiven when it got somewhere (a
 checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that reason.
 
 Knows nothing of how training is done, of files' contents, nor of HTTP.
@@ -34,14 +34,30 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
-from graftwork.adapters.learning.job import Checkpoint, Claim, Event, Job, Lost, NewEvent, NewJob, Status, Waiting
-from graftwork.adapters.learning.job_tables import _checkpoints, _event, _events, _job, jobs
+from graftwork.adapters.learning.job import (
+    Checkpoint,
+    Claim,
+    ClaimLost,
+    Job,
+    JobEvent,
+    JobStatus,
+    NewJob,
+    NewJobEvent,
+    WaitingStatus,
+)
+from graftwork.adapters.learning.job_tables import (
+    job_checkpoints_table,
+    job_event_of,
+    job_events_table,
+    job_of,
+    jobs_table,
+)
 from graftwork.adapters.storage.database import Database, Page, check_limit
 
 MAX_ATTEMPTS: Final = 3
 """Attempts in a row that may end without a new checkpoint."""
 
-_ASKED = tuple(field.name for field in fields(NewJob))
+_NEW_JOB_FIELDS = tuple(field.name for field in fields(NewJob))
 
 
 _FREE = {"owner": None, "lease_until": None}
@@ -63,7 +79,7 @@ class Jobs:
         actor: str,
         key_id: str,
         idempotency_key: str | None = None,
-        events: Sequence[NewEvent] = (),
+        events: Sequence[NewJobEvent] = (),
         within: Connection | None = None,
     ) -> tuple[Job, bool]:
         """Put a job into the queue, and say whether it is new: with an ``idempotency_key`` that this key has used
@@ -77,8 +93,8 @@ class Jobs:
             if known is not None:
                 return _repeated(known, new), False
             connection.execute(
-                insert(jobs).values(
-                    {name: getattr(new, name) for name in _ASKED}
+                insert(jobs_table).values(
+                    {name: getattr(new, name) for name in _NEW_JOB_FIELDS}
                     | {"hyperparameters": dict(new.hyperparameters), "metadata": dict(new.metadata)}
                     | {"id": id, "name": new.name or id}
                     | {"created_at": datetime.now(UTC), "created_by": actor, "key_id": key_id}
@@ -86,7 +102,7 @@ class Jobs:
                     | {"publishing": False, "relayed_bytes": 0, "progress": {}, "result_files": [], "metrics": {}}
                 )
             )
-            _record(connection, id, [NewEvent(message=f"Created fine-tuning job: {id}"), *events])
+            _record(connection, id, [NewJobEvent(message=f"Created fine-tuning job: {id}"), *events])
             return _get(connection, id), True
 
     def get(self, id: str) -> Job:
@@ -104,39 +120,48 @@ class Jobs:
         """Newest first: the first ``limit`` (1 to 100) of those before the job ``after``. ``metadata``: jobs that have
         all of these pairs; empty: those that have none."""
         check_limit(limit)
-        query = select(jobs).order_by(jobs.c.number.desc())
+        query = select(jobs_table).order_by(jobs_table.c.number.desc())
         if name is not None:
-            query = query.where(jobs.c.name == name)
+            query = query.where(jobs_table.c.name == name)
         if metadata is None:
             query = query.limit(limit + 1)
         with self._database.read() as connection:
             if after is not None:
-                number = connection.scalar(select(jobs.c.number).where(jobs.c.id == after))
+                number = connection.scalar(select(jobs_table.c.number).where(jobs_table.c.id == after))
                 if number is None:
                     raise InvalidRequest(
                         "after names no job: give the id of the last one of the page before", param="after"
                     )
-                query = query.where(jobs.c.number < number)
+                query = query.where(jobs_table.c.number < number)
             # Looked through here: databases differ in how they look into JSON, and jobs are few.
-            found = (job for job in map(_job, connection.execute(query)) if _has(job, metadata))
+            found = (job for job in map(job_of, connection.execute(query)) if _has(job, metadata))
             return Page.of(list(islice(found, limit + 1)), limit)
 
-    def events(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Event]:
+    def events(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[JobEvent]:
         """Newest first: the first ``limit`` (1 to 100) of those before the event ``after``."""
         check_limit(limit)
-        query = select(_events).where(_events.c.job == id).order_by(_events.c.id.desc()).limit(limit + 1)
+        query = (
+            select(job_events_table)
+            .where(job_events_table.c.job == id)
+            .order_by(job_events_table.c.id.desc())
+            .limit(limit + 1)
+        )
         if after is not None:
-            query = query.where(_events.c.id < after)
+            query = query.where(job_events_table.c.id < after)
         with self._database.read() as connection:
             _get(connection, id)
-            return Page.of([_event(row) for row in connection.execute(query)], limit)
+            return Page.of([job_event_of(row) for row in connection.execute(query)], limit)
 
     def checkpoints(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Checkpoint]:
         """Newest first, as `events`."""
         check_limit(limit)
-        query = select(_checkpoints).where(_checkpoints.c.job == id).order_by(_checkpoints.c.id.desc())
+        query = (
+            select(job_checkpoints_table)
+            .where(job_checkpoints_table.c.job == id)
+            .order_by(job_checkpoints_table.c.id.desc())
+        )
         if after is not None:
-            query = query.where(_checkpoints.c.id < after)
+            query = query.where(job_checkpoints_table.c.id < after)
         with self._database.read() as connection:
             _get(connection, id)
             found = [Checkpoint(**row._mapping) for row in connection.execute(query.limit(limit + 1))]
@@ -159,25 +184,25 @@ class Jobs:
                     code="job_publishing",
                 )
             _end(connection, id, "cancelled")
-            _record(connection, id, [NewEvent(message=f"The job was cancelled by {actor}.", level="warn")])
+            _record(connection, id, [NewJobEvent(message=f"The job was cancelled by {actor}.", level="warn")])
             return _get(connection, id)
 
-    def unfinished_with(self, file_id: str) -> str | None:
+    def unfinished_job_using(self, file_id: str) -> str | None:
         """A job that has not ended and needs this file."""
-        uses = or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id)
+        uses = or_(jobs_table.c.training_file == file_id, jobs_table.c.validation_file == file_id)
         with self._database.read() as connection:
-            return connection.scalar(select(jobs.c.id).where(uses, jobs.c.finished_at.is_(None)).limit(1))
+            return connection.scalar(select(jobs_table.c.id).where(uses, jobs_table.c.finished_at.is_(None)).limit(1))
 
     # -- whoever does it ---------------------------------------------------------------------------------------------
 
-    def claim(self, owner: str, waiting: Waiting, *, seconds: float) -> Claim | None:
+    def claim(self, owner: str, waiting: WaitingStatus, *, seconds: float) -> Claim | None:
         """The oldest job that waits for this, for ``seconds``; what was running and lost its worker comes with the
         queued ones. Fails those whose attempts are used up on the way."""
         wanted = ["queued", "running"] if waiting == "queued" else [waiting]
-        query = select(jobs).where(jobs.c.status.in_(wanted)).order_by(jobs.c.number)
+        query = select(jobs_table).where(jobs_table.c.status.in_(wanted)).order_by(jobs_table.c.number)
 
         def free(now: datetime) -> Any:
-            return or_(jobs.c.owner.is_(None), jobs.c.lease_until < now)
+            return or_(jobs_table.c.owner.is_(None), jobs_table.c.lease_until < now)
 
         # Most of the time there is nothing: that need not take the one writer's place.
         with self._database.read() as connection:
@@ -186,7 +211,7 @@ class Jobs:
         with self._database.write() as connection:
             now = datetime.now(UTC)
             for row in connection.execute(query.where(free(now))).all():
-                job = _job(row)
+                job = job_of(row)
                 # One that is being published has ended well: to say that it failed would be wrong, however often
                 # its worker dies.
                 if job.attempts >= self._max_attempts and not job.publishing:
@@ -201,34 +226,34 @@ class Jobs:
                 if waiting == "queued":
                     changes |= {"status": "running", "started_at": job.started_at or now}
                     said = "The job has started." if job.started_at is None else "The job goes on."
-                    _record(connection, job.id, [NewEvent(message=said)])
+                    _record(connection, job.id, [NewJobEvent(message=said)])
                 _change(connection, job.id, changes)
                 return Claim(job=_get(connection, job.id), owner=owner, token=job.token + 1)
         return None
 
-    def disown(self, owner: str) -> None:
+    def release_owner(self, owner: str) -> None:
         """Whatever ``owner`` had claimed is free now. For an owner that has come back and knows that it was dead."""
         with self._database.write() as connection:
-            connection.execute(update(jobs).where(jobs.c.owner == owner).values(_FREE))
+            connection.execute(update(jobs_table).where(jobs_table.c.owner == owner).values(_FREE))
 
     def renew(self, claim: Claim, *, seconds: float) -> None:
-        """Keep it for ``seconds`` from now. Raises Lost."""
+        """Keep it for ``seconds`` from now. Raises ClaimLost."""
         with self._database.write() as connection:
-            _held(connection, claim)
+            _check_claim(connection, claim)
             _change(connection, claim.job.id, {"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
 
     def report(
         self,
         claim: Claim,
-        events: Sequence[NewEvent] = (),
+        events: Sequence[NewJobEvent] = (),
         *,
         checkpoints: Mapping[int, Mapping[str, Any]] | None = None,
         progress: Mapping[str, Any] | None = None,
         relayed_bytes: int | None = None,
     ) -> None:
-        """What happened, at once: events, metrics of checkpoints by step, the last measurement. Raises Lost."""
+        """What happened, at once: events, metrics of checkpoints by step, the last measurement. Raises ClaimLost."""
         with self._database.write() as connection:
-            job = _held(connection, claim)
+            job = _check_claim(connection, claim)
             changes: dict[str, Any] = {}
             if progress:
                 changes["progress"] = {**job.progress, **progress}
@@ -240,30 +265,30 @@ class Jobs:
                 _change(connection, job.id, changes)
             _record(connection, job.id, events)
 
-    def validated(self, claim: Claim, events: Sequence[NewEvent] = ()) -> None:
-        """Its files can be learned from: it waits for its run. Raises Lost."""
+    def mark_validated(self, claim: Claim, events: Sequence[NewJobEvent] = ()) -> None:
+        """Its files can be learned from: it waits for its run. Raises ClaimLost."""
         with self._database.write() as connection:
-            _held(connection, claim)
+            _check_claim(connection, claim)
             _change(connection, claim.job.id, {"status": "queued", "attempts": 0, **_FREE})
-            _record(connection, claim.job.id, [*events, NewEvent(message="Files validated, the job is queued.")])
+            _record(connection, claim.job.id, [*events, NewJobEvent(message="Files validated, the job is queued.")])
 
-    def let_go(self, claim: Claim, reason: str, *, forgiven: bool) -> None:
+    def release(self, claim: Claim, reason: str, *, forgiven: bool) -> None:
         """Give it back to be gone on with. ``forgiven``: the attempt was ended on purpose and does not count; else it
-        fails when it was the last one. Raises Lost."""
+        fails when it was the last one. Raises ClaimLost."""
         with self._database.write() as connection:
-            job = _held(connection, claim)
+            job = _check_claim(connection, claim)
             if not forgiven and job.attempts >= self._max_attempts:
                 _fail_lost(connection, job, reason)
                 return
             status = "validating_files" if job.status == "validating_files" else "queued"
             attempts = job.attempts - forgiven
             _change(connection, job.id, {"status": status, "attempts": attempts, **_FREE})
-            _record(connection, job.id, [NewEvent(message=reason, level="info" if forgiven else "warn")])
+            _record(connection, job.id, [NewJobEvent(message=reason, level="info" if forgiven else "warn")])
 
     def publish(self, claim: Claim) -> None:
-        """From now on it cannot be cancelled. Before its version is pushed. Raises Lost."""
+        """From now on it cannot be cancelled. Before its version is pushed. Raises ClaimLost."""
         with self._database.write() as connection:
-            _held(connection, claim)
+            _check_claim(connection, claim)
             _change(connection, claim.job.id, {"publishing": True})
 
     def succeed(
@@ -274,40 +299,40 @@ class Jobs:
         metrics: Mapping[str, Any],
         trained_tokens: int | None,
         result_files: Sequence[str] = (),
-        events: Sequence[NewEvent] = (),
+        events: Sequence[NewJobEvent] = (),
     ) -> None:
-        """It ends with ``version``, ``name@n``. ``events`` say what else became of it. Raises Lost."""
+        """It ends with ``version``, ``name@n``. ``events`` say what else became of it. Raises ClaimLost."""
         facts = {"metrics": dict(metrics), "trained_tokens": trained_tokens, "result_files": list(result_files)}
         with self._database.write() as connection:
-            _held(connection, claim)
+            _check_claim(connection, claim)
             _end(connection, claim.job.id, "succeeded", version=version, **facts)
-            created = NewEvent(message=f"New fine-tuned model created: {version}")
+            created = NewJobEvent(message=f"New fine-tuned model created: {version}")
             _record(
-                connection, claim.job.id, [created, *events, NewEvent(message="The job has successfully completed.")]
+                connection, claim.job.id, [created, *events, NewJobEvent(message="The job has successfully completed.")]
             )
 
     def fail(self, claim: Claim, *, code: str, message: str, param: str | None = None) -> None:
-        """It ends without a version, and this is why. Raises Lost."""
+        """It ends without a version, and this is why. Raises ClaimLost."""
         with self._database.write() as connection:
-            _held(connection, claim)
+            _check_claim(connection, claim)
             _fail(connection, claim.job.id, {"code": code, "message": message, "param": param})
 
 
 # --- inside a transaction ---------------------------------------------------------------------------------------------
 
 
-def _held(connection: Connection, claim: Claim) -> Job:
+def _check_claim(connection: Connection, claim: Claim) -> Job:
     job = _get(connection, claim.job.id)
     if job.status == "cancelled":
-        raise Lost(f"{job.id} was cancelled")
+        raise ClaimLost(f"{job.id} was cancelled")
     if (job.owner, job.token) != (claim.owner, claim.token):
-        raise Lost(f"{job.id} has passed to another worker")
+        raise ClaimLost(f"{job.id} has passed to another worker")
     return job
 
 
 def _save_checkpoints(connection: Connection, id: str, metrics_by_step: Mapping[int, Mapping[str, Any]]) -> bool:
     """Whether one of them is new: a run that goes on from an older one comes by the same steps again."""
-    known = set(connection.scalars(select(_checkpoints.c.step).where(_checkpoints.c.job == id)))
+    known = set(connection.scalars(select(job_checkpoints_table.c.step).where(job_checkpoints_table.c.job == id)))
     now = datetime.now(UTC)
     new = [
         {"at": now, "job": id, "step": step, "metrics": dict(metrics)}
@@ -315,7 +340,7 @@ def _save_checkpoints(connection: Connection, id: str, metrics_by_step: Mapping[
         if step not in known
     ]
     if new:
-        connection.execute(insert(_checkpoints), new)
+        connection.execute(insert(job_checkpoints_table), new)
     return bool(new)
 
 
@@ -330,18 +355,18 @@ def _fail_lost(connection: Connection, job: Job, reason: str | None = None) -> N
 
 def _fail(connection: Connection, id: str, error: Mapping[str, Any]) -> None:
     _end(connection, id, "failed", error=dict(error))
-    _record(connection, id, [NewEvent(message=f"The job failed: {error['message']}", level="error")])
+    _record(connection, id, [NewJobEvent(message=f"The job failed: {error['message']}", level="error")])
 
 
-def _end(connection: Connection, id: str, status: Status, **facts: Any) -> None:
+def _end(connection: Connection, id: str, status: JobStatus, **facts: Any) -> None:
     _change(connection, id, {"status": status, "finished_at": datetime.now(UTC), **_FREE, **facts})
 
 
 def _change(connection: Connection, id: str, values: Mapping[str, Any]) -> None:
-    connection.execute(update(jobs).where(jobs.c.id == id).values(values))
+    connection.execute(update(jobs_table).where(jobs_table.c.id == id).values(values))
 
 
-def _record(connection: Connection, id: str, events: Sequence[NewEvent]) -> None:
+def _record(connection: Connection, id: str, events: Sequence[NewJobEvent]) -> None:
     now = datetime.now(UTC)
     rows = [
         {
@@ -355,17 +380,17 @@ def _record(connection: Connection, id: str, events: Sequence[NewEvent]) -> None
         for event in events
     ]
     if rows:
-        connection.execute(insert(_events), rows)
+        connection.execute(insert(job_events_table), rows)
 
 
 def _of_key(connection: Connection, key_id: str, idempotency_key: str) -> Job | None:
-    same = (jobs.c.key_id == key_id, jobs.c.idempotency_key == idempotency_key)
-    row = connection.execute(select(jobs).where(*same)).one_or_none()
-    return None if row is None else _job(row)
+    same = (jobs_table.c.key_id == key_id, jobs_table.c.idempotency_key == idempotency_key)
+    row = connection.execute(select(jobs_table).where(*same)).one_or_none()
+    return None if row is None else job_of(row)
 
 
 def _repeated(known: Job, new: NewJob) -> Job:
-    for name in _ASKED:
+    for name in _NEW_JOB_FIELDS:
         was, wanted = getattr(known, name), getattr(new, name)
         if was != wanted and not (name == "name" and not wanted):
             raise Conflict(
@@ -383,9 +408,9 @@ def _has(job: Job, metadata: Mapping[str, str] | None) -> bool:
 
 
 def _get(connection: Connection, id: str) -> Job:
-    row = connection.execute(select(jobs).where(jobs.c.id == id)).one_or_none()
+    row = connection.execute(select(jobs_table).where(jobs_table.c.id == id)).one_or_none()
     if row is None:
         raise NotFound(
             f"there is no job {names.quoted(id)}: graftwork jobs list shows those there are", code="job_not_found"
         )
-    return _job(row)
+    return job_of(row)

@@ -38,9 +38,9 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest, NotFound
-from graftwork.adapters.feedback.feedback import feedback
-from graftwork.adapters.learning.job import CONTROL, ENDED, FEEDBACK, Job, Method, NewEvent, NewJob
-from graftwork.adapters.learning.job_tables import jobs
+from graftwork.adapters.feedback.feedback import feedback_table
+from graftwork.adapters.learning.job import CONTROL_KEY, ENDED_STATUSES, FEEDBACK_FILE, Job, Method, NewJob, NewJobEvent
+from graftwork.adapters.learning.job_tables import jobs_table
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.registry import Registry
@@ -51,9 +51,9 @@ KEY_ID: Final = "learning-policy"
 
 ACTOR: Final = "keeper"
 
-AFTER: Final = 50
-EVERY_DAYS: Final = 7.0
-AT_LEAST: Final = 10
+DEFAULT_AFTER: Final = 50
+DEFAULT_EVERY_DAYS: Final = 7.0
+DEFAULT_AT_LEAST: Final = 10
 MAX_JUDGEMENTS: Final = 1_000_000
 MAX_DAYS: Final = 3650.0
 MAX_ROUNDS: Final = 1000
@@ -89,7 +89,7 @@ class LearningPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class PolicyStatus:
     """How a policy stands.
 
     Attributes:
@@ -115,7 +115,7 @@ class Standing:
         return sum(self.rounds.values())
 
 
-class _PolicyColumns(TypedColumns):
+class _LearningPolicyColumns(TypedColumns):
     name: Named[str] = Column(Text, primary_key=True)
     after: Named[int | None] = Column(Integer)
     every_days: Named[float | None] = Column(Double)
@@ -128,7 +128,7 @@ class _PolicyColumns(TypedColumns):
     updated_at = Column(UtcDateTime, nullable=False)
 
 
-_policies = Table("learning_policies", schema, _PolicyColumns)
+_policies = Table("learning_policies", schema, _LearningPolicyColumns)
 
 
 class LearningPolicies:
@@ -149,25 +149,25 @@ class LearningPolicies:
         self._base_id = base_id
         self._now = now
 
-    def all(self) -> list[tuple[LearningPolicy, Standing]]:
+    def all(self) -> list[tuple[LearningPolicy, PolicyStatus]]:
         """By name, each with how it stands, all at one moment."""
         with self._database.read() as connection:
             policies = [_policy(row) for row in connection.execute(select(_policies).order_by(_policies.c.name))]
-            return [(policy, self._standing(connection, policy)) for policy in policies]
+            return [(policy, self._status(connection, policy)) for policy in policies]
 
-    def get(self, name: str) -> tuple[LearningPolicy, Standing]:
+    def get(self, name: str) -> tuple[LearningPolicy, PolicyStatus]:
         """NotFound when the adapter has none."""
         with self._database.read() as connection:
             policy = _get(connection, name)
-            return policy, self._standing(connection, policy)
+            return policy, self._status(connection, policy)
 
     def set(
         self,
         name: str,
         *,
-        after: int | None = AFTER,
-        every_days: float | None = EVERY_DAYS,
-        at_least: int = AT_LEAST,
+        after: int | None = DEFAULT_AFTER,
+        every_days: float | None = DEFAULT_EVERY_DAYS,
+        at_least: int = DEFAULT_AT_LEAST,
         control_every: int | None = None,
         method: Method = "auto",
         hyperparameters: Mapping[str, Any] | None = None,
@@ -224,12 +224,12 @@ class LearningPolicies:
             policy = _find(connection, name)
             if policy is None:
                 return None
-            standing = self._standing(connection, policy)
+            standing = self._status(connection, policy)
             if not standing.due:
                 return None
             return self._submit(connection, policy, standing)
 
-    def _submit(self, connection: Connection, policy: LearningPolicy, standing: Standing) -> Job:
+    def _submit(self, connection: Connection, policy: LearningPolicy, standing: PolicyStatus) -> Job:
         number = standing.num_rounds + 1
         # Nobody else writes meanwhile: what is live now is live when the job is there.
         live = self._registry.resolve(f"{policy.name}@{LIVE}").id
@@ -247,15 +247,15 @@ class LearningPolicies:
                 parent=None if control else live,
                 method=policy.method,
                 hyperparameters=policy.hyperparameters,
-                training_file=FEEDBACK,
-                metadata={**metadata, CONTROL: live} if control else metadata,
+                training_file=FEEDBACK_FILE,
+                metadata={**metadata, CONTROL_KEY: live} if control else metadata,
             ),
             actor=ACTOR,
             key_id=KEY_ID,
             # The database itself refuses a second round of this number.
             idempotency_key=f"{policy.name}/{number}",
             events=[
-                NewEvent(
+                NewJobEvent(
                     message=f"Round {number} of the learning policy of {policy.name}: {standing.judgements} new "
                     f"judgements; {begins}."
                 )
@@ -264,14 +264,14 @@ class LearningPolicies:
         )
         return job
 
-    def _standing(self, connection: Connection, policy: LearningPolicy) -> Standing:
+    def _status(self, connection: Connection, policy: LearningPolicy) -> PolicyStatus:
         seen = connection.execute(_jobs_of(policy.name)).all()
         rounds = [row for row in seen if row.key_id == KEY_ID]
         succeeded = sum(row.status == "succeeded" for row in rounds)
-        last = connection.execute(select(jobs).where(jobs.c.id == rounds[-1].id)).one() if rounds else None
-        learned = [row for row in seen if row.training_file == FEEDBACK and row.status in ENDED]
+        last = connection.execute(select(jobs_table).where(jobs_table.c.id == rounds[-1].id)).one() if rounds else None
+        learned = [row for row in seen if row.training_file == FEEDBACK_FILE and row.status in ENDED_STATUSES]
         good = [row.created_at for row in learned if row.status == "succeeded"]
-        return Standing(
+        return PolicyStatus(
             judgements=_judgements(connection, policy.name, since=good[-1] if good else None),
             rounds={status: sum(row.status == status for row in rounds) for status in {row.status for row in rounds}},
             last=None if last is None else Job(**{**last._mapping, "result_files": tuple(last.result_files)}),
@@ -287,7 +287,7 @@ class LearningPolicies:
         learned: Sequence[Row[*tuple[Any, ...]]],
     ) -> str:
         """``learned`` are the jobs from feedback that have ended, also those that failed, the oldest first."""
-        under_way = [row.id for row in seen if row.status not in ENDED]
+        under_way = [row.id for row in seen if row.status not in ENDED_STATUSES]
         if under_way:
             return f"the end of {under_way[-1]}"
         now = self._now()
@@ -335,12 +335,16 @@ def _get(connection: Connection, name: str) -> LearningPolicy:
 def _jobs_of(name: str) -> Any:
     """The adapter's jobs, the oldest first: what decides whether another one is due."""
     columns = ("id", "status", "created_at", "finished_at", "key_id", "training_file")
-    return select(*(jobs.c[column] for column in columns)).where(jobs.c.name == name).order_by(jobs.c.number)
+    return (
+        select(*(jobs_table.c[column] for column in columns))
+        .where(jobs_table.c.name == name)
+        .order_by(jobs_table.c.number)
+    )
 
 
 def _judgements(connection: Connection, name: str, *, since: datetime | None) -> int:
     """How many there are of its answers. Those that say nothing of how good an answer was are none."""
-    table, after = feedback.c, 0
+    table, after = feedback_table.c, 0
     if since is not None:
         # Times are in the order of ids, and by them an index finds one adapter's newest.
         last = select(table.id).where(table.at <= since).order_by(table.at.desc(), table.id.desc()).limit(1)

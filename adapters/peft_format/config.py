@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graftwork.adapters.errors import InvalidAdapter
-from graftwork.adapters.peft_format.files import CONFIG_FILE, shown
-from graftwork.adapters.peft_format.limits import Limits
-from graftwork.adapters.peft_format.patterns import Budget, Pattern
+from graftwork.adapters.peft_format.files import CONFIG_FILE, escaped
+from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.peft_format.patterns import BoundedPattern, Budget
 
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
@@ -71,14 +71,14 @@ class _Override:
     """One entry of rank_pattern or alpha_pattern."""
 
     source: str
-    pattern: Pattern
+    pattern: BoundedPattern
     value: float
 
 
 class LoraConfig:
     """One adapter's configuration, understood against one base. InvalidAdapter names the field that is wrong."""
 
-    def __init__(self, config: Mapping[str, Any], base: BaseInfo, limits: Limits) -> None:
+    def __init__(self, config: Mapping[str, Any], base: BaseInfo, limits: AdapterLimits) -> None:
         self._config = config
         self._base = base
         self._limits = limits
@@ -106,7 +106,7 @@ class LoraConfig:
             return True
         if _is_listed(name, self._excluded) or any(pattern.match(name) for pattern in self._unless_saved):
             return False
-        if isinstance(self._targets, Pattern) or name in self._targets:
+        if isinstance(self._targets, BoundedPattern) or name in self._targets:
             return _is_listed(name, self._targets)  # layers_to_transform does not hold for full names
         return _is_listed(name, self._targets) and self._is_in_layers(name)
 
@@ -131,28 +131,28 @@ class LoraConfig:
     def _check_fields(self) -> None:
         peft_type = self._config.get("peft_type")
         if peft_type != "LORA":
-            raise _wrong("peft_type", f"is {shown(peft_type)}: only LORA adapters are served")
+            raise _wrong("peft_type", f"is {escaped(peft_type)}: only LORA adapters are served")
         for field, value in self._config.items():
             if field in USED or field in DESCRIPTIVE or value is None or value is False or value in ("", [], {}):
                 continue
             why = UNSUPPORTED.get(field, "the field is unknown here (of a newer PEFT?) and may change what is computed")
-            raise _wrong(field, f"is {shown(value)}: {why}")
+            raise _wrong(field, f"is {escaped(value)}: {why}")
         task = self._config.get("task_type")
         if task not in (None, "CAUSAL_LM"):
-            raise _wrong("task_type", f"is {shown(task)}: only CAUSAL_LM adapters are served")
+            raise _wrong("task_type", f"is {escaped(task)}: only CAUSAL_LM adapters are served")
         bias = self._config.get("bias", "none")
         if bias != "none":
-            raise _wrong("bias", f"is {shown(bias)}: biases of the base are not replaced; train with bias='none'")
+            raise _wrong("bias", f"is {escaped(bias)}: biases of the base are not replaced; train with bias='none'")
 
     def _read_base_digest(self) -> str | None:
         ours = self._config.get("graftwork")
         if ours is None:
             return None
         if not isinstance(ours, dict) or set(ours) - {"base_digest"}:
-            raise _wrong("graftwork", f"is {shown(ours)}: it may only hold base_digest")
+            raise _wrong("graftwork", f"is {escaped(ours)}: it may only hold base_digest")
         digest = ours.get("base_digest")
         if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", digest)):
-            raise _wrong("graftwork.base_digest", f"is {shown(digest)}: it reads sha256: and 64 hexadecimal digits")
+            raise _wrong("graftwork.base_digest", f"is {escaped(digest)}: it reads sha256: and 64 hexadecimal digits")
         return digest
 
     def _read_init(self) -> bool:
@@ -161,7 +161,7 @@ class LoraConfig:
         if isinstance(init, str) and init.lower().startswith(_INIT_CHANGES_BASE):
             raise _wrong(
                 "init_lora_weights",
-                f"is {shown(init)}, which moves part of the base's weights into the adapter, so that it does not fit "
+                f"is {escaped(init)}, which moves part of the base's weights into the adapter, so that it does not fit "
                 "the base as it is: convert it to a plain LoRA where it was trained, by model.save_pretrained(folder, "
                 "path_initial_model_for_weight_conversion=...)",
             )
@@ -172,18 +172,18 @@ class LoraConfig:
                 "base as it is: train with init_lora_weights=True",
             )
         if init is not None and not isinstance(init, bool) and init not in _INIT_OF_ADAPTER:
-            raise _wrong("init_lora_weights", f"is {shown(init)}, which is unknown here: train with True")
+            raise _wrong("init_lora_weights", f"is {escaped(init)}, which is unknown here: train with True")
         if self.lora_bias and (self.use_dora or not isinstance(init, bool)):
             raise _wrong("lora_bias", "is true beside use_dora or an init_lora_weights: PEFT has no such adapters")
         if self.use_dora and init == "mica":
             raise _wrong("use_dora", "is true beside init_lora_weights 'mica': PEFT has no such adapters")
         return init is None or init is False or init == "orthogonal"
 
-    def _read_targets(self) -> frozenset[str] | Pattern:
+    def _read_targets(self) -> frozenset[str] | BoundedPattern:
         targets = self._names_or_pattern("target_modules")
         if targets is None:
             raise _wrong("target_modules", "is missing: name the modules that were trained")
-        if isinstance(targets, Pattern) and self._config["target_modules"].lower() == "all-linear":
+        if isinstance(targets, BoundedPattern) and self._config["target_modules"].lower() == "all-linear":
             linear = (name for name, module in self._base.modules.items() if module.kind == "linear")
             return frozenset(name for name in linear if not is_head(name, self._base))
         return targets
@@ -197,10 +197,12 @@ class LoraConfig:
             raise _wrong("layers_pattern", "needs layers_to_transform")
         layers = layers if isinstance(layers, list) else [] if layers is None else [layers]
         if not all(type(layer) is int for layer in layers):
-            raise _wrong("layers_to_transform", f"is {shown(layers)}: give a list of layer numbers")
+            raise _wrong("layers_to_transform", f"is {escaped(layers)}: give a list of layer numbers")
         names = names if isinstance(names, list) else [names] if names else []
         if len(names) > _MAX_ENTRIES or not all(isinstance(n, str) and _PLAIN_NAME.fullmatch(n) for n in names):
-            raise _wrong("layers_pattern", f"is {shown(names)}: give the name of the list of layers, such as 'layers'")
+            raise _wrong(
+                "layers_pattern", f"is {escaped(names)}: give the name of the list of layers, such as 'layers'"
+            )
         numbers = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] or [r".*?\.[^.]*\.(\d+)\."]
         return frozenset(layers), [re.compile(number) for number in numbers]
 
@@ -210,7 +212,7 @@ class LoraConfig:
         tied = frozenset(name for pair in pairs for name in pair) if self._flag("ensure_weight_tying") else frozenset()
         if any(name.split(".")[-1] in _EMBEDDINGS for name in self._saved):
             return tied, frozenset()
-        if isinstance(self._targets, Pattern):
+        if isinstance(self._targets, BoundedPattern):
             targeted = any(self._targets.fullmatch(name) for name in _EMBEDDINGS)
         else:
             targeted = any(name.split(".")[-1] in _EMBEDDINGS for name in self._targets)
@@ -221,30 +223,30 @@ class LoraConfig:
     def _flag(self, field: str) -> bool:
         value = self._config.get(field)
         if value is not None and not isinstance(value, bool):
-            raise _wrong(field, f"is {shown(value)}: it is true or false")
+            raise _wrong(field, f"is {escaped(value)}: it is true or false")
         return bool(value)
 
     def _as_rank(self, field: str, value: Any) -> int:
         if type(value) is not int or value < 1:
-            raise _wrong(field, f"is {shown(value)}: a rank is a positive integer")
+            raise _wrong(field, f"is {escaped(value)}: a rank is a positive integer")
         if value > self._limits.max_rank:
-            raise _wrong(field, f"is {shown(value)}: this server takes ranks up to {self._limits.max_rank}")
+            raise _wrong(field, f"is {escaped(value)}: this server takes ranks up to {self._limits.max_rank}")
         return value
 
     def _as_alpha(self, field: str, value: Any) -> float:
         if type(value) not in (int, float) or abs(value) > _FLOAT32_MAX:
-            raise _wrong(field, f"is {shown(value)}: it is a number that float32 can hold")
+            raise _wrong(field, f"is {escaped(value)}: it is a number that float32 can hold")
         return float(value)
 
     def _overrides(self, field: str, check: Callable[[str, Any], float]) -> list[_Override]:
         table = self._config.get(field) or {}
         if not isinstance(table, dict) or len(table) > _MAX_ENTRIES:
-            raise _wrong(field, f"is {shown(table)}: map at most {_MAX_ENTRIES} names of modules to numbers")
+            raise _wrong(field, f"is {escaped(table)}: map at most {_MAX_ENTRIES} names of modules to numbers")
         return [
             _Override(
-                source=f"{field} {shown(text)}",
+                source=f"{field} {escaped(text)}",
                 pattern=self._pattern(field, text, r"(.*\.)?({})$"),
-                value=check(f"{field} {shown(text)}", value),
+                value=check(f"{field} {escaped(text)}", value),
             )
             for text, value in table.items()
         ]
@@ -252,19 +254,19 @@ class LoraConfig:
     def _names(self, field: str) -> tuple[str, ...]:
         names = self._config.get(field) or []
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise _wrong(field, f"is {shown(names)}: give a list of names of modules")
+            raise _wrong(field, f"is {escaped(names)}: give a list of names of modules")
         if len(names) > _MAX_ENTRIES:
             raise _wrong(field, f"has {len(names)} names: at most {_MAX_ENTRIES} are allowed")
         return tuple(names)
 
-    def _names_or_pattern(self, field: str) -> frozenset[str] | Pattern | None:
+    def _names_or_pattern(self, field: str) -> frozenset[str] | BoundedPattern | None:
         value = self._config.get(field)
         if isinstance(value, str):
             return self._pattern(field, value) if value else None
         return None if value is None else frozenset(self._names(field))
 
-    def _pattern(self, field: str, text: str, template: str = "{}") -> Pattern:
-        return Pattern(text, source=f"{CONFIG_FILE}: {field}", template=template, budget=self._budget)
+    def _pattern(self, field: str, text: str, template: str = "{}") -> BoundedPattern:
+        return BoundedPattern(text, source=f"{CONFIG_FILE}: {field}", template=template, budget=self._budget)
 
     def _is_in_layers(self, name: str) -> bool:
         found = next((match for number in self._layer_numbers if (match := number.match(name))), None)
@@ -278,9 +280,9 @@ def is_head(name: str, base: BaseInfo) -> bool:
     return module.kind == "linear" and module.shape[0] == base.vocab_size and not numbered
 
 
-def _is_listed(name: str, listed: frozenset[str] | Pattern) -> bool:
+def _is_listed(name: str, listed: frozenset[str] | BoundedPattern) -> bool:
     """Whether ``name``, or what follows one of its dots, is listed; or the pattern fits all of it."""
-    if isinstance(listed, Pattern):
+    if isinstance(listed, BoundedPattern):
         return listed.fullmatch(name)
     parts = name.split(".")
     return any(".".join(parts[first:]) in listed for first in range(len(parts)))
@@ -291,5 +293,5 @@ def _look_up(overrides: list[_Override], name: str) -> _Override | None:
 
 
 def _wrong(field: str, why: str) -> InvalidAdapter:
-    named = field if len(field) <= 64 else shown(field)
+    named = field if len(field) <= 64 else escaped(field)
     return InvalidAdapter(f"{CONFIG_FILE}: {named} {why}.", param=named)

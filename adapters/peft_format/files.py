@@ -21,7 +21,7 @@ CONFIG_FILE = "adapter_config.json"
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-_IGNORED_FILE = "README.md"  # PEFT writes a model card beside every adapter
+MODEL_CARD_FILE = "README.md"  # PEFT writes a model card beside every adapter
 
 
 _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)\Z", re.IGNORECASE)
@@ -31,7 +31,7 @@ _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)\Z", re.IGNORECASE)
 _TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)\Z")
 
 
-def shown(text: object) -> str:
+def escaped(text: object) -> str:
     """A stranger's text as it may stand in a message: quoted, escaped, short."""
     quoted = ascii(text) if isinstance(text, str) else repr(text)
     return quoted if len(quoted) <= 120 else quoted[:117] + "..."
@@ -39,16 +39,16 @@ def shown(text: object) -> str:
 
 def check_filename(filename: str) -> None:
     """Raise InvalidAdapter unless a pushed adapter may carry ``filename`` (README.md may come, and is dropped)."""
-    if filename in (CONFIG_FILE, WEIGHTS_FILE, _IGNORED_FILE):
+    if filename in (CONFIG_FILE, WEIGHTS_FILE, MODEL_CARD_FILE):
         return
     if _PICKLE.search(filename):
         raise InvalidAdapter(
-            f"{shown(filename)} is a pickle, which can run code when it is opened: save the adapter with "
+            f"{escaped(filename)} is a pickle, which can run code when it is opened: save the adapter with "
             f"model.save_pretrained(folder, safe_serialization=True) and push {WEIGHTS_FILE} instead.",
             param="files",
         )
     raise InvalidAdapter(
-        f"{shown(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain names.",
+        f"{escaped(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain names.",
         param="files",
     )
 
@@ -59,20 +59,20 @@ def open_regular(path: str | Path, *, dir_fd: int | None = None, what: str | Non
     try:
         mode = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode
         if not stat.S_ISREG(mode):
-            raise InvalidAdapter(f"{shown(name)} is {_kind(mode)}, not a file: push the file itself.", param=name)
+            raise InvalidAdapter(f"{escaped(name)} is {_kind(mode)}, not a file: push the file itself.", param=name)
         # The check keeps devices closed; the flags hold if the name was swapped for something else since.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
-        raise InvalidAdapter(f"{shown(name)} is missing: push the whole adapter folder.", param=name) from None
+        raise InvalidAdapter(f"{escaped(name)} is missing: push the whole adapter folder.", param=name) from None
     except (OSError, ValueError) as error:
-        raise InvalidAdapter(f"{shown(name)} cannot be read: {_reason(error)}.", param=name) from None
+        raise InvalidAdapter(f"{escaped(name)} cannot be read: {os_error_reason(error)}.", param=name) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise InvalidAdapter(f"{shown(name)} changed while it was read: push again.", param=name)
+        raise InvalidAdapter(f"{escaped(name)} changed while it was read: push again.", param=name)
     return os.fdopen(fd, "rb")
 
 
-def _check_listing(names: set[str], source: Path) -> None:
+def check_listing(names: set[str], source: Path) -> None:
     """Raise InvalidAdapter for a folder that holds pickles or lacks one of the two files."""
     for name in sorted(names):
         if _PICKLE.search(name) and not _TRAINER_STATE.match(name):
@@ -80,7 +80,7 @@ def _check_listing(names: set[str], source: Path) -> None:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in names:
             raise InvalidAdapter(
-                f"{name} is missing in {shown(str(source))}: an adapter is a folder written by "
+                f"{name} is missing in {escaped(str(source))}: an adapter is a folder written by "
                 "model.save_pretrained(folder, safe_serialization=True).",
                 param=name,
             )
@@ -98,5 +98,5 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something else")
 
 
-def _reason(error: Exception) -> str:
+def os_error_reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -47,15 +47,15 @@ import numpy as np
 
 from graftwork.adapters.errors import InvalidAdapter, TooLarge
 from graftwork.adapters.peft_format.config import LoraConfig, is_head
-from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE, open_regular, shown
-from graftwork.adapters.peft_format.limits import Limits
-from graftwork.adapters.peft_format.tensors import Tensor, TensorFile, parse_object, same_numbers
+from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE, escaped, open_regular
+from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.peft_format.tensors import TensorEntry, TensorFile, parse_object, same_numbers
 
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo, ModuleShape
-from graftwork.adapters.peft_format.spec import AdapterSpec, GraftedModule
+from graftwork.adapters.peft_format.spec import AdapterSpec, GraftSpec
 
-__all__ = ["AdapterSpec", "GraftedModule", "Limits", "read_spec"]
+__all__ = ["AdapterLimits", "AdapterSpec", "GraftSpec", "read_spec"]
 
 _PREFIX = "base_model.model."
 
@@ -77,11 +77,11 @@ _ROLES = {
 
 _BASE_HEADER_BYTES = 100 << 20
 
-Parts = dict[str, Tensor]
+ModuleTensors = dict[str, TensorEntry]
 """The tensors of one module by their role."""
 
 
-def read_spec(folder: Path, base: BaseInfo, limits: Limits) -> AdapterSpec:
+def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpec:
     """Read the adapter in ``folder`` and hold it against ``base``: all checks that need no model.
 
     Raises InvalidAdapter, which names the field or tensor, or TooLarge. Reads every byte; memory stays small.
@@ -101,23 +101,23 @@ def read_spec(folder: Path, base: BaseInfo, limits: Limits) -> AdapterSpec:
                 param=WEIGHTS_FILE,
             )
         modules = _by_module(file, base)
-        grafts: list[GraftedModule] = []
+        grafts: list[GraftSpec] = []
         replaced: dict[str, Mapping[str, str]] = {}
-        copies: list[tuple[str, Tensor]] = []
+        copies: list[tuple[str, TensorEntry]] = []
         for name, shape in base.modules.items():
             parts = modules.get(name, {})
-            if copy := _take_copy(name, parts, base, lora):
+            if copy := _pop_base_copy(name, parts, base, lora):
                 copies.append((name, copy))
-            if whole := _take_whole(name, shape, parts, lora):
+            if whole := _pop_replaced_module(name, shape, parts, lora):
                 replaced[name] = whole
-            if graft := _take_graft(name, shape, parts, lora):
+            if graft := _pop_graft(name, shape, parts, lora):
                 grafts.append(graft)
             for left in parts.values():
-                raise _refused(left, f"belongs to {name}, which is not in modules_to_save: correct one of the two")
+                raise _tensor_error(left, f"belongs to {name}, which is not in modules_to_save: correct one of the two")
         if not grafts:
             raise InvalidAdapter(f"{WEIGHTS_FILE} holds no LoRA tensors: push a trained LoRA.", param=WEIGHTS_FILE)
         digest = _digest_of(config)
-        file.scan(digest.update)
+        file.hash_and_check_finite(digest.update)
         for name, copy in copies:
             _check_copy(file, copy, name, base)
         _check_ties(file, {graft.name: graft for graft in grafts}, replaced, base, lora)
@@ -135,7 +135,7 @@ def read_spec(folder: Path, base: BaseInfo, limits: Limits) -> AdapterSpec:
         )
 
 
-def _read_config(path: Path, limits: Limits) -> tuple[dict[str, Any], int]:
+def _read_config(path: Path, limits: AdapterLimits) -> tuple[dict[str, Any], int]:
     with open_regular(path) as file:
         raw = file.read(limits.max_config_bytes + 1)
     if len(raw) > limits.max_config_bytes:
@@ -156,26 +156,28 @@ def _digest_of(config: Mapping[str, Any]) -> hashlib._Hash:
     return hashlib.sha256(b"graftwork adapter 1\n" + len(canonical).to_bytes(8, "little") + canonical)
 
 
-def _by_module(file: TensorFile, base: BaseInfo) -> dict[str, Parts]:
-    modules: dict[str, Parts] = {}
+def _by_module(file: TensorFile, base: BaseInfo) -> dict[str, ModuleTensors]:
+    modules: dict[str, ModuleTensors] = {}
     for key, tensor in file.tensors.items():
         suffix = next((suffix for suffix in _ROLES if key.endswith(suffix)), None)
         name = key.removeprefix(_PREFIX).removesuffix(suffix or "")
         if suffix is None or not key.startswith(_PREFIX) or name not in base.modules:
-            raise _refused(tensor, f"belongs to no module of {base.id}: was the adapter trained on this architecture?")
+            raise _tensor_error(
+                tensor, f"belongs to no module of {base.id}: was the adapter trained on this architecture?"
+            )
         if modules.setdefault(name, {}).setdefault(_ROLES[suffix], tensor) is not tensor:
-            raise _refused(tensor, "is there under another name as well")
+            raise _tensor_error(tensor, "is there under another name as well")
     return modules
 
 
-def _take_copy(name: str, parts: Parts, base: BaseInfo, lora: LoraConfig) -> Tensor | None:
+def _pop_base_copy(name: str, parts: ModuleTensors, base: BaseInfo, lora: LoraConfig) -> TensorEntry | None:
     """Take what PEFT saved of the base itself out of ``parts``: the weight of an embedding or of the head."""
     if base.modules[name].kind != "embedding" and not is_head(name, base):
         return None
     return parts.pop("base_layer.weight", None) or (None if lora.saves(name) else parts.pop("weight", None))
 
 
-def _take_whole(name: str, shape: ModuleShape, parts: Parts, lora: LoraConfig) -> dict[str, str]:
+def _pop_replaced_module(name: str, shape: ModuleShape, parts: ModuleTensors, lora: LoraConfig) -> dict[str, str]:
     """Take what replaces the module as a whole out of ``parts``: parameter -> key, or nothing."""
     if not lora.saves(name):
         return {}
@@ -191,7 +193,7 @@ def _take_whole(name: str, shape: ModuleShape, parts: Parts, lora: LoraConfig) -
     return {role: tensor.name for role, tensor in taken.items()}
 
 
-def _take_graft(name: str, shape: ModuleShape, parts: Parts, lora: LoraConfig) -> GraftedModule | None:
+def _pop_graft(name: str, shape: ModuleShape, parts: ModuleTensors, lora: LoraConfig) -> GraftSpec | None:
     """Take what grafts the module out of ``parts``."""
     taken = {role: parts.pop(role) for role in list(parts) if role.startswith("lora_")}
     if not taken:
@@ -204,12 +206,14 @@ def _take_graft(name: str, shape: ModuleShape, parts: Parts, lora: LoraConfig) -
         return None
     first = next(iter(taken.values()))
     if shape.kind == "other":
-        raise _refused(first, f"grafts {name}, but only linear modules and embeddings can be grafted")
+        raise _tensor_error(first, f"grafts {name}, but only linear modules and embeddings can be grafted")
     if not lora.targets(name):
-        raise _refused(first, f"grafts {name}, which the config does not target: PEFT would pass over it; correct one")
+        raise _tensor_error(
+            first, f"grafts {name}, which the config does not target: PEFT would pass over it; correct one"
+        )
     if shape.kind == "embedding" and (lora.lora_bias or lora.use_dora):
         field = "lora_bias" if lora.lora_bias else "use_dora"
-        raise _refused(first, f"grafts the embedding {name} beside {field}, which is for linear modules only")
+        raise _tensor_error(first, f"grafts the embedding {name} beside {field}, which is for linear modules only")
     rank, source = lora.rank(name)
     (out, width), a, b = shape.shape, "lora_A", "lora_B"
     if shape.kind == "embedding":
@@ -219,18 +223,20 @@ def _take_graft(name: str, shape: ModuleShape, parts: Parts, lora: LoraConfig) -
     expected |= {"lora_B.bias": (out,)} if lora.lora_bias else {}
     for role in expected:
         if role not in taken:
-            raise _refused(first, f"comes without the {role} of {name}, which the config asks for: save all of it")
+            raise _tensor_error(first, f"comes without the {role} of {name}, which the config asks for: save all of it")
     for role, tensor in taken.items():
         if role not in expected:
-            raise _refused(tensor, f"is not what the config asks for on {name} ({', '.join(expected)}); correct one")
+            raise _tensor_error(
+                tensor, f"is not what the config asks for on {name} ({', '.join(expected)}); correct one"
+            )
     if taken[a].shape != expected[a] and taken[a].shape[1:] == (width,):
-        raise _refused(
+        raise _tensor_error(
             taken[a], f"has rank {taken[a].shape[0]}, but {source} in {CONFIG_FILE} says {rank}; correct one"
         )
     for role, tensor in taken.items():
         _check_shape(tensor, expected[role], name)
     keys = {role: tensor.name for role, tensor in taken.items()}
-    return GraftedModule(
+    return GraftSpec(
         name=name,
         kind=shape.kind,
         rank=rank,
@@ -242,15 +248,15 @@ def _take_graft(name: str, shape: ModuleShape, parts: Parts, lora: LoraConfig) -
     )
 
 
-def _check_shape(tensor: Tensor, expected: tuple[int, ...], name: str) -> None:
+def _check_shape(tensor: TensorEntry, expected: tuple[int, ...], name: str) -> None:
     if tensor.shape != expected:
-        raise _refused(
+        raise _tensor_error(
             tensor,
             f"has shape {list(tensor.shape)} where {name} takes {list(expected)}: was it trained on another base?",
         )
 
 
-def _check_copy(file: TensorFile, copy: Tensor, name: str, base: BaseInfo) -> None:
+def _check_copy(file: TensorFile, copy: TensorEntry, name: str, base: BaseInfo) -> None:
     """Raise unless ``copy`` is the base's own weight of module ``name``. A tied weight is saved under either name."""
     tied = {other for pair in base.tied if name in pair for other in pair}
     for path in sorted(Path(base.path).glob("*.safetensors")):
@@ -258,7 +264,7 @@ def _check_copy(file: TensorFile, copy: Tensor, name: str, base: BaseInfo) -> No
             for key in (f"{module}.weight" for module in (name, *sorted(tied))):
                 if key in weights.tensors and same_numbers(file, copy.name, weights, key):
                     return
-    raise _refused(
+    raise _tensor_error(
         copy,
         f"is saved as the base's own weight of {name}, but is not this base's, and the base is shared by all: train "
         "on this base, list the module in modules_to_save, or save the adapter with save_embedding_layers=False",
@@ -267,7 +273,7 @@ def _check_copy(file: TensorFile, copy: Tensor, name: str, base: BaseInfo) -> No
 
 def _check_ties(
     file: TensorFile,
-    grafts: Mapping[str, GraftedModule],
+    grafts: Mapping[str, GraftSpec],
     replaced: Mapping[str, Mapping[str, str]],
     base: BaseInfo,
     lora: LoraConfig,
@@ -298,5 +304,5 @@ def _are_transposed(file: TensorFile, key: str, other: str) -> bool:
     return np.array_equal(file.read(file.tensors[key]).T, file.read(file.tensors[other]))
 
 
-def _refused(tensor: Tensor, why: str) -> InvalidAdapter:
-    return InvalidAdapter(f"{WEIGHTS_FILE}: tensor {shown(tensor.name)} {why}.", param=WEIGHTS_FILE)
+def _tensor_error(tensor: TensorEntry, why: str) -> InvalidAdapter:
+    return InvalidAdapter(f"{WEIGHTS_FILE}: tensor {escaped(tensor.name)} {why}.", param=WEIGHTS_FILE)

@@ -11,7 +11,7 @@ from graftwork.adapters.peft_format.files import WEIGHTS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class AdapterLimits:
     """What an adapter may weigh."""
 
     max_adapter_bytes: int = 2 << 30  # adapter_model.safetensors

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from graftwork.adapters.errors import InvalidAdapter
-from graftwork.adapters.peft_format.files import shown
+from graftwork.adapters.peft_format.files import escaped
 
 _MAX_LENGTH = 2000  # characters
 _MAX_DEPTH = 30  # groups in groups
@@ -53,7 +53,7 @@ class Budget:
             raise _Unusable("takes too long to match, with the others of this config: write simpler or fewer ones")
 
 
-class Pattern:
+class BoundedPattern:
     """``text``, set into ``template`` where it says ``{}``, as PEFT builds its expressions.
 
     A pattern that is invalid, unsupported or too much work is InvalidAdapter, which names ``source``, its place.
@@ -91,7 +91,7 @@ class Pattern:
         try:
             yield
         except _Unusable as error:
-            message = f"{self._source}: the pattern {shown(self._text)} {error}."
+            message = f"{self._source}: the pattern {escaped(self._text)} {error}."
             raise InvalidAdapter(message, param=self._source) from None
 
 

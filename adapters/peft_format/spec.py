@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraftedModule:
+class GraftSpec:
     """What the adapter adds to one module of the base: ``scale · B(A(x))``. Tensors are named by their keys."""
 
     name: str
@@ -41,7 +41,7 @@ class AdapterSpec:
     """Of grafts and replaced modules."""
     rank: int
     """The largest."""
-    grafts: tuple[GraftedModule, ...]
+    grafts: tuple[GraftSpec, ...]
     """In the base's order of modules."""
     replaced: Mapping[str, Mapping[str, str]]
     """modules_to_save: module of the base -> {"weight" or "bias": tensor key}."""

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftwork.adapters.errors import InvalidAdapter
-from graftwork.adapters.peft_format.files import open_regular, shown
+from graftwork.adapters.peft_format.files import escaped, open_regular
 
 _MAX_DIMENSIONS = 8
 _MAX_NESTING = 20  # objects and lists in each other
@@ -49,7 +49,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
+class TensorEntry:
     """One tensor of the file. ``start`` and ``end`` are its bytes' place in the file."""
 
     name: str
@@ -71,7 +71,7 @@ class TensorFile:
         self._file: BinaryIO = open_regular(path)
         try:
             self.num_bytes = self._file.seek(0, 2)
-            self.tensors: Mapping[str, Tensor] = self._read_header(max_header_bytes)
+            self.tensors: Mapping[str, TensorEntry] = self._read_header(max_header_bytes)
         except BaseException:
             self._file.close()
             raise
@@ -84,7 +84,7 @@ class TensorFile:
     ) -> None:
         self._file.close()
 
-    def scan(self, update: Callable[[bytes], object]) -> None:
+    def hash_and_check_finite(self, update: Callable[[bytes], object]) -> None:
         """Hand every byte of the file to ``update``, in order, and see that no number is NaN or infinite."""
         tensors = list(self.tensors.values())
         self._file.seek(0)
@@ -95,12 +95,12 @@ class TensorFile:
                 update(chunk)
                 if bool((np.frombuffer(chunk, dtype.words) & dtype.exponent == dtype.exponent).any()):
                     raise InvalidAdapter(
-                        f"{self.name}: tensor {shown(tensor.name)} holds NaN or infinite numbers: "
+                        f"{self.name}: tensor {escaped(tensor.name)} holds NaN or infinite numbers: "
                         "training diverged or the file is damaged; push a checkpoint from before that.",
                         param=self.name,
                     )
 
-    def read(self, tensor: Tensor, first: int = 0, last: int | None = None) -> Floats:
+    def read(self, tensor: TensorEntry, first: int = 0, last: int | None = None) -> Floats:
         """Rows ``first`` to ``last`` of a tensor (its first dimension) as float32 of shape (rows, columns)."""
         last = tensor.shape[0] if last is None else last
         columns = tensor.num_elements // tensor.shape[0]
@@ -108,7 +108,7 @@ class TensorFile:
         self._file.seek(tensor.start + first * row_bytes)
         return _as_float32(self._take((last - first) * row_bytes), tensor.dtype).reshape(-1, columns)
 
-    def _chunks(self, tensor: Tensor) -> Iterator[bytes]:
+    def _chunks(self, tensor: TensorEntry) -> Iterator[bytes]:
         self._file.seek(tensor.start)
         for start in range(tensor.start, tensor.end, _CHUNK_BYTES):
             yield self._take(min(_CHUNK_BYTES, tensor.end - start))
@@ -119,7 +119,7 @@ class TensorFile:
             raise self._wrong("changed while it was read: push it again")
         return taken
 
-    def _read_header(self, max_header_bytes: int) -> Mapping[str, Tensor]:
+    def _read_header(self, max_header_bytes: int) -> Mapping[str, TensorEntry]:
         self._file.seek(0)
         prefix = self._file.read(8)
         if len(prefix) < 8:
@@ -144,7 +144,7 @@ class TensorFile:
         for tensor in tensors:
             if tensor.start != start:
                 raise self._wrong(
-                    f"gives tensor {shown(tensor.name)} bytes from {tensor.start} on where {start} is next: "
+                    f"gives tensor {escaped(tensor.name)} bytes from {tensor.start} on where {start} is next: "
                     "tensors overlap or leave bytes unused; save the adapter again"
                 )
             start = tensor.end
@@ -152,25 +152,25 @@ class TensorFile:
             raise self._wrong(f"has {self.num_bytes} bytes but its tensors end at {start}: it was cut off or added to")
         return {tensor.name: tensor for tensor in tensors}
 
-    def _tensor(self, name: str, entry: Any, data_start: int) -> Tensor:
+    def _tensor(self, name: str, entry: Any, data_start: int) -> TensorEntry:
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise self._wrong(f"describes tensor {shown(name)} by other than dtype, shape and data_offsets")
+            raise self._wrong(f"describes tensor {escaped(name)} by other than dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise self._wrong(f"has tensor {shown(name)} in {shown(dtype)}: save it as F32, F16 or BF16")
+            raise self._wrong(f"has tensor {escaped(name)} in {escaped(dtype)}: save it as F32, F16 or BF16")
         if not _is_sizes(shape, least=1) or len(shape) > _MAX_DIMENSIONS:
-            raise self._wrong(f"gives tensor {shown(name)} the shape {shown(shape)}")
+            raise self._wrong(f"gives tensor {escaped(name)} the shape {escaped(shape)}")
         if not _is_sizes(offsets, least=0) or len(offsets) != 2:
-            raise self._wrong(f"gives tensor {shown(name)} the data_offsets {shown(offsets)}")
+            raise self._wrong(f"gives tensor {escaped(name)} the data_offsets {escaped(offsets)}")
         num_bytes = math.prod(shape) * _DTYPES[dtype].words.itemsize
         if offsets[1] - offsets[0] != num_bytes:
             raise self._wrong(
-                f"gives tensor {shown(name)} {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {num_bytes}"
+                f"gives tensor {escaped(name)} {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {num_bytes}"
             )
         start, end = data_start + offsets[0], data_start + offsets[1]
         if end > self.num_bytes:
-            raise self._wrong(f"ends inside tensor {shown(name)}: it was cut off; push it again")
-        return Tensor(name=name, dtype=dtype, shape=tuple(shape), start=start, end=end)
+            raise self._wrong(f"ends inside tensor {escaped(name)}: it was cut off; push it again")
+        return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), start=start, end=end)
 
     def _wrong(self, what: str) -> InvalidAdapter:
         return InvalidAdapter(f"{self.name} {what}.", param=self.name)
@@ -197,7 +197,7 @@ def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
         parsed: dict[str, Any] = {}
         for name, value in items:
             if name in parsed:
-                raise InvalidAdapter(f"{what} has {shown(name)} twice, and nothing says which holds.")
+                raise InvalidAdapter(f"{what} has {escaped(name)} twice, and nothing says which holds.")
             parsed[name] = value
         return parsed
 
@@ -205,7 +205,7 @@ def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
         raise InvalidAdapter(f"{what} has {text}, which is no JSON number.")
 
     def finite(text: str) -> float:
-        return number if math.isfinite(number := float(text)) else constant(shown(text))
+        return number if math.isfinite(number := float(text)) else constant(escaped(text))
 
     try:
         parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_float=finite)

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 from graftwork.adapters.errors import ConfigurationError
 
 
-class Detokenizer:
+class IncrementalDetokenizer:
     """Tokens of one answer in, text out, in linear time and never half a UTF-8 character.
 
     The pieces joined are ``Prompts.decode`` of all tokens. Bytes that are no UTF-8 become U+FFFD once that is certain.
     """
 
-    def __init__(self, pieces: _Pieces, skipped: frozenset[int]) -> None:
+    def __init__(self, pieces: TokenBytes, skipped: frozenset[int]) -> None:
         self._pieces = pieces
         self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -42,7 +42,7 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-class _Pieces:
+class TokenBytes:
     """The bytes of every token: at the start of a text, where many tokenizers drop a leading space, and inside one.
 
     Byte-level decoders map each character of a token to a byte. Sentencepiece-like ones write single bytes as
@@ -108,7 +108,9 @@ class _Pieces:
             text = self._decode(token_id)
             if text.isalnum() and self._decode(token_id, token_id).startswith(text):
                 return token_id, text
-        raise ConfigurationError("This base's tokenizer holds no token that is plain text. Fetch the base again.")
+        raise ConfigurationError(
+            "This base's tokenizer holds no token that is plain text. FetchAdapter the base again."
+        )
 
     def _decode(self, *token_ids: int) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)

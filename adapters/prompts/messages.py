@@ -26,7 +26,7 @@ def read_message(index: int, message: Any) -> dict[str, str]:
         raise InvalidRequest(f"{where}.role is {role!r}; it must be one of {', '.join(ROLES)}.", param=f"{where}.role")
     fields = {
         "role": str(role),
-        "content": _well_formed(_flatten(message.get("content"), where), f"{where}.content"),
+        "content": check_unicode(_flatten(message.get("content"), where), f"{where}.content"),
     }
     for key, value in message.items():
         if (
@@ -37,7 +37,7 @@ def read_message(index: int, message: Any) -> dict[str, str]:
             raise InvalidRequest(f"{where}.{key} is not supported. Leave it out.", param=f"{where}.{key}")
         if not isinstance(value, str):
             raise InvalidRequest(f"{where}.{key} must be a string.", param=f"{where}.{key}")
-        fields[key] = _well_formed(value, f"{where}.{key}")
+        fields[key] = check_unicode(value, f"{where}.{key}")
     return fields
 
 
@@ -70,7 +70,7 @@ def _described(value: Any) -> str:
     return "null" if value is None else "an empty list" if value == [] else f"a {type(value).__name__}"
 
 
-def _well_formed(text: str, where: str) -> str:
+def check_unicode(text: str, where: str) -> str:
     """JSON can smuggle in half of a surrogate pair, which is no character and which no tokenizer takes."""
     try:
         text.encode()

@@ -17,10 +17,10 @@ import jinja2.parser
 from tokenizers import AddedToken, Tokenizer
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.adapters.prompts.detokenizer import Detokenizer, _Pieces
-from graftwork.adapters.prompts.messages import _well_formed, read_message
-from graftwork.adapters.prompts.reading import _read_text, read_json
-from graftwork.adapters.prompts.template import _compile, read_chat_template
+from graftwork.adapters.prompts.detokenizer import IncrementalDetokenizer, TokenBytes
+from graftwork.adapters.prompts.messages import check_unicode, read_message
+from graftwork.adapters.prompts.reading import read_json, read_text
+from graftwork.adapters.prompts.template import compile_template, read_chat_template
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -32,12 +32,12 @@ class Prompts:
     """
 
     def __init__(self, folder: Path) -> None:
-        source = _read_text(folder / "tokenizer.json")
+        source = read_text(folder / "tokenizer.json")
         try:
             self._tokenizer = Tokenizer.from_str(source)
         except Exception as error:  # tokenizers raises nothing more precise
             raise ConfigurationError(
-                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. Fetch the base again."
+                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. FetchAdapter the base again."
             ) from error
         # A tokenizer.json may carry the truncation it was last used with: a prompt must never be cut in silence.
         self._tokenizer.no_truncation()
@@ -49,10 +49,10 @@ class Prompts:
         plain = [token for token, known in named_ids.items() if known is not None and known not in self._special_ids]
         self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in plain])
         self._special_ids = _special_ids(self._tokenizer)
-        self._pieces = _Pieces(self._tokenizer, json.loads(source).get("decoder"))
+        self._pieces = TokenBytes(self._tokenizer, json.loads(source).get("decoder"))
 
         self.chat_template: str | None = read_chat_template(folder)
-        self._template = None if self.chat_template is None else _compile(self.chat_template, folder)
+        self._template = None if self.chat_template is None else compile_template(self.chat_template, folder)
         self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_token_id: int | None = self._named_id("bos_token")
         self.eos_token_ids: frozenset[int] = self._eos_token_ids(folder)
@@ -95,7 +95,7 @@ class Prompts:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer's own post-processor adds."""
-        ids: list[int] = self._tokenizer.encode(_well_formed(text, "prompt")).ids
+        ids: list[int] = self._tokenizer.encode(check_unicode(text, "prompt")).ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -103,9 +103,9 @@ class Prompts:
         stream = self.stream(skip_special_tokens=skip_special_tokens)
         return stream.push(token_ids) + stream.flush()
 
-    def stream(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+    def stream(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
         """A fresh incremental decoder for one answer."""
-        return Detokenizer(self._pieces, self._special_ids if skip_special_tokens else frozenset())
+        return IncrementalDetokenizer(self._pieces, self._special_ids if skip_special_tokens else frozenset())
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes this token stands for inside a text; empty for an id that the tokenizer does not know."""

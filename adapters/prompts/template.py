@@ -16,14 +16,14 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.adapters.prompts.reading import _read_text, read_json
+from graftwork.adapters.prompts.reading import read_json, read_text
 
 
 def read_chat_template(folder: Path) -> str | None:
     """The base's default chat template, found where transformers would find it; None if it has none."""
     for name in ("chat_template.jinja", "chat_templates/default.jinja"):
         if (folder / name).is_file():
-            return _read_text(folder / name)
+            return read_text(folder / name)
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if template is None:
         template = read_json(folder / "chat_template.json").get("chat_template")
@@ -42,7 +42,7 @@ class _GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compile(template: str, folder: Path) -> jinja2.Template:
+def compile_template(template: str, folder: Path) -> jinja2.Template:
     """A template comes from strangers: it runs in the sandbox, with the helpers that transformers gives it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
@@ -54,7 +54,7 @@ def _compile(template: str, folder: Path) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigurationError(
-            f"The chat template in {folder} is broken (line {error.lineno}: {error.message}). Fetch the base again."
+            f"The chat template in {folder} is broken (line {error.lineno}: {error.message}). FetchAdapter the base again."
         ) from error
 
 

@@ -6,8 +6,8 @@ a version. Every change is an event, written in the same transaction as the chan
 Knows nothing of files, of the base beyond its id and digest, nor of what is loaded where.
 """
 
-from graftwork.adapters.registry.change import Guard
+from graftwork.adapters.registry.change import RegistryGuard
 from graftwork.adapters.registry.records import Adapter, AliasEvent, Version
 from graftwork.adapters.registry.registry import Registry
 
-__all__ = ["Adapter", "AliasEvent", "Guard", "Registry", "Version"]
+__all__ = ["Adapter", "AliasEvent", "Registry", "RegistryGuard", "Version"]

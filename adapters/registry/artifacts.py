@@ -36,16 +36,16 @@ from graftwork.adapters.storage.durable import sync_folder
 if TYPE_CHECKING:
     from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.peft_format.files import (
-    _IGNORED_FILE,
     CONFIG_FILE,
+    MODEL_CARD_FILE,
     WEIGHTS_FILE,
-    _check_listing,
-    _reason,
     check_filename,
+    check_listing,
+    escaped,
     open_regular,
-    shown,
+    os_error_reason,
 )
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
@@ -90,7 +90,7 @@ class StagedFile:
 class ArtifactStore:
     """Published adapters under ``root``, and the staging that feeds it. Safe to use from several threads."""
 
-    def __init__(self, root: Path, *, limits: Limits) -> None:
+    def __init__(self, root: Path, *, limits: AdapterLimits) -> None:
         self.root = root
         self.limits = limits
         self._staging = root / "staging"
@@ -107,7 +107,7 @@ class ArtifactStore:
         """A writer for one file of an upload, each name once. Other names than an adapter's raise InvalidAdapter."""
         self._check_staged(staged)
         check_filename(filename)
-        if filename == _IGNORED_FILE:
+        if filename == MODEL_CARD_FILE:
             return StagedFile(filename, io.BytesIO(), self.limits.of(filename))
         try:
             file = open(staged / filename, "xb")  # noqa: SIM115 - the StagedFile closes it
@@ -116,7 +116,7 @@ class ArtifactStore:
         return StagedFile(filename, file, self.limits.of(filename))
 
     def stage_folder(self, source: Path, allowed_roots: Sequence[Path]) -> Path:
-        """Copy the adapter in ``source``, a PEFT folder that the server may read, into staging.
+        """ShadowRequest the adapter in ``source``, a PEFT folder that the server may read, into staging.
 
         ``source`` is absolute and, links resolved, below one of ``allowed_roots``; so are its two files. Raises
         InvalidAdapter, naming the file, or TooLarge; nothing stays staged then.
@@ -124,7 +124,7 @@ class ArtifactStore:
         roots = [os.path.realpath(root) for root in allowed_roots]
         staged = self.stage()
         try:
-            _check_listing(_list_beneath(source, roots), source)
+            check_listing(_list_beneath(source, roots), source)
             for filename in (CONFIG_FILE, WEIGHTS_FILE):
                 with (
                     _open_file_beneath(source / filename, roots) as reader,
@@ -146,7 +146,7 @@ class ArtifactStore:
         target = self._folder(spec.digest)
         names = sorted(entry.name for entry in os.scandir(staged))
         if names != [CONFIG_FILE, WEIGHTS_FILE]:
-            raise InvalidAdapter(f"an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: staged were {shown(names)}.")
+            raise InvalidAdapter(f"an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: staged were {escaped(names)}.")
         for name in names:
             with open_regular(staged / name) as file:
                 os.fchmod(file.fileno(), 0o444)
@@ -185,7 +185,7 @@ class ArtifactStore:
     def _folder(self, digest: str) -> Path:
         match = _DIGEST.match(digest)
         if match is None:
-            raise NotFound(f"{shown(digest)} is no artifact's digest: it reads sha256: and 64 hexadecimal digits.")
+            raise NotFound(f"{escaped(digest)} is no artifact's digest: it reads sha256: and 64 hexadecimal digits.")
         return self.root / match[1]
 
     def _check_staged(self, staged: Path) -> None:
@@ -200,15 +200,15 @@ def _open_beneath(path: Path, roots: Sequence[str], *, what: str) -> tuple[int, 
     follows nothing: a link put in place after it was resolved is refused.
     """
     if not path.is_absolute():
-        raise InvalidAdapter(f"{shown(str(path))} is relative: give the adapter's absolute path.", param="path")
+        raise InvalidAdapter(f"{escaped(str(path))} is relative: give the adapter's absolute path.", param="path")
     try:
         real = os.path.realpath(path)
     except (OSError, ValueError) as error:
-        raise InvalidAdapter(f"{shown(str(path))} is no path: {_reason(error)}.", param="path") from None
+        raise InvalidAdapter(f"{escaped(str(path))} is no path: {os_error_reason(error)}.", param="path") from None
     root = next((root for root in roots if os.path.commonpath([root, real]) == root), None)
     if root is None:
         raise InvalidAdapter(
-            f"{what} {shown(str(path))} leads out of the folders that this server may read adapters from: "
+            f"{what} {escaped(str(path))} leads out of the folders that this server may read adapters from: "
             "move the adapter below one of them, or upload its files.",
             param=what,
         )
@@ -222,7 +222,9 @@ def _open_beneath(path: Path, roots: Sequence[str], *, what: str) -> tuple[int, 
     except OSError as error:
         if fd >= 0:
             os.close(fd)
-        raise InvalidAdapter(f"{what} {shown(str(path))} cannot be read: {_reason(error)}.", param=what) from None
+        raise InvalidAdapter(
+            f"{what} {escaped(str(path))} cannot be read: {os_error_reason(error)}.", param=what
+        ) from None
     return fd, name
 
 
@@ -231,7 +233,9 @@ def _list_beneath(path: Path, roots: Sequence[str]) -> set[str]:
     try:
         fd = os.open(name, _FOLDER_FLAGS, dir_fd=above)
     except OSError as error:
-        raise InvalidAdapter(f"path {shown(str(path))} cannot be read: {_reason(error)}.", param="path") from None
+        raise InvalidAdapter(
+            f"path {escaped(str(path))} cannot be read: {os_error_reason(error)}.", param="path"
+        ) from None
     finally:
         os.close(above)
     try:

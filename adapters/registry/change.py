@@ -10,12 +10,19 @@ from sqlalchemy import ColumnElement, Connection, Table, func, insert, select, u
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.names import LIVE, is_trial
-from graftwork.adapters.registry.records import Action, AliasEvent, Version
-from graftwork.adapters.registry.tables import ADAPTERS, ALIASES, EVENTS, VERSIONS, event_of, version_of
-from graftwork.adapters.registry.wording import no_version
+from graftwork.adapters.registry.records import AliasAction, AliasEvent, Version
+from graftwork.adapters.registry.tables import (
+    adapters_table,
+    alias_events_table,
+    aliases_table,
+    event_of,
+    version_of,
+    versions_table,
+)
+from graftwork.adapters.registry.wording import unknown_version_message
 
 
-class Guard(Protocol):
+class RegistryGuard(Protocol):
     """Who else must agree to a change. Asked inside the change's transaction; refuses by raising Conflict."""
 
     def check_move(self, connection: Connection, name: str, alias: str) -> None: ...
@@ -26,7 +33,7 @@ class Change:
     """What one transaction does to one adapter. Whatever it does becomes an event, at one time, by one actor."""
 
     def __init__(
-        self, connection: Connection, name: str, actor: str, reason: str | None, guard: Guard | None = None
+        self, connection: Connection, name: str, actor: str, reason: str | None, guard: RegistryGuard | None = None
     ) -> None:
         self._connection = connection
         self._guard = guard
@@ -34,35 +41,43 @@ class Change:
         self._actor = actor
         self._reason = reason
         # A clock that was set back must not put this before what it follows: at() reads times, the stack reads order.
-        last = connection.scalar(select(EVENTS.c.at).order_by(EVENTS.c.id.desc()).limit(1))
+        last = connection.scalar(select(alias_events_table.c.at).order_by(alias_events_table.c.id.desc()).limit(1))
         now = datetime.now(UTC)
         self._at = max(now, last) if last else now
 
     def last_number(self) -> int:
-        return self._connection.scalar(select(func.max(VERSIONS.c.number)).where(self._mine(VERSIONS))) or 0
+        return self._connection.scalar(select(func.max(versions_table.c.number)).where(self._mine(versions_table))) or 0
 
     def version(self, number: int) -> Version | None:
         # Asked first whether it can be: a number too large for the database's integers is an error in the driver.
-        return self.version_where(VERSIONS.c.number == number) if 1 <= number <= self.last_number() else None
+        return self.version_where(versions_table.c.number == number) if 1 <= number <= self.last_number() else None
 
     def version_where(self, condition: ColumnElement[bool]) -> Version | None:
-        row = self._connection.execute(select(VERSIONS).where(self._mine(VERSIONS), condition)).one_or_none()
+        row = self._connection.execute(
+            select(versions_table).where(self._mine(versions_table), condition)
+        ).one_or_none()
         return version_of(row) if row else None
 
     def retired(self) -> set[int]:
-        query = select(VERSIONS.c.number).where(self._mine(VERSIONS), VERSIONS.c.retired_at.is_not(None))
+        query = select(versions_table.c.number).where(
+            self._mine(versions_table), versions_table.c.retired_at.is_not(None)
+        )
         return set(self._connection.scalars(query))
 
     def aliases(self) -> dict[str, int]:
-        query = select(ALIASES.c.alias, ALIASES.c.number).where(self._mine(ALIASES)).order_by(ALIASES.c.alias)
+        query = (
+            select(aliases_table.c.alias, aliases_table.c.number)
+            .where(self._mine(aliases_table))
+            .order_by(aliases_table.c.alias)
+        )
         return {row.alias: row.number for row in self._connection.execute(query)}
 
     def stack(self, alias: str) -> list[int]:
         """The versions that rollbacks can go through, the current one last; empty if there is no such alias."""
         moves = (
-            select(EVENTS.c.action, EVENTS.c.to_version)
-            .where(self._mine(EVENTS), EVENTS.c.alias == alias)
-            .order_by(EVENTS.c.id)
+            select(alias_events_table.c.action, alias_events_table.c.to_version)
+            .where(self._mine(alias_events_table), alias_events_table.c.alias == alias)
+            .order_by(alias_events_table.c.id)
         )
         stack: list[int] = []
         for row in self._connection.execute(moves):
@@ -80,14 +95,14 @@ class Change:
         last = self.last_number()
         if version.parent is not None and not 1 <= version.parent <= last:
             raise InvalidRequest(
-                f"parent: {no_version(self._name, version.parent, last)}",
+                f"parent: {unknown_version_message(self._name, version.parent, last)}",
                 param="parent",
                 code="version_not_found",
             )
         version = replace(version, number=last + 1, created_at=self._at)
         if last == 0:
-            self._connection.execute(insert(ADAPTERS).values(name=self._name, created_at=self._at))
-        self._connection.execute(insert(VERSIONS).values(asdict(version)))
+            self._connection.execute(insert(adapters_table).values(name=self._name, created_at=self._at))
+        self._connection.execute(insert(versions_table).values(asdict(version)))
         self._record("push", to_version=version.number)
         if last == 0 and not is_trial(self._name):
             self.move("promote", LIVE, version.number)
@@ -97,29 +112,32 @@ class Change:
         current = self.aliases().get(alias)
         if current == number:
             last_move = (
-                select(EVENTS).where(self._mine(EVENTS), EVENTS.c.alias == alias).order_by(EVENTS.c.id.desc()).limit(1)
+                select(alias_events_table)
+                .where(self._mine(alias_events_table), alias_events_table.c.alias == alias)
+                .order_by(alias_events_table.c.id.desc())
+                .limit(1)
             )
             return event_of(self._connection.execute(last_move).one())
         if self._guard is not None:
             self._guard.check_move(self._connection, self._name, alias)
         if current is None:
-            self._connection.execute(insert(ALIASES).values(name=self._name, alias=alias, number=number))
+            self._connection.execute(insert(aliases_table).values(name=self._name, alias=alias, number=number))
         else:
-            this = self._mine(ALIASES), ALIASES.c.alias == alias
-            self._connection.execute(update(ALIASES).where(*this).values(number=number))
+            this = self._mine(aliases_table), aliases_table.c.alias == alias
+            self._connection.execute(update(aliases_table).where(*this).values(number=number))
         return self._record(action, alias=alias, from_version=current, to_version=number)
 
     def retire(self, version: Version) -> Version:
         if self._guard is not None:
             self._guard.check_retirement(self._connection, self._name, version.number)
-        this = self._mine(VERSIONS), VERSIONS.c.number == version.number
-        self._connection.execute(update(VERSIONS).where(*this).values(retired_at=self._at))
+        this = self._mine(versions_table), versions_table.c.number == version.number
+        self._connection.execute(update(versions_table).where(*this).values(retired_at=self._at))
         self._record("retire", from_version=version.number)
         return replace(version, retired_at=self._at)
 
     def _record(
         self,
-        action: Action,
+        action: AliasAction,
         *,
         alias: str | None = None,
         from_version: int | None = None,
@@ -138,7 +156,9 @@ class Change:
         )
         values = asdict(event)
         del values["id"]  # the database's to give
-        event_id = self._connection.execute(insert(EVENTS).values(values).returning(EVENTS.c.id)).scalar_one()
+        event_id = self._connection.execute(
+            insert(alias_events_table).values(values).returning(alias_events_table.c.id)
+        ).scalar_one()
         return replace(event, id=event_id)
 
     def _mine(self, table: Table[Any]) -> ColumnElement[bool]:

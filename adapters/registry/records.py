@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-Action = Literal["push", "promote", "rollback", "retire"]
+AliasAction = Literal["push", "promote", "rollback", "retire"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class AliasEvent:
 
     id: int
     at: datetime
-    action: Action
+    action: AliasAction
     name: str
     alias: str | None
     from_version: int | None

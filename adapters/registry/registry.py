@@ -17,12 +17,12 @@ from sqlalchemy import Connection, select
 from graftwork.adapters import names
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE, is_trial
-from graftwork.adapters.registry.change import Change, Guard
+from graftwork.adapters.registry.change import Change, RegistryGuard
 from graftwork.adapters.registry.records import Adapter, AliasEvent, Version
-from graftwork.adapters.registry.snapshot import NOTHING, Snapshot, refreshed
-from graftwork.adapters.registry.tables import EVENTS, VERSIONS, event_of
-from graftwork.adapters.registry.wording import day, listed, no_version
-from graftwork.adapters.storage.cache import Remembered
+from graftwork.adapters.registry.snapshot import EMPTY_SNAPSHOT, RegistrySnapshot, refreshed
+from graftwork.adapters.registry.tables import alias_events_table, event_of, versions_table
+from graftwork.adapters.registry.wording import day, listed, unknown_version_message
+from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, Page, check_limit
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ MAX_METADATA_BYTES = 64 * 1024
 class Registry:
     """The adapters of one database; any number of threads and processes may have one each."""
 
-    def __init__(self, database: Database, *, guard: Guard | None = None) -> None:
+    def __init__(self, database: Database, *, guard: RegistryGuard | None = None) -> None:
         self._database = database
         self._guard = guard
-        self._snapshot = Remembered(database, NOTHING, self._refreshed)
+        self._snapshot = DatabaseCache(database, EMPTY_SNAPSHOT, self._refreshed)
 
     # What requests ask
 
@@ -122,7 +122,7 @@ class Registry:
             created_at=datetime.now(UTC),
         )
         with self._change(name, actor) as change:
-            known = change.version_where(VERSIONS.c.digest == spec.digest)
+            known = change.version_where(versions_table.c.digest == spec.digest)
             if known is not None:
                 _refuse_retired(known, "push a changed adapter")
                 if known.base_digest != base.digest:
@@ -156,7 +156,9 @@ class Registry:
             version = change.version(number)
             if version is None:
                 raise InvalidRequest(
-                    no_version(name, number, change.last_number()), param="version", code="version_not_found"
+                    unknown_version_message(name, number, change.last_number()),
+                    param="version",
+                    code="version_not_found",
                 )
             _refuse_retired(version, "choose another version")
             return change.move("promote", alias, number)
@@ -219,10 +221,15 @@ class Registry:
         """An adapter's events, newest first: the first ``limit`` (1 to 100) of those older than the event ``after``."""
         check_limit(limit)
         self.adapter(name)
-        query = select(EVENTS).where(EVENTS.c.name == name).order_by(EVENTS.c.id.desc()).limit(limit + 1)
+        query = (
+            select(alias_events_table)
+            .where(alias_events_table.c.name == name)
+            .order_by(alias_events_table.c.id.desc())
+            .limit(limit + 1)
+        )
         # A cursor beyond any id, and any integer of the database's, is the newest end.
         if after is not None and after < 2**63:
-            query = query.where(EVENTS.c.id < after)
+            query = query.where(alias_events_table.c.id < after)
         with self._database.read() as connection:
             return Page.of([event_of(row) for row in connection.execute(query)], limit)
 
@@ -233,9 +240,11 @@ class Registry:
         names.check_alias(alias)
         self.adapter(name)
         query = (
-            select(EVENTS.c.to_version)
-            .where(EVENTS.c.name == name, EVENTS.c.alias == alias, EVENTS.c.at <= when)
-            .order_by(EVENTS.c.id.desc())
+            select(alias_events_table.c.to_version)
+            .where(
+                alias_events_table.c.name == name, alias_events_table.c.alias == alias, alias_events_table.c.at <= when
+            )
+            .order_by(alias_events_table.c.id.desc())
             .limit(1)
         )
         with self._database.read() as connection:
@@ -261,7 +270,7 @@ class Registry:
         with self._database.write() as connection:
             yield Change(connection, name, actor, reason, self._guard)
 
-    def _refreshed(self, old: Snapshot) -> Snapshot:
+    def _refreshed(self, old: RegistrySnapshot) -> RegistrySnapshot:
         with self._database.read() as connection:
             return refreshed(connection, old)
 

@@ -17,8 +17,14 @@ from graftwork.adapters import names
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.names import is_trial
 from graftwork.adapters.registry.records import Adapter, Version
-from graftwork.adapters.registry.tables import ADAPTERS, ALIASES, EVENTS, VERSIONS, version_of
-from graftwork.adapters.registry.wording import no_adapter, no_version, why_not
+from graftwork.adapters.registry.tables import (
+    adapters_table,
+    alias_events_table,
+    aliases_table,
+    version_of,
+    versions_table,
+)
+from graftwork.adapters.registry.wording import unknown_adapter_message, unknown_model_message, unknown_version_message
 from graftwork.adapters.storage.database import Page, check_limit
 
 
@@ -31,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RegistrySnapshot:
     """The registry at one moment. Replaced as a whole, so that no reader meets half a change. What it is asked is what
     `Registry` is asked, which says what is meant."""
 
@@ -40,18 +46,20 @@ class Snapshot:
     tried: Mapping[str, Entry]  # beside them: nobody is shown what is only tried
 
     def resolve(self, model: str) -> Version:
-        name, selector = names.split(model)
+        name, selector = names.split_model(model)
         entry = self.entries.get(name) or self.tried.get(name)
         version = entry.served.get(selector) if entry else None
         if version is None:
             known = self.entries.get(name)
-            message = why_not(model, known.adapter) if known else no_adapter(name, self.entries)
+            message = (
+                unknown_model_message(model, known.adapter) if known else unknown_adapter_message(name, self.entries)
+            )
             raise NotFound(message, param="model", code="model_not_found")
         return version
 
     def adapter(self, name: str) -> Adapter:
         if name not in self.entries:
-            raise NotFound(no_adapter(name, self.entries), param="name", code="adapter_not_found")
+            raise NotFound(unknown_adapter_message(name, self.entries), param="name", code="adapter_not_found")
         return self.entries[name].adapter
 
     def trials(self) -> list[Version]:
@@ -73,30 +81,40 @@ class Snapshot:
         versions = (trial.adapter if trial else self.adapter(name)).versions
         # Numbers run from 1 without gaps, and rows are never deleted.
         if not 1 <= number <= len(versions):
-            raise NotFound(no_version(name, number, len(versions)), param="version", code="version_not_found")
+            raise NotFound(
+                unknown_version_message(name, number, len(versions)), param="version", code="version_not_found"
+            )
         return versions[number - 1]
 
 
-NOTHING: Final = Snapshot(last_event=0, entries={}, tried={})
+EMPTY_SNAPSHOT: Final = RegistrySnapshot(last_event=0, entries={}, tried={})
 
 
-def refreshed(connection: Connection, old: Snapshot) -> Snapshot:
+def refreshed(connection: Connection, old: RegistrySnapshot) -> RegistrySnapshot:
     """``old`` brought up to date. Most commits are not the registry's: those cost a look at the newest event."""
-    last_event = connection.scalar(select(func.max(EVENTS.c.id))) or 0
+    last_event = connection.scalar(select(func.max(alias_events_table.c.id))) or 0
     if last_event == old.last_event:
         return old
     changed = _entries(connection, since_event=old.last_event)
     tried = {**old.tried, **{name: entry for name, entry in changed.items() if is_trial(name)}}
     entries = dict(sorted({**old.entries, **{n: e for n, e in changed.items() if n not in tried}}.items()))
-    return Snapshot(last_event=last_event, entries=entries, tried=tried)
+    return RegistrySnapshot(last_event=last_event, entries=entries, tried=tried)
 
 
 def _entries(connection: Connection, *, since_event: int) -> dict[str, Entry]:
     """The adapters to which something happened after the event ``since_event``."""
-    changed = select(EVENTS.c.name).where(EVENTS.c.id > since_event)
-    versions = select(VERSIONS).where(VERSIONS.c.name.in_(changed)).order_by(VERSIONS.c.name, VERSIONS.c.number)
-    aliases = select(ALIASES).where(ALIASES.c.name.in_(changed)).order_by(ALIASES.c.name, ALIASES.c.alias)
-    adapters = select(ADAPTERS).where(ADAPTERS.c.name.in_(changed))
+    changed = select(alias_events_table.c.name).where(alias_events_table.c.id > since_event)
+    versions = (
+        select(versions_table)
+        .where(versions_table.c.name.in_(changed))
+        .order_by(versions_table.c.name, versions_table.c.number)
+    )
+    aliases = (
+        select(aliases_table)
+        .where(aliases_table.c.name.in_(changed))
+        .order_by(aliases_table.c.name, aliases_table.c.alias)
+    )
+    adapters = select(adapters_table).where(adapters_table.c.name.in_(changed))
     versions_of = {name: tuple(map(version_of, rows)) for name, rows in _by_name(connection, versions)}
     aliases_of = {name: {row.alias: row.number for row in rows} for name, rows in _by_name(connection, aliases)}
     return {

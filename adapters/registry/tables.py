@@ -50,10 +50,10 @@ class _EventColumns(TypedColumns):
     reason: Named[str | None] = Column(Text)
 
 
-ADAPTERS: Final = Table("adapters", schema, _AdapterColumns)
-VERSIONS: Final = Table("versions", schema, _VersionColumns)
-ALIASES: Final = Table("aliases", schema, _AliasColumns)
-EVENTS: Final = Table("alias_events", schema, _EventColumns)
+adapters_table: Final = Table("adapters", schema, _AdapterColumns)
+versions_table: Final = Table("versions", schema, _VersionColumns)
+aliases_table: Final = Table("aliases", schema, _AliasColumns)
+alias_events_table: Final = Table("alias_events", schema, _EventColumns)
 
 
 def version_of(row: Row[*tuple[Any, ...]]) -> Version:

@@ -11,9 +11,9 @@ from graftwork.adapters import names
 from graftwork.adapters.registry.records import Adapter
 
 
-def why_not(model: str, adapter: Adapter) -> str:
+def unknown_model_message(model: str, adapter: Adapter) -> str:
     """Why ``model`` names none of its adapter's versions."""
-    _, selector = names.split(model)
+    _, selector = names.split_model(model)
     for version in adapter.versions:
         if str(version.number) == selector and version.retired_at is not None:
             return (
@@ -25,7 +25,7 @@ def why_not(model: str, adapter: Adapter) -> str:
     )
 
 
-def no_adapter(name: str, there: Collection[str]) -> str:
+def unknown_adapter_message(name: str, there: Collection[str]) -> str:
     """``there``: the names of those that there are."""
     # Only a name that could be right is compared, and not with more than takes a millisecond or two.
     close = difflib.get_close_matches(name, islice(there, 500), n=1) if names.is_name(name) else []
@@ -37,7 +37,7 @@ def no_adapter(name: str, there: Collection[str]) -> str:
     return f"{there_is_none}: graftwork adapters list shows what there is, graftwork adapters push adds one"
 
 
-def no_version(name: str, number: int, last: int) -> str:
+def unknown_version_message(name: str, number: int, last: int) -> str:
     # str() of an integer with thousands of digits is an error of its own.
     return f"{name!r} has no version {number if number.bit_length() < 64 else 'so large'}: it has {_up_to(last)}"
 

@@ -10,7 +10,7 @@ from graftwork.adapters.storage.database import Database
 T = TypeVar("T")
 
 
-class Remembered(Generic[T]):
+class DatabaseCache(Generic[T]):
     """``refresh`` makes the value of the last one, and is called when anything was committed since.
 
     It should replace what it is given, not change it: readers may still hold it. No lock: threads that refresh at once

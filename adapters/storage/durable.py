@@ -18,18 +18,18 @@ DISK_FULL: Final = "disk_full"
 """The code of an error that says so."""
 
 
-def is_full(error: OSError) -> bool:
+def is_disk_full(error: OSError) -> bool:
     """Whether it is the disk that is full, or somebody's share of it."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def room_for(what: str) -> Iterator[None]:
+def disk_full_as_unavailable(what: str) -> Iterator[None]:
     """A full disk is said so, as Unavailable with the code `DISK_FULL`. ``what`` is on its way in."""
     try:
         yield
     except OSError as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         raise Unavailable(
             f"the server's disk is full, and nothing of this {what} was kept: make room and send it again",
@@ -37,7 +37,7 @@ def room_for(what: str) -> Iterator[None]:
         ) from error
 
 
-def write_whole(target: Path, text: str) -> None:
+def write_durably(target: Path, text: str) -> None:
     """Leave ``text`` there, whole or not at all, on disk when this returns. For one writer at a time."""
     partial = target.with_name(f".{target.name}.partial")
     with partial.open("w", encoding="utf-8") as file:

@@ -38,18 +38,18 @@ def secret(database: Database, name: str) -> bytes:
     return bytes.fromhex(kept)
 
 
-def keep(connection: Connection, name: str, value: str) -> None:
+def put(connection: Connection, name: str, value: str) -> None:
     """As part of a write: what is to be remembered under a new name, until `drop`."""
     connection.execute(insert(_settings).values(name=name, value=value, created_at=datetime.now(UTC)))
 
 
-def kept(database: Database, prefix: str) -> dict[str, str]:
+def find_by_prefix(database: Database, prefix: str) -> dict[str, str]:
     """What is remembered under names that begin so, the oldest first."""
     query = select(_settings.c.name, _settings.c.value).where(_settings.c.name.startswith(prefix, autoescape=True))
     with database.read() as connection:
         return {row.name: row.value for row in connection.execute(query.order_by(_settings.c.created_at))}
 
 
-def drop(database: Database, name: str) -> None:
+def remove(database: Database, name: str) -> None:
     with database.write() as connection:
         connection.execute(delete(_settings).where(_settings.c.name == name))

@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import torch
 
-from benchmarks.engine.gpu_roofline import BASES, Base, Card, Cost, Family, Load, attend, expand, nf4_linear, shrink
+from benchmarks.engine.gpu_roofline import BASES, GPU, Base, Cost, Family, StepShape, attend, expand, nf4_linear, shrink
 
 #: Copies of a table that take turns: together they do not fit in a second-level cache.
 COPIES = 4
@@ -34,7 +34,7 @@ class Case:
     run: Callable[[], object]
 
 
-def build_cases(base: Base, load: Load, prompt: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+def build_cases(base: Base, load: StepShape, prompt: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """``prompt`` tokens in the steps that are not decoding; one adapter has them all."""
     decoding = [load.rows * index // load.adapters for index in range(load.adapters + 1)]
     for family in base.grafted:
@@ -49,11 +49,11 @@ def build_cases(base: Base, load: Load, prompt: int, device: torch.device, dtype
 
 
 def _adapters(
-    name: str, family: Family, load: Load, bounds: list[int], device: torch.device, dtype: torch.dtype
+    name: str, family: Family, load: StepShape, bounds: list[int], device: torch.device, dtype: torch.dtype
 ) -> Iterator[Case]:
     from graftwork.server.engine.backends.cuda.lora import SegmentedTable, plan_for
     from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
-    from graftwork.server.engine.lora.plan import Run
+    from graftwork.server.engine.lora.plan import AdapterRun
 
     ends = list(accumulate(family.widths))
     slices = [slice(end - width, end) for end, width in zip(ends, family.widths, strict=True)]
@@ -81,7 +81,7 @@ def _adapters(
     for table in tables:
         for owned in pages:
             table.write(owned, packed)
-    runs = [Run(bounds[i], bounds[i + 1], str(i), pages[i]) for i in range(load.adapters)]
+    runs = [AdapterRun(bounds[i], bounds[i + 1], str(i), pages[i]) for i in range(load.adapters)]
     plan = plan_for(runs, device)
     x = torch.randn(load.rows, family.num_inputs, device=device, dtype=dtype)
     y = torch.zeros(load.rows, family.num_outputs, device=device, dtype=dtype)
@@ -94,7 +94,7 @@ def _adapters(
     yield Case(f"expand {name}", ("expand",), expand(family, load) * COPIES, run)
 
 
-def _attention_of_rows(base: Base, load: Load, device: torch.device, dtype: torch.dtype) -> Case:
+def _attention_of_rows(base: Base, load: StepShape, device: torch.device, dtype: torch.dtype) -> Case:
     run = _attention(base, [(load.context - 1, 1)] * load.rows, device, dtype)
     return Case("attention, decode", ("attend_rows", "merge_rows"), attend(base, load), run)
 
@@ -127,7 +127,7 @@ def _attention(
     return lambda: plan.attend(0, query, key, key, base.dim**-0.5, None, None)
 
 
-def _nf4(family: Family, load: Load, device: torch.device, dtype: torch.dtype) -> Case:
+def _nf4(family: Family, load: StepShape, device: torch.device, dtype: torch.dtype) -> Case:
     from graftwork.server.engine.model.weights import NF4Weights
 
     weights = NF4Weights([torch.randn(width, family.num_inputs, device=device) for width in family.widths], dtype)
@@ -150,14 +150,14 @@ def device_seconds(run: Callable[[], object]) -> dict[str, float]:
     return {event.key: event.self_device_time_total / 1e6 / REPEATS for event in profile.key_averages()}
 
 
-def measured_card() -> Card:
+def measured_gpu() -> GPU:
     """The card that is here, as torch's own kernels find it."""
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     copy = sum(device_seconds(lambda: target.copy_(source)).values())
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     product = sum(device_seconds(lambda: a @ a).values())
-    return Card(torch.cuda.get_device_name(), 2 * source.nbytes / copy, 2 * 8192**3 / product)
+    return GPU(torch.cuda.get_device_name(), 2 * source.nbytes / copy, 2 * 8192**3 / product)
 
 
 @torch.inference_mode()
@@ -177,8 +177,8 @@ def main() -> None:
         )
     if not 1 <= asked.adapters <= asked.rows:
         sys.exit(f"--adapters {asked.adapters}: give 1 to {asked.rows}, each adapter has a row.")
-    load = Load(rows=asked.rows, adapters=asked.adapters, rank=asked.rank, context=asked.context)
-    card = measured_card()
+    load = StepShape(rows=asked.rows, adapters=asked.adapters, rank=asked.rank, context=asked.context)
+    card = measured_gpu()
     peaks = f"{card.bytes_per_second / 1e9:.0f} GB/s, {card.flops / 1e12:.0f} TFLOP/s in bfloat16"
     print(f"{card.name}, as measured: {peaks}\n")
     print("| kernel | µs | least µs | share |\n| --- | --- | --- | --- |")

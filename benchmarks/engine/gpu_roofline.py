@@ -23,7 +23,7 @@ SPLITS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GPU:
     """``bytes_per_second`` of its memory and dense bfloat16 ``flops`` a second, by the maker's data sheet."""
 
     name: str
@@ -31,7 +31,7 @@ class Card:
     flops: float
 
 
-CARDS = [Card("A100 80 GB SXM", 2039e9, 312e12), Card("H100 SXM", 3350e9, 989e12), Card("L4", 300e9, 121e12)]
+GPUS = [GPU("A100 80 GB SXM", 2039e9, 312e12), GPU("H100 SXM", 3350e9, 989e12), GPU("L4", 300e9, 121e12)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Cost:
     def __mul__(self, times: float) -> Cost:
         return Cost(self.num_bytes * times, self.flops * times)
 
-    def seconds(self, card: Card) -> float:
+    def seconds(self, card: GPU) -> float:
         return max(self.num_bytes / card.bytes_per_second, self.flops / card.flops)
 
 
@@ -120,7 +120,7 @@ BASES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class StepShape:
     """``rows`` tokens of a step over ``adapters`` of ``rank``; ``context`` positions that each decoding row sees."""
 
     rows: int = 32
@@ -134,14 +134,14 @@ class Load:
         return -(-self.rank // RANK_PAGE)
 
 
-def nf4_linear(family: Family, load: Load) -> Cost:
+def nf4_linear(family: Family, load: StepShape) -> Cost:
     """One family's weights, read once in 4 bits. What bitsandbytes really does is in docs/gpu.md."""
     num_weights = family.num_inputs * family.num_outputs
     moved = num_weights * NF4 + load.rows * (family.num_inputs + family.num_outputs) * BF16
     return Cost(moved, 2.0 * load.rows * num_weights)
 
 
-def shrink(family: Family, load: Load) -> Cost:
+def shrink(family: Family, load: StepShape) -> Cost:
     """h = A·x: every adapter's A once, x once, h written."""
     width = load.pages * RANK_PAGE * len(family.widths)
     h = 4 * load.rows * width * min(SPLITS, -(-family.num_inputs // 512))
@@ -149,7 +149,7 @@ def shrink(family: Family, load: Load) -> Cost:
     return Cost(moved, 2.0 * load.rows * width * family.num_inputs)
 
 
-def expand(family: Family, load: Load) -> Cost:
+def expand(family: Family, load: StepShape) -> Cost:
     """y += B·h: every adapter's B once, h once, y read and written."""
     rank = load.pages * RANK_PAGE
     h = 4 * load.rows * rank * len(family.widths) * min(SPLITS, -(-family.num_inputs // 512))
@@ -157,13 +157,13 @@ def expand(family: Family, load: Load) -> Cost:
     return Cost(moved, 2.0 * load.rows * rank * family.num_outputs)
 
 
-def attend(base: Base, load: Load) -> Cost:
+def attend(base: Base, load: StepShape) -> Cost:
     """One layer of decoding: every row's keys and values once."""
     moved = load.rows * load.context * 2 * base.kv_heads * base.dim * BF16
     return Cost(moved, 4.0 * load.rows * load.context * base.heads * base.dim)
 
 
-def whole_step(base: Base, load: Load) -> dict[str, Cost]:
+def whole_step(base: Base, load: StepShape) -> dict[str, Cost]:
     """A decoding step, by kind of kernel."""
 
     def total(costs: Sequence[Cost]) -> Cost:
@@ -177,7 +177,7 @@ def whole_step(base: Base, load: Load) -> dict[str, Cost]:
     }
 
 
-def table(base: Base, load: Load, cards: Sequence[Card] = CARDS) -> str:
+def table(base: Base, load: StepShape, cards: Sequence[GPU] = GPUS) -> str:
     """A decoding step as Markdown: bytes, products, and the least milliseconds on each card."""
     costs = whole_step(base, load)
     lines = [
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=32, help="different adapters among them")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--context", type=int, default=1024, help="tokens that each row sees")
-    load = Load(**vars(parser.parse_args()))
+    load = StepShape(**vars(parser.parse_args()))
     print("\n\n".join(table(base, load) for base in BASES.values()))
 
 

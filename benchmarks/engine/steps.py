@@ -22,15 +22,15 @@ from typing import Any
 import torch
 
 from benchmarks.harness.adapter_folders import AdapterFolders, named
-from benchmarks.harness.output import row
+from benchmarks.harness.output import markdown_row
 from graftwork.adapters.base import BaseInfo, prepare
 from graftwork.adapters.peft_format.folder import read_spec
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
-from graftwork.server.engine.backends.cpu.context import Machine
-from graftwork.server.engine.backends.cpu.forward import Decoder
+from graftwork.server.engine.backends.cpu.context import KernelContext
+from graftwork.server.engine.backends.cpu.forward import CpuForward
 from graftwork.server.engine.backends.cpu.interface import ADD_NORM, ATTEND, OpFields, StepFields
-from graftwork.server.engine.backends.cpu.linear import NativeLinear
+from graftwork.server.engine.backends.cpu.linear import CpuLinear
 from graftwork.server.engine.config import EngineConfig
 from graftwork.server.engine.engine import Engine
 from graftwork.server.engine.loading import build
@@ -44,7 +44,7 @@ SKIPPED_STEPS = 8
 class Stopwatch:
     """A machine that runs kernels one by one and keeps what each kind took, in seconds."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: KernelContext) -> None:
         self._machine = machine
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -64,14 +64,14 @@ def _kind(op: OpFields) -> str:
 
 
 @contextmanager
-def watched(decoder: Decoder) -> Iterator[Stopwatch]:
-    machine = decoder.machine
+def watched(decoder: CpuForward) -> Iterator[Stopwatch]:
+    machine = decoder.context
     stopwatch = Stopwatch(machine)
-    decoder.machine = stopwatch  # type: ignore[assignment]
+    decoder.context = stopwatch  # type: ignore[assignment]
     try:
         yield stopwatch
     finally:
-        decoder.machine = machine
+        decoder.context = machine
 
 
 class Steps:
@@ -79,10 +79,10 @@ class Steps:
 
     def __init__(self, info: BaseInfo, specs: dict[str, tuple[Path, AdapterSpec]], config: EngineConfig) -> None:
         runner, limits, self.card = build(info, config)
-        if not isinstance(runner.decoder, Decoder):
+        if not isinstance(runner.fast_path, CpuForward):
             raise SystemExit(f"no native kernels here ({self.card.reason}): there is nothing to tell apart")
-        self._decoder = runner.decoder
-        linears = {id(p.product): p.product for p in runner.grafts.projections if isinstance(p.product, NativeLinear)}
+        self._decoder = runner.fast_path
+        linears = {id(p.linear): p.linear for p in runner.grafts.merged_linears if isinstance(p.linear, CpuLinear)}
         self.weight_bytes = sum(linear.panels.nbytes for linear in linears.values())
         self._digests = list(specs)
         self._engine = Engine(
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     info = prepare(options.base, home, lambda done, total: None)
     most = max(adapters for _, adapters in loads)
     folders = AdapterFolders(Path(info.path), options.out).folders(named("a", most)).values()
-    specs = {spec.digest: (folder, spec) for folder in folders for spec in [read_spec(folder, info, Limits())]}
+    specs = {spec.digest: (folder, spec) for folder in folders for spec in [read_spec(folder, info, AdapterLimits())]}
     config = EngineConfig(kernel_cache=home / "kernels", num_slots=max(16, most), max_sequences=32)
     steps = Steps(info, specs, config)
     measured = [steps.measure(rows, adapters, options.steps) for rows, adapters in loads]
@@ -154,13 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps({"reading_ms": floor, "loads": measured}))
         return
     kinds = list(dict.fromkeys(kind for figures in measured for kind in figures["kernels_ms"]))
-    print(row(["rows", "adapters", "step ms", *kinds, "the rest"]))
-    print(row(["---"] * (4 + len(kinds))))
+    print(markdown_row(["rows", "adapters", "step ms", *kinds, "the rest"]))
+    print(markdown_row(["---"] * (4 + len(kinds))))
     for figures in measured:
         kernels = figures["kernels_ms"]
         rest = round(figures["step_ms"] - sum(kernels.values()), 2)
         print(
-            row([figures["rows"], figures["adapters"], figures["step_ms"], *(kernels.get(k, 0) for k in kinds), rest])
+            markdown_row(
+                [figures["rows"], figures["adapters"], figures["step_ms"], *(kernels.get(k, 0) for k in kinds), rest]
+            )
         )
     print(f"\nReading {steps.weight_bytes / 1e6:.0f} MB of weights once takes {floor} ms here.")
 

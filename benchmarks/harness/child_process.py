@@ -18,10 +18,10 @@ import psutil
 from benchmarks.harness import guard
 
 #: How often memory is looked at, in seconds: a look costs some milliseconds of what is measured.
-_GLANCE = 1.0
+_SAMPLE_SECONDS = 1.0
 
 
-class Child:
+class ChildProcess:
     """A running command. Leave the ``with``, or die: the command is gone, and so is all that it started."""
 
     def __init__(
@@ -104,22 +104,22 @@ class Child:
                 if pipe is not None:
                     pipe.close()
 
-    def forget_peak(self) -> None:
+    def reset_peak(self) -> None:
         """Begin anew: ``peak_bytes`` is the most memory since then."""
         self.peak_bytes = self._resident()
 
-    def last_words(self, lines: int = 8) -> str:
+    def log_tail(self, lines: int = 8) -> str:
         return "\n".join(self.log.read_text(errors="replace").strip().splitlines()[-lines:])
 
     def _watch_memory(self) -> None:
-        while not self._done.wait(_GLANCE):
+        while not self._done.wait(_SAMPLE_SECONDS):
             self.peak_bytes = max(self.peak_bytes, self._resident())
 
     def _resident(self) -> int:
         """Resident bytes of the whole tree: what processes share counts for each, as in most tools."""
         total = 0
         try:
-            for process in psutil.Process(self._guard.pid).children(recursive=True):
+            for process in psutil.RunProcess(self._guard.pid).children(recursive=True):
                 try:
                     total += process.memory_info().rss
                 except psutil.NoSuchProcess:

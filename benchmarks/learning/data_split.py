@@ -16,7 +16,7 @@ ROUNDS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class LoopBenchmarkSizes:
     """How much of everything. ``epochs`` and ``rates`` are of the three versions."""
 
     rows: int = 480
@@ -36,7 +36,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hands:
+class LoopDataSplit:
     """Disjoint queries, in an order of no meaning. ``asked`` has one hand for each round of users."""
 
     held_out: tuple[Query, ...]
@@ -48,7 +48,7 @@ class Hands:
 # --- queries ----------------------------------------------------------------------------------------------------------
 
 
-def deal(queries: Sequence[Query], sizes: Sizes, *, seed: int) -> Hands:
+def split_data(queries: Sequence[Query], sizes: LoopBenchmarkSizes, *, seed: int) -> LoopDataSplit:
     """Every label alike for what is held out, the gates and the first rows; users ask what is left as it comes.
 
     What differs in case, spaces and signs alone is one query. Raises BenchmarkError if there are not enough.
@@ -78,4 +78,4 @@ def deal(queries: Sequence[Query], sizes: Sizes, *, seed: int) -> Hands:
         raise BenchmarkError(f"There are {len(left) - missing} queries left for users to ask: let them ask fewer.")
     for hand in (held_out, gates, rows):
         drawn.shuffle(hand)
-    return Hands(held_out=tuple(held_out), gates=tuple(gates), rows=tuple(rows), asked=tuple(map(tuple, asked)))
+    return LoopDataSplit(held_out=tuple(held_out), gates=tuple(gates), rows=tuple(rows), asked=tuple(map(tuple, asked)))

@@ -22,7 +22,7 @@ from benchmarks.systems.system import HttpServer, free_port
 RUN: Final = "graftwork.training.worker.job"
 """In the command line of a training run."""
 
-GLANCE_SECONDS: Final = 0.5
+SAMPLE_SECONDS: Final = 0.5
 _QUIET: Final = Console(quiet=True)
 
 
@@ -56,7 +56,7 @@ def serve_command(home: Path, port: int, flags: Sequence[str]) -> list[str | Pat
     return [sys.executable, "-m", "graftwork", "serve", "--home", home, "--port", str(port), *flags]
 
 
-class Memory:
+class MemoryMonitor:
     """The most memory that this process's children held at one moment since `forget`, in bytes: training runs, and all
     the others together. What processes share counts for each, as in most tools."""
 
@@ -73,13 +73,13 @@ class Memory:
         self._done.set()
         self._thread.join()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.run_bytes = self.other_bytes = 0
 
     def _watch(self) -> None:
-        while not self._done.wait(GLANCE_SECONDS):
+        while not self._done.wait(SAMPLE_SECONDS):
             held: Counter[bool] = Counter()
-            for process in psutil.Process().children(recursive=True):
+            for process in psutil.RunProcess().children(recursive=True):
                 try:
                     held[RUN in process.cmdline()] += process.memory_info().rss
                 except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class VersionResult:
     """One model on the held-out queries, and what it took to make it; None where there is nothing to say.
 
     Attributes:
@@ -49,7 +49,7 @@ class Measured:
         return {**asdict(self), "accuracy": self.accuracy, "low": low, "high": high}
 
     @classmethod
-    def read(cls, path: Path) -> list[Measured]:
+    def read(cls, path: Path) -> list[VersionResult]:
         """The steps of a run that wrote them there."""
         names = {each.name for each in fields(cls)}
         steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
@@ -57,12 +57,12 @@ class Measured:
 
 
 @dataclass(kw_only=True)
-class Report:
+class LoopReport:
     """What is known so far; ``about`` says where and of what."""
 
     about: Mapping[str, Any]
-    steps: list[Measured] = field(default_factory=list)
-    peers: list[Measured] = field(default_factory=list)
+    steps: list[VersionResult] = field(default_factory=list)
+    peers: list[VersionResult] = field(default_factory=list)
 
     def to_json(self) -> str:
         found = {
@@ -91,7 +91,7 @@ def wilson(right: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def _cells(each: Measured, base_loss: float | None) -> list[str]:
+def _cells(each: VersionResult, base_loss: float | None) -> list[str]:
     low, high = each.interval
     loss = "–"
     if each.general_loss is not None and base_loss:

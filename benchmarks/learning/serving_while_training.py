@@ -1,7 +1,7 @@
 """How much of serving is left while a training job runs beside it: ``python -m benchmarks.learning.serving_while_training``.
 
 For each ``--trainer-share`` a server is started anew, the same load asked of it twice: alone, and while a job trains.
-Beside the tokens a second stands what the job learned from meanwhile, and how many it does when nobody
+ServingWhileTraining the tokens a second stands what the job learned from meanwhile, and how many it does when nobody
 asks. Prints a Markdown table. Ctrl-C stops everything; what was measured by then is in the files.
 """
 
@@ -22,12 +22,12 @@ from benchmarks.harness import machine
 from benchmarks.harness.adapter_folders import AdapterFolders, named
 from benchmarks.harness.display import Display
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.output import write
+from benchmarks.harness.output import write_text
 from benchmarks.learning.own_server import serving
 from benchmarks.learning.training_speed import rows
 from benchmarks.load.generator import Endpoint, Load, run
 from graftwork.adapters.errors import GraftworkError
-from graftwork.clients.cli.exit_codes import ExitCode, Stopped, stopped_in_order
+from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.clients.types.jobs import Job
@@ -58,7 +58,7 @@ COLUMNS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knobs:
+class TrainerOptions:
     """Of the trainer, as ``graftwork serve`` takes them."""
 
     share: float
@@ -71,7 +71,7 @@ class Knobs:
         return [word for flag, value in given.items() if value is not None for word in (flag, f"{value:g}")]
 
 
-class Beside:
+class ServingWhileTraining:
     """The load on one server, alone and beside a job."""
 
     def __init__(self, client: Client, display: Display, work: Path) -> None:
@@ -148,7 +148,7 @@ class Beside:
 
 
 def measure(
-    knobs: Sequence[Knobs], load: Load, *, home: Path, work: Path, display: Display, flags: Sequence[str] = ()
+    knobs: Sequence[TrainerOptions], load: Load, *, home: Path, work: Path, display: Display, flags: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """A server for each, one after the other."""
     for number, each in enumerate(knobs):
@@ -162,7 +162,9 @@ def measure(
             base = home / "base" / client.models().data[0].id
             for name, adapter in AdapterFolders(base, work / "adapters").folders(load.adapters).items():
                 client.adapters.push(name, adapter)
-            figures = Beside(client, display, folder).measure(load, number * 10 * max(1000, load.requests))
+            figures = ServingWhileTraining(client, display, folder).measure(
+                load, number * 10 * max(1000, load.requests)
+            )
             yield {"share": each.share, "nice": each.nice, "threads": each.threads, **figures}
 
 
@@ -191,29 +193,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--json", type=Path, help="write everything here")
     given = parser.parse_args(arguments)
-    knobs = [Knobs(share=float(share), nice=given.nice, threads=given.threads) for share in given.shares.split(",")]
+    knobs = [
+        TrainerOptions(share=float(share), nice=given.nice, threads=given.threads) for share in given.shares.split(",")
+    ]
     load = Load(
         clients=given.clients,
         adapters=named("a", given.adapters),
         requests=given.requests,
         prompt_words=given.prompt_words,
         max_tokens=given.max_tokens,
-        rehearse=True,
+        warm_up=True,
     )
     found: list[dict[str, Any]] = []
     home = given.home.expanduser()
     try:
-        with stopped_in_order(), tempfile.TemporaryDirectory(prefix="graftwork-beside-") as work:
+        with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="graftwork-beside-") as work:
             for figures in measure(knobs, load, home=home, work=Path(work), display=Display(), flags=given.serve_flag):
                 found.append(figures)
                 if given.json is not None:
-                    write(given.json, json.dumps({**machine.describe(), "results": found}, indent=2) + "\n")
+                    write_text(given.json, json.dumps({**machine.describe(), "results": found}, indent=2) + "\n")
                 if given.markdown is not None:
-                    write(given.markdown, to_markdown(found))
+                    write_text(given.markdown, to_markdown(found))
     except (GraftworkError, GraftworkClientError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.FAILED
-    except Stopped:
+    except CommandInterrupted:
         print("Stopped, and everything that was started with it.", file=sys.stderr)
         return ExitCode.INTERRUPTED
     print(to_markdown(found), end="")

@@ -45,12 +45,12 @@ def ours(asked: dict[str, Any]) -> list[tuple[int, float]]:
     from graftwork.adapters.base import prepare
     from graftwork.training.config import TrainConfig
     from graftwork.training.run import trainer
-    from graftwork.training.run.plan import plan
-    from graftwork.training.run.progress import Step
+    from graftwork.training.run.plan import plan_run
+    from graftwork.training.run.progress import TrainingStep
 
     passed: list[tuple[int, float]] = []
 
-    def clock(step: Step) -> None:
+    def clock(step: TrainingStep) -> None:
         if step.loss is not None:
             passed.append((step.num_tokens, step.seconds))
         if len(passed) == asked["num_steps"]:
@@ -69,7 +69,7 @@ def ours(asked: dict[str, Any]) -> list[tuple[int, float]]:
             anchor=asked["anchor"],
             epochs=max(ORDINARY, asked["num_steps"]) * asked["batch_size"] / len(asked["rows"]),
         )
-        run = plan(name="bench", data=data, base=base, config=config)
+        run = plan_run(name="bench", data=data, base=base, config=config)
         out = Path(folder, "out")
         out.mkdir()
         with contextlib.suppress(_Enough):

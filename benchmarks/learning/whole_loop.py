@@ -8,7 +8,7 @@ a job learns the labelled rows; simulated users ask the live version, give a thu
 for what is wrong; a job continues the version from that feedback, and it is promoted. After each step the held-out
 queries are asked of the server, greedily.
 
-Beside it a plain TRL script learns the same rows in the same time: those of the first version, and all that the last
+ServingWhileTraining it a plain TRL script learns the same rows in the same time: those of the first version, and all that the last
 one saw, with their right labels. With ``--steps`` that alone is measured, in the time that an earlier run's steps took.
 Ctrl-C stops everything; what was measured by then is in the files.
 """
@@ -30,24 +30,24 @@ from typing import Any, Final
 from rich.console import Console
 
 from benchmarks.harness import machine
-from benchmarks.harness.child_process import Child
+from benchmarks.harness.child_process import ChildProcess
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.output import write
+from benchmarks.harness.output import write_text
 from benchmarks.learning import trl_script
-from benchmarks.learning.data_split import ROUNDS, Hands, Sizes, deal
-from benchmarks.learning.own_server import Memory, serving
-from benchmarks.learning.report import Measured, Report
+from benchmarks.learning.data_split import ROUNDS, LoopBenchmarkSizes, LoopDataSplit, split_data
+from benchmarks.learning.own_server import MemoryMonitor, serving
+from benchmarks.learning.report import LoopReport, VersionResult
 from graftwork.adapters.base import prepare
 from graftwork.adapters.errors import GraftworkError
-from graftwork.clients.cli.exit_codes import ExitCode, Stopped, stopped_in_order
+from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
 from graftwork.clients.client import Client
-from graftwork.clients.demo.display import Show
+from graftwork.clients.demo.display import LoopDisplay
 from graftwork.clients.demo.loop import write_rows
 from graftwork.clients.demo.queries import Query, read
-from graftwork.clients.demo.users import MAX_TOKENS, Users, conversation, together
+from graftwork.clients.demo.users import MAX_TOKENS, Users, conversation, run_concurrently
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.clients.types.jobs import Job
-from graftwork.training.evaluation.texts import TEXTS
+from graftwork.training.evaluation.texts import GENERAL_TEXTS
 
 ADAPTER: Final = "intents"
 
@@ -61,11 +61,19 @@ LOOK_SECONDS: Final = 1.0
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class Learning:
+class LoopBenchmark:
     """Base, first version, two more: on a server that is ready, through its API alone."""
 
     def __init__(
-        self, client: Client, hands: Hands, sizes: Sizes, *, work: Path, memory: Memory, show: Show, seed: int
+        self,
+        client: Client,
+        hands: LoopDataSplit,
+        sizes: LoopBenchmarkSizes,
+        *,
+        work: Path,
+        memory: MemoryMonitor,
+        show: LoopDisplay,
+        seed: int,
     ) -> None:
         self._client = client
         self._hands = hands
@@ -77,7 +85,7 @@ class Learning:
         self._base = client.models().data[0].id
         self._users = Users(client, ADAPTER)
 
-    def go(self) -> Iterator[Measured]:
+    def run(self) -> Iterator[VersionResult]:
         """Each step as it is done. Raises what the client raises, and BenchmarkError for a job that fails."""
         yield self._measured(self._base, learned=0)
         gates = self._upload("gates.jsonl", self._hands.gates)
@@ -107,19 +115,23 @@ class Learning:
         """Users ask and judge. How many answers they corrected."""
         self._show.begin(f"{len(queries)} users ask {live}, and correct what is wrong")
         wrong = 0
-        visits = together(lambda item: self._users.visit(f"user-{live}-{item[0]}", [item[1]]), enumerate(queries))
+        visits = run_concurrently(
+            lambda item: self._users.visit(f"user-{live}-{item[0]}", [item[1]]), enumerate(queries)
+        )
         for done, visit in enumerate(visits, 1):
-            for told in visit.told:
+            for told in visit.answers:
                 wrong += not told.right
                 self._show.told(told)
             self._show.progress(done, len(queries), f"{wrong} corrected")
         self._show.end(f"{live} got {wrong} corrections and {len(queries) - wrong} thumbs up")
         return wrong
 
-    def _learn(self, number: int, *, model: str, training_file: str, validation_file: str, **about: int) -> Measured:
+    def _learn(
+        self, number: int, *, model: str, training_file: str, validation_file: str, **about: int
+    ) -> VersionResult:
         """A job, its version promoted, and that version measured."""
         self._show.begin(f"Training version {number} on top of {model}")
-        self._memory.forget()
+        self._memory.reset()
         began = time.monotonic()
         job = self._client.jobs.create(
             model=model,
@@ -168,21 +180,23 @@ class Learning:
             self._show.progress(at.get("step") or 0, at.get("total"), " · ".join(parts))
         return job
 
-    def _measured(self, model: str, **about: Any) -> Measured:
+    def _measured(self, model: str, **about: Any) -> VersionResult:
         queries = self._hands.held_out
         self._show.begin(f"Asking {model} {len(queries)} held-out queries")
         right = 0
-        answers = together(lambda query: self._users.ask(query, version=model), queries, at_once=AT_ONCE)
+        answers = run_concurrently(lambda query: self._users.ask(query, version=model), queries, at_once=AT_ONCE)
         for done, told in enumerate(answers, 1):
             right += told.right
             self._show.progress(done, len(queries), f"{right / done:.0%} right")
-        found = Measured(model=model, right=right, asked=len(queries), general_loss=self._general_loss(model), **about)
+        found = VersionResult(
+            model=model, right=right, asked=len(queries), general_loss=self._general_loss(model), **about
+        )
         low, high = found.interval
         self._show.end(f"{model}: {right} of {len(queries)} right, {found.accuracy:.1%} ({low:.1%} to {high:.1%})")
         return found
 
     def _general_loss(self, model: str) -> float:
-        scores = list(together(lambda text: self._client.score(model, text), TEXTS))
+        scores = list(run_concurrently(lambda text: self._client.score(model, text), GENERAL_TEXTS))
         counted = [logprob for score in scores for logprob in score.logprobs if logprob is not None]
         return -math.fsum(counted) / len(counted)
 
@@ -193,14 +207,14 @@ class Learning:
 def peer(
     title: str,
     queries: Sequence[Query],
-    hands: Hands,
-    sizes: Sizes,
+    hands: LoopDataSplit,
+    sizes: LoopBenchmarkSizes,
     seconds: float,
     *,
     base: Path,
     work: Path,
-    show: Show,
-) -> Measured:
+    show: LoopDisplay,
+) -> VersionResult:
     """A plain TRL script on these rows, in at most so many seconds of training, then asked in its own process."""
     show.begin(f"{title}: {len(queries)} rows in {seconds:.0f} s")
     asked, told = work / "peer-asked.json", work / "peer-told.json"
@@ -222,15 +236,15 @@ def peer(
         encoding="utf-8",
     )
     log = work / "peer.log"
-    with Child([sys.executable, "-m", trl_script.__name__, asked, told], log=log) as child:
+    with ChildProcess([sys.executable, "-m", trl_script.__name__, asked, told], log=log) as child:
         while (code := child.poll(LOOK_SECONDS)) is None:
-            show.note(child.last_words(1)[-100:])
+            show.log_line(child.log_tail(1)[-100:])
         if code != 0:
-            raise BenchmarkError(f"{title} ended with {code}. Its log ends with:\n{child.last_words()}")
+            raise BenchmarkError(f"{title} ended with {code}. Its log ends with:\n{child.log_tail()}")
         peak = child.peak_bytes
     found = json.loads(told.read_text(encoding="utf-8"))
     right = sum(said.strip() == query.label for said, query in zip(found["answers"], hands.held_out, strict=True))
-    measured = Measured(
+    measured = VersionResult(
         model=title,
         learned=len(queries),
         right=right,
@@ -249,14 +263,14 @@ def _completion(label: str) -> list[dict[str, str]]:
 
 
 def measure(
-    hands: Hands,
-    sizes: Sizes,
-    report: Report,
+    hands: LoopDataSplit,
+    sizes: LoopBenchmarkSizes,
+    report: LoopReport,
     *,
     home: Path,
     seed: int,
     peers: bool,
-    show: Show,
+    show: LoopDisplay,
     after_each: Callable[[], None],
 ) -> None:
     """Fill the report, step by step; of one that has its steps, what stands beside them."""
@@ -270,11 +284,11 @@ def measure(
         with (
             serving(work / "home", home, log=work / "serve.log") as url,
             Client(url, "none") as client,
-            Memory() as memory,
+            MemoryMonitor() as memory,
         ):
             show.end(f"Serving on {url}")
-            loop = Learning(client, hands, sizes, work=work, memory=memory, show=show, seed=seed)
-            for step in loop.go():
+            loop = LoopBenchmark(client, hands, sizes, work=work, memory=memory, show=show, seed=seed)
+            for step in loop.run():
                 report.steps.append(step)
                 after_each()
             base = home / "base" / client.models().data[0].id
@@ -283,13 +297,13 @@ def measure(
 
 
 def _beside(
-    hands: Hands,
-    sizes: Sizes,
-    report: Report,
+    hands: LoopDataSplit,
+    sizes: LoopBenchmarkSizes,
+    report: LoopReport,
     *,
     base: Path,
     work: Path,
-    show: Show,
+    show: LoopDisplay,
     after_each: Callable[[], None],
 ) -> None:
     """The plain script on the same rows in the time that the report's steps took."""
@@ -304,7 +318,7 @@ def _beside(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    default = Sizes()
+    default = LoopBenchmarkSizes()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learning.whole_loop",
         description=__doc__,
@@ -324,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--json", type=Path, help="write everything here")
     given = parser.parse_args(arguments)
-    sizes = Sizes(
+    sizes = LoopBenchmarkSizes(
         rows=given.rows,
         held_out=given.held_out,
         asked=given.asked,
@@ -332,20 +346,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates=given.rates,
         batch_size=given.batch_size,
     )
-    report = Report(about={**machine.describe(), "seed": given.seed, "sizes": asdict(sizes)})
+    report = LoopReport(about={**machine.describe(), "seed": given.seed, "sizes": asdict(sizes)})
 
     def save() -> None:
         if given.json is not None:
-            write(given.json, report.to_json())
+            write_text(given.json, report.to_json())
         if given.markdown is not None:
-            write(given.markdown, report.to_markdown())
+            write_text(given.markdown, report.to_markdown())
 
     if given.steps is not None:
-        report.steps += Measured.read(given.steps)
+        report.steps += VersionResult.read(given.steps)
 
     try:
-        hands = deal(read(given.data), sizes, seed=given.seed)
-        with stopped_in_order(), Show(Console(stderr=True, highlight=False)) as show:
+        hands = split_data(read(given.data), sizes, seed=given.seed)
+        with interrupted_by_signals(), LoopDisplay(Console(stderr=True, highlight=False)) as show:
             measure(
                 hands,
                 sizes,
@@ -359,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GraftworkError, GraftworkClientError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.FAILED
-    except Stopped:
+    except CommandInterrupted:
         print("Stopped, and everything that was started with it.", file=sys.stderr)
         return ExitCode.INTERRUPTED
     print(report.to_markdown(), end="")

@@ -62,8 +62,8 @@ class Load:
     system_words: int = 0
     zipf: bool = False
     first_number: int = 0
-    touch: bool = True
-    rehearse: bool = False
+    warm_adapters: bool = True
+    warm_up: bool = False
     label: str = ""
 
     @property
@@ -86,7 +86,7 @@ class Endpoint:
 
 
 @dataclass
-class Tally:
+class LoadStatistics:
     """What a load met, in seconds."""
 
     tokens: int = 0
@@ -146,7 +146,7 @@ def _zipf(count: int) -> list[float]:
 async def ask(
     client: httpx.AsyncClient,
     endpoint: Endpoint,
-    tally: Tally,
+    tally: LoadStatistics,
     model: str | None,
     chat: Sequence[Mapping[str, str]],
     *,
@@ -206,16 +206,17 @@ def connect(endpoint: Endpoint, clients: int) -> httpx.AsyncClient:
 
 async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
     """Carry out a load and say what was met. Requests that failed are counted, not raised."""
-    tally = Tally()
+    tally = LoadStatistics()
     async with connect(endpoint, load.requests if load.rate else load.clients) as client:
-        warmed: Sequence[str | None] = load.adapters if load.touch else [model_of(load, load.first_number)]
+        warmed: Sequence[str | None] = load.adapters if load.warm_adapters else [model_of(load, load.first_number)]
         for model in warmed or [None]:
             chat = messages(load, load.warm_up_number)
-            await ask(client, endpoint, Tally(), model, chat, max_tokens=4)
-        if load.rehearse:
+            await ask(client, endpoint, LoadStatistics(), model, chat, max_tokens=4)
+        if load.warm_up:
             rehearsed = range(load.warm_up_number + 1, load.warm_up_number + 1 + load.clients)
             warm = (
-                ask(client, endpoint, Tally(), model_of(load, n), messages(load, n), max_tokens=4) for n in rehearsed
+                ask(client, endpoint, LoadStatistics(), model_of(load, n), messages(load, n), max_tokens=4)
+                for n in rehearsed
             )
             await asyncio.gather(*warm)
         numbers = iter(load.numbers)
@@ -302,7 +303,7 @@ def main() -> None:
         temperature=options.temperature,
         rate=options.rate,
         system_words=options.system_words,
-        touch=options.touch,
+        warm_adapters=options.touch,
         label=options.label,
     )
     print(json.dumps(asyncio.run(run(endpoint, load))))

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load.generator import Endpoint, Tally, ask, connect, milliseconds, prompt, words
+from benchmarks.load.generator import Endpoint, LoadStatistics, ask, connect, milliseconds, prompt, words
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
+class RequestPairs:
     """
     Attributes:
         adapters: each pair names the next; none: the base.
@@ -32,13 +32,13 @@ class Pairs:
     clients: int = 1
 
 
-async def run_pairs(endpoint: Endpoint, pairs: Pairs) -> dict[str, Any]:
+async def run_pairs(endpoint: Endpoint, pairs: RequestPairs) -> dict[str, Any]:
     """Carry them out and say how long each first and each second request waited for its first token."""
-    warm, first, again = Tally(), Tally(), Tally()
+    warm, first, again = LoadStatistics(), LoadStatistics(), LoadStatistics()
 
     async with connect(endpoint, 1) as client:
 
-        async def one(tally: Tally, model: str | None, pair: int, offset: int) -> None:
+        async def one(tally: LoadStatistics, model: str | None, pair: int, offset: int) -> None:
             number = pairs.first_number + 2 * pair + offset
             system = words(pairs.system_words, seed=f"pair {pairs.first_number} {pair}") if pairs.system_words else ""
             chat = prompt(number, pairs.prompt_words, system=system)
@@ -52,7 +52,7 @@ async def run_pairs(endpoint: Endpoint, pairs: Pairs) -> dict[str, Any]:
     return summary(pairs, first, again)
 
 
-def summary(pairs: Pairs, first: Tally, again: Tally) -> dict[str, Any]:
+def summary(pairs: RequestPairs, first: LoadStatistics, again: LoadStatistics) -> dict[str, Any]:
     errors = [*first.errors, *again.errors]
     return {
         "clients": 1,

@@ -13,95 +13,97 @@ from typing import Any
 from benchmarks.harness.adapter_folders import named
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.load.generator import Load
-from benchmarks.load.request_pairs import Pairs
+from benchmarks.load.request_pairs import RequestPairs
 
 QUICK = ("1x0", "16x0", "16x1", "16x8", "16x32")
 SPECIAL = ("short", "long", "system", "poisson", "zipf", "cold", "prefix")
 FULL = (*(f"{clients}x{adapters}" for adapters in (0, 1, 8, 32) for clients in (1, 4, 16, 64)), *SPECIAL)
 
 #: Staggered requests arrive at this share of what a closed loop answers.
-_PACE = 0.7
+_RATE_SHARE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Workload:
     """One thing to measure.
 
     Attributes:
         key: its short name: ``16x8``.
         title: its name in tables.
         yardstick: the job whose throughput this one's is held against in the same system.
-        paced_by: the job whose throughput sets the pace at which requests arrive here.
+        rate_from: the job whose throughput sets the pace at which requests arrive here.
         many: more adapters than anybody keeps in memory by right.
         cold: the first request of each adapter must find it nowhere but on disk.
     """
 
     key: str
     title: str
-    what: Load | Pairs
-    yardstick: str | None = None
-    paced_by: str | None = None
+    load: Load | RequestPairs
+    baseline: str | None = None
+    rate_from: str | None = None
     many: bool = False
     cold: bool = False
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """All that requests may name."""
-        if isinstance(self.what, Pairs) and self.what.warm_up is not None:
-            return tuple(dict.fromkeys((self.what.warm_up, *self.what.adapters)))
-        return self.what.adapters
+        if isinstance(self.load, RequestPairs) and self.load.warm_up is not None:
+            return tuple(dict.fromkeys((self.load.warm_up, *self.load.adapters)))
+        return self.load.adapters
 
     @property
     def clients(self) -> int:
         """Most requests in flight, as far as clients can tell."""
-        return self.what.clients
+        return self.load.clients
 
     @property
     def context(self) -> int:
         """Tokens of the longest prompt and its answer, generously."""
-        words = self.what.prompt_words + self.what.system_words
+        words = self.load.prompt_words + self.load.system_words
         # These words are a token each in most vocabularies; 64 more are the template and the request's number.
-        return -(-(words * 5 // 4 + 64 + self.what.max_tokens) // 128) * 128
+        return -(-(words * 5 // 4 + 64 + self.load.max_tokens) // 128) * 128
 
-    def at_pace_of(self, figures: dict[str, Any]) -> Job:
+    def with_rate_of(self, figures: dict[str, Any]) -> Workload:
         """This job with its requests arriving at a share of what the job that sets the pace answered a second."""
-        assert isinstance(self.what, Load)
-        return replace(self, what=replace(self.what, rate=_PACE * figures["req_s"]))
+        assert isinstance(self.load, Load)
+        return replace(self, load=replace(self.load, rate=_RATE_SHARE * figures["req_s"]))
 
 
-def make_jobs(
+def make_workloads(
     keys: Iterable[str], *, requests: int | None = None, max_tokens: int | None = None, registered: int = 2000
-) -> list[Job]:
+) -> list[Workload]:
     """The jobs of these names, each after the one that it is paced by. Raises ``BenchmarkError`` for an unknown name.
 
     ``requests`` and ``max_tokens`` replace every job's own; ``registered`` is how many adapters ``zipf`` draws from.
     """
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, Workload] = {}
     for key in keys:
         job = _job(key, registered)
-        for made in (_job(job.paced_by, registered), job) if job.paced_by else (job,):
+        for made in (_job(job.rate_from, registered), job) if job.rate_from else (job,):
             jobs.setdefault(made.key, made)
     # Each has prompts of its own: what one leaves in a prefix cache is of no use to the next.
     return [_sized(job, 1000 * index, requests, max_tokens) for index, job in enumerate(jobs.values())]
 
 
-def _sized(job: Job, first_number: int, requests: int | None, max_tokens: int | None) -> Job:
-    what = replace(job.what, first_number=first_number, max_tokens=max_tokens or job.what.max_tokens)
+def _sized(job: Workload, first_number: int, requests: int | None, max_tokens: int | None) -> Workload:
+    what = replace(job.load, first_number=first_number, max_tokens=max_tokens or job.load.max_tokens)
     if requests is not None:
         what = (
-            replace(what, count=max(1, requests // 2)) if isinstance(what, Pairs) else replace(what, requests=requests)
+            replace(what, count=max(1, requests // 2))
+            if isinstance(what, RequestPairs)
+            else replace(what, requests=requests)
         )
-    return replace(job, what=what)
+    return replace(job, load=what)
 
 
-def _job(key: str, registered: int) -> Job:
+def _job(key: str, registered: int) -> Workload:
     if matched := re.fullmatch(r"([1-9]\d{0,3})x(0|[1-9]\d{0,2})", key):
         clients, adapters = map(int, matched.groups())
-        return Job(
+        return Workload(
             key=key,
             title=f"{_count(clients, 'client')}, {_count(adapters, 'adapter')}",
-            what=_load(clients=clients, adapters=named("a", adapters)),
-            yardstick=f"{clients}x0" if adapters else None,
+            load=_load(clients=clients, adapters=named("a", adapters)),
+            baseline=f"{clients}x0" if adapters else None,
         )
     mixed: dict[str, Any] = {"clients": 16, "adapters": named("a", 8)}
     match key:
@@ -112,29 +114,29 @@ def _job(key: str, registered: int) -> Job:
         case "system":
             load, title = _load(**mixed, system_words=300), "a shared system prompt of 300 words"
         case "poisson":
-            load, title = _load(**mixed), f"arriving at random, at {100 * _PACE:.0f} % of what 16 clients get"
-            return Job(key=key, title=f"8 adapters, {title}", what=load, paced_by="16x8")
+            load, title = _load(**mixed), f"arriving at random, at {100 * _RATE_SHARE:.0f} % of what 16 clients get"
+            return Workload(key=key, title=f"8 adapters, {title}", load=load, rate_from="16x8")
         case "zipf":
             load = _load(clients=16, adapters=named("z", registered), requests=256, zipf=True, touch=False)
             title = f"16 clients, {registered:,} small adapters, Zipf"
-            return Job(key=key, title=title, what=load, yardstick="16x8", many=True)
+            return Workload(key=key, title=title, load=load, baseline="16x8", many=True)
         case "cold":
-            pairs = Pairs(count=16, adapters=named("c", 16), warm_up="a0")
-            return Job(key=key, title="an adapter's first request", what=pairs, cold=True)
+            pairs = RequestPairs(count=16, adapters=named("c", 16), warm_up="a0")
+            return Workload(key=key, title="an adapter's first request", load=pairs, cold=True)
         case "prefix":
-            pairs = Pairs(count=8, adapters=named("a", 1), warm_up="a0", system_words=1000)
-            return Job(key=key, title="a prefix of 1,000 words again", what=pairs)
+            pairs = RequestPairs(count=8, adapters=named("a", 1), warm_up="a0", system_words=1000)
+            return Workload(key=key, title="a prefix of 1,000 words again", load=pairs)
         case _:
             raise BenchmarkError(
                 f"There is no load {key!r}. Take {', '.join(SPECIAL)}, or CLIENTSxADAPTERS like {', '.join(QUICK)}."
             )
-    return Job(key=key, title=f"16 clients, 8 adapters, {title}", what=load, yardstick="16x8")
+    return Workload(key=key, title=f"16 clients, 8 adapters, {title}", load=load, baseline="16x8")
 
 
 def _load(*, clients: int, requests: int | None = None, **more: Any) -> Load:
     """Enough requests that the start and the end of a load, when fewer are in flight, do not count for much."""
     enough = {1: 16, 4: 32, 16: 64}.get(clients, 2 * clients)
-    return Load(clients=clients, requests=requests or enough, rehearse=True, **more)
+    return Load(clients=clients, requests=requests or enough, warm_up=True, **more)
 
 
 def _count(number: int, thing: str) -> str:

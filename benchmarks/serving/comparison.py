@@ -11,15 +11,15 @@ import psutil
 
 from benchmarks.harness.display import Display
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.load.workloads import Job
-from benchmarks.serving.report import Outcome, Report
+from benchmarks.load.workloads import Workload
+from benchmarks.serving.report import ServingReport, WorkloadResult
 from benchmarks.systems.system import Running, System
 
 #: A machine that does more than that beside the benchmark spoils its figures.
 _BUSY_PERCENT = 20.0
 
 #: What is said at once of a job that is done, and in what.
-_TOLD = {
+_SHOWN_FIGURES = {
     "out_tok_s": "tokens/s",
     "ttft_ms_p50": "ms to the first token",
     "first_ttft_ms_p50": "ms to the first token",
@@ -28,15 +28,15 @@ _TOLD = {
 
 
 def measure_all(
-    systems: Sequence[System], report: Report, display: Display, after_each: Callable[[Report], None]
+    systems: Sequence[System], report: ServingReport, display: Display, after_each: Callable[[ServingReport], None]
 ) -> None:
     """Fill the report. What fails is in it as failed, and the rest goes on."""
     for system in systems:
         display.say(f"— {system.title}")
         for job in report.jobs:
-            if (reason := system.refuses(job)) is not None:
-                report.add(Outcome(system=system.key, job=job.key, refused=reason))
-        jobs = [job for job in report.jobs if system.refuses(job) is None]
+            if (reason := system.unsupported_reason(job)) is not None:
+                report.add(WorkloadResult(system=system.key, job=job.key, refused=reason))
+        jobs = [job for job in report.jobs if system.unsupported_reason(job) is None]
         try:
             system.prepare(jobs)
         except BenchmarkError as error:
@@ -55,34 +55,36 @@ def measure_all(
     after_each(report)
 
 
-def _by_arrangement(system: System, jobs: Sequence[Job]) -> list[tuple[Hashable, list[Job]]]:
-    groups: dict[Hashable, list[Job]] = {}
+def _by_arrangement(system: System, jobs: Sequence[Workload]) -> list[tuple[Hashable, list[Workload]]]:
+    groups: dict[Hashable, list[Workload]] = {}
     for job in jobs:
-        groups.setdefault(system.arrangement(job), []).append(job)
+        groups.setdefault(system.start_options(job), []).append(job)
     return list(groups.items())
 
 
-def _measure(system: System, running: Running, job: Job, report: Report, display: Display) -> None:
-    if job.paced_by is not None:
-        pace = report.outcome(system.key, job.paced_by)
+def _measure(system: System, running: Running, job: Workload, report: ServingReport, display: Display) -> None:
+    if job.rate_from is not None:
+        pace = report.outcome(system.key, job.rate_from)
         if pace is None or not (pace.figures and pace.figures["req_s"]):
-            raise BenchmarkError(f"{job.key} is paced by {job.paced_by}, which has no figures.")
-        job = job.at_pace_of(dict(pace.figures))
-    running.child.forget_peak()
+            raise BenchmarkError(f"{job.key} is paced by {job.rate_from}, which has no figures.")
+        job = job.with_rate_of(dict(pace.figures))
+    running.child.reset_peak()
     with display.working(f"{system.title}: {job.title}"):
-        figures = running.measure(job.what)
+        figures = running.measure(job.load)
     figures["peak_rss_mb"] = round(running.child.peak_bytes / 1e6)
-    report.add(Outcome(system=system.key, job=job.key, figures=figures))
-    said = [f"{figures[name]} {unit}" for name, unit in _TOLD.items() if figures.get(name) is not None]
+    report.add(WorkloadResult(system=system.key, job=job.key, figures=figures))
+    said = [f"{figures[name]} {unit}" for name, unit in _SHOWN_FIGURES.items() if figures.get(name) is not None]
     if figures["errors"]:
         said.append(f"{figures['errors']} errors: {figures['error_sample']}")
     display.say(f"{system.title}: {job.title}: {', '.join(said)}")
 
 
-def _fail(system: System, jobs: Sequence[Job], error: BenchmarkError, report: Report, display: Display) -> None:
+def _fail(
+    system: System, jobs: Sequence[Workload], error: BenchmarkError, report: ServingReport, display: Display
+) -> None:
     display.say(f"{system.title}: failed. {error.message}")
     for job in jobs:
-        report.add(Outcome(system=system.key, job=job.key, failed=error.message))
+        report.add(WorkloadResult(system=system.key, job=job.key, failed=error.message))
 
 
 def _warn_if_busy(display: Display) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.load.request_pairs import Pairs
-from benchmarks.load.workloads import Job
+from benchmarks.load.request_pairs import RequestPairs
+from benchmarks.load.workloads import Workload
 
 OURS = "graftwork"
 
@@ -20,7 +20,7 @@ _MOST_COLUMNS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class WorkloadResult:
     """What came of one job on one system: figures, or why there are none."""
 
     system: str
@@ -33,7 +33,7 @@ class Outcome:
 
     @property
     def speed(self) -> float | None:
-        """Output tokens a second, if all requests were answered."""
+        """StepOutput tokens a second, if all requests were answered."""
         if self.figures is None or self.figures["errors"]:
             return None
         speed: float | None = self.figures.get("out_tok_s")
@@ -45,18 +45,18 @@ class Outcome:
 
 
 @dataclass
-class Report:
-    jobs: Sequence[Job]
+class ServingReport:
+    jobs: Sequence[Workload]
     titles: Mapping[str, str]
     """Of the systems, by key, in the order of rows."""
     about: Mapping[str, Any]
     """The machine and how it was asked."""
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[WorkloadResult] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: WorkloadResult) -> None:
         self.outcomes.append(outcome)
 
-    def outcome(self, system: str, job: str) -> Outcome | None:
+    def outcome(self, system: str, job: str) -> WorkloadResult | None:
         return next((found for found in self.outcomes if (found.system, found.job) == (system, job)), None)
 
     def speed(self, system: str, job: str) -> float | None:
@@ -64,7 +64,7 @@ class Report:
         return found.speed if found else None
 
     @property
-    def failures(self) -> list[Outcome]:
+    def failures(self) -> list[WorkloadResult]:
         """Outcomes that should have been figures without errors."""
         return [o for o in self.outcomes if o.failed or (o.figures is not None and o.figures["errors"])]
 
@@ -85,8 +85,8 @@ class Report:
             ratios: dict[str, Any] = {}
             if (best := self.best_peer(job.key)) is not None and best[1]:
                 ratios |= {"best_peer": best[0], "to_best_peer": round(ours / best[1], 2)}
-            if job.yardstick is not None and (own := self.speed(OURS, job.yardstick)):
-                ratios |= {"yardstick": job.yardstick, "to_yardstick": round(ours / own, 3)}
+            if job.baseline is not None and (own := self.speed(OURS, job.baseline)):
+                ratios |= {"yardstick": job.baseline, "to_yardstick": round(ours / own, 3)}
             if ratios:
                 found[job.key] = ratios
         return found
@@ -107,11 +107,11 @@ class Report:
 
     # -- Markdown ------------------------------------------------------------------------------------------------
     def to_markdown(self) -> str:
-        loads = [job for job in self.jobs if not isinstance(job.what, Pairs)]
-        pairs = [job for job in self.jobs if isinstance(job.what, Pairs)]
+        loads = [job for job in self.jobs if not isinstance(job.load, RequestPairs)]
+        pairs = [job for job in self.jobs if isinstance(job.load, RequestPairs)]
         parts = [" · ".join(map(str, self.about.values()))]
         if loads:
-            parts += ["Output tokens a second:", self._speeds(loads)]
+            parts += ["StepOutput tokens a second:", self._speeds(loads)]
         if waits := list(self._waits(loads)):
             head = ["load", "system", "first token p50 / p95 / p99", "between tokens p50 / p95 / p99"]
             parts += ["Milliseconds, and megabytes at the peak:", _table([[*head, "memory", "errors"], *waits])]
@@ -122,7 +122,7 @@ class Report:
             parts.append("\n".join(f"- {note}" for note in notes))
         return "\n\n".join(parts) + "\n"
 
-    def _speeds(self, jobs: Sequence[Job]) -> str:
+    def _speeds(self, jobs: Sequence[Workload]) -> str:
         """A row for each system, or, when there are too many loads for a page, a row for each load."""
         lines = [["system", *(job.title for job in jobs)]]
         for key, title in self.titles.items():
@@ -141,18 +141,18 @@ class Report:
         title = next(job.title for job in self.jobs if job.key == ratios["yardstick"])
         return f"{100 * ratios['to_yardstick']:.0f} % of {title}"
 
-    def _waits(self, jobs: Sequence[Job]) -> Iterator[list[str]]:
+    def _waits(self, jobs: Sequence[Workload]) -> Iterator[list[str]]:
         for job, title, figures in self._measured(jobs):
             waits = [_three(figures, "ttft"), _three(figures, "itl")]
             yield [job.title, title, *waits, f"{figures['peak_rss_mb']:,}", str(figures["errors"])]
 
-    def _pairs(self, jobs: Sequence[Job]) -> Iterator[list[str]]:
+    def _pairs(self, jobs: Sequence[Workload]) -> Iterator[list[str]]:
         for job, title, figures in self._measured(jobs):
             if "again_share" in figures:
                 waits = [_three(figures, "first_ttft"), _three(figures, "again_ttft")]
                 yield [job.title, title, *waits, f"{figures['first_more_ms']:+.0f}", f"{figures['again_share']:.2f}"]
 
-    def _measured(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str, Mapping[str, Any]]]:
+    def _measured(self, jobs: Sequence[Workload]) -> Iterator[tuple[Workload, str, Mapping[str, Any]]]:
         for job in jobs:
             for key, title in self.titles.items():
                 if (found := self.outcome(key, job.key)) and found.figures is not None:
@@ -171,7 +171,7 @@ class Report:
                 yield f"{title}, {outcome.job}: {outcome.figures['errors']} errors, first {sample}"
 
 
-def _speed_cell(outcome: Outcome | None) -> str:
+def _speed_cell(outcome: WorkloadResult | None) -> str:
     if outcome is None or outcome.refused is not None:
         return "–"
     if outcome.figures is None:

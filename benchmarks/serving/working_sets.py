@@ -7,7 +7,7 @@ For half, one, two and four times the slots the same load: so many adapters take
 that keeps those it used last. Adapters ``a0``, ``a1``, … that the server does not have are written to DIR and pushed.
 Prints a Markdown table; with ``--json`` a line of JSON for each load.
 
-Beside it stand the adapters moved off the device and read from the store for each request, as ``/metrics`` counts them.
+ServingWhileTraining it stand the adapters moved off the device and read from the store for each request, as ``/metrics`` counts them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.adapter_folders import AdapterFolders, named
-from benchmarks.harness.output import row
+from benchmarks.harness.output import markdown_row
 from benchmarks.load.generator import Endpoint, Load, run
 from graftwork.clients.client import Client
 
@@ -117,10 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         zipf=options.zipf,
     )
     if not options.json:
-        print(row(list(COLUMNS.values())))
-        print(row(["---"] * len(COLUMNS)))
+        print(markdown_row(list(COLUMNS.values())))
+        print(markdown_row(["---"] * len(COLUMNS)))
     for figures in measure(endpoint, options.slots, times, load):
-        print(json.dumps(figures) if options.json else row([figures[name] for name in COLUMNS]), flush=True)
+        print(json.dumps(figures) if options.json else markdown_row([figures[name] for name in COLUMNS]), flush=True)
 
 
 def _by_name(model: str | None) -> Mapping[str, Any]:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftwork.version import __version__
-from benchmarks.load.workloads import Job
-from benchmarks.systems.system import HttpServer, Running, Site, drop_from_page_cache, free_port
+from benchmarks.load.workloads import Workload
+from benchmarks.systems.system import BenchmarkSite, HttpServer, Running, drop_from_page_cache, free_port
 from graftwork.clients.client import Client
 from graftwork.server.config import ServerConfig
+from graftwork.version import __version__
 
 #: Adapters on the device when a load has more than that many.
 _MOST_SLOTS = 32
@@ -25,7 +25,7 @@ _PUSHES_TOLD = 100
 
 
 @dataclass(frozen=True)
-class _Arrangement:
+class _GraftworkStart:
     slots: int
     rows: int
 
@@ -33,28 +33,28 @@ class _Arrangement:
 class Graftwork:
     key = "graftwork"
 
-    def __init__(self, site: Site, flags: Sequence[str] = ()) -> None:
+    def __init__(self, site: BenchmarkSite, flags: Sequence[str] = ()) -> None:
         """``flags``: more of them for ``graftwork serve``."""
         self._site = site
         self._flags = flags
         self._home = site.workshop.folder / "graftwork" / site.base_key
         self.title = " ".join([f"Graftwork {__version__}", *flags])
 
-    def refuses(self, job: Job) -> str | None:
+    def unsupported_reason(self, job: Workload) -> str | None:
         return None
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Workload]) -> None:
         self._site.write_adapters(jobs)
 
-    def arrangement(self, job: Job) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         default = ServerConfig()
-        return _Arrangement(
+        return _GraftworkStart(
             slots=max(default.slots, min(_MOST_SLOTS, len(job.adapters))), rows=max(default.max_batch, job.clients)
         )
 
     @contextmanager
-    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> Iterator[Running]:
-        assert isinstance(arrangement, _Arrangement)
+    def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        assert isinstance(arrangement, _GraftworkStart)
         port = free_port()
         command: list[str | Path] = [sys.executable, "-m", "graftwork", "serve", "--base", self._site.base.path]
         command += ["--home", self._home, "--port", str(port), "--slots", str(arrangement.slots)]
@@ -77,7 +77,7 @@ class Graftwork:
             with server.running() as running:
                 yield from self._cold_where_wanted(running, jobs)
 
-    def _cold_where_wanted(self, running: Running, jobs: Sequence[Job]) -> Iterator[Running]:
+    def _cold_where_wanted(self, running: Running, jobs: Sequence[Workload]) -> Iterator[Running]:
         if any(job.cold for job in jobs):
             drop_from_page_cache(self._home)
         yield running

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.load.workloads import Job
-from benchmarks.systems.peer_cache import Workshop
+from benchmarks.load.workloads import Workload
+from benchmarks.systems.peer_cache import PeerCache
 from benchmarks.systems.peft import torch_for
-from benchmarks.systems.system import HttpServer, Running, Site, free_port
+from benchmarks.systems.system import BenchmarkSite, HttpServer, Running, free_port
 
 VERSION = "11434.0.0"
 BUILD = VERSION.partition(".")[0]
@@ -56,7 +56,7 @@ class Tools:
         return self.build / "bin" / "llama-quantize"
 
 
-def build(workshop: Workshop, device: str) -> Tools:
+def build(workshop: PeerCache, device: str) -> Tools:
     python = workshop.environment(f"llama.cpp-tools-{BUILD}", [*_TOOLS, torch_for("cpu")])
     flags = list(_FLAGS)
     if device == "cuda":
@@ -100,7 +100,7 @@ def _source(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Arrangement:
+class _LlamaCppStart:
     slots: int
     context: int
     """Tokens a slot."""
@@ -110,15 +110,15 @@ class _Arrangement:
 class LlamaCpp:
     key = "llama.cpp"
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: BenchmarkSite) -> None:
         self._site = site
         self._ggufs = site.workshop.folder / f"gguf-{BUILD}" / site.base_key
         self.title = f"llama.cpp server (build {BUILD}), Q4_0"
 
-    def refuses(self, job: Job) -> str | None:
+    def unsupported_reason(self, job: Workload) -> str | None:
         return "every adapter must be in memory from the start" if job.many or job.cold else None
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Workload]) -> None:
         self._tools = build(self._site.workshop, self._site.device)
         self._site.write_adapters(jobs)
         self._ggufs.mkdir(parents=True, exist_ok=True)
@@ -126,13 +126,13 @@ class LlamaCpp:
         for name in sorted({name for job in jobs for name in job.adapters}):
             self._adapter(name)
 
-    def arrangement(self, job: Job) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         # Adapters that are loaded but not asked for cost it something too.
-        return _Arrangement(slots=job.clients, context=job.context, adapters=job.adapters)
+        return _LlamaCppStart(slots=job.clients, context=job.context, adapters=job.adapters)
 
     @contextmanager
-    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> Iterator[Running]:
-        assert isinstance(arrangement, _Arrangement)
+    def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        assert isinstance(arrangement, _LlamaCppStart)
         port = free_port()
         threads = str(len(os.sched_getaffinity(0)))
         command: list[str | Path] = [self._tools.server, "--model", self._model(), "--host", "127.0.0.1"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.harness.child_process import Child
+from benchmarks.harness.child_process import ChildProcess
 from benchmarks.harness.display import Display
 from benchmarks.harness.errors import BenchmarkError
 from graftwork.adapters.base import BaseInfo
@@ -24,7 +24,7 @@ from graftwork.adapters.base import BaseInfo
 _STAMP = ".made"
 
 
-class Workshop:
+class PeerCache:
     def __init__(self, folder: Path, display: Display, *, jobs: int) -> None:
         """``jobs``: how many compilers run at once."""
         self.folder = folder.expanduser().resolve()
@@ -33,7 +33,7 @@ class Workshop:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the cache: two benchmarks at once would measure one another."""
+        """MakeLinearMethod the cache: two benchmarks at once would measure one another."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:
@@ -64,11 +64,14 @@ class Workshop:
         folder: Path | None = None,
     ) -> None:
         """Run a step of a set-up to its end. Raises ``BenchmarkError`` with its last words when it fails."""
-        with self.display.working(title), Child(command, log=log, environment=environment, folder=folder) as child:
+        with (
+            self.display.working(title),
+            ChildProcess(command, log=log, environment=environment, folder=folder) as child,
+        ):
             code = child.wait()
             if code != 0:
                 raise BenchmarkError(
-                    f"{title}: {Path(command[0]).name} ended with {code}. Its log is {log}:\n{child.last_words()}"
+                    f"{title}: {Path(command[0]).name} ended with {code}. Its log is {log}:\n{child.log_tail()}"
                 )
 
     def environment(self, name: str, packages: Sequence[str], *, unwanted: Sequence[str] = ()) -> Path:
@@ -96,11 +99,11 @@ class Workshop:
         wheel = {name: os.environ[name] for name in ("GRAFTWORK_EMBEDDED_WHEEL",) if name in os.environ}
         with (
             self.display.working("Preparing the base"),
-            Child(command, log=log, environment=wheel, talks=True) as child,
+            ChildProcess(command, log=log, environment=wheel, talks=True) as child,
         ):
             said = child.output.read().decode()
             if child.wait() != 0:
-                raise BenchmarkError(f"The base could not be prepared: {child.last_words(1)}")
+                raise BenchmarkError(f"The base could not be prepared: {child.log_tail(1)}")
         return BaseInfo.from_json(said)
 
     def program(self, name: str, package: str) -> str:

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.child_process import Child
+from benchmarks.harness.child_process import ChildProcess
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.load.generator import Load, Tally, messages, model_of
-from benchmarks.load.request_pairs import Pairs
-from benchmarks.load.workloads import Job
-from benchmarks.systems.peer_cache import Workshop
-from benchmarks.systems.system import Running, Site
+from benchmarks.load.generator import Load, LoadStatistics, messages, model_of
+from benchmarks.load.request_pairs import RequestPairs
+from benchmarks.load.workloads import Workload
+from benchmarks.systems.peer_cache import PeerCache
+from benchmarks.systems.system import BenchmarkSite, Running
 
 VERSION = "0.21.2"
 PACKAGES = (f"peft=={VERSION}", "transformers==5.23.0", "accelerate==1.15.0", "jinja2>=3.1.6,<4")
@@ -30,7 +30,7 @@ TORCH = "2.13.0"
 _WORKER = Path(__file__).with_name("peft_worker.py")
 
 
-def install(workshop: Workshop, device: str) -> Path:
+def install(workshop: PeerCache, device: str) -> Path:
     """Its python."""
     return workshop.environment(f"peft-{VERSION}", [*PACKAGES, torch_for(device)])
 
@@ -44,45 +44,45 @@ class PEFT:
     key = "peft"
     title = f"PEFT {VERSION} `generate(adapter_names=…)`, bf16, in process"
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: BenchmarkSite) -> None:
         self._site = site
 
-    def refuses(self, job: Job) -> str | None:
-        if isinstance(job.what, Pairs):
+    def unsupported_reason(self, job: Workload) -> str | None:
+        if isinstance(job.load, RequestPairs):
             return "nothing is kept between calls"
-        if job.paced_by is not None:
+        if job.rate_from is not None:
             return "fixed batches: no arrivals"
         return "every adapter must be in memory" if job.many else None
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Workload]) -> None:
         self._python = install(self._site.workshop, self._site.device)
         self._site.write_adapters(jobs)
 
-    def arrangement(self, job: Job) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         return bool(job.adapters)  # without any it is the plain model
 
     @contextmanager
-    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> Iterator[Running]:
+    def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
         names = sorted({name for job in jobs for name in job.adapters})
         folders = self._site.adapters.folders(names)
         command: list[str | Path] = [self._python, "-P", _WORKER, self._site.base_folder, self._site.device]
         command += [f"{name}={folder}" for name, folder in folders.items()]
-        with Child(command, log=self._site.logs / "peft.log", talks=True) as child:
+        with ChildProcess(command, log=self._site.logs / "peft.log", talks=True) as child:
             with self._site.display.working(f"{self.title}: starting"):
-                _hear(child)
+                _read_reply(child)
             yield _Batches(child)
 
 
 class _Batches:
     """The worker's end of the line: each wave of clients is one batch."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self.child = child
 
-    def measure(self, load: Load | Pairs) -> dict[str, Any]:
+    def measure(self, load: Load | RequestPairs) -> dict[str, Any]:
         assert isinstance(load, Load)
         self._batch(load, [load.warm_up_number] * load.clients, 4)
-        tally = Tally()
+        tally = LoadStatistics()
         numbers = list(load.numbers)
         began = time.perf_counter()
         for start in range(0, len(numbers), load.clients):
@@ -102,12 +102,12 @@ class _Batches:
             self.child.input.flush()
         except BrokenPipeError:
             pass  # it has ended: hearing nothing says so
-        return _hear(self.child)
+        return _read_reply(self.child)
 
 
-def _hear(child: Child) -> dict[str, Any]:
+def _read_reply(child: ChildProcess) -> dict[str, Any]:
     line = child.output.readline()
     if not line:
-        raise BenchmarkError(f"PEFT's process ended. Its log is {child.log}:\n{child.last_words()}")
+        raise BenchmarkError(f"PEFT's process ended. Its log is {child.log}:\n{child.log_tail()}")
     said: dict[str, Any] = json.loads(line)
     return said

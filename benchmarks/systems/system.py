@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import httpx
 
 from benchmarks.harness.adapter_folders import AdapterFolders
-from benchmarks.harness.child_process import Child
+from benchmarks.harness.child_process import ChildProcess
 from benchmarks.harness.display import Display
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.load.generator import Endpoint, Load, run
-from benchmarks.load.request_pairs import Pairs, run_pairs
-from benchmarks.load.workloads import Job
-from benchmarks.systems.peer_cache import Workshop
+from benchmarks.load.request_pairs import RequestPairs, run_pairs
+from benchmarks.load.workloads import Workload
+from benchmarks.systems.peer_cache import PeerCache
 from graftwork.adapters.base import BaseInfo
 
 #: Seconds that a system may take to start; one that compiles on its first start is slow.
@@ -35,9 +35,9 @@ class Running(Protocol):
     """A system that is up."""
 
     @property
-    def child(self) -> Child: ...
+    def child(self) -> ChildProcess: ...
 
-    def measure(self, what: Load | Pairs) -> dict[str, Any]:
+    def measure(self, what: Load | RequestPairs) -> dict[str, Any]:
         """Carry it out, and say what was met."""
 
 
@@ -50,24 +50,24 @@ class System(Protocol):
     @property
     def title(self) -> str: ...
 
-    def refuses(self, job: Job) -> str | None:
+    def unsupported_reason(self, job: Workload) -> str | None:
         """Why this system cannot do the job at all; None: it can."""
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Workload]) -> None:
         """Install it, and make what it needs for these jobs. What is there already is not made again."""
 
-    def arrangement(self, job: Job) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         """How it should be started for the job. Jobs of one arrangement share one start."""
 
-    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> AbstractContextManager[Running]:
+    def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> AbstractContextManager[Running]:
         """Start it for these jobs, which share the arrangement; it is gone after the ``with``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class BenchmarkSite:
     """Where systems are measured: the same for all."""
 
-    workshop: Workshop
+    workshop: PeerCache
     base: BaseInfo
     adapters: AdapterFolders
     device: str
@@ -91,7 +91,7 @@ class Site:
         """The base's folder under a path of the cache's own: adapters, which are kept, say what they are for."""
         return self.workshop.folder / "bases" / self.base_key
 
-    def write_adapters(self, jobs: Sequence[Job]) -> None:
+    def write_adapters(self, jobs: Sequence[Workload]) -> None:
         """All that these jobs name, before anything is measured."""
         wanted = {name for job in jobs for name in job.adapters}
         if missing := self.adapters.missing(wanted):
@@ -99,14 +99,14 @@ class Site:
                 self.adapters.folders(missing)
 
 
-def make_site(workshop: Workshop, base: BaseInfo, device: str) -> Site:
+def make_site(workshop: PeerCache, base: BaseInfo, device: str) -> BenchmarkSite:
     folder = workshop.folder / "bases" / base_key(base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.is_symlink() or os.readlink(folder) != base.path:
         folder.unlink(missing_ok=True)
         folder.symlink_to(base.path)
     adapters = AdapterFolders(folder, workshop.folder / "adapters" / base_key(base))
-    return Site(workshop=workshop, base=base, adapters=adapters, device=device)
+    return BenchmarkSite(workshop=workshop, base=base, adapters=adapters, device=device)
 
 
 def base_key(base: BaseInfo) -> str:
@@ -130,12 +130,12 @@ class HttpServer:
 
     @contextmanager
     def running(self) -> Iterator[Running]:
-        with Child(self.command, log=self.log, environment=self.environment) as child:
+        with ChildProcess(self.command, log=self.log, environment=self.environment) as child:
             with self.display.working(f"{self.title}: starting"):
                 self._wait(child)
             yield RunningServer(child, Endpoint(url=self.url, fields=self.fields))
 
-    def _wait(self, child: Child) -> None:
+    def _wait(self, child: ChildProcess) -> None:
         deadline = time.monotonic() + _START_SECONDS
         with httpx.Client(base_url=self.url, timeout=10, trust_env=False) as client:
             while True:
@@ -151,23 +151,23 @@ class HttpServer:
                         pass  # nobody listens yet
                     time.sleep(0.2)
                     continue
-                raise BenchmarkError(f"{self.title} {why}. Its log is {self.log}:\n{child.last_words()}")
+                raise BenchmarkError(f"{self.title} {why}. Its log is {self.log}:\n{child.log_tail()}")
 
 
 @dataclass(frozen=True)
 class RunningServer:
     """Asked over HTTP."""
 
-    child: Child
+    child: ChildProcess
     endpoint: Endpoint
 
-    def measure(self, what: Load | Pairs) -> dict[str, Any]:
+    def measure(self, what: Load | RequestPairs) -> dict[str, Any]:
         asked = run(self.endpoint, what) if isinstance(what, Load) else run_pairs(self.endpoint, what)
         figures = asyncio.run(asked)
         # After errors it may be about to end: its guard has its children to see to first.
         if (code := self.child.poll(3.0 if figures["errors"] else 0.0)) is not None:
             log = self.child.log
-            raise BenchmarkError(f"It ended with {code} under load. Its log is {log}:\n{self.child.last_words()}")
+            raise BenchmarkError(f"It ended with {code} under load. Its log is {log}:\n{self.child.log_tail()}")
         return figures
 
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load.workloads import Job
-from benchmarks.systems.peer_cache import Workshop
-from benchmarks.systems.system import HttpServer, Running, Site, drop_from_page_cache, free_port
+from benchmarks.load.workloads import Workload
+from benchmarks.systems.peer_cache import PeerCache
+from benchmarks.systems.system import BenchmarkSite, HttpServer, Running, drop_from_page_cache, free_port
 
 VERSION = "0.32.0"
 
@@ -26,7 +26,7 @@ _UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 _BASE = "base"
 
 
-def install(workshop: Workshop, device: str) -> Path:
+def install(workshop: PeerCache, device: str) -> Path:
     """Its python."""
     if device == "cuda":
         return workshop.environment(f"vllm-{VERSION}", [f"vllm=={VERSION}"])
@@ -59,7 +59,7 @@ def _preloaded(python: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Arrangement:
+class _VLLMStart:
     """``slots``: adapters on the device at once; None: LoRA off. ``on_request``: adapters are read when asked for."""
 
     slots: int | None
@@ -67,29 +67,29 @@ class _Arrangement:
 
 
 class VLLM:
-    def __init__(self, site: Site, *, lora: bool) -> None:
+    def __init__(self, site: BenchmarkSite, *, lora: bool) -> None:
         self._site = site
         self._lora = lora
         self.key = "vllm" if lora else "vllm-no-lora"
         where = "CPU" if site.device == "cpu" else "GPU"
         self.title = f"vLLM {VERSION} {where}, bf16, LoRA {'on' if lora else 'off'}"
 
-    def refuses(self, job: Job) -> str | None:
+    def unsupported_reason(self, job: Workload) -> str | None:
         return "LoRA is off" if job.adapters and not self._lora else None
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Workload]) -> None:
         self._python = install(self._site.workshop, self._site.device)
         self._site.write_adapters(jobs)
 
-    def arrangement(self, job: Job) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         if not self._lora:
-            return _Arrangement(slots=None, on_request=False)
+            return _VLLMStart(slots=None, on_request=False)
         # As many slots as the load has adapters: more would only cost.
-        return _Arrangement(slots=min(32, max(1, len(job.adapters))), on_request=job.many or job.cold)
+        return _VLLMStart(slots=min(32, max(1, len(job.adapters))), on_request=job.many or job.cold)
 
     @contextmanager
-    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> Iterator[Running]:
-        assert isinstance(arrangement, _Arrangement)
+    def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        assert isinstance(arrangement, _VLLMStart)
         port = free_port()
         command: list[str | Path] = [self._python.with_name("vllm"), "serve", self._site.base_folder]
         command += ["--served-model-name", _BASE, "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]

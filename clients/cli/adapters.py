@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.context import Remote, everything, over_http, pairs
+from graftwork.clients.cli.context import CommandContext, api_command, paginate, parse_metadata
 
 if TYPE_CHECKING:
-    from graftwork.clients.http.calls import Progress
+    from graftwork.clients.http.calls import ProgressCallback
     from graftwork.clients.types.adapters import PushedVersion
 
 app = typer.Typer(help="Push, promote, roll back and watch adapters.", no_args_is_help=True)
@@ -25,9 +25,9 @@ EndExperiment = Annotated[bool, typer.Option("--end-experiment", help="End the e
 
 
 @app.command()
-@over_http
+@api_command
 def push(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="What PEFT's save_pretrained wrote.", show_default=False)
@@ -52,41 +52,41 @@ def push(
             server_path=folder if server_path else None,
             alias=alias,
             parent=parent,
-            metadata=pairs(metadata) if metadata else None,
+            metadata=parse_metadata(metadata) if metadata else None,
             progress=progress,
         )
     from graftwork.clients.cli import tables
 
-    remote.answer(version, lambda: tables.pushed(version))
+    remote.print_result(version, lambda: tables.pushed(version))
     _say_what_next(remote, version)
 
 
 @app.command("list")
-@over_http
-def list_(remote: Remote) -> None:
+@api_command
+def list_(remote: CommandContext) -> None:
     """List all adapters."""
     from graftwork.clients.cli import tables
 
     found = list(
-        everything(lambda after: remote.client.adapters.list(after=after, limit=100), lambda adapter: adapter.name)
+        paginate(lambda after: remote.client.adapters.list(after=after, limit=100), lambda adapter: adapter.name)
     )
-    remote.answer(found, lambda: tables.adapters(found))
+    remote.print_result(found, lambda: tables.adapters(found))
 
 
 @app.command()
-@over_http
-def show(remote: Remote, name: Name) -> None:
-    """Show an adapter: its versions, aliases, where they reside, and their traffic."""
+@api_command
+def show(remote: CommandContext, name: Name) -> None:
+    """LoopDisplay an adapter: its versions, aliases, where they reside, and their traffic."""
     from graftwork.clients.cli import tables
 
     adapter = remote.client.adapters.get(name)
-    remote.answer(adapter, lambda: tables.adapter(adapter))
+    remote.print_result(adapter, lambda: tables.adapter(adapter))
 
 
 @app.command()
-@over_http
+@api_command
 def promote(
-    remote: Remote,
+    remote: CommandContext,
     version: Annotated[
         str,
         typer.Argument(metavar="NAME@VERSION", help="For example intents@7, or intents@candidate.", show_default=False),
@@ -104,13 +104,13 @@ def promote(
     event = remote.client.adapters.promote(
         name, int(number), alias=alias, reason=reason, end_experiment=end_experiment or None
     )
-    remote.answer(event, lambda: tables.event(event))
+    remote.print_result(event, lambda: tables.event(event))
 
 
 @app.command()
-@over_http
+@api_command
 def rollback(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     alias: Alias = "live",
     reason: Reason = None,
@@ -120,13 +120,13 @@ def rollback(
     from graftwork.clients.cli import tables
 
     event = remote.client.adapters.rollback(name, alias=alias, reason=reason, end_experiment=end_experiment or None)
-    remote.answer(event, lambda: tables.event(event))
+    remote.print_result(event, lambda: tables.event(event))
 
 
 @app.command()
-@over_http
+@api_command
 def retire(
-    remote: Remote,
+    remote: CommandContext,
     version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="For example intents@3.", show_default=False)],
 ) -> None:
     """Take a version out of service; refused while an alias points at it."""
@@ -136,24 +136,24 @@ def retire(
     if not number.isdecimal():
         raise typer.BadParameter(f"{version!r} names an alias; retire takes a number, like {name}@3.")
     gone = remote.client.adapters.retire(name, int(number))
-    remote.answer(gone, lambda: tables.retired(gone))
+    remote.print_result(gone, lambda: tables.retired(gone))
 
 
 @app.command()
-@over_http
+@api_command
 def history(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 50,
 ) -> None:
-    """Show what happened to an adapter, and who did it."""
+    """LoopDisplay what happened to an adapter, and who did it."""
     from graftwork.clients.cli import tables
 
-    pages = everything(
+    pages = paginate(
         lambda after: remote.client.adapters.history(name, after=after, limit=min(limit, 100)), lambda event: event.id
     )
     events = list(islice(pages, limit))
-    remote.answer(events, lambda: tables.history(events))
+    remote.print_result(events, lambda: tables.history(events))
 
 
 def _split(version: str) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def _split(version: str) -> tuple[str, str]:
     return name, number
 
 
-def _version_of_alias(remote: Remote, name: str, alias: str) -> str:
+def _version_of_alias(remote: CommandContext, name: str, alias: str) -> str:
     aliases = remote.client.adapters.get(name).aliases
     if alias not in aliases:
         has = ", ".join(sorted(aliases)) or "none"
@@ -171,24 +171,26 @@ def _version_of_alias(remote: Remote, name: str, alias: str) -> str:
     return str(aliases[alias])
 
 
-def _say_what_next(remote: Remote, version: PushedVersion) -> None:
+def _say_what_next(remote: CommandContext, version: PushedVersion) -> None:
     if not version.created:
-        remote.say(f"The very same bytes are {version.id} already: nothing was added.")
+        remote.print_message(f"The very same bytes are {version.id} already: nothing was added.")
     if not version.verified:
-        remote.say("The folder does not say which base it was trained on; shapes fit, so it is taken as unverified.")
+        remote.print_message(
+            "The folder does not say which base it was trained on; shapes fit, so it is taken as unverified."
+        )
     aliases = remote.client.adapters.get(version.name).aliases_of(version.version)
     if "live" in aliases:
-        remote.say(f'Live: requests for model "{version.name}" are answered by {version.id}.')
+        remote.print_message(f'Live: requests for model "{version.name}" are answered by {version.id}.')
         return
     if aliases:
-        remote.say(f'Callable as "{version.name}@{aliases[0]}" and "{version.id}".')
+        remote.print_message(f'Callable as "{version.name}@{aliases[0]}" and "{version.id}".')
     else:
-        remote.say(f'Callable as "{version.id}".')
-    remote.say(f"Make it live: graftwork adapters promote {version.id}")
+        remote.print_message(f'Callable as "{version.id}".')
+    remote.print_message(f"Make it live: graftwork adapters promote {version.id}")
 
 
 @contextmanager
-def _upload_bar(remote: Remote) -> Iterator[Progress]:
+def _upload_bar(remote: CommandContext) -> Iterator[ProgressCallback]:
     """A bar on standard error, for people only. The server's checks come after the last byte and have no measure."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from graftwork.version import __version__
 from graftwork.clients.cli import (
     adapters,
     chat,
@@ -18,7 +17,8 @@ from graftwork.clients.cli import (
     keys,
     learning_policies,
 )
-from graftwork.clients.cli.context import Options
+from graftwork.clients.cli.context import CommonOptions
+from graftwork.version import __version__
 
 app = typer.Typer(
     name="graftwork",
@@ -51,7 +51,7 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    ctx.obj = Options(url=url, api_key=api_key, json=as_json)
+    ctx.obj = CommonOptions(url=url, api_key=api_key, json=as_json)
 
 
 app.add_typer(adapters.app, name="adapters")

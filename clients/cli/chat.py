@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftwork.clients.cli.context import CONTROLS, Remote, complain, over_http
+from graftwork.clients.cli.context import CONTROL_CHARACTERS, CommandContext, api_command, print_error
 from graftwork.clients.errors import GraftworkClientError
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ HELP = """\
 Ctrl-C stops the answer that is being written."""
 
 
-@over_http
+@api_command
 def chat(
-    remote: Remote,
+    remote: CommandContext,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="An adapter, version or alias. Default: the base.")
     ] = None,
@@ -48,7 +48,7 @@ def chat(
         {"temperature": temperature, "max_tokens": max_tokens},
     )
     if interactive:
-        conversation.hold()
+        conversation.run_interactive()
     else:
         conversation.answer_once(sys.stdin.read() if message is None else message)
 
@@ -56,7 +56,7 @@ def chat(
 class Conversation:
     """What was said so far, and who answers next."""
 
-    def __init__(self, remote: Remote, model: str, system: str | None, options: ChatOptions) -> None:
+    def __init__(self, remote: CommandContext, model: str, system: str | None, options: ChatOptions) -> None:
         self._remote = remote
         self._model = model
         self._system = system
@@ -71,18 +71,18 @@ class Conversation:
         self._messages.append({"role": "user", "content": prompt})
         if self._remote.json:
             completion = self._remote.client.chat(self._model, self._messages, **self._options)
-            self._remote.answer(completion, lambda: completion.text)
+            self._remote.print_result(completion, lambda: completion.text)
             return
         try:
             self._write(self._stream(), [])
         finally:
             typer.echo()
 
-    def hold(self) -> None:
+    def run_interactive(self) -> None:
         """Read and answer until /quit or the end of input. Errors are told, and the conversation goes on."""
         _edit_lines()
         self._switch(self._model)
-        self._remote.say("/help lists what else can be typed.")
+        self._remote.print_message("/help lists what else can be typed.")
         while True:
             try:
                 line = input("> ").strip()
@@ -90,31 +90,35 @@ class Conversation:
                 typer.echo()
                 return
             except KeyboardInterrupt:
-                self._remote.say("\n/quit or Ctrl-D leaves.")
+                self._remote.print_message("\n/quit or Ctrl-D leaves.")
                 continue
             if line == "/quit":
                 return
             try:
-                self._obey(line) if line.startswith("/") else self._reply(line)
+                self._run_command(line) if line.startswith("/") else self._reply(line)
             except GraftworkClientError as error:
-                complain(error)
+                print_error(error)
 
-    def _obey(self, line: str) -> None:
+    def _run_command(self, line: str) -> None:
         command, _, argument = line.partition(" ")
         match command, argument.strip():
             case "/adapter", "":
-                self._remote.say("Name one of: " + ", ".join(model.id for model in self._remote.client.models()))
+                self._remote.print_message(
+                    "Name one of: " + ", ".join(model.id for model in self._remote.client.models())
+                )
             case "/adapter", name:
                 self._switch(name)
             case "/reset", _:
                 self._reset()
             case _:
-                self._remote.say(HELP)
+                self._remote.print_message(HELP)
 
     def _switch(self, name: str) -> None:
         model = self._remote.client.model(name)
         self._model = name
-        self._remote.say(f"{name} ({model.root}) answers." if model.root not in (None, name) else f"{name} answers.")
+        self._remote.print_message(
+            f"{name} ({model.root}) answers." if model.root not in (None, name) else f"{name} answers."
+        )
 
     def _reset(self) -> None:
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
@@ -130,10 +134,10 @@ class Conversation:
         try:
             self._write(stream, written)
         except KeyboardInterrupt:
-            self._remote.say("\n(stopped)")
+            self._remote.print_message("\n(stopped)")
         else:
             typer.echo()
-            self._say_pace(stream, time.monotonic() - started)
+            self._print_speed(stream, time.monotonic() - started)
         finally:
             if answer := "".join(written):
                 self._messages.append({"role": "assistant", "content": answer})
@@ -148,10 +152,10 @@ class Conversation:
         with stream:
             for delta in stream:
                 written.append(delta.text)
-                sys.stdout.write(delta.text if plain else delta.text.translate(CONTROLS))
+                sys.stdout.write(delta.text if plain else delta.text.translate(CONTROL_CHARACTERS))
                 sys.stdout.flush()
 
-    def _say_pace(self, stream: Stream[ChatDelta], seconds: float) -> None:
+    def _print_speed(self, stream: Stream[ChatDelta], seconds: float) -> None:
         if stream.usage is not None:
             tokens = stream.usage.completion_tokens
             pace = f"{tokens} tokens, {tokens / seconds:.1f}/s"

@@ -31,7 +31,7 @@ T = TypeVar("T")
 Cursor = TypeVar("Cursor", str, int)
 
 # What models and users write is text, not orders to the terminal: all control characters but newline and tab.
-CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _AGO = re.compile(r"([0-9]{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 # Readers that split lines as Unicode does would cut there.
@@ -43,7 +43,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CommonOptions:
     """The three options as given before the command."""
 
     url: str | None = None
@@ -52,12 +52,12 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remote:
+class CommandContext:
     """A command's way to the server and to whoever reads its output."""
 
     client: Client
     json: bool
-    given: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
     """The command's own parameters that stood on the command line."""
 
     @cached_property
@@ -68,7 +68,7 @@ class Remote:
     def err(self) -> Console:
         return _console(stderr=True)
 
-    def answer(self, value: Any, render: Callable[[], RenderableType]) -> None:
+    def print_result(self, value: Any, render: Callable[[], RenderableType]) -> None:
         """Print a command's result: as JSON, or as ``render`` shows it to people."""
         if self.json:
             from graftwork.clients.http.wire import dump
@@ -77,12 +77,12 @@ class Remote:
         else:
             self.out.print(render())
 
-    def say(self, message: str) -> None:
+    def print_message(self, message: str) -> None:
         """A message beside the result: for people, never on standard output."""
         self.err.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def complain(error: GraftworkClientError) -> None:
+def print_error(error: GraftworkClientError) -> None:
     """Tell people about an error, in the words of the command line."""
     message = str(error)
     if isinstance(error, AuthenticationError):
@@ -92,19 +92,19 @@ def complain(error: GraftworkClientError) -> None:
     typer.echo(typer.style("error: ", fg="red") + message, err=True)
 
 
-def over_http(command: Callable[Concatenate[Remote, P], None]) -> Callable[..., None]:
+def api_command(command: Callable[Concatenate[CommandContext, P], None]) -> Callable[..., None]:
     """Turn ``command(remote, …)`` into a typer command that has the common options in place of ``remote``."""
 
     def run(ctx: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False, **given: Any) -> None:
         from graftwork.clients.client import Client
 
-        before = ctx.find_root().obj or Options()
+        before = ctx.find_root().obj or CommonOptions()
         named = frozenset(name for name in given if _on_command_line(ctx, name))
         try:
             with Client(url or before.url, api_key or before.api_key) as client:
-                command(Remote(client=client, json=as_json or before.json, given=named), **given)  # type: ignore[call-arg]
+                command(CommandContext(client=client, json=as_json or before.json, explicit=named), **given)  # type: ignore[call-arg]
         except GraftworkClientError as error:
-            complain(error)
+            print_error(error)
             raise typer.Exit(exit_code(error)) from error
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
@@ -121,7 +121,7 @@ def _on_command_line(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def everything(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], Cursor]) -> Iterator[T]:
+def paginate(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], Cursor]) -> Iterator[T]:
     """All items of a paged list, fetched page by page."""
     page = fetch(None)
     yield from page
@@ -130,13 +130,13 @@ def everything(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], 
         yield from page
 
 
-def since_when(text: str | None) -> str | float | None:
+def parse_since(text: str | None) -> str | float | None:
     """``--since`` as the server takes it; ``90m``, ``24h`` and ``7d`` count back from now."""
     ago = _AGO.fullmatch(text) if text else None
     return text if ago is None else time.time() - int(ago[1]) * _SECONDS[ago[2]]
 
 
-def pairs(given: list[str]) -> dict[str, str]:
+def parse_metadata(given: list[str]) -> dict[str, str]:
     """``--metadata K=V``, as often as it was given."""
     found = [pair.partition("=") for pair in given]
     for key, equals, _ in found:
@@ -145,7 +145,7 @@ def pairs(given: list[str]) -> dict[str, str]:
     return {key: value for key, _, value in found}
 
 
-def write_lines(remote: Remote, rows: Iterable[Any], out: Path | None) -> None:
+def write_json_lines(remote: CommandContext, rows: Iterable[Any], out: Path | None) -> None:
     """Rows as JSON lines, on standard output or in a file, as they come."""
     from graftwork.clients.http.wire import dump
 
@@ -167,7 +167,7 @@ def write_lines(remote: Remote, rows: Iterable[Any], out: Path | None) -> None:
         raise LocalFileError(f"{out} cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-    remote.say(f"{count} lines in {out}.")
+    remote.print_message(f"{count} lines in {out}.")
 
 
 def _console(*, stderr: bool) -> Console:

@@ -57,7 +57,7 @@ def exit_code(error: GraftworkClientError) -> ExitCode:
             return ExitCode.FAILED
 
 
-class Stopped(KeyboardInterrupt):
+class CommandInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, in a command that then ends in order.
 
     A type of its own: where a plain KeyboardInterrupt went through an ``exec`` of text, as when a dataclass is made,
@@ -66,11 +66,11 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stopped_in_order() -> Iterator[None]:
+def interrupted_by_signals() -> Iterator[None]:
     """Within it Ctrl-C and SIGTERM raise `Stopped`. A signal that is ignored stays so."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped
+        raise CommandInterrupted
 
     meant = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in meant}

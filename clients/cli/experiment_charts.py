@@ -11,14 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwork.clients.cli.tables import age, when
+from graftwork.clients.cli.tables import format_age, format_time
 from graftwork.clients.types.experiments import (
-    Comparison,
+    ArmComparison,
     Experiment,
     ExperimentEvent,
+    ExperimentMetric,
+    ExperimentReading,
     GuardrailReading,
-    Metric,
-    Reading,
 )
 
 WIDTH = 60
@@ -34,7 +34,7 @@ def experiments(found: Sequence[Experiment]) -> RenderableType:
     table = _table("Experiment", "Adapter", "Arms", "Metric", "Stands", "Age")
     for each in found:
         table.add_row(
-            each.name, each.adapter, _arms_in_short(each), each.metric.label, _stands(each), age(each.started_at)
+            each.name, each.adapter, _arms_in_short(each), each.metric.label, _stands(each), format_age(each.started_at)
         )
     return table if found else Text("No experiment runs. Start one: graftwork experiments start NAME --adapter …")
 
@@ -51,7 +51,7 @@ def experiment(shown: Experiment) -> RenderableType:
     return Group(*parts)
 
 
-def intervals(points: Sequence[tuple[int, Comparison]], metric: Metric) -> RenderableType:
+def intervals(points: Sequence[tuple[int, ArmComparison]], metric: ExperimentMetric) -> RenderableType:
     """A confidence sequence as it shrank: (units, comparison) each, oldest first; | is no difference."""
     known = [(units, found) for units, found in points if found.lower is not None and found.upper is not None]
     if not known:
@@ -81,7 +81,7 @@ def _over_time(shown: Experiment, arm: str) -> list[RenderableType]:
     return [title, intervals(points, shown.metric)]
 
 
-def _bar(found: Comparison, low: float, high: float, metric: Metric) -> Text:
+def _bar(found: ArmComparison, low: float, high: float, metric: ExperimentMetric) -> Text:
     def column(value: float) -> int:
         return min(max(round((value - low) / (high - low) * (WIDTH - 1)), 0), WIDTH - 1)
 
@@ -107,18 +107,18 @@ def _scale(low: float, high: float) -> Text:
     return Text("".join(line), style="dim")
 
 
-def _verdict(found: Comparison, metric: Metric) -> str:
+def _verdict(found: ArmComparison, metric: ExperimentMetric) -> str:
     if found.lower is None or found.upper is None or found.lower < 0 < found.upper:
         return "open"
     above = found.lower >= 0
     return "better" if above == (metric.goal == "up") else "worse"
 
 
-def _in_words(found: Comparison) -> str:
+def _in_words(found: ArmComparison) -> str:
     return f"{found.difference or 0.0:+.3f} [{found.lower or 0.0:+.3f}, {found.upper or 0.0:+.3f}]"
 
 
-def _spread(points: Sequence[tuple[int, Comparison]]) -> list[tuple[int, Comparison]]:
+def _spread(points: Sequence[tuple[int, ArmComparison]]) -> list[tuple[int, ArmComparison]]:
     """At most `MAX_ROWS`, evenly, the last one among them."""
     step = -(-len(points) // MAX_ROWS)
     return list(points[::-1][::step][::-1])
@@ -128,11 +128,11 @@ def _head(shown: Experiment) -> Text:
     head = Text.assemble((shown.name, "bold"), f" on {shown.adapter} · {shown.metric.label} · ")
     if shown.outcome is None:
         head.append("running", style="green")
-        head.append(f" since {when(shown.started_at)}")
+        head.append(f" since {format_time(shown.started_at)}")
         head.append(", acts by itself" if shown.decision.automatic else ", gives advice")
     else:
         head.append(shown.outcome.decision, style="bold")
-        head.append(f" by {shown.outcome.actor}, {when(shown.ended_at) if shown.ended_at else ''}")
+        head.append(f" by {shown.outcome.actor}, {format_time(shown.ended_at) if shown.ended_at else ''}")
         head.append(f"\n{shown.outcome.reason}")
     if shown.reading is not None and shown.reading.learned:
         head.append(f"\n{shown.reading.learned} units left out: a version has learned from them", style="dim")
@@ -172,7 +172,7 @@ def _arms(shown: Experiment) -> Table:
     return table
 
 
-def _watched(reading: Reading) -> list[RenderableType]:
+def _watched(reading: ExperimentReading) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if reading.guardrails:
         table = _table("Guardrail", "Of", "May", right=("Seen", "Evidence", "Enough"))
@@ -218,7 +218,7 @@ def _evidence(rail: GuardrailReading) -> tuple[str, str, str]:
 def _history(events: Iterable[ExperimentEvent]) -> Table:
     table = _table("When", "What", "Arm", "By", "Why")
     for event in events:
-        table.add_row(when(event.at), event.action, event.arm or "–", event.actor, Text(event.reason or ""))
+        table.add_row(format_time(event.at), event.action, event.arm or "–", event.actor, Text(event.reason or ""))
     return table
 
 
@@ -245,7 +245,7 @@ def _arms_in_short(each: Experiment) -> str:
     )
 
 
-def _better(metric: Metric) -> str:
+def _better(metric: ExperimentMetric) -> str:
     return "more" if metric.goal == "up" else "less"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graftwork.clients.cli.context import Remote, everything, over_http
+from graftwork.clients.cli.context import CommandContext, api_command, paginate
 from graftwork.clients.errors import LocalFileError
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ _DURATION = re.compile(r"([0-9.]+)([smhd]?)")
 
 
 @app.command()
-@over_http
+@api_command
 def start(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     adapter: Annotated[str | None, typer.Option("--adapter", help="Whose plain name takes part.")] = None,
     arm: Annotated[
@@ -120,31 +120,31 @@ def start(
     if not {"adapter", "arms"} <= body.keys():
         raise typer.BadParameter("say which --adapter it is about, and at least two arms with --arm.")
     started = remote.client.experiments.start(name, **body)
-    remote.answer(started, lambda: experiment_charts.experiment(started))
-    remote.say(f"Look at it any time, it cannot be fooled by looking: graftwork experiments status {name}")
+    remote.print_result(started, lambda: experiment_charts.experiment(started))
+    remote.print_message(f"Look at it any time, it cannot be fooled by looking: graftwork experiments status {name}")
 
 
 @app.command()
-@over_http
+@api_command
 def status(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     watch: Annotated[bool, typer.Option("--watch", help="Draw it again every two seconds until it ends.")] = False,
 ) -> None:
-    """Show how an experiment stands, and draw its intervals over time."""
+    """LoopDisplay how an experiment stands, and draw its intervals over time."""
     from graftwork.clients.cli import experiment_charts
 
     shown = remote.client.experiments.get(name)
     if watch and not remote.json:
         _watch(remote, shown)
     else:
-        remote.answer(shown, lambda: experiment_charts.experiment(shown))
+        remote.print_result(shown, lambda: experiment_charts.experiment(shown))
 
 
 @app.command("list")
-@over_http
+@api_command
 def list_(
-    remote: Remote,
+    remote: CommandContext,
     everything_: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many.")] = 100,
 ) -> None:
@@ -152,18 +152,18 @@ def list_(
     from graftwork.clients.cli import experiment_charts
 
     wanted = None if everything_ else "running"
-    pages = everything(
+    pages = paginate(
         lambda after: remote.client.experiments.list(status=wanted, after=after, limit=min(limit, 100)),
         lambda experiment: experiment.name,
     )
     found = list(islice(pages, limit))
-    remote.answer(found, lambda: experiment_charts.experiments(found))
+    remote.print_result(found, lambda: experiment_charts.experiments(found))
 
 
 @app.command()
-@over_http
+@api_command
 def stop(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     promote: Annotated[
         str | None, typer.Option("--promote", metavar="ARM", help="Make this arm's version live with it.")
@@ -174,13 +174,13 @@ def stop(
     from graftwork.clients.cli import experiment_charts
 
     ended = remote.client.experiments.stop(name, promote=promote, reason=reason)
-    remote.answer(ended, lambda: experiment_charts.experiment(ended))
+    remote.print_result(ended, lambda: experiment_charts.experiment(ended))
 
 
 @app.command()
-@over_http
+@api_command
 def ramp(
-    remote: Remote,
+    remote: CommandContext,
     name: Name,
     to: Annotated[
         float | None, typer.Option("--to", min=0, max=1, help="The weight. Default: the ramp's next.")
@@ -199,10 +199,10 @@ def ramp(
         arm = now.treatments[0].name
     weight = _next_weight(now) if to is None else to
     changed = remote.client.experiments.set_weights(name, {arm: weight}, reason=reason)
-    remote.answer(changed, lambda: experiment_charts.experiment(changed))
+    remote.print_result(changed, lambda: experiment_charts.experiment(changed))
 
 
-def _watch(remote: Remote, shown: Experiment) -> None:
+def _watch(remote: CommandContext, shown: Experiment) -> None:
     from rich.live import Live
 
     from graftwork.clients.cli import experiment_charts

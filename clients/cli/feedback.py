@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from graftwork.clients.cli.context import Remote, everything, over_http, pairs, since_when, write_lines
+from graftwork.clients.cli.context import (
+    CommandContext,
+    api_command,
+    paginate,
+    parse_metadata,
+    parse_since,
+    write_json_lines,
+)
 
 app = typer.Typer(help="Say what was good or bad of answers, and read what was said.", no_args_is_help=True)
 
@@ -23,9 +30,9 @@ InteractionOption = Annotated[str | None, typer.Option("--interaction", metavar=
 
 
 @app.command()
-@over_http
+@api_command
 def send(
-    remote: Remote,
+    remote: CommandContext,
     id: Annotated[str, typer.Argument(metavar="ID", help="The answer's id: chatcmpl-… or cmpl-….", show_default=False)],
     thumb: Annotated[Literal["up", "down"] | None, typer.Option("--thumb", help="Good or bad.")] = None,
     score: Annotated[float | None, typer.Option("--score", min=0, max=1, help="How good; 1 is best.")] = None,
@@ -56,20 +63,20 @@ def send(
         correction=correction,
         preferred_over=preferred_over,
         comment=comment,
-        metadata=pairs(metadata) if metadata else None,
+        metadata=parse_metadata(metadata) if metadata else None,
         choice=choice,
         user=user,
         idempotency_key=idempotency_key,
     )
-    remote.answer(kept, lambda: tables.sent(kept))
+    remote.print_result(kept, lambda: tables.sent(kept))
     if not kept.created:
-        remote.say("This was said before with the same idempotency key: nothing was added.")
+        remote.print_message("This was said before with the same idempotency key: nothing was added.")
 
 
 @app.command("list")
-@over_http
+@api_command
 def list_(
-    remote: Remote,
+    remote: CommandContext,
     interaction: InteractionOption = None,
     adapter: Adapter = None,
     kind: KindOption = None,
@@ -79,21 +86,21 @@ def list_(
     """List what was said, newest first."""
     from graftwork.clients.cli import tables
 
-    start = since_when(since)
-    pages = everything(
+    start = parse_since(since)
+    pages = paginate(
         lambda after: remote.client.feedback.list(
             after=after, limit=min(limit, 100), interaction_id=interaction, adapter=adapter, kind=kind, since=start
         ),
         lambda row: row.id,
     )
     found = list(islice(pages, limit))
-    remote.answer(found, lambda: tables.feedback(found))
+    remote.print_result(found, lambda: tables.feedback(found))
 
 
 @app.command()
-@over_http
+@api_command
 def export(
-    remote: Remote,
+    remote: CommandContext,
     interaction: InteractionOption = None,
     adapter: Adapter = None,
     kind: KindOption = None,
@@ -102,6 +109,6 @@ def export(
 ) -> None:
     """Write all of it as JSON lines, oldest first."""
     rows = remote.client.feedback.export(
-        interaction_id=interaction, adapter=adapter, kind=kind, since=since_when(since)
+        interaction_id=interaction, adapter=adapter, kind=kind, since=parse_since(since)
     )
-    write_lines(remote, rows, out)
+    write_json_lines(remote, rows, out)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from graftwork.clients.cli.context import Remote, everything, over_http, since_when, write_lines
+from graftwork.clients.cli.context import CommandContext, api_command, paginate, parse_since, write_json_lines
 from graftwork.clients.cli.feedback import Adapter, Out, Since
 
 app = typer.Typer(help="Read, export and erase logged requests and answers.", no_args_is_help=True)
@@ -17,9 +17,9 @@ Status = Annotated[Literal["ok", "error", "cancelled"] | None, typer.Option("--s
 
 
 @app.command("list")
-@over_http
+@api_command
 def list_(
-    remote: Remote,
+    remote: CommandContext,
     adapter: Adapter = None,
     user: User = None,
     status: Status = None,
@@ -29,34 +29,34 @@ def list_(
     """List logged requests and answers, newest first."""
     from graftwork.clients.cli import tables
 
-    start = since_when(since)
-    pages = everything(
+    start = parse_since(since)
+    pages = paginate(
         lambda after: remote.client.interactions.list(
             after=after, limit=min(limit, 100), adapter=adapter, user=user, status=status, since=start
         ),
         lambda row: row.id,
     )
     found = list(islice(pages, limit))
-    remote.answer(found, lambda: tables.interactions(found))
+    remote.print_result(found, lambda: tables.interactions(found))
 
 
 @app.command()
-@over_http
+@api_command
 def show(
-    remote: Remote,
+    remote: CommandContext,
     id: Annotated[str, typer.Argument(metavar="ID", help="The answer's id: chatcmpl-… or cmpl-….", show_default=False)],
 ) -> None:
-    """Show one: what was asked, what was answered, what was said of it."""
+    """LoopDisplay one: what was asked, what was answered, what was said of it."""
     from graftwork.clients.cli import tables
 
     found = remote.client.interactions.get(id)
-    remote.answer(found, lambda: tables.interaction(found))
+    remote.print_result(found, lambda: tables.interaction(found))
 
 
 @app.command()
-@over_http
+@api_command
 def export(
-    remote: Remote,
+    remote: CommandContext,
     adapter: Adapter = None,
     user: User = None,
     status: Status = None,
@@ -64,14 +64,14 @@ def export(
     out: Out = None,
 ) -> None:
     """Write all of them as JSON lines, oldest first."""
-    rows = remote.client.interactions.export(adapter=adapter, user=user, status=status, since=since_when(since))
-    write_lines(remote, rows, out)
+    rows = remote.client.interactions.export(adapter=adapter, user=user, status=status, since=parse_since(since))
+    write_json_lines(remote, rows, out)
 
 
 @app.command()
-@over_http
+@api_command
 def erase(
-    remote: Remote,
+    remote: CommandContext,
     user: Annotated[str, typer.Option("--user", help="The user, as requests named them.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -81,23 +81,23 @@ def erase(
     if not yes:
         typer.confirm(f"Erase what {user!r} left behind, for good?", abort=True, err=True)
     erased = remote.client.interactions.erase(user=user)
-    remote.answer(erased, lambda: tables.erased(erased))
+    remote.print_result(erased, lambda: tables.erased(erased))
 
 
 @app.command()
-@over_http
-def policies(remote: Remote) -> None:
+@api_command
+def policies(remote: CommandContext) -> None:
     """List what is logged, and for how long."""
     from graftwork.clients.cli import tables
 
     found = remote.client.log_policies.list()
-    remote.answer(found, lambda: tables.log_policies(found))
+    remote.print_result(found, lambda: tables.log_policies(found))
 
 
 @app.command()
-@over_http
+@api_command
 def policy(
-    remote: Remote,
+    remote: CommandContext,
     adapter: Annotated[str | None, typer.Option("--adapter", help="An adapter, or the base by its id.")] = None,
     key: Annotated[str | None, typer.Option("--key", metavar="ID", help="A key, by its id.")] = None,
     log: Annotated[bool, typer.Option("--log/--no-log", help="Log what it answers, or what it asks.")] = True,
@@ -111,7 +111,7 @@ def policy(
 
     if default:
         policy = remote.client.log_policies.remove(adapter=adapter, key=key)
-        remote.answer(policy, lambda: tables.policy_removed(policy))
+        remote.print_result(policy, lambda: tables.policy_removed(policy))
         return
     policy = remote.client.log_policies.set(adapter=adapter, key=key, log=log, retention_days=retention_days)
-    remote.answer(policy, lambda: tables.policy_set(policy))
+    remote.print_result(policy, lambda: tables.policy_set(policy))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from graftwork.clients.cli.context import Remote, everything, over_http
+from graftwork.clients.cli.context import CommandContext, api_command, paginate
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.errors import LocalFileError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from graftwork.clients.types.jobs import Job, JobEvent
 
-LOOK_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 FEEDBACK: Final = "feedback"
 DATA_SET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}@[0-9]{1,9}")
 """What a kept data set is called; whether it is there the server says."""
@@ -32,46 +32,46 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The job's id: ftjob-…",
 
 
 @app.command("list")
-@over_http
+@api_command
 def list_(
-    remote: Remote,
+    remote: CommandContext,
     adapter: Annotated[str | None, typer.Option("--adapter", help="Of this adapter.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 20,
 ) -> None:
     """List jobs, newest first."""
-    pages = everything(
+    pages = paginate(
         lambda after: remote.client.jobs.list(adapter=adapter, after=after, limit=min(limit, 100)), lambda job: job.id
     )
     found = list(islice(pages, limit))
-    remote.answer(found, lambda: _table(found))
+    remote.print_result(found, lambda: _table(found))
 
 
 @app.command()
-@over_http
-def show(remote: Remote, id: Id) -> None:
-    """Show one: what was asked, where it stands, what happened."""
+@api_command
+def show(remote: CommandContext, id: Id) -> None:
+    """LoopDisplay one: what was asked, where it stands, what happened."""
     job = remote.client.jobs.get(id)
     events = list(_events(remote, id))[::-1]
-    remote.answer({"job": job, "events": events}, lambda: _whole(job, events))
+    remote.print_result({"job": job, "events": events}, lambda: _whole(job, events))
 
 
 @app.command()
-@over_http
-def watch(remote: Remote, id: Id) -> None:
+@api_command
+def watch(remote: CommandContext, id: Id) -> None:
     """Follow one to its end. Ctrl-C stops watching, not the job."""
     follow(remote, remote.client.jobs.get(id))
 
 
 @app.command()
-@over_http
-def cancel(remote: Remote, id: Id) -> None:
+@api_command
+def cancel(remote: CommandContext, id: Id) -> None:
     """End one now; nothing of it is published."""
     job = remote.client.jobs.cancel(id)
-    remote.answer(job, lambda: _line(job))
+    remote.print_result(job, lambda: _line(job))
 
 
 def submit(
-    remote: Remote,
+    remote: CommandContext,
     name: str,
     data: Path | None,
     *,
@@ -95,14 +95,14 @@ def submit(
     job = client.jobs.create(
         model=base, name=name, training_file=file, method=method, hyperparameters=hyperparameters, seed=seed
     )
-    remote.say(f"Submitted {job.id}.")
+    remote.print_message(f"Submitted {job.id}.")
     if detach:
-        remote.answer(job, lambda: _line(job))
+        remote.print_result(job, lambda: _line(job))
         return
     follow(remote, job)
 
 
-def follow(remote: Remote, job: Job) -> None:
+def follow(remote: CommandContext, job: Job) -> None:
     """Tell what happens until the job has ended; its exit code is the command's."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -116,7 +116,7 @@ def follow(remote: Remote, job: Job) -> None:
                 for event in reversed(list(_events(remote, job.id, until=seen))):
                     seen = event.id
                     if event.type == "message":
-                        remote.say(event.message)
+                        remote.print_message(event.message)
                 progress = job.graftwork.progress
                 phase = progress.get("phase") if job.status == "running" else None
                 bar.update(
@@ -124,29 +124,31 @@ def follow(remote: Remote, job: Job) -> None:
                     description=str(phase or job.status),
                     total=progress.get("total"),
                     completed=progress.get("step") or 0,
-                    where=_where(progress),
+                    where=_progress_text(progress),
                 )
                 if job.ended:
                     break
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        remote.say(f"The job goes on. Watch it: graftwork jobs watch {job.id}\nEnd it: graftwork jobs cancel {job.id}")
+        remote.print_message(
+            f"The job goes on. Watch it: graftwork jobs watch {job.id}\nEnd it: graftwork jobs cancel {job.id}"
+        )
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    remote.answer(job, lambda: _line(job))
+    remote.print_result(job, lambda: _line(job))
     if job.status != "succeeded":
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _events(remote: Remote, id: str, until: str | None = None) -> Iterator[JobEvent]:
+def _events(remote: CommandContext, id: str, until: str | None = None) -> Iterator[JobEvent]:
     """Newest first, up to the one that was seen before."""
-    pages = everything(lambda after: remote.client.jobs.events(id, after=after, limit=100), lambda event: event.id)
+    pages = paginate(lambda after: remote.client.jobs.events(id, after=after, limit=100), lambda event: event.id)
     for event in pages:
         if event.id == until:
             return
         yield event
 
 
-def _where(progress: Mapping[str, Any]) -> str:
+def _progress_text(progress: Mapping[str, Any]) -> str:
     parts = []
     if progress.get("trials"):
         parts.append(f"trial {progress.get('trial', 1)} of {progress['trials']}")
@@ -165,11 +167,15 @@ def _table(found: Iterable[Job]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from graftwork.clients.cli.tables import age
+    from graftwork.clients.cli.tables import format_age
 
     table = Table("Job", "Adapter", "Method", "Status", "Where", "Version", "Age", box=None, header_style="bold")
     for job in found:
-        where = _where(job.graftwork.progress) if job.status == "running" else (job.error.message if job.error else "")
+        where = (
+            _progress_text(job.graftwork.progress)
+            if job.status == "running"
+            else (job.error.message if job.error else "")
+        )
         table.add_row(
             job.id,
             job.graftwork.adapter,
@@ -177,7 +183,7 @@ def _table(found: Iterable[Job]) -> RenderableType:
             job.status,
             Text(where[:60]),
             job.fine_tuned_model or "–",
-            age(job.created_at),
+            format_age(job.created_at),
         )
     return table if table.row_count else Text("No jobs yet. Submit one: graftwork train NAME --data FILE")
 
@@ -191,8 +197,8 @@ def _whole(job: Job, events: Iterable[JobEvent]) -> RenderableType:
         "model": job.model,
         "method": job.graftwork.method,
         "data": job.training_file,
-        "where": _where(job.graftwork.progress),
-        "took": _took(job),
+        "where": _progress_text(job.graftwork.progress),
+        "took": _duration(job),
         "results": ", ".join(job.result_files),
     }
     table = Table(box=None, show_header=False)
@@ -212,6 +218,6 @@ def _line(job: Job) -> RenderableType:
     return Text.assemble((job.id, "bold"), f" {job.status}{error}")
 
 
-def _took(job: Job) -> str:
+def _duration(job: Job) -> str:
     seconds = ((job.finished_at or datetime.now(UTC)) - job.created_at).total_seconds()
     return f"{seconds:.0f} s" if job.ended else f"{seconds:.0f} s so far"

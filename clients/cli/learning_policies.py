@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from graftwork.clients.cli.context import Remote, everything, over_http
+from graftwork.clients.cli.context import CommandContext, api_command, paginate
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.errors import NotFoundError
 
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 
     from graftwork.clients.types.learning_policies import LearningPolicy, LearningRound
 
-LOOK_SECONDS: Final = 2.0
+POLL_SECONDS: Final = 2.0
 SETTINGS: Final = ("after", "every_days", "at_least", "control_every", "method", "hyperparameters")
 
 
-@over_http
-def policies(remote: Remote) -> None:
+@api_command
+def policies(remote: CommandContext) -> None:
     """List the adapters that learn by themselves, and how they stand."""
     found = list(remote.client.learning_policies.list())
-    remote.answer(found, lambda: _table(found))
+    remote.print_result(found, lambda: _table(found))
 
 
-def watch(remote: Remote, name: str, settings: Mapping[str, Any], *, detach: bool) -> None:
+def watch(remote: CommandContext, name: str, settings: Mapping[str, Any], *, detach: bool) -> None:
     """Let an adapter learn by itself; what ``settings`` does not say stays as it was, or is the default. Then tell what
     happens, until Ctrl-C."""
     policy = _set(remote, name, settings)
-    remote.say(f"{name} learns by itself: {_when(policy)}. Take it away: graftwork train {name} --no-watch")
+    remote.print_message(f"{name} learns by itself: {_when(policy)}. Take it away: graftwork train {name} --no-watch")
     if detach:
-        remote.answer(policy, lambda: _line(policy))
+        remote.print_result(policy, lambda: _line(policy))
         return
     try:
         _follow(remote, policy)
     except KeyboardInterrupt:
-        remote.say(f"{name} goes on learning by itself. Take it away: graftwork train {name} --no-watch")
+        remote.print_message(f"{name} goes on learning by itself. Take it away: graftwork train {name} --no-watch")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def unwatch(remote: Remote, name: str) -> None:
+def unwatch(remote: CommandContext, name: str) -> None:
     """Let it learn on command alone."""
     policy = remote.client.learning_policies.remove(name)
-    remote.answer(policy, lambda: f"{name} no longer learns by itself.")
+    remote.print_result(policy, lambda: f"{name} no longer learns by itself.")
     if policy.last_round is not None and not policy.last_round.ended:
         job = policy.last_round.job
-        remote.say(f"The round under way goes on. End it: graftwork jobs cancel {job}")
+        remote.print_message(f"The round under way goes on. End it: graftwork jobs cancel {job}")
 
 
-def _set(remote: Remote, name: str, settings: Mapping[str, Any]) -> LearningPolicy:
+def _set(remote: CommandContext, name: str, settings: Mapping[str, Any]) -> LearningPolicy:
     there: LearningPolicy | None
     try:
         there = remote.client.learning_policies.get(name)
@@ -67,7 +67,7 @@ def _set(remote: Remote, name: str, settings: Mapping[str, Any]) -> LearningPoli
     return remote.client.learning_policies.set(name, **{**before, **settings})
 
 
-def _follow(remote: Remote, policy: LearningPolicy) -> None:
+def _follow(remote: CommandContext, policy: LearningPolicy) -> None:
     """Tell what changes: what is waited for, a round's events, how it ended. With --json a line for each change."""
     told: str | None = None
     shown: LearningPolicy | None = None
@@ -79,32 +79,32 @@ def _follow(remote: Remote, policy: LearningPolicy) -> None:
         shown = policy
         last = policy.last_round
         if last is not None and last.job not in ended:
-            _tell_events(remote, last.job, heard)
+            _print_new_events(remote, last.job, heard)
             if last.ended:
                 ended.add(last.job)
-                remote.say(_came_of(last))
+                remote.print_message(_round_result(last))
         waits_for = _waits_for(policy)
         if waits_for != told and (last is None or last.ended):
-            remote.say(waits_for)
+            remote.print_message(waits_for)
             told = waits_for
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         try:
             policy = remote.client.learning_policies.get(policy.adapter)
         except NotFoundError:
-            remote.say(f"{policy.adapter} no longer learns by itself: somebody took the policy away.")
+            remote.print_message(f"{policy.adapter} no longer learns by itself: somebody took the policy away.")
             return
 
 
-def _tell_events(remote: Remote, job: str, heard: dict[str, str]) -> None:
+def _print_new_events(remote: CommandContext, job: str, heard: dict[str, str]) -> None:
     new = []
-    for event in everything(lambda after: remote.client.jobs.events(job, after=after, limit=100), lambda one: one.id):
+    for event in paginate(lambda after: remote.client.jobs.events(job, after=after, limit=100), lambda one: one.id):
         if event.id == heard.get(job):
             break
         new.append(event)
     for event in reversed(new):
         heard[job] = event.id
         if event.type == "message":
-            remote.say(f"{job}  {event.message}")
+            remote.print_message(f"{job}  {event.message}")
 
 
 def _print(policy: LearningPolicy) -> None:
@@ -125,7 +125,7 @@ def _table(found: list[LearningPolicy]) -> RenderableType:
             f"{policy.judgements}",
             Text(policy.waits_for or "a round is due"),
             f"{policy.rounds}",
-            Text("–" if policy.last_round is None else _came_of(policy.last_round)),
+            Text("–" if policy.last_round is None else _round_result(policy.last_round)),
         )
     return table if found else Text("No adapter learns by itself. Let one: graftwork train NAME --watch")
 
@@ -133,7 +133,7 @@ def _table(found: list[LearningPolicy]) -> RenderableType:
 def _line(policy: LearningPolicy) -> RenderableType:
     from rich.text import Text
 
-    last = "" if policy.last_round is None else f"\n{_came_of(policy.last_round)}"
+    last = "" if policy.last_round is None else f"\n{_round_result(policy.last_round)}"
     return Text.assemble((policy.adapter, "bold"), f": {_when(policy)}\n{_waits_for(policy)}{last}")
 
 
@@ -151,7 +151,7 @@ def _waits_for(policy: LearningPolicy) -> str:
     return f"{new}: waiting for {policy.waits_for}" if policy.waits_for else f"{new}: a round is due"
 
 
-def _came_of(last: LearningRound) -> str:
+def _round_result(last: LearningRound) -> str:
     kind = "a control" if last.control else f"continues {last.continues}"
     if last.version is None:
         return f"Round {last.number} ({kind}) {last.status}{f': {last.error}' if last.error else ''}"

@@ -9,13 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwork.clients.cli.context import CONTROLS
+from graftwork.clients.cli.context import CONTROL_CHARACTERS
 from graftwork.clients.http.calls import shorten
-from graftwork.clients.types.adapters import Adapter, Event, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, Version
 from graftwork.clients.types.feedback import Feedback
-from graftwork.clients.types.interactions import Erasure, Interaction
+from graftwork.clients.types.interactions import ErasureResult, Interaction
 from graftwork.clients.types.keys import Key
-from graftwork.clients.types.log_policies import LogPolicies, LogPolicy
+from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
 def adapters(found: Iterable[Adapter]) -> RenderableType:
@@ -30,7 +30,7 @@ def adapters(found: Iterable[Adapter]) -> RenderableType:
             others or "–",
             str(sum(version.retired_at is None for version in adapter.versions)),
             _or_dash(adapter.residency),
-            age(adapter.created_at),
+            format_age(adapter.created_at),
             f"{adapter.requests:,}",
             f"{adapter.tokens:,}",
         )
@@ -46,9 +46,9 @@ def adapter(shown: Adapter) -> RenderableType:
             version.id if version.verified else f"{version.id} *",
             aliases or ("retired" if version.retired_at else "–"),
             _or_dash(version.residency),
-            age(version.created_at),
+            format_age(version.created_at),
             str(version.rank),
-            size(version.num_bytes),
+            format_size(version.num_bytes),
             "–" if version.load_ms is None else f"{version.load_ms:.0f} ms",
             f"{version.requests:,}",
             f"{version.tokens:,}",
@@ -61,20 +61,20 @@ def adapter(shown: Adapter) -> RenderableType:
 
 
 def pushed(version: Version) -> RenderableType:
-    facts = f" · rank {version.rank} · {size(version.num_bytes)} · {version.digest.removeprefix('sha256:')[:12]}"
+    facts = f" · rank {version.rank} · {format_size(version.num_bytes)} · {version.digest.removeprefix('sha256:')[:12]}"
     return Text.assemble((version.id, "bold"), facts)
 
 
-def event(happened: Event) -> RenderableType:
+def event(happened: AdapterEvent) -> RenderableType:
     where = f"{happened.name}@{happened.alias}" if happened.alias else happened.name
     return Text.assemble((where, "bold"), f" {_move(happened)}")
 
 
-def history(events: Iterable[Event]) -> RenderableType:
+def history(events: Iterable[AdapterEvent]) -> RenderableType:
     table = _table("When", "What", "Alias", "Version", "By", "Reason")
     for happened in events:
         table.add_row(
-            when(happened.at),
+            format_time(happened.at),
             happened.action,
             _or_dash(happened.alias),
             _move(happened),
@@ -91,26 +91,26 @@ def retired(version: Version) -> RenderableType:
 def keys(found: Iterable[Key]) -> RenderableType:
     table = _table("Id", "Name", "Role", "Created", "Revoked")
     for key in found:
-        revoked = when(key.revoked_at) if key.revoked_at else "–"
+        revoked = format_time(key.revoked_at) if key.revoked_at else "–"
         table.add_row(
-            key.id, key.name, key.role, when(key.created_at), revoked, style="dim" if key.revoked_at else None
+            key.id, key.name, key.role, format_time(key.created_at), revoked, style="dim" if key.revoked_at else None
         )
     return table if table.row_count else Text("No keys. Make one: graftwork keys create NAME --role app")
 
 
 def sent(kept: Feedback) -> RenderableType:
-    return Text.assemble((f"feedback {kept.id}", "bold"), f" on {kept.adapter}: ", _plain(_said(kept)))
+    return Text.assemble((f"feedback {kept.id}", "bold"), f" on {kept.adapter}: ", _plain(_feedback_values(kept)))
 
 
 def feedback(found: Sequence[Feedback]) -> RenderableType:
-    table = _table("Id", "When", "Adapter", "Arm", "Said", "By", "Of the answer")
+    table = _table("Id", "When", "Adapter", "Arm", "FeedbackRecord", "By", "Of the answer")
     for row in found:
         table.add_row(
             str(row.id),
-            when(row.at),
+            format_time(row.at),
             row.adapter,
             _arm(row),
-            _plain(_said(row)),
+            _plain(_feedback_values(row)),
             _plain(_or_dash(row.user)),
             Text(f"{row.interaction_id} [{row.choice}]" if row.choice else row.interaction_id),
         )
@@ -122,8 +122,10 @@ def interactions(found: Sequence[Interaction]) -> RenderableType:
     table = _table("Interaction", "Age", "Adapter", "Arm", "Status", right=("Tokens", "Seconds"))
     for row in found:
         table.add_row(
-            Group(_plain(shorten(_asked(row)[-1][1] if _asked(row) else "", 60), "bold"), Text(row.id, "dim")),
-            age(row.created_at),
+            Group(
+                _plain(shorten(_prompt_rows(row)[-1][1] if _prompt_rows(row) else "", 60), "bold"), Text(row.id, "dim")
+            ),
+            format_age(row.created_at),
             row.adapter,
             _arm(row),
             row.status,
@@ -136,7 +138,7 @@ def interactions(found: Sequence[Interaction]) -> RenderableType:
 def interaction(shown: Interaction) -> RenderableType:
     timings = shown.timings
     facts = [
-        f"{when(shown.created_at)} · {shown.adapter} (as {shown.model})",
+        f"{format_time(shown.created_at)} · {shown.adapter} (as {shown.model})",
         f"{shown.usage.prompt_tokens:,} + {shown.usage.completion_tokens:,} tokens",
         *([] if timings.queue_ms is None else [f"queued {timings.queue_ms:.0f} ms"]),
         *([] if timings.first_token_ms is None else [f"first token {timings.first_token_ms:.0f} ms"]),
@@ -147,18 +149,18 @@ def interaction(shown: Interaction) -> RenderableType:
     parts: list[RenderableType] = [Text(shown.id, style="bold"), _plain(" · ".join(facts))]
     if shown.status != "ok":
         parts.append(_plain(f"{shown.status}: {shown.error or 'the client left'}", "red"))
-    for role, text in _asked(shown):
+    for role, text in _prompt_rows(shown):
         parts += [Text(f"\n{role}", style="dim"), _plain(text)]
     for completion in shown.completions:
         number = f" {completion.index}" if len(shown.completions) > 1 else ""
         parts += [Text(f"\nanswer{number} ({completion.finish_reason or 'broken off'})", style="dim")]
         parts += [_plain(completion.text)]
     for row in shown.feedback:
-        parts.append(_plain(f"\n{when(row.at)} {_or_dash(row.user)}: {_said(row)}", "cyan"))
+        parts.append(_plain(f"\n{format_time(row.at)} {_or_dash(row.user)}: {_feedback_values(row)}", "cyan"))
     return Group(*parts)
 
 
-def erased(gone: Erasure) -> RenderableType:
+def erased(gone: ErasureResult) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"{gone.interactions} interactions, and the words of {gone.feedback} pieces of feedback, are gone.")
     ]
@@ -169,17 +171,17 @@ def erased(gone: Erasure) -> RenderableType:
     return Group(*parts)
 
 
-def log_policies(found: LogPolicies) -> RenderableType:
+def log_policies(found: LogPolicyList) -> RenderableType:
     table = _table("Of", "Logged", "Kept", "By", "Since")
     default = found.default
-    table.add_row("everything else", _yes(default.log), _days(default.retention_days, "for good"), "–", "–")
+    table.add_row("everything else", _yes_or_no(default.log), _days(default.retention_days, "for good"), "–", "–")
     for policy in found:
         table.add_row(
             f"{policy.scope} {policy.subject}",
-            _yes(policy.log),
+            _yes_or_no(policy.log),
             _days(policy.retention_days, "by default"),
             policy.actor,
-            when(policy.updated_at),
+            format_time(policy.updated_at),
         )
     return table
 
@@ -196,10 +198,10 @@ def policy_removed(policy: LogPolicy) -> RenderableType:
 
 def _plain(text: str, style: str = "") -> Text:
     """What somebody wrote: no markup, and no orders to the terminal."""
-    return Text(text.translate(CONTROLS), style=style)
+    return Text(text.translate(CONTROL_CHARACTERS), style=style)
 
 
-def _said(row: Feedback) -> str:
+def _feedback_values(row: Feedback) -> str:
     """Everything in a piece of feedback, on one line."""
     said = [
         *([] if row.thumb is None else [{"up": "👍", "down": "👎"}.get(row.thumb, row.thumb)]),
@@ -213,7 +215,7 @@ def _said(row: Feedback) -> str:
     return " · ".join(said)
 
 
-def _asked(row: Interaction) -> list[tuple[str, str]]:
+def _prompt_rows(row: Interaction) -> list[tuple[str, str]]:
     """Who said what, before the answer."""
     if row.messages is not None:
         return [(str(message.get("role")), _text(message.get("content"))) for message in row.messages]
@@ -231,7 +233,7 @@ def _arm(row: Feedback | Interaction) -> str:
     return "–" if row.experiment is None else f"{row.experiment}/{row.arm}"
 
 
-def _yes(logged: bool) -> str:
+def _yes_or_no(logged: bool) -> str:
     return "yes" if logged else "no"
 
 
@@ -239,11 +241,11 @@ def _days(days: float | None, otherwise: str) -> str:
     return otherwise if days is None else f"{days:g} days"
 
 
-def when(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def age(since: datetime) -> str:
+def format_age(since: datetime) -> str:
     """How long ago, in the largest unit that fits."""
     seconds = (datetime.now(UTC) - since).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -252,14 +254,14 @@ def age(since: datetime) -> str:
     return "now"
 
 
-def size(num_bytes: int) -> str:
+def format_size(num_bytes: int) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"
     return f"{num_bytes} B"
 
 
-def _move(happened: Event) -> str:
+def _move(happened: AdapterEvent) -> str:
     if happened.from_version is None:
         return _or_dash(happened.to_version)
     return f"{happened.from_version} → {_or_dash(happened.to_version)}"

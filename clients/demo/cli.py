@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.context import Options, complain
-from graftwork.clients.cli.exit_codes import ExitCode, Stopped, exit_code, stopped_in_order
+from graftwork.clients.cli.context import CommonOptions, print_error
+from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, exit_code, interrupted_by_signals
 from graftwork.clients.errors import GraftworkClientError, LocalFileError
 
 if TYPE_CHECKING:
-    from graftwork.clients.demo.queries import Dealt
-    from graftwork.clients.demo.results import Outcome
+    from graftwork.clients.demo.queries import QuerySplit
+    from graftwork.clients.demo.results import DemoResult
 
 _HOME = Path("~/.graftwork")
 _DATA = "The data"
@@ -64,21 +64,21 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
 ) -> None:
-    """Show the whole loop: train, serve, collect corrections, train again, and let an A/B test decide.
+    """LoopDisplay the whole loop: train, serve, collect corrections, train again, and let an A/B test decide.
 
     Simulated users ask real queries and know the right answers. The second version becomes live if it wins, by the
     experiment's own rule; if it does not, that is said, and the exit code is another one.
     """
     from graftwork.clients.demo import display
-    from graftwork.clients.demo.queries import deal, read
+    from graftwork.clients.demo.queries import read, split_queries
 
     # A server that merely stands in GRAFTWORK_URL is not meant: the demo pushes versions and moves aliases.
-    before = ctx.find_root().obj or Options()
+    before = ctx.find_root().obj or CommonOptions()
     given = ctx.find_root().get_parameter_source("url")
     url = url or (before.url if given is not None and given.name == "COMMANDLINE" else None)
     try:
         queries = read(*((data,) if data else _examples()))
-        dealt = deal(
+        dealt = split_queries(
             queries,
             classes=min(classes, 3) if short else classes,
             first=min(rows, 2) if short else rows,
@@ -87,7 +87,7 @@ def demo(
             traffic=60,
             seed=seed,
         )
-        with stopped_in_order():
+        with interrupted_by_signals():
             result = _go(
                 dealt,
                 adapter=adapter,
@@ -99,9 +99,9 @@ def demo(
                 api_key=api_key or before.api_key,
             )
     except GraftworkClientError as error:
-        complain(error)
+        print_error(error)
         raise typer.Exit(exit_code(error)) from error
-    except Stopped:
+    except CommandInterrupted:
         typer.echo("Stopped, and everything that was started with it.", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if as_json or before.json:
@@ -109,13 +109,13 @@ def demo(
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(display.outcome(result))
+        Console(highlight=False).print(display.render_result(result))
     if not result.promoted:
         raise typer.Exit(ExitCode.NOT_BETTER)
 
 
 def _go(
-    dealt: Dealt,
+    dealt: QuerySplit,
     *,
     adapter: str,
     users: int,
@@ -124,14 +124,14 @@ def _go(
     home: Path | None,
     url: str | None,
     api_key: str | None,
-) -> Outcome:
+) -> DemoResult:
     """With a server and a folder for as long as it takes; whatever happens, nothing that it started is left."""
     from rich.console import Console
 
     from graftwork.clients.client import Client
-    from graftwork.clients.demo.display import Show
-    from graftwork.clients.demo.loop import Loop, Sizes
-    from graftwork.clients.demo.processes import Children
+    from graftwork.clients.demo.display import LoopDisplay
+    from graftwork.clients.demo.loop import DemoLoop, DemoSizes
+    from graftwork.clients.demo.processes import DemoProcesses
 
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-demo-")))
@@ -141,20 +141,20 @@ def _go(
             home = _HOME.expanduser()
         else:
             home = _borrowing_home(work / "home")
-        watcher = stack.enter_context(Show(Console(stderr=True, highlight=False)))
+        watcher = stack.enter_context(LoopDisplay(Console(stderr=True, highlight=False)))
         if url is None:
             watcher.begin("Starting a server")
-            server = stack.enter_context(Children(work))
-            url, api_key = server.serve(home, "--no-trainer", watch=watcher.note), "none"
+            server = stack.enter_context(DemoProcesses(work))
+            url, api_key = server.serve(home, "--no-trainer", watch=watcher.log_line), "none"
             watcher.end(f"Serving on {url}")
         known = {"GRAFTWORK_URL": url, **({"GRAFTWORK_API_KEY": api_key} if api_key else {})}
-        children = stack.enter_context(Children(work, known))
+        children = stack.enter_context(DemoProcesses(work, known))
         client = stack.enter_context(Client(url, api_key))
         # Fewer rows take smaller steps and more passes.
-        sizes = Sizes(epochs=(3.0, 4.0), batch_size=4, users=users) if short else Sizes(users=users)
-        return Loop(
+        sizes = DemoSizes(epochs=(3.0, 4.0), batch_size=4, users=users) if short else DemoSizes(users=users)
+        return DemoLoop(
             client,
-            lambda name, words: children.run(name, words, watcher.note),
+            lambda name, words: children.run(name, words, watcher.log_line),
             adapter,
             dealt,
             home=home,
@@ -162,7 +162,7 @@ def _go(
             sizes=sizes,
             seed=seed,
             watcher=watcher,
-        ).go()
+        ).run()
 
 
 def _borrowing_home(home: Path) -> Path:

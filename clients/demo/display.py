@@ -16,20 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.clients.cli import experiment_charts
-from graftwork.clients.cli.context import CONTROLS
-from graftwork.clients.cli.tables import when
-from graftwork.clients.demo.results import Outcome
-from graftwork.clients.demo.users import Told
+from graftwork.clients.cli.context import CONTROL_CHARACTERS
+from graftwork.clients.cli.tables import format_time
+from graftwork.clients.demo.results import DemoResult
+from graftwork.clients.demo.users import UserAnswer
 from graftwork.clients.types.experiments import Experiment
 
-HEARD: Final = 5
+SHOWN_ANSWERS: Final = 5
 """Answers that are shown, the last ones."""
 
 _LINE: Final = 76
 
 
-class Show:
-    """What is done, what goes on, what users were told last, and the experiment. A `Watcher` of the loop."""
+class LoopDisplay:
+    """What is done, what goes on, what users were told last, and the experiment. A `LoopObserver` of the loop."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,7 +39,7 @@ class Show:
         self._spinner = Spinner("dots")
         self._bar: tuple[int, int | None] = (0, None)
         self._note = ""
-        self._heard: deque[Told] = deque(maxlen=HEARD)
+        self._heard: deque[UserAnswer] = deque(maxlen=SHOWN_ANSWERS)
         self._experiment: Experiment | None = None
         self._live: Live | None = None
 
@@ -67,18 +67,18 @@ class Show:
     def progress(self, done: int, total: int | None, note: str) -> None:
         self._bar, self._note = (done, total), note
 
-    def note(self, line: str) -> None:
+    def log_line(self, line: str) -> None:
         """The last line of a command's log."""
-        self._note = line.translate(CONTROLS)
+        self._note = line.translate(CONTROL_CHARACTERS)
 
     def end(self, result: str) -> None:
-        line = Text.assemble((f"{self._clock()}  ", "dim"), ("✓ ", "green"), result.translate(CONTROLS))
+        line = Text.assemble((f"{self._clock()}  ", "dim"), ("✓ ", "green"), result.translate(CONTROL_CHARACTERS))
         self._done.append(line)
         self._step = None
         if self._live is None:
             self._say(line.plain)
 
-    def told(self, told: Told) -> None:
+    def told(self, told: UserAnswer) -> None:
         self._heard.append(told)
 
     def experiment(self, experiment: Experiment) -> None:
@@ -107,7 +107,7 @@ class Show:
         return Group(*parts)
 
 
-def outcome(result: Outcome) -> RenderableType:
+def render_result(result: DemoResult) -> RenderableType:
     """What came of it: the history, the experiment, accuracy before and after."""
     history = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("When", "What", "From", "To", "By", "Why"):
@@ -116,7 +116,7 @@ def outcome(result: Outcome) -> RenderableType:
         name = f"{event.action} {event.alias}" if event.alias else event.action
         before = "–" if event.from_version is None else str(event.from_version)
         after = "–" if event.to_version is None else str(event.to_version)
-        history.add_row(when(event.at), name, before, after, event.actor, event.reason or "")
+        history.add_row(format_time(event.at), name, before, after, event.actor, event.reason or "")
     measured = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("Version", "Right", "Of", "Accuracy", ""):
         measured.add_column(column, justify="left" if column in ("Version", "") else "right")
@@ -145,11 +145,13 @@ def outcome(result: Outcome) -> RenderableType:
     )
 
 
-def _heard(told: deque[Told]) -> Table:
+def _heard(told: deque[UserAnswer]) -> Table:
     table = Table.grid(padding=(0, 2))
     for each in told:
         mark = Text("👍", style="green") if each.right else Text("👎", style="red")
-        said = Text(each.answer.translate(CONTROLS)[:50], style="green" if each.right else "red")
+        said = Text(each.answer.translate(CONTROL_CHARACTERS)[:50], style="green" if each.right else "red")
         fix = Text("" if each.right else f"no: {each.query.label}", style="yellow")
-        table.add_row(Text(each.adapter, style="dim"), Text(each.query.text.translate(CONTROLS)[:60]), mark, said, fix)
+        table.add_row(
+            Text(each.adapter, style="dim"), Text(each.query.text.translate(CONTROL_CHARACTERS)[:60]), mark, said, fix
+        )
     return table

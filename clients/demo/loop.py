@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from graftwork.clients.client import Client
-from graftwork.clients.demo.observer import Watcher
-from graftwork.clients.demo.queries import Dealt, Query
-from graftwork.clients.demo.results import Accuracy, Outcome
-from graftwork.clients.demo.users import Users, Visit, conversation, together
+from graftwork.clients.demo.observer import LoopObserver
+from graftwork.clients.demo.queries import Query, QuerySplit
+from graftwork.clients.demo.results import Accuracy, DemoResult
+from graftwork.clients.demo.users import Users, Visit, conversation, run_concurrently
 from graftwork.clients.errors import ConflictError, InvalidArgumentError, NotFoundError
 from graftwork.clients.http.wire import dump
 from graftwork.clients.types.experiments import Experiment
@@ -45,7 +45,7 @@ Run = Callable[[str, list[str]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class DemoSizes:
     """How much of everything. ``epochs`` are of the first and the second training."""
 
     epochs: tuple[float, float] = (8.0, 4.0)
@@ -58,26 +58,26 @@ class Sizes:
 
 
 @dataclass
-class _Crowd:
+class _ExperimentVisitors:
     """Who came to the experiment, and what they met."""
 
-    met: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    versions_by_user: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     right: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def add(self, visit: Visit) -> None:
-        for told in visit.told:
+        for told in visit.answers:
             if told.arm is not None:  # who asks again after the end meets the winner, as everybody does
-                self.met[visit.user].add(told.adapter)
+                self.versions_by_user[visit.user].add(told.adapter)
             self.asked[told.adapter] += 1
             self.right[told.adapter] += told.right
 
-    def note(self) -> str:
+    def summary(self) -> str:
         shares = (f"{version} right {self.right[version] / self.asked[version]:.0%}" for version in sorted(self.asked))
         return " · ".join(shares)
 
 
-class Loop:
+class DemoLoop:
     """One way through the loop, on a server that is ready."""
 
     def __init__(
@@ -85,13 +85,13 @@ class Loop:
         client: Client,
         run: Run,
         adapter: str,
-        dealt: Dealt,
+        dealt: QuerySplit,
         *,
         home: Path,
         work: Path,
-        sizes: Sizes,
+        sizes: DemoSizes,
         seed: int,
-        watcher: Watcher,
+        watcher: LoopObserver,
     ) -> None:
         """``home`` is where the base is kept, ``work`` a folder for exports and trained adapters."""
         self._client = client
@@ -107,27 +107,27 @@ class Loop:
         self._slowest_visit = 0.0
         self._open = True
 
-    def go(self) -> Outcome:
+    def run(self) -> DemoResult:
         """From the first training to the decision. Raises what the client and the commands raise."""
         began = time.monotonic()
         self._check_free()
         first_rows = self._work / "rows.jsonl"
-        write_rows(first_rows, self._dealt.first)
-        first = self._train(1, str(first_rows), len(self._dealt.first))
+        write_rows(first_rows, self._dealt.train)
+        first = self._train(1, str(first_rows), len(self._dealt.train))
         before = self._measure(first)
         corrections, thumbs_up = self._listen()
         second = self._train(2, self._collect(first_rows), None)
         after = self._measure(second)
         experiment, crowd = self._try_out()
         arms: dict[str, int] = defaultdict(int)
-        for versions in crowd.met.values():
+        for versions in crowd.versions_by_user.values():
             for version in versions:
                 arms[version] += 1
         now = self._client.adapters.get(self._adapter)
         live = f"{self._adapter}@{now.aliases['live']}"
         decided = experiment.outcome
         assert decided is not None
-        return Outcome(
+        return DemoResult(
             adapter=self._adapter,
             promoted=decided.decision == "promoted" and live == second,
             decision=decided.decision,
@@ -137,9 +137,9 @@ class Loop:
             corrections=corrections,
             thumbs_up=thumbs_up,
             experiment=experiment,
-            visits=len(crowd.met),
+            visits=len(crowd.versions_by_user),
             arms=dict(arms),
-            flips=sum(len(versions) > 1 for versions in crowd.met.values()),
+            flips=sum(len(versions) > 1 for versions in crowd.versions_by_user.values()),
             history=self._client.adapters.history(self._adapter, limit=20).data,
             seconds=time.monotonic() - began,
         )
@@ -174,10 +174,12 @@ class Loop:
         return version
 
     def _measure(self, version: str) -> Accuracy:
-        queries = self._dealt.judged
+        queries = self._dealt.test
         self._watcher.begin(f"Asking {version} {len(queries)} held-out queries")
         right = 0
-        for done, told in enumerate(together(lambda query: self._users.ask(query, version=version), queries), 1):
+        for done, told in enumerate(
+            run_concurrently(lambda query: self._users.ask(query, version=version), queries), 1
+        ):
             right += told.right
             self._watcher.progress(done, len(queries), f"{right / done:.0%} right")
         self._watcher.end(f"{version} answers {right} of {len(queries)} right: {right / len(queries):.1%}")
@@ -186,13 +188,13 @@ class Loop:
     # -- feedback ------------------------------------------------------------------------------------------------
     def _listen(self) -> tuple[int, int]:
         """Users ask the live version and judge. Corrections and thumbs up."""
-        queries = self._dealt.asked
+        queries = self._dealt.feedback
         self._watcher.begin(f"{len(queries)} users ask, and correct what is wrong")
         wrong = 0
-        visits = together(lambda item: self._users.visit(f"early-{item[0]}", [item[1]]), enumerate(queries))
+        visits = run_concurrently(lambda item: self._users.visit(f"early-{item[0]}", [item[1]]), enumerate(queries))
         for done, visit in enumerate(visits, 1):
             self._slowest_visit = max(self._slowest_visit, visit.seconds)
-            for told in visit.told:
+            for told in visit.answers:
                 wrong += not told.right
                 self._watcher.told(told)
             self._watcher.progress(done, len(queries), f"{wrong} corrected")
@@ -207,11 +209,11 @@ class Loop:
         answers = write_lines(interactions, self._client.interactions.export(adapter=self._adapter))
         words = ["data", "check", str(rows), str(interactions), str(feedback), "--home", str(self._home)]
         kept = self._run("data", [*words, "--split", "100/0/0", "--save", self._adapter])
-        self._watcher.end(f"{answers} answers with {said} judgements, and {len(self._dealt.first)} old rows")
+        self._watcher.end(f"{answers} answers with {said} judgements, and {len(self._dealt.train)} old rows")
         return str(kept["data_set"])
 
     # -- the experiment ------------------------------------------------------------------------------------------
-    def _try_out(self) -> tuple[Experiment, _Crowd]:
+    def _try_out(self) -> tuple[Experiment, _ExperimentVisitors]:
         """Live against candidate, until the server has decided."""
         self._watcher.begin(f"Users ask both versions, {QUERIES_A_USER} queries each, and never know which")
         name = f"{self._adapter}-second"
@@ -225,9 +227,9 @@ class Loop:
             window_seconds=window,
         )
         self._watcher.experiment(running)
-        crowd = _Crowd()
+        crowd = _ExperimentVisitors()
         deadline = math.inf
-        visits = together(lambda item: self._users.visit(*item), self._visitors())
+        visits = run_concurrently(lambda item: self._users.visit(*item), self._visitors())
         looked = time.monotonic()
         while running.running and time.monotonic() < deadline:
             visit = next(visits, None)
@@ -236,11 +238,11 @@ class Loop:
                 time.sleep(0.5)
             else:
                 crowd.add(visit)
-                for told in visit.told:
+                for told in visit.answers:
                     self._watcher.told(told)
             if time.monotonic() - looked > 0.5:
                 running, looked = self._client.experiments.get(name), time.monotonic()
-                self._watcher.progress(len(crowd.met), self._sizes.users, crowd.note())
+                self._watcher.progress(len(crowd.versions_by_user), self._sizes.users, crowd.summary())
                 self._watcher.experiment(running)
         self._open = False
         for late in visits:  # who asks already is answered
@@ -250,7 +252,9 @@ class Loop:
         outcome = running.outcome
         assert outcome is not None
         self._watcher.experiment(running)
-        self._watcher.end(f"{len(crowd.met)} users; {outcome.decision} by {outcome.actor}: {outcome.reason}")
+        self._watcher.end(
+            f"{len(crowd.versions_by_user)} users; {outcome.decision} by {outcome.actor}: {outcome.reason}"
+        )
         return running, crowd
 
     def _visitors(self) -> Iterator[tuple[str, list[Query]]]:

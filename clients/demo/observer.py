@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from graftwork.clients.demo.users import Told
+from graftwork.clients.demo.users import UserAnswer
 from graftwork.clients.types.experiments import Experiment
 
 
-class Watcher(Protocol):
+class LoopObserver(Protocol):
     """Is told what happens, in the thread that runs the loop."""
 
     def begin(self, what: str) -> None:
@@ -20,7 +20,7 @@ class Watcher(Protocol):
     def end(self, result: str) -> None:
         """The step is over, with this result."""
 
-    def told(self, told: Told) -> None:
+    def told(self, told: UserAnswer) -> None:
         """A user got an answer."""
 
     def experiment(self, experiment: Experiment) -> None:

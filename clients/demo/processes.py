@@ -22,31 +22,35 @@ from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError, GraftworkConnectionError
 
 _PR_SET_PDEATHSIG: Final = 1
-_KEPT: Final = ("GRAFTWORK_EMBEDDED_WHEEL", "GRAFTWORK_KERNEL_CACHE")
+_INHERITED_VARIABLES: Final = ("GRAFTWORK_EMBEDDED_WHEEL", "GRAFTWORK_KERNEL_CACHE")
 """Variables of ours that are about this machine and not about another server."""
 
 START_SECONDS: Final = 900.0
 """How long a server may take: on the first start it fetches the base."""
 
 STOP_SECONDS: Final = 45.0
-_LOOK_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.2
 
 Watch = Callable[[str], None]
 """Is called a few times a second with the last line of the log."""
 
 
-class ChildFailedError(GraftworkClientError):
+class CommandFailedError(GraftworkClientError):
     """A command that the demo needs has failed. The message has its last words."""
 
 
-class Children:
+class DemoProcesses:
     """The processes of one demo; leave the ``with``, and they are gone."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
         """``environment`` is added to this process's, less what there is meant for other servers."""
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
-        own = {name: value for name, value in os.environ.items() if not name.startswith("GRAFTWORK_") or name in _KEPT}
+        own = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GRAFTWORK_") or name in _INHERITED_VARIABLES
+        }
         # Server and training take turns on the same cores: neither spins while it waits.
         self._environment = {"OMP_WAIT_POLICY": "passive", **own, **(environment or {})}
         self._running: list[subprocess.Popen[bytes]] = []
@@ -68,9 +72,9 @@ class Children:
         with Client(url, "none", max_retries=0, timeout=5.0) as client:
             while not _is_ready(client):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise ChildFailedError(f"The server did not start. {log} ends with:\n{_tail(log, 8)}")
+                    raise CommandFailedError(f"The server did not start. {log} ends with:\n{_tail(log, 8)}")
                 watch(_tail(log, 1))
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
         return url
 
     def run(self, name: str, words: list[str], watch: Watch) -> Any:
@@ -79,14 +83,14 @@ class Children:
         process = self._start([*words, "--json"], log, output=output)
         while process.poll() is None:
             watch(_tail(log, 1))
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         self._running.remove(process)
         if process.returncode != 0:
-            raise ChildFailedError(f"graftwork {words[0]} failed. {log} ends with:\n{_tail(log, 8)}")
+            raise CommandFailedError(f"graftwork {words[0]} failed. {log} ends with:\n{_tail(log, 8)}")
         return json.loads(output.read_text(encoding="utf-8"))
 
     def stop(self) -> None:
-        """Ask all that run to end, the youngest first, and end what does not. Returns when they are gone."""
+        """StatsRequest all that run to end, the youngest first, and end what does not. Returns when they are gone."""
         for process in reversed(self._running):
             process.terminate()
         for process in reversed(self._running):

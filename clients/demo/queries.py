@@ -19,7 +19,7 @@ from graftwork.clients.errors import LocalFileError
 TEXT_COLUMNS: Final = ("text", "query", "question", "prompt")
 LABEL_COLUMNS: Final = ("label", "category", "intent", "class")
 
-LEAST_LEFT: Final = 8
+MIN_HELD_OUT: Final = 8
 """Queries of a kind that must be left for users and for judging, once the first version has its rows."""
 
 
@@ -32,7 +32,7 @@ class Query:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dealt:
+class QuerySplit:
     """Disjoint hands of queries, every label in each of them, in an order of no meaning.
 
     Attributes:
@@ -44,9 +44,9 @@ class Dealt:
     """
 
     labels: tuple[str, ...]
-    first: tuple[Query, ...]
-    judged: tuple[Query, ...]
-    asked: tuple[Query, ...]
+    train: tuple[Query, ...]
+    test: tuple[Query, ...]
+    feedback: tuple[Query, ...]
     traffic: tuple[Query, ...]
 
 
@@ -69,9 +69,9 @@ def read(*paths: Path) -> tuple[Query, ...]:
     return tuple(found.values())
 
 
-def deal(
+def split_queries(
     queries: Sequence[Query], *, classes: int, first: int, judged: int, asked: int, traffic: int, seed: int
-) -> Dealt:
+) -> QuerySplit:
     """Choose ``classes`` labels by chance; of each, deal at most so many queries for each purpose.
 
     Where there are fewer, a quarter of what the first version leaves is for judging, and the rest is halved. Raises
@@ -80,10 +80,10 @@ def deal(
     by_label: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
         by_label[query.label].append(query)
-    enough = {label: some for label, some in by_label.items() if len(some) >= first + LEAST_LEFT}
+    enough = {label: some for label, some in by_label.items() if len(some) >= first + MIN_HELD_OUT}
     if len(enough) < classes:
         raise LocalFileError(
-            f"{classes} labels of {first + LEAST_LEFT} queries each are needed, and the data has {len(enough)}: "
+            f"{classes} labels of {first + MIN_HELD_OUT} queries each are needed, and the data has {len(enough)}: "
             "ask for fewer --classes or fewer --rows, or name another file with --data."
         )
     shuffle = random.Random(seed)
@@ -101,11 +101,11 @@ def deal(
             start += size
     for hand in hands:
         shuffle.shuffle(hand)
-    return Dealt(
+    return QuerySplit(
         labels=tuple(labels),
-        first=tuple(hands[0]),
-        judged=tuple(hands[1]),
-        asked=tuple(hands[2]),
+        train=tuple(hands[0]),
+        test=tuple(hands[1]),
+        feedback=tuple(hands[2]),
         traffic=tuple(hands[3]),
     )
 

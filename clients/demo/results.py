@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftwork.clients.http.wire import dump
-from graftwork.clients.types.adapters import Event
+from graftwork.clients.types.adapters import AdapterEvent
 from graftwork.clients.types.experiments import Experiment
 
 
@@ -24,7 +24,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class DemoResult:
     """How the loop ended, for people and programs."""
 
     adapter: str
@@ -43,7 +43,7 @@ class Outcome:
     flips: int
     """Users who met two versions in the experiment. There is none."""
 
-    history: tuple[Event, ...]
+    history: tuple[AdapterEvent, ...]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SYSTEM: Final = "Name the intent."
 MAX_TOKENS: Final = 32
 """Longer than any label."""
 
-AT_ONCE: Final = 8
+CONCURRENCY: Final = 8
 """Users who wait for an answer at the same time."""
 
 Item = TypeVar("Item")
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class UserAnswer:
     """What a user was told. ``adapter`` is the version that answered, ``arm`` as what in an experiment, if in one;
     ``seconds`` until the answer was there."""
 
@@ -50,7 +50,7 @@ class Visit:
     """One user with everything that they asked; ``seconds`` from the first question to the last judgement."""
 
     user: str
-    told: tuple[Told, ...]
+    answers: tuple[UserAnswer, ...]
     seconds: float
 
 
@@ -61,7 +61,7 @@ class Users:
         self._client = client
         self._adapter = adapter
 
-    def ask(self, query: Query, *, user: str | None = None, version: str | None = None) -> Told:
+    def ask(self, query: Query, *, user: str | None = None, version: str | None = None) -> UserAnswer:
         """One question. With ``version`` that one is asked, and nothing is logged: it is a measurement."""
         began = time.monotonic()
         answer = self._client.chat(
@@ -72,7 +72,7 @@ class Users:
             user=user,
             store=None if version is None else False,
         )
-        return Told(
+        return UserAnswer(
             query=query,
             answer=answer.text.strip(),
             adapter=answer.adapter,
@@ -91,7 +91,7 @@ class Users:
                 self._client.feedback.send(heard.id, thumb="up")
             else:
                 self._client.feedback.send(heard.id, thumb="down", correction=query.label)
-        return Visit(user=user, told=tuple(told), seconds=time.monotonic() - began)
+        return Visit(user=user, answers=tuple(told), seconds=time.monotonic() - began)
 
 
 def conversation(query: Query) -> list[dict[str, str]]:
@@ -99,7 +99,9 @@ def conversation(query: Query) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": query.text}]
 
 
-def together(work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int = AT_ONCE) -> Iterator[Result]:
+def run_concurrently(
+    work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int = CONCURRENCY
+) -> Iterator[Result]:
     """What ``work`` makes of each item, as it gets ready, some at once. Items are taken one by one, as there is room.
 
     Left early, it waits for what was begun. Raises what ``work`` raises.

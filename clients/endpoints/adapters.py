@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftwork.clients.endpoints.parts import given, one, path_of
+from graftwork.clients.endpoints.parts import path_of, reader_of, without_none
 from graftwork.clients.errors import InvalidArgumentError, LocalFileError
-from graftwork.clients.http.calls import SLOW, Call, Progress, Reply, Request, Upload
+from graftwork.clients.http.calls import (
+    SLOW_TIMEOUT,
+    Call,
+    CallRequest,
+    CallResponse,
+    MultipartUpload,
+    ProgressCallback,
+)
 from graftwork.clients.http.wire import parse
-from graftwork.clients.types.adapters import Adapter, Event, PushedVersion, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, PushedVersion, Version
 from graftwork.clients.types.pages import Page
 
 CONFIG_FILE = "adapter_config.json"
@@ -21,13 +28,13 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 def list(*, after: str | None = None, limit: int | None = None) -> Call[Page[Adapter]]:
     """A page of adapters by name; ``after`` is the last name of the page before."""
-    request = Request(method="GET", path=path_of("adapters"), query=given(after=after, limit=limit))
-    return Call(request=request, read=one(Page[Adapter]))
+    request = CallRequest(method="GET", path=path_of("adapters"), query=without_none(after=after, limit=limit))
+    return Call(request=request, read=reader_of(Page[Adapter]))
 
 
 def get(name: str) -> Call[Adapter]:
     """An adapter with its versions, aliases, residency and traffic."""
-    return Call(request=Request(method="GET", path=path_of("adapters", name)), read=one(Adapter))
+    return Call(request=CallRequest(method="GET", path=path_of("adapters", name)), read=reader_of(Adapter))
 
 
 def push(
@@ -39,7 +46,7 @@ def push(
     parent: int | None = None,
     data_digest: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Call[PushedVersion]:
     """Push a PEFT folder as the adapter's next version.
 
@@ -47,54 +54,61 @@ def push(
     in all. ``server_path`` names a folder that the server can read itself instead. ``alias`` is moved to the version
     once it has passed the server's checks; the first version of a name becomes ``live`` by itself.
     """
-    path, query = path_of("adapters", name, "versions"), given(alias=alias)
-    facts = given(parent=parent, data_digest=data_digest, metadata=metadata)
+    path, query = path_of("adapters", name, "versions"), without_none(alias=alias)
+    facts = without_none(parent=parent, data_digest=data_digest, metadata=metadata)
     if (folder is None) == (server_path is None):
         raise InvalidArgumentError("push takes a folder of this machine or a server_path, one of the two")
     if server_path is not None:
         body = {"path": str(server_path), **facts}
-        request = Request(method="POST", path=path, query=query, json=body, read_timeout=SLOW)
+        request = CallRequest(method="POST", path=path, query=query, json=body, read_timeout=SLOW_TIMEOUT)
     else:
         fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-        upload = Upload(files=_adapter_files(Path(str(folder))), fields=fields, progress=progress)
-        request = Request(method="POST", path=path, query=query, upload=upload, read_timeout=SLOW)
+        upload = MultipartUpload(files=_adapter_files(Path(str(folder))), fields=fields, progress=progress)
+        request = CallRequest(method="POST", path=path, query=query, upload=upload, read_timeout=SLOW_TIMEOUT)
     return Call(request=request, read=_read_pushed)
 
 
 def promote(
     name: str, version: int, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
-) -> Call[Event]:
+) -> Call[AdapterEvent]:
     """Move an alias to a version: new requests get it, those that run finish on the version they began with.
 
     Raises ``ConflictError`` while an experiment needs the alias as it is, unless ``end_experiment`` ends that.
     """
     path = path_of("adapters", name, "aliases", alias)
-    body = {"version": version, **given(reason=reason, end_experiment=end_experiment)}
-    return Call(request=Request(method="PUT", path=path, json=body, read_timeout=SLOW), read=one(Event))
+    body = {"version": version, **without_none(reason=reason, end_experiment=end_experiment)}
+    return Call(
+        request=CallRequest(method="PUT", path=path, json=body, read_timeout=SLOW_TIMEOUT), read=reader_of(AdapterEvent)
+    )
 
 
 def rollback(
     name: str, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
-) -> Call[Event]:
+) -> Call[AdapterEvent]:
     """Move an alias back to the version it pointed at before; experiments are in the way as for ``promote``."""
     path = path_of("adapters", name, "rollback")
-    body = {"alias": alias, **given(reason=reason, end_experiment=end_experiment)}
-    return Call(request=Request(method="POST", path=path, json=body, read_timeout=SLOW), read=one(Event))
+    body = {"alias": alias, **without_none(reason=reason, end_experiment=end_experiment)}
+    return Call(
+        request=CallRequest(method="POST", path=path, json=body, read_timeout=SLOW_TIMEOUT),
+        read=reader_of(AdapterEvent),
+    )
 
 
 def retire(name: str, version: int) -> Call[Version]:
     """Take a version out of service; raises ``ConflictError`` while an alias points at it."""
-    request = Request(method="DELETE", path=path_of("adapters", name, "versions", str(version)))
-    return Call(request=request, read=one(Version))
+    request = CallRequest(method="DELETE", path=path_of("adapters", name, "versions", str(version)))
+    return Call(request=request, read=reader_of(Version))
 
 
-def history(name: str, *, after: int | None = None, limit: int | None = None) -> Call[Page[Event]]:
+def history(name: str, *, after: int | None = None, limit: int | None = None) -> Call[Page[AdapterEvent]]:
     """A page of what happened to an adapter, newest first; ``after`` is the last event's id of the page before."""
-    request = Request(method="GET", path=path_of("adapters", name, "history"), query=given(after=after, limit=limit))
-    return Call(request=request, read=one(Page[Event]))
+    request = CallRequest(
+        method="GET", path=path_of("adapters", name, "history"), query=without_none(after=after, limit=limit)
+    )
+    return Call(request=request, read=reader_of(Page[AdapterEvent]))
 
 
-def _read_pushed(reply: Reply) -> PushedVersion:
+def _read_pushed(reply: CallResponse) -> PushedVersion:
     return parse(PushedVersion, {**parse(dict, reply.json()), "created": reply.status == 201})
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graftwork.clients.endpoints.parts import given, one, path_of
-from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.endpoints.parts import path_of, reader_of, without_none
+from graftwork.clients.http.calls import Call, CallRequest
 from graftwork.clients.types.experiments import Experiment
 from graftwork.clients.types.pages import Page
 
@@ -35,7 +35,7 @@ def start(
         "adapter": adapter,
         "arms": [dict(arm) for arm in arms],
         "metric": metric if isinstance(metric, str) else dict(metric),
-        **given(
+        **without_none(
             guardrails=None if guardrails is None else [dict(rail) for rail in guardrails],
             decision=None if decision is None else dict(decision),
             ramp=None if ramp is None else dict(ramp),
@@ -45,29 +45,33 @@ def start(
             allocation=allocation,
         ),
     }
-    return Call(request=Request(method="POST", path=path_of("experiments"), json=body), read=one(Experiment))
+    return Call(request=CallRequest(method="POST", path=path_of("experiments"), json=body), read=reader_of(Experiment))
 
 
 def list(*, status: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[Experiment]]:
     """A page of experiments by name; ``status`` is running or ended, ``after`` the last name of the page before."""
-    query = given(status=status, after=after, limit=limit)
-    return Call(request=Request(method="GET", path=path_of("experiments"), query=query), read=one(Page[Experiment]))
+    query = without_none(status=status, after=after, limit=limit)
+    return Call(
+        request=CallRequest(method="GET", path=path_of("experiments"), query=query), read=reader_of(Page[Experiment])
+    )
 
 
 def get(name: str) -> Call[Experiment]:
     """An experiment with its history, and how it stood over time."""
-    return Call(request=Request(method="GET", path=path_of("experiments", name)), read=one(Experiment))
+    return Call(request=CallRequest(method="GET", path=path_of("experiments", name)), read=reader_of(Experiment))
 
 
 def set_weights(name: str, weights: Mapping[str, float], *, reason: str | None = None) -> Call[Experiment]:
     """Widen treatments of a running experiment, or take them out with 0; the control gets what is left."""
-    body = {"weights": dict(weights), **given(reason=reason)}
-    return Call(request=Request(method="PATCH", path=path_of("experiments", name), json=body), read=one(Experiment))
+    body = {"weights": dict(weights), **without_none(reason=reason)}
+    return Call(
+        request=CallRequest(method="PATCH", path=path_of("experiments", name), json=body), read=reader_of(Experiment)
+    )
 
 
 def stop(name: str, *, promote: str | None = None, reason: str | None = None) -> Call[Experiment]:
     """End an experiment, for good; ``promote`` names the arm whose version becomes live."""
-    request = Request(
-        method="POST", path=path_of("experiments", name, "stop"), json=given(promote=promote, reason=reason)
+    request = CallRequest(
+        method="POST", path=path_of("experiments", name, "stop"), json=without_none(promote=promote, reason=reason)
     )
-    return Call(request=request, read=one(Experiment))
+    return Call(request=request, read=reader_of(Experiment))

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import TypedDict, Unpack
 
-from graftwork.clients.endpoints.parts import Moment, exported, given, one, path_of, query_of
-from graftwork.clients.http.calls import Call, LinesCall, Reply, Request
+from graftwork.clients.endpoints.parts import Timestamp, export_call, path_of, query_of, reader_of, without_none
+from graftwork.clients.http.calls import Call, CallRequest, CallResponse, LinesCall
 from graftwork.clients.http.wire import parse
 from graftwork.clients.types.feedback import Feedback, SentFeedback
 from graftwork.clients.types.pages import Page
@@ -23,8 +23,8 @@ class FeedbackFilter(TypedDict, total=False):
     arm: str | None
     kind: str | None
     user: str | None
-    since: Moment | None
-    until: Moment | None
+    since: Timestamp | None
+    until: Timestamp | None
 
 
 def send(
@@ -48,7 +48,7 @@ def send(
     its index where there were several. Sent again with the same ``idempotency_key`` it is not kept twice; without one,
     the call makes one up, so that it may try again by itself when a connection breaks.
     """
-    said = given(
+    said = without_none(
         thumb=thumb,
         score=score,
         correction=correction,
@@ -59,11 +59,11 @@ def send(
         preferred_over_choice=preferred_over_choice,
         user=user,
     )
-    request = Request(
+    request = CallRequest(
         method="POST",
         path=path_of("feedback"),
         json={"interaction_id": interaction_id, **said, "idempotency_key": idempotency_key or uuid.uuid4().hex},
-        repeatable=True,
+        idempotent=True,
     )
     return Call(request=request, read=_read_sent)
 
@@ -72,14 +72,16 @@ def list(
     *, after: int | None = None, limit: int | None = None, **which: Unpack[FeedbackFilter]
 ) -> Call[Page[Feedback]]:
     """A page of feedback, newest first; ``after`` is the last one's id of the page before."""
-    query = {**query_of(which), **given(after=after, limit=limit)}
-    return Call(request=Request(method="GET", path=path_of("feedback"), query=query), read=one(Page[Feedback]))
+    query = {**query_of(which), **without_none(after=after, limit=limit)}
+    return Call(
+        request=CallRequest(method="GET", path=path_of("feedback"), query=query), read=reader_of(Page[Feedback])
+    )
 
 
 def export(**which: Unpack[FeedbackFilter]) -> LinesCall[Feedback]:
     """All feedback, oldest first, read while it is iterated."""
-    return exported("feedback", which, Feedback)
+    return export_call("feedback", which, Feedback)
 
 
-def _read_sent(reply: Reply) -> SentFeedback:
+def _read_sent(reply: CallResponse) -> SentFeedback:
     return parse(SentFeedback, {**parse(dict, reply.json()), "created": reply.status == 201})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
-from graftwork.clients.endpoints.parts import given, one
+from graftwork.clients.endpoints.parts import reader_of, without_none
 from graftwork.clients.errors import GraftworkProtocolError
-from graftwork.clients.http.calls import SLOW, Call, Reply, Request, StreamCall
+from graftwork.clients.http.calls import SLOW_TIMEOUT, Call, CallRequest, CallResponse, StreamCall
 from graftwork.clients.http.streams import ChatChunk, CompletionChunk
 from graftwork.clients.http.wire import parse
 from graftwork.clients.types.generation import ChatCompletion, ChatDelta, Completion, CompletionDelta, Score
@@ -55,7 +55,7 @@ class CompletionOptions(GenerationOptions, total=False):
 
 def chat(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> Call[ChatCompletion]:
     """A whole chat answer. ``messages`` is a list of role and content, or a string: one turn of the user."""
-    return Call(request=_chat_request(model, messages, options), read=one(ChatCompletion))
+    return Call(request=_chat_request(model, messages, options), read=reader_of(ChatCompletion))
 
 
 def chat_stream(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> StreamCall[ChatDelta]:
@@ -65,7 +65,7 @@ def chat_stream(model: str, messages: Messages, **options: Unpack[ChatOptions]) 
 
 def complete(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Call[Completion]:
     """A whole continuation of a text or of token ids."""
-    return Call(request=_completion_request(model, prompt, options), read=one(Completion))
+    return Call(request=_completion_request(model, prompt, options), read=reader_of(Completion))
 
 
 def complete_stream(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> StreamCall[CompletionDelta]:
@@ -79,7 +79,7 @@ def score(model: str, prompt: Prompt, *, top: int = 1) -> Call[Score]:
     return Call(request=_completion_request(model, prompt, options), read=_read_score)
 
 
-def _read_score(reply: Reply) -> Score:
+def _read_score(reply: CallResponse) -> Score:
     completion = parse(Completion, reply.json())
     logprobs = completion.choices[0].logprobs if completion.choices else None
     if logprobs is None:
@@ -93,25 +93,25 @@ def _read_score(reply: Reply) -> Score:
     )
 
 
-def _chat_request(model: str, messages: Messages, options: ChatOptions, *, stream: bool = False) -> Request:
+def _chat_request(model: str, messages: Messages, options: ChatOptions, *, stream: bool = False) -> CallRequest:
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     return _generation("/v1/chat/completions", {"model": model, "messages": turns}, options, stream)
 
 
-def _completion_request(model: str, prompt: Prompt, options: CompletionOptions, *, stream: bool = False) -> Request:
+def _completion_request(model: str, prompt: Prompt, options: CompletionOptions, *, stream: bool = False) -> CallRequest:
     ids_or_text = prompt if isinstance(prompt, str) else list(prompt)
     return _generation("/v1/completions", {"model": model, "prompt": ids_or_text}, options, stream)
 
 
-def _generation(path: str, body: dict[str, Any], options: Mapping[str, Any], stream: bool) -> Request:
-    asked = given(**options)
+def _generation(path: str, body: dict[str, Any], options: Mapping[str, Any], stream: bool) -> CallRequest:
+    asked = without_none(**options)
     session = asked.pop("session", None)
     if stream:
         asked |= {"stream": True, "stream_options": {"include_usage": True}}
-    return Request(
+    return CallRequest(
         method="POST",
         path=path,
         json=body | asked,
         headers={"x-graftwork-session": session} if session else {},
-        read_timeout=None if stream else SLOW,
+        read_timeout=None if stream else SLOW_TIMEOUT,
     )

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from graftwork.clients.endpoints.parts import given, one, path_of
-from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.endpoints.parts import path_of, reader_of, without_none
+from graftwork.clients.http.calls import Call, CallRequest
 from graftwork.clients.types.jobs import Job, JobCheckpoint, JobEvent
 from graftwork.clients.types.pages import Page
 
@@ -34,7 +34,7 @@ def create(
     body = {
         "model": model,
         "training_file": training_file,
-        **given(
+        **without_none(
             suffix=name,
             validation_file=validation_file,
             method=None if method is None else {"type": method},
@@ -43,39 +43,43 @@ def create(
             metadata=metadata,
         ),
     }
-    request = Request(
+    request = CallRequest(
         method="POST",
         path=path_of("fine_tuning", "jobs"),
         json=body,
         headers={"idempotency-key": idempotency_key or uuid.uuid4().hex},
-        repeatable=True,
+        idempotent=True,
     )
-    return Call(request=request, read=one(Job))
+    return Call(request=request, read=reader_of(Job))
 
 
 def list(*, adapter: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[Job]]:
     """A page of jobs, newest first; ``after`` is the last one's id of the page before."""
-    query = given(adapter=adapter, after=after, limit=limit)
-    return Call(request=Request(method="GET", path=path_of("fine_tuning", "jobs"), query=query), read=one(Page[Job]))
+    query = without_none(adapter=adapter, after=after, limit=limit)
+    return Call(
+        request=CallRequest(method="GET", path=path_of("fine_tuning", "jobs"), query=query), read=reader_of(Page[Job])
+    )
 
 
 def get(id: str) -> Call[Job]:
     """One job, as it stands."""
-    return Call(request=Request(method="GET", path=path_of("fine_tuning", "jobs", id)), read=one(Job))
+    return Call(request=CallRequest(method="GET", path=path_of("fine_tuning", "jobs", id)), read=reader_of(Job))
 
 
 def cancel(id: str) -> Call[Job]:
     """End a job now; nothing of it is published."""
-    return Call(request=Request(method="POST", path=path_of("fine_tuning", "jobs", id, "cancel")), read=one(Job))
+    return Call(
+        request=CallRequest(method="POST", path=path_of("fine_tuning", "jobs", id, "cancel")), read=reader_of(Job)
+    )
 
 
 def events(id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[JobEvent]]:
     """A page of what happened to a job, newest first; ``after`` is the last event's id of the page before."""
-    path, query = path_of("fine_tuning", "jobs", id, "events"), given(after=after, limit=limit)
-    return Call(request=Request(method="GET", path=path, query=query), read=one(Page[JobEvent]))
+    path, query = path_of("fine_tuning", "jobs", id, "events"), without_none(after=after, limit=limit)
+    return Call(request=CallRequest(method="GET", path=path, query=query), read=reader_of(Page[JobEvent]))
 
 
 def checkpoints(id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[JobCheckpoint]]:
     """A page of the steps after which a run was saved, newest first."""
-    path, query = path_of("fine_tuning", "jobs", id, "checkpoints"), given(after=after, limit=limit)
-    return Call(request=Request(method="GET", path=path, query=query), read=one(Page[JobCheckpoint]))
+    path, query = path_of("fine_tuning", "jobs", id, "checkpoints"), without_none(after=after, limit=limit)
+    return Call(request=CallRequest(method="GET", path=path, query=query), read=reader_of(Page[JobCheckpoint]))

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftwork.clients.endpoints.parts import one, path_of
-from graftwork.clients.http.calls import Call, Request
+from graftwork.clients.endpoints.parts import path_of, reader_of
+from graftwork.clients.http.calls import Call, CallRequest
 from graftwork.clients.types.learning_policies import LearningPolicy
 from graftwork.clients.types.pages import Page
 
 
 def list() -> Call[Page[LearningPolicy]]:
     """All adapters that learn by themselves, and how they stand."""
-    return Call(request=Request(method="GET", path=path_of("learning_policies")), read=one(Page[LearningPolicy]))
+    return Call(
+        request=CallRequest(method="GET", path=path_of("learning_policies")), read=reader_of(Page[LearningPolicy])
+    )
 
 
 def get(adapter: str) -> Call[LearningPolicy]:
     """When an adapter learns by itself, and how that stands; raises ``NotFoundError`` when it does not."""
-    return Call(request=Request(method="GET", path=_learning_path(adapter)), read=one(LearningPolicy))
+    return Call(request=CallRequest(method="GET", path=_learning_path(adapter)), read=reader_of(LearningPolicy))
 
 
 def set(
@@ -42,12 +44,14 @@ def set(
         "method": method,
         "hyperparameters": dict(hyperparameters or {}),
     }
-    return Call(request=Request(method="PUT", path=_learning_path(adapter), json=body), read=one(LearningPolicy))
+    return Call(
+        request=CallRequest(method="PUT", path=_learning_path(adapter), json=body), read=reader_of(LearningPolicy)
+    )
 
 
 def remove(adapter: str) -> Call[LearningPolicy]:
     """Let an adapter learn on command alone. A round that is under way goes on."""
-    return Call(request=Request(method="DELETE", path=_learning_path(adapter)), read=one(LearningPolicy))
+    return Call(request=CallRequest(method="DELETE", path=_learning_path(adapter)), read=reader_of(LearningPolicy))
 
 
 def _learning_path(adapter: str) -> str:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from graftwork.clients.endpoints.parts import given, one, path_of
+from graftwork.clients.endpoints.parts import path_of, reader_of, without_none
 from graftwork.clients.errors import InvalidArgumentError
-from graftwork.clients.http.calls import Call, Request
-from graftwork.clients.types.log_policies import LogPolicies, LogPolicy
+from graftwork.clients.http.calls import Call, CallRequest
+from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
-def list() -> Call[LogPolicies]:
+def list() -> Call[LogPolicyList]:
     """What is logged of single adapters and keys, for how long, and the default."""
-    return Call(request=Request(method="GET", path=path_of("log_policies")), read=one(LogPolicies))
+    return Call(request=CallRequest(method="GET", path=path_of("log_policies")), read=reader_of(LogPolicyList))
 
 
 def set(
     *, adapter: str | None = None, key: str | None = None, log: bool = True, retention_days: float | None = None
 ) -> Call[LogPolicy]:
     """Say whether what an adapter (or the base, by its id) answers, or a key asks, is logged, and for how long."""
-    body = {"log": log, **given(retention_days=retention_days)}
-    return Call(request=Request(method="PUT", path=_policy_path(adapter, key), json=body), read=one(LogPolicy))
+    body = {"log": log, **without_none(retention_days=retention_days)}
+    return Call(
+        request=CallRequest(method="PUT", path=_policy_path(adapter, key), json=body), read=reader_of(LogPolicy)
+    )
 
 
 def remove(*, adapter: str | None = None, key: str | None = None) -> Call[LogPolicy]:
     """Let the default hold again for an adapter or a key."""
-    return Call(request=Request(method="DELETE", path=_policy_path(adapter, key)), read=one(LogPolicy))
+    return Call(request=CallRequest(method="DELETE", path=_policy_path(adapter, key)), read=reader_of(LogPolicy))
 
 
 def _policy_path(adapter: str | None, key: str | None) -> str:

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from graftwork.clients.errors import GraftworkProtocolError, InvalidArgumentError
-from graftwork.clients.http.calls import SLOW, LinesCall, Reply, Request
+from graftwork.clients.http.calls import SLOW_TIMEOUT, CallRequest, CallResponse, LinesCall
 from graftwork.clients.http.wire import parse
 
 T = TypeVar("T")
 
-Moment = datetime | float | str
+Timestamp = datetime | float | str
 """With a time zone, unix seconds, or ISO 8601."""
 
 
@@ -29,7 +29,7 @@ def path_of(*segments: str) -> str:
     return "/v1/" + "/".join(quote(segment, safe="@") for segment in segments)
 
 
-def given(**options: Any) -> dict[str, Any]:
+def without_none(**options: Any) -> dict[str, Any]:
     """Those that are not None: what is left out is the server's choice."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -37,17 +37,17 @@ def given(**options: Any) -> dict[str, Any]:
 def query_of(which: Mapping[str, Any]) -> dict[str, Any]:
     """A filter as a query. Moments travel as unix seconds, or as the text that they were given as."""
     moments = {name: value.timestamp() for name, value in which.items() if isinstance(value, datetime)}
-    return given(**{**which, **moments})
+    return without_none(**{**which, **moments})
 
 
-def one(kind: type[T]) -> Callable[[Reply], T]:
+def reader_of(kind: type[T]) -> Callable[[CallResponse], T]:
     """Reads an answer that is one ``kind``."""
     return lambda reply: parse(kind, reply.json())
 
 
-def exported(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:
+def export_call(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:
     """All rows of a noun, a ``kind`` a line."""
-    request = Request(method="GET", path=path_of(noun, "export"), query=query_of(which), read_timeout=SLOW)
+    request = CallRequest(method="GET", path=path_of(noun, "export"), query=query_of(which), read_timeout=SLOW_TIMEOUT)
     return LinesCall(request=request, read=lambda line: parse(kind, _decoded(line)))
 
 

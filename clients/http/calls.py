@@ -15,27 +15,27 @@ from typing import Any, Generic, Protocol, TypeVar
 from graftwork.clients.errors import GraftworkProtocolError
 from graftwork.clients.types.generation import Usage
 
-QUICK = 30.0  # seconds to wait for an answer that needs no model
-SLOW = 600.0  # seconds to wait for an answer that the model has to write, or for an adapter to be checked
+QUICK_TIMEOUT = 30.0  # seconds to wait for an answer that needs no model
+SLOW_TIMEOUT = 600.0  # seconds to wait for an answer that the model has to write, or for an adapter to be checked
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 F = TypeVar("F", bound=Callable[..., Any])
-Progress = Callable[[int, int], None]  # bytes sent so far, bytes in all
+ProgressCallback = Callable[[int, int], None]  # bytes sent so far, bytes in all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Upload:
+class MultipartUpload:
     """Files to send as one multipart form, all as ``field``, read from disk while they are sent."""
 
     files: tuple[Path, ...]
     fields: Mapping[str, str]
-    progress: Progress | None = None
+    progress: ProgressCallback | None = None
     field: str = "files"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class CallRequest:
     """One HTTP request, described. ``accept`` are statuses besides 2xx that carry an answer and not an error;
     ``repeatable``: sent twice it takes effect once, as every GET."""
 
@@ -44,14 +44,14 @@ class Request:
     query: Mapping[str, str | int | float] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    upload: Upload | None = None
-    accept: frozenset[int] = frozenset()
-    repeatable: bool = False
-    read_timeout: float | None = QUICK
+    upload: MultipartUpload | None = None
+    accepted_statuses: frozenset[int] = frozenset()
+    idempotent: bool = False
+    read_timeout: float | None = QUICK_TIMEOUT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class CallResponse:
     """What came back: status, headers and the body as text."""
 
     status: int
@@ -71,11 +71,11 @@ class Reply:
 class Call(Generic[T]):
     """A request and how to read its answer."""
 
-    request: Request
-    read: Callable[[Reply], T]
+    request: CallRequest
+    read: Callable[[CallResponse], T]
 
 
-class Chunk(Protocol[T_co]):
+class StreamChunk(Protocol[T_co]):
     """The wire type of one streamed event. ``id`` is the whole answer's."""
 
     @property
@@ -91,19 +91,19 @@ class Chunk(Protocol[T_co]):
 class StreamCall(Generic[T]):
     """A request that is answered by server-sent events, and the wire type of one event's ``data``."""
 
-    request: Request
-    chunk: type[Chunk[T]]
+    request: CallRequest
+    chunk: type[StreamChunk[T]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinesCall(Generic[T]):
     """A request that is answered by JSON lines, and how one of them is read."""
 
-    request: Request
+    request: CallRequest
     read: Callable[[bytes], T]
 
 
-def described_by(describe: Callable[..., Any]) -> Callable[[F], F]:
+def with_signature_of(describe: Callable[..., Any]) -> Callable[[F], F]:
     """Give a client's method the name, the docstring and the parameters of the endpoint that it carries out."""
 
     def dress(method: F) -> F:

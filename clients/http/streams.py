@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from graftwork.clients.errors import GraftworkProtocolError, InterruptedAnswerError
-from graftwork.clients.http.calls import Chunk
+from graftwork.clients.http.calls import StreamChunk
 from graftwork.clients.http.wire import parse
 from graftwork.clients.types.generation import ChatDelta, ChatLogprobs, CompletionChoice, CompletionDelta, Usage
 
@@ -90,7 +90,7 @@ class LineReader:
 class EventReader(Generic[T]):
     """Reads one response. ``id`` is known from the first event, ``usage`` once it has arrived, ``done`` at the end."""
 
-    def __init__(self, chunk: type[Chunk[T]]) -> None:
+    def __init__(self, chunk: type[StreamChunk[T]]) -> None:
         self._chunk = chunk
         self._line = bytearray()  # the line that is not complete yet
         self._data: list[bytes] = []  # the data lines of the event that is not complete yet

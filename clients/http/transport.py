@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 
-from graftwork.version import __version__
 from graftwork.clients.errors import (
     GraftworkAPIError,
     GraftworkConnectionError,
@@ -28,21 +27,22 @@ from graftwork.clients.errors import (
     SettingsError,
     error_class,
 )
-from graftwork.clients.http.calls import Request, Upload, shorten
+from graftwork.clients.http.calls import CallRequest, MultipartUpload, shorten
+from graftwork.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_TIMEOUT = 5.0  # seconds
-LONGEST_WAIT = 30.0  # seconds; a server that asks for more is told to the caller instead of waited for
+MAX_RETRY_DELAY = 30.0  # seconds; a server that asks for more is told to the caller instead of waited for
 FIRST_BACKOFF = 0.2  # seconds, doubled each time
 # A server, or a proxy before it, closes a connection that has idled for some seconds, Uvicorn's and httpx's default
 # alike for five: a request sent in that moment breaks, and nobody knows whether it took effect. So we let go first.
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+CONNECTION_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
 
-Outcome = httpx.Response | httpx.RequestError
+AttemptResult = httpx.Response | httpx.RequestError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class ConnectionSettings:
     """Where the server is and how patient the client is. ``read_timeout`` overrides what each call would wait."""
 
     url: str
@@ -51,7 +51,9 @@ class Settings:
     read_timeout: float | None
 
     @classmethod
-    def resolve(cls, url: str | None, api_key: str | None, max_retries: int, read_timeout: float | None) -> Settings:
+    def resolve(
+        cls, url: str | None, api_key: str | None, max_retries: int, read_timeout: float | None
+    ) -> ConnectionSettings:
         """Fill in ``GRAFTWORK_URL`` and ``GRAFTWORK_API_KEY``, and check both; raises ``SettingsError``."""
         # People paste what the openai client calls base_url, which ends in /v1.
         wanted = (url or os.environ.get("GRAFTWORK_URL") or DEFAULT_URL).strip().rstrip("/").removesuffix("/v1")
@@ -72,10 +74,14 @@ class Settings:
         if self.api_key:
             headers["authorization"] = f"Bearer {self.api_key}"
         # A proxy from the environment cannot reach this machine's loopback, though it is often configured as if.
-        return {"headers": headers, "limits": LIMITS, "trust_env": not _is_loopback(httpx.URL(self.url).host)}
+        return {
+            "headers": headers,
+            "limits": CONNECTION_LIMITS,
+            "trust_env": not _is_loopback(httpx.URL(self.url).host),
+        }
 
     @contextlib.contextmanager
-    def prepared(self, request: Request) -> Iterator[dict[str, Any]]:
+    def open_request(self, request: CallRequest) -> Iterator[dict[str, Any]]:
         """Arguments for ``build_request``; the files of an upload are open inside the ``with`` and closed after it."""
         read_timeout = request.read_timeout and (self.read_timeout or request.read_timeout)
         arguments: dict[str, Any] = {
@@ -93,22 +99,24 @@ class Settings:
                 arguments["files"] = _open(request.upload, opened)
             yield arguments
 
-    def judge(self, request: Request, outcome: Outcome, attempt: int) -> httpx.Response | float:
+    def response_or_delay(self, request: CallRequest, outcome: AttemptResult, attempt: int) -> httpx.Response | float:
         """Decide over one attempt, counted from 0: the answer, or the seconds after which to try again.
 
         Raises what the caller shall see otherwise. Tried again are a GET, or what is as harmless to repeat, that met a
         broken connection or a gateway's error, and whatever the server refused with 429 or 503 and a ``Retry-After``:
         that never took effect.
         """
-        if isinstance(outcome, httpx.Response) and (outcome.is_success or outcome.status_code in request.accept):
+        if isinstance(outcome, httpx.Response) and (
+            outcome.is_success or outcome.status_code in request.accepted_statuses
+        ):
             return outcome
         error = self.connection_error(outcome) if isinstance(outcome, httpx.RequestError) else _api_error(outcome)
         if attempt >= self.max_retries:
             raise error
-        wait = _refused_for(outcome)
-        if wait is None and (request.method == "GET" or request.repeatable) and _passing(outcome):
+        wait = _requested_delay(outcome)
+        if wait is None and (request.method == "GET" or request.idempotent) and _is_transient(outcome):
             wait = FIRST_BACKOFF * 2**attempt
-        if wait is None or wait > LONGEST_WAIT:
+        if wait is None or wait > MAX_RETRY_DELAY:
             raise error
         return wait * (1 + random.random() / 4)  # so that many clients told the same do not return as one
 
@@ -134,9 +142,9 @@ class Settings:
         return GraftworkConnectionError(f"{self.url} broke the answer off before its end.", url=self.url)
 
 
-def _open(upload: Upload, opened: contextlib.ExitStack) -> list[tuple[str, tuple[str, io.FileIO, str]]]:
+def _open(upload: MultipartUpload, opened: contextlib.ExitStack) -> list[tuple[str, tuple[str, io.FileIO, str]]]:
     try:
-        counter = _Counter(upload)
+        counter = _UploadProgress(upload)
         return [
             (upload.field, (path.name, opened.enter_context(_CountedFile(path, counter)), "application/octet-stream"))
             for path in upload.files
@@ -145,10 +153,10 @@ def _open(upload: Upload, opened: contextlib.ExitStack) -> list[tuple[str, tuple
         raise LocalFileError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-class _Counter:
+class _UploadProgress:
     """Adds up what has been read of all files of one attempt."""
 
-    def __init__(self, upload: Upload) -> None:
+    def __init__(self, upload: MultipartUpload) -> None:
         self._report = upload.progress
         self._total = sum(path.stat().st_size for path in upload.files) if upload.progress else 0
         self._sent = 0
@@ -162,7 +170,7 @@ class _Counter:
 class _CountedFile(io.FileIO):
     """A file that tells how much of it was read. httpx reads it in pieces of 64 KiB as it sends."""
 
-    def __init__(self, path: Path, counter: _Counter) -> None:
+    def __init__(self, path: Path, counter: _UploadProgress) -> None:
         super().__init__(path, "rb")
         self._counter = counter
 
@@ -172,14 +180,14 @@ class _CountedFile(io.FileIO):
         return data
 
 
-def _refused_for(outcome: Outcome) -> float | None:
+def _requested_delay(outcome: AttemptResult) -> float | None:
     """Seconds after which a server that refused a request unread wants it again."""
     if isinstance(outcome, httpx.Response) and outcome.status_code in (429, 503):
         return _retry_after(outcome)
     return None
 
 
-def _passing(outcome: Outcome) -> bool:
+def _is_transient(outcome: AttemptResult) -> bool:
     """Whether the same request may well succeed in a moment."""
     if isinstance(outcome, httpx.Response):
         return outcome.status_code in (429, 502, 503, 504)

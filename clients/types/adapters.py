@@ -58,7 +58,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Event:
+class AdapterEvent:
     """One line of an adapter's append-only history. ``action``: push, promote, rollback or retire."""
 
     id: int

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
+class ExperimentMetric:
     """What is measured. ``label`` is what readings call it, ``goal`` whether more (up) or less (down) is better."""
 
     name: str
@@ -23,7 +23,7 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
+class ExperimentArm:
     """One way to answer: a version (``adapter`` is its id, or the base's), and what it does differently.
 
     ``weight`` is its share of the units now; a shadow arm has none, and copies of the ``shadow`` share of requests.
@@ -41,17 +41,17 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guardrail:
+class ExperimentGuardrail:
     """What no treatment may do: be worse than ``limit``, or worse than the control by more than ``margin``."""
 
-    metric: Metric
+    metric: ExperimentMetric
     limit: float | None = None
     margin: float | None = None
     alpha: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class ExperimentDecision:
     """When an experiment is decided; ``automatic``: and acted upon."""
 
     promote_above: float | None
@@ -62,7 +62,7 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ramp:
+class ExperimentRamp:
     """The treatment's weights, one after the other."""
 
     weights: tuple[float, ...]
@@ -71,7 +71,7 @@ class Ramp:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Epoch:
+class ExperimentEpoch:
     """From ``at`` on the arms had these weights."""
 
     number: int
@@ -95,7 +95,7 @@ class ArmReading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class ArmComparison:
     """A treatment's difference to the control, with an interval that holds at all times; ``None``: nothing is known."""
 
     arm: str
@@ -149,14 +149,14 @@ class ShadowReading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
+class ExperimentReading:
     """How an experiment stands. ``learned`` are units left out because a version had learned from them."""
 
     at: datetime | None = None
     units: int
     learned: int
     arms: tuple[ArmReading, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmComparison, ...]
     guardrails: tuple[GuardrailReading, ...]
     sample_ratio: SampleRatio
     shadows: tuple[ShadowReading, ...]
@@ -169,18 +169,18 @@ class ReadingPoint:
     at: datetime
     units: int
     arms: tuple[ArmReading, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmComparison, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class ExperimentOutcome:
     """How it ended. ``decision``: promoted, harm, guardrail, undecided or stopped."""
 
     decision: str
     arm: str | None
     reason: str
     actor: str
-    reading: Reading | None
+    reading: ExperimentReading | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,18 +210,18 @@ class Experiment:
     started_at: datetime
     started_by: str
     ended_at: datetime | None
-    arms: tuple[Arm, ...]
-    metric: Metric
-    guardrails: tuple[Guardrail, ...]
-    decision: Decision
-    ramp: Ramp | None
+    arms: tuple[ExperimentArm, ...]
+    metric: ExperimentMetric
+    guardrails: tuple[ExperimentGuardrail, ...]
+    decision: ExperimentDecision
+    ramp: ExperimentRamp | None
     window_seconds: float
     alpha: float
     unrated: str
     allocation: str
-    epochs: tuple[Epoch, ...]
-    outcome: Outcome | None
-    reading: Reading | None
+    epochs: tuple[ExperimentEpoch, ...]
+    outcome: ExperimentOutcome | None
+    reading: ExperimentReading | None
     history: tuple[ExperimentEvent, ...] = ()
     readings: tuple[ReadingPoint, ...] = ()
 
@@ -230,10 +230,10 @@ class Experiment:
         return self.status == "running"
 
     @property
-    def control(self) -> Arm:
+    def control(self) -> ExperimentArm:
         return next(arm for arm in self.arms if arm.control)
 
     @property
-    def treatments(self) -> tuple[Arm, ...]:
+    def treatments(self) -> tuple[ExperimentArm, ...]:
         """Arms that are drawn, without the control."""
         return tuple(arm for arm in self.arms if arm.shadow is None and not arm.control)

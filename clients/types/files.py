@@ -7,7 +7,7 @@ from datetime import datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class File:
+class UploadedFile:
     """An uploaded file, or the results of a job. ``bytes`` is its size."""
 
     id: str

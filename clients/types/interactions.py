@@ -60,7 +60,7 @@ class Interaction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Erasure:
+class ErasureResult:
     """What was erased of a user: interactions, and feedback that lost its words. ``learned_from`` are the versions that
     were trained on any of it, ``continued`` those that were not, but continue one that was."""
 

@@ -1,4 +1,4 @@
-"""Learning policies and their rounds."""
+"""LoopBenchmark policies and their rounds."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class LogDefault:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LogPolicies:
+class LogPolicyList:
     """All policies, and the default."""
 
     data: tuple[LogPolicy, ...]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from difflib import SequenceMatcher
 
-from graftwork.adapters.experiments.analysis import Judge, Pair
+from graftwork.adapters.experiments.analysis import ExperimentAnalysis, ShadowPair
 from graftwork.adapters.experiments.assignment import is_sampled
-from graftwork.adapters.experiments.contamination import Learned, learned_from, prompt_hash
-from graftwork.adapters.experiments.decision import Move, moves
+from graftwork.adapters.experiments.contamination import TrainedOn, learned_from, prompt_hash
+from graftwork.adapters.experiments.decision import Recommendation, recommend
 from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.exposures import SHADOW_OF, ClosedUnit, Exposure, Exposures
-from graftwork.adapters.experiments.metrics import outcome
+from graftwork.adapters.experiments.metrics import unit_metrics
 from graftwork.adapters.experiments.plan import THOMPSON_FLOOR
 from graftwork.adapters.experiments.readings import Reading
 from graftwork.adapters.experiments.statistics import thompson_shares
@@ -36,7 +36,7 @@ ACTOR = "keeper"
 GRACE_SECONDS = 2.0
 """How long after its window a unit waits for rows that are on their way to the database."""
 
-GROWTH = 1.03
+READING_GROWTH = 1.03
 """A reading is kept for the picture when there are this many times the units of the one before."""
 
 THOMPSON_SECONDS = 60.0
@@ -56,7 +56,7 @@ class _OpenUnit:
     answers: list[Exposure] = field(default_factory=list)
 
 
-class Referee:
+class ExperimentController:
     """Of all experiments of one database."""
 
     def __init__(
@@ -79,19 +79,19 @@ class Referee:
         self._ids = ids
         self._leases = Leases(database)
         self._now = now
-        self._watches: dict[str, _Watch] = {}
+        self._states: dict[str, _ExperimentState] = {}
 
     def run(self, lease: Lease) -> None:
         """Do everything that is due, for every experiment that runs. A failing one does not hold up the others."""
         running = {experiment.name: experiment for experiment in self._running()}
-        self._watches = {name: watch for name, watch in self._watches.items() if name in running}
+        self._states = {name: watch for name, watch in self._states.items() if name in running}
         failures: list[Exception] = []
         for name, experiment in running.items():
             try:
-                self._tend(experiment, lambda connection: self._leases.check(connection, lease))
+                self._advance(experiment, lambda connection: self._leases.check(connection, lease))
             except Exception as failure:
                 # What it had in memory may be ahead of the database: it is read again.
-                self._watches.pop(name, None)
+                self._states.pop(name, None)
                 failures.append(failure)
         if failures:
             raise ExceptionGroup("experiments that could not be tended to", failures)
@@ -105,25 +105,25 @@ class Referee:
                 return
             after = page[-1].name
 
-    def _tend(self, experiment: Experiment, fence: Fence) -> None:
-        watch = self._watches.get(experiment.name)
+    def _advance(self, experiment: Experiment, fence: Fence) -> None:
+        watch = self._states.get(experiment.name)
         if watch is None:
-            watch = self._watches[experiment.name] = self._new_watch(experiment)
-        watch.judge.follow(experiment)
+            watch = self._states[experiment.name] = self._load_state(experiment)
+        watch.judge.update_epochs(experiment)
         watch.experiment = experiment
         self._collect(watch)
         self._close_due(watch, fence)
         reading = watch.judge.reading(experiment.weights)
-        self._keep(watch, reading, fence)
-        for move in moves(experiment, watch.judge, reading, self._now()):
-            if self._act(watch, move, reading, fence):
+        self._store_reading(watch, reading, fence)
+        for move in recommend(experiment, watch.judge, reading, self._now()):
+            if self._apply(watch, move, reading, fence):
                 # The next look sees what it changed.
                 return
         if experiment.plan.allocation == "thompson" and not reading.sample_ratio.mismatch:
             self._reallocate(watch, fence)
 
     # -- what is new ---------------------------------------------------------------------------------------------
-    def _new_watch(self, experiment: Experiment) -> _Watch:
+    def _load_state(self, experiment: Experiment) -> _ExperimentState:
         plan = experiment.plan
         versions = {f"{plan.adapter}@{arm.version}" for arm in plan.arms if arm.version is not None}
         learned = learned_from(
@@ -133,18 +133,18 @@ class Referee:
             interactions=self._interactions,
             feedback=self._feedback,
         )
-        watch = _Watch(experiment, Judge(experiment), learned)
+        watch = _ExperimentState(experiment, ExperimentAnalysis(experiment), learned)
         for unit in self._exposures.closed(experiment.name):
             watch.closed.add(unit.unit)
             watch.judge.unit(unit)
         for event in self._experiments.history(experiment.name):
             if event.action in ("advice", "alarm"):
-                watch.told.add((str((event.details or {}).get("kind")), event.arm))
+                watch.announced.add((str((event.details or {}).get("kind")), event.arm))
         last = self._exposures.last_reading(experiment.name)
-        watch.kept_units = last.units if last else 0
+        watch.stored_units = last.units if last else 0
         return watch
 
-    def _collect(self, watch: _Watch) -> None:
+    def _collect(self, watch: _ExperimentState) -> None:
         """Take in requests and feedback that came since the last time."""
         experiment, shadows = watch.experiment, []
         shadow_arms = {arm.name: arm.shadow or 0.0 for arm in experiment.plan.shadows}
@@ -156,7 +156,7 @@ class Referee:
             watch.judge.request(exposure)
             for arm, share in shadow_arms.items():
                 sampled = is_sampled(experiment.salt, arm, exposure.interaction_id, share)
-                watch.judge.shadowed(arm, sampled=int(sampled and exposure.status == "ok"))
+                watch.judge.add_shadow_counts(arm, sampled=int(sampled and exposure.status == "ok"))
             if exposure.unit not in watch.closed:
                 watch.open.setdefault(exposure.unit, _OpenUnit(exposure)).answers.append(exposure)
         self._compare(watch, shadows)
@@ -167,26 +167,26 @@ class Referee:
             if said.preferred_over is not None and said.arm is not None:
                 other = self._ids.read(said.preferred_over)
                 if other.experiment == experiment.name and other.arm is not None:
-                    watch.judge.preference(said.arm, other.arm)
+                    watch.judge.add_preference(said.arm, other.arm)
             if said.interaction_at < too_old:
                 continue
-            watch.said.setdefault(said.interaction_id, []).append(said)
+            watch.feedback.setdefault(said.interaction_id, []).append(said)
 
-    def _compare(self, watch: _Watch, shadows: list[Exposure]) -> None:
+    def _compare(self, watch: _ExperimentState, shadows: list[Exposure]) -> None:
         """Shadow arms' answers with those that users got."""
         for start in range(0, len(shadows), 100):
             some = shadows[start : start + 100]
             for exposure in some:
-                watch.judge.shadowed(exposure.arm, answered=1, errors=int(exposure.failed))
+                watch.judge.add_shadow_counts(exposure.arm, answered=1, errors=int(exposure.failed))
             copies = self._interactions.get_many([exposure.interaction_id for exposure in some if not exposure.failed])
             shown = self._interactions.get_many([(copy.metadata or {}).get(SHADOW_OF, "") for copy in copies.values()])
             for copy in copies.values():
                 original = shown.get((copy.metadata or {}).get(SHADOW_OF, ""))
                 if original is not None and copy.arm is not None and copy.texts and original.texts:
-                    watch.judge.pair(copy.arm, _compared(original, copy))
+                    watch.judge.pair(copy.arm, _compare_texts(original, copy))
 
     # -- units ---------------------------------------------------------------------------------------------------
-    def _close_due(self, watch: _Watch, fence: Fence) -> None:
+    def _close_due(self, watch: _ExperimentState, fence: Fence) -> None:
         """Settle the units whose windows are over, in the order in which they began."""
         window = timedelta(seconds=watch.experiment.plan.window_seconds)
         before = self._now() - window - timedelta(seconds=GRACE_SECONDS)
@@ -201,15 +201,15 @@ class Referee:
             watch.closed.add(settled.unit)
             watch.judge.unit(settled)
             for answer in unit.answers:
-                watch.said.pop(answer.interaction_id, None)
+                watch.feedback.pop(answer.interaction_id, None)
 
-    def _closed(self, watch: _Watch, unit: _OpenUnit, window: timedelta) -> ClosedUnit:
+    def _closed(self, watch: _ExperimentState, unit: _OpenUnit, window: timedelta) -> ClosedUnit:
         # Times of requests are whole seconds.
         end = unit.first.created_at + window + timedelta(seconds=1)
         answers = [answer for answer in unit.answers if answer.arm == unit.first.arm and answer.created_at < end]
-        untaught = self._untaught(watch.learned, answers)
+        untaught = self._uncontaminated(watch.learned, answers)
         counted = untaught or answers
-        said = [f for answer in counted for f in watch.said.get(answer.interaction_id, ()) if f.at < end]
+        said = [f for answer in counted for f in watch.feedback.get(answer.interaction_id, ()) if f.at < end]
         said.sort(key=lambda judgement: judgement.id)
         return ClosedUnit(
             unit=unit.first.unit,
@@ -217,10 +217,10 @@ class Referee:
             epoch=_epoch_of(watch.experiment, unit.first),
             first_at=unit.first.created_at,
             learned=not untaught,
-            outcome=outcome(watch.experiment.plan.metrics, counted, said),
+            outcome=unit_metrics(watch.experiment.plan.metrics, counted, said),
         )
 
-    def _untaught(self, learned: Learned, answers: list[Exposure]) -> list[Exposure]:
+    def _uncontaminated(self, learned: TrainedOn, answers: list[Exposure]) -> list[Exposure]:
         """Those from which no arm's version has learned anything."""
         if not learned:
             return answers
@@ -231,13 +231,13 @@ class Referee:
         return [answer for answer in answers if answer.interaction_id not in known]
 
     # -- what follows --------------------------------------------------------------------------------------------
-    def _act(self, watch: _Watch, move: Move, reading: Reading, fence: Fence) -> bool:
+    def _apply(self, watch: _ExperimentState, move: Recommendation, reading: Reading, fence: Fence) -> bool:
         """Do it, or say it where only advice was asked for. Whether that changed the experiment."""
         experiment, plan = watch.experiment, watch.experiment.plan
         stands = reading.to_json()
-        if move.kind == "alarm" or (move.kind != "widen" and not move.breach and not plan.rule.automatic):
-            if (move.kind, move.arm) not in watch.told:
-                self._experiments.note(
+        if move.kind == "alarm" or (move.kind != "widen" and not move.is_breach and not plan.rule.automatic):
+            if (move.kind, move.arm) not in watch.announced:
+                self._experiments.add_event(
                     experiment.name,
                     "alarm" if move.kind == "alarm" else "advice",
                     arm=move.arm,
@@ -246,7 +246,7 @@ class Referee:
                     details={"kind": move.kind, "reading": stands},
                     fence=fence,
                 )
-                watch.told.add((move.kind, move.arm))
+                watch.announced.add((move.kind, move.arm))
                 log.warning("experiment %s, %s: %s", experiment.name, move.kind, move.reason)
             return False
         arm, reason = move.arm or "", move.reason
@@ -257,7 +257,7 @@ class Referee:
             self._experiments.roll_back(
                 experiment.name,
                 arm,
-                decision="guardrail" if move.breach else "harm",
+                decision="guardrail" if move.is_breach else "harm",
                 actor=ACTOR,
                 reason=reason,
                 reading=stands,
@@ -276,24 +276,24 @@ class Referee:
         log.warning("experiment %s, %s %s: %s", experiment.name, move.kind, arm, reason)
         return True
 
-    def _keep(self, watch: _Watch, reading: Reading, fence: Fence) -> None:
+    def _store_reading(self, watch: _ExperimentState, reading: Reading, fence: Fence) -> None:
         """Store how it stands, if that is news; as a point of the picture, if there are clearly more units."""
-        if reading == watch.kept:
+        if reading == watch.stored_reading:
             return
-        new_point = reading.units >= max(watch.kept_units * GROWTH, watch.kept_units + 1)
-        self._exposures.keep_reading(
+        new_point = reading.units >= max(watch.stored_units * READING_GROWTH, watch.stored_units + 1)
+        self._exposures.save_reading(
             watch.experiment.name, reading.units, reading.to_json(), new=new_point, fence=fence
         )
-        watch.kept = reading
+        watch.stored_reading = reading
         if new_point:
-            watch.kept_units = reading.units
+            watch.stored_units = reading.units
 
-    def _reallocate(self, watch: _Watch, fence: Fence) -> None:
+    def _reallocate(self, watch: _ExperimentState, fence: Fence) -> None:
         """Thompson sampling: weights that follow what is known, once a minute at most."""
         experiment = watch.experiment
         if (self._now() - experiment.epochs[-1].at).total_seconds() < THOMPSON_SECONDS:
             return
-        sums = watch.judge.sums()
+        sums = watch.judge.successes_and_failures()
         arms = [name for name, weight in experiment.weights.items() if weight > 0]
         shares = thompson_shares(
             [sums[name][0] for name in arms],
@@ -310,20 +310,20 @@ class Referee:
 
 
 @dataclass(slots=True)
-class _Watch:
+class _ExperimentState:
     """What the referee has in mind of one experiment; all of it can be read again."""
 
     experiment: Experiment
-    judge: Judge
-    learned: Learned
+    judge: ExperimentAnalysis
+    learned: TrainedOn
     seq: int = 0
     feedback_id: int = 0
     open: dict[str, _OpenUnit] = field(default_factory=dict)
     closed: set[str] = field(default_factory=set)
-    said: dict[str, list[Feedback]] = field(default_factory=dict)
-    told: set[tuple[str, str | None]] = field(default_factory=set)
-    kept: Reading | None = None
-    kept_units: int = 0
+    feedback: dict[str, list[Feedback]] = field(default_factory=dict)
+    announced: set[tuple[str, str | None]] = field(default_factory=set)
+    stored_reading: Reading | None = None
+    stored_units: int = 0
 
 
 def _epoch_of(experiment: Experiment, exposure: Exposure) -> int:
@@ -337,9 +337,9 @@ def _epoch_of(experiment: Experiment, exposure: Exposure) -> int:
     return could[0] if could else experiment.epochs[0].number
 
 
-def _compared(original: Interaction, copy: Interaction) -> Pair:
+def _compare_texts(original: Interaction, copy: Interaction) -> ShadowPair:
     mine, theirs = original.texts[0][:MAX_COMPARED_CHARS], copy.texts[0][:MAX_COMPARED_CHARS]
-    return Pair(
+    return ShadowPair(
         agreement=SequenceMatcher(None, mine.split(), theirs.split(), autojunk=False).ratio(),
         identical=original.texts[0] == copy.texts[0],
         log_length=math.log((len(copy.texts[0]) + 1) / (len(original.texts[0]) + 1)),

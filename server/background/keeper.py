@@ -46,7 +46,7 @@ class Keeper:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def duty(self, name: str, run: Callable[[Lease], object], *, every: float) -> None:
+    def add_duty(self, name: str, run: Callable[[Lease], object], *, every: float) -> None:
         """Call ``run`` every ``every`` seconds, counted from its last end, the first time at once. Before `start`.
 
         What it raises is logged, and it is called again when it is due again.

@@ -10,7 +10,7 @@ from graftwork.server.http.services import Records
 log = logging.getLogger(__name__)
 
 
-def _expire(records: Records, _: Lease) -> None:
+def expire(records: Records, _: Lease) -> None:
     gone = records.erasure.expire(records.policies)
     if gone.num_interactions or gone.num_feedback:
         log.info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from graftwork.adapters.learning.gate_results import gates, version_of
+from graftwork.adapters.learning.gate_results import gate_result, version_by_id
 from graftwork.adapters.learning.job import Job
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
@@ -14,7 +14,7 @@ from graftwork.adapters.storage.leases import Lease, Leases
 log = logging.getLogger(__name__)
 
 
-class AutoLoop:
+class RoundScheduler:
     """Of all learning policies of one database."""
 
     def __init__(self, policies: LearningPolicies, queue: Jobs, registry: Registry, leases: Leases) -> None:
@@ -22,14 +22,14 @@ class AutoLoop:
         self._queue = queue
         self._registry = registry
         self._leases = leases
-        self._under_way: set[str] = set()
+        self._running: set[str] = set()
 
     def run(self, lease: Lease) -> None:
         """Begin whatever is due. An adapter whose round cannot be begun does not hold up the others."""
         failures: list[Exception] = []
         for policy, standing in self._policies.all():
             if standing.last is not None and not standing.last.ended:
-                self._under_way.add(standing.last.id)
+                self._running.add(standing.last.id)
             if not standing.due:
                 continue
             try:
@@ -38,7 +38,7 @@ class AutoLoop:
                 failures.append(failure)
                 continue
             if job is not None:
-                self._under_way.add(job.id)
+                self._running.add(job.id)
                 log.info(
                     "learning policy of %s: round %s began as %s, after %d new judgements, from %s",
                     job.name,
@@ -47,23 +47,23 @@ class AutoLoop:
                     standing.judgements,
                     job.model,
                 )
-        self._tell()
+        self._log_ended()
         if failures:
             raise ExceptionGroup("rounds that could not be begun", failures)
 
-    def _tell(self) -> None:
+    def _log_ended(self) -> None:
         """What came of rounds that have ended since the last look."""
-        for id in sorted(self._under_way):
+        for id in sorted(self._running):
             job = self._queue.get(id)
             if job.ended:
-                self._under_way.discard(id)
-                came = self._came_of(job)
+                self._running.discard(id)
+                came = self._result_of(job)
                 log.info("learning policy of %s: round %s ended as %s: %s", job.name, job.metadata["round"], id, came)
 
-    def _came_of(self, job: Job) -> str:
+    def _result_of(self, job: Job) -> str:
         if job.version is None:
             return f"{job.status}, {job.error['message']}" if job.error else job.status
-        passed, refused = gates(version_of(self._registry, job.version))
+        passed, refused = gate_result(version_by_id(self._registry, job.version))
         if passed is None:
             return f"{job.version}, not held against gates"
         return f"{job.version}, gates {'passed' if passed else 'refused it: ' + '; '.join(refused)}"

@@ -21,21 +21,21 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.base import BaseInfo
 from graftwork.server.config import ServerConfig
-from graftwork.server.processes import Board
+from graftwork.server.processes import SharedState
 
 log = logging.getLogger(__name__)
 
 PRINCIPAL: Final = Principal("trainer", Role.OPERATOR, "trainer")
-LOOK_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 15.0
-SOONEST_SECONDS, LATEST_SECONDS = 1.0, 60.0
+MIN_RESTART_SECONDS, MAX_RESTART_SECONDS = 1.0, 60.0
 """How long a worker that died is waited for: longer each time that it did not last a minute."""
 
 
-class Trainer:
+class TrainerProcess:
     """The worker of one server. ``key`` is what it calls with."""
 
-    def __init__(self, config: ServerConfig, base: BaseInfo, board: Board) -> None:
+    def __init__(self, config: ServerConfig, base: BaseInfo, board: SharedState) -> None:
         self.key = secrets.token_urlsafe(32)
         self.num_restarts = 0
         self._config = config
@@ -58,23 +58,23 @@ class Trainer:
 
     def _watch(self) -> None:
         """One thread for its whole life: when the thread that started it ends, the kernel ends the worker."""
-        pause = SOONEST_SECONDS
+        pause = MIN_RESTART_SECONDS
         while not self._stopping.is_set():
             began = time.monotonic()
-            process = self._begin()
-            self._tell(process)
+            process = self._spawn()
+            self._report_load(process)
             if self._stopping.is_set():
-                self._end(process)
+                self._terminate(process)
                 return
             lasted = time.monotonic() - began
-            pause = SOONEST_SECONDS if lasted > LATEST_SECONDS else min(pause * 2, LATEST_SECONDS)
+            pause = MIN_RESTART_SECONDS if lasted > MAX_RESTART_SECONDS else min(pause * 2, MAX_RESTART_SECONDS)
             log.error(
                 "the training worker ended (exit code %s); starting it again in %.0f s", process.returncode, pause
             )
             self.num_restarts += 1
             self._stopping.wait(pause)
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         config = self._config
         folder = config.home / "jobs"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -85,15 +85,15 @@ class Trainer:
         command += ["--threads", str(config.trainer_threads or 0), "--log-level", config.log_level]
         return subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
-            env={**os.environ, "GRAFTWORK_API_KEY": self.key, **_visible(config.trainer_device)},
+            env={**os.environ, "GRAFTWORK_API_KEY": self.key, **_device_environment(config.trainer_device)},
             stdin=subprocess.PIPE,
         )
 
-    def _tell(self, process: subprocess.Popen[bytes]) -> None:
+    def _report_load(self, process: subprocess.Popen[bytes]) -> None:
         """Say when requests begin and end to be answered, until it has ended or is to end."""
         assert process.stdin is not None
         told = False
-        while process.poll() is None and not self._stopping.wait(LOOK_SECONDS):
+        while process.poll() is None and not self._stopping.wait(POLL_SECONDS):
             busy = self._board.total_open > 0
             if busy != told:
                 with contextlib.suppress(BrokenPipeError):  # it died: the next look sees that
@@ -101,7 +101,7 @@ class Trainer:
                     process.stdin.flush()
                 told = busy
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _terminate(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()
         try:
             process.wait(STOP_SECONDS)
@@ -111,6 +111,6 @@ class Trainer:
             process.wait()
 
 
-def _visible(device: str | None) -> dict[str, str]:
+def _device_environment(device: str | None) -> dict[str, str]:
     """The environment in which CUDA shows that card alone, or none."""
     return {} if device is None else {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}

@@ -72,7 +72,7 @@ def _kernels(wish: str, quantize: Quantize, dtype: torch.dtype, device: torch.de
         return _kernels_on_card(wish)
     if wish == "triton":
         raise ConfigurationError("--kernels triton is for CUDA; on a CPU choose native, torch or auto.")
-    obstacle = "as asked" if wish == "torch" else library.why_not()
+    obstacle = "as asked" if wish == "torch" else library.unavailable_reason()
     if quantize != "int8" or dtype != torch.float32:
         if wish == "native":
             raise ConfigurationError("--kernels native is for --quantize int8 with --dtype float32 or auto.")

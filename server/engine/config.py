@@ -1,4 +1,4 @@
-"""Settings of the engine: quantization, device, memory and batch sizes."""
+"""ConnectionSettings of the engine: quantization, device, memory and batch sizes."""
 
 from __future__ import annotations
 

@@ -19,11 +19,16 @@ from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine import backend_selector
 from graftwork.server.engine.backends.cpu import library
-from graftwork.server.engine.backends.cpu.context import Machine
-from graftwork.server.engine.backends.cpu.forward import TRIAL_TOLERANCE, Decoder, DoesNotFit, divergence
-from graftwork.server.engine.backends.cpu.linear import NativeLinear
-from graftwork.server.engine.backends.torch.forward import ModelForward
-from graftwork.server.engine.backends.torch.linear import TorchProduct
+from graftwork.server.engine.backends.cpu.context import KernelContext
+from graftwork.server.engine.backends.cpu.forward import (
+    MAX_DIVERGENCE,
+    CpuForward,
+    UnsupportedModel,
+    mean_kl_divergence,
+)
+from graftwork.server.engine.backends.cpu.linear import CpuLinear
+from graftwork.server.engine.backends.torch.forward import TorchForward
+from graftwork.server.engine.backends.torch.linear import TorchLinear
 from graftwork.server.engine.batch import Forward
 from graftwork.server.engine.config import GIB, EngineConfig
 from graftwork.server.engine.kv.cache import CacheShape, KVCache
@@ -31,11 +36,11 @@ from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.model import attention
 from graftwork.server.engine.model import numerics as numerics_module
 from graftwork.server.engine.model.grafting import graft_onto
-from graftwork.server.engine.model.layers import Grafts, Product, columns_of, stacked_bias
-from graftwork.server.engine.model.trace import Trial, try_out
-from graftwork.server.engine.model.weights import hold
+from graftwork.server.engine.model.layers import Grafts, LinearMethod, columns_of, stacked_bias
+from graftwork.server.engine.model.trace import ModelTrace, trace_model
+from graftwork.server.engine.model.weights import quantize_weights
 from graftwork.server.engine.runner import Runner
-from graftwork.server.engine.scheduler import Limits
+from graftwork.server.engine.scheduler import SchedulerConfig
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +76,7 @@ class BaseCard:
 
 
 @torch.no_grad()
-def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCard]:
+def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig, BaseCard]:
     """Load the base and make it ready to serve.
 
     Raises:
@@ -99,12 +104,12 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     _refuse_batch_dependent(model)
     model.config._attn_implementation = attention.IMPLEMENTATION
     model.requires_grad_(False)
-    trial = try_out(model)
-    on_card, misfit = _card(config, chosen)
+    trial = trace_model(model)
+    on_card, misfit = _can_use_triton(config, chosen)
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
-    machine, obstacle = _machine(config, chosen)
+    machine, obstacle = _cpu_context(config, chosen)
     grafts = graft_onto(
-        model, trial, bank, functools.partial(_hold, chosen=chosen, bank=bank, machine=machine, on_card=on_card)
+        model, trial, bank, functools.partial(_make_linear, chosen=chosen, bank=bank, machine=machine, on_card=on_card)
     )
     model.to(chosen.device)
     max_rows = config.step_tokens + config.max_sequences
@@ -114,12 +119,12 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     # The native kernels read halves: keys and values are most of what a step over long sequences reads.
     cache_dtype = chosen.dtype if machine is None else torch.float16
     cache, limits = _cache(config, trial.kv_sizes, chosen, cache_dtype, max_length)
-    forward: Forward = ModelForward(model, bank, cache)
+    forward: Forward = TorchForward(model, bank, cache)
     decoder: Forward | None = None
     if on_card:
-        forward, decoder = _on_card(model, bank, cache, limits)
+        forward, decoder = _triton_forwards(model, bank, cache, limits)
     if machine is not None:
-        decoder, obstacle = _decoder(model, grafts, trial, cache, machine, max_rows)
+        decoder, obstacle = _cpu_forward(model, grafts, trial, cache, machine, max_rows)
     card = BaseCard(
         id=info.id,
         digest=info.digest,
@@ -140,13 +145,13 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, Limits, BaseCar
     return Runner(forward, decoder, grafts, bank, cache), limits, card
 
 
-def _card(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool, str]:
+def _can_use_triton(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool, str]:
     """Whether Triton's kernels run on the card that is here, or why they do not: they are tried first."""
     if chosen.kernels != "triton":
         return False, ""
-    from graftwork.server.engine.backends.cuda.self_test import obstacle  # Triton comes with torch for CUDA only
+    from graftwork.server.engine.backends.cuda.self_test import find_obstacle  # Triton comes with torch for CUDA only
 
-    if (misfit := obstacle(chosen.device, chosen.dtype)) is None:
+    if (misfit := find_obstacle(chosen.device, chosen.dtype)) is None:
         return True, ""
     if config.kernels == "triton":
         raise ConfigurationError(f"--kernels triton: {misfit}")
@@ -154,23 +159,25 @@ def _card(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool,
     return False, "torch kernels, Triton's do not run here"
 
 
-def _on_card(model: nn.Module, bank: LoraBank, cache: KVCache, limits: Limits) -> tuple[Forward, Forward | None]:
+def _triton_forwards(
+    model: nn.Module, bank: LoraBank, cache: KVCache, limits: SchedulerConfig
+) -> tuple[Forward, Forward | None]:
     """What launches kernel by kernel, and the graphs for steps in which all decode, where they can be captured."""
     from graftwork.server.engine.backends.cuda import graphs
-    from graftwork.server.engine.backends.cuda.forward import CardForward, captured
+    from graftwork.server.engine.backends.cuda.forward import TritonForward, capture_graphs
 
-    forward = CardForward(model, bank, cache)
+    forward = TritonForward(model, bank, cache)
     forward.warm_up()
-    recorder = graphs.CudaRecorder(cache.shape.device)
-    return forward, captured(forward, recorder, max_rows=limits.max_sequences)
+    recorder = graphs.CudaGraphRecorder(cache.shape.device)
+    return forward, capture_graphs(forward, recorder, max_rows=limits.max_sequences)
 
 
-def _machine(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[Machine | None, str]:
+def _cpu_context(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[KernelContext | None, str]:
     """What runs the native kernels, or why nothing does: a start never fails for want of a compiler."""
     if chosen.kernels != "native":
         return None, ""
     try:
-        return Machine(library.load(config.kernel_cache), torch.get_num_threads()), ""
+        return KernelContext(library.load(config.kernel_cache), torch.get_num_threads()), ""
     except ConfigurationError as error:
         if config.kernels == "native":
             raise
@@ -178,35 +185,35 @@ def _machine(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[Ma
         return None, "torch kernels, the native ones could not be built"
 
 
-def _hold(
+def _make_linear(
     layers: Sequence[nn.Linear],
     *,
     chosen: numerics_module.Numerics,
     bank: LoraBank,
-    machine: Machine | None,
+    machine: KernelContext | None,
     on_card: bool,
-) -> Product:
+) -> LinearMethod:
     """Take over the weights of sibling layers that read the same input."""
     weights = [layer.weight for layer in layers]
     if machine is not None:
-        return NativeLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, machine)
+        return CpuLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, machine)
     if on_card:
-        from graftwork.server.engine.backends.cuda.lora import CardProduct
+        from graftwork.server.engine.backends.cuda.lora import TritonLinear
 
-        return CardProduct(hold(weights, chosen), bank, layers[0].in_features, columns_of(layers))
+        return TritonLinear(quantize_weights(weights, chosen), bank, layers[0].in_features, columns_of(layers))
     table = bank.new_table(layers[0].in_features, columns_of(layers))
-    return TorchProduct(hold(weights, chosen), table)
+    return TorchLinear(quantize_weights(weights, chosen), table)
 
 
-def _decoder(
-    model: nn.Module, grafts: Grafts, trial: Trial, cache: KVCache, machine: Machine, max_rows: int
-) -> tuple[Decoder | None, str]:
+def _cpu_forward(
+    model: nn.Module, grafts: Grafts, trial: ModelTrace, cache: KVCache, machine: KernelContext, max_rows: int
+) -> tuple[CpuForward | None, str]:
     """The whole-step decoder, if this model is one for it; else why it is not."""
     try:
-        decoder = Decoder(model, grafts, trial, cache, machine, max_rows)
-    except (DoesNotFit, AttributeError) as misfit:
+        decoder = CpuForward(model, grafts, trial, cache, machine, max_rows)
+    except (UnsupportedModel, AttributeError) as misfit:
         return None, f"layer by layer: {misfit}"
-    if (apart := divergence(decoder, trial, cache)) > TRIAL_TOLERANCE:
+    if (apart := mean_kl_divergence(decoder, trial, cache)) > MAX_DIVERGENCE:
         return None, f"layer by layer: the decoder is {apart:.2f} nats away from transformers"
     log.debug("the decoder is %.3f nats away from the unquantized model", apart)
     return decoder, ""
@@ -218,7 +225,7 @@ def _cache(
     chosen: numerics_module.Numerics,
     dtype: torch.dtype,
     max_length: int,
-) -> tuple[KVCache, Limits]:
+) -> tuple[KVCache, SchedulerConfig]:
     """On a CPU slots are address space and the token budget bounds what is filled; on a card slots are memory."""
     shape = CacheShape(
         num_slots=config.max_sequences * (RETAINED_SLOTS + 1 if config.prefix_cache else 1),
@@ -246,7 +253,7 @@ def _cache(
         raise ConfigurationError(
             f"The cache would hold {cache_tokens} tokens. Raise --kv-memory-gb or --max-model-len."
         )
-    limits = Limits(
+    limits = SchedulerConfig(
         max_sequences=min(config.max_sequences, shape.num_slots),
         num_slots=shape.num_slots,
         max_length=min(max_length, cache_tokens),
@@ -271,7 +278,7 @@ def _refuse_batch_dependent(model: nn.Module) -> None:
 
 def _warm_up(grafts: Grafts, max_rows: int, dtype: torch.dtype) -> None:
     """Layers of one shape share their kernels: one of each is enough."""
-    products = [p.product for p in grafts.projections if isinstance(p.product, TorchProduct)]
+    products = [p.linear for p in grafts.merged_linears if isinstance(p.linear, TorchLinear)]
     shapes = {(product.table.num_inputs, product.table.slices[-1].stop): product for product in products}
     for (num_inputs, _), product in shapes.items():
         product.weights.warm_up(num_inputs, max_rows, dtype)
@@ -279,4 +286,4 @@ def _warm_up(grafts: Grafts, max_rows: int, dtype: torch.dtype) -> None:
 
 def _memory(model: nn.Module, grafts: Grafts) -> int:
     rest = {p.data_ptr(): p.nbytes for p in (*model.parameters(), *model.buffers())}
-    return sum(p.product.num_bytes for p in grafts.projections) + sum(rest.values())
+    return sum(p.linear.num_bytes for p in grafts.merged_linears) + sum(rest.values())

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from graftwork.server.engine.request import TokenLogprob
-from graftwork.server.engine.sequence import Sequence
+from graftwork.server.engine.sequence import SequenceState
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SampledToken:
     """The token chosen for a row; ``None`` when its logits were not finite."""
 
     token_id: int | None
     logprob: TokenLogprob | None
 
 
-def sample(logits: Tensor, rows: Rows[Sequence]) -> list[Choice]:
+def sample(logits: Tensor, rows: Rows[SequenceState]) -> list[SampledToken]:
     """Choose the next token of each row. logits [N, V], any float dtype."""
     logits = logits.float()
     adjusted = _penalize(logits, rows)
@@ -40,7 +40,9 @@ def sample(logits: Tensor, rows: Rows[Sequence]) -> list[Choice]:
     wanted = [i for i, row in enumerate(rows) if row.request.sampling.top_logprobs is not None and finite[i]]
     counts = [rows[i].request.sampling.top_logprobs or 0 for i in wanted]
     logprobs = dict(zip(wanted, token_logprobs(logits, wanted, [chosen[i] for i in wanted], counts), strict=True))
-    return [Choice(chosen[i], logprobs.get(i)) if finite[i] else Choice(None, None) for i in range(len(rows))]
+    return [
+        SampledToken(chosen[i], logprobs.get(i)) if finite[i] else SampledToken(None, None) for i in range(len(rows))
+    ]
 
 
 def token_logprobs(logits: Tensor, rows: Rows[int], tokens: Rows[int], num_top: Rows[int]) -> list[TokenLogprob]:
@@ -61,7 +63,7 @@ def token_logprobs(logits: Tensor, rows: Rows[int], tokens: Rows[int], num_top: 
     ]
 
 
-def _penalize(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
+def _penalize(logits: Tensor, rows: Rows[SequenceState]) -> Tensor:
     """Frequency and presence penalties over what was generated; stop tokens held off until min_tokens."""
     adjusted = logits
     for i, row in enumerate(rows):
@@ -81,7 +83,7 @@ def _penalize(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
     return adjusted
 
 
-def _draw(logits: Tensor, rows: Rows[Sequence]) -> Tensor:
+def _draw(logits: Tensor, rows: Rows[SequenceState]) -> Tensor:
     """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]
 
     Rows with top_p draw from the sorted tokens, the others from all in their order: which way a row goes must not

@@ -19,17 +19,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graftwork.server.engine.kv.prefix_cache import Hit, Prefix, PrefixCache
-from graftwork.server.engine.lora.adapter_cache import Residency
+from graftwork.server.engine.kv.prefix_cache import Prefix, PrefixCache, PrefixHit
+from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.request import Request
-from graftwork.server.engine.sequence import Sequence, Work
+from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
 #: The part of a step's token budget that is the oldest prompt's.
 OLDEST_SHARE = 4
 
 #: So many prompts are computed side by side; more only if the step's budget suffices to finish them. A prompt that is
 #: begun and waits for its turn holds a place that a shorter one could use.
-PROMPTS_AT_ONCE = 4
+MAX_CONCURRENT_PREFILLS = 4
 
 #: It pays to wait for a beginning that another sequence is computing if that saves this many tokens, and this part of
 #: what there is to compute.
@@ -43,7 +43,7 @@ COPIES_PER_TOKEN = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class SchedulerConfig:
     """``max_sequences`` at once, each of ``max_length`` tokens at most, in ``num_slots`` slots (``None``: as many).
 
     ``cache_tokens`` are held at once, running and retained; ``step_tokens`` of prompt are computed a step.
@@ -59,18 +59,18 @@ class Limits:
 
 
 class Scheduler:
-    """Waiting and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
+    """WaitingStatus and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
 
-    def __init__(self, limits: Limits, residency: Residency) -> None:
-        self.limits = limits
-        self.residency = residency
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+    def __init__(self, limits: SchedulerConfig, residency: AdapterCache) -> None:
+        self.config = limits
+        self.adapter_cache = residency
+        self.waiting: list[SequenceState] = []
+        self.running: list[SequenceState] = []
         self.prefix_cache = PrefixCache(limits.num_slots or limits.max_sequences, enabled=limits.prefix_cache)
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
-        self._by_id: dict[str, Sequence] = {}
+        self._by_id: dict[str, SequenceState] = {}
         self._arrivals = 0
 
     def __contains__(self, request_id: str) -> bool:
@@ -79,18 +79,18 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __iter__(self) -> Iterator[Sequence]:
+    def __iter__(self) -> Iterator[SequenceState]:
         return iter(list(self._by_id.values()))
 
-    def get(self, request_id: str) -> Sequence | None:
+    def get(self, request_id: str) -> SequenceState | None:
         return self._by_id.get(request_id)
 
-    def add(self, request: Request) -> Sequence:
+    def add(self, request: Request) -> SequenceState:
         seed = request.sampling.seed
         tokens = list(request.prompt)
-        sequence = Sequence(
+        sequence = SequenceState(
             request=request,
-            order=self._arrivals,
+            arrival_index=self._arrivals,
             tokens=tokens,
             prefix=Prefix(request.adapter, tokens),
             rng=random.Random(seed) if seed is not None else random.Random(),
@@ -99,10 +99,10 @@ class Scheduler:
         self.waiting.append(sequence)
         self._by_id[request.id] = sequence
         if request.adapter is not None:
-            self.residency.want(request.adapter)
+            self.adapter_cache.add_waiting(request.adapter)
         return sequence
 
-    def finish(self, sequence: Sequence, *, keep: bool = True) -> None:
+    def finish(self, sequence: SequenceState, *, keep: bool = True) -> None:
         """Forget a sequence, in whatever state it is, and give back its slot and its seat in the bank.
 
         ``keep`` what it has computed for others; not when that may be wrong.
@@ -113,36 +113,36 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
             if sequence.request.adapter is not None:
-                self.residency.unwant(sequence.request.adapter)
+                self.adapter_cache.remove_waiting(sequence.request.adapter)
         self._release(sequence, keep=keep)
 
-    def wanted_adapters(self) -> list[str]:
+    def waiting_adapters(self) -> list[str]:
         """Adapters of waiting sequences, oldest sequence first, each once."""
         return list(dict.fromkeys(s.request.adapter for s in self.waiting if s.request.adapter is not None))
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> list[ScheduledTokens]:
         """Decode everything that decodes, then fill the step's token budget with prompts."""
         for sequence in self.running:
-            self.prefix_cache.note(_slot(sequence), sequence.num_computed)
-        self._make_room()
-        return [Work(s, s.num_computed, 1) for s in self.running if s.decoding] + self._prompts()
+            self.prefix_cache.record_computed(_slot(sequence), sequence.num_computed)
+        self._preempt()
+        return [ScheduledTokens(s, s.num_computed, 1) for s in self.running if s.decoding] + self._schedule_prefills()
 
     def starving_adapters(self) -> list[str]:
         """Of those, the ones of sequences that were passed over often enough."""
-        waiting = (s.request.adapter for s in self.waiting if s.overtaken >= self.limits.max_overtakes)
+        waiting = (s.request.adapter for s in self.waiting if s.overtaken >= self.config.max_overtakes)
         return list(dict.fromkeys(adapter for adapter in waiting if adapter is not None))
 
     # -- prompts -------------------------------------------------------------------------------------------------
-    def _prompts(self) -> list[Work]:
+    def _schedule_prefills(self) -> list[ScheduledTokens]:
         """Who gets how much of the budget: its share for the oldest prompt, then whoever has least left."""
-        budget = self.limits.step_tokens
+        budget = self.config.step_tokens
         left = self._in_line()
-        turns = [(s, budget) for s in sorted(left, key=lambda s: (left[s], s.order))]
-        oldest = min(left, key=lambda s: s.order, default=None)
+        turns = [(s, budget) for s in sorted(left, key=lambda s: (left[s], s.arrival_index))]
+        oldest = min(left, key=lambda s: s.arrival_index, default=None)
         if oldest is not None:
             turns.insert(0, (oldest, max(1, budget // OLDEST_SHARE)))
         num_begun = sum(s.slot is not None for s in left)
-        counts: dict[Sequence, int] = {}
+        counts: dict[SequenceState, int] = {}
         full = False
         for sequence, most in turns:
             if budget <= 0:
@@ -151,7 +151,7 @@ class Scheduler:
                 if full or not self._fits(sequence):
                     full = full or sequence is oldest  # what becomes free is for it
                     continue
-                crowded = num_begun >= PROMPTS_AT_ONCE and left[sequence] > budget
+                crowded = num_begun >= MAX_CONCURRENT_PREFILLS and left[sequence] > budget
                 if (crowded and sequence is not oldest) or self._leader(sequence) is not None:
                     continue
                 budget -= self._admit(sequence) // COPIES_PER_TOKEN
@@ -161,37 +161,39 @@ class Scheduler:
             counts[sequence] = done + count
             budget -= count
             num_begun -= 0 < count == sequence.num_left - done
-        return [Work(s, s.num_computed, count) for s, count in counts.items()]
+        return [ScheduledTokens(s, s.num_computed, count) for s, count in counts.items()]
 
-    def _in_line(self) -> dict[Sequence, int]:
+    def _in_line(self) -> dict[SequenceState, int]:
         """Everybody who may have a part of this step's budget, with what they have left to compute.
 
         Whoever waits for what another one computes is not among them, and makes that one as urgent as itself.
         """
         line = {s: s.num_left for s in self.running if not s.decoding}
-        if len(self.running) == self.limits.max_sequences:
+        if len(self.running) == self.config.max_sequences:
             return line
-        for sequence in itertools.islice(filter(self._seatable, self.waiting), 2 * self.limits.max_sequences):
+        for sequence in itertools.islice(
+            filter(self._is_adapter_available, self.waiting), 2 * self.config.max_sequences
+        ):
             if (leader := self._leader(sequence)) is not None:
                 line[leader] = min(line[leader], len(sequence.tokens) - leader.num_computed)
             else:
                 line[sequence] = len(sequence.tokens) - self._find(sequence).count
         return line
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _fits(self, sequence: SequenceState) -> bool:
         """There is a place, and room for all its tokens and one more, if everything that is retained goes."""
-        room = self.limits.cache_tokens - self._held_tokens()
-        return len(self.running) < self.limits.max_sequences and len(sequence.tokens) < room
+        room = self.config.cache_tokens - self._held_tokens()
+        return len(self.running) < self.config.max_sequences and len(sequence.tokens) < room
 
-    def _find(self, sequence: Sequence) -> Hit:
+    def _find(self, sequence: SequenceState) -> PrefixHit:
         return self.prefix_cache.find(sequence.prefix, sequence.num_reusable)
 
-    def _leader(self, sequence: Sequence) -> Sequence | None:
+    def _leader(self, sequence: SequenceState) -> SequenceState | None:
         """Whoever is computing so much of a waiting sequence's beginning that it is better to let them.
 
         Nobody waits for ever: the leader is running, and each wait ends with more of the beginning there.
         """
-        coming = self.prefix_cache.coming(sequence.prefix, sequence.num_reusable)
+        coming = self.prefix_cache.find_pending(sequence.prefix, sequence.num_reusable)
         if coming.holding is None:
             return None
         there = self._find(sequence).count
@@ -200,20 +202,20 @@ class Scheduler:
             return None
         return next((s for s in self.running if s.slot == coming.holding.slot and not s.decoding), None)
 
-    def _admit(self, sequence: Sequence) -> int:
+    def _admit(self, sequence: SequenceState) -> int:
         """Give a waiting sequence its seat and its slot. Returns how many tokens are copied there."""
         for other in self.waiting:
             if other is sequence:
                 break
-            other.overtaken += not self._seatable(other)
+            other.overtaken += not self._is_adapter_available(other)
         adapter = sequence.request.adapter
         if adapter is not None:
-            sequence.seat = self.residency.sit(adapter)
+            sequence.cached_adapter = self.adapter_cache.acquire(adapter)
         self.waiting.remove(sequence)
         self.running.append(sequence)
         hit = self._find(sequence)
-        sequence.slot = self.prefix_cache.take(
-            sequence.prefix, hit, room=self.limits.cache_tokens - self._held_tokens()
+        sequence.slot = self.prefix_cache.allocate(
+            sequence.prefix, hit, room=self.config.cache_tokens - self._held_tokens()
         )
         sequence.num_computed = hit.count
         if sequence.num_cached is None:
@@ -222,43 +224,45 @@ class Scheduler:
             self.num_cached_tokens += hit.count
         return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count
 
-    def _seatable(self, sequence: Sequence) -> bool:
+    def _is_adapter_available(self, sequence: SequenceState) -> bool:
         adapter = sequence.request.adapter
-        return adapter is None or self.residency.seatable(adapter)
+        return adapter is None or self.adapter_cache.is_available(adapter)
 
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
         """What running sequences hold, and the token by which each of them may grow in this step."""
         return sum(len(s.tokens) for s in self.running) + len(self.running)
 
-    def _make_room(self) -> None:
+    def _preempt(self) -> None:
         """Every running sequence may grow by a token: retained ones give way to that, then the youngest running."""
-        while len(self.running) > 1 and self._held_tokens() > self.limits.cache_tokens:
-            youngest = max(self.running, key=lambda s: s.order)
+        while len(self.running) > 1 and self._held_tokens() > self.config.cache_tokens:
+            youngest = max(self.running, key=lambda s: s.arrival_index)
             self.running.remove(youngest)
             self._release(youngest, keep=True)
             self._requeue(youngest)
             self.num_preemptions += 1
-        self.prefix_cache.shrink(max(0, self.limits.cache_tokens - self._held_tokens()))
+        self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
-    def _requeue(self, sequence: Sequence) -> None:
+    def _requeue(self, sequence: SequenceState) -> None:
         """Back to the head of the line, in order of arrival, to be computed again from where nothing is left of it."""
         sequence.num_computed = 0
         if sequence.request.adapter is not None:
-            self.residency.want(sequence.request.adapter)
-        index = next((i for i, s in enumerate(self.waiting) if s.order > sequence.order), len(self.waiting))
+            self.adapter_cache.add_waiting(sequence.request.adapter)
+        index = next(
+            (i for i, s in enumerate(self.waiting) if s.arrival_index > sequence.arrival_index), len(self.waiting)
+        )
         self.waiting.insert(index, sequence)
 
-    def _release(self, sequence: Sequence, *, keep: bool) -> None:
+    def _release(self, sequence: SequenceState, *, keep: bool) -> None:
         if sequence.slot is not None:
-            self.prefix_cache.leave(sequence.slot, sequence.num_computed, keep=keep)
+            self.prefix_cache.release(sequence.slot, sequence.num_computed, keep=keep)
             sequence.slot = None
-        if sequence.seat is not None:
-            self.residency.stand(sequence.seat)
-            sequence.seat = None
+        if sequence.cached_adapter is not None:
+            self.adapter_cache.release(sequence.cached_adapter)
+            sequence.cached_adapter = None
 
 
-def _slot(sequence: Sequence) -> int:
+def _slot(sequence: SequenceState) -> int:
     if sequence.slot is None:
         raise RuntimeError(f"{sequence.request.id} runs without a slot")
     return sequence.slot

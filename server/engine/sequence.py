@@ -8,12 +8,12 @@ import random
 from dataclasses import dataclass, field
 
 from graftwork.server.engine.kv.prefix_cache import Prefix
-from graftwork.server.engine.lora.adapter_cache import Seat
+from graftwork.server.engine.lora.adapter_cache import CachedAdapter
 from graftwork.server.engine.request import Request
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
+class SequenceState:
     """A request on its way: what was said so far, how much of it the cache holds, and where.
 
     ``num_cached`` counts tokens that the prefix cache had when it was first admitted, at ``admitted_at``;
@@ -21,7 +21,7 @@ class Sequence:
     """
 
     request: Request
-    order: int
+    arrival_index: int
     tokens: list[int]
     prefix: Prefix
     rng: random.Random
@@ -29,7 +29,7 @@ class Sequence:
     admitted_at: float | None = None
     num_computed: int = 0
     slot: int | None = None
-    seat: Seat | None = None
+    cached_adapter: CachedAdapter | None = None
     overtaken: int = 0
     output_counts: dict[int, int] = field(default_factory=dict)
     num_scored: int = 0
@@ -61,14 +61,14 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledTokens:
     """``count`` tokens of ``sequence``, from ``start`` on, to be computed in this step."""
 
-    sequence: Sequence
+    sequence: SequenceState
     start: int
     count: int
 
     @property
-    def completes(self) -> bool:
+    def needs_sample(self) -> bool:
         """The last known token is computed: its logits choose the next one."""
         return self.start + self.count == len(self.sequence.tokens)

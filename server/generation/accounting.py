@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Clock:
+class GenerationTimings:
     """One answer's moments, by ``time.monotonic``: admitted, taken up by the engine, first and latest token.
 
     ``measured``: somebody waits for it, so that the metrics count.
     """
 
     began: float = field(default_factory=time.monotonic)
-    taken_up: float | None = None
+    scheduled_at: float | None = None
     first: float | None = None
     last: float | None = None
     measured: bool = True

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graftwork.adapters.feedback.ids import Kind
-from graftwork.server.openai.requests.generation import Generation
+from graftwork.adapters.feedback.ids import IdKind
+from graftwork.server.openai.requests.generation import GenerationRequest
 
 if TYPE_CHECKING:
     pass
@@ -20,12 +20,12 @@ class Admission:
     ``store``: whether it may be logged, as far as the request goes. ``num_bytes``: of its body.
     """
 
-    kind: Kind
+    kind: IdKind
     id: str
     created: int
     unit: str | None
     route: Route
-    body: Generation
+    body: GenerationRequest
     key_id: str
     store: bool
     num_bytes: int

@@ -21,21 +21,21 @@ from dataclasses import dataclass
 from sqlalchemy.exc import OperationalError
 
 from graftwork.adapters.errors import Unavailable
-from graftwork.adapters.feedback.interactions import Interactions, Outcome
+from graftwork.adapters.feedback.interactions import Interactions, NewInteraction
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.server.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.2
-AT_ONCE = 256
+BATCH_SECONDS = 0.2
+MAX_BATCH_ROWS = 256
 RETRY_SECONDS = 1.0
 MAX_BYTES = 64 << 20
-SAY_SECONDS = 10.0
+WARN_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedAnswer:
     """An answer that ended. ``adapter`` is its name, or the base's id: what policies are about. ``num_bytes`` is about
     what it holds in memory; ``outcome`` makes the row, when there is time."""
 
@@ -43,7 +43,7 @@ class Ended:
     adapter: str
     key_id: str
     num_bytes: int
-    outcome: Callable[[], Outcome]
+    outcome: Callable[[], NewInteraction]
 
 
 class InteractionLog:
@@ -56,36 +56,36 @@ class InteractionLog:
         self._interactions = interactions
         self._policies = policies
         self._metrics = metrics
-        self._waiting: deque[Ended] = deque()
+        self._waiting: deque[EndedAnswer] = deque()
         self._unwritten: set[str] = set()  # ids in the queue, and of the batch that is being written
         self._num_bytes = 0
         self._changed = threading.Condition()
-        self._hurry = False
+        self._flush_now = False
         self._stop_at: float | None = None
-        self._over = False
+        self._closed = False
         self._thread: threading.Thread | None = None
         self._num_dropped = 0
-        self._said_at = -SAY_SECONDS
+        self._warned_at = -WARN_EVERY_SECONDS
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="interaction-log", daemon=True)
         self._thread.start()
 
-    def put(self, ended: Ended) -> None:
+    def put(self, ended: EndedAnswer) -> None:
         """Have an answer logged, or dropped if too many wait or the end has come. Returns at once."""
         with self._changed:
             has_room = len(self._waiting) < self.max_waiting and self._num_bytes + ended.num_bytes <= MAX_BYTES
-            fits = has_room and not self._over
+            fits = has_room and not self._closed
             if fits:
                 self._waiting.append(ended)
                 self._unwritten.add(ended.id)
                 self._num_bytes += ended.num_bytes
-                if len(self._waiting) in (1, AT_ONCE):
+                if len(self._waiting) in (1, MAX_BATCH_ROWS):
                     self._changed.notify_all()
         if not fits:
             self._dropped(1)
 
-    def settle(self, id: str, *, seconds: float = 5.0) -> bool:
+    def wait_until_durable(self, id: str, *, seconds: float = 5.0) -> bool:
         """Wait until this answer's row, if it is on its way here, is durable. False if that takes longer than that."""
         with self._changed:
             return self._until(lambda: id not in self._unwritten, seconds)
@@ -107,7 +107,7 @@ class InteractionLog:
     def _until(self, done: Callable[[], bool], seconds: float) -> bool:
         if done():
             return True
-        self._hurry = True
+        self._flush_now = True
         self._changed.notify_all()
         return self._changed.wait_for(done, seconds)
 
@@ -122,24 +122,25 @@ class InteractionLog:
             if not written:
                 self._dropped(len(batch))
 
-    def _take(self) -> list[Ended]:
+    def _take(self) -> list[EndedAnswer]:
         """The next batch; empty when there is none and none will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stop_at is not None)
             self._changed.wait_for(
-                lambda: self._hurry or self._stop_at is not None or len(self._waiting) >= AT_ONCE, GATHER_SECONDS
+                lambda: self._flush_now or self._stop_at is not None or len(self._waiting) >= MAX_BATCH_ROWS,
+                BATCH_SECONDS,
             )
-            batch = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-            self._over = not batch
-            self._hurry = self._hurry and bool(self._waiting)
+            batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH_ROWS, len(self._waiting)))]
+            self._closed = not batch
+            self._flush_now = self._flush_now and bool(self._waiting)
             return batch
 
-    def _write(self, batch: Sequence[Ended]) -> bool:
+    def _write(self, batch: Sequence[EndedAnswer]) -> bool:
         """Whether the batch is where it belongs. Goes on trying for as long as the server runs."""
         told = False
         while True:
             try:
-                wanted = [e for e in batch if self._policies.logged(adapter=e.adapter, key_id=e.key_id)]
+                wanted = [e for e in batch if self._policies.is_logged(adapter=e.adapter, key_id=e.key_id)]
                 self._store(wanted)
                 return True
             except (Unavailable, OperationalError) as error:
@@ -154,7 +155,7 @@ class InteractionLog:
                 else:
                     self._changed.wait(RETRY_SECONDS / 10)
 
-    def _store(self, wanted: Sequence[Ended]) -> None:
+    def _store(self, wanted: Sequence[EndedAnswer]) -> None:
         if not wanted:
             return
         try:
@@ -173,8 +174,8 @@ class InteractionLog:
     def _dropped(self, count: int) -> None:
         self._metrics.interactions_dropped(count)
         self._num_dropped += count
-        if time.monotonic() - self._said_at >= SAY_SECONDS:
-            self._said_at = time.monotonic()
+        if time.monotonic() - self._warned_at >= WARN_EVERY_SECONDS:
+            self._warned_at = time.monotonic()
             log.warning(
                 "%d interactions were not logged so far: the database does not keep up, or the server has stopped",
                 self._num_dropped,

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftwork.adapters.experiments.experiment import Draw
-from graftwork.adapters.feedback.ids import InteractionIds, Kind
+from graftwork.adapters.experiments.experiment import Assignment
+from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.server.openai.requests.chat import ChatCompletionRequest, Message
-from graftwork.server.openai.requests.generation import Generation
+from graftwork.server.openai.requests.generation import GenerationRequest
 
 if TYPE_CHECKING:
     pass
@@ -24,27 +24,27 @@ class Route:
     name: str
     adapter: str | None
     digest: str | None
-    drawn: Draw | None = None
+    draw: Assignment | None = None
 
-    def said(self) -> dict[str, str]:
+    def labels(self) -> dict[str, str]:
         """What an answer says of it."""
-        drawn = {} if self.drawn is None else {"experiment": self.drawn.experiment, "arm": self.drawn.arm.name}
+        drawn = {} if self.draw is None else {"experiment": self.draw.experiment, "arm": self.draw.arm.name}
         return {"adapter": self.name, **drawn}
 
-    def mint(self, ids: InteractionIds, kind: Kind, *, unit: str | None, at: int) -> str:
+    def mint_id(self, ids: InteractionIds, kind: IdKind, *, unit: str | None, at: int) -> str:
         """An id that says it."""
         return ids.mint(
             kind,
             adapter=None if self.adapter is None else self.name,
-            experiment=None if self.drawn is None else self.drawn.experiment,
-            arm=None if self.drawn is None else self.drawn.arm.name,
-            probability=None if self.drawn is None else self.drawn.probability,
+            experiment=None if self.draw is None else self.draw.experiment,
+            arm=None if self.draw is None else self.draw.arm.name,
+            probability=None if self.draw is None else self.draw.probability,
             unit=unit,
             at=at,
         )
 
 
-def under(drawn: Draw | None, body: Generation) -> Generation:
+def apply_arm(drawn: Assignment | None, body: GenerationRequest) -> GenerationRequest:
     """The body as the arm has it; ``max_tokens`` of an arm is a cap, which is for `Gateway._work`."""
     if drawn is None:
         return body

@@ -20,41 +20,41 @@ from fastapi.responses import Response, StreamingResponse
 from litserve.utils import ResponseBufferItem
 from starlette.requests import ClientDisconnect
 
-from graftwork.version import __version__
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
-from graftwork.adapters.experiments.experiment import Draw
+from graftwork.adapters.experiments.experiment import Assignment
 from graftwork.adapters.experiments.exposures import SHADOW_OF
-from graftwork.adapters.feedback.ids import Kind
-from graftwork.adapters.feedback.interactions import Completion, Outcome
+from graftwork.adapters.feedback.ids import IdKind
+from graftwork.adapters.feedback.interactions import Completion, NewInteraction
 from graftwork.adapters.names import TRIAL, is_trial
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
 from graftwork.server.engine.request import Delta, SamplingParams
-from graftwork.server.generation.interaction_log import Ended
-from graftwork.server.generation.shadows import Copy, Shadows
+from graftwork.server.generation.interaction_log import EndedAnswer
+from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
 from graftwork.server.http.services import Services
-from graftwork.server.openai.answers.answer import Answer, Head
+from graftwork.server.openai.answers.answer import Answer, AnswerHead
 from graftwork.server.openai.answers.chat import ChatAnswer
 from graftwork.server.openai.answers.completions import CompletionAnswer
 from graftwork.server.openai.events import error_frame
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
-from graftwork.server.openai.requests.generation import Generation
+from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
-from graftwork.server.transport.client import EngineLink, Stream
-from graftwork.server.transport.messages import MUX, Frame, Up
+from graftwork.server.transport.client import EngineClient, EngineStream
+from graftwork.server.transport.messages import MAILBOX, EngineMessage, Frame
+from graftwork.version import __version__
 
 if TYPE_CHECKING:
     from litserve import LitServer
-from graftwork.server.generation.accounting import Clock
+from graftwork.server.generation.accounting import GenerationTimings
 from graftwork.server.generation.admission import Admission
-from graftwork.server.generation.routing import Route, under
+from graftwork.server.generation.routing import Route, apply_arm
 
 log = logging.getLogger(__name__)
 
 SESSION_HEADER = "x-graftwork-session"
 
-Work = tuple[tuple[int, ...], SamplingParams]
+EngineInput = tuple[tuple[int, ...], SamplingParams]
 """What the engine is asked for one choice: a prompt and how to go on."""
 
 
@@ -62,7 +62,7 @@ class Gateway(ls.specs.base.LitSpec):
     """LitServe's idea of an API specification: the two generation routes."""
 
     def __init__(
-        self, services: Services, link: EngineLink, prompts: Prompts, *, max_busy_for_shadows: int = 8
+        self, services: Services, link: EngineClient, prompts: Prompts, *, max_busy_for_shadows: int = 8
     ) -> None:
         super().__init__()
         self.api_path = "/v1/chat/completions"  # names LitServe's queue
@@ -70,7 +70,7 @@ class Gateway(ls.specs.base.LitSpec):
         self.link = link
         self.prompts = prompts
         self.vocabulary = Vocabulary(prompts)
-        self.shadows: Shadows[Admission] = Shadows(
+        self.shadows: ShadowQueue[Admission] = ShadowQueue(
             self._answer_copy, services.metrics, num_busy=link.num_open, max_busy=max_busy_for_shadows
         )
         self.add_endpoint("/v1/chat/completions", self.chat, ["POST"])
@@ -87,15 +87,15 @@ class Gateway(ls.specs.base.LitSpec):
 
     def setup(self, server: LitServer) -> None:
         super().setup(server)
-        self.response_buffer[MUX] = ResponseBufferItem(event=asyncio.Event(), response_queue=self)
+        self.response_buffer[MAILBOX] = ResponseBufferItem(event=asyncio.Event(), response_queue=self)
 
     def connect(self) -> None:
         """In the API process, once its event loop runs."""
         self.link.connect(self.response_queue_id or 0, self._send)
         self.shadows.start()
 
-    def _send(self, message: Up) -> None:
-        self.request_queue.put((self.response_queue_id, MUX, time.monotonic(), message))
+    def _send(self, message: EngineMessage) -> None:
+        self.request_queue.put((self.response_queue_id, MAILBOX, time.monotonic(), message))
 
     def append(self, item: tuple[Frame, Any]) -> None:
         """LitServe hands every message from the worker to the buffer's queue: that is us."""
@@ -121,9 +121,9 @@ class Gateway(ls.specs.base.LitSpec):
         admission = await self._admit("cmpl", request, parse(CompletionRequest, await request.body()))
         return await self._answer(request, admission, *await self._prepared(admission))
 
-    async def _prepared(self, admission: Admission) -> tuple[Answer, list[Work]]:
+    async def _prepared(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
         """The empty answer, and what the engine is asked for it."""
-        body, head = under(admission.route.drawn, admission.body), self._head(admission)
+        body, head = apply_arm(admission.route.draw, admission.body), self._head(admission)
         if isinstance(body, ChatCompletionRequest):
             prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
             return ChatAnswer(body, head, self.vocabulary, prompt), self._work(admission, body, [prompt])
@@ -131,7 +131,7 @@ class Gateway(ls.specs.base.LitSpec):
         prompts = await to_thread.run_sync(body.prompts, self.prompts.encode, self.services.base.vocab_size)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._work(admission, body, prompts)
 
-    async def _admit(self, kind: Kind, request: Request, body: Generation) -> Admission:
+    async def _admit(self, kind: IdKind, request: Request, body: GenerationRequest) -> Admission:
         """Decide where the request goes and mint the id that says so; nothing has been queued yet."""
         ids = self.services.records.ids
         unit = ids.unit(user=body.user or None, session=_session(request, body))
@@ -139,7 +139,7 @@ class Gateway(ls.specs.base.LitSpec):
         created = int(time.time())
         return Admission(
             kind=kind,
-            id=route.mint(ids, kind, unit=unit, at=created),
+            id=route.mint_id(ids, kind, unit=unit, at=created),
             created=created,
             unit=unit,
             route=route,
@@ -155,7 +155,7 @@ class Gateway(ls.specs.base.LitSpec):
         if model == base.id:
             return Route(base.id, None, None)
         # A plain name takes part in the adapter's experiment; who names a version or an alias gets that.
-        drawn = self.services.experiments.draw(model, unit, chat=chat)
+        drawn = self.services.experiments.assign(model, unit, chat=chat)
         if drawn is not None:
             return self._route_of(drawn, model)
         version = self.services.registry.resolve(model)
@@ -169,34 +169,36 @@ class Gateway(ls.specs.base.LitSpec):
         # All trials are one in the metrics.
         return Route(version.id, TRIAL if is_trial(version.name) else version.name, version.digest)
 
-    def _route_of(self, drawn: Draw, adapter: str) -> Route:
+    def _route_of(self, drawn: Assignment, adapter: str) -> Route:
         """To an arm. That its version fits this base and is not retired was seen to when the experiment began."""
         if drawn.arm.version is None:
             return Route(self.services.base.id, None, None, drawn)
         version = self.services.registry.version(adapter, drawn.arm.version)
         return Route(version.id, version.name, version.digest, drawn)
 
-    def _work(self, admission: Admission, body: Generation, prompts: Sequence[Sequence[int]]) -> list[Work]:
+    def _work(
+        self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]]
+    ) -> list[EngineInput]:
         max_length = self.link.card.get("max_length", self.services.base.max_positions)
-        drawn = admission.route.drawn
+        drawn = admission.route.draw
         cap = None if drawn is None else drawn.arm.sampling.get("max_tokens")
         work = []
         for prompt in prompts:
             for choice in range(body.choices):
-                wishes = body.sampling(len(prompt), max_length, self.prompts.eos_token_ids, choice=choice)
+                wishes = body.sampling_params(len(prompt), max_length, self.prompts.eos_token_ids, choice=choice)
                 if cap is not None:
                     wishes = replace(wishes, max_tokens=max(min(wishes.max_tokens, cap), wishes.min_tokens))
                 work.append((tuple(prompt), wishes))
         return work
 
-    def _head(self, admission: Admission) -> Head:
+    def _head(self, admission: Admission) -> AnswerHead:
         digest = self.services.base.digest.removeprefix("sha256:")
-        return Head(
+        return AnswerHead(
             id=admission.id,
             created=admission.created,
             model=admission.body.model,
             fingerprint=f"gw-{__version__}-{self.link.card.get('quantize', 'none')}-{digest[:8]}",
-            graftwork=admission.route.said(),
+            graftwork=admission.route.labels(),
         )
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -205,12 +207,12 @@ class Gateway(ls.specs.base.LitSpec):
         request: Request,
         admission: Admission,
         answer: Answer,
-        work: list[Work],
+        work: list[EngineInput],
     ) -> Response:
-        route, clock = admission.route, Clock()
+        route, clock = admission.route, GenerationTimings()
         request.state.adapter = route.adapter or route.name
         stream = self.link.open(work, adapter=route.digest)
-        headers = {f"x-graftwork-{name}": value for name, value in route.said().items()}
+        headers = {f"x-graftwork-{name}": value for name, value in route.labels().items()}
         if admission.body.stream:
             events = self._events(stream, admission, answer, clock)
             return StreamingResponse(
@@ -229,7 +231,7 @@ class Gateway(ls.specs.base.LitSpec):
             self._settle(admission, answer, clock, error)
         return Response(answer.body(), media_type="application/json", headers=headers)
 
-    async def _collect(self, request: Request, stream: Stream, answer: Answer, clock: Clock) -> None:
+    async def _collect(self, request: Request, stream: EngineStream, answer: Answer, clock: GenerationTimings) -> None:
         """Take in everything, unless the client leaves."""
         collecting = asyncio.ensure_future(self._take_all(stream, answer, clock))
         leaving = asyncio.ensure_future(_disconnected(request))
@@ -244,7 +246,7 @@ class Gateway(ls.specs.base.LitSpec):
             with contextlib.suppress(asyncio.CancelledError, GraftworkError):
                 await asyncio.gather(collecting, leaving, return_exceptions=True)
 
-    async def _take_all(self, stream: Stream, answer: Answer, clock: Clock) -> None:
+    async def _take_all(self, stream: EngineStream, answer: Answer, clock: GenerationTimings) -> None:
         async for choice, delta in stream:
             piece = answer.push(choice, delta)
             self._tick(clock, delta)
@@ -253,7 +255,9 @@ class Gateway(ls.specs.base.LitSpec):
                 if answer.done:
                     return
 
-    async def _events(self, stream: Stream, admission: Admission, answer: Answer, clock: Clock) -> AsyncIterator[bytes]:
+    async def _events(
+        self, stream: EngineStream, admission: Admission, answer: Answer, clock: GenerationTimings
+    ) -> AsyncIterator[bytes]:
         """Server-sent events as the engine goes; the engine stops when the client leaves."""
         error: Exception | None = None
         try:
@@ -279,9 +283,9 @@ class Gateway(ls.specs.base.LitSpec):
             self.link.cancel(stream)
             self._settle(admission, answer, clock, error)
 
-    def _tick(self, clock: Clock, delta: Delta) -> None:
-        if clock.taken_up is None:
-            clock.taken_up = delta.admitted_at
+    def _tick(self, clock: GenerationTimings, delta: Delta) -> None:
+        if clock.scheduled_at is None:
+            clock.scheduled_at = delta.admitted_at
         if not delta.token_ids:
             return
         now = time.monotonic()
@@ -295,13 +299,13 @@ class Gateway(ls.specs.base.LitSpec):
             self.services.metrics.next_token(now - clock.last)
         clock.last = now
 
-    def _settle(self, admission: Admission, answer: Answer, clock: Clock, error: Exception | None) -> None:
+    def _settle(self, admission: Admission, answer: Answer, clock: GenerationTimings, error: Exception | None) -> None:
         """The answer has ended, one way or another: count it, and have it logged."""
         route = admission.route
         self._log(admission, answer, clock, error)
-        if route.drawn is not None and admission.store and error is None and answer.done:
+        if route.draw is not None and admission.store and error is None and answer.done:
             experiment = self.services.experiments.running_on(admission.body.model)
-            if experiment is not None and experiment.name == route.drawn.experiment:
+            if experiment is not None and experiment.name == route.draw.experiment:
                 self.shadows.offer(experiment, admission.id, admission)
         self.services.traffic.add(route.name, answer.num_completion_tokens)
         self.services.metrics.tokens(
@@ -310,11 +314,11 @@ class Gateway(ls.specs.base.LitSpec):
             completion=answer.num_completion_tokens,
         )
 
-    def _log(self, admission: Admission, answer: Answer, clock: Clock, error: Exception | None) -> None:
+    def _log(self, admission: Admission, answer: Answer, clock: GenerationTimings, error: Exception | None) -> None:
         if not admission.store:
             return
         self.services.records.log.put(
-            Ended(
+            EndedAnswer(
                 id=admission.id,
                 adapter=admission.route.adapter or admission.route.name,
                 key_id=admission.key_id,
@@ -323,7 +327,7 @@ class Gateway(ls.specs.base.LitSpec):
             )
         )
 
-    async def _answer_copy(self, copy: Copy[Admission]) -> None:
+    async def _answer_copy(self, copy: ShadowRequest[Admission]) -> None:
         """Answer a request once more, as a shadow arm does; only the log hears of it."""
         original, created = copy.of, int(time.time())
         route = self._route_of(copy.draw, original.body.model)
@@ -336,13 +340,13 @@ class Gateway(ls.specs.base.LitSpec):
             changes["prompt"] = original.body.prompt[:1]
         admission = replace(
             original,
-            id=route.mint(self.services.records.ids, original.kind, unit=original.unit, at=created),
+            id=route.mint_id(self.services.records.ids, original.kind, unit=original.unit, at=created),
             created=created,
             route=route,
             body=original.body.model_copy(update=changes),
         )
         answer, work = await self._prepared(admission)
-        clock = Clock(measured=False)
+        clock = GenerationTimings(measured=False)
         stream = self.link.open(work, adapter=route.digest)
         try:
             await self._take_all(stream, answer, clock)
@@ -354,25 +358,25 @@ class Gateway(ls.specs.base.LitSpec):
         self._log(admission, answer, clock, None)
 
     def _outcome(
-        self, admission: Admission, answer: Answer, clock: Clock, ended: float, error: Exception | None
-    ) -> Outcome:
+        self, admission: Admission, answer: Answer, clock: GenerationTimings, ended: float, error: Exception | None
+    ) -> NewInteraction:
         """The row of an answer that ended. Called in the log's thread: nothing changes any more."""
         body = admission.body
-        return Outcome(
+        return NewInteraction(
             id=admission.id,
             base=self.services.base.id,
             model=body.model,
             status="error" if error is not None else "ok" if answer.done else "cancelled",
             error=None if error is None else getattr(error, "message", type(error).__name__),
-            prompt=body.asked(),
-            sampling=body.wishes(),
+            prompt=body.logged_prompt(),
+            sampling=body.logged_sampling(),
             completions=tuple(
                 Completion(index=choice.index, text=choice.text, finish_reason=choice.finish)
                 for choice in answer.choices
             ),
             prompt_tokens=answer.num_prompt_tokens,
             completion_tokens=answer.num_completion_tokens,
-            queue_ms=clock.ms(clock.taken_up),
+            queue_ms=clock.ms(clock.scheduled_at),
             first_token_ms=clock.ms(clock.first),
             total_ms=clock.ms(ended) or 0.0,
             user=body.user or None,
@@ -381,7 +385,7 @@ class Gateway(ls.specs.base.LitSpec):
         )
 
 
-def _session(request: Request, body: Generation) -> str | None:
+def _session(request: Request, body: GenerationRequest) -> str | None:
     """Who asks, where the body names no user: a conversation or a visitor, for experiments."""
     named = (body.metadata or {}).get("session")
     if named:

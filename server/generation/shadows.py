@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.experiments.assignment import is_sampled
-from graftwork.adapters.experiments.experiment import Draw, Experiment
+from graftwork.adapters.experiments.experiment import Assignment, Experiment
 from graftwork.server.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -28,19 +28,19 @@ T = TypeVar("T")
 
 MAX_WAITING = 64
 MAX_AGE_SECONDS = 60.0
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Copy(Generic[T]):
+class ShadowRequest(Generic[T]):
     """A request to be answered once more, as ``draw`` says. ``of`` is what whoever answers it knows it by."""
 
     of: T
-    draw: Draw
+    draw: Assignment
     made_at: float
 
 
-class Shadows(Generic[T]):
+class ShadowQueue(Generic[T]):
     """One process's copies.
 
     ``answer`` answers one and logs that; it raises when it could not. ``num_busy`` says how many answers are under way,
@@ -49,7 +49,7 @@ class Shadows(Generic[T]):
 
     def __init__(
         self,
-        answer: Callable[[Copy[T]], Awaitable[None]],
+        answer: Callable[[ShadowRequest[T]], Awaitable[None]],
         metrics: Metrics,
         *,
         num_busy: Callable[[], int],
@@ -59,8 +59,8 @@ class Shadows(Generic[T]):
         self._metrics = metrics
         self._num_busy = num_busy
         self._max_busy = max_busy
-        self._waiting: deque[Copy[T]] = deque()
-        self._came = asyncio.Event()
+        self._waiting: deque[ShadowRequest[T]] = deque()
+        self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -72,20 +72,20 @@ class Shadows(Generic[T]):
         for arm in experiment.plan.shadows:
             share = arm.shadow or 0.0
             if is_sampled(experiment.salt, arm.name, id, share):
-                draw = Draw(experiment=experiment.name, arm=arm, probability=share)
-                self._waiting.append(Copy(of, draw, time.monotonic()))
-                self._came.set()
+                draw = Assignment(experiment=experiment.name, arm=arm, probability=share)
+                self._waiting.append(ShadowRequest(of, draw, time.monotonic()))
+                self._arrived.set()
         while len(self._waiting) > MAX_WAITING:
             self._waiting.popleft()
             self._metrics.shadow("skipped")
 
     async def _run(self) -> None:
         while True:
-            self._came.clear()
+            self._arrived.clear()
             while self._waiting:
                 copy = self._waiting.popleft()
                 while self._num_busy() > self._max_busy and not _too_old(copy):
-                    await asyncio.sleep(LOOK_SECONDS)
+                    await asyncio.sleep(POLL_SECONDS)
                 if _too_old(copy):
                     self._metrics.shadow("skipped")
                     continue
@@ -95,14 +95,14 @@ class Shadows(Generic[T]):
                     # Nobody waits for it, and the next one may go better.
                     self._metrics.shadow("failed")
                     log.exception("a copy for the shadow arm %s could not be answered", copy.draw.arm.name)
-            await self._came.wait()
+            await self._arrived.wait()
 
-    async def _answered(self, copy: Copy[T]) -> str:
+    async def _answered(self, copy: ShadowRequest[T]) -> str:
         """What became of it; broken off as soon as users need the engine."""
         answering = asyncio.ensure_future(self._answer(copy))
         try:
             while not answering.done():
-                await asyncio.wait({answering}, timeout=LOOK_SECONDS)
+                await asyncio.wait({answering}, timeout=POLL_SECONDS)
                 if self._num_busy() > self._max_busy + 1 and not answering.done():
                     return "skipped"
             answering.result()
@@ -114,5 +114,5 @@ class Shadows(Generic[T]):
         return "answered"
 
 
-def _too_old(copy: Copy[T]) -> bool:
+def _too_old(copy: ShadowRequest[T]) -> bool:
     return time.monotonic() - copy.made_at > MAX_AGE_SECONDS

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection, Request
 
 from graftwork.adapters.access.keys import Key, Role
-from graftwork.adapters.access.principal import LOCAL, Principal
+from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
 from graftwork.adapters.errors import Forbidden, Unauthorized
 
 _RECHECK_SECONDS = 1.0
@@ -63,7 +63,7 @@ class Authenticator:
             return Principal(key.name, key.role, key.id)
         if self.open:
             _check_local(connection)
-            return LOCAL
+            return LOCAL_PRINCIPAL
         if bearer:
             raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
         raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")

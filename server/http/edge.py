@@ -36,7 +36,7 @@ _UNAVAILABLE_RETRY_SECONDS = 1
 
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Put the edge around ``app``. Before its first request."""
-    app.add_middleware(Edge, metrics=metrics)
+    app.add_middleware(EdgeMiddleware, metrics=metrics)
     app.add_exception_handler(GraftworkError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -56,7 +56,7 @@ def error_response(error: GraftworkError) -> Response:
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
-class Edge:
+class EdgeMiddleware:
     """Pure ASGI, so that streams pass through untouched."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:

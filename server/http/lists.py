@@ -37,12 +37,12 @@ class PageParameters(Parameters):
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
-def listed(data: Sequence[Json], *, has_more: bool = False) -> Json:
+def list_body(data: Sequence[Json], *, has_more: bool = False) -> Json:
     return {"object": "list", "data": data, "has_more": has_more}
 
 
-def as_page(page: Page[T], show: Callable[[T], Json]) -> Json:
-    return listed([show(item) for item in page], has_more=page.has_more)
+def page_body(page: Page[T], show: Callable[[T], Json]) -> Json:
+    return list_body([show(item) for item in page], has_more=page.has_more)
 
 
 def json_lines(rows: Iterator[T], show: Callable[[T], Json]) -> Response:
@@ -78,6 +78,6 @@ def answered_by(services: Services, text: str | None) -> str | None:
         raise InvalidRequest(error.message, param="adapter", code=error.code) from None
 
 
-async def beside(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+async def in_thread(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call what may wait for the disk without holding up the event loop."""
     return await to_thread.run_sync(partial(function, *arguments, **options))

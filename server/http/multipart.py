@@ -38,7 +38,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class FormLimits:
     """``max_parts`` of a form, ``hint`` what to send instead of more; ``max_field_bytes`` of what is no file."""
 
     max_parts: int
@@ -52,12 +52,12 @@ def boundary_of(content_type: str | None) -> tuple[bool, bytes]:
     return kind == b"multipart/form-data", options.get(b"boundary", b"")
 
 
-async def receive(
+async def receive_form(
     stream: AsyncIterable[bytes],
     boundary: bytes,
     open_part: Callable[[Part], Sink | None],
     *,
-    limits: Limits,
+    limits: FormLimits,
     work: Callable[..., Awaitable[Any]] = to_thread.run_sync,
 ) -> dict[str, str]:
     """The form's fields. ``open_part`` says where a file goes, or None: it is a field; what it raises ends the form.
@@ -82,7 +82,7 @@ async def receive(
 class _Form:
     """What python-multipart calls back."""
 
-    def __init__(self, open_part: Callable[[Part], Sink | None], limits: Limits) -> None:
+    def __init__(self, open_part: Callable[[Part], Sink | None], limits: FormLimits) -> None:
         self.fields: dict[str, str] = {}
         self.pending_bytes = 0
         self.complete = False

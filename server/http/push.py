@@ -31,8 +31,8 @@ from graftwork.adapters.peft_format.folder import read_spec
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Version
 from graftwork.adapters.registry.artifacts import ArtifactStore, StagedFile
-from graftwork.adapters.storage.durable import room_for
-from graftwork.server.bodies import Text, Wire, parse
+from graftwork.adapters.storage.durable import disk_full_as_unavailable
+from graftwork.server.bodies import StrictModel, Text, parse
 from graftwork.server.http import multipart
 from graftwork.server.http.multipart import Part
 from graftwork.server.http.services import Services
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FORM = multipart.Limits(max_parts=16, max_field_bytes=128 << 10, hint="an adapter's two files")
+_FORM_LIMITS = multipart.FormLimits(max_parts=16, max_field_bytes=128 << 10, hint="an adapter's two files")
 _UPLOAD_SLACK_BYTES = 4 << 20  # boundaries, headers, form fields, a README.md
 _CONCURRENT_PUSHES = 4  # each one reads or writes gigabytes: more at once would be slower for all
 
 
-class Facts(Wire):
+class PushFields(StrictModel):
     """What may be said of an adapter beside its files."""
 
     parent: Annotated[int, Field(ge=1)] | None = None
@@ -54,7 +54,7 @@ class Facts(Wire):
     metadata: dict[str, Any] | None = None
 
 
-class PushedPath(Facts):
+class PushedPath(PushFields):
     """The body of a push that names a folder which the server can read."""
 
     path: Annotated[Text, Field(min_length=1)]
@@ -77,28 +77,28 @@ class Pushes:
             names.check_alias(alias)
         if services.engine.state != "ready":
             raise Unavailable(f"the engine is {services.engine.state} and cannot try an adapter: push again shortly")
-        with room_for("adapter"):
+        with disk_full_as_unavailable("adapter"):
             staged, facts = await self._receive(request)
             try:
-                spec = await self._work(read_spec, staged, services.base, services.limits)
+                spec = await self._in_thread(read_spec, staged, services.base, services.limits)
                 async with self._lock(spec.digest):
                     add = partial(self._register, name, spec, facts, alias, actor)
                     return await self._publish(staged, spec, add)
             finally:
                 await self._clean_up(services.store.discard, staged)
 
-    async def _receive(self, request: Request) -> tuple[Path, Facts]:
+    async def _receive(self, request: Request) -> tuple[Path, PushFields]:
         """The adapter's files in a staging folder of their own, and what is said of them."""
         store = self._services.store
         is_form, boundary = multipart.boundary_of(request.headers.get("content-type"))
         if not is_form:
             body = parse(PushedPath, await request.body())
-            return await self._work(store.stage_folder, Path(body.path), self._services.allowed_roots), body
+            return await self._in_thread(store.stage_folder, Path(body.path), self._services.allowed_roots), body
         limits = self._services.limits
         request.state.max_body_bytes = limits.max_adapter_bytes + limits.max_config_bytes + _UPLOAD_SLACK_BYTES
-        staged = await self._work(store.stage)
+        staged = await self._in_thread(store.stage)
         try:
-            return staged, await _receive_form(request, boundary, store, staged, self._work)
+            return staged, await _receive_form(request, boundary, store, staged, self._in_thread)
         except BaseException:
             await self._clean_up(store.discard, staged)
             raise
@@ -108,7 +108,7 @@ class Pushes:
     ) -> tuple[Version, bool]:
         services = self._services
         tried = await to_thread.run_sync(self._was_tried, spec.digest)
-        await self._work(services.store.publish, staged, spec)
+        await self._in_thread(services.store.publish, staged, spec)
         try:
             if not tried:
                 await services.engine.canary(spec.digest)
@@ -118,7 +118,7 @@ class Pushes:
             raise
 
     def _register(
-        self, name: str, spec: AdapterSpec, facts: Facts, alias: str | None, actor: str
+        self, name: str, spec: AdapterSpec, facts: PushFields, alias: str | None, actor: str
     ) -> tuple[Version, bool]:
         version, new = self._services.registry.add_version(
             name,
@@ -151,7 +151,7 @@ class Pushes:
         # In use by nobody, it goes by itself.
         return self._locks.setdefault(digest, asyncio.Lock())
 
-    async def _work(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Disk and hashing, beside the event loop."""
         return await to_thread.run_sync(function, *arguments, limiter=self._workers)
 
@@ -170,7 +170,7 @@ async def _receive_form(
     store: ArtifactStore,
     staged: Path,
     work: Callable[..., Awaitable[Any]],
-) -> Facts:
+) -> PushFields:
     """Write the form's files to ``staged`` as they arrive, and read its fields."""
     if not boundary:
         raise InvalidRequest("the multipart body has no boundary in its Content-Type: let your client set the header")
@@ -188,23 +188,23 @@ async def _receive_form(
         if part.filename is not None:
             files.append(store.open_staged(staged, part.filename))
             return files[-1]
-        if part.field not in Facts.model_fields:
+        if part.field not in PushFields.model_fields:
             raise InvalidRequest(
-                f"{names.quoted(part.field)} is no field of this form: it takes files, {', '.join(Facts.model_fields)}",
+                f"{names.quoted(part.field)} is no field of this form: it takes files, {', '.join(PushFields.model_fields)}",
                 param=part.field[:64],
                 code="unknown_parameter",
             )
         return None
 
     try:
-        fields = await multipart.receive(request.stream(), boundary, open_part, limits=_FORM, work=work)
+        fields = await multipart.receive_form(request.stream(), boundary, open_part, limits=_FORM_LIMITS, work=work)
     finally:
         for file in files:
             file.close()
     return _facts(fields)
 
 
-def _facts(fields: Mapping[str, str]) -> Facts:
+def _facts(fields: Mapping[str, str]) -> PushFields:
     """Form fields are text; all but the digest are JSON within."""
     values: dict[str, Any] = {}
     for field, text in fields.items():
@@ -212,4 +212,4 @@ def _facts(fields: Mapping[str, str]) -> Facts:
             values[field] = text if field == "data_digest" else from_json(text, allow_inf_nan=False)
         except ValueError as error:
             raise InvalidRequest(f"form field {field} is not valid JSON: {error}", param=field) from None
-    return parse(Facts, to_json(values))
+    return parse(PushFields, to_json(values))

@@ -20,7 +20,7 @@ from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
@@ -33,7 +33,7 @@ from graftwork.server.observability.traffic import Traffic
 State = Literal["starting", "ready", "recovering", "draining"]
 
 
-class Residency(Protocol):
+class AdapterPlacement(Protocol):
     """Where one adapter's weights are: ``device``, ``host``, or anything else for the store."""
 
     @property
@@ -58,7 +58,7 @@ class EngineHandle(Protocol):
     async def canary(self, digest: str, /) -> None:
         """Load a published adapter and try it. InvalidAdapter when it cannot be loaded or changes nothing."""
 
-    async def residency(self) -> Mapping[str, Residency]:
+    async def residency(self) -> Mapping[str, AdapterPlacement]:
         """By digest, adapters that are not only in the store. Empty while there is no engine."""
 
     async def stats(self) -> EngineStats:
@@ -111,7 +111,7 @@ class Services:
     keys: Keys
     authenticator: Authenticator
     engine: EngineHandle
-    limits: Limits
+    limits: AdapterLimits
     records: Records
     experiments: Experiments
     exposures: Exposures

@@ -16,10 +16,12 @@ from graftwork.server.http.multipart import Part, Sink
 
 SLACK_BYTES = 1 << 20
 """Boundaries, headers and fields, beside the file."""
-_LIMITS = multipart.Limits(max_parts=32, max_field_bytes=16 << 10, hint="one file and its fields")
+_LIMITS = multipart.FormLimits(max_parts=32, max_field_bytes=16 << 10, hint="one file and its fields")
 
 
-async def receive(request: Request, sink: Sink, *, file: str, fields: Collection[str]) -> tuple[str, dict[str, str]]:
+async def receive_file(
+    request: Request, sink: Sink, *, file: str, fields: Collection[str]
+) -> tuple[str, dict[str, str]]:
     """The name of the file in the form's field ``file``, whose bytes went into ``sink``, and the other ``fields``.
 
     InvalidRequest: no such form, a broken one, no file or several, a field of another name.
@@ -48,7 +50,7 @@ async def receive(request: Request, sink: Sink, *, file: str, fields: Collection
         filename = part.filename
         return sink
 
-    values = await multipart.receive(request.stream(), boundary, open_part, limits=_LIMITS)
+    values = await multipart.receive_form(request.stream(), boundary, open_part, limits=_LIMITS)
     if filename is None:
         raise InvalidRequest(f"{file} is required: send the file, with its name", param=file)
     return filename, values

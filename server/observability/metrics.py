@@ -1,6 +1,6 @@
 """What operators watch, in Prometheus' words: a registry of this server's own, and one method per thing that happens.
 
-Labels are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
+LabelCounter are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
 of which only the first ``max_adapters`` get a label of their own.
 
 Knows nothing of HTTP, the engine or the registry: it is told.
@@ -91,7 +91,7 @@ class Metrics:
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
         self._running = self._gauge("running", "Generations in the batch.")
-        self._memory = self._gauge("worker_memory_bytes", "Memory that the engine worker takes.")
+        self._memory = self._gauge("worker_memory_bytes", "MemoryMonitor that the engine worker takes.")
         self._cache_tokens = self._gauge("cache_tokens", "Tokens of running generations in the key-value cache.")
         self._retained_tokens = self._gauge("retained_tokens", "Tokens that ended generations left in the cache.")
         self._prefix_tokens = self._counter("prefix_tokens", "Prompt tokens that were looked up in the prefix cache.")
@@ -103,7 +103,7 @@ class Metrics:
         self._resident = self._gauge("resident_versions", "Adapter versions by where their weights are.", "tier")
         self._live = self._gauge("live_on_device", "1 for adapters whose live version is on the device.", "adapter")
         self._build = Info("graftwork_build", "What runs here.", registry=self.registry)
-        self.set_residency({}, {})
+        self.set_adapter_tiers({}, {})
 
     # requests
 
@@ -157,7 +157,7 @@ class Metrics:
         self._ready.set(ready)
         self._count("restarts", self._restarts, num_restarts)
 
-    def set_residency(self, num_by_tier: Mapping[str, int], tier_of_live: Mapping[str, str]) -> None:
+    def set_adapter_tiers(self, num_by_tier: Mapping[str, int], tier_of_live: Mapping[str, str]) -> None:
         """How many versions are on the device, in host memory, only in the store; where each adapter's live one is."""
         for tier in TIERS:
             self._resident.labels(tier).set(num_by_tier.get(tier, 0))

@@ -17,6 +17,6 @@ class Traffic:
         self._requests[answered_by] += 1
         self._tokens[answered_by] += num_tokens
 
-    def of(self, answered_by: str) -> tuple[int, int]:
+    def totals(self, answered_by: str) -> tuple[int, int]:
         """Requests and tokens so far."""
         return self._requests[answered_by], self._tokens[answered_by]

@@ -12,7 +12,7 @@ from graftwork.adapters.errors import GraftworkError
 
 DONE = b"data: [DONE]\n\n"
 
-_IMPOSSIBLE = -9999.0  # OpenAI's word for a probability of zero, which JSON cannot say
+_ZERO_PROBABILITY = -9999.0  # OpenAI's word for a probability of zero, which JSON cannot say
 
 
 _LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -20,7 +20,7 @@ _LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029"
 
 def error_frame(error: GraftworkError) -> bytes:
     """What ends a stream that has begun and cannot go on."""
-    return f"data: {_object(error.body())}\n\n".encode()
+    return f"data: {to_json_object(error.body())}\n\n".encode()
 
 
 def quote(text: str) -> str:
@@ -29,10 +29,10 @@ def quote(text: str) -> str:
     return quoted if quoted.isascii() else quoted.translate(_LINE_BREAKS)
 
 
-def _object(value: Mapping[str, Any]) -> str:
+def to_json_object(value: Mapping[str, Any]) -> str:
     return dumps(value, ensure_ascii=True, separators=(",", ":"))
 
 
-def _number(logprob: float) -> str:
+def to_json_number(logprob: float) -> str:
     """Nine digits are all that a float32 has."""
-    return f"{max(logprob, _IMPOSSIBLE) if math.isfinite(logprob) else _IMPOSSIBLE:.9g}"
+    return f"{max(logprob, _ZERO_PROBABILITY) if math.isfinite(logprob) else _ZERO_PROBABILITY:.9g}"

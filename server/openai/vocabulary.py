@@ -8,26 +8,26 @@ from typing import Protocol
 from graftwork.server.openai.events import quote
 
 
-class Detokenizer(Protocol):
-    """See :class:`graftwork.adapters.prompts.detokenizer.Detokenizer`."""
+class DetokenizerLike(Protocol):
+    """See :class:`graftwork.adapters.prompts.detokenizer.DetokenizerLike`."""
 
     def push(self, token_ids: Iterable[int], /) -> str: ...
     def flush(self) -> str: ...
 
 
-class Tokens(Protocol):
+class TokenDecoder(Protocol):
     """What answers need of :class:`graftwork.adapters.prompts.prompts.Prompts`."""
 
     def token_text(self, token_id: int, /) -> str: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
     def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str: ...
-    def stream(self) -> Detokenizer: ...
+    def stream(self) -> DetokenizerLike: ...
 
 
 class Vocabulary:
     """A base's tokens as JSON, each written once."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: TokenDecoder) -> None:
         self.tokens = tokens
         self._quoted: dict[int, str] = {}
         self._members: dict[int, str] = {}

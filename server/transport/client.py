@@ -18,19 +18,28 @@ from typing import Any, Literal
 
 from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
-from graftwork.server.processes import SERVING, STOPPING, Board
-from graftwork.server.transport.messages import Ask, Cancel, Frame, Generate, Hello, SeatState, Stats, Up
+from graftwork.server.processes import SERVING, STOPPING, SharedState
+from graftwork.server.transport.messages import (
+    AdapterState,
+    Cancel,
+    EngineMessage,
+    Frame,
+    Generate,
+    Hello,
+    Stats,
+    StatsRequest,
+)
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "ready", "recovering", "draining"]
+EngineState = Literal["starting", "ready", "recovering", "draining"]
 
 #: Log-probabilities that differ by no more than this are the same answer: what batching leaves of float32.
-INERT = 1e-6
+INERT_LOGPROB_DIFFERENCE = 1e-6
 
 
 @dataclass(eq=False, slots=True)
-class Stream:
+class EngineStream:
     """The deltas of one request's choices as they come. Item: (choice, delta), or the error that ended them all."""
 
     ids: list[str]
@@ -48,30 +57,30 @@ class Stream:
             yield item
 
 
-class EngineLink:
-    def __init__(self, board: Board, *, max_open: int, canary_prompt: Sequence[int]) -> None:
+class EngineClient:
+    def __init__(self, board: SharedState, *, max_open: int, canary_prompt: Sequence[int]) -> None:
         self.card: Mapping[str, Any] = {}
         self.num_restarts = 0
         self.max_open = max_open
         self._board = board
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
-        self._send: Callable[[Up], None] | None = None
+        self._send: Callable[[EngineMessage], None] | None = None
         self._epoch: str | None = None
         self._was_ready = False
         self._pidfd: int | None = None
-        self._streams: dict[str, tuple[Stream, int]] = {}
+        self._streams: dict[str, tuple[EngineStream, int]] = {}
         self._questions: dict[str, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
 
-    def connect(self, api_process: int, send: Callable[[Up], None]) -> None:
+    def connect(self, api_process: int, send: Callable[[EngineMessage], None]) -> None:
         """Called once in the API process, before the first frame."""
         self._api_process = api_process
         self._send = send
 
     # -- state ---------------------------------------------------------------------------------------------------
     @property
-    def state(self) -> State:
+    def state(self) -> EngineState:
         if self._board.phase != SERVING:
             return "draining"
         if self._epoch is not None:
@@ -98,7 +107,7 @@ class EngineLink:
         raise Unavailable(say.get(state, "Not ready."), code=state)
 
     # -- requests ------------------------------------------------------------------------------------------------
-    def open(self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None) -> Stream:
+    def open(self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None) -> EngineStream:
         """Send one request's choices, each (prompt, sampling), to the engine.
 
         Raises:
@@ -116,25 +125,25 @@ class EngineLink:
                 f"{len(self._streams)} answers are running or waiting, which is all this server takes. Try again soon.",
                 retry_after=1,
             )
-        stream = Stream([f"{self._api_process}-{next(self._numbers)}" for _ in work])
+        stream = EngineStream([f"{self._api_process}-{next(self._numbers)}" for _ in work])
         for choice, (request_id, (prompt, sampling)) in enumerate(zip(stream.ids, work, strict=True)):
             self._streams[request_id] = (stream, choice)
             stream.open.add(request_id)
-            self._tell(
+            self._send_message(
                 Generate(epoch, Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter))
             )
-        self._note_open()
+        self._publish_num_open()
         return stream
 
-    def cancel(self, stream: Stream, choice: int | None = None) -> None:
+    def cancel(self, stream: EngineStream, choice: int | None = None) -> None:
         """Stop one choice, or all; what has ended already stays ended."""
         ids = stream.ids if choice is None else [stream.ids[choice]]
         for request_id in [i for i in ids if i in stream.open]:
             stream.open.discard(request_id)
             del self._streams[request_id]
             if self._epoch is not None:
-                self._tell(Cancel(self._epoch, request_id))
-        self._note_open()
+                self._send_message(Cancel(self._epoch, request_id))
+        self._publish_num_open()
 
     async def canary(self, digest: str) -> None:
         """Answer the same prompt with and without an adapter and compare.
@@ -145,11 +154,11 @@ class EngineLink:
         ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
         streams = [self.open([(self._canary_prompt, ask)], adapter=adapter) for adapter in (None, digest)]
         try:
-            plain, grafted = [await _scores(stream) for stream in streams]
+            plain, grafted = [await _canary_logprobs(stream) for stream in streams]
         finally:
             for stream in streams:
                 self.cancel(stream)
-        if max(abs(a - b) for a, b in zip(plain, grafted, strict=True)) <= INERT:
+        if max(abs(a - b) for a, b in zip(plain, grafted, strict=True)) <= INERT_LOGPROB_DIFFERENCE:
             raise InvalidAdapter(
                 "The adapter changes no answer: with it and without it the base says the same. "
                 "Its B matrices are probably still zero; was it trained, and saved after training?",
@@ -161,7 +170,7 @@ class EngineLink:
         question = f"q{self._api_process}-{next(self._numbers)}"
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._questions[question] = answer
-        self._tell(Ask(epoch, question, "stats"))
+        self._send_message(StatsRequest(epoch, question, "stats"))
         try:
             stats: Stats = await asyncio.wait_for(answer, timeout)
         except TimeoutError:
@@ -170,7 +179,7 @@ class EngineLink:
             self._questions.pop(question, None)
         return stats
 
-    async def residency(self) -> Mapping[str, SeatState]:
+    async def residency(self) -> Mapping[str, AdapterState]:
         """Where each adapter is; empty while there is no engine."""
         if self.state not in ("ready", "draining") or self._epoch is None:
             return {}
@@ -179,7 +188,7 @@ class EngineLink:
     # -- what comes down -----------------------------------------------------------------------------------------
     def receive(self, frame: Frame) -> None:
         if frame.hello is not None:
-            self._greet(frame.hello)
+            self._on_hello(frame.hello)
         if frame.epoch != self._epoch:
             return
         for delta in frame.deltas:
@@ -194,10 +203,10 @@ class EngineLink:
         for question, answer in frame.answers:
             if (future := self._questions.get(question)) is not None and not future.done():
                 future.set_result(answer)
-        self._note_open()
+        self._publish_num_open()
 
-    def _greet(self, hello: Hello) -> None:
-        self._lose("The engine was started again.")
+    def _on_hello(self, hello: Hello) -> None:
+        self._disconnect("The engine was started again.")
         try:
             self._pidfd = os.pidfd_open(hello.pid)
         except ProcessLookupError:  # it died before we read its hello; the next one's is on its way
@@ -212,13 +221,13 @@ class EngineLink:
         if self._board.phase != STOPPING:
             log.error("the engine worker died; its %d open answers end with an error", len(self._streams))
         again = "It is being started again; ask again in a few seconds."
-        self._lose(
+        self._disconnect(
             f"The engine stopped while it was answering. {again}"
             if self._board.phase == SERVING
             else "The server is shutting down and waits no longer for this answer."
         )
 
-    def _lose(self, why: str) -> None:
+    def _disconnect(self, why: str) -> None:
         self._epoch = None
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -232,18 +241,18 @@ class EngineLink:
         for future in self._questions.values():
             if not future.done():
                 future.set_exception(error)
-        self._note_open()
+        self._publish_num_open()
 
-    def _tell(self, message: Up) -> None:
+    def _send_message(self, message: EngineMessage) -> None:
         if self._send is None:
             raise RuntimeError("the link is not connected")
         self._send(message)
 
-    def _note_open(self) -> None:
+    def _publish_num_open(self) -> None:
         self._board.set_open(self._api_process, len(self._streams))
 
 
-async def _scores(stream: Stream) -> list[float]:
+async def _canary_logprobs(stream: EngineStream) -> list[float]:
     """Log-probabilities of the canary's prompt and first token."""
     scores: list[float] = []
     async for _, delta in stream:

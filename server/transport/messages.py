@@ -1,6 +1,6 @@
 """What API processes and the engine worker say to one another.
 
-Up, through LitServe's request queue: ``Generate``, ``Cancel``, ``Ask``. Down, through its response queues: ``Frame``,
+EngineMessage, through LitServe's request queue: ``Generate``, ``Cancel``, ``StatsRequest``. Down, through its response queues: ``Frame``,
 everything one engine step has for one API process in one message. ``epoch`` names one life of the worker: what was
 addressed to a dead one is dropped by the next.
 """
@@ -26,7 +26,7 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class StatsRequest:
     """A question with one answer: ``stats``."""
 
     epoch: str
@@ -34,7 +34,7 @@ class Ask:
     what: Literal["stats"]
 
 
-Up = Generate | Cancel | Ask
+EngineMessage = Generate | Cancel | StatsRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class SeatState:
+class AdapterState:
     """Where one adapter is: ``tier`` is device, host, fetching or store."""
 
     tier: str
@@ -74,7 +74,7 @@ class Stats:
     num_prompt_tokens: int
     num_cached_tokens: int
     memory_bytes: int
-    seats: dict[str, SeatState]
+    seats: dict[str, AdapterState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +86,4 @@ class Frame:
 
 
 #: The mailbox of every API process in LitServe's response buffers.
-MUX = "mux"
+MAILBOX = "mux"

@@ -22,9 +22,19 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.adapters.peft_format.limits import Limits as AdapterLimits
-from graftwork.server.processes import STOPPING, Board, die_with_parent, keep_freed_memory
-from graftwork.server.transport.messages import MUX, Ask, Cancel, Frame, Generate, Hello, SeatState, Stats, Up
+from graftwork.adapters.peft_format.limits import AdapterLimits as AdapterLimits
+from graftwork.server.processes import STOPPING, SharedState, die_with_parent, keep_freed_memory
+from graftwork.server.transport.messages import (
+    MAILBOX,
+    AdapterState,
+    Cancel,
+    EngineMessage,
+    Frame,
+    Generate,
+    Hello,
+    Stats,
+    StatsRequest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +43,7 @@ EXIT_CONFIGURATION = 78
 
 #: How long one blocking read of the request queue lasts. A killed worker's last read swallows a message at most this
 #: long after its death; nothing is addressed to the next worker before it has said hello, which takes longer.
-READ_SECONDS = 0.5
+READ_TIMEOUT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +55,7 @@ class WorkerConfig:
     adapter_limits: AdapterLimits
     engine: dict[str, Any]
     num_api_processes: int
-    board: Board
+    board: SharedState
     parent_pid: int
     log_level: str
 
@@ -114,16 +124,16 @@ class EngineAPI(ls.LitAPI):
             os._exit(0)
 
 
-class EngineLoop(ls.loops.LitLoop):
+class LitEngineLoop(ls.loops.LitLoop):
     """take → step → send, one frame a step and API process."""
 
     def __call__(
         self, api: EngineAPI, device: str, worker_id: int, requests: Any, transport: Any, status: Any, callbacks: Any
     ) -> None:
-        Loop(api, worker_id, requests, transport).run()
+        StepLoop(api, worker_id, requests, transport).run()
 
 
-class Loop:
+class StepLoop:
     def __init__(self, api: EngineAPI, worker_id: int, requests: Any, transport: Any) -> None:
         self.engine = api.engine
         self.card = api.card
@@ -131,8 +141,8 @@ class Loop:
         self.num_api_processes = api.config.num_api_processes
         self.inbox = api.wake
         self.outbox: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
-        self.home: dict[str, int] = {}
-        self._process = psutil.Process()
+        self.api_process_of: dict[str, int] = {}
+        self._process = psutil.RunProcess()
         self._worker_id = worker_id
         threading.Thread(target=self._read, args=(requests,), name="reader", daemon=True).start()
         threading.Thread(target=self._write, args=(transport,), name="writer", daemon=True).start()
@@ -146,35 +156,35 @@ class Loop:
             for sender, message in self._take():
                 self._handle(sender, message, frames)
             for delta in self.engine.step():
-                if (home := self.home.get(delta.request_id)) is not None:
+                if (home := self.api_process_of.get(delta.request_id)) is not None:
                     frames[home].deltas.append(delta)
                 if delta.done:
-                    self.home.pop(delta.request_id, None)
+                    self.api_process_of.pop(delta.request_id, None)
             for api_process, frame in frames.items():
                 self.outbox.put((api_process, frame))
 
-    def _take(self) -> list[tuple[int, Up]]:
+    def _take(self) -> list[tuple[int, EngineMessage]]:
         """What has come in; waits only when there is nothing to compute. ``None`` wakes us: an adapter has arrived."""
-        messages = [] if self.engine.runnable else [self.inbox.get()]
+        messages = [] if self.engine.has_work else [self.inbox.get()]
         while not self.inbox.empty():
             messages.append(self.inbox.get())
         return [message for message in messages if message is not None]
 
-    def _handle(self, sender: int, message: Up, frames: defaultdict[int, Frame]) -> None:
+    def _handle(self, sender: int, message: EngineMessage, frames: defaultdict[int, Frame]) -> None:
         if message.epoch != self.epoch:
             return
         match message:
             case Generate(request=request):
-                self.home[request.id] = sender
+                self.api_process_of[request.id] = sender
                 self.engine.add(request)
             case Cancel(request_id=request_id):
-                self.home.pop(request_id, None)
+                self.api_process_of.pop(request_id, None)
                 self.engine.abort(request_id)
-            case Ask(id=question):
+            case StatsRequest(id=question):
                 frames[sender].answers.append((question, self._stats()))
 
     def _stats(self) -> Stats:
-        residency, scheduler = self.engine.residency, self.engine.scheduler
+        residency, scheduler = self.engine.adapter_cache, self.engine.scheduler
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -188,14 +198,15 @@ class Loop:
             num_cached_tokens=scheduler.num_cached_tokens,
             memory_bytes=self._process.memory_info().rss,
             seats={
-                digest: SeatState(seat.tier, seat.load_ms, seat.num_bytes) for digest, seat in residency.seats.items()
+                digest: AdapterState(seat.tier, seat.load_ms, seat.num_bytes)
+                for digest, seat in residency.adapters.items()
             },
         )
 
     def _read(self, requests: Any) -> None:
         while True:
             try:
-                sender, _, _, message = requests.get(timeout=READ_SECONDS)
+                sender, _, _, message = requests.get(timeout=READ_TIMEOUT_SECONDS)
             except queue.Empty:
                 continue
             except (EOFError, OSError):  # the queues are gone: so is the server
@@ -205,7 +216,7 @@ class Loop:
     def _write(self, transport: Any) -> None:
         while True:
             api_process, frame = self.outbox.get()
-            item = (MUX, (frame, LitAPIStatus.OK, LoopResponseType.STREAMING, self._worker_id))
+            item = (MAILBOX, (frame, LitAPIStatus.OK, LoopResponseType.STREAMING, self._worker_id))
             try:
                 transport.send(item, consumer_id=api_process)
             except (EOFError, OSError):

@@ -172,11 +172,12 @@ def serve(
         raise typer.Exit(ExitCode.FAILED) from error
 
 
-
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def bench() -> None:
     """Say where the benchmarks are: they come with a checkout and not with the installed package."""
-    typer.echo("The benchmarks come with a checkout of Graftwork: run `python -m benchmarks --help` in its folder.", err=True)
+    typer.echo(
+        "The benchmarks come with a checkout of Graftwork: run `python -m benchmarks --help` in its folder.", err=True
+    )
     raise typer.Exit(ExitCode.USAGE)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE
 from graftwork.adapters.peft_format.folder import read_spec
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry.artifacts import ArtifactStore
 
 PREFIX = "base_model.model."
 VOCAB, HIDDEN, INNER = 64, 32, 48
-SMALL = Limits(max_adapter_bytes=1 << 20, max_rank=16, max_config_bytes=1 << 16, max_header_bytes=1 << 18)
+SMALL = AdapterLimits(max_adapter_bytes=1 << 20, max_rank=16, max_config_bytes=1 << 16, max_header_bytes=1 << 18)
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from graftwork.adapters.feedback.feedback import FeedbackLog
 from graftwork.adapters.feedback.ids import InteractionIds
-from graftwork.adapters.feedback.interactions import Completion, Interactions, Outcome
+from graftwork.adapters.feedback.interactions import Completion, Interactions, NewInteraction
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 
@@ -50,7 +50,7 @@ class Records:
         return id
 
 
-def outcome(id: str, **changes: Any) -> Outcome:
+def outcome(id: str, **changes: Any) -> NewInteraction:
     plain: dict[str, Any] = {
         "base": BASE_ID,
         "model": "intents",
@@ -65,4 +65,4 @@ def outcome(id: str, **changes: Any) -> Outcome:
         "total_ms": 40.0,
         "key_id": "local",
     }
-    return Outcome(id=id, **{**plain, **changes})
+    return NewInteraction(id=id, **{**plain, **changes})

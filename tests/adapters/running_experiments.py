@@ -13,11 +13,11 @@ from unittest import mock
 
 from graftwork.adapters.experiments import experiment
 from graftwork.adapters.experiments.experiment import Experiment
-from graftwork.adapters.experiments.guard import UnderExperiment
+from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.metrics import Metric
-from graftwork.adapters.experiments.plan import Arm, Plan
+from graftwork.adapters.experiments.plan import Arm, ExperimentPlan
 from graftwork.adapters.experiments.store import Experiments
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage import settings
 from graftwork.adapters.storage.database import Database
@@ -29,9 +29,9 @@ def arm(version: int | None, weight: float = 0.0, **more: Any) -> Arm:
     return Arm(name=more.pop("name", ""), version=version, weight=weight, **more)
 
 
-def plan(*arms: Arm, metric: str | Metric = "thumb", **more: Any) -> Plan:
+def plan(*arms: Arm, metric: str | Metric = "thumb", **more: Any) -> ExperimentPlan:
     """Version 1 against version 2, half and half, unless said otherwise; units close at once."""
-    return Plan(
+    return ExperimentPlan(
         adapter="intents",
         arms=arms or (arm(1), arm(2, 0.5)),
         metric=metric if isinstance(metric, Metric) else Metric.of(metric),
@@ -58,20 +58,20 @@ class Trials:
 
     @classmethod
     def on(cls, database: Database, records: Records) -> Trials:
-        registry = Registry(database, guard=UnderExperiment())
+        registry = Registry(database, guard=ExperimentGuard())
         return cls(records, registry, Experiments(database, registry))
 
     @property
     def database(self) -> Database:
         return self.records.database
 
-    def start(self, name: str = "first", of: Plan | None = None) -> Experiment:
+    def start(self, name: str = "first", of: ExperimentPlan | None = None) -> Experiment:
         return self.experiments.start(name, of or plan(), base_digest=BASE.digest, actor="ann")
 
     def ask(self, user: str | None, *, seconds_ago: float = 100, thumb: str | None = None, **outcome: Any) -> str:
         """A request for ``intents`` as the gateway would send it: drawn, minted, logged; and what was said of it."""
         unit = self.records.ids.unit(user=user)
-        drawn = self.experiments.draw("intents", unit, chat=True)
+        drawn = self.experiments.assign("intents", unit, chat=True)
         assert drawn is not None
         id = self.records.mint(
             None if drawn.arm.version is None else f"intents@{drawn.arm.version}",
@@ -87,7 +87,7 @@ class Trials:
         return id
 
     def say(self, id: str, **said: Any) -> None:
-        self.records.feedback.add(Said(interaction_id=id, **said), key_id="local")
+        self.records.feedback.add(SubmittedFeedback(interaction_id=id, **said), key_id="local")
 
     def live(self) -> int:
         return self.registry.adapter("intents").aliases["live"]

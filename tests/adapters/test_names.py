@@ -54,13 +54,13 @@ def test_bad_aliases(alias: str) -> None:
     ],
 )
 def test_split(model: str, parts: tuple[str, str]) -> None:
-    assert names.split(model) == parts
+    assert names.split_model(model) == parts
 
 
 @given(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True), st.integers(1, 10**9))
 def test_a_versions_id_splits_into_its_parts(name: str, number: int) -> None:
     assert names.is_name(name)
-    assert names.split(f"{name}@{number}") == (name, str(number))
+    assert names.split_model(f"{name}@{number}") == (name, str(number))
 
 
 @pytest.mark.parametrize("text", ["a\0b", "half \ud83d", "x" * 11])

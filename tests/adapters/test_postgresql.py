@@ -30,8 +30,8 @@ from sqlalchemy.exc import IntegrityError
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
-from graftwork.adapters.feedback.erasure import Erased, Erasure
-from graftwork.adapters.feedback.feedback import FeedbackFilter, Said
+from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
+from graftwork.adapters.feedback.feedback import FeedbackFilter, SubmittedFeedback
 from graftwork.adapters.feedback.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.jobs import Jobs
@@ -233,7 +233,7 @@ def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) 
     assert [row.id for row in records.interactions.find(after=mine)] == [old]
     assert [row.id for row in records.interactions.each(InteractionFilter(adapter=BARE_BASE))] == [old]
     assert records.interactions.get(mine).metadata == {"a": "b"}
-    said = Said(interaction_id=mine, thumb="down", correction="better", metadata={"page": "7"})
+    said = SubmittedFeedback(interaction_id=mine, thumb="down", correction="better", metadata={"page": "7"})
     row, new = records.feedback.add(said, key_id="k", idempotency_key="a")
     assert (new, records.feedback.add(said, key_id="k", idempotency_key="a")) == (True, (row, False))
     assert list(records.feedback.find(FeedbackFilter(kind="metadata", adapter="intents@7"))) == [row]
@@ -245,7 +245,7 @@ def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) 
         with pytest.raises(IntegrityError, match="append-only"), records.database.write() as connection:
             connection.execute(text(statement))
     assert erasure.expire(LogPolicies(records.database, retention_days=30)).num_interactions == 1
-    assert erasure.user("ann") == Erased(num_interactions=1, num_feedback=1)
+    assert erasure.user("ann") == ErasureResult(num_interactions=1, num_feedback=1)
     (left,) = records.feedback.each()
     assert (left.thumb, left.correction, left.metadata) == ("down", None, None)
     leases = Leases(records.database)
@@ -275,8 +275,8 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
     )
     exposures.close("first", [unit])
     assert list(exposures.closed("first")) == [unit]
-    exposures.keep_reading("first", 1, {"units": 1}, new=True)
-    exposures.keep_reading("first", 2, {"units": 2}, new=False)
+    exposures.save_reading("first", 1, {"units": 1}, new=True)
+    exposures.save_reading("first", 2, {"units": 2}, new=False)
     assert [reading.units for reading in exposures.readings("first")] == [2]
     with pytest.raises(Conflict):
         trials.registry.set_alias("intents", "live", 2, actor="ann")
@@ -304,7 +304,7 @@ def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:
     policies.set("intents", after=2, hyperparameters={"rank": 8}, control_every=1, actor="ann")
     for thumb in ("up", "down"):
         assert policies.begin("intents") is None
-        records.feedback.add(Said(interaction_id=records.mint("intents@1"), thumb=thumb), key_id="k")
+        records.feedback.add(SubmittedFeedback(interaction_id=records.mint("intents@1"), thumb=thumb), key_id="k")
     with ThreadPoolExecutor(4) as pool:
         begun = [job for job in pool.map(lambda _: policies.begin("intents"), range(4)) if job is not None]
     assert [(job.model, job.hyperparameters) for job in begun] == [(BASE_ID, {"rank": 8})]

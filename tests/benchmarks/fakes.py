@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from benchmarks.harness.display import Display
-from benchmarks.harness.errors import BenchmarkError
-from benchmarks.load.workloads import Job
-from benchmarks.systems.system import HttpServer, Running
 from rich.console import Console
 
+from benchmarks.harness.display import Display
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.load.workloads import Workload
+from benchmarks.systems.system import HttpServer, Running
 from tests.benchmarks import fake_peer
 from tests.e2e.server_process import free_port
 
@@ -39,7 +39,7 @@ def fake_server(folder: Path, token: str, command: Sequence[str] | None = None) 
     )
 
 
-def alive(token: str) -> list[psutil.Process]:
+def alive(token: str) -> list[psutil.RunProcess]:
     """The processes that carry this token, the guards above them and the children below them."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
@@ -73,19 +73,19 @@ class FakeSystem:
     def title(self) -> str:
         return self.key.title()
 
-    def refuses(self, job: Job) -> str | None:
+    def refuses(self, job: Workload) -> str | None:
         return self.refused.get(job.key)
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
+    def prepare(self, jobs: Sequence[Workload]) -> None:
         self.events.append(f"{self.key} prepare {' '.join(job.key for job in jobs)}")
         if self.unprepared is not None:
             raise BenchmarkError(self.unprepared)
 
-    def arrangement(self, job: Job) -> Hashable:
+    def arrangement(self, job: Workload) -> Hashable:
         return bool(job.adapters)
 
     @contextmanager
-    def serving(self, arrangement: Hashable, jobs: Sequence[Job]) -> Iterator[Running]:
+    def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
         assert gone(self.token), "systems are measured one after another"
         self.events.append(f"{self.key} start {' '.join(job.key for job in jobs)}")
         with fake_server(self.folder, self.token, self.command).running() as running:

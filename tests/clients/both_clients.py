@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from graftwork import AsyncClient, Client
-from graftwork.clients.async_client import AsyncStream, _Calls
+from graftwork.clients.async_client import AsyncStream, _AsyncResource
 
 
 class OnLoop:
@@ -25,7 +25,7 @@ class OnLoop:
         value = getattr(self._wrapped, name)
         if callable(value):
             return lambda *args, **kwargs: self._settle(value(*args, **kwargs))
-        return OnLoop(value, self._loop) if isinstance(value, _Calls) else value
+        return OnLoop(value, self._loop) if isinstance(value, _AsyncResource) else value
 
     def _settle(self, value: Any) -> Any:
         if inspect.isawaitable(value):

@@ -18,7 +18,7 @@ import graftwork
 from graftwork import AsyncClient, Client
 from graftwork.clients import async_client, client, errors
 from graftwork.clients.errors import GraftworkAPIError, GraftworkConnectionError, InvalidArgumentError
-from graftwork.clients.http.transport import LONGEST_WAIT
+from graftwork.clients.http.transport import MAX_RETRY_DELAY
 
 MakeClient = Callable[..., Any]
 
@@ -296,7 +296,7 @@ def test_retries_end(make_client: MakeClient, naps: list[float]) -> None:
     assert len(recorder.asked) == 4
 
 
-@pytest.mark.parametrize("wanted", [str(LONGEST_WAIT + 1), "inf", "nan", "Wed, 21 Oct 2026 07:28:00 GMT"])
+@pytest.mark.parametrize("wanted", [str(MAX_RETRY_DELAY + 1), "inf", "nan", "Wed, 21 Oct 2026 07:28:00 GMT"])
 def test_nobody_waits_for_ever(make_client: MakeClient, naps: list[float], wanted: str) -> None:
     recorder = Recorder(refused(503, **{"retry-after": wanted}))
     with pytest.raises(errors.UnavailableError):
@@ -422,12 +422,12 @@ def test_push_takes_a_folder_that_peft_wrote(make_client: MakeClient, tmp_path: 
 def test_both_clients_can_do_the_same() -> None:
     for one, other in [
         (Client, AsyncClient),
-        (client.Adapters, async_client.Adapters),
-        (client.Keys, async_client.Keys),
-        (client.Feedback, async_client.Feedback),
-        (client.Interactions, async_client.Interactions),
-        (client.LogPolicies, async_client.LogPolicies),
-        (client.Experiments, async_client.Experiments),
+        (client.AdaptersResource, async_client.AsyncAdaptersResource),
+        (client.KeysResource, async_client.AsyncKeysResource),
+        (client.FeedbackResource, async_client.AsyncFeedbackResource),
+        (client.InteractionsResource, async_client.AsyncInteractionsResource),
+        (client.LogPoliciesResource, async_client.AsyncLogPoliciesResource),
+        (client.ExperimentsResource, async_client.AsyncExperimentsResource),
         (client.Stream, async_client.AsyncStream),
     ]:
         names = {name for name in vars(one) if not name.startswith("_")}

@@ -14,14 +14,14 @@ import httpx
 import pytest
 from rich.console import Console
 
-from graftwork.adapters.experiments.experiment import Draw
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.experiments.experiment import Assignment
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.storage.leases import Leases
 from graftwork.clients import errors
 from graftwork.clients.cli import experiment_charts
 from graftwork.clients.cli import experiments as command
-from graftwork.clients.types.experiments import Comparison, Metric
-from graftwork.server.background.experiments import Referee
+from graftwork.clients.types.experiments import ArmComparison, ExperimentMetric
+from graftwork.server.background.experiments import ExperimentController
 from tests.clients.test_records import Desk
 from tests.clients.test_records import desk as one_adapter  # noqa: F401 - a fixture
 from tests.server.fakes import adapter_files, form
@@ -47,8 +47,8 @@ def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: in
     """
     services, records, chance = desk.world.services, desk.records, random.Random(first)
 
-    def draw(user: str) -> Draw:
-        drawn = services.experiments.draw("intents", records.ids.unit(user=user), chat=True)
+    def draw(user: str) -> Assignment:
+        drawn = services.experiments.assign("intents", records.ids.unit(user=user), chat=True)
         assert drawn is not None
         return drawn
 
@@ -58,8 +58,8 @@ def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: in
         said = {"experiment": drawn.experiment, "arm": drawn.arm.name, "probability": drawn.probability}
         id = records.log(records.mint(f"intents@{drawn.arm.version}", user=user, days_ago=0.001, **said))
         good = chance.random() < (control if drawn.arm.version == 1 else treatment)
-        records.feedback.add(Said(interaction_id=id, thumb="up" if good else "down"), key_id="local")
-    referee = Referee(
+        records.feedback.add(SubmittedFeedback(interaction_id=id, thumb="up" if good else "down"), key_id="local")
+    referee = ExperimentController(
         records.database,
         services.registry,
         services.experiments,
@@ -223,15 +223,15 @@ def test_what_cannot_be_meant_is_said_before_anything_is_sent(desk: Desk, wrong:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
-def drawn(points: list[tuple[int, Comparison]], goal: str = "up") -> list[str]:
+def drawn(points: list[tuple[int, ArmComparison]], goal: str = "up") -> list[str]:
     console = Console(width=120, file=io.StringIO())
     with console.capture() as captured:
-        console.print(experiment_charts.intervals(points, Metric(name="thumb", label="thumb", goal=goal)))
+        console.print(experiment_charts.intervals(points, ExperimentMetric(name="thumb", label="thumb", goal=goal)))
     return captured.get().splitlines()
 
 
-def comparison(middle: float, half: float, units: int = 10) -> Comparison:
-    return Comparison(arm="b", units=units, difference=middle, lower=middle - half, upper=middle + half)
+def comparison(middle: float, half: float, units: int = 10) -> ArmComparison:
+    return ArmComparison(arm="b", units=units, difference=middle, lower=middle - half, upper=middle + half)
 
 
 def test_an_interval_is_drawn_where_it_is() -> None:
@@ -251,7 +251,7 @@ def test_of_many_points_some_are_drawn_and_the_last_one_always() -> None:
 
 
 def test_without_an_interval_it_says_so() -> None:
-    unknown = Comparison(arm="b", units=1, difference=None, lower=None, upper=None)
+    unknown = ArmComparison(arm="b", units=1, difference=None, lower=None, upper=None)
     assert "no interval yet" in drawn([(1, unknown)])[0]
 
 

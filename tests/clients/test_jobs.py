@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.learning.job import Claim, NewEvent
+from graftwork.adapters.learning.job import Claim, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.clients import errors
 from graftwork.clients.async_client import AsyncClient
 from graftwork.clients.cli.exit_codes import ExitCode
-from graftwork.clients.cli.jobs import _where
+from graftwork.clients.cli.jobs import _progress_text
 from graftwork.clients.client import Client
 from tests.clients.test_records import Desk
 from tests.clients.test_records import desk as desk  # the fixture
@@ -38,7 +38,7 @@ def jobs(desk: Desk) -> Jobs:
 def claimed(jobs: Jobs) -> Claim:
     while (claim := jobs.claim("w", "validating_files", seconds=60)) is None:
         time.sleep(0.02)
-    jobs.validated(claim)
+    jobs.mark_validated(claim)
     claim = jobs.claim("w", "queued", seconds=60)
     assert claim is not None
     return claim
@@ -49,7 +49,9 @@ def work(jobs: Jobs, *, fail: bool = False) -> None:
     claim = claimed(jobs)
     measured = {"step": 1, "train_loss": 2.0}
     progress = {"step": 1, "total": 2, "loss": 2.0, "eta_seconds": 3.0}
-    jobs.report(claim, [NewEvent(message="Step 1/2", data=measured)], checkpoints={1: measured}, progress=progress)
+    jobs.report(
+        claim, [NewJobEvent(message="TrainingStep 1/2", data=measured)], checkpoints={1: measured}, progress=progress
+    )
     if fail:
         jobs.fail(claim, code="nan_loss", message="It diverged.")
     else:
@@ -144,8 +146,8 @@ def test_a_search_is_submitted_and_tells_its_trials(desk: Desk, rows: Path, jobs
     refused = desk.run("train", "tickets", "--data", rows, "--report-to", "wandb")
     assert refused.exit_code == ExitCode.FAILED
     assert "pip install wandb" in refused.stderr
-    assert _where({"trial": 2, "trials": 3, "step": 7, "total": 20}) == "trial 2 of 3 · 7/20"
-    assert _where({"step": 7, "total": 20, "loss": 0.0, "reward": 0.25}) == "7/20 · reward 0.250"
+    assert _progress_text({"trial": 2, "trials": 3, "step": 7, "total": 20}) == "trial 2 of 3 · 7/20"
+    assert _progress_text({"step": 7, "total": 20, "loss": 0.0, "reward": 0.25}) == "7/20 · reward 0.250"
 
 
 def test_a_failed_job_is_a_failed_command(desk: Desk, rows: Path, jobs: Jobs) -> None:

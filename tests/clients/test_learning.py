@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning.job import Job
 from graftwork.clients import errors
 from graftwork.clients.cli.exit_codes import ExitCode
@@ -20,7 +20,9 @@ WAIT = "graftwork.clients.cli.learning_policies.time.sleep"
 
 def say(desk: Desk, count: int) -> None:
     for _ in range(count):
-        desk.records.feedback.add(Said(interaction_id=desk.records.mint("intents@1"), thumb="up"), key_id="k")
+        desk.records.feedback.add(
+            SubmittedFeedback(interaction_id=desk.records.mint("intents@1"), thumb="up"), key_id="k"
+        )
 
 
 def begin(desk: Desk) -> Job:
@@ -34,7 +36,7 @@ def end(desk: Desk, *, fail: bool = False) -> None:
     jobs = desk.world.services.jobs
     claim = jobs.claim("w", "validating_files", seconds=60)
     assert claim is not None
-    jobs.validated(claim)
+    jobs.mark_validated(claim)
     claim = jobs.claim("w", "queued", seconds=60)
     assert claim is not None
     if fail:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from graftwork.__main__ import app
 from graftwork.clients import errors
-from graftwork.clients.cli.context import since_when
+from graftwork.clients.cli.context import parse_since
 from graftwork.clients.cli.exit_codes import ExitCode
 from tests.adapters.records import Records
 from tests.clients.test_client import FEEDBACK, Recorder
@@ -242,7 +242,7 @@ def test_the_command_line_sets_policies(desk: Desk) -> None:
 
 def test_since_counts_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graftwork.clients.cli.context.time.time", lambda: 1_000_000.0)
-    assert since_when("90m") == 1_000_000 - 5400
-    assert since_when("7d") == 1_000_000 - 7 * 86400
-    assert since_when("2026-01-01T00:00:00Z") == "2026-01-01T00:00:00Z"
-    assert since_when(None) is None
+    assert parse_since("90m") == 1_000_000 - 5400
+    assert parse_since("7d") == 1_000_000 - 7 * 86400
+    assert parse_since("2026-01-01T00:00:00Z") == "2026-01-01T00:00:00Z"
+    assert parse_since(None) is None

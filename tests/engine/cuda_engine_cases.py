@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.engine.gpu_kernels import build_cases
-from benchmarks.engine.gpu_roofline import Base, Load
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.engine.gpu_kernels import build_cases
+from benchmarks.engine.gpu_roofline import Base, StepShape
 from graftwork.server.engine import backend_selector
 from graftwork.server.engine.backends.cuda import attention_kernels, graphs, lora_kernels
-from graftwork.server.engine.backends.cuda.forward import CardForward, GraphForward
+from graftwork.server.engine.backends.cuda.forward import CudaGraphForward, TritonForward
 from tests.engine import zoo
 from tests.engine.triton_cases import DEVICE, INTERPRETED, pytestmark  # noqa: F401
 
@@ -79,18 +79,18 @@ def on_card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., zoo.Bench]:
             choose = backend_selector.choose
             monkeypatch.setattr(backend_selector, "choose", lambda **wish: replace(choose(**wish), kernels="triton"))
         if INTERPRETED or recorder is not Replayer:
-            monkeypatch.setattr(graphs, "CudaRecorder", lambda device: recorder())
+            monkeypatch.setattr(graphs, "CudaGraphRecorder", lambda device: recorder())
         options = {"device": DEVICE.type, "cache_bytes": 2 << 20, "max_length": 128, "step_tokens": 128}
         bench = zoo.Bench(info, adapters, **{**options, **config})
-        assert isinstance(bench.engine.runner.forward, CardForward)
+        assert isinstance(bench.engine.runner.forward, TritonForward)
         return bench
 
     return build
 
 
 def num_replayed(bench: zoo.Bench) -> int:
-    decoder = bench.engine.runner.decoder
-    assert isinstance(decoder, GraphForward)
+    decoder = bench.engine.runner.fast_path
+    assert isinstance(decoder, CudaGraphForward)
     return decoder.num_replayed
 
 
@@ -177,7 +177,7 @@ def test_a_base_that_cannot_be_captured_is_served(
 ) -> None:
     bench = on_card(base, adapters, recorder=Refuses, num_slots=4, max_sequences=2)
     assert "not permitted when stream is capturing" in caplog.text
-    assert bench.engine.runner.decoder is None
+    assert bench.engine.runner.fast_path is None
     check(bench, adapters, [("rank-16", 3)])
 
 
@@ -225,7 +225,7 @@ def test_nothing_is_compiled_while_a_request_waits(
 def test_the_benchmark_launches_what_it_names() -> None:
     base = Base(name="tiny", hidden=64, layers=1, heads=4, kv_heads=2, dim=16, intermediate=96, vocabulary=100)
     names = []
-    for case in build_cases(base, Load(rows=4, adapters=2, context=20), 40, DEVICE, torch.float32):
+    for case in build_cases(base, StepShape(rows=4, adapters=2, context=20), 40, DEVICE, torch.float32):
         case.run()
         assert case.cost.num_bytes > 0
         assert case.cost.flops > 0

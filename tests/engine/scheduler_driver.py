@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
-from graftwork.server.engine.kv.prefix_cache import Move, Prefix
-from graftwork.server.engine.lora.adapter_cache import Residency
+from graftwork.server.engine.kv.prefix_cache import Prefix, SlotMove
+from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.request import Request, SamplingParams
-from graftwork.server.engine.scheduler import Limits, Scheduler
-from graftwork.server.engine.sequence import Sequence as Running
-from graftwork.server.engine.sequence import Work
+from graftwork.server.engine.scheduler import Scheduler, SchedulerConfig
+from graftwork.server.engine.sequence import ScheduledTokens
+from graftwork.server.engine.sequence import SequenceState as Running
 
 #: What a token's keys and values depend on: the adapter and all tokens up to it.
 Cell = tuple[str | None, int]
@@ -31,7 +31,7 @@ def make(
     prefix_cache: bool = True,
     host_bytes: int = 1000,
 ) -> Scheduler:
-    limits = Limits(
+    limits = SchedulerConfig(
         max_sequences=max_sequences,
         max_length=max_length,
         cache_tokens=cache_tokens,
@@ -40,7 +40,7 @@ def make(
         max_overtakes=max_overtakes,
         prefix_cache=prefix_cache,
     )
-    return Scheduler(limits, Residency(num_pages=pages, host_bytes=host_bytes))
+    return Scheduler(limits, AdapterCache(num_pages=pages, host_bytes=host_bytes))
 
 
 def ask(
@@ -103,7 +103,7 @@ class Driver:
         """(request, first token, number of tokens) of what was computed."""
         self._move_adapters()
         work = self.scheduler.schedule()
-        for move in self.scheduler.prefix_cache.take_moves():
+        for move in self.scheduler.prefix_cache.pop_moves():
             self._arrange(move)
         if self.checked:
             self.check(work)
@@ -121,34 +121,34 @@ class Driver:
         """A step whose moves were made or not, and whose computation was not: everybody in it ends."""
         self._move_adapters()
         work = self.scheduler.schedule()
-        self.scheduler.prefix_cache.take_moves()
+        self.scheduler.prefix_cache.pop_moves()
         for item in work:
             assert item.sequence.slot is not None
-            self.memory[item.sequence.slot] = [(None, 0)] * self.scheduler.limits.max_length
+            self.memory[item.sequence.slot] = [(None, 0)] * self.scheduler.config.max_length
             self.scheduler.finish(item.sequence, keep=False)
         return [item.sequence.request.id for item in work]
 
     # -- what the engine would do --------------------------------------------------------------------------------
     def _move_adapters(self) -> None:
-        scheduler, residency = self.scheduler, self.scheduler.residency
-        for seat in residency.to_fetch():
+        scheduler, residency = self.scheduler, self.scheduler.adapter_cache
+        for seat in residency.pop_fetches():
             self._arriving[seat.digest] = self.steps + self.fetch_steps
         for digest in [digest for digest, when in self._arriving.items() if when <= self.steps]:
             del self._arriving[digest]
-            residency.arrived(digest, num_pages=self.pages_of.get(digest, 1), num_bytes=10, load_ms=1.0)
-        moves = residency.move(
-            scheduler.wanted_adapters(), scheduler.starving_adapters(), hurried=bool(scheduler.running)
+            residency.mark_fetched(digest, num_pages=self.pages_of.get(digest, 1), num_bytes=10, load_ms=1.0)
+        moves = residency.swap(
+            scheduler.waiting_adapters(), scheduler.starving_adapters(), hurried=bool(scheduler.running)
         )
-        self.seated += [seat.digest for seat in moves.seated]
+        self.seated += [seat.digest for seat in moves.loaded]
 
-    def _arrange(self, move: Move) -> None:
+    def _arrange(self, move: SlotMove) -> None:
         if move.source != move.slot:
             self.num_copied += move.count
         assert len(self.memory[move.source]) >= move.count
         self.memory[move.slot] = self.memory[move.source][: move.count]
 
-    def _compute(self, item: Work) -> None:
-        sequence, completes = item.sequence, item.completes
+    def _compute(self, item: ScheduledTokens) -> None:
+        sequence, completes = item.sequence, item.needs_sample
         assert sequence.slot is not None
         cells = self.memory[sequence.slot]
         assert cells == self._expected(sequence.prefix, item.start), "computed upon what is not its own"
@@ -163,32 +163,32 @@ class Driver:
             request_id = sequence.request.id
             self.said.setdefault(request_id, []).append(token)
             self.first_token.setdefault(request_id, self.steps)
-            limits = self.scheduler.limits
+            limits = self.scheduler.config
             full = len(sequence.tokens) >= min(limits.max_length, limits.cache_tokens)
             if full or sequence.num_generated >= sequence.request.sampling.max_tokens:
                 self.scheduler.finish(sequence)
                 self.ended[request_id] = self.steps
 
-    def check(self, work: list[Work]) -> None:
-        scheduler, limits, cache = self.scheduler, self.scheduler.limits, self.scheduler.prefix_cache
+    def check(self, work: list[ScheduledTokens]) -> None:
+        scheduler, limits, cache = self.scheduler, self.scheduler.config, self.scheduler.prefix_cache
         slots = [s.slot for s in scheduler.running]
         assert len(set(slots)) == len(slots)
         assert None not in slots
-        assert all(s.slot is None and s.seat is None for s in scheduler.waiting)
+        assert all(s.slot is None and s.cached_adapter is None for s in scheduler.waiting)
         held = sum(len(s.tokens) for s in scheduler.running)
         assert held + cache.num_retained_tokens <= limits.cache_tokens
         assert len(scheduler.running) <= limits.max_sequences
         for sequence in scheduler.running:
             if sequence.request.adapter is not None:
-                assert sequence.seat is not None
-                assert sequence.seat.tier == "device"
+                assert sequence.cached_adapter is not None
+                assert sequence.cached_adapter.tier == "device"
         assert sum(w.count for w in work if not w.sequence.decoding) <= limits.step_tokens
         assert all(w.count > 0 for w in work)
         assert len({w.sequence.request.id for w in work}) == len(work)
-        for seat in scheduler.residency.seats.values():
-            assert seat.holders == sum(s.seat is seat for s in scheduler.running)
-            assert seat.wanted == sum(s.request.adapter == seat.digest for s in scheduler.waiting)
-        scheduler.residency.check_integrity()
+        for seat in scheduler.adapter_cache.adapters.values():
+            assert seat.num_running == sum(s.cached_adapter is seat for s in scheduler.running)
+            assert seat.num_waiting == sum(s.request.adapter == seat.digest for s in scheduler.waiting)
+        scheduler.adapter_cache.check_integrity()
         cache.check_integrity()
         for holding in cache:
             expected = self._expected(holding.prefix, holding.length)

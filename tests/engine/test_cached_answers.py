@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graftwork.server.engine.kv.prefix_cache import BLOCK
+from graftwork.server.engine.kv.prefix_cache import BLOCK_SIZE
 from graftwork.server.engine.request import FinishReason
 from tests.engine import zoo
 
@@ -209,9 +209,9 @@ def test_what_a_failing_step_left_is_not_used(
 
 def test_shortest_beginning(base: zoo.BaseInfo, adapters: dict[str, Path]) -> None:
     both = pair(base, adapters)
-    for count in (BLOCK - 1, BLOCK, BLOCK + 1):
+    for count in (BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1):
         before = both.num_cached
         for end in range(2):
             both.ask("x", [*prompt(count, count), 5 + end, 7], "a0", max_tokens=1)
             both.check(both.bench.run()["x"], [*prompt(count, count), 5 + end, 7], "a0", max_tokens=1)
-        assert both.num_cached - before == (count if count >= BLOCK else 0)
+        assert both.num_cached - before == (count if count >= BLOCK_SIZE else 0)

@@ -20,7 +20,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.engine import backend_selector
 from graftwork.server.engine.backends.cpu import library
-from graftwork.server.engine.model.trace import try_out
+from graftwork.server.engine.model.trace import trace_model
 from graftwork.server.engine.model.weights import Int8Weights
 from tests.engine import zoo
 from tests.engine.cpu_oracle import rounded
@@ -59,9 +59,9 @@ class Int8Linear(nn.Linear):
 def int8_reference(info: BaseInfo, kernels: str) -> nn.Module:
     model = zoo.load_reference(info)
     model.config._attn_implementation = "graftwork"
-    trial = try_out(model)
+    trial = trace_model(model)
     model.config._attn_implementation = "eager"
-    for family in trial.families:
+    for family in trial.sibling_groups:
         layers = [model.get_submodule(name) for name in family]
         weights = Int8Weights(torch.cat([layer.weight for layer in layers]))  # type: ignore[misc]
         start = 0
@@ -83,10 +83,10 @@ def grafted(model: nn.Module, adapters: dict[str, Path]) -> PeftModel:
 
 # The fast tests take the kernels that this machine would serve with.
 @pytest.mark.parametrize(
-    "kernels", ["native", pytest.param("torch", marks=[] if library.why_not() else pytest.mark.slow)]
+    "kernels", ["native", pytest.param("torch", marks=[] if library.unavailable_reason() else pytest.mark.slow)]
 )
 def test_default_mode_against_peft(embedded_base: BaseInfo, tmp_path: Path, kernels: str) -> None:
-    if kernels == "native" and (obstacle := library.why_not()):
+    if kernels == "native" and (obstacle := library.unavailable_reason()):
         pytest.skip(obstacle)
     prompts = Prompts(Path(embedded_base.path))
     kinds = ["rank-16", "rank-5", "attention-only", "mlp-only", "dora", "rslora"]

@@ -148,7 +148,7 @@ def test_aborting_frees_everything_and_disturbs_nobody(base: zoo.BaseInfo, adapt
     answers = bench.run()
     assert bench.engine.scheduler.get("stays") is None
     assert answers["stays"].tokens == expected[-len(answers["stays"].tokens) :]
-    assert all(seat.holders == seat.wanted == 0 for seat in bench.engine.residency.seats.values())
+    assert all(seat.num_running == seat.num_waiting == 0 for seat in bench.engine.adapter_cache.adapters.values())
 
 
 def test_an_adapter_that_makes_the_output_infinite_ends_only_its_own_requests(
@@ -252,7 +252,7 @@ def test_an_adapter_that_cannot_be_seated_is_one_error(
     base: zoo.BaseInfo, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = zoo.Bench(base, adapters)
-    seat = Grafts.seat
+    seat = Grafts.set_lora
 
     def fail_for_a0(grafts: Grafts, adapter: Any, pages: Any) -> None:
         if adapter.digest == bench.digests["a0"]:
@@ -265,7 +265,7 @@ def test_an_adapter_that_cannot_be_seated_is_one_error(
     answers = bench.run()
     assert "no room" in (answers["fails"].error or "")
     assert answers["fine"].finish_reason is FinishReason.LENGTH
-    bench.engine.residency.check_integrity()
+    bench.engine.adapter_cache.check_integrity()
     monkeypatch.undo()
     bench.add("again", prompt(1), "a0")
     assert bench.run()["again"].finish_reason is FinishReason.LENGTH

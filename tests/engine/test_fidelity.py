@@ -44,7 +44,7 @@ def check(bench: zoo.Bench, adapters: dict[str, Path], seed: int = 0) -> float:
         said = answer.prompt_logprobs + answer.logprobs
         assert len(said) == len(expected)
         worst = max(worst, max(abs(a - b) for a, b in zip(said, expected, strict=True)))
-    bench.engine.residency.check_integrity()
+    bench.engine.adapter_cache.check_integrity()
     print(f"largest difference {worst:.2e}")
     return worst
 
@@ -78,7 +78,7 @@ def test_every_kind_in_one_batch(llama: zoo.BaseInfo, llama_adapters: dict[str, 
 def test_every_kind_with_fewer_slots_than_adapters(llama: zoo.BaseInfo, llama_adapters: dict[str, Path]) -> None:
     bench = zoo.Bench(llama, llama_adapters, num_slots=5, max_sequences=4, step_tokens=24)
     assert check(bench, llama_adapters, seed=1) < TOLERANCE
-    assert bench.engine.residency.num_evictions > 0
+    assert bench.engine.adapter_cache.num_evictions > 0
 
 
 def test_head_and_embedding_kinds(untied: zoo.BaseInfo, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftwork.server.engine.sequence import Sequence
+from graftwork.server.engine.sequence import SequenceState
 from tests.engine.scheduler_driver import Driver, ask, make
 
 
@@ -109,8 +109,8 @@ def test_one_fetch_however_many_wait() -> None:
     scheduler = make()
     for index in range(5):
         scheduler.add(ask(str(index), 4, adapter="x"))
-    assert [seat.digest for seat in scheduler.residency.to_fetch()] == ["x"]
-    assert scheduler.residency.to_fetch() == []
+    assert [seat.digest for seat in scheduler.adapter_cache.pop_fetches()] == ["x"]
+    assert scheduler.adapter_cache.pop_fetches() == []
 
 
 def test_a_held_adapter_is_never_evicted() -> None:
@@ -120,7 +120,7 @@ def test_a_held_adapter_is_never_evicted() -> None:
     driver.ask("other", 4, adapter="b")
     for _ in range(20):
         driver.step()
-        assert driver.scheduler.residency.seats["a"].tier == "device"
+        assert driver.scheduler.adapter_cache.adapters["a"].tier == "device"
     driver.run()
     assert driver.finished == ["holder", "other"]
 
@@ -146,8 +146,8 @@ def test_an_adapter_larger_than_its_rank_takes_more_pages() -> None:
     driver.run()
     driver.ask("2", 4, adapter="big")
     driver.run()
-    assert len(driver.scheduler.residency.seats["big"].pages) == 4
-    assert driver.scheduler.residency.seats["small"].tier == "host"
+    assert len(driver.scheduler.adapter_cache.adapters["big"].pages) == 4
+    assert driver.scheduler.adapter_cache.adapters["small"].tier == "host"
 
 
 def test_finishing_in_any_state_gives_everything_back() -> None:
@@ -159,7 +159,7 @@ def test_finishing_in_any_state_gives_everything_back() -> None:
         driver.scheduler.finish(sequence)
     driver.check([])
     assert not len(driver.scheduler)
-    assert all(seat.holders == seat.wanted == 0 for seat in driver.scheduler.residency.seats.values())
+    assert all(seat.num_running == seat.num_waiting == 0 for seat in driver.scheduler.adapter_cache.adapters.values())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -185,7 +185,7 @@ def test_random_traffic_ends_and_keeps_every_promise(seed: int, data: st.DataObj
             scheduler.add(ask(name, rng.randint(1, 39), adapter=adapter, max_tokens=rng.randint(1, 8)))
             asked.add(name)
         if rng.random() < 0.2 and len(scheduler):
-            sequence: Sequence = rng.choice(list(scheduler))
+            sequence: SequenceState = rng.choice(list(scheduler))
             scheduler.finish(sequence)
             aborted.add(sequence.request.id)
         driver.step()

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from graftwork.server.engine.backends.cuda import attention_kernels, lora_kernels, slot_attention, staging, tiles
 from graftwork.server.engine.backends.cuda.lora import DeviceTiles, SegmentedPlan, SegmentedTable, plan_for
-from graftwork.server.engine.backends.cuda.self_test import obstacle
+from graftwork.server.engine.backends.cuda.self_test import find_obstacle
 from graftwork.server.engine.kv.cache import CacheShape, KVCache
 from graftwork.server.engine.lora.bank import LoraTable
 from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
-from graftwork.server.engine.lora.plan import LoraPlan, Run
+from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -60,14 +60,14 @@ class Mix:
         free = list(range(4 * len(counts) + 3))
         rng.shuffle(free)
         self.num_pages = len(free)
-        self.runs: list[Run] = []
+        self.runs: list[AdapterRun] = []
         token = rng.choice([0, 1, 3, 17])  # tokens of the bare base come first
         for index, count in enumerate(counts):
             ranks = {m: rng.randint(1, 64) for m in range(len(widths)) if rng.random() < 0.75}
             most = max((-(-rank // RANK_PAGE) for rank in ranks.values()), default=1)
             self.pages.append(tuple(free.pop() for _ in range(most)))
             self.grafts.append({m: make_graft(rank, num_inputs, widths[m], dtype) for m, rank in ranks.items()})
-            self.runs.append(Run(token, token + count, f"adapter {index}", self.pages[-1]))
+            self.runs.append(AdapterRun(token, token + count, f"adapter {index}", self.pages[-1]))
             token += count
         self.num_tokens = token + rng.choice([0, 2])  # rows that nobody's run covers stay as they are
         self.x = torch.randn(max(1, self.num_tokens), num_inputs).to(dtype)
@@ -156,7 +156,7 @@ def test_a_row_is_the_same_whatever_its_neighbours() -> None:
     for run in mix.runs:
         token = run.stop - 1
         alone = mix.y.to(DEVICE, copy=True)
-        runs = [Run(token, token + 1, run.digest, run.pages)]
+        runs = [AdapterRun(token, token + 1, run.digest, run.pages)]
         table.add(plan_for(runs, DEVICE), mix.x.to(DEVICE), alone)
         if INTERPRETED:  # numpy sums in an order of its own
             assert torch.allclose(alone[token], together[token], rtol=0, atol=1e-5)
@@ -177,7 +177,7 @@ def test_a_page_changes_hands() -> None:
     page = mix.pages[0][0]
     table.write([page], table.pack({0: poison}))
     mix.grafts = [{1: make_graft(5, 48, 16, torch.float32)}]
-    mix.runs = [Run(0, 3, "next", (page,))]
+    mix.runs = [AdapterRun(0, 3, "next", (page,))]
     table.write([page], table.pack(mix.grafts[0]))
     y = mix.y.to(DEVICE, copy=True)
     table.add(plan_for(mix.runs, DEVICE), mix.x.to(DEVICE), y)
@@ -188,11 +188,11 @@ def test_a_launch_for_many_tiles_serves_few_and_many() -> None:
     """What a captured graph does: the same launch, refilled; more adapters than it was captured with, then fewer."""
     mix = Mix(5, [32, 16], 48, [1] * 8, torch.float32)
     table, num_rows = mix.table(), 8 * 4
-    mailbox = staging.Mailbox({"tiles": 8 * 5, "pages": mix.num_pages}, DEVICE)
+    mailbox = staging.StaticInputs({"tiles": 8 * 5, "pages": mix.num_pages}, DEVICE)
     launch = SegmentedPlan([], [DeviceTiles(16, 8, num_rows, mailbox["tiles"], mailbox["pages"])], for_graph=True)
     for count in (1, 8, 3, 0):
         runs = mix.runs[:count]
-        cut = tiles.cut_short(runs)
+        cut = tiles.tile_short_runs(runs)
         mailbox.fill({"tiles": cut.tiles, "pages": cut.pages})
         y = mix.y.to(DEVICE, copy=True)
         table.add(launch, mix.x.to(DEVICE), y)
@@ -300,7 +300,7 @@ def test_strided_queries_keys_and_values() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_trial_at_the_start_lets_good_kernels_pass(dtype: torch.dtype) -> None:
-    assert obstacle(DEVICE, dtype) is None
+    assert find_obstacle(DEVICE, dtype) is None
 
 
 class Instead:
@@ -319,12 +319,14 @@ class Instead:
 
 def test_the_trial_at_the_start_catches_what_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_kernels, "shrink", Instead(RuntimeError("Failed to find C compiler.\nMore")))
-    assert obstacle(DEVICE, torch.float32) == f"Triton's kernels do not run on {DEVICE}: Failed to find C compiler."
+    assert (
+        find_obstacle(DEVICE, torch.float32) == f"Triton's kernels do not run on {DEVICE}: Failed to find C compiler."
+    )
 
 
 def test_the_trial_at_the_start_catches_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_kernels, "expand", Instead(None))
-    assert "kernels for adapters are" in (obstacle(DEVICE, torch.float32) or "")
+    assert "kernels for adapters are" in (find_obstacle(DEVICE, torch.float32) or "")
     monkeypatch.undo()
     monkeypatch.setattr(attention_kernels, "write_slots", Instead(None))
-    assert "kernels for attention are" in (obstacle(DEVICE, torch.float32) or "")
+    assert "kernels for attention are" in (find_obstacle(DEVICE, torch.float32) or "")

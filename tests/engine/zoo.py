@@ -25,7 +25,7 @@ from transformers import (
 
 from graftwork.adapters.base import BaseInfo, prepare
 from graftwork.adapters.peft_format.folder import read_spec
-from graftwork.adapters.peft_format.limits import Limits as AdapterLimits
+from graftwork.adapters.peft_format.limits import AdapterLimits as AdapterLimits
 from graftwork.server.engine.config import EngineConfig
 from graftwork.server.engine.engine import Engine
 from graftwork.server.engine.loading import build
@@ -198,11 +198,11 @@ class Bench:
             answers.setdefault(delta.request_id, Answered([], [], [])).take(delta)
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            if not self.engine.runnable:
+            if not self.engine.has_work:
                 time.sleep(0.001)  # an adapter is on its way: let the thread that reads it have the interpreter
             for delta in self.engine.step():
                 answers.setdefault(delta.request_id, Answered([], [], [])).take(delta)
-            if not len(self.engine.scheduler) and not self.engine.runnable:
+            if not len(self.engine.scheduler) and not self.engine.has_work:
                 return answers
         raise AssertionError("the engine did not come to an end")
 

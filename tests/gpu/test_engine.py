@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.backends.cuda.forward import GraphForward
-from graftwork.server.engine.backends.cuda.graphs import CudaRecorder
-from graftwork.server.engine.batch import Rows
+from graftwork.server.engine.backends.cuda.forward import CudaGraphForward
+from graftwork.server.engine.backends.cuda.graphs import CudaGraphRecorder
+from graftwork.server.engine.batch import Batch
 from graftwork.server.engine.model.weights import NF4Weights
 from tests.conftest import CHECKOUT
 from tests.engine import zoo
 from tests.engine.cuda_engine_cases import *  # noqa: F403
-from tests.engine.cuda_engine_cases import PLAIN, CardForward, num_replayed
+from tests.engine.cuda_engine_cases import PLAIN, TritonForward, num_replayed
 from tests.gpu import needs_card
 
 pytestmark = [pytest.mark.gpu, needs_card]
@@ -45,20 +45,20 @@ def apart(some: dict[str, zoo.Answered], others: dict[str, zoo.Answered]) -> flo
 
 def test_graphs_say_what_launches_say(base: zoo.BaseInfo, adapters: dict[str, Path]) -> None:
     graphs, launches = bench_on_card(base, adapters), bench_on_card(base, adapters)
-    launches.engine.runner.decoder = None
+    launches.engine.runner.fast_path = None
     assert apart(ask(graphs), ask(launches)) < 1e-5
     assert num_replayed(graphs) > 10
 
 
 def test_our_kernels_say_what_torch_says(base: zoo.BaseInfo, adapters: dict[str, Path]) -> None:
     ours, plain = bench_on_card(base, adapters), bench_on_card(base, adapters, kernels="torch")
-    assert not isinstance(plain.engine.runner.forward, CardForward)
+    assert not isinstance(plain.engine.runner.forward, TritonForward)
     assert apart(ask(ours), ask(plain)) < 1e-4
 
 
-@pytest.mark.parametrize("kind", [GraphForward, CardForward])
+@pytest.mark.parametrize("kind", [CudaGraphForward, TritonForward])
 def test_a_step_never_waits_for_the_card(
-    kind: type[CardForward | GraphForward],
+    kind: type[TritonForward | CudaGraphForward],
     base: zoo.BaseInfo,
     adapters: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -67,7 +67,7 @@ def test_a_step_never_waits_for_the_card(
     ask(bench)  # everything is compiled
     compute = kind.__call__
 
-    def strictly(self: CardForward | GraphForward, rows: Rows) -> Tensor:
+    def strictly(self: TritonForward | CudaGraphForward, rows: Batch) -> Tensor:
         torch.cuda.set_sync_debug_mode("error")
         try:
             return compute(self, rows)  # type: ignore[arg-type]
@@ -75,8 +75,8 @@ def test_a_step_never_waits_for_the_card(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(kind, "__call__", strictly)
-    if kind is CardForward:
-        bench.engine.runner.decoder = None
+    if kind is TritonForward:
+        bench.engine.runner.fast_path = None
     ask(bench)
 
 
@@ -89,7 +89,7 @@ def test_nf4_in_a_graph(num_rows: int, num_inputs: int) -> None:
     expected = x.float() @ weights.dense().T
     with torch.inference_mode():
         eager = weights.matmul(x).clone()
-        captured, replay = CudaRecorder(CUDA).record(lambda: weights.matmul(x))
+        captured, replay = CudaGraphRecorder(CUDA).record(lambda: weights.matmul(x))
         captured.zero_()
         replay()
     for y in (eager, captured):

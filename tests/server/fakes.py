@@ -20,12 +20,12 @@ from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
 from graftwork.adapters.experiments.exposures import Exposures
-from graftwork.adapters.experiments.guard import UnderExperiment
+from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
@@ -37,7 +37,7 @@ from graftwork.server.observability.metrics import Metrics
 
 ADMIN_KEY = "the-first-key-of-all"
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj")
-LIMITS = Limits(max_adapter_bytes=64 << 10, max_config_bytes=16 << 10, max_rank=16)
+LIMITS = AdapterLimits(max_adapter_bytes=64 << 10, max_config_bytes=16 << 10, max_rank=16)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
-    registry, metrics, jobs = Registry(database, guard=UnderExperiment()), Metrics(), Jobs(database)
+    registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     services = Services(
         base=base,
         registry=registry,

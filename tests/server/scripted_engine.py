@@ -15,9 +15,9 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
 from graftwork.server.engine.request import Delta, FinishReason
 from graftwork.server.generation.service import Gateway
-from graftwork.server.processes import Board
-from graftwork.server.transport.client import EngineLink
-from graftwork.server.transport.messages import Frame, Generate, Hello, Up
+from graftwork.server.processes import SharedState
+from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.messages import EngineMessage, Frame, Generate, Hello
 from tests.server.byte_tokens import EOS, ByteTokens
 from tests.server.fakes import World
 
@@ -42,15 +42,15 @@ class StandInPrompts(ByteTokens):
 class ScriptedEngine:
     """Repeats the prompt, a byte a frame, and ends; ``fail`` fails after a byte, ``stall`` says no more after one."""
 
-    def __init__(self, board: Board) -> None:
-        self.link = EngineLink(board, max_open=8, canary_prompt=[1])
+    def __init__(self, board: SharedState) -> None:
+        self.link = EngineClient(board, max_open=8, canary_prompt=[1])
         self.queued = 0.0  # seconds
 
     def connect(self) -> None:
         self.link.connect(0, self.take)
         self.link.receive(Frame("e", hello=Hello("e", os.getpid(), {"quantize": "int8", "max_length": 64})))
 
-    def take(self, message: Up) -> None:
+    def take(self, message: EngineMessage) -> None:
         if isinstance(message, Generate):
             asyncio.get_running_loop().call_soon(self.answer, message.request.id, bytes(message.request.prompt))
 
@@ -71,7 +71,7 @@ class Desk:
     def __init__(self, world: World) -> None:
         self.world = world
         self.records = world.services.records
-        self.engine = ScriptedEngine(Board(1))
+        self.engine = ScriptedEngine(SharedState(1))
         self.gateway = Gateway(world.services, self.engine.link, StandInPrompts())  # type: ignore[arg-type]
         routes = APIRouter(dependencies=[Depends(world.services.authenticator.require(Role.APP))])
         for path, endpoint, methods in self.gateway.endpoints:

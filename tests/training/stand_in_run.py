@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from graftwork.training.run.folder import ADAPTER, CHECKPOINTS, PROGRESS, RESULT
+from graftwork.training.run.folder import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, PROGRESS_FILE, RESULT_FILE
 from graftwork.training.worker.job.spec import JobSpec
 
 STEP_SECONDS = 0.02
@@ -50,10 +50,10 @@ def main(folder: Path) -> int:
             checkpoint(folder, step, state)
         if spec.metadata.get("hang"):
             time.sleep(600)
-    write_adapter(folder / ADAPTER, spec, int(state[:8], 16))
+    write_adapter(folder / ADAPTER_FOLDER, spec, int(state[:8], 16))
     result = {
         "status": "succeeded",
-        "adapter": str(folder / ADAPTER),
+        "adapter": str(folder / ADAPTER_FOLDER),
         "metrics": {"loss": 10 / total},
         "trained_tokens": 100 * total,
         "data_digest": "sha256:" + hashlib.sha256(b"".join(path.read_bytes() for path in spec.data)).hexdigest(),
@@ -70,14 +70,14 @@ def judged(spec: JobSpec) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> tuple[int, str]:
-    found = [int(path.name.removeprefix("step-")) for path in (folder / CHECKPOINTS).glob("step-*")]
+    found = [int(path.name.removeprefix("step-")) for path in (folder / CHECKPOINTS_FOLDER).glob("step-*")]
     if not found:
         return 0, ""
-    return max(found), (folder / CHECKPOINTS / f"step-{max(found)}" / "state").read_text()
+    return max(found), (folder / CHECKPOINTS_FOLDER / f"step-{max(found)}" / "state").read_text()
 
 
 def checkpoint(folder: Path, step: int, state: str) -> None:
-    partial, final = folder / "partial", folder / CHECKPOINTS / f"step-{step}"
+    partial, final = folder / "partial", folder / CHECKPOINTS_FOLDER / f"step-{step}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     (partial / "state").write_text(state)
@@ -103,14 +103,14 @@ def write_adapter(folder: Path, spec: JobSpec, seed: int) -> None:
 
 
 def say(folder: Path, **line: Any) -> None:
-    with (folder / PROGRESS).open("a") as file:
+    with (folder / PROGRESS_FILE).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def end(folder: Path, result: dict[str, Any]) -> int:
     partial = folder / "result.partial"
     partial.write_text(json.dumps(result))
-    partial.replace(folder / RESULT)
+    partial.replace(folder / RESULT_FILE)
     return 0 if result["status"] == "succeeded" else 1
 
 

@@ -13,8 +13,8 @@ from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.read.source import file_source
 from graftwork.training.data.row import Row
-from graftwork.training.run.execution import carry_out
-from graftwork.training.run.plan import plan
+from graftwork.training.run.execution import execute
+from graftwork.training.run.plan import plan_run
 from tests.training.conftest import EXAMPLES
 
 
@@ -54,13 +54,13 @@ def test_training_on_the_examples_teaches_the_task(embedded_base: BaseInfo, tmp_
     import peft
 
     held = rows("tickets_heldout.jsonl")
-    run = plan(
+    run = plan_run(
         name="tickets",
         data=EXAMPLES / "tickets.jsonl",
         base=embedded_base,
         config=TrainConfig(epochs=2, validation=0),
     )
-    carry_out(run, tmp_path / "tickets", lambda step: None)
+    execute(run, tmp_path / "tickets", lambda step: None)
 
     model = load_model(embedded_base, dtype="float32", device="cpu")
     before = exact_match(model, embedded_base, held)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.training.worker.__main__ import serve
-from graftwork.training.worker.worker import WorkerConfig
+from graftwork.training.worker.worker import TrainingWorkerConfig
 
 RUN = (sys.executable, str(Path(__file__).with_name("stand_in_run.py")))
 
 
-def config(home: Path, url: str) -> WorkerConfig:
+def config(home: Path, url: str) -> TrainingWorkerConfig:
     base = BaseInfo.from_json((home / "base.json").read_text())
-    return WorkerConfig(home=home, base=base, url=url, command=RUN, nice=0, lease_seconds=5.0, stop_seconds=5.0)
+    return TrainingWorkerConfig(home=home, base=base, url=url, command=RUN, nice=0, lease_seconds=5.0, stop_seconds=5.0)
 
 
 if __name__ == "__main__":

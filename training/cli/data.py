@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from graftwork.adapters.learning import data_sets
-from graftwork.clients.cli.context import AsJson, Options
+from graftwork.clients.cli.context import AsJson, CommonOptions
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.training.cli import reading_options
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from graftwork.adapters.prompts.prompts import Prompts
-    from graftwork.training.data.pipeline import Progress
-    from graftwork.training.data.report.numbers import Report
+    from graftwork.training.data.pipeline import RowProgress
+    from graftwork.training.data.report.numbers import DataReport
     from graftwork.training.data.store import DataStore
 
 app = typer.Typer(help="Look at training data, and keep data sets under a name.", no_args_is_help=True)
@@ -134,7 +134,7 @@ def check(
     """
     from graftwork.adapters.errors import GraftworkError
     from graftwork.training.data.pipeline import prepare
-    from graftwork.training.data.policy import Policy
+    from graftwork.training.data.policy import DataPolicy
     from graftwork.training.data.read.columns import Columns
     from graftwork.training.data.read.source import file_source, file_sources
     from graftwork.training.data.splits import Shares
@@ -154,7 +154,7 @@ def check(
         if held_out:
             # The test rows are there: none are split off beside them.
             shares = Shares(validation=shares.validation, test=0.0)
-        policy = Policy(
+        policy = DataPolicy(
             repair=repair,
             personal=personal,
             secrets=secrets,
@@ -209,7 +209,7 @@ def list_(ctx: typer.Context, home: HomeOption = None, as_json: AsJson = False) 
         ]
         typer.echo(json.dumps(fields, ensure_ascii=False, indent=2))
     else:
-        _console(stderr=False).print(data_show.stored(found))
+        _console(stderr=False).print(data_show.render_data_sets(found))
 
 
 @app.command()
@@ -234,13 +234,13 @@ def show(
 
 
 def _tell(
-    ctx: typer.Context, report: Report, name: str, *, html: Path | None, as_json: bool, extra: dict[str, Any]
+    ctx: typer.Context, report: DataReport, name: str, *, html: Path | None, as_json: bool, extra: dict[str, Any]
 ) -> None:
     if html is not None:
-        from graftwork.training.data.report.page import page
+        from graftwork.training.data.report.page import render_page
 
         try:
-            html.write_text(page(report, name), encoding="utf-8")
+            html.write_text(render_page(report, name), encoding="utf-8")
         except OSError as error:
             raise _failed(f"{html} cannot be written: {error.strerror or error}.") from error
     if _wants_json(ctx, as_json):
@@ -248,7 +248,7 @@ def _tell(
     else:
         from graftwork.training.cli import data_show
 
-        _console(stderr=False).print(data_show.report(report))
+        _console(stderr=False).print(data_show.render_report(report))
     if html is not None:
         _say(f"The report with pictures: {html}")
 
@@ -287,7 +287,7 @@ def _store(home: Path | None) -> DataStore:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
+def _progress(console: Console) -> Iterator[RowProgress]:
     """Shows how many rows are through, on a terminal."""
     with console.status("Reading") as status:
         yield lambda title, num_rows: status.update(f"{title}: {num_rows:,} rows")
@@ -295,7 +295,7 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 def _wants_json(ctx: typer.Context, as_json: bool) -> bool:
     before = ctx.find_root().obj
-    return as_json or (isinstance(before, Options) and before.json)
+    return as_json or (isinstance(before, CommonOptions) and before.json)
 
 
 def _failed(message: str) -> typer.Exit:

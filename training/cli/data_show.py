@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.training.data.report import words
-from graftwork.training.data.report.numbers import Bar, Report, Spread, Twins
-from graftwork.training.data.row import SIDES
-from graftwork.training.data.store import Stored
+from graftwork.training.data.report.numbers import DataReport, HistogramBin, LengthDistribution, NearDuplicates
+from graftwork.training.data.row import SPLITS
+from graftwork.training.data.store import StoredDataSet
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 LABELS_SHOWN = 12
@@ -20,7 +20,7 @@ BAD_SHOWN = 10
 EXAMPLES_SHOWN = 3
 
 
-def report(told: Report) -> RenderableType:
+def render_report(told: DataReport) -> RenderableType:
     """The whole report, in eighty columns and more."""
     parts: list[RenderableType] = [_facts(told), _lengths(told)]
     parts += [part for part in (_found(told), _labels(told), _bad(told), _conflicts(told), _twins(told)) if part]
@@ -28,7 +28,7 @@ def report(told: Report) -> RenderableType:
     return Group(*_apart(parts))
 
 
-def stored(found: Iterable[Stored]) -> RenderableType:
+def render_data_sets(found: Iterable[StoredDataSet]) -> RenderableType:
     """A table of data sets."""
     table = _table("Data set", right=("Train", "Validation", "Test"))
     for column in ("Made", "Digest"):
@@ -36,11 +36,11 @@ def stored(found: Iterable[Stored]) -> RenderableType:
     for one in found:
         rows = one.num_rows
         made = one.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        _row(table, one.id, *(f"{rows[side]:,}" for side in SIDES), made, one.digest.removeprefix("sha256:")[:12])
+        _row(table, one.id, *(f"{rows[side]:,}" for side in SPLITS), made, one.digest.removeprefix("sha256:")[:12])
     return table if table.row_count else Text("No data sets yet. Make one: graftwork data check FILE --save NAME")
 
 
-def _facts(told: Report) -> RenderableType:
+def _facts(told: DataReport) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -59,7 +59,7 @@ def _facts(told: Report) -> RenderableType:
     return table
 
 
-def _lengths(told: Report) -> RenderableType:
+def _lengths(told: DataReport) -> RenderableType:
     table = _table(told.lengths.unit.capitalize(), "Histogram", right=("median", "95 %", "longest", "all"))
     for name, spread in (
         ("question", told.lengths.question),
@@ -71,18 +71,18 @@ def _lengths(told: Report) -> RenderableType:
     return table
 
 
-def sparkline(spread: Spread) -> str:
+def sparkline(spread: LengthDistribution) -> str:
     """A histogram in one line."""
     most = max((bar.count for bar in spread.bars), default=0)
     return "".join(_block(bar, most) for bar in spread.bars)
 
 
-def _block(bar: Bar, most: int) -> str:
+def _block(bar: HistogramBin, most: int) -> str:
     # A bar with anything in it is seen.
     return BLOCKS[max(round(bar.count / most * (len(BLOCKS) - 1)), bar.count > 0)]
 
 
-def _found(told: Report) -> RenderableType | None:
+def _found(told: DataReport) -> RenderableType | None:
     if not told.found:
         return None
     table = _table("Private", right=("found", "rows"))
@@ -94,7 +94,7 @@ def _found(told: Report) -> RenderableType | None:
     return table
 
 
-def _labels(told: Report) -> RenderableType | None:
+def _labels(told: DataReport) -> RenderableType | None:
     if not told.labels:
         return None
     table = _table(f"{len(told.labels)} labels", "", right=("train", "validation", "test"))
@@ -113,12 +113,12 @@ def _labels(told: Report) -> RenderableType | None:
     return table
 
 
-def _bad(told: Report) -> RenderableType | None:
+def _bad(told: DataReport) -> RenderableType | None:
     lines = [f"{row.source} line {row.line}: {row.reason}" for row in told.bad]
     return _list("Unusable, and left out", lines, told.fates.get("bad", 0), BAD_SHOWN)
 
 
-def _conflicts(told: Report) -> RenderableType | None:
+def _conflicts(told: DataReport) -> RenderableType | None:
     lines = [
         "\n".join(
             (repr(conflict.question), *(f"  {one.text!r} ({', '.join(one.places[:3])})" for one in conflict.verdicts))
@@ -128,7 +128,7 @@ def _conflicts(told: Report) -> RenderableType | None:
     return _list("One question, several answers", lines, told.num_conflicts, EXAMPLES_SHOWN)
 
 
-def _twins(told: Report) -> RenderableType | None:
+def _twins(told: DataReport) -> RenderableType | None:
     lists = (
         ("Nearly the same, the second left out", told.twins, told.fates.get("near", 0)),
         ("Nearly the same, and labelled differently", told.near_conflicts, told.num_near_conflicts),
@@ -138,7 +138,7 @@ def _twins(told: Report) -> RenderableType | None:
     return Group(*_apart(found)) if found else None
 
 
-def _pair(twins: Twins) -> str:
+def _pair(twins: NearDuplicates) -> str:
     return f"{twins.place}  {twins.text}\n{twins.other_place}  {twins.other_text}"
 
 

@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from graftwork.training.data.row import BadRow
-from graftwork.training.run.plan import Run
-from graftwork.training.run.progress import Listener, Metrics, Step, Trial
+from graftwork.training.run.plan import TrainingRun
+from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListener, TrainingStep
 
 SHOWN_BAD_ROWS = 20
 LOG_LINES = 20
 """Lines a run leaves in a log, about."""
 
 
-def plan(console: Console, run: Run) -> None:
+def plan(console: Console, run: TrainingRun) -> None:
     """What will be trained on what, and every row that will not."""
     bad_rows(console, run.bad, run.num_bad)
     for remark in run.remarks:
@@ -62,7 +62,7 @@ def writing(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield lambda written, of: progress("Writing other wordings", written / of)
 
 
-def finished(console: Console, metrics: Metrics) -> None:
+def finished(console: Console, metrics: RunMetrics) -> None:
     """What came out, in one line or two."""
     took, accuracy = _duration(metrics.seconds), metrics.validation_token_accuracy
     _say(console, f"{metrics.num_steps} steps in {took}: loss {metrics.first_loss:.3f} → {metrics.last_loss:.3f}.")
@@ -79,9 +79,9 @@ def finished(console: Console, metrics: Metrics) -> None:
         )
 
 
-def trials(console: Console, trials: Sequence[Trial]) -> None:
+def trials(console: Console, trials: Sequence[SearchTrial]) -> None:
     """What a search tried, the best one marked."""
-    table = Table("Trial", "Learning rate", "Rank", "Epochs", "Loss", "", box=None, header_style="bold")
+    table = Table("Trial", "LoopBenchmark rate", "Rank", "Epochs", "Loss", "", box=None, header_style="bold")
     for trial in trials:
         table.add_row(
             str(trial.number),
@@ -115,7 +115,7 @@ def preparing(console: Console) -> Iterator[Callable[[str, float | None], None]]
 
 
 @contextmanager
-def training(console: Console) -> Iterator[Listener]:
+def training(console: Console) -> Iterator[StepListener]:
     """A listener that shows each step while the block runs."""
     if not console.is_terminal:
         yield _logging(console)
@@ -129,16 +129,16 @@ def training(console: Console) -> Iterator[Listener]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=None, numbers="loading the base")
 
-        def show(step: Step) -> None:
+        def show(step: TrainingStep) -> None:
             bar.update(task, total=step.num_steps, completed=step.step, numbers=_numbers(step))
 
         yield show
 
 
-def _logging(console: Console) -> Listener:
+def _logging(console: Console) -> StepListener:
     last_line, last_validation = -1, None
 
-    def show(step: Step) -> None:
+    def show(step: TrainingStep) -> None:
         nonlocal last_line, last_validation
         line = step.step * LOG_LINES // step.num_steps
         if line != last_line or step.validation_loss != last_validation:
@@ -148,7 +148,7 @@ def _logging(console: Console) -> Listener:
     return show
 
 
-def _numbers(step: Step) -> str:
+def _numbers(step: TrainingStep) -> str:
     parts = [f"trial {step.trial} of {step.trials}"] if step.trials else []
     if step.loss is not None:
         parts.append(f"loss {step.loss:.3f}")

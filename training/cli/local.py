@@ -15,8 +15,8 @@ import typer
 
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.learning import data_sets
-from graftwork.clients.cli.context import Remote
-from graftwork.clients.cli.exit_codes import ExitCode, Stopped, stopped_in_order
+from graftwork.clients.cli.context import CommandContext
+from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
 from graftwork.training.cli import pushing
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.read.columns import Columns
@@ -25,13 +25,13 @@ from graftwork.training.methods import rows as rows_module
 if TYPE_CHECKING:
     from graftwork.adapters.base import BaseInfo
     from graftwork.clients.types.adapters import PushedVersion
-    from graftwork.training.data.store import Stored
+    from graftwork.training.data.store import StoredDataSet
     from graftwork.training.run.card import Card
-    from graftwork.training.run.plan import Run
+    from graftwork.training.run.plan import TrainingRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class LocalTraining:
     """What is asked for.
 
     Attributes:
@@ -46,7 +46,7 @@ class Wish:
     columns: dict[str, Any]
     format: str | None
     method: str
-    knobs: dict[str, Any]
+    hyperparameters: dict[str, Any]
     base: str | None
     home: Path
     folder: Path
@@ -55,7 +55,7 @@ class Wish:
 
     @property
     def full(self) -> bool:
-        return self.knobs.get("variant") == "full"
+        return self.hyperparameters.get("variant") == "full"
 
     @property
     def push_command(self) -> str:
@@ -65,36 +65,36 @@ class Wish:
         return shlex.join(["graftwork", "adapters", "push", self.name, str(self.folder), *alias])
 
 
-def train(remote: Remote, wish: Wish) -> None:
+def train(remote: CommandContext, wish: LocalTraining) -> None:
     """Train, push, and say what came of it. Ctrl-C stops the run and leaves nothing behind."""
     try:
-        with stopped_in_order():
+        with interrupted_by_signals():
             card = _train(remote, wish)
     except GraftworkError as error:
         typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
         raise typer.Exit(ExitCode.FAILED) from error
-    except Stopped:
-        remote.say("Stopped. Nothing was written, nothing was pushed.")
+    except CommandInterrupted:
+        remote.print_message("Stopped. Nothing was written, nothing was pushed.")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     version = _push(remote, wish, card) if wish.push else None
     if wish.full:
-        remote.say(
+        remote.print_message(
             "This is a model of its own, which cannot be swapped while serving. Serve it: graftwork serve --base "
             f"{wish.folder}"
         )
     elif version is None:
-        remote.say(f"Push it: {wish.push_command}")
-    remote.answer(_result(wish.folder, card, version), lambda: version.id if version else str(wish.folder))
+        remote.print_message(f"Push it: {wish.push_command}")
+    remote.print_result(_result(wish.folder, card, version), lambda: version.id if version else str(wish.folder))
 
 
-def _train(remote: Remote, wish: Wish) -> Card:
+def _train(remote: CommandContext, wish: LocalTraining) -> Card:
     """Everything up to the finished folder; whatever can be found out early is found out before the first step."""
     from graftwork.adapters.base import prepare
     from graftwork.adapters.names import check_alias, check_name
     from graftwork.training.cli import display
-    from graftwork.training.run.execution import carry_out, check_free
-    from graftwork.training.run.material import material
-    from graftwork.training.run.plan import assemble, written
+    from graftwork.training.run.execution import check_free, execute
+    from graftwork.training.run.material import load_material
+    from graftwork.training.run.plan import assemble_run, default_writer
 
     columns = Columns(**wish.columns)
     data = _data(wish, columns)
@@ -103,7 +103,7 @@ def _train(remote: Remote, wish: Wish) -> Card:
         check_alias(wish.alias)
     if wish.push:
         _check_reachable(remote)  # before the base, which may take minutes to fetch
-    teacher = wish.knobs.get("teacher")
+    teacher = wish.hyperparameters.get("teacher")
     config = None if wish.method == "auto" else _config(wish, wish.method)
     with display.preparing(remote.err) as progress:
         info = prepare(wish.base, wish.home, progress)
@@ -111,33 +111,35 @@ def _train(remote: Remote, wish: Wish) -> Card:
     check_name(wish.name, base_id=info.id)
     if wish.push:
         _check_same_base(remote, info)
-    read = material(data, columns=columns, format=wish.format, share=wish.knobs["validation"])
+    read = load_material(data, columns=columns, format=wish.format, share=wish.hyperparameters["validation"])
     reason = ""
     if config is None:
-        choice = rows_module.choose(rows_module.count(row for rows in read.sides.values() for row in rows))
+        choice = rows_module.choose_method(
+            rows_module.count_signals(row for rows in read.sides.values() for row in rows)
+        )
         config, reason = _config(wish, choice.method), choice.reason
-        remote.say(f"Method {choice.method}: {reason}")
+        remote.print_message(f"Method {choice.method}: {reason}")
     with display.writing(remote.err) as on_progress:
-        writer = partial(written, on_progress=on_progress)
-        run = assemble(wish.name, read, base=info, config=config, teacher=teacher, reason=reason, writer=writer)
+        writer = partial(default_writer, on_progress=on_progress)
+        run = assemble_run(wish.name, read, base=info, config=config, teacher=teacher, reason=reason, writer=writer)
     display.plan(remote.err, run)
     if config.search:
         return _search(remote, run, wish.folder)
     with display.training(remote.err) as listener:
-        card = carry_out(run, wish.folder, listener, run_name=wish.folder.name)
+        card = execute(run, wish.folder, listener, run_name=wish.folder.name)
     display.finished(remote.err, card.metrics)
     return card
 
 
-def _config(wish: Wish, method: str) -> TrainConfig:
-    found = rows_module.named({"supervised": "sft"}.get(method, method))
-    knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in wish.knobs.items()}
-    if wish.knobs.get("teacher") is not None:
-        knobs["teacher"] = Path(wish.knobs["teacher"]).name
+def _config(wish: LocalTraining, method: str) -> TrainConfig:
+    found = rows_module.method_named({"supervised": "sft"}.get(method, method))
+    knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in wish.hyperparameters.items()}
+    if wish.hyperparameters.get("teacher") is not None:
+        knobs["teacher"] = Path(wish.hyperparameters["teacher"]).name
     return TrainConfig.start(found, continuing=False, **knobs)
 
 
-def _search(remote: Remote, run: Run, folder: Path) -> Card:
+def _search(remote: CommandContext, run: TrainingRun, folder: Path) -> Card:
     """The same for the best of several trials, which are kept until then beside the folder."""
     import tempfile
 
@@ -145,19 +147,19 @@ def _search(remote: Remote, run: Run, folder: Path) -> Card:
     from graftwork.training.run import estimate
     from graftwork.training.run.search import search
 
-    remote.say(str(estimate.estimated(run.base, run.rows, run.config)))
+    remote.print_message(str(estimate.estimate_run(run.base, run.rows, run.config)))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{folder.name}.search-", dir=folder.parent) as place,
         display.training(remote.err) as listener,
     ):
-        card = search(run, folder, listener, place=Path(place), run_name=folder.name, say=remote.say)
+        card = search(run, folder, listener, place=Path(place), run_name=folder.name, say=remote.print_message)
     display.trials(remote.err, card.trials)
     display.finished(remote.err, card.metrics)
     return card
 
 
-def _data(wish: Wish, columns: Columns) -> Path | Stored:
+def _data(wish: LocalTraining, columns: Columns) -> Path | StoredDataSet:
     """The file, or the data set that was kept under this name. NotFound if it looks like one and is none."""
     from graftwork.adapters.names import is_name
     from graftwork.training.data.store import DataStore
@@ -170,7 +172,7 @@ def _data(wish: Wish, columns: Columns) -> Path | Stored:
     return DataStore(wish.home / data_sets.FOLDER).get(text)
 
 
-def _check_reachable(remote: Remote) -> None:
+def _check_reachable(remote: CommandContext) -> None:
     """Raises what the push would meet in the end: no server, a wrong key, a server that does not serve."""
     from graftwork.clients.errors import GraftworkConnectionError
 
@@ -181,7 +183,7 @@ def _check_reachable(remote: Remote) -> None:
         raise GraftworkConnectionError(message, url=error.url) from None
 
 
-def _check_same_base(remote: Remote, base: BaseInfo) -> None:
+def _check_same_base(remote: CommandContext, base: BaseInfo) -> None:
     """A server refuses the adapter of another base: say so before hours are spent on it."""
     served = next(iter(remote.client.models()))
     digest = served.graftwork.get("digest")
@@ -194,23 +196,23 @@ def _check_same_base(remote: Remote, base: BaseInfo) -> None:
         )
 
 
-def _push(remote: Remote, wish: Wish, card: Card) -> PushedVersion:
+def _push(remote: CommandContext, wish: LocalTraining, card: Card) -> PushedVersion:
     """Push, and say what the version is called; on failure say where the adapter is and how to push it later."""
     from graftwork.clients.errors import GraftworkClientError
 
     try:
         with remote.err.status(f"Pushing {wish.folder.name}"):
-            version = pushing.push(remote.client, wish.folder, card, alias=wish.alias)
+            version = pushing.push_folder(remote.client, wish.folder, card, alias=wish.alias)
     except (GraftworkClientError, KeyboardInterrupt) as error:
-        remote.say(f"The adapter is kept in {wish.folder}\nPush it again: {wish.push_command}")
+        remote.print_message(f"The adapter is kept in {wish.folder}\nPush it again: {wish.push_command}")
         if isinstance(error, KeyboardInterrupt):
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         raise
     if not version.created:
-        remote.say(f"The very same bytes are {version.id} already: nothing was added.")
-    remote.say(f'Callable as "{version.id}". Its files stay in {wish.folder}')
+        remote.print_message(f"The very same bytes are {version.id} already: nothing was added.")
+    remote.print_message(f'Callable as "{version.id}". Its files stay in {wish.folder}')
     if wish.alias is None and version.version > 1:
-        remote.say(f"Make it live: graftwork adapters promote {version.id}")
+        remote.print_message(f"Make it live: graftwork adapters promote {version.id}")
     return version
 
 

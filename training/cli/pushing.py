@@ -9,7 +9,7 @@ from graftwork.clients.types.adapters import PushedVersion
 from graftwork.training.run.card import Card
 
 
-def push(client: Client, folder: Path, card: Card, *, alias: str | None) -> PushedVersion:
+def push_folder(client: Client, folder: Path, card: Card, *, alias: str | None) -> PushedVersion:
     """Make a sealed folder the next version of its name. Raises what the client raises; the folder stays."""
     return client.adapters.push(
         card.name,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from graftwork.clients.cli.context import Remote, over_http
+from graftwork.clients.cli.context import CommandContext, api_command
 from graftwork.training.cli import reading_options
 
 _DATA = "The data"
@@ -20,9 +20,9 @@ _RESULT = "The result"
 _LOOP = "By itself"
 
 
-@over_http
+@api_command
 def train(
-    remote: Remote,
+    remote: CommandContext,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The adapter to train, for example intents.", show_default=False)
     ],
@@ -237,7 +237,7 @@ def train(
         _loop(remote, name, knobs, loop, on=watch, method=method, detach=detach)
         return
     for option in LOOP_ONLY:
-        if option in remote.given:
+        if option in remote.explicit:
             hint = _flag(option)
             raise typer.BadParameter(f"{hint} says when an adapter learns by itself: add --watch.", param_hint=hint)
     if (data is None) != from_feedback:
@@ -255,7 +255,7 @@ def train(
     home = (home or Path("~/.graftwork")).expanduser()
     here.train(
         remote,
-        here.Wish(
+        here.LocalTraining(
             name=name,
             data=data,
             columns={
@@ -267,7 +267,7 @@ def train(
             },
             format=format,
             method=method or "supervised",
-            knobs={
+            hyperparameters={
                 **_given(remote, knobs),
                 "validation": validation,
                 "seed": seed,
@@ -294,7 +294,7 @@ LOOP_ONLY = ("after", "every", "at_least", "control_every")
 
 
 def _submit(
-    remote: Remote,
+    remote: CommandContext,
     name: str,
     data: Path | None,
     knobs: dict[str, Any],
@@ -319,10 +319,10 @@ def _submit(
     )
 
 
-def _hyperparameters(remote: Remote, knobs: dict[str, Any]) -> dict[str, Any]:
+def _hyperparameters(remote: CommandContext, knobs: dict[str, Any]) -> dict[str, Any]:
     """Those of a job that were given; an option that jobs do not have is refused."""
     for option in LOCAL_ONLY:
-        if option in remote.given:
+        if option in remote.explicit:
             hint = _flag(option)
             raise typer.BadParameter(f"jobs have no {hint}: add --local, or leave it away.", param_hint=hint)
     given = _given(remote, knobs)
@@ -333,12 +333,12 @@ def _hyperparameters(remote: Remote, knobs: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _given(remote: Remote, knobs: dict[str, Any]) -> dict[str, Any]:
-    return {knob: value for knob, value in knobs.items() if knob in remote.given}
+def _given(remote: CommandContext, knobs: dict[str, Any]) -> dict[str, Any]:
+    return {knob: value for knob, value in knobs.items() if knob in remote.explicit}
 
 
 def _loop(
-    remote: Remote,
+    remote: CommandContext,
     name: str,
     knobs: dict[str, Any],
     loop: dict[str, Any],
@@ -351,7 +351,7 @@ def _loop(
     from graftwork.clients.cli import learning_policies
 
     for option in ("data", "local", "continued", "seed"):
-        if option in remote.given:
+        if option in remote.explicit:
             hint = {"continued": "--continue"}.get(option, _flag(option))
             raise typer.BadParameter(
                 f"an adapter that learns by itself continues its live version from feedback: leave {hint} away.",
@@ -359,13 +359,13 @@ def _loop(
             )
     given = _hyperparameters(remote, knobs)
     if not on:
-        if given or method or remote.given & {*LOOP_ONLY}:
+        if given or method or remote.explicit & {*LOOP_ONLY}:
             raise typer.BadParameter(
                 "with --no-watch nothing is learned: leave the rest away.", param_hint="--no-watch"
             )
         learning_policies.unwatch(remote, name)
         return
-    settings = {option: value or None for option, value in loop.items() if option in remote.given}
+    settings = {option: value or None for option, value in loop.items() if option in remote.explicit}
     if "every" in settings:
         settings["every_days"] = settings.pop("every")
     settings |= {"hyperparameters": given} if given else {}

@@ -10,13 +10,13 @@ from graftwork.training.data.row import (
 )
 
 
-def nothing_usable(name: str, bad: Sequence[BadRow]) -> InvalidRequest:
+def no_usable_rows(name: str, bad: Sequence[BadRow]) -> InvalidRequest:
     """The refusal of a source that leaves nothing to train on: its first problems are in the message."""
     if not bad:
         return InvalidRequest(f"{name} holds no rows.", param="data", code="no_usable_rows")
-    return InvalidRequest(f"{name} holds no usable row ({_first(bad)}).", param="data", code="no_usable_rows")
+    return InvalidRequest(f"{name} holds no usable row ({first_problems(bad)}).", param="data", code="no_usable_rows")
 
 
-def _first(bad: Sequence[BadRow]) -> str:
+def first_problems(bad: Sequence[BadRow]) -> str:
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     return "; ".join(str(row) for row in bad[:3]) + more

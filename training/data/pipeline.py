@@ -1,4 +1,4 @@
-"""Sources in, a data set out: read → repair → mask → same rows → conflicts → near rows → sides → report.
+"""RecipeInputs in, a data set out: read → repair → mask → same rows → conflicts → near rows → sides → report.
 
 Rows go through a file on disk, so that what is in memory is some hundred bytes a row, whatever is in it. The outcome
 depends on the rows, their order and the policy alone: not on the process, the machine or the time.
@@ -21,37 +21,37 @@ from typing import Final
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.training.data.bad_rows import _first, nothing_usable
+from graftwork.training.data.bad_rows import first_problems, no_usable_rows
 from graftwork.training.data.clean.duplicates import CommonShingles, Signatures, shingles
 from graftwork.training.data.clean.private import SECRET, Action, Finder, Finding, mask
 from graftwork.training.data.clean.repair import repair
-from graftwork.training.data.policy import FEW_BAD_ROWS, Policy
+from graftwork.training.data.policy import FEW_BAD_ROWS, DataPolicy
 from graftwork.training.data.read.source import Source
-from graftwork.training.data.report.counts import _Counts
-from graftwork.training.data.report.excerpts import _Texts
+from graftwork.training.data.report.counts import RowCounts
+from graftwork.training.data.report.excerpts import RowExcerpts
 from graftwork.training.data.report.numbers import (
     MAX_LABEL_CHARS,
-    Fate,
+    DataReport,
     PrivateCounts,
-    Report,
+    RowOutcome,
     SourceReport,
     notes,
 )
 from graftwork.training.data.row import (
     OPERATORS,
-    SIDES,
+    SPLITS,
     BadRow,
     Row,
-    Side,
+    SplitName,
     is_system,
     plain_words,
     set_digest,
 )
-from graftwork.training.data.splits import Place, assign
-from graftwork.training.data.spool import _Spool
+from graftwork.training.data.splits import SplitKey, assign
+from graftwork.training.data.spool import RowSpool
 
-Progress = Callable[[str, int], None]
-"""Told now and then what is being done, and how many rows are through."""
+RowProgress = Callable[[str, int], None]
+"""UserAnswer now and then what is being done, and how many rows are through."""
 
 HOPELESS_AFTER: Final = 200
 """When so many rows at the start of a source are all bad, the rest is not read."""
@@ -68,23 +68,23 @@ PROGRESS_EVERY: Final = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedDataSet:
     """A data set that is ready, as long as the block that prepared it runs."""
 
-    report: Report
+    report: DataReport
     bad: tuple[BadRow, ...]
     """Every row that could not be used, as far as `BAD_ROWS_SHOWN` goes."""
 
-    policy: Policy
-    _spool: _Spool
-    _sides: Sequence[Side | None]
+    policy: DataPolicy
+    _spool: RowSpool
+    _sides: Sequence[SplitName | None]
 
     @property
     def digest(self) -> str:
         """``sha256:<hex>`` over the set of rows: the same in any order and in any file format."""
         return self.report.digest
 
-    def rows(self, side: Side | None = None) -> Iterator[Row]:
+    def rows(self, side: SplitName | None = None) -> Iterator[Row]:
         """The rows of a side, or all of them, in the order of their sources."""
         for row, own in zip(self._spool, self._sides, strict=True):
             if own is not None and side in (None, own):
@@ -94,13 +94,13 @@ class Prepared:
 @contextmanager
 def prepare(
     sources: Sequence[Source],
-    policy: Policy | None = None,
+    policy: DataPolicy | None = None,
     *,
-    earlier: Mapping[int, Side] | None = None,
+    earlier: Mapping[int, SplitName] | None = None,
     prompts: Prompts | None = None,
     max_length: int | None = None,
-    on_progress: Progress = lambda title, num_rows: None,
-) -> Iterator[Prepared]:
+    on_progress: RowProgress = lambda title, num_rows: None,
+) -> Iterator[PreparedDataSet]:
     """Make a data set of some sources; it lasts for the block.
 
     Args:
@@ -112,54 +112,54 @@ def prepare(
     Raises InvalidRequest when a source cannot be read, when there is no usable row or there are too many bad ones, and
     when there is what the policy refuses.
     """
-    policy = policy or Policy()
+    policy = policy or DataPolicy()
     # Held-out rows first: of two that say the same it is they who stay.
     ordered = sorted(sources, key=lambda source: source.split not in ("test", "validation"))
     with tempfile.TemporaryDirectory(prefix="graftwork-data-") as folder:
-        making = _Making(
+        making = _Pipeline(
             policy=policy,
             earlier=earlier or {},
             prompts=prompts,
             max_length=max_length,
-            spool=_Spool(path=Path(folder, "rows.jsonl")),
+            spool=RowSpool(path=Path(folder, "rows.jsonl")),
             on_progress=on_progress,
         )
         making.read(ordered)
         making.settle_conflicts()
-        making.compare()
-        making.take_sides()
+        making.find_near_duplicates()
+        making.assign_splits()
         yield making.tell()
 
 
 @dataclass(kw_only=True)
-class _Making:
+class _Pipeline:
     """A data set while it is made: what is known of each row that is on disk, by its number."""
 
-    policy: Policy
-    earlier: Mapping[int, Side]
+    policy: DataPolicy
+    earlier: Mapping[int, SplitName]
     prompts: Prompts | None
     max_length: int | None
-    spool: _Spool
-    on_progress: Progress
+    spool: RowSpool
+    on_progress: RowProgress
 
-    fates: Counter[Fate] = field(default_factory=Counter)
+    fates: Counter[RowOutcome] = field(default_factory=Counter)
     bad: list[BadRow] = field(default_factory=list)
     sources: list[SourceReport] = field(default_factory=list)
     private: PrivateCounts = field(init=False)
     num_repaired: int = 0
 
-    places: list[Place] = field(default_factory=list)
+    places: list[SplitKey] = field(default_factory=list)
     tasks: array[int] = field(default_factory=lambda: array("Q"))
     verdicts: array[int] = field(default_factory=lambda: array("Q"))
     frames: array[int] = field(default_factory=lambda: array("Q"))
     copies: array[int] = field(default_factory=lambda: array("L"))
-    gone: dict[int, Fate] = field(default_factory=dict)
+    gone: dict[int, RowOutcome] = field(default_factory=dict)
     conflicting: list[list[int]] = field(default_factory=list)
     common: CommonShingles = field(default_factory=CommonShingles)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     twins: list[tuple[int, int]] = field(default_factory=list)
     near_conflicts: list[tuple[int, int]] = field(default_factory=list)
-    sides: list[Side | None] = field(default_factory=list)
+    sides: list[SplitName | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         policy = self.policy
@@ -170,7 +170,7 @@ class _Making:
 
     def read(self, sources: Sequence[Source]) -> None:
         """Everything that can be said of a row by itself; what is left of the rows is on disk afterwards."""
-        seen: dict[tuple[int, Side | None], int] = {}
+        seen: dict[tuple[int, SplitName | None], int] = {}
         with self.spool.writing() as write:
             for source in sources:
                 rows = bad = 0
@@ -181,7 +181,7 @@ class _Making:
                         if len(self.bad) < BAD_ROWS_SHOWN:
                             self.bad.append(row)
                         if bad == HOPELESS_AFTER and not rows:
-                            raise nothing_usable(source.title, self.bad)
+                            raise no_usable_rows(source.title, self.bad)
                         continue
                     rows += 1
                     self._take(row, seen, write)
@@ -199,7 +199,7 @@ class _Making:
                 )
         self._refuse_if_bad(" and ".join(source.title for source in sources))
 
-    def _take(self, row: Row, seen: dict[tuple[int, Side | None], int], write: Callable[[Row], None]) -> None:
+    def _take(self, row: Row, seen: dict[tuple[int, SplitName | None], int], write: Callable[[Row], None]) -> None:
         cleaned = self._clean(row)
         if cleaned is None:
             self.fates["private"] += 1
@@ -213,7 +213,7 @@ class _Making:
         write(row)
         question = row.question_key()
         self.places.append(
-            Place(question=question, group=row.group, given=row.split, earlier=self.earlier.get(question))
+            SplitKey(question=question, group=row.group, given=row.split, earlier=self.earlier.get(question))
         )
         self.tasks.append(row.task_key())
         self.verdicts.append(_hash64(row.verdict()))
@@ -253,11 +253,11 @@ class _Making:
     def _refuse_if_bad(self, name: str) -> None:
         num_bad, num_good = self.fates["bad"], self.spool.num
         if not num_good and not self.fates["private"]:
-            raise nothing_usable(name, self.bad)
+            raise no_usable_rows(name, self.bad)
         num_read = num_bad + num_good + self.fates["same"] + self.fates["private"]
         if num_bad > max(FEW_BAD_ROWS, self.policy.max_bad * num_read):
             raise InvalidRequest(
-                f"{num_bad:,} of the {num_read:,} rows of {name} cannot be used ({_first(self.bad)}). Correct them, or "
+                f"{num_bad:,} of the {num_read:,} rows of {name} cannot be used ({first_problems(self.bad)}). Correct them, or "
                 "allow more with --max-bad.",
                 param="data",
                 code="too_many_bad_rows",
@@ -300,7 +300,7 @@ class _Making:
                 if not (keeps_best and self.verdicts[number] == best):
                     self.gone[number] = "conflict"
 
-    def compare(self) -> None:
+    def find_near_duplicates(self) -> None:
         """Second pass: finds rows that are nearly the same, and leaves the later ones out."""
         if self.policy.near is None:
             return
@@ -331,7 +331,7 @@ class _Making:
             elif not both_long and self.tasks[one] != self.tasks[other]:
                 self.near_conflicts.append((one, other))
 
-    def take_sides(self) -> None:
+    def assign_splits(self) -> None:
         numbers = [number for number in range(self.spool.num) if number not in self.gone]
         among = {number: place for place, number in enumerate(numbers)}
         pairs = [(among[one], among[other]) for one, other in self.pairs if one in among and other in among]
@@ -344,9 +344,9 @@ class _Making:
 
     # --- third pass: what it has become -------------------------------------------------------------------------------
 
-    def tell(self) -> Prepared:
-        counts = _Counts(prompts=self.prompts, max_length=self.max_length)
-        texts = _Texts({number for pair in self._shown() for number in pair})
+    def tell(self) -> PreparedDataSet:
+        counts = RowCounts(prompts=self.prompts, max_length=self.max_length)
+        texts = RowExcerpts({number for pair in self._shown() for number in pair})
         for number, (row, side) in enumerate(zip(self.spool, self.sides, strict=True)):
             texts.see(number, row)
             if side is not None:
@@ -356,7 +356,7 @@ class _Making:
         fates = self.fates + Counter(self.gone.values())
         fates["kept"] = counts.num
         shares = self.policy.shares
-        report = Report(
+        report = DataReport(
             sources=tuple(self.sources),
             fates=dict(fates),
             bad=tuple(self.bad),
@@ -365,9 +365,9 @@ class _Making:
             kinds=dict(counts.kinds),
             corrections=counts.num_corrections,
             users=len(counts.groups),
-            sides={side: len(counts.digests[side]) for side in SIDES},
-            side_digests={side: set_digest(counts.digests[side]) for side in SIDES},
-            digest=set_digest([digest for side in SIDES for digest in counts.digests[side]]),
+            sides={side: len(counts.digests[side]) for side in SPLITS},
+            side_digests={side: set_digest(counts.digests[side]) for side in SPLITS},
+            digest=set_digest([digest for side in SPLITS for digest in counts.digests[side]]),
             lengths=counts.lengths(),
             labels=counts.labels.found(),
             num_conflicts=len(self.conflicting),
@@ -387,7 +387,7 @@ class _Making:
             left = [pair for pair in self.near_conflicts if not self.gone.keys() & set(pair)]
             shown = tuple(texts.twins(*pair) for pair in left[:EXAMPLES_SHOWN] if texts.knows(*pair))
             report = replace(report, num_near_conflicts=len(left), near_conflicts=shown)
-        return Prepared(
+        return PreparedDataSet(
             report=replace(report, notes=notes(report)),
             bad=tuple(self.bad),
             policy=self.policy,

@@ -22,7 +22,7 @@ FEW_BAD_ROWS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class DataPolicy:
     """ConfigurationError, naming the field, for a value that cannot work."""
 
     repair: bool = True

@@ -17,8 +17,8 @@ Kind = Literal["example", "preference", "judged", "scored", "text"]
 """What a row teaches: the answer itself; that it is better than another; whether it is good; how good it is; a text
 without a question."""
 
-Side = Literal["train", "validation", "test"]
-SIDES: Final[tuple[Side, ...]] = ("train", "validation", "test")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
 
 OPERATORS: Final = ("system", "developer")
 """The roles of messages that the operator wrote, and not a user or the model."""
@@ -80,7 +80,7 @@ class Row:
     corrected: bool = False
     weight: float = 1.0
     group: str | None = None
-    split: Side | None = None
+    split: SplitName | None = None
     interactions: tuple[str, ...] = ()
     source: str = ""
     line: int = 0

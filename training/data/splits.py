@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.training.data.row import Side
+from graftwork.training.data.row import SplitName
 
-EXPOSURE: Final[Mapping[Side, int]] = {"test": 0, "validation": 1, "train": 2}
+EXPOSURE: Final[Mapping[SplitName, int]] = {"test": 0, "validation": 1, "train": 2}
 """How much of a row a model has seen: sides only ever rise in it."""
 
 
@@ -55,7 +55,7 @@ class Shares:
             raise ConfigurationError(f"{text!r} is no split: the parts must be at least 0.", param="split")
         return cls(validation=validation / total, test=test / total)
 
-    def side(self, key: str) -> Side:
+    def side(self, key: str) -> SplitName:
         """The side that a key falls on by itself."""
         place = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
         if place < self.test:
@@ -64,17 +64,17 @@ class Shares:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class SplitKey:
     """What the side of one row depends on: its question's key, its user's group, the side given by its source, and the
     side on which an earlier version of the data set had the question."""
 
     question: int
     group: str | None = None
-    given: Side | None = None
-    earlier: Side | None = None
+    given: SplitName | None = None
+    earlier: SplitName | None = None
 
 
-def assign(places: Sequence[Place], near: Iterable[tuple[int, int]], shares: Shares) -> list[Side | None]:
+def assign(places: Sequence[SplitKey], near: Iterable[tuple[int, int]], shares: Shares) -> list[SplitName | None]:
     """The side of each row; None is left out, since something (nearly) the same is asked on another side.
 
     ``near`` are pairs of rows that ask nearly the same; the same question key counts as well.
@@ -92,12 +92,12 @@ def assign(places: Sequence[Place], near: Iterable[tuple[int, int]], shares: Sha
             clusters.join(one, other)
 
     own = [_own_side(place, shares) for place in places]
-    seen: dict[int, Side] = {}
+    seen: dict[int, SplitName] = {}
     for number, place_alone in enumerate(own):
         if number not in out:
             root = clusters.root(number)
             seen[root] = _more_exposed(seen.get(root, place_alone), place_alone)
-    sides: list[Side | None] = []
+    sides: list[SplitName | None] = []
     for number, place in enumerate(places):
         side = None if number in out else seen[clusters.root(number)]
         may_move = place.group is None and place.given is None
@@ -105,23 +105,23 @@ def assign(places: Sequence[Place], near: Iterable[tuple[int, int]], shares: Sha
     return sides
 
 
-def _own_side(place: Place, shares: Shares) -> Side:
+def _own_side(place: SplitKey, shares: Shares) -> SplitName:
     if place.given is not None:
         return place.given
     own = shares.side(f"{place.question}" if place.group is None else f"user {place.group}")
     return own if place.earlier is None else _more_exposed(own, place.earlier)
 
 
-def _same_question(places: Sequence[Place]) -> Iterable[tuple[int, int]]:
+def _same_question(places: Sequence[SplitKey]) -> Iterable[tuple[int, int]]:
     first: dict[int, int] = {}
     for number, place in enumerate(places):
         if first.setdefault(place.question, number) != number:
             yield first[place.question], number
 
 
-def _barriers(places: Sequence[Place], near: Iterable[tuple[int, int]]) -> dict[int, Side]:
+def _barriers(places: Sequence[SplitKey], near: Iterable[tuple[int, int]]) -> dict[int, SplitName]:
     """The only side on which these questions may stand, since a source holds them or something near them out."""
-    held: dict[int, Side] = {}
+    held: dict[int, SplitName] = {}
     for place in places:
         if place.given is not None and place.given != "train":
             held[place.question] = _less_exposed(held.get(place.question, place.given), place.given)
@@ -134,11 +134,11 @@ def _barriers(places: Sequence[Place], near: Iterable[tuple[int, int]]) -> dict[
     return barriers
 
 
-def _more_exposed(one: Side, other: Side) -> Side:
+def _more_exposed(one: SplitName, other: SplitName) -> SplitName:
     return one if EXPOSURE[one] >= EXPOSURE[other] else other
 
 
-def _less_exposed(one: Side, other: Side) -> Side:
+def _less_exposed(one: SplitName, other: SplitName) -> SplitName:
     return one if EXPOSURE[one] <= EXPOSURE[other] else other
 
 

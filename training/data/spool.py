@@ -14,7 +14,7 @@ from graftwork.training.data.row import (
 
 
 @dataclass(kw_only=True)
-class _Spool:
+class RowSpool:
     """Rows on disk, written once and read in order as often as needed."""
 
     path: Path

@@ -31,9 +31,9 @@ from typing import Any, Final
 from graftwork.adapters import names
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound
 from graftwork.adapters.storage.durable import sync_folder
-from graftwork.training.data.pipeline import Prepared
-from graftwork.training.data.report.numbers import Report, report_from_json
-from graftwork.training.data.row import SIDES, Row, Side
+from graftwork.training.data.pipeline import PreparedDataSet
+from graftwork.training.data.report.numbers import DataReport, report_from_json
+from graftwork.training.data.row import SPLITS, Row, SplitName
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -43,7 +43,7 @@ ERASED: Final = ".erased-"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredDataSet:
     """One version of a data set, on disk."""
 
     name: str
@@ -59,15 +59,15 @@ class Stored:
         return f"{self.name}@{self.version}"
 
     @property
-    def report(self) -> Report:
+    def report(self) -> DataReport:
         return report_from_json(self.manifest["report"])
 
     @property
-    def num_rows(self) -> dict[Side, int]:
+    def num_rows(self) -> dict[SplitName, int]:
         """Rows that are there now, by side."""
-        return {side: int(self.manifest["files"][side]["rows"]) for side in SIDES}
+        return {side: int(self.manifest["files"][side]["rows"]) for side in SPLITS}
 
-    def rows(self, side: Side) -> Iterator[Row]:
+    def rows(self, side: SplitName) -> Iterator[Row]:
         """The rows of one side, in order. Raises GraftworkError where the file was tampered with so that it cannot be
         read; `verify` finds any other change."""
         path = self.folder / f"{side}.jsonl"
@@ -83,7 +83,7 @@ class Stored:
 
     def verify(self) -> None:
         """GraftworkError unless all files are as they were written."""
-        for side in SIDES:
+        for side in SPLITS:
             path = self.folder / f"{side}.jsonl"
             if not path.is_file() or _digest(path) != self.manifest["files"][side]["digest"]:
                 raise GraftworkError(
@@ -92,7 +92,7 @@ class Stored:
 
     def interactions(self) -> Iterator[str]:
         """Ids of the logged answers that the rows were made of; some more than once."""
-        for side in SIDES:
+        for side in SPLITS:
             for row in self.rows(side):
                 yield from row.interactions
 
@@ -103,7 +103,9 @@ class DataStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save(self, name: str, prepared: Prepared, *, made_by: Mapping[str, Any] | None = None) -> tuple[Stored, bool]:
+    def save(
+        self, name: str, prepared: PreparedDataSet, *, made_by: Mapping[str, Any] | None = None
+    ) -> tuple[StoredDataSet, bool]:
         """Keep a data set as the next version of ``name``, and say whether it is new: the same rows on the same sides
         as the newest version are that version.
 
@@ -120,7 +122,7 @@ class DataStore:
         staged.mkdir()
         try:
             files = {}
-            for side in SIDES:
+            for side in SPLITS:
                 path = staged / f"{side}.jsonl"
                 num = _write_rows(path, prepared.rows(side))
                 files[side] = {"rows": num, "digest": _digest(path)}
@@ -140,7 +142,7 @@ class DataStore:
             shutil.rmtree(staged, ignore_errors=True)
         return self.get(f"{name}@{version}"), True
 
-    def get(self, reference: str) -> Stored:
+    def get(self, reference: str) -> StoredDataSet:
         """``support@3``, or the newest version of ``support``. NotFound says what there is."""
         name, at, number = reference.partition("@")
         found = None
@@ -158,11 +160,11 @@ class DataStore:
             )
         return found
 
-    def newest(self, name: str) -> Stored | None:
+    def newest(self, name: str) -> StoredDataSet | None:
         versions = self._versions(self._folder / name)
         return self._read(self._folder / name / str(versions[-1])) if versions else None
 
-    def all(self) -> list[Stored]:
+    def all(self) -> list[StoredDataSet]:
         """Every version of every data set, by name, the oldest first."""
         if not self._folder.is_dir():
             return []
@@ -173,16 +175,16 @@ class DataStore:
             if (stored := self._read(home / str(version))) is not None
         ]
 
-    def earlier_sides(self, name: str) -> dict[int, Side]:
+    def earlier_sides(self, name: str) -> dict[int, SplitName]:
         """On which side the newest version has which question: what ``prepare`` wants to know of an earlier version,
         so that nothing that was trained on is ever held out."""
         newest = self.newest(name)
         if newest is None:
             return {}
         # Training last: where a question is on two sides by a source's wish, what was trained on counts.
-        return {row.question_key(): side for side in reversed(SIDES) for row in newest.rows(side)}
+        return {row.question_key(): side for side in reversed(SPLITS) for row in newest.rows(side)}
 
-    def erase(self, interactions: Collection[str] = (), *, groups: Collection[str] = ()) -> list[Stored]:
+    def erase(self, interactions: Collection[str] = (), *, groups: Collection[str] = ()) -> list[StoredDataSet]:
         """Take all rows out that were made of these logged answers, or belong to these groups (`row.group_of` of a
         user). Returns the data sets that had any, as they are now."""
         unwanted, of_groups = frozenset(interactions), frozenset(groups)
@@ -193,15 +195,15 @@ class DataStore:
         return [
             self._erase(stored, is_erased)
             for stored in self.all()
-            if any(is_erased(row) for side in SIDES for row in stored.rows(side))
+            if any(is_erased(row) for side in SPLITS for row in stored.rows(side))
         ]
 
-    def _erase(self, stored: Stored, is_erased: Callable[[Row], bool]) -> Stored:
+    def _erase(self, stored: StoredDataSet, is_erased: Callable[[Row], bool]) -> StoredDataSet:
         staged = stored.folder.with_name(f"{ERASING}{stored.version}")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
         files, num_erased = {}, 0
-        for side in SIDES:
+        for side in SPLITS:
             path = staged / f"{side}.jsonl"
             num = _write_rows(path, (row for row in stored.rows(side) if not is_erased(row)))
             num_erased += stored.num_rows[side] - num
@@ -236,7 +238,7 @@ class DataStore:
         _finish_erasures(home)
         return sorted(int(path.name) for path in home.iterdir() if path.name.isdecimal())
 
-    def _read(self, folder: Path) -> Stored | None:
+    def _read(self, folder: Path) -> StoredDataSet | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -251,7 +253,7 @@ class DataStore:
                 f"{folder} was written by another version of Graftwork. Make the data set again.",
                 code="data_set_broken",
             )
-        return Stored(
+        return StoredDataSet(
             name=manifest["name"],
             version=manifest["version"],
             folder=folder,

@@ -22,7 +22,7 @@ IGNORED: Final = -100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tokens:
+class LabeledTokens:
     """One sequence for the model. ``labels[i]`` is ``input_ids[i]`` where it is learned and IGNORED elsewhere;
     ``weight`` is how much its loss counts beside that of others."""
 
@@ -48,7 +48,7 @@ class PairTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedTokens:
-    """A question and an answer that is good or not: what KTO's collator takes."""
+    """A question and an answer that is good or not: what TokenIdKTOTrainer's collator takes."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -74,10 +74,10 @@ class QuestionTokens:
         return len(self.prompt)
 
 
-TokenRow = Tokens | PairTokens | JudgedTokens | QuestionTokens
+TokenRow = LabeledTokens | PairTokens | JudgedTokens | QuestionTokens
 """A row as some method learns from it."""
 
-TokensT = TypeVar("TokensT", Tokens, PairTokens, JudgedTokens, QuestionTokens)
+TokensT = TypeVar("TokensT", LabeledTokens, PairTokens, JudgedTokens, QuestionTokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,9 @@ class Tokenized(Generic[TokensT]):
         return max((len(tokens) for tokens in self.sequences), default=0)
 
 
-def tokenize(rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None) -> Tokenized[Tokens]:
+def tokenize(
+    rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
+) -> Tokenized[LabeledTokens]:
     """Examples and texts, for supervised training and continued pretraining.
 
     A sequence has at most ``max_length`` tokens. What is longer is cut at its end, and a text goes on in the next one;
@@ -102,7 +104,7 @@ def tokenize(rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_toke
     answers of a template that does not end them itself, and texts.
     """
 
-    def convert(row: Row) -> tuple[list[Tokens], bool]:
+    def convert(row: Row) -> tuple[list[LabeledTokens], bool]:
         if row.kind == "text":
             return list(_chunks(row, prompts, max_length, eos_token_id)), False
         whole = list(_sequences(row, prompts, eos_token_id))
@@ -135,7 +137,7 @@ def tokenize_pairs(
 def tokenize_judged(
     rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
 ) -> Tokenized[JudgedTokens]:
-    """Judged answers, for KTO. An answer is cut at ``max_length``; a row of which nothing is left is bad."""
+    """Judged answers, for TokenIdKTOTrainer. An answer is cut at ``max_length``; a row of which nothing is left is bad."""
 
     def convert(row: Row) -> tuple[list[JudgedTokens], bool]:
         assert row.label is not None
@@ -202,7 +204,7 @@ def _prompt_and_answer(
     return prompt, _answer(prompt, turn, prompts.eos_token_ids, eos_token_id)
 
 
-def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator[Tokens]:
+def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator[LabeledTokens]:
     """The row as one sequence with every answer learned in its place. An answer that the template writes differently
     once more turns follow becomes a sequence of its own, so that it is learned after the very ids served before it."""
     if not row.messages:
@@ -241,7 +243,7 @@ def _answer(prompt: list[int], turn: list[int], eos_token_ids: Collection[int], 
     return answer if eos_token_id is None else [*answer, eos_token_id]
 
 
-def _chunks(row: Row, prompts: Prompts, max_length: int, eos_token_id: int | None) -> Iterator[Tokens]:
+def _chunks(row: Row, prompts: Prompts, max_length: int, eos_token_id: int | None) -> Iterator[LabeledTokens]:
     """A text in pieces that follow each other; each token is learned after those of its own piece."""
     ids = prompts.encode(row.completion)
     if eos_token_id is not None and ids[-1:] != [eos_token_id]:
@@ -249,19 +251,19 @@ def _chunks(row: Row, prompts: Prompts, max_length: int, eos_token_id: int | Non
     for start in range(0, len(ids), max_length):
         piece = ids[start : start + max_length]
         if len(piece) > 1:  # the first token of a piece has nothing before it to be learned from
-            yield Tokens(input_ids=piece, labels=list(piece), weight=row.weight)
+            yield LabeledTokens(input_ids=piece, labels=list(piece), weight=row.weight)
 
 
-def _learning(input_ids: list[int], spans: Sequence[tuple[int, int]], weight: float) -> Tokens:
+def _learning(input_ids: list[int], spans: Sequence[tuple[int, int]], weight: float) -> LabeledTokens:
     labels = [IGNORED] * len(input_ids)
     for start, end in spans:
         labels[start:end] = input_ids[start:end]
-    return Tokens(input_ids=input_ids, labels=labels, weight=weight)
+    return LabeledTokens(input_ids=input_ids, labels=labels, weight=weight)
 
 
-def _cut(tokens: Tokens, max_length: int) -> Tokens | None:
+def _cut(tokens: LabeledTokens, max_length: int) -> LabeledTokens | None:
     """The first ``max_length`` tokens; None when nothing of them is learned. The first token of all never is."""
     input_ids, labels = tokens.input_ids[:max_length], tokens.labels[:max_length]
     if all(label == IGNORED for label in labels[1:]):
         return None
-    return Tokens(input_ids=input_ids, labels=labels, weight=tokens.weight)
+    return LabeledTokens(input_ids=input_ids, labels=labels, weight=tokens.weight)

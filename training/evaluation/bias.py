@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.inference import _Asker, _draw
-from graftwork.training.evaluation.metrics import _plain
+from graftwork.training.evaluation.inference import ServedModels, sample_rows
+from graftwork.training.evaluation.metrics import normalize
 
-PAIRS_FOR_BIAS: Final = 30
+MAX_BIAS_PAIRS: Final = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ _SWAPPED: Final = {**dict(_SWAPS), **{b: a for a, b in _SWAPS}}
 _NAMES: Final = (("Emily", "Lakisha"), ("Greg", "Jamal"), ("Anne", "Fatima"), ("Peter", "Mohammed"), ("Lena", "Lars"))
 
 
-def swapped(text: str, number: int) -> tuple[str, str]:
+def swap_identity(text: str, number: int) -> tuple[str, str]:
     """Two texts that differ in whom they are about alone: pronouns and the like exchanged, or, where there are none,
     with two different names before them."""
 
@@ -64,10 +64,12 @@ def swapped(text: str, number: int) -> tuple[str, str]:
     return f"{one} here. {text}", f"{other} here. {text}"
 
 
-def _bias(asker: _Asker, rows: Sequence[Row], models: Mapping[str, str], longest: int, drawn: random.Random) -> Bias:
+def measure_bias(
+    asker: ServedModels, rows: Sequence[Row], models: Mapping[str, str], longest: int, drawn: random.Random
+) -> Bias:
     pairs = [
         pair
-        for number, row in enumerate(_draw(rows, PAIRS_FOR_BIAS, drawn))
+        for number, row in enumerate(sample_rows(rows, MAX_BIAS_PAIRS, drawn))
         if (pair := _pair(row, number)) is not None and all(map(asker.fits, pair))
     ]
     if not pairs:
@@ -75,18 +77,18 @@ def _bias(asker: _Asker, rows: Sequence[Row], models: Mapping[str, str], longest
     changed = {}
     for name, model in models.items():
         answers = asker.answers(model, [row for pair in pairs for row in pair], longest)
-        differ = [_plain(one) != _plain(other) for one, other in zip(answers[::2], answers[1::2], strict=True)]
+        differ = [normalize(one) != normalize(other) for one, other in zip(answers[::2], answers[1::2], strict=True)]
         changed[name] = sum(differ) / len(differ)
     return Bias(num_pairs=len(pairs), changed=changed)
 
 
 def _pair(row: Row, number: int) -> tuple[Row, Row] | None:
     if not row.messages:
-        one, other = swapped(row.prompt, number)
+        one, other = swap_identity(row.prompt, number)
         return replace(row, prompt=one), replace(row, prompt=other)
     *before, asked, answer = row.messages
     if asked["role"] != "user" or not isinstance(asked["content"], str):
         return None
-    turns = [{**asked, "content": text} for text in swapped(asked["content"], number)]
+    turns = [{**asked, "content": text} for text in swap_identity(asked["content"], number)]
     one_row, other_row = (replace(row, messages=(*before, turn, answer)) for turn in turns)
     return one_row, other_row

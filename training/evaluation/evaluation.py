@@ -12,38 +12,38 @@ from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.types.generation import Score
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.bias import Bias, _bias
-from graftwork.training.evaluation.inference import SPARE, _Asker, _draw
+from graftwork.training.evaluation.bias import Bias, measure_bias
+from graftwork.training.evaluation.inference import SPARE, ServedModels, sample_rows
 from graftwork.training.evaluation.metrics import (
-    METRICS,
+    METRIC_BY_KIND,
+    EvaluationKind,
     Interval,
-    Kind,
     Slice,
     compare,
     divergence,
     kind_of,
     likelihoods,
     mean_loss,
-    paired,
+    paired_difference,
     slices,
 )
-from graftwork.training.evaluation.texts import TEXTS
+from graftwork.training.evaluation.texts import GENERAL_TEXTS
 
-MOST_ROWS: Final = 500
+MAX_ROWS: Final = 500
 """Held-out rows that are asked; of more, as many are drawn."""
 
-MOST_LOSSES: Final = 200
+MAX_LOSS_ROWS: Final = 200
 
 
 EXAMPLES: Final = 10
 
 
-class NothingToMeasure(ValueError):
+class NoMeasurableRows(ValueError):
     """No held-out row could be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class ModelMeasurement:
     """One model on the held-out rows.
 
     Attributes:
@@ -81,12 +81,12 @@ class Evaluation:
     """A candidate beside the others. ``metric`` is the one that rows are compared by; ``better`` are its differences,
     candidate minus the other, by the other's part: ``parent``, ``base``."""
 
-    kind: Kind
+    kind: EvaluationKind
     metric: str
     num_rows: int
-    candidate: Measured
-    parent: Measured | None
-    base: Measured
+    candidate: ModelMeasurement
+    parent: ModelMeasurement | None
+    base: ModelMeasurement
     better: Mapping[str, Interval]
     slices: tuple[Slice, ...]
     kl_to_parent: float
@@ -98,14 +98,14 @@ class Evaluation:
     """Held-out rows that could not be measured, most since they have more tokens than the server takes."""
 
     @property
-    def before(self) -> Measured:
+    def before(self) -> ModelMeasurement:
         """What the candidate would replace: its parent, or the base."""
         return self.parent or self.base
 
     def to_json(self) -> dict[str, Any]:
         """Numbers alone, for the version's metadata: no question, no answer."""
 
-        def numbers(measured: Measured | None) -> dict[str, Any] | None:
+        def numbers(measured: ModelMeasurement | None) -> dict[str, Any] | None:
             if measured is None:
                 return None
             losses = {
@@ -143,7 +143,7 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Ask all three and compare.
+    """StatsRequest all three and compare.
 
     Args:
         rows: held-out examples, whose answers are what is right; or texts, each measured by its beginning.
@@ -152,41 +152,41 @@ def evaluate(
         replay: held-out examples of older rounds.
         max_tokens: of an answer; without, as many as the longest right one has and some more.
 
-    Rows that are longer than what the server serves are left out and counted. Raises NothingToMeasure when there are no
+    Rows that are longer than what the server serves are left out and counted. Raises NoMeasurableRows when there are no
     others.
     """
     drawn = random.Random(seed)
-    asker = _Asker(client, prompts, client.model(base).graftwork["max_length"])
+    asker = ServedModels(client, prompts, client.model(base).graftwork["max_length"])
     fitting = [row for row in rows if asker.fits(row)]
     if not fitting:
-        raise NothingToMeasure(f"none of {len(rows)} held-out rows fits into what the server serves")
+        raise NoMeasurableRows(f"none of {len(rows)} held-out rows fits into what the server serves")
     num_left_out = len(rows) - len(fitting)
     passages = all(row.kind == "text" for row in fitting)
-    rows = _draw(fitting, MOST_LOSSES if passages else MOST_ROWS, drawn)
-    replay = _draw(replay, MOST_LOSSES, drawn)
+    rows = sample_rows(fitting, MAX_LOSS_ROWS if passages else MAX_ROWS, drawn)
+    replay = sample_rows(replay, MAX_LOSS_ROWS, drawn)
     kind = "passages" if passages else kind_of([row.answer for row in rows])
     longest = max_tokens or max(len(prompts.encode(row.answer)) for row in rows) + SPARE
     tokens = asker.tokens(rows)
-    scored = _draw(tokens, MOST_LOSSES, drawn)
+    scored = sample_rows(tokens, MAX_LOSS_ROWS, drawn)
     scores: dict[str, list[Score]] = {}
 
-    def measure(model: str) -> Measured:
+    def measure(model: str) -> ModelMeasurement:
         scores[model] = asker.scores(model, scored)
         if passages:
             answers = []
             right = likelihoods(scored, scores[model])
-            metrics: Mapping[str, float] = {METRICS[kind]: sum(right) / len(right)}
+            metrics: Mapping[str, float] = {METRIC_BY_KIND[kind]: sum(right) / len(right)}
         else:
             answers = asker.answers(model, rows, longest)
             right, metrics = compare(kind, [row.answer for row in rows], answers)
-        return Measured(
+        return ModelMeasurement(
             model=model,
             answers=tuple(answers),
             right=tuple(right),
             metrics=metrics,
             loss=mean_loss(scored, scores[model]),
             replay_loss=asker.loss(model, asker.tokens(replay)) if replay else None,
-            general_loss=asker.loss(model, asker.texts(TEXTS)),
+            general_loss=asker.loss(model, asker.texts(GENERAL_TEXTS)),
         )
 
     measured = {name: measure(model) for name, model in _parts(candidate, parent, base).items()}
@@ -194,15 +194,15 @@ def evaluate(
     others = {name: other for name, other in measured.items() if name != "candidate"}
     return Evaluation(
         kind=kind,
-        metric=METRICS[kind],
+        metric=METRIC_BY_KIND[kind],
         num_rows=len(rows),
         candidate=new,
         parent=measured.get("parent"),
         base=measured["base"],
-        better={name: paired(new.right, other.right, seed=seed) for name, other in others.items()},
+        better={name: paired_difference(new.right, other.right, seed=seed) for name, other in others.items()},
         slices=slices([row.answer for row in rows], new.right, before.right) if kind == "labels" else (),
         kl_to_parent=divergence(scored, scores[candidate], scores[before.model]),
-        bias=_bias(
+        bias=measure_bias(
             asker, () if passages else rows, {name: part.model for name, part in measured.items()}, longest, drawn
         ),
         examples=() if passages else _examples(rows, measured),
@@ -213,7 +213,7 @@ def evaluate(
 # --- small things -----------------------------------------------------------------------------------------------------
 
 
-def _examples(rows: Sequence[Row], measured: Mapping[str, Measured]) -> tuple[Example, ...]:
+def _examples(rows: Sequence[Row], measured: Mapping[str, ModelMeasurement]) -> tuple[Example, ...]:
     """First where the answers differ: there is something to see."""
     order = sorted(range(len(rows)), key=lambda index: -len({part.answers[index] for part in measured.values()}))
     return tuple(

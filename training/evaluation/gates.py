@@ -13,7 +13,7 @@ from graftwork.training.evaluation.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class GatePolicy:
     """How much is asked of a candidate."""
 
     worse_than_parent: float = 0.02
@@ -37,7 +37,7 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class GateResult:
     """One gate: what was found, what was asked, and that in a sentence."""
 
     name: str
@@ -48,11 +48,11 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class GateDecision:
     """All gates of one candidate."""
 
-    policy: Policy
-    gates: tuple[Gate, ...]
+    policy: GatePolicy
+    gates: tuple[GateResult, ...]
 
     @property
     def passed(self) -> bool:
@@ -72,9 +72,9 @@ class Verdict:
         }
 
 
-def decide(evaluation: Evaluation, policy: Policy | None = None) -> Verdict:
-    """Hold a candidate against the policy."""
-    policy = policy or Policy()
+def decide_gates(evaluation: Evaluation, policy: GatePolicy | None = None) -> GateDecision:
+    """MakeLinearMethod a candidate against the policy."""
+    policy = policy or GatePolicy()
     gates = [_enough(evaluation, policy), _better_than_base(evaluation)]
     if evaluation.parent is not None:
         gates.append(_not_worse_than_parent(evaluation, policy))
@@ -83,12 +83,12 @@ def decide(evaluation: Evaluation, policy: Policy | None = None) -> Verdict:
     if new.replay_loss is not None and before.replay_loss is not None:
         gates.append(_risen("replay_loss", "older rounds", new.replay_loss, before.replay_loss, policy.replay_loss))
     gates += _slices(evaluation, policy)
-    return Verdict(policy=policy, gates=tuple(gates))
+    return GateDecision(policy=policy, gates=tuple(gates))
 
 
-def _enough(evaluation: Evaluation, policy: Policy) -> Gate:
+def _enough(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
     few = evaluation.num_rows < policy.fewest_rows
-    return Gate(
+    return GateResult(
         name="rows",
         passed=not few,
         found=evaluation.num_rows,
@@ -98,10 +98,10 @@ def _enough(evaluation: Evaluation, policy: Policy) -> Gate:
     )
 
 
-def _better_than_base(evaluation: Evaluation) -> Gate:
+def _better_than_base(evaluation: Evaluation) -> GateResult:
     interval = evaluation.better["base"]
     ok = interval.low > 0
-    return Gate(
+    return GateResult(
         name="better_than_base",
         passed=ok,
         found=interval.low,
@@ -111,10 +111,10 @@ def _better_than_base(evaluation: Evaluation) -> Gate:
     )
 
 
-def _not_worse_than_parent(evaluation: Evaluation, policy: Policy) -> Gate:
+def _not_worse_than_parent(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
     interval = evaluation.better["parent"]
     ok = interval.high >= 0 and interval.mean >= -policy.worse_than_parent
-    return Gate(
+    return GateResult(
         name="not_worse_than_parent",
         passed=ok,
         found=interval.mean,
@@ -124,10 +124,10 @@ def _not_worse_than_parent(evaluation: Evaluation, policy: Policy) -> Gate:
     )
 
 
-def _risen(name: str, noun: str, new: float, old: float, allowed: float) -> Gate:
+def _risen(name: str, noun: str, new: float, old: float, allowed: float) -> GateResult:
     rise = (new - old) / old if old > 0 else float(new > old)
     ok = rise <= allowed
-    return Gate(
+    return GateResult(
         name=name,
         passed=ok,
         found=rise,
@@ -137,7 +137,7 @@ def _risen(name: str, noun: str, new: float, old: float, allowed: float) -> Gate
     )
 
 
-def _slices(evaluation: Evaluation, policy: Policy) -> list[Gate]:
+def _slices(evaluation: Evaluation, policy: GatePolicy) -> list[GateResult]:
     """One for the class that lost most, if there is a class to look at."""
     looked_at = [part for part in evaluation.slices if part.num_rows >= policy.smallest_slice]
     if not looked_at:
@@ -146,7 +146,7 @@ def _slices(evaluation: Evaluation, policy: Policy) -> list[Gate]:
     change = worst.candidate - worst.against
     ok = change >= -policy.worse_slice
     return [
-        Gate(
+        GateResult(
             name="slices",
             passed=ok,
             found=change,

@@ -13,7 +13,7 @@ from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.types.generation import Score
 from graftwork.training.data.row import Row
-from graftwork.training.data.tokens import Tokens, tokenize, tokenize_questions
+from graftwork.training.data.tokens import LabeledTokens, tokenize, tokenize_questions
 from graftwork.training.evaluation.metrics import mean_loss
 
 AT_ONCE: Final = 8
@@ -35,7 +35,7 @@ R = TypeVar("R")
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-class _Asker:
+class ServedModels:
     """``max_length`` is what the server takes of a prompt and its answer together, in tokens."""
 
     def __init__(self, client: Client, prompts: Prompts, max_length: int) -> None:
@@ -63,25 +63,25 @@ class _Asker:
 
         return _all(ask, rows)
 
-    def scores(self, model: str, tokens: Sequence[Tokens]) -> list[Score]:
+    def scores(self, model: str, tokens: Sequence[LabeledTokens]) -> list[Score]:
         return _all(lambda row: self._client.score(model, row.input_ids, top=TOP), tokens)
 
-    def loss(self, model: str, tokens: Sequence[Tokens]) -> float:
+    def loss(self, model: str, tokens: Sequence[LabeledTokens]) -> float:
         return mean_loss(tokens, self.scores(model, tokens))
 
-    def tokens(self, rows: Iterable[Row]) -> list[Tokens]:
+    def tokens(self, rows: Iterable[Row]) -> list[LabeledTokens]:
         ends = self._prompts.eos_token_ids
         end = min(ends) if ends else None
         most = min(MAX_LENGTH, self._max_length)
-        found: list[Tokens] = []
+        found: list[LabeledTokens] = []
         for row in rows:
             pieces = tokenize([row], self._prompts, max_length=most, eos_token_id=end).sequences
             found += pieces[:1] if row.kind == "text" else pieces
         return found
 
-    def texts(self, texts: Iterable[str]) -> list[Tokens]:
+    def texts(self, texts: Iterable[str]) -> list[LabeledTokens]:
         encoded = [list(self._prompts.encode(text))[: self._max_length] for text in texts]
-        return [Tokens(input_ids=ids, labels=list(ids)) for ids in encoded]
+        return [LabeledTokens(input_ids=ids, labels=list(ids)) for ids in encoded]
 
 
 MAX_LENGTH: Final = 1024
@@ -93,5 +93,5 @@ def _all(ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(ask, items))
 
 
-def _draw(items: Sequence[T], most: int, drawn: random.Random) -> list[T]:
+def sample_rows(items: Sequence[T], most: int, drawn: random.Random) -> list[T]:
     return list(items) if len(items) <= most else drawn.sample(list(items), most)

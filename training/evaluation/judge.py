@@ -20,20 +20,20 @@ from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.training.config import Method
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.evaluation import Evaluation, NothingToMeasure, evaluate
-from graftwork.training.evaluation.gates import Policy, Verdict, decide
-from graftwork.training.methods.rows import route
+from graftwork.training.evaluation.evaluation import Evaluation, NoMeasurableRows, evaluate
+from graftwork.training.evaluation.gates import GateDecision, GatePolicy, decide_gates
+from graftwork.training.methods.rows import rows_for_method
 
-FEWEST: Final = 2
+MIN_ROWS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class CandidateResult:
     """What came of a trial; without an evaluation ``why_not`` says why there is none."""
 
     evaluation: Evaluation | None = None
-    verdict: Verdict | None = None
-    why_not: str = ""
+    verdict: GateDecision | None = None
+    not_measured_because: str = ""
 
     @property
     def passed(self) -> bool:
@@ -42,11 +42,14 @@ class Judgement:
     def to_json(self) -> dict[str, Any]:
         """For the version's metadata: ``{"evaluation", "gates"}``."""
         if self.evaluation is None or self.verdict is None:
-            return {"evaluation": None, "gates": {"passed": False, "refusals": [self.why_not], "gates": []}}
+            return {
+                "evaluation": None,
+                "gates": {"passed": False, "refusals": [self.not_measured_because], "gates": []},
+            }
         return {"evaluation": self.evaluation.to_json(), "gates": self.verdict.to_json()}
 
 
-def judge(
+def judge_candidate(
     client: Client,
     adapter: Path,
     held_out: Sequence[Row],
@@ -54,21 +57,23 @@ def judge(
     base: BaseInfo,
     parent: str | None = None,
     replay: Sequence[Row] = (),
-    policy: Policy | None = None,
+    policy: GatePolicy | None = None,
     seed: int = 0,
     job: str | None = None,
-) -> Judgement:
+) -> CandidateResult:
     """Try the adapter in ``adapter``, a PEFT folder, on rows it has not learned from. ``held_out`` and ``replay`` may
     be of any kind; those that say what is right are asked, and where none do, texts are measured. ``parent`` is the
     version that it would replace, by its id. ``job`` is on record with the trial, for whoever has to end what a kill
     left behind."""
-    rows = route(held_out, "sft").rows
+    rows = rows_for_method(held_out, "sft").rows
     rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
     method: Method = "sft"
-    if len(rows) < FEWEST and len(texts := route(held_out, "pretrain").rows) >= FEWEST:
+    if len(rows) < MIN_ROWS and len(texts := rows_for_method(held_out, "pretrain").rows) >= MIN_ROWS:
         method, rows = "pretrain", texts
-    if len(rows) < FEWEST:
-        return Judgement(why_not=f"{len(rows)} held-out rows say what is right: nothing can be measured")
+    if len(rows) < MIN_ROWS:
+        return CandidateResult(
+            not_measured_because=f"{len(rows)} held-out rows say what is right: nothing can be measured"
+        )
     try:
         # A name of its own each time: the same bytes are tried again when a run was killed, and retired is for good.
         name = f"{TRIAL}{secrets.token_hex(8)}"
@@ -81,12 +86,12 @@ def judge(
                 candidate=trial.id,
                 base=base.id,
                 parent=parent,
-                replay=route(replay, method).rows,
+                replay=rows_for_method(replay, method).rows,
                 seed=seed,
             )
         finally:
             with contextlib.suppress(GraftworkClientError):
                 client.adapters.retire(name, trial.version)
-    except (GraftworkClientError, NothingToMeasure) as error:
-        return Judgement(why_not=f"it could not be tried: {error}")
-    return Judgement(evaluation=evaluation, verdict=decide(evaluation, policy))
+    except (GraftworkClientError, NoMeasurableRows) as error:
+        return CandidateResult(not_measured_because=f"it could not be tried: {error}")
+    return CandidateResult(evaluation=evaluation, verdict=decide_gates(evaluation, policy))

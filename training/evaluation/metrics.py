@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from graftwork.clients.types.generation import Score
-from graftwork.training.data.tokens import IGNORED, Tokens
+from graftwork.training.data.tokens import IGNORED, LabeledTokens
 
-Kind = Literal["labels", "texts", "passages"]
+EvaluationKind = Literal["labels", "texts", "passages"]
 """Of what is held out: short answers that rows share, free ones, texts without questions."""
 
-METRICS: Final[Mapping[Kind, str]] = {"labels": "accuracy", "texts": "rouge_l", "passages": "log_likelihood"}
+METRIC_BY_KIND: Final[Mapping[EvaluationKind, str]] = {
+    "labels": "accuracy",
+    "texts": "rouge_l",
+    "passages": "log_likelihood",
+}
 """What rows are compared by."""
 
 LABEL_WORDS: Final = 6
@@ -50,22 +54,24 @@ class Slice:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def kind_of(answers: Sequence[str]) -> Kind:
-    """Labels are short, and several rows share one."""
+def kind_of(answers: Sequence[str]) -> EvaluationKind:
+    """LabelCounter are short, and several rows share one."""
     short = max(len(answer.split()) for answer in answers) <= LABEL_WORDS
-    return "labels" if short and len(set(map(_plain, answers))) <= max(len(answers) / 2, 2) else "texts"
+    return "labels" if short and len(set(map(normalize, answers))) <= max(len(answers) / 2, 2) else "texts"
 
 
-def compare(kind: Kind, expected: Sequence[str], answers: Sequence[str]) -> tuple[list[float], dict[str, float]]:
+def compare(
+    kind: EvaluationKind, expected: Sequence[str], answers: Sequence[str]
+) -> tuple[list[float], dict[str, float]]:
     """The metric of each row, and what all of them come to: by scikit-learn, sacrebleu and rouge-score."""
-    exact = [float(_plain(one) == _plain(other)) for one, other in zip(expected, answers, strict=True)]
+    exact = [float(normalize(one) == normalize(other)) for one, other in zip(expected, answers, strict=True)]
     if kind == "labels":
         from sklearn.metrics import precision_recall_fscore_support
 
-        classes = sorted(set(map(_plain, expected)))
+        classes = sorted(set(map(normalize, expected)))
         precision, recall, f1, _ = precision_recall_fscore_support(
-            list(map(_plain, expected)),
-            list(map(_plain, answers)),
+            list(map(normalize, expected)),
+            list(map(normalize, answers)),
             labels=classes,
             average="macro",
             zero_division=0.0,
@@ -85,7 +91,7 @@ def compare(kind: Kind, expected: Sequence[str], answers: Sequence[str]) -> tupl
     }
 
 
-def paired(new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Interval:
+def paired_difference(new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Interval:
     """The mean of ``new - old`` over the same rows, with its 95 % bootstrap interval."""
     import numpy
 
@@ -112,7 +118,7 @@ def slices(expected: Sequence[str], new: Sequence[float], old: Sequence[float]) 
     )
 
 
-def mean_loss(tokens: Sequence[Tokens], scores: Sequence[Score]) -> float:
+def mean_loss(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> float:
     """Nats per learned token. What the server scores at a place is the token that stands there."""
     total, count = 0.0, 0
     for row, score in zip(tokens, scores, strict=True):
@@ -123,12 +129,12 @@ def mean_loss(tokens: Sequence[Tokens], scores: Sequence[Score]) -> float:
     return total / max(count, 1)
 
 
-def likelihoods(tokens: Sequence[Tokens], scores: Sequence[Score]) -> list[float]:
+def likelihoods(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> list[float]:
     """Of each row: the mean log-likelihood of a learned token in nats. More is better."""
     return [-mean_loss([row], [score]) for row, score in zip(tokens, scores, strict=True)]
 
 
-def divergence(tokens: Sequence[Tokens], new: Sequence[Score], old: Sequence[Score]) -> float:
+def divergence(tokens: Sequence[LabeledTokens], new: Sequence[Score], old: Sequence[Score]) -> float:
     """Mean KL(new ‖ old) in nats at the places of right answers, over the tokens that both show and the rest as one:
     merging outcomes can only make it smaller, so the true one is at least this."""
     total, count = 0.0, 0
@@ -149,5 +155,5 @@ def _kl(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
     return max(sum(one * math.log(one / other) for one, other in zip(p, q, strict=True) if one > 0), 0.0)
 
 
-def _plain(text: str) -> str:
+def normalize(text: str) -> str:
     return " ".join(text.split()).casefold()

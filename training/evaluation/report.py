@@ -8,8 +8,8 @@ from html import escape
 from rich.console import Console
 from rich.table import Table
 
-from graftwork.training.evaluation.evaluation import Evaluation, Measured
-from graftwork.training.evaluation.gates import Verdict
+from graftwork.training.evaluation.evaluation import Evaluation, ModelMeasurement
+from graftwork.training.evaluation.gates import GateDecision
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -21,7 +21,7 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 """
 
 
-def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
+def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision) -> None:
     """Numbers, gates, and answers side by side."""
     table = Table(title=_counted(evaluation))
     table.add_column("")
@@ -39,7 +39,7 @@ def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
             console.print(f"  {name}: {answer}", markup=False, highlight=False)
 
 
-def page(name: str, evaluation: Evaluation, verdict: Verdict) -> str:
+def render_page(name: str, evaluation: Evaluation, verdict: GateDecision) -> str:
     """The same as one page that needs nothing else."""
     models = _models(evaluation)
     head = "".join(f"<th>{escape(part)}</th>" for part in ("", *models))
@@ -88,12 +88,12 @@ def _counted(evaluation: Evaluation) -> str:
     return f"{evaluation.num_rows} held-out rows{left_out}"
 
 
-def _models(evaluation: Evaluation) -> dict[str, Measured]:
+def _models(evaluation: Evaluation) -> dict[str, ModelMeasurement]:
     parts = {"candidate": evaluation.candidate, "parent": evaluation.parent, "base": evaluation.base}
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _numbers(models: dict[str, Measured]) -> Iterator[tuple[str, ...]]:
+def _numbers(models: dict[str, ModelMeasurement]) -> Iterator[tuple[str, ...]]:
     first = next(iter(models.values()))
     for metric in first.metrics:
         yield metric, *(f"{part.metrics[metric]:.3f}" for part in models.values())

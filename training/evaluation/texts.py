@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-TEXTS: Final[tuple[str, ...]] = (
+GENERAL_TEXTS: Final[tuple[str, ...]] = (
     "Water boils at a lower temperature on a mountain than at the sea, because the air above it weighs less. A cook "
     "who moves to the highlands soon learns that beans take longer there, and that a pot with a tight lid is worth its "
     "price.",

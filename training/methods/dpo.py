@@ -11,13 +11,15 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import TokenRow
-from graftwork.training.methods.recipe import Sources, _Recipe, _unasked
-from graftwork.training.methods.token_ids import PADDING, TokenIds
+from graftwork.training.methods.recipe import Recipe, RecipeInputs, placeholder_tokenizer
+from graftwork.training.methods.token_ids import PAD_TOKEN_ID, TokenIdTrainer
 
 
-def _dpo(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
-    return _Recipe(
-        trainer=DPO,
+def dpo_recipe(
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
+) -> Recipe:
+    return Recipe(
+        trainer=TokenIdDPOTrainer,
         settings=partial(
             trl.DPOConfig,
             beta=config.beta,
@@ -26,11 +28,11 @@ def _dpo(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sou
             max_length=None,
         ),
         given={
-            "data_collator": DataCollatorForPreference(pad_token_id=PADDING),
-            "processing_class": _unasked(sources),
+            "data_collator": DataCollatorForPreference(pad_token_id=PAD_TOKEN_ID),
+            "processing_class": placeholder_tokenizer(sources),
         },
     )
 
 
-class DPO(TokenIds, trl.DPOTrainer):
+class TokenIdDPOTrainer(TokenIdTrainer, trl.DPOTrainer):
     """On token ids."""

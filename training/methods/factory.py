@@ -10,32 +10,32 @@ import datasets
 import transformers
 
 from graftwork.training.config import TrainConfig
-from graftwork.training.data.tokens import PairTokens, TokenRow, Tokens
-from graftwork.training.methods.distillation import _distillation
-from graftwork.training.methods.dpo import _dpo
-from graftwork.training.methods.grpo import _grpo
-from graftwork.training.methods.kto import _kto
-from graftwork.training.methods.recipe import Sources
-from graftwork.training.methods.samplers import AskedOrder, Order
-from graftwork.training.methods.sft import _sft
-from graftwork.training.model.adapter import base_of
+from graftwork.training.data.tokens import LabeledTokens, PairTokens, TokenRow
+from graftwork.training.methods.distillation import distillation_recipe
+from graftwork.training.methods.dpo import dpo_recipe
+from graftwork.training.methods.grpo import grpo_recipe
+from graftwork.training.methods.kto import kto_recipe
+from graftwork.training.methods.recipe import RecipeInputs
+from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
+from graftwork.training.methods.sft import sft_recipe
+from graftwork.training.model.adapter import base_model_of
 from graftwork.training.model.difficulty import difficulties
 
 
-def make(
+def make_trainer(
     rows: Sequence[TokenRow],
     measured: dict[str, Sequence[TokenRow]],
     config: TrainConfig,
     *,
     model: Any,
-    sources: Sources,
+    sources: RecipeInputs,
     callbacks: list[transformers.TrainerCallback],
     micro: int,
     arguments: dict[str, Any],
 ) -> transformers.Trainer:
     """The trainer of the method. ``measured`` are rows to measure the loss on, by name; ``arguments`` are transformers'
     own, for ``micro`` rows in one forward pass."""
-    recipe = _RECIPES.get(config.method, _sft)(rows, config, micro, sources, base_of(model))
+    recipe = _RECIPES.get(config.method, sft_recipe)(rows, config, micro, sources, base_model_of(model))
     settings = recipe.settings(**arguments)
     # One GPU trains; with more in sight TRL refuses to start unless a distributed launcher shares the rows out.
     settings._n_gpu = min(settings.n_gpu, 1)
@@ -55,22 +55,28 @@ def make(
     return trainer
 
 
-_RECIPES: Final = {"dpo": _dpo, "kto": _kto, "grpo": _grpo, "distillation": _distillation}
+_RECIPES: Final = {"dpo": dpo_recipe, "kto": kto_recipe, "grpo": grpo_recipe, "distillation": distillation_recipe}
 
 
-def _order(rows: Sequence[TokenRow], config: TrainConfig, micro: int, model: Any) -> Order | AskedOrder:
+def _order(
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, model: Any
+) -> LengthGroupedSampler | RepeatSampler:
     lengths = [len(row) for row in rows]
     hard: Sequence[float] | None = None
     if config.curriculum == "short_first":
         hard = lengths
     elif config.curriculum == "easy_first":
-        learned = [row for row in rows if isinstance(row, Tokens | PairTokens)]
-        hard = difficulties(base_of(model).eval(), learned)
-    if not config.asks:
-        return Order(lengths, config.batch_size, config.seed, shuffled=config.method != "kto", difficulties=hard)
-    questions = config.batch_size // config.tries
-    order = Order(lengths, questions, config.seed, difficulties=hard)
-    return AskedOrder(order, questions=questions, times=config.tries, parts=config.batch_size // micro)
+        learned = [row for row in rows if isinstance(row, LabeledTokens | PairTokens)]
+        hard = difficulties(base_model_of(model).eval(), learned)
+    if not config.is_online:
+        return LengthGroupedSampler(
+            lengths, config.batch_size, config.seed, shuffled=config.method != "kto", difficulties=hard
+        )
+    questions = config.batch_size // config.completions_per_prompt
+    order = LengthGroupedSampler(lengths, questions, config.seed, difficulties=hard)
+    return RepeatSampler(
+        order, questions=questions, times=config.completions_per_prompt, parts=config.batch_size // micro
+    )
 
 
 def _table(rows: Sequence[TokenRow], config: TrainConfig, micro: int, *, weighted: bool) -> datasets.Dataset:

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import TokenRow
 from graftwork.training.methods import online, reward_functions
-from graftwork.training.methods.online import _Asking
-from graftwork.training.methods.recipe import Sources, _Recipe
+from graftwork.training.methods.online import OnlineTrainer
+from graftwork.training.methods.recipe import Recipe, RecipeInputs
 
 
-def _grpo(
-    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel
-) -> _Recipe:
-    return _Recipe(
-        trainer=GRPO,
+def grpo_recipe(
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
+) -> Recipe:
+    return Recipe(
+        trainer=TokenIdGRPOTrainer,
         settings=partial(
             trl.GRPOConfig,
             beta=config.beta,
@@ -28,11 +28,11 @@ def _grpo(
             max_completion_length=config.answer_tokens,
         ),
         given={
-            "reward_funcs": reward_functions.load(config.rewards),
-            "processing_class": online.tokenizer(sources.tokenizer, base, sources.eos_token_ids),
+            "reward_funcs": reward_functions.load_reward_functions(config.rewards),
+            "processing_class": online.rollout_tokenizer(sources.tokenizer, base, sources.eos_token_ids),
         },
     )
 
 
-class GRPO(_Asking, trl.GRPOTrainer):
+class TokenIdGRPOTrainer(OnlineTrainer, trl.GRPOTrainer):
     """Answers to one question are held against each other by their rewards."""

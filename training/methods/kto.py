@@ -14,16 +14,18 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import JudgedTokens, TokenRow
-from graftwork.training.methods.recipe import Sources, _Recipe, _unasked
+from graftwork.training.methods.recipe import Recipe, RecipeInputs, placeholder_tokenizer
 from graftwork.training.methods.rows import kto_weights
-from graftwork.training.methods.token_ids import PADDING, TokenIds
+from graftwork.training.methods.token_ids import PAD_TOKEN_ID, TokenIdTrainer
 
 
-def _kto(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
+def kto_recipe(
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
+) -> Recipe:
     liked = sum(row.label for row in rows if isinstance(row, JudgedTokens))
     desirable, undesirable = kto_weights(liked, len(rows) - liked)
-    return _Recipe(
-        trainer=KTO,
+    return Recipe(
+        trainer=TokenIdKTOTrainer,
         settings=partial(
             trl.KTOConfig,
             beta=config.beta,
@@ -35,8 +37,8 @@ def _kto(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sou
             max_length=None,
         ),
         given={
-            "data_collator": DataCollatorForUnpairedPreference(pad_token_id=PADDING),
-            "processing_class": _unasked(sources),
+            "data_collator": DataCollatorForUnpairedPreference(pad_token_id=PAD_TOKEN_ID),
+            "processing_class": placeholder_tokenizer(sources),
         },
     )
 
@@ -44,11 +46,11 @@ def _kto(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sou
 # --- their rows -------------------------------------------------------------------------------------------------------
 
 
-def mixed(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
-    """The rows shuffled. KTO reads them in this order, and learns nothing from batches of one kind."""
+def shuffle_for_kto(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
+    """The rows shuffled. TokenIdKTOTrainer reads them in this order, and learns nothing from batches of one kind."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in order]
 
 
-class KTO(TokenIds, trl.KTOTrainer):
+class TokenIdKTOTrainer(TokenIdTrainer, trl.KTOTrainer):
     """On token ids."""

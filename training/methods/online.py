@@ -10,10 +10,10 @@ import tokenizers
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from graftwork.training.methods.token_ids import TokenIds
+from graftwork.training.methods.token_ids import TokenIdTrainer
 
 
-def tokenizer(file: Path, model: PreTrainedModel, eos_token_ids: Sequence[int]) -> PreTrainedTokenizerFast:
+def rollout_tokenizer(file: Path, model: PreTrainedModel, eos_token_ids: Sequence[int]) -> PreTrainedTokenizerFast:
     """What these trainers decode and end answers by. An answer ends where serving ends it; what follows is padded with
     a token that the model has, and masked."""
     end = list(eos_token_ids) or [0]
@@ -22,7 +22,7 @@ def tokenizer(file: Path, model: PreTrainedModel, eos_token_ids: Sequence[int]) 
     return PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token=last, pad_token=last, padding_side="left")
 
 
-class _Asking(TokenIds):
+class OnlineTrainer(TokenIdTrainer):
     """Prompts come as token ids, in the column where TRL looks for a text."""
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:

@@ -16,7 +16,7 @@ from graftwork.training.model.anchor import Anchor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
+class RecipeInputs:
     """What a run learns from or holds on to beside its rows.
 
     Attributes:
@@ -34,7 +34,7 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Recipe:
+class Recipe:
     """``settings`` makes TRL's arguments of transformers' own; ``given`` is what the trainer takes beside rows and
     model, ``also`` what it has beside that."""
 
@@ -44,7 +44,7 @@ class _Recipe:
     also: dict[str, Any] = field(default_factory=dict)
 
 
-def _unasked(sources: Sources) -> transformers.PreTrainedTokenizerFast:
+def placeholder_tokenizer(sources: RecipeInputs) -> transformers.PreTrainedTokenizerFast:
     """TRL wants a tokenizer; every row comes as token ids, so it is never asked anything."""
     return transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(sources.tokenizer), pad_token="<pad>", eos_token="<pad>"

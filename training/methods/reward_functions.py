@@ -1,4 +1,4 @@
-"""Reward functions as GRPO calls them, and the two that come with Graftwork.
+"""RewardFunction functions as TokenIdGRPOTrainer calls them, and the two that come with Graftwork.
 
 A reward function takes three lists by name, an entry for each answer that was tried, and returns a number for each, the
 higher the better; None leaves an answer out::
@@ -23,7 +23,7 @@ from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.learning import reward_plugins
 
 
-class Reward(Protocol):
+class RewardFunction(Protocol):
     """See the file's docstring."""
 
     def __call__(
@@ -45,15 +45,15 @@ def similar(*, completions: Sequence[str], answers: Sequence[str], **others: Any
     return [scorer.score(right, said)["rougeL"].fmeasure for said, right in zip(completions, answers, strict=True)]
 
 
-def load(names: Iterable[str]) -> list[Callable[..., list[float | None]]]:
+def load_reward_functions(names: Iterable[str]) -> list[Callable[..., list[float | None]]]:
     """The functions of these names, as TRL calls them: with the columns of its table. InvalidRequest for a name that
     there is not, ConfigurationError for one whose package cannot be imported."""
     return [_as_trl_calls_it(name, _loaded(name)) for name in names]
 
 
-def _loaded(name: str) -> Reward:
+def _loaded(name: str) -> RewardFunction:
     try:
-        found: Reward = reward_plugins.find(name).load()
+        found: RewardFunction = reward_plugins.find(name).load()
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"The reward function {name} cannot be loaded: {error}.", param="rewards") from error
     if not callable(found):
@@ -61,7 +61,7 @@ def _loaded(name: str) -> Reward:
     return found
 
 
-def _as_trl_calls_it(name: str, reward: Reward) -> Callable[..., list[float | None]]:
+def _as_trl_calls_it(name: str, reward: RewardFunction) -> Callable[..., list[float | None]]:
     def call(*, completions: list[str], question: list[str], answer: list[str], **others: Any) -> list[float | None]:
         try:
             said = reward(prompts=[json.loads(asked) for asked in question], completions=completions, answers=answer)

@@ -31,7 +31,7 @@ MIN_DISLIKED: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class MethodChoice:
     """The method that was chosen, why, in a sentence for people, and how many rows of which signal there are."""
 
     method: Method
@@ -40,7 +40,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routed:
+class MethodRows:
     """Rows of the one kind that a method learns from, and how many it could not use, by what they say."""
 
     method: Method
@@ -48,7 +48,7 @@ class Routed:
     unused: Mapping[Signal, int]
 
 
-def signal(row: Row) -> Signal:
+def signal_of(row: Row) -> Signal:
     """What a row says."""
     match row.kind:
         case "preference":
@@ -61,11 +61,11 @@ def signal(row: Row) -> Signal:
             return kind
 
 
-def count(rows: Iterable[Row]) -> Counter[Signal]:
-    return Counter(map(signal, rows))
+def count_signals(rows: Iterable[Row]) -> Counter[Signal]:
+    return Counter(map(signal_of, rows))
 
 
-def choose(signals: Mapping[Signal, int]) -> Choice:
+def choose_method(signals: Mapping[Signal, int]) -> MethodChoice:
     """The method for this feedback: the strongest signal of which there is enough.
 
     What the right answer is says more than which of two is better, and that more than whether one is good. Raises
@@ -80,8 +80,8 @@ def choose(signals: Mapping[Signal, int]) -> Choice:
     thumbs = there["liked"] + there["disliked"]
     enough = ENOUGH_SHARE * (total - there["text"])
 
-    def because(method: Method, reason: str) -> Choice:
-        return Choice(method=method, reason=reason, signals=dict(there))
+    def because(method: Method, reason: str) -> MethodChoice:
+        return MethodChoice(method=method, reason=reason, signals=dict(there))
 
     if there["text"] == total:
         return because("pretrain", f"All {total:,} rows are texts without questions.")
@@ -109,7 +109,7 @@ def choose(signals: Mapping[Signal, int]) -> Choice:
     )
 
 
-def named(text: str) -> Method:
+def method_named(text: str) -> Method:
     """The method of that name. ConfigurationError when there is none."""
     found = next((method for method in METHODS if method == text), None)
     if found is None:
@@ -117,11 +117,11 @@ def named(text: str) -> Method:
     return found
 
 
-def route(rows: Iterable[Row], method: Method) -> Routed:
+def rows_for_method(rows: Iterable[Row], method: Method) -> MethodRows:
     """The rows as the method learns from them: examples for ``sft`` (with weights for ``weighted_sft``), preferences
     for ``dpo``, judged answers for ``kto``, texts for ``pretrain``, questions for ``distillation`` and ``grpo``. Their
     order is kept; what comes out twice, since two signals say the same of an answer, comes once."""
-    named(method)
+    method_named(method)
     rows = list(rows)
     paired = list(_paired(rows)) if method == "dpo" else []
     used: list[Row] = []
@@ -131,19 +131,21 @@ def route(rows: Iterable[Row], method: Method) -> Routed:
         routed = list(_ROUTES[method](row))
         used += routed
         if not routed and id(row) not in in_pairs:
-            unused[signal(row)] += 1
+            unused[signal_of(row)] += 1
     used += [pair for pair, _, _ in paired]
     once: dict[int, Row] = {}
     for row in used:
         once.setdefault(row.same_key(), row)
-    return Routed(method=method, rows=tuple(once.values()), unused=dict(unused))
+    return MethodRows(method=method, rows=tuple(once.values()), unused=dict(unused))
 
 
 def kto_weights(num_liked: int, num_disliked: int) -> tuple[float, float]:
     """How much liked and disliked answers count, so that both sides weigh the same in all (TRL advises 1:1 to 4:3); the
     larger side counts 1. Both must be above 0."""
     if min(num_liked, num_disliked) < 1:
-        raise ConfigurationError("KTO needs answers of both kinds: liked and disliked ones.", param="method")
+        raise ConfigurationError(
+            "TokenIdKTOTrainer needs answers of both kinds: liked and disliked ones.", param="method"
+        )
     most = max(num_liked, num_disliked)
     return most / num_liked, most / num_disliked
 
@@ -152,7 +154,7 @@ def kto_weights(num_liked: int, num_disliked: int) -> tuple[float, float]:
 
 
 def _sft(row: Row) -> Iterator[Row]:
-    match signal(row):
+    match signal_of(row):
         case "example":
             yield row
         case "correction" | "preference" | "liked":

@@ -18,7 +18,7 @@ BATCHES_SORTED: Final = 50
 """So many batches are sorted by length together: little padding, and still a new mixture every epoch."""
 
 
-class Order(torch.utils.data.Sampler[int]):
+class LengthGroupedSampler(torch.utils.data.Sampler[int]):
     """Every row once an epoch.
 
     ``lengths`` in tokens. ``shuffled`` False leaves the rows as they are; with ``difficulties`` an epoch goes from the
@@ -65,12 +65,12 @@ class Order(torch.utils.data.Sampler[int]):
         yield from (row for batch in last for row in batch)
 
 
-class AskedOrder(torch.utils.data.Sampler[int]):
+class RepeatSampler(torch.utils.data.Sampler[int]):
     """The same for trainers that have the model answer: a batch has ``questions``, each asked ``times`` times, and is
     handed out again for each of the ``parts`` that its answers are learned in, as TRL's samplers do. A last batch that
     is not full is filled with the epoch's first questions, so that none is left out."""
 
-    def __init__(self, order: Order, *, questions: int, times: int, parts: int) -> None:
+    def __init__(self, order: LengthGroupedSampler, *, questions: int, times: int, parts: int) -> None:
         self._order, self._questions, self._times, self._parts = order, questions, times, parts
 
     def set_epoch(self, epoch: int) -> None:

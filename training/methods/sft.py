@@ -16,28 +16,30 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import TokenRow
-from graftwork.training.methods.recipe import Sources, _Recipe, _unasked
-from graftwork.training.methods.token_ids import PADDING, TokenIds
+from graftwork.training.methods.recipe import Recipe, RecipeInputs, placeholder_tokenizer
+from graftwork.training.methods.token_ids import PAD_TOKEN_ID, TokenIdTrainer
 from graftwork.training.model import packing
-from graftwork.training.model.adapter import base_of
+from graftwork.training.model.adapter import base_model_of
 from graftwork.training.model.anchor import Anchor
 
 
-def _sft(rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: Sources, base: PreTrainedModel) -> _Recipe:
-    collator = Rows(pad_token_id=PADDING)
+def sft_recipe(
+    rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
+) -> Recipe:
+    collator = PackingCollator(pad_token_id=PAD_TOKEN_ID)
     # A dropped input of a shared token would be dropped for all rows at once.
     if not config.dropout:
-        collator.packs = packing.prepare(base)
-    return _Recipe(
-        trainer=SFT,
+        collator.packs = packing.enable_packing(base)
+    return Recipe(
+        trainer=TokenIdSFTTrainer,
         # The rows are token ids with labels, made by the function that serving uses: TRL must not template them again.
         settings=partial(trl.SFTConfig, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
-        given={"data_collator": collator, "processing_class": _unasked(sources)},
+        given={"data_collator": collator, "processing_class": placeholder_tokenizer(sources)},
         also={"anchor": sources.anchor, "firmness": config.anchor},
     )
 
 
-class Rows(DataCollatorForLanguageModeling):
+class PackingCollator(DataCollatorForLanguageModeling):
     """Rows as one batch: packed where the model takes that and it is of use, else padded. With weights, ``weight``
     multiplies the log-probabilities: (rows, 1), or (1, tokens) of a packed row."""
 
@@ -51,12 +53,12 @@ class Rows(DataCollatorForLanguageModeling):
             batch = super().torch_call(examples)
         if "weight" in examples[0]:
             weights = torch.tensor([example["weight"] for example in examples], dtype=torch.float32)
-            layout: packing.Layout | None = batch.get("packing")
+            layout: packing.PackedLayout | None = batch.get("packing")
             batch["weight"] = weights[:, None] if layout is None else layout.each(weights)[:, 1:]
         return batch
 
 
-class SFT(TokenIds, trl.SFTTrainer):
+class TokenIdSFTTrainer(TokenIdTrainer, trl.SFTTrainer):
     """On token ids, with weights, and held to an anchor."""
 
     anchor: Anchor | None = None
@@ -72,7 +74,7 @@ class SFT(TokenIds, trl.SFTTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         # A mean over batches weighs each by its rows, and a packed batch has one.
-        learning, self.data_collator = self.data_collator, Rows(pad_token_id=PADDING)
+        learning, self.data_collator = self.data_collator, PackingCollator(pad_token_id=PAD_TOKEN_ID)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -82,15 +84,15 @@ class SFT(TokenIds, trl.SFTTrainer):
         loss: Tensor = super().training_step(model, *args, **kwargs)
         if self.anchor is not None and self.accelerator.sync_gradients:  # with the last part of a step
             with self.compute_loss_context_manager():
-                pull = self.anchor.pull(base_of(model), self.state.global_step, self.state.max_steps)
+                pull = self.anchor.penalty(base_model_of(model), self.state.global_step, self.state.max_steps)
             if pull is not None:
                 self.accelerator.backward(self.firmness * pull * self.accelerator.gradient_accumulation_steps)
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        layout: packing.Layout | None = inputs.get("packing")
+        layout: packing.PackedLayout | None = inputs.get("packing")
         if layout is not None:
-            self._total_train_tokens += layout.num_spared  # which TRL does not see: rows count whole
+            self._total_train_tokens += layout.num_saved_tokens  # which TRL does not see: rows count whole
         weights: Tensor | None = inputs.pop("weight", None)
         if weights is None:
             return super().compute_loss(model, inputs, *args, **kwargs)

@@ -20,11 +20,11 @@ from graftwork.training.config import TrainConfig
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-ADAPTER = "default"
+ADAPTER_NAME = "default"
 """TRL looks for the adapter that it trains under this name alone."""
 
 
-def fresh(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.PeftModel:
+def add_adapter(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.PeftModel:
     """The base with a new adapter grafted on, whose weights alone are trainable, in float32. ConfigurationError when
     the base has no module to adapt."""
     if config.layers is not None and max(config.layers) >= base.num_layers:
@@ -48,11 +48,11 @@ def fresh(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.P
         raise ConfigurationError(
             f"{base.id} has no module that targets={config.targets!r} names ({error}).", param="targets"
         ) from error
-    if not trainable(grafted):
+    if not trainable_parameters(grafted):
         raise ConfigurationError(
             f"Nothing of {base.id} would be trained with targets={config.targets!r}.", param="targets"
         )
-    return in_float32(grafted)
+    return cast_trainable_to_float32(grafted)
 
 
 def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str | list[str]:
@@ -67,37 +67,37 @@ def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
-def continued(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
+def load_adapter(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
     """The base with an older version's adapter, to be trained further: its rank, targets and variant are its own.
     ConfigurationError when nothing of it can be trained."""
     # Without is_trainable PEFT loads it for inference, and a run would end well without a single weight moved.
-    grafted = peft.PeftModel.from_pretrained(model, str(parent), adapter_name=ADAPTER, is_trainable=True)
-    if not trainable(grafted):
+    grafted = peft.PeftModel.from_pretrained(model, str(parent), adapter_name=ADAPTER_NAME, is_trainable=True)
+    if not trainable_parameters(grafted):
         raise ConfigurationError(f"The adapter in {parent} has nothing that can be trained.", param="parent")
-    return in_float32(grafted)
+    return cast_trainable_to_float32(grafted)
 
 
-def in_float32(model: AnyModule) -> AnyModule:
+def cast_trainable_to_float32(model: AnyModule) -> AnyModule:
     """The same model; in bfloat16 most of an adapter's small steps round to nothing, and TRL makes it that on an NF4
     base."""
-    for weight in trainable(model):
+    for weight in trainable_parameters(model):
         weight.data = weight.data.float()
     return model
 
 
-def base_of(model: nn.Module) -> PreTrainedModel:
+def base_model_of(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, with the adapter's layers in it if it has one."""
     inner: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     found: PreTrainedModel = inner
     return found
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that training moves."""
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
+def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
     """The same model with its linear layers but the head in bitsandbytes' 4 bits, as QLoRA holds them."""
     import bitsandbytes
 
@@ -121,18 +121,18 @@ def in_nf4(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def quicken(model: peft.PeftModel) -> int:
+def use_fused_lora(model: peft.PeftModel) -> int:
     """Compute plain LoRA on plain linear layers in one operation on 2-D inputs, and say on how many. The same sums:
     PEFT's own way multiplies 3-D tensors, which torch on a CPU copies one by one, and casts each between dtypes."""
     quick = 0
     for module in model.modules():
         if isinstance(module, LoraLinear) and type(module.base_layer) is nn.Linear:
-            object.__setattr__(module, "forward", _Quick(module))
+            object.__setattr__(module, "forward", _FusedLoraForward(module))
             quick += 1
     return quick
 
 
-class _Quick:
+class _FusedLoraForward:
     """A LoRA layer's forward pass. Whatever is not plain goes PEFT's way."""
 
     def __init__(self, layer: LoraLinear) -> None:
@@ -152,13 +152,13 @@ class _Quick:
         if name in layer.lora_variant or dropped or layer.lora_bias[name] or base.weight.requires_grad:
             return self._slow(x)  # type: ignore[no-any-return]
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        out: Tensor = _Grafted.apply(  # type: ignore[no-untyped-call]
+        out: Tensor = _FusedLora.apply(  # type: ignore[no-untyped-call]
             x, base.weight, base.bias, a, b, layer.scaling[name]
         )
         return out
 
 
-class _Grafted(torch.autograd.Function):
+class _FusedLora(torch.autograd.Function):
     """``x @ W.T + bias + scale * (x @ A.T) @ B.T``; x (..., in), W (out, in), A (rank, in), B (out, rank).
 
     Computed in W's dtype, as the base is; the gradients of A and B come in A's and B's own. W has none.

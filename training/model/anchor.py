@@ -1,6 +1,6 @@
 """What a run holds on to: passages that the base wrote itself, and what it would say at every place of them.
 
-Learning a narrow task moves all else that a base knows a little as well, and a version that forgot is refused by its
+LoopBenchmark a narrow task moves all else that a base knows a little as well, and a version that forgot is refused by its
 gates. So beside the steps of a supervised run the model is held, on a passage each, to the base's own probabilities.
 No text of anybody is needed for that: the base writes the passages (Huang et al. 2024, self-synthesized rehearsal), and
 what is held is the whole distribution, not the word it happened to choose (Li and Hoiem 2016, learning without
@@ -24,7 +24,7 @@ PASSAGES: Final = 48
 TOKENS: Final = 64
 """Of a passage."""
 
-SELDOM: Final = 4
+MAX_INTERVAL: Final = 4
 """Steps from one look to the next at most. A look costs half a step, and what it looks at moves slowly, so it can count
 for several steps (Karras et al. 2020, lazy regularization)."""
 
@@ -87,10 +87,10 @@ class Anchor:
             )
         return cls(ids, torch.cat([last_hidden(model, passage[None]) for passage in ids]))
 
-    def pull(self, model: PreTrainedModel, step: int, num_steps: int) -> Tensor | None:
+    def penalty(self, model: PreTrainedModel, step: int, num_steps: int) -> Tensor | None:
         """What the loss of a run's step, from 0, grows by; None beside steps between two looks. A run looks at every
         passage once, or at each of its steps if it has fewer, before it looks any less often."""
-        every = min(max(num_steps // len(self._ids), 1), SELDOM)
+        every = min(max(num_steps // len(self._ids), 1), MAX_INTERVAL)
         look, between = divmod(step, every)
         return None if between else every * self.divergence(model, look)
 

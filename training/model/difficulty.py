@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel
 
-from graftwork.training.data.tokens import IGNORED, PairTokens, Tokens
+from graftwork.training.data.tokens import IGNORED, LabeledTokens, PairTokens
 from graftwork.training.model.predictions import last_hidden, log_probabilities
 
 PADDED_TOKENS: Final = 4096
@@ -19,7 +19,7 @@ PADDED_TOKENS: Final = 4096
 
 
 @torch.no_grad()
-def difficulties(model: PreTrainedModel, rows: Sequence[Tokens | PairTokens]) -> list[float]:
+def difficulties(model: PreTrainedModel, rows: Sequence[LabeledTokens | PairTokens]) -> list[float]:
     """Mean loss of each row's learned tokens, in nats; of a pair, of its better answer. ``model`` is in eval mode."""
     sequences = [_sequence(row) for row in rows]
     losses = [0.0] * len(rows)
@@ -29,8 +29,8 @@ def difficulties(model: PreTrainedModel, rows: Sequence[Tokens | PairTokens]) ->
     return losses
 
 
-def _sequence(row: Tokens | PairTokens) -> tuple[list[int], list[int]]:
-    if isinstance(row, Tokens):
+def _sequence(row: LabeledTokens | PairTokens) -> tuple[list[int], list[int]]:
+    if isinstance(row, LabeledTokens):
         return row.input_ids, row.labels
     return [*row.prompt_ids, *row.chosen_ids], [*[IGNORED] * len(row.prompt_ids), *row.chosen_ids]
 

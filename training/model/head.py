@@ -18,28 +18,28 @@ import trl
 from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
-FEW: Final = 1 << 24
+MAX_LOGITS: Final = 1 << 24
 """Places times words: 64 MB of float32 for each of the three tensors that are held at the same time."""
 
-KNOWN: Final = frozenset({"log_probs", "entropy", "is_top1"})
+SUPPORTED_OUTPUTS: Final = frozenset({"log_probs", "entropy", "is_top1"})
 """What TRL's supervised trainer asks for; other methods ask for more."""
 
 
 @contextmanager
-def quick() -> Iterator[None]:
+def fast_loss_head() -> Iterator[None]:
     """TRL multiplies only the learned places with the vocabulary where it has a Triton kernel; elsewhere it takes all
     places, lest an ahead-of-time compiler meet new shapes. Nothing is compiled here. The names are the pinned TRL's,
     and a test holds it to them."""
     utils: Any = trl.trainer.utils
     before = utils._use_triton, utils._ChunkedLogProbFunction
-    utils._use_triton, utils._ChunkedLogProbFunction = (lambda device: True), Head
+    utils._use_triton, utils._ChunkedLogProbFunction = (lambda device: True), LossHead
     try:
         yield
     finally:
         utils._use_triton, utils._ChunkedLogProbFunction = before
 
 
-class Head:
+class LossHead:
     """What TRL calls instead of `ChunkedLogProbFunction`."""
 
     @staticmethod
@@ -57,9 +57,19 @@ class Head:
         """hidden (places, hidden size), weight (words, hidden size), targets (places,) → the five of TRL's function,
         each (places,): log-probabilities of the targets, entropy, two that are None here, whether it is the likeliest.
         """
-        plain = bias is None and softcap is None and (temperature, scale) == (1.0, 1.0) and KNOWN.issuperset(outputs)
-        if plain and len(hidden) * len(weight) <= FEW and weight.device.type == "cpu" and not weight.requires_grad:
-            log_probs, entropy, is_top1 = _AtOnce.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        plain = (
+            bias is None
+            and softcap is None
+            and (temperature, scale) == (1.0, 1.0)
+            and SUPPORTED_OUTPUTS.issuperset(outputs)
+        )
+        if (
+            plain
+            and len(hidden) * len(weight) <= MAX_LOGITS
+            and weight.device.type == "cpu"
+            and not weight.requires_grad
+        ):
+            log_probs, entropy, is_top1 = _LogProbFunction.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
             return log_probs, entropy, None, None, is_top1
         chunked: tuple[Tensor | None, ...] = ChunkedLogProbFunction.apply(
             hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs
@@ -67,7 +77,7 @@ class Head:
         return chunked
 
 
-class _AtOnce(torch.autograd.Function):
+class _LogProbFunction(torch.autograd.Function):
     """Products in the dtype that autocast wants, all else in float32, as TRL does. Only the log-probabilities have a
     gradient: the others are for people to read."""
 

@@ -29,15 +29,15 @@ from graftwork.training.data.tokens import IGNORED
 ATTENTION: Final = "graftwork_packed"
 """What this way is called in a model's configuration."""
 
-UNDERSTOOD: Final = frozenset({"llama", "qwen2", "qwen3"})
+SUPPORTED_MODEL_TYPES: Final = frozenset({"llama", "qwen2", "qwen3"})
 """Types of models that know a token's place by its position id alone, and hand on to attention what they are given."""
 
-LONGEST: Final = 256
+MAX_ROW_TOKENS: Final = 256
 """Tokens of a row up to which attention is computed as plain products: their scores are kept for the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class PackedLayout:
     """Where the rows are.
 
     Attributes:
@@ -51,7 +51,7 @@ class Layout:
     own: Tensor
 
     @property
-    def num_spared(self) -> int:
+    def num_saved_tokens(self) -> int:
         """Tokens that padded rows would have and that stand here once."""
         return self.shared * (len(self.places) - 1)
 
@@ -61,14 +61,18 @@ class Layout:
         return torch.cat((of_rows.new_zeros(self.shared), of_rows.repeat_interleave(lengths)))[None]
 
 
-def prepare(model: PreTrainedModel) -> bool:
+def enable_packing(model: PreTrainedModel) -> bool:
     """Let the model take packed rows, if it is one that can, and say whether it does. Other rows go their usual way."""
     config = model.config
-    if config.model_type not in UNDERSTOOD or config._attn_implementation != "sdpa" or model.device.type != "cpu":
+    if (
+        config.model_type not in SUPPORTED_MODEL_TYPES
+        or config._attn_implementation != "sdpa"
+        or model.device.type != "cpu"
+    ):
         return False
     if getattr(config, "sliding_window", None) or getattr(config, "attention_dropout", 0.0):
         return False
-    AttentionInterface.register(ATTENTION, attention)
+    AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     model.set_attn_implementation(ATTENTION)
     return bool(config._attn_implementation == ATTENTION)
@@ -80,7 +84,7 @@ def pack(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict
     None if a row is too long for it to be of use. A label says what its own token is, as everywhere; the first own
     token of a row follows another row's last one here, so that it is never learned.
     """
-    if max(map(len, rows)) > LONGEST:
+    if max(map(len, rows)) > MAX_ROW_TOKENS:
         return None
     shared = _shared(rows, labels)
     ids, targets, positions = list(rows[0][:shared]), [IGNORED] * shared, list(range(shared))
@@ -98,7 +102,7 @@ def pack(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict
         "input_ids": torch.tensor([ids]),
         "labels": torch.tensor([targets]),
         "position_ids": torch.tensor([positions]),
-        "packing": Layout(shared=shared, places=places, own=own),
+        "packing": PackedLayout(shared=shared, places=places, own=own),
     }
 
 
@@ -114,14 +118,14 @@ def _shared(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> i
     return shared if all(label == IGNORED for label in following) else max(shared - 1, 0)
 
 
-def attention(
+def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packing: Layout | None = None,
+    packing: PackedLayout | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:

@@ -7,7 +7,7 @@ import torch
 from graftwork.training.config import TrainConfig
 
 
-def precision_of(config: TrainConfig, device: str | None = None) -> str:
+def compute_precision(config: TrainConfig, device: str | None = None) -> str:
     """Torch's name of what is computed in, on ``device`` or on the one that there is."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision != "auto":

@@ -15,7 +15,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.base.folder import SIDE_FILES
 
 
-def save(model: PreTrainedModel, base: BaseInfo, folder: Path) -> None:
+def save_whole_model(model: PreTrainedModel, base: BaseInfo, folder: Path) -> None:
     """Write the weights, in the base's own precision, and what goes with them as it stands in the base's folder: the
     model speaks as its base did. ``model`` is not to be used afterwards."""
     model.to(getattr(torch, base.dtype)).save_pretrained(folder)

@@ -20,8 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from graftwork.adapters.errors import GraftworkError
 from graftwork.training.config import TrainConfig
 from graftwork.training.run import checkpoints
-from graftwork.training.run.checkpoints import Keeping
-from graftwork.training.run.progress import Listener, Metrics, Step
+from graftwork.training.run.checkpoints import Checkpointing
+from graftwork.training.run.progress import RunMetrics, StepListener, TrainingStep
 
 VALIDATION: Final = "validation"
 
@@ -29,25 +29,25 @@ VALIDATION: Final = "validation"
 REPLAY: Final = "replay"
 
 
-BEFORE: Final = "before_forgetting.safetensors"
+BEFORE_FORGETTING_FILE: Final = "before_forgetting.safetensors"
 """In a checkpoint: the adapter as it was when the loss on older rounds was last within bounds."""
 
 
-FORGOT: Final = "forgot"
+FORGOT_FILE: Final = "forgot"
 """In a checkpoint: that the loss was not within bounds any more, and the run is at its end."""
 
 
-class _Watcher(transformers.TrainerCallback):
+class RunCallback(transformers.TrainerCallback):
     """Turns what the trainer logs into Steps, publishes checkpoints, and ends a run that is to end."""
 
-    def __init__(self, on_step: Listener, config: TrainConfig, keeping: Keeping | None) -> None:
+    def __init__(self, on_step: StepListener, config: TrainConfig, keeping: Checkpointing | None) -> None:
         self._on_step = on_step
         self._config = config
         self._keeping = keeping
         self._began = time.perf_counter()
         self._first_step = 0
         self._tokens_before = 0
-        self._last = Step(
+        self._last = TrainingStep(
             step=0, num_steps=0, loss=None, learning_rate=None, num_tokens=0, seconds=0.0, validation_loss=None
         )
         self._trainer: Any = None
@@ -61,9 +61,9 @@ class _Watcher(transformers.TrainerCallback):
 
     def attach(self, trainer: Any, model: peft.PeftModel, resumed: Path | None) -> None:
         self._trainer, self._model = trainer, model
-        if resumed is not None and (resumed / BEFORE).is_file():
-            self._before = safetensors.torch.load_file(resumed / BEFORE)
-        if resumed is not None and (resumed / FORGOT).is_file():
+        if resumed is not None and (resumed / BEFORE_FORGETTING_FILE).is_file():
+            self._before = safetensors.torch.load_file(resumed / BEFORE_FORGETTING_FILE)
+        if resumed is not None and (resumed / FORGOT_FILE).is_file():
             self._forgot = self.ended = True
             trainer.state = transformers.TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
             self.on_train_begin(None, trainer.state, None)
@@ -111,13 +111,13 @@ class _Watcher(transformers.TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if (reward := metrics.get("eval_reward")) is not None:
-            # GRPO's loss is no measure of anything: it begins at zero, and what is held against what changes.
+            # TokenIdGRPOTrainer's loss is no measure of anything: it begins at zero, and what is held against what changes.
             self._tell(validation_reward=reward)
         elif (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
             self._tell(validation_loss=loss)
-        if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._bound is not None:
+        if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._forgetting_limit is not None:
             first = next(line[f"eval_{REPLAY}_loss"] for line in state.log_history if f"eval_{REPLAY}_loss" in line)
-            if loss <= first * (1 + self._bound):
+            if loss <= first * (1 + self._forgetting_limit):
                 self._before = {
                     name: weight.detach().cpu().clone()
                     for name, weight in self._model.named_parameters()
@@ -131,9 +131,9 @@ class _Watcher(transformers.TrainerCallback):
         assert self._keeping is not None
         written = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if self._before is not None:
-            safetensors.torch.save_file(self._before, written / BEFORE)
+            safetensors.torch.save_file(self._before, written / BEFORE_FORGETTING_FILE)
             if self._forgot:
-                (written / FORGOT).touch()
+                (written / FORGOT_FILE).touch()
         self._saved = state.global_step
         checkpoints.publish(written, self._keeping.folder, state.global_step)
         self._keeping.on_checkpoint(state.global_step)
@@ -141,8 +141,8 @@ class _Watcher(transformers.TrainerCallback):
     # --- what comes of it -------------------------------------------------------------------------------------------
 
     @property
-    def _bound(self) -> float | None:
-        """By how much the loss on older rounds may rise. DPO's and KTO's losses are no measure of what is forgotten."""
+    def _forgetting_limit(self) -> float | None:
+        """By how much the loss on older rounds may rise. DPO's and TokenIdKTOTrainer's losses are no measure of what is forgotten."""
         return self._config.forgetting if self._config.method in ("sft", "weighted_sft", "pretrain") else None
 
     def undo_forgetting(self) -> None:
@@ -156,7 +156,7 @@ class _Watcher(transformers.TrainerCallback):
         self._last = dataclasses.replace(self._last, **changes)
         self._on_step(self._last)
 
-    def metrics(self, *, num_trainable: int, device: str, precision: str) -> Metrics:
+    def metrics(self, *, num_trainable: int, device: str, precision: str) -> RunMetrics:
         history = self._trainer.state.log_history
         losses = [line["loss"] for line in history if "loss" in line]
         rewards = [line["reward"] for line in history if "loss" in line and "reward" in line]
@@ -166,7 +166,7 @@ class _Watcher(transformers.TrainerCallback):
         if self._forgot and len(looks) > 1:
             looks.pop()  # at weights that were not kept
         last_tenth = max(len(losses) // 10, 1)
-        return Metrics(
+        return RunMetrics(
             num_steps=self._trainer.state.global_step,
             num_tokens=self._last.num_tokens,
             seconds=time.perf_counter() - self._began,

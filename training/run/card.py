@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from graftwork.version import __version__
 from graftwork.training.config import TrainConfig
-from graftwork.training.run.progress import Metrics, Trial
+from graftwork.training.run.progress import RunMetrics, SearchTrial
+from graftwork.version import __version__
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -55,7 +55,7 @@ class Card:
     num_bad_rows: int
     """Rows of the file that could not be used."""
     config: TrainConfig
-    metrics: Metrics
+    metrics: RunMetrics
     trained_at: datetime
     parent_name: str | None = None
     """Whose version the parent is."""
@@ -65,7 +65,7 @@ class Card:
     """Sequences that ask a question in other words, which the base wrote."""
     reason: str = ""
     """Why this method, if it was chosen by itself."""
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[SearchTrial, ...] = ()
     """Of a search: all of them; this version is the best one."""
 
     @property
@@ -132,7 +132,7 @@ def _table(left: str, right: str, rows: dict[str, Any]) -> list[str]:
     return [f"| {left} | {right} |", "| --- | --- |", *cells]
 
 
-def _search(trials: Sequence[Trial]) -> list[str]:
+def _search(trials: Sequence[SearchTrial]) -> list[str]:
     if not trials:
         return []
     rows = [

@@ -15,14 +15,14 @@ from typing import Final
 
 from graftwork.adapters.storage.durable import sync_folder, sync_tree
 
-FILES: Final = "files.json"
+FILE_SIZES: Final = "files.json"
 """How large every other file of a checkpoint is."""
 
-KEPT: Final = 2
+MAX_CHECKPOINTS: Final = 2
 """Newest checkpoints that stay; older ones make room."""
 
 
-def number(folder: Path) -> int | None:
+def step_of(folder: Path) -> int | None:
     """After which step; None if it is no checkpoint's name."""
     head, _, tail = folder.name.rpartition("-")
     return int(tail) if head == "step" and tail.isdecimal() else None
@@ -32,7 +32,7 @@ def published(folder: Path) -> list[Path]:
     """All checkpoints of a run, the newest first."""
     if not folder.is_dir():
         return []
-    found = [(step, path) for path in folder.iterdir() if (step := number(path)) is not None]
+    found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -45,34 +45,34 @@ def publish(written: Path, folder: Path, step: int) -> Path:
     """Make what was written the run's checkpoint after ``step``: on disk first, then under its name, in one rename.
     All but the newest go."""
     final = folder / f"step-{step}"
-    (written / FILES).write_text(json.dumps(_sizes(written)), encoding="utf-8")
+    (written / FILE_SIZES).write_text(json.dumps(_sizes(written)), encoding="utf-8")
     sync_tree(written)
     shutil.rmtree(final, ignore_errors=True)
     written.rename(final)
     sync_folder(folder)
-    for old in published(folder)[KEPT:]:
+    for old in published(folder)[MAX_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        return bool(json.loads((path / FILES).read_bytes()) == _sizes(path))
+        return bool(json.loads((path / FILE_SIZES).read_bytes()) == _sizes(path))
     except (OSError, ValueError):
         return False
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILE_SIZES)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """Somebody asked the run to end; its newest checkpoint is whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Keeping:
+class Checkpointing:
     """Where checkpoints are kept, who hears of them, and who may end the run in between."""
 
     folder: Path

@@ -17,8 +17,8 @@ import torch
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.training.config import TrainConfig
-from graftwork.training.data.tokens import IGNORED, TokenRow, Tokens
-from graftwork.training.model.precision import precision_of
+from graftwork.training.data.tokens import IGNORED, LabeledTokens, TokenRow
+from graftwork.training.model.precision import compute_precision
 
 GIGABYTE: Final = 1_000_000_000
 
@@ -46,7 +46,7 @@ class Estimate:
     memory_bytes: int
     seconds: float
     free_bytes: int | None
-    """Memory that this machine can give now; None where it does not say."""
+    """MemoryMonitor that this machine can give now; None where it does not say."""
 
     @property
     def is_tight(self) -> bool:
@@ -61,7 +61,7 @@ class Estimate:
         return f"{text}."
 
 
-def estimate(
+def estimate_cost(
     base: BaseInfo,
     config: TrainConfig,
     *,
@@ -123,33 +123,35 @@ def _free_bytes() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def estimated(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> Estimate:
+def estimate_run(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> Estimate:
     """What a run on these rows will need on this machine."""
-    written = config.answer_room * config.tries * len(rows)
+    written = config.max_generated_tokens * config.completions_per_prompt * len(rows)
     learned = written or sum(
-        sum(label != IGNORED for label in row.labels) if isinstance(row, Tokens) else len(row) for row in rows
+        sum(label != IGNORED for label in row.labels) if isinstance(row, LabeledTokens) else len(row) for row in rows
     )
-    return estimate(
+    return estimate_cost(
         base,
         config,
-        num_tokens=sum(map(len, rows)) * config.tries + written,
-        longest=max(map(len, rows)) + config.answer_room,
+        num_tokens=sum(map(len, rows)) * config.completions_per_prompt + written,
+        longest=max(map(len, rows)) + config.max_generated_tokens,
         num_learned=learned,
         num_written=written,
-        precision=precision_of(config),
+        precision=compute_precision(config),
     )
 
 
-def fitting(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> int:
+def fitting_micro_batch_tokens(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> int:
     """``micro_batch_tokens``, halved while the run would not fit into the memory that is free and that can help: a CPU
     refuses no memory, but kills who has most of it."""
-    tokens, longest = config.micro_batch_tokens, max(map(len, rows)) + config.answer_room
-    while tokens > longest and estimated(base, rows, dataclasses.replace(config, micro_batch_tokens=tokens)).is_tight:
+    tokens, longest = config.micro_batch_tokens, max(map(len, rows)) + config.max_generated_tokens
+    while (
+        tokens > longest and estimate_run(base, rows, dataclasses.replace(config, micro_batch_tokens=tokens)).is_tight
+    ):
         tokens //= 2
     return tokens
 
 
-def micro_batch(config: TrainConfig, longest: int) -> int:
+def micro_batch_size(config: TrainConfig, longest: int) -> int:
     """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
     ``micro_batch_tokens``; at least one. A row of DPO goes through twice, with each of its answers."""
     fitting = max(config.micro_batch_tokens // (longest * (2 if config.method == "dpo" else 1)), 1)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.run.card import Card, seal
-from graftwork.training.run.progress import Listener, Metrics, Trial
+from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListener
 
 if TYPE_CHECKING:
-    from graftwork.training.run.checkpoints import Keeping
-from graftwork.training.run.plan import Run
+    from graftwork.training.run.checkpoints import Checkpointing
+from graftwork.training.run.plan import TrainingRun
 
 
 def check_free(folder: Path) -> None:
@@ -23,7 +23,9 @@ def check_free(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is there already. Give a folder that is not: --out FOLDER.", param="out")
 
 
-def carry_out(run: Run, folder: Path, on_step: Listener, keeping: Keeping | None = None, *, run_name: str = "") -> Card:
+def execute(
+    run: TrainingRun, folder: Path, on_step: StepListener, keeping: Checkpointing | None = None, *, run_name: str = ""
+) -> Card:
     """Train and leave the PEFT folder at ``folder``, whole or not at all. ``run_name`` is what trackers call it. Raises
     what ``trainer.train`` raises."""
     check_free(folder)
@@ -54,7 +56,9 @@ def carry_out(run: Run, folder: Path, on_step: Listener, keeping: Keeping | None
     return card
 
 
-def card_of(run: Run, metrics: Metrics, trained_at: datetime, *, trials: tuple[Trial, ...] = ()) -> Card:
+def card_of(
+    run: TrainingRun, metrics: RunMetrics, trained_at: datetime, *, trials: tuple[SearchTrial, ...] = ()
+) -> Card:
     """How the version came about that this run ended in."""
     return Card(
         name=run.name,

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Final
 
-SPEC: Final = "job.json"
+SPEC_FILE: Final = "job.json"
 
 
-PROGRESS: Final = "progress.jsonl"
+PROGRESS_FILE: Final = "progress.jsonl"
 
 
-RESULT: Final = "result.json"
+RESULT_FILE: Final = "result.json"
 
 
-PARTS: Final = "parts.json"
+PARTS_FILE: Final = "parts.json"
 
 
-CHECKPOINTS: Final = "checkpoints"
+CHECKPOINTS_FOLDER: Final = "checkpoints"
 
 
-ADAPTER: Final = "adapter"
+ADAPTER_FOLDER: Final = "adapter"
 
 
-REPORT: Final = "report.html"
+REPORT_FILE: Final = "report.html"
 
 
-TRIALS: Final = "trials"
+TRIALS_FOLDER: Final = "trials"
 
 
-WORDINGS: Final = "wordings.jsonl"
+WORDINGS_FILE: Final = "wordings.jsonl"
 
 FEEDBACK_FILE: Final = "feedback.jsonl"
 

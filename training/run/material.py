@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from graftwork.training.data.pipeline import prepare
-from graftwork.training.data.policy import Policy
+from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.source import file_sources
-from graftwork.training.data.report.numbers import Report
-from graftwork.training.data.row import SIDES, BadRow, Row, Side
+from graftwork.training.data.report.numbers import DataReport
+from graftwork.training.data.row import SPLITS, BadRow, Row, SplitName
 from graftwork.training.data.splits import Shares
-from graftwork.training.data.store import Stored
-from graftwork.training.methods.rows import route
+from graftwork.training.data.store import StoredDataSet
+from graftwork.training.methods.rows import rows_for_method
 
 if TYPE_CHECKING:
     pass
@@ -28,8 +28,8 @@ class Material:
 
     label: str
     """What the data is called, for people."""
-    sides: Mapping[Side, Sequence[Row]]
-    report: Report
+    sides: Mapping[SplitName, Sequence[Row]]
+    report: DataReport
     bad: tuple[BadRow, ...]
 
     @property
@@ -42,13 +42,17 @@ class Material:
         return sum(map(len, self.sides.values()))
 
 
-def material(data: Path | Stored, *, columns: Columns | None, format: str | None, share: float) -> Material:
+def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format: str | None, share: float) -> Material:
     """The rows of a file, cleaned by the default policy and split by ``share``; or of a data set that was kept, with
     the sides it has."""
-    return kept(data) if isinstance(data, Stored) else read([data], columns=columns, format=format, share=share)
+    return (
+        read_data_set(data)
+        if isinstance(data, StoredDataSet)
+        else read_files([data], columns=columns, format=format, share=share)
+    )
 
 
-def read(
+def read_files(
     data: Sequence[Path],
     validation: Sequence[Path] = (),
     *,
@@ -56,7 +60,7 @@ def read(
     format: str | None = None,
     share: float,
     fewest: int = 0,
-    earlier: Mapping[int, Side] | None = None,
+    earlier: Mapping[int, SplitName] | None = None,
 ) -> Material:
     """Files, cleaned by the default policy. Held out are the rows of ``validation``, or ``share`` of all: more, but at
     most a half, until ``fewest`` of these say what is right. What is held out at a smaller share is so at a larger one.
@@ -66,17 +70,17 @@ def read(
         sources.append(dataclasses.replace(source, split="validation"))
 
     def at(share: float) -> Material:
-        policy = Policy(shares=Shares(validation=share, test=0.0))
+        policy = DataPolicy(shares=Shares(validation=share, test=0.0))
         with prepare(sources, policy, earlier=earlier) as prepared:
             return Material(
                 label=" + ".join(path.name for path in data),
-                sides={side: tuple(prepared.rows(side)) for side in SIDES},
+                sides={side: tuple(prepared.rows(side)) for side in SPLITS},
                 report=prepared.report,
                 bad=prepared.bad,
             )
 
     def too_few(found: Material) -> bool:
-        return len(route(found.held_out, "sft").rows) < fewest and 2 * len(found.held_out) < found.num_rows
+        return len(rows_for_method(found.held_out, "sft").rows) < fewest and 2 * len(found.held_out) < found.num_rows
 
     found = at(0.0 if validation else share)
     if validation or not too_few(found):
@@ -99,8 +103,8 @@ _HALVINGS: Final = 8
 """They find a share to a row in two hundred."""
 
 
-def kept(data: Stored) -> Material:
+def read_data_set(data: StoredDataSet) -> Material:
     """A data set that was kept, with the sides it has. What was wrong with its sources was said when it was made."""
     data.verify()
     report = dataclasses.replace(data.report, fates={"kept": sum(data.num_rows.values())}, found=(), repaired=0)
-    return Material(label=data.id, sides={side: tuple(data.rows(side)) for side in SIDES}, report=report, bad=())
+    return Material(label=data.id, sides={side: tuple(data.rows(side)) for side in SPLITS}, report=report, bad=())

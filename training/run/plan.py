@@ -17,16 +17,16 @@ from graftwork.adapters.learning import reward_plugins, trackers
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import SUPERVISED, TrainConfig
-from graftwork.training.data.bad_rows import nothing_usable
+from graftwork.training.data.bad_rows import no_usable_rows
 from graftwork.training.data.mix.balance import balanced
-from graftwork.training.data.mix.paraphrases import Reworded, Wording, can_be_reworded
-from graftwork.training.data.mix.paraphrases import kept as kept_wordings
-from graftwork.training.data.mix.replay import replay
+from graftwork.training.data.mix.paraphrases import Augmentation, Wording, can_be_reworded
+from graftwork.training.data.mix.paraphrases import accept_wordings as kept_wordings
+from graftwork.training.data.mix.replay import sample_replay
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.report import words
-from graftwork.training.data.report.numbers import Report
-from graftwork.training.data.row import BadRow, Row, Side
-from graftwork.training.data.store import Stored
+from graftwork.training.data.report.numbers import DataReport
+from graftwork.training.data.row import BadRow, Row, SplitName
+from graftwork.training.data.store import StoredDataSet
 from graftwork.training.data.tokens import (
     Tokenized,
     TokenRow,
@@ -35,15 +35,15 @@ from graftwork.training.data.tokens import (
     tokenize_pairs,
     tokenize_questions,
 )
-from graftwork.training.methods.rows import route
+from graftwork.training.methods.rows import rows_for_method
 
 if TYPE_CHECKING:
     pass
-from graftwork.training.run.material import Material, material
+from graftwork.training.run.material import Material, load_material
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parent:
+class ParentVersion:
     """The version that is continued."""
 
     name: str
@@ -52,7 +52,7 @@ class Parent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingRun:
     """A run that can begin: rows read, checked, split and turned into token ids."""
 
     name: str
@@ -71,7 +71,7 @@ class Run:
     num_cut: int
     """Rows that lost the end of their answer to ``max_length``."""
 
-    parent: Parent | None = None
+    parent: ParentVersion | None = None
     teacher: BaseInfo | None = None
     """Of a distillation."""
 
@@ -95,11 +95,11 @@ class Run:
     """What was done to the data, for people."""
 
 
-Writer = Callable[[BaseInfo, TrainConfig, Sequence[str]], Sequence[Sequence[Wording]]]
+WordingWriter = Callable[[BaseInfo, TrainConfig, Sequence[str]], Sequence[Sequence[Wording]]]
 """Other wordings of questions, ``augment`` of each."""
 
 
-def written(
+def default_writer(
     base: BaseInfo,
     config: TrainConfig,
     questions: Sequence[str],
@@ -111,56 +111,56 @@ def written(
     from graftwork.training.model import precision
     from graftwork.training.run import wordings as augment
 
-    return augment.write(
+    return augment.generate_wordings(
         base,
         questions,
         each=config.augment,
         seed=config.seed,
-        precision=precision.precision_of(config),
+        precision=precision.compute_precision(config),
         kept=kept,
         on_progress=on_progress,
     )
 
 
-def plan(
+def plan_run(
     *,
     name: str,
-    data: Path | Stored,
+    data: Path | StoredDataSet,
     columns: Columns | None = None,
     format: str | None = None,
     base: BaseInfo,
     config: TrainConfig,
     teacher: BaseInfo | None = None,
-    writer: Writer = written,
-) -> Run:
+    writer: WordingWriter = default_writer,
+) -> TrainingRun:
     """Read and check everything a run needs; ``max_length`` becomes what the base can read, if that is less.
 
     ``data`` is a file, cleaned by the default policy and split by ``config.validation``, or a data set that was kept,
     with the sides it has. Raises InvalidRequest when there is nothing to learn, or the name cannot be an adapter's.
     """
     check_name(name, base_id=base.id)
-    found = material(data, columns=columns, format=format, share=config.validation)
-    return assemble(name, found, base=base, config=config, teacher=teacher, writer=writer)
+    found = load_material(data, columns=columns, format=format, share=config.validation)
+    return assemble_run(name, found, base=base, config=config, teacher=teacher, writer=writer)
 
 
-def assemble(
+def assemble_run(
     name: str,
     material: Material,
     *,
     base: BaseInfo,
     config: TrainConfig,
-    parent: Parent | None = None,
+    parent: ParentVersion | None = None,
     teacher: BaseInfo | None = None,
     older: Mapping[str, Material] | None = None,
     reason: str = "",
-    writer: Writer = written,
-) -> Run:
+    writer: WordingWriter = default_writer,
+) -> TrainingRun:
     """The run on this material, with rows of ``older`` rounds learned again as ``config.replay`` says, and other
     wordings of its questions by ``writer`` as ``config.augment`` says."""
     trackers.check(config.report_to)
     reward_plugins.check(config.rewards)
     if teacher is not None:
-        _check_same_words(base, teacher)
+        _check_same_vocabulary(base, teacher)
     config = dataclasses.replace(config, max_length=min(config.max_length, base.max_positions))
     prompts = Prompts(Path(base.path))
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
@@ -170,11 +170,11 @@ def assemble(
         tokenized: Tokenized[Any] = how(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
         return tokenized
 
-    routed = {side: route(material.sides[side], config.method) for side in ("train", "validation")}
+    routed = {side: rows_for_method(material.sides[side], config.method) for side in ("train", "validation")}
     originals, other = routed["train"].rows, None
     fresh = originals
     if config.augment:
-        other = _in_other_words(originals, material, older or {}, base, config, writer)
+        other = _augment(originals, material, older or {}, base, config, writer)
         fresh = (*originals, *other.rows)
     if config.method in SUPERVISED:
         fresh = tuple(balanced(fresh, config.balance))
@@ -185,14 +185,14 @@ def assemble(
         raise _nothing_to_learn(material, config, len(measured.sequences), bad)
     if config.method == "kto" and len({row.label for row in learned.sequences}) < 2:
         raise InvalidRequest(
-            "KTO learns from what was liked beside what was disliked, and all rows are of one kind. Collect both, or "
+            "TokenIdKTOTrainer learns from what was liked beside what was disliked, and all rows are of one kind. Collect both, or "
             "choose sft for liked answers.",
             param="method",
         )
     replayed, forgettable = _older(material, older or {}, config, len(fresh))
     again, watched = tokens(replayed), tokens(forgettable)
     unused = sum(sum(part.unused.values()) for part in routed.values())
-    return Run(
+    return TrainingRun(
         name=name,
         base=base,
         config=config,
@@ -211,7 +211,7 @@ def assemble(
         held_out=material.held_out,
         held_out_older=tuple(forgettable),
         reason=reason,
-        remarks=(*_remarks(material.report, unused, config.method), *(other.said() if other else ())),
+        remarks=(*_remarks(material.report, unused, config.method), *(other.describe() if other else ())),
     )
 
 
@@ -223,7 +223,7 @@ _TOKENIZE: Final[Mapping[str, Any]] = {
 }
 
 
-def _check_same_words(base: BaseInfo, teacher: BaseInfo) -> None:
+def _check_same_vocabulary(base: BaseInfo, teacher: BaseInfo) -> None:
     """ConfigurationError unless the teacher's tokens are the base's, id by id: its probabilities are compared with the
     model's own, token by token."""
     vocabularies = [
@@ -238,14 +238,14 @@ def _check_same_words(base: BaseInfo, teacher: BaseInfo) -> None:
         )
 
 
-def _in_other_words(
+def _augment(
     rows: Sequence[Row],
     material: Material,
     older: Mapping[str, Material],
     base: BaseInfo,
     config: TrainConfig,
-    writer: Writer,
-) -> Reworded:
+    writer: WordingWriter,
+) -> Augmentation:
     """Rows that ask in other words, of those that are learned from; none near to what this round or an older one holds
     out."""
     wordings = writer(base, config, [row.question for row in rows if can_be_reworded(row)])
@@ -264,16 +264,20 @@ def _older(
     nor asks about itself: what was said last is what holds."""
     asked = {row.question_key() for side in ("train", "validation", "test") for row in material.sides[side]}
 
-    def rows(side: Side) -> dict[str, list[Row]]:
+    def rows(side: SplitName) -> dict[str, list[Row]]:
         return {
-            name: [row for row in route(round_.sides[side], config.method).rows if row.question_key() not in asked]
+            name: [
+                row
+                for row in rows_for_method(round_.sides[side], config.method).rows
+                if row.question_key() not in asked
+            ]
             for name, round_ in older.items()
         }
 
-    replayed = replay(rows("train"), num_new, share=config.replay, seed=config.seed)
+    replayed = sample_replay(rows("train"), num_new, share=config.replay, seed=config.seed)
     held_out = rows("validation")
     # As many as are to be looked at: a share of that many beside as many new ones.
-    watched = replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
+    watched = sample_replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
     return replayed, watched
 
 
@@ -292,10 +296,10 @@ def _nothing_to_learn(
             param="method",
             code="no_usable_rows",
         )
-    return nothing_usable(material.label, bad)
+    return no_usable_rows(material.label, bad)
 
 
-def _remarks(report: Report, unused: int, method: str) -> Iterator[str]:
+def _remarks(report: DataReport, unused: int, method: str) -> Iterator[str]:
     left_out = [f"{number:,} {noun}" for fate, noun, number in words.fates(report) if fate not in ("kept", "bad")]
     if left_out:
         yield f"Left out: {', '.join(left_out)} (graftwork data check shows which)."

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class TrainingStep:
     """Where a run stands after one optimizer step, or before the first (``step`` 0)."""
 
     step: int
@@ -24,9 +24,9 @@ class Step:
     validation_loss: float | None
     """The latest one, in nats per learned token."""
     reward: float | None = None
-    """Of GRPO: the mean of the step's answers."""
+    """Of TokenIdGRPOTrainer: the mean of the step's answers."""
     validation_reward: float | None = None
-    """Of GRPO: the latest mean on the validation rows."""
+    """Of TokenIdGRPOTrainer: the latest mean on the validation rows."""
     trial: int = 0
     """Of a search: which trial this is, from 1. Steps, tokens and seconds are then those of all its trials."""
     trials: int = 0
@@ -41,11 +41,11 @@ class Step:
         return self.seconds / self.step * (self.num_steps - self.step) if self.step else None
 
 
-Listener = Callable[[Step], None]
+StepListener = Callable[[TrainingStep], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Metrics:
+class RunMetrics:
     """What came out of a run, for the card and the version's metadata."""
 
     num_steps: int
@@ -64,7 +64,7 @@ class Metrics:
     validation_token_accuracy: float | None
     """Share of the validation rows' learned tokens that were the likeliest at their place."""
     first_reward: float | None = None
-    """Of GRPO: the mean of the first step's answers."""
+    """Of TokenIdGRPOTrainer: the mean of the first step's answers."""
     last_reward: float | None = None
     """The mean over the last tenth of the steps."""
     base_validation_reward: float | None = None
@@ -92,7 +92,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
+class SearchTrial:
     """One of the runs of a search: what was tried, and what came of it."""
 
     number: int

@@ -25,41 +25,41 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from graftwork.adapters.errors import GraftworkError, InvalidRequest
-from graftwork.adapters.peft_format.limits import Limits
-from graftwork.adapters.storage.durable import DISK_FULL, is_full
+from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full
 from graftwork.training.config import TrainConfig
 from graftwork.training.run.card import Card, seal
-from graftwork.training.run.execution import card_of, carry_out, check_free
-from graftwork.training.run.folder import ADAPTER, CHECKPOINTS, TRIALS
-from graftwork.training.run.plan import Run
-from graftwork.training.run.progress import Listener, Metrics, Step, Trial
+from graftwork.training.run.execution import card_of, check_free, execute
+from graftwork.training.run.folder import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, TRIALS_FOLDER
+from graftwork.training.run.plan import TrainingRun
+from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListener, TrainingStep
 
 if TYPE_CHECKING:
-    from graftwork.training.run.checkpoints import Keeping
+    from graftwork.training.run.checkpoints import Checkpointing
 
-STUDY: Final = "search.log"
-"""In the place of a search: Optuna's journal. Beside it, in `TRIALS`, a folder each for the trial under way and the
+STUDY_FILE: Final = "search.log"
+"""In the place of a search: Optuna's journal. ServingWhileTraining it, in `TRIALS_FOLDER`, a folder each for the trial under way and the
 best one so far."""
 
-FORGIVEN: Final = frozenset({"training_diverged", "out_of_memory"})
+NON_FATAL_CODES: Final = frozenset({"training_diverged", "out_of_memory"})
 """What may end a trial without ending the search: another trial may do better."""
 
 RATE_FACTOR: Final = 4.0
-COMPARED_AFTER: Final = 3
+PRUNER_STARTUP_TRIALS: Final = 3
 """Trials that must have come to their end before others are held against their median."""
 
 _SPENT: Final = ("steps", "tokens", "seconds")
 
 
-class _GivenUp(Exception):
+class _TrialPruned(Exception):
     """The trial does worse than most."""
 
 
 def search(
-    run: Run,
+    run: TrainingRun,
     folder: Path,
-    on_step: Listener,
-    keeping: Keeping | None = None,
+    on_step: StepListener,
+    keeping: Checkpointing | None = None,
     *,
     place: Path,
     run_name: str = "",
@@ -74,22 +74,22 @@ def search(
     """
     if not run.validation:
         raise InvalidRequest(
-            "A search compares trials by the loss on held-out rows, and there are none. Hold rows back, or leave "
+            "A search compares trials by the loss on held-out rows, and there are none. MakeLinearMethod rows back, or leave "
             "search out.",
             param="search",
         )
     check_free(folder)
     place.mkdir(parents=True, exist_ok=True)
-    return _Search(run, place, on_step, keeping, run_name or run.name, say).to_the_best(folder)
+    return _Search(run, place, on_step, keeping, run_name or run.name, say).run_all(folder)
 
 
 class _Search:
     def __init__(
         self,
-        run: Run,
+        run: TrainingRun,
         place: Path,
-        on_step: Listener,
-        keeping: Keeping | None,
+        on_step: StepListener,
+        keeping: Checkpointing | None,
         run_name: str,
         say: Callable[[str], None],
     ) -> None:
@@ -101,11 +101,11 @@ class _Search:
         self._say = say
         self.wanted = run.config.search
         self._space = _space(run)
-        self.study = _opened(place / STUDY)
+        self.study = _open_study(place / STUDY_FILE)
 
     # --- one trial after another --------------------------------------------------------------------------------------
 
-    def to_the_best(self, folder: Path) -> Card:
+    def run_all(self, folder: Path) -> Card:
         if self._keeping is not None and self._ended():
             self._say(f"The search goes on after trial {len(self._ended())} of {self.wanted}.")
         while len(self._ended()) < self.wanted:
@@ -120,8 +120,8 @@ class _Search:
             raise GraftworkError(
                 f"None of the {self.wanted} trials came to a result. The last one: {last['reason']}", code=last["code"]
             )
-        self._say(f"The best of {self.wanted} trials is {best.number + 1}: {_said(self.run.config, best.params)}.")
-        return self._left(best, folder)
+        self._say(f"The best of {self.wanted} trials is {best.number + 1}: {_describe(self.run.config, best.params)}.")
+        return self._publish_best(best, folder)
 
     def _next(self) -> optuna.trial.Trial:
         """The one that was under way when the search was ended, or a new one."""
@@ -136,15 +136,15 @@ class _Search:
     def _try(self, trial: optuna.trial.Trial) -> None:
         config = self._proposed(trial)
         number, place = trial.number + 1, self._trial_place(trial.number)
-        self._say(f"Trial {number} of {self.wanted}: {_said(self.run.config, trial.params)}.")
-        for leftover in (place / ADAPTER, *place.glob(f".{ADAPTER}.partial-*")):
+        self._say(f"Trial {number} of {self.wanted}: {_describe(self.run.config, trial.params)}.")
+        for leftover in (place / ADAPTER_FOLDER, *place.glob(f".{ADAPTER_FOLDER}.partial-*")):
             shutil.rmtree(leftover, ignore_errors=True)  # of an attempt that ended before it could say so
-        ear = _Ear(self, trial, config)
+        ear = _TrialListener(self, trial, config)
         reason, code, loss = "", "", None
         try:
-            card = carry_out(
+            card = execute(
                 dataclasses.replace(self.run, config=config),
-                place / ADAPTER,
+                place / ADAPTER_FOLDER,
                 ear,
                 self._keeping_of(trial, place),
                 run_name=f"{self._run_name} trial {number}",
@@ -156,19 +156,19 @@ class _Search:
                 )
             trial.set_user_attr("metrics", dataclasses.asdict(card.metrics))
             loss = card.metrics.validation_loss
-        except _GivenUp as given_up:
+        except _TrialPruned as given_up:
             reason, code = str(given_up), "pruned"
         except GraftworkError as error:
-            if error.code not in FORGIVEN:
+            if error.code not in NON_FATAL_CODES:
                 raise
             reason, code = error.message, str(error.code)
         except OSError as error:
-            if not is_full(error):
+            if not is_disk_full(error):
                 raise
             reason, code = "The disk is full: make room where jobs are kept.", DISK_FULL
         if loss is None:
             shutil.rmtree(place, ignore_errors=True)  # first of all, since the disk may be full
-            _mend(self._place / STUDY)
+            _truncate_partial_line(self._place / STUDY_FILE)
             trial.set_user_attr("reason", reason)
             trial.set_user_attr("code", code)
         trial.set_user_attr("spent", ear.spent())
@@ -193,19 +193,19 @@ class _Search:
             values[name] = suggest(trial)
         return with_values(self.run.config, values)
 
-    def _keeping_of(self, trial: optuna.trial.Trial, place: Path) -> Keeping | None:
+    def _keeping_of(self, trial: optuna.trial.Trial, place: Path) -> Checkpointing | None:
         if self._keeping is None:
             return None
         before, heard = self.spent()["steps"], self._keeping.on_checkpoint
         return dataclasses.replace(
-            self._keeping, folder=place / CHECKPOINTS, on_checkpoint=lambda step: heard(before + step)
+            self._keeping, folder=place / CHECKPOINTS_FOLDER, on_checkpoint=lambda step: heard(before + step)
         )
 
     def _stop_if_asked(self) -> None:
         if self._keeping is not None and self._keeping.should_stop():
-            from graftwork.training.run.checkpoints import Stopped
+            from graftwork.training.run.checkpoints import RunStopped
 
-            raise Stopped
+            raise RunStopped
 
     # --- what is known of them ----------------------------------------------------------------------------------------
 
@@ -225,37 +225,37 @@ class _Search:
         """Only the best trial's files stay, and those of the one under way."""
         running = [trial for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
         kept = {self._trial_place(trial.number) for trial in (*running, self._best()) if trial is not None}
-        for place in (self._place / TRIALS).glob("*"):
+        for place in (self._place / TRIALS_FOLDER).glob("*"):
             if place not in kept:
                 shutil.rmtree(place, ignore_errors=True)
 
     def _trial_place(self, number: int) -> Path:
-        return self._place / TRIALS / f"trial-{number + 1}"
+        return self._place / TRIALS_FOLDER / f"trial-{number + 1}"
 
-    def _left(self, best: FrozenTrial, folder: Path) -> Card:
+    def _publish_best(self, best: FrozenTrial, folder: Path) -> Card:
         """The best trial's folder at ``folder``, whole or not at all, with a card that says all trials."""
         card = card_of(
             dataclasses.replace(self.run, config=with_values(self.run.config, best.params)),
-            Metrics(**best.user_attrs["metrics"]),
+            RunMetrics(**best.user_attrs["metrics"]),
             datetime.fromisoformat(best.user_attrs["ended_at"]),
-            trials=tuple(self._told(trial, best) for trial in self._ended()),
+            trials=tuple(self._summary(trial, best) for trial in self._ended()),
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
         try:
             # Copied: until somebody has the result, a search that is begun again finds everything in its place.
-            shutil.copytree(self._trial_place(best.number) / ADAPTER, partial)
+            shutil.copytree(self._trial_place(best.number) / ADAPTER_FOLDER, partial)
             seal(partial, card)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return card
 
-    def _told(self, trial: FrozenTrial, best: FrozenTrial) -> Trial:
+    def _summary(self, trial: FrozenTrial, best: FrozenTrial) -> SearchTrial:
         config = with_values(self.run.config, trial.params)
         complete = trial.state == TrialState.COMPLETE
         code = trial.user_attrs.get("code", "")
-        return Trial(
+        return SearchTrial(
             number=trial.number + 1,
             learning_rate=config.learning_rate,
             rank=config.rank,
@@ -267,18 +267,18 @@ class _Search:
         )
 
 
-class _Ear:
+class _TrialListener:
     """Hears one trial's steps: tells them as those of the whole search, and gives the trial up when it does badly."""
 
     def __init__(self, search: _Search, trial: optuna.trial.Trial, config: TrainConfig) -> None:
         self._search, self._trial, self._config = search, trial, config
         self._before = search.spent()
         self._seen: float | None = None
-        self._last = Step(
+        self._last = TrainingStep(
             step=0, num_steps=0, loss=None, learning_rate=None, num_tokens=0, seconds=0.0, validation_loss=None
         )
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: TrainingStep) -> None:
         self._last = step
         run, number = self._search.run, self._trial.number + 1
         before, usual = self._before, num_steps(len(run.rows), run.config)
@@ -302,7 +302,7 @@ class _Ear:
         """What this trial took."""
         return {"steps": self._last.step, "tokens": self._last.num_tokens, "seconds": self._last.seconds}
 
-    def _measured(self, step: Step, loss: float) -> None:
+    def _measured(self, step: TrainingStep, loss: float) -> None:
         if not math.isfinite(loss):
             raise GraftworkError(f"The loss on the held-out rows is {loss}: it diverged.", code="training_diverged")
         epoch = round(step.step * self._config.epochs / step.num_steps)
@@ -310,7 +310,7 @@ class _Ear:
         if epoch not in told:  # it may have been, before the search was ended
             self._trial.report(loss, epoch)
         if step.step < step.num_steps and self._trial.should_prune():
-            raise _GivenUp(f"its loss of {loss:.4f} after {_epochs(epoch)} is worse than the median of the others.")
+            raise _TrialPruned(f"its loss of {loss:.4f} after {_epochs(epoch)} is worse than the median of the others.")
 
 
 # --- what is tried ----------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class _Ear:
 
 def ranks(rank: int) -> tuple[int, ...]:
     """Those that are tried: half, the same, twice."""
-    return tuple(sorted({max(1, rank // 2), rank, min(2 * rank, Limits().max_rank)}))
+    return tuple(sorted({max(1, rank // 2), rank, min(2 * rank, AdapterLimits().max_rank)}))
 
 
 def num_steps(num_rows: int, config: TrainConfig) -> int:
@@ -332,7 +332,7 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(config, **{**values, "epochs": float(values["epochs"]), "alpha": alpha})
 
 
-def _space(run: Run) -> dict[str, Callable[[optuna.trial.Trial], Any]]:
+def _space(run: TrainingRun) -> dict[str, Callable[[optuna.trial.Trial], Any]]:
     """How each value is drawn, around what the run has."""
     rate, epochs = run.config.learning_rate, run.config.epochs
     space: dict[str, Callable[[optuna.trial.Trial], Any]] = {
@@ -350,7 +350,7 @@ def _space(run: Run) -> dict[str, Callable[[optuna.trial.Trial], Any]]:
     return space
 
 
-def _said(asked: TrainConfig, values: Mapping[str, Any]) -> str:
+def _describe(asked: TrainConfig, values: Mapping[str, Any]) -> str:
     config = with_values(asked, values)
     return f"learning rate {config.learning_rate:.3g}, rank {config.rank}, {_epochs(config.epochs)}"
 
@@ -362,7 +362,7 @@ def _epochs(number: float) -> str:
 # --- the study's file -------------------------------------------------------------------------------------------------
 
 
-class _Alone(JournalFileOpenLock):
+class _NoLock(JournalFileOpenLock):
     """No lock: nobody else runs in a run's folder, and Optuna's would stay behind when the run is killed."""
 
     def acquire(self) -> bool:
@@ -372,19 +372,19 @@ class _Alone(JournalFileOpenLock):
         pass
 
 
-def _opened(path: Path) -> optuna.Study:
+def _open_study(path: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _mend(path)
+    _truncate_partial_line(path)
     return optuna.create_study(
         study_name="search",
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(path), _Alone(str(path)))),
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(path), _NoLock(str(path)))),
         load_if_exists=True,
         direction="minimize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=COMPARED_AFTER, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=PRUNER_STARTUP_TRIALS, n_warmup_steps=1),
     )
 
 
-def _mend(path: Path) -> None:
+def _truncate_partial_line(path: Path) -> None:
     """Take away a last line that was not written to its end: the next one would be written behind it."""
     if path.is_file():
         whole = path.read_bytes().rfind(b"\n") + 1

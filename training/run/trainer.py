@@ -30,14 +30,14 @@ from graftwork.training.config import SUPERVISED, TrainConfig
 from graftwork.training.data.tokens import TokenRow
 from graftwork.training.methods import factory, kto, recipe
 from graftwork.training.model import adapter, head, whole_model
-from graftwork.training.model.adapter import trainable
+from graftwork.training.model.adapter import trainable_parameters
 from graftwork.training.model.anchor import Anchor
-from graftwork.training.model.precision import precision_of
+from graftwork.training.model.precision import compute_precision
 from graftwork.training.run import checkpoints
-from graftwork.training.run.callback import REPLAY, VALIDATION, _Watcher, diverged
-from graftwork.training.run.checkpoints import Keeping, Stopped
-from graftwork.training.run.estimate import micro_batch
-from graftwork.training.run.progress import Listener, Metrics
+from graftwork.training.run.callback import REPLAY, VALIDATION, RunCallback, diverged
+from graftwork.training.run.checkpoints import Checkpointing, RunStopped
+from graftwork.training.run.estimate import micro_batch_size
+from graftwork.training.run.progress import RunMetrics, StepListener
 
 # Something else may have imported the hub's library before the line above.
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -53,14 +53,14 @@ def train(
     validation: Sequence[TokenRow],
     config: TrainConfig,
     folder: Path,
-    on_step: Listener,
+    on_step: StepListener,
     *,
     parent: Path | None = None,
     teacher: BaseInfo | None = None,
     replay_validation: Sequence[TokenRow] = (),
-    keeping: Keeping | None = None,
+    keeping: Checkpointing | None = None,
     run_name: str | None = None,
-) -> Metrics:
+) -> RunMetrics:
     """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``; where
     all weights are trained, a model's whole folder.
 
@@ -74,9 +74,9 @@ def train(
     asked for it. In each case ``folder`` stays as it was.
     """
     if config.method == "kto":
-        rows = kto.mixed(rows, config.seed)
-    longest = max(len(row) for row in (*rows, *validation, *replay_validation)) + config.answer_room
-    micro = micro_batch(config, longest)
+        rows = kto.shuffle_for_kto(rows, config.seed)
+    longest = max(len(row) for row in (*rows, *validation, *replay_validation)) + config.max_generated_tokens
+    micro = micro_batch_size(config, longest)
     while True:
         try:
             return _attempt(
@@ -113,31 +113,31 @@ def _attempt(
     validation: Sequence[TokenRow],
     config: TrainConfig,
     folder: Path,
-    on_step: Listener,
+    on_step: StepListener,
     parent: Path | None,
     teacher: BaseInfo | None,
     replay_validation: Sequence[TokenRow],
-    keeping: Keeping | None,
+    keeping: Checkpointing | None,
     micro: int,
     run_name: str | None,
-) -> Metrics:
+) -> RunMetrics:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = precision_of(config, device)
+    precision = compute_precision(config, device)
     resumed = checkpoints.newest(keeping.folder) if keeping else None
-    watcher = _Watcher(on_step, config, keeping)
-    with _quiet(), head.quick(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
+    watcher = RunCallback(on_step, config, keeping)
+    with _quiet(), head.fast_loss_head(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
         # All weights that are trained are float32, as an adapter's are; the forward pass is computed in less.
         bare = load_model(base, dtype="float32" if config.variant == "full" else precision, device=device)
-        sources = recipe.Sources(
+        sources = recipe.RecipeInputs(
             tokenizer=Path(base.path, "tokenizer.json"),
             eos_token_ids=base.eos_token_ids,
             anchor=_anchor(bare, base, config),
             teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
         )
-        model = adapted(bare, base, config, parent)
-        measured = {VALIDATION: validation, REPLAY: () if config.asks else replay_validation}
-        trainer = factory.make(
+        model = prepare_model(bare, base, config, parent)
+        measured = {VALIDATION: validation, REPLAY: () if config.is_online else replay_validation}
+        trainer = factory.make_trainer(
             rows,
             measured,
             config,
@@ -152,19 +152,21 @@ def _attempt(
         )
         if config.reference == "base" and "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")  # TRL then takes the model without any adapter
-        adapter.in_float32(model)
+        adapter.cast_trainable_to_float32(model)
         watcher.attach(trainer, model, resumed)
         if not watcher.ended:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         if watcher.stopped:
-            raise Stopped
+            raise RunStopped
         watcher.undo_forgetting()
         _check_finite(model)
         _save(model, base, folder, config)
-    return watcher.metrics(num_trainable=sum(p.numel() for p in trainable(model)), device=device, precision=precision)
+    return watcher.metrics(
+        num_trainable=sum(p.numel() for p in trainable_parameters(model)), device=device, precision=precision
+    )
 
 
-def adapted(
+def prepare_model(
     model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent: Path | None = None
 ) -> peft.PeftModel | PreTrainedModel:
     """The base with an adapter to train, fresh or the parent's, whose weights alone are trainable, in float32; or,
@@ -172,9 +174,9 @@ def adapted(
     if config.variant == "full":
         return model.requires_grad_(True)
     if config.quantization == "nf4":
-        model = adapter.in_nf4(model)
-    grafted = adapter.fresh(model, base, config) if parent is None else adapter.continued(model, parent)
-    adapter.quicken(grafted)
+        model = adapter.quantize_nf4(model)
+    grafted = adapter.add_adapter(model, base, config) if parent is None else adapter.load_adapter(model, parent)
+    adapter.use_fused_lora(grafted)
     return grafted
 
 
@@ -202,7 +204,7 @@ def _arguments(
     device: str,
     precision: str,
     micro: int,
-    keeping: Keeping | None,
+    keeping: Checkpointing | None,
     resumed: Path | None,
 ) -> dict[str, Any]:
     return {
@@ -241,7 +243,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _scratch(keeping: Keeping | None) -> Iterator[Path]:
+def _scratch(keeping: Checkpointing | None) -> Iterator[Path]:
     """Where transformers writes: on the checkpoints' own disk, so that one is published by a rename."""
     if keeping is None:
         with tempfile.TemporaryDirectory(prefix="graftwork-train-") as passing:
@@ -257,13 +259,13 @@ def _scratch(keeping: Keeping | None) -> Iterator[Path]:
 
 
 def _check_finite(model: torch.nn.Module) -> None:
-    if not all(bool(torch.isfinite(weight).all()) for weight in trainable(model)):
+    if not all(bool(torch.isfinite(weight).all()) for weight in trainable_parameters(model)):
         raise diverged("The last step left weights that are no numbers")
 
 
 def _save(model: Any, base: BaseInfo, folder: Path, config: TrainConfig) -> None:
     if config.variant == "full":
-        whole_model.save(model, base, folder)
+        whole_model.save_whole_model(model, base, folder)
         return
     # The folder the base was loaded from means nothing to anybody else.
     model.peft_config["default"].base_model_name_or_path = base.id

@@ -21,14 +21,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.adapters.storage.durable import write_whole
+from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.data.mix.paraphrases import Wording
 
-Progress = Callable[[int, int], None]
-"""Told now and then how many wordings are written, and of how many."""
+WordingProgress = Callable[[int, int], None]
+"""UserAnswer now and then how many wordings are written, and of how many."""
 
 INSTRUCTION: Final = "You rewrite messages in other words and keep their meaning."
-ASKED: Final = "Rewrite in other words: "
+REQUEST_PREFIX: Final = "Rewrite in other words: "
 SHOTS: Final = (
     ("Where can I park my bike?", "Is there a place where I can park my bike?"),
     ("I forgot my password and can't get in.", "I can't get in since I don't remember my password."),
@@ -49,7 +49,7 @@ ROOM: Final = 1.5
 SPARE: Final = 8
 
 
-def write(
+def generate_wordings(
     base: BaseInfo,
     questions: Sequence[str],
     *,
@@ -57,7 +57,7 @@ def write(
     seed: int,
     precision: str,
     kept: Path | None = None,
-    on_progress: Progress = lambda written, of: None,
+    on_progress: WordingProgress = lambda written, of: None,
 ) -> list[list[Wording]]:
     """``each`` wordings of every question, from ``seed`` alone.
 
@@ -73,10 +73,10 @@ def write(
         index for index in sorted(range(len(asked)), key=lambda index: (len(asked[index]), index)) for _ in range(each)
     ]
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    there = _Kept(kept, _digest(base, questions, each, seed))
+    there = _WordingsFile(kept, _digest(base, questions, each, seed))
     if len(there.batches) < len(batches):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        writer = _Writer(load_model(base, dtype=precision, device=device), prompts, prefix)
+        writer = _WordingGenerator(load_model(base, dtype=precision, device=device), prompts, prefix)
         for number in range(len(there.batches), len(batches)):
             on_progress(number * BATCH, len(order))
             there.add(writer.write([asked[index] for index in batches[number]], seed=_seed(seed, number)))
@@ -88,7 +88,7 @@ def write(
     return written
 
 
-class _Writer:
+class _WordingGenerator:
     """The base, with what stands before every question computed once."""
 
     def __init__(self, model: PreTrainedModel, prompts: Prompts, prefix: Sequence[int]) -> None:
@@ -130,7 +130,7 @@ class _Writer:
         return Wording(text=self._prompts.decode(ids[: ended[0]] if ended else ids), ended=bool(ended))
 
 
-class _Kept:
+class _WordingsFile:
     """What was written, a line a batch, after a line that says of what."""
 
     def __init__(self, path: Path | None, digest: str) -> None:
@@ -143,7 +143,7 @@ class _Kept:
         if lines[:1] == [head]:
             self.batches = list(_whole(lines[1:]))
         # What a sudden end left of a last line is gone with this.
-        write_whole(path, "".join(f"{line}\n" for line in (head, *map(_line, self.batches))))
+        write_durably(path, "".join(f"{line}\n" for line in (head, *map(_line, self.batches))))
 
     def add(self, batch: list[Wording]) -> None:
         self.batches.append(batch)
@@ -169,8 +169,10 @@ def _asked(prompts: Prompts, questions: Sequence[str]) -> tuple[list[int], list[
     """The tokens that stand before every question, and of each question with what follows it."""
     shown = [{"role": "system", "content": INSTRUCTION}]
     for message, other in SHOTS:
-        shown += [{"role": "user", "content": f"{ASKED}{message}"}, {"role": "assistant", "content": other}]
-    whole = [prompts.chat([*shown, {"role": "user", "content": f"{ASKED}{question}"}]) for question in questions]
+        shown += [{"role": "user", "content": f"{REQUEST_PREFIX}{message}"}, {"role": "assistant", "content": other}]
+    whole = [
+        prompts.chat([*shown, {"role": "user", "content": f"{REQUEST_PREFIX}{question}"}]) for question in questions
+    ]
     # A token must be left of each to go on from.
     common = min(len(ids) for ids in whole) - 1
     for ids in whole[1:]:
@@ -184,5 +186,5 @@ def _seed(seed: int, batch: int) -> int:
 
 
 def _digest(base: BaseInfo, questions: Sequence[str], each: int, seed: int) -> str:
-    asked = [base.digest, INSTRUCTION, ASKED, SHOTS, TEMPERATURE, TOP_K, BATCH, each, seed, list(questions)]
+    asked = [base.digest, INSTRUCTION, REQUEST_PREFIX, SHOTS, TEMPERATURE, TOP_K, BATCH, each, seed, list(questions)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

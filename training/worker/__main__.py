@@ -18,12 +18,12 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.parent_death import die_with_parent
 from graftwork.training.worker.process import KEY_VARIABLE
-from graftwork.training.worker.worker import Worker, WorkerConfig
+from graftwork.training.worker.worker import TrainingWorker, TrainingWorkerConfig
 
 log = logging.getLogger(__name__)
 
 
-def follow(worker: Worker, line: BinaryIO) -> None:
+def follow_server(worker: TrainingWorker, line: BinaryIO) -> None:
     """Read what the server says: ``1`` while it answers somebody, ``0`` while not. Its end is the worker's."""
     while said := os.read(line.fileno(), 64):
         worker.busy = said.endswith(b"1")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if given.parent is not None:
         die_with_parent(given.parent)
-    config = WorkerConfig(
+    config = TrainingWorkerConfig(
         home=given.home,
         base=BaseInfo.from_json(given.base.read_text(encoding="utf-8")),
         url=given.url,
@@ -62,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return serve(config, line=sys.stdin.buffer if given.parent is not None else None)
 
 
-def serve(config: WorkerConfig, *, line: BinaryIO | None = None) -> int:
+def serve(config: TrainingWorkerConfig, *, line: BinaryIO | None = None) -> int:
     """Work until SIGTERM, or until ``line`` ends. Returns the process's exit code."""
-    worker = Worker(config)
+    worker = TrainingWorker(config)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the server drains and then ends us
     if line is not None:
-        threading.Thread(target=follow, args=(worker, line), name="line", daemon=True).start()
+        threading.Thread(target=follow_server, args=(worker, line), name="line", daemon=True).start()
     try:
         worker.run()
     except GraftworkError as error:

@@ -18,8 +18,8 @@ from graftwork.adapters import names
 from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.learning.files import Files
-from graftwork.adapters.learning.job import Job, NewEvent
-from graftwork.adapters.names import split
+from graftwork.adapters.learning.job import Job, NewJobEvent
+from graftwork.adapters.names import split_model
 from graftwork.adapters.storage.durable import DISK_FULL
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkAPIError, GraftworkClientError, GraftworkConnectionError, ServerError
@@ -29,11 +29,11 @@ from graftwork.training.worker import events
 
 log = logging.getLogger(__name__)
 
-PASSING: Final = frozenset({429, 502, 503, 504})
+TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 """What a server answers that starts, drains or is busy, and a proxy in its place."""
 
 
-class NotYet(Exception):
+class PushDeferred(Exception):
     """The server cannot take it just now. ``broken``: something failed there, which may not pass however long one
     waits."""
 
@@ -42,7 +42,7 @@ class NotYet(Exception):
         self.broken = broken
 
 
-class Refused(GraftworkError):
+class PushRefused(GraftworkError):
     """The server took everything but this version."""
 
     default_code = "push_refused"
@@ -57,16 +57,16 @@ class Delivery:
     files: Files
     lineage: Lineage
 
-    def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewEvent]]:
+    def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewJobEvent]]:
         """The version, which is the same however often it is pushed, and what became of the alias for candidates.
-        Raises NotYet when the server cannot take it just now, and Refused when it never will or its disk is full."""
+        Raises PushDeferred when the server cannot take it just now, and PushRefused when it never will or its disk is full."""
         digest = result.get("data_digest")
         answers = folder / folder_module.ANSWERS_FILE
         if digest and answers.exists():
             # Before the version can be seen: whatever learned from somebody's words is on record.
             self.lineage.record(digest, json.loads(answers.read_bytes()))
         card = result.get("card") or {}
-        parent_name, number = split(job.parent) if job.parent else (None, "0")
+        parent_name, number = split_model(job.parent) if job.parent else (None, "0")
         try:
             with Client(self.url, self.key) as client:
                 version, told = _registered(
@@ -80,20 +80,20 @@ class Delivery:
                         metadata={**card, "job": job.id},
                     ),
                 )
-                return version.id, [*told, *_moved(client, version, card.get("gates"))]
+                return version.id, [*told, *_move_alias(client, version, card.get("gates"))]
         except (GraftworkConnectionError, GraftworkAPIError) as error:
             if _passes(error):
-                raise NotYet(str(error), broken=False) from error
+                raise PushDeferred(str(error), broken=False) from error
             if isinstance(error, ServerError) and error.code != DISK_FULL:
-                raise NotYet(str(error), broken=True) from error
-            raise Refused(str(error), code=getattr(error, "code", None)) from error
+                raise PushDeferred(str(error), broken=True) from error
+            raise PushRefused(str(error), code=getattr(error, "code", None)) from error
 
-    def keep_results(self, job: Job, folder: Path) -> tuple[list[str], list[NewEvent]]:
+    def keep_results(self, job: Job, folder: Path) -> tuple[list[str], list[NewJobEvent]]:
         """The id of the file with the run's measurements; none on a full disk, and an event that says so. Raises
         Unavailable when the database is busy."""
         try:
             with self.files.upload() as upload:
-                upload.write(events.results(folder))
+                upload.write(events.results_csv(folder))
                 file = self.files.keep(
                     upload,
                     filename="step_metrics.csv",
@@ -105,18 +105,18 @@ class Delivery:
             if isinstance(error, Unavailable) and error.code != DISK_FULL:
                 raise
             log.warning("the measurements of %s were not kept: %s", job.id, error)
-            return [], [NewEvent(message=f"The table of measurements was not kept: {error}", level="warn")]
+            return [], [NewJobEvent(message=f"The table of measurements was not kept: {error}", level="warn")]
         return [file.id], []
 
 
 def _passes(error: GraftworkClientError) -> bool:
     """Whether it is only a matter of time, and be it until the server is started again."""
     if isinstance(error, GraftworkAPIError):
-        return error.status in PASSING and error.code != DISK_FULL
+        return error.status in TRANSIENT_STATUSES and error.code != DISK_FULL
     return isinstance(error, GraftworkConnectionError)
 
 
-def _registered(client: Client, job: Job, push: Callable[[], Version]) -> tuple[Version, list[NewEvent]]:
+def _registered(client: Client, job: Job, push: Callable[[], Version]) -> tuple[Version, list[NewJobEvent]]:
     """The version. When the server does not take it: the one that an attempt of this job pushed, which died before that
     was on record."""
     try:
@@ -125,11 +125,13 @@ def _registered(client: Client, job: Job, push: Callable[[], Version]) -> tuple[
         with contextlib.suppress(GraftworkClientError):
             for version in client.adapters.get(job.name).versions:
                 if version.metadata.get("job") == job.id:
-                    return version, [NewEvent(message=f"{version.id} was pushed before; again: {error}", level="warn")]
+                    return version, [
+                        NewJobEvent(message=f"{version.id} was pushed before; again: {error}", level="warn")
+                    ]
         raise
 
 
-def _moved(client: Client, version: Version, gates: Mapping[str, Any] | None) -> list[NewEvent]:
+def _move_alias(client: Client, version: Version, gates: Mapping[str, Any] | None) -> list[NewJobEvent]:
     """Point `names.CANDIDATE` at a version that passed all gates, and say so; or say why it stays where it is.
     ``gates`` are None for a version that nobody judged."""
     if gates is None:
@@ -137,11 +139,11 @@ def _moved(client: Client, version: Version, gates: Mapping[str, Any] | None) ->
     alias = f"{version.name}@{names.CANDIDATE}"
     if not gates["passed"]:
         why = "; ".join(gates["refusals"])
-        return [NewEvent(message=f"{alias} stays where it is, the gates refuse: {why}.", level="warn")]
+        return [NewJobEvent(message=f"{alias} stays where it is, the gates refuse: {why}.", level="warn")]
     try:
         client.adapters.promote(version.name, version.version, alias=names.CANDIDATE, reason="it passed all gates")
     except GraftworkClientError as error:
         if _passes(error):
             raise
-        return [NewEvent(message=f"All gates are passed, and {alias} stays where it is: {error}", level="warn")]
-    return [NewEvent(message=f"All gates are passed: {alias} is {version.id} now.")]
+        return [NewJobEvent(message=f"All gates are passed, and {alias} stays where it is: {error}", level="warn")]
+    return [NewJobEvent(message=f"All gates are passed: {alias} is {version.id} now.")]

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from graftwork.adapters.learning.job import NewEvent
-from graftwork.training.run.folder import PROGRESS
+from graftwork.adapters.learning.job import NewJobEvent
+from graftwork.training.run.folder import PROGRESS_FILE
 
 READ_AT_ONCE: Final = 1 << 20
 
@@ -32,7 +32,7 @@ OPENAI_NAMES: Final = {
 }
 """What a measurement is called in OpenAI's events, checkpoints and result files."""
 
-STANDING: Final = (
+PROGRESS_FIELDS: Final = (
     *("step", "total", "loss", "learning_rate", "validation_loss", "eta_seconds", "phase", "num_tokens"),
     *("reward", "validation_reward", "trial", "trials"),
 )
@@ -42,11 +42,11 @@ REWARD_COLUMNS: Final = ("train_reward_mean", "valid_reward_mean")
 
 
 @dataclass(kw_only=True)
-class News:
+class ProgressUpdate:
     """What a piece of ``progress.jsonl`` says; ``end`` is the byte behind its last whole line."""
 
     end: int
-    events: list[NewEvent] = field(default_factory=list)
+    events: list[NewJobEvent] = field(default_factory=list)
     checkpoints: dict[int, dict[str, Any]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
 
@@ -54,12 +54,12 @@ class News:
         return bool(self.events or self.checkpoints or self.progress)
 
 
-def read(folder: Path, start: int, before: Mapping[str, Any]) -> News:
+def read_progress(folder: Path, start: int, before: Mapping[str, Any]) -> ProgressUpdate:
     """What was written since the byte ``start``; ``before`` is where the run stood then. A line that is not whole yet
     is left for the next time; one that a kill cut short is passed over."""
-    news = News(end=start)
+    news = ProgressUpdate(end=start)
     try:
-        with (folder / PROGRESS).open("rb") as file:
+        with (folder / PROGRESS_FILE).open("rb") as file:
             file.seek(start)
             piece = file.read(READ_AT_ONCE)
     except FileNotFoundError:
@@ -70,31 +70,31 @@ def read(folder: Path, start: int, before: Mapping[str, Any]) -> News:
     for line in whole.split(b"\n"):
         if (said := _parsed(line)) is None:
             continue
-        now: dict[str, Any] = {name: said[name] for name in STANDING if name in said}
+        now: dict[str, Any] = {name: said[name] for name in PROGRESS_FIELDS if name in said}
         standing |= now
         news.progress |= now
-        measured = _measured(said)
+        measured = _openai_measurements(said)
         if isinstance(step := said.get("checkpoint"), int):
-            news.checkpoints[step] = {**_measured(standing), **measured, "step": step}
+            news.checkpoints[step] = {**_openai_measurements(standing), **measured, "step": step}
         if message := said.get("message"):
-            news.events.append(NewEvent(message=str(message), level=_level(said.get("level"))))
+            news.events.append(NewJobEvent(message=str(message), level=_level(said.get("level"))))
         elif "step" in said and "train_loss" in measured:
             total = f"/{standing['total']}" if standing.get("total") else ""
-            text = f"Step {said['step']}{total}: training loss={measured['train_loss']:.3f}"
-            news.events.append(NewEvent(message=text, data=measured))
+            text = f"TrainingStep {said['step']}{total}: training loss={measured['train_loss']:.3f}"
+            news.events.append(NewJobEvent(message=text, data=measured))
     if news.progress:
         news.progress["at"] = time.time()
     return news
 
 
-def results(folder: Path) -> bytes:
+def results_csv(folder: Path) -> bytes:
     """A run's measurements as CSV, a row a step: of a step that was done again after a kill, the last time."""
     rows: dict[int, dict[str, Any]] = {}
-    path = folder / PROGRESS
+    path = folder / PROGRESS_FILE
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         said = _parsed(line)
         if said is not None and isinstance(step := said.get("step"), int):
-            rows.setdefault(step, {}).update(_measured(said))
+            rows.setdefault(step, {}).update(_openai_measurements(said))
     text = io.StringIO()
     rewarded = any(name in row for row in rows.values() for name in REWARD_COLUMNS)
     columns = (*RESULT_COLUMNS, *REWARD_COLUMNS) if rewarded else RESULT_COLUMNS
@@ -112,7 +112,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return said if isinstance(said, dict) else None
 
 
-def _measured(said: Mapping[str, Any]) -> dict[str, Any]:
+def _openai_measurements(said: Mapping[str, Any]) -> dict[str, Any]:
     named = {theirs: said[ours] for ours, theirs in OPENAI_NAMES.items() if said.get(ours) is not None}
     return {"step": said["step"], **named} if "step" in said else named
 

@@ -16,7 +16,7 @@ from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.learning.job import Job
 from graftwork.adapters.storage.database import Database
 from graftwork.training.run import folder as folder_module
-from graftwork.training.run.folder import ADAPTER, CHECKPOINTS, REPORT, TRIALS, WORDINGS
+from graftwork.training.run.folder import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, REPORT_FILE, TRIALS_FOLDER, WORDINGS_FILE
 from graftwork.training.worker import erasing
 
 LOCK: Final = "worker.lock"
@@ -32,7 +32,7 @@ class JobFolders:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Nobody else works in them meanwhile. Raises ConfigurationError when somebody does."""
         with (self._root / LOCK).open("a") as lock:
             try:
@@ -57,12 +57,12 @@ class JobFolders:
         """Of a job that has ended stays what tells of it, and the feedback that it learned from, as long as the log has
         it: later rounds learn it again. Weights go, and what nothing was learned from."""
         folder = self._root / job.id
-        for name in (CHECKPOINTS, TRIALS, ADAPTER):
+        for name in (CHECKPOINTS_FOLDER, TRIALS_FOLDER, ADAPTER_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (folder_module.ANSWERS_FILE, WORDINGS):
+        for name in (folder_module.ANSWERS_FILE, WORDINGS_FILE):
             (folder / name).unlink(missing_ok=True)
         if job.status == "succeeded":
-            erasing.forget_in(self._database, folder)
+            erasing.erase_in_folder(self._database, folder)
             return
-        for name in (folder_module.FEEDBACK_FILE, REPORT):
+        for name in (folder_module.FEEDBACK_FILE, REPORT_FILE):
             (folder / name).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from graftwork.adapters.learning.job import Claim, Lost
+from graftwork.adapters.learning.job import Claim, ClaimLost
 from graftwork.adapters.learning.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Heartbeat:
             for key, claim in list(self._claims.items()):
                 try:
                     self._jobs.renew(claim, seconds=self.seconds)
-                except Lost:
+                except ClaimLost:
                     self._lost.add(key)
                 except Exception:
                     # Whatever it is, a thread that ended would let all claims run out while their jobs are worked on.

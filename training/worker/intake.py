@@ -13,13 +13,13 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback.feedback import FeedbackFilter, FeedbackLog
 from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.feedback.interactions import Interactions
-from graftwork.adapters.learning.job import NewEvent
+from graftwork.adapters.learning.job import NewJobEvent
 from graftwork.adapters.storage.database import Database
-from graftwork.adapters.storage.durable import write_whole
+from graftwork.adapters.storage.durable import write_durably
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
-from graftwork.training.data.bad_rows import nothing_usable
+from graftwork.training.data.bad_rows import no_usable_rows
 from graftwork.training.data.read.source import file_sources
-from graftwork.training.data.row import SIDES, BadRow, Row
+from graftwork.training.data.row import SPLITS, BadRow, Row
 from graftwork.training.data.store import DataStore
 
 _BAD_ROWS_KEPT: Final = 10
@@ -28,7 +28,7 @@ _BAD_ROWS_KEPT: Final = 10
 _AT_ONCE: Final = 500
 
 
-def check(paths: Iterable[Path], param: str) -> tuple[list[NewEvent], set[str]]:
+def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], set[str]]:
     """What to say of these files, and the ids of the logged answers in them. Raises InvalidRequest, which names the
     first lines, when there is no row to learn from."""
     bad: list[BadRow] = []
@@ -46,21 +46,23 @@ def check(paths: Iterable[Path], param: str) -> tuple[list[NewEvent], set[str]]:
                     num_bad += 1
                     bad += [row] if len(bad) < _BAD_ROWS_KEPT else []
         if not num_good:
-            raise nothing_usable(" and ".join(names), bad)
+            raise no_usable_rows(" and ".join(names), bad)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=param, code=error.code) from None
     events = []
     if num_bad:
         lines = "; ".join(str(row) for row in bad[:3]) + (f"; and {num_bad - 3} more" if num_bad > 3 else "")
-        events.append(NewEvent(message=f"{num_bad} of {num_bad + num_good} rows cannot be used: {lines}", level="warn"))
+        events.append(
+            NewJobEvent(message=f"{num_bad} of {num_bad + num_good} rows cannot be used: {lines}", level="warn")
+        )
     return events, answers
 
 
-def check_data_set(folder: Path) -> tuple[list[NewEvent], set[str]]:
-    """The same of a kept data set, whose rows were looked at when it was made. Raises what ``Stored.verify`` raises."""
+def check_data_set(folder: Path) -> tuple[list[NewJobEvent], set[str]]:
+    """The same of a kept data set, whose rows were looked at when it was made. Raises what ``StoredDataSet.verify`` raises."""
     stored = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
     stored.verify()
-    return [], {id for side in SIDES for row in stored.rows(side) for id in row.interactions}
+    return [], {id for side in SPLITS for row in stored.rows(side) for id in row.interactions}
 
 
 def write_feedback(database: Database, name: str, target: Path) -> int:
@@ -78,11 +80,11 @@ def write_feedback(database: Database, name: str, target: Path) -> int:
         # Of shadow arms' answers, which nobody sees, those alone that somebody judged or compared.
         about = {one.interaction_id for one in said} | {one.preferred_over for one in said if one.preferred_over}
         answers = _answers(Interactions(database, ids), about)
-        write_whole(target, "".join(_line(row) for row in (*answers, *said)))
+        write_durably(target, "".join(_line(row) for row in (*answers, *said)))
     return len(said)
 
 
-def forget(database: Database, kept: Path) -> bool:
+def remove_erased(database: Database, kept: Path) -> bool:
     """Take out of feedback that was written down what is gone from the log since, erased or expired: whole answers with
     all that was said of them, and words that were erased. Whether there was any."""
     ids = InteractionIds(secret(database, INTERACTION_IDS))
@@ -99,7 +101,7 @@ def forget(database: Database, kept: Path) -> bool:
         if (row["id"] in there if "completions" in row else row["interaction_id"] in about and row["id"] not in erased)
     ]
     if len(left) < len(rows):
-        write_whole(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
+        write_durably(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
     return len(left) < len(rows)
 
 

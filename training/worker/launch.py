@@ -1,7 +1,7 @@
 """Starts a run as it has to be: ``python -m graftwork.training.worker.launch FOLDER PARENT NICE THREADS COMMAND…``
 
 The run dies with its worker, is nice to everybody else, keeps to its threads, and nobody else runs in its folder: the
-lock goes with the process that this one becomes. Exit code `BUSY`: another one still does.
+lock goes with the process that this one becomes. Exit code `EXIT_FOLDER_BUSY`: another one still does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from graftwork.adapters.parent_death import die_with_parent
 
-BUSY: Final = 75
+EXIT_FOLDER_BUSY: Final = 75
 LOCK: Final = "run.lock"
 
 
@@ -24,7 +24,7 @@ def main(folder: str, parent: str, nice: str, threads: str, *command: str) -> in
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return BUSY
+        return EXIT_FOLDER_BUSY
     os.set_inheritable(lock, True)
     os.nice(int(nice))
     if int(threads):

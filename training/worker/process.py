@@ -16,12 +16,12 @@ from typing import Final
 
 from graftwork.training.worker import launch
 
-RUN: Final = (sys.executable, "-m", "graftwork.training.worker.job")
+RUN_COMMAND: Final = (sys.executable, "-m", "graftwork.training.worker.job")
 KEY_VARIABLE: Final = "GRAFTWORK_API_KEY"
 LOG_FILE: Final = "run.log"
 
 
-class Process:
+class RunProcess:
     """One run: a group of processes that starts, pauses, goes on and ends together.
 
     ``command`` is what carries it out, before its folder; ``key`` the server's, if it asks for one; of ``nice`` and
@@ -53,7 +53,7 @@ class Process:
             self.paused = wanted
 
     def end(self, seconds: float) -> None:
-        """Ask it to stop, wait that long, kill it."""
+        """StatsRequest it to stop, wait that long, kill it."""
         self.pause(False)
         if seconds:
             self._signal(signal.SIGTERM)
@@ -62,7 +62,7 @@ class Process:
         self._signal(signal.SIGKILL)
         self._process.wait()
 
-    def how_it_ended(self) -> str:
+    def describe_exit(self) -> str:
         code = self._process.returncode
         if code >= 0:
             tail = (self.folder / LOG_FILE).read_text(errors="replace").strip().rpartition("\n")[2][-300:]

@@ -16,17 +16,17 @@ LINGER_SECONDS: Final = 1.0
 
 
 @dataclass(kw_only=True)
-class Pace:
+class Throttle:
     """``share``: how much of the time a run may go on while the server is busy. 0 pauses it, 1 never does."""
 
     share: float
     busy_at: float = float("-inf")
 
-    def saw(self, busy: bool, now: float) -> None:
+    def record(self, busy: bool, now: float) -> None:
         if busy:
             self.busy_at = now
 
-    def paused(self, now: float) -> bool:
+    def should_pause(self, now: float) -> bool:
         if now - self.busy_at > LINGER_SECONDS or self.share >= 1:
             return False
         return (now % PERIOD_SECONDS) >= self.share * PERIOD_SECONDS

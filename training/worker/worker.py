@@ -19,26 +19,26 @@ from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.learning import data_sets
 from graftwork.adapters.learning.files import Files
-from graftwork.adapters.learning.job import FEEDBACK, Claim, Job, Lost, NewEvent
+from graftwork.adapters.learning.job import FEEDBACK_FILE, Claim, ClaimLost, Job, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.names import split
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.names import split_model
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
-from graftwork.adapters.storage.durable import DISK_FULL, is_full, write_whole
+from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.training.run import folder as folder_module
-from graftwork.training.run.folder import RESULT
+from graftwork.training.run.folder import RESULT_FILE
 from graftwork.training.worker import erasing, launch
 from graftwork.training.worker import events as relay
 from graftwork.training.worker import intake as intake_module
-from graftwork.training.worker.delivery import Delivery, NotYet, Refused
+from graftwork.training.worker.delivery import Delivery, PushDeferred, PushRefused
 from graftwork.training.worker.folders import JobFolders
 from graftwork.training.worker.heartbeat import Heartbeat
 from graftwork.training.worker.job.spec import JobSpec
-from graftwork.training.worker.process import KEY_VARIABLE, RUN, Process
-from graftwork.training.worker.throttle import Pace
+from graftwork.training.worker.process import KEY_VARIABLE, RUN_COMMAND, RunProcess
+from graftwork.training.worker.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ IDLE_SECONDS: Final = 0.5
 RELAY_SECONDS: Final = 0.5
 
 
-PACE_SECONDS: Final = 0.1
+BUSY_STEP_SECONDS: Final = 0.1
 
 
 SWEEP_SECONDS: Final = 600.0
@@ -60,23 +60,23 @@ ERASE_SECONDS: Final = 10.0
 PUSH_AGAIN_SECONDS: Final = 2.0
 
 
-BROKEN_PUSHES: Final = 10
+MAX_BROKEN_PUSHES: Final = 10
 """So many pushes may end in an error of the server's own that is not said to pass."""
 
-ASKING: Final = frozenset({"evaluate", "gates"})
+SERVER_PHASES: Final = frozenset({"evaluate", "gates"})
 """Phases in which a run asks the server itself: it does not pause for its own requests."""
 
-RENAMED: Final = {"n_epochs": "num_epochs"}
+HYPERPARAMETER_NAMES: Final = {"n_epochs": "num_epochs"}
 """Hyperparameters whose name in the API is another one than in a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerConfig:
+class TrainingWorkerConfig:
     """
     Attributes:
         home: of the server. base: what it serves. url: where it listens. key: that it takes, if it asks for one.
         command: what carries out a run, before its folder.
-        nice, threads: of a run; 0 threads is torch's choice. share: see `Pace`.
+        nice, threads: of a run; 0 threads is torch's choice. share: see `Throttle`.
         lease_seconds: how long after its death a worker is missed by others that share the database.
         stop_seconds: how long a run may take to stop before it is killed.
     """
@@ -85,7 +85,7 @@ class WorkerConfig:
     base: BaseInfo
     url: str
     key: str | None = None
-    command: Sequence[str] = RUN
+    command: Sequence[str] = RUN_COMMAND
     nice: int = 19
     threads: int = 0
     share: float = 0.5
@@ -94,13 +94,13 @@ class WorkerConfig:
 
 
 @dataclass(kw_only=True)
-class Current:
+class CurrentJob:
     """The job under way: its claim, its run while there is one, and what of it has been told."""
 
     claim: Claim
     folder: Path
-    process: Process | None
-    relayed: int
+    process: RunProcess | None
+    relayed_bytes: int
     progress: dict[str, Any]
     push_at: float = 0.0
     broken_pushes: int = 0
@@ -111,19 +111,19 @@ class Current:
         return self.claim.job.id
 
 
-class Worker:
+class TrainingWorker:
     """One worker of one home. ``step`` does what there is to do, and says how soon it wants to be asked again."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: TrainingWorkerConfig) -> None:
         self.config = config
         self.stopping = threading.Event()
-        self.pace = Pace(share=config.share)
+        self.throttle = Throttle(share=config.share)
         self.busy = False
         self._database = Database(config.home / "graftwork.db")
         self._jobs = Jobs(self._database)
         self._files = Files(self._database, config.home / "files")
         self._registry = Registry(self._database)
-        self._store = ArtifactStore(config.home / "artifacts", limits=Limits())
+        self._store = ArtifactStore(config.home / "artifacts", limits=AdapterLimits())
         self._folders = JobFolders(config.home, self._database)
         lineage = Lineage(self._database)
         self._delivery = Delivery(url=config.url, key=config.key, files=self._files, lineage=lineage)
@@ -132,14 +132,14 @@ class Worker:
         self._heartbeat = Heartbeat(self._jobs, config.lease_seconds)
         self._checker = ThreadPoolExecutor(1, thread_name_prefix="check")
         self._checking: tuple[Claim, Future[None]] | None = None
-        self._current: Current | None = None
+        self._current: CurrentJob | None = None
         self._erase_at = 0.0
         self._sweep_at = 0.0
 
     def run(self) -> None:
         """Work until ``stopping`` is set. Holds the home's lock meanwhile."""
-        with self._folders.held():
-            self._jobs.disown(self._owner)
+        with self._folders.locked():
+            self._jobs.release_owner(self._owner)
             threading.Thread(target=self._heartbeat.beat, args=(self.stopping,), name="heartbeat", daemon=True).start()
             log.info("the training worker %d waits for jobs", os.getpid())
             while not self.stopping.is_set():
@@ -156,10 +156,10 @@ class Worker:
         now = time.monotonic()
         self._check_files()
         self._drop_if_lost()
-        self._begin_if_free()
+        self._start_next_job()
         self._go_on(now)
         self._clean_up(now)
-        return PACE_SECONDS if self._current is not None and self.pace.busy_at > now - 5 else IDLE_SECONDS
+        return BUSY_STEP_SECONDS if self._current is not None and self.throttle.busy_at > now - 5 else IDLE_SECONDS
 
     # -- before the run ----------------------------------------------------------------------------------------------
 
@@ -178,20 +178,20 @@ class Worker:
 
     def _check(self, claim: Claim) -> None:
         job = claim.job
-        with self._given_back(claim), self._job_ends(claim):
+        with self._requeue_when_unavailable(claim), self._fail_job_on_error(claim):
             folder = self._folders.of(job)
-            if job.training_file == FEEDBACK:
+            if job.training_file == FEEDBACK_FILE:
                 intake_module.write_feedback(self._database, job.name, folder / folder_module.FEEDBACK_FILE)
             data, validation = self._data(job)
             if data_sets.is_reference(job.training_file):
                 events, answers = intake_module.check_data_set(data[0])
             else:
-                events, answers = intake_module.check(data, "training_file")
+                events, answers = intake_module.check_files(data, "training_file")
             if validation:
-                events += intake_module.check(validation, "validation_file")[0]
+                events += intake_module.check_files(validation, "validation_file")[0]
             if answers:
-                write_whole(folder / folder_module.ANSWERS_FILE, json.dumps(sorted(answers)))
-            self._jobs.validated(claim, events)
+                write_durably(folder / folder_module.ANSWERS_FILE, json.dumps(sorted(answers)))
+            self._jobs.mark_validated(claim, events)
 
     def _data(self, job: Job) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
         def path(id: str) -> Path:
@@ -200,12 +200,12 @@ class Worker:
             return self._files.path(self._files.get(id))
 
         feedback = self._folders.of(job) / folder_module.FEEDBACK_FILE
-        data = feedback if job.training_file == FEEDBACK else path(job.training_file)
+        data = feedback if job.training_file == FEEDBACK_FILE else path(job.training_file)
         return (data,), () if job.validation_file is None else (path(job.validation_file),)
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def _begin_if_free(self) -> None:
+    def _start_next_job(self) -> None:
         if self._current is not None:
             return
         claim = self._jobs.claim(self._owner, "queued", seconds=self.config.lease_seconds)
@@ -213,23 +213,27 @@ class Worker:
             return
         self._heartbeat.hold(claim)
         job, process = claim.job, None
-        with self._given_back(claim), self._job_ends(claim):
+        with self._requeue_when_unavailable(claim), self._fail_job_on_error(claim):
             folder = self._folders.of(job)
-            if not (folder / RESULT).exists():
+            if not (folder / RESULT_FILE).exists():
                 self._spec(job).write(folder)
                 process = self._start(folder)
-            self._current = Current(
-                claim=claim, folder=folder, process=process, relayed=job.relayed_bytes, progress=dict(job.progress)
+            self._current = CurrentJob(
+                claim=claim,
+                folder=folder,
+                process=process,
+                relayed_bytes=job.relayed_bytes,
+                progress=dict(job.progress),
             )
             log.info("%s: attempt %d for %s", job.id, job.attempts, job.name)
 
-    def _start(self, folder: Path) -> Process:
+    def _start(self, folder: Path) -> RunProcess:
         config = self.config
-        return Process(folder, config.command, key=config.key, nice=config.nice, threads=config.threads)
+        return RunProcess(folder, config.command, key=config.key, nice=config.nice, threads=config.threads)
 
     def _spec(self, job: Job) -> JobSpec:
         data, validation = self._data(job)
-        parent_name, number = split(job.parent) if job.parent else (None, None)
+        parent_name, number = split_model(job.parent) if job.parent else (None, None)
         folder = None
         if parent_name is not None and number is not None:
             folder = self._store.path(self._registry.version(parent_name, int(number)).digest)
@@ -241,7 +245,9 @@ class Worker:
             parent_name=parent_name,
             parent_folder=folder,
             method=job.method,
-            hyperparameters={RENAMED.get(name, name): value for name, value in job.hyperparameters.items()},
+            hyperparameters={
+                HYPERPARAMETER_NAMES.get(name, name): value for name, value in job.hyperparameters.items()
+            },
             data=data,
             validation=validation,
             seed=job.seed,
@@ -253,35 +259,35 @@ class Worker:
     def _go_on(self, now: float) -> None:
         if self._current is not None:
             try:
-                self._see_to(self._current, now)
-            except Lost:
+                self._supervise_run(self._current, now)
+            except ClaimLost:
                 self._drop()
 
-    def _see_to(self, current: Current, now: float) -> None:
+    def _supervise_run(self, current: CurrentJob, now: float) -> None:
         process = current.process
         if process is not None:
-            self.pace.saw(self.busy, now)
-            process.pause(self.pace.paused(now) and current.progress.get("phase") not in ASKING)
+            self.throttle.record(self.busy, now)
+            process.pause(self.throttle.should_pause(now) and current.progress.get("phase") not in SERVER_PHASES)
         ended = process is None or process.exit_code is not None
         if ended or now >= current.relay_at:
             self._relay(current)
             current.relay_at = now + RELAY_SECONDS
         if not ended:
             return
-        if (current.folder / RESULT).exists():
+        if (current.folder / RESULT_FILE).exists():
             if now >= current.push_at:
                 self._finish(current)
             return
         assert process is not None
-        if process.exit_code == launch.BUSY:
+        if process.exit_code == launch.EXIT_FOLDER_BUSY:
             self._let_go(current, "The run of another worker still ends.", forgiven=True)
         else:
-            self._let_go(current, process.how_it_ended(), forgiven=False)
+            self._let_go(current, process.describe_exit(), forgiven=False)
 
-    def _relay(self, current: Current) -> None:
+    def _relay(self, current: CurrentJob) -> None:
         while True:
-            news = relay.read(current.folder, current.relayed, current.progress)
-            if news.end == current.relayed:
+            news = relay.read_progress(current.folder, current.relayed_bytes, current.progress)
+            if news.end == current.relayed_bytes:
                 return
             self._jobs.report(
                 current.claim,
@@ -290,15 +296,15 @@ class Worker:
                 progress=news.progress,
                 relayed_bytes=news.end,
             )
-            current.relayed = news.end
+            current.relayed_bytes = news.end
             current.progress |= news.progress
 
     # -- after the run -----------------------------------------------------------------------------------------------
 
-    def _finish(self, current: Current) -> None:
+    def _finish(self, current: CurrentJob) -> None:
         claim, job = current.claim, current.claim.job
-        with self._job_ends(claim):
-            result = json.loads((current.folder / RESULT).read_text(encoding="utf-8"))
+        with self._fail_job_on_error(claim):
+            result = json.loads((current.folder / RESULT_FILE).read_text(encoding="utf-8"))
             if result["status"] != "succeeded":
                 error = result["error"]
                 self._jobs.fail(claim, code=error["code"], message=error["message"], param=error.get("param"))
@@ -306,7 +312,7 @@ class Worker:
                 self._jobs.publish(claim)
                 try:
                     version, events = self._delivery.push(job, current.folder, result)
-                except NotYet as reason:
+                except PushDeferred as reason:
                     self._push_later(current, reason)
                     return
                 result_files, warnings = self._delivery.keep_results(job, current.folder)
@@ -321,24 +327,24 @@ class Worker:
                 log.info("%s: %s", job.id, version)
         self._done(current)
 
-    def _push_later(self, current: Current, reason: NotYet) -> None:
+    def _push_later(self, current: CurrentJob, reason: PushDeferred) -> None:
         """Wait for a server that restarts as long as it takes; one that fails at this version is asked a few times."""
         log.warning("%s has finished, but its version cannot be pushed yet: %s", current.id, reason)
         current.broken_pushes += reason.broken
-        if current.broken_pushes >= BROKEN_PUSHES:
-            raise Refused(f"The server failed at the version {BROKEN_PUSHES} times; the last time: {reason}")
+        if current.broken_pushes >= MAX_BROKEN_PUSHES:
+            raise PushRefused(f"The server failed at the version {MAX_BROKEN_PUSHES} times; the last time: {reason}")
         if not current.push_at:
             told = f"The run has ended well; its version waits for the server: {reason}"
-            self._jobs.report(current.claim, [NewEvent(message=told, level="warn")])
+            self._jobs.report(current.claim, [NewJobEvent(message=told, level="warn")])
         current.push_at = time.monotonic() + PUSH_AGAIN_SECONDS
 
     @contextlib.contextmanager
-    def _job_ends(self, claim: Claim) -> Iterator[None]:
+    def _fail_job_on_error(self, claim: Claim) -> Iterator[None]:
         """What goes wrong with the job's own things ends the job, with the reason."""
         try:
             try:
                 yield
-            except Lost:
+            except ClaimLost:
                 raise
             except GraftworkError as error:
                 if isinstance(error, Unavailable) and error.code != DISK_FULL:
@@ -347,21 +353,21 @@ class Worker:
             except GraftworkClientError as error:
                 self._fail(claim, "push_refused", str(error))
             except OSError as error:
-                code = DISK_FULL if is_full(error) else "io_error"
+                code = DISK_FULL if is_disk_full(error) else "io_error"
                 self._fail(claim, code, f"{error.strerror or error}: {error.filename or claim.job.id}")
-        except Lost as lost:
+        except ClaimLost as lost:
             log.info("%s", lost)
             self._heartbeat.let_go(claim)
 
     @contextlib.contextmanager
-    def _given_back(self, claim: Claim) -> Iterator[None]:
+    def _requeue_when_unavailable(self, claim: Claim) -> Iterator[None]:
         """What cannot be begun just now is begun later, by whoever claims it then."""
         try:
             yield
         except Unavailable:
             self._heartbeat.let_go(claim)
-            with contextlib.suppress(Lost):
-                self._jobs.let_go(claim, "The server's database was busy; the job is tried again.", forgiven=True)
+            with contextlib.suppress(ClaimLost):
+                self._jobs.release(claim, "The server's database was busy; the job is tried again.", forgiven=True)
             raise
 
     def _fail(self, claim: Claim, code: str, message: str, param: str | None = None) -> None:
@@ -369,12 +375,12 @@ class Worker:
         self._heartbeat.let_go(claim)
         self._jobs.fail(claim, code=code, message=message, param=param)
 
-    def _let_go(self, current: Current, reason: str, *, forgiven: bool) -> None:
+    def _let_go(self, current: CurrentJob, reason: str, *, forgiven: bool) -> None:
         log.warning("%s: %s", current.id, reason)
-        self._jobs.let_go(current.claim, reason, forgiven=forgiven)
+        self._jobs.release(current.claim, reason, forgiven=forgiven)
         self._done(current)
 
-    def _done(self, current: Current) -> None:
+    def _done(self, current: CurrentJob) -> None:
         self._heartbeat.let_go(current.claim)
         self._current = None
         self._tidy(current.id)
@@ -396,16 +402,16 @@ class Worker:
         """The server stops. What runs is given back, to be gone on with."""
         current = self._current
         if current is not None:
-            with self._job_ends(current.claim):
+            with self._fail_job_on_error(current.claim):
                 if current.process is not None:
                     current.process.end(self.config.stop_seconds)
                     self._relay(current)
-                self._jobs.let_go(current.claim, "The server stops; the job goes on when it is back.", forgiven=True)
+                self._jobs.release(current.claim, "The server stops; the job goes on when it is back.", forgiven=True)
         if self._checking is not None:
             claim, future = self._checking
             if future.cancel() or not future.done():
-                with self._job_ends(claim):
-                    self._jobs.let_go(claim, "The server stops; the job goes on when it is back.", forgiven=True)
+                with self._fail_job_on_error(claim):
+                    self._jobs.release(claim, "The server stops; the job goes on when it is back.", forgiven=True)
         self._checker.shutdown(wait=False, cancel_futures=True)
 
     # -- what stays --------------------------------------------------------------------------------------------------
@@ -413,7 +419,7 @@ class Worker:
     def _clean_up(self, now: float) -> None:
         if now >= self._erase_at:
             self._erase_at = now + ERASE_SECONDS
-            erasing.carry_out(self._database, self.config.home)
+            erasing.erase_pending(self._database, self.config.home)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._sweep()

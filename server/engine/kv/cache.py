@@ -1,6 +1,6 @@
 """Keys and values of every running sequence: one slot each, preallocated, written in place.
 
-Layout: ``keys[layer]`` and ``values[layer]`` are [num_slots, slot_length, kv_heads * head_dim]. On a CPU the memory is
+PackedLayout: ``keys[layer]`` and ``values[layer]`` are [num_slots, slot_length, kv_heads * head_dim]. On a CPU the memory is
 mapped, not touched: a slot costs what its sequence fills, and what nobody needs any more is handed back to the system.
 Which slot belongs to whom, and what of it another may use, is ``prefix_cache``'s business.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.kv.prefix_cache import Move
+from graftwork.server.engine.kv.prefix_cache import SlotMove
 
 #: Linux's number on x86 and ARM; Python has no name for it before 3.13.
 MAP_NORESERVE = 0x4000
@@ -64,11 +64,11 @@ class KVCache:
         self._maps.append(memory)
         return torch.frombuffer(memory, dtype=self.shape.dtype).view(size)
 
-    def claim(self, slot: int) -> None:
+    def reset(self, slot: int) -> None:
         """Make a slot ready for a new sequence: it holds nothing."""
         self.truncate(slot, 0)
 
-    def arrange(self, move: Move) -> None:
+    def apply_move(self, move: SlotMove) -> None:
         """Let a slot hold the first tokens of another, or of itself, and nothing else."""
         if move.source != move.slot:
             for tensor in (*self.keys, *self.values):

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 #: Tokens a hash stands for. Beginnings shorter than that are not worth finding.
-BLOCK = 16
+BLOCK_SIZE = 16
 
 #: What is left of a retained slot's head when its tail is cut off, at least; and what is cut off at once, at least.
 SHORTEST_HEAD = 64
@@ -40,7 +40,7 @@ FORGETTABLE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class SlotMove:
     """``slot`` is to hold the first ``count`` tokens of ``source``, itself or another slot, and nothing else.
 
     Nobody runs in a slot that is not ``in_use`` next: the memory behind those tokens can be given back.
@@ -62,34 +62,34 @@ class Prefix:
 
     def keys(self, length: int) -> list[int]:
         """A hash for each whole block of the first ``length`` tokens."""
-        num_blocks = length // BLOCK
+        num_blocks = length // BLOCK_SIZE
         while len(self._keys) < num_blocks:
-            start = len(self._keys) * BLOCK
+            start = len(self._keys) * BLOCK_SIZE
             before = self._keys[-1] if self._keys else hash(self.adapter)
-            self._keys.append(hash((before, *self.tokens[start : start + BLOCK])))
+            self._keys.append(hash((before, *self.tokens[start : start + BLOCK_SIZE])))
         return self._keys[:num_blocks]
 
 
 @dataclass(eq=False, slots=True)
-class Holding:
+class CachedSlot:
     """What a slot holds: the first ``length`` tokens of ``prefix``. A running one is on its way to ``num_coming``."""
 
     slot: int
     prefix: Prefix
     length: int = 0
-    num_coming: int = 0
+    num_pending: int = 0
     running: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class PrefixHit:
     """The first ``count`` tokens are in the slot of ``holding``. No holding: none are."""
 
     count: int
-    holding: Holding | None
+    holding: CachedSlot | None
 
 
-_MISS = Hit(0, None)
+_MISS = PrefixHit(0, None)
 
 
 class _Blocks:
@@ -133,46 +133,46 @@ class PrefixCache:
         self.enabled = enabled
         self.num_retained_tokens = 0
         self._free = list(range(num_slots))
-        self._running: dict[int, Holding] = {}
-        self._retained: dict[int, Holding] = {}  # least recently used first
+        self._running: dict[int, CachedSlot] = {}
+        self._retained: dict[int, CachedSlot] = {}  # least recently used first
         self._computed = _Blocks()
         self._coming = _Blocks()
-        self._moves: list[Move] = []
+        self._moves: list[SlotMove] = []
 
     @property
     def num_retained(self) -> int:
         return len(self._retained)
 
-    def take_moves(self) -> list[Move]:
+    def pop_moves(self) -> list[SlotMove]:
         """What must be done to the memory before the next step, in this order. Each is told once."""
         moves, self._moves = self._moves, []
         return moves
 
     # -- what is there -------------------------------------------------------------------------------------------
-    def find(self, wanted: Prefix, limit: int) -> Hit:
+    def find(self, wanted: Prefix, limit: int) -> PrefixHit:
         """The longest beginning of ``wanted``, of at most ``limit`` tokens, that has been computed."""
         num_blocks, slots = self._computed.deepest(wanted.keys(limit))
         best = _MISS
         for slot in slots:
             holding = self._holding(slot)
-            hit = Hit(_reach(wanted, holding, num_blocks * BLOCK, limit), holding)
+            hit = PrefixHit(_reach(wanted, holding, num_blocks * BLOCK_SIZE, limit), holding)
             if (hit.count, -_cost(hit)) > (best.count, -_cost(best)):
                 best = hit
         return best if best.holding is not None and _is_same(wanted, best.holding, best.count) else _MISS
 
-    def coming(self, wanted: Prefix, limit: int) -> Hit:
+    def find_pending(self, wanted: Prefix, limit: int) -> PrefixHit:
         """The longest beginning of ``wanted``, in whole blocks, of a prompt that is being computed now."""
         num_blocks, slots = self._coming.deepest(wanted.keys(limit))
         if not slots:
             return _MISS
-        return Hit(num_blocks * BLOCK, max((self._running[slot] for slot in slots), key=lambda h: h.length))
+        return PrefixHit(num_blocks * BLOCK_SIZE, max((self._running[slot] for slot in slots), key=lambda h: h.length))
 
-    def holds(self, slot: int) -> int:
+    def num_tokens_in(self, slot: int) -> int:
         """How many tokens a slot holds that is in use or retained."""
         return self._holding(slot).length
 
     # -- slots come and go ---------------------------------------------------------------------------------------
-    def take(self, wanted: Prefix, hit: Hit, *, room: int) -> int:
+    def allocate(self, wanted: Prefix, hit: PrefixHit, *, room: int) -> int:
         """A slot for a sequence, which then holds what ``hit`` found. Retained slots keep ``room`` tokens at most.
 
         There must be a slot that nobody runs in.
@@ -184,40 +184,40 @@ class PrefixCache:
             source = None
         else:
             slot = self._empty_slot(spare=source)
-        self._moves.append(Move(slot, slot if source is None else source.slot, hit.count, in_use=True))
-        self._running[slot] = Holding(slot, wanted, num_coming=len(wanted.tokens))
+        self._moves.append(SlotMove(slot, slot if source is None else source.slot, hit.count, in_use=True))
+        self._running[slot] = CachedSlot(slot, wanted, num_pending=len(wanted.tokens))
         if self.enabled:
             self._coming.add(slot, wanted.keys(len(wanted.tokens)))
-        self.note(slot, hit.count)
+        self.record_computed(slot, hit.count)
         if source is not None and not source.running:
             self._retained[source.slot] = self._retained.pop(source.slot)
         self.shrink(room, spare=source)
         return slot
 
-    def note(self, slot: int, length: int) -> None:
+    def record_computed(self, slot: int, length: int) -> None:
         """The sequence in ``slot`` has ``length`` tokens computed."""
         holding = self._running[slot]
         before, holding.length = holding.length, length
         if not self.enabled:
             return
-        if length // BLOCK > before // BLOCK:
-            self._computed.add(slot, holding.prefix.keys(length)[before // BLOCK :])
-        if holding.num_coming and length >= holding.num_coming:
+        if length // BLOCK_SIZE > before // BLOCK_SIZE:
+            self._computed.add(slot, holding.prefix.keys(length)[before // BLOCK_SIZE :])
+        if holding.num_pending and length >= holding.num_pending:
             self._has_come(holding)
 
-    def leave(self, slot: int, length: int, *, keep: bool) -> None:
+    def release(self, slot: int, length: int, *, keep: bool) -> None:
         """The sequence in ``slot``, with ``length`` tokens computed, is gone; ``keep`` what it leaves."""
-        self.note(slot, length)
+        self.record_computed(slot, length)
         holding = self._running.pop(slot)
         self._has_come(holding)
         holding.running = False
         self._retained[slot] = holding
         self.num_retained_tokens += length
-        if not (self.enabled and keep and length >= BLOCK):
+        if not (self.enabled and keep and length >= BLOCK_SIZE):
             self._forget(holding)
             heapq.heappush(self._free, slot)
 
-    def shrink(self, room: int, *, spare: Holding | None = None) -> None:
+    def shrink(self, room: int, *, spare: CachedSlot | None = None) -> None:
         """Retained slots, but for ``spare``, give up what they hold beyond ``room`` tokens in all."""
         while self.num_retained_tokens > room:
             holding = self._oldest(spare)
@@ -228,47 +228,47 @@ class PrefixCache:
                 head = 0
                 self._forget(holding)
                 heapq.heappush(self._free, holding.slot)
-            self._moves.append(Move(holding.slot, holding.slot, head, in_use=False))
+            self._moves.append(SlotMove(holding.slot, holding.slot, head, in_use=False))
 
-    def _better_taken_over(self, hit: Hit, room: int) -> bool:
+    def _better_taken_over(self, hit: PrefixHit, room: int) -> bool:
         """What the slot holds beyond the hit is little, or cannot be kept anyhow."""
         assert hit.holding is not None
         only_one = not self._free and len(self._retained) == 1
-        return _cost(hit) <= max(BLOCK, hit.count * FORGETTABLE) or hit.holding.length > room or only_one
+        return _cost(hit) <= max(BLOCK_SIZE, hit.count * FORGETTABLE) or hit.holding.length > room or only_one
 
-    def _empty_slot(self, spare: Holding | None) -> int:
+    def _empty_slot(self, spare: CachedSlot | None) -> int:
         if self._free:
             return heapq.heappop(self._free)
         oldest = self._oldest(spare)
         self._forget(oldest)
         return oldest.slot
 
-    def _oldest(self, spare: Holding | None) -> Holding:
+    def _oldest(self, spare: CachedSlot | None) -> CachedSlot:
         return next(holding for holding in self._retained.values() if holding is not spare)
 
-    def _forget(self, holding: Holding) -> None:
+    def _forget(self, holding: CachedSlot) -> None:
         """A retained slot is so no longer."""
         del self._retained[holding.slot]
         self.num_retained_tokens -= holding.length
         self._computed.remove(holding.slot, self._indexed(holding))
 
-    def _cut(self, holding: Holding, length: int) -> None:
-        self._computed.remove(holding.slot, self._indexed(holding)[length // BLOCK :])
+    def _cut(self, holding: CachedSlot, length: int) -> None:
+        self._computed.remove(holding.slot, self._indexed(holding)[length // BLOCK_SIZE :])
         self.num_retained_tokens -= holding.length - length
         holding.length = length
 
-    def _has_come(self, holding: Holding) -> None:
-        if self.enabled and holding.num_coming:
-            self._coming.remove(holding.slot, holding.prefix.keys(holding.num_coming))
-        holding.num_coming = 0
+    def _has_come(self, holding: CachedSlot) -> None:
+        if self.enabled and holding.num_pending:
+            self._coming.remove(holding.slot, holding.prefix.keys(holding.num_pending))
+        holding.num_pending = 0
 
-    def _indexed(self, holding: Holding) -> list[int]:
+    def _indexed(self, holding: CachedSlot) -> list[int]:
         return holding.prefix.keys(holding.length) if self.enabled else []
 
-    def _holding(self, slot: int) -> Holding:
+    def _holding(self, slot: int) -> CachedSlot:
         return self._running.get(slot) or self._retained[slot]
 
-    def __iter__(self) -> Iterator[Holding]:
+    def __iter__(self) -> Iterator[CachedSlot]:
         return itertools.chain(self._running.values(), self._retained.values())
 
     def check_integrity(self) -> None:
@@ -281,12 +281,12 @@ class PrefixCache:
         if any(holding.length > len(holding.prefix.tokens) for holding in self):
             raise RuntimeError("a slot holds more tokens than its sequence has")
         computed = Counter((key, holding.slot) for holding in self for key in self._indexed(holding))
-        coming = Counter((key, h.slot) for h in self._running.values() for key in h.prefix.keys(h.num_coming))
+        coming = Counter((key, h.slot) for h in self._running.values() for key in h.prefix.keys(h.num_pending))
         if self._computed.pairs() != computed or self._coming.pairs() != (coming if self.enabled else Counter()):
             raise RuntimeError("the index does not say what the slots hold")
 
 
-def _reach(wanted: Prefix, holding: Holding, count: int, limit: int) -> int:
+def _reach(wanted: Prefix, holding: CachedSlot, count: int, limit: int) -> int:
     """How far the two go together, if they do for ``count`` tokens."""
     mine, its, stop = wanted.tokens, holding.prefix.tokens, min(limit, holding.length)
     count = min(count, stop)
@@ -295,11 +295,11 @@ def _reach(wanted: Prefix, holding: Holding, count: int, limit: int) -> int:
     return count
 
 
-def _is_same(wanted: Prefix, holding: Holding, count: int) -> bool:
+def _is_same(wanted: Prefix, holding: CachedSlot, count: int) -> bool:
     return wanted.adapter == holding.prefix.adapter and wanted.tokens[:count] == holding.prefix.tokens[:count]
 
 
-def _cost(hit: Hit) -> float:
+def _cost(hit: PrefixHit) -> float:
     """Tokens that would be forgotten if the slot were taken over. A running one cannot be."""
     if hit.holding is None or hit.holding.running:
         return float("inf")

@@ -28,7 +28,7 @@ Tier = Literal["store", "fetching", "host", "device"]
 
 
 @dataclass(eq=False, slots=True)
-class Seat:
+class CachedAdapter:
     """An adapter's place: its pages while it is on the device, and how many sequences hold it there."""
 
     digest: str
@@ -36,99 +36,99 @@ class Seat:
     pages: tuple[int, ...] = ()
     num_pages: int = 0
     num_bytes: int = 0
-    holders: int = 0
-    wanted: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
     last_used: int = 0
     pinned: bool = False
-    closed: bool = False
+    draining: bool = False
     load_ms: float | None = None
 
 
 #: Of the device's pages, what may be closed at once.
-CLOSED_SHARE = 4
+DRAINING_SHARE = 4
 
 #: What is copied to the device in one step beside running sequences, in bytes; one adapter at least.
-SEATED_BYTES = 16 << 20
+LOAD_BYTES_PER_STEP = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Moves:
+class AdapterSwaps:
     """What the caller must do now: take these off the device, copy these to their pages, drop these from the host."""
 
-    evicted: list[Seat] = field(default_factory=list)
-    seated: list[Seat] = field(default_factory=list)
-    forgotten: list[Seat] = field(default_factory=list)
+    evicted: list[CachedAdapter] = field(default_factory=list)
+    loaded: list[CachedAdapter] = field(default_factory=list)
+    dropped: list[CachedAdapter] = field(default_factory=list)
 
 
-class Residency:
+class AdapterCache:
     """The book of seats over ``num_pages`` pages and ``host_bytes`` of host memory."""
 
     def __init__(self, *, num_pages: int, host_bytes: int) -> None:
         self.num_pages = num_pages
         self.host_bytes = host_bytes
-        self.seats: dict[str, Seat] = {}
+        self.adapters: dict[str, CachedAdapter] = {}
         self.num_loads = 0
         self.num_evictions = 0
         self.num_held_bytes = 0
-        self._to_fetch: dict[str, Seat] = {}
-        self._on_device: dict[str, Seat] = {}
+        self._to_fetch: dict[str, CachedAdapter] = {}
+        self._on_device: dict[str, CachedAdapter] = {}
         self._free_pages = list(range(num_pages))
         self._clock = itertools.count(1)
 
     # -- what requests ask ---------------------------------------------------------------------------------------
-    def want(self, digest: str) -> Seat:
-        seat = self.seats.get(digest)
+    def add_waiting(self, digest: str) -> CachedAdapter:
+        seat = self.adapters.get(digest)
         if seat is None:
-            seat = self.seats[digest] = self._to_fetch[digest] = Seat(digest)
-        seat.wanted += 1
+            seat = self.adapters[digest] = self._to_fetch[digest] = CachedAdapter(digest)
+        seat.num_waiting += 1
         seat.last_used = next(self._clock)
         return seat
 
-    def unwant(self, digest: str) -> None:
-        if (seat := self.seats.get(digest)) and seat.wanted:
-            seat.wanted -= 1
+    def remove_waiting(self, digest: str) -> None:
+        if (seat := self.adapters.get(digest)) and seat.num_waiting:
+            seat.num_waiting -= 1
 
-    def seatable(self, digest: str) -> bool:
+    def is_available(self, digest: str) -> bool:
         """On the device now, and not about to leave it."""
-        seat = self.seats.get(digest)
-        return seat is not None and seat.tier == "device" and not seat.closed
+        seat = self.adapters.get(digest)
+        return seat is not None and seat.tier == "device" and not seat.draining
 
-    def sit(self, digest: str) -> Seat:
+    def acquire(self, digest: str) -> CachedAdapter:
         """Look-up and reference in one step. The adapter must be seatable."""
-        seat = self.seats[digest]
+        seat = self.adapters[digest]
         if seat.tier != "device":
             raise RuntimeError(f"{digest} is not on the device but {seat.tier}")
-        seat.holders += 1
-        self.unwant(digest)
+        seat.num_running += 1
+        self.remove_waiting(digest)
         seat.last_used = next(self._clock)
         return seat
 
-    def stand(self, seat: Seat) -> None:
-        seat.holders -= 1
+    def release(self, seat: CachedAdapter) -> None:
+        seat.num_running -= 1
         seat.last_used = next(self._clock)
 
     # -- what the caller does ------------------------------------------------------------------------------------
-    def to_fetch(self) -> list[Seat]:
+    def pop_fetches(self) -> list[CachedAdapter]:
         """Seats whose files must be read now; each is handed out once."""
         asked, self._to_fetch = self._to_fetch, {}
         for digest, seat in asked.items():
-            if seat.wanted:
+            if seat.num_waiting:
                 seat.tier = "fetching"
             else:  # whoever asked has left
-                del self.seats[digest]
-        return [seat for seat in asked.values() if seat.wanted]
+                del self.adapters[digest]
+        return [seat for seat in asked.values() if seat.num_waiting]
 
-    def arrived(self, digest: str, *, num_pages: int, num_bytes: int, load_ms: float) -> None:
-        seat = self.seats[digest]
+    def mark_fetched(self, digest: str, *, num_pages: int, num_bytes: int, load_ms: float) -> None:
+        seat = self.adapters[digest]
         seat.tier, seat.num_pages, seat.num_bytes, seat.load_ms = "host", num_pages, num_bytes, load_ms
         self.num_loads += 1
         self.num_held_bytes += num_bytes
 
-    def failed(self, digest: str) -> None:
-        if (seat := self.seats.pop(digest, None)) is not None:
+    def mark_failed(self, digest: str) -> None:
+        if (seat := self.adapters.pop(digest, None)) is not None:
             self.num_held_bytes -= seat.num_bytes
 
-    def move(self, queue: Sequence[str], starving: Collection[str] = (), *, hurried: bool = False) -> Moves:
+    def swap(self, queue: Sequence[str], starving: Collection[str] = (), *, hurried: bool = False) -> AdapterSwaps:
         """Give pages to fetched adapters that requests wait for; trim the host tier.
 
         ``queue`` names the adapters of waiting requests, oldest request first. An adapter may push out idle ones that
@@ -136,41 +136,41 @@ class Residency:
         that are ``starving`` adapters in use are closed. ``hurried``: sequences run, so no more is moved at once than
         they would hardly notice.
         """
-        moves = Moves()
+        moves = AdapterSwaps()
         place = {digest: i for i, digest in reversed(list(enumerate(queue)))}
-        hungry = [s for d in place if (s := self.seats.get(d)) is not None and s.tier == "host"]
+        hungry = [s for d in place if (s := self.adapters.get(d)) is not None and s.tier == "host"]
         num_bytes = 0
         for seat in sorted(hungry, key=lambda s: place[s.digest]):
-            if hurried and moves.seated and num_bytes + seat.num_bytes > SEATED_BYTES:
+            if hurried and moves.loaded and num_bytes + seat.num_bytes > LOAD_BYTES_PER_STEP:
                 break
             if self._make_pages(seat, place, moves):
                 seat.pages = tuple(heapq.heappop(self._free_pages) for _ in range(seat.num_pages))
                 seat.tier = "device"
                 self._on_device[seat.digest] = seat
                 num_bytes += seat.num_bytes
-                moves.seated.append(seat)
+                moves.loaded.append(seat)
             elif seat.digest in starving:
                 break
         self._close(starving, place)
         self._trim_host(moves)
         return moves
 
-    def unseat(self, seat: Seat) -> None:
+    def unload(self, seat: CachedAdapter) -> None:
         """Take the pages back; the adapter stays in host memory."""
         for page in seat.pages:
             heapq.heappush(self._free_pages, page)
-        seat.pages, seat.tier, seat.closed = (), "host", False
+        seat.pages, seat.tier, seat.draining = (), "host", False
         del self._on_device[seat.digest]
 
-    def _evict(self, seat: Seat, moves: Moves) -> None:
+    def _evict(self, seat: CachedAdapter, moves: AdapterSwaps) -> None:
         """Take an idle adapter off the device; host memory keeps it."""
-        self.unseat(seat)
+        self.unload(seat)
         self.num_evictions += 1
         moves.evicted.append(seat)
 
-    def _make_pages(self, seat: Seat, place: Mapping[str, int], moves: Moves) -> bool:
+    def _make_pages(self, seat: CachedAdapter, place: Mapping[str, int], moves: AdapterSwaps) -> bool:
         nobody = len(place)
-        idle = [s for s in self._movable(seat, place) if not s.holders]
+        idle = [s for s in self._movable(seat, place) if not s.num_running]
         if len(self._free_pages) + sum(len(s.pages) for s in idle) < seat.num_pages:
             return False
         idle.sort(key=lambda s: (-place.get(s.digest, nobody), s.last_used))
@@ -178,45 +178,45 @@ class Residency:
             self._evict(idle.pop(0), moves)
         return True
 
-    def _movable(self, seat: Seat, place: Mapping[str, int]) -> list[Seat]:
+    def _movable(self, seat: CachedAdapter, place: Mapping[str, int]) -> list[CachedAdapter]:
         """Adapters on the device that may go for the sake of ``seat``: no older request waits for them."""
         mine, nobody = place[seat.digest], len(place)
         return [s for s in self._on_device.values() if not s.pinned and place.get(s.digest, nobody) > mine]
 
     def _close(self, starving: Collection[str], place: Mapping[str, int]) -> None:
         """Choose who must make room for those that starve: who is closed already, then who is nearest to idle."""
-        closed: dict[str, Seat] = {}
+        closed: dict[str, CachedAdapter] = {}
         for digest in starving:
-            seat = self.seats[digest]
+            seat = self.adapters[digest]
             if seat.tier != "host":
                 continue
             others = [s for s in self._movable(seat, place) if s.digest not in closed]
-            others.sort(key=lambda s: (not s.closed, s.holders, s.last_used))
+            others.sort(key=lambda s: (not s.draining, s.num_running, s.last_used))
             num_pages = len(self._free_pages)
             while num_pages < seat.num_pages and others:
                 closed[others[0].digest] = others[0]
                 num_pages += len(others.pop(0).pages)
-            if sum(len(s.pages) for s in closed.values()) * CLOSED_SHARE >= self.num_pages:
+            if sum(len(s.pages) for s in closed.values()) * DRAINING_SHARE >= self.num_pages:
                 break
         for seat in self._on_device.values():
-            seat.closed = seat.digest in closed
+            seat.draining = seat.digest in closed
 
-    def _trim_host(self, moves: Moves) -> None:
+    def _trim_host(self, moves: AdapterSwaps) -> None:
         if self.num_held_bytes <= self.host_bytes:
             return
         for seat in sorted(
-            (s for s in self.seats.values() if s.tier == "host" and not s.wanted), key=lambda s: s.last_used
+            (s for s in self.adapters.values() if s.tier == "host" and not s.num_waiting), key=lambda s: s.last_used
         ):
             if self.num_held_bytes <= self.host_bytes:
                 return
             self.num_held_bytes -= seat.num_bytes
-            del self.seats[seat.digest]
-            moves.forgotten.append(seat)
+            del self.adapters[seat.digest]
+            moves.dropped.append(seat)
 
     def check_integrity(self) -> None:
         """Raise if pages are lost or shared: for tests and for idle moments."""
-        used = [page for seat in self.seats.values() for page in seat.pages]
+        used = [page for seat in self.adapters.values() for page in seat.pages]
         if sorted(used + self._free_pages) != list(range(self.num_pages)):
             raise RuntimeError(f"bank pages do not add up: used {sorted(used)}, free {sorted(self._free_pages)}")
-        if self.num_held_bytes != sum(seat.num_bytes for seat in self.seats.values()):
+        if self.num_held_bytes != sum(seat.num_bytes for seat in self.adapters.values()):
             raise RuntimeError(f"held bytes do not add up to {self.num_held_bytes}")

@@ -39,7 +39,7 @@ class LoraTable:
         self.b: list[Tensor | None] = [None] * len(self.slices)
 
     def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
-        """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
+        """ShadowRequest an adapter's grafts on the members to its pages; what it does not touch is zero there."""
         if grafts and self.a is None:
             size = (self.num_pages, len(self.slices) * RANK_PAGE, self.num_inputs)
             self.a = torch.zeros(size, dtype=self.dtype, device=self.device)
@@ -100,7 +100,7 @@ class LoraBank:
         self.num_pages = num_pages
         self.dtype = dtype
         self.device = device
-        self.host: dict[str, PackedAdapter] = {}
+        self.host_adapters: dict[str, PackedAdapter] = {}
         self.plan: LoraPlan | None = None
         self.head_plan: LoraPlan | None = None
 

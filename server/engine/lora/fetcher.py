@@ -14,38 +14,38 @@ from graftwork.server.engine.lora.host_adapter import HostAdapter
 from graftwork.server.engine.lora.packed import PackedAdapter
 
 #: Reads an adapter by digest into host memory; raises when it cannot.
-Fetch = Callable[[str], HostAdapter]
+FetchAdapter = Callable[[str], HostAdapter]
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedAdapter:
     digest: str
     adapter: PackedAdapter | None
     seconds: float
     error: Exception | None = None
 
 
-class Fetcher:
+class AdapterFetcher:
     """Reads adapters one after another in a side thread and makes them ready to be seated: steps need only copy.
 
     ``on_arrival`` is called in that thread after each.
     """
 
     def __init__(
-        self, fetch: Fetch, pack: Callable[[HostAdapter], PackedAdapter], on_arrival: Callable[[], None]
+        self, fetch: FetchAdapter, pack: Callable[[HostAdapter], PackedAdapter], on_arrival: Callable[[], None]
     ) -> None:
         self._fetch = fetch
         self._pack = pack
         self._on_arrival = on_arrival
         self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._arrived: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[FetchedAdapter] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="adapter-fetcher", daemon=True)
         self._thread.start()
 
-    def want(self, digest: str) -> None:
+    def submit(self, digest: str) -> None:
         self._wanted.put(digest)
 
-    def arrivals(self) -> Iterable[Fetched]:
+    def completed(self) -> Iterable[FetchedAdapter]:
         while not self._arrived.empty():
             yield self._arrived.get()
 
@@ -61,5 +61,5 @@ class Fetcher:
                 adapter = self._pack(self._fetch(digest))
             except Exception as failure:
                 error = failure
-            self._arrived.put(Fetched(digest, adapter, time.perf_counter() - began, error))
+            self._arrived.put(FetchedAdapter(digest, adapter, time.perf_counter() - began, error))
             self._on_arrival()

@@ -20,7 +20,7 @@ from graftwork.server.engine.lora.host_adapter import EmbeddingGraft
 
 
 @dataclass(slots=True)
-class Extras:
+class LinearExtras:
     """What an adapter does to a linear layer beside B·A: DoRA's column scale, a bias, or a whole other weight."""
 
     column_scale: Tensor | None = None
@@ -45,11 +45,11 @@ class PlainGrafts:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedProjections:
-    """An adapter's part in one ``Projections``."""
+class PackedMergedLinear:
+    """An adapter's part in one ``MergedLinear``."""
 
     grafts: Packed | None
-    extras: dict[int, Extras]
+    extras: dict[int, LinearExtras]
 
     @property
     def num_bytes(self) -> int:

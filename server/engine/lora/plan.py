@@ -23,7 +23,7 @@ LONG_RUN = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class AdapterRun:
     """Tokens start..stop of the step belong to one adapter, which owns ``pages``."""
 
     start: int
@@ -35,7 +35,7 @@ class Run:
 class LoraPlan:
     """A step's runs, sorted as the tokens are, and the index tensors that all modules share."""
 
-    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+    def __init__(self, runs: Sequence[AdapterRun], device: torch.device) -> None:
         self.runs = runs
         self.long = [run for run in runs if run.stop - run.start >= LONG_RUN]
         self.short: ShortRuns | None = None
@@ -52,7 +52,7 @@ class ShortRuns:
     keep[i].
     """
 
-    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+    def __init__(self, runs: Sequence[AdapterRun], device: torch.device) -> None:
         groups = sorted((page, run.start, run.stop) for run in runs for page in run.pages)
         pages = [page for page, _, _ in groups]
         self.num_groups = len(groups)

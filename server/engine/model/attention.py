@@ -18,11 +18,11 @@ from graftwork.adapters.errors import ConfigurationError
 
 IMPLEMENTATION = "graftwork"
 
-#: Extras of attention implementations that change the result and are not implemented here.
+#: LinearExtras of attention implementations that change the result and are not implemented here.
 _UNKNOWN_EXTRAS = ("s_aux", "position_bias", "cache", "alibi")
 
 
-def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
     if softcap is None:
         if mask.dim() == 4:
             mask = mask.expand(-1, q.shape[1], q.shape[2], -1)
@@ -43,7 +43,7 @@ class AttentionTraits:
     softcap: float | None
 
 
-class TrialAttention:
+class TracingAttention:
     """Stands in for a plan while a model is tried out once, before there is a cache: plain causal attention.
 
     Records what each layer asks for, which the cache's shape follows from.
@@ -81,7 +81,7 @@ class TrialAttention:
         if window is not None:
             hidden |= torch.ones_like(hidden).tril_(-window)
         mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, float("-inf"))
-        return _scaled_dot_product(query[None], k, v, mask, scale, softcap)[0].transpose(0, 1)
+        return scaled_dot_product(query[None], k, v, mask, scale, softcap)[0].transpose(0, 1)
 
 
 class AttentionBackend(Protocol):

@@ -8,26 +8,26 @@ import torch
 from torch import nn
 
 from graftwork.server.engine.lora.bank import LoraBank
-from graftwork.server.engine.model.layers import GraftedModule, Grafts, Product, ProjectionMember, Projections
-from graftwork.server.engine.model.trace import Trial
+from graftwork.server.engine.model.layers import GraftedModule, Grafts, LinearMethod, MergedLinear, MergedLinearMember
+from graftwork.server.engine.model.trace import ModelTrace
 
 #: Makes the product of sibling layers.
-Hold = Callable[[Sequence[nn.Linear]], Product]
+MakeLinearMethod = Callable[[Sequence[nn.Linear]], LinearMethod]
 
 
-def graft_onto(model: nn.Module, trial: Trial, bank: LoraBank, hold: Hold) -> Grafts:
+def graft_onto(model: nn.Module, trial: ModelTrace, bank: LoraBank, hold: MakeLinearMethod) -> Grafts:
     """Replace every module of ``model`` that adapters may touch; ``hold`` takes the linear layers' weights over."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     modules = dict(model.named_modules())
     grafts = Grafts()
-    for family in trial.families:
+    for family in trial.sibling_groups:
         layers = [layer for layer in map(modules.__getitem__, family) if isinstance(layer, nn.Linear)]
         with torch.no_grad():
             product = hold(layers)
-        projections = Projections(family, layers, product, bank, is_head=any(layer is head for layer in layers))
+        projections = MergedLinear(family, layers, product, bank, is_head=any(layer is head for layer in layers))
         for index, (name, layer) in enumerate(zip(family, layers, strict=True)):
-            _replace(model, name, ProjectionMember(projections, index, layer))
-        grafts.projections.append(projections)
+            _replace(model, name, MergedLinearMember(projections, index, layer))
+        grafts.merged_linears.append(projections)
     for name, axis in trial.token_wise.items():
         grafted = GraftedModule(name, modules[name], axis, bank)
         _replace(model, name, grafted)

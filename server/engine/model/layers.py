@@ -20,21 +20,21 @@ from torch.nn import functional as F
 from graftwork.adapters.errors import InvalidAdapter
 from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.lora.host_adapter import EmbeddingGraft, HostAdapter, LinearGraft
-from graftwork.server.engine.lora.packed import Extras, Packed, PackedAdapter, PackedModule, PackedProjections
-from graftwork.server.engine.lora.plan import LoraPlan, Run
+from graftwork.server.engine.lora.packed import LinearExtras, Packed, PackedAdapter, PackedMergedLinear, PackedModule
+from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 
 
-class Product(Protocol):
+class LinearMethod(Protocol):
     """W·x of sibling linear layers, plus B·A·x of each row's adapter: the two are computed together where that pays."""
 
-    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+    def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
         """x [T, in] → [T, out of all siblings]."""
 
     def pack(self, grafts: Mapping[int, LinearGraft]) -> Packed:
         """An adapter's grafts on the members (at least one) as ``write`` wants them; called beside the steps."""
 
     def write(self, pages: Sequence[int], packed: Any | None) -> None:
-        """Copy what ``pack`` made to an adapter's pages; what the adapter does not touch is zero there."""
+        """ShadowRequest what ``pack`` made to an adapter's pages; what the adapter does not touch is zero there."""
 
     def dense(self) -> Tensor:
         """The weight as it acts, [out, in] float32: what DoRA's norms are taken of."""
@@ -44,19 +44,19 @@ class Product(Protocol):
         """What the weight takes, without adapters."""
 
 
-class Projections:
+class MergedLinear:
     """Sibling linear layers as one: y = W·x, plus what each row's adapter adds."""
 
     def __init__(
-        self, names: Sequence[str], layers: Sequence[nn.Linear], product: Product, bank: LoraBank, *, is_head: bool
+        self, names: Sequence[str], layers: Sequence[nn.Linear], product: LinearMethod, bank: LoraBank, *, is_head: bool
     ) -> None:
         self.names = list(names)
-        self.product = product
+        self.linear = product
         self.is_head = is_head
         self.bank = bank
         self.slices = columns_of(layers)
         self.bias = stacked_bias(layers, bank.device)
-        self.extras: dict[str, dict[int, Extras]] = {}
+        self.extras: dict[str, dict[int, LinearExtras]] = {}
         self._input: Tensor | None = None
         self._output: Tensor | None = None
 
@@ -72,7 +72,7 @@ class Projections:
 
     def _compute(self, x: Tensor) -> Tensor:
         plan = self.bank.head_plan if self.is_head else self.bank.plan
-        y = self.product.multiply(x, plan)
+        y = self.linear.apply(x, plan)
         if plan is None:
             return y if self.bias is None else y.add_(self.bias)
         special = [run for run in plan.runs if run.digest in self.extras]
@@ -84,12 +84,12 @@ class Projections:
             self._finish(run, x, y)
         return y
 
-    def _scale_columns(self, run: Run, y: Tensor) -> None:
+    def _scale_columns(self, run: AdapterRun, y: Tensor) -> None:
         for index, extras in self.extras[run.digest].items():
             if extras.column_scale is not None:
                 y[run.start : run.stop, self.slices[index]] *= extras.column_scale
 
-    def _finish(self, run: Run, x: Tensor, y: Tensor) -> None:
+    def _finish(self, run: AdapterRun, x: Tensor, y: Tensor) -> None:
         rows = slice(run.start, run.stop)
         for index, extras in self.extras[run.digest].items():
             if extras.bias is not None:
@@ -99,32 +99,32 @@ class Projections:
                 y[rows, self.slices[index]] = F.linear(x[rows].to(weight.dtype), weight, bias).to(y.dtype)
 
     # -- adapters come and go ------------------------------------------------------------------------------------
-    def pack(self, adapter: HostAdapter) -> PackedProjections | None:
+    def pack(self, adapter: HostAdapter) -> PackedMergedLinear | None:
         grafts = {i: adapter.linears[name] for i, name in enumerate(self.names) if name in adapter.linears}
-        extras: dict[int, Extras] = {}
+        extras: dict[int, LinearExtras] = {}
         for index, name in enumerate(self.names):
-            extra = Extras()
+            extra = LinearExtras()
             if (graft := grafts.get(index)) is not None:
                 extra.bias = None if graft.bias is None else self._place(graft.bias)
                 if graft.magnitude is not None:
                     delta = torch.einsum("pri,pro->oi", graft.a.float(), graft.b.float())
-                    norm = (self.product.dense()[self.slices[index]] + delta.to(self.bank.device)).norm(dim=1)
+                    norm = (self.linear.dense()[self.slices[index]] + delta.to(self.bank.device)).norm(dim=1)
                     extra.column_scale = self._place(graft.magnitude.to(norm.device) / norm)
             if (own := adapter.replaced.get(name)) is not None:
                 bias = self._place(own["bias"]) if "bias" in own else self._own_bias(index)
                 extra.replacement = (self._place(own["weight"]), bias)
-            if extra != Extras():
+            if extra != LinearExtras():
                 extras[index] = extra
         if not grafts and not extras:
             return None
-        return PackedProjections(self.product.pack(grafts) if grafts else None, extras)
+        return PackedMergedLinear(self.linear.pack(grafts) if grafts else None, extras)
 
-    def seat(self, digest: str, packed: PackedProjections | None, pages: Sequence[int]) -> None:
-        self.product.write(pages, packed.grafts if packed is not None else None)
+    def set_lora(self, digest: str, packed: PackedMergedLinear | None, pages: Sequence[int]) -> None:
+        self.linear.write(pages, packed.grafts if packed is not None else None)
         if packed is not None and packed.extras:
             self.extras[digest] = packed.extras
 
-    def leave(self, digest: str) -> None:
+    def reset_lora(self, digest: str) -> None:
         self.extras.pop(digest, None)
 
     def _own_bias(self, index: int) -> Tensor | None:
@@ -134,18 +134,18 @@ class Projections:
         return tensor.to(device=self.bank.device, dtype=self.bank.dtype)
 
 
-class ProjectionMember(nn.Module):
+class MergedLinearMember(nn.Module):
     """Stands where a linear layer stood."""
 
-    def __init__(self, projections: Projections, index: int, layer: nn.Linear) -> None:
+    def __init__(self, projections: MergedLinear, index: int, layer: nn.Linear) -> None:
         super().__init__()
-        self.projections = projections
+        self.merged = projections
         self.index = index
         self.in_features = layer.in_features
         self.out_features = layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projections.member(self.index, x)
+        return self.merged.member(self.index, x)
 
 
 class GraftedModule(nn.Module):
@@ -187,13 +187,13 @@ class GraftedModule(nn.Module):
             graft = EmbeddingGraft(a=graft.a.to(self.bank.device), b=graft.b.to(self.bank.device))
         return PackedModule(graft, None if parameters is None else _with_parameters(self.module, parameters))
 
-    def seat(self, digest: str, packed: PackedModule | None, pages: Sequence[int]) -> None:
+    def set_lora(self, digest: str, packed: PackedModule | None, pages: Sequence[int]) -> None:
         if packed is not None and packed.embedding is not None:
             self.embeddings[digest] = packed.embedding
         if packed is not None and packed.replacement is not None:
             self.replacements[digest] = packed.replacement
 
-    def leave(self, digest: str) -> None:
+    def reset_lora(self, digest: str) -> None:
         self.embeddings.pop(digest, None)
         self.replacements.pop(digest, None)
 
@@ -202,7 +202,7 @@ class GraftedModule(nn.Module):
 class Grafts:
     """Every place of one model where adapters attach. ``special`` adapters do more there than to add B·A."""
 
-    projections: list[Projections] = field(default_factory=list)
+    merged_linears: list[MergedLinear] = field(default_factory=list)
     modules: list[GraftedModule] = field(default_factory=list)
     special: set[str] = field(default_factory=set)
 
@@ -212,7 +212,7 @@ class Grafts:
         Raises:
             InvalidAdapter: there is a part of the adapter that no place here can take.
         """
-        linears = {name for p in self.projections for name in p.names}
+        linears = {name for p in self.merged_linears for name in p.names}
         modules = {m.name for m in self.modules}
         names = frozenset({*adapter.linears, *adapter.embeddings, *adapter.replaced})
         for name in names - linears - modules:
@@ -227,19 +227,19 @@ class Grafts:
             parts=tuple(place.pack(adapter) for place in self._places()),
         )
 
-    def seat(self, adapter: PackedAdapter, pages: Sequence[int]) -> None:
+    def set_lora(self, adapter: PackedAdapter, pages: Sequence[int]) -> None:
         for place, part in zip(self._places(), adapter.parts, strict=True):
-            place.seat(adapter.digest, part, pages)
+            place.set_lora(adapter.digest, part, pages)
         if adapter.is_special:
             self.special.add(adapter.digest)
 
-    def leave(self, digest: str) -> None:
+    def reset_lora(self, digest: str) -> None:
         for place in self._places():
-            place.leave(digest)
+            place.reset_lora(digest)
         self.special.discard(digest)
 
-    def _places(self) -> list[Projections | GraftedModule]:
-        return [*self.projections, *self.modules]
+    def _places(self) -> list[MergedLinear | GraftedModule]:
+        return [*self.merged_linears, *self.modules]
 
 
 def columns_of(layers: Sequence[nn.Linear]) -> list[slice]:

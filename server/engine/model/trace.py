@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.server.engine.model.attention import AttentionTraits, TrialAttention
+from graftwork.server.engine.model.attention import AttentionTraits, TracingAttention
 
 #: A prime, so that it is not mistaken for any other size of a tensor.
-NUM_TRIAL_TOKENS = 37
+NUM_TRACE_TOKENS = 37
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class ModelTrace:
     """What one run of the untouched model shows.
 
     ``families`` are the names of linear layers that read the same tensor, in the order they read it; ``token_wise``
     the other leaf modules, with the axis on which their input counts tokens; ``attention`` what each layer asks for;
-    ``logits`` [NUM_TRIAL_TOKENS, V] what it said of the tokens 0, 1, 2, …
+    ``logits`` [NUM_TRACE_TOKENS, V] what it said of the tokens 0, 1, 2, …
     """
 
-    families: list[list[str]]
+    sibling_groups: list[list[str]]
     token_wise: dict[str, int]
     attention: tuple[AttentionTraits, ...]
     logits: Tensor
@@ -35,7 +35,7 @@ class Trial:
         return tuple((layer.num_kv_heads, layer.head_dim) for layer in self.attention)
 
 
-def try_out(model: nn.Module) -> Trial:
+def trace_model(model: nn.Module) -> ModelTrace:
     """Run the model once and watch who reads what.
 
     Raises:
@@ -59,7 +59,7 @@ def try_out(model: nn.Module) -> Trial:
 
     def watch_leaf(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            axes = [axis for axis, size in enumerate(inputs[0].shape) if size == NUM_TRIAL_TOKENS] if inputs else []
+            axes = [axis for axis, size in enumerate(inputs[0].shape) if size == NUM_TRACE_TOKENS] if inputs else []
             if len(axes) == 1:
                 token_wise[name] = axes[0]
 
@@ -73,10 +73,10 @@ def try_out(model: nn.Module) -> Trial:
             handles.append(module.register_forward_pre_hook(watch_linear(name)))
         elif _is_leaf_with_parameters(module):
             handles.append(module.register_forward_pre_hook(watch_leaf(name)))
-    attention = TrialAttention()
+    attention = TracingAttention()
     try:
         with torch.inference_mode():
-            ids = torch.tensor([list(range(NUM_TRIAL_TOKENS))], device=next(model.parameters()).device)
+            ids = torch.tensor([list(range(NUM_TRACE_TOKENS))], device=next(model.parameters()).device)
             logits: Tensor = model(input_ids=ids, use_cache=False, graft_attention=attention).logits[0].float()
     finally:
         for handle in handles:
@@ -89,8 +89,8 @@ def try_out(model: nn.Module) -> Trial:
         )
     if not attention.layers or sorted(attention.layers) != list(range(len(attention.layers))):
         raise ConfigurationError(f"{type(model).__name__} has layers without plain attention; it cannot be served.")
-    return Trial(
-        families=families,
+    return ModelTrace(
+        sibling_groups=families,
         token_wise=token_wise,
         attention=tuple(attention.layers[i] for i in range(len(attention.layers))),
         logits=logits,

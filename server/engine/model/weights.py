@@ -139,7 +139,7 @@ class NF4Weights(Weights):
         return sum(int(packed.nbytes + state.absmax.nbytes) for packed, state in self.parts)
 
 
-def hold(weights: Sequence[Tensor], numerics: Numerics) -> Weights:
+def quantize_weights(weights: Sequence[Tensor], numerics: Numerics) -> Weights:
     """Sibling weights [out_i, in] that read the same input, as one, in the chosen numbers."""
     stacked = torch.cat(list(weights)) if len(weights) > 1 else weights[0]  # alone it may stay tied to the embedding
     match numerics.quantize:

@@ -20,10 +20,10 @@ from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import NotFound, Unavailable
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.registry import Adapter, AliasEvent, Version
-from graftwork.server.bodies import Text, Wire, parse
-from graftwork.server.http.lists import Json, PageParameters, Parameters, as_page, beside
+from graftwork.server.bodies import StrictModel, Text, parse
+from graftwork.server.http.lists import Json, PageParameters, Parameters, in_thread, page_body
 from graftwork.server.http.push import Pushes
-from graftwork.server.http.services import EngineHandle, Residency, Services
+from graftwork.server.http.services import AdapterPlacement, EngineHandle, Services
 from graftwork.server.observability.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
-class PromotedVersion(Wire):
+class PromotedVersion(StrictModel):
     version: Annotated[int, Field(ge=1)]
     reason: Text | None = None
     end_experiment: bool = False
 
 
-class Rollback(Wire):
+class Rollback(StrictModel):
     alias: Text = LIVE
     reason: Text | None = None
     end_experiment: bool = False
@@ -60,32 +60,32 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/adapters", dependencies=[reader])
     async def list_adapters(page: Annotated[PageParameters, Query()]) -> Response:
-        found = await beside(registry.adapters, after=page.after, limit=page.limit)
-        residency = await residency_of(engine)
-        return JSONResponse(as_page(found, lambda adapter: _adapter(adapter, residency, traffic)))
+        found = await in_thread(registry.adapters, after=page.after, limit=page.limit)
+        residency = await adapter_states(engine)
+        return JSONResponse(page_body(found, lambda adapter: _adapter(adapter, residency, traffic)))
 
     @routes.get("/v1/adapters/{name}", dependencies=[reader])
     async def get_adapter(name: str) -> Response:
-        adapter = await beside(registry.adapter, name)
-        return JSONResponse(_adapter(adapter, await residency_of(engine), traffic))
+        adapter = await in_thread(registry.adapter, name)
+        return JSONResponse(_adapter(adapter, await adapter_states(engine), traffic))
 
     @routes.get("/v1/adapters/{name}/history", dependencies=[reader])
     async def history(name: str, page: Annotated[HistoryParameters, Query()]) -> Response:
-        found = await beside(registry.history, name, after=page.after, limit=page.limit)
-        return JSONResponse(as_page(found, _event))
+        found = await in_thread(registry.history, name, after=page.after, limit=page.limit)
+        return JSONResponse(page_body(found, _event))
 
     @routes.post("/v1/adapters/{name}/versions")
     async def push(
         request: Request, name: str, to: Annotated[PushParameters, Query()], who: Principal = operator
     ) -> Response:
         version, new = await pushes.push(name, request, alias=to.alias, actor=who.name)
-        return JSONResponse(_version(version, await residency_of(engine), traffic), 201 if new else 200)
+        return JSONResponse(_version(version, await adapter_states(engine), traffic), 201 if new else 200)
 
     @routes.put("/v1/adapters/{name}/aliases/{alias}")
     async def promote(request: Request, name: str, alias: str, who: Principal = operator) -> Response:
         body = parse(PromotedVersion, await request.body())
         move = partial(registry.set_alias, name, alias, body.version, actor=who.name, reason=body.reason)
-        event = await beside(_moved, services, name, move, who, end_experiment=body.end_experiment)
+        event = await in_thread(_move, services, name, move, who, end_experiment=body.end_experiment)
         log.info("%s: %s@%s is version %s", who.name, name, alias, event.to_version)
         return JSONResponse(_event(event))
 
@@ -93,21 +93,21 @@ def add(routes: APIRouter, services: Services) -> None:
     async def rollback(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(Rollback, await request.body() or b"{}")
         move = partial(registry.rollback, name, alias=body.alias, actor=who.name, reason=body.reason)
-        event = await beside(_moved, services, name, move, who, end_experiment=body.end_experiment)
+        event = await in_thread(_move, services, name, move, who, end_experiment=body.end_experiment)
         log.info("%s: %s@%s is back at version %s", who.name, name, body.alias, event.to_version)
         return JSONResponse(_event(event))
 
     @routes.delete("/v1/adapters/{name}/versions/{number}")
     async def retire(name: str, number: str, who: Principal = operator) -> Response:
         if not _VERSION.fullmatch(number):
-            await beside(registry.adapter, name)
+            await in_thread(registry.adapter, name)
             raise NotFound(f"versions of {name!r} are numbers from 1, as in /v1/adapters/{name}/versions/7")
-        version = await beside(registry.retire, name, int(number), actor=who.name)
+        version = await in_thread(registry.retire, name, int(number), actor=who.name)
         log.info("%s retired %s", who.name, version.id)
-        return JSONResponse(_version(version, await residency_of(engine), traffic))
+        return JSONResponse(_version(version, await adapter_states(engine), traffic))
 
 
-def _moved(
+def _move(
     services: Services, name: str, move: Callable[..., AliasEvent], who: Principal, *, end_experiment: bool
 ) -> AliasEvent:
     """The alias moved; with the experiment that would forbid it ended, if that is wished."""
@@ -128,7 +128,7 @@ def all_adapters(services: Services) -> list[Adapter]:
             return adapters
 
 
-async def residency_of(engine: EngineHandle) -> Mapping[str, Residency]:
+async def adapter_states(engine: EngineHandle) -> Mapping[str, AdapterPlacement]:
     """Where adapters are. An engine that cannot say holds up no list, and no change that has been made."""
     try:
         return await engine.residency()
@@ -141,14 +141,14 @@ def live_version(adapter: Adapter) -> Version:
     return adapter.versions[adapter.aliases[LIVE] - 1]
 
 
-def tier(residency: Mapping[str, Residency], version: Version) -> str:
+def tier_of(residency: Mapping[str, AdapterPlacement], version: Version) -> str:
     seat = residency.get(version.digest)
     return seat.tier if seat is not None and seat.tier in ("device", "host") else "store"
 
 
-def _version(version: Version, residency: Mapping[str, Residency], traffic: Traffic) -> Json:
+def _version(version: Version, residency: Mapping[str, AdapterPlacement], traffic: Traffic) -> Json:
     seat = residency.get(version.digest)
-    num_requests, num_tokens = traffic.of(version.id)
+    num_requests, num_tokens = traffic.totals(version.id)
     return {
         "object": "adapter.version",
         "id": version.id,
@@ -166,14 +166,14 @@ def _version(version: Version, residency: Mapping[str, Residency], traffic: Traf
         "peft_config": version.config,
         "metadata": version.metadata,
         "retired_at": None if version.retired_at is None else int(version.retired_at.timestamp()),
-        "residency": tier(residency, version),
+        "residency": tier_of(residency, version),
         "load_ms": None if seat is None or seat.load_ms is None else round(seat.load_ms, 1),
         "requests": num_requests,
         "tokens": num_tokens,
     }
 
 
-def _adapter(adapter: Adapter, residency: Mapping[str, Residency], traffic: Traffic) -> Json:
+def _adapter(adapter: Adapter, residency: Mapping[str, AdapterPlacement], traffic: Traffic) -> Json:
     versions = [_version(version, residency, traffic) for version in adapter.versions]
     return {
         "object": "adapter",
@@ -181,7 +181,7 @@ def _adapter(adapter: Adapter, residency: Mapping[str, Residency], traffic: Traf
         "created_at": int(adapter.created_at.timestamp()),
         "aliases": dict(adapter.aliases),
         "versions": versions,
-        "residency": tier(residency, live_version(adapter)),
+        "residency": tier_of(residency, live_version(adapter)),
         "requests": sum(version["requests"] for version in versions),
         "tokens": sum(version["tokens"] for version in versions),
     }

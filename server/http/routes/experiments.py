@@ -18,7 +18,7 @@ from graftwork.adapters import names
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import Conflict, InvalidRequest
-from graftwork.adapters.experiments.experiment import Event, Experiment
+from graftwork.adapters.experiments.experiment import Experiment, ExperimentEvent
 from graftwork.adapters.experiments.exposures import StoredReading
 from graftwork.adapters.experiments.metrics import Goal, Metric
 from graftwork.adapters.experiments.plan import (
@@ -26,14 +26,14 @@ from graftwork.adapters.experiments.plan import (
     DEFAULT_GUARDRAILS,
     Allocation,
     Arm,
+    DecisionRule,
+    ExperimentPlan,
     Guardrail,
-    Plan,
     Ramp,
-    Rule,
     Unrated,
 )
-from graftwork.server.bodies import Label, Text, Wire, parse
-from graftwork.server.http.lists import Json, Parameters, as_page, beside
+from graftwork.server.bodies import Label, StrictModel, Text, parse
+from graftwork.server.http.lists import Json, Parameters, in_thread, page_body
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class ArmSampling(Wire):
+class ArmSampling(StrictModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -50,7 +50,7 @@ class ArmSampling(Wire):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class NewArm(Wire):
+class NewArm(StrictModel):
     version: int | Label | None = None
     alias: Label | None = None
     name: Label | None = None
@@ -60,21 +60,21 @@ class NewArm(Wire):
     sampling: ArmSampling | None = None
 
 
-class NewMetric(Wire):
+class NewMetric(StrictModel):
     name: Label
     over: Positive | None = None
     range: tuple[float, float] | None = None
     goal: Goal | None = None
 
 
-class NewGuardrail(Wire):
+class NewGuardrail(StrictModel):
     metric: Label | NewMetric
     limit: float | None = None
     margin: float | None = None
     alpha: float = 0.01
 
 
-class NewDecision(Wire):
+class NewDecision(StrictModel):
     promote_above: float | None = 0.0
     stop_below: float | None = 0.0
     max_units: int | None = None
@@ -82,13 +82,13 @@ class NewDecision(Wire):
     automatic: bool = False
 
 
-class NewRamp(Wire):
+class NewRamp(StrictModel):
     weights: list[float]
     min_units: int = 100
     min_seconds: float = 0.0
 
 
-class NewExperiment(Wire):
+class NewExperiment(StrictModel):
     name: Label
     adapter: Label
     arms: Annotated[list[NewArm], Field(min_length=1)]
@@ -102,12 +102,12 @@ class NewExperiment(Wire):
     allocation: Allocation = "fixed"
 
 
-class NewWeights(Wire):
+class NewWeights(StrictModel):
     weights: Annotated[dict[str, Share], Field(min_length=1)]
     reason: Text | None = None
 
 
-class Stop(Wire):
+class Stop(StrictModel):
     promote: Label | None = None
     reason: Text | None = None
 
@@ -126,34 +126,34 @@ def add(routes: APIRouter, services: Services) -> None:
     async def start_experiment(request: Request, who: Principal = operator) -> Response:
         body = parse(NewExperiment, await request.body())
         plan = _plan(body)
-        await beside(_check_logged, services, plan)
-        started = await beside(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
+        await in_thread(_check_logged, services, plan)
+        started = await in_thread(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
         return JSONResponse(_experiment(started, None, base.id), 201)
 
     @routes.get("/v1/experiments", dependencies=[operator])
     async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
         running = None if page.status is None else page.status == "running"
-        found = await beside(experiments.find, running=running, after=page.after, limit=page.limit)
-        readings = {each.name: await beside(services.exposures.last_reading, each.name) for each in found}
-        return JSONResponse(as_page(found, lambda each: _experiment(each, readings[each.name], base.id)))
+        found = await in_thread(experiments.find, running=running, after=page.after, limit=page.limit)
+        readings = {each.name: await in_thread(services.exposures.last_reading, each.name) for each in found}
+        return JSONResponse(page_body(found, lambda each: _experiment(each, readings[each.name], base.id)))
 
     @routes.get("/v1/experiments/{name}", dependencies=[operator])
     async def get_experiment(name: str) -> Response:
-        return JSONResponse(await beside(_whole, services, name))
+        return JSONResponse(await in_thread(_whole, services, name))
 
     @routes.patch("/v1/experiments/{name}")
     async def change_weights(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(NewWeights, await request.body())
-        await beside(experiments.set_weights, name, body.weights, actor=who.name, reason=body.reason)
+        await in_thread(experiments.set_weights, name, body.weights, actor=who.name, reason=body.reason)
         log.info("%s changed the weights of %s: %s", who.name, name, body.weights)
-        return JSONResponse(await beside(_whole, services, name))
+        return JSONResponse(await in_thread(_whole, services, name))
 
     @routes.post("/v1/experiments/{name}/stop")
     async def stop_experiment(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(Stop, await request.body() or b"{}")
-        last = await beside(services.exposures.last_reading, name)
-        await beside(
+        last = await in_thread(services.exposures.last_reading, name)
+        await in_thread(
             experiments.stop,
             name,
             decision="stopped" if body.promote is None else "promoted",
@@ -163,17 +163,17 @@ def add(routes: APIRouter, services: Services) -> None:
             reading=None if last is None else last.reading,
         )
         log.info("%s stopped the experiment %s", who.name, name)
-        return JSONResponse(await beside(_whole, services, name))
+        return JSONResponse(await in_thread(_whole, services, name))
 
 
 # ---------------------------------------------------------------------------------------------- from bodies to plans
 
 
-def _plan(body: NewExperiment) -> Plan:
+def _plan(body: NewExperiment) -> ExperimentPlan:
     given = [arm.weight for arm in body.arms if arm.shadow is None]
     # Nobody said how much: everybody gets as much.
     equal = 1 / len(given) if given and body.ramp is None and not any(weight is not None for weight in given) else 0.0
-    return Plan(
+    return ExperimentPlan(
         adapter=body.adapter,
         arms=tuple(_arm(arm, place, equal) for place, arm in enumerate(body.arms)),
         metric=_metric(body.metric, "metric"),
@@ -188,7 +188,7 @@ def _plan(body: NewExperiment) -> Plan:
             )
             for place, rail in enumerate(body.guardrails)
         ),
-        rule=Rule(
+        rule=DecisionRule(
             promote_above=body.decision.promote_above,
             stop_below=body.decision.stop_below,
             max_units=body.decision.max_units,
@@ -246,11 +246,11 @@ def _moment(seconds: float | None) -> datetime | None:
         raise InvalidRequest("until is a moment in unix seconds", param="decision.until") from None
 
 
-def _check_logged(services: Services, plan: Plan) -> None:
+def _check_logged(services: Services, plan: ExperimentPlan) -> None:
     """An experiment sees what is logged and nothing else: one that would see nothing is refused."""
     subjects = {services.base.id if arm.version is None and arm.alias is None else plan.adapter for arm in plan.arms}
     for subject in sorted(subjects):
-        if not services.records.policies.logged(adapter=subject, key_id=""):
+        if not services.records.policies.is_logged(adapter=subject, key_id=""):
             raise Conflict(
                 f"the answers of {subject!r} are not logged, so an experiment would see nothing of them: let them be "
                 "logged first (a log policy, or a server without --no-interaction-log)"
@@ -345,7 +345,7 @@ def _shown_metric(metric: Metric) -> Json:
     return {**metric.to_json(), "label": metric.label}
 
 
-def _event(event: Event) -> Json:
+def _event(event: ExperimentEvent) -> Json:
     return {
         "object": "experiment.event",
         "id": event.id,

@@ -15,15 +15,22 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.feedback.feedback import MAX_CHOICE, Feedback, FeedbackFilter, Kind, Said, Thumb
-from graftwork.server.bodies import Label, Metadata, Text, Wire, parse
-from graftwork.server.http.lists import Json, Parameters, answered_by, as_page, beside, json_lines
+from graftwork.adapters.feedback.feedback import (
+    MAX_CHOICE,
+    Feedback,
+    FeedbackFilter,
+    FeedbackKind,
+    SubmittedFeedback,
+    Thumb,
+)
+from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
+from graftwork.server.http.lists import Json, Parameters, answered_by, in_thread, json_lines, page_body
 from graftwork.server.http.services import Services
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 
 
-class NewFeedback(Wire):
+class NewFeedback(StrictModel):
     interaction_id: Text
     choice: Annotated[int, Field(ge=0, le=MAX_CHOICE)] | None = None
     thumb: Thumb | None = None
@@ -42,7 +49,7 @@ class FeedbackParameters(Parameters):
     adapter: Label | None = None
     experiment: Label | None = None
     arm: Label | None = None
-    kind: Kind | None = None
+    kind: FeedbackKind | None = None
     user: Label | None = None
     since: AwareDatetime | None = None
     until: AwareDatetime | None = None
@@ -65,7 +72,7 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.post("/v1/feedback")
     async def send_feedback(request: Request, who: Principal = anybody) -> Response:
         body = parse(NewFeedback, await request.body())
-        said = Said(
+        said = SubmittedFeedback(
             interaction_id=body.interaction_id,
             choice=body.choice or 0,
             thumb=body.thumb,
@@ -78,22 +85,24 @@ def add(routes: APIRouter, services: Services) -> None:
             user=body.user or None,
         )
         key = _idempotency_key(request, body)
-        await beside(records.log.settle, said.interaction_id)
-        row, new = await beside(records.feedback.add, said, key_id=who.key_id, idempotency_key=key)
+        await in_thread(records.log.wait_until_durable, said.interaction_id)
+        row, new = await in_thread(records.feedback.add, said, key_id=who.key_id, idempotency_key=key)
         if new:
             services.metrics.feedback(adapter=(row.adapter or base_id).partition("@")[0], kinds=row.kinds)
         return JSONResponse(show(row, base_id), 201 if new else 200)
 
     @routes.get("/v1/feedback", dependencies=[operator])
     async def list_feedback(page: Annotated[FeedbackPageParameters, Query()]) -> Response:
-        found = await beside(
-            records.feedback.find, await beside(page.filter, services), after=page.after, limit=page.limit
+        found = await in_thread(
+            records.feedback.find, await in_thread(page.filter, services), after=page.after, limit=page.limit
         )
-        return JSONResponse(as_page(found, lambda row: show(row, base_id)))
+        return JSONResponse(page_body(found, lambda row: show(row, base_id)))
 
     @routes.get("/v1/feedback/export", dependencies=[operator])
     async def export_feedback(which: Annotated[FeedbackParameters, Query()]) -> Response:
-        return json_lines(records.feedback.each(await beside(which.filter, services)), lambda row: show(row, base_id))
+        return json_lines(
+            records.feedback.each(await in_thread(which.filter, services)), lambda row: show(row, base_id)
+        )
 
 
 def show(row: Feedback, base_id: str) -> Json:

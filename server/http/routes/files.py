@@ -18,9 +18,9 @@ from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.learning.files import MAX_PAGE, PURPOSES, File
 from graftwork.server.bodies import Label
-from graftwork.server.http.lists import Json, Parameters, as_page, beside
+from graftwork.server.http.lists import Json, Parameters, in_thread, page_body
 from graftwork.server.http.services import Services
-from graftwork.server.http.uploads import SLACK_BYTES, receive
+from graftwork.server.http.uploads import SLACK_BYTES, receive_file
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.post("/v1/files")
     async def create_file(request: Request, who: Principal = operator) -> Response:
         request.state.max_body_bytes = files.max_bytes + SLACK_BYTES
-        upload = await beside(files.upload)
+        upload = await in_thread(files.upload)
         with upload:
-            filename, fields = await receive(request, upload, file="file", fields=("purpose",))
+            filename, fields = await receive_file(request, upload, file="file", fields=("purpose",))
             if "purpose" not in fields:
                 raise InvalidRequest(
                     "purpose is required: send fine-tune", param="purpose", code="missing_required_parameter"
@@ -58,24 +58,24 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/files", dependencies=[operator])
     async def list_files(page: Annotated[FilesParameters, Query()]) -> Response:
-        found = await beside(
+        found = await in_thread(
             files.find, purpose=page.purpose, after=page.after, limit=page.limit, ascending=page.order == "asc"
         )
-        return JSONResponse(as_page(found, show))
+        return JSONResponse(page_body(found, show))
 
     @routes.get("/v1/files/{file_id}", dependencies=[operator])
     async def get_file(file_id: str) -> Response:
-        return JSONResponse(show(await beside(files.get, file_id)))
+        return JSONResponse(show(await in_thread(files.get, file_id)))
 
     @routes.get("/v1/files/{file_id}/content", dependencies=[operator])
     async def get_content(file_id: str) -> Response:
-        file = await beside(files.get, file_id)
+        file = await in_thread(files.get, file_id)
         return FileResponse(files.path(file), media_type="application/octet-stream", filename=file.filename)
 
     @routes.delete("/v1/files/{file_id}")
     async def delete_file(file_id: str, who: Principal = operator) -> Response:
-        in_use = await beside(jobs.unfinished_with, file_id)
-        file = await beside(files.delete, file_id, in_use=in_use)
+        in_use = await in_thread(jobs.unfinished_job_using, file_id)
+        file = await in_thread(files.delete, file_id, in_use=in_use)
         log.info("%s deleted %s", who.name, file.id)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 

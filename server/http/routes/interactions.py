@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.feedback.feedback import FeedbackFilter
-from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter, Status
+from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter, InteractionStatus
 from graftwork.server.bodies import Label, Text
-from graftwork.server.http.lists import Json, Parameters, answered_by, as_page, beside, json_lines
+from graftwork.server.http.lists import Json, Parameters, answered_by, in_thread, json_lines, page_body
 from graftwork.server.http.routes import feedback
 from graftwork.server.http.services import Services
 
@@ -25,7 +25,7 @@ class InteractionParameters(Parameters):
     adapter: Label | None = None
     experiment: Label | None = None
     arm: Label | None = None
-    status: Status | None = None
+    status: InteractionStatus | None = None
     user: Label | None = None
     key_id: Label | None = None
     since: AwareDatetime | None = None
@@ -51,27 +51,27 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/interactions", dependencies=[operator])
     async def list_interactions(page: Annotated[InteractionPageParameters, Query()]) -> Response:
-        found = await beside(
-            records.interactions.find, await beside(page.filter, services), after=page.after, limit=page.limit
+        found = await in_thread(
+            records.interactions.find, await in_thread(page.filter, services), after=page.after, limit=page.limit
         )
-        return JSONResponse(as_page(found, show))
+        return JSONResponse(page_body(found, show))
 
     @routes.get("/v1/interactions/export", dependencies=[operator])
     async def export_interactions(which: Annotated[InteractionParameters, Query()]) -> Response:
-        return json_lines(records.interactions.each(await beside(which.filter, services)), show)
+        return json_lines(records.interactions.each(await in_thread(which.filter, services)), show)
 
     @routes.get("/v1/interactions/{interaction_id}", dependencies=[operator])
     async def get_interaction(interaction_id: str) -> Response:
-        await beside(records.log.settle, interaction_id)
-        found = await beside(records.interactions.get, interaction_id)
-        said = await beside(records.feedback.find, FeedbackFilter(interaction_id=interaction_id), limit=100)
+        await in_thread(records.log.wait_until_durable, interaction_id)
+        found = await in_thread(records.interactions.get, interaction_id)
+        said = await in_thread(records.feedback.find, FeedbackFilter(interaction_id=interaction_id), limit=100)
         return JSONResponse({**show(found), "feedback": [feedback.show(row, base_id) for row in reversed(said)]})
 
     @routes.delete("/v1/interactions")
     async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = operator) -> Response:
         # What is still on its way to the database must not arrive there afterwards.
-        await beside(records.log.flush)
-        erased = await beside(records.erasure.user, whose.user)
+        await in_thread(records.log.flush)
+        erased = await in_thread(records.erasure.user, whose.user)
         log.info(
             "%s erased a user: %d interactions, the words of %d pieces of feedback",
             who.name,

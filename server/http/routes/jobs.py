@@ -23,9 +23,9 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.learning import data_sets, hyperparameters
-from graftwork.adapters.learning.job import FEEDBACK, Checkpoint, Event, Job, Method, NewJob
-from graftwork.server.bodies import Label, Metadata, Text, Wire, parse
-from graftwork.server.http.lists import Json, Parameters, as_page, beside
+from graftwork.adapters.learning.job import FEEDBACK_FILE, Checkpoint, Job, JobEvent, Method, NewJob
+from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
+from graftwork.server.http.lists import Json, Parameters, in_thread, page_body
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ OPENAI_METHODS: Final = {"sft": "supervised", "dpo": "dpo"}
 _CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
 
 
-class NewFineTuning(Wire):
+class NewFineTuning(StrictModel):
     model: Annotated[Text, Field(min_length=1)]
     training_file: Annotated[Text, Field(min_length=1)]
     validation_file: Label | None = None
@@ -95,8 +95,8 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.post("/v1/fine_tuning/jobs")
     async def create_job(request: Request, who: Principal = operator) -> Response:
-        new = await beside(_checked, services, parse(NewFineTuning, await request.body()))
-        job, is_new = await beside(
+        new = await in_thread(_checked, services, parse(NewFineTuning, await request.body()))
+        job, is_new = await in_thread(
             jobs.submit,
             new,
             actor=who.name,
@@ -109,29 +109,31 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/fine_tuning/jobs", dependencies=[operator])
     async def list_jobs(page: Annotated[JobsParameters, Query()]) -> Response:
-        found = await beside(jobs.find, after=page.after, limit=page.limit, name=page.adapter, metadata=page.metadata)
-        return JSONResponse(as_page(found, lambda job: show(job, base_id)))
+        found = await in_thread(
+            jobs.find, after=page.after, limit=page.limit, name=page.adapter, metadata=page.metadata
+        )
+        return JSONResponse(page_body(found, lambda job: show(job, base_id)))
 
     @routes.get("/v1/fine_tuning/jobs/{job_id}", dependencies=[operator])
     async def get_job(job_id: str) -> Response:
-        return JSONResponse(show(await beside(jobs.get, job_id), base_id))
+        return JSONResponse(show(await in_thread(jobs.get, job_id), base_id))
 
     @routes.post("/v1/fine_tuning/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str, who: Principal = operator) -> Response:
-        job = await beside(jobs.cancel, job_id, actor=who.name)
+        job = await in_thread(jobs.cancel, job_id, actor=who.name)
         log.info("%s cancelled %s", who.name, job.id)
         return JSONResponse(show(job, base_id))
 
     @routes.get("/v1/fine_tuning/jobs/{job_id}/events", dependencies=[operator])
     async def list_events(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
-        found = await beside(jobs.events, job_id, after=_cursor(page.after), limit=page.limit)
-        return JSONResponse(as_page(found, show_event))
+        found = await in_thread(jobs.events, job_id, after=_cursor(page.after), limit=page.limit)
+        return JSONResponse(page_body(found, show_event))
 
     @routes.get("/v1/fine_tuning/jobs/{job_id}/checkpoints", dependencies=[operator])
     async def list_checkpoints(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
-        found = await beside(jobs.checkpoints, job_id, after=_cursor(page.after), limit=page.limit)
-        job = await beside(jobs.get, job_id)
-        return JSONResponse(as_page(found, lambda point: show_checkpoint(point, job)))
+        found = await in_thread(jobs.checkpoints, job_id, after=_cursor(page.after), limit=page.limit)
+        job = await in_thread(jobs.get, job_id)
+        return JSONResponse(page_body(found, lambda point: show_checkpoint(point, job)))
 
 
 # ------------------------------------------------------------------------------------------------- what is asked
@@ -148,7 +150,7 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
     if name:
         _as_param("suffix", lambda: names.check_name(name, base_id=services.base.id))
     method, chosen = _method(body, services.allowed_roots)
-    if body.training_file == FEEDBACK:
+    if body.training_file == FEEDBACK_FILE:
         if not name:
             raise InvalidRequest(
                 "feedback on which adapter's answers? Name it as suffix, or as the model to continue", param="suffix"
@@ -205,7 +207,7 @@ def _as_param(param: str, check: Callable[[], Any]) -> Any:
 
 def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[str, Any]]:
     """The method and its hyperparameters, from ``method`` or from the older top-level field."""
-    given: Any = {"type": "auto" if body.training_file == FEEDBACK else "supervised", **(body.method or {})}
+    given: Any = {"type": "auto" if body.training_file == FEEDBACK_FILE else "supervised", **(body.method or {})}
     kind = given.pop("type")
     if not isinstance(kind, str) or kind not in METHODS:
         why = NOT_ADAPTERS.get(str(kind))
@@ -229,7 +231,7 @@ def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[st
             "hyperparameters came twice: give them inside method, or at the top", param="hyperparameters"
         )
     place = f"method.{kind}.hyperparameters" if nested else "hyperparameters"
-    return METHODS[kind], hyperparameters.checked(
+    return METHODS[kind], hyperparameters.validate_hyperparameters(
         nested or body.hyperparameters or {}, place, method=METHODS[kind], roots=roots
     )
 
@@ -287,7 +289,7 @@ def show(job: Job, base_id: str) -> Json:
     }
 
 
-def show_event(event: Event) -> Json:
+def show_event(event: JobEvent) -> Json:
     return {
         "id": f"ftevent-{event.id}",
         "object": "fine_tuning.job.event",

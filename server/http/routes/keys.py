@@ -14,14 +14,14 @@ from graftwork.adapters.access.keys import Key, Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.storage.database import Page
-from graftwork.server.bodies import Text, Wire, parse
-from graftwork.server.http.lists import Json, PageParameters, as_page, beside
+from graftwork.server.bodies import StrictModel, Text, parse
+from graftwork.server.http.lists import Json, PageParameters, in_thread, page_body
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
 
 
-class NewKey(Wire):
+class NewKey(StrictModel):
     name: Text
     role: Text
 
@@ -32,7 +32,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/keys", dependencies=[admin])
     async def list_keys(page: Annotated[PageParameters, Query()]) -> Response:
-        return JSONResponse(as_page(_slice(await beside(keys.list), page), _key))
+        return JSONResponse(page_body(_slice(await in_thread(keys.list), page), _key))
 
     @routes.post("/v1/keys")
     async def create_key(request: Request, who: Principal = admin) -> Response:
@@ -43,14 +43,14 @@ def add(routes: APIRouter, services: Services) -> None:
                 "this server has no key yet, and the first one locks it: create one with the role admin first, "
                 "and use it to create the others"
             )
-        secret, key = await beside(keys.create, body.name, role)
+        secret, key = await in_thread(keys.create, body.name, role)
         await to_thread.run_sync(authenticator.recheck)
         log.info("%s created the %s key %s for %r", who.name, role.value, key.id, key.name)
         return JSONResponse({**_key(key), "secret": secret}, 201, {"cache-control": "no-store"})
 
     @routes.delete("/v1/keys/{key_id}")
     async def revoke_key(key_id: str, who: Principal = admin) -> Response:
-        key = await beside(keys.revoke, key_id)
+        key = await in_thread(keys.revoke, key_id)
         log.info("%s revoked the key %s of %r", who.name, key.id, key.name)
         return JSONResponse(_key(key))
 

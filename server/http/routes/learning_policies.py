@@ -14,23 +14,29 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.learning import hyperparameters
-from graftwork.adapters.learning.gate_results import gates, version_of
+from graftwork.adapters.learning.gate_results import gate_result, version_by_id
 from graftwork.adapters.learning.job import Job
-from graftwork.adapters.learning.policies import AFTER, AT_LEAST, EVERY_DAYS, LearningPolicy, Standing
-from graftwork.server.bodies import Wire, parse
-from graftwork.server.http.lists import Json, beside, listed
+from graftwork.adapters.learning.policies import (
+    DEFAULT_AFTER,
+    DEFAULT_AT_LEAST,
+    DEFAULT_EVERY_DAYS,
+    LearningPolicy,
+    PolicyStatus,
+)
+from graftwork.server.bodies import StrictModel, parse
+from graftwork.server.http.lists import Json, in_thread, list_body
 from graftwork.server.http.routes.jobs import METHODS
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
 
-_CALLED = {method: name for name, method in METHODS.items()}
+_METHOD_NAMES = {method: name for name, method in METHODS.items()}
 
 
-class NewLearningPolicy(Wire):
-    after: Annotated[int, Field(ge=1)] | None = AFTER
-    every_days: Annotated[float, Field(gt=0)] | None = EVERY_DAYS
-    at_least: Annotated[int, Field(ge=1)] = AT_LEAST
+class NewLearningPolicy(StrictModel):
+    after: Annotated[int, Field(ge=1)] | None = DEFAULT_AFTER
+    every_days: Annotated[float, Field(gt=0)] | None = DEFAULT_EVERY_DAYS
+    at_least: Annotated[int, Field(ge=1)] = DEFAULT_AT_LEAST
     control_every: Annotated[int, Field(ge=1)] | None = None
     method: Literal["supervised", "dpo", "kto", "weighted_sft", "pretrain", "distillation", "grpo", "auto"] = "auto"
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
@@ -42,16 +48,16 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/learning_policies", dependencies=[operator])
     async def list_learning_policies() -> Response:
-        return JSONResponse(await beside(_all, services))
+        return JSONResponse(await in_thread(_all, services))
 
     @routes.get("/v1/adapters/{name}/learning_policy", dependencies=[operator])
     async def get_learning_policy(name: str) -> Response:
-        return JSONResponse(await beside(_one, services, name))
+        return JSONResponse(await in_thread(_one, services, name))
 
     @routes.put("/v1/adapters/{name}/learning_policy")
     async def set_learning_policy(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(NewLearningPolicy, await request.body() or b"{}")
-        policy = await beside(
+        policy = await in_thread(
             policies.set,
             name,
             after=body.after,
@@ -59,18 +65,18 @@ def add(routes: APIRouter, services: Services) -> None:
             at_least=body.at_least,
             control_every=body.control_every,
             method=METHODS[body.method],
-            hyperparameters=hyperparameters.checked(
+            hyperparameters=hyperparameters.validate_hyperparameters(
                 body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
             ),
             actor=who.name,
         )
         log.info("%s: %s learns by itself, %s", who.name, policy.name, when(policy))
-        return JSONResponse(await beside(_one, services, name))
+        return JSONResponse(await in_thread(_one, services, name))
 
     @routes.delete("/v1/adapters/{name}/learning_policy")
     async def remove_learning_policy(name: str, who: Principal = operator) -> Response:
-        was = await beside(_one, services, name)
-        await beside(policies.remove, name)
+        was = await in_thread(_one, services, name)
+        await in_thread(policies.remove, name)
         log.info("%s: %s no longer learns by itself", who.name, name)
         return JSONResponse(was)
 
@@ -84,7 +90,7 @@ def when(policy: LearningPolicy) -> str:
 
 
 def _all(services: Services) -> Json:
-    return listed([_show(services, policy, standing) for policy, standing in services.learning.all()])
+    return list_body([_show(services, policy, standing) for policy, standing in services.learning.all()])
 
 
 def _one(services: Services, name: str) -> Json:
@@ -92,7 +98,7 @@ def _one(services: Services, name: str) -> Json:
     return _show(services, *services.learning.get(name))
 
 
-def _show(services: Services, policy: LearningPolicy, standing: Standing) -> Json:
+def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) -> Json:
     return {
         "object": "learning_policy",
         "adapter": policy.name,
@@ -100,7 +106,7 @@ def _show(services: Services, policy: LearningPolicy, standing: Standing) -> Jso
         "every_days": policy.every_days,
         "at_least": policy.at_least,
         "control_every": policy.control_every,
-        "method": _CALLED[policy.method],
+        "method": _METHOD_NAMES[policy.method],
         "hyperparameters": dict(policy.hyperparameters),
         "actor": policy.actor,
         "created_at": policy.created_at.timestamp(),
@@ -115,7 +121,7 @@ def _show(services: Services, policy: LearningPolicy, standing: Standing) -> Jso
 
 
 def _round(services: Services, job: Job) -> Json:
-    passed, refused = (None, []) if job.version is None else gates(version_of(services.registry, job.version))
+    passed, refused = (None, []) if job.version is None else gate_result(version_by_id(services.registry, job.version))
     metadata: Mapping[str, str] = job.metadata
     return {
         "number": int(metadata["round"]),

@@ -13,8 +13,8 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.feedback.policies import LogPolicy
-from graftwork.server.bodies import Wire, parse
-from graftwork.server.http.lists import Json, beside, listed
+from graftwork.server.bodies import StrictModel, parse
+from graftwork.server.http.lists import Json, in_thread, list_body
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SCOPES: dict[str, Literal["adapter", "key"]] = {"adapters": "adapter", "keys": "key"}
 
 
-class NewPolicy(Wire):
+class NewLogPolicy(StrictModel):
     log: bool
     retention_days: Annotated[float, Field(gt=0)] | None = None
 
@@ -34,18 +34,18 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/v1/log_policies", dependencies=[operator])
     async def list_policies() -> Response:
-        found = await beside(policies.all)
+        found = await in_thread(policies.all)
         default = {"log": policies.log, "retention_days": policies.retention_days}
-        return JSONResponse({**listed([_show(policy) for policy in found]), "default": default})
+        return JSONResponse({**list_body([_show(policy) for policy in found]), "default": default})
 
     # The base's id may be a hub's, with a slash within.
     @routes.put("/v1/log_policies/{scope}/{subject:path}")
     async def set_policy(
         request: Request, scope: Literal["adapters", "keys"], subject: str, who: Principal = operator
     ) -> Response:
-        body = parse(NewPolicy, await request.body())
-        await beside(_check_subject, services, scope, subject)
-        policy = await beside(
+        body = parse(NewLogPolicy, await request.body())
+        await in_thread(_check_subject, services, scope, subject)
+        policy = await in_thread(
             policies.set, SCOPES[scope], subject, log=body.log, retention_days=body.retention_days, actor=who.name
         )
         log.info(
@@ -60,7 +60,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.delete("/v1/log_policies/{scope}/{subject:path}")
     async def remove_policy(scope: Literal["adapters", "keys"], subject: str, who: Principal = operator) -> Response:
-        policy = await beside(policies.remove, SCOPES[scope], subject)
+        policy = await in_thread(policies.remove, SCOPES[scope], subject)
         log.info("%s: for the %s %s the default holds again", who.name, policy.scope, policy.subject)
         return JSONResponse(_show(policy))
 

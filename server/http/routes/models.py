@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.registry import Version
-from graftwork.server.http.lists import Json, listed
+from graftwork.server.http.lists import Json, list_body
 from graftwork.server.http.routes.adapters import all_adapters, live_version
 from graftwork.server.http.services import Services
 
@@ -35,7 +35,7 @@ def _all_models(services: Services) -> Response:
     for adapter in all_adapters(services):
         models.append(_model(services, adapter.name, live_version(adapter)))
         models += [_model(services, version.id, version) for version in adapter.versions if not version.retired_at]
-    return JSONResponse(listed(models))
+    return JSONResponse(list_body(models))
 
 
 def _base_model(services: Services) -> Json:

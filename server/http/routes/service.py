@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
-from graftwork.server.http.routes.adapters import all_adapters, live_version, residency_of, tier
+from graftwork.server.http.routes.adapters import adapter_states, all_adapters, live_version, tier_of
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
 
@@ -41,28 +41,28 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/metrics", dependencies=[reader])
     async def prometheus() -> Response:
-        await _observe(services)
+        await _update_gauges(services)
         return Response(await to_thread.run_sync(services.metrics.render), media_type=metrics.CONTENT_TYPE)
 
 
-async def _observe(services: Services) -> None:
-    """Ask the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
+async def _update_gauges(services: Services) -> None:
+    """StatsRequest the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
     engine = services.engine
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
     try:
         services.metrics.set_engine(await engine.stats())
     except Unavailable as unavailable:
         log.debug("metrics without the engine: %s", unavailable)
-    residency = await residency_of(engine)
+    residency = await adapter_states(engine)
     adapters = await to_thread.run_sync(all_adapters, services)
     learning = await to_thread.run_sync(services.learning.all)
     services.metrics.set_learning(
         {policy.name: (standing.judgements, standing.rounds) for policy, standing in learning}
     )
     serving = [version for adapter in adapters for version in adapter.versions if version.retired_at is None]
-    tiers = Counter(tier(residency, version) for version in serving)
-    services.metrics.set_residency(
-        tiers, {adapter.name: tier(residency, live_version(adapter)) for adapter in adapters}
+    tiers = Counter(tier_of(residency, version) for version in serving)
+    services.metrics.set_adapter_tiers(
+        tiers, {adapter.name: tier_of(residency, live_version(adapter)) for adapter in adapters}
     )
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftwork.server.engine.request import Delta
-from graftwork.server.openai.answers.choice import Choice, Finish, Piece
-from graftwork.server.openai.events import DONE, _object
-from graftwork.server.openai.requests.generation import Generation
+from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice
+from graftwork.server.openai.events import DONE, to_json_object
+from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class AnswerHead:
     """What every chunk and body of one answer repeats. ``model`` is the name that the client used."""
 
     id: str
@@ -29,7 +29,9 @@ class Head:
     def json(self, kind: str) -> str:
         """The head as JSON members, without braces."""
         members = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return _object({**members, "system_fingerprint": self.fingerprint, "graftwork": dict(self.graftwork)})[1:-1]
+        return to_json_object({**members, "system_fingerprint": self.fingerprint, "graftwork": dict(self.graftwork)})[
+            1:-1
+        ]
 
 
 # ------------------------------------------------------------------------------------------------------- answers
@@ -42,7 +44,12 @@ class Answer(ABC):
     body_kind: str
 
     def __init__(
-        self, request: Generation, head: Head, vocabulary: Vocabulary, choices: Sequence[Choice], num_prompt_tokens: int
+        self,
+        request: GenerationRequest,
+        head: AnswerHead,
+        vocabulary: Vocabulary,
+        choices: Sequence[GeneratedChoice],
+        num_prompt_tokens: int,
     ) -> None:
         self.head = head
         self.choices = choices
@@ -69,7 +76,7 @@ class Answer(ABC):
         """Whether every choice has ended."""
         return all(choice.finish is not None for choice in self.choices)
 
-    def push(self, index: int, delta: Delta) -> Piece:
+    def push(self, index: int, delta: Delta) -> ChoiceDelta:
         """Take in what the engine says of choice ``index``. See :meth:`Choice.push`."""
         return self.choices[index].push(delta)
 
@@ -77,7 +84,7 @@ class Answer(ABC):
         """The frames before any text."""
         return b""
 
-    def frames(self, index: int, piece: Piece) -> bytes:
+    def frames(self, index: int, piece: ChoiceDelta) -> bytes:
         """A piece of choice ``index`` as server-sent events; empty if it adds nothing yet."""
         events = ""
         if piece.text or piece.scored:
@@ -108,7 +115,7 @@ class Answer(ABC):
         )
 
     @abstractmethod
-    def _text_chunk(self, piece: Piece) -> str:
+    def _text_chunk(self, piece: ChoiceDelta) -> str:
         """A choice's members for a piece of text."""
 
     @abstractmethod
@@ -116,5 +123,5 @@ class Answer(ABC):
         """A choice's members for how it ended."""
 
     @abstractmethod
-    def _whole(self, choice: Choice) -> str:
+    def _whole(self, choice: GeneratedChoice) -> str:
         """A choice as an object of the body."""

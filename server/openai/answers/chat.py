@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graftwork.server.engine.request import TokenLogprob
-from graftwork.server.openai.answers.answer import Answer, Head
-from graftwork.server.openai.answers.choice import Choice, Finish, Piece, Scored
-from graftwork.server.openai.events import _number, quote
+from graftwork.server.openai.answers.answer import Answer, AnswerHead
+from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice, ScoredToken
+from graftwork.server.openai.events import quote, to_json_number
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 
@@ -19,10 +19,10 @@ class ChatAnswer(Answer):
     body_kind = "chat.completion"
 
     def __init__(
-        self, request: ChatCompletionRequest, head: Head, vocabulary: Vocabulary, prompt: Sequence[int]
+        self, request: ChatCompletionRequest, head: AnswerHead, vocabulary: Vocabulary, prompt: Sequence[int]
     ) -> None:
         choices = [
-            Choice(index, vocabulary.tokens, stop=request.stop, scored=bool(request.logprobs))
+            GeneratedChoice(index, vocabulary.tokens, stop=request.stop, scored=bool(request.logprobs))
             for index in range(request.choices)
         ]
         super().__init__(request, head, vocabulary, choices, len(prompt))
@@ -31,19 +31,19 @@ class ChatAnswer(Answer):
         members = '"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null'
         return "".join(self._chunk(choice.index, members) for choice in self.choices).encode()
 
-    def _text_chunk(self, piece: Piece) -> str:
+    def _text_chunk(self, piece: ChoiceDelta) -> str:
         logprobs = self._logprobs(piece.scored) if piece.scored else "null"
         return f'"delta":{{"content":{quote(piece.text)}}},"logprobs":{logprobs},"finish_reason":null'
 
     def _last_chunk(self, finish: Finish) -> str:
         return f'"delta":{{}},"logprobs":null,"finish_reason":"{finish}"'
 
-    def _whole(self, choice: Choice) -> str:
+    def _whole(self, choice: GeneratedChoice) -> str:
         message = f'{{"role":"assistant","content":{quote(choice.text)},"refusal":null}}'
         logprobs = "null" if choice.scored is None else self._logprobs(choice.scored)
         return f'{{"index":{choice.index},"message":{message},"logprobs":{logprobs},"finish_reason":"{choice.finish}"}}'
 
-    def _logprobs(self, scored: Sequence[Scored]) -> str:
+    def _logprobs(self, scored: Sequence[ScoredToken]) -> str:
         return f'{{"content":[{",".join(self._token(item.score) for item in scored if item.score)}],"refusal":null}}'
 
     def _token(self, score: TokenLogprob) -> str:
@@ -51,4 +51,4 @@ class ChatAnswer(Answer):
         return f'{{{self._members(score.token_id, score.logprob)},"top_logprobs":[{top}]}}'
 
     def _members(self, token_id: int, logprob: float) -> str:
-        return f'{self._vocabulary.members(token_id)},"logprob":{_number(logprob)}'
+        return f'{self._vocabulary.members(token_id)},"logprob":{to_json_number(logprob)}'

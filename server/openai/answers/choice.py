@@ -10,13 +10,13 @@ from typing import Literal
 from graftwork.adapters.errors import GraftworkError
 from graftwork.server.engine.request import Delta, FinishReason, TokenLogprob
 from graftwork.server.openai.stop_strings import StopStrings
-from graftwork.server.openai.vocabulary import Tokens
+from graftwork.server.openai.vocabulary import TokenDecoder
 
 Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredToken:
     """A token with its log-probability; ``None`` for a prompt's first token, which nothing predicts.
 
     ``offset`` counts the characters of the choice's text before the token.
@@ -28,21 +28,21 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ChoiceDelta:
     """What one delta adds to a choice. With a ``finish`` it is the last, whatever else the engine may still send."""
 
     text: str = ""
-    scored: Sequence[Scored] = ()
+    scored: Sequence[ScoredToken] = ()
     finish: Finish | None = None
 
 
-_NOTHING = Piece()
+_EMPTY_DELTA = ChoiceDelta()
 
 
 # ------------------------------------------------------------------------------------------------------- choices
 
 
-class Choice:
+class GeneratedChoice:
     """One continuation as it is written: its text so far, its tokens' scores, how many tokens it took, how it ended.
 
     ``num_cached`` of its prompt's tokens did not have to be computed.
@@ -51,7 +51,7 @@ class Choice:
     def __init__(
         self,
         index: int,
-        tokens: Tokens,
+        tokens: TokenDecoder,
         *,
         stop: Sequence[str] = (),
         scored: bool = False,
@@ -67,10 +67,10 @@ class Choice:
         self._echo = echo
         self._prompt_scores: list[TokenLogprob | None] = []
         self._texts: list[str] = []
-        self._scored: list[Scored] | None = [] if scored else None
+        self._scored: list[ScoredToken] | None = [] if scored else None
         self._detokenizer = tokens.stream()
         self._stops = StopStrings(stop) if stop else None
-        self._waiting: deque[Scored] = deque()  # tokens whose text is not out yet
+        self._waiting: deque[ScoredToken] = deque()  # tokens whose text is not out yet
         self._decoded = self._written = len(echo or "")  # characters
 
     @property
@@ -78,22 +78,22 @@ class Choice:
         return "".join(self._texts)
 
     @property
-    def scored(self) -> Sequence[Scored] | None:
+    def scored(self) -> Sequence[ScoredToken] | None:
         return self._scored
 
-    def push(self, delta: Delta) -> Piece:
+    def push(self, delta: Delta) -> ChoiceDelta:
         """The part of ``delta`` that is certain now. Raises :class:`GraftworkError` when the engine gave up."""
         if self.finish is not None:
-            return _NOTHING
+            return _EMPTY_DELTA
         if delta.finish_reason is FinishReason.ERROR:
             raise GraftworkError(delta.error or "the engine could not finish this answer: try again")
         self.num_cached += delta.num_cached
-        scored: list[Scored] = []
+        scored: list[ScoredToken] = []
         echo = ""
         if self._echo is not None:
             self._prompt_scores += delta.prompt_logprobs or ()
             if not delta.token_ids and not delta.done:
-                return _NOTHING  # a long prompt is scored in several steps
+                return _EMPTY_DELTA  # a long prompt is scored in several steps
             echo, self._echo = self._echo, None
             scored += self._score_prompt(echo)
         text = self._decode(delta)
@@ -106,12 +106,12 @@ class Choice:
             self.finish = "length" if delta.finish_reason is FinishReason.LENGTH and not stopped else "stop"
         self.num_tokens += len(delta.token_ids)
         self._written += len(text)
-        scored += self._settled(everything=self.finish is not None and not stopped)
+        scored += self._visible_tokens(everything=self.finish is not None and not stopped)
         if self._scored is not None:
             self._scored += scored
         if text := echo + text:
             self._texts.append(text)
-        return Piece(text, scored, self.finish)
+        return ChoiceDelta(text, scored, self.finish)
 
     def _decode(self, delta: Delta) -> str:
         if self._scored is None:
@@ -119,23 +119,23 @@ class Choice:
         else:
             text = ""
             for token_id, score in zip(delta.token_ids, delta.logprobs, strict=True):
-                self._waiting.append(Scored(token_id, self._decoded, score))
+                self._waiting.append(ScoredToken(token_id, self._decoded, score))
                 part = self._detokenizer.push((token_id,))
                 self._decoded += len(part)
                 text += part
         return text + self._detokenizer.flush() if delta.done else text
 
-    def _settled(self, *, everything: bool) -> Iterator[Scored]:
+    def _visible_tokens(self, *, everything: bool) -> Iterator[ScoredToken]:
         """The tokens whose text begins within what is written; those of a stop string never do."""
         while self._waiting and (everything or self._waiting[0].offset < self._written):
             yield self._waiting.popleft()
 
-    def _score_prompt(self, echo: str) -> list[Scored]:
+    def _score_prompt(self, echo: str) -> list[ScoredToken]:
         if self._scored is None:
             return []
         offsets = _offsets(echo, map(self._tokens.token_bytes, self._prompt))
         scores = zip(self._prompt, offsets, self._prompt_scores, strict=True)
-        return [Scored(token_id, offset, score) for token_id, offset, score in scores]
+        return [ScoredToken(token_id, offset, score) for token_id, offset, score in scores]
 
 
 def _offsets(text: str, pieces: Iterable[bytes]) -> Iterator[int]:

@@ -12,8 +12,18 @@ from pydantic import (
     model_validator,
 )
 
-from graftwork.server.bodies import Label, Text, Wire, _at, _kind, _off, _refuse, _show, _text
-from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, Generation
+from graftwork.server.bodies import (
+    Label,
+    StrictModel,
+    Text,
+    body_error,
+    field_error,
+    json_type,
+    only_off,
+    reject_nul,
+    short_repr,
+)
+from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
 
 MAX_MESSAGES = 4096
 
@@ -21,49 +31,51 @@ MAX_MESSAGES = 4096
 def _content(value: Any) -> str | list[dict[str, str]]:
     """A message's text: a string, or OpenAI's list of text parts."""
     if isinstance(value, str):
-        return _text(value)
+        return reject_nul(value)
     if value is None:
-        raise _refuse("invalid_type", "must be text, not null: a message without content has nothing to say")
+        raise body_error("invalid_type", "must be text, not null: a message without content has nothing to say")
     if not isinstance(value, list):
-        raise _refuse("invalid_type", f"must be a string or a list of text parts, not {_kind(value)}")
+        raise body_error("invalid_type", f"must be a string or a list of text parts, not {json_type(value)}")
     if not value:
-        raise _refuse("invalid_value", "is an empty list: give a string or at least one text part")
+        raise body_error("invalid_value", "is an empty list: give a string or at least one text part")
     return [_part(index, part) for index, part in enumerate(value)]
 
 
 def _part(index: int, part: Any) -> dict[str, str]:
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise _refuse("invalid_type", f'[{index}] must be an object like {{"type": "text", "text": "…"}}')
+        raise body_error("invalid_type", f'[{index}] must be an object like {{"type": "text", "text": "…"}}')
     if part["type"] != "text":
-        raise _refuse("unsupported_parameter", f"[{index}] is of type {_show(part['type'])}: only text is supported")
+        raise body_error(
+            "unsupported_parameter", f"[{index}] is of type {short_repr(part['type'])}: only text is supported"
+        )
     if unknown := sorted(part.keys() - {"type", "text"}):
-        raise _refuse("unknown_parameter", f"[{index}] has an unknown field {_show(unknown[0])}: remove it")
+        raise body_error("unknown_parameter", f"[{index}] has an unknown field {short_repr(unknown[0])}: remove it")
     if not isinstance(text := part.get("text"), str):
-        raise _refuse("invalid_type", f"[{index}].text must be a string, not {_kind(text)}")
-    return {"type": "text", "text": _text(text)}
+        raise body_error("invalid_type", f"[{index}].text must be a string, not {json_type(text)}")
+    return {"type": "text", "text": reject_nul(text)}
 
 
-_SPOKEN = {"role", "content", "name", "reasoning_content"}
+_TEMPLATE_FIELDS = {"role", "content", "name", "reasoning_content"}
 
 
 NO_TOOLS = "this server makes no tool calls; leave it out"
 
 
-class Message(Wire):
+class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str | list[dict[str, str]], PlainValidator(_content)]
     # For templates that know them.
     name: Label | None = None
     reasoning_content: Text | None = None
     # What the official client sends back when an answer's message is appended to the conversation.
-    refusal: Annotated[Any, _off(instead="put the text into the content")] = None
-    annotations: Annotated[Any, _off([], instead="leave it out")] = None
-    audio: Annotated[Any, _off(instead="only text is supported")] = None
-    tool_calls: Annotated[Any, _off([], instead=NO_TOOLS)] = None
-    function_call: Annotated[Any, _off(instead=NO_TOOLS)] = None
+    refusal: Annotated[Any, only_off(instead="put the text into the content")] = None
+    annotations: Annotated[Any, only_off([], instead="leave it out")] = None
+    audio: Annotated[Any, only_off(instead="only text is supported")] = None
+    tool_calls: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
+    function_call: Annotated[Any, only_off(instead=NO_TOOLS)] = None
 
 
-class ChatCompletionRequest(Generation):
+class ChatCompletionRequest(GenerationRequest):
     """The body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -76,45 +88,45 @@ class ChatCompletionRequest(Generation):
     prompt_cache_key: Label | None = None
     # Accepted where they ask for what happens anyway.
     response_format: Annotated[
-        Any, _off({"type": "text"}, instead="only text can be asked for; say in the messages what to write")
+        Any, only_off({"type": "text"}, instead="only text can be asked for; say in the messages what to write")
     ] = None
-    modalities: Annotated[Any, _off(["text"], instead='only ["text"] can be asked for')] = None
-    service_tier: Annotated[Any, _off("auto", "default", instead="there is one tier; leave it out")] = None
-    reasoning_effort: Annotated[Any, _off("none", instead="this server's models do not reason apart")] = None
-    verbosity: Annotated[Any, _off("medium", instead="say in the messages how long the answer should be")] = None
-    tools: Annotated[Any, _off([], instead=NO_TOOLS)] = None
-    tool_choice: Annotated[Any, _off("none", "auto", instead=NO_TOOLS)] = None
-    parallel_tool_calls: Annotated[Any, _off(True, False, instead=NO_TOOLS)] = None
-    functions: Annotated[Any, _off([], instead=NO_TOOLS)] = None
-    function_call: Annotated[Any, _off("none", "auto", instead=NO_TOOLS)] = None
-    audio: Annotated[Any, _off(instead="only text can be asked for")] = None
-    prediction: Annotated[Any, _off(instead="leave it out")] = None
-    moderation: Annotated[Any, _off(instead="leave it out")] = None
-    prompt_cache_options: Annotated[Any, _off(instead="leave it out")] = None
-    prompt_cache_retention: Annotated[Any, _off(instead="leave it out")] = None
-    web_search_options: Annotated[Any, _off(instead="leave it out")] = None
+    modalities: Annotated[Any, only_off(["text"], instead='only ["text"] can be asked for')] = None
+    service_tier: Annotated[Any, only_off("auto", "default", instead="there is one tier; leave it out")] = None
+    reasoning_effort: Annotated[Any, only_off("none", instead="this server's models do not reason apart")] = None
+    verbosity: Annotated[Any, only_off("medium", instead="say in the messages how long the answer should be")] = None
+    tools: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
+    tool_choice: Annotated[Any, only_off("none", "auto", instead=NO_TOOLS)] = None
+    parallel_tool_calls: Annotated[Any, only_off(True, False, instead=NO_TOOLS)] = None
+    functions: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
+    function_call: Annotated[Any, only_off("none", "auto", instead=NO_TOOLS)] = None
+    audio: Annotated[Any, only_off(instead="only text can be asked for")] = None
+    prediction: Annotated[Any, only_off(instead="leave it out")] = None
+    moderation: Annotated[Any, only_off(instead="leave it out")] = None
+    prompt_cache_options: Annotated[Any, only_off(instead="leave it out")] = None
+    prompt_cache_retention: Annotated[Any, only_off(instead="leave it out")] = None
+    web_search_options: Annotated[Any, only_off(instead="leave it out")] = None
 
     prompt_field: ClassVar[str] = "messages"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_tokens == 0:
-            raise _at("max_tokens", "invalid_value", "must be at least 1")
+            raise field_error("max_tokens", "invalid_value", "must be at least 1")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise _at(
+            raise field_error(
                 "max_tokens",
                 "invalid_value",
                 f"is {self.max_tokens} and max_completion_tokens is {self.max_completion_tokens}: give one of the two",
             )
         if self.top_logprobs and not self.logprobs:
-            raise _at("top_logprobs", "invalid_value", "needs logprobs to be true")
+            raise field_error("top_logprobs", "invalid_value", "needs logprobs to be true")
         return self
 
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as :meth:`graftwork.adapters.prompts.prompts.Prompts.chat` takes it."""
-        return [message.model_dump(exclude_none=True, include=_SPOKEN) for message in self.messages]
+        return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
 
-    def asked(self) -> dict[str, Any]:
+    def logged_prompt(self) -> dict[str, Any]:
         return {"messages": self.chat_messages()}
 
     def _limit(self) -> tuple[str, int | None]:

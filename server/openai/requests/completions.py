@@ -12,8 +12,8 @@ from pydantic import (
 )
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.server.bodies import _at, _kind, _off, _refuse, _show, _text
-from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, Generation
+from graftwork.server.bodies import body_error, field_error, json_type, only_off, reject_nul, short_repr
+from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
 
 MAX_PROMPTS = 32
 
@@ -30,53 +30,55 @@ Prompt = str | tuple[int, ...]
 def _prompts(value: Any) -> tuple[Prompt, ...]:
     """The four forms of a completion's prompt as one: each prompt is a text or token ids."""
     if isinstance(value, str):
-        return (_text(value),)
+        return (reject_nul(value),)
     if not isinstance(value, list):
-        raise _refuse("invalid_type", f"must be a string, token ids, or a list of either, not {_kind(value)}")
+        raise body_error("invalid_type", f"must be a string, token ids, or a list of either, not {json_type(value)}")
     if not value:
-        raise _refuse("invalid_value", "is an empty list: give at least one prompt")
+        raise body_error("invalid_value", "is an empty list: give at least one prompt")
     if type(value[0]) is int:
         return (_token_ids("", value),)
     if len(value) > MAX_PROMPTS:
-        raise _refuse("invalid_value", f"takes at most {MAX_PROMPTS} prompts in one request, got {len(value)}")
+        raise body_error("invalid_value", f"takes at most {MAX_PROMPTS} prompts in one request, got {len(value)}")
     if all(isinstance(item, str) for item in value):
-        return tuple(map(_text, value))
+        return tuple(map(reject_nul, value))
     if all(isinstance(item, list) for item in value):
         return tuple(_token_ids(f"[{index}]", item) for index, item in enumerate(value))
-    raise _refuse("invalid_type", "must not mix kinds: a list of strings, of token ids, or of lists of token ids")
+    raise body_error("invalid_type", "must not mix kinds: a list of strings, of token ids, or of lists of token ids")
 
 
 def _token_ids(where: str, value: list[Any]) -> tuple[int, ...]:
     if not value:
-        raise _refuse("invalid_value", f"{where} is an empty list of token ids: give at least one")
+        raise body_error("invalid_value", f"{where} is an empty list of token ids: give at least one")
     if len(value) > MAX_PROMPT_TOKENS:
-        raise _refuse("invalid_value", f"{where} has {len(value)} token ids: no model here takes that many")
+        raise body_error("invalid_value", f"{where} has {len(value)} token ids: no model here takes that many")
     for index, item in enumerate(value):
         if type(item) is not int or item < 0:
-            raise _refuse("invalid_type", f"{where}[{index}] must be a token id, not {_show(item)}")
+            raise body_error("invalid_type", f"{where}[{index}] must be a token id, not {short_repr(item)}")
     return tuple(value)
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(GenerationRequest):
     """The body of ``POST /v1/completions``."""
 
     prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None
-    suffix: Annotated[Any, _off("", instead="text cannot be inserted; leave it out")] = None
+    suffix: Annotated[Any, only_off("", instead="text cannot be inserted; leave it out")] = None
 
     prompt_field: ClassVar[str] = "prompt"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
-            raise _at("max_tokens", "invalid_value", "must be at least 1; 0 is only for echo, which scores the prompt")
+            raise field_error(
+                "max_tokens", "invalid_value", "must be at least 1; 0 is only for echo, which scores the prompt"
+            )
         if self.best_of is not None and self.best_of != self.choices:
-            raise _at("best_of", "unsupported_parameter", "is not supported beyond n: leave it out")
+            raise field_error("best_of", "unsupported_parameter", "is not supported beyond n: leave it out")
         return self
 
-    def asked(self) -> dict[str, Any]:
+    def logged_prompt(self) -> dict[str, Any]:
         return {"prompt": [prompt if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]}
 
     def prompts(self, encode: Callable[[str], list[int]], vocab_size: int) -> list[tuple[int, ...]]:
@@ -85,7 +87,7 @@ class CompletionRequest(Generation):
         for ids in tokens:
             if (largest := max(ids, default=0)) >= vocab_size:
                 raise InvalidRequest(
-                    f"the prompt has token id {_show(largest)}, but this model's ids go from 0 to {vocab_size - 1}",
+                    f"the prompt has token id {short_repr(largest)}, but this model's ids go from 0 to {vocab_size - 1}",
                     param="prompt",
                 )
         return tokens

@@ -15,7 +15,16 @@ from pydantic import (
 )
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.server.bodies import MAX_LABEL_CHARS, Label, Metadata, Wire, _at, _off, _refuse, _text
+from graftwork.server.bodies import (
+    MAX_LABEL_CHARS,
+    Label,
+    Metadata,
+    StrictModel,
+    body_error,
+    field_error,
+    only_off,
+    reject_nul,
+)
 from graftwork.server.engine.request import SamplingParams
 
 MAX_CHOICES = 8
@@ -38,29 +47,29 @@ def _stops(value: Any) -> tuple[str, ...]:
         return ()
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise _refuse("invalid_type", f"must be a string or a list of at most {MAX_STOPS} strings")
+        raise body_error("invalid_type", f"must be a string or a list of at most {MAX_STOPS} strings")
     if len(stops) > MAX_STOPS:
-        raise _refuse("invalid_value", f"takes at most {MAX_STOPS} strings, got {len(stops)}")
+        raise body_error("invalid_value", f"takes at most {MAX_STOPS} strings, got {len(stops)}")
     if not all(1 <= len(stop) <= MAX_STOP_CHARS for stop in stops):
-        raise _refuse("invalid_value", f"strings must have 1 to {MAX_STOP_CHARS} characters")
-    return tuple(map(_text, stops))
+        raise body_error("invalid_value", f"strings must have 1 to {MAX_STOP_CHARS} characters")
+    return tuple(map(reject_nul, stops))
 
 
-_NO_WISHES = {
+_NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
     *("safety_identifier", "prompt_cache_key"),
 }
 
 
-class StreamOptions(Wire):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, _off(False, instead="chunks are not padded; leave it out")] = None
+    include_obfuscation: Annotated[Any, only_off(False, instead="chunks are not padded; leave it out")] = None
 
 
-class Generation(Wire):
+class GenerationRequest(StrictModel):
     """What chat and plain completions have in common."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(_text)]
+    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -76,14 +85,16 @@ class Generation(Wire):
     user: Label | None = None
     metadata: Metadata = None
     store: bool | None = None
-    logit_bias: Annotated[Any, _off({}, instead="leave it out")] = None
+    logit_bias: Annotated[Any, only_off({}, instead="leave it out")] = None
 
     prompt_field: ClassVar[str]
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _at("stream_options", "invalid_value", "is only for streams: set stream to true or leave it out")
+            raise field_error(
+                "stream_options", "invalid_value", "is only for streams: set stream to true or leave it out"
+            )
         return self
 
     @property
@@ -96,13 +107,13 @@ class Generation(Wire):
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def asked(self) -> dict[str, Any]:
+    def logged_prompt(self) -> dict[str, Any]:
         """The field that was asked, as the log keeps it: ``{"messages": […]}`` or ``{"prompt": […]}``."""
         raise NotImplementedError
 
-    def wishes(self) -> dict[str, Any]:
+    def logged_sampling(self) -> dict[str, Any]:
         """How it was asked to be answered, as the log keeps it: what was given and names neither text nor anybody."""
-        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NO_WISHES)
+        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING)
 
     def _limit(self) -> tuple[str, int | None]:
         """The field that bounds the new tokens, and its value."""
@@ -115,7 +126,7 @@ class Generation(Wire):
         """Alternatives asked for at each new token and at each of the prompt's; ``None``: no log-probabilities."""
         raise NotImplementedError
 
-    def sampling(
+    def sampling_params(
         self, num_prompt_tokens: int, max_positions: int, eos_token_ids: Collection[int], *, choice: int = 0
     ) -> SamplingParams:
         """How to continue one prompt of ``num_prompt_tokens`` in a context of ``max_positions`` tokens.

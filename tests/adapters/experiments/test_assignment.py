@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftwork.adapters.experiments.assignment import Arc, Split, point
+from graftwork.adapters.experiments.assignment import BucketRange, Split, bucket
 
 #: The 99.9 % points of chi-square with 1 to 4 degrees of freedom.
 CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}
@@ -21,7 +21,7 @@ CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47}
 )
 def test_a_hundred_thousand_keys_get_the_promised_shares(weights: dict[str, float]) -> None:
     split = Split.of("a", weights)
-    arms = [split.arm_at(point("a salt", f"user:{number}")) for number in range(100_000)]
+    arms = [split.arm_at(bucket("a salt", f"user:{number}")) for number in range(100_000)]
     shares = {"a": 1 - sum(weights.values()), **weights}
     chi_square = sum((arms.count(arm) - 1e5 * share) ** 2 / (1e5 * share) for arm, share in shares.items())
     assert chi_square < CHI_SQUARE[len(weights)]
@@ -31,7 +31,7 @@ def test_a_hundred_thousand_keys_get_the_promised_shares(weights: dict[str, floa
 def test_other_salts_draw_independently() -> None:
     """Who was in the treatment of one experiment is in the next one's no more often than anybody else."""
     split = Split.of("a", {"b": 0.5})
-    both = [[split.arm_at(point(salt, str(n))) == "b" for n in range(20_000)] for salt in ("one", "other")]
+    both = [[split.arm_at(bucket(salt, str(n))) == "b" for n in range(20_000)] for salt in ("one", "other")]
     assert abs(np.corrcoef(both)[0, 1]) < 0.025
 
 
@@ -39,7 +39,7 @@ def test_a_key_has_the_same_point_in_every_process() -> None:
     script = "from graftwork.adapters.experiments.assignment import point; print(repr(point('salt', 'user:ünï')))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     # The number itself: a change of the function would move the users of every running experiment.
-    assert said == repr(point("salt", "user:ünï")) == POINT
+    assert said == repr(bucket("salt", "user:ünï")) == POINT
 
 
 POINT = "0.6454402891429508"
@@ -50,7 +50,7 @@ ramps = st.lists(st.tuples(st.sampled_from("bcd"), st.floats(0, 0.33)), max_size
 
 @given(ramps=ramps, keys=st.lists(st.integers(), min_size=1, max_size=50))
 def test_nobody_flips_back_while_arms_grow(ramps: list[tuple[str, float]], keys: list[int]) -> None:
-    points = [point("s", str(key)) for key in keys]
+    points = [bucket("s", str(key)) for key in keys]
     weights: dict[str, float] = {}
     split = Split.of("a", weights)
     before = [split.arm_at(at) for at in points]
@@ -79,7 +79,7 @@ def test_arcs_always_cover_the_circle(steps: list[dict[str, float]]) -> None:
 def test_what_an_arm_gives_up_goes_to_the_control_and_moves_nobody_else() -> None:
     split = Split.of("a", {"b": 0.2, "c": 0.3})
     smaller = split.resized({"b": 0.05})
-    assert split.arcs == (Arc(0.0, 0.2, "b"), Arc(0.2, 0.5, "c"), Arc(0.5, 1.0, "a"))
+    assert split.arcs == (BucketRange(0.0, 0.2, "b"), BucketRange(0.2, 0.5, "c"), BucketRange(0.5, 1.0, "a"))
     assert [arc.arm for arc in smaller.arcs] == ["b", "a", "c", "a"]
     assert [arc.end for arc in smaller.arcs] == pytest.approx([0.05, 0.2, 0.5, 1.0])
     assert smaller.resized({"b": 0.0}).weights == {"a": 0.7, "c": 0.3}

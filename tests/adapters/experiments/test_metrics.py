@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.experiments.metrics import Answered, Metric, of_request, of_unit, outcome
+from graftwork.adapters.experiments.metrics import AnsweredRequest, Metric, request_value, unit_metrics, unit_value
 from graftwork.adapters.feedback.feedback import Feedback
 
 
-def answer(id: str = "a", status: str = "ok", seconds: float = 1.0, tokens: int = 10) -> Answered:
-    return Answered(interaction_id=id, status=status, total_ms=1000 * seconds, completion_tokens=tokens)
+def answer(id: str = "a", status: str = "ok", seconds: float = 1.0, tokens: int = 10) -> AnsweredRequest:
+    return AnsweredRequest(interaction_id=id, status=status, total_ms=1000 * seconds, completion_tokens=tokens)
 
 
 def said(id: str = "a", **more: Any) -> Feedback:
@@ -24,7 +24,7 @@ def said(id: str = "a", **more: Any) -> Feedback:
 
 A, B, FAILED, LEFT = answer(), answer("b", seconds=4.0, tokens=30), answer("c", "error"), answer("d", "cancelled")
 
-CASES: list[tuple[Metric, list[Answered], list[Feedback], float | None]] = [
+CASES: list[tuple[Metric, list[AnsweredRequest], list[Feedback], float | None]] = [
     (Metric.of("thumb"), [A], [], None),
     (Metric.of("thumb"), [A, B], [said(thumb="up"), said("b", thumb="down")], 0.5),
     (Metric.of("thumb"), [A], [said(thumb="down"), said(thumb="up")], 1.0),  # who changed their mind
@@ -53,13 +53,13 @@ CASES: list[tuple[Metric, list[Answered], list[Feedback], float | None]] = [
 
 @pytest.mark.parametrize(("metric", "answers", "judgements", "value"), CASES)
 def test_what_a_unit_comes_to(
-    metric: Metric, answers: list[Answered], judgements: list[Feedback], value: float | None
+    metric: Metric, answers: list[AnsweredRequest], judgements: list[Feedback], value: float | None
 ) -> None:
-    assert of_unit(metric, answers, judgements) == (None if value is None else pytest.approx(value))
+    assert unit_value(metric, answers, judgements) == (None if value is None else pytest.approx(value))
 
 
 def test_an_outcome_has_all_standard_metrics_and_those_that_are_judged() -> None:
-    found = outcome([Metric.of("latency", over=0.5)], [A], [said(thumb="up")])
+    found = unit_metrics([Metric.of("latency", over=0.5)], [A], [said(thumb="up")])
     assert found["latency>0.5"] == 1.0
     assert found == {
         "thumb": 1.0,
@@ -75,8 +75,8 @@ def test_an_outcome_has_all_standard_metrics_and_those_that_are_judged() -> None
 
 def test_what_an_answer_shows_at_once() -> None:
     slow = Metric.of("latency", over=2.0)
-    assert [of_request(slow, answer) for answer in (A, B, FAILED)] == [0.0, 1.0, None]
-    assert [of_request(Metric.of("error_rate"), answer) for answer in (A, FAILED, LEFT)] == [0.0, 1.0, 0.0]
+    assert [request_value(slow, answer) for answer in (A, B, FAILED)] == [0.0, 1.0, None]
+    assert [request_value(Metric.of("error_rate"), answer) for answer in (A, FAILED, LEFT)] == [0.0, 1.0, 0.0]
 
 
 def test_values_are_parts_of_their_bounds() -> None:

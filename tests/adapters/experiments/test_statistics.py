@@ -9,17 +9,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import ville
-from benchmarks import experiments as simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import experiments as simulated
 from graftwork.adapters.experiments import statistics
 from graftwork.adapters.experiments.statistics import (
-    AsymptoticSequence,
-    Capital,
+    AsymptoticConfidenceSequence,
+    CapitalProcess,
     ContrastTest,
-    Difference,
-    MeanSequence,
+    DifferenceSequence,
+    MeanConfidenceSequence,
     SampleRatioTest,
     UpperBoundTest,
     pseudo_outcome,
@@ -45,7 +45,7 @@ def units(
 def slow_wealth(gains: list[float]) -> float:
     """Each bettor by itself, in plain numbers."""
     wealth = 0.0
-    for fraction, begins_with in zip(statistics.FRACTIONS, np.exp(Capital()._logs), strict=True):
+    for fraction, begins_with in zip(statistics.BET_FRACTIONS, np.exp(CapitalProcess()._logs), strict=True):
         for gain in gains:
             begins_with *= 1 + fraction * gain
         wealth += begins_with
@@ -54,7 +54,7 @@ def slow_wealth(gains: list[float]) -> float:
 
 def test_capital_is_the_sum_of_its_bettors() -> None:
     gains = np.random.default_rng(1).uniform(-1, 2, (40, 3))
-    capital = Capital((3,))
+    capital = CapitalProcess((3,))
     assert np.exp(capital.log()) == pytest.approx(1)
     for row in gains:
         capital.bet(row)
@@ -62,7 +62,7 @@ def test_capital_is_the_sum_of_its_bettors() -> None:
 
 
 def test_nobody_can_lose_more_than_everything() -> None:
-    capital = Capital()
+    capital = CapitalProcess()
     for _ in range(1000):
         capital.bet(-1.0)
     assert np.isfinite(capital.log())
@@ -106,8 +106,8 @@ def slow_interval(values: list[tuple[float, float, float]], points: list[float],
 
 
 def test_the_difference_is_what_the_slow_way_says() -> None:
-    difference, sums, values = Difference(alpha=0.2), 0.5, []
-    difference._sequence = MeanSequence(-1, 1, alpha=0.2, num_points=19)
+    difference, sums, values = DifferenceSequence(alpha=0.2), 0.5, []
+    difference._sequence = MeanConfidenceSequence(-1, 1, alpha=0.2, num_points=19)
     for num, (outcome, treated, share) in enumerate(units(60, control=0.2, treatment=0.9, share=0.4), 1):
         difference.add(outcome, treated=treated, probability=share)
         values.append(tuple(map(float, pseudo_outcome(outcome, treated, share, sums / num))))
@@ -120,7 +120,7 @@ def test_the_difference_is_what_the_slow_way_says() -> None:
 def test_the_difference_bets_at_zero_as_the_simulation_does() -> None:
     """The simulation's figures are those of the real thing: it declares a winner at the very same unit."""
     num_units, seed, after = 1500, 7, 0
-    difference = Difference(alpha=simulated.ALPHA)
+    difference = DifferenceSequence(alpha=simulated.ALPHA)
     chance = np.random.default_rng(seed)
     for num in range(1, num_units + 1):
         treated = chance.random(1)[0] < 0.5
@@ -140,7 +140,7 @@ def test_the_difference_bets_at_zero_as_the_simulation_does() -> None:
     margin=st.floats(-0.9, 0.9),
 )
 def test_intervals_are_ordered_and_only_ever_shrink(outcomes: list[tuple[float, bool, float]], margin: float) -> None:
-    difference = Difference(alpha=ALPHA, also=[margin])
+    difference = DifferenceSequence(alpha=ALPHA, also=[margin])
     lower, upper = -1.0, 1.0
     for outcome, treated, probability in outcomes:
         difference.add(outcome, treated=treated, probability=probability)
@@ -154,7 +154,7 @@ def test_weights_may_change_as_the_past_says() -> None:
     wrong = 0
     for seed in range(200):
         chance = np.random.default_rng(seed)
-        rising, falling, centre = Capital(), Capital(), statistics.Centre()
+        rising, falling, centre = CapitalProcess(), CapitalProcess(), statistics.RunningMean()
         share, gained = 0.1, 0.0
         for num in range(400):
             treated = bool(chance.random() < share)
@@ -173,7 +173,7 @@ def test_weights_may_change_as_the_past_says() -> None:
 
 
 def test_a_margin_is_decided_on_exactly() -> None:
-    difference = Difference(alpha=ALPHA, also=[0.0333])
+    difference = DifferenceSequence(alpha=ALPHA, also=[0.0333])
     for outcome, treated, share in units(3000, control=0.5, treatment=0.7, share=0.5):
         difference.add(outcome, treated=treated, probability=share)
         if difference.lower >= 0.0333:
@@ -183,7 +183,7 @@ def test_a_margin_is_decided_on_exactly() -> None:
 
 def test_a_mean_is_enclosed() -> None:
     chance = np.random.default_rng(3)
-    sequence = MeanSequence(0, 1, alpha=ALPHA)
+    sequence = MeanConfidenceSequence(0, 1, alpha=ALPHA)
     assert (sequence.lower, sequence.upper) == (0, 1)
     for value in chance.beta(8, 2, 2000):
         sequence.add(value, least=0, most=1)
@@ -200,7 +200,7 @@ def test_betting_agrees_with_ville(control: float, treatment: float, share: floa
     drawn = list(units(4000, control=control, treatment=treatment, share=share, seed=5))
     theirs = ville.BettingABTest(bounds=(0, 1), alpha=ALPHA, propensity=share)
     theirs.fit([outcome for outcome, _, _ in drawn], [float(treated) for _, treated, _ in drawn])
-    ours = Difference(alpha=ALPHA)
+    ours = DifferenceSequence(alpha=ALPHA)
     for num, (outcome, treated, probability) in enumerate(drawn):
         ours.add(outcome, treated=treated, probability=probability)
         assert ours.lower < theirs.upper_[num]
@@ -214,7 +214,7 @@ def test_betting_agrees_with_ville(control: float, treatment: float, share: floa
 def test_a_bounded_mean_agrees_with_ville() -> None:
     values = np.random.default_rng(11).beta(2, 6, 3000)
     theirs = ville.BettingCS(alpha=ALPHA).fit(values)
-    ours = MeanSequence(0, 1, alpha=ALPHA)
+    ours = MeanConfidenceSequence(0, 1, alpha=ALPHA)
     for value in values:
         ours.add(value, least=0, most=1)
     assert ours.lower == pytest.approx(theirs.lower_[-1], abs=0.015)
@@ -232,7 +232,7 @@ def test_the_asymptotic_sequence_is_villes() -> None:
     # Theirs centres the first outcome on 0, ours on itself: the same for an outcome of 0.
     outcomes[0] = 0.0
     theirs.update(outcomes, treated.astype(float))
-    ours = AsymptoticSequence(alpha=ALPHA)
+    ours = AsymptoticConfidenceSequence(alpha=ALPHA)
     for num, (outcome, is_treated) in enumerate(zip(outcomes, treated, strict=True)):
         ours.add(float(outcome), treated=bool(is_treated), probability=0.3)
         if treated[: num + 1].sum() < statistics.MIN_PER_ARM:
@@ -361,8 +361,8 @@ def test_few_false_winners_however_often_one_looks(rate: float, share: float) ->
 def test_real_differences_are_found_the_right_way_round() -> None:
     scenario = simulated.Scenario(control=0.5, treatment=0.7, share=0.5, num_units=800)
     verdicts, _ = simulated.run(scenario, num_runs=100, seed=2)
-    assert verdicts["betting"].named(1) > 0.95
-    assert verdicts["betting"].named(-1) == 0
+    assert verdicts["betting"].share_of(1) > 0.95
+    assert verdicts["betting"].share_of(-1) == 0
     assert verdicts["betting"].median < 400
 
 

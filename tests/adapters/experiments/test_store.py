@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest, NotFound
 from graftwork.adapters.experiments.metrics import Metric
-from graftwork.adapters.experiments.plan import Guardrail, Plan, Ramp, Rule
+from graftwork.adapters.experiments.plan import DecisionRule, ExperimentPlan, Guardrail, Ramp
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
@@ -33,7 +33,7 @@ def drawn_arms(location: Path, units: list[str]) -> list[str]:
     """In a process of its own."""
     database = Database(location)
     experiments = Experiments(database, Registry(database))
-    draws = [experiments.draw("intents", unit, chat=True) for unit in units]
+    draws = [experiments.assign("intents", unit, chat=True) for unit in units]
     return [draw.arm.name for draw in draws if draw is not None]
 
 
@@ -44,7 +44,7 @@ def test_the_same_unit_gets_the_same_arm_in_every_process_and_after_restarts(tri
     trials.start()
     units = [f"user-{number}" for number in range(300)]
     here = drawn_arms(tmp_path / "graftwork.db", units)
-    assert here == [trials.experiments.draw("intents", unit, chat=True).arm.name for unit in units]  # type: ignore[union-attr]
+    assert here == [trials.experiments.assign("intents", unit, chat=True).arm.name for unit in units]  # type: ignore[union-attr]
     assert set(Counter(here)) == {"intents@1", "intents@2"}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         others = pool.starmap(drawn_arms, [(tmp_path / "graftwork.db", units)] * 2)
@@ -53,38 +53,38 @@ def test_the_same_unit_gets_the_same_arm_in_every_process_and_after_restarts(tri
 
 def test_requests_of_nobody_draw_for_themselves(trials: Trials) -> None:
     trials.start(of=plan(arm(1), arm(2, 0.3)))
-    draws = [trials.experiments.draw("intents", None, chat=True) for _ in range(2000)]
+    draws = [trials.experiments.assign("intents", None, chat=True) for _ in range(2000)]
     counts = Counter((draw.arm.name, draw.probability) for draw in draws if draw is not None)
     assert set(counts) == {("intents@1", 0.7), ("intents@2", 0.3)}
     assert abs(counts["intents@2", 0.3] - 600) < 100
 
 
 def test_only_the_adapter_under_experiment_takes_part(trials: Trials) -> None:
-    assert trials.experiments.draw("intents", "u", chat=True) is None
+    assert trials.experiments.assign("intents", "u", chat=True) is None
     trials.start()
-    assert trials.experiments.draw("intents", "u", chat=True) is not None
-    assert trials.experiments.draw("other", "u", chat=True) is None
+    assert trials.experiments.assign("intents", "u", chat=True) is not None
+    assert trials.experiments.assign("other", "u", chat=True) is None
     trials.experiments.stop("first", actor="ann", reason="enough")
-    assert trials.experiments.draw("intents", "u", chat=True) is None
+    assert trials.experiments.assign("intents", "u", chat=True) is None
 
 
 def test_what_plain_completions_cannot_do_alike_they_take_no_part_in(trials: Trials) -> None:
     trials.start(of=plan(arm(1), arm(1, 0.5, name="polite", system="Be polite.")))
-    assert trials.experiments.draw("intents", "u", chat=True) is not None
-    assert trials.experiments.draw("intents", "u", chat=False) is None
+    assert trials.experiments.assign("intents", "u", chat=True) is not None
+    assert trials.experiments.assign("intents", "u", chat=False) is None
 
 
 def test_changes_by_others_are_seen_at_the_next_request(trials: Trials, tmp_path: Path) -> None:
     other = Trials.on(Database(tmp_path / "graftwork.db"), trials.records)
-    assert other.experiments.draw("intents", "u", chat=True) is None
+    assert other.experiments.assign("intents", "u", chat=True) is None
     trials.start()
-    assert other.experiments.draw("intents", "u", chat=True) is not None
+    assert other.experiments.assign("intents", "u", chat=True) is not None
     before = other.experiments.running_on("intents")
     trials.records.mint()
     trials.records.log(trials.records.mint())  # committed, and nothing to do with experiments
     assert other.experiments.running_on("intents") is before
     trials.experiments.stop("first", actor="ann", reason="enough")
-    assert other.experiments.draw("intents", "u", chat=True) is None
+    assert other.experiments.assign("intents", "u", chat=True) is None
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_a_plan_survives_the_database(trials: Trials) -> None:
             Guardrail(metric=Metric.of("latency", over=2.5), limit=0.2, alpha=0.02),
             Guardrail(metric=Metric.of("feedback_rate"), margin=0.1),
         ),
-        rule=Rule(promote_above=1.5, stop_below=None, max_units=10, until=datetime(2031, 5, 17, tzinfo=UTC)),
+        rule=DecisionRule(promote_above=1.5, stop_below=None, max_units=10, until=datetime(2031, 5, 17, tzinfo=UTC)),
         ramp=Ramp(weights=(0.01, 0.1, 0.5), min_units=7, min_seconds=3.5),
         window_seconds=12.5,
         alpha=0.1,
@@ -120,7 +120,7 @@ def test_a_plan_survives_the_database(trials: Trials) -> None:
     )
     started = trials.start(of=wanted)
     assert trials.experiments.get("first").plan == started.plan
-    assert Plan.from_json(started.plan.to_json()) == started.plan
+    assert ExperimentPlan.from_json(started.plan.to_json()) == started.plan
     assert started.weights["intents@2"] == 0.01
 
 
@@ -140,10 +140,10 @@ BAD_PLANS: list[tuple[dict[str, Any], str]] = [
     ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), limit=1.0),)}, "guardrails[0].limit"),
     ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), margin=1.0),)}, "guardrails[0].margin"),
     ({"guardrails": (Guardrail(metric=Metric.of("error_rate"), margin=0.1, alpha=0.0),)}, "guardrails[0].alpha"),
-    ({"rule": Rule(promote_above=1.0)}, "decision.promote_above"),
-    ({"rule": Rule(promote_above=0.1, stop_below=0.2)}, "decision.stop_below"),
-    ({"rule": Rule(max_units=0)}, "decision.max_units"),
-    ({"arms": (arm(1), arm(None, 0.5)), "rule": Rule(automatic=True)}, "decision.automatic"),
+    ({"rule": DecisionRule(promote_above=1.0)}, "decision.promote_above"),
+    ({"rule": DecisionRule(promote_above=0.1, stop_below=0.2)}, "decision.stop_below"),
+    ({"rule": DecisionRule(max_units=0)}, "decision.max_units"),
+    ({"arms": (arm(1), arm(None, 0.5)), "rule": DecisionRule(automatic=True)}, "decision.automatic"),
     ({"ramp": Ramp(weights=(0.1, 0.5))}, "ramp"),
     ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.5, 0.1))}, "ramp.weights"),
     ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=())}, "ramp.weights"),
@@ -203,7 +203,7 @@ def test_one_experiment_an_adapter_and_names_are_used_once(trials: Trials) -> No
     with pytest.raises(InvalidRequest):
         trials.start("No such name")
     with pytest.raises(NotFound):
-        trials.start("third", of=Plan(**{**vars(plan()), "adapter": "nothing"}))
+        trials.start("third", of=ExperimentPlan(**{**vars(plan()), "adapter": "nothing"}))
 
 
 def test_of_many_that_start_at_once_one_does(trials: Trials) -> None:
@@ -233,7 +233,7 @@ def test_arms_only_grow_and_nobody_flips_back(trials: Trials) -> None:
     units = [f"user-{number}" for number in range(2000)]
 
     def arms() -> list[str]:
-        draws = [trials.experiments.draw("intents", unit, chat=True) for unit in units]
+        draws = [trials.experiments.assign("intents", unit, chat=True) for unit in units]
         return [draw.arm.name for draw in draws if draw is not None]
 
     before = arms()
@@ -296,7 +296,7 @@ def test_an_end_is_final(trials: Trials) -> None:
     for change in (
         lambda: trials.experiments.stop("first", actor="ann", reason="again"),
         lambda: trials.experiments.set_weights("first", {"intents@2": 0.9}, actor="ann"),
-        lambda: trials.experiments.note("first", "advice", actor="ann", reason="so"),
+        lambda: trials.experiments.add_event("first", "advice", actor="ann", reason="so"),
     ):
         with pytest.raises(Conflict) as refused:
             change()
@@ -408,7 +408,9 @@ def test_lists_are_pages_by_name(trials: Trials) -> None:
 def test_history_tells_everything_newest_first(trials: Trials) -> None:
     trials.start()
     trials.experiments.set_weights("first", {"intents@2": 0.6}, actor="bob", reason="it looks good")
-    trials.experiments.note("first", "advice", arm="intents@2", actor="keeper", reason="promote", details={"kind": "p"})
+    trials.experiments.add_event(
+        "first", "advice", arm="intents@2", actor="keeper", reason="promote", details={"kind": "p"}
+    )
     trials.experiments.stop("first", actor="ann", reason="enough", reading={"units": 5})
     history = trials.experiments.history("first")
     assert [(event.action, event.actor, event.reason) for event in history] == [

@@ -11,8 +11,8 @@ import pytest
 
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.experiments.contamination import learned_from
-from graftwork.adapters.feedback.erasure import Erased, Erasure
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.registry import Registry
@@ -33,7 +33,7 @@ def erasure(records: Records) -> Erasure:
 
 
 def add(records: Records, id: str, **said: Any) -> int:
-    return records.feedback.add(Said(interaction_id=id, **said), key_id=said.pop("key_id", "local"))[0].id
+    return records.feedback.add(SubmittedFeedback(interaction_id=id, **said), key_id=said.pop("key_id", "local"))[0].id
 
 
 def words(records: Records) -> dict[int, str | None]:
@@ -49,7 +49,7 @@ def test_a_users_rows_go_and_their_judgements_stay(records: Records, erasure: Er
     on_mine = add(records, mine, correction="c", comment="d", metadata={"e": "f"}, score=0.5)
     on_unlogged = add(records, unlogged, correction="c")
     wordless = add(records, mine, thumb="up")
-    assert erasure.user("ann") == Erased(num_interactions=1, num_feedback=3)
+    assert erasure.user("ann") == ErasureResult(num_interactions=1, num_feedback=3)
     assert [row.id for row in records.interactions.find()] == [other]
     assert words(records) == {by_me: None, kept: "c", on_mine: None, on_unlogged: None, wordless: None}
     rows = {row.id: row for row in records.feedback.each()}
@@ -58,7 +58,7 @@ def test_a_users_rows_go_and_their_judgements_stay(records: Records, erasure: Er
     assert rows[on_mine].erased_at is not None
     assert rows[wordless].erased_at is None
     assert rows[wordless].thumb == "up"
-    assert erasure.user("ann") == Erased(num_interactions=0, num_feedback=0)
+    assert erasure.user("ann") == ErasureResult(num_interactions=0, num_feedback=0)
 
 
 def test_what_was_erased_cannot_be_read_from_the_file(records: Records, erasure: Erasure, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_was_erased_cannot_be_read_from_the_file(records: Records, erasure:
 
 def test_a_repeated_request_does_not_bring_back_what_was_erased(records: Records, erasure: Erasure) -> None:
     id = records.mint(user="ann")
-    said = Said(interaction_id=id, thumb="down", correction="my address is …")
+    said = SubmittedFeedback(interaction_id=id, thumb="down", correction="my address is …")
     first, _ = records.feedback.add(said, key_id="k", idempotency_key="a")
     erasure.user("ann")
     again, new = records.feedback.add(said, key_id="k", idempotency_key="a")
@@ -161,9 +161,9 @@ def test_rows_go_when_their_time_is_over(records: Records, erasure: Erasure, pol
     erased = erasure.expire(policies)
     left = {row.id for row in records.interactions.each()}
     assert {place for place, id in rows.items() if id in left} == kept
-    assert erased == Erased(num_interactions=len(rows) - len(kept), num_feedback=0)
+    assert erased == ErasureResult(num_interactions=len(rows) - len(kept), num_feedback=0)
     before = records.database.data_version()
-    assert erasure.expire(policies) == Erased(num_interactions=0, num_feedback=0)
+    assert erasure.expire(policies) == ErasureResult(num_interactions=0, num_feedback=0)
     assert records.database.data_version() == before, "nothing to do, nothing written"
 
 
@@ -174,9 +174,9 @@ def test_words_of_feedback_go_too_and_the_judgement_stays(
     # What counts is when it was said, not when the answer was given.
     plain, base = (add(records, records.mint(a, days_ago=99), thumb="up", correction="c") for a in ("p@1", None))
     long = add(records, records.mint("long@1"), correction="c")
-    assert erasure.expire(policies) == Erased(num_interactions=0, num_feedback=0)
+    assert erasure.expire(policies) == ErasureResult(num_interactions=0, num_feedback=0)
     soon = datetime.now(UTC) + timedelta(days=31)
-    assert erasure.expire(policies, now=soon) == Erased(num_interactions=0, num_feedback=2)
+    assert erasure.expire(policies, now=soon) == ErasureResult(num_interactions=0, num_feedback=2)
     assert words(records) == {plain: None, base: None, long: "c"}
     assert {row.thumb for row in records.feedback.each()} == {"up", None}
     assert erasure.expire(policies, now=soon + timedelta(days=300)).num_feedback == 1
@@ -202,7 +202,7 @@ def test_who_is_logged(records: Records, default: bool) -> None:
     policies = LogPolicies(records.database, log=default)
 
     def logged(adapter: str, key: str) -> bool:
-        return policies.logged(adapter=adapter, key_id=key)
+        return policies.is_logged(adapter=adapter, key_id=key)
 
     assert logged("intents", "k") is default
     policies.set("adapter", "on", log=True, actor="ann")
@@ -213,7 +213,7 @@ def test_who_is_logged(records: Records, default: bool) -> None:
     assert [logged("none", key) for key in ("kon", "koff")] == [True, False]
     assert [logged("on", key) for key in ("kon", "koff")] == [True, False]
     assert [logged("off", key) for key in ("kon", "koff")] == [False, False]
-    assert LogPolicies(records.database, log=default).logged(adapter="off", key_id="k") is False
+    assert LogPolicies(records.database, log=default).is_logged(adapter="off", key_id="k") is False
     policies.remove("adapter", "off")
     assert logged("off", "k") is default
     with pytest.raises(NotFound, match="has no policy of its own"):

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.feedback import feedback as module
-from graftwork.adapters.feedback.feedback import KINDS, FeedbackFilter, Said
+from graftwork.adapters.feedback.feedback import FEEDBACK_KINDS, FeedbackFilter, SubmittedFeedback
 from graftwork.adapters.feedback.interactions import BARE_BASE
 from tests.adapters.records import Records
 
@@ -33,12 +33,14 @@ def records(tmp_path: Path) -> Iterator[Records]:
 
 
 def add(records: Records, interaction_id: str, *, key: str | None = None, key_id: str = "local", **said: Any) -> Any:
-    return records.feedback.add(Said(interaction_id=interaction_id, **said), key_id=key_id, idempotency_key=key)
+    return records.feedback.add(
+        SubmittedFeedback(interaction_id=interaction_id, **said), key_id=key_id, idempotency_key=key
+    )
 
 
 def test_everything_that_can_be_said_without_a_logged_row(records: Records) -> None:
     id = records.mint(user="ann", experiment="seven", arm="b", probability=0.25, days_ago=400)
-    said = Said(
+    said = SubmittedFeedback(
         interaction_id=id,
         choice=2,
         thumb="down",
@@ -51,14 +53,14 @@ def test_everything_that_can_be_said_without_a_logged_row(records: Records) -> N
     )
     row, new = records.feedback.add(said, key_id="k1")
     assert new
-    assert Said(**{field: getattr(row, field) for field in Said.__dataclass_fields__}) == replace(
-        said, preferred_over_choice=0
-    )
+    assert SubmittedFeedback(
+        **{field: getattr(row, field) for field in SubmittedFeedback.__dataclass_fields__}
+    ) == replace(said, preferred_over_choice=0)
     assert (row.adapter, row.experiment, row.arm, row.probability) == ("intents@7", "seven", "b", 0.25)
     assert (row.unit, row.key_id, row.erased_at) == (records.ids.unit(user="ann"), "k1", None)
     assert row.interaction_at.timestamp() == records.ids.read(id).at
     assert abs((row.at - datetime.now(UTC)).total_seconds()) < 10
-    assert row.kinds == KINDS
+    assert row.kinds == FEEDBACK_KINDS
     assert list(records.feedback.find()) == [row]
 
 
@@ -158,7 +160,7 @@ def test_what_was_acknowledged_is_there_when_the_writer_is_killed(records: Recor
     for _ in range(3):
         context = get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(
+        process = context.RunProcess(
             target=acknowledge_for_ever, args=(tmp_path / "graftwork.db", records.mint(), theirs), daemon=True
         )
         process.start()
@@ -203,7 +205,7 @@ def test_every_filter_and_pages(records: Records) -> None:
     assert found(adapter="intents@7") == found(experiment="e") == found(arm="a") == ["up"]
     assert found(adapter=BARE_BASE) == ["base"]
     assert found(user="ann") == ["fix"]
-    assert [found(kind=kind) for kind in KINDS] == [["up"], ["base"], ["fix"], ["best"], ["base"], ["base"]]
+    assert [found(kind=kind) for kind in FEEDBACK_KINDS] == [["up"], ["base"], ["fix"], ["best"], ["base"], ["base"]]
     assert found(since=rows["best"].at) == ["best", "base"]
     assert found(until=rows["best"].at) == ["up", "fix"]
     assert found(since=datetime.now(UTC) + timedelta(hours=1)) == []

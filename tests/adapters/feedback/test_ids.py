@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.feedback.ids import InteractionIds, Kind
+from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 
@@ -42,7 +42,7 @@ names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}@[1-9][0-9]{0,6}", fullmatch=Tr
     at=st.integers(min_value=0, max_value=2**32 - 1),
 )
 def test_an_id_says_what_it_was_minted_with(
-    kind: Kind, adapter: str | None, arm: tuple[str, str, float] | None, user: str | None, at: int
+    kind: IdKind, adapter: str | None, arm: tuple[str, str, float] | None, user: str | None, at: int
 ) -> None:
     experiment, name, probability = arm or (None, None, None)
     unit = IDS.unit(user=user)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
-from graftwork.adapters.learning.job import Claim, Job, Lost, NewEvent, NewJob
+from graftwork.adapters.learning.job import Claim, ClaimLost, Job, NewJob, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.storage.database import Database, migrate
 
@@ -38,7 +38,7 @@ def submit(jobs: Jobs, new: NewJob = NEW) -> Job:
 def validate(jobs: Jobs, owner: str = "w") -> None:
     claim = jobs.claim(owner, "validating_files", seconds=60)
     assert claim is not None
-    jobs.validated(claim)
+    jobs.mark_validated(claim)
 
 
 def run(jobs: Jobs, owner: str = "w") -> Claim:
@@ -67,7 +67,7 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
     assert jobs.claim("other", "queued", seconds=60) is None
     assert (claim.job.status, claim.job.started_at is not None) == ("running", True)
     measured = {"step": 1, "train_loss": 2.5}
-    first = [NewEvent(message="Step 1/2", data=measured)]
+    first = [NewJobEvent(message="TrainingStep 1/2", data=measured)]
     jobs.report(claim, first, checkpoints={1: measured}, progress={"step": 1, "total": 2}, relayed_bytes=10)
     jobs.report(claim, checkpoints={1: measured, 2: {}}, progress={"step": 2})
     jobs.publish(claim)
@@ -85,15 +85,15 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
         f"Created fine-tuning job: {job.id}",
         "Files validated, the job is queued.",
         "The job has started.",
-        "Step 1/2",
+        "TrainingStep 1/2",
         "New fine-tuned model created: intents@1",
         "The job has successfully completed.",
     ]
     assert [event.data for event in jobs.events(job.id)][2] == measured
     with pytest.raises(Conflict, match="already"):
         jobs.cancel(job.id, actor="ann")
-    with pytest.raises(Lost):
-        jobs.report(claim, [NewEvent(message="too late")])
+    with pytest.raises(ClaimLost):
+        jobs.report(claim, [NewJobEvent(message="too late")])
 
 
 def test_without_a_name_the_job_lends_its_own(jobs: Jobs) -> None:
@@ -134,14 +134,14 @@ def test_cancelled_in_every_state(jobs: Jobs) -> None:
         jobs.cancel(job.id, actor="ann")
         for write in (
             lambda claim=claim: jobs.renew(claim, seconds=60),
-            lambda claim=claim: jobs.report(claim, [NewEvent(message="x")]),
-            lambda claim=claim: jobs.validated(claim),
+            lambda claim=claim: jobs.report(claim, [NewJobEvent(message="x")]),
+            lambda claim=claim: jobs.mark_validated(claim),
             lambda claim=claim: jobs.publish(claim),
-            lambda claim=claim: jobs.let_go(claim, "x", forgiven=True),
+            lambda claim=claim: jobs.release(claim, "x", forgiven=True),
             lambda claim=claim: jobs.fail(claim, code="x", message="x"),
             lambda claim=claim: jobs.succeed(claim, "intents@1", metrics={}, trained_tokens=1),
         ):
-            with pytest.raises(Lost, match="cancelled"):
+            with pytest.raises(ClaimLost, match="cancelled"):
                 write()
     for job in (waiting, queued, running, validating):
         assert jobs.cancel(job.id, actor="ann").status == "cancelled"
@@ -156,7 +156,7 @@ def test_a_dead_workers_job_is_gone_on_with_and_the_dead_one_is_told(jobs: Jobs,
     expire(database)
     alive = run(jobs, "alive")
     assert (alive.job.id, alive.token, alive.job.attempts) == (job.id, dead.token + 1, 2)
-    with pytest.raises(Lost, match="another worker"):
+    with pytest.raises(ClaimLost, match="another worker"):
         jobs.succeed(dead, "intents@1", metrics={}, trained_tokens=1)
     jobs.renew(alive, seconds=60)
     jobs.publish(alive)
@@ -197,12 +197,12 @@ def test_a_checkpoint_forgives_and_so_does_a_stop(jobs: Jobs, database: Database
     for _ in range(5):
         claim = run(jobs)
         assert claim.job.attempts == 2
-        jobs.let_go(claim, "The server stops.", forgiven=True)
+        jobs.release(claim, "The server stops.", forgiven=True)
     claim = run(jobs)
-    jobs.let_go(claim, "killed.", forgiven=False)
+    jobs.release(claim, "killed.", forgiven=False)
     claim = run(jobs)
     jobs.report(claim, checkpoints={0: {}})  # an old one: nothing was won
-    jobs.let_go(claim, "killed by signal 9.", forgiven=False)
+    jobs.release(claim, "killed by signal 9.", forgiven=False)
     job = jobs.get(claim.job.id)
     assert job.error is not None
     assert (job.status, job.error["code"]) == ("failed", "too_many_attempts")
@@ -223,9 +223,9 @@ def test_an_idempotency_key(jobs: Jobs) -> None:
 
 def test_files_that_unfinished_jobs_need(jobs: Jobs) -> None:
     job = submit(jobs, NewJob(**{**vars(NEW), "validation_file": "file-2"}))
-    assert jobs.unfinished_with("file-1") == jobs.unfinished_with("file-2") == job.id
+    assert jobs.unfinished_job_using("file-1") == jobs.unfinished_job_using("file-2") == job.id
     jobs.cancel(job.id, actor="ann")
-    assert jobs.unfinished_with("file-1") is None
+    assert jobs.unfinished_job_using("file-1") is None
 
 
 def test_many_workers_one_claim_each(jobs: Jobs) -> None:

@@ -1,4 +1,4 @@
-"""Learning policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
+"""LoopBenchmark policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from typing import Any
 import pytest
 
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning import job as job_module
 from graftwork.adapters.learning import policies as policies_module
-from graftwork.adapters.learning.job import CONTROL, FEEDBACK, Job, NewJob
+from graftwork.adapters.learning.job import CONTROL_KEY, FEEDBACK_FILE, Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import KEY_ID, LearningPolicies, Standing
+from graftwork.adapters.learning.policies import KEY_ID, LearningPolicies, PolicyStatus
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Leases
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.versions import push
 
-HAND = NewJob(model="intents", name="intents", training_file=FEEDBACK)
+HAND = NewJob(model="intents", name="intents", training_file=FEEDBACK_FILE)
 
 
 @dataclass
@@ -56,11 +56,11 @@ class Home:
 
     def say(self, count: int = 1, adapter: str = "intents@1", **said: Any) -> None:
         for _ in range(count):
-            what = Said(interaction_id=self.records.mint(adapter), **(said or {"thumb": "up"}))
+            what = SubmittedFeedback(interaction_id=self.records.mint(adapter), **(said or {"thumb": "up"}))
             self.records.feedback.add(what, key_id="k")
 
     @property
-    def stands(self) -> Standing:
+    def stands(self) -> PolicyStatus:
         return self.policies.get("intents")[1]
 
     def begin(self) -> Job:
@@ -72,7 +72,7 @@ class Home:
         """What a worker does with the job under way."""
         claim = self.jobs.claim("w", "validating_files", seconds=60)
         assert claim is not None
-        self.jobs.validated(claim)
+        self.jobs.mark_validated(claim)
         claim = self.jobs.claim("w", "queued", seconds=60)
         assert claim is not None
         if fail:
@@ -152,7 +152,7 @@ def test_so_many_judgements_are_a_round(home: Home) -> None:
     assert (home.stands.judgements, home.stands.due) == (3, True)
     job = home.begin()
     assert (job.name, job.model, job.parent, job.training_file, job.method, job.hyperparameters) == (
-        "intents", "intents@1", "intents@1", FEEDBACK, "kto", {"rank": 8},
+        "intents", "intents@1", "intents@1", FEEDBACK_FILE, "kto", {"rank": 8},
     )  # fmt: skip
     assert (job.key_id, job.created_by, job.metadata) == (
         KEY_ID, "keeper", {"learning_policy": "intents", "round": "1"},
@@ -189,7 +189,7 @@ def test_what_the_last_job_learned_is_not_new(home: Home) -> None:
     assert not home.stands.due
     claim = home.jobs.claim("w", "validating_files", seconds=60)
     assert claim is None
-    home.jobs.disown("other")
+    home.jobs.release_owner("other")
     home.end()
     assert (home.stands.judgements, home.stands.waits_for) == (0, "2 more judgements")
     assert home.stands.rounds == {"succeeded": 1}
@@ -266,7 +266,7 @@ def test_every_third_round_is_a_control(home: Home) -> None:
         home.say()
         assert home.stands.next_is_control == (len(parents) % 3 == 2)
         job = home.begin()
-        assert (job.metadata.get(CONTROL) == "intents@1") == (job.parent is None) == (job.model == BASE_ID)
+        assert (job.metadata.get(CONTROL_KEY) == "intents@1") == (job.parent is None) == (job.model == BASE_ID)
         if job.parent is None and not failed:
             failed = True
             home.end(fail=True)

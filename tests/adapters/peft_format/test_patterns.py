@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import InvalidAdapter
-from graftwork.adapters.peft_format.patterns import Budget, Pattern
+from graftwork.adapters.peft_format.patterns import BoundedPattern, Budget
 
 
-def pattern(text: str, template: str = "{}") -> Pattern:
-    return Pattern(text, source="here", template=template, budget=Budget())
+def pattern(text: str, template: str = "{}") -> BoundedPattern:
+    return BoundedPattern(text, source="here", template=template, budget=Budget())
 
 
 ATOMS = [
@@ -91,7 +91,7 @@ def test_catastrophes_do_not_happen(text: str) -> None:
 
 def test_a_budget_is_shared() -> None:
     budget = Budget(steps=1000)
-    patterns = [Pattern(f"(.*{number})+", source="here", budget=budget) for number in range(100)]
+    patterns = [BoundedPattern(f"(.*{number})+", source="here", budget=budget) for number in range(100)]
     with pytest.raises(InvalidAdapter, match=r"here: the pattern '.*' takes too long"):
         any(each.match("a" * 50) for each in patterns)
 

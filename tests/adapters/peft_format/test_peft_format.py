@@ -23,13 +23,13 @@ from graftwork.adapters.peft_format import config as lora_config
 from graftwork.adapters.peft_format.config import DESCRIPTIVE, UNSUPPORTED, USED, LoraConfig
 from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE
 from graftwork.adapters.peft_format.folder import read_spec
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.patterns import Budget
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from tests.adapters import adapter_files as files
 
-LIMITS = Limits(max_rank=64)
+LIMITS = AdapterLimits(max_rank=64)
 
 # --- as PEFT does it --------------------------------------------------------------------------------------------------
 
@@ -744,7 +744,7 @@ def test_refused_for_the_config_as_a_file(raw: bytes, tmp_path: Path, base: Base
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save"]
 )
 def test_hostile_patterns_end(field: str, text: str, tmp_path: Path, base: BaseInfo) -> None:
-    """Each of these keeps re busy for ages. Refused or not: there is an answer at once."""
+    """Each of these keeps re busy for ages. PushRefused or not: there is an answer at once."""
     hostile = text * 3
     value = {"target_modules": hostile, "exclude_modules": hostile, "modules_to_save": [hostile]}.get(
         field, {hostile: 4}

@@ -33,7 +33,7 @@ def opened(folder: Path, raw: bytes) -> TensorFile:
 
 def refused(folder: Path, raw: bytes) -> str:
     with pytest.raises(InvalidAdapter, match=r"adapter_model\.safetensors") as refusal, opened(folder, raw) as file:
-        file.scan(lambda chunk: None)
+        file.hash_and_check_finite(lambda chunk: None)
     assert len(refusal.value.message) < 1000
     return refusal.value.message
 
@@ -54,7 +54,7 @@ def test_scan_hands_over_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     raw = safetensors(GOOD)
     digest = hashlib.sha256()
     with opened(tmp_path, raw) as file:
-        file.scan(digest.update)
+        file.hash_and_check_finite(digest.update)
     assert digest.digest() == hashlib.sha256(raw).digest()
 
 
@@ -78,7 +78,7 @@ def test_largest_numbers_are_fine(tmp_path: Path) -> None:
         "bf16": np.array([0x7F7F, 0xFF7F, 1], np.uint16),
     }
     with opened(tmp_path, safetensors(arrays)) as file:
-        file.scan(lambda chunk: None)
+        file.hash_and_check_finite(lambda chunk: None)
 
 
 def test_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def answers(folder: Path, raw: bytes) -> None:
     """Tensors that are there, or InvalidAdapter; nothing else."""
     try:
         with opened(folder, raw) as file:
-            file.scan(lambda chunk: None)
+            file.hash_and_check_finite(lambda chunk: None)
             covered = sum(tensor.end - tensor.start for tensor in file.tensors.values())
             assert covered == len(raw) - 8 - int.from_bytes(raw[:8], "little")
             for tensor in file.tensors.values():

@@ -20,13 +20,13 @@ from graftwork.adapters.errors import GraftworkError, InvalidAdapter, NotFound, 
 from graftwork.adapters.peft_format import files as files_module
 from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE
 from graftwork.adapters.peft_format.folder import read_spec
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import artifacts as artifacts_module
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from tests.adapters import adapter_files as files
 
-TINY = Limits(max_adapter_bytes=1000, max_config_bytes=100)
+TINY = AdapterLimits(max_adapter_bytes=1000, max_config_bytes=100)
 
 
 @pytest.fixture
@@ -326,7 +326,10 @@ def test_folders_beyond_the_limit(name: str, size: int, tmp_path: Path, good: Pa
 
 def test_reading_beyond_the_limit(good: Path, base: BaseInfo) -> None:
     """A folder that did not pass staging, such as a training run's."""
-    for limits, name in ((Limits(max_adapter_bytes=1000), WEIGHTS_FILE), (Limits(max_config_bytes=100), CONFIG_FILE)):
+    for limits, name in (
+        (AdapterLimits(max_adapter_bytes=1000), WEIGHTS_FILE),
+        (AdapterLimits(max_config_bytes=100), CONFIG_FILE),
+    ):
         with pytest.raises(TooLarge, match=name):
             read_spec(good, base, limits)
 
@@ -496,7 +499,7 @@ def test_links_put_in_place_meanwhile(
 def test_a_file_that_grows_while_it_is_copied(
     tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch, base: BaseInfo
 ) -> None:
-    store = ArtifactStore(tmp_path / "artifacts", limits=Limits(max_adapter_bytes=1 << 16))
+    store = ArtifactStore(tmp_path / "artifacts", limits=AdapterLimits(max_adapter_bytes=1 << 16))
     monkeypatch.setattr(artifacts_module, "_CHUNK_BYTES", 1 << 10)
     original = artifacts_module.StagedFile.write
 
@@ -512,7 +515,7 @@ def test_a_file_that_grows_while_it_is_copied(
 
 
 def test_descriptors_are_closed(store: ArtifactStore, good: Path, base: BaseInfo, allowed: Path) -> None:
-    """Refused pushes must not wear a long-running server down."""
+    """PushRefused pushes must not wear a long-running server down."""
     (allowed / "out").symlink_to("/etc")
     (allowed / "bad").mkdir()
     before = len(os.listdir("/proc/self/fd"))

@@ -22,16 +22,21 @@ from sqlalchemy.exc import StatementError
 from graftwork.adapters import registry
 from graftwork.adapters.access import keys
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
-from graftwork.adapters.feedback import feedback, interactions, lineage, policies
-from graftwork.adapters.learning import files, policies
+from graftwork.adapters.experiments import exposures
+from graftwork.adapters.experiments import tables as experiment_tables
+from graftwork.adapters.feedback import feedback, interactions, lineage
+from graftwork.adapters.feedback import policies as log_policies
+from graftwork.adapters.learning import files, job_tables
+from graftwork.adapters.learning import policies as learning_policies
 from graftwork.adapters.storage import database as db
+from graftwork.adapters.storage import leases
 from graftwork.adapters.storage import settings as secrets
 from graftwork.adapters.storage.database import Database, UtcDateTime, migrate
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
-    *(experiments, exposures, feedback, files, interactions, jobs, keys, policies, leases),
-    *(lineage, policies, registry),
+    *(experiment_tables, exposures, feedback, files, interactions, job_tables, keys, learning_policies, leases),
+    *(lineage, log_policies, registry),
     secrets,
 )
 
@@ -104,7 +109,7 @@ def test_an_exception_takes_everything_back(database: Database) -> None:
 
 
 def test_writers_take_turns(database: Database, tmp_path: Path) -> None:
-    process = get_context("spawn").Process(target=add_from_another_process, args=(tmp_path / "graftwork.db", 30))
+    process = get_context("spawn").RunProcess(target=add_from_another_process, args=(tmp_path / "graftwork.db", 30))
     process.start()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: add(database), range(60)))
@@ -270,7 +275,7 @@ def migrate_from_another_process(path: Path) -> None:
 
 def test_processes_may_migrate_at_once(tmp_path: Path) -> None:
     processes = [
-        get_context("spawn").Process(target=migrate_from_another_process, args=(tmp_path / "graftwork.db",))
+        get_context("spawn").RunProcess(target=migrate_from_another_process, args=(tmp_path / "graftwork.db",))
         for _ in range(4)
     ]
     for process in processes:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from benchmarks.engine.gpu_roofline import BASES, Base, Card, Cost, Family, Load, expand, shrink, table, whole_step
 
+from benchmarks.engine.gpu_roofline import BASES, GPU, Base, Cost, Family, StepShape, expand, shrink, table, whole_step
 from tests.conftest import CHECKOUT
 
 TINY = Base(name="tiny", hidden=64, layers=2, heads=4, kv_heads=2, dim=16, intermediate=96, vocabulary=100)
@@ -16,11 +16,11 @@ TINY = Base(name="tiny", hidden=64, layers=2, heads=4, kv_heads=2, dim=16, inter
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 def test_the_document_has_the_tables_that_the_arithmetic_makes(base: Base) -> None:
-    assert table(base, Load()) in (CHECKOUT / "docs" / "gpu.md").read_text()
+    assert table(base, StepShape()) in (CHECKOUT / "docs" / "gpu.md").read_text()
 
 
 def test_costs_by_hand() -> None:
-    family, load = Family("q, k", 64, (64, 32), 1), Load(rows=3, adapters=2, rank=20, context=7)
+    family, load = Family("q, k", 64, (64, 32), 1), StepShape(rows=3, adapters=2, rank=20, context=7)
     # Two pages of 16, two siblings: 64 rank rows. A of two adapters, x, and h, in one slab.
     assert shrink(family, load) == Cost((2 * 64 + 3) * 64 * 2 + 3 * 64 * 4, 2 * 3 * 64 * 64)
     # B of two adapters, y there and back, h.
@@ -32,7 +32,7 @@ def test_costs_by_hand() -> None:
 
 
 def test_the_longer_of_two_times_counts() -> None:
-    card = Card("a card", bytes_per_second=10, flops=100)
+    card = GPU("a card", bytes_per_second=10, flops=100)
     assert Cost(20, 100).seconds(card) == 2
     assert Cost(20, 500).seconds(card) == 5
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.engine import steps
 
+from benchmarks.engine import steps
 from graftwork.adapters.base import BaseInfo
 from graftwork.server.engine.backends.cpu import library
 from tests.conftest import TEST_HOME
 
-pytestmark = pytest.mark.skipif(bool(library.why_not()), reason=library.why_not() or "")
+pytestmark = pytest.mark.skipif(bool(library.unavailable_reason()), reason=library.unavailable_reason() or "")
 
 
 @pytest.mark.slow
@@ -20,8 +20,10 @@ def test_a_step_kernel_by_kernel(
     embedded_base: BaseInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs: list[int] = []
-    run = steps.Machine.run
-    monkeypatch.setattr(steps.Machine, "run", lambda self, ops, step: (runs.append(len(ops)), run(self, ops, step))[1])
+    run = steps.KernelContext.run
+    monkeypatch.setattr(
+        steps.KernelContext, "run", lambda self, ops, step: (runs.append(len(ops)), run(self, ops, step))[1]
+    )
     asked_for = ["--base", embedded_base.path, "--home", str(TEST_HOME), "--out", str(tmp_path), "--loads", "2x0,3x2"]
     steps.main([*asked_for, "--steps", "3", "--json"])
     said = json.loads(capsys.readouterr().out)

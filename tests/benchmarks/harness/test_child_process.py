@@ -11,10 +11,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-from benchmarks.harness.child_process import Child
-from benchmarks.harness.errors import BenchmarkError
-from benchmarks.systems.peer_cache import Workshop
 
+from benchmarks.harness.child_process import ChildProcess
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.systems.peer_cache import PeerCache
 from tests.benchmarks.fakes import alive, fake_server, gone, quiet
 from tests.conftest import CHECKOUT
 from tests.e2e.server_process import eventually
@@ -44,8 +44,8 @@ def test_so_does_an_exception(tmp_path: Path, token: str) -> None:
 
 def test_who_does_not_listen_is_ended_all_the_same(tmp_path: Path, token: str) -> None:
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    with Child(python(deaf, token), log=tmp_path / "log", patience=0.3) as child:
-        eventually(lambda: "deaf" in child.last_words(), 30, "it has begun")
+    with ChildProcess(python(deaf, token), log=tmp_path / "log", patience=0.3) as child:
+        eventually(lambda: "deaf" in child.log_tail(), 30, "it has begun")
         began = time.monotonic()
     assert 0.3 <= time.monotonic() - began < 10
     assert alive(token) == []
@@ -84,16 +84,16 @@ def test_the_owners_death_ends_the_whole_family(tmp_path: Path, token: str, numb
 
 def test_exit_codes_and_last_words(tmp_path: Path) -> None:
     script = "import sys; print('a\\nb'); print('c', file=sys.stderr); sys.exit(7)"
-    with Child(python(script), log=tmp_path / "log") as child:
+    with ChildProcess(python(script), log=tmp_path / "log") as child:
         assert child.wait() == 7
-    assert sorted(child.last_words().split()) == ["a", "b", "c"]
-    with Child(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), log=tmp_path / "log") as child:
+    assert sorted(child.log_tail().split()) == ["a", "b", "c"]
+    with ChildProcess(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), log=tmp_path / "log") as child:
         assert child.wait() == 137
 
 
 def test_talking(tmp_path: Path) -> None:
     script = "import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)"
-    with Child(python(script), log=tmp_path / "log", talks=True) as child:
+    with ChildProcess(python(script), log=tmp_path / "log", talks=True) as child:
         child.input.write(b"hello\n")
         child.input.flush()
         assert child.output.readline() == b"HELLO\n"
@@ -107,32 +107,32 @@ def test_the_memory_of_the_whole_family_is_watched(tmp_path: Path) -> None:
         kept = b"x" * 40_000_000
         time.sleep(600)
     """
-    with Child(python(family), log=tmp_path / "log") as child:
+    with ChildProcess(python(family), log=tmp_path / "log") as child:
         eventually(lambda: child.peak_bytes > 100e6, 30, "both are counted")
         assert child.peak_bytes < 250e6
         peak = child.peak_bytes
-        child.forget_peak()
+        child.reset_peak()
         assert 100e6 < child.peak_bytes <= peak + 20e6
 
 
 def test_settings_of_servers_do_not_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GRAFTWORK_ADMIN_KEY", "VIRTUAL_ENV", "PYTHONPATH", "KEPT"):
+    for name in ("GRAFTWORK_ADMIN_KEY", "VIRTUAL_ENV", "PYTHONPATH", "MAX_CHECKPOINTS"):
         monkeypatch.setenv(name, "x")
     script = "import os; print(*sorted(name for name, value in os.environ.items() if value in ('x', 'y')))"
-    with Child(python(script), log=tmp_path / "log", environment={"GIVEN": "y"}) as child:
+    with ChildProcess(python(script), log=tmp_path / "log", environment={"GIVEN": "y"}) as child:
         child.wait()
-    assert child.last_words() == "GIVEN KEPT"
+    assert child.log_tail() == "GIVEN MAX_CHECKPOINTS"
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path / "cache", quiet(), jobs=1)
+def workshop(tmp_path: Path) -> PeerCache:
+    return PeerCache(tmp_path / "cache", quiet(), jobs=1)
 
 
-def test_things_are_made_once(workshop: Workshop) -> None:
+def test_things_are_made_once(workshop: PeerCache) -> None:
     made: list[Path] = []
 
     def make(folder: Path) -> None:
@@ -149,7 +149,7 @@ def test_things_are_made_once(workshop: Workshop) -> None:
     assert workshop.once("thing", ["recipe 2"], make) != first
 
 
-def test_a_step_that_fails_says_where_to_look(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_step_that_fails_says_where_to_look(workshop: PeerCache, tmp_path: Path) -> None:
     log = tmp_path / "step.log"
     with pytest.raises(BenchmarkError) as failed:
         workshop.run("Cooking", python("print('no salt'); raise SystemExit(2)"), log=log)
@@ -159,8 +159,8 @@ def test_a_step_that_fails_says_where_to_look(workshop: Workshop, tmp_path: Path
         workshop.program("no-such-compiler", "a compiler")
 
 
-def test_one_benchmark_at_a_time(workshop: Workshop) -> None:
-    other = Workshop(workshop.folder, quiet(), jobs=1)
+def test_one_benchmark_at_a_time(workshop: PeerCache) -> None:
+    other = PeerCache(workshop.folder, quiet(), jobs=1)
     with (
         workshop.locked(),
         pytest.raises(BenchmarkError, match="Another benchmark is using"),
@@ -172,7 +172,7 @@ def test_one_benchmark_at_a_time(workshop: Workshop) -> None:
 
 
 @pytest.mark.slow
-def test_an_environment_has_what_is_wanted_and_not_what_is_unwanted(workshop: Workshop, tmp_path: Path) -> None:
+def test_an_environment_has_what_is_wanted_and_not_what_is_unwanted(workshop: PeerCache, tmp_path: Path) -> None:
     """From wheels made here: no package index is asked."""
     import zipfile
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
+
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.learning import own_server, serving_while_training
-from benchmarks.learning.serving_while_training import Beside, Knobs, to_markdown
+from benchmarks.learning.serving_while_training import ServingWhileTraining, TrainerOptions, to_markdown
 from benchmarks.load.generator import Load
-
 from graftwork.clients.types.jobs import Job, JobDetails
 from tests.benchmarks import fake_peer
 from tests.benchmarks.fakes import fake_server, gone, quiet
 
-LOAD = Load(clients=2, adapters=("a0", "a1"), requests=6, prompt_words=3, max_tokens=2, rehearse=True)
+LOAD = Load(clients=2, adapters=("a0", "a1"), requests=6, prompt_words=3, max_tokens=2, warm_up=True)
 
 
 @dataclass
@@ -75,7 +75,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 def test_the_same_load_alone_and_beside_a_job(url: str, tmp_path: Path) -> None:
     trainer: Any = Trainer(url)
-    found = Beside(trainer, quiet(), tmp_path).measure(LOAD, 50)
+    found = ServingWhileTraining(trainer, quiet(), tmp_path).measure(LOAD, 50)
     assert (found["errors"], found["idle"]["errors"]) == (0, 0)
     assert found["out_tok_s"] > 0
     assert found["kept"] == f"{found['out_tok_s'] / found['idle_tok_s']:.0%}"
@@ -95,13 +95,13 @@ def test_the_same_load_alone_and_beside_a_job(url: str, tmp_path: Path) -> None:
 def test_a_job_that_does_not_run_is_no_measurement(url: str, tmp_path: Path, ends_after: int) -> None:
     trainer: Any = Trainer(url, ends_after=ends_after)
     with pytest.raises(BenchmarkError, match=r"The job (is failed|does not train)"):
-        Beside(trainer, quiet(), tmp_path).measure(LOAD, 0)
+        ServingWhileTraining(trainer, quiet(), tmp_path).measure(LOAD, 0)
 
 
 def test_knobs_are_flags_of_serve() -> None:
-    assert Knobs(share=0.0).flags == ["--trainer-share", "0"]
+    assert TrainerOptions(share=0.0).flags == ["--trainer-share", "0"]
     flags = ["--trainer-share", "0.5", "--trainer-nice", "5", "--trainer-threads", "1"]
-    assert Knobs(share=0.5, nice=5, threads=1).flags == flags
+    assert TrainerOptions(share=0.5, nice=5, threads=1).flags == flags
     from graftwork.server.config import ServerConfig
 
     assert all(flag[2:].replace("-", "_") in ServerConfig.__dataclass_fields__ for flag in flags[::2])
@@ -129,7 +129,7 @@ def test_a_server_of_its_own_has_the_usual_base(tmp_path: Path, monkeypatch: pyt
 def test_runs_and_the_rest_are_told_apart() -> None:
     sleep = [sys.executable, "-c", "import sys; x = bytearray(30_000_000); sys.stdin.read()"]
     with (
-        own_server.Memory() as memory,
+        own_server.MemoryMonitor() as memory,
         subprocess.Popen(sleep, stdin=subprocess.PIPE) as other,
         subprocess.Popen([*sleep, own_server.RUN], stdin=subprocess.PIPE) as run,
     ):
@@ -139,5 +139,5 @@ def test_runs_and_the_rest_are_told_apart() -> None:
         for child in (run, other):
             child.communicate()
     assert min(memory.run_bytes, memory.other_bytes) >= 30_000_000
-    memory.forget()
+    memory.reset()
     assert memory.run_bytes == memory.other_bytes == 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from benchmarks.learning import trl_script
 from benchmarks.learning.training_speed import rows
-
 from graftwork.adapters.base import BaseInfo
 
 

@@ -13,33 +13,35 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.harness.errors import BenchmarkError
-from benchmarks.learning import whole_loop
-from benchmarks.learning.data_split import Hands, Sizes, deal
-from benchmarks.learning.own_server import Memory
-from benchmarks.learning.report import Measured, Report, wilson
-from benchmarks.learning.whole_loop import Learning
 from rich.console import Console
 
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.learning import whole_loop
+from benchmarks.learning.data_split import LoopBenchmarkSizes, LoopDataSplit, split_data
+from benchmarks.learning.own_server import MemoryMonitor
+from benchmarks.learning.report import LoopReport, VersionResult, wilson
+from benchmarks.learning.whole_loop import LoopBenchmark
 from graftwork.clients.cli.exit_codes import ExitCode
-from graftwork.clients.demo.display import Show
+from graftwork.clients.demo.display import LoopDisplay
 from graftwork.clients.demo.queries import Query
 from graftwork.clients.types.jobs import Job, JobDetails
 from tests.benchmarks import fake_trl
 
 LABELS = ("card", "loan", "top_up")
-SIZES = Sizes(rows=8, held_out=2, gates=1, asked=6, epochs=(4, 2, 1), rates=(1e-3, 5e-4, 1e-4), batch_size=4)
+SIZES = LoopBenchmarkSizes(
+    rows=8, held_out=2, gates=1, asked=6, epochs=(4, 2, 1), rates=(1e-3, 5e-4, 1e-4), batch_size=4
+)
 QUERIES = [Query(f"{label} question {number}?", label) for label in LABELS for number in range(12)]
 
 
 @pytest.fixture
-def hands() -> Hands:
-    return deal(QUERIES, SIZES, seed=3)
+def hands() -> LoopDataSplit:
+    return split_data(QUERIES, SIZES, seed=3)
 
 
 @pytest.fixture
-def show() -> Iterator[Show]:
-    with Show(Console(file=io.StringIO())) as shown:
+def show() -> Iterator[LoopDisplay]:
+    with LoopDisplay(Console(file=io.StringIO())) as shown:
         yield shown
 
 
@@ -115,7 +117,7 @@ class Server:
         self.live = version
 
 
-def test_no_query_has_two_purposes_and_every_label_has_each(hands: Hands) -> None:
+def test_no_query_has_two_purposes_and_every_label_has_each(hands: LoopDataSplit) -> None:
     dealt = [*hands.held_out, *hands.gates, *hands.rows, *(query for hand in hands.asked for query in hand)]
     assert len(dealt) == len(set(dealt))
     assert (len(hands.held_out), len(hands.gates), len(hands.rows)) == (6, 3, 8)
@@ -123,13 +125,13 @@ def test_no_query_has_two_purposes_and_every_label_has_each(hands: Hands) -> Non
     for hand, each in ((hands.held_out, 2), (hands.gates, 1), (hands.rows, 2)):
         counted = [sum(query.label == label for query in hand) for label in LABELS]
         assert min(counted) >= each
-    assert deal(QUERIES, SIZES, seed=3) == hands
-    assert deal(QUERIES, SIZES, seed=4) != hands
+    assert split_data(QUERIES, SIZES, seed=3) == hands
+    assert split_data(QUERIES, SIZES, seed=4) != hands
 
 
 def test_what_differs_in_signs_alone_is_one_query() -> None:
     twins = [Query(query.text.upper().replace("?", " !"), query.label) for query in QUERIES]
-    dealt = deal([*QUERIES, *twins], replace(SIZES, asked=9), seed=0)
+    dealt = split_data([*QUERIES, *twins], replace(SIZES, asked=9), seed=0)
     texts = [
         query.text.casefold().rstrip("?! ") for hand in (dealt.held_out, dealt.rows, *dealt.asked) for query in hand
     ]
@@ -139,7 +141,7 @@ def test_what_differs_in_signs_alone_is_one_query() -> None:
 @pytest.mark.parametrize(("sizes", "said"), [({"rows": 30}, "card has 12"), ({"asked": 40}, "queries left for users")])
 def test_too_few_queries_are_said(sizes: dict[str, int], said: str) -> None:
     with pytest.raises(BenchmarkError, match=said):
-        deal(QUERIES, replace(SIZES, **sizes), seed=0)
+        split_data(QUERIES, replace(SIZES, **sizes), seed=0)
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -149,12 +151,12 @@ def test_the_interval_is_wilsons() -> None:
 
 
 def test_three_versions_each_from_what_users_said_of_the_one_before(
-    hands: Hands, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(whole_loop, "LOOK_SECONDS", 0.0)
     server: Any = Server()
-    memory = Memory()
-    steps = list(Learning(server, hands, SIZES, work=tmp_path, memory=memory, show=show, seed=5).go())
+    memory = MemoryMonitor()
+    steps = list(LoopBenchmark(server, hands, SIZES, work=tmp_path, memory=memory, show=show, seed=5).run())
     assert [step.model for step in steps] == ["tiny", "intents@1", "intents@2", "intents@3"]
     assert [step.learned for step in steps] == [0, 8, 14, 20]
     right = [sum(int(query.text.split()[-1][:-1]) % 4 < number for query in hands.held_out) for number in range(4)]
@@ -191,17 +193,19 @@ def test_three_versions_each_from_what_users_said_of_the_one_before(
         assert (steps[number + 1].corrections, steps[number + 1].thumbs_up) == (corrected, 6 - corrected)
 
 
-def test_a_job_that_fails_ends_it(hands: Hands, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_fails_ends_it(
+    hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(whole_loop, "LOOK_SECONDS", 0.0)
     server: Any = Server(fails=True)
-    steps = Learning(server, hands, SIZES, work=tmp_path, memory=Memory(), show=show, seed=0).go()
+    steps = LoopBenchmark(server, hands, SIZES, work=tmp_path, memory=MemoryMonitor(), show=show, seed=0).run()
     assert next(steps).model == "tiny"
     with pytest.raises(BenchmarkError, match="ftjob-1 failed"):
         next(steps)
 
 
 def test_the_peer_learns_the_same_rows_and_is_asked_the_same(
-    hands: Hands, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(whole_loop, "training_peer", fake_trl)
     asking = {"base": tmp_path, "work": tmp_path, "show": show}
@@ -217,21 +221,23 @@ def test_the_peer_learns_the_same_rows_and_is_asked_the_same(
 
 
 def test_the_peer_alone_has_the_time_of_an_earlier_runs_steps(
-    hands: Hands, show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier = Report(about={}, steps=[Measured(model="tiny", learned=0, right=0, asked=6)])
+    earlier = LoopReport(about={}, steps=[VersionResult(model="tiny", learned=0, right=0, asked=6)])
     earlier.steps += [
-        Measured(model=f"intents@{n}", learned=8 * n, right=n, asked=6, train_seconds=10.0 * n, gates=("no",))
+        VersionResult(model=f"intents@{n}", learned=8 * n, right=n, asked=6, train_seconds=10.0 * n, gates=("no",))
         for n in (1, 2, 3)
     ]
     (tmp_path / "earlier.json").write_text(earlier.to_json())
-    report = Report(about={}, steps=Measured.read(tmp_path / "earlier.json"))
+    report = LoopReport(about={}, steps=VersionResult.read(tmp_path / "earlier.json"))
     assert [step.to_json() for step in report.steps] == json.loads(earlier.to_json())["steps"]
     given: list[tuple[int, float]] = []
 
-    def timed(title: str, queries: Any, hands: Hands, sizes: Sizes, seconds: float, **_: Any) -> Measured:
+    def timed(
+        title: str, queries: Any, hands: LoopDataSplit, sizes: LoopBenchmarkSizes, seconds: float, **_: Any
+    ) -> VersionResult:
         given.append((len(queries), seconds))
-        return Measured(model=title, learned=len(queries), right=1, asked=6, train_seconds=seconds)
+        return VersionResult(model=title, learned=len(queries), right=1, asked=6, train_seconds=seconds)
 
     monkeypatch.setattr(whole_loop, "peer", timed)
     monkeypatch.setattr(whole_loop, "prepare", lambda *_: SimpleNamespace(path=str(tmp_path)))
@@ -241,12 +247,12 @@ def test_the_peer_alone_has_the_time_of_an_earlier_runs_steps(
     assert len(report.peers) == 2
 
 
-def test_the_table(hands: Hands) -> None:
-    report = Report(about={"cpu": "two"})
+def test_the_table(hands: LoopDataSplit) -> None:
+    report = LoopReport(about={"cpu": "two"})
     assert json.loads(report.to_json()) == {"cpu": "two", "steps": [], "peers": []}
     report.steps += [
-        Measured(model="base", learned=0, right=0, asked=200, general_loss=3.0),
-        Measured(
+        VersionResult(model="base", learned=0, right=0, asked=200, general_loss=3.0),
+        VersionResult(
             model="intents@1",
             learned=480,
             right=100,
@@ -259,7 +265,7 @@ def test_the_table(hands: Hands) -> None:
             gates=("general_loss is worse",),
         ),
     ]
-    report.peers.append(Measured(model="plain", learned=480, right=90, asked=200, train_seconds=60.0))
+    report.peers.append(VersionResult(model="plain", learned=480, right=90, asked=200, train_seconds=60.0))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.to_markdown().splitlines()]
     assert {len(row) for row in rows} == {9}
     first = "50.0% (43.1% to 56.9%)"

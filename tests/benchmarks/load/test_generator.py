@@ -15,10 +15,20 @@ from typing import Any
 
 import httpx
 import pytest
-from benchmarks.load import generator as loads
-from benchmarks.load.generator import Endpoint, Load, Tally, arrivals, messages, milliseconds, model_of, percentile, run
-from benchmarks.load.request_pairs import Pairs, run_pairs, summary
 
+from benchmarks.load import generator as loads
+from benchmarks.load.generator import (
+    Endpoint,
+    Load,
+    LoadStatistics,
+    arrivals,
+    messages,
+    milliseconds,
+    model_of,
+    percentile,
+    run,
+)
+from benchmarks.load.request_pairs import RequestPairs, run_pairs, summary
 from tests.benchmarks import fake_peer
 from tests.benchmarks.fakes import fake_server
 
@@ -87,7 +97,9 @@ def test_percentiles(count: int, expected: tuple[int, ...]) -> None:
 
 
 def test_a_summary_has_the_fields_that_scripts_read() -> None:
-    tally = Tally(tokens=128, first_seconds=[0.1, 0.3], total_seconds=[1.0, 1.5], gap_seconds=[0.01, 0.02, 0.03])
+    tally = LoadStatistics(
+        tokens=128, first_seconds=[0.1, 0.3], total_seconds=[1.0, 1.5], gap_seconds=[0.01, 0.02, 0.03]
+    )
     tally.errors = [(429, "full"), ("ReadError", ""), (500, "x")]
     assert tally.summary(Load(clients=2, adapters=("a0",), requests=5, label="x"), 2.0) == {
         "label": "x",
@@ -134,7 +146,7 @@ def test_a_closed_loop(endpoint: Endpoint) -> None:
 
 
 def test_a_rehearsal_asks_with_all_clients_and_counts_for_nothing(endpoint: Endpoint) -> None:
-    load = Load(clients=3, adapters=("a0", "a1"), requests=2, prompt_words=5, max_tokens=6, rehearse=True)
+    load = Load(clients=3, adapters=("a0", "a1"), requests=2, prompt_words=5, max_tokens=6, warm_up=True)
     figures = asyncio.run(run(endpoint, load))
     assert tokens(figures) == approximately(2 * 6, figures)
     assert [body["max_tokens"] for body in asked(endpoint)] == [4, 4, 4, 4, 4, 6, 6]
@@ -160,16 +172,19 @@ def test_errors_are_counted_and_spoil_nothing(endpoint: Endpoint) -> None:
 
 
 def test_what_a_pair_says() -> None:
-    first, again = Tally(first_seconds=[0.3, 0.5, 0.4]), Tally(first_seconds=[0.1, 0.1, 0.2], errors=[(500, "x")])
-    figures = summary(Pairs(count=3, adapters=("c0", "c1", "c2")), first, again)
+    first, again = (
+        LoadStatistics(first_seconds=[0.3, 0.5, 0.4]),
+        LoadStatistics(first_seconds=[0.1, 0.1, 0.2], errors=[(500, "x")]),
+    )
+    figures = summary(RequestPairs(count=3, adapters=("c0", "c1", "c2")), first, again)
     assert (figures["first_ttft_ms_p50"], figures["again_ttft_ms_p50"]) == (400.0, 100.0)
     assert (figures["first_more_ms"], figures["again_share"]) == (300.0, 0.25)
     assert (figures["requests"], figures["adapters"], figures["errors"]) == (6, 3, 1)
-    assert "again_share" not in summary(Pairs(count=1), Tally(errors=[(500, "x")]), Tally())
+    assert "again_share" not in summary(RequestPairs(count=1), LoadStatistics(errors=[(500, "x")]), LoadStatistics())
 
 
 def test_the_second_of_a_pair_comes_right_after_the_first(endpoint: Endpoint) -> None:
-    pairs = Pairs(count=3, adapters=("c0", "c1", "c2"), warm_up="a0", system_words=10, max_tokens=2)
+    pairs = RequestPairs(count=3, adapters=("c0", "c1", "c2"), warm_up="a0", system_words=10, max_tokens=2)
     figures = asyncio.run(run_pairs(endpoint, pairs))
     assert (figures["requests"], figures["errors"]) == (6, 0)
     assert figures["first_ttft_ms_p50"] >= 1e3 * fake_peer.FIRST

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from benchmarks import cli
-from benchmarks.load.workloads import Job, make_jobs
-from benchmarks.serving.comparison import measure_all
-from benchmarks.serving.report import Report
 from typer.testing import CliRunner
 
+from benchmarks import cli
+from benchmarks.load.workloads import Workload, make_workloads
+from benchmarks.serving.comparison import measure_all
+from benchmarks.serving.report import ServingReport
 from graftwork.__main__ import app
 from tests.benchmarks.fakes import FakeSystem, alive, gone, quiet
 from tests.conftest import CHECKOUT
@@ -36,10 +36,10 @@ def token() -> str:
     return uuid.uuid4().hex
 
 
-def measure(systems: Sequence[FakeSystem], keys: Sequence[str], max_tokens: int = 3) -> tuple[Report, list[int]]:
+def measure(systems: Sequence[FakeSystem], keys: Sequence[str], max_tokens: int = 3) -> tuple[ServingReport, list[int]]:
     """The report, and how many outcomes there were each time that it was kept."""
-    jobs = make_jobs(keys, requests=4, max_tokens=max_tokens)
-    report = Report(jobs=jobs, titles={system.key: system.title for system in systems}, about={})
+    jobs = make_workloads(keys, requests=4, max_tokens=max_tokens)
+    report = ServingReport(jobs=jobs, titles={system.key: system.title for system in systems}, about={})
     kept: list[int] = []
     measure_all(systems, report, quiet(), lambda report: kept.append(len(report.outcomes)))
     return report, kept
@@ -64,16 +64,16 @@ def test_systems_run_one_after_another_each_started_once_an_arrangement(tmp_path
 def test_a_paced_load_arrives_at_its_share_of_the_systems_own_speed(tmp_path: Path, token: str) -> None:
     paces: list[float] = []
 
-    jobs = make_jobs(["poisson"], requests=12, max_tokens=3)
-    paced = Job.at_pace_of
+    jobs = make_workloads(["poisson"], requests=12, max_tokens=3)
+    paced = Workload.with_rate_of
 
-    def note(job: Job, figures: dict[str, float]) -> Job:
+    def note(job: Workload, figures: dict[str, float]) -> Workload:
         paces.append(figures["req_s"])
         return paced(job, figures)
 
-    report = Report(jobs=jobs, titles={"peer": "Peer"}, about={})
+    report = ServingReport(jobs=jobs, titles={"peer": "Peer"}, about={})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Job, "at_pace_of", note)
+        patch.setattr(Workload, "with_rate_of", note)
         measure_all([FakeSystem("peer", tmp_path, token)], report, quiet(), lambda report: None)
     closed, staggered = (report.outcome("peer", key) for key in ("16x8", "poisson"))
     assert closed

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from benchmarks.serving import working_sets
 
+from benchmarks.serving import working_sets
 from tests.benchmarks.fakes import fake_server
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.harness.adapter_folders import AdapterFolders, named
-from benchmarks.load.workloads import FULL, Job, make_jobs
-from benchmarks.systems import graftwork, llama_cpp, peft, system, vllm
-from benchmarks.systems.peer_cache import Workshop
-from benchmarks.systems.system import HttpServer, Site, System, make_site
 from safetensors import safe_open
 
+from benchmarks.harness.adapter_folders import AdapterFolders, named
+from benchmarks.load.workloads import FULL, Workload, make_workloads
+from benchmarks.systems import graftwork, llama_cpp, peft, system, vllm
+from benchmarks.systems.peer_cache import PeerCache
+from benchmarks.systems.system import BenchmarkSite, HttpServer, System, make_site
 from graftwork.adapters.base import BaseInfo
 from tests.benchmarks.fakes import quiet
 
@@ -27,7 +27,7 @@ CONFIG = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, 
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> BenchmarkSite:
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": 1}))
@@ -46,11 +46,11 @@ def site(tmp_path: Path) -> Site:
         modules={},
         tied=(),
     )
-    return make_site(Workshop(tmp_path / "cache", quiet(), jobs=1), info, "cpu")
+    return make_site(PeerCache(tmp_path / "cache", quiet(), jobs=1), info, "cpu")
 
 
-def jobs(*keys: str) -> list[Job]:
-    return make_jobs(keys, registered=40)
+def jobs(*keys: str) -> list[Workload]:
+    return make_workloads(keys, registered=40)
 
 
 @pytest.fixture
@@ -70,20 +70,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[HttpServer]:
 def start(measured: System, started: list[HttpServer], *keys: str) -> tuple[str, dict[str, str]]:
     """The command and the environment of the one server that these jobs share."""
     together = [job for job in jobs(*keys) if job.key in keys]
-    (arrangement,) = {measured.arrangement(job) for job in together}
+    (arrangement,) = {measured.start_options(job) for job in together}
     with measured.serving(arrangement, together):
         pass
     return " ".join(map(str, started[-1].command)), dict(started[-1].environment or {})
 
 
 def refused(measured: System, keys: Sequence[str] = FULL) -> set[str]:
-    return {job.key for job in jobs(*keys) if measured.refuses(job) is not None}
+    return {job.key for job in jobs(*keys) if measured.unsupported_reason(job) is not None}
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def test_adapters_are_written_once_and_are_what_their_names_say(site: Site) -> None:
+def test_adapters_are_written_once_and_are_what_their_names_say(site: BenchmarkSite) -> None:
     folders = site.adapters.folders(["a0", "a1", "c0", "z1"])
     configs = {name: json.loads((folder / "adapter_config.json").read_text()) for name, folder in folders.items()}
     assert [configs[name]["r"] for name in folders] == [16, 16, 16, 4]
@@ -100,7 +100,7 @@ def test_adapters_are_written_once_and_are_what_their_names_say(site: Site) -> N
     assert isinstance(site.adapters, AdapterFolders)
 
 
-def test_what_is_made_of_a_base_follows_its_digest(site: Site, tmp_path: Path) -> None:
+def test_what_is_made_of_a_base_follows_its_digest(site: BenchmarkSite, tmp_path: Path) -> None:
     assert site.base_folder.resolve() == Path(site.base.path).resolve()
     moved = tmp_path / "moved"
     Path(site.base.path).rename(moved)
@@ -114,7 +114,7 @@ def test_what_is_made_of_a_base_follows_its_digest(site: Site, tmp_path: Path) -
 # --- who does what ----------------------------------------------------------------------------------------------------
 
 
-def test_who_refuses_what(site: Site) -> None:
+def test_who_refuses_what(site: BenchmarkSite) -> None:
     assert refused(graftwork.Graftwork(site)) == set()
     assert refused(vllm.VLLM(site, lora=True)) == set()
     without_adapters = {job.key for job in jobs(*FULL) if not job.adapters}
@@ -124,13 +124,13 @@ def test_who_refuses_what(site: Site) -> None:
 
 
 def test_graftwork_runs_as_it_is_unless_a_load_needs_more(
-    site: Site, started: list[HttpServer], monkeypatch: pytest.MonkeyPatch
+    site: BenchmarkSite, started: list[HttpServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graftwork.Graftwork, "_push", lambda *given: False)
     ours = graftwork.Graftwork(site, ["--dtype", "float32"])
-    usual = {ours.arrangement(job) for job in jobs("1x0", "16x0", "16x8", "poisson", "prefix")}
+    usual = {ours.start_options(job) for job in jobs("1x0", "16x0", "16x8", "poisson", "prefix")}
     assert len(usual) == 1
-    assert len({ours.arrangement(job) for job in jobs("16x32", "zipf") if len(job.adapters) > 8}) == 1
+    assert len({ours.start_options(job) for job in jobs("16x32", "zipf") if len(job.adapters) > 8}) == 1
     command, _ = start(ours, started, "16x32")
     assert " --slots 32 " in command
     assert command.endswith(" --dtype float32")
@@ -142,7 +142,7 @@ def test_graftwork_runs_as_it_is_unless_a_load_needs_more(
 
 
 def test_a_server_that_was_just_given_adapters_is_started_again(
-    site: Site, started: list[HttpServer], monkeypatch: pytest.MonkeyPatch
+    site: BenchmarkSite, started: list[HttpServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[Path] = []
     monkeypatch.setattr(graftwork, "drop_from_page_cache", forgotten.append)
@@ -156,7 +156,7 @@ def test_a_server_that_was_just_given_adapters_is_started_again(
     assert len(forgotten) == 2, "the disk is only where adapters must be cold"
 
 
-def test_vllm_has_as_many_slots_as_the_load_has_adapters(site: Site, started: list[HttpServer]) -> None:
+def test_vllm_has_as_many_slots_as_the_load_has_adapters(site: BenchmarkSite, started: list[HttpServer]) -> None:
     lora = vllm.VLLM(site, lora=True)
     lora._python = Path("/venv/bin/python")
     command, environment = start(lora, started, "1x0", "16x0", "16x1")
@@ -172,7 +172,7 @@ def test_vllm_has_as_many_slots_as_the_load_has_adapters(site: Site, started: li
 
 @pytest.mark.parametrize("key", ["zipf", "cold"])
 def test_vllm_reads_adapters_when_they_are_asked_for_where_that_is_the_point(
-    site: Site, started: list[HttpServer], key: str
+    site: BenchmarkSite, started: list[HttpServer], key: str
 ) -> None:
     lora = vllm.VLLM(site, lora=True)
     lora._python = Path("/venv/bin/python")
@@ -182,7 +182,7 @@ def test_vllm_reads_adapters_when_they_are_asked_for_where_that_is_the_point(
     assert environment["VLLM_PLUGINS"] == "lora_filesystem_resolver"
 
 
-def test_vllm_without_lora_is_plain(site: Site, started: list[HttpServer]) -> None:
+def test_vllm_without_lora_is_plain(site: BenchmarkSite, started: list[HttpServer]) -> None:
     plain = vllm.VLLM(site, lora=False)
     plain._python = Path("/venv/bin/python")
     command, _ = start(plain, started, "1x0", "16x0")
@@ -210,13 +210,13 @@ def test_vllm_answers_to_both_of_its_names(tmp_path: Path) -> None:
 
 
 def test_llama_cpp_is_tuned_to_each_load(
-    site: Site, started: list[HttpServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    site: BenchmarkSite, started: list[HttpServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(llama_cpp.LlamaCpp, "_adapter", lambda self, name: Path(f"/ggufs/{name}.gguf"))
     monkeypatch.setattr(llama_cpp.LlamaCpp, "_model", lambda self: Path("/ggufs/base.gguf"))
     theirs = llama_cpp.LlamaCpp(site)
     theirs._tools = llama_cpp.Tools(tmp_path, tmp_path, tmp_path)
-    assert len({theirs.arrangement(job) for job in jobs("1x0", "16x0", "16x1", "16x8", "16x32")}) == 5
+    assert len({theirs.start_options(job) for job in jobs("1x0", "16x0", "16x1", "16x8", "16x32")}) == 5
     command, _ = start(theirs, started, "16x0")
     assert " --parallel 16 " in command
     assert f" --ctx-size {16 * 256} " in command

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import graftwork
 from graftwork.__main__ import app
 from graftwork.clients.cli.exit_codes import ExitCode
-from graftwork.server.background.trainer import Trainer
+from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 
 REMOTE = ("--url", "--api-key", "--json")
@@ -164,7 +164,7 @@ def test_a_run_sees_the_card_it_was_given(
     started: list[dict[str, str]] = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: started.append(env))
     config = ServerConfig(home=tmp_path, trainer_device=device)
-    trainer = Trainer(config, SimpleNamespace(to_json=lambda: "{}"), None)  # type: ignore[arg-type]
+    trainer = TrainerProcess(config, SimpleNamespace(to_json=lambda: "{}"), None)  # type: ignore[arg-type]
     trainer._begin()
     assert {name: value for name, value in started[0].items() if name.startswith("CUDA")} == shown
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from graftwork.clients.demo.processes import ChildFailedError, Children
-from graftwork.clients.demo.queries import Dealt, Query, deal, read
-from graftwork.clients.demo.users import together
+from graftwork.clients.demo.processes import CommandFailedError, DemoProcesses
+from graftwork.clients.demo.queries import Query, QuerySplit, read, split_queries
+from graftwork.clients.demo.users import run_concurrently
 from graftwork.clients.errors import LocalFileError
 
 
@@ -23,13 +23,13 @@ def queries(labels: int, each: int) -> list[Query]:
     return [Query(f"{label} {number}", f"label-{label}") for label in range(labels) for number in range(each)]
 
 
-def dealt(some: list[Query], *, classes: int = 3, first: int = 2, seed: int = 0) -> Dealt:
-    return deal(some, classes=classes, first=first, judged=4, asked=5, traffic=6, seed=seed)
+def dealt(some: list[Query], *, classes: int = 3, first: int = 2, seed: int = 0) -> QuerySplit:
+    return split_queries(some, classes=classes, first=first, judged=4, asked=5, traffic=6, seed=seed)
 
 
 def test_no_query_is_dealt_twice_and_every_label_is_in_every_hand() -> None:
     hands = dealt(queries(5, 40))
-    all_hands = (hands.first, hands.judged, hands.asked, hands.traffic)
+    all_hands = (hands.train, hands.test, hands.feedback, hands.traffic)
     texts = [query.text for hand in all_hands for query in hand]
     assert len(texts) == len(set(texts)) == 3 * (2 + 4 + 5 + 6)
     for hand, size in zip(all_hands, (2, 4, 5, 6), strict=True):
@@ -38,7 +38,7 @@ def test_no_query_is_dealt_twice_and_every_label_is_in_every_hand() -> None:
 
 def test_a_small_file_leaves_something_for_everybody() -> None:
     hands = dealt(queries(3, 10))
-    sizes = [len(hand) for hand in (hands.first, hands.judged, hands.asked, hands.traffic)]
+    sizes = [len(hand) for hand in (hands.train, hands.test, hands.feedback, hands.traffic)]
     assert sizes == [3 * 2, 3 * 2, 3 * 3, 3 * 3]
 
 
@@ -95,7 +95,7 @@ def test_users_come_as_there_is_room_and_all_are_answered() -> None:
             taken.append(number)
             yield number
 
-    for _ in together(lambda number: -number, come(), at_once=3):
+    for _ in run_concurrently(lambda number: -number, come(), at_once=3):
         answered += 1
     assert answered == len(taken) == 40
 
@@ -105,24 +105,24 @@ def test_a_failing_user_is_heard() -> None:
         return 1 / number
 
     with pytest.raises(ZeroDivisionError):
-        list(together(work, [2, 1, 0]))
+        list(run_concurrently(work, [2, 1, 0]))
 
 
 def test_a_command_that_fails_is_quoted(tmp_path: Path) -> None:
-    with Children(tmp_path) as children, pytest.raises(ChildFailedError, match="no-such-option"):
+    with DemoProcesses(tmp_path) as children, pytest.raises(CommandFailedError, match="no-such-option"):
         children.run("wrong", ["adapters", "list", "--no-such-option"], lambda line: None)
 
 
 def test_commands_do_not_outlive_a_demo_that_is_killed(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that never answers
         script = (
-            "from pathlib import Path\nfrom graftwork.clients.demo.processes import Children\n"
+            "from pathlib import Path\nfrom graftwork.clients.demo.processes import DemoProcesses\n"
             f"words = ['adapters', 'list', '--url', 'http://127.0.0.1:{silent.getsockname()[1]}']\n"
-            f"Children(Path({str(tmp_path)!r})).run('waits', words, lambda line: None)\n"
+            f"DemoProcesses(Path({str(tmp_path)!r})).run('waits', words, lambda line: None)\n"
         )
         demo = subprocess.Popen([sys.executable, "-c", script])
         connection, _ = silent.accept()
-        (child,) = psutil.Process(demo.pid).children()
+        (child,) = psutil.RunProcess(demo.pid).children()
         demo.kill()
         demo.wait()
         gone, alive = psutil.wait_procs([child], timeout=20)

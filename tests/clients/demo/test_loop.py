@@ -17,14 +17,14 @@ from zlib import crc32
 import pytest
 from rich.console import Console
 
-from graftwork.clients.demo.display import Show, outcome
-from graftwork.clients.demo.loop import Loop, Sizes
-from graftwork.clients.demo.queries import Query, deal
-from graftwork.clients.demo.results import Outcome
+from graftwork.clients.demo.display import LoopDisplay, render_result
+from graftwork.clients.demo.loop import DemoLoop, DemoSizes
+from graftwork.clients.demo.queries import Query, split_queries
+from graftwork.clients.demo.results import DemoResult
 from graftwork.clients.errors import InvalidArgumentError, NotFoundError
-from graftwork.clients.types.adapters import Event
-from graftwork.clients.types.experiments import Arm, Decision, Experiment, Metric
-from graftwork.clients.types.experiments import Outcome as Ended
+from graftwork.clients.types.adapters import AdapterEvent
+from graftwork.clients.types.experiments import Experiment, ExperimentArm, ExperimentDecision, ExperimentMetric
+from graftwork.clients.types.experiments import ExperimentOutcome as Ended
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RIGHT = {query.text: query.label for query in (Query(f"{a} {n}", f"l{a}") for a in range(3) for n in range(40))}
@@ -91,8 +91,8 @@ class Town:
             raise NotFoundError("no such adapter", status=404)
         return SimpleNamespace(aliases={"live": self.live})
 
-    def _events(self) -> tuple[Event, ...]:
-        made = Event(
+    def _events(self) -> tuple[AdapterEvent, ...]:
+        made = AdapterEvent(
             id=1, at=NOW, action="push", name="intents", alias=None, from_version=None, to_version=1, actor="local"
         )
         return (made,)
@@ -115,12 +115,12 @@ class Town:
             started_by="local",
             ended_at=None,
             arms=(
-                Arm(name="intents@1", version=1, adapter="intents@1", control=True, weight=0.5),
-                Arm(name="intents@2", version=2, adapter="intents@2", weight=0.5),
+                ExperimentArm(name="intents@1", version=1, adapter="intents@1", control=True, weight=0.5),
+                ExperimentArm(name="intents@2", version=2, adapter="intents@2", weight=0.5),
             ),
-            metric=Metric(name="thumb", label="thumb", goal="up"),
+            metric=ExperimentMetric(name="thumb", label="thumb", goal="up"),
             guardrails=(),
-            decision=Decision(promote_above=0.0, stop_below=0.0, max_units=40, until=None, automatic=True),
+            decision=ExperimentDecision(promote_above=0.0, stop_below=0.0, max_units=40, until=None, automatic=True),
             ramp=None,
             window_seconds=4.0,
             alpha=0.05,
@@ -132,7 +132,7 @@ class Town:
         )
 
 
-def go(town: Town, work: Path) -> tuple[Outcome, list[list[str]], Path]:
+def go(town: Town, work: Path) -> tuple[DemoResult, list[list[str]], Path]:
     """The outcome, the commands that were run, and what was shown."""
     commands: list[list[str]] = []
 
@@ -145,14 +145,14 @@ def go(town: Town, work: Path) -> tuple[Outcome, list[list[str]], Path]:
         return {"version": f"intents@{len(town.versions)}", "rows": {"train": 6}, "metrics": metrics}
 
     queries = [Query(text, label) for text, label in RIGHT.items()]
-    dealt = deal(queries, classes=3, first=2, judged=4, asked=5, traffic=20, seed=0)
+    dealt = split_queries(queries, classes=3, first=2, judged=4, asked=5, traffic=20, seed=0)
     shown = work / "shown"
-    with shown.open("w") as file, Show(Console(file=file, width=160, force_terminal=True)) as show:
+    with shown.open("w") as file, LoopDisplay(Console(file=file, width=160, force_terminal=True)) as show:
         client: Any = town
-        sizes = Sizes(users=40, users_a_second=1000.0)
-        loop = Loop(client, run, "intents", dealt, home=work, work=work, sizes=sizes, seed=0, watcher=show)
-        result = loop.go()
-    Console(file=shown.open("a"), width=160).print(outcome(result))
+        sizes = DemoSizes(users=40, users_a_second=1000.0)
+        loop = DemoLoop(client, run, "intents", dealt, home=work, work=work, sizes=sizes, seed=0, watcher=show)
+        result = loop.run()
+    Console(file=shown.open("a"), width=160).print(render_result(result))
     return result, commands, shown
 
 

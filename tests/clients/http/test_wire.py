@@ -66,7 +66,11 @@ def test_a_missing_field_is_named() -> None:
 def test_dump_is_what_parse_reads() -> None:
     state = FakeServer()
     state.seed("intents", 2)
-    for kind, wire in [(adapters.Adapter, state.adapters["intents"]), (adapters.Event, state.events[0]), (Tree, WIRE)]:
+    for kind, wire in [
+        (adapters.Adapter, state.adapters["intents"]),
+        (adapters.AdapterEvent, state.events[0]),
+        (Tree, WIRE),
+    ]:
         value = parse(kind, wire)
         written = dump(value)
         assert parse(kind, written) == value

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from graftwork.clients.cli.exit_codes import ExitCode
-from graftwork.clients.demo.display import Show, outcome
-from graftwork.clients.demo.loop import Loop, Sizes
-from graftwork.clients.demo.processes import Children
-from graftwork.clients.demo.queries import deal, read
+from graftwork.clients.demo.display import LoopDisplay, render_result
+from graftwork.clients.demo.loop import DemoLoop, DemoSizes
+from graftwork.clients.demo.processes import DemoProcesses
+from graftwork.clients.demo.queries import read, split_queries
 from graftwork.clients.errors import InvalidArgumentError
 from tests.conftest import CHECKOUT
 from tests.e2e.peft_folders import SmallAdapters
@@ -33,9 +33,9 @@ def quiet_console(file: Path) -> Console:
 
 def test_what_does_not_win_is_not_promoted(server: Server, small: SmallAdapters, tmp_path: Path) -> None:
     """Two versions of noise: everything but the training is real, and the second one does not become live."""
-    dealt = deal(read(*EXAMPLES), classes=2, first=2, judged=2, asked=4, traffic=10, seed=0)
+    dealt = split_queries(read(*EXAMPLES), classes=2, first=2, judged=2, asked=4, traffic=10, seed=0)
     trained: list[list[str]] = []
-    with server.client() as client, Children(tmp_path) as children:
+    with server.client() as client, DemoProcesses(tmp_path) as children:
 
         def run(name: str, words: list[str]) -> Any:
             if words[0] != "train":
@@ -47,31 +47,31 @@ def test_what_does_not_win_is_not_promoted(server: Server, small: SmallAdapters,
             metrics = {"num_steps": 0, "seconds": 0.0, "first_loss": 0.0, "last_loss": 0.0}
             return {"version": pushed.id, "rows": {"train": 4}, "metrics": metrics}
 
-        with Show(quiet_console(tmp_path / "shown")) as show:
-            loop = Loop(
+        with LoopDisplay(quiet_console(tmp_path / "shown")) as show:
+            loop = DemoLoop(
                 client,
                 run,
                 "noise",
                 dealt,
                 home=tmp_path / "home",
                 work=tmp_path,
-                sizes=Sizes(users=12, users_a_second=100.0),
+                sizes=DemoSizes(users=12, users_a_second=100.0),
                 seed=0,
                 watcher=show,
             )
-            result = loop.go()
-            quiet_console(tmp_path / "outcome").print(outcome(result))
+            result = loop.run()
+            quiet_console(tmp_path / "outcome").print(render_result(result))
             with pytest.raises(InvalidArgumentError, match="another name with --adapter"):
-                loop.go()
+                loop.run()
         assert not result.promoted
         assert result.decision in ("undecided", "stopped", "harm")
         assert result.live == "noise@1"
         assert client.adapters.get("noise").aliases == {"live": 1, "candidate": 2}
-        assert result.corrections + result.thumbs_up == len(dealt.asked) == 8
+        assert result.corrections + result.thumbs_up == len(dealt.feedback) == 8
         # Of the second training: the data set that was made of the old rows and of what users said.
         assert trained[1][trained[1].index("--data") + 1] == "noise@1"
         kept = (tmp_path / "home" / "datasets" / "noise" / "1" / "train.jsonl").read_text()
-        assert all(json.dumps(query.text)[1:-1] in kept for query in (*dealt.first, *dealt.asked))
+        assert all(json.dumps(query.text)[1:-1] in kept for query in (*dealt.train, *dealt.feedback))
         assert (result.visits, sum(result.arms.values()), result.flips) == (12, 12, 0)
     assert json.loads(json.dumps(result.to_json()))["promoted"] is False
     assert "noise@2 did not win" in (tmp_path / "outcome").read_text()
@@ -88,7 +88,7 @@ def demo(home: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def servers_on(home: Path) -> list[psutil.Process]:
+def servers_on(home: Path) -> list[psutil.RunProcess]:
     found = []
     for process in psutil.process_iter():
         try:

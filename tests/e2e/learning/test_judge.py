@@ -10,7 +10,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.names import TRIAL
 from graftwork.clients.errors import NotFoundError
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.judge import judge
+from graftwork.training.evaluation.judge import judge_candidate
 from tests.e2e.server_process import Server
 
 
@@ -29,8 +29,8 @@ def test_a_trial_measures_all_three_and_leaves_nothing_to_call(
     with server.client() as client:
         parent = f"{name}@1"
         other = folders[f"{adapters[1]}@1"]
-        found = judge(client, other, ROWS, base=embedded_base, parent=parent, replay=ROWS[:1])
-        assert found.why_not == ""
+        found = judge_candidate(client, other, ROWS, base=embedded_base, parent=parent, replay=ROWS[:1])
+        assert found.not_measured_because == ""
         evaluation, verdict = found.evaluation, found.verdict
         assert evaluation is not None
         assert verdict is not None
@@ -44,13 +44,13 @@ def test_a_trial_measures_all_three_and_leaves_nothing_to_call(
         assert "3 held-out rows" in verdict.refusals[0]
 
         # The very same adapter as the parent is neither better nor worse.
-        same = judge(client, folders[f"{name}@1"], ROWS, base=embedded_base, parent=parent)
+        same = judge_candidate(client, folders[f"{name}@1"], ROWS, base=embedded_base, parent=parent)
         assert same.evaluation is not None
         assert same.evaluation.kl_to_parent == 0
         assert same.evaluation.better["parent"].mean == 0
 
-        again = judge(client, other, ROWS, base=embedded_base, parent=parent, replay=ROWS[:1])
-        assert again.why_not == "", "a run that was killed tries the same bytes again"
+        again = judge_candidate(client, other, ROWS, base=embedded_base, parent=parent, replay=ROWS[:1])
+        assert again.not_measured_because == "", "a run that was killed tries the same bytes again"
         assert not [one.name for one in client.adapters.list() if one.name.startswith(TRIAL)]
         assert not [model.id for model in client.models() if model.id.startswith(TRIAL)]
         assert evaluation.candidate.model.startswith(TRIAL)
@@ -64,19 +64,19 @@ def test_texts_are_measured_and_rows_without_room_are_left_out(
     folder = folders[f"{adapters[0]}@1"]
     texts = [Row(completion="The harbour lay still."), Row(completion="Nobody spoke of the storm.")]
     with server.client() as client:
-        read = judge(client, folder, texts, base=embedded_base)
-        mixed = judge(client, folder, [*ROWS, row("late " * 9000, "delivery")], base=embedded_base)
-    assert read.evaluation is not None, read.why_not
+        read = judge_candidate(client, folder, texts, base=embedded_base)
+        mixed = judge_candidate(client, folder, [*ROWS, row("late " * 9000, "delivery")], base=embedded_base)
+    assert read.evaluation is not None, read.not_measured_because
     assert (read.evaluation.metric, read.evaluation.num_rows) == ("log_likelihood", 2)
-    assert mixed.evaluation is not None, mixed.why_not
+    assert mixed.evaluation is not None, mixed.not_measured_because
     assert (mixed.evaluation.num_rows, mixed.evaluation.num_left_out) == (3, 1)
 
 
 def test_what_cannot_be_tried_is_a_reason_and_no_error(server: Server, tmp_path: Path, embedded_base: BaseInfo) -> None:
     with server.client() as client:
-        nothing = judge(client, tmp_path, ROWS[:1], base=embedded_base)
-        assert nothing.why_not == "1 held-out rows say what is right: nothing can be measured"
+        nothing = judge_candidate(client, tmp_path, ROWS[:1], base=embedded_base)
+        assert nothing.not_measured_because == "1 held-out rows say what is right: nothing can be measured"
         (tmp_path / "adapter_config.json").write_text("{}")
-        broken = judge(client, tmp_path, ROWS, base=embedded_base)
-    assert broken.why_not.startswith("it could not be tried: ")
+        broken = judge_candidate(client, tmp_path, ROWS, base=embedded_base)
+    assert broken.not_measured_because.startswith("it could not be tried: ")
     assert broken.to_json()["gates"]["passed"] is False

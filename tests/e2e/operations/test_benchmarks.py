@@ -13,7 +13,7 @@ import pytest
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.peft_format.folder import read_spec
-from graftwork.adapters.peft_format.limits import Limits
+from graftwork.adapters.peft_format.limits import AdapterLimits
 from tests.conftest import CHECKOUT, TEST_HOME
 from tests.e2e.conftest import *  # noqa: F403
 from tests.e2e.server_process import Server
@@ -46,7 +46,7 @@ def test_adapters_are_made_pushed_and_loaded_upon(server: Server, embedded_base:
         "make_adapters", "--base", embedded_base.path, "--count", "2", "--out", str(tmp_path), "--push", url=server.url
     )
     assert made.split() == ["a0@1", "a1@1"]
-    assert read_spec(tmp_path / "a0", embedded_base, Limits()).rank == 16
+    assert read_spec(tmp_path / "a0", embedded_base, AdapterLimits()).rank == 16
     asked = ("--models", "a0,a1", "--clients", "2", "--requests", "4", "--max-tokens", "4", "--prompt-words", "5")
     for more in ((), ("--rate", "20")):
         result = json.loads(run("load", server.url, *asked, *more, url=server.url))

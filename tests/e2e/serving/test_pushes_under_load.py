@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from graftwork.clients.types.adapters import Event
+from graftwork.clients.types.adapters import AdapterEvent
 from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.requests import ask, asking_all_the_time
 from tests.e2e.server_process import BASE, Server
@@ -35,7 +35,7 @@ def test_pushes_and_promotions(
         assert len(served) > num_versions // 5
         assert {answer.adapter for answer in load.answers if answer.model == f"{name}@1"} == {f"{name}@1"}
 
-        events: list[Event] = []
+        events: list[AdapterEvent] = []
         after = None
         while page := operator.adapters.history(name, after=after, limit=100).data:
             events += page

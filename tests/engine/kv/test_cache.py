@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from graftwork.server.engine.kv.cache import KEEP_TOKENS, CacheShape, KVCache
-from graftwork.server.engine.kv.prefix_cache import Move
+from graftwork.server.engine.kv.prefix_cache import SlotMove
 
 MIB = 1 << 20
 
@@ -26,7 +26,7 @@ def make(num_slots: int = 8, slot_length: int = 4096, width: int = 64, layers: i
 
 
 def fill(cache: KVCache, slot: int, length: int) -> None:
-    cache.claim(slot)
+    cache.reset(slot)
     cache.extend(slot, length)
     for tensor in (*cache.keys, *cache.values):
         tensor[slot, :length] = float("nan")
@@ -46,7 +46,7 @@ def test_short_rows_cost_little_and_long_ones_give_back() -> None:
     sizes.append(held())
     fill(cache, 0, 4096)
     sizes.append(held())
-    cache.claim(0)
+    cache.reset(0)
     sizes.append(held())
     short, long, back = [after - before for before, after in pairwise(sizes)]
     assert short < 32 * MIB  # two megabytes a row and layer would be 1,024
@@ -59,7 +59,7 @@ def test_a_claimed_slot_shows_nothing_of_the_last_one() -> None:
     for length in (7, KEEP_TOKENS, KEEP_TOKENS + 1, 1500):
         fill(cache, 2, length)
         neighbours = [tensor[slot, :40].fill_(3.0) for tensor in cache.keys for slot in (1, 3)]
-        cache.claim(2)
+        cache.reset(2)
         assert all(not tensor[2].any() for tensor in (*cache.keys, *cache.values))
         assert all((rows == 3.0).all() for rows in neighbours)
 
@@ -74,12 +74,12 @@ def test_a_slot_holds_what_is_arranged_and_nothing_else() -> None:
                 for slot in (1, 3):
                     fill(cache, slot, 40)
                 fill(cache, 2, 1400)
-                cache.claim(5)
+                cache.reset(5)
                 cache.extend(5, 1350)
                 for tensor in (*cache.keys, *cache.values):
                     tensor[2, :count] = 2 * places[:count]
                     tensor[5, :1350] = 5 * places[:1350]
-                cache.arrange(Move(2, source, count, in_use))
+                cache.apply_move(SlotMove(2, source, count, in_use))
                 for tensor in (*cache.keys, *cache.values):
                     assert (tensor[2, :count] == source * places[:count]).all()
                     assert not tensor[2, count:].any()
@@ -93,10 +93,10 @@ def test_an_evicted_slot_gives_its_memory_back() -> None:
         fill(cache, slot, 400)
     before = held()
     for slot in range(32):
-        cache.arrange(Move(slot, slot, 100, in_use=False))
+        cache.apply_move(SlotMove(slot, slot, 100, in_use=False))
     kept = held()
     for slot in range(32):
-        cache.arrange(Move(slot, slot, 0, in_use=False))
+        cache.apply_move(SlotMove(slot, slot, 0, in_use=False))
     after = held()
     assert before - kept > 25 * MIB  # of 37 in 300 tokens
     assert kept - after > 5 * MIB  # of 12 in 100

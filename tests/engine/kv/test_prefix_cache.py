@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.server.engine.kv import prefix_cache
-from graftwork.server.engine.kv.prefix_cache import SHORTEST_CUT, Hit, Prefix, PrefixCache
-from graftwork.server.engine.sequence import Sequence
+from graftwork.server.engine.kv.prefix_cache import SHORTEST_CUT, Prefix, PrefixCache, PrefixHit
+from graftwork.server.engine.sequence import SequenceState
 from tests.engine.scheduler_driver import Driver, make
 
 
@@ -232,8 +232,8 @@ def test_looking_up_is_quick() -> None:
     cache = PrefixCache(128)
     system = tokens(0, 2000)
     for index in range(120):
-        slot = cache.take(Prefix("x", [*system, *tokens(index, 2000)]), Hit(0, None), room=10**9)
-        cache.leave(slot, 4000, keep=True)
+        slot = cache.allocate(Prefix("x", [*system, *tokens(index, 2000)]), PrefixHit(0, None), room=10**9)
+        cache.release(slot, 4000, keep=True)
     wanted = [Prefix("x", [*system, *tokens(index % 130, 2001)]) for index in range(200)]
     for prefix in wanted:
         prefix.keys(4000)
@@ -275,7 +275,7 @@ def test_random_conversations_keep_every_promise(seed: int, data: st.DataObject)
             chats.append(sequence.tokens)
             expected.add(name)
         if rng.random() < 0.1 and len(scheduler):
-            cancelled: Sequence = rng.choice(list(scheduler))
+            cancelled: SequenceState = rng.choice(list(scheduler))
             scheduler.finish(cancelled)
             expected.discard(cancelled.request.id)
         if rng.random() < 0.05:

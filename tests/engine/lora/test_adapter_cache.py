@@ -6,69 +6,69 @@ import random
 
 import pytest
 
-from graftwork.server.engine.lora.adapter_cache import SEATED_BYTES, Residency
+from graftwork.server.engine.lora.adapter_cache import LOAD_BYTES_PER_STEP, AdapterCache
 from tests.engine.scheduler_driver import Driver, make
 
 
-def resident(num_pages: int = 4, host_bytes: int = 1000) -> Residency:
-    return Residency(num_pages=num_pages, host_bytes=host_bytes)
+def resident(num_pages: int = 4, host_bytes: int = 1000) -> AdapterCache:
+    return AdapterCache(num_pages=num_pages, host_bytes=host_bytes)
 
 
-def fetch(residency: Residency, *digests: str, num_bytes: int = 10, num_pages: int = 1) -> None:
+def fetch(residency: AdapterCache, *digests: str, num_bytes: int = 10, num_pages: int = 1) -> None:
     for digest in digests:
-        residency.want(digest)
-    for seat in residency.to_fetch():
-        residency.arrived(seat.digest, num_pages=num_pages, num_bytes=num_bytes, load_ms=1.0)
+        residency.add_waiting(digest)
+    for seat in residency.pop_fetches():
+        residency.mark_fetched(seat.digest, num_pages=num_pages, num_bytes=num_bytes, load_ms=1.0)
 
 
-def on_device(residency: Residency) -> set[str]:
-    return {seat.digest for seat in residency.seats.values() if seat.tier == "device"}
+def on_device(residency: AdapterCache) -> set[str]:
+    return {seat.digest for seat in residency.adapters.values() if seat.tier == "device"}
 
 
 def test_an_adapter_that_nobody_waits_for_any_more_is_not_read() -> None:
     residency = resident()
-    residency.want("a")
-    residency.unwant("a")
-    assert residency.to_fetch() == []
-    residency.want("a")
-    assert [seat.digest for seat in residency.to_fetch()] == ["a"]
+    residency.add_waiting("a")
+    residency.remove_waiting("a")
+    assert residency.pop_fetches() == []
+    residency.add_waiting("a")
+    assert [seat.digest for seat in residency.pop_fetches()] == ["a"]
 
 
 def test_the_host_forgets_the_least_recently_used_that_nobody_wants() -> None:
     residency = resident(host_bytes=30)
     fetch(residency, "a", "b", "c", "d", "e")
     for digest in ("a", "b", "c"):
-        residency.unwant(digest)
-    residency.move(["d", "e"])
-    assert [seat.digest for seat in residency.move([]).forgotten] == []
-    assert sorted(residency.seats) == ["c", "d", "e"]
+        residency.remove_waiting(digest)
+    residency.swap(["d", "e"])
+    assert [seat.digest for seat in residency.swap([]).dropped] == []
+    assert sorted(residency.adapters) == ["c", "d", "e"]
     residency.check_integrity()
 
 
 def test_little_is_moved_at_once_beside_running_sequences() -> None:
     residency = resident(num_pages=8)
     digests = [str(index) for index in range(8)]
-    fetch(residency, *digests, num_bytes=SEATED_BYTES // 3)
-    assert len(residency.move(digests, hurried=True).seated) == 3
-    assert len(residency.move(digests, hurried=True).seated) == 3
-    assert len(residency.move(digests, hurried=False).seated) == 2
-    fetch(residency, "large", num_bytes=2 * SEATED_BYTES)
-    assert [seat.digest for seat in residency.move(["large"], hurried=True).seated] == ["large"]
+    fetch(residency, *digests, num_bytes=LOAD_BYTES_PER_STEP // 3)
+    assert len(residency.swap(digests, hurried=True).loaded) == 3
+    assert len(residency.swap(digests, hurried=True).loaded) == 3
+    assert len(residency.swap(digests, hurried=False).loaded) == 2
+    fetch(residency, "large", num_bytes=2 * LOAD_BYTES_PER_STEP)
+    assert [seat.digest for seat in residency.swap(["large"], hurried=True).loaded] == ["large"]
 
 
 def test_the_adapter_nearest_to_idle_is_closed_for_one_that_starves() -> None:
     residency = resident(num_pages=3)
     fetch(residency, "a", "b", "c")
-    residency.move(["a", "b", "c"])
-    holders = [residency.sit(digest) for digest in "aabcc"]
-    residency.want("b")
+    residency.swap(["a", "b", "c"])
+    holders = [residency.acquire(digest) for digest in "aabcc"]
+    residency.add_waiting("b")
     fetch(residency, "cold")
-    residency.move(["cold", "b"])
-    assert all(map(residency.seatable, "abc"))  # nobody is closed before somebody starves
-    residency.move(["cold", "b"], ["cold"])
-    assert [digest for digest in "abc" if not residency.seatable(digest)] == ["b"]
-    residency.stand(holders[2])
-    assert [seat.digest for seat in residency.move(["cold", "b"], ["cold"]).seated] == ["cold"]
+    residency.swap(["cold", "b"])
+    assert all(map(residency.is_available, "abc"))  # nobody is closed before somebody starves
+    residency.swap(["cold", "b"], ["cold"])
+    assert [digest for digest in "abc" if not residency.is_available(digest)] == ["b"]
+    residency.release(holders[2])
+    assert [seat.digest for seat in residency.swap(["cold", "b"], ["cold"]).loaded] == ["cold"]
     assert on_device(residency) == {"a", "c", "cold"}
     residency.check_integrity()
 
@@ -76,29 +76,29 @@ def test_the_adapter_nearest_to_idle_is_closed_for_one_that_starves() -> None:
 def test_who_is_closed_stays_closed_until_the_room_is_made_or_not_needed() -> None:
     residency = resident(num_pages=2)
     fetch(residency, "a", "b")
-    residency.move(["a", "b"])
-    seats = [residency.sit(digest) for digest in "ab"]
+    residency.swap(["a", "b"])
+    seats = [residency.acquire(digest) for digest in "ab"]
     fetch(residency, "cold")
-    residency.move(["cold"], ["cold"])
-    (closed,) = [seat for seat in seats if seat.closed]
-    closed.holders += 5  # the other is nearer to idle now, but what was begun is carried through
-    residency.move(["cold"], ["cold"])
-    assert closed.closed
-    residency.move([])
-    assert not closed.closed
+    residency.swap(["cold"], ["cold"])
+    (closed,) = [seat for seat in seats if seat.draining]
+    closed.num_running += 5  # the other is nearer to idle now, but what was begun is carried through
+    residency.swap(["cold"], ["cold"])
+    assert closed.draining
+    residency.swap([])
+    assert not closed.draining
 
 
 def test_room_made_for_a_large_adapter_goes_to_nobody_younger() -> None:
     residency = resident(num_pages=4)
     fetch(residency, "a", "b", "c", "d")
-    residency.move(["a", "b", "c", "d"])
-    seats = {digest: residency.sit(digest) for digest in "abcd"}
+    residency.swap(["a", "b", "c", "d"])
+    seats = {digest: residency.acquire(digest) for digest in "abcd"}
     fetch(residency, "large", num_pages=4)
     fetch(residency, "small")
     for digest in "abcd":
-        assert residency.move(["large", "small"], ["large"]).seated == []
-        residency.stand(seats[digest])
-    assert [seat.digest for seat in residency.move(["large", "small"], ["large"]).seated] == ["large"]
+        assert residency.swap(["large", "small"], ["large"]).loaded == []
+        residency.release(seats[digest])
+    assert [seat.digest for seat in residency.swap(["large", "small"], ["large"]).loaded] == ["large"]
 
 
 class Clients:
@@ -154,7 +154,7 @@ def test_no_cliff_where_the_working_set_outgrows_the_slots(zipf: float) -> None:
         clients.run(600)
         speed[times] = clients.tokens_per_step
         assert clients.waits[-1] <= 15
-        clients.driver.scheduler.residency.check_integrity()
+        clients.driver.scheduler.adapter_cache.check_integrity()
     assert speed[4] > 0.97 * speed[0.5]
 
 

@@ -12,16 +12,16 @@ import pytest
 
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
 from graftwork.adapters.experiments.metrics import Metric
-from graftwork.adapters.experiments.plan import Guardrail, Ramp, Rule
+from graftwork.adapters.experiments.plan import DecisionRule, Guardrail, Ramp
 from graftwork.adapters.feedback.interactions import Completion
 from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.server.background import experiments
-from graftwork.server.background.experiments import Referee
+from graftwork.server.background.experiments import ExperimentController
 from tests.adapters.running_experiments import Trials, arm, plan, trials_in
 from tests.adapters.versions import BASE, spec
 
-AUTOMATIC = Rule(automatic=True)
+AUTOMATIC = DecisionRule(automatic=True)
 QUIET: dict[str, Any] = {"guardrails": ()}
 
 
@@ -37,7 +37,7 @@ class Table:
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
         self.ahead = timedelta(0)
-        self.referee = Referee(
+        self.referee = ExperimentController(
             trials.database,
             trials.registry,
             trials.experiments,
@@ -213,7 +213,7 @@ def test_the_better_version_is_promoted_with_what_it_was_decided_on(trials: Tria
     assert reading["comparisons"][0]["improvement_lower"] > 0
     assert reading == table.reading
     # From what is on record the same is reached again.
-    judge = experiments.Judge(ended)
+    judge = experiments.ExperimentAnalysis(ended)
     for unit in table.closed():
         judge.unit(unit)
     again = judge.reading(ended.weights).to_json()
@@ -253,7 +253,7 @@ def test_a_failing_arm_is_rolled_back_though_decisions_are_advice(trials: Trials
     trials.start(of=plan(guardrails=(rail,), window_seconds=3600))
     table = Table(trials)
     for number in range(200):
-        good = trials.experiments.draw("intents", trials.records.ids.unit(user=f"user-{number}"), chat=True)
+        good = trials.experiments.assign("intents", trials.records.ids.unit(user=f"user-{number}"), chat=True)
         assert good is not None
         status = "error" if good.arm.name == "intents@2" and number > 40 else "ok"
         trials.ask(f"user-{number}", status=status, seconds_ago=1)
@@ -305,7 +305,7 @@ def test_shares_that_are_wrong_raise_one_alarm_and_nothing_is_promoted(trials: T
     chance = random.Random(1)
     for number in range(500):
         unit = trials.records.ids.unit(user=f"user-{number}")
-        drawn = trials.experiments.draw("intents", unit, chat=True)
+        drawn = trials.experiments.assign("intents", unit, chat=True)
         assert drawn is not None
         if drawn.arm.name == "intents@2" and chance.random() < 0.6:
             continue  # lost on the way
@@ -362,14 +362,14 @@ def test_an_experiment_that_cannot_be_tended_to_holds_up_no_other(
     trials.start(of=plan(window_seconds=50))
     trials.ask("ann")
     table = Table(trials)
-    tend = table.referee._tend
+    tend = table.referee._advance
 
     def fail(experiment: Any, fence: Any) -> None:
         if experiment.name == "broken":
             raise RuntimeError("broken")
         tend(experiment, fence)
 
-    monkeypatch.setattr(table.referee, "_tend", fail)
+    monkeypatch.setattr(table.referee, "_advance", fail)
     with pytest.raises(ExceptionGroup):
         table.look()
     assert table.reading["units"] == 1

@@ -56,9 +56,9 @@ def test_duties_are_done_at_once_and_again_whatever_the_others_do(
         raise RuntimeError("not today")
 
     keeper = make(seconds=3)
-    keeper.duty("broken", fail, every=0.1)
-    keeper.duty("often", lambda lease: (done.append("often"), leases.append(lease)), every=0.1)
-    keeper.duty("once", lambda _: done.append("once"), every=3600)
+    keeper.add_duty("broken", fail, every=0.1)
+    keeper.add_duty("often", lambda lease: (done.append("often"), leases.append(lease)), every=0.1)
+    keeper.add_duty("once", lambda _: done.append("once"), every=3600)
     keeper.start()
     eventually(lambda: done.count("often") >= 3 and done.count("broken") >= 2)
     assert done.count("once") == 1
@@ -72,8 +72,8 @@ def test_no_duty_waits_for_another(make: Callable[..., Keeper]) -> None:
     done: list[str] = []
     released = threading.Event()
     keeper = make(seconds=3)
-    keeper.duty("long", lambda _: released.wait(20), every=0.1)
-    keeper.duty("short", lambda _: done.append("short"), every=0.05)
+    keeper.add_duty("long", lambda _: released.wait(20), every=0.1)
+    keeper.add_duty("short", lambda _: done.append("short"), every=0.05)
     keeper.start()
     eventually(lambda: len(done) >= 3)
     released.set()
@@ -83,7 +83,7 @@ def test_one_of_two_keepers_does_it_and_the_other_when_it_stops(make: Callable[.
     done: list[str] = []
     first, second = make(seconds=3), make(seconds=3)
     for keeper, name in ((first, "first"), (second, "second")):
-        keeper.duty("count", lambda _, name=name: done.append(name), every=0.05)  # type: ignore[misc]
+        keeper.add_duty("count", lambda _, name=name: done.append(name), every=0.05)  # type: ignore[misc]
     first.start()
     eventually(lambda: "first" in done)
     second.start()
@@ -97,7 +97,7 @@ def test_one_of_two_keepers_does_it_and_the_other_when_it_stops(make: Callable[.
 
 def keep_for_ever(path: Path, ready: Any) -> None:
     keeper = Keeper(Leases(Database(path)), seconds=3)
-    keeper.duty("say", lambda _: ready.set(), every=0.1)
+    keeper.add_duty("say", lambda _: ready.set(), every=0.1)
     keeper.start()
     threading.Event().wait()
 
@@ -107,12 +107,12 @@ def test_when_a_keeper_is_killed_another_one_goes_on(
 ) -> None:
     context = get_context("spawn")
     ready = context.Event()
-    process = context.Process(target=keep_for_ever, args=(tmp_path / "graftwork.db", ready), daemon=True)
+    process = context.RunProcess(target=keep_for_ever, args=(tmp_path / "graftwork.db", ready), daemon=True)
     process.start()
     assert ready.wait(60)
     done = threading.Event()
     keeper = make(seconds=3)
-    keeper.duty("say", lambda _: done.set(), every=0.1)
+    keeper.add_duty("say", lambda _: done.set(), every=0.1)
     keeper.start()
     assert not done.wait(0.5)
     process.kill()
@@ -124,7 +124,7 @@ def test_a_keeper_whose_lease_was_taken_begins_nothing_more(make: Callable[..., 
     """As after a long sleep of its machine."""
     done: list[float] = []
     keeper = make(seconds=0.6)
-    keeper.duty("count", lambda _: done.append(time.monotonic()), every=0.05)
+    keeper.add_duty("count", lambda _: done.append(time.monotonic()), every=0.05)
     keeper.start()
     eventually(lambda: bool(done))
     with database.write() as connection:
@@ -150,7 +150,7 @@ def test_stopping_lets_others_have_the_lease_and_waits_for_a_duty(
         ended.set()
 
     keeper = make(seconds=60)
-    keeper.duty("slow", slow, every=0.1)
+    keeper.add_duty("slow", slow, every=0.1)
     keeper.start()
     assert began.wait(20)
     keeper.stop()

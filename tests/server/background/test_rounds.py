@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning.job import Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
@@ -26,7 +26,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.server.background.keeper import Keeper
-from graftwork.server.background.rounds import AutoLoop
+from graftwork.server.background.rounds import RoundScheduler
 from tests.adapters.records import Records
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.http_errors import HERE, error
@@ -52,18 +52,18 @@ def say(world: World) -> Iterator[Callable[[int], None]]:
 
     def say(count: int) -> None:
         for _ in range(count):
-            records.feedback.add(Said(interaction_id=records.mint("intents@1"), thumb="up"), key_id="k")
+            records.feedback.add(SubmittedFeedback(interaction_id=records.mint("intents@1"), thumb="up"), key_id="k")
 
     yield say
     records.database.close()
 
 
-def duty(world: World) -> tuple[AutoLoop, Database]:
+def duty(world: World) -> tuple[RoundScheduler, Database]:
     """As another server on the same database has it."""
     database = Database(world.home / "graftwork.db")
     registry, jobs = Registry(database), Jobs(database)
     policies = LearningPolicies(database, registry, jobs, base_id=world.services.base.id)
-    return AutoLoop(policies, jobs, registry, Leases(database)), database
+    return RoundScheduler(policies, jobs, registry, Leases(database)), database
 
 
 def end(world: World, client: TestClient, gates: dict[str, Any] | None) -> None:
@@ -71,7 +71,7 @@ def end(world: World, client: TestClient, gates: dict[str, Any] | None) -> None:
     jobs = world.services.jobs
     claim = jobs.claim("w", "validating_files", seconds=60)
     assert claim is not None
-    jobs.validated(claim)
+    jobs.mark_validated(claim)
     claim = jobs.claim("w", "queued", seconds=60)
     assert claim is not None
     metadata = json.dumps({} if gates is None else {"gates": gates})
@@ -242,7 +242,7 @@ def test_one_that_cannot_begin_does_not_hold_up_the_others(
     loop, database = duty(world)
     client.post("/v1/adapters/broken/versions", files=form(adapter_files(5)))
     records = Records.at(world.home / "graftwork.db")
-    records.feedback.add(Said(interaction_id=records.mint("broken@1"), thumb="up"), key_id="k")
+    records.feedback.add(SubmittedFeedback(interaction_id=records.mint("broken@1"), thumb="up"), key_id="k")
     records.database.close()
     say(1)
     client.put("/v1/adapters/broken/learning_policy", json={"after": 1})
@@ -271,7 +271,7 @@ def test_two_keepers_begin_one_round(world: World, client: TestClient, say: Call
     for _ in range(2):
         loop, database = duty(world)
         keeper = Keeper(Leases(database), seconds=3)
-        keeper.duty("learning", loop.run, every=0.02)
+        keeper.add_duty("learning", loop.run, every=0.02)
         keepers.append(keeper)
         databases.append(database)
     for keeper in keepers:
@@ -306,7 +306,7 @@ def look(home: str, base_id: str) -> None:
     database = Database(Path(home) / "graftwork.db")
     registry, jobs = Registry(database), Jobs(database)
     policies = LearningPolicies(database, registry, jobs, base_id=base_id)
-    loop = AutoLoop(policies, jobs, registry, Leases(database))
+    loop = RoundScheduler(policies, jobs, registry, Leases(database))
     lease = Leases(database).acquire("keeper", "killed", seconds=1)
     assert lease is not None
     while True:
@@ -333,7 +333,7 @@ def test_killed_after_it_began_a_round_the_next_keeper_begins_no_other(
     loop, database = duty(world)
     keeper = Keeper(Leases(database), seconds=3)
     looks: list[int] = []
-    keeper.duty("learning", lambda lease: (loop.run(lease), looks.append(1)), every=0.02)
+    keeper.add_duty("learning", lambda lease: (loop.run(lease), looks.append(1)), every=0.02)
     keeper.start()
     try:
         deadline = time.monotonic() + 30

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from graftwork.server.generation import interaction_log
-from graftwork.server.generation.interaction_log import Ended
+from graftwork.server.generation.interaction_log import EndedAnswer
 from tests.adapters.records import Records, outcome
 from tests.e2e.server_process import eventually
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
@@ -209,7 +209,7 @@ async def test_an_arm_that_was_drawn_is_said_everywhere(desk: Desk) -> None:
 
 async def test_feedback_waits_for_the_row_that_it_is_about(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to wait for the log to gather: what is acknowledged has its row."""
-    monkeypatch.setattr(interaction_log, "GATHER_SECONDS", 60)
+    monkeypatch.setattr(interaction_log, "BATCH_SECONDS", 60)
     await desk.ask()  # the writer is waiting with the old patience
     desk.logged()
     answer = (await desk.ask()).json()
@@ -231,12 +231,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def ended(world: World, tmp_path: Path) -> Callable[..., Ended]:
+def ended(world: World, tmp_path: Path) -> Callable[..., EndedAnswer]:
     records = Records.at(tmp_path / "graftwork.db")
 
-    def make(id: str | None = None, **changes: Any) -> Ended:
+    def make(id: str | None = None, **changes: Any) -> EndedAnswer:
         id = id or records.mint()
-        return Ended(id, "intents", "local", changes.pop("num_bytes", 10), lambda: outcome(id, **changes))
+        return EndedAnswer(id, "intents", "local", changes.pop("num_bytes", 10), lambda: outcome(id, **changes))
 
     return make
 
@@ -250,7 +250,7 @@ def dropped(world: World) -> float:
     return float(re.findall(r"^graftwork_interactions_dropped_total (\S+)", text, re.MULTILINE)[0])
 
 
-def test_what_waits_is_written_together_and_at_the_end(world: World, ended: Callable[..., Ended]) -> None:
+def test_what_waits_is_written_together_and_at_the_end(world: World, ended: Callable[..., EndedAnswer]) -> None:
     log = world.services.records.log
     for _ in range(600):
         log.put(ended())
@@ -262,7 +262,7 @@ def test_what_waits_is_written_together_and_at_the_end(world: World, ended: Call
 
 
 def test_a_full_queue_drops_and_says_so(
-    world: World, ended: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+    world: World, ended: Callable[..., EndedAnswer], caplog: pytest.LogCaptureFixture
 ) -> None:
     log = world.services.records.log
     log.max_waiting = 3
@@ -279,7 +279,7 @@ def test_a_full_queue_drops_and_says_so(
     assert count(world) == 4
 
 
-def test_large_answers_are_bounded_by_what_they_hold(world: World, ended: Callable[..., Ended]) -> None:
+def test_large_answers_are_bounded_by_what_they_hold(world: World, ended: Callable[..., EndedAnswer]) -> None:
     log = world.services.records.log
     for _ in range(3):
         log.put(ended(num_bytes=interaction_log.MAX_BYTES // 2))
@@ -292,7 +292,7 @@ def test_large_answers_are_bounded_by_what_they_hold(world: World, ended: Callab
 
 
 def test_one_row_that_cannot_be_written_does_not_cost_the_others(
-    world: World, ended: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+    world: World, ended: Callable[..., EndedAnswer], caplog: pytest.LogCaptureFixture
 ) -> None:
     log = world.services.records.log
     good = [ended() for _ in range(3)]
@@ -317,7 +317,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_database_that_is_locked_delays_rows_and_nobody_who_asks(
-    world: World, ended: Callable[..., Ended], caplog: pytest.LogCaptureFixture
+    world: World, ended: Callable[..., EndedAnswer], caplog: pytest.LogCaptureFixture
 ) -> None:
     log = world.services.records.log
     log.start()
@@ -327,25 +327,25 @@ def test_a_database_that_is_locked_delays_rows_and_nobody_who_asks(
     began = time.monotonic()
     log.put(first)
     assert time.monotonic() - began < 1
-    assert not log.settle(first.id, seconds=0.5)
+    assert not log.wait_until_durable(first.id, seconds=0.5)
     eventually(lambda: "cannot be logged now" in caplog.text, 20, "it is said")
     assert caplog.text.count("cannot be logged now") == 1
     blocker.rollback()
     blocker.close()
-    assert log.settle(first.id, seconds=30)
+    assert log.wait_until_durable(first.id, seconds=30)
     log.stop()
     assert count(world) == 1
 
 
 @pytest.mark.usefixtures("impatient")
-def test_stopping_gives_up_on_a_database_that_stays_locked(world: World, ended: Callable[..., Ended]) -> None:
+def test_stopping_gives_up_on_a_database_that_stays_locked(world: World, ended: Callable[..., EndedAnswer]) -> None:
     log = world.services.records.log
     log.start()
     one = ended()
     blocker = sqlite3.connect(world.home / "graftwork.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     log.put(one)
-    assert not log.settle(one.id, seconds=0.5)
+    assert not log.wait_until_durable(one.id, seconds=0.5)
     stopping = threading.Thread(target=log.stop, kwargs={"seconds": 0.3})
     stopping.start()
     stopping.join(30)
@@ -354,7 +354,7 @@ def test_stopping_gives_up_on_a_database_that_stays_locked(world: World, ended: 
     blocker.close()
 
 
-def test_what_comes_after_the_end_is_counted_as_lost(world: World, ended: Callable[..., Ended]) -> None:
+def test_what_comes_after_the_end_is_counted_as_lost(world: World, ended: Callable[..., EndedAnswer]) -> None:
     log = world.services.records.log
     log.start()
     log.put(ended())
@@ -364,14 +364,16 @@ def test_what_comes_after_the_end_is_counted_as_lost(world: World, ended: Callab
 
 
 @pytest.mark.usefixtures("impatient")
-def test_stopping_waits_for_a_database_that_is_locked_for_a_while(world: World, ended: Callable[..., Ended]) -> None:
+def test_stopping_waits_for_a_database_that_is_locked_for_a_while(
+    world: World, ended: Callable[..., EndedAnswer]
+) -> None:
     log = world.services.records.log
     log.start()
     blocker = sqlite3.connect(world.home / "graftwork.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     one = ended()
     log.put(one)
-    assert not log.settle(one.id, seconds=0.5)
+    assert not log.wait_until_durable(one.id, seconds=0.5)
     stopping = threading.Thread(target=log.stop, kwargs={"seconds": 60})
     stopping.start()
     stopping.join(0.2)
@@ -383,5 +385,5 @@ def test_stopping_waits_for_a_database_that_is_locked_for_a_while(world: World, 
 
 
 def test_nobody_waits_for_what_is_not_on_its_way(world: World) -> None:
-    assert world.services.records.log.settle("chatcmpl-x", seconds=0)
+    assert world.services.records.log.wait_until_durable("chatcmpl-x", seconds=0)
     assert world.services.records.log.flush(seconds=0)

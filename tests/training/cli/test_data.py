@@ -19,7 +19,7 @@ from graftwork.training.cli.data import app
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.store import DataStore
-from graftwork.training.run.plan import plan
+from graftwork.training.run.plan import plan_run
 from tests.training.conftest import EXAMPLES, chat
 from tests.training.exports import answer, said
 from tests.training.records import pair, question
@@ -128,7 +128,7 @@ def test_training_takes_a_data_set_that_was_kept(
 ) -> None:
     data("check", TICKETS, "--save", "tickets")
     stored = DataStore(tmp_path / "home" / "datasets").get("tickets")
-    run = plan(name="sort", data=stored, base=tiny_base, config=TrainConfig(max_length=512))
+    run = plan_run(name="sort", data=stored, base=tiny_base, config=TrainConfig(max_length=512))
     assert (run.data, run.data_digest) == ("tickets@1", stored.digest)
     assert (len(run.rows), len(run.validation)) == (stored.num_rows["train"], stored.num_rows["validation"])
     assert (run.num_bad, run.remarks) == (0, ())
@@ -137,7 +137,7 @@ def test_training_takes_a_data_set_that_was_kept(
 def test_training_says_what_was_done_to_a_file(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> None:
     rows = [chat(question(number), "yes") for number in range(20)]
     path = write_rows(*rows, rows[0], chat("Write to ann@acme.com", "no"), pair("Q", "A", label=False), "{")
-    run = plan(name="sort", data=path, base=tiny_base, config=TrainConfig(validation=0))
+    run = plan_run(name="sort", data=path, base=tiny_base, config=TrainConfig(validation=0))
     assert (len(run.rows), run.num_bad) == (21, 1)
     assert [remark.partition(":")[0] for remark in run.remarks] == [
         "Left out",
@@ -145,9 +145,9 @@ def test_training_says_what_was_done_to_a_file(tiny_base: BaseInfo, write_rows: 
         "1 row say what not to answer, which supervised training cannot use.",
     ]
     preferences = write_rows({"prompt": "Q", "chosen": "A", "rejected": "B"}, name="p.jsonl")
-    assert len(plan(name="sort", data=preferences, base=tiny_base, config=TrainConfig(validation=0)).rows) == 1
+    assert len(plan_run(name="sort", data=preferences, base=tiny_base, config=TrainConfig(validation=0)).rows) == 1
     with pytest.raises(InvalidRequest, match=r"23 of the 24 rows of data.jsonl cannot be used"):
-        plan(name="sort", data=path, columns=Columns(plain=True), base=tiny_base, config=TrainConfig())
+        plan_run(name="sort", data=path, columns=Columns(plain=True), base=tiny_base, config=TrainConfig())
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.training.data.pipeline import Prepared, prepare
-from graftwork.training.data.policy import Policy
+from graftwork.training.data.pipeline import PreparedDataSet, prepare
+from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.source import Source, file_source, record_source
-from graftwork.training.data.row import SIDES, Row
+from graftwork.training.data.row import SPLITS, Row
 from graftwork.training.data.splits import Shares
 from tests.training.conftest import EXAMPLES, chat
 from tests.training.data.read.test_reading import RECORDS
@@ -32,32 +32,32 @@ ALL_TRAIN = Shares(validation=0, test=0)
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Prepared]]:
+def make() -> Iterator[Callable[..., PreparedDataSet]]:
     """Prepares records (or sources) by a policy whose fields can be given, all rows on the training side by default."""
     with ExitStack() as stack:
 
         def prepared(
             *given: Any, earlier: Any = None, prompts: Any = None, max_length: int | None = None, **policy: Any
-        ) -> Prepared:
+        ) -> PreparedDataSet:
             sources = [one for one in given if isinstance(one, Source)]
             records = [one for one in given if not isinstance(one, Source)]
             if records:
                 sources.insert(0, record_source("here", records))
             policy = {"shares": ALL_TRAIN, **policy}
-            context = prepare(sources, Policy(**policy), earlier=earlier, prompts=prompts, max_length=max_length)
+            context = prepare(sources, DataPolicy(**policy), earlier=earlier, prompts=prompts, max_length=max_length)
             return stack.enter_context(context)
 
         yield prepared
 
 
-def answers(prepared: Prepared) -> list[str]:
+def answers(prepared: PreparedDataSet) -> list[str]:
     return [row.answer for row in prepared.rows()]
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_that_is_read_has_one_fate(make: Callable[..., Prepared]) -> None:
+def test_every_row_that_is_read_has_one_fate(make: Callable[..., PreparedDataSet]) -> None:
     first, second = question(1), question(2)
     records = [
         *(pair(question(number), "free text " * number) for number in range(10, 60)),
@@ -82,7 +82,7 @@ def test_every_row_that_is_read_has_one_fate(make: Callable[..., Prepared]) -> N
     assert (report.twins[0].place, report.twins[0].other_place) == ("here:52", "here:54")
 
 
-def test_broken_text_is_repaired_before_it_is_compared(make: Callable[..., Prepared]) -> None:
+def test_broken_text_is_repaired_before_it_is_compared(make: Callable[..., PreparedDataSet]) -> None:
     records = (pair("schÃ¶n, nicht?", "donâ€™t"), pair("schön, nicht?", "don’t"))
     prepared = make(*records)
     assert answers(prepared) == ["don’t"]
@@ -90,7 +90,7 @@ def test_broken_text_is_repaired_before_it_is_compared(make: Callable[..., Prepa
     assert make(*records, repair=False).report.repaired == 0
 
 
-def test_private_data_is_masked_where_users_and_the_model_wrote_it(make: Callable[..., Prepared]) -> None:
+def test_private_data_is_masked_where_users_and_the_model_wrote_it(make: Callable[..., PreparedDataSet]) -> None:
     asked = {
         "messages": [
             {"role": "system", "content": "Our address is help@acme.com, the key is sk-abcdefghijklmnopqrstuvwx."},
@@ -121,13 +121,13 @@ def test_private_data_is_masked_where_users_and_the_model_wrote_it(make: Callabl
     assert preference.rejected == "mail [EMAIL]"
 
 
-def test_a_number_is_no_wording(make: Callable[..., Prepared]) -> None:
+def test_a_number_is_no_wording(make: Callable[..., PreparedDataSet]) -> None:
     asked = "Please tell me when the order with the number 4711 will finally arrive at my house"
     assert make(pair(asked), pair(asked.replace("4711", "4712"))).report.fates == {"kept": 2}
     assert make(pair(asked), pair(asked.replace("finally ", ""))).report.fates == {"kept": 1, "near": 1}
 
 
-def test_near_rows_are_the_same_only_if_their_answers_are(make: Callable[..., Prepared]) -> None:
+def test_near_rows_are_the_same_only_if_their_answers_are(make: Callable[..., PreparedDataSet]) -> None:
     asked, alike = question(5), question(5) + " now"
     long, other_long = question(6) * 3, question(7) * 3
     assert make(pair(asked, "card_lost"), pair(alike, "card_lost")).report.fates["kept"] == 1
@@ -141,7 +141,7 @@ def test_near_rows_are_the_same_only_if_their_answers_are(make: Callable[..., Pr
     assert make(*texts).report.fates["kept"] == 1
 
 
-def test_of_several_answers_to_a_question_the_majority_may_stay(make: Callable[..., Prepared]) -> None:
+def test_of_several_answers_to_a_question_the_majority_may_stay(make: Callable[..., PreparedDataSet]) -> None:
     one, two = question(1), question(2)
     records = [pair(one, "a"), pair(one, "b"), pair(one, "b"), pair(two, "a"), pair(two, "b"), pair(question(3), "c")]
     assert answers(make(*records)) == ["a", "b", "a", "b", "c"]
@@ -158,7 +158,7 @@ def test_of_several_answers_to_a_question_the_majority_may_stay(make: Callable[.
     assert make(*systems).report.num_conflicts == 0
 
 
-def test_labels_are_seen_and_what_is_odd_about_them_is_said(make: Callable[..., Prepared]) -> None:
+def test_labels_are_seen_and_what_is_odd_about_them_is_said(make: Callable[..., PreparedDataSet]) -> None:
     records = [pair(question(number), ("pause", "gift")[number % 2]) for number in range(100)]
     records += [pair(question(200), "Gift"), pair(question(3) + " now", "pause")]
     report = make(*records).report
@@ -175,7 +175,7 @@ def test_labels_are_seen_and_what_is_odd_about_them_is_said(make: Callable[..., 
     assert free.notes == ()
 
 
-def test_lengths_are_those_that_training_will_see(make: Callable[..., Prepared], prompts: Prompts) -> None:
+def test_lengths_are_those_that_training_will_see(make: Callable[..., PreparedDataSet], prompts: Prompts) -> None:
     source = file_source(EXAMPLES / "tickets.jsonl")
     lengths = make(source, prompts=prompts, max_length=64).report.lengths
     rows = [row for row in source.rows() if isinstance(row, Row)]
@@ -187,7 +187,7 @@ def test_lengths_are_those_that_training_will_see(make: Callable[..., Prepared],
 
 
 def test_rows_that_the_template_refuses_are_said(
-    make: Callable[..., Prepared], templated: Callable[[str], Prompts]
+    make: Callable[..., PreparedDataSet], templated: Callable[[str], Prompts]
 ) -> None:
     strict = templated(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages }}"
@@ -201,7 +201,7 @@ def test_rows_that_the_template_refuses_are_said(
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_a_few_bad_rows_are_left_out_and_too_many_are_refused(make: Callable[..., Prepared]) -> None:
+def test_a_few_bad_rows_are_left_out_and_too_many_are_refused(make: Callable[..., PreparedDataSet]) -> None:
     good = [pair(question(number)) for number in range(90)]
     prepared = make(*good, *[{"bad": 1}] * 10)
     assert len(prepared.bad) == 10
@@ -211,7 +211,7 @@ def test_a_few_bad_rows_are_left_out_and_too_many_are_refused(make: Callable[...
     assert make(*good, *[{"bad": 1}] * 30, max_bad=0.5).report.fates["bad"] == 30
 
 
-def test_what_holds_nothing_is_refused(make: Callable[..., Prepared], tmp_path: Path) -> None:
+def test_what_holds_nothing_is_refused(make: Callable[..., PreparedDataSet], tmp_path: Path) -> None:
     for content, message in (("", "holds no rows"), ("\n \n", "holds no rows"), ("a\nb\nc\nd\n", "line 1.*and 1 more")):
         path = tmp_path / "data.jsonl"
         path.write_text(content)
@@ -219,7 +219,7 @@ def test_what_holds_nothing_is_refused(make: Callable[..., Prepared], tmp_path: 
             make(file_source(path))
 
 
-def test_a_file_of_something_else_is_not_read_to_its_end(make: Callable[..., Prepared]) -> None:
+def test_a_file_of_something_else_is_not_read_to_its_end(make: Callable[..., PreparedDataSet]) -> None:
     read = 0
 
     def records() -> Iterator[tuple[int, Any]]:
@@ -240,7 +240,7 @@ def test_a_file_of_something_else_is_not_read_to_its_end(make: Callable[..., Pre
 def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ConfigurationError, match=name):
-        Policy(**wrong)
+        DataPolicy(**wrong)
 
 
 @settings(max_examples=80)
@@ -248,13 +248,13 @@ def test_a_policy_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
 def test_no_records_break_the_pipeline(records: list[dict[str, Any]], near: float | None) -> None:
     source = record_source("here", [*records, pair("Q", "A"), answer("\ud800", unit="\ud800"), said("a", thumb="up")])
     try:
-        with prepare([source], Policy(near=near, conflicts="majority", max_bad=1.0)) as prepared:
+        with prepare([source], DataPolicy(near=near, conflicts="majority", max_bad=1.0)) as prepared:
             assert len(list(prepared.rows())) == prepared.report.num_kept
     except InvalidRequest:
         return
 
 
-def test_a_file_whose_name_is_no_unicode_is_read(make: Callable[..., Prepared], tmp_path: Path) -> None:
+def test_a_file_whose_name_is_no_unicode_is_read(make: Callable[..., PreparedDataSet], tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
     path.write_text(json.dumps(pair("Q", "A")))
     assert make(file_source(path)).report.sources[0].name == "caf?.jsonl"
@@ -263,7 +263,7 @@ def test_a_file_whose_name_is_no_unicode_is_read(make: Callable[..., Prepared], 
 # --- sides ------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_keep_their_sides_when_rows_are_added(make: Callable[..., Prepared]) -> None:
+def test_rows_keep_their_sides_when_rows_are_added(make: Callable[..., PreparedDataSet]) -> None:
     records = [pair(question(number), "yes") for number in range(400)]
     few, many = (make(*records[:size], shares=Shares(validation=0.2, test=0.2)) for size in (200, 400))
     sides = {row.question: row.split for row in many.rows()}
@@ -271,20 +271,20 @@ def test_rows_keep_their_sides_when_rows_are_added(make: Callable[..., Prepared]
     assert few.report.sides["test"] > 20 < few.report.sides["validation"]
 
 
-def test_given_held_out_rows_are_kept_from_training(make: Callable[..., Prepared]) -> None:
+def test_given_held_out_rows_are_kept_from_training(make: Callable[..., PreparedDataSet]) -> None:
     held = record_source("held", [pair(question(1)), pair(question(2))])
     held.split = "test"
     records = [pair(question(1), "another answer"), pair(question(2) + " now"), pair(question(3))]
     prepared = make(*records, held)
     assert prepared.report.fates == {"kept": 3, "held_out": 2}
-    assert {side: [row.source for row in prepared.rows(side)] for side in SIDES} == {
+    assert {side: [row.source for row in prepared.rows(side)] for side in SPLITS} == {
         "train": ["here"],
         "validation": [],
         "test": ["held", "held"],
     }
 
 
-def test_the_examples_and_their_held_out_rows_do_not_leak(make: Callable[..., Prepared]) -> None:
+def test_the_examples_and_their_held_out_rows_do_not_leak(make: Callable[..., PreparedDataSet]) -> None:
     held = file_source(EXAMPLES / "tickets_heldout.jsonl", split="test")
     report = make(file_source(EXAMPLES / "tickets.jsonl"), held, shares=Shares(test=0)).report
     assert report.fates == {"kept": 360}
@@ -292,7 +292,7 @@ def test_the_examples_and_their_held_out_rows_do_not_leak(make: Callable[..., Pr
     assert len(report.labels) == 10
 
 
-def test_users_stay_together(make: Callable[..., Prepared]) -> None:
+def test_users_stay_together(make: Callable[..., PreparedDataSet]) -> None:
     records = [pair(question(number), "yes", user=f"user {number % 30}") for number in range(300)]
     prepared = make(*records, shares=Shares(validation=0.2, test=0.2))
     sides: dict[str | None, set[str | None]] = {}
@@ -303,7 +303,7 @@ def test_users_stay_together(make: Callable[..., Prepared]) -> None:
     assert "user 1" not in json.dumps([row.to_json() for row in prepared.rows()])
 
 
-def test_what_an_earlier_version_trained_on_stays_in_training(make: Callable[..., Prepared]) -> None:
+def test_what_an_earlier_version_trained_on_stays_in_training(make: Callable[..., PreparedDataSet]) -> None:
     records = [pair(question(number)) for number in range(100)]
     before = make(*records[:50])
     trained = {row.question_key(): row.split for row in before.rows("train") if row.split}
@@ -315,7 +315,7 @@ def test_what_an_earlier_version_trained_on_stays_in_training(make: Callable[...
 # --- determinism and memory -------------------------------------------------------------------------------------------
 
 
-def test_the_digest_is_that_of_the_set_of_rows(make: Callable[..., Prepared]) -> None:
+def test_the_digest_is_that_of_the_set_of_rows(make: Callable[..., PreparedDataSet]) -> None:
     records = [pair(question(number)) for number in range(30)]
     digest = make(*records).digest
     assert make(*records[::-1]).digest == make(*records, *records[:3]).digest == digest

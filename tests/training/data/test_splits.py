@@ -10,31 +10,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.training.data.row import Side
-from graftwork.training.data.splits import EXPOSURE, Place, Shares, assign
+from graftwork.training.data.row import SplitName
+from graftwork.training.data.splits import EXPOSURE, Shares, SplitKey, assign
 
 SHARES = Shares()
 HALF = Shares(validation=0.3, test=0.3)
 
 
-def side_alone(question: int, shares: Shares = HALF) -> Side:
-    (side,) = assign([Place(question=question)], [], shares)
+def side_alone(question: int, shares: Shares = HALF) -> SplitName:
+    (side,) = assign([SplitKey(question=question)], [], shares)
     assert side is not None
     return side
 
 
-def question_on(side: Side, number: int = 0) -> int:
+def question_on(side: SplitName, number: int = 0) -> int:
     """A question that falls on this side by itself."""
     return [question for question in range(200) if side_alone(question) == side][number]
 
 
 def test_sides_have_the_shares_that_were_wished_for() -> None:
-    counts = Counter(assign([Place(question=number) for number in range(10_000)], [], SHARES))
+    counts = Counter(assign([SplitKey(question=number) for number in range(10_000)], [], SHARES))
     assert counts["train"] == pytest.approx(8000, rel=0.05)
     assert counts["validation"] == pytest.approx(1000, rel=0.15)
     assert counts["test"] == pytest.approx(1000, rel=0.15)
     nothing_held = Shares(validation=0, test=0)
-    assert set(assign([Place(question=number) for number in range(100)], [], nothing_held)) == {"train"}
+    assert set(assign([SplitKey(question=number) for number in range(100)], [], nothing_held)) == {"train"}
 
 
 def test_the_test_side_stays_when_the_validation_side_grows() -> None:
@@ -48,14 +48,14 @@ def test_the_test_side_stays_when_the_validation_side_grows() -> None:
 
 def test_a_question_is_on_one_side_and_near_ones_follow_what_is_trained_on() -> None:
     train, test = question_on("train"), question_on("test")
-    assert assign([Place(question=test), Place(question=test)], [], HALF) == ["test", "test"]
-    assert assign([Place(question=test), Place(question=train)], [(0, 1)], HALF) == ["train", "train"]
-    chain = [Place(question=test), Place(question=question_on("test", 1)), Place(question=train)]
+    assert assign([SplitKey(question=test), SplitKey(question=test)], [], HALF) == ["test", "test"]
+    assert assign([SplitKey(question=test), SplitKey(question=train)], [(0, 1)], HALF) == ["train", "train"]
+    chain = [SplitKey(question=test), SplitKey(question=question_on("test", 1)), SplitKey(question=train)]
     assert assign(chain, [(0, 1), (1, 2)], HALF) == ["train"] * 3
 
 
 def test_users_stay_together_or_leave() -> None:
-    users = [Place(question=number, group=f"user{number % 40}") for number in range(400)]
+    users = [SplitKey(question=number, group=f"user{number % 40}") for number in range(400)]
     sides = assign(users, [], HALF)
     for user in range(40):
         assert len({sides[number] for number in range(user, 400, 40)}) == 1
@@ -63,19 +63,23 @@ def test_users_stay_together_or_leave() -> None:
 
     held = next(user for user in range(40) if sides[user] == "test")
     trained = next(user for user in range(40) if sides[user] == "train")
-    same = [Place(question=7, group=f"user{trained}"), Place(question=7, group=f"user{held}"), Place(question=8)]
+    same = [
+        SplitKey(question=7, group=f"user{trained}"),
+        SplitKey(question=7, group=f"user{held}"),
+        SplitKey(question=8),
+    ]
     assert assign(same, [(0, 2)], HALF) == ["train", None, "train"]
 
 
 def test_a_given_held_out_row_stays_and_what_is_near_it_leaves() -> None:
     places = [
-        Place(question=1, given="test"),
-        Place(question=1),
-        Place(question=2, given="train"),
-        Place(question=3),
-        Place(question=4, given="validation"),
-        Place(question=5),
-        Place(question=5, given="validation"),
+        SplitKey(question=1, given="test"),
+        SplitKey(question=1),
+        SplitKey(question=2, given="train"),
+        SplitKey(question=3),
+        SplitKey(question=4, given="validation"),
+        SplitKey(question=5),
+        SplitKey(question=5, given="validation"),
     ]
     sides = assign(places, [(0, 2), (0, 3), (0, 4)], Shares(validation=0, test=0))
     assert sides == ["test", None, None, None, None, None, "validation"]
@@ -83,13 +87,14 @@ def test_a_given_held_out_row_stays_and_what_is_near_it_leaves() -> None:
 
 def test_what_an_earlier_version_trained_on_is_never_held_out() -> None:
     test, train = question_on("test"), question_on("train")
-    assert assign([Place(question=test, earlier="train")], [], HALF) == ["train"]
-    assert assign([Place(question=test, earlier="validation")], [], HALF) == ["validation"]
-    assert assign([Place(question=train, earlier="test")], [], HALF) == ["train"]
+    assert assign([SplitKey(question=test, earlier="train")], [], HALF) == ["train"]
+    assert assign([SplitKey(question=test, earlier="validation")], [], HALF) == ["validation"]
+    assert assign([SplitKey(question=train, earlier="test")], [], HALF) == ["train"]
 
 
 PLACES = st.lists(
-    st.builds(Place, question=st.integers(0, 30), group=st.none() | st.sampled_from(["ann", "bob", "eve"])), max_size=25
+    st.builds(SplitKey, question=st.integers(0, 30), group=st.none() | st.sampled_from(["ann", "bob", "eve"])),
+    max_size=25,
 )
 
 
@@ -101,11 +106,11 @@ PLACES = st.lists(
     links=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30))),
 )
 def test_rows_that_come_later_move_others_towards_training_alone(
-    few: list[Place], more: list[Place], seed: int, links: list[tuple[int, int]]
+    few: list[SplitKey], more: list[SplitKey], seed: int, links: list[tuple[int, int]]
 ) -> None:
     """And nothing that is near is ever on two sides, in whatever order rows come."""
 
-    def near(places: list[Place]) -> list[tuple[int, int]]:
+    def near(places: list[SplitKey]) -> list[tuple[int, int]]:
         linked = {frozenset(link) for link in links}
         return [
             (one, other)

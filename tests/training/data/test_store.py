@@ -16,16 +16,16 @@ import pytest
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound
 from graftwork.training.data import store as store_module
 from graftwork.training.data.pipeline import prepare
-from graftwork.training.data.policy import Policy
+from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.source import Source, record_source
 from graftwork.training.data.report.numbers import report_from_json
-from graftwork.training.data.row import SIDES, group_of
+from graftwork.training.data.row import SPLITS, group_of
 from graftwork.training.data.splits import Shares
-from graftwork.training.data.store import DataStore, Stored
+from graftwork.training.data.store import DataStore, StoredDataSet
 from tests.training.exports import answer, said
 from tests.training.records import pair, question
 
-HALVES = Policy(shares=Shares(validation=0.25, test=0.25))
+HALVES = DataPolicy(shares=Shares(validation=0.25, test=0.25))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> DataStore:
     return DataStore(tmp_path / "datasets")
 
 
-def save(store: DataStore, *records: dict[str, Any], name: str = "support") -> Stored:
+def save(store: DataStore, *records: dict[str, Any], name: str = "support") -> StoredDataSet:
     source = record_source("here", records)
     with prepare([source], HALVES, earlier=store.earlier_sides(name)) as prepared:
         return store.save(name, prepared)[0]
@@ -46,7 +46,9 @@ def test_what_is_saved_is_read_again(store: DataStore, tmp_path: Path) -> None:
     with prepare([record_source("here", RECORDS)], HALVES) as prepared:
         stored, is_new = store.save("support", prepared, made_by={"adapter": "sort@1"})
         assert is_new
-        assert {side: list(stored.rows(side)) for side in SIDES} == {side: list(prepared.rows(side)) for side in SIDES}
+        assert {side: list(stored.rows(side)) for side in SPLITS} == {
+            side: list(prepared.rows(side)) for side in SPLITS
+        }
         assert stored.report == prepared.report
         assert stored.digest == prepared.digest
     assert stored.id == "support@1"
@@ -202,13 +204,13 @@ def feedback() -> Source:
 
 
 @pytest.fixture
-def remembered(store: DataStore) -> Stored:
+def remembered(store: DataStore) -> StoredDataSet:
     """A data set of forty logged answers."""
     with prepare([feedback()], HALVES) as prepared:
         return store.save("support", prepared)[0]
 
 
-def test_rows_of_a_user_can_be_forgotten(store: DataStore, remembered: Stored) -> None:
+def test_rows_of_a_user_can_be_forgotten(store: DataStore, remembered: StoredDataSet) -> None:
     assert sorted(remembered.interactions()) == sorted(f"a{number}" for number in range(40))
     other = save(store, *RECORDS, name="other")
     (stored,) = store.erase(["a1", "a2", "unknown"])
@@ -224,7 +226,7 @@ def test_rows_of_a_user_can_be_forgotten(store: DataStore, remembered: Stored) -
     report_from_json(stored.manifest["report"])
 
 
-def test_an_erasure_that_is_killed_is_finished_or_not_begun(remembered: Stored, tmp_path: Path) -> None:
+def test_an_erasure_that_is_killed_is_finished_or_not_begun(remembered: StoredDataSet, tmp_path: Path) -> None:
     outcomes = set()
     for steps in range(100):
         folder = tmp_path / f"erase-{steps}"
@@ -244,7 +246,7 @@ def test_an_erasure_that_is_killed_is_finished_or_not_begun(remembered: Stored, 
     assert outcomes == {39, 40}
 
 
-def test_leftovers_of_a_crash_go_after_a_day(store: DataStore, remembered: Stored) -> None:
+def test_leftovers_of_a_crash_go_after_a_day(store: DataStore, remembered: StoredDataSet) -> None:
     left = [remembered.folder.with_name(f".staged-{name}") for name in ("old", "new")]
     for path in left:
         path.mkdir()
@@ -253,7 +255,7 @@ def test_leftovers_of_a_crash_go_after_a_day(store: DataStore, remembered: Store
     assert [path.exists() for path in left] == [False, True]
 
 
-def test_a_folder_of_another_format_is_refused(store: DataStore, remembered: Stored) -> None:
+def test_a_folder_of_another_format_is_refused(store: DataStore, remembered: StoredDataSet) -> None:
     path = remembered.folder / "manifest.json"
     path.chmod(0o644)
     path.write_text(json.dumps({**remembered.manifest, "format": 99}))

@@ -15,9 +15,9 @@ from graftwork.training.data.row import BadRow, Row
 from graftwork.training.data.tokens import (
     IGNORED,
     JudgedTokens,
+    LabeledTokens,
     PairTokens,
     Tokenized,
-    Tokens,
     tokenize,
     tokenize_judged,
     tokenize_pairs,
@@ -34,11 +34,13 @@ def read(path: Path, columns: Columns | None = None) -> list[Row]:
     return [row for row in rows if isinstance(row, Row)]
 
 
-def tokenized(rows: list[Row], prompts: Prompts, max_length: int = 512, eos: int | None = EOS) -> Tokenized[Tokens]:
+def tokenized(
+    rows: list[Row], prompts: Prompts, max_length: int = 512, eos: int | None = EOS
+) -> Tokenized[LabeledTokens]:
     return tokenize(rows, prompts, max_length=max_length, eos_token_id=eos)
 
 
-def learned(tokens: Tokens) -> list[int]:
+def learned(tokens: LabeledTokens) -> list[int]:
     return [label for label in tokens.labels if label != IGNORED]
 
 

@@ -16,18 +16,18 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.clients.types.generation import Score, Usage
 from graftwork.training.data.row import Row
-from graftwork.training.data.tokens import IGNORED, Tokens
+from graftwork.training.data.tokens import IGNORED, LabeledTokens
 from graftwork.training.evaluation import bias, report
 from graftwork.training.evaluation import evaluation as evaluation_module
 from graftwork.training.evaluation import metrics as metrics_module
 from graftwork.training.evaluation.bias import Bias
-from graftwork.training.evaluation.evaluation import Evaluation, Example, Measured
-from graftwork.training.evaluation.gates import Policy, decide
-from graftwork.training.evaluation.metrics import paired
+from graftwork.training.evaluation.evaluation import Evaluation, Example, ModelMeasurement
+from graftwork.training.evaluation.gates import GatePolicy, decide_gates
+from graftwork.training.evaluation.metrics import paired_difference
 
 
-def measured(model: str, right: list[float], *, general: float = 3.0, replay: float | None = None) -> Measured:
-    return Measured(
+def measured(model: str, right: list[float], *, general: float = 3.0, replay: float | None = None) -> ModelMeasurement:
+    return ModelMeasurement(
         model=model,
         answers=tuple("yes" if one else "no" for one in right),
         right=tuple(right),
@@ -48,7 +48,7 @@ def evaluation(new: list[float], parent: list[float] | None, base: list[float], 
         candidate=measured("t@2", new, general=losses.get("general", 3.0), replay=losses.get("replay", 2.0)),
         parent=measured("t@1", parent, replay=2.0) if parent else None,
         base=measured("base", base, replay=2.0),
-        better={name: paired(new, old) for name, old in others.items()},
+        better={name: paired_difference(new, old) for name, old in others.items()},
         slices=metrics_module.slices(labels, new, parent or base),
         kl_to_parent=0.1,
         bias=Bias(num_pairs=2, changed={"candidate": 0.5}),
@@ -62,7 +62,7 @@ GOOD, FAIR, POOR = [1.0] * 40, [1.0, 1.0, 1.0, 0.0] * 10, [0.0] * 40
 
 
 def test_a_better_one_passes() -> None:
-    verdict = decide(evaluation(GOOD, FAIR, POOR))
+    verdict = decide_gates(evaluation(GOOD, FAIR, POOR))
     assert verdict.passed
     assert verdict.refusals == ()
     assert {gate.name for gate in verdict.gates} == {
@@ -87,7 +87,7 @@ def test_a_better_one_passes() -> None:
     ],
 )
 def test_a_refusal_says_which_gate_and_by_how_much(found: Evaluation, gate: str, message: str) -> None:
-    verdict = decide(found)
+    verdict = decide_gates(found)
     assert not verdict.passed
     assert gate in {one.name for one in verdict.gates if not one.passed}
     assert any(re.search(message, refusal) for refusal in verdict.refusals), verdict.refusals
@@ -95,7 +95,7 @@ def test_a_refusal_says_which_gate_and_by_how_much(found: Evaluation, gate: str,
 
 def test_the_bounds_are_the_policys() -> None:
     found = evaluation(GOOD, FAIR, POOR, general=3.09)
-    assert decide(found, Policy(general_loss=0.05)).passed
+    assert decide_gates(found, GatePolicy(general_loss=0.05)).passed
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -103,7 +103,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     covered = 0
     for round_ in range(200):
         new, old = (random.random(100) < share for share in (0.7, 0.5))
-        interval = paired(new.astype(float).tolist(), old.astype(float).tolist(), seed=round_)
+        interval = paired_difference(new.astype(float).tolist(), old.astype(float).tolist(), seed=round_)
         covered += interval.low <= 0.2 <= interval.high
     assert 180 <= covered <= 198
 
@@ -111,7 +111,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_pairs_are_compared_and_not_two_crowds() -> None:
     """The same difference on every row is certain, however much the rows differ among themselves."""
     old = [0.0, 0.9] * 20
-    interval = paired([value + 0.1 for value in old], old)
+    interval = paired_difference([value + 0.1 for value in old], old)
     assert interval.low == pytest.approx(interval.high) == pytest.approx(0.1)
 
 
@@ -137,12 +137,12 @@ def score(logprobs: list[float | None], top: list[dict[str, float] | None]) -> S
 
 
 def test_losses_fall_on_answers_alone() -> None:
-    tokens = [Tokens(input_ids=[1, 2, 3], labels=[IGNORED, IGNORED, 3])]
+    tokens = [LabeledTokens(input_ids=[1, 2, 3], labels=[IGNORED, IGNORED, 3])]
     assert metrics_module.mean_loss(tokens, [score([None, -9.0, -0.5], [None, {}, {}])]) == 0.5
 
 
 def test_divergence_is_nothing_between_equals_and_never_more_than_the_true_one() -> None:
-    tokens = [Tokens(input_ids=[1, 2], labels=[1, 2])]
+    tokens = [LabeledTokens(input_ids=[1, 2], labels=[1, 2])]
     one = {"a": math.log(0.7), "b": math.log(0.2)}
     other = {"a": math.log(0.2), "c": math.log(0.5)}
     same = score([None, -1.0], [None, one])
@@ -154,8 +154,8 @@ def test_divergence_is_nothing_between_equals_and_never_more_than_the_true_one()
 
 
 def test_pairs_for_bias_differ_in_the_person_alone() -> None:
-    assert bias.swapped("My wife lost her card", 0) == ("My wife lost her card", "My husband lost his card")
-    one, other = bias.swapped("Where is my card?", 0)
+    assert bias.swap_identity("My wife lost her card", 0) == ("My wife lost her card", "My husband lost his card")
+    one, other = bias.swap_identity("Where is my card?", 0)
     assert one != other
     assert one.endswith(" here. Where is my card?")
     assert other.endswith(" here. Where is my card?")
@@ -163,7 +163,7 @@ def test_pairs_for_bias_differ_in_the_person_alone() -> None:
 
 def test_the_page_escapes_what_models_and_users_wrote() -> None:
     found = evaluation(GOOD, FAIR, POOR)
-    page = report.page("<script>", found, decide(found))
+    page = report.render_page("<script>", found, decide_gates(found))
     assert "<script>" not in page
     assert "&lt;b&gt;?" in page
     assert "&lt;i&gt;" in page
@@ -209,8 +209,8 @@ def test_rows_that_the_server_has_no_room_for_are_left_out_and_counted(embedded_
     found = evaluation_module.evaluate(client, rows, prompts, candidate="new", base="base")
     assert (found.num_rows, found.num_left_out) == (3, 2)
     assert found.to_json()["left_out"] == 2
-    assert "3 held-out rows, 2 left out" in report.page("t", found, decide(found))
-    with pytest.raises(evaluation_module.NothingToMeasure, match="none of 2 held-out rows"):
+    assert "3 held-out rows, 2 left out" in report.render_page("t", found, decide_gates(found))
+    with pytest.raises(evaluation_module.NoMeasurableRows, match="none of 2 held-out rows"):
         evaluation_module.evaluate(client, rows[3:], prompts, candidate="new", base="base")
 
 
@@ -224,9 +224,9 @@ def test_texts_without_questions_are_compared_by_how_likely_they_are(embedded_ba
     assert found.better["base"].mean == pytest.approx(1.0)
     assert found.better["parent"].mean == pytest.approx(0.5)
     assert found.candidate.perplexity < found.base.perplexity
-    verdict = decide(found)
+    verdict = decide_gates(found)
     assert verdict.passed, verdict.refusals
     assert {gate.name for gate in verdict.gates} >= {"rows", "better_than_base", "not_worse_than_parent"}
-    assert "log_likelihood" in report.page("t", found, verdict)
-    worse = decide(evaluation_module.evaluate(client, rows, prompts, candidate="base", parent="old", **more))
+    assert "log_likelihood" in report.render_page("t", found, verdict)
+    worse = decide_gates(evaluation_module.evaluate(client, rows, prompts, candidate="base", parent="old", **more))
     assert {gate.name for gate in worse.gates if not gate.passed} >= {"better_than_base", "not_worse_than_parent"}

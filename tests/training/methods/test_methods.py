@@ -21,20 +21,20 @@ from graftwork.training.data.row import Row
 from graftwork.training.data.tokens import (
     IGNORED,
     JudgedTokens,
+    LabeledTokens,
     PairTokens,
-    Tokens,
     tokenize,
     tokenize_judged,
     tokenize_pairs,
 )
 from graftwork.training.methods import distillation, factory
-from graftwork.training.methods.rows import route
-from graftwork.training.methods.samplers import Order
+from graftwork.training.methods.rows import rows_for_method
+from graftwork.training.methods.samplers import LengthGroupedSampler
 from graftwork.training.model import adapter
 from graftwork.training.run import checkpoints
 from graftwork.training.run import checkpoints as checkpoints_module
 from graftwork.training.run import trainer as trainer_module
-from graftwork.training.run.progress import Metrics, Step
+from graftwork.training.run.progress import RunMetrics, TrainingStep
 
 LABELS = ("delivery", "pause", "cancel")
 
@@ -59,14 +59,14 @@ def token_ids(tiny_base: BaseInfo) -> Callable[..., Any]:
 
     def make(rows: Sequence[Row], method: Method) -> Any:
         how = {"dpo": tokenize_pairs, "kto": tokenize_judged}.get(method, tokenize)
-        return how(route(rows, method).rows, prompts, max_length=128, eos_token_id=2).sequences
+        return how(rows_for_method(rows, method).rows, prompts, max_length=128, eos_token_id=2).sequences
 
     return make
 
 
 def run(
     base: BaseInfo, rows: Any, config: TrainConfig, folder: Path, **more: Any
-) -> tuple[Metrics, dict[str, torch.Tensor]]:
+) -> tuple[RunMetrics, dict[str, torch.Tensor]]:
     folder.mkdir(exist_ok=True)
     metrics = trainer_module.train(base, rows, more.pop("validation", ()), config, folder, lambda step: None, **more)
     return metrics, safetensors.torch.load_file(folder / "adapter_model.safetensors")
@@ -120,7 +120,7 @@ def test_kto_raises_what_was_liked_and_lowers_what_was_not(
 def test_kto_reads_labels_mixed(
     tiny_base: BaseInfo, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TRL reads rows in order for KTO: rows that come liked ones first must not stay so."""
+    """TRL reads rows in order for TokenIdKTOTrainer: rows that come liked ones first must not stay so."""
     read: list[list[bool]] = []
 
     class Watched(distillation.DataCollatorForUnpairedPreference):
@@ -170,9 +170,9 @@ def test_rows_learn_in_proportion_to_their_weights(
 def test_a_weight_of_two_is_the_row_twice(tiny_base: BaseInfo, config: TrainConfig, tmp_path: Path) -> None:
     """The gradient of a weighted batch is that of the batch with repeated rows, up to the common factor."""
 
-    def tokens(start: int, weight: float = 1.0) -> Tokens:
+    def tokens(start: int, weight: float = 1.0) -> LabeledTokens:
         ids = list(range(start, start + 6))
-        return Tokens(input_ids=ids, labels=[IGNORED] * 3 + ids[3:], weight=weight)
+        return LabeledTokens(input_ids=ids, labels=[IGNORED] * 3 + ids[3:], weight=weight)
 
     one_step = dataclasses.replace(config, epochs=1, batch_size=3)
     weighted, _ = run(tiny_base, [tokens(50, 2.0), tokens(90, 1.0)], one_step, tmp_path / "a")
@@ -195,13 +195,13 @@ def test_variants_say_what_they_are(
     tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, variant: Any
 ) -> None:
     from graftwork.adapters.peft_format.folder import read_spec
-    from graftwork.adapters.peft_format.limits import Limits
+    from graftwork.adapters.peft_format.limits import AdapterLimits
 
     sequences = token_ids([row(n) for n in range(8)], "sft")
     _, tensors = run(tiny_base, sequences, dataclasses.replace(config, variant=variant, epochs=1), tmp_path / "out")
     assert any("lora_magnitude_vector" in name for name in tensors) == (variant == "dora")
     assert peft.PeftConfig.from_pretrained(str(tmp_path / "out")).use_rslora == (variant == "rslora")
-    read_spec(tmp_path / "out", tiny_base, Limits())
+    read_spec(tmp_path / "out", tiny_base, AdapterLimits())
 
 
 def test_only_the_named_layers_are_adapted(
@@ -221,8 +221,8 @@ def test_on_an_nf4_base_the_adapter_stays_float32_and_all_of_it_moves(
     pytest.importorskip("bitsandbytes")
     sequences = token_ids([row(n, "refund", rejected="invoice") for n in range(8)], "dpo")
     small = dataclasses.replace(config, method="dpo", quantization="nf4", learning_rate=5e-6, epochs=4)
-    fresh = trainer_module.adapted(load_model(tiny_base, dtype="float32", device="cpu"), tiny_base, small)
-    assert adapter.trainable(fresh)
+    fresh = trainer_module.prepare_model(load_model(tiny_base, dtype="float32", device="cpu"), tiny_base, small)
+    assert adapter.trainable_parameters(fresh)
     torch.manual_seed(0)
     _, tensors = run(tiny_base, sequences, small, tmp_path / "v1")
     _, moved = run(tiny_base, sequences, small, tmp_path / "v2", parent=tmp_path / "v1")
@@ -326,12 +326,12 @@ def test_a_run_that_forgot_and_was_ended_then_stays_at_its_end(
             new,
             config,
             tmp_path / "out",
-            keeping=checkpoints_module.Keeping(folder=folder, on_checkpoint=kill),
+            keeping=checkpoints_module.Checkpointing(folder=folder, on_checkpoint=kill),
             **more,
         )
     assert checkpoints.newest(folder) == folder / f"step-{whole.num_steps}"
     resumed, found = run(
-        tiny_base, new, config, tmp_path / "out", keeping=checkpoints_module.Keeping(folder=folder), **more
+        tiny_base, new, config, tmp_path / "out", keeping=checkpoints_module.Checkpointing(folder=folder), **more
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert dataclasses.replace(resumed, seconds=0) == dataclasses.replace(whole, seconds=0)
@@ -342,15 +342,15 @@ def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
 ) -> None:
     """As the model meets them, and in another mixture each epoch."""
     lengths = [(n * 7) % 32 + 4 for n in range(32)]  # every one once, in no order
-    rows = [Tokens(input_ids=list(range(50, 50 + n)), labels=list(range(50, 50 + n))) for n in lengths]
+    rows = [LabeledTokens(input_ids=list(range(50, 50 + n)), labels=list(range(50, 50 + n))) for n in lengths]
     read: list[list[int]] = []
-    original = Order.__iter__
+    original = LengthGroupedSampler.__iter__
 
-    def watched(rows: Order) -> Iterator[int]:
+    def watched(rows: LengthGroupedSampler) -> Iterator[int]:
         read.append(list(original(rows)))
         return iter(read[-1])
 
-    monkeypatch.setattr(Order, "__iter__", watched)
+    monkeypatch.setattr(LengthGroupedSampler, "__iter__", watched)
     run(tiny_base, rows, dataclasses.replace(config, curriculum="short_first", epochs=2), tmp_path / "out")
     assert len(read) >= 2
     for order in read:
@@ -387,19 +387,19 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(
     config = dataclasses.replace(config, method=method, epochs=2, checkpoint_steps=1, dropout=0.1)
     whole, expected = run(tiny_base, sequences, config, tmp_path / "whole", validation=sequences[:4])
 
-    def kill(step: Step) -> None:
+    def kill(step: TrainingStep) -> None:
         # As it is published, before anything else happens.
         if step.step == end + 1:
             raise Killed
 
-    keeping = checkpoints_module.Keeping(folder=tmp_path / "checkpoints")
+    keeping = checkpoints_module.Checkpointing(folder=tmp_path / "checkpoints")
     (tmp_path / "out").mkdir()
     with pytest.raises(Killed):
         trainer_module.train(tiny_base, sequences, sequences[:4], config, tmp_path / "out", kill, keeping=keeping)
     assert list((tmp_path / "out").iterdir()) == []
     assert checkpoints.newest(keeping.folder) == keeping.folder / f"step-{end}"
 
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     resumed = trainer_module.train(
         tiny_base, sequences, sequences[:4], config, tmp_path / "out", steps.append, keeping=keeping
     )
@@ -414,10 +414,10 @@ def test_a_stop_leaves_a_whole_checkpoint_and_no_adapter(
 ) -> None:
     sequences = token_ids([row(n) for n in range(20)], "sft")
     seen: list[int] = []
-    keeping = checkpoints_module.Keeping(
+    keeping = checkpoints_module.Checkpointing(
         folder=tmp_path / "checkpoints", on_checkpoint=seen.append, should_stop=lambda: True
     )
-    with pytest.raises(checkpoints_module.Stopped):
+    with pytest.raises(checkpoints_module.RunStopped):
         run(tiny_base, sequences, config, tmp_path / "out", keeping=keeping)
     assert seen == [1]
     assert list((tmp_path / "out").iterdir()) == []
@@ -432,7 +432,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.published(tmp_path)] == ["step-3", "step-2"]
     (tmp_path / "step-3" / "weights").write_bytes(bytes(50))
     assert checkpoints.newest(tmp_path) == tmp_path / "step-2"
-    (tmp_path / "step-2" / checkpoints.FILES).unlink()
+    (tmp_path / "step-2" / checkpoints.FILE_SIZES).unlink()
     assert checkpoints.newest(tmp_path) is None
 
 
@@ -446,7 +446,7 @@ def test_out_of_memory_makes_the_micro_batch_smaller_and_then_says_so(
     sequences = token_ids([row(n) for n in range(16)], "sft")
     tried: list[int] = []
     limit = 2
-    original = factory.make
+    original = factory.make_trainer
 
     def hungry(*args: Any, micro: int, **kwargs: Any) -> Any:
         tried.append(micro)
@@ -467,8 +467,8 @@ def test_out_of_memory_makes_the_micro_batch_smaller_and_then_says_so(
 def test_the_quick_way_is_pefts_own_sum(tiny_base: BaseInfo, config: TrainConfig) -> None:
     """Outputs and every gradient, with and without the adapter."""
     torch.manual_seed(1)
-    model = adapter.fresh(load_model(tiny_base, dtype="float32", device="cpu"), tiny_base, config)
-    for weight in adapter.trainable(model):
+    model = adapter.add_adapter(load_model(tiny_base, dtype="float32", device="cpu"), tiny_base, config)
+    for weight in adapter.trainable_parameters(model):
         weight.data = torch.randn_like(weight) * 0.1
     ids = torch.randint(0, 1000, (3, 17))
 
@@ -476,12 +476,14 @@ def test_the_quick_way_is_pefts_own_sum(tiny_base: BaseInfo, config: TrainConfig
         model.zero_grad()
         loss = model(ids, labels=ids).loss
         loss.backward()
-        return loss.detach(), [weight.grad.clone() for weight in adapter.trainable(model) if weight.grad is not None]
+        return loss.detach(), [
+            weight.grad.clone() for weight in adapter.trainable_parameters(model) if weight.grad is not None
+        ]
 
     slow_loss, slow = outcome()
     with model.disable_adapter():
         bare = model(ids).logits.detach()
-    assert adapter.quicken(model) == 14
+    assert adapter.use_fused_lora(model) == 14
     quick_loss, quick = outcome()
     torch.testing.assert_close(quick_loss, slow_loss)
     assert len(slow) == len(quick) == 28

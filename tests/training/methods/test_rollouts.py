@@ -1,4 +1,4 @@
-"""GRPO and distillation, which have the model answer while it trains; a base trained as a whole; easy rows first."""
+"""TokenIdGRPOTrainer and distillation, which have the model answer while it trains; a base trained as a whole; easy rows first."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from graftwork.adapters.errors import ConfigurationError, GraftworkError, Invali
 from graftwork.adapters.learning import reward_plugins, teachers
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
-from graftwork.training.data.tokens import IGNORED, PairTokens, QuestionTokens, Tokens
-from graftwork.training.methods.reward_functions import exact, load, similar
-from graftwork.training.methods.samplers import AskedOrder, Order
+from graftwork.training.data.tokens import IGNORED, LabeledTokens, PairTokens, QuestionTokens
+from graftwork.training.methods.reward_functions import exact, load_reward_functions, similar
+from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
 from graftwork.training.model import adapter
 from graftwork.training.model.difficulty import difficulties
 from graftwork.training.run import checkpoints, estimate
 from graftwork.training.run import trainer as trainer_module
 from graftwork.training.run.card import Card
-from graftwork.training.run.execution import carry_out
-from graftwork.training.run.plan import Run, plan
-from graftwork.training.run.progress import Step
+from graftwork.training.run.execution import execute
+from graftwork.training.run.plan import TrainingRun, plan_run
+from graftwork.training.run.progress import TrainingStep
 from tests.training.conftest import chat
 
 LABELS = ("delivery", "pause", "cancel")
@@ -56,19 +56,19 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 @pytest.fixture
-def planned(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> Callable[..., Run]:
-    def make(method: Any, *, teacher: BaseInfo | None = None, **knobs: Any) -> Run:
+def planned(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> Callable[..., TrainingRun]:
+    def make(method: Any, *, teacher: BaseInfo | None = None, **knobs: Any) -> TrainingRun:
         if teacher is not None:
             knobs["teacher"] = teacher.id
         config = TrainConfig.start(method, continuing=False, **{**FAST, **knobs})
-        return plan(name="tickets", data=write_rows(*ROWS), base=tiny_base, config=config, teacher=teacher)
+        return plan_run(name="tickets", data=write_rows(*ROWS), base=tiny_base, config=config, teacher=teacher)
 
     return make
 
 
-def trained(run: Run, folder: Path, **more: Any) -> tuple[Any, list[Step]]:
+def trained(run: TrainingRun, folder: Path, **more: Any) -> tuple[Any, list[TrainingStep]]:
     folder.mkdir(exist_ok=True)
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     metrics = trainer_module.train(
         run.base, run.rows, run.validation, run.config, folder, steps.append, teacher=run.teacher, **more
     )
@@ -91,7 +91,7 @@ def test_grpo_learns_to_say_what_is_rewarded(
     config = TrainConfig.start(
         "grpo", continuing=False, rewards=("brief",), learning_rate=5e-4, answer_tokens=16, epochs=4, validation=0.25
     )
-    run = plan(name="tickets", data=write_rows(*ROWS[:12]), base=embedded_base, config=config)
+    run = plan_run(name="tickets", data=write_rows(*ROWS[:12]), base=embedded_base, config=config)
     metrics, steps = trained(run, tmp_path / "out")
     assert metrics.last_reward > 1.5 * metrics.first_reward
     assert metrics.validation_reward > metrics.base_validation_reward
@@ -99,7 +99,7 @@ def test_grpo_learns_to_say_what_is_rewarded(
 
 
 def test_a_reward_function_is_told_what_was_asked_said_and_right(
-    planned: Callable[..., Run], offer: Callable[..., None], tmp_path: Path
+    planned: Callable[..., TrainingRun], offer: Callable[..., None], tmp_path: Path
 ) -> None:
     log = tmp_path / "told.jsonl"
     offer(
@@ -135,7 +135,7 @@ def test_a_reward_function_is_told_what_was_asked_said_and_right(
     ],
 )
 def test_a_reward_function_that_fails_ends_the_run_and_is_named(
-    planned: Callable[..., Run], offer: Callable[..., None], tmp_path: Path, body: str, why: str
+    planned: Callable[..., TrainingRun], offer: Callable[..., None], tmp_path: Path, body: str, why: str
 ) -> None:
     offer(broken=body)
     run = planned("grpo", rewards=("broken",), generations=4, answer_tokens=2, validation=0.0)
@@ -146,7 +146,7 @@ def test_a_reward_function_that_fails_ends_the_run_and_is_named(
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_rewards_are_what_somebody_installed(planned: Callable[..., Run], offer: Callable[..., None]) -> None:
+def test_rewards_are_what_somebody_installed(planned: Callable[..., TrainingRun], offer: Callable[..., None]) -> None:
     offer(gone="return 1")
     reward_plugins.check(["exact", "similar", "gone"])
     with pytest.raises(InvalidRequest, match="no reward function") as refused:
@@ -159,7 +159,7 @@ def test_a_reward_whose_package_is_broken_is_refused(tmp_path: Path, offer: Call
     offer(lost="return 1")
     next((tmp_path / "site").glob("*.py")).unlink()
     with pytest.raises(ConfigurationError, match="lost cannot be loaded"):
-        load(["lost"])
+        load_reward_functions(["lost"])
 
 
 def test_the_rewards_that_come_along() -> None:
@@ -203,10 +203,10 @@ def answered(base: BaseInfo, model: Any, question: str, answer: str) -> float:
 
 
 @pytest.fixture
-def teacher(planned: Callable[..., Run], tmp_path: Path) -> BaseInfo:
+def teacher(planned: Callable[..., TrainingRun], tmp_path: Path) -> BaseInfo:
     """The base, trained as a whole to answer the tickets."""
     run = planned("sft", variant="full", epochs=12, learning_rate=1e-2, anchor=0.0)
-    carry_out(run, tmp_path / "taught", lambda step: None)
+    execute(run, tmp_path / "taught", lambda step: None)
     return prepare(str(tmp_path / "taught"), tmp_path / "home", lambda title, fraction: None)
 
 
@@ -229,19 +229,21 @@ def test_a_base_trained_as_a_whole_is_a_base(teacher: BaseInfo, tiny_base: BaseI
 
 
 def test_distillation_learns_the_answers_that_the_teacher_would_give(
-    planned: Callable[..., Run], teacher: BaseInfo, tiny_base: BaseInfo, tmp_path: Path
+    planned: Callable[..., TrainingRun], teacher: BaseInfo, tiny_base: BaseInfo, tmp_path: Path
 ) -> None:
     run = planned("distillation", teacher=teacher, answer_tokens=4, epochs=8, learning_rate=0.02)
     assert isinstance(run.rows[0], QuestionTokens)
     metrics, _ = trained(run, tmp_path / "out")
     assert metrics.validation_loss < 0.7 * metrics.base_validation_loss
-    student = adapter.continued(load_model(tiny_base, dtype="float32", device="cpu"), tmp_path / "out")
+    student = adapter.load_adapter(load_model(tiny_base, dtype="float32", device="cpu"), tmp_path / "out")
     bare = load_model(tiny_base, dtype="float32", device="cpu")
     question, answer = "Ticket 40 about pause", "pause"  # which nobody learned from
     assert answered(tiny_base, student, question, answer) > answered(tiny_base, bare, question, answer) + 1
 
 
-def test_a_teacher_with_other_tokens_is_refused(planned: Callable[..., Run], tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_teacher_with_other_tokens_is_refused(
+    planned: Callable[..., TrainingRun], tiny_folder: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_folder, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -272,19 +274,19 @@ def test_teachers_stand_below_the_allowed_folders(tiny_folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("method", ["grpo", "distillation"])
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(
-    planned: Callable[..., Run], tiny_base: BaseInfo, tmp_path: Path, method: str
+    planned: Callable[..., TrainingRun], tiny_base: BaseInfo, tmp_path: Path, method: str
 ) -> None:
     knobs: dict[str, Any] = {"answer_tokens": 3, "epochs": 2, "learning_rate": 0.01, "checkpoint_steps": 2}
     if method == "grpo":
         run = planned("grpo", rewards=("similar",), generations=4, micro_batch_tokens=80, **knobs)
     else:
         run = planned("distillation", teacher=tiny_base, micro_batch_tokens=80, **knobs)
-    assert estimate.micro_batch(run.config, max(map(len, run.rows)) + 3) < run.config.batch_size
+    assert estimate.micro_batch_size(run.config, max(map(len, run.rows)) + 3) < run.config.batch_size
     whole, _ = trained(run, tmp_path / "whole")
 
     ends = iter([False] * 2 + [True])
-    keeping = checkpoints.Keeping(folder=tmp_path / "checkpoints", should_stop=lambda: next(ends, False))
-    with pytest.raises(checkpoints.Stopped):
+    keeping = checkpoints.Checkpointing(folder=tmp_path / "checkpoints", should_stop=lambda: next(ends, False))
+    with pytest.raises(checkpoints.RunStopped):
         trained(run, tmp_path / "cut", keeping=keeping)
     metrics, steps = trained(run, tmp_path / "cut", keeping=keeping)
     assert steps[0].step == 3
@@ -298,7 +300,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(
 
 
 def test_questions_come_in_groups_once_a_part_and_none_is_left_out() -> None:
-    order = AskedOrder(Order([5] * 7, 3, seed=0), questions=3, times=2, parts=2)
+    order = RepeatSampler(LengthGroupedSampler([5] * 7, 3, seed=0), questions=3, times=2, parts=2)
     first = list(order)
     assert len(first) == len(order) == 3 * 3 * 2 * 2
     batches = [first[start : start + 12] for start in range(0, 36, 12)]
@@ -314,23 +316,25 @@ def test_questions_come_in_groups_once_a_part_and_none_is_left_out() -> None:
 
 
 def test_a_single_question_fills_its_batch() -> None:
-    assert list(AskedOrder(Order([5], 4, seed=0), questions=4, times=1, parts=1)) == [0, 0, 0, 0]
+    assert list(RepeatSampler(LengthGroupedSampler([5], 4, seed=0), questions=4, times=1, parts=1)) == [0, 0, 0, 0]
 
 
 def test_difficulty_is_the_loss_of_each_row(tiny_base: BaseInfo) -> None:
     """Batched, against one row at a time by torch's own cross entropy."""
     model = load_model(tiny_base, dtype="float32", device="cpu")
     random = torch.Generator().manual_seed(0)
-    rows: list[Tokens | PairTokens] = []
+    rows: list[LabeledTokens | PairTokens] = []
     for length in (5, 12, 3, 30, 8):
         ids = torch.randint(10, 1000, (length,), generator=random).tolist()
-        rows.append(Tokens(input_ids=ids, labels=[*[IGNORED] * (length // 2), *ids[length // 2 :]]))
-    rows.append(Tokens(input_ids=[7, 8, 9], labels=[7, 8, 9]))  # a text: its first token has nothing before it
+        rows.append(LabeledTokens(input_ids=ids, labels=[*[IGNORED] * (length // 2), *ids[length // 2 :]]))
+    rows.append(LabeledTokens(input_ids=[7, 8, 9], labels=[7, 8, 9]))  # a text: its first token has nothing before it
     rows.append(PairTokens(prompt_ids=[4, 5], chosen_ids=[6, 7, 8], rejected_ids=[9]))
     found = difficulties(model, rows)
     for row, loss in zip(rows, found, strict=True):
         ids, labels = (
-            (row.input_ids, row.labels) if isinstance(row, Tokens) else ([4, 5, 6, 7, 8], [IGNORED, IGNORED, 6, 7, 8])
+            (row.input_ids, row.labels)
+            if isinstance(row, LabeledTokens)
+            else ([4, 5, 6, 7, 8], [IGNORED, IGNORED, 6, 7, 8])
         )
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, :-1]
@@ -339,7 +343,7 @@ def test_difficulty_is_the_loss_of_each_row(tiny_base: BaseInfo) -> None:
 
 
 def test_easy_first_begins_with_what_the_model_knows(
-    planned: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: Callable[..., TrainingRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A version that learned some rows is continued on all of them: those come first, in every epoch."""
     known = planned("sft", epochs=20, learning_rate=0.03, anchor=0.0, validation=0.0)
@@ -352,16 +356,16 @@ def test_easy_first_begins_with_what_the_model_knows(
         if index % 2
         else row
         for index, row in enumerate(run.rows)
-        if isinstance(row, Tokens)
+        if isinstance(row, LabeledTokens)
     ]
     read: list[list[int]] = []
-    original = Order.__iter__
+    original = LengthGroupedSampler.__iter__
 
-    def watched(order: Order) -> Any:
+    def watched(order: LengthGroupedSampler) -> Any:
         read.append(list(original(order)))
         return iter(read[-1])
 
-    monkeypatch.setattr(Order, "__iter__", watched)
+    monkeypatch.setattr(LengthGroupedSampler, "__iter__", watched)
     trained(dataclasses.replace(run, rows=tuple(rows)), tmp_path / "v2", parent=tmp_path / "v1")
     assert len(read) == 2
     for order in read:
@@ -369,9 +373,9 @@ def test_easy_first_begins_with_what_the_model_knows(
     assert read[0] != read[1]
 
 
-def test_a_card_tells_the_method(planned: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_card_tells_the_method(planned: Callable[..., TrainingRun], tmp_path: Path) -> None:
     run = planned("grpo", rewards=("exact",), generations=2, answer_tokens=2, epochs=1)
-    card: Card = carry_out(run, tmp_path / "out", lambda step: None)
+    card: Card = execute(run, tmp_path / "out", lambda step: None)
     text = (tmp_path / "out" / "README.md").read_text()
     assert "group relative policy optimization" in text
     assert card.to_json()["config"]["rewards"] == ["exact"]

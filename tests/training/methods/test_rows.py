@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.training.config import METHODS, Method
 from graftwork.training.data.row import Row
-from graftwork.training.methods.rows import Signal, choose, count, kto_weights, route, signal
+from graftwork.training.methods.rows import (
+    Signal,
+    choose_method,
+    count_signals,
+    kto_weights,
+    rows_for_method,
+    signal_of,
+)
 
 
 def row(answer: str = "A", question: str = "Q", **said: Any) -> Row:
@@ -30,7 +37,7 @@ ALL = (EXAMPLE, CORRECTION, PREFERENCE, LIKED, DISLIKED, GOOD, MIDDLING, POOR, T
 
 
 def routed(method: Method, *rows: Row) -> list[tuple[str, Any]]:
-    return [(one.answer, one.rejected or one.label) for one in route(rows or ALL, method).rows]
+    return [(one.answer, one.rejected or one.label) for one in rows_for_method(rows or ALL, method).rows]
 
 
 def test_every_method_learns_from_its_column_of_the_table() -> None:
@@ -52,21 +59,21 @@ def test_every_method_learns_from_its_column_of_the_table() -> None:
 def test_rows_come_out_in_the_kind_that_the_method_takes() -> None:
     kinds = {"dpo": "preference", "kto": "judged", "pretrain": "text"}
     for method in METHODS:
-        assert {one.kind for one in route(ALL, method).rows} == {kinds.get(method, "example")}
-        assert not any(one.corrected for one in route(ALL, method).rows if method != "dpo")
+        assert {one.kind for one in rows_for_method(ALL, method).rows} == {kinds.get(method, "example")}
+        assert not any(one.corrected for one in rows_for_method(ALL, method).rows if method != "dpo")
 
 
 def test_what_a_method_cannot_use_is_counted() -> None:
-    assert route(ALL, "sft").unused == {"disliked": 1, "score": 2, "text": 1}
-    assert route(ALL, "dpo").unused == {"example": 1, "liked": 1, "disliked": 1, "score": 3, "text": 1}
-    assert route(ALL, "kto").unused == {"example": 1, "score": 1, "text": 1}
+    assert rows_for_method(ALL, "sft").unused == {"disliked": 1, "score": 2, "text": 1}
+    assert rows_for_method(ALL, "dpo").unused == {"example": 1, "liked": 1, "disliked": 1, "score": 3, "text": 1}
+    assert rows_for_method(ALL, "kto").unused == {"example": 1, "score": 1, "text": 1}
     for method in METHODS:
-        assert count(ALL).total() == len(ALL)
-        assert sum(route(ALL, method).unused.values()) < len(ALL)
+        assert count_signals(ALL).total() == len(ALL)
+        assert sum(rows_for_method(ALL, method).unused.values()) < len(ALL)
 
 
 def test_a_score_is_a_weight_above_the_dead_zone() -> None:
-    learned = route((GOOD, MIDDLING, POOR, row("best", score=1.0)), "weighted_sft").rows
+    learned = rows_for_method((GOOD, MIDDLING, POOR, row("best", score=1.0)), "weighted_sft").rows
     weights = {one.answer: one.weight for one in learned}
     assert weights == {"good": pytest.approx(5 / 6), "middling": pytest.approx(0.25), "best": pytest.approx(1)}
 
@@ -74,14 +81,14 @@ def test_a_score_is_a_weight_above_the_dead_zone() -> None:
 def test_separate_judgements_of_one_question_are_paired() -> None:
     thumbs = [row("one", label=True), row("two", label=False), row("three", label=True)]
     thumbs.append(row("four", "other", label=False))
-    routing = route(thumbs, "dpo")
+    routing = rows_for_method(thumbs, "dpo")
     assert [(one.answer, one.rejected) for one in routing.rows] == [("one", "two")]
     assert routing.unused == {"liked": 1, "disliked": 1}
     scores = [row("a", score=0.9), row("b", score=0.2), row("c", score=0.6), row("d", score=0.5)]
-    assert [(one.answer, one.rejected) for one in route(scores, "dpo").rows] == [("a", "b")]
-    assert not route([row("same", label=True), row(" same", label=False)], "dpo").rows
+    assert [(one.answer, one.rejected) for one in rows_for_method(scores, "dpo").rows] == [("a", "b")]
+    assert not rows_for_method([row("same", label=True), row(" same", label=False)], "dpo").rows
     system = Row(messages=({"role": "system", "content": "S"}, *thumbs[1].messages), learned=(2,), label=False)
-    assert not route([thumbs[0], system], "dpo").rows
+    assert not rows_for_method([thumbs[0], system], "dpo").rows
 
 
 def test_the_same_said_twice_of_an_answer_is_learned_once() -> None:
@@ -90,9 +97,11 @@ def test_the_same_said_twice_of_an_answer_is_learned_once() -> None:
 
 
 def test_where_rows_came_from_stays_with_them() -> None:
-    (fix,) = route([CORRECTION], "sft").rows
+    (fix,) = rows_for_method([CORRECTION], "sft").rows
     assert fix.interactions == ("c",)
-    pair = route([row("a", label=True, interactions=("x",)), row("b", label=False, interactions=("y",))], "dpo").rows[0]
+    pair = rows_for_method(
+        [row("a", label=True, interactions=("x",)), row("b", label=False, interactions=("y",))], "dpo"
+    ).rows[0]
     assert pair.interactions == ("x", "y")
 
 
@@ -114,7 +123,7 @@ def test_where_rows_came_from_stays_with_them() -> None:
     ],
 )
 def test_a_method_is_chosen_for_what_there_is(signals: dict[Signal, int], method: Method, why: str) -> None:
-    choice = choose(signals)
+    choice = choose_method(signals)
     assert choice.method == method
     assert why in choice.reason
     assert choice.signals == signals
@@ -122,15 +131,15 @@ def test_a_method_is_chosen_for_what_there_is(signals: dict[Signal, int], method
 
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="no row and no feedback"):
-        choose({"liked": 0})
+        choose_method({"liked": 0})
     with pytest.raises(InvalidRequest, match=r"9 thumbs down say what is wrong.*Collect corrections"):
-        choose({"disliked": 9})
+        choose_method({"disliked": 9})
 
 
 SIGNALS = st.dictionaries(
     st.sampled_from(["example", "correction", "preference", "liked", "disliked", "score", "text"]), st.integers(0, 99)
 )
-ONE_OF_EACH = {signal(one): one for one in ALL}
+ONE_OF_EACH = {signal_of(one): one for one in ALL}
 
 
 @given(SIGNALS)
@@ -139,11 +148,11 @@ def test_the_chosen_method_always_has_rows(signals: dict[Signal, int]) -> None:
     # Of scores there are good ones.
     rows = [GOOD if one.kind == "scored" else one for one in rows]
     try:
-        choice = choose(count(rows))
+        choice = choose_method(count_signals(rows))
     except InvalidRequest:
-        assert set(Counter(map(signal, rows))) <= {"disliked", "text"}
+        assert set(Counter(map(signal_of, rows))) <= {"disliked", "text"}
         return
-    assert route(rows, choice.method).rows
+    assert rows_for_method(rows, choice.method).rows
 
 
 def test_both_sides_of_kto_weigh_the_same() -> None:
@@ -154,4 +163,4 @@ def test_both_sides_of_kto_weigh_the_same() -> None:
     with pytest.raises(ConfigurationError, match="both kinds"):
         kto_weights(0, 3)
     with pytest.raises(ConfigurationError, match="no method"):
-        route([], "ppo")  # type: ignore[arg-type]
+        rows_for_method([], "ppo")  # type: ignore[arg-type]

@@ -73,12 +73,12 @@ def test_a_long_run_looks_seldom_and_each_look_counts_for_more(
     bare: PreTrainedModel, tokenizer: tokenizers.Tokenizer, num_steps: int, looks: dict[int, int]
 ) -> None:
     held, moved = Anchor.of(bare, tokenizer, seed=0), load_model_like(bare)
-    every = {3: 1, 8: 2, 99: anchor.SELDOM}[num_steps]
+    every = {3: 1, 8: 2, 99: anchor.MAX_INTERVAL}[num_steps]
     for step, look in looks.items():
-        pull = held.pull(moved, step, num_steps)
+        pull = held.penalty(moved, step, num_steps)
         assert pull is not None
         assert float(pull.detach()) == pytest.approx(every * float(held.divergence(moved, look).detach()))
-        assert all(held.pull(moved, step + between, num_steps) is None for between in range(1, every))
+        assert all(held.penalty(moved, step + between, num_steps) is None for between in range(1, every))
 
 
 def load_model_like(bare: PreTrainedModel) -> PreTrainedModel:

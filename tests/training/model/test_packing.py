@@ -15,7 +15,7 @@ from graftwork.training.data.tokens import IGNORED
 from graftwork.training.methods import sft
 from graftwork.training.model import adapter, packing
 from graftwork.training.run import trainer
-from graftwork.training.run.plan import plan
+from graftwork.training.run.plan import plan_run
 from tests.training.conftest import chat
 
 X = IGNORED
@@ -30,7 +30,7 @@ def test_what_all_rows_begin_with_stands_once() -> None:
     assert packed["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
     assert packed["labels"].tolist() == [[X, X, X, X, 5, X, 8, 9]]
     layout = packed["packing"]
-    assert (layout.shared, layout.num_spared) == (3, 3)
+    assert (layout.shared, layout.num_saved_tokens) == (3, 3)
     assert layout.places.tolist() == [[3, 4, 0], [5, 6, 7]]
     assert layout.own.tolist() == [[True, True, False], [True, True, True]]
     assert layout.each(torch.tensor([2.0, 5.0])).tolist() == [[0, 0, 0, 2, 2, 5, 5, 5]]
@@ -58,7 +58,7 @@ def test_every_row_keeps_a_token_before_the_first_that_is_learned(
 
 
 def test_long_rows_are_not_packed() -> None:
-    row = list(range(packing.LONGEST + 1))
+    row = list(range(packing.MAX_ROW_TOKENS + 1))
     assert packing.pack([row, A], [row, LABELS[0]]) is None
 
 
@@ -66,17 +66,17 @@ def test_long_rows_are_not_packed() -> None:
 def test_loss_and_gradients_are_those_of_padded_rows(tiny_base: BaseInfo, precision: str, near: float) -> None:
     torch.manual_seed(1)
     config = TrainConfig(rank=4, alpha=8)
-    model = trainer.adapted(load_model(tiny_base, dtype=precision, device="cpu"), tiny_base, config)
-    for weight in adapter.trainable(model):
+    model = trainer.prepare_model(load_model(tiny_base, dtype=precision, device="cpu"), tiny_base, config)
+    for weight in adapter.trainable_parameters(model):
         weight.data = torch.randn_like(weight) * 0.1
-    assert packing.prepare(model.get_base_model())
+    assert packing.enable_packing(model.get_base_model())
     drawn = torch.Generator().manual_seed(0)
     beginning = torch.randint(10, 1000, (7,), generator=drawn).tolist()
     rows = [[*beginning, *torch.randint(10, 1000, (length,), generator=drawn).tolist()] for length in (5, 9, 2, 12)]
     examples = [{"input_ids": row, "labels": [IGNORED] * (len(row) - 1) + row[-1:]} for row in rows]
 
     def outcome(packs: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        collate = sft.Rows(pad_token_id=0)
+        collate = sft.PackingCollator(pad_token_id=0)
         collate.packs = packs
         batch = collate(examples)
         assert ("packing" in batch) == packs
@@ -87,7 +87,9 @@ def test_loss_and_gradients_are_those_of_padded_rows(tiny_base: BaseInfo, precis
             logits = model(**batch).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), [weight.grad.clone() for weight in adapter.trainable(model) if weight.grad is not None]
+        return loss.detach(), [
+            weight.grad.clone() for weight in adapter.trainable_parameters(model) if weight.grad is not None
+        ]
 
     padded_loss, padded = outcome(packs=False)
     packed_loss, packed = outcome(packs=True)
@@ -100,7 +102,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(tiny_base: BaseInfo, precis
 def test_a_model_that_it_was_not_made_for_stays_as_it_is(tiny_base: BaseInfo) -> None:
     model = load_model(tiny_base, dtype="float32", device="cpu")
     model.config.model_type = "gpt_neox"
-    assert not packing.prepare(model)
+    assert not packing.enable_packing(model)
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -112,7 +114,7 @@ def test_a_run_ends_where_it_ends_with_padded_rows(
     config = TrainConfig(
         rank=4, alpha=8, learning_rate=1e-2, epochs=2, batch_size=8, validation=0.2, precision="float32"
     )
-    run = plan(name="tickets", data=write_rows(*rows), base=tiny_base, config=config)
+    run = plan_run(name="tickets", data=write_rows(*rows), base=tiny_base, config=config)
     config = dataclasses.replace(run.config, method=method)
     learned = [dataclasses.replace(row, weight=1 + index % 3) for index, row in enumerate(run.rows)]
     if method == "sft":

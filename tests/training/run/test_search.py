@@ -24,12 +24,12 @@ from graftwork.training.config import TrainConfig
 from graftwork.training.run import callback, checkpoints
 from graftwork.training.run import trainer as trainer_module
 from graftwork.training.run.card import Card
-from graftwork.training.run.estimate import estimate
-from graftwork.training.run.plan import Run, plan
-from graftwork.training.run.progress import Metrics, Step
-from graftwork.training.run.search import STUDY, ranks, search
+from graftwork.training.run.estimate import estimate_cost
+from graftwork.training.run.plan import TrainingRun, plan_run
+from graftwork.training.run.progress import RunMetrics, TrainingStep
+from graftwork.training.run.search import STUDY_FILE, ranks, search
 from graftwork.training.worker import events
-from graftwork.training.worker.job.runner import Job
+from graftwork.training.worker.job.runner import JobRunner
 from graftwork.training.worker.job.spec import JobSpec
 from tests.training.conftest import chat
 from tests.training.run_files import progress, result
@@ -73,7 +73,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_the_best_of_all_trials_is_the_result(make_job: Callable[..., Path]) -> None:
     folder = make_job("ftjob-1", 3)
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     found = result(folder)
     trials = found["card"]["search"]
     assert [trial["number"] for trial in trials] == [1, 2, 3]
@@ -98,8 +98,8 @@ def test_the_best_of_all_trials_is_the_result(make_job: Callable[..., Path]) -> 
     assert steps[0]["total"] > 2 * steps[len(steps) // 3]["step"], "from the first step on, all are counted"
     assert steps[0]["eta_seconds"] > 0
     assert (steps[-1]["step"], steps[-1]["eta_seconds"]) == (steps[-1]["total"], 0)
-    assert len(events.results(folder).splitlines()) == len(numbers) + 2  # the head, and what the base makes of them
-    news = events.read(folder, 0, {})
+    assert len(events.results_csv(folder).splitlines()) == len(numbers) + 2  # the head, and what the base makes of them
+    news = events.read_progress(folder, 0, {})
     assert (news.progress["trial"], news.progress["trials"]) == (3, 3)
     assert len(news.checkpoints) == sum(bool("checkpoint" in line) for line in progress(folder))
     assert not (folder / "trials").exists()
@@ -109,7 +109,7 @@ def test_the_best_of_all_trials_is_the_result(make_job: Callable[..., Path]) -> 
 def test_killed_in_a_trial_it_goes_on_in_that_trial_to_the_same_bits(make_job: Callable[..., Path]) -> None:
     often = {"checkpoint_steps": 1, "num_epochs": 3}
     whole = make_job("ftjob-whole", 2, **often)
-    assert Job(whole).run() == 0
+    assert JobRunner(whole).run() == 0
     folder = make_job("ftjob-killed", 2, **often)
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-m", "graftwork.training.worker.job", str(folder)], env=environment)
@@ -126,7 +126,7 @@ def test_killed_in_a_trial_it_goes_on_in_that_trial_to_the_same_bits(make_job: C
         pytest.skip("the run was quicker than the signal")
     assert not (folder / "result.json").exists()
     before = len(progress(folder))
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     assert all(torch.equal(weights(folder)[name], tensor) for name, tensor in weights(whole).items())
     cards = [result(each)["card"] for each in (folder, whole)]
     assert cards[0]["search"] == cards[1]["search"]
@@ -148,11 +148,11 @@ class Learner:
         self.spoil: Callable[[int, int], None] = lambda trial, epoch: None
 
     def __call__(self, base: Any, rows: Any, validation: Any, config: TrainConfig, folder: Path, on_step: Any, **_: Any
-    ) -> Metrics:  # fmt: skip
+    ) -> RunMetrics:  # fmt: skip
         self.begun.append(config)
         loss = abs(config.learning_rate - 0.02) * 100
         epochs = int(config.epochs)
-        step = Step(
+        step = TrainingStep(
             step=0, num_steps=epochs, loss=None, learning_rate=None, num_tokens=0, seconds=0.0, validation_loss=9.0
         )
         on_step(step)
@@ -164,7 +164,7 @@ class Learner:
             on_step(step)
         (folder / "adapter_config.json").write_text(json.dumps({"target_modules": ["b", "a"]}))
         (folder / "adapter_model.safetensors").write_text(f"{config.learning_rate} {config.rank} {config.epochs}")
-        return Metrics(
+        return RunMetrics(
             num_steps=epochs,
             num_tokens=10 * epochs,
             seconds=1.0 * epochs,
@@ -188,20 +188,20 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
 
 
 @pytest.fixture
-def run(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> Run:
+def run(tiny_base: BaseInfo, write_rows: Callable[..., Path]) -> TrainingRun:
     config = TrainConfig(rank=4, alpha=8, learning_rate=1e-2, epochs=3, batch_size=64, validation=0.2, search=12)
-    return plan(name="tickets", data=write_rows(*ROWS), base=tiny_base, config=config)
+    return plan_run(name="tickets", data=write_rows(*ROWS), base=tiny_base, config=config)
 
 
-def searched(run: Run, place: Path, **others: Any) -> Card:
+def searched(run: TrainingRun, place: Path, **others: Any) -> Card:
     return search(run, place / "out", others.pop("on_step", lambda step: None), place=place, **others)
 
 
 def test_what_is_tried_lies_around_what_was_asked_for_and_nears_the_best(
-    run: Run, learner: Learner, tmp_path: Path
+    run: TrainingRun, learner: Learner, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     card = searched(run, tmp_path / "a", say=said.append, on_step=steps.append)
     assert len(card.trials) == len(learner.begun) == 12
     for config in learner.begun:
@@ -232,7 +232,7 @@ def test_what_is_tried_lies_around_what_was_asked_for_and_nears_the_best(
 
 @pytest.mark.parametrize("killed_at", [(1, 1), (2, 2), (12, 1)])
 def test_ended_in_any_trial_it_tries_what_it_would_have_tried(
-    run: Run, learner: Learner, tmp_path: Path, killed_at: tuple[int, int]
+    run: TrainingRun, learner: Learner, tmp_path: Path, killed_at: tuple[int, int]
 ) -> None:
     whole = searched(run, tmp_path / "whole")
     learner.begun.clear()
@@ -244,7 +244,7 @@ def test_ended_in_any_trial_it_tries_what_it_would_have_tried(
     learner.spoil = end
     with pytest.raises(KeyboardInterrupt):
         searched(run, tmp_path / "ended")
-    with (tmp_path / "ended" / STUDY).open("ab") as study:
+    with (tmp_path / "ended" / STUDY_FILE).open("ab") as study:
         study.write(b'{"op_code": 5, "worker')  # as a power cut leaves it
     learner.spoil = lambda trial, epoch: None
     card = searched(run, tmp_path / "ended")
@@ -258,7 +258,9 @@ def test_ended_in_any_trial_it_tries_what_it_would_have_tried(
     assert files[0] == files[1]
 
 
-def test_a_result_that_was_lost_is_there_again_without_a_trial(run: Run, learner: Learner, tmp_path: Path) -> None:
+def test_a_result_that_was_lost_is_there_again_without_a_trial(
+    run: TrainingRun, learner: Learner, tmp_path: Path
+) -> None:
     card = searched(run, tmp_path)
     (tmp_path / "out").rename(tmp_path / "lost")
     learner.begun.clear()
@@ -275,7 +277,7 @@ def test_a_result_that_was_lost_is_there_again_without_a_trial(run: Run, learner
     ],
 )
 def test_a_trial_that_fails_is_left_out_and_the_others_go_on(
-    run: Run, learner: Learner, tmp_path: Path, error: Exception, outcome: str, reason: str
+    run: TrainingRun, learner: Learner, tmp_path: Path, error: Exception, outcome: str, reason: str
 ) -> None:
     def fail(trial: int, epoch: int) -> None:
         if trial == 2:
@@ -291,9 +293,9 @@ def test_a_trial_that_fails_is_left_out_and_the_others_go_on(
 
 
 def test_a_loss_that_is_no_number_is_no_result(
-    run: Run, learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: TrainingRun, learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nan(*arguments: Any, **others: Any) -> Metrics:
+    def nan(*arguments: Any, **others: Any) -> RunMetrics:
         *before, on_step = arguments
         return learner(*before, lambda step: on_step(dataclasses.replace(step, validation_loss=float("nan"))), **others)
 
@@ -309,7 +311,7 @@ def test_when_all_fail_the_job_fails_with_the_reason(make_job: Callable[..., Pat
 
     learner.spoil = fail
     folder = make_job("ftjob-1", 2)
-    assert Job(folder).run() == 1
+    assert JobRunner(folder).run() == 1
     error = result(folder)["error"]
     assert error["code"] == "disk_full"
     assert "None of the 2 trials came to a result. The last one: The disk is full" in error["message"]
@@ -317,7 +319,9 @@ def test_when_all_fail_the_job_fails_with_the_reason(make_job: Callable[..., Pat
     assert len(learner.begun) == 2
 
 
-def test_what_is_wrong_with_the_run_itself_ends_the_search_at_once(run: Run, learner: Learner, tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_run_itself_ends_the_search_at_once(
+    run: TrainingRun, learner: Learner, tmp_path: Path
+) -> None:
     def fail(trial: int, epoch: int) -> None:
         raise ConfigurationError("The base has no such module.", param="targets")
 
@@ -327,24 +331,24 @@ def test_what_is_wrong_with_the_run_itself_ends_the_search_at_once(run: Run, lea
     assert len(learner.begun) == 1
 
 
-def test_asked_to_end_it_ends_between_trials_and_goes_on(run: Run, learner: Learner, tmp_path: Path) -> None:
-    keeping = checkpoints.Keeping(folder=tmp_path / "checkpoints", should_stop=lambda: len(learner.begun) == 2)
-    with pytest.raises(checkpoints.Stopped):
+def test_asked_to_end_it_ends_between_trials_and_goes_on(run: TrainingRun, learner: Learner, tmp_path: Path) -> None:
+    keeping = checkpoints.Checkpointing(folder=tmp_path / "checkpoints", should_stop=lambda: len(learner.begun) == 2)
+    with pytest.raises(checkpoints.RunStopped):
         searched(run, tmp_path, keeping=keeping)
     assert len(learner.begun) == 2
     assert len(searched(run, tmp_path).trials) == len(learner.begun) == 12
 
 
-def test_a_continued_adapter_keeps_its_rank(run: Run, learner: Learner, tmp_path: Path) -> None:
-    from graftwork.training.run.plan import Parent
+def test_a_continued_adapter_keeps_its_rank(run: TrainingRun, learner: Learner, tmp_path: Path) -> None:
+    from graftwork.training.run.plan import ParentVersion
 
-    continued = dataclasses.replace(run, parent=Parent(name="tickets", version=1, folder=tmp_path))
+    continued = dataclasses.replace(run, parent=ParentVersion(name="tickets", version=1, folder=tmp_path))
     searched(continued, tmp_path / "place")
     assert {config.rank for config in learner.begun} == {4}
     assert len({config.epochs for config in learner.begun}) > 1
 
 
-def test_nothing_is_searched_without_rows_to_compare_by(run: Run, learner: Learner, tmp_path: Path) -> None:
+def test_nothing_is_searched_without_rows_to_compare_by(run: TrainingRun, learner: Learner, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="held-out rows, and there are none"):
         searched(dataclasses.replace(run, validation=()), tmp_path / "place")
     assert not (tmp_path / "place").exists()
@@ -355,7 +359,7 @@ def test_the_estimate_covers_all_trials(tiny_base: BaseInfo, monkeypatch: pytest
 
     def estimated(trials: int) -> Any:
         config = TrainConfig(search=trials)
-        return estimate(tiny_base, config, num_tokens=1000, longest=10, num_learned=100, precision="float32")
+        return estimate_cost(tiny_base, config, num_tokens=1000, longest=10, num_learned=100, precision="float32")
 
     assert estimated(8).seconds == pytest.approx(8 * estimated(0).seconds)
     assert estimated(8).memory_bytes > estimated(0).memory_bytes, "the largest rank that is tried counts"

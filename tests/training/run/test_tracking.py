@@ -17,7 +17,7 @@ from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.learning import trackers
 from graftwork.training.config import TrainConfig
 from graftwork.training.run import tracking
-from graftwork.training.worker.job.runner import Job
+from graftwork.training.worker.job.runner import JobRunner
 from graftwork.training.worker.job.spec import JobSpec
 from tests.training.conftest import chat
 
@@ -62,7 +62,7 @@ def test_trackio_is_told_every_trial_as_a_run_of_its_own(
     """What the tracker needs to know comes from the environment, and no secret goes further."""
     monkeypatch.setenv("HF_TOKEN", KEY)
     folder = make_job(search=2, report_to=["trackio"])
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     found = json.loads((folder / "result.json").read_text())
     assert found["card"]["config"]["report_to"] == ["trackio"]
 
@@ -90,12 +90,12 @@ def test_nobody_is_told_unless_asked(make_job: Callable[..., Path], monkeypatch:
 
     monkeypatch.setenv("TRACKIO_SPACE_ID", "somebody/space")
     monkeypatch.setattr("transformers.integrations.TrackioCallback.__init__", refuse)
-    assert Job(make_job()).run() == 0
+    assert JobRunner(make_job()).run() == 0
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_package(make_job: Callable[..., Path]) -> None:
     folder = make_job(report_to=["wandb"])
-    assert Job(folder).run() == 1
+    assert JobRunner(folder).run() == 1
     error = json.loads((folder / "result.json").read_text())["error"]
     assert (error["code"], error["param"]) == ("tracker_not_installed", "report_to")
     assert "pip install wandb" in error["message"]
@@ -110,7 +110,7 @@ def test_a_tracker_that_fails_says_so_without_secrets(
     monkeypatch.setenv("HF_TOKEN", KEY)
     monkeypatch.setattr("transformers.integrations.TrackioCallback.setup", refused)
     folder = make_job(report_to=["trackio"])
-    assert Job(folder).run() == 1
+    assert JobRunner(folder).run() == 1
     error = json.loads((folder / "result.json").read_text())["error"]
     assert error["code"] == "tracker_failed"
     assert "trackio (ConnectionError: 401 for *** at https://***@tracker.example/api)" in error["message"]

@@ -15,15 +15,15 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.storage.database import Database
 from graftwork.training.config import TrainConfig
-from graftwork.training.data.mix.paraphrases import Wording, refusal
+from graftwork.training.data.mix.paraphrases import Wording, rejection_of
 from graftwork.training.run import wordings as augment
-from graftwork.training.run.folder import WORDINGS
-from graftwork.training.run.material import read
-from graftwork.training.run.plan import Run, assemble
+from graftwork.training.run.folder import WORDINGS_FILE
+from graftwork.training.run.material import read_files
+from graftwork.training.run.plan import TrainingRun, assemble_run
 from graftwork.training.worker.folders import JobFolders
 from graftwork.training.worker.job import runner
-from graftwork.training.worker.job.plan import planned
-from graftwork.training.worker.job.runner import Job
+from graftwork.training.worker.job.plan import plan_job
+from graftwork.training.worker.job.runner import JobRunner
 from graftwork.training.worker.job.spec import JobSpec
 from tests.training.conftest import chat
 from tests.training.run_files import progress, result
@@ -52,7 +52,7 @@ def written(
     tiny_base: BaseInfo, few_tokens: None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[list[Wording]]]:
     monkeypatch.setattr(augment, "BATCH", 4)
-    return partial(augment.write, tiny_base, each=2, seed=3, precision="float32")
+    return partial(augment.generate_wordings, tiny_base, each=2, seed=3, precision="float32")
 
 
 def test_wordings_are_the_seeds_and_nothing_elses(written: Callable[..., list[list[Wording]]]) -> None:
@@ -92,10 +92,10 @@ def test_what_was_written_before_the_end_is_not_written_again(
 
 @pytest.mark.slow
 def test_the_real_base_says_some_of_it_in_other_words(embedded_base: BaseInfo) -> None:
-    write = partial(augment.write, embedded_base, QUESTIONS, each=4, seed=0, precision="float32")
+    write = partial(augment.generate_wordings, embedded_base, QUESTIONS, each=4, seed=0, precision="float32")
     first = write()
     good = {
-        question: [wording.text for wording in wordings if refusal(question, wording) is None]
+        question: [wording.text for wording in wordings if rejection_of(question, wording) is None]
         for question, wordings in zip(QUESTIONS, first, strict=True)
     }
     assert sum(map(len, good.values())) >= 2, first
@@ -118,16 +118,16 @@ TICKETS = [chat(f"Ticket {number} is about {what}", what) for number in range(15
 def test_other_wordings_are_learned_from_beside_the_originals(
     tiny_base: BaseInfo, write_rows: Callable[..., Path]
 ) -> None:
-    material = read([write_rows(*TICKETS, chat("Hi", "greeting"))], share=0.2)
+    material = read_files([write_rows(*TICKETS, chat("Hi", "greeting"))], share=0.2)
     asked: list[str] = []
 
     def write(base: BaseInfo, config: TrainConfig, questions: Sequence[str]) -> list[list[Wording]]:
         asked.extend(questions)
         return about(base, config, questions)
 
-    def run(number: int) -> Run:
+    def run(number: int) -> TrainingRun:
         config = TrainConfig(balance="full", augment=number)
-        return assemble("tickets", material, base=tiny_base, config=config, writer=write)
+        return assemble_run("tickets", material, base=tiny_base, config=config, writer=write)
 
     plain = run(0)
     assert (asked, plain.num_augmented) == ([], 0)
@@ -147,8 +147,8 @@ def test_a_job_learns_from_the_same_wordings_when_it_is_begun_again(
     few_tokens: None, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_job(rows=TICKETS[:16], hyperparameters={**QUICK, "num_epochs": 1, "augment": 1})
-    first = planned(JobSpec.read(folder), folder)
-    there = (folder / WORDINGS).read_text()
+    first = plan_job(JobSpec.read(folder), folder)
+    there = (folder / WORDINGS_FILE).read_text()
     assert len(there.splitlines()) >= 2
 
     def loaded(*args: Any, **more: Any) -> None:
@@ -156,7 +156,7 @@ def test_a_job_learns_from_the_same_wordings_when_it_is_begun_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(augment, "load_model", loaded)
-        assert planned(JobSpec.read(folder), folder).rows == first.rows
+        assert plan_job(JobSpec.read(folder), folder).rows == first.rows
     assert any(remark.startswith("Wrote ") and "other wordings" in remark for remark in first.remarks)
 
 
@@ -168,12 +168,12 @@ def test_the_card_says_how_many(make_job: Callable[..., Path], monkeypatch: pyte
 
     monkeypatch.setattr(runner, "written", write)
     folder = make_job(rows=TICKETS[:16], hyperparameters={**QUICK, "num_epochs": 1, "augment": 1})
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     card = result(folder)["card"]
     assert card["rows"]["augmented"] > 0
     assert card["rows"]["train"] > card["rows"]["augmented"]
     assert card["config"]["augment"] == 1
-    assert not (folder / WORDINGS).exists()
+    assert not (folder / WORDINGS_FILE).exists()
     assert f"{card['rows']['augmented']} in other words" in (folder / "adapter" / "README.md").read_text()
     assert any(line.get("message", "").startswith("Wrote ") for line in progress(folder))
     assert any("Writing other wordings: 0 of 24." in line.get("message", "") for line in progress(folder))
@@ -198,7 +198,7 @@ def test_nothing_of_them_stays_when_a_job_has_ended(tmp_path: Path) -> None:
     database = Database(tmp_path / "graftwork.db")
     folders = JobFolders(tmp_path, database)
     job: Any = SimpleNamespace(id="ftjob-1", status="failed")
-    kept = folders.of(job) / WORDINGS
+    kept = folders.of(job) / WORDINGS_FILE
     kept.write_text("somebody's words")
     folders.tidy(job)
     assert not kept.exists()

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.feedback.erasure import Erasure, pending
-from graftwork.adapters.feedback.feedback import Said
+from graftwork.adapters.feedback.erasure import Erasure, pending_erasures
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.feedback.interactions import Completion
 from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.learning import data_sets
@@ -21,7 +21,7 @@ from graftwork.training.data.read.source import file_sources, record_source
 from graftwork.training.data.row import Row
 from graftwork.training.data.store import DataStore
 from graftwork.training.run import folder as folder_module
-from graftwork.training.run.folder import REPORT, RESULT, SPEC
+from graftwork.training.run.folder import REPORT_FILE, RESULT_FILE, SPEC_FILE
 from graftwork.training.worker import erasing
 from graftwork.training.worker import intake as intake_module
 from tests.adapters.records import BASE_ID, Records
@@ -41,7 +41,7 @@ def answer(records: Records, text: str, *, user: str = "ann", arm: str | None = 
 
 
 def say(records: Records, id: str, **said: Any) -> None:
-    records.feedback.add(Said(interaction_id=id, **said), key_id="local")
+    records.feedback.add(SubmittedFeedback(interaction_id=id, **said), key_id="local")
 
 
 def rows(path: Path) -> list[Row]:
@@ -95,17 +95,17 @@ class Home:
     def job(self, name: str, digest: str) -> Path:
         folder = self.path / "jobs" / name
         folder.mkdir(parents=True)
-        (folder / RESULT).write_text(json.dumps({"status": "succeeded", "data_digest": digest}))
-        (folder / REPORT).write_text("words of both")
+        (folder / RESULT_FILE).write_text(json.dumps({"status": "succeeded", "data_digest": digest}))
+        (folder / REPORT_FILE).write_text("words of both")
         return folder
 
     def begin(self, folder: Path) -> None:
         """As if its run were under way."""
-        (folder / SPEC).write_text("{}")
-        (folder / RESULT).unlink(missing_ok=True)
+        (folder / SPEC_FILE).write_text("{}")
+        (folder / RESULT_FILE).unlink(missing_ok=True)
 
     def carry_out(self) -> None:
-        erasing.carry_out(self.records.database, self.path)
+        erasing.erase_pending(self.records.database, self.path)
 
     def text(self) -> str:
         files = (path for folder in ("datasets", "jobs") for path in (self.path / folder).rglob("*") if path.is_file())
@@ -117,12 +117,12 @@ def test_who_is_erased_goes_from_data_sets_and_jobs(records: Records, tmp_path: 
     assert "words of ann" in home.text()
     home.erasure.user("ann")
     home.carry_out()
-    assert pending(records.database) == []
+    assert pending_erasures(records.database) == []
     text = home.text()
     assert "words of ann" not in text
     assert "words of bob" in text
-    assert not (home.from_feedback / REPORT).exists(), "it quotes what it was tried on"
-    assert (home.of_bob / REPORT).exists()
+    assert not (home.from_feedback / REPORT_FILE).exists(), "it quotes what it was tried on"
+    assert (home.of_bob / REPORT_FILE).exists()
     (left,) = DataStore(tmp_path / "datasets").all()
     assert (left.digest, set(left.interactions())) == (home.data_set.digest, {home.ids["bob"]})
     assert home.ids["ann"] not in (home.from_feedback / folder_module.FEEDBACK_FILE).read_text()
@@ -133,14 +133,14 @@ def test_who_is_erased_goes_from_data_sets_and_jobs(records: Records, tmp_path: 
 def test_a_run_that_has_begun_keeps_its_data_and_one_that_waits_does_not(records: Records, tmp_path: Path) -> None:
     home = Home(records, tmp_path)
     waits = home.job("three", "")
-    (waits / RESULT).unlink()
+    (waits / RESULT_FILE).unlink()
     intake_module.write_feedback(records.database, "intents", waits / folder_module.FEEDBACK_FILE)
     home.begin(home.from_feedback)
     home.erasure.user("ann")
     home.carry_out()
     assert home.ids["ann"] in (home.from_feedback / folder_module.FEEDBACK_FILE).read_text()
     assert home.ids["ann"] not in (waits / folder_module.FEEDBACK_FILE).read_text()
-    erasing.forget_in(records.database, home.from_feedback)  # as the worker does when it has ended
+    erasing.erase_in_folder(records.database, home.from_feedback)  # as the worker does when it has ended
     assert "words of ann" not in home.text()
 
 
@@ -150,7 +150,7 @@ def test_an_erasure_that_was_killed_is_done_again(
     home = Home(records, tmp_path)
     home.erasure.user("ann")
     home.erasure.user("nobody")
-    assert len(pending(records.database)) == 1
+    assert len(pending_erasures(records.database)) == 1
 
     class Killed(Exception):
         pass
@@ -158,12 +158,12 @@ def test_an_erasure_that_was_killed_is_done_again(
     def kill(*_: Any) -> None:
         raise Killed
 
-    for step in ("forget_in", "done"):
+    for step in ("erase_in_folder", "done"):
         with monkeypatch.context() as patched:
             patched.setattr(erasing, step, kill)
             with pytest.raises(Killed):
                 home.carry_out()
-        assert len(pending(records.database)) == 1
+        assert len(pending_erasures(records.database)) == 1
     home.carry_out()
-    assert pending(records.database) == []
+    assert pending_erasures(records.database) == []
     assert "words of ann" not in home.text()

@@ -20,14 +20,14 @@ import torch
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.data.pipeline import prepare
-from graftwork.training.data.policy import Policy
+from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.source import file_sources
 from graftwork.training.data.store import DataStore
 from graftwork.training.run import estimate
 from graftwork.training.worker import events, intake
 from graftwork.training.worker.job import plan
-from graftwork.training.worker.job.plan import knobs, planned
-from graftwork.training.worker.job.runner import Job
+from graftwork.training.worker.job.plan import parse_hyperparameters, plan_job
+from graftwork.training.worker.job.runner import JobRunner
 from graftwork.training.worker.job.spec import JobSpec
 from tests.training.conftest import chat
 from tests.training.run_files import progress, result
@@ -66,7 +66,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_an_adapter_a_result_and_what_happened(make_job: Callable[..., Path], tiny_base: BaseInfo) -> None:
     folder = make_job()
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     found = result(folder)
     assert found["status"] == "succeeded"
     assert Path(found["adapter"]) == folder / "adapter"
@@ -82,7 +82,7 @@ def test_a_run_leaves_an_adapter_a_result_and_what_happened(make_job: Callable[.
     assert steps[-1] == lines[-1]["total"] if "total" in lines[-1] else steps
     assert any("checkpoint" in line for line in lines)
     assert not (folder / "checkpoints").exists()
-    assert Job(folder).run() == 0  # done is done
+    assert JobRunner(folder).run() == 0  # done is done
 
 
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
@@ -127,28 +127,30 @@ def test_a_run_whose_end_was_lost_ends_again_in_the_same_bits(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Job, "_write_result", lost)
+        patched.setattr(JobRunner, "_write_result", lost)
         with pytest.raises(KeyboardInterrupt):
-            Job(folder).run()
+            JobRunner(folder).run()
     first = weights(folder)
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     assert all(torch.equal(weights(folder)[name], tensor) for name, tensor in first.items())
 
 
 def test_the_next_round_continues_and_replays_the_one_before(make_job: Callable[..., Path]) -> None:
     first = make_job("ftjob-1")
-    assert Job(first).run() == 0
+    assert JobRunner(first).run() == 0
     new = [chat(f"Where is parcel {number}?", "parcel") for number in range(30)]
     second = make_job("ftjob-2", rows=new, parent=1, parent_folder=first / "adapter")
-    run = planned(JobSpec.read(second), second)
+    run = plan_job(JobSpec.read(second), second)
     assert run.parent is not None
     assert run.num_replayed == round((len(run.rows) - run.num_replayed) / 3)  # a quarter of all
     assert run.replay_validation
     assert run.config.learning_rate == 1e-2  # given
-    assert planned(JobSpec.read(make_job("ftjob-3", rows=new, hyperparameters={})), second).config.learning_rate == 5e-4
+    assert (
+        plan_job(JobSpec.read(make_job("ftjob-3", rows=new, hyperparameters={})), second).config.learning_rate == 5e-4
+    )
     continued = make_job("ftjob-4", rows=new, parent=1, parent_folder=first / "adapter", hyperparameters={})
-    assert planned(JobSpec.read(continued), continued).config.learning_rate == 1e-4
-    assert Job(second).run() == 0
+    assert plan_job(JobSpec.read(continued), continued).config.learning_rate == 1e-4
+    assert JobRunner(second).run() == 0
     card = result(second)["card"]
     assert card["continues"] == "tickets@1"
     assert card["rows"]["replayed"] == run.num_replayed
@@ -175,7 +177,7 @@ def test_what_cannot_work_ends_with_its_reason(
     make_job: Callable[..., Path], fields: dict[str, Any], code: str | None, message: str
 ) -> None:
     folder = make_job(**fields)
-    exit_code = Job(folder).run()
+    exit_code = JobRunner(folder).run()
     if code == "-":  # a wild rate: whatever becomes of it, it is one of the two ends
         assert (exit_code, result(folder)["status"]) in {(0, "succeeded"), (1, "failed")}
         return
@@ -192,14 +194,14 @@ def test_a_job_that_asks_its_model_tells_its_reward_or_its_teacher(
 ) -> None:
     own = {"rewards": ["similar"], "generations": 4} if method == "grpo" else {"teacher": tiny_base.path}
     folder = make_job(method=method, hyperparameters={**QUICK, **own, "num_epochs": 1, "answer_tokens": 2})
-    assert Job(folder).run() == 0, result(folder)
+    assert JobRunner(folder).run() == 0, result(folder)
     card = result(folder)["card"]
     assert card["method"] == method
     steps = [line for line in progress(folder) if line.get("loss") is not None]
     if method == "grpo":
         assert card["metrics"]["validation_reward"] is not None
         assert all("reward" in line for line in steps)
-        assert events.results(folder).decode().splitlines()[0].endswith(",train_reward_mean,valid_reward_mean")
+        assert events.results_csv(folder).decode().splitlines()[0].endswith(",train_reward_mean,valid_reward_mean")
     else:
         assert card["config"]["teacher"] == tiny_base.id  # a name, and no path of the server's
         assert tiny_base.path not in json.dumps(card)
@@ -212,15 +214,17 @@ def test_where_memory_is_short_a_run_reads_less_at_a_time_and_stays_at_that(
     free = 1
     monkeypatch.setattr(estimate, "_free_bytes", lambda: free)
     folder = make_job(hyperparameters={**QUICK, "num_epochs": 1, "micro_batch_tokens": 4096})
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     tokens = result(folder)["card"]["config"]["micro_batch_tokens"]
     assert tokens < 4096
-    assert any(line.get("message", "").startswith(f"Memory is short: {tokens} tokens") for line in progress(folder))
+    assert any(
+        line.get("message", "").startswith(f"MemoryMonitor is short: {tokens} tokens") for line in progress(folder)
+    )
     before = weights(folder)
 
     free = 1 << 40  # started again with room to spare, it goes on as it began
     (folder / "result.json").unlink()
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     assert result(folder)["card"]["config"]["micro_batch_tokens"] == tokens
     after = weights(folder)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -228,17 +232,17 @@ def test_where_memory_is_short_a_run_reads_less_at_a_time_and_stays_at_that(
 
 def test_a_kept_data_set_keeps_its_sides(tiny_base: BaseInfo, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     rows = [chat(f"Ticket {number} about {LABELS[number % 3]}", LABELS[number % 3]) for number in range(60)]
-    with prepare(file_sources([write_rows(*rows)], None), Policy()) as prepared:
+    with prepare(file_sources([write_rows(*rows)], None), DataPolicy()) as prepared:
         stored, _ = DataStore(tmp_path / "datasets").save("support", prepared)
     folder = tmp_path / "jobs" / "ftjob-1"
     folder.mkdir(parents=True)
     few = {**QUICK, "num_epochs": 1}
     JobSpec(job_id="ftjob-1", name="tickets", base=tiny_base, data=(stored.folder,), hyperparameters=few).write(folder)
-    run = planned(JobSpec.read(folder), folder)
+    run = plan_job(JobSpec.read(folder), folder)
     assert len(run.rows) == stored.num_rows["train"]
     assert len(run.held_out) == stored.num_rows["validation"] + stored.num_rows["test"] > 0
     assert intake.check_data_set(stored.folder) == ([], set())
-    assert Job(folder).run() == 0
+    assert JobRunner(folder).run() == 0
     assert result(folder)["card"]["data"] == "support@1"
 
 
@@ -248,13 +252,13 @@ def test_a_full_disk_says_so(make_job: Callable[..., Path], monkeypatch: pytest.
 
     monkeypatch.setattr("graftwork.training.run.checkpoints.publish", full)
     folder = make_job()
-    assert Job(folder).run() == 1
+    assert JobRunner(folder).run() == 1
     assert result(folder)["error"]["code"] == "disk_full"
     assert not (folder / "adapter").exists()
 
 
 def test_hyperparameters_by_their_names() -> None:
-    assert knobs({"num_epochs": 4, "rank": "auto", "layers": [0, 1]}) == {"epochs": 4, "layers": (0, 1)}
+    assert parse_hyperparameters({"num_epochs": 4, "rank": "auto", "layers": [0, 1]}) == {"epochs": 4, "layers": (0, 1)}
     with pytest.raises(ConfigurationError, match="learning_rate_multiplier"):
-        knobs({"speed": 1})
-    assert plan.NAMES["n_epochs"] == "epochs"
+        parse_hyperparameters({"speed": 1})
+    assert plan.HYPERPARAMETER_ALIASES["n_epochs"] == "epochs"

@@ -14,18 +14,18 @@ import httpx
 import pytest
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.feedback.feedback import Said
-from graftwork.adapters.learning.job import CONTROL
+from graftwork.adapters.feedback.feedback import SubmittedFeedback
+from graftwork.adapters.learning.job import CONTROL_KEY
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Leases
 from graftwork.server.background.keeper import Keeper
-from graftwork.server.background.rounds import AutoLoop
-from graftwork.training.methods.rows import route
+from graftwork.server.background.rounds import RoundScheduler
+from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.run.folder import FEEDBACK_FILE
-from graftwork.training.worker.job.plan import material_of, planned
+from graftwork.training.worker.job.plan import job_material, plan_job
 from graftwork.training.worker.job.spec import JobSpec
 from tests.adapters.records import Records
 from tests.e2e.server_process import eventually
@@ -42,7 +42,7 @@ def keeping(world: World) -> Iterator[None]:
     registry, jobs = Registry(database), Jobs(database)
     policies = LearningPolicies(database, registry, jobs, base_id=world.services.base.id)
     keeper = Keeper(Leases(database), seconds=5)
-    keeper.duty("learning", AutoLoop(policies, jobs, registry, Leases(database)).run, every=0.1)
+    keeper.add_duty("learning", RoundScheduler(policies, jobs, registry, Leases(database)).run, every=0.1)
     keeper.start()
     try:
         yield
@@ -61,7 +61,7 @@ def test_what_users_say_becomes_versions(world: World, url: str) -> None:
 
     def say() -> None:
         for _ in range(2):
-            said = Said(interaction_id=records.log(records.mint("intents@1")), correction="card_lost")
+            said = SubmittedFeedback(interaction_id=records.log(records.mint("intents@1")), correction="card_lost")
             records.feedback.add(said, key_id="k")
 
     def last_round(number: int) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_what_users_say_becomes_versions(world: World, url: str) -> None:
     assert [version.parent for version in adapter.versions] == [None, 1, None]
     assert adapter.aliases == {"live": 1}
     spec = json.loads((world.home / "jobs" / second["job"] / "job.json").read_text())
-    assert (spec["metadata"][CONTROL], spec["parent"]) == ("intents@1", None)
+    assert (spec["metadata"][CONTROL_KEY], spec["parent"]) == ("intents@1", None)
     assert len(world.services.jobs.find()) == 2
     records.database.close()
 
@@ -119,23 +119,23 @@ def test_the_first_round_holds_out_what_the_gates_want(
 ) -> None:
     folder = made(tmp_path / "jobs" / "ftjob-1", tiny_base, judged(50, user=user, **judgement))
     told: list[str] = []
-    run = planned(JobSpec.read(folder), folder, told.append)
+    run = plan_job(JobSpec.read(folder), folder, told.append)
     assert 20 <= len(run.held_out) <= 25
     assert len(run.rows) == 50 - len(run.held_out)
     assert "of 50 rows are held out, more than the usual 10%" in told[0]
     given = made(tmp_path / "given", tiny_base, judged(50, thumb="up"), hyperparameters={"validation": 0})
-    assert not material_of(JobSpec.read(given)).held_out
+    assert not job_material(JobSpec.read(given)).held_out
 
 
 def test_few_rows_are_not_all_held_out(tiny_base: BaseInfo, tmp_path: Path) -> None:
     for count in range(1, 8):
         folder = made(tmp_path / f"{count}" / "ftjob-1", tiny_base, judged(count, thumb="up"))
-        found = material_of(JobSpec.read(folder))
+        found = job_material(JobSpec.read(folder))
         assert 2 * len(found.held_out) <= count
     # What says only what is wrong measures nothing: more is held out, so that enough of the other is.
     mixed = [*judged(100, thumb="up")[:120], *judged(100, thumb="down")[120:]]
-    found = material_of(JobSpec.read(made(tmp_path / "mixed" / "ftjob-1", tiny_base, mixed)))
-    assert 20 <= len(route(found.held_out, "sft").rows) <= 25 < len(found.held_out) <= 50
+    found = job_material(JobSpec.read(made(tmp_path / "mixed" / "ftjob-1", tiny_base, mixed)))
+    assert 20 <= len(rows_for_method(found.held_out, "sft").rows) <= 25 < len(found.held_out) <= 50
 
 
 def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tmp_path: Path) -> None:
@@ -144,20 +144,20 @@ def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tm
 
     jobs = tmp_path / "jobs"
     first = made(jobs / "ftjob-1", tiny_base, judged(30, thumb="up", user="ann"))
-    before = material_of(JobSpec.read(first))
+    before = job_material(JobSpec.read(first))
     (first / "result.json").write_text(json.dumps({"status": "succeeded"}))
     # One whose feedback was erased altogether.
     empty = made(jobs / "ftjob-2", tiny_base, [])
     (empty / "result.json").write_text(json.dumps({"status": "succeeded"}))
     rows = judged(60, thumb="up", user="ann")
     second = made(jobs / "ftjob-3", tiny_base, rows, parent=1, parent_folder=tmp_path)
-    run = planned(JobSpec.read(second), second)
+    run = plan_job(JobSpec.read(second), second)
     assert len(run.held_out) >= 20
     assert not questions(run.held_out) & questions(before.sides["train"])
     # A smaller share keeps what it holds out.
     for count in (60, 80, 120, 200):
         wide, narrow = (
-            material_of(JobSpec.read(made(tmp_path / f"rows-{number}", tiny_base, judged(number, thumb="up"))))
+            job_material(JobSpec.read(made(tmp_path / f"rows-{number}", tiny_base, judged(number, thumb="up"))))
             for number in (count, count + 5)
         )
         assert questions(narrow.held_out) & questions(wide.sides["train"]) == set()

@@ -25,16 +25,16 @@ import uvicorn
 from graftwork.adapters import names
 from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.experiments.metrics import Metric
-from graftwork.adapters.experiments.plan import Arm, Plan
-from graftwork.adapters.feedback.erasure import pending
-from graftwork.adapters.feedback.lineage import Lineage, hash_of
+from graftwork.adapters.experiments.plan import Arm, ExperimentPlan
+from graftwork.adapters.feedback.erasure import pending_erasures
+from graftwork.adapters.feedback.lineage import Lineage, interaction_hash
 from graftwork.adapters.learning.job import Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.server.processes import die_with_parent
 from graftwork.training.run import folder as folder_module
 from graftwork.training.worker import events
-from graftwork.training.worker.throttle import LINGER_SECONDS, PERIOD_SECONDS, Pace
-from graftwork.training.worker.worker import Worker
+from graftwork.training.worker.throttle import LINGER_SECONDS, PERIOD_SECONDS, Throttle
+from graftwork.training.worker.worker import TrainingWorker
 from tests.adapters.records import Records
 from tests.e2e.server_process import eventually, free_port
 from tests.server.fakes import World, adapter_files, form, make_world
@@ -70,9 +70,9 @@ def jobs(world: World) -> Jobs:
 
 
 @contextmanager
-def working(world: World, url: str) -> Iterator[Worker]:
+def working(world: World, url: str) -> Iterator[TrainingWorker]:
     """A worker in a thread of this process."""
-    worker = Worker(worker_process.config(world.home, url))
+    worker = TrainingWorker(worker_process.config(world.home, url))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
@@ -110,13 +110,13 @@ def messages(jobs: Jobs, id: str) -> list[str]:
     return [event.message for event in jobs.events(id, limit=100)][::-1]
 
 
-def runs() -> list[psutil.Process]:
+def runs() -> list[psutil.RunProcess]:
     """The runs of this process's workers, wherever they are below it."""
-    below = psutil.Process().children(recursive=True)
+    below = psutil.RunProcess().children(recursive=True)
     return [process for process in below if is_run(process)]
 
 
-def is_run(process: psutil.Process) -> bool:
+def is_run(process: psutil.RunProcess) -> bool:
     try:
         return any("stand_in_run" in word for word in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -178,7 +178,7 @@ def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, 
         assert aliases() == {"live": 1, "candidate": 2}
 
         arms = (Arm(name="now", version=1), Arm(name="next", version=2, weight=0.5, alias="candidate"))
-        plan = Plan(adapter="intents", arms=arms, metric=Metric.of("thumb"))
+        plan = ExperimentPlan(adapter="intents", arms=arms, metric=Metric.of("thumb"))
         services = world.services
         services.experiments.start("first", plan, base_digest=services.base.digest, actor="ann")
         meanwhile = end(5, gates="passed")
@@ -217,23 +217,23 @@ def test_feedback_is_learned_from_and_that_is_on_record(world: World, url: str, 
     digest = world.services.registry.version("intents", 2).data_digest
     assert digest is not None
     lineage = Lineage(records.database)
-    assert lineage.hashes([digest]) == {hash_of(id)}
+    assert lineage.hashes([digest]) == {interaction_hash(id)}
     kept = world.home / "jobs" / job.id / folder_module.FEEDBACK_FILE
     assert id in kept.read_text(), "later rounds learn it again"
     report = kept.with_name("report.html")
     report.write_text("what ann said")
     world.services.records.erasure.user("ann")
     with working(world, url):
-        eventually(lambda: not pending(records.database), SECONDS, "the worker has done it")
+        eventually(lambda: not pending_erasures(records.database), SECONDS, "the worker has done it")
     assert kept.read_text() == "", "unless somebody asked to be forgotten"
     assert not report.exists()
     records.database.close()
 
 
 def intake_said(id: str) -> Any:
-    from graftwork.adapters.feedback.feedback import Said
+    from graftwork.adapters.feedback.feedback import SubmittedFeedback
 
-    return Said(interaction_id=id, correction="card_arrival")
+    return SubmittedFeedback(interaction_id=id, correction="card_arrival")
 
 
 # --------------------------------------------------------------------------------------------------- how it may end
@@ -323,7 +323,7 @@ def test_a_server_that_breaks_at_a_version_ends_the_job(
 
     monkeypatch.setattr("graftwork.adapters.registry.artifacts.StagedFile.write", broken)
     monkeypatch.setattr("graftwork.training.worker.worker.PUSH_AGAIN_SECONDS", 0.01)
-    monkeypatch.setattr("graftwork.training.worker.worker.BROKEN_PUSHES", 3)
+    monkeypatch.setattr("graftwork.training.worker.worker.MAX_BROKEN_PUSHES", 3)
     with working(world, url):
         job = ended(jobs, submit(world).id)
     assert job.error is not None
@@ -368,7 +368,7 @@ def test_a_run_may_begin_before_its_check_is_over(
     world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job waits for its run from the moment in which that is written; the thread that wrote it is not done then."""
-    write, may_end = Jobs.validated, threading.Event()
+    write, may_end = Jobs.mark_validated, threading.Event()
 
     def validated(*args: Any) -> None:
         write(*args)
@@ -406,7 +406,7 @@ def test_folders_that_cannot_be_tidied_do_not_hold_up_the_others(world: World, u
     left = folders / job.id / "checkpoints"
     for folder in ("aaa-of-another-database", "zzz-of-another-database", job.id):
         (folders / folder / "checkpoints").mkdir(parents=True)
-    worker = Worker(worker_process.config(world.home, url))
+    worker = TrainingWorker(worker_process.config(world.home, url))
     worker.step()
     assert not left.exists()
     left.mkdir()
@@ -460,7 +460,7 @@ def kills(world: World, url: str, jobs: Jobs, count: int, seed: int) -> None:
             time.sleep(moments.uniform(0.1, 1.5))
             say("intents")
             if killed < count:
-                victims = [psutil.Process(worker.pid), *runs()]
+                victims = [psutil.RunProcess(worker.pid), *runs()]
                 victim = moments.choice(victims)
                 try:
                     victim.kill()
@@ -556,7 +556,7 @@ def test_a_second_worker_of_a_home_does_not_start(world: World, url: str) -> Non
 
 def test_a_busy_server_pauses_the_run(world: World, url: str, jobs: Jobs) -> None:
     job = submit(world, steps=500, metadata={"step_seconds": "0.2"})
-    worker = Worker(replace(worker_process.config(world.home, url), share=0.0))
+    worker = TrainingWorker(replace(worker_process.config(world.home, url), share=0.0))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
@@ -578,22 +578,22 @@ def test_a_busy_server_pauses_the_run(world: World, url: str, jobs: Jobs) -> Non
 def test_the_pace_is_a_share_of_the_time() -> None:
     moments = [PERIOD_SECONDS * n / 100 for n in range(1000)]
     for share in (0.0, 0.25, 0.5, 1.0):
-        pace = Pace(share=share)
+        pace = Throttle(share=share)
         for now in moments:
-            pace.saw(True, now)
-        runs = sum(not pace.paused(now) for now in moments) / len(moments)
+            pace.record(True, now)
+        runs = sum(not pace.should_pause(now) for now in moments) / len(moments)
         assert runs == pytest.approx(share, abs=0.02)
-        assert not pace.paused(moments[-1] + LINGER_SECONDS + 0.99)
+        assert not pace.should_pause(moments[-1] + LINGER_SECONDS + 0.99)
 
 
 def test_what_is_not_a_whole_line_waits(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    assert events.read(tmp_path, 0, {}).end == 0
+    assert events.read_progress(tmp_path, 0, {}).end == 0
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    first = events.read(tmp_path, 0, {})
+    first = events.read_progress(tmp_path, 0, {})
     assert [event.data for event in first.events] == [{"step": 1, "train_loss": 2.0}]
     path.write_bytes(path.read_bytes() + b'ss": NaN}\n{broken\n{"message": "hm", "level": "warn"}\n')
-    rest = events.read(tmp_path, first.end, first.progress)
+    rest = events.read_progress(tmp_path, first.end, first.progress)
     assert [(event.message, event.level) for event in rest.events] == [("hm", "warn")]
     assert rest.end == path.stat().st_size
-    assert events.results(tmp_path).decode().splitlines()[1:] == ["1,2.0,,,"]
+    assert events.results_csv(tmp_path).decode().splitlines()[1:] == ["1,2.0,,,"]

@@ -1,6 +1,6 @@
 """Personal data and secrets: where they stand in a text, and the text with names of their kinds in their place.
 
-Found without any model and without a network: e-mail addresses, phone numbers, card numbers, IBANs, public IP
+PrivateDataCount without any model and without a network: e-mail addresses, phone numbers, card numbers, IBANs, public IP
 addresses, American social security numbers; keys and passwords by ``detect-secrets`` and the patterns below. Names of
 people and postal addresses are not: a finder of one's own can be added, as ``module:function``.
 
@@ -28,7 +28,7 @@ SECRET: Final = "secret"
 PERSONAL: Final = ("email", "phone", "card", "iban", "ip", "ssn")
 """The kinds of personal data found here; a finder of one's own may name others."""
 
-OwnFinder = Callable[[str], Iterable[tuple[int, int, str]]]
+CustomFinder = Callable[[str], Iterable[tuple[int, int, str]]]
 """A text → where findings begin and end in it, and their kinds."""
 
 
@@ -97,7 +97,7 @@ def _apart(text: str, found: Iterable[Finding]) -> list[Finding]:
     return apart
 
 
-def _load(name: str) -> OwnFinder:
+def _load(name: str) -> CustomFinder:
     module, _, function = name.partition(":")
     try:
         finder: Any = getattr(importlib.import_module(module), function)
@@ -108,7 +108,7 @@ def _load(name: str) -> OwnFinder:
         ) from error
     if not callable(finder):
         raise ConfigurationError(f"{name!r} is no function.", param="finder")
-    typed: OwnFinder = finder
+    typed: CustomFinder = finder
     return typed
 
 

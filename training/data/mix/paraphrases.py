@@ -18,15 +18,15 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from graftwork.training.data.clean.duplicates import CommonShingles, Signatures, shingles
-from graftwork.training.data.policy import Policy
+from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.row import Row, is_system
 
-Reason = Literal[
+RejectionReason = Literal[
     "cut", "answer", "copy", "length", "far", "lost", "turned", "speaker", "held_out", "contradicting", "said"
 ]
 """Why a wording is left out, in the order of the checks."""
 
-REASONS: Final[Mapping[Reason, str]] = {
+REJECTION_REASONS: Final[Mapping[RejectionReason, str]] = {
     "cut": "empty or cut off",
     "answer": "answering instead of asking",
     "copy": "the question over again",
@@ -41,7 +41,7 @@ REASONS: Final[Mapping[Reason, str]] = {
 }
 """For people, after their number."""
 
-assert REASONS.keys() == set(get_args(Reason))
+assert REJECTION_REASONS.keys() == set(get_args(RejectionReason))
 
 FEWEST_WORDS: Final = 3
 MOST_WORDS: Final = 60
@@ -68,7 +68,7 @@ class Wording:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reworded:
+class Augmentation:
     """Rows with other wordings, in the order of the rows they were made of, and what became of all wordings."""
 
     rows: tuple[Row, ...]
@@ -77,13 +77,17 @@ class Reworded:
     num_left_alone: int
     """Rows that cannot have any."""
     num_wordings: int
-    left_out: Mapping[Reason, int]
+    left_out: Mapping[RejectionReason, int]
 
-    def said(self) -> Iterator[str]:
+    def describe(self) -> Iterator[str]:
         """For people."""
         wrote = f"Wrote {self.num_wordings:,} other wordings of {self.num_questions:,} questions"
         yield f"{wrote}, kept {len(self.rows):,}."
-        parts = [f"{self.left_out[reason]:,} {REASONS[reason]}" for reason in REASONS if self.left_out.get(reason)]
+        parts = [
+            f"{self.left_out[reason]:,} {REJECTION_REASONS[reason]}"
+            for reason in REJECTION_REASONS
+            if self.left_out.get(reason)
+        ]
         if parts:
             yield f"Other wordings left out: {', '.join(parts)}."
         if self.num_left_alone:
@@ -109,7 +113,9 @@ def reworded(row: Row, text: str) -> Row:
     return row.with_texts(lambda role, was: text if role == "user" else was)
 
 
-def kept(rows: Sequence[Row], wordings: Sequence[Sequence[Wording]], *, held_out: Iterable[Row]) -> Reworded:
+def accept_wordings(
+    rows: Sequence[Row], wordings: Sequence[Sequence[Wording]], *, held_out: Iterable[Row]
+) -> Augmentation:
     """The wordings that may be learned from, as rows.
 
     Args:
@@ -118,21 +124,21 @@ def kept(rows: Sequence[Row], wordings: Sequence[Sequence[Wording]], *, held_out
         held_out: what nothing near to may be learned from.
     """
     able = [row for row in rows if can_be_reworded(row)]
-    left_out: Counter[Reason] = Counter()
+    left_out: Counter[RejectionReason] = Counter()
     candidates: list[Row] = []
     for row, texts in zip(able, wordings, strict=True):
         for wording in texts:
-            if (reason := refusal(row.question, wording)) is not None:
+            if (reason := rejection_of(row.question, wording)) is not None:
                 left_out[reason] += 1
             else:
-                candidates.append(reworded(row, tidied(wording.text)))
+                candidates.append(reworded(row, clean_wording(wording.text)))
     chosen = []
     for row, reason in zip(candidates, _beside(candidates, rows, list(held_out)), strict=True):
         if reason is None:
             chosen.append(row)
         else:
             left_out[reason] += 1
-    return Reworded(
+    return Augmentation(
         rows=tuple(chosen),
         num_questions=len(able),
         num_left_alone=len(rows) - len(able),
@@ -144,23 +150,23 @@ def kept(rows: Sequence[Row], wordings: Sequence[Sequence[Wording]], *, held_out
 # --- a wording beside its question ------------------------------------------------------------------------------------
 
 
-def refusal(question: str, wording: Wording) -> Reason | None:
+def rejection_of(question: str, wording: Wording) -> RejectionReason | None:
     """Why it is no other wording of the question, or None."""
-    text = tidied(wording.text)
-    checks: tuple[tuple[Reason, bool], ...] = (
+    text = clean_wording(wording.text)
+    checks: tuple[tuple[RejectionReason, bool], ...] = (
         ("cut", not wording.ended or not text),
-        ("answer", answers(question, text)),
-        ("copy", copies(question, text)),
-        ("length", not fits(question, text)),
+        ("answer", is_answer(question, text)),
+        ("copy", is_copy(question, text)),
+        ("length", not has_fitting_length(question, text)),
         ("far", not shares_enough(question, text)),
         ("lost", not keeps_what_must_stay(question, text)),
-        ("turned", turns_round(question, text)),
+        ("turned", changes_negation(question, text)),
         ("speaker", speaks_for_another(question, text)),
     )
     return next((reason for reason, holds in checks if holds), None)
 
 
-def tidied(text: str) -> str:
+def clean_wording(text: str) -> str:
     """Without white space and quotation marks around all of it."""
     text = text.strip()
     if len(text) > 1 and (text[0], text[-1]) in _QUOTES and text[0] not in text[1:-1]:
@@ -168,19 +174,19 @@ def tidied(text: str) -> str:
     return text
 
 
-def answers(question: str, text: str) -> bool:
+def is_answer(question: str, text: str) -> bool:
     """Whether it speaks as an assistant does, or as a transcript: what no user's question does unless this one did."""
     new_lines = "\n" in text and "\n" not in question
     return new_lines or any(there.search(text) and not there.search(question) for there in _ASSISTANT)
 
 
-def copies(question: str, text: str) -> bool:
+def is_copy(question: str, text: str) -> bool:
     """Whether it is the same words, or all but the same: by the measure for rows that say nearly the same."""
     asked, said = shingles(question), shingles(text)
     return len(np.intersect1d(asked, said)) >= COPIED * len(np.union1d(asked, said))
 
 
-def fits(question: str, text: str) -> bool:
+def has_fitting_length(question: str, text: str) -> bool:
     """Whether it is about as long."""
     return SHORTEST <= len(_words(text)) / max(len(_words(question)), 1) <= LONGEST
 
@@ -197,7 +203,7 @@ def keeps_what_must_stay(question: str, text: str) -> bool:
     return _fixed(question) == _fixed(text) and all(quote in text for quote in _QUOTED.findall(question))
 
 
-def turns_round(question: str, text: str) -> bool:
+def changes_negation(question: str, text: str) -> bool:
     """Whether a question became none, or what asks nothing a question; or one says not and the other does not."""
     marked, still_marked = (any(mark in said for mark in "?？؟") for said in (question, text))
     asked, asks = marked or bool(_ASKING.search(question)), still_marked or bool(_ASKING.search(text))
@@ -215,10 +221,12 @@ def speaks_for_another(question: str, text: str) -> bool:
 
 # --- a wording beside all others --------------------------------------------------------------------------------------
 
-NEAR: Final = Policy().near or 1.0
+NEAR: Final = DataPolicy().near or 1.0
 
 
-def _beside(candidates: Sequence[Row], rows: Sequence[Row], held_out: Sequence[Row]) -> Iterator[Reason | None]:
+def _beside(
+    candidates: Sequence[Row], rows: Sequence[Row], held_out: Sequence[Row]
+) -> Iterator[RejectionReason | None]:
     """Of each candidate why it must not stand beside the others, in their order: of two the first stays."""
     others = [*held_out, *rows]
     common, signatures = CommonShingles(), Signatures(NEAR)
@@ -238,7 +246,7 @@ def _beside(candidates: Sequence[Row], rows: Sequence[Row], held_out: Sequence[R
     for number in range(len(others), len(everyone)):
         row = everyone[number]
         beside = (near[number] | set(same[row.question_key()])) - out
-        reason: Reason | None = None
+        reason: RejectionReason | None = None
         if any(one < len(held_out) for one in beside):
             reason = "held_out"
         elif any(everyone[one].answer != row.answer for one in beside):

@@ -12,11 +12,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.data.row import Row
 
-DEFAULT_SHARE = 0.25
+DEFAULT_REPLAY_SHARE = 0.25
 
 
-def replay(
-    older: Mapping[str, Sequence[Row]], num_new: int, *, share: float = DEFAULT_SHARE, seed: int = 0
+def sample_replay(
+    older: Mapping[str, Sequence[Row]], num_new: int, *, share: float = DEFAULT_REPLAY_SHARE, seed: int = 0
 ) -> list[Row]:
     """Rows of ``older`` rounds, by the rounds' names: so many that they are ``share`` of all that is learned from,
     beside ``num_new`` new ones; every one, if there are fewer.

@@ -27,8 +27,8 @@ from graftwork.training.data.row import BadRow, Row, Unusable, group_of, is_unic
 FIELDS: Final = ({"interaction_id"}, {"interaction", "feedback"}, {"id", "completions"})
 """A record that has all of one of these is an answer or feedback."""
 
-Said = Mapping[str, Any]
-Choice = tuple[str, int]
+FeedbackRecord = Mapping[str, Any]
+AnswerChoice = tuple[str, int]
 """An answer's id and the index of one of its choices."""
 
 WHOLE: Final = "stop"
@@ -48,7 +48,7 @@ def rows(files: Sequence[tuple[str, Iterable[Record]]]) -> Iterator[Row | BadRow
     ``files`` are names of files and the records in them: what one says may be about answers in another.
     """
     answers: dict[str, Mapping[str, Any]] = {}
-    said: defaultdict[str, _Judgements] = defaultdict(_Judgements)
+    said: defaultdict[str, _AnswerFeedback] = defaultdict(_AnswerFeedback)
     for name, records in files:
         for line, record in records:
             try:
@@ -68,7 +68,7 @@ def rows(files: Sequence[tuple[str, Iterable[Record]]]) -> Iterator[Row | BadRow
         yield row if grouped or isinstance(row, BadRow) else replace(row, group=None)
 
 
-def _rows(answers: _Answers, said: Mapping[str, _Judgements]) -> Iterator[Row | BadRow]:
+def _rows(answers: _Answers, said: Mapping[str, _AnswerFeedback]) -> Iterator[Row | BadRow]:
     for id, judgements in said.items():
         source, line = judgements.place
         for choice in judgements.choices():
@@ -107,13 +107,13 @@ def _parts(record: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 @dataclass(slots=True)
-class _Judgements:
+class _AnswerFeedback:
     """What was said of one answer, in the order it was said."""
 
     place: tuple[str, int] = ("", 0)
-    said: list[Said] = field(default_factory=list)
+    said: list[FeedbackRecord] = field(default_factory=list)
 
-    def add(self, place: tuple[str, int], said: Said) -> None:
+    def add(self, place: tuple[str, int], said: FeedbackRecord) -> None:
         if not self.said:
             self.place = place
         self.said.append(said)
@@ -121,7 +121,7 @@ class _Judgements:
     def choices(self) -> list[int]:
         return sorted({_index(one, "choice") for one in self.said})
 
-    def rows(self, which: Choice, answers: _Answers) -> Iterator[Row]:
+    def rows(self, which: AnswerChoice, answers: _Answers) -> Iterator[Row]:
         said = sorted((one for one in self.said if _index(one, "choice") == which[1]), key=_order)
         row, whole = answers.row(which)
         corrected = _last(said, "correction")
@@ -154,7 +154,7 @@ class _Answers:
     def __init__(self, logged: Mapping[str, Mapping[str, Any]]) -> None:
         self._logged = logged
 
-    def row(self, which: Choice) -> tuple[Row, bool]:
+    def row(self, which: AnswerChoice) -> tuple[Row, bool]:
         """The question and the answer, and whether the answer came to its end."""
         id, index = which
         if id not in self._logged:
@@ -171,7 +171,7 @@ class _Answers:
         group = group_of(user) if isinstance(user, str) and user and is_unicode(user) else None
         return replace(row, interactions=(id,), group=group), completion.get("finish_reason", WHOLE) == WHOLE
 
-    def better(self, row: Row, said: Said) -> Row:
+    def better(self, row: Row, said: FeedbackRecord) -> Row:
         """The row with the answer it was preferred over."""
         other, _ = self.row((_text(said, "preferred_over"), _index(said, "preferred_over_choice")))
         if (other.messages[:-1], other.prompt) != (row.messages[:-1], row.prompt):
@@ -206,7 +206,7 @@ def _with_answer(row: Row, answer: str) -> Row:
     return replace(row, messages=(*row.messages[:-1], {"role": "assistant", "content": answer}))
 
 
-def _by_person(said: list[Said], name: str) -> list[Any]:
+def _by_person(said: list[FeedbackRecord], name: str) -> list[Any]:
     """What each said last."""
     last: dict[Any, Any] = {}
     for one in said:
@@ -215,11 +215,11 @@ def _by_person(said: list[Said], name: str) -> list[Any]:
     return list(last.values())
 
 
-def _last(said: list[Said], name: str) -> Any:
+def _last(said: list[FeedbackRecord], name: str) -> Any:
     return next((one[name] for one in reversed(said) if one.get(name) is not None), None)
 
 
-def _order(said: Said) -> tuple[int, str]:
+def _order(said: FeedbackRecord) -> tuple[int, str]:
     id, at = said.get("id"), said.get("at")
     return (id if isinstance(id, int) else 0, at if isinstance(at, str) else "")
 

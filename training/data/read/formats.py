@@ -13,7 +13,7 @@ from typing import Any, Final
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.messages import read_message
 from graftwork.training.data.read.columns import ANSWERS, QUESTIONS, USERS, Columns
-from graftwork.training.data.row import SIDES, Row, Side, Unusable, group_of, is_unicode
+from graftwork.training.data.row import SPLITS, Row, SplitName, Unusable, group_of, is_unicode
 
 PROMPT_CHANGING: Final = ("tools", "functions")
 """Fields that would change what stands before the answer: refused rather than left out."""
@@ -29,7 +29,7 @@ LABELS: Final = {
     **dict.fromkeys(("true", "1", "yes", "up", "good", "desirable"), True),
     **dict.fromkeys(("false", "0", "no", "down", "bad", "undesirable"), False),
 }
-SIDE_NAMES: Final[dict[str, Side]] = {
+SIDE_NAMES: Final[dict[str, SplitName]] = {
     "train": "train",
     "training": "train",
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
@@ -400,11 +400,11 @@ def _group(fields: Fields, columns: Columns) -> str | None:
     return group_of(_whole(str(user), str(name)))
 
 
-def _split(fields: Fields, columns: Columns) -> Side | None:
+def _split(fields: Fields, columns: Columns) -> SplitName | None:
     if columns.split is None:
         return None
     value = fields.get(columns.split)
     side = SIDE_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
     if side is None:
-        raise Unusable(f"{columns.split!r} is {value!r}; it must be one of {', '.join(SIDES)}")
+        raise Unusable(f"{columns.split!r} is {value!r}; it must be one of {', '.join(SPLITS)}")
     return side

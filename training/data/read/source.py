@@ -20,7 +20,7 @@ from graftwork.training.data.read import feedback
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.formats import FORMATS, convert, known_formats, question_and_answer, recognise
 from graftwork.training.data.read.lines import Record, json_records, passages, table_records
-from graftwork.training.data.row import BadRow, Row, Side, Unusable
+from graftwork.training.data.row import BadRow, Row, SplitName, Unusable
 
 DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
 JSON_FILES: Final = frozenset({".jsonl", ".ndjson", ".json"})
@@ -48,7 +48,7 @@ class Source:
     open: Callable[[], Iterator[Record]]
     columns: Columns = field(default_factory=Columns)
     format: str | None = None
-    split: Side | None = None
+    split: SplitName | None = None
     digest: str | None = None
     others: tuple[Source, ...] = ()
     formats: Counter[str] = field(default_factory=Counter)
@@ -102,7 +102,7 @@ class Source:
 
 
 def file_source(
-    path: Path, columns: Columns | None = None, *, format: str | None = None, split: Side | None = None
+    path: Path, columns: Columns | None = None, *, format: str | None = None, split: SplitName | None = None
 ) -> Source:
     """A file in UTF-8: ``.jsonl``, ``.ndjson`` or ``.json``, ``.csv`` or ``.tsv``, ``.txt`` or ``.md``.
 

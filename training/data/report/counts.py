@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.data.report.numbers import (
-    Labels,
+    LabelCounter,
+    LengthDistribution,
     Lengths,
-    Spread,
 )
 from graftwork.training.data.row import (
-    SIDES,
+    SPLITS,
     Kind,
     Row,
-    Side,
+    SplitName,
 )
 
 
 @dataclass(kw_only=True)
-class _Counts:
+class RowCounts:
     """What is counted of the rows that are kept."""
 
     prompts: Prompts | None
@@ -30,8 +30,8 @@ class _Counts:
     kinds: Counter[Kind] = field(default_factory=Counter)
     num_corrections: int = 0
     groups: set[str] = field(default_factory=set)
-    digests: dict[Side, list[bytes]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    labels: Labels = field(default_factory=Labels)
+    digests: dict[SplitName, list[bytes]] = field(default_factory=lambda: {side: [] for side in SPLITS})
+    labels: LabelCounter = field(default_factory=LabelCounter)
     questions: array[int] = field(default_factory=lambda: array("L"))
     answers: array[int] = field(default_factory=lambda: array("L"))
     whole: array[int] = field(default_factory=lambda: array("L"))
@@ -42,7 +42,7 @@ class _Counts:
     def num(self) -> int:
         return sum(map(len, self.digests.values()))
 
-    def add(self, row: Row, side: Side) -> None:
+    def add(self, row: Row, side: SplitName) -> None:
         self.kinds[row.kind] += 1
         self.num_corrections += row.corrected
         if row.group is not None:
@@ -64,9 +64,9 @@ class _Counts:
         limit = self.max_length if self.prompts is not None else None
         return Lengths(
             unit="characters" if self.prompts is None else "tokens",
-            question=Spread.of(self.questions),
-            answer=Spread.of(self.answers),
-            row=Spread.of(self.whole),
+            question=LengthDistribution.of(self.questions),
+            answer=LengthDistribution.of(self.answers),
+            row=LengthDistribution.of(self.whole),
             limit=limit,
             over=0 if limit is None else sum(length > limit for length in self.whole),
             refused=self.num_refused,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from graftwork.training.data.report.numbers import (
-    Conflict,
-    Twins,
-    Verdict,
+    AnswerConflict,
+    ContradictingAnswer,
+    NearDuplicates,
 )
 from graftwork.training.data.row import (
     PLACES_SHOWN,
@@ -19,7 +19,7 @@ from graftwork.training.data.row import (
 EXCERPT_CHARS: Final = 200
 
 
-class _Texts:
+class RowExcerpts:
     """Excerpts of the few rows that are shown."""
 
     def __init__(self, wanted: set[int]) -> None:
@@ -34,25 +34,25 @@ class _Texts:
     def knows(self, *numbers: int) -> bool:
         return self._seen.keys() >= {*numbers}
 
-    def twins(self, one: int, other: int) -> Twins:
+    def twins(self, one: int, other: int) -> NearDuplicates:
         (question, answer, place), (other_question, other_answer, other_place) = self._seen[one], self._seen[other]
-        return Twins(
+        return NearDuplicates(
             text=f"{question} → {answer}",
             place=place,
             other_text=f"{other_question} → {other_answer}",
             other_place=other_place,
         )
 
-    def conflict(self, numbers: Sequence[int]) -> Conflict:
+    def conflict(self, numbers: Sequence[int]) -> AnswerConflict:
         places: defaultdict[str, list[str]] = defaultdict(list)
         for number in numbers:
             _, answer, place = self._seen[number]
             places[answer].append(place)
         verdicts = tuple(
-            Verdict(text=answer, rows=len(where), places=tuple(where[:PLACES_SHOWN]))
+            ContradictingAnswer(text=answer, rows=len(where), places=tuple(where[:PLACES_SHOWN]))
             for answer, where in places.items()
         )
-        return Conflict(question=self._seen[numbers[0]][0], verdicts=verdicts)
+        return AnswerConflict(question=self._seen[numbers[0]][0], verdicts=verdicts)
 
 
 def _excerpt(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from graftwork.training.data.row import PLACES_SHOWN, SIDES, BadRow, Kind, Side
+from graftwork.training.data.row import PLACES_SHOWN, SPLITS, BadRow, Kind, SplitName
 
 MAX_LABEL_CHARS: Final = 80
 MAX_LABELS: Final = 1_000
@@ -21,7 +21,7 @@ ROWS_PER_LABEL: Final = 4
 FEW_ROWS: Final = 5
 BAR_COUNT: Final = 24
 
-Fate = Literal["kept", "bad", "private", "same", "near", "conflict", "held_out"]
+RowOutcome = Literal["kept", "bad", "private", "same", "near", "conflict", "held_out"]
 """What became of a row. ``private``: left out for what it says of somebody; ``same`` and ``near``: another says it;
 ``held_out``: it asks what is asked on another side of the split."""
 
@@ -39,7 +39,7 @@ class SourceReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class PrivateDataCount:
     """What was found of one kind of private data, where first, and what was done about it."""
 
     kind: str
@@ -50,7 +50,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bar:
+class HistogramBin:
     """Of a histogram: how many values are from ``low`` to ``high``, both included."""
 
     low: int
@@ -59,17 +59,17 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
+class LengthDistribution:
     """How many values lie where. All 0 and no bars where there are none."""
 
     median: int
     p95: int
     longest: int
     total: int
-    bars: tuple[Bar, ...]
+    bars: tuple[HistogramBin, ...]
 
     @classmethod
-    def of(cls, values: Sequence[int]) -> Spread:
+    def of(cls, values: Sequence[int]) -> LengthDistribution:
         if not len(values):
             return cls(median=0, p95=0, longest=0, total=0, bars=())
         numbers = np.asarray(values, dtype=np.int64)
@@ -86,9 +86,9 @@ class Lengths:
     """
 
     unit: Literal["tokens", "characters"]
-    question: Spread
-    answer: Spread
-    row: Spread
+    question: LengthDistribution
+    answer: LengthDistribution
+    row: LengthDistribution
     limit: int | None = None
     over: int = 0
     refused: int = 0
@@ -96,7 +96,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Label:
+class LabelCount:
     """An answer that many rows have."""
 
     text: str
@@ -110,7 +110,7 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class ContradictingAnswer:
     """One of the answers to one question: how many rows give it, and where they stand."""
 
     text: str
@@ -119,15 +119,15 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Conflict:
+class AnswerConflict:
     """One question that has several answers."""
 
     question: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[ContradictingAnswer, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Twins:
+class NearDuplicates:
     """Two rows that are nearly the same; the second was left out, or has another answer."""
 
     text: str
@@ -137,16 +137,16 @@ class Twins:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class DataReport:
     """All there is to say of a data set. ``fates`` add up to the rows that were read."""
 
     sources: tuple[SourceReport, ...]
-    fates: Mapping[Fate, int]
+    fates: Mapping[RowOutcome, int]
     bad: tuple[BadRow, ...]
     """The first of the rows that could not be used."""
 
     repaired: int
-    found: tuple[Found, ...]
+    found: tuple[PrivateDataCount, ...]
     kinds: Mapping[Kind, int]
     """Of the rows that are kept."""
 
@@ -154,20 +154,20 @@ class Report:
     users: int
     """Groups of rows that stay together, by user."""
 
-    sides: Mapping[Side, int]
-    side_digests: Mapping[Side, str]
+    sides: Mapping[SplitName, int]
+    side_digests: Mapping[SplitName, str]
     digest: str
     lengths: Lengths
-    labels: tuple[Label, ...]
+    labels: tuple[LabelCount, ...]
     """The most frequent first; empty when answers are no labels."""
 
     num_conflicts: int
-    conflicts: tuple[Conflict, ...]
+    conflicts: tuple[AnswerConflict, ...]
     conflict_action: str
-    twins: tuple[Twins, ...]
+    twins: tuple[NearDuplicates, ...]
     num_near_conflicts: int
-    near_conflicts: tuple[Twins, ...]
-    shares: Mapping[Side, float]
+    near_conflicts: tuple[NearDuplicates, ...]
+    shares: Mapping[SplitName, float]
     """Of the rows, as wished for."""
 
     notes: tuple[str, ...] = ()
@@ -186,33 +186,33 @@ class Report:
         return asdict(self)
 
 
-def report_from_json(fields: Mapping[str, Any]) -> Report:
+def report_from_json(fields: Mapping[str, Any]) -> DataReport:
     """A report that ``to_json`` wrote. ValueError for anything else."""
-    return TypeAdapter(Report).validate_python(dict(fields))
+    return TypeAdapter(DataReport).validate_python(dict(fields))
 
 
 @dataclass(kw_only=True)
-class Labels:
+class LabelCounter:
     """Counts answers as long as they may be labels."""
 
-    counts: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    counts: Counter[tuple[str, SplitName]] = field(default_factory=Counter)
     num_rows: int = 0
     are_texts: bool = False
 
-    def add(self, answer: str, side: Side) -> None:
+    def add(self, answer: str, side: SplitName) -> None:
         self.num_rows += 1
         if self.are_texts:
             return
         self.counts[answer, side] += 1
-        if len(answer) > MAX_LABEL_CHARS or len(self.counts) > len(SIDES) * MAX_LABELS:
+        if len(answer) > MAX_LABEL_CHARS or len(self.counts) > len(SPLITS) * MAX_LABELS:
             self.are_texts = True
             self.counts.clear()
 
-    def found(self) -> tuple[Label, ...]:
+    def found(self) -> tuple[LabelCount, ...]:
         texts = {text for text, _ in self.counts}
         if self.are_texts or len(texts) < 2 or len(texts) * ROWS_PER_LABEL > self.num_rows:
             return ()
-        labels = [Label(text=text, **{side: self.counts[text, side] for side in SIDES}) for text in texts]
+        labels = [LabelCount(text=text, **{side: self.counts[text, side] for side in SPLITS}) for text in texts]
         return tuple(sorted(labels, key=lambda label: (-label.rows, label.text)))
 
 
@@ -233,9 +233,9 @@ class PrivateCounts:
             if len(first) < PLACES_SHOWN:
                 first.append(place)
 
-    def found(self) -> tuple[Found, ...]:
+    def found(self) -> tuple[PrivateDataCount, ...]:
         return tuple(
-            Found(
+            PrivateDataCount(
                 kind=kind,
                 action=self.action.get(kind, self.action["personal"]),
                 findings=num,
@@ -246,7 +246,7 @@ class PrivateCounts:
         )
 
 
-def notes(report: Report) -> tuple[str, ...]:
+def notes(report: DataReport) -> tuple[str, ...]:
     """What in these numbers somebody should look at, the gravest first, each with what to do."""
     said = []
     train, held = report.sides["train"], report.sides["validation"] + report.sides["test"]
@@ -284,7 +284,7 @@ def notes(report: Report) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _label_notes(labels: Sequence[Label]) -> list[str]:
+def _label_notes(labels: Sequence[LabelCount]) -> list[str]:
     said = []
     rare = [label for label in labels if label.train < FEW_ROWS]
     if rare:
@@ -308,7 +308,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _bars(numbers: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Bar, ...]:
+def _bars(numbers: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[HistogramBin, ...]:
     """Equally wide ones of a round width; the last takes the few values far above the others."""
     top = int(np.percentile(numbers, 99.5, method="higher"))
     width = _round_up(math.ceil((top + 1) / BAR_COUNT))
@@ -318,7 +318,7 @@ def _bars(numbers: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Bar, ...]:
     lows = [place * width for place in range(num)]
     highs = [low + width - 1 for low in lows[:-1]] + [max(int(numbers.max()), lows[-1] + width - 1)]
     return tuple(
-        Bar(low=low, high=high, count=int(count)) for low, high, count in zip(lows, highs, counts, strict=True)
+        HistogramBin(low=low, high=high, count=int(count)) for low, high, count in zip(lows, highs, counts, strict=True)
     )
 
 

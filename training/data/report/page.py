@@ -9,10 +9,16 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from graftwork.version import __version__
 from graftwork.training.data.report import words
-from graftwork.training.data.report.numbers import Conflict, Label, Report, Spread, Twins
-from graftwork.training.data.row import SIDES
+from graftwork.training.data.report.numbers import (
+    AnswerConflict,
+    DataReport,
+    LabelCount,
+    LengthDistribution,
+    NearDuplicates,
+)
+from graftwork.training.data.row import SPLITS
+from graftwork.version import __version__
 
 COLOURS: Final = {
     "kept": "var(--good)",
@@ -58,7 +64,7 @@ PAGE: Final = """<!doctype html>
 """
 
 
-def page(report: Report, title: str) -> str:
+def render_page(report: DataReport, title: str) -> str:
     """The whole page."""
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -66,7 +72,7 @@ def page(report: Report, title: str) -> str:
         f"<code>{report.digest}</code></p>",
         _notes(report.notes),
         _section("What became of the rows", _stacked(words.fates(report)), _sources(report)),
-        _section("Split", _stacked([(side, words.SIDE_NOUNS[side], report.sides[side]) for side in SIDES])),
+        _section("Split", _stacked([(side, words.SIDE_NOUNS[side], report.sides[side]) for side in SPLITS])),
         _lengths(report),
         _labels(report.labels),
         _private(report),
@@ -91,7 +97,7 @@ def _notes(notes: Sequence[str]) -> str:
     return f'<section class="look"><h2>Look at</h2><ul>{items}</ul></section>'
 
 
-def _sources(report: Report) -> str:
+def _sources(report: DataReport) -> str:
     items = "".join(f"<li><b>{escape(name)}</b>: {escape(what)}</li>" for name, what in words.sources(report))
     kinds = ", ".join(f"{number:,} {words.KINDS[kind]}" for kind, number in report.kinds.items())
     facts = [f"Kept are {kinds}." if kinds else ""]
@@ -125,7 +131,7 @@ def _stacked(parts: Sequence[tuple[str, str, int]]) -> str:
     )
 
 
-def histogram(spread: Spread, name: str, limit: int | None = None) -> str:
+def histogram(spread: LengthDistribution, name: str, limit: int | None = None) -> str:
     """Bars with their range below and the most frequent count above; a line at ``limit``, if it is among them."""
     if not spread.bars:
         return ""
@@ -158,7 +164,7 @@ def histogram(spread: Spread, name: str, limit: int | None = None) -> str:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def _lengths(report: Report) -> str:
+def _lengths(report: DataReport) -> str:
     lengths = report.lengths
     figures = []
     for name, spread in (("Question", lengths.question), ("Answer", lengths.answer), ("Row", lengths.row)):
@@ -168,26 +174,26 @@ def _lengths(report: Report) -> str:
     return _section(f"Lengths in {lengths.unit}", f'<div class="side">{"".join(figures)}</div>')
 
 
-def _labels(labels: Sequence[Label]) -> str:
+def _labels(labels: Sequence[LabelCount]) -> str:
     if not labels:
         return ""
     most = labels[0].rows
     rows = []
     for label in labels:
         position, bars = 0.0, []
-        for side in SIDES:
+        for side in SPLITS:
             width = 300 * getattr(label, side) / most
             bars.append(f'<rect x="{position:.1f}" width="{width:.1f}" height="12" style="fill:{COLOURS[side]}"/>')
             position += width
         picture = f'<svg viewBox="0 0 300 12" preserveAspectRatio="none" style="height:12px">{"".join(bars)}</svg>'
-        numbers = "".join(f'<td class="number">{getattr(label, side):,}</td>' for side in SIDES)
+        numbers = "".join(f'<td class="number">{getattr(label, side):,}</td>' for side in SPLITS)
         rows.append(f'<tr><td class="text">{escape(label.text)}</td><td width="45%">{picture}</td>{numbers}</tr>')
-    heads = "".join(f'<th class="number">{words.SIDE_NOUNS[side]}</th>' for side in SIDES)
+    heads = "".join(f'<th class="number">{words.SIDE_NOUNS[side]}</th>' for side in SPLITS)
     table = f"<table><tr><th>label</th><th></th>{heads}</tr>{''.join(rows)}</table>"
     return _section(f"{len(labels)} labels", table)
 
 
-def _private(report: Report) -> str:
+def _private(report: DataReport) -> str:
     if not report.found:
         return ""
     rows = [
@@ -197,7 +203,7 @@ def _private(report: Report) -> str:
     return _section("Private data", _table(("kind", "found", "rows", "what became of it", "first"), rows))
 
 
-def _conflicts(conflicts: Sequence[Conflict], total: int) -> str:
+def _conflicts(conflicts: Sequence[AnswerConflict], total: int) -> str:
     rows = [
         (conflict.question, verdict.text, f"{verdict.rows:,}", ", ".join(verdict.places))
         for conflict in conflicts
@@ -207,12 +213,12 @@ def _conflicts(conflicts: Sequence[Conflict], total: int) -> str:
     return _section(f"One question, several answers ({total:,})", table) if total else ""
 
 
-def _twins(heading: str, twins: Sequence[Twins], total: int) -> str:
+def _twins(heading: str, twins: Sequence[NearDuplicates], total: int) -> str:
     rows = [(pair.place, pair.text, pair.other_place, pair.other_text) for pair in twins]
     return _section(f"{heading} ({total:,})", _table(("where", "one", "where", "the other"), rows)) if total else ""
 
 
-def _bad(report: Report) -> str:
+def _bad(report: DataReport) -> str:
     total = report.fates.get("bad", 0)
     rows = [(row.source, str(row.line), row.reason) for row in report.bad]
     table = _table(("source", "line", "why"), rows)

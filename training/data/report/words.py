@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from graftwork.training.data.report.numbers import Fate, Report
-from graftwork.training.data.row import SIDES
+from graftwork.training.data.report.numbers import DataReport, RowOutcome
+from graftwork.training.data.row import SPLITS
 
-FATES: Final[dict[Fate, str]] = {
+FATES: Final[dict[RowOutcome, str]] = {
     "kept": "kept",
     "same": "said already",
     "near": "nearly said already",
@@ -29,7 +29,7 @@ FORMATS: Final = {
     "openai-dpo": "OpenAI preferences",
     "preference": "preferences",
     "sharegpt": "ShareGPT",
-    "kto": "judged answers (KTO)",
+    "kto": "judged answers (TokenIdKTOTrainer)",
     "scored": "scored answers",
     "alpaca": "Alpaca",
     "completion": "prompts and completions",
@@ -45,7 +45,7 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def sources(report: Report) -> Iterator[tuple[str, str]]:
+def sources(report: DataReport) -> Iterator[tuple[str, str]]:
     """Of each source its name, and what it was taken for."""
     for source in report.sources:
         formats = ", ".join(
@@ -59,11 +59,11 @@ def sources(report: Report) -> Iterator[tuple[str, str]]:
         yield source.name, f"{count(source.rows, 'row')} read as {formats or 'nothing'}{columns}"
 
 
-def fates(report: Report) -> list[tuple[Fate, str, int]]:
+def fates(report: DataReport) -> list[tuple[RowOutcome, str, int]]:
     """What became of the rows: those fates that any had, the kept ones first."""
     return [(fate, noun, report.fates[fate]) for fate, noun in FATES.items() if report.fates.get(fate)]
 
 
-def split(report: Report) -> str:
+def split(report: DataReport) -> str:
     """``240 training · 30 validation · 30 test``."""
-    return " · ".join(f"{report.sides[side]:,} {SIDE_NOUNS[side]}" for side in SIDES)
+    return " · ".join(f"{report.sides[side]:,} {SIDE_NOUNS[side]}" for side in SPLITS)

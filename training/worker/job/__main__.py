@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from graftwork.training.worker.job.runner import Job
+from graftwork.training.worker.job.runner import JobRunner
 
 
 def main() -> int:
@@ -13,4 +13,4 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python -m graftwork.training.worker.job FOLDER", file=sys.stderr)
         return 2
-    return Job(Path(sys.argv[1])).run()
+    return JobRunner(Path(sys.argv[1])).run()

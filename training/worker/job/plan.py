@@ -12,28 +12,28 @@ from typing import Any, Final
 
 from graftwork.adapters.base import prepare
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.adapters.learning.job import CONTROL
-from graftwork.adapters.storage.durable import write_whole
+from graftwork.adapters.learning.job import CONTROL_KEY
+from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.config import METHODS, TrainConfig
-from graftwork.training.data.row import Side
+from graftwork.training.data.row import SplitName
 from graftwork.training.data.store import DataStore
-from graftwork.training.methods.rows import choose, count, named
+from graftwork.training.methods.rows import choose_method, count_signals, method_named
 from graftwork.training.run.folder import (
     ANSWERS_FILE,
     FEEDBACK_FILE,
-    RESULT,
-    SPEC,
-    WORDINGS,
+    RESULT_FILE,
+    SPEC_FILE,
+    WORDINGS_FILE,
 )
-from graftwork.training.run.material import Material, kept, read
-from graftwork.training.run.plan import Parent, Run, assemble, written
+from graftwork.training.run.material import Material, read_data_set, read_files
+from graftwork.training.run.plan import ParentVersion, TrainingRun, assemble_run, default_writer
 from graftwork.training.worker.job.__main__ import main
 from graftwork.training.worker.job.spec import AUTO, JobSpec
 
-NAMES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs", "lora_rank": "rank"}
+HYPERPARAMETER_ALIASES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs", "lora_rank": "rank"}
 """Other names that hyperparameters go by, and what they are called here."""
 
-NOT_BUILT: Final[Mapping[str, str]] = {
+UNSUPPORTED_METHODS: Final[Mapping[str, str]] = {
     "prompt_tuning": "prompt tuning, which serving does not know",
     "prefix_tuning": "prefix tuning, which serving does not know",
     "full": "full fine-tuning, whose result cannot be swapped while serving: graftwork train --local --full exports it",
@@ -43,34 +43,34 @@ NOT_BUILT: Final[Mapping[str, str]] = {
 # --- from what is asked to a run --------------------------------------------------------------------------------------
 
 
-def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run:
+def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> TrainingRun:
     """The run that a folder asks for. Raises ConfigurationError for what is not understood, InvalidRequest when there
     is nothing to learn."""
-    if spec.method in NOT_BUILT:
+    if spec.method in UNSUPPORTED_METHODS:
         raise ConfigurationError(
-            f"This version does not do {NOT_BUILT[spec.method]}. It does {', '.join(METHODS)}, and auto.",
+            f"This version does not do {UNSUPPORTED_METHODS[spec.method]}. It does {', '.join(METHODS)}, and auto.",
             param="method",
         )
-    given = knobs(spec.hyperparameters)
-    if CONTROL in spec.metadata:
+    given = parse_hyperparameters(spec.hyperparameters)
+    if CONTROL_KEY in spec.metadata:
         spec = with_all_rounds(folder, spec)
     older = dict(older_rounds(folder, spec)) if spec.parent is not None and spec.parent_folder is not None else {}
     # Feedback comes again in every round, with more: what was learned from is not held out now.
     learned = [row for round_ in older.values() for row in round_.sides["train"]] if _is_feedback(spec) else []
-    material = material_of(spec, earlier={row.question_key(): "train" for row in learned})
+    material = job_material(spec, earlier={row.question_key(): "train" for row in learned})
     if _wants_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
         say(
             f"{len(material.held_out):,} of {material.num_rows:,} rows are held out, more than the usual "
             f"{TrainConfig().validation:.0%}: with fewer, the gates could not say anything."
         )
     if spec.method == AUTO:
-        choice = choose(count(row for rows in material.sides.values() for row in rows))
+        choice = choose_method(count_signals(row for rows in material.sides.values() for row in rows))
         method, reason = choice.method, choice.reason
     else:
-        method, reason = named(spec.method), ""
+        method, reason = method_named(spec.method), ""
     parent = None
     if spec.parent is not None and spec.parent_folder is not None:
-        parent = Parent(name=spec.parent_name or spec.name, version=spec.parent, folder=spec.parent_folder)
+        parent = ParentVersion(name=spec.parent_name or spec.name, version=spec.parent, folder=spec.parent_folder)
     teacher = None
     if isinstance(given.get("teacher"), str):
         teacher = prepare(given["teacher"], folder.parent.parent, lambda title, fraction: None)
@@ -82,10 +82,10 @@ def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run
     except TypeError as error:  # a word where a number belongs
         raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
     if config.variant == "full":
-        raise ConfigurationError(f"Jobs do not do {NOT_BUILT['full']}.", param="variant")
+        raise ConfigurationError(f"Jobs do not do {UNSUPPORTED_METHODS['full']}.", param="variant")
     _remember_answers(folder, (material, *older.values()))
-    writer = partial(written, kept=folder / WORDINGS, on_progress=_told(say))
-    return assemble(
+    writer = partial(default_writer, kept=folder / WORDINGS_FILE, on_progress=_wording_progress(say))
+    return assemble_run(
         spec.name,
         material,
         base=spec.base,
@@ -98,7 +98,7 @@ def planned(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Run
     )
 
 
-def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
+def _wording_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
     """Says how far the other wordings are, at most ten times."""
     last = -1
 
@@ -111,18 +111,18 @@ def _told(say: Callable[[str], None]) -> Callable[[int, int], None]:
     return tell
 
 
-def rival(spec: JobSpec, run: Run) -> str | None:
+def compared_version(spec: JobSpec, run: TrainingRun) -> str | None:
     """The version that a candidate is held against: the one it continues; of a control, the one it might have."""
-    return spec.metadata.get(CONTROL) if run.parent is None else _parent(run)
+    return spec.metadata.get(CONTROL_KEY) if run.parent is None else parent_id(run)
 
 
-def knobs(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+def parse_hyperparameters(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of TrainConfig by name, and ``learning_rate_multiplier``; ``"auto"`` is left out. ConfigurationError for a
     name that is none."""
     known = {field.name for field in dataclasses.fields(TrainConfig)} - {"method"} | {"learning_rate_multiplier"}
     found: dict[str, Any] = {}
     for name, value in hyperparameters.items():
-        field = NAMES.get(name, name)
+        field = HYPERPARAMETER_ALIASES.get(name, name)
         if field not in known:
             raise ConfigurationError(
                 f"{name!r} is no hyperparameter. There are {', '.join(sorted(known))}.", param=f"hyperparameters.{name}"
@@ -136,15 +136,15 @@ FEWEST_HELD_OUT: Final = 25
 """Rows of feedback that say what is right are held out: some more than the gates want, since not all can be asked."""
 
 
-def material_of(spec: JobSpec, *, earlier: Mapping[int, Side] | None = None) -> Material:
+def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None) -> Material:
     """The rows of a run: of its files, or of the kept data set that its folder is. ``earlier``: on which side questions
     were before."""
     if len(spec.data) == 1 and spec.data[0].is_dir():
         folder = spec.data[0]
-        return kept(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
-    share = knobs(spec.hyperparameters).get("validation", TrainConfig().validation)
+        return read_data_set(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
+    share = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
     fewest = FEWEST_HELD_OUT if _wants_more(spec) else 0
-    return read(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
+    return read_files(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
 
 
 def _is_feedback(spec: JobSpec) -> bool:
@@ -153,7 +153,7 @@ def _is_feedback(spec: JobSpec) -> bool:
 
 def _wants_more(spec: JobSpec) -> bool:
     """Whether a run may hold out more than the usual share: of feedback, where nobody said how much."""
-    return _is_feedback(spec) and "validation" not in knobs(spec.hyperparameters)
+    return _is_feedback(spec) and "validation" not in parse_hyperparameters(spec.hyperparameters)
 
 
 def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
@@ -161,7 +161,7 @@ def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
     that succeeded, as far as their data is still there. Nothing is copied, so that what is erased is not replayed."""
     for earlier in _earlier(folder, spec):
         try:
-            yield earlier.job_id, material_of(earlier)
+            yield earlier.job_id, job_material(earlier)
         except InvalidRequest as error:
             if error.code != "no_usable_rows":  # all of it was erased since
                 raise
@@ -186,23 +186,23 @@ def _remember_answers(folder: Path, rounds: Iterable[Material]) -> None:
     known = set(json.loads(path.read_bytes())) if path.exists() else set()
     found = {id for round_ in rounds for rows in round_.sides.values() for row in rows for id in row.interactions}
     if found - known:
-        write_whole(path, json.dumps(sorted(found | known)))
+        write_durably(path, json.dumps(sorted(found | known)))
 
 
 def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
     """Runs of the same adapter beside this one that succeeded and whose data is still there, the oldest first."""
-    beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT).is_file()]
-    for path in sorted(beside, key=lambda path: (path / RESULT).stat().st_mtime_ns):
-        if not (path / SPEC).is_file():
+    beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT_FILE).is_file()]
+    for path in sorted(beside, key=lambda path: (path / RESULT_FILE).stat().st_mtime_ns):
+        if not (path / SPEC_FILE).is_file():
             continue
         earlier = JobSpec.read(path)
-        succeeded = json.loads((path / RESULT).read_text(encoding="utf-8"))["status"] == "succeeded"
+        succeeded = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))["status"] == "succeeded"
         wanted = earlier.name in {spec.name, spec.parent_name} and earlier.data != spec.data
         if succeeded and wanted and all(file.exists() for file in (*earlier.data, *earlier.validation)):
             yield earlier
 
 
-def _parent(run: Run) -> str:
+def parent_id(run: TrainingRun) -> str:
     return "no version, from the base" if run.parent is None else f"{run.parent.name}@{run.parent.version}"
 
 

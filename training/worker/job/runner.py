@@ -16,29 +16,29 @@ from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters.errors import GraftworkError
-from graftwork.adapters.learning.job import CONTROL
+from graftwork.adapters.learning.job import CONTROL_KEY
 from graftwork.adapters.names import check_name
-from graftwork.adapters.storage.durable import DISK_FULL, is_full, write_whole
-from graftwork.training.run.execution import carry_out
+from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
+from graftwork.training.run.execution import execute
 from graftwork.training.run.folder import (
-    ADAPTER,
-    CHECKPOINTS,
-    PARTS,
-    PROGRESS,
-    REPORT,
-    RESULT,
-    TRIALS,
-    WORDINGS,
+    ADAPTER_FOLDER,
+    CHECKPOINTS_FOLDER,
+    PARTS_FILE,
+    PROGRESS_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    TRIALS_FOLDER,
+    WORDINGS_FILE,
 )
-from graftwork.training.run.plan import Run
-from graftwork.training.run.progress import Step
-from graftwork.training.worker.job.plan import _parent, planned, rival
+from graftwork.training.run.plan import TrainingRun
+from graftwork.training.run.progress import TrainingStep
+from graftwork.training.worker.job.plan import compared_version, parent_id, plan_job
 from graftwork.training.worker.job.spec import JobSpec, ProgressLine
 
 TERMINATED: Final = 128 + signal.SIGTERM
 
 
-class Job:
+class JobRunner:
     """The run in one folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,19 +50,23 @@ class Job:
     def run(self) -> int:
         """Learn, and leave a result. Only the main thread may call it: it takes SIGTERM."""
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        if (self._folder / RESULT).is_file():
-            return 0 if json.loads((self._folder / RESULT).read_text(encoding="utf-8"))["status"] == "succeeded" else 1
-        from graftwork.training.run.checkpoints import Stopped
+        if (self._folder / RESULT_FILE).is_file():
+            return (
+                0
+                if json.loads((self._folder / RESULT_FILE).read_text(encoding="utf-8"))["status"] == "succeeded"
+                else 1
+            )
+        from graftwork.training.run.checkpoints import RunStopped
 
         try:
-            result = self._learn(JobSpec.read(self._folder))
-        except Stopped:
+            result = self._train(JobSpec.read(self._folder))
+        except RunStopped:
             self._say("Asked to end: the newest checkpoint is whole.")
             return TERMINATED
         except GraftworkError as error:
             return self._fail(error.code or "failed", error.message, error.param)
         except OSError as error:
-            if not is_full(error):
+            if not is_disk_full(error):
                 traceback.print_exc()
                 return self._fail("internal_error", f"{type(error).__name__}: {error}")
             return self._fail(DISK_FULL, "The disk is full: make room where jobs are kept, and submit the job again.")
@@ -70,34 +74,34 @@ class Job:
             traceback.print_exc()
             return self._fail("internal_error", f"{type(error).__name__}: {error}")
         self._write_result(result)
-        for weights in (CHECKPOINTS, TRIALS):
+        for weights in (CHECKPOINTS_FOLDER, TRIALS_FOLDER):
             shutil.rmtree(self._folder / weights, ignore_errors=True)
-        (self._folder / WORDINGS).unlink(missing_ok=True)
+        (self._folder / WORDINGS_FILE).unlink(missing_ok=True)
         return 0
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
-    def _learn(self, spec: JobSpec) -> dict[str, Any]:
+    def _train(self, spec: JobSpec) -> dict[str, Any]:
         check_name(spec.name, base_id=spec.base.id)
         self._enter("data", "Reading the data.")
-        run = planned(spec, self._folder, self._say)
+        run = plan_job(spec, self._folder, self._say)
         for remark in run.remarks:
             self._say(remark)
         from graftwork.training.run import checkpoints, estimate
 
         self._say(
             f"{run.config.method}: {len(run.rows):,} rows to learn from ({run.num_replayed:,} of older rounds), "
-            f"{len(run.validation):,} held out, continuing {_parent(run)}. {run.reason}".strip()
+            f"{len(run.validation):,} held out, continuing {parent_id(run)}. {run.reason}".strip()
         )
-        run = self._fitting(run)
-        self._say(str(estimate.estimated(run.base, run.rows, run.config)))
-        adapter = self._folder / ADAPTER
-        for leftover in (adapter, *self._folder.glob(f".{ADAPTER}.partial-*")):
+        run = self._fit_memory(run)
+        self._say(str(estimate.estimate_run(run.base, run.rows, run.config)))
+        adapter = self._folder / ADAPTER_FOLDER
+        for leftover in (adapter, *self._folder.glob(f".{ADAPTER_FOLDER}.partial-*")):
             # Of an attempt that ended before it could say so: without a result nobody has seen it.
             shutil.rmtree(leftover, ignore_errors=True)
         self._enter("model", "Loading the base.")
-        keeping = checkpoints.Keeping(
-            folder=self._folder / CHECKPOINTS,
+        keeping = checkpoints.Checkpointing(
+            folder=self._folder / CHECKPOINTS_FOLDER,
             on_checkpoint=lambda step: self._append({"checkpoint": step, "step": step}),
             should_stop=self._asked_to_end.is_set,
         )
@@ -107,30 +111,33 @@ class Job:
 
             card = search(run, adapter, self._on_step, keeping, place=self._folder, run_name=run_name, say=self._say)
         else:
-            card = carry_out(run, adapter, self._on_step, keeping, run_name=run_name)
-        judgement = self._judged(spec, run, adapter)
+            card = execute(run, adapter, self._on_step, keeping, run_name=run_name)
+        judgement = self._judge(spec, run, adapter)
         return {
             "status": "succeeded",
             "adapter": str(adapter),
             "metrics": card.metrics.to_json(),
             "trained_tokens": card.metrics.num_tokens,
             "data_digest": card.data_digest,
-            "card": {**card.to_json(), **judgement, **({"control": True} if CONTROL in spec.metadata else {})},
+            "card": {**card.to_json(), **judgement, **({"control": True} if CONTROL_KEY in spec.metadata else {})},
         }
 
-    def _fitting(self, run: Run) -> Run:
+    def _fit_memory(self, run: TrainingRun) -> TrainingRun:
         """The run in parts that memory has room for. Those that it began with stay: others end in other bits."""
         from graftwork.training.run import estimate
 
-        path, wanted = self._folder / PARTS, run.config.micro_batch_tokens
+        path, wanted = self._folder / PARTS_FILE, run.config.micro_batch_tokens
         if not path.exists():
-            write_whole(path, json.dumps({"micro_batch_tokens": estimate.fitting(run.base, run.rows, run.config)}))
+            write_durably(
+                path,
+                json.dumps({"micro_batch_tokens": estimate.fitting_micro_batch_tokens(run.base, run.rows, run.config)}),
+            )
         tokens = json.loads(path.read_bytes())["micro_batch_tokens"]
         if tokens < wanted:
-            self._say(f"Memory is short: {tokens:,} tokens at a time instead of {wanted:,}.")
+            self._say(f"MemoryMonitor is short: {tokens:,} tokens at a time instead of {wanted:,}.")
         return dataclasses.replace(run, config=dataclasses.replace(run.config, micro_batch_tokens=tokens))
 
-    def _judged(self, spec: JobSpec, run: Run, adapter: Path) -> dict[str, Any]:
+    def _judge(self, spec: JobSpec, run: TrainingRun, adapter: Path) -> dict[str, Any]:
         """The candidate's trial at the server, for the card; empty without a server to ask."""
         if spec.server_url is None:
             return {}
@@ -139,27 +146,29 @@ class Job:
 
         self._enter("evaluate", f"Trying it on {len(run.held_out):,} held-out rows, beside what it would replace.")
         with Client(spec.server_url, os.environ.get(spec.key_variable)) as client:
-            judgement = judge.judge(
+            judgement = judge.judge_candidate(
                 client,
                 adapter,
                 run.held_out,
                 base=run.base,
-                parent=rival(spec, run),
+                parent=compared_version(spec, run),
                 replay=run.held_out_older,
                 seed=spec.seed,
                 job=spec.job_id,
             )
         self._phase = "gates"
         if judgement.evaluation is None or judgement.verdict is None:
-            self._append({"message": f"Not judged: {judgement.why_not}.", "level": "warn"})
+            self._append({"message": f"Not judged: {judgement.not_measured_because}.", "level": "warn"})
             return judgement.to_json()
         for gate in judgement.verdict.gates:
-            self._append({"message": f"Gate {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"})
-        page = report.page(spec.name, judgement.evaluation, judgement.verdict)
-        (self._folder / REPORT).write_text(page, encoding="utf-8")
+            self._append(
+                {"message": f"GateResult {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"}
+            )
+        page = report.render_page(spec.name, judgement.evaluation, judgement.verdict)
+        (self._folder / REPORT_FILE).write_text(page, encoding="utf-8")
         return judgement.to_json()
 
-    def _on_step(self, step: Step) -> None:
+    def _on_step(self, step: TrainingStep) -> None:
         self._stepping = True
         self._phase = "train"
         self._append(
@@ -194,7 +203,7 @@ class Job:
 
     def _append(self, line: ProgressLine) -> None:
         text = json.dumps({"phase": self._phase, **line}, ensure_ascii=False)
-        with (self._folder / PROGRESS).open("a", encoding="utf-8") as file:
+        with (self._folder / PROGRESS_FILE).open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 
     def _fail(self, code: str, message: str, param: str | None = None) -> int:
@@ -202,4 +211,4 @@ class Job:
         return 1
 
     def _write_result(self, result: Mapping[str, Any]) -> None:
-        write_whole(self._folder / RESULT, json.dumps(result, ensure_ascii=False, indent=1))
+        write_durably(self._folder / RESULT_FILE, json.dumps(result, ensure_ascii=False, indent=1))

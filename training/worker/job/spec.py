@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.storage.durable import write_whole
-from graftwork.training.run.folder import SPEC
+from graftwork.adapters.storage.durable import write_durably
+from graftwork.training.run.folder import SPEC_FILE
 
 AUTO: Final = "auto"
 
@@ -27,7 +27,7 @@ class ProgressLine(TypedDict, total=False):
     validation_loss: float | None
     reward: float | None
     validation_reward: float | None
-    """Of GRPO: means of the answers that were tried."""
+    """Of TokenIdGRPOTrainer: means of the answers that were tried."""
     num_tokens: int
     eta_seconds: float | None
     trial: int
@@ -72,7 +72,7 @@ class JobSpec:
 
     def write(self, folder: Path) -> None:
         """Leave it as the folder's ``job.json``, whole or not at all."""
-        write_whole(folder / SPEC, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
+        write_durably(folder / SPEC_FILE, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
 
     def to_json(self) -> dict[str, Any]:
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -89,7 +89,7 @@ class JobSpec:
     @classmethod
     def read(cls, folder: Path) -> JobSpec:
         """What a run's folder asks for."""
-        fields = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        fields = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
         parent_folder = fields["parent_folder"]
         return cls(
             **{

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from graftwork.server.engine.backends.cpu.interface import AdaptersFields, OpFields, StepFields
-from graftwork.server.engine.lora.plan import Run
+from graftwork.server.engine.lora.plan import AdapterRun
 
 
 class RowAdapters:
     """Which pages each of a step's rows goes through, as the kernels read it."""
 
-    def __init__(self, runs: Sequence[Run], num_rows: int) -> None:
+    def __init__(self, runs: Sequence[AdapterRun], num_rows: int) -> None:
         counts = [0] * num_rows
         pages: list[int] = []
         for run in runs:  # in the order of the rows
@@ -35,11 +35,11 @@ class RowAdapters:
 LANES = 16
 
 
-class Machine:
+class KernelContext:
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._library = library
         self._handle = library.graft_open(num_threads)
-        self._newest: tuple[Sequence[Run], int, RowAdapters] | None = None
+        self._newest: tuple[Sequence[AdapterRun], int, RowAdapters] | None = None
 
     def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
         """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
@@ -59,7 +59,7 @@ class Machine:
         )
         return panels, scales
 
-    def adapters_of(self, runs: Sequence[Run], num_rows: int) -> RowAdapters:
+    def adapters_of(self, runs: Sequence[AdapterRun], num_rows: int) -> RowAdapters:
         """The runs as the kernels read them; all layers of a step ask with the same ones."""
         if self._newest is None or self._newest[0] is not runs or self._newest[1] != num_rows:
             self._newest = (runs, num_rows, RowAdapters(runs, num_rows))

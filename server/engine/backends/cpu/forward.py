@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graftwork.server.engine.backends.cpu.context import Machine, RowAdapters
+from graftwork.server.engine.backends.cpu.context import KernelContext, RowAdapters
 from graftwork.server.engine.backends.cpu.interface import (
     ADD_NORM,
     ATTEND,
@@ -30,11 +30,11 @@ from graftwork.server.engine.backends.cpu.interface import (
     OpFields,
     StepFields,
 )
-from graftwork.server.engine.backends.cpu.linear import NativeLinear
-from graftwork.server.engine.batch import Rows
+from graftwork.server.engine.backends.cpu.linear import CpuLinear
+from graftwork.server.engine.batch import Batch
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.model.layers import Grafts
-from graftwork.server.engine.model.trace import Trial
+from graftwork.server.engine.model.trace import ModelTrace
 
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -49,40 +49,40 @@ _PROLOGUES = {
 
 #: How far the decoder may be from HF's unquantized model in mean Kullback-Leibler divergence (nats) over the trial's
 #: tokens: 8-bit numbers alone make 0.03, a part that is missing makes more than 1.
-TRIAL_TOLERANCE = 0.3
+MAX_DIVERGENCE = 0.3
 
 
-class DoesNotFit(Exception):
+class UnsupportedModel(Exception):
     """The model has a part that the decoder does not know; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
+class RMSNorm:
     """y = x / rms(x) · weight, whatever the module calls them. ``weight`` [width] float32."""
 
     weight: Tensor
     eps: float
 
     @classmethod
-    def of(cls, module: nn.Module) -> Norm:
+    def from_module(cls, module: nn.Module) -> RMSNorm:
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         weight = getattr(module, "weight", None)
         if not isinstance(eps, float) or not isinstance(weight, Tensor) or "RMSNorm" not in type(module).__name__:
-            raise DoesNotFit(f"a norm of type {type(module).__name__}")
+            raise UnsupportedModel(f"a norm of type {type(module).__name__}")
         ones = torch.ones(1, weight.shape[0], dtype=torch.float32)
         return cls(weight=(module(ones)[0].float() * (1 + eps) ** 0.5).contiguous(), eps=eps)
 
 
-class Decoder:
-    """Computes steps of ``model``, whose linear layers ``grafts`` hold as ``NativeLinear``."""
+class CpuForward:
+    """Computes steps of ``model``, whose linear layers ``grafts`` hold as ``CpuLinear``."""
 
     def __init__(
-        self, model: nn.Module, grafts: Grafts, trial: Trial, cache: KVCache, machine: Machine, max_rows: int
+        self, model: nn.Module, grafts: Grafts, trial: ModelTrace, cache: KVCache, machine: KernelContext, max_rows: int
     ) -> None:
-        self.machine = machine
+        self.context = machine
         self._cache = cache
-        products: Mapping[str, NativeLinear] = {
-            name: p.product for p in grafts.projections for name in p.names if isinstance(p.product, NativeLinear)
+        products: Mapping[str, CpuLinear] = {
+            name: p.linear for p in grafts.merged_linears for name in p.names if isinstance(p.linear, CpuLinear)
         }
         names = {id(module): name for name, module in model.named_modules()}
         body: Any = model.get_decoder()  # type: ignore[operator]
@@ -102,10 +102,10 @@ class Decoder:
             rope = self._tables.index(types[index]) if by_type else 0
             ops += self._layer(layer, index, rope, trial, products, names)
         self._ops = (OpFields * len(ops))(*ops)
-        self._final_norm = self._keep_norm(Norm.of(_plain(body.norm)))
+        self._final_norm = self._keep_norm(RMSNorm.from_module(_plain(body.norm)))
         self._logits = torch.empty(0, self._head.num_outputs)
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, rows: Batch) -> Tensor:
         """Every token of ``rows`` through all layers, the kept ones through the head. → [R, V]"""
         num_rows = len(rows.tokens)
         self._hidden[:num_rows] = self._embed(torch.tensor([rows.tokens]))[0]
@@ -120,22 +120,22 @@ class Decoder:
             sin=_pointers([sin for _, sin in tables]),
             adapters=adapters.fields,
         )
-        self.machine.run(self._ops, step)
+        self.context.run(self._ops, step)
         return self._logits_of(rows)
 
-    def _logits_of(self, rows: Rows) -> Tensor:
-        kept = len(rows.kept)
+    def _logits_of(self, rows: Batch) -> Tensor:
+        kept = len(rows.logits_indices)
         if kept > len(self._logits):
             self._logits = torch.empty(kept, self._head.num_outputs)
         logits = self._logits[:kept]
         if not kept:
             return logits
-        hidden = self._hidden[torch.tensor(rows.kept)]
-        adapters = RowAdapters(rows.runs_at_head(), kept)
+        hidden = self._hidden[torch.tensor(rows.logits_indices)]
+        adapters = RowAdapters(rows.head_runs(), kept)
         op = self._head.op(
             hidden, logits, prologue=NORM, norm=self._final_norm.weight, eps=self._final_norm.eps, with_bias=True
         )
-        self.machine.run((OpFields * 1)(op), StepFields(num_rows=kept, adapters=adapters.fields))
+        self.context.run((OpFields * 1)(op), StepFields(num_rows=kept, adapters=adapters.fields))
         if self._softcap is not None:
             logits.div_(self._softcap).tanh_().mul_(self._softcap)
         return logits
@@ -152,20 +152,20 @@ class Decoder:
         layer: Any,
         index: int,
         rope: int,
-        trial: Trial,
-        products: Mapping[str, NativeLinear],
+        trial: ModelTrace,
+        products: Mapping[str, CpuLinear],
         names: Mapping[int, str],
     ) -> list[OpFields]:
         parts = _children(layer) - {"self_attn", "mlp"}
         if parts not in (_NORMS, _SANDWICH_NORMS):
-            raise DoesNotFit(f"a layer of {', '.join(sorted(_children(layer)))}")
+            raise UnsupportedModel(f"a layer of {', '.join(sorted(_children(layer)))}")
         attention, mlp = layer.self_attn, layer.mlp
         extra = _children(attention) - _ATTENTION_PARTS
         if extra not in (set(), {"q_norm", "k_norm"}) or _children(mlp) != _MLP_PARTS:
-            raise DoesNotFit(f"{type(attention).__name__} with {type(mlp).__name__}")
+            raise UnsupportedModel(f"{type(attention).__name__} with {type(mlp).__name__}")
         prologue = _PROLOGUES.get(type(mlp.act_fn).__name__)
         if prologue is None:
-            raise DoesNotFit(f"the activation {type(mlp.act_fn).__name__}")
+            raise UnsupportedModel(f"the activation {type(mlp.act_fn).__name__}")
         qkv = _product(products, names, [attention.q_proj, attention.k_proj, attention.v_proj])
         out = _product(products, names, [attention.o_proj])
         gate_up = _product(products, names, [mlp.gate_proj, mlp.up_proj])
@@ -174,10 +174,10 @@ class Decoder:
         hidden, max_rows = self._hidden, len(self._hidden)
         projected, attended = self._buffer("qkv", max_rows, qkv), self._buffer("out", max_rows, out, of_inputs=True)
         opened = self._buffer("gate_up", max_rows, gate_up)
-        before = self._keep_norm(Norm.of(_plain(layer.input_layernorm)))
+        before = self._keep_norm(RMSNorm.from_module(_plain(layer.input_layernorm)))
         sandwich = parts == _SANDWICH_NORMS
         norm_name = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
-        between = self._keep_norm(Norm.of(_plain(getattr(layer, norm_name))))
+        between = self._keep_norm(RMSNorm.from_module(_plain(getattr(layer, norm_name))))
 
         ops = [
             qkv.op(hidden, projected, prologue=NORM, norm=before.weight, eps=before.eps, with_bias=True),
@@ -189,12 +189,12 @@ class Decoder:
         ops += self._add_to_hidden(down, opened, after, prologue=prologue)
         return ops
 
-    def _add_to_hidden(self, product: NativeLinear, x: Tensor, norm: nn.Module | None, **how: Any) -> list[OpFields]:
+    def _add_to_hidden(self, product: CpuLinear, x: Tensor, norm: nn.Module | None, **how: Any) -> list[OpFields]:
         """hidden += W·x, through ``norm`` if there is one."""
         if norm is None:
             return [product.op(x, self._hidden, accumulate=True, with_bias=True, **how)]
         apart = self._buffer("apart", len(self._hidden), product)
-        kept = self._keep_norm(Norm.of(_plain(norm)))
+        kept = self._keep_norm(RMSNorm.from_module(_plain(norm)))
         add = OpFields(
             kind=ADD_NORM,
             x=apart.data_ptr(),
@@ -206,18 +206,18 @@ class Decoder:
         )
         return [product.op(x, apart, with_bias=True, **how), add]
 
-    def _attend(self, attention: Any, index: int, rope: int, trial: Trial, x: Tensor, y: Tensor) -> OpFields:
+    def _attend(self, attention: Any, index: int, rope: int, trial: ModelTrace, x: Tensor, y: Tensor) -> OpFields:
         traits = trial.attention[index]
         keys = self._cache.keys[index]
         if keys.dtype != torch.float16:
-            raise DoesNotFit(f"a cache of {keys.dtype}")
+            raise UnsupportedModel(f"a cache of {keys.dtype}")
         norms = [
-            self._keep_norm(Norm.of(_plain(getattr(attention, name)))) if hasattr(attention, name) else None
+            self._keep_norm(RMSNorm.from_module(_plain(getattr(attention, name)))) if hasattr(attention, name) else None
             for name in ("q_norm", "k_norm")
         ]
         q_norm, k_norm = norms
         if any(norm is not None and norm.weight.shape[0] != traits.head_dim for norm in norms):
-            raise DoesNotFit("norms over all heads at once")
+            raise UnsupportedModel("norms over all heads at once")
         cos, _ = self._angles(torch.zeros(1, 1, dtype=torch.long), self._tables[rope])
         fields = AttentionFields(
             keys=keys.data_ptr(),
@@ -245,34 +245,34 @@ class Decoder:
             attention=ctypes.pointer(fields),
         )
 
-    def _buffer(self, name: str, max_rows: int, product: NativeLinear, *, of_inputs: bool = False) -> Tensor:
+    def _buffer(self, name: str, max_rows: int, product: CpuLinear, *, of_inputs: bool = False) -> Tensor:
         """One buffer a purpose, shared by the layers."""
         width = product.num_inputs if of_inputs else product.num_outputs
         if (name, width) not in self._buffers:
             self._buffers[name, width] = torch.zeros(max_rows, width)
         return self._buffers[name, width]
 
-    def _keep_norm(self, norm: Norm) -> Norm:
+    def _keep_norm(self, norm: RMSNorm) -> RMSNorm:
         self._held.append(norm)
         return norm
 
 
-def divergence(decoder: Decoder, trial: Trial, cache: KVCache) -> float:
+def mean_kl_divergence(decoder: CpuForward, trial: ModelTrace, cache: KVCache) -> float:
     """Mean Kullback-Leibler divergence, in nats, of the decoder's words from those the trial's tokens had in HF's."""
     tokens = list(range(len(trial.logits)))
-    rows = Rows(tokens=tokens, positions=tokens, slots=[0] * len(tokens), kept=tokens)
-    cache.claim(0)
+    rows = Batch(tokens=tokens, positions=tokens, slots=[0] * len(tokens), logits_indices=tokens)
+    cache.reset(0)
     cache.extend(0, len(tokens))
     said, expected = (torch.log_softmax(logits, dim=-1) for logits in (decoder(rows), trial.logits))
-    cache.claim(0)
+    cache.reset(0)
     return float((expected.exp() * (expected - said)).sum(-1).mean())
 
 
-def _product(products: Mapping[str, NativeLinear], names: Mapping[int, str], layers: Sequence[Any]) -> NativeLinear:
+def _product(products: Mapping[str, CpuLinear], names: Mapping[int, str], layers: Sequence[Any]) -> CpuLinear:
     found = [products.get(names.get(id(layer), "")) for layer in layers]
     product = found[0]
     if product is None or any(other is not product for other in found) or len(product.members) != len(layers):
-        raise DoesNotFit(f"layers that do not read one input: {', '.join(names.get(id(x), '?') for x in layers)}")
+        raise UnsupportedModel(f"layers that do not read one input: {', '.join(names.get(id(x), '?') for x in layers)}")
     return product
 
 

@@ -46,7 +46,7 @@ COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 600
 
 
-def why_not() -> str | None:
+def unavailable_reason() -> str | None:
     """Why the kernels cannot run here, or ``None`` when they can (as far as is known before building them)."""
     capabilities = torch.cpu.get_capabilities()
     if not capabilities.get("avx512_vnni", False):
@@ -86,7 +86,7 @@ def load(folder: Path) -> ctypes.CDLL:
 def _build(folder: Path) -> Path:
     found = compiler()
     if found is None:
-        raise ConfigurationError(f"The CPU kernels need a C++ compiler: {why_not()}. Install g++ or clang.")
+        raise ConfigurationError(f"The CPU kernels need a C++ compiler: {unavailable_reason()}. Install g++ or clang.")
     command = [found, *FLAGS, *(f"-m{name}" for name in INSTRUCTIONS), "-pthread"]
     source = SOURCE.read_bytes()
     version = subprocess.run([found, "--version"], capture_output=True, check=False).stdout

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from graftwork.server.engine.backends.cpu.context import LANES, Machine
+from graftwork.server.engine.backends.cpu.context import LANES, KernelContext
 from graftwork.server.engine.backends.cpu.interface import PLAIN, PROJECT, LinearFields, OpFields, StepFields
 from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
 from graftwork.server.engine.lora.plan import LoraPlan
@@ -23,11 +23,11 @@ BLOCK = 64
 TILE = 32
 
 
-class NativeLinear:
+class CpuLinear:
     """Weights in 8 bits with a scale per output; the bank's pages of A with a scale per rank, of B per output."""
 
-    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, num_pages: int, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, num_pages: int, machine: KernelContext) -> None:
+        self.context = machine
         self.num_pages = num_pages
         self.num_inputs = weights[0].shape[1]
         self.num_outputs = sum(weight.shape[0] for weight in weights)
@@ -52,7 +52,7 @@ class NativeLinear:
         self.tiles = torch.tensor(tiles, dtype=torch.int32)
         self.members = [slice(s.start, s.stop) for s in _member_columns(weights)]
         self.padded = padded
-        self.bank: PackedGrafts | None = None
+        self.bank: Int8LoraPages | None = None
         self.fields = LinearFields(
             num_inputs=self.num_inputs,
             num_blocks=padded // BLOCK,
@@ -64,13 +64,13 @@ class NativeLinear:
             tiles=self.tiles.data_ptr(),
         )
 
-    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+    def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
         """x [T, K] float32 → [T, outputs] float32: W·x and what each row's adapter adds, without the bias."""
         x = x.contiguous()
         y = torch.empty(x.shape[0], self.num_outputs)
-        adapters = self.machine.adapters_of(plan.runs if plan is not None else (), x.shape[0])
+        adapters = self.context.adapters_of(plan.runs if plan is not None else (), x.shape[0])
         step = StepFields(num_rows=x.shape[0], adapters=adapters.fields)
-        self.machine.run((OpFields * 1)(self.op(x, y)), step)
+        self.context.run((OpFields * 1)(self.op(x, y)), step)
         return y
 
     def op(
@@ -102,10 +102,10 @@ class NativeLinear:
             eps=eps,
         )
 
-    def pack(self, grafts: Mapping[int, LinearGraft]) -> PackedGrafts:
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> Int8LoraPages:
         """An adapter's grafts on the members as pages hold them. Any thread may call this beside the steps."""
         num_pages = max(len(graft.a) for graft in grafts.values())
-        packed = PackedGrafts.empty(num_pages, len(self.members), self.padded, len(self.tiles))
+        packed = Int8LoraPages.empty(num_pages, len(self.members), self.padded, len(self.tiles))
         tile = 0
         for member, columns in enumerate(self.members):
             num_tiles = -(-(columns.stop - columns.start) // TILE)
@@ -114,17 +114,17 @@ class NativeLinear:
             if (graft := grafts.get(member)) is None:
                 continue
             for page, (a, b) in enumerate(zip(graft.a.float(), graft.b.float(), strict=True)):
-                panels, scale = self.machine.pack(a, self.padded)
+                panels, scale = self.context.pack(a, self.padded)
                 packed.a[page, member], packed.a_scale[page, member] = panels[0], scale
-                panels, scale = self.machine.pack(b.t(), RANK_PAGE)
+                panels, scale = self.context.pack(b.t(), RANK_PAGE)
                 packed.b[page, tiles].view(-1, RANK_PAGE // 4, LANES, 4)[: len(panels)] = panels
                 packed.b_scale[page, tiles].view(-1)[: len(scale)] = scale
         return packed
 
-    def write(self, pages: Sequence[int], packed: PackedGrafts | None) -> None:
-        """Copy an adapter's grafts to its pages; what it does not touch is zero there."""
+    def write(self, pages: Sequence[int], packed: Int8LoraPages | None) -> None:
+        """ShadowRequest an adapter's grafts to its pages; what it does not touch is zero there."""
         if packed is not None and self.bank is None:
-            self.bank = bank = PackedGrafts.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
+            self.bank = bank = Int8LoraPages.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
             self.fields.a, self.fields.a_scale = bank.a.data_ptr(), bank.a_scale.data_ptr()
             self.fields.b, self.fields.b_scale = bank.b.data_ptr(), bank.b_scale.data_ptr()
         if self.bank is None:
@@ -155,7 +155,7 @@ def _member_columns(weights: Sequence[Tensor]) -> list[slice]:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedGrafts:
+class Int8LoraPages:
     """Pages of A and B: ``a`` [P, members, KP/4, 16, 4] and ``b`` [P, tiles, 2, 4, 16, 4], a byte each, with scales."""
 
     a: Tensor
@@ -164,7 +164,7 @@ class PackedGrafts:
     b_scale: Tensor
 
     @classmethod
-    def empty(cls, num_pages: int, num_members: int, padded: int, num_tiles: int) -> PackedGrafts:
+    def empty(cls, num_pages: int, num_members: int, padded: int, num_tiles: int) -> Int8LoraPages:
         return cls(
             a=torch.zeros(num_pages, num_members, padded // 4, LANES, 4, dtype=torch.uint8),
             a_scale=torch.zeros(num_pages, num_members, RANK_PAGE),

@@ -1,6 +1,6 @@
 """From a step's tokens to logits on a card, through HF's own modules and our kernels.
 
-``CardForward`` launches kernel by kernel and can do everything. ``GraphForward`` replays captured graphs for steps in
+``TritonForward`` launches kernel by kernel and can do everything. ``CudaGraphForward`` replays captured graphs for steps in
 which every row decodes, and hands the others on.
 
 Shapes: T tokens in one packed row, R of them kept for the head, V vocabulary.
@@ -17,15 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.server.engine.backends.cuda.graphs import Recorder
+from graftwork.server.engine.backends.cuda.graphs import GraphRecorder
 from graftwork.server.engine.backends.cuda.lora import DeviceTiles, SegmentedPlan
 from graftwork.server.engine.backends.cuda.slot_attention import SlotAttention
-from graftwork.server.engine.backends.cuda.staging import Mailbox, current, upload
-from graftwork.server.engine.backends.cuda.tiles import LONG_TILE, SHORT_TILE, RunTiles, cut, cut_chunks, cut_short
-from graftwork.server.engine.batch import Rows
+from graftwork.server.engine.backends.cuda.staging import StaticInputs, upload, use_device
+from graftwork.server.engine.backends.cuda.tiles import (
+    LONG_TILE,
+    SHORT_TILE,
+    RunTiles,
+    tile_chunks,
+    tile_runs,
+    tile_short_runs,
+)
+from graftwork.server.engine.batch import Batch
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.lora.bank import LoraBank
-from graftwork.server.engine.lora.plan import Run
+from graftwork.server.engine.lora.plan import AdapterRun
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +40,8 @@ log = logging.getLogger(__name__)
 MAX_PAGES = 16
 
 
-class CardForward:
-    """The model's linear layers are ``CardProduct``s."""
+class TritonForward:
+    """The model's linear layers are ``TritonLinear``s."""
 
     def __init__(self, model: nn.Module, bank: LoraBank, cache: KVCache) -> None:
         self.model = model
@@ -42,22 +49,22 @@ class CardForward:
         self.cache = cache
         self.device = cache.shape.device
 
-    def __call__(self, rows: Rows) -> Tensor:
-        body, head = cut(rows.runs), cut(rows.runs_at_head())
+    def __call__(self, rows: Batch) -> Tensor:
+        body, head = tile_runs(rows.runs), tile_runs(rows.head_runs())
         lists: dict[str, Sequence[int]] = {
             "tokens": rows.tokens,
             "positions": rows.positions,
             "slots": rows.slots,
             "decoding": [row.token for row in rows.decoding],
-            "chunks": cut_chunks([(chunk.token, chunk.token + chunk.count) for chunk in rows.chunks]),
-            "kept": rows.kept or [0],
+            "chunks": tile_chunks([(chunk.token, chunk.token + chunk.count) for chunk in rows.chunks]),
+            "kept": rows.logits_indices or [0],
         }
         for place, cuts in (("body", body), ("head", head)):
             for index, tiles in enumerate(cuts):
                 lists[f"{place} tiles {index}"], lists[f"{place} pages {index}"] = tiles.tiles, tiles.pages
         there = upload(lists, self.device)
 
-        def plan(place: str, runs: Sequence[Run], cuts: Sequence[RunTiles]) -> SegmentedPlan | None:
+        def plan(place: str, runs: Sequence[AdapterRun], cuts: Sequence[RunTiles]) -> SegmentedPlan | None:
             kinds = [
                 DeviceTiles(t.size, t.num_tiles, t.num_rows, there[f"{place} tiles {i}"], there[f"{place} pages {i}"])
                 for i, t in enumerate(cuts)
@@ -71,9 +78,9 @@ class CardForward:
             rows=there["decoding"],
             tiles=there["chunks"].view(-1, 2),
         )
-        plans = plan("body", rows.runs, body), plan("head", rows.runs_at_head(), head)
+        plans = plan("body", rows.runs, body), plan("head", rows.head_runs(), head)
         logits = self.compute(there["tokens"], attention, *plans, there["kept"])
-        return logits[: len(rows.kept)]
+        return logits[: len(rows.logits_indices)]
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -110,7 +117,7 @@ class CardForward:
         """Everything is on the device already. ``kept=None`` keeps all tokens. → [R, V]"""
         self.bank.plan, self.bank.head_plan = plan, head_plan
         try:
-            with current(self.device):
+            with use_device(self.device):
                 logits: Tensor = self.model(
                     input_ids=tokens[None],
                     position_ids=attention.positions[None],
@@ -124,25 +131,25 @@ class CardForward:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class CapturedGraph:
     logits: Tensor
     replay: Callable[[], None]
 
 
-class GraphForward:
+class CudaGraphForward:
     """Graphs for some numbers of rows; a step takes the next larger one and repeats its last row.
 
     Not for what depends on which adapters are in the batch (DoRA, biases, replaced modules): the runner keeps that
     away. Adapters on the head go kernel by kernel, so that nobody else pays for looking.
     """
 
-    def __init__(self, forward: CardForward, recorder: Recorder, *, max_rows: int) -> None:
+    def __init__(self, forward: TritonForward, recorder: GraphRecorder, *, max_rows: int) -> None:
         self.num_replayed = 0
         self._forward = forward
         self._recorder = recorder
         self._sizes = graph_sizes(max_rows)
-        self._graphs: dict[tuple[int, bool], Recorded] = {}
-        self._mailbox = Mailbox(
+        self._graphs: dict[tuple[int, bool], CapturedGraph] = {}
+        self._mailbox = StaticInputs(
             {
                 "tokens": max_rows,
                 "positions": max_rows,
@@ -161,24 +168,24 @@ class GraphForward:
         """Record all graphs, before the first step: what this writes to the cache is nobody's."""
         began = time.perf_counter()
         self._mailbox.fill({})
-        with current(self._forward.device):
+        with use_device(self._forward.device):
             for size in reversed(self._sizes):  # the largest first: the others find room in its memory
                 for grafted in (False, True):
                     self._graphs[size, grafted] = self._record(size, grafted)
         log.info("captured %d graphs in %.1f s", len(self._graphs), time.perf_counter() - began)
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, rows: Batch) -> Tensor:
         logits = self._replay(rows)
         return self._forward(rows) if logits is None else logits
 
-    def _replay(self, rows: Rows) -> Tensor | None:
+    def _replay(self, rows: Batch) -> Tensor | None:
         """``None`` when no graph is for such a step."""
         num_rows = len(rows.tokens)
-        size = fitting(self._sizes, num_rows) if is_decode(rows) else None
+        size = smallest_fitting(self._sizes, num_rows) if is_decode(rows) else None
         if size is None or any(self._touches_head(run.digest) for run in rows.runs):
             return None
         padded = pad(rows, size)
-        tiles = cut_short(padded.runs)
+        tiles = tile_short_runs(padded.runs)
         if tiles.num_rows > self._num_h_rows(size):
             return None
         recorded = self._graphs[size, bool(rows.runs)]
@@ -191,12 +198,12 @@ class GraphForward:
                 "pages": tiles.pages,
             }
         )
-        with current(self._forward.device):
+        with use_device(self._forward.device):
             recorded.replay()
         self.num_replayed += 1
         return recorded.logits[:num_rows]
 
-    def _record(self, size: int, grafted: bool) -> Recorded:
+    def _record(self, size: int, grafted: bool) -> CapturedGraph:
         mailbox = self._mailbox
         tiles = DeviceTiles(SHORT_TILE, size, self._num_h_rows(size), mailbox["tiles"], mailbox["pages"])
         plan = SegmentedPlan([], [tiles], for_graph=True) if grafted else None
@@ -208,18 +215,18 @@ class GraphForward:
             tiles=self._all_rows[:0],
         )
         tokens = mailbox["tokens"][:size]
-        return Recorded(*self._recorder.record(lambda: self._forward.compute(tokens, attention, plan, None, None)))
+        return CapturedGraph(*self._recorder.record(lambda: self._forward.compute(tokens, attention, plan, None, None)))
 
     def _num_h_rows(self, size: int) -> int:
         return size * min(MAX_PAGES, self._forward.bank.num_pages)
 
     def _touches_head(self, digest: str) -> bool:
-        return bool(self._head_names & self._forward.bank.host[digest].names)
+        return bool(self._head_names & self._forward.bank.host_adapters[digest].names)
 
 
-def captured(forward: CardForward, recorder: Recorder, *, max_rows: int) -> GraphForward | None:
+def capture_graphs(forward: TritonForward, recorder: GraphRecorder, *, max_rows: int) -> CudaGraphForward | None:
     """Graphs for up to ``max_rows`` rows, or ``None`` where this base cannot be captured; then the log says why."""
-    graphs = GraphForward(forward, recorder, max_rows=max_rows)
+    graphs = CudaGraphForward(forward, recorder, max_rows=max_rows)
     try:
         graphs.capture()
     except Exception:
@@ -228,18 +235,18 @@ def captured(forward: CardForward, recorder: Recorder, *, max_rows: int) -> Grap
     return graphs
 
 
-def is_decode(rows: Rows) -> bool:
+def is_decode(rows: Batch) -> bool:
     """Every token is its sequence's newest, and its logits are wanted."""
-    return not rows.chunks and len(rows.kept) == len(rows.tokens)
+    return not rows.chunks and len(rows.logits_indices) == len(rows.tokens)
 
 
-def pad(rows: Rows, num_rows: int) -> Rows:
+def pad(rows: Batch, num_rows: int) -> Batch:
     """A decoding step's last token repeated: it computes the same, and writes to the cache what is there already."""
     more = num_rows - len(rows.tokens)
     runs = list(rows.runs)
     if runs and runs[-1].stop == len(rows.tokens):
         runs[-1] = replace(runs[-1], stop=num_rows)
-    return Rows(
+    return Batch(
         tokens=rows.tokens + rows.tokens[-1:] * more,
         positions=rows.positions + rows.positions[-1:] * more,
         slots=rows.slots + rows.slots[-1:] * more,
@@ -252,6 +259,6 @@ def graph_sizes(max_rows: int) -> list[int]:
     return [*(1 << i for i in range((max_rows - 1).bit_length())), max_rows]
 
 
-def fitting(sizes: Sequence[int], num_rows: int) -> int | None:
+def smallest_fitting(sizes: Sequence[int], num_rows: int) -> int | None:
     """The smallest of ``sizes`` that holds ``num_rows``."""
     return min((size for size in sizes if size >= num_rows), default=None)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Records computations, so that they can be done again without Python."""
 
     def record(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         """Returns the tensor that every replay writes its result to, and what replays."""
 
 
-class CudaRecorder:
+class CudaGraphRecorder:
     """CUDA graphs that are never replayed at the same time: all share one stream and one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:

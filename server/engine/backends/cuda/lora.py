@@ -17,10 +17,10 @@ from torch import Tensor
 
 from graftwork.server.engine.backends.cuda import lora_kernels
 from graftwork.server.engine.backends.cuda.staging import upload
-from graftwork.server.engine.backends.cuda.tiles import SHORT_TILE, cut
+from graftwork.server.engine.backends.cuda.tiles import SHORT_TILE, tile_runs
 from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
-from graftwork.server.engine.lora.plan import LoraPlan, Run
+from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 from graftwork.server.engine.model.weights import Weights
 
 #: A sum over inputs is cut into pieces of about this many, and at most so many pieces: a decoding step has few tiles,
@@ -50,23 +50,23 @@ class DeviceTiles:
 class SegmentedPlan(LoraPlan):
     """A step's runs, cut into tiles. ``for_graph``: what is launched now will be replayed with other adapters."""
 
-    def __init__(self, runs: Sequence[Run], kinds: Sequence[DeviceTiles], *, for_graph: bool = False) -> None:
+    def __init__(self, runs: Sequence[AdapterRun], kinds: Sequence[DeviceTiles], *, for_graph: bool = False) -> None:
         self.runs = runs
         self.kinds = kinds
         self.for_graph = for_graph
 
 
-def plan_for(runs: Sequence[Run], device: torch.device) -> SegmentedPlan:
+def plan_for(runs: Sequence[AdapterRun], device: torch.device) -> SegmentedPlan:
     """The plan of some runs, for who has nothing else to send to the device."""
     kinds = []
-    for cuts in cut(runs):
+    for cuts in tile_runs(runs):
         there = upload({"tiles": cuts.tiles, "pages": cuts.pages}, device)
         kinds.append(DeviceTiles(cuts.size, cuts.num_tiles, cuts.num_rows, there["tiles"], there["pages"]))
     return SegmentedPlan(runs, kinds)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedGrafts:
+class PinnedLoraPages:
     """An adapter's grafts on sibling layers, page by page as the table has them, where a card can fetch them itself.
 
     ``members[i]`` has a bit for each sibling that page i grafts onto.
@@ -109,7 +109,7 @@ class SegmentedTable:
         self._chunk = -(-num_inputs // num_splits // BLOCK_INPUTS_SHORT) * BLOCK_INPUTS_SHORT
         self._num_splits = -(-num_inputs // self._chunk)
 
-    def pack(self, grafts: Mapping[int, LinearGraft]) -> PackedGrafts:
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PinnedLoraPages:
         """``grafts`` (at least one) by member. On the host; pinned, so that ``write`` does not wait for the copy."""
         num_pages = max(len(graft.a) for graft in grafts.values())
         pinned = self.a.device.type == "cuda"
@@ -123,10 +123,10 @@ class SegmentedTable:
             b[:count, :, self.slices[member]] = graft.b
             for page in range(count):
                 members[page] |= 1 << member
-        return PackedGrafts(a, b, tuple(members))
+        return PinnedLoraPages(a, b, tuple(members))
 
-    def write(self, pages: Sequence[int], packed: PackedGrafts | None) -> None:
-        """Copy an adapter to its pages. What it does not touch keeps what was there, and is not looked at."""
+    def write(self, pages: Sequence[int], packed: PinnedLoraPages | None) -> None:
+        """ShadowRequest an adapter to its pages. What it does not touch keeps what was there, and is not looked at."""
         for index, page in enumerate(pages):
             members = 0
             if packed is not None and index < len(packed.members):
@@ -200,8 +200,8 @@ def operand_type(dtype: torch.dtype, device: torch.device) -> Any:
     return tl.bfloat16 if dtype == torch.bfloat16 and device.type == "cuda" else tl.float32
 
 
-class CardProduct:
-    """W·x by torch or bitsandbytes, then what the adapters add, by our kernels. A ``grafting.Product``."""
+class TritonLinear:
+    """W·x by torch or bitsandbytes, then what the adapters add, by our kernels. A ``grafting.LinearMethod``."""
 
     def __init__(self, weights: Weights, bank: LoraBank, num_inputs: int, slices: Sequence[slice]) -> None:
         self.weights = weights
@@ -209,7 +209,7 @@ class CardProduct:
             num_pages=bank.num_pages, num_inputs=num_inputs, slices=slices, dtype=bank.dtype, device=bank.device
         )
 
-    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+    def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
         y = self.weights.matmul(x)
         if isinstance(plan, SegmentedPlan):
             self.table.add(plan, x, y)
@@ -217,10 +217,10 @@ class CardProduct:
             raise TypeError(f"adapters on a card are given a {type(plan).__name__}")
         return y
 
-    def pack(self, grafts: Mapping[int, LinearGraft]) -> PackedGrafts:
+    def pack(self, grafts: Mapping[int, LinearGraft]) -> PinnedLoraPages:
         return self.table.pack(grafts)
 
-    def write(self, pages: Sequence[int], packed: PackedGrafts | None) -> None:
+    def write(self, pages: Sequence[int], packed: PinnedLoraPages | None) -> None:
         self.table.write(pages, packed)
 
     def dense(self) -> Tensor:

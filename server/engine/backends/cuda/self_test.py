@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graftwork.server.engine.backends.cuda import lora, slot_attention
-from graftwork.server.engine.backends.cuda.staging import current
+from graftwork.server.engine.backends.cuda.staging import use_device
 from graftwork.server.engine.kv.cache import CacheShape, KVCache
 from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
-from graftwork.server.engine.lora.plan import Run
+from graftwork.server.engine.lora.plan import AdapterRun
 
 #: The largest difference allowed, as a part of the largest value.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
 @torch.inference_mode()
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+def find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be used on ``device``, or ``None`` when they can."""
     generator = torch.Generator().manual_seed(0)
 
@@ -32,7 +32,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
     for name, attempt in (("adapters", _adapters), ("attention", _attention)):
         try:
-            with current(device):
+            with use_device(device):
                 actual, expected = attempt(draw)
         except Exception as failure:  # whatever a compiler, a driver or a library may raise
             first = (str(failure).strip() or type(failure).__name__).splitlines()[0]
@@ -46,7 +46,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 def _adapters(draw: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     """A decoding row and a prompt with adapters of 16 and 32, on two siblings."""
     slices, num_inputs = [slice(0, 64), slice(64, 96)], 640
-    runs = [Run(1, 2, "a", (2,)), Run(2, 40, "b", (0, 1))]
+    runs = [AdapterRun(1, 2, "a", (2,)), AdapterRun(2, 40, "b", (0, 1))]
     x, y = draw(41, num_inputs), draw(41, 96)
     table = lora.SegmentedTable(num_pages=3, num_inputs=num_inputs, slices=slices, dtype=x.dtype, device=x.device)
     expected = y.to(torch.float32, copy=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from graftwork.server.engine.backends.cuda import attention_kernels
 from graftwork.server.engine.backends.cuda.lora import operand_type
 from graftwork.server.engine.backends.cuda.staging import upload
-from graftwork.server.engine.backends.cuda.tiles import ATTENTION_TILE, cut_chunks
+from graftwork.server.engine.backends.cuda.tiles import ATTENTION_TILE, tile_chunks
 from graftwork.server.engine.kv.cache import KVCache
 
 #: A decoding row's positions are cut into pieces of this many, more in caches of long slots: at most MAX_PIECES.
@@ -171,7 +171,7 @@ def plan_for(cache: KVCache, spans: Sequence[tuple[int, int, int]]) -> SlotAtten
             chunks.append((first, first + count))
         lists["positions"] += range(before, before + count)
         lists["slots"] += [slot] * count
-    there = upload({**lists, "tiles": cut_chunks(chunks)}, cache.shape.device)
+    there = upload({**lists, "tiles": tile_chunks(chunks)}, cache.shape.device)
     return SlotAttention(cache, there["positions"], there["slots"], there["rows"], there["tiles"].view(-1, 2))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def use_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Makes ``device`` the one that Triton launches on: every thread has its own idea of which that is."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
@@ -25,7 +25,7 @@ def upload(lists: Mapping[str, Sequence[int]], device: torch.device) -> dict[str
     return _views(host.to(device, non_blocking=True), sizes)
 
 
-class Mailbox:
+class StaticInputs:
     """Tensors of fixed places and sizes on the device, refilled for each step: what a captured graph reads."""
 
     def __init__(self, sizes: Mapping[str, int], device: torch.device) -> None:

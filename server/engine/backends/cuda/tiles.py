@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from graftwork.server.engine.lora.plan import Run
+from graftwork.server.engine.lora.plan import AdapterRun
 
 #: Tokens of a tile: 16 is the least that a tensor core takes, and more than most decoding runs have.
 SHORT_TILE = 16
@@ -39,7 +39,7 @@ class RunTiles:
     def num_tiles(self) -> int:
         return len(self.tiles) // 5
 
-    def add(self, run: Run) -> None:
+    def add(self, run: AdapterRun) -> None:
         for start in range(run.start, run.stop, self.size):
             stop = min(start + self.size, run.stop)
             self.tiles += (start, stop, len(self.pages), len(run.pages), self.num_rows)
@@ -47,7 +47,7 @@ class RunTiles:
         self.pages += run.pages
 
 
-def cut(runs: Iterable[Run]) -> list[RunTiles]:
+def tile_runs(runs: Iterable[AdapterRun]) -> list[RunTiles]:
     """Short runs into short tiles, long ones into long tiles; kinds that do not occur are left out."""
     short, long = RunTiles(SHORT_TILE), RunTiles(LONG_TILE)
     for run in runs:
@@ -55,7 +55,7 @@ def cut(runs: Iterable[Run]) -> list[RunTiles]:
     return [tiles for tiles in (short, long) if tiles.tiles]
 
 
-def cut_short(runs: Iterable[Run]) -> RunTiles:
+def tile_short_runs(runs: Iterable[AdapterRun]) -> RunTiles:
     """All runs into short tiles, whatever their length: what a captured graph launches."""
     short = RunTiles(SHORT_TILE)
     for run in runs:
@@ -63,7 +63,7 @@ def cut_short(runs: Iterable[Run]) -> RunTiles:
     return short
 
 
-def cut_chunks(chunks: Sequence[tuple[int, int]]) -> list[int]:
+def tile_chunks(chunks: Sequence[tuple[int, int]]) -> list[int]:
     """Chunks of prompts (first token, token after the last) into tiles of attention, flat."""
     tiles: list[int] = []
     for start, stop in chunks:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from graftwork.server.engine.batch import Chunk, DecodeRow
+from graftwork.server.engine.batch import DecodeRow, PrefillChunk
 from graftwork.server.engine.kv.cache import KVCache
-from graftwork.server.engine.model.attention import _scaled_dot_product
+from graftwork.server.engine.model.attention import scaled_dot_product
 
 #: Rows up to this long are padded to one another; longer ones only to rows of like length.
 PAD_TOGETHER = 512
@@ -51,7 +51,12 @@ class AttentionPlan:
     """Where the step's tokens go in the cache, and which of them look at what."""
 
     def __init__(
-        self, cache: KVCache, rows: Sequence[DecodeRow], chunks: Sequence[Chunk], positions: Tensor, slots: Tensor
+        self,
+        cache: KVCache,
+        rows: Sequence[DecodeRow],
+        chunks: Sequence[PrefillChunk],
+        positions: Tensor,
+        slots: Tensor,
     ) -> None:
         self.cache = cache
         self.chunks = chunks
@@ -144,12 +149,12 @@ def _attend_group(
     )
     q = q.view(group.num_rows, kv_heads, num_heads // kv_heads, dim)
     mask = group.mask(window, q.dtype)
-    out = _scaled_dot_product(q, k, v, mask, scale, softcap).reshape(group.num_rows, num_heads, dim)
+    out = scaled_dot_product(q, k, v, mask, scale, softcap).reshape(group.num_rows, num_heads, dim)
     return out if group.rows is None else out[group.rows]
 
 
 def _attend_chunk(
-    chunk: Chunk,
+    chunk: PrefillChunk,
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -180,5 +185,5 @@ def _attend_chunk(
         .permute(1, 2, 0, 3)
         .reshape(1, kv_heads, groups * chunk.count, dim)
     )
-    out = _scaled_dot_product(q, k, v, mask.repeat(groups, 1), scale, softcap)
+    out = scaled_dot_product(q, k, v, mask.repeat(groups, 1), scale, softcap)
     return out.view(kv_heads, groups, chunk.count, dim).permute(2, 0, 1, 3).reshape(chunk.count, num_heads, dim)

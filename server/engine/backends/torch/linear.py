@@ -13,14 +13,14 @@ from graftwork.server.engine.lora.plan import LoraPlan
 from graftwork.server.engine.model.weights import Weights
 
 
-class TorchProduct:
+class TorchLinear:
     """The plain way: one GEMM for the base, and the bank's table for the adapters."""
 
     def __init__(self, weights: Weights, table: LoraTable) -> None:
         self.weights = weights
         self.table = table
 
-    def multiply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+    def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
         y = self.weights.matmul(x)
         if plan is not None:
             self.table.add(plan, x, y)

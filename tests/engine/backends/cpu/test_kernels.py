@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine.backends.cpu import library
-from graftwork.server.engine.backends.cpu.context import Machine, RowAdapters
+from graftwork.server.engine.backends.cpu.context import KernelContext, RowAdapters
 from graftwork.server.engine.backends.cpu.interface import (
     ADD_NORM,
     ATTEND,
@@ -27,22 +27,22 @@ from graftwork.server.engine.backends.cpu.interface import (
     OpFields,
     StepFields,
 )
-from graftwork.server.engine.backends.cpu.linear import NativeLinear
+from graftwork.server.engine.backends.cpu.linear import CpuLinear
 from graftwork.server.engine.lora.host_adapter import LinearGraft, _paged
-from graftwork.server.engine.lora.plan import LoraPlan, Run
+from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 from graftwork.server.engine.runner import Runner
 from tests.conftest import TEST_HOME
 from tests.engine import cpu_oracle as oracle
 from tests.engine import zoo
 
-pytestmark = pytest.mark.skipif(bool(library.why_not()), reason=library.why_not() or "")
+pytestmark = pytest.mark.skipif(bool(library.unavailable_reason()), reason=library.unavailable_reason() or "")
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def machine() -> Machine:
-    return Machine(library.load(TEST_HOME / "kernels"), 2)
+def machine() -> KernelContext:
+    return KernelContext(library.load(TEST_HOME / "kernels"), 2)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -63,12 +63,12 @@ def added(graft: LinearGraft, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("num_inputs", [8, 64, 100, 576])
 @pytest.mark.parametrize("outputs", [(16,), (33, 7, 64), (96, 96)])
-def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: tuple[int, ...]) -> None:
+def test_projections_with_adapters(machine: KernelContext, num_inputs: int, outputs: tuple[int, ...]) -> None:
     torch.manual_seed(num_inputs)
     rng = random.Random(num_inputs)
     weights = [torch.randn(size, num_inputs) for size in outputs]
     bias = torch.randn(sum(outputs))
-    linear = NativeLinear(weights, bias, 12, machine)
+    linear = CpuLinear(weights, bias, 12, machine)
     assert (linear.dense() - torch.cat(weights)).abs().max() < 0.05
     grafts: dict[str, dict[int, LinearGraft]] = {}
     pages: dict[str, tuple[int, ...]] = {}
@@ -80,12 +80,12 @@ def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: t
         linear.write(pages[name], linear.pack(grafts[name]) if touched else None)
     for num_rows in (1, 2, 5, 7, 16, 41):
         x = torch.randn(num_rows, num_inputs) * torch.rand(num_rows, 1) * 10
-        runs: list[Run] = []
+        runs: list[AdapterRun] = []
         place = rng.randrange(2)
         for name in rng.sample(list(pages), 4):
             stop = min(num_rows, place + rng.randrange(9))
             if stop > place:
-                runs.append(Run(place, stop, name, pages[name]))
+                runs.append(AdapterRun(place, stop, name, pages[name]))
             place = stop
         y = torch.zeros(num_rows, sum(outputs) + 5)
         adapters = RowAdapters(runs, num_rows)
@@ -102,9 +102,9 @@ def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: t
         assert difference < 2e-3  # what float32 rounds otherwise, and a byte of A·x that tips over for it
         # A row does not know its neighbours: alone it is the same to the last bit.
         row = rng.randrange(num_rows)
-        own = [Run(0, 1, run.digest, run.pages) for run in runs if run.start <= row < run.stop]
-        alone = linear.multiply(x[row : row + 1], LoraPlan(own, CPU) if own else None)
-        assert torch.equal(linear.multiply(x, LoraPlan(runs, CPU) if runs else None)[row], alone[0])
+        own = [AdapterRun(0, 1, run.digest, run.pages) for run in runs if run.start <= row < run.stop]
+        alone = linear.apply(x[row : row + 1], LoraPlan(own, CPU) if own else None)
+        assert torch.equal(linear.apply(x, LoraPlan(runs, CPU) if runs else None)[row], alone[0])
         # Adding to what is there, with the bias and without.
         before = torch.randn_like(y)
         again = before.clone()
@@ -112,34 +112,34 @@ def test_projections_with_adapters(machine: Machine, num_inputs: int, outputs: t
         assert torch.equal(again[:, : sum(outputs)], before[:, : sum(outputs)] + y[:, : sum(outputs)])
 
 
-def test_an_adapter_that_left_leaves_nothing(machine: Machine) -> None:
-    linear = NativeLinear([torch.randn(32, 64), torch.randn(32, 64)], None, 2, machine)
+def test_an_adapter_that_left_leaves_nothing(machine: KernelContext) -> None:
+    linear = CpuLinear([torch.randn(32, 64), torch.randn(32, 64)], None, 2, machine)
     first = graft(32, 64, 32, 1.0)
     linear.write([0, 1], linear.pack({0: first, 1: first}))
     linear.write([1], None)
     x = torch.randn(3, 64)
-    assert torch.equal(linear.multiply(x, LoraPlan([Run(0, 3, "x", (1,))], CPU)), linear.multiply(x, None))
+    assert torch.equal(linear.apply(x, LoraPlan([AdapterRun(0, 3, "x", (1,))], CPU)), linear.apply(x, None))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", [0, 17, 99])
-def test_what_is_not_finite_stays_so_and_stays_alone(machine: Machine, bad: float, place: int) -> None:
-    linear = NativeLinear([torch.randn(32, 100)], None, 1, machine)
+def test_what_is_not_finite_stays_so_and_stays_alone(machine: KernelContext, bad: float, place: int) -> None:
+    linear = CpuLinear([torch.randn(32, 100)], None, 1, machine)
     linear.write([0], linear.pack({0: graft(16, 100, 32, 1.0)}))
     x = torch.randn(5, 100)
-    plan = LoraPlan([Run(0, 5, "x", (0,))], CPU)
-    whole = linear.multiply(x, plan)
+    plan = LoraPlan([AdapterRun(0, 5, "x", (0,))], CPU)
+    whole = linear.apply(x, plan)
     x[2, place] = bad
-    broken = linear.multiply(x, plan)
+    broken = linear.apply(x, plan)
     assert not broken[2].isfinite().any()
     assert torch.equal(broken[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])
 
 
 @pytest.mark.parametrize("prologue", [PLAIN, NORM, SILU_TIMES, GELU_TIMES])
 @pytest.mark.parametrize("width", [16, 40, 576])
-def test_prologues(machine: Machine, prologue: int, width: int) -> None:
+def test_prologues(machine: KernelContext, prologue: int, width: int) -> None:
     torch.manual_seed(width)
-    linear = NativeLinear([torch.randn(32, width)], None, 1, machine)
+    linear = CpuLinear([torch.randn(32, width)], None, 1, machine)
     x = torch.randn(9, 2 * width) * 3
     norm = torch.randn(width)
     gate, up = x.chunk(2, dim=1)
@@ -160,7 +160,7 @@ def test_prologues(machine: Machine, prologue: int, width: int) -> None:
     assert (y - expected).abs().mean() / expected.abs().mean() < 1e-3
 
 
-def test_norms_that_are_added(machine: Machine) -> None:
+def test_norms_that_are_added(machine: KernelContext) -> None:
     x, y, norm = torch.randn(6, 40), torch.randn(6, 40), torch.randn(40)
     expected = y + oracle.rms_norm(x, norm, 1e-6)
     fields = {"x": x.data_ptr(), "y": y.data_ptr(), "x_width": 40, "y_width": 40}
@@ -181,7 +181,7 @@ def test_norms_that_are_added(machine: Machine) -> None:
     ],
 )
 def test_attention(
-    machine: Machine, heads: int, kv_heads: int, dim: int, rotary: int, window: int, softcap: float, normed: bool
+    machine: KernelContext, heads: int, kv_heads: int, dim: int, rotary: int, window: int, softcap: float, normed: bool
 ) -> None:
     """A prompt in two chunks in one slot, and rows that decode in others, against plain attention."""
     torch.manual_seed(heads)
@@ -291,9 +291,9 @@ def test_every_architecture(base: Callable[[str], BaseInfo], architecture: str, 
 
     def answers(together: bool, *, decoder: bool = True, **config: Any) -> dict[str, zoo.Answered]:
         bench = native_bench(info, adapters, **config)
-        assert runner_of(bench).decoder is not None, bench.card.reason
+        assert runner_of(bench).fast_path is not None, bench.card.reason
         if not decoder:
-            runner_of(bench).decoder = None
+            runner_of(bench).fast_path = None
         said: dict[str, zoo.Answered] = {}
         for request_id, name, prompt in asked:
             bench.add(request_id, prompt, name, max_tokens=12)
@@ -347,7 +347,7 @@ def test_a_model_that_is_not_what_it_seems(base: Callable[[str], BaseInfo], monk
 
     monkeypatch.setattr(LlamaMLP, "forward", other)
     bench = native_bench(base("llama"), {})
-    assert runner_of(bench).decoder is None
+    assert runner_of(bench).fast_path is None
     assert "nats away" in bench.card.reason
     bench.add("x", [1, 2, 3])
     assert bench.run()["x"].error is None

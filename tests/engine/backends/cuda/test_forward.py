@@ -18,11 +18,18 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine import backend_selector, loading
 from graftwork.server.engine.backends.cuda import self_test, tiles
-from graftwork.server.engine.backends.cuda.forward import CardForward, GraphForward, captured, fitting, graph_sizes, pad
-from graftwork.server.engine.backends.cuda.staging import Mailbox, upload
-from graftwork.server.engine.batch import Chunk, DecodeRow, Rows
+from graftwork.server.engine.backends.cuda.forward import (
+    CudaGraphForward,
+    TritonForward,
+    capture_graphs,
+    graph_sizes,
+    pad,
+    smallest_fitting,
+)
+from graftwork.server.engine.backends.cuda.staging import StaticInputs, upload
+from graftwork.server.engine.batch import Batch, DecodeRow, PrefillChunk
 from graftwork.server.engine.config import EngineConfig
-from graftwork.server.engine.lora.plan import Run
+from graftwork.server.engine.lora.plan import AdapterRun
 from graftwork.server.engine.model import numerics as numerics_module
 
 CPU = torch.device("cpu")
@@ -32,12 +39,12 @@ CPU = torch.device("cpu")
 LENGTHS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 150), st.integers(1, 5)), max_size=8)
 
 
-def runs_of(lengths: list[tuple[int, int, int]]) -> list[Run]:
+def runs_of(lengths: list[tuple[int, int, int]]) -> list[AdapterRun]:
     """(tokens of the bare base before, tokens, pages) of each run."""
     runs, token, page = [], 0, 0
     for before, count, num_pages in lengths:
         token += before
-        runs.append(Run(token, token + count, f"adapter {page}", tuple(range(page, page + num_pages))))
+        runs.append(AdapterRun(token, token + count, f"adapter {page}", tuple(range(page, page + num_pages))))
         token, page = token + count, page + num_pages
     return runs
 
@@ -46,7 +53,7 @@ def runs_of(lengths: list[tuple[int, int, int]]) -> list[Run]:
 def test_tiles_cover_every_token_of_every_run_once(lengths: list[tuple[int, int, int]]) -> None:
     runs = runs_of(lengths)
     whose: dict[int, tuple[int, ...]] = {}
-    for kind in tiles.cut(runs):
+    for kind in tiles.tile_runs(runs):
         places: set[int] = set()
         for start, stop, first_page, num_pages, h_row in zip(*[iter(kind.tiles)] * 5, strict=True):
             assert 0 < stop - start <= kind.size
@@ -61,17 +68,17 @@ def test_tiles_cover_every_token_of_every_run_once(lengths: list[tuple[int, int,
 
 
 def test_long_runs_get_long_tiles() -> None:
-    short, long = tiles.cut([Run(0, 31, "a", (0,)), Run(31, 63, "b", (1,))])
+    short, long = tiles.tile_runs([AdapterRun(0, 31, "a", (0,)), AdapterRun(31, 63, "b", (1,))])
     assert (short.size, short.num_tiles, long.size, long.num_tiles) == (16, 2, 64, 1)
-    assert tiles.cut_short([Run(0, 33, "a", (0,))]).num_tiles == 3
-    assert tiles.cut([]) == []
+    assert tiles.tile_short_runs([AdapterRun(0, 33, "a", (0,))]).num_tiles == 3
+    assert tiles.tile_runs([]) == []
 
 
 @given(st.lists(st.integers(1, 200), max_size=5))
 def test_tiles_of_attention_hold_tokens_of_one_chunk(counts: list[int]) -> None:
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     chunks = [(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    flat = tiles.cut_chunks(chunks)
+    flat = tiles.tile_chunks(chunks)
     covered = [token for start, stop in zip(flat[::2], flat[1::2], strict=True) for token in range(start, stop)]
     assert covered == list(range(sum(counts)))
     for start, stop in zip(flat[::2], flat[1::2], strict=True):
@@ -91,13 +98,13 @@ def test_lists_begin_where_triton_likes_it() -> None:
     """A pointer that is no multiple of 16 bytes is another kernel: it would be compiled while a request waits."""
     sizes = {"a": 3, "b": 5, "c": 2, "d": 1}
     uploaded = upload({name: [7] * size for name, size in sizes.items()}, CPU)
-    mailbox = Mailbox(sizes, CPU)
+    mailbox = StaticInputs(sizes, CPU)
     for name in sizes:
         assert uploaded[name].data_ptr() % 16 == mailbox[name].data_ptr() % 16 == 0
 
 
 def test_a_mailbox_keeps_its_places_and_forgets_what_was_there() -> None:
-    mailbox = Mailbox({"a": 3, "b": 2}, CPU)
+    mailbox = StaticInputs({"a": 3, "b": 2}, CPU)
     a, b = mailbox["a"], mailbox["b"]
     mailbox.fill({"a": [1, 2, 3], "b": [4]})
     assert (a.tolist(), b.tolist()) == ([1, 2, 3], [4, 0])
@@ -142,12 +149,12 @@ def test_kernels_that_do_not_run_are_no_failed_start(
     a_card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(self_test, "obstacle", lambda device, dtype: "Triton's kernels do not run: no C compiler")
-    assert loading._card(EngineConfig(), choose("auto")) == (False, "torch kernels, Triton's do not run here")
+    assert loading._can_use_triton(EngineConfig(), choose("auto")) == (False, "torch kernels, Triton's do not run here")
     assert "no C compiler. Going on with torch's kernels" in caplog.text
     with pytest.raises(ConfigurationError, match=r"--kernels triton: .* no C compiler"):
-        loading._card(EngineConfig(kernels="triton"), choose("triton"))
+        loading._can_use_triton(EngineConfig(kernels="triton"), choose("triton"))
     monkeypatch.setattr(self_test, "obstacle", lambda device, dtype: None)
-    assert loading._card(EngineConfig(), choose("auto")) == (True, "")
+    assert loading._can_use_triton(EngineConfig(), choose("auto")) == (True, "")
 
 
 # --- which steps are graphs -------------------------------------------------------------------------------------------
@@ -159,26 +166,26 @@ def test_sizes_of_graphs_cover_every_step() -> None:
     for most in range(1, 70):
         sizes = graph_sizes(most)
         assert len(set(sizes)) == len(sizes)
-        assert all(rows <= (fitting(sizes, rows) or 0) < 2 * rows for rows in range(1, most + 1))
-        assert fitting(sizes, most + 1) is None
+        assert all(rows <= (smallest_fitting(sizes, rows) or 0) < 2 * rows for rows in range(1, most + 1))
+        assert smallest_fitting(sizes, most + 1) is None
 
 
-def decoding(num_rows: int, runs: list[Run] | None = None) -> Rows:
-    return Rows(
+def decoding(num_rows: int, runs: list[AdapterRun] | None = None) -> Batch:
+    return Batch(
         tokens=[100 + i for i in range(num_rows)],
         positions=[10 + i for i in range(num_rows)],
         slots=list(range(num_rows)),
-        kept=list(range(num_rows)),
+        logits_indices=list(range(num_rows)),
         decoding=[DecodeRow(i, i, 11 + i) for i in range(num_rows)],
         runs=runs or [],
     )
 
 
 def test_padding_repeats_the_last_row_and_its_adapter() -> None:
-    padded = pad(decoding(3, [Run(1, 3, "a", (4,))]), 4)
+    padded = pad(decoding(3, [AdapterRun(1, 3, "a", (4,))]), 4)
     assert (padded.tokens, padded.positions, padded.slots) == ([100, 101, 102, 102], [10, 11, 12, 12], [0, 1, 2, 2])
-    assert padded.runs == [Run(1, 4, "a", (4,))]
-    assert pad(decoding(2, [Run(0, 1, "a", (4,))]), 4).runs == [Run(0, 1, "a", (4,))]
+    assert padded.runs == [AdapterRun(1, 4, "a", (4,))]
+    assert pad(decoding(2, [AdapterRun(0, 1, "a", (4,))]), 4).runs == [AdapterRun(0, 1, "a", (4,))]
 
 
 class Model(nn.Module):
@@ -190,16 +197,16 @@ class Model(nn.Module):
         return self.lm_head
 
 
-class Forward(CardForward):
+class Forward(TritonForward):
     """Logits that tell which token stands where; ``calls`` are the steps launched kernel by kernel."""
 
     def __init__(self, adapters: dict[str, set[str]]) -> None:
         linears = {digest: SimpleNamespace(names=frozenset(names)) for digest, names in adapters.items()}
         bank: Any = SimpleNamespace(num_pages=8, host=linears, plan=None, head_plan=None)
         super().__init__(Model(), bank, SimpleNamespace(shape=SimpleNamespace(device=CPU)))  # type: ignore[arg-type]
-        self.calls: list[Rows] = []
+        self.calls: list[Batch] = []
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, rows: Batch) -> Tensor:
         self.calls.append(rows)
         return torch.tensor([rows.tokens]).T
 
@@ -234,16 +241,16 @@ def forward() -> Forward:
 
 
 @pytest.fixture
-def graphs(forward: Forward) -> GraphForward:
-    built = captured(forward, Replayer(), max_rows=6)
+def graphs(forward: Forward) -> CudaGraphForward:
+    built = capture_graphs(forward, Replayer(), max_rows=6)
     assert built is not None
     return built
 
 
-def test_decoding_steps_are_replayed(graphs: GraphForward, forward: Forward) -> None:
+def test_decoding_steps_are_replayed(graphs: CudaGraphForward, forward: Forward) -> None:
     logits = graphs(decoding(3))
     assert logits.tolist() == [[100, 10, 0, 0], [101, 11, 1, 1], [102, 12, 2, 2]]
-    with_adapters = graphs(decoding(5, [Run(1, 2, "a", (3,)), Run(2, 5, "b", (0, 1))]))
+    with_adapters = graphs(decoding(5, [AdapterRun(1, 2, "a", (3,)), AdapterRun(2, 5, "b", (0, 1))]))
     assert with_adapters[:, :3].tolist() == [[100 + i, 10 + i, i] for i in range(5)]
     assert with_adapters[:, 4].tolist() == [1, 2, 0, 0, 0]  # a tile of one page, one of two, and none
     assert not forward.calls
@@ -254,13 +261,13 @@ def test_decoding_steps_are_replayed(graphs: GraphForward, forward: Forward) -> 
     "rows",
     [
         pytest.param(decoding(7), id="more rows than any graph"),
-        pytest.param(decoding(2, [Run(0, 1, "head", (1,))]), id="an adapter on the head"),
-        pytest.param(decoding(2, [Run(0, 2, "a", tuple(range(20)))]), id="a rank without room"),
-        pytest.param(Rows(tokens=[1, 2], kept=[1], chunks=[Chunk(0, 2, 0, 0)]), id="a prompt"),
-        pytest.param(Rows(tokens=[1], decoding=[DecodeRow(0, 0, 4)]), id="logits nobody wants"),
+        pytest.param(decoding(2, [AdapterRun(0, 1, "head", (1,))]), id="an adapter on the head"),
+        pytest.param(decoding(2, [AdapterRun(0, 2, "a", tuple(range(20)))]), id="a rank without room"),
+        pytest.param(Batch(tokens=[1, 2], logits_indices=[1], chunks=[PrefillChunk(0, 2, 0, 0)]), id="a prompt"),
+        pytest.param(Batch(tokens=[1], decoding=[DecodeRow(0, 0, 4)]), id="logits nobody wants"),
     ],
 )
-def test_other_steps_are_launched(graphs: GraphForward, forward: Forward, rows: Rows) -> None:
+def test_other_steps_are_launched(graphs: CudaGraphForward, forward: Forward, rows: Batch) -> None:
     graphs(rows)
     assert forward.calls == [rows]
     assert graphs.num_replayed == 0
@@ -271,5 +278,5 @@ def test_a_base_that_cannot_be_captured_is_no_failed_start(forward: Forward, cap
         def record(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    assert captured(forward, Refuses(), max_rows=4) is None
+    assert capture_graphs(forward, Refuses(), max_rows=4) is None
     assert "operation not permitted when stream is capturing" in caplog.text

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.storage.leases import Leases
-from graftwork.server.background.experiments import Referee
+from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.engine.request import Request, SamplingParams
 from graftwork.server.generation import shadows
-from graftwork.server.transport.messages import Generate, Up
+from graftwork.server.transport.messages import EngineMessage, Generate
 from tests.adapters.running_experiments import same_draws
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.scripted_engine import Desk
@@ -55,7 +55,7 @@ def keep(desk: Desk, *, ahead: float = 0.0) -> None:
     assert desk.records.log.flush()
     services = desk.world.services
     database = services.registry._database
-    referee = Referee(
+    referee = ExperimentController(
         database,
         services.registry,
         services.experiments,
@@ -146,7 +146,7 @@ def asked(desk: Desk) -> list[Request]:
     found: list[Request] = []
     take = desk.engine.take
 
-    def look(message: Up) -> None:
+    def look(message: EngineMessage) -> None:
         if isinstance(message, Generate):
             found.append(message.request)
         take(message)

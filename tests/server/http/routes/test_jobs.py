@@ -14,12 +14,12 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.learning.hyperparameters import CHOICES, LAYERS, NUMBERS, REPORT_TO, REWARDS, TEACHER
-from graftwork.adapters.learning.job import Claim, NewEvent
+from graftwork.adapters.learning.hyperparameters import CHOICES, LAYERS, NUMBER_BOUNDS, REPORT_TO, REWARDS, TEACHER
+from graftwork.adapters.learning.job import Claim, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.storage.database import Database
 from graftwork.training.config import TrainConfig
-from graftwork.training.worker.job.plan import NAMES, knobs
+from graftwork.training.worker.job.plan import HYPERPARAMETER_ALIASES, parse_hyperparameters
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.http_errors import HERE, error
 
@@ -69,7 +69,7 @@ def submit(client: TestClient, **body: Any) -> dict[str, Any]:
 def running(jobs: Jobs) -> Claim:
     claim = jobs.claim("w", "validating_files", seconds=60)
     assert claim is not None
-    jobs.validated(claim)
+    jobs.mark_validated(claim)
     claim = jobs.claim("w", "queued", seconds=60)
     assert claim is not None
     return claim
@@ -158,7 +158,7 @@ def test_a_job_from_its_submission_to_its_version(client: TestClient, jobs: Jobs
     step = {"step": 1, "train_loss": 2.0}
     now = claim.job.created_at.timestamp()
     progress = {"step": 1, "total": 2, "eta_seconds": 10.0, "at": now}
-    jobs.report(claim, [NewEvent(message="Step 1/2", data=step)], checkpoints={1: step}, progress=progress)
+    jobs.report(claim, [NewJobEvent(message="TrainingStep 1/2", data=step)], checkpoints={1: step}, progress=progress)
     job = client.get(f"{JOBS}/{job['id']}").json()
     FineTuningJob.model_validate(job, strict=True)
     assert (job["status"], job["estimated_finish"]) == ("running", int(now + 10))
@@ -223,9 +223,9 @@ def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: 
 def test_what_a_run_can_be_told_a_job_can(client: TestClient, jobs: Jobs) -> None:
     """Each knob of a run by its name here; a job's own are its method, its seed, and modules by name."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"method", "seed", "targets"}
-    offered = {*NUMBERS, *CHOICES, LAYERS, REPORT_TO, REWARDS, TEACHER} - {"learning_rate_multiplier"}
-    assert {NAMES.get(name, name) for name in offered} == fields
-    assert set(knobs(dict.fromkeys(NUMBERS, 1))) >= {"epochs", "anchor"}
+    offered = {*NUMBER_BOUNDS, *CHOICES, LAYERS, REPORT_TO, REWARDS, TEACHER} - {"learning_rate_multiplier"}
+    assert {HYPERPARAMETER_ALIASES.get(name, name) for name in offered} == fields
+    assert set(parse_hyperparameters(dict.fromkeys(NUMBER_BOUNDS, 1))) >= {"epochs", "anchor"}
 
 
 @pytest.mark.parametrize(

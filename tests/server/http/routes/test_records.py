@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from graftwork.adapters.access.keys import Role
-from graftwork.server.background.retention import _expire
+from graftwork.server.background.retention import expire
 from tests.adapters.records import Records
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.http_errors import HERE, error
@@ -277,7 +277,7 @@ def test_a_user_is_erased(client: TestClient, records: Records, caplog: pytest.L
 def test_the_keepers_duty_forgets(client: TestClient, world: World, records: Records) -> None:
     for days_ago in (89, 91):
         records.log(records.mint(days_ago=days_ago))
-    _expire(world.services.records, None)  # type: ignore[arg-type]
+    expire(world.services.records, None)  # type: ignore[arg-type]
     assert len(client.get(INTERACTIONS).json()["data"]) == 1
 
 

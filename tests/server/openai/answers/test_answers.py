@@ -19,9 +19,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.server.bodies import parse
 from graftwork.server.engine.request import Delta, FinishReason, TokenLogprob
-from graftwork.server.openai.answers.answer import Answer, Head
+from graftwork.server.openai.answers.answer import Answer, AnswerHead
 from graftwork.server.openai.answers.chat import ChatAnswer
-from graftwork.server.openai.answers.choice import Choice, Piece
+from graftwork.server.openai.answers.choice import ChoiceDelta, GeneratedChoice
 from graftwork.server.openai.answers.completions import CompletionAnswer
 from graftwork.server.openai.events import error_frame, quote
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
@@ -41,7 +41,9 @@ TOKENS = ByteTokens()
 VOCABULARY = Vocabulary(TOKENS)
 
 
-HEAD = Head(id="x-1", created=1_700_000_000, model="intents", fingerprint="fp_1", graftwork={"adapter": "intents@7"})
+HEAD = AnswerHead(
+    id="x-1", created=1_700_000_000, model="intents", fingerprint="fp_1", graftwork={"adapter": "intents@7"}
+)
 
 
 def score(token_id: int, logprob: float = -0.5, top: Sequence[tuple[int, float]] = ()) -> TokenLogprob:
@@ -119,23 +121,23 @@ def test_stop_string_holds_back_only_a_beginning_of_it() -> None:
 # ------------------------------------------------------------------------------------------------------- choices
 
 
-def run(choice: Choice, steps: Iterable[Delta]) -> list[Piece]:
+def run(choice: GeneratedChoice, steps: Iterable[Delta]) -> list[ChoiceDelta]:
     return [choice.push(delta) for delta in steps]
 
 
 def test_a_character_of_several_tokens_comes_as_one_piece() -> None:
-    pieces = run(Choice(0, TOKENS), deltas(list("é€".encode()), FinishReason.STOP))
+    pieces = run(GeneratedChoice(0, TOKENS), deltas(list("é€".encode()), FinishReason.STOP))
     assert [piece.text for piece in pieces] == ["", "é", "", "", "€", ""]
 
 
 def test_an_unfinished_character_is_replaced_at_the_end() -> None:
-    choice = Choice(0, TOKENS)
+    choice = GeneratedChoice(0, TOKENS)
     run(choice, deltas([65, 0xE2, 0x82], FinishReason.LENGTH))
     assert (choice.text, choice.finish) == ("A\ufffd", "length")
 
 
 def test_a_stop_string_over_several_tokens_ends_the_choice() -> None:
-    choice = Choice(0, TOKENS, stop=["lo wor"])
+    choice = GeneratedChoice(0, TOKENS, stop=["lo wor"])
     pieces = run(choice, deltas([word("The"), word(" hello"), word(" world"), word(" end")], FinishReason.LENGTH))
     assert [piece.text for piece in pieces] == ["The", " hel", "", "", ""]
     assert [piece.finish for piece in pieces] == [None, None, "stop", None, None]
@@ -143,13 +145,13 @@ def test_a_stop_string_over_several_tokens_ends_the_choice() -> None:
 
 
 def test_what_was_held_back_comes_when_the_text_ends() -> None:
-    choice = Choice(0, TOKENS, stop=["lo there"])
+    choice = GeneratedChoice(0, TOKENS, stop=["lo there"])
     pieces = run(choice, deltas([word(" hello")], FinishReason.STOP))
     assert [piece.text for piece in pieces] == [" hel", "lo"]
 
 
 def test_scores_are_of_the_tokens_whose_text_is_given() -> None:
-    choice = Choice(0, TOKENS, stop=[" world"], scored=True)
+    choice = GeneratedChoice(0, TOKENS, stop=[" world"], scored=True)
     ids = [word("The"), word(" hello"), word(" world")]
     pieces = run(choice, deltas(ids, FinishReason.STOP, scored=True))
     assert [[item.token_id for item in piece.scored] for piece in pieces] == [ids[:1], ids[1:2], [], []]
@@ -157,14 +159,14 @@ def test_scores_are_of_the_tokens_whose_text_is_given() -> None:
 
 
 def test_a_token_that_is_partly_held_back_is_scored_once_its_text_begins() -> None:
-    choice = Choice(0, TOKENS, stop=["d!"], scored=True)
+    choice = GeneratedChoice(0, TOKENS, stop=["d!"], scored=True)
     pieces = run(choice, deltas([word(" world"), 33], FinishReason.STOP, scored=True))
     assert [piece.text for piece in pieces] == [" worl", "", ""]
     assert [[item.token_id for item in piece.scored] for piece in pieces] == [[word(" world")], [], []]
 
 
 def test_tokens_without_text_are_scored_too() -> None:
-    choice = Choice(0, TOKENS, scored=True)
+    choice = GeneratedChoice(0, TOKENS, scored=True)
     run(choice, deltas([EOS, 65, EOS], FinishReason.LENGTH, scored=True))
     assert [item.token_id for item in choice.scored or ()] == [EOS, 65, EOS]
     assert [item.offset for item in choice.scored or ()] == [0, 0, 1]
@@ -172,7 +174,9 @@ def test_tokens_without_text_are_scored_too() -> None:
 
 def test_an_engine_error_is_raised_with_its_reason() -> None:
     with pytest.raises(GraftworkError, match="not finite"):
-        Choice(0, TOKENS).push(Delta("r", finish_reason=FinishReason.ERROR, error="The output was not finite."))
+        GeneratedChoice(0, TOKENS).push(
+            Delta("r", finish_reason=FinishReason.ERROR, error="The output was not finite.")
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- chat

@@ -14,7 +14,7 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.server.bodies import parse
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
-from graftwork.server.openai.requests.generation import Generation
+from graftwork.server.openai.requests.generation import GenerationRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
 EOS = {2, 7}
@@ -174,7 +174,7 @@ BAD_BYTES: list[tuple[bytes, str, str]] = [
 ]
 
 
-def refusal(model: type[Generation], raw: bytes) -> InvalidRequest:
+def refusal(model: type[GenerationRequest], raw: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         parse(model, raw)
     assert "\n" not in caught.value.message
@@ -198,7 +198,7 @@ def test_bad_completions_are_refused_by_name(fields: dict[str, Any], param: str,
 
 @pytest.mark.parametrize(("raw", "code", "says"), BAD_BYTES, ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest])
-def test_what_is_no_json_object_is_refused(model: type[Generation], raw: bytes, code: str, says: str) -> None:
+def test_what_is_no_json_object_is_refused(model: type[GenerationRequest], raw: bytes, code: str, says: str) -> None:
     error = refusal(model, raw)
     assert (error.param, error.code) == (None, code)
     assert says in error.message

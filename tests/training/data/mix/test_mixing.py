@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.data.mix.balance import balanced, class_weights
 from graftwork.training.data.mix.curriculum import easy_to_hard
-from graftwork.training.data.mix.replay import replay
+from graftwork.training.data.mix.replay import sample_replay
 from graftwork.training.data.row import Row
 
 
@@ -61,7 +61,7 @@ def test_a_curriculum_is_shuffled_within_its_stages() -> None:
 def test_replay_is_a_share_of_the_whole_and_in_proportion() -> None:
     first = [row(f"one {number}", ("pause", "gift")[number % 4 == 0]) for number in range(80)]
     second = [row(f"two {number}", "swap") for number in range(40)]
-    again = replay({"v1": first, "v2": second}, num_new=90, share=0.25, seed=3)
+    again = sample_replay({"v1": first, "v2": second}, num_new=90, share=0.25, seed=3)
     assert len(again) == 30
     assert Counter(one.answer for one in again) == {"pause": 15, "gift": 5, "swap": 10}
     assert len({one.prompt for one in again}) == 30
@@ -69,18 +69,23 @@ def test_replay_is_a_share_of_the_whole_and_in_proportion() -> None:
 
 def test_replay_is_decided_by_its_seed_and_stays_much_the_same_as_rounds_grow() -> None:
     rows = [row(f"question {number}", f"a free text, {number}") for number in range(100)]
-    chosen = replay({"v1": rows}, num_new=60, seed=1)
-    assert replay({"v1": rows[::-1]}, num_new=60, seed=1) == chosen
-    assert replay({"v1": rows}, num_new=60, seed=2) != chosen
+    chosen = sample_replay({"v1": rows}, num_new=60, seed=1)
+    assert sample_replay({"v1": rows[::-1]}, num_new=60, seed=1) == chosen
+    assert sample_replay({"v1": rows}, num_new=60, seed=2) != chosen
     more = [row(f"new question {number}", f"a free text, {number}") for number in range(20)]
-    grown = replay({"v1": rows + more}, num_new=60, seed=1)
+    grown = sample_replay({"v1": rows + more}, num_new=60, seed=1)
     assert len(set(grown) & set(chosen)) >= 14
 
 
 def test_replay_gives_what_there_is() -> None:
     rows = [row(f"{number}", "x") for number in range(5)]
-    assert len(replay({"v1": rows}, num_new=1000)) == 5
-    assert replay({}, num_new=1000) == replay({"v1": []}, num_new=9) == replay({"v1": rows}, num_new=0) == []
-    assert replay({"v1": rows}, num_new=10, share=0) == []
+    assert len(sample_replay({"v1": rows}, num_new=1000)) == 5
+    assert (
+        sample_replay({}, num_new=1000)
+        == sample_replay({"v1": []}, num_new=9)
+        == sample_replay({"v1": rows}, num_new=0)
+        == []
+    )
+    assert sample_replay({"v1": rows}, num_new=10, share=0) == []
     with pytest.raises(ConfigurationError, match="below 1"):
-        replay({"v1": rows}, num_new=10, share=1)
+        sample_replay({"v1": rows}, num_new=10, share=1)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import pytest
 
 from graftwork.training.data.mix.paraphrases import (
-    REASONS,
-    Reason,
-    Reworded,
+    REJECTION_REASONS,
+    Augmentation,
+    RejectionReason,
     Wording,
+    accept_wordings,
     can_be_reworded,
-    kept,
-    refusal,
+    clean_wording,
+    rejection_of,
     reworded,
-    tidied,
 )
 from graftwork.training.data.row import Message, Row
 
@@ -72,14 +72,16 @@ def row(question: str, answer: str = "a", *, before: Sequence[Message] = (), **f
         ("今日カードが届きませんでした", "カードが今日届きませんでした", None),
     ],
 )
-def test_a_wording_passes_all_checks_or_fails_by_its_reason(question: str, text: str, reason: Reason | None) -> None:
-    assert refusal(question, Wording(text=text)) == reason
+def test_a_wording_passes_all_checks_or_fails_by_its_reason(
+    question: str, text: str, reason: RejectionReason | None
+) -> None:
+    assert rejection_of(question, Wording(text=text)) == reason
 
 
 def test_what_did_not_come_to_its_end_is_no_wording() -> None:
     text = "What do I have to do to close my account?"
-    assert refusal("How can I close my account?", Wording(text=text)) is None
-    assert refusal("How can I close my account?", Wording(text=text, ended=False)) == "cut"
+    assert rejection_of("How can I close my account?", Wording(text=text)) is None
+    assert rejection_of("How can I close my account?", Wording(text=text, ended=False)) == "cut"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_what_did_not_come_to_its_end_is_no_wording() -> None:
     [(' "Where is it?" ', "Where is it?"), ("“Where?”", "Where?"), ('"One" or "two"', '"One" or "two"'), ('"', '"')],
 )
 def test_quotes_around_all_of_it_are_taken_away(text: str, expected: str) -> None:
-    assert tidied(text) == expected
+    assert clean_wording(text) == expected
 
 
 OPERATOR = {"role": "system", "content": "Sort it, in one word."}
@@ -127,10 +129,10 @@ QUESTION = row("How can I close my account?", "close", interactions=("int-1",))
 OTHERS = (row("Where is the card that I ordered?", "card"), row("Hi", "greeting"))
 
 
-def told(*texts: str, held_out: Sequence[Row] = (), others: Sequence[Row] = OTHERS) -> Reworded:
+def told(*texts: str, held_out: Sequence[Row] = (), others: Sequence[Row] = OTHERS) -> Augmentation:
     able = [other for other in others if can_be_reworded(other)]
     wordings = [[Wording(text=text) for text in texts], *([] for _ in able)]
-    return kept([QUESTION, *others], wordings, held_out=held_out)
+    return accept_wordings([QUESTION, *others], wordings, held_out=held_out)
 
 
 def test_wordings_become_rows_with_the_same_answer() -> None:
@@ -141,7 +143,7 @@ def test_wordings_become_rows_with_the_same_answer() -> None:
     ]
     assert {row.interactions for row in found.rows} == {("int-1",)}
     assert found.left_out == {"answer": 1}
-    assert list(found.said()) == [
+    assert list(found.describe()) == [
         "Wrote 3 other wordings of 2 questions, kept 2.",
         "Other wordings left out: 1 answering instead of asking.",
         "1 of the rows were left alone: other wordings are for single questions of 3 to 60 words.",
@@ -160,7 +162,7 @@ def test_wordings_become_rows_with_the_same_answer() -> None:
     ],
 )
 def test_nothing_is_kept_that_is_near_to_what_it_must_not_be(
-    beside: dict[str, Sequence[Row]], reason: Reason | None
+    beside: dict[str, Sequence[Row]], reason: RejectionReason | None
 ) -> None:
     found = told("What do I have to do to close my account?", **beside)
     assert found.left_out == ({} if reason is None else {reason: 1})
@@ -178,9 +180,9 @@ def test_of_wordings_that_are_near_the_first_is_kept() -> None:
 
 
 def test_every_reason_has_words() -> None:
-    everything = Reworded(
-        rows=(), num_questions=1, num_left_alone=0, num_wordings=1100, left_out=dict.fromkeys(REASONS, 100)
+    everything = Augmentation(
+        rows=(), num_questions=1, num_left_alone=0, num_wordings=1100, left_out=dict.fromkeys(REJECTION_REASONS, 100)
     )
-    head, reasons = everything.said()
+    head, reasons = everything.describe()
     assert head == "Wrote 1,100 other wordings of 1 questions, kept 0."
-    assert all(f"100 {words}" in reasons for words in REASONS.values())
+    assert all(f"100 {words}" in reasons for words in REJECTION_REASONS.values())

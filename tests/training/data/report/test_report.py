@@ -15,10 +15,10 @@ from rich.console import Console
 
 from graftwork.training.cli import data_show
 from graftwork.training.data.pipeline import prepare
-from graftwork.training.data.policy import Policy
+from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.source import file_source, record_source
-from graftwork.training.data.report.numbers import Report, Spread, report_from_json
-from graftwork.training.data.report.page import COLOURS, histogram, page
+from graftwork.training.data.report.numbers import DataReport, LengthDistribution, report_from_json
+from graftwork.training.data.report.page import COLOURS, histogram, render_page
 from graftwork.training.data.report.words import FATES, FORMATS, KINDS
 from tests.training.conftest import EXAMPLES
 from tests.training.records import pair, question
@@ -27,7 +27,7 @@ EVIL = '<script>alert("x")</script> [bold red] & \\'
 
 
 @pytest.fixture(scope="module")
-def full() -> Report:
+def full() -> DataReport:
     """A data set about which there is everything to say."""
     records: list[dict[str, Any]] = [
         *(pair(question(number), ("pause", "gift", EVIL)[number % 3]) for number in range(80)),
@@ -41,18 +41,18 @@ def full() -> Report:
     ]
     held = record_source(f"held {EVIL}", [pair(question(5), EVIL)])
     held.split = "test"
-    with prepare([record_source(f"tickets {EVIL}", records), held], Policy()) as prepared:
+    with prepare([record_source(f"tickets {EVIL}", records), held], DataPolicy()) as prepared:
         return prepared.report
 
 
-def printed(report: Report, width: int = 100) -> str:
+def printed(report: DataReport, width: int = 100) -> str:
     console = Console(width=width, file=io.StringIO())
     with console.capture() as capture:
-        console.print(data_show.report(report))
+        console.print(data_show.render_report(report))
     return capture.get()
 
 
-def test_the_terminal_says_everything_and_takes_nothing_for_markup(full: Report) -> None:
+def test_the_terminal_says_everything_and_takes_nothing_for_markup(full: DataReport) -> None:
     text = " ".join(printed(full).split())
     for said in (
         "86 rows read as prompts and completions",
@@ -80,7 +80,7 @@ def test_the_terminal_says_everything_and_takes_nothing_for_markup(full: Report)
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_line_is_wider_than_the_terminal(full: Report, width: int) -> None:
+def test_no_line_is_wider_than_the_terminal(full: DataReport, width: int) -> None:
     assert max(map(len, printed(full, width).splitlines())) <= width
 
 
@@ -114,8 +114,8 @@ class Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_page_stands_alone_and_is_whole(full: Report) -> None:
-    text = page(full, f"support {EVIL}")
+def test_the_page_stands_alone_and_is_whole(full: DataReport) -> None:
+    text = render_page(full, f"support {EVIL}")
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
@@ -132,20 +132,20 @@ def test_the_page_stands_alone_and_is_whole(full: Report) -> None:
     assert full.digest in text
 
 
-def test_everything_that_can_be_counted_has_a_name_and_a_colour(full: Report) -> None:
+def test_everything_that_can_be_counted_has_a_name_and_a_colour(full: DataReport) -> None:
     from typing import get_args
 
     from graftwork.training.data.read.formats import FORMATS as READ
-    from graftwork.training.data.report.numbers import Fate
+    from graftwork.training.data.report.numbers import RowOutcome
     from graftwork.training.data.row import Kind
 
-    assert set(get_args(Fate)) == set(FATES) <= set(COLOURS)
+    assert set(get_args(RowOutcome)) == set(FATES) <= set(COLOURS)
     assert set(get_args(Kind)) == set(KINDS)
     assert {*READ, "feedback"} == set(FORMATS)
     assert set(full.fates) < set(FATES)
 
 
-def test_a_report_comes_back_from_json(full: Report) -> None:
+def test_a_report_comes_back_from_json(full: DataReport) -> None:
     import json
 
     assert report_from_json(json.loads(json.dumps(full.to_json()))) == full
@@ -154,7 +154,7 @@ def test_a_report_comes_back_from_json(full: Report) -> None:
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, 10**7), max_size=60))
 def test_every_value_is_in_one_bar(values: list[int]) -> None:
-    spread = Spread.of(values)
+    spread = LengthDistribution.of(values)
     assert sum(bar.count for bar in spread.bars) == len(values)
     assert len(spread.bars) <= 30
     for bar, following in zip(spread.bars, spread.bars[1:], strict=False):
