@@ -14,3 +14,7 @@ def main() -> int:
         print("usage: python -m graftwork.training.worker.job FOLDER", file=sys.stderr)
         return 2
     return JobRunner(Path(sys.argv[1])).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from graftwork.training.run.folder import (
 )
 from graftwork.training.run.material import Material, read_data_set, read_files
 from graftwork.training.run.plan import ParentVersion, TrainingRun, assemble_run, default_writer
-from graftwork.training.worker.job.__main__ import main
 from graftwork.training.worker.job.spec import AUTO, JobSpec
 
 HYPERPARAMETER_ALIASES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs", "lora_rank": "rank"}
@@ -204,7 +202,3 @@ def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
 
 def parent_id(run: TrainingRun) -> str:
     return "no version, from the base" if run.parent is None else f"{run.parent.name}@{run.parent.version}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
