@@ -39,7 +39,7 @@ def fake_server(folder: Path, token: str, command: Sequence[str] | None = None) 
     )
 
 
-def alive(token: str) -> list[psutil.RunProcess]:
+def alive(token: str) -> list[psutil.Process]:
     """The processes that carry this token, the guards above them and the children below them."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
