@@ -148,12 +148,12 @@ def test_a_card_gets_tritons_kernels(a_card: None, monkeypatch: pytest.MonkeyPat
 def test_kernels_that_do_not_run_are_no_failed_start(
     a_card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(self_test, "obstacle", lambda device, dtype: "Triton's kernels do not run: no C compiler")
+    monkeypatch.setattr(self_test, "find_obstacle", lambda device, dtype: "Triton's kernels do not run: no C compiler")
     assert loading._can_use_triton(EngineConfig(), choose("auto")) == (False, "torch kernels, Triton's do not run here")
     assert "no C compiler. Going on with torch's kernels" in caplog.text
     with pytest.raises(ConfigurationError, match=r"--kernels triton: .* no C compiler"):
         loading._can_use_triton(EngineConfig(kernels="triton"), choose("triton"))
-    monkeypatch.setattr(self_test, "obstacle", lambda device, dtype: None)
+    monkeypatch.setattr(self_test, "find_obstacle", lambda device, dtype: None)
     assert loading._can_use_triton(EngineConfig(), choose("auto")) == (True, "")
 
 
