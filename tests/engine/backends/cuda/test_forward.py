@@ -202,7 +202,7 @@ class Forward(TritonForward):
 
     def __init__(self, adapters: dict[str, set[str]]) -> None:
         linears = {digest: SimpleNamespace(names=frozenset(names)) for digest, names in adapters.items()}
-        bank: Any = SimpleNamespace(num_pages=8, host=linears, plan=None, head_plan=None)
+        bank: Any = SimpleNamespace(num_pages=8, host_adapters=linears, plan=None, head_plan=None)
         super().__init__(Model(), bank, SimpleNamespace(shape=SimpleNamespace(device=CPU)))  # type: ignore[arg-type]
         self.calls: list[Batch] = []
 
