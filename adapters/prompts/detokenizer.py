@@ -109,7 +109,7 @@ class TokenBytes:
             if text.isalnum() and self._decode(token_id, token_id).startswith(text):
                 return token_id, text
         raise ConfigurationError(
-            "This base's tokenizer holds no token that is plain text. FetchAdapter the base again."
+            "This base's tokenizer holds no token that is plain text. Fetch the base again."
         )
 
     def _decode(self, *token_ids: int) -> str:

@@ -37,7 +37,7 @@ class Prompts:
             self._tokenizer = Tokenizer.from_str(source)
         except Exception as error:  # tokenizers raises nothing more precise
             raise ConfigurationError(
-                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. FetchAdapter the base again."
+                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. Fetch the base again."
             ) from error
         # A tokenizer.json may carry the truncation it was last used with: a prompt must never be cut in silence.
         self._tokenizer.no_truncation()

@@ -111,7 +111,7 @@ class ServingReport:
         pairs = [job for job in self.jobs if isinstance(job.load, RequestPairs)]
         parts = [" · ".join(map(str, self.about.values()))]
         if loads:
-            parts += ["StepOutput tokens a second:", self._speeds(loads)]
+            parts += ["Output tokens a second:", self._speeds(loads)]
         if waits := list(self._waits(loads)):
             head = ["load", "system", "first token p50 / p95 / p99", "between tokens p50 / p95 / p99"]
             parts += ["Milliseconds, and megabytes at the peak:", _table([[*head, "memory", "errors"], *waits])]

@@ -144,7 +144,7 @@ def kto_weights(num_liked: int, num_disliked: int) -> tuple[float, float]:
     larger side counts 1. Both must be above 0."""
     if min(num_liked, num_disliked) < 1:
         raise ConfigurationError(
-            "TokenIdKTOTrainer needs answers of both kinds: liked and disliked ones.", param="method"
+            "KTO needs answers of both kinds: liked and disliked ones.", param="method"
         )
     most = max(num_liked, num_disliked)
     return most / num_liked, most / num_disliked

@@ -1,4 +1,4 @@
-"""LoopBenchmark policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
+"""Learning policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
 
 from __future__ import annotations
 
