@@ -74,7 +74,7 @@ def search(
     """
     if not run.validation:
         raise InvalidRequest(
-            "A search compares trials by the loss on held-out rows, and there are none. MakeLinearMethod rows back, or leave "
+            "A search compares trials by the loss on held-out rows, and there are none. Hold rows back, or leave "
             "search out.",
             param="search",
         )
