@@ -161,9 +161,7 @@ class JobRunner:
             self._append({"message": f"Not judged: {judgement.not_measured_because}.", "level": "warn"})
             return judgement.to_json()
         for gate in judgement.verdict.gates:
-            self._append(
-                {"message": f"Gate {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"}
-            )
+            self._append({"message": f"Gate {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"})
         page = report.render_page(spec.name, judgement.evaluation, judgement.verdict)
         (self._folder / REPORT_FILE).write_text(page, encoding="utf-8")
         return judgement.to_json()
