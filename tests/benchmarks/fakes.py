@@ -73,7 +73,7 @@ class FakeSystem:
     def title(self) -> str:
         return self.key.title()
 
-    def refuses(self, job: Workload) -> str | None:
+    def unsupported_reason(self, job: Workload) -> str | None:
         return self.refused.get(job.key)
 
     def prepare(self, jobs: Sequence[Workload]) -> None:
@@ -81,7 +81,7 @@ class FakeSystem:
         if self.unprepared is not None:
             raise BenchmarkError(self.unprepared)
 
-    def arrangement(self, job: Workload) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         return bool(job.adapters)
 
     @contextmanager
