@@ -202,7 +202,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
 
 
 def _prepare_base(config: ServerConfig) -> BaseInfo:
-    """FetchAdapter, convert and describe the base in a process of its own, which alone pays for torch."""
+    """Fetch, convert and describe the base in a process of its own, which alone pays for torch."""
     command = [sys.executable, "-m", "graftwork.adapters.base", "--home", str(config.home)]
     if config.base is not None:
         command += ["--base", config.base]

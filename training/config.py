@@ -190,8 +190,8 @@ class TrainConfig:
     is done as it stands here."""
 
     report_to: tuple[str, ...] = ()
-    """Trackers that are told every measurement, of `graftwork.adapters.learning.trackers`; what they need to know, addresses and
-    keys, is the environment's."""
+    """Trackers that are told every measurement, of `graftwork.adapters.learning.trackers`; what they need to know,
+    addresses and keys, is the environment's."""
 
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """What the forward pass computes in; the adapter's own weights are float32 always. ``auto``: bfloat16 where the

@@ -33,7 +33,7 @@ class WorkloadResult:
 
     @property
     def speed(self) -> float | None:
-        """StepOutput tokens a second, if all requests were answered."""
+        """Output tokens a second, if all requests were answered."""
         if self.figures is None or self.figures["errors"]:
             return None
         speed: float | None = self.figures.get("out_tok_s")

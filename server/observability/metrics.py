@@ -1,6 +1,6 @@
 """What operators watch, in Prometheus' words: a registry of this server's own, and one method per thing that happens.
 
-LabelCounter are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
+Labels are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
 of which only the first ``max_adapters`` get a label of their own.
 
 Knows nothing of HTTP, the engine or the registry: it is told.

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from graftwork.training.run.checkpoints import Checkpointing
 
 STUDY_FILE: Final = "search.log"
-"""In the place of a search: Optuna's journal. ServingWhileTraining it, in `TRIALS_FOLDER`, a folder each for the trial under way and the
-best one so far."""
+"""In the place of a search: Optuna's journal. Beside it, in `TRIALS_FOLDER`, a folder each for the trial under way
+and the best one so far."""
 
 NON_FATAL_CODES: Final = frozenset({"training_diverged", "out_of_memory"})
 """What may end a trial without ending the search: another trial may do better."""
