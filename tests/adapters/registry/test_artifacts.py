@@ -173,7 +173,7 @@ def dies_after(lines: int, work: Callable[[], object]) -> bool:
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal left
-            if frame.f_code.co_filename != files_module.__file__:
+            if frame.f_code.co_filename != artifacts_module.__file__:
                 return None
             if event == "line":
                 left -= 1
