@@ -17,10 +17,10 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import cli
+from benchmarks.__main__ import app
 from benchmarks.load.workloads import Workload, make_workloads
 from benchmarks.serving.comparison import measure_all
 from benchmarks.serving.report import ServingReport
-from benchmarks.__main__ import app
 from tests.benchmarks.fakes import FakeSystem, alive, gone, quiet
 from tests.conftest import CHECKOUT
 from tests.e2e.server_process import eventually
@@ -120,7 +120,7 @@ def test_a_system_that_dies_under_load_has_no_figures(tmp_path: Path, token: str
 
 def options(*words: str) -> dict[str, object]:
     command = typer.main.get_command(app)
-    bench = command.commands[]  # type: ignore[attr-defined]
+    bench = command
     return dict(bench.make_context("benchmarks", list(words)).params)
 
 
