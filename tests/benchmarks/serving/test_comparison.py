@@ -119,8 +119,7 @@ def test_a_system_that_dies_under_load_has_no_figures(tmp_path: Path, token: str
 
 
 def options(*words: str) -> dict[str, object]:
-    command = typer.main.get_command(app)
-    bench = command
+    bench = typer.main.get_command(app)
     return dict(bench.make_context("benchmarks", list(words)).params)
 
 
