@@ -3,8 +3,8 @@
 ``bash`` and ``python`` blocks run in the order they stand in, each document in a folder of its own, on one real server.
 What cannot be run here is a stand-in that writes down how it was called, and the call is looked at afterwards: the two
 scripts that would set everything up, ``graftwork serve``, ``python -m benchmarks``, ``docker``. ``graftwork train``
-pushes an adapter that was there already; a slow test trains. Blocks that make keys speak to a server without an engine:
-the first key locks it.
+pushes an adapter that was
+there already; a slow test trains. Blocks that make keys speak to a server without an engine: the first key locks it.
 """
 
 from __future__ import annotations

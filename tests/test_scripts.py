@@ -165,7 +165,7 @@ def test_two_set_ups_at_once_are_one(checkout: Checkout) -> None:
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert len(checkout.installed()) == 2
-    assert any("WaitingStatus for another set-up" in text for text in said)
+    assert any("Waiting for another set-up" in text for text in said)
 
 
 def test_an_old_python_is_told_what_is_needed(checkout: Checkout) -> None:

@@ -24,7 +24,7 @@ def lock(path: Path, progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("WaitingStatus for another process that is preparing the same base", None)
+            progress("Waiting for another process that is preparing the same base", None)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

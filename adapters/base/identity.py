@@ -46,7 +46,7 @@ def _inspected(served_id: str, folder: Path, weights: Sequence[Path], progress: 
     if prompts.vocab_size > embedding.weight.shape[0]:
         raise ConfigurationError(
             f"{folder}: the tokenizer knows {prompts.vocab_size} tokens, the model only {embedding.weight.shape[0]}. "
-            "FetchAdapter the base again."
+            "Fetch the base again."
         )
     return BaseInfo(
         id=served_id,

@@ -45,7 +45,7 @@ class BaseInfo:
     modules: Mapping[str, ModuleShape]
     """Full dotted names as in ``model.named_modules()``: the leaves that own parameters."""
     tied: tuple[tuple[str, str], ...]
-    """RequestPairs of modules that share one weight: (which borrows, which owns)."""
+    """Pairs of modules that share one weight: (which borrows, which owns)."""
 
     def to_json(self) -> str:
         """One line of JSON, for caches and other processes."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Progress = Callable[[str, float | None], None]
-"""UserAnswer what is being done and how much of it (0 to 1), or None when that cannot be known."""
+"""Told what is being done and how much of it (0 to 1), or None when that cannot be known."""
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def tensors_of(weights: Sequence[Path]) -> list[TensorLocation]:
 
 def _header(file: Path) -> Iterator[TensorLocation]:
     size = file.stat().st_size
-    broken = ConfigurationError(f"{file} is not a whole safetensors file. FetchAdapter the base again.")
+    broken = ConfigurationError(f"{file} is not a whole safetensors file. Fetch the base again.")
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > size - 8:

@@ -1,6 +1,8 @@
-"""The statistics of one experiment, updated with each request and each closed unit; gives a `Reading` at any time. Pure: the same units give the same reading.
+"""The statistics of one experiment, updated with each request and each closed unit; gives a `Reading` at any time.
+Pure: the same units give the same reading.
 
-Units are counted once each, by the probability with which their arm was drawn. Requests, whose users come again, count only for guardrails that a single answer settles.
+Units are counted once each, by the probability with which their arm was drawn. Requests, whose users come again,
+count only for guardrails that a single answer settles.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ class ParsedId:
 
 
 class InteractionIds:
-    """Mints and reads ids under one secret of at least 16 bytes; `graftwork.adapters.storage.settings` keeps a server's."""
+    """Mints and reads ids under one secret of at least 16 bytes; `graftwork.adapters.storage.settings` keeps a
+    server's."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < 16:

@@ -1,4 +1,4 @@
-"""What a job's hyperparameters may be: by name, and within which bounds. PushRefused by name, before anything is queued.
+"""What a job's hyperparameters may be: by name, and within which bounds. Refused by name, before anything is queued.
 
 Which of them suit each other is the run's to say; knows no training.
 """

@@ -8,7 +8,8 @@
 
 A worker claims a job for a while and renews the claim; when it dies nobody renews, and another one goes on. Every write
 of a worker's is one transaction with the look whether the claim still holds and the job was not cancelled: who has lost
-it is told by `ClaimLost` and has written nothing. An attempt is counted when it begins and forgiven when it got somewhere (a
+it is told by `ClaimLost` and has written nothing. An attempt is counted when it begins and forgiven when it got
+somewhere (a
 checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that reason.
 
 Knows nothing of how training is done, of files' contents, nor of HTTP.

@@ -1,4 +1,4 @@
-"""RewardFunction functions: what TokenIdGRPOTrainer learns from. Entry points of installed packages, asked for by name.
+"""Reward functions: what GRPO learns from. Entry points of installed packages, asked for by name.
 
 Knows which there are; loads none of them. A package offers one in its ``pyproject.toml``::
 

@@ -116,7 +116,7 @@ class ArtifactStore:
         return StagedFile(filename, file, self.limits.of(filename))
 
     def stage_folder(self, source: Path, allowed_roots: Sequence[Path]) -> Path:
-        """ShadowRequest the adapter in ``source``, a PEFT folder that the server may read, into staging.
+        """Copy the adapter in ``source``, a PEFT folder that the server may read, into staging.
 
         ``source`` is absolute and, links resolved, below one of ``allowed_roots``; so are its two files. Raises
         InvalidAdapter, naming the file, or TooLarge; nothing stays staged then.

@@ -3,7 +3,7 @@
 A sequence waits until its adapter is on the device, a slot of the key-value cache is free and the token budget has
 room. Then its prompt is computed in chunks beside the sequences that already decode, starting where ``PrefixCache``
 has no part of it, and after that it decodes one token a step. When the cache runs out of tokens, the youngest running
-sequence gives its slot back and is computed again later; its generated tokens are kept, so the client only sees a delay.
+sequence gives its slot back and is computed again later; its generated tokens are kept: the client only sees a delay.
 
 The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
 not wait for a long one. A quarter of it, and the first free place, always belongs to the oldest sequence, so that none
@@ -59,7 +59,7 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """WaitingStatus and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
+    """Waiting and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
 
     def __init__(self, limits: SchedulerConfig, residency: AdapterCache) -> None:
         self.config = limits

@@ -46,7 +46,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 async def _update_gauges(services: Services) -> None:
-    """StatsRequest the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
+    """Ask the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
     engine = services.engine
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
     try:

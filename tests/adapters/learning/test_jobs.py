@@ -67,7 +67,7 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
     assert jobs.claim("other", "queued", seconds=60) is None
     assert (claim.job.status, claim.job.started_at is not None) == ("running", True)
     measured = {"step": 1, "train_loss": 2.5}
-    first = [NewJobEvent(message="TrainingStep 1/2", data=measured)]
+    first = [NewJobEvent(message="Step 1/2", data=measured)]
     jobs.report(claim, first, checkpoints={1: measured}, progress={"step": 1, "total": 2}, relayed_bytes=10)
     jobs.report(claim, checkpoints={1: measured, 2: {}}, progress={"step": 2})
     jobs.publish(claim)
@@ -85,7 +85,7 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
         f"Created fine-tuning job: {job.id}",
         "Files validated, the job is queued.",
         "The job has started.",
-        "TrainingStep 1/2",
+        "Step 1/2",
         "New fine-tuned model created: intents@1",
         "The job has successfully completed.",
     ]

@@ -173,7 +173,7 @@ def dies_after(lines: int, work: Callable[[], object]) -> bool:
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal left
-            if frame.f_code.co_filename != files_module.__file__:
+            if frame.f_code.co_filename != artifacts_module.__file__:
                 return None
             if event == "line":
                 left -= 1
@@ -515,7 +515,7 @@ def test_a_file_that_grows_while_it_is_copied(
 
 
 def test_descriptors_are_closed(store: ArtifactStore, good: Path, base: BaseInfo, allowed: Path) -> None:
-    """PushRefused pushes must not wear a long-running server down."""
+    """Refused pushes must not wear a long-running server down."""
     (allowed / "out").symlink_to("/etc")
     (allowed / "bad").mkdir()
     before = len(os.listdir("/proc/self/fd"))

@@ -158,7 +158,7 @@ def test_an_erasure_that_was_killed_is_done_again(
     def kill(*_: Any) -> None:
         raise Killed
 
-    for step in ("erase_in_folder", "done"):
+    for step in ("erase_in_folder", "finish_erasure"):
         with monkeypatch.context() as patched:
             patched.setattr(erasing, step, kill)
             with pytest.raises(Killed):

@@ -1,7 +1,7 @@
 """From a step's tokens to logits on a card, through HF's own modules and our kernels.
 
-``TritonForward`` launches kernel by kernel and can do everything. ``CudaGraphForward`` replays captured graphs for steps in
-which every row decodes, and hands the others on.
+``TritonForward`` launches kernel by kernel and can do everything. ``CudaGraphForward`` replays captured graphs for
+steps in which every row decodes, and hands the others on.
 
 Shapes: T tokens in one packed row, R of them kept for the head, V vocabulary.
 """
