@@ -68,7 +68,7 @@ async def _update_gauges(services: Services) -> None:
 
 def _operators_page() -> tuple[str, dict[str, str]]:
     """The page, and headers that let it run its own script and talk to this server, and nothing else."""
-    page = resources.files("graftwork.server").joinpath("page.html").read_text(encoding="utf-8")
+    page = resources.files("graftwork.server.http.routes").joinpath("page.html").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
