@@ -63,7 +63,7 @@ class Trainer:
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_while_training, "ALONE_SECONDS", 0.01)
-    monkeypatch.setattr(serving_while_training, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(serving_while_training, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(serving_while_training, "ROWS", 5)
 
 

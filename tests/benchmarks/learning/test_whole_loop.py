@@ -153,7 +153,7 @@ def test_the_interval_is_wilsons() -> None:
 def test_three_versions_each_from_what_users_said_of_the_one_before(
     hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole_loop, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(whole_loop, "LOOK_SECONDS", 0.0)
     server: Any = Server()
     memory = MemoryMonitor()
     steps = list(LoopBenchmark(server, hands, SIZES, work=tmp_path, memory=memory, show=show, seed=5).run())
@@ -196,7 +196,7 @@ def test_three_versions_each_from_what_users_said_of_the_one_before(
 def test_a_job_that_fails_ends_it(
     hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole_loop, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(whole_loop, "LOOK_SECONDS", 0.0)
     server: Any = Server(fails=True)
     steps = LoopBenchmark(server, hands, SIZES, work=tmp_path, memory=MemoryMonitor(), show=show, seed=0).run()
     assert next(steps).model == "tiny"
