@@ -86,3 +86,9 @@ def split_model(model: str) -> tuple[str, str]:
 def quoted(text: str) -> str:
     """What a user sent, fit for a message: quoted, escaped and never longer than a line."""
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
+def escaped(text: object) -> str:
+    """What a stranger's file says, fit for a message: quoted, plain ASCII and at most 120 characters."""
+    shown = ascii(text) if isinstance(text, str) else repr(text)
+    return shown if len(shown) <= 120 else shown[:117] + "..."

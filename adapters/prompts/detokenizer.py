@@ -108,9 +108,7 @@ class TokenBytes:
             text = self._decode(token_id)
             if text.isalnum() and self._decode(token_id, token_id).startswith(text):
                 return token_id, text
-        raise ConfigurationError(
-            "This base's tokenizer holds no token that is plain text. Fetch the base again."
-        )
+        raise ConfigurationError("This base's tokenizer holds no token that is plain text. Fetch the base again.")
 
     def _decode(self, *token_ids: int) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)

@@ -28,31 +28,26 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from graftwork.adapters.errors import GraftworkError, InvalidAdapter, NotFound, TooLarge
-from graftwork.adapters.storage.durable import sync_folder
-
-if TYPE_CHECKING:
-    from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.names import escaped
 from graftwork.adapters.peft_format.files import (
     CONFIG_FILE,
     MODEL_CARD_FILE,
     WEIGHTS_FILE,
     check_filename,
     check_listing,
-    escaped,
     open_regular,
     os_error_reason,
 )
 from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.storage.durable import sync_folder
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
-
 _CHUNK_BYTES = 1 << 20
-
-
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
