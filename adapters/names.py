@@ -1,6 +1,5 @@
-"""The rules for names, and what a ``model`` may say: ``intents``, ``intents@7``, ``intents@candidate``.
-
-Knows nothing of which adapters exist: that is the registry's.
+"""The rules for names, and what a ``model`` may be: ``intents``, ``intents@7``, ``intents@candidate``. Which
+adapters exist is the registry's matter.
 """
 
 from __future__ import annotations

@@ -7,11 +7,10 @@
             └───────────────┴──────────┴──────▶ cancelled
 
 A worker claims a job for a while and renews the claim; when it dies nobody renews, and another one goes on. Every write
-of a worker's is one transaction with the look whether the claim still holds and the job was not cancelled: who has lost
-it is told by `ClaimLost` and has written nothing. An attempt is counted when it begins and forgiven when it got somewhere (a
-checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that reason.
-
-Knows nothing of how training is done, of files' contents, nor of HTTP.
+of a worker's is one transaction with the check that the claim still holds and the job was not cancelled: a worker that
+lost it gets `ClaimLost` and has written nothing. An attempt is counted when it begins and not counted when it made
+progress (a checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that
+reason.
 """
 
 from __future__ import annotations
@@ -168,7 +167,7 @@ class Jobs:
         return Page.of(found, limit)
 
     def cancel(self, id: str, *, actor: str) -> Job:
-        """End it now; whoever works on it is told when they next write. Cancelled twice is cancelled.
+        """End it now; whoever works on it finds out at the next write. Cancelled twice is cancelled.
 
         Conflict: it has ended otherwise, or its version is being registered.
         """
@@ -225,8 +224,8 @@ class Jobs:
                 }
                 if waiting == "queued":
                     changes |= {"status": "running", "started_at": job.started_at or now}
-                    said = "The job has started." if job.started_at is None else "The job goes on."
-                    _record(connection, job.id, [NewJobEvent(message=said)])
+                    message = "The job has started." if job.started_at is None else "The job goes on."
+                    _record(connection, job.id, [NewJobEvent(message=message)])
                 _change(connection, job.id, changes)
                 return Claim(job=_get(connection, job.id), owner=owner, token=job.token + 1)
         return None

@@ -3,7 +3,7 @@
 The semantics are PEFT 0.21's, mirrored from ``check_target_module_exists``, ``get_pattern_key``, ``_set_trainable`` and
 ``LoraModel._check_tied_modules``. Every field is either used here, known to describe only how the adapter was
 initialised, trained or saved, or refused by name unless it is null, false or empty. That holds for fields that a later
-PEFT may add, too: an unknown field that says something is never passed over.
+PEFT may add, too: an unknown field with a value is never passed over.
 
 What the config says is compared with the tensors in ``folder``.
 """

@@ -32,7 +32,8 @@ def check_filename(filename: str) -> None:
             param="files",
         )
     raise InvalidAdapter(
-        f"{escaped(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain names.",
+        f"{escaped(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain "
+        "names.",
         param="files",
     )
 

@@ -128,5 +128,5 @@ def _rounded(numbers: Floats, dtype: str) -> Floats:
         with np.errstate(over="ignore"):
             return numbers.astype(np.float16).astype(np.float32)
     bits = numbers.view("<u4")
-    kept: Floats = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000).view("<f4")
-    return kept
+    rounded: Floats = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000).view("<f4")
+    return rounded

@@ -1,6 +1,7 @@
 """The tokenizer and the chat template of one base, for serving and training alike.
 
-Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 alone, so that a process without torch stays light. Agrees token for token with transformers' ``apply_chat_template``.
+Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 alone, so that a process without torch
+stays light. Agrees token for token with transformers' ``apply_chat_template``.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ The same digest published twice is the same folder.
 Only the two files of a PEFT folder ever come in. Nothing else is opened, links are resolved once and then never
 followed, and what is not a regular file is refused before it is opened (a FIFO would wait for ever). A hard link is
 fine: the bytes are copied, so the other name has no hold on the artifact.
-
-This file knows files. It does not know what is in them (``peft_format`` does), nor versions and names (``registry``).
 """
 
 from __future__ import annotations
@@ -103,12 +101,12 @@ class ArtifactStore:
         self._check_staged(staged)
         check_filename(filename)
         if filename == MODEL_CARD_FILE:
-            return StagedFile(filename, io.BytesIO(), self.limits.of(filename))
+            return StagedFile(filename, io.BytesIO(), self.limits.max_bytes(filename))
         try:
             file = open(staged / filename, "xb")  # noqa: SIM115 - the StagedFile closes it
         except FileExistsError:
             raise InvalidAdapter(f"{filename} came twice: push each file once.", param=filename) from None
-        return StagedFile(filename, file, self.limits.of(filename))
+        return StagedFile(filename, file, self.limits.max_bytes(filename))
 
     def stage_folder(self, source: Path, allowed_roots: Sequence[Path]) -> Path:
         """Copy the adapter in ``source``, a PEFT folder that the server may read, into staging.

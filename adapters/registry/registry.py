@@ -1,7 +1,7 @@
-"""The registry: asked by requests, changed by operators.
+"""The registry: resolved by requests, changed by operators.
 
-`Registry.resolve` runs for every request. It answers from memory; only when the database says that something was
-committed does it ask whether that was an event, and then reads the adapters which the new events name.
+`Registry.resolve` runs for every request. It answers from memory; only when something was committed to the
+database does it look for new events, and then reads the adapters which they name.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ class Registry:
         self._guard = guard
         self._snapshot = DatabaseCache(database, EMPTY_SNAPSHOT, self._refreshed)
 
-    # What requests ask
+    # For requests
 
     def resolve(self, model: str) -> Version:
         """The version that answers for ``model``: ``intents`` (live), ``intents@7`` or ``intents@candidate``.
 
-        NotFound, with the code ``model_not_found``, says what there is instead.
+        NotFound, with the code ``model_not_found``, names what there is instead.
         """
-        return self._snapshot.now().resolve(model)
+        return self._snapshot.get().resolve(model)
 
     def adapter(self, name: str) -> Adapter:
-        return self._snapshot.now().adapter(name)
+        return self._snapshot.get().adapter(name)
 
     def trials(self) -> list[Version]:
         """What is being tried, or was when whoever tried it was killed: versions under such names (`names.is_trial`)
         that are not retired."""
-        return self._snapshot.now().trials()
+        return self._snapshot.get().trials()
 
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
         """Adapters by name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
-        return self._snapshot.now().adapters(after=after, limit=limit)
+        return self._snapshot.get().adapters(after=after, limit=limit)
 
     def with_digest(self, digest: str) -> list[Version]:
         """The versions, of any name, whose files have this digest; also retired ones."""
-        return self._snapshot.now().with_digest(digest)
+        return self._snapshot.get().with_digest(digest)
 
     def version(self, name: str, number: int) -> Version:
         """Also a retired one."""
-        return self._snapshot.now().version(name, number)
+        return self._snapshot.get().version(name, number)
 
     # What operators do
 
@@ -85,7 +85,7 @@ class Registry:
     ) -> tuple[Version, bool]:
         """Register an adapter whose files are published, and say whether that made a version.
 
-        The same bytes under the same name are the version they were before: (it, False), and what else is said of
+        The same bytes under the same name are the version they were before: (it, False), and what else is given of
         them this time is not recorded. Either way ``alias`` then points at it; a first version is live as well.
         What is tried (`names.is_trial`) has no alias.
 
@@ -147,7 +147,7 @@ class Registry:
     ) -> AliasEvent:
         """Point ``alias`` at a version. If it does already nothing happens, and the event that did it is returned.
 
-        ``within`` makes it part of a write of the caller's, who then need not ask the guard.
+        ``within`` makes it part of a write of the caller's, which then bypasses the guard.
         InvalidRequest: there is no such version. Conflict: it was retired, or the guard refuses.
         """
         self.adapter(name)

@@ -62,7 +62,7 @@ def read_header(
     """The tensors of a safetensors file by name, in the order of their bytes.
 
     Args:
-        file: open for reading; where it stands afterwards is not said.
+        file: open for reading; its position afterwards is undefined.
         name: the file's name, with which messages begin.
         max_header_bytes: of the JSON.
         dtypes: which ones its tensors may have.

@@ -84,7 +84,7 @@ def test_the_better_arm_is_found_whichever_way_the_metric_points(better: str, ex
     judge = ExperimentAnalysis(of)
     good, bad = (0.8, 0.5) if metric == "thumb" else (0.2, 0.5)
     for one in units(2000, {"a": bad, "b": bad, better: good}, HALF, metric=metric):
-        judge.unit(one)
+        judge.add_unit(one)
         reading = judge.reading(of.weights)
         if found := recommend(of, judge, reading, T):
             assert kinds(found) == [(expected, "b")]
@@ -103,7 +103,7 @@ def test_equal_arms_are_left_alone() -> None:
     of = experiment()
     judge = ExperimentAnalysis(of)
     for one in units(1500, {"a": 0.7, "b": 0.7}, HALF):
-        judge.unit(one)
+        judge.add_unit(one)
     assert recommend(of, judge, judge.reading(of.weights), T) == []
 
 
@@ -113,7 +113,7 @@ def test_a_margin_must_be_cleared() -> None:
     )
     judge = ExperimentAnalysis(of)
     for one in units(3000, {"a": 0.5, "b": 0.8}, HALF):
-        judge.unit(one)
+        judge.add_unit(one)
     reading = judge.reading(of.weights)
     assert (reading.comparisons[0].improvement_lower or 0) > 0.2
     assert recommend(of, judge, reading, T) == []
@@ -126,7 +126,7 @@ def test_units_without_a_value_do_not_count_unless_they_are_half_good() -> None:
         judge = ExperimentAnalysis(one)
         for number in range(400):
             name = "ab"[number % 2]
-            judge.unit(unit(number, name, thumb=float(name == "b") if number % 4 < 2 and number < 200 else None))
+            judge.add_unit(unit(number, name, thumb=float(name == "b") if number % 4 < 2 and number < 200 else None))
         reading = judge.reading(one.weights)
         assert sum(found.judged for found in reading.arms) == judged
         assert reading.units == 400
@@ -139,7 +139,7 @@ def test_what_was_learned_from_is_left_out_of_everything_but_the_shares() -> Non
     for number in range(600):
         name, learned = chance.choice("ab"), number % 3 == 0
         # The version knows the answers it learned.
-        judge.unit(unit(number, name, learned=learned, thumb=1.0 if learned and name == "b" else 0.5))
+        judge.add_unit(unit(number, name, learned=learned, thumb=1.0 if learned and name == "b" else 0.5))
         if not learned:
             without.unit(unit(number, name, thumb=0.5))
     reading = judge.reading(of.weights)
@@ -153,7 +153,7 @@ def test_each_treatment_is_compared_with_the_control_alone() -> None:
     judge = ExperimentAnalysis(of)
     weights = {"a": 0.5, "b": 0.25, "c": 0.25}
     for one in units(2400, {"a": 0.5, "b": 0.5, "c": 0.8}, weights, seed=1):
-        judge.unit(one)
+        judge.add_unit(one)
     reading = judge.reading(of.weights)
     assert [found.arm for found in reading.comparisons] == ["b", "c"]
     b, c = reading.comparisons
@@ -166,9 +166,9 @@ def test_epochs_with_other_weights_are_weighed_by_their_own() -> None:
     of = experiment(plan(arm(1, name="a"), arm(2, 0.1, name="b")), {"b": 0.5})
     judge = ExperimentAnalysis(of)
     for one in units(3000, {"a": 0.3, "b": 0.3}, {"a": 0.9, "b": 0.1}, seed=1):
-        judge.unit(one)
+        judge.add_unit(one)
     for one in units(3000, {"a": 0.9, "b": 0.9}, HALF, epoch=2, seed=2):
-        judge.unit(one)
+        judge.add_unit(one)
     reading = judge.reading(of.weights)
     naive = [found.mean or 0 for found in reading.arms]
     assert naive[1] - naive[0] > 0.15
@@ -182,7 +182,7 @@ def test_latency_is_a_ratio() -> None:
     judge, chance = ExperimentAnalysis(of), random.Random(3)
     for number in range(1200):
         name = chance.choice("ab")
-        judge.unit(unit(number, name, latency=chance.gauss(0.0 if name == "a" else -0.35, 0.3)))
+        judge.add_unit(unit(number, name, latency=chance.gauss(0.0 if name == "a" else -0.35, 0.3)))
         if number == 150:
             early = judge.reading(of.weights).comparisons[0]
             assert early.difference is None
@@ -200,7 +200,7 @@ def test_a_range_is_in_its_own_units() -> None:
     judge, chance = ExperimentAnalysis(of), random.Random(3)
     for number in range(1500):
         name = chance.choice("ab")
-        judge.unit(unit(number, name, **{"metadata.minutes": chance.uniform(20, 40) - (15 if name == "b" else 0)}))
+        judge.add_unit(unit(number, name, **{"metadata.minutes": chance.uniform(20, 40) - (15 if name == "b" else 0)}))
     (found,) = judge.reading(of.weights).comparisons
     assert found.difference == pytest.approx(-15, abs=3)
     assert kinds(recommend(of, judge, judge.reading(of.weights), T)) == [("promote", "b")]
@@ -215,10 +215,10 @@ def test_it_ends_after_so_many_units_or_then() -> None:
     )
     judge = ExperimentAnalysis(of)
     for one in units(49, {"a": 0.5, "b": 0.5}, HALF):
-        judge.unit(one)
+        judge.add_unit(one)
     assert recommend(of, judge, judge.reading(of.weights), T) == []
     assert kinds(recommend(of, judge, judge.reading(of.weights), T + timedelta(days=2))) == [("end", None)]
-    judge.unit(unit(50, "a", thumb=1.0))
+    judge.add_unit(unit(50, "a", thumb=1.0))
     assert kinds(recommend(of, judge, judge.reading(of.weights), T)) == [("end", None)]
 
 
@@ -229,16 +229,16 @@ def test_a_ramp_widens_when_enough_was_seen_for_long_enough() -> None:
     judge = ExperimentAnalysis(of)
     later = T + timedelta(seconds=61)
     for number in range(40):
-        judge.unit(unit(number, "b" if number % 10 == 0 else "a", thumb=1.0))
+        judge.add_unit(unit(number, "b" if number % 10 == 0 else "a", thumb=1.0))
     assert recommend(of, judge, judge.reading(of.weights), later) == []
-    judge.unit(unit(41, "b", thumb=1.0))
+    judge.add_unit(unit(41, "b", thumb=1.0))
     assert recommend(of, judge, judge.reading(of.weights), T + timedelta(seconds=59)) == []
     (wider,) = recommend(of, judge, judge.reading(of.weights), later)
     assert (wider.kind, wider.arm, wider.weight) == ("widen", "b", 0.5)
     at_the_top = experiment(of.plan, {"b": 0.5})
     judge = ExperimentAnalysis(at_the_top)
     for number in range(40):
-        judge.unit(unit(number, "ab"[number % 2], epoch=2, thumb=1.0))
+        judge.add_unit(unit(number, "ab"[number % 2], epoch=2, thumb=1.0))
     assert recommend(at_the_top, judge, judge.reading(at_the_top.weights), T + timedelta(hours=9)) == []
 
 
@@ -248,17 +248,19 @@ Bad = Callable[[ExperimentAnalysis, int], None]
 
 
 def fails(judge: ExperimentAnalysis, number: int) -> None:
-    judge.request(request("a"))
-    judge.request(request("b", status="error"))
+    judge.add_request(request("a"))
+    judge.add_request(request("b", status="error"))
 
 
 def is_slow(judge: ExperimentAnalysis, number: int) -> None:
-    judge.request(request("a", seconds=1.0))
-    judge.request(request("b", seconds=3.0))
+    judge.add_request(request("a", seconds=1.0))
+    judge.add_request(request("b", seconds=3.0))
 
 
 def is_corrected(judge: ExperimentAnalysis, number: int) -> None:
-    judge.unit(unit(number, "ab"[number % 2], correction_rate=float(number % 2), feedback_rate=float(number % 2 == 0)))
+    judge.add_unit(
+        unit(number, "ab"[number % 2], correction_rate=float(number % 2), feedback_rate=float(number % 2 == 0))
+    )
 
 
 BREACHES: list[tuple[Guardrail, Bad]] = [
@@ -292,9 +294,11 @@ def test_alike_arms_breach_nothing(rail: Guardrail, _: Bad) -> None:
     judge, chance = ExperimentAnalysis(of), random.Random(4)
     for number in range(1500):
         name = chance.choice("ab")
-        judge.request(request(name, status="error" if chance.random() < 0.02 else "ok", seconds=chance.uniform(0, 2.1)))
+        judge.add_request(
+            request(name, status="error" if chance.random() < 0.02 else "ok", seconds=chance.uniform(0, 2.1))
+        )
         rates = {"correction_rate": float(chance.random() < 0.2), "feedback_rate": float(chance.random() < 0.5)}
-        judge.unit(unit(number, name, **rates))
+        judge.add_unit(unit(number, name, **rates))
     assert recommend(of, judge, judge.reading(of.weights), T) == []
 
 
@@ -303,7 +307,7 @@ def test_a_breach_comes_before_a_promotion() -> None:
     of = experiment(plan(arm(1, name="a"), arm(2, 0.5, name="b"), guardrails=(rail,)))
     judge = ExperimentAnalysis(of)
     for number, one in enumerate(units(1000, {"a": 0.2, "b": 0.9}, HALF)):
-        judge.unit(one)
+        judge.add_unit(one)
         fails(judge, number)
     assert kinds(recommend(of, judge, judge.reading(of.weights), T)) == [("roll_back", "b"), ("promote", "b")]
 
@@ -315,7 +319,7 @@ def test_after_a_mismatch_nothing_is_decided_but_guardrails_hold() -> None:
     of = experiment(plan(arm(1, name="a"), arm(2, 0.5, name="b")))
     judge = ExperimentAnalysis(of)
     for one in units(600, {"a": 0.2, "b": 0.9}, {"a": 0.7, "b": 0.3}):
-        judge.unit(one)
+        judge.add_unit(one)
     reading = judge.reading(of.weights)
     assert reading.sample_ratio.mismatch
     assert kinds(recommend(of, judge, reading, T)) == [("alarm", None)]
@@ -330,7 +334,7 @@ def test_ratings_that_come_from_one_arm_more_than_from_the_other_are_a_mismatch(
     for number in range(800):
         name = chance.choice("ab")
         rated = chance.random() < (0.8 if name == "b" else 0.3)
-        judge.unit(unit(number, name, thumb=1.0 if rated else None))
+        judge.add_unit(unit(number, name, thumb=1.0 if rated else None))
     ratio = judge.reading(of.weights).sample_ratio
     assert ratio.mismatch
     assert ratio.evidence < ratio.threshold < (ratio.evidence_rated or 0)
@@ -345,10 +349,10 @@ def test_the_same_units_give_the_same_reading_and_it_is_json() -> None:
     for _ in range(2):
         judge = ExperimentAnalysis(of)
         for one in units(200, {"a": 0.5, "b": 0.6}, HALF):
-            judge.unit(one)
-            judge.request(request(one.arm))
+            judge.add_unit(one)
+            judge.add_request(request(one.arm))
         judge.add_shadow_counts("c", sampled=3, answered=2, errors=1)
-        judge.pair("c", ShadowPair(agreement=0.5, identical=False, log_length=0.0, log_latency=0.1))
+        judge.add_shadow_pair("c", ShadowPair(agreement=0.5, identical=False, log_length=0.0, log_latency=0.1))
         readings.append(judge.reading(of.weights).to_json())
     assert json.loads(json.dumps(readings[0], allow_nan=False)) == json.loads(json.dumps(readings[1]))
     (shadow,) = readings[0]["shadows"]
