@@ -141,7 +141,7 @@ def test_what_was_learned_from_is_left_out_of_everything_but_the_shares() -> Non
         # The version knows the answers it learned.
         judge.add_unit(unit(number, name, learned=learned, thumb=1.0 if learned and name == "b" else 0.5))
         if not learned:
-            without.unit(unit(number, name, thumb=0.5))
+            without.add_unit(unit(number, name, thumb=0.5))
     reading = judge.reading(of.weights)
     assert (reading.units, reading.learned) == (600, 200)
     assert reading.comparisons == without.reading(of.weights).comparisons
