@@ -174,8 +174,8 @@ class RunningMean:
 class DifferenceSequence:
     """How much better the treatment is than the control: a confidence sequence for outcomes in [0, 1].
 
-    That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanSequence`). Exact at any time and for
-    weights that change as the past says. Assumes that each unit's arm was drawn with the probability given, whatever
+    That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanConfidenceSequence`). Exact at any
+    time and for weights that depend on the past. Assumes that each unit's arm was drawn with the probability given, whatever
     came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does not.
     """
 
@@ -222,8 +222,8 @@ def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tigh
 class AsymptoticConfidenceSequence:
     """How much more the treatment has than the control: an asymptotic confidence sequence for outcomes without bounds.
 
-    The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what `Difference`
-    does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it is no bound (minus to
+    The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what
+    `DifferenceSequence` does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it is no bound (minus to
     plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale without long
     tails: the logarithm of a latency.
     """
@@ -408,7 +408,7 @@ def thompson_shares(
     """Each arm's weight: the probability that it is the best one, as far as outcomes in [0, 1] tell, but ``floor``.
 
     From uniform priors, by draws. Weights that follow the outcomes serve users meanwhile; who judges which arm is
-    better must still be `Difference`, which holds under such weights too.
+    better must still be `DifferenceSequence`, which holds under such weights too.
     """
     draws = np.random.default_rng(seed).beta(
         np.asarray(successes, dtype=float) + 1, np.asarray(failures, dtype=float) + 1, (num_draws, len(successes))

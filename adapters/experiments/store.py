@@ -72,7 +72,7 @@ class Experiments:
         return self._snapshot.get().running.get(adapter)
 
     def assign(self, adapter: str, unit: str | None, *, chat: bool) -> Assignment | None:
-        """The arm that answers a request for ``adapter``; None if no experiment asks for it.
+        """The arm that answers a request for ``adapter``; None if it takes part in no experiment.
 
         ``unit`` is the requester: the same one gets the same arm. Without one, every request is assigned by itself.
         """
@@ -118,9 +118,16 @@ class Experiments:
     def start(self, name: str, plan: ExperimentPlan, *, base_digest: str, actor: str) -> Experiment:
         """Start an experiment; requests take part from now on.
 
-        Arms with an alias are pinned to the version that it points at. ``base_digest`` is the served base's.
-        InvalidRequest: the plan makes no sense. NotFound: there is no such adapter. Conflict: the name is taken, the
-        adapter has an experiment already, or an arm's version cannot be served.
+        Args:
+            name: used once and for good.
+            plan: arms with an alias are pinned to the version that it points at.
+            base_digest: the served base's.
+            actor: for the history.
+
+        Raises:
+            InvalidRequest: the plan makes no sense.
+            NotFound: there is no such adapter.
+            Conflict: the name is taken, the adapter has an experiment already, or an arm's version cannot be served.
         """
         if not names.is_name(name):
             raise InvalidRequest(

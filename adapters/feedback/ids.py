@@ -81,7 +81,7 @@ class InteractionIds:
         unit: str | None = None,
         at: int | None = None,
     ) -> str:
-        """A new id. The fields are those of `Minted`; ``at`` is now unless it is given.
+        """A new id. The fields are those of `ParsedId`; ``at`` is now unless it is given.
 
         ValueError for what no id can carry: that is the caller's mistake, not a user's.
         """

@@ -53,7 +53,7 @@ class Lineage:
         return found
 
     def hashes(self, data_digests: Iterable[str]) -> frozenset[str]:
-        """Of the interactions that these data sets were made of, as `hash_of` makes them."""
+        """Of the interactions that these data sets were made of, as `interaction_hash` makes them."""
         with self._database.read() as connection:
             query = select(_learned.c.interaction_sha256).where(_learned.c.data_digest.in_(sorted(set(data_digests))))
             return frozenset(connection.scalars(query))

@@ -49,7 +49,7 @@ class NewJob:
         model: as the request has it: the base's id, or what to continue from. parent: the version that is continued.
         name: the adapter that gets a version. method: ``auto`` chooses by the rows.
         hyperparameters: by name, ``"auto"`` or a number; what is not there is ``"auto"``.
-        training_file: a file's id, or `FEEDBACK`. validation_file: a file's id.
+        training_file: a file's id, or `FEEDBACK_FILE`. validation_file: a file's id.
     """
 
     model: str

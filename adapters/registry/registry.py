@@ -10,13 +10,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from graftwork.adapters import names
+from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE, is_trial
+from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry.change import Change, RegistryGuard
 from graftwork.adapters.registry.records import Adapter, AliasEvent, Version
 from graftwork.adapters.registry.snapshot import EMPTY_SNAPSHOT, RegistrySnapshot, refreshed
@@ -24,10 +26,6 @@ from graftwork.adapters.registry.tables import alias_events_table, event_of, ver
 from graftwork.adapters.registry.wording import day, listed, unknown_version_message
 from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, Page, check_limit
-
-if TYPE_CHECKING:
-    from graftwork.adapters.base import BaseInfo
-    from graftwork.adapters.peft_format.spec import AdapterSpec
 
 MAX_METADATA_BYTES = 64 * 1024
 
@@ -83,14 +81,27 @@ class Registry:
         metadata: Mapping[str, Any] | None = None,
         actor: str = "system",
     ) -> tuple[Version, bool]:
-        """Register an adapter whose files are published, and say whether that made a version.
+        """Register an adapter whose files are published.
 
-        The same bytes under the same name are the version they were before: (it, False), and what else is given of
-        them this time is not recorded. Either way ``alias`` then points at it; a first version is live as well.
-        What is tried (`names.is_trial`) has no alias.
+        Args:
+            name: of the adapter. What is tried (`names.is_trial`) has no alias.
+            spec: what `read_spec` found in the files.
+            base: the served base.
+            alias: points at the version afterwards; the first version of a name is live as well.
+            parent: the number of the version that this one continues.
+            data_digest: of the data set that it was trained on.
+            metadata: anything that JSON can hold, up to `MAX_METADATA_BYTES`.
+            actor: for the history.
 
-        Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service must
-        not come back because a pipeline ran again), or one that was registered for another base.
+        Returns:
+            The version, and whether it is new. The same bytes under the same name are the version they were before,
+            and ``parent``, ``data_digest`` and ``metadata`` of this call are not recorded.
+
+        Raises:
+            InvalidRequest: a name, alias or text that cannot be.
+            InvalidAdapter: it was trained on another base.
+            Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service
+                must not come back because a pipeline ran again), or one that was registered for another base.
         """
         if not is_trial(name):
             names.check_name(name, base_id=base.id)
@@ -145,10 +156,17 @@ class Registry:
         reason: str | None = None,
         within: Connection | None = None,
     ) -> AliasEvent:
-        """Point ``alias`` at a version. If it does already nothing happens, and the event that did it is returned.
+        """Point ``alias`` at the version ``number``.
 
-        ``within`` makes it part of a write of the caller's, which then bypasses the guard.
-        InvalidRequest: there is no such version. Conflict: it was retired, or the guard refuses.
+        Args:
+            within: makes it part of a write of the caller's, which then bypasses the guard.
+
+        Returns:
+            The event, or the earlier one if the alias points there already.
+
+        Raises:
+            InvalidRequest: there is no such version.
+            Conflict: it was retired, or the guard refuses.
         """
         self.adapter(name)
         names.check_alias(alias)

@@ -461,7 +461,7 @@ def test_paths_that_are_no_adapter(path: str, store: ArtifactStore, good: Path, 
     assert files.published(store) == []
 
 
-def test_what_lies_outside_is_not_told(store: ArtifactStore, allowed: Path, tmp_path: Path) -> None:
+def test_what_lies_outside_is_not_revealed(store: ArtifactStore, allowed: Path, tmp_path: Path) -> None:
     """Whether a path outside exists shows in no message."""
     (tmp_path / "there").mkdir()
     told = set()
