@@ -175,8 +175,9 @@ class DifferenceSequence:
     """How much better the treatment is than the control: a confidence sequence for outcomes in [0, 1].
 
     That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanConfidenceSequence`). Exact at any
-    time and for weights that depend on the past. Assumes that each unit's arm was drawn with the probability given, whatever
-    came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does not.
+    time and for weights that depend on the past. Assumes that each unit's arm was drawn with the probability given,
+    whatever came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does
+    not.
     """
 
     def __init__(self, *, alpha: float, also: Iterable[float] = ()) -> None:
@@ -223,9 +224,9 @@ class AsymptoticConfidenceSequence:
     """How much more the treatment has than the control: an asymptotic confidence sequence for outcomes without bounds.
 
     The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what
-    `DifferenceSequence` does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it is no bound (minus to
-    plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale without long
-    tails: the logarithm of a latency.
+    `DifferenceSequence` does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it is no
+    bound (minus to plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale
+    without long tails: the logarithm of a latency.
     """
 
     def __init__(self, *, alpha: float) -> None:
