@@ -495,7 +495,7 @@ def test_what_was_acknowledged_survives_kill_9(registry: Registry, tmp_path: Pat
                 [sys.executable, "-c", PUSH_FOREVER, str(path), f"{round_}{writer}"],
                 stdout=subprocess.PIPE,
                 text=True,
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[3],
             )
             for writer in "ab"
         ]
