@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -43,7 +44,7 @@ from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
-from graftwork.server.transport.seam import LitServeSeam
+from graftwork.server.transport.seam import NoSpec
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -162,21 +163,31 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         metrics=metrics,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
     )
-    seam = LitServeSeam(link)
+    listeners = [_listen() for _ in range(API_PROCESSES)]
     worker = WorkerConfig(
         base=info,
         artifacts=store.root,
         adapter_limits=config.adapter_limits,
         engine=_engine_options(config),
-        num_api_processes=API_PROCESSES,
+        api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
         board=board,
         parent_pid=os.getpid(),
         log_level=config.log_level,
     )
-    api = EngineAPI(worker, loop=LitEngineLoop(), spec=seam)
-    server = GraftServer(api, seam, service, services, board, _keeper(database, services), trainer)
+    api = EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec())
+    server = GraftServer(api, link, listeners, service, services, board, _keeper(database, services), trainer)
     server.drain_seconds = config.drain_seconds
     return server
+
+
+def _listen() -> socket.socket:
+    """Where an API process waits for the engine worker: a name of the kernel's, nothing on disk. Made before the API
+    processes are forked and the worker is started, so that neither can come too early.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(f"\0graftwork-{secrets.token_hex(16)}")
+    listener.listen()
+    return listener
 
 
 def _keeper(database: Database, services: Services) -> Keeper:

@@ -5,23 +5,20 @@ its reason.
 from __future__ import annotations
 
 import logging
-import multiprocessing as mp
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import connection
-from multiprocessing.managers import SyncManager
 from typing import Any
 
 import litserve as ls
 from anyio import to_thread
 from fastapi import FastAPI
-from litserve.transport.factory import create_transport_from_config
-from litserve.utils import WorkerSetupStatus
 
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
@@ -31,7 +28,8 @@ from graftwork.server.http import edge
 from graftwork.server.http.routes import generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
-from graftwork.server.transport.seam import LitServeSeam
+from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.seam import NoManager, NoTransport
 from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
 
 log = logging.getLogger(__name__)
@@ -57,14 +55,16 @@ class GraftServer(ls.LitServer):
     def __init__(
         self,
         api: EngineAPI,
-        seam: LitServeSeam,
+        client: EngineClient,
+        listeners: Sequence[socket.socket],
         service: GenerationService,
         services: Services,
         board: SharedState,
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
-        self.seam = seam
+        self.client = client
+        self.listeners = listeners
         self.service = service
         self.services = services
         self.keeper = keeper
@@ -73,6 +73,7 @@ class GraftServer(ls.LitServer):
         self.exit_code = 0
         self.inference_workers: list[Any] = []
         self._failed_starts = 0
+        self._engine_starts = 0
         super().__init__(
             api,
             accelerator="cpu",  # LitServe starts one worker; which device it uses is the engine's choice
@@ -95,20 +96,17 @@ class GraftServer(ls.LitServer):
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
         return self.services.authenticator.require(Role.APP)
 
-    # The manager owns all queues; it must not outlive us, nor leave when a signal is sent to the whole group.
-    def _init_manager(self, num_api_servers: int) -> SyncManager:
-        manager = SyncManager(ctx=mp.get_context("fork"))
-        manager.start(initializer=partial(_ignore_signals, os.getpid()))
-        self.transport_config.manager = manager
+    # LitServe's manager is a process that owns its queues: two pickles and a round trip a message, and
+    # nobody noticed when it was killed. The engine's connections need neither it nor the queues.
+    def _init_manager(self, num_api_servers: int) -> NoManager:
         self.transport_config.num_consumers = num_api_servers
-        self.workers_setup_status = manager.dict()
-        # Only this process asks it; the manager's would be gone while LitServe's monitor still looks at it.
+        self.workers_setup_status: dict[str, Any] = {}
         self._shutdown_event = threading.Event()
         for lit_api in self.litapi_connector:
-            self.litapi_request_queues[lit_api.api_path] = manager.Queue()
-        self._transport = create_transport_from_config(self.transport_config)
+            self.litapi_request_queues[lit_api.api_path] = None
+        self._transport = NoTransport()
         self._install_signal_handlers()
-        return manager
+        return NoManager()
 
     # LitServe waits for the worker before it listens; we listen at once and say /ready 503.
     def verify_worker_status(self) -> None:
@@ -119,7 +117,8 @@ class GraftServer(ls.LitServer):
         died = self.inference_workers[worker_id]
         if self.board.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
-        was_ready = WorkerSetupStatus.READY in self.workers_setup_status.values()
+        was_ready = self.board.engine_starts > self._engine_starts
+        self._engine_starts = self.board.engine_starts
         self._failed_starts = 0 if was_ready else self._failed_starts + 1
         if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
             log.error("the engine cannot start; shutting down (its own message is above)")
@@ -153,7 +152,8 @@ class GraftServer(ls.LitServer):
         """Runs in each API process, around its life."""
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
-        self.seam.connect()
+        api_process: int = app.response_queue_id  # type: ignore[attr-defined]
+        await self.client.listen(api_process, self.listeners[api_process])
         self.service.shadows.start()
         self.services.records.log.start()
         try:
@@ -196,9 +196,3 @@ class GraftServer(ls.LitServer):
             self._shutdown_event.set()
 
     drain_seconds: float = 30.0
-
-
-def _ignore_signals(parent_pid: int) -> None:
-    die_with_parent(parent_pid)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,8 +42,10 @@ class SharedState:
 
     def __init__(self, num_api_processes: int) -> None:
         context = mp.get_context("spawn")
-        self._phase = context.Value("i", SERVING)
-        self._open = context.Array("i", num_api_processes)
+        # Without locks: each number has one writer, and a process that is killed must not take a lock along.
+        self._phase = context.Value("i", SERVING, lock=False)
+        self._open = context.Array("i", num_api_processes, lock=False)
+        self._engine_starts = context.Value("i", 0, lock=False)
 
     @property
     def phase(self) -> int:
@@ -58,7 +60,16 @@ class SharedState:
 
     @property
     def total_open(self) -> int:
-        return sum(list(self._open.get_obj()))
+        return sum(self._open)
+
+    @property
+    def engine_starts(self) -> int:
+        """How often an engine worker has become ready."""
+        return int(self._engine_starts.value)
+
+    def count_engine_start(self) -> None:
+        """Called by the engine worker, of which one runs at a time."""
+        self._engine_starts.value += 1
 
 
 def take_secret(variable: str) -> str | None:

@@ -167,7 +167,7 @@ class Engine:
             sequence.num_computed = item.start + item.count - len(item.spec_token_ids)
             delta = Delta(sequence.request.id)
             if item.needs_sample and sequence.num_generated == 0:
-                delta.num_cached, delta.admitted_at = sequence.num_cached or 0, sequence.admitted_at
+                delta.num_cached, delta.queued_seconds = sequence.num_cached or 0, sequence.queued_seconds
             if sequence.request.sampling.prompt_logprobs is not None and item.start < sequence.num_prompt:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
             if item.needs_sample:

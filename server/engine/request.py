@@ -61,7 +61,7 @@ class Delta:
     """What one step adds to one request. ``token_ids`` excludes the stop token that ended it.
 
     With the first token come ``num_cached``, how many of the prompt's tokens did not have to be computed, and
-    ``admitted_at``, when the sequence had got its place (``time.monotonic``, one clock for all processes of a machine).
+    ``queued_seconds``, how long the request waited in the engine for its place.
     """
 
     request_id: str
@@ -69,7 +69,7 @@ class Delta:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached: int = 0
-    admitted_at: float | None = None
+    queued_seconds: float | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
 

@@ -223,7 +223,7 @@ class Scheduler:
         )
         sequence.num_computed = hit.count
         if sequence.num_cached is None:
-            sequence.num_cached, sequence.admitted_at = hit.count, time.monotonic()
+            sequence.num_cached, sequence.queued_seconds = hit.count, time.monotonic() - sequence.arrived_at
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += hit.count
         return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count

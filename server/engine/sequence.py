@@ -11,6 +11,7 @@ places all up to the first that differs from its draft counts.
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ class SequenceState:
 
     Attributes:
         tokens: The prompt and what was generated.
-        num_cached: Tokens that the prefix cache had when the request was first admitted, at ``admitted_at``.
+        num_cached: Tokens that the prefix cache had when the request was first admitted.
+        arrived_at: When the engine took the request in, by ``time.monotonic``.
+        queued_seconds: From then until it was first admitted.
         num_computed: Tokens, from the first on, whose keys and values are in ``slot``.
         overtaken: How often younger sequences were admitted while this one waited for its adapter.
         num_scored: Prompt tokens whose log-probabilities have been sent.
@@ -42,7 +45,8 @@ class SequenceState:
     prefix: Prefix
     rng: random.Random
     num_cached: int | None = None
-    admitted_at: float | None = None
+    arrived_at: float = field(default_factory=time.monotonic)
+    queued_seconds: float | None = None
     num_computed: int = 0
     slot: int | None = None
     cached_adapter: CachedAdapter | None = None

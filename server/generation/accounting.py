@@ -45,8 +45,8 @@ class Accounting:
         self._log = log
 
     def tick(self, timings: GenerationTimings, delta: Delta) -> None:
-        if timings.scheduled_at is None:
-            timings.scheduled_at = delta.admitted_at
+        if timings.scheduled_at is None and delta.queued_seconds is not None:
+            timings.scheduled_at = timings.began + delta.queued_seconds
         if not delta.token_ids:
             return
         now = time.monotonic()

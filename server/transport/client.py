@@ -1,9 +1,8 @@
-"""An API process's end of the line to the engine worker: open streams, questions, and what to do when the worker dies.
+"""An API process's end of the line to the engine worker: open streams, questions, and what the worker's death means.
 
-The worker's pid comes with its hello. The kernel tells us through a pidfd the moment it dies: every open stream ends
-with an error at once, new requests are answered 503, and the next worker's hello makes us ready again.
-
-All methods belong to the event loop's thread. Knows LitServe only through the ``send`` it is given.
+The worker connects to this process's socket and says hello. When it dies the kernel closes the connection: every open
+stream ends with an error at once, new requests are answered 503, and the next worker's hello makes this process ready
+again. All methods belong to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import socket
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
@@ -26,8 +27,11 @@ from graftwork.server.transport.messages import (
     Frame,
     Generate,
     Hello,
+    MessageBuffer,
     Stats,
     StatsRequest,
+    decode_frame,
+    encode,
 )
 
 log = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class EngineStream:
     open: set[str] = field(default_factory=set)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Until every choice has ended. Raises Unavailable when the worker dies."""
+        """Until every choice has ended. Raises Unavailable when the engine is lost."""
         ended = 0
         while ended < len(self.ids):
             item = await self.items.get()
@@ -57,7 +61,21 @@ class EngineStream:
             yield item
 
 
+class Connection(Protocol):
+    """The line to one engine."""
+
+    def send(self, message: EngineMessage) -> None: ...
+    def close(self) -> None: ...
+
+
 class EngineClient:
+    """What the gateway asks of the engine: answers, canaries, statistics.
+
+    Args:
+        max_open: Answers that may run or wait at once.
+        canary_prompt: Token ids that adapters are tried on.
+    """
+
     def __init__(self, board: SharedState, *, max_open: int, canary_prompt: Sequence[int]) -> None:
         self.card: Mapping[str, Any] = {}
         self.num_restarts = 0
@@ -65,25 +83,24 @@ class EngineClient:
         self._board = board
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
-        self._send: Callable[[EngineMessage], None] | None = None
-        self._epoch: str | None = None
+        self._connection: Connection | None = None
         self._was_ready = False
-        self._pidfd: int | None = None
         self._streams: dict[str, tuple[EngineStream, int]] = {}
-        self._questions: dict[str, asyncio.Future[Any]] = {}
+        self._questions: dict[str, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
 
-    def connect(self, api_process: int, send: Callable[[EngineMessage], None]) -> None:
-        """Called once in the API process, before the first frame."""
+    async def listen(self, api_process: int, listener: socket.socket) -> None:
+        """Wait for engine workers on a listening socket, until the event loop ends."""
         self._api_process = api_process
-        self._send = send
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=listener)
 
     # -- state ---------------------------------------------------------------------------------------------------
     @property
     def state(self) -> EngineState:
         if self._board.phase != SERVING:
             return "draining"
-        if self._epoch is not None:
+        if self._connection is not None:
             return "ready"
         return "recovering" if self._was_ready else "starting"
 
@@ -95,10 +112,10 @@ class EngineClient:
         """Answers that are under way, of all API processes."""
         return self._board.total_open
 
-    def _check_ready(self) -> str:
+    def _ready_connection(self) -> Connection:
         state = self.state
-        if state == "ready" and self._epoch is not None:
-            return self._epoch
+        if state == "ready" and self._connection is not None:
+            return self._connection
         say = {
             "starting": "The base is still loading; try again in a few seconds.",
             "recovering": "The engine stopped and is being started again; try again in a few seconds.",
@@ -114,7 +131,7 @@ class EngineClient:
             Overloaded: the queue is full.
             Unavailable: there is no engine at the moment.
         """
-        epoch = self._check_ready()
+        connection = self._ready_connection()
         if len(work) > self.max_open:
             raise InvalidRequest(
                 f"The request asks for {len(work)} answers at once; this server takes {self.max_open}. Send several.",
@@ -126,23 +143,26 @@ class EngineClient:
                 retry_after=1,
             )
         stream = EngineStream([f"{self._api_process}-{next(self._numbers)}" for _ in work])
-        for choice, (request_id, (prompt, sampling)) in enumerate(zip(stream.ids, work, strict=True)):
-            self._streams[request_id] = (stream, choice)
-            stream.open.add(request_id)
-            self._send_message(
-                Generate(epoch, Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter))
-            )
+        requests = [
+            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter)
+            for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)
+        ]
+        self._streams.update({request_id: (stream, choice) for choice, request_id in enumerate(stream.ids)})
+        stream.open.update(stream.ids)
+        connection.send(Generate(requests))
         self._publish_num_open()
         return stream
 
     def cancel(self, stream: EngineStream, choice: int | None = None) -> None:
         """Stop one choice, or all; what has ended already stays ended."""
-        ids = stream.ids if choice is None else [stream.ids[choice]]
-        for request_id in [i for i in ids if i in stream.open]:
-            stream.open.discard(request_id)
+        ids = [i for i in (stream.ids if choice is None else [stream.ids[choice]]) if i in stream.open]
+        if not ids:
+            return
+        stream.open.difference_update(ids)
+        for request_id in ids:
             del self._streams[request_id]
-            if self._epoch is not None:
-                self._send_message(Cancel(self._epoch, request_id))
+        if self._connection is not None:
+            self._connection.send(Cancel(ids))
         self._publish_num_open()
 
     async def canary(self, digest: str) -> None:
@@ -166,13 +186,13 @@ class EngineClient:
             )
 
     async def stats(self, *, timeout: float = 5.0) -> Stats:
-        epoch = self._check_ready()
+        connection = self._ready_connection()
         question = f"q{self._api_process}-{next(self._numbers)}"
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
         self._questions[question] = answer
-        self._send_message(StatsRequest(epoch, question, "stats"))
+        connection.send(StatsRequest(question))
         try:
-            stats: Stats = await asyncio.wait_for(answer, timeout)
+            stats = await asyncio.wait_for(answer, timeout)
         except TimeoutError:
             raise Unavailable("The engine is too busy to say how it is.", code="busy") from None
         finally:
@@ -181,15 +201,16 @@ class EngineClient:
 
     async def residency(self) -> Mapping[str, AdapterState]:
         """Where each adapter is; empty while there is no engine."""
-        if self.state not in ("ready", "draining") or self._epoch is None:
+        if self._connection is None:
             return {}
         return (await self.stats()).seats
 
     # -- what comes down -----------------------------------------------------------------------------------------
-    def receive(self, frame: Frame) -> None:
+    def receive(self, connection: Connection, frame: Frame) -> None:
+        """Take in what one step has for this process. An engine's first frame carries its hello."""
         if frame.hello is not None:
-            self._on_hello(frame.hello)
-        if frame.epoch != self._epoch:
+            self._on_hello(connection, frame.hello)
+        if connection is not self._connection:
             return
         for delta in frame.deltas:
             entry = self._streams.get(delta.request_id)
@@ -200,24 +221,15 @@ class EngineClient:
             if delta.done:
                 del self._streams[delta.request_id]
                 stream.open.discard(delta.request_id)
-        for question, answer in frame.answers:
+        for question, stats in frame.stats:
             if (future := self._questions.get(question)) is not None and not future.done():
-                future.set_result(answer)
+                future.set_result(stats)
         self._publish_num_open()
 
-    def _on_hello(self, hello: Hello) -> None:
-        self._disconnect("The engine was started again.")
-        try:
-            self._pidfd = os.pidfd_open(hello.pid)
-        except ProcessLookupError:  # it died before we read its hello; the next one's is on its way
+    def lose(self, connection: Connection) -> None:
+        """The engine at the other end is gone: every open answer ends with an error at once."""
+        if connection is not self._connection:
             return
-        asyncio.get_running_loop().add_reader(self._pidfd, self._on_death)
-        self._epoch, self.card = hello.epoch, hello.card
-        self.num_restarts += self._was_ready
-        self._was_ready = True
-        log.info("engine worker %d is ready", hello.pid)
-
-    def _on_death(self) -> None:
         if self._board.phase != STOPPING:
             log.error("the engine worker died; its %d open answers end with an error", len(self._streams))
         again = "It is being started again; ask again in a few seconds."
@@ -227,12 +239,17 @@ class EngineClient:
             else "The server is shutting down and waits no longer for this answer."
         )
 
+    def _on_hello(self, connection: Connection, hello: Hello) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._disconnect("The engine was started again.")
+        self._connection, self.card = connection, hello.card
+        self.num_restarts += self._was_ready
+        self._was_ready = True
+        log.info("engine worker %d is ready", hello.pid)
+
     def _disconnect(self, why: str) -> None:
-        self._epoch = None
-        if self._pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._connection = None
         error = Unavailable(why, code="engine_lost")
         for stream in {stream for stream, _ in self._streams.values()}:
             stream.open.clear()
@@ -243,13 +260,47 @@ class EngineClient:
                 future.set_exception(error)
         self._publish_num_open()
 
-    def _send_message(self, message: EngineMessage) -> None:
-        if self._send is None:
-            raise RuntimeError("the link is not connected")
-        self._send(message)
-
     def _publish_num_open(self) -> None:
         self._board.set_open(self._api_process, len(self._streams))
+
+
+class WorkerConnection(asyncio.Protocol):
+    """One engine worker's connection, from its hello to its death; the kernel closes it when the worker is killed."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._buffer = MessageBuffer()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        if peer_uid(transport.get_extra_info("socket")) != os.getuid():
+            log.warning("a connection that is not the engine worker's was refused")
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._buffer.feed(data):
+            try:
+                self._client.receive(self, decode_frame(body))
+            except Exception:  # one frame that cannot be taken in must not end all answers
+                log.exception("a frame from the engine could not be taken in")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.lose(self)
+
+    def send(self, message: EngineMessage) -> None:
+        assert self._transport is not None
+        self._transport.write(encode(message))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user whose process is at the other end of a Unix socket, as the kernel says."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
 
 
 async def _canary_logprobs(stream: EngineStream) -> list[float]:

@@ -1,34 +1,25 @@
-"""LitServe's side of the line to the engine: its specification object, which owns no route and carries the messages of
-the engine's client up and the worker's frames down.
+"""What LitServe insists on having between its processes, and the engine's line does without: queues, a transport, the
+manager process that owns them. Each stands here as nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import litserve as ls
-from litserve.utils import ResponseBufferItem
+from litserve.transport.base import MessageTransport
 
-from graftwork.server.transport.client import EngineClient
-from graftwork.server.transport.messages import MAILBOX, EngineMessage, Frame
-
-if TYPE_CHECKING:
-    from fastapi import Request
-    from litserve import LitServer
-
-log = logging.getLogger(__name__)
+API_PATH = "/v1/chat/completions"
+"""The name under which LitServe keeps the one worker; the routes are FastAPI's own."""
 
 
-class LitServeSeam(ls.specs.base.LitSpec):
-    """A specification without endpoints. LitServe keeps its queues by it; the routes are FastAPI's own."""
+class NoSpec(ls.specs.base.LitSpec):
+    """A specification without endpoints: with one set, LitServe adds no route of its own."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.api_path = "/v1/chat/completions"  # names LitServe's queue
-        self.client = client
+        self.api_path = API_PATH
 
     @property
     def stream(self) -> bool:
@@ -38,26 +29,25 @@ class LitServeSeam(ls.specs.base.LitSpec):
         # LitServe pickles the spec into the worker, which needs nothing of it.
         return {"api_path": self.api_path}
 
-    def setup(self, server: LitServer) -> None:
-        super().setup(server)
-        self.response_buffer[MAILBOX] = ResponseBufferItem(event=asyncio.Event(), response_queue=self)
-
-    def connect(self) -> None:
-        """In the API process, once its event loop runs."""
-        self.client.connect(self.response_queue_id or 0, self._send)
-
-    def _send(self, message: EngineMessage) -> None:
-        self.request_queue.put((self.response_queue_id, MAILBOX, time.monotonic(), message))
-
-    def append(self, item: tuple[Frame, Any]) -> None:
-        """LitServe hands every message from the worker to the buffer's queue: that is this object."""
-        try:
-            self.client.receive(item[0])
-        except Exception:  # raised into LitServe's reader it would end the reader, and with it every answer
-            log.exception("a frame from the engine could not be taken in")
-
-    def decode_request(self, request: Request, context_kwargs: Any = None) -> Any:
+    def decode_request(self, request: Any, context_kwargs: Any = None) -> Any:
         raise NotImplementedError("requests are decoded by the routes")
 
     def encode_response(self, output: Any, context_kwargs: Any = None) -> Any:
         raise NotImplementedError("responses are encoded by the routes")
+
+
+class NoTransport(MessageTransport):
+    """Nothing ever arrives: LitServe's reader sleeps."""
+
+    def send(self, item: Any, consumer_id: int) -> None:
+        raise NotImplementedError("the worker writes to its own connections")
+
+    async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
+        await asyncio.Event().wait()
+
+
+class NoManager:
+    """LitServe shuts its manager down in the end; there is none."""
+
+    def shutdown(self) -> None:
+        return

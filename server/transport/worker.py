@@ -4,13 +4,14 @@ there is nothing to compute, and nothing that a request carries ends it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import queue
 import signal
+import socket
 import threading
-import uuid
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +19,23 @@ from typing import Any
 
 import litserve as ls
 import psutil
-from litserve.utils import LitAPIStatus, LoopResponseType
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.peft_format.limits import AdapterLimits as AdapterLimits
 from graftwork.server.processes import STOPPING, SharedState, die_with_parent, keep_freed_memory
 from graftwork.server.transport.messages import (
-    MAILBOX,
     AdapterState,
     Cancel,
     EngineMessage,
     Frame,
     Generate,
     Hello,
+    MessageBuffer,
     Stats,
     StatsRequest,
+    decode_message,
+    encode,
 )
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,8 @@ log = logging.getLogger(__name__)
 #: What a worker exits with when starting it again cannot help.
 EXIT_CONFIGURATION = 78
 
-#: How long one blocking read of the request queue lasts. A killed worker's last read swallows a message at most this
-#: long after its death; nothing is addressed to the next worker before it has said hello, which takes longer.
-READ_TIMEOUT_SECONDS = 0.5
+#: The most that is read from a connection at once.
+_READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,9 @@ class WorkerConfig:
     artifacts: Path
     adapter_limits: AdapterLimits
     engine: dict[str, Any]
-    num_api_processes: int
+    api_addresses: tuple[str, ...]
+    """Where each API process listens: abstract Unix sockets."""
+
     board: SharedState
     parent_pid: int
     log_level: str
@@ -125,99 +128,100 @@ class EngineAPI(ls.LitAPI):
 
 
 class LitEngineLoop(ls.loops.LitLoop):
-    """take → step → send, one frame a step and API process."""
+    """LitServe calls it once the engine is set up. Its queues are not used: the worker has connections of its own."""
 
-    def __call__(
-        self, api: EngineAPI, device: str, worker_id: int, requests: Any, transport: Any, status: Any, callbacks: Any
-    ) -> None:
-        StepLoop(api, worker_id, requests, transport).run()
+    def __call__(self, api: EngineAPI, *_: Any) -> None:
+        StepLoop(api).run()
 
 
 class StepLoop:
-    def __init__(self, api: EngineAPI, worker_id: int, requests: Any, transport: Any) -> None:
+    """Take what has come in, step, send: one frame for each step and API process."""
+
+    def __init__(self, api: EngineAPI) -> None:
         self.engine = api.engine
         self.card = api.card
-        self.epoch = uuid.uuid4().hex
-        self.num_api_processes = api.config.num_api_processes
         self.inbox = api.wake
         self.outbox: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
         self.api_process_of: dict[str, int] = {}
+        self._board = api.config.board
         self._process = psutil.Process()
-        self._worker_id = worker_id
-        threading.Thread(target=self._read, args=(requests,), name="reader", daemon=True).start()
-        threading.Thread(target=self._write, args=(transport,), name="writer", daemon=True).start()
+        self._connections = [_connect(address) for address in api.config.api_addresses]
 
     def run(self) -> None:
-        hello = Hello(self.epoch, os.getpid(), self.card.as_dict())
-        for api_process in range(self.num_api_processes):
-            self.outbox.put((api_process, Frame(self.epoch, hello=hello)))
+        hello = Hello(os.getpid(), self.card.as_dict())
+        for api_process, connection in enumerate(self._connections):
+            connection.sendall(encode(Frame(hello=hello)))
+            threading.Thread(target=self._read, args=(api_process,), name="reader", daemon=True).start()
+        threading.Thread(target=self._write, name="writer", daemon=True).start()
+        self._board.count_engine_start()
         while True:
-            frames: defaultdict[int, Frame] = defaultdict(lambda: Frame(self.epoch))
+            frames: defaultdict[int, Frame] = defaultdict(Frame)
             for sender, message in self._take():
                 self._handle(sender, message, frames)
             for delta in self.engine.step():
-                if (home := self.api_process_of.get(delta.request_id)) is not None:
-                    frames[home].deltas.append(delta)
+                if (asker := self.api_process_of.get(delta.request_id)) is not None:
+                    frames[asker].deltas.append(delta)
                 if delta.done:
                     self.api_process_of.pop(delta.request_id, None)
             for api_process, frame in frames.items():
                 self.outbox.put((api_process, frame))
 
     def _take(self) -> list[tuple[int, EngineMessage]]:
-        """What has come in; waits only when there is nothing to compute. ``None`` wakes us: an adapter has arrived."""
+        """What has come in; waits only when there is nothing to compute. ``None`` wakes it: an adapter has arrived."""
         messages = [] if self.engine.has_work else [self.inbox.get()]
         while not self.inbox.empty():
             messages.append(self.inbox.get())
         return [message for message in messages if message is not None]
 
     def _handle(self, sender: int, message: EngineMessage, frames: defaultdict[int, Frame]) -> None:
-        if message.epoch != self.epoch:
-            return
         match message:
-            case Generate(request=request):
-                self.api_process_of[request.id] = sender
-                self.engine.add(request)
-            case Cancel(request_id=request_id):
-                self.api_process_of.pop(request_id, None)
-                self.engine.abort(request_id)
+            case Generate(requests=requests):
+                for request in requests:
+                    self.api_process_of[request.id] = sender
+                    self.engine.add(request)
+            case Cancel(request_ids=request_ids):
+                for request_id in request_ids:
+                    self.api_process_of.pop(request_id, None)
+                    self.engine.abort(request_id)
             case StatsRequest(id=question):
-                frames[sender].answers.append((question, self._stats()))
+                frames[sender].stats.append((question, self._stats()))
 
     def _stats(self) -> Stats:
-        residency, scheduler = self.engine.adapter_cache, self.engine.scheduler
+        adapter_cache, scheduler = self.engine.adapter_cache, self.engine.scheduler
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             num_steps=self.engine.num_steps,
             num_preemptions=scheduler.num_preemptions,
-            num_loads=residency.num_loads,
-            num_evictions=residency.num_evictions,
+            num_loads=adapter_cache.num_loads,
+            num_evictions=adapter_cache.num_evictions,
             cache_tokens_used=sum(len(s.tokens) for s in scheduler.running),
             retained_tokens=scheduler.prefix_cache.num_retained_tokens,
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_cached_tokens=scheduler.num_cached_tokens,
             memory_bytes=self._process.memory_info().rss,
             seats={
-                digest: AdapterState(seat.tier, seat.load_ms, seat.num_bytes)
-                for digest, seat in residency.adapters.items()
+                digest: AdapterState(adapter.tier, adapter.load_ms, adapter.num_bytes)
+                for digest, adapter in adapter_cache.adapters.items()
             },
         )
 
-    def _read(self, requests: Any) -> None:
-        while True:
-            try:
-                sender, _, _, message = requests.get(timeout=READ_TIMEOUT_SECONDS)
-            except queue.Empty:
-                continue
-            except (EOFError, OSError):  # the queues are gone: so is the server
-                os._exit(0)
-            self.inbox.put((sender, message))
+    def _read(self, api_process: int) -> None:
+        """One thread for each API process. When that is gone the server is ending, and this process with it."""
+        connection, buffer = self._connections[api_process], MessageBuffer()
+        with contextlib.suppress(OSError):
+            while data := connection.recv(_READ_BYTES):
+                for body in buffer.feed(data):
+                    self.inbox.put((api_process, decode_message(body)))
 
-    def _write(self, transport: Any) -> None:
+    def _write(self) -> None:
         while True:
             api_process, frame = self.outbox.get()
-            item = (MAILBOX, (frame, LitAPIStatus.OK, LoopResponseType.STREAMING, self._worker_id))
-            try:
-                transport.send(item, consumer_id=api_process)
-            except (EOFError, OSError):
-                os._exit(0)
+            with contextlib.suppress(OSError):
+                self._connections[api_process].sendall(encode(frame))
+
+
+def _connect(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(address)
+    return connection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,22 +48,23 @@ class ScriptedEngine:
         self.queued = 0.0  # seconds
 
     def connect(self) -> None:
-        self.link.connect(0, self.take)
-        self.link.receive(Frame("e", hello=Hello("e", os.getpid(), {"quantize": "int8", "max_length": 64})))
+        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": 64})))
 
-    def take(self, message: EngineMessage) -> None:
+    def send(self, message: EngineMessage) -> None:
         if isinstance(message, Generate):
-            asyncio.get_running_loop().call_soon(self.answer, message.request.id, bytes(message.request.prompt))
+            for request in message.requests:
+                asyncio.get_running_loop().call_soon(self.answer, request.id, bytes(request.prompt))
+
+    def close(self) -> None: ...
 
     def answer(self, id: str, prompt: bytes) -> None:
-        admitted_at = time.monotonic() + self.queued
         last = None if prompt == b"stall" else FinishReason.ERROR if prompt == b"fail" else FinishReason.STOP
         said = prompt[:1] if prompt in (b"stall", b"fail") else prompt
-        deltas = [Delta(id, [byte], admitted_at=None if place else admitted_at) for place, byte in enumerate(said)]
+        deltas = [Delta(id, [byte], queued_seconds=None if place else self.queued) for place, byte in enumerate(said)]
         if last is not None:
             deltas.append(Delta(id, finish_reason=last, error="it broke" if last is FinishReason.ERROR else None))
         for delta in deltas:
-            self.link.receive(Frame("e", [delta]))
+            self.link.receive(self, Frame([delta]))
 
 
 class Desk:

@@ -144,14 +144,14 @@ async def test_the_base_is_an_arm_and_says_so(desk: Desk) -> None:
 def asked(desk: Desk) -> list[Request]:
     """Everything that is asked of the engine from now on."""
     found: list[Request] = []
-    take = desk.engine.take
+    send = desk.engine.send
 
     def look(message: EngineMessage) -> None:
         if isinstance(message, Generate):
-            found.append(message.request)
-        take(message)
+            found.extend(message.requests)
+        send(message)
 
-    desk.engine.link._send = look
+    desk.engine.send = look  # type: ignore[method-assign]
     return found
 
 

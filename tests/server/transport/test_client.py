@@ -1,0 +1,131 @@
+"""The client's end of the line, with a worker's end that a test holds: real sockets, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from graftwork.adapters.errors import Overloaded, Unavailable
+from graftwork.server.engine.request import Delta, FinishReason, SamplingParams
+from graftwork.server.processes import SharedState
+from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.messages import (
+    Cancel,
+    EngineMessage,
+    Frame,
+    Generate,
+    Hello,
+    MessageBuffer,
+    StatsRequest,
+    decode_message,
+    encode,
+)
+
+GREEDY = SamplingParams(max_tokens=4, temperature=0.0)
+
+
+class Worker:
+    """The other end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._buffer, self._messages = MessageBuffer(), []  # type: ignore[var-annotated]
+
+    def send(self, frame: Frame) -> None:
+        self.writer.write(encode(frame))
+
+    async def receive(self) -> EngineMessage:
+        while not self._messages:
+            self._messages += map(decode_message, self._buffer.feed(await self.reader.read(1 << 16)))
+        message: EngineMessage = self._messages.pop(0)
+        return message
+
+    def die(self) -> None:
+        self.writer.transport.abort()
+
+
+@pytest.fixture
+async def client() -> EngineClient:
+    client = EngineClient(SharedState(1), max_open=4, canary_prompt=[1])
+    client.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)  # type: ignore[attr-defined]
+    client.listener.bind(f"\0graftwork-test-{os.getpid()}-{id(client)}")  # type: ignore[attr-defined]
+    client.listener.listen()  # type: ignore[attr-defined]
+    await client.listen(0, client.listener)  # type: ignore[attr-defined]
+    return client
+
+
+async def start(client: EngineClient, pid: int = 1) -> Worker:
+    address = client.listener.getsockname().decode()  # type: ignore[attr-defined]
+    worker = Worker(*await asyncio.open_unix_connection(address))
+    worker.send(Frame(hello=Hello(pid, {"quantize": "int8"})))
+    async with asyncio.timeout(5):
+        while client.state != "ready":
+            await asyncio.sleep(0.01)
+    return worker
+
+
+async def test_answers_of_several_choices_in_one_message_each_way(client: EngineClient) -> None:
+    assert client.state == "starting"
+    with pytest.raises(Unavailable):
+        client.open([([1], GREEDY)], adapter=None)
+    worker = await start(client)
+    stream = client.open([([1, 2], GREEDY), ([3], GREEDY)], adapter="sha256:ab")
+    asked = await worker.receive()
+    assert isinstance(asked, Generate)
+    assert [(r.prompt, r.adapter) for r in asked.requests] == [((1, 2), "sha256:ab"), ((3,), "sha256:ab")]
+    assert client.num_open() == 2
+    one, two = (request.id for request in asked.requests)
+    end = FinishReason.STOP
+    worker.send(Frame([Delta(two, [8]), Delta(one, [7])]))
+    worker.send(Frame([Delta(one, finish_reason=end), Delta(two, finish_reason=end), Delta("another", [9])]))
+    got = [(choice, delta.token_ids) async for choice, delta in stream]
+    assert got == [(1, [8]), (0, [7]), (0, []), (1, [])]
+    assert client.num_open() == 0
+
+
+async def test_what_is_cancelled_is_said_once(client: EngineClient) -> None:
+    worker = await start(client)
+    stream = client.open([([1], GREEDY)] * 3, adapter=None)
+    client.cancel(stream, 1)
+    client.cancel(stream, 1)
+    client.cancel(stream)
+    await worker.receive()
+    assert await worker.receive() == Cancel([stream.ids[1]])
+    assert await worker.receive() == Cancel([stream.ids[0], stream.ids[2]])
+    assert client.num_open() == 0
+
+
+async def test_a_full_queue(client: EngineClient) -> None:
+    await start(client)
+    client.open([([1], GREEDY)] * 4, adapter=None)
+    with pytest.raises(Overloaded):
+        client.open([([1], GREEDY)], adapter=None)
+
+
+async def test_when_the_worker_dies_its_answers_end_and_the_next_one_serves(client: EngineClient) -> None:
+    worker = await start(client)
+    stream = client.open([([1], GREEDY)], adapter=None)
+    question = asyncio.ensure_future(client.stats())
+    await worker.receive()
+    assert isinstance(await worker.receive(), StatsRequest)
+    worker.die()
+    with pytest.raises(Unavailable, match="stopped while it was answering"):
+        async for _ in stream:
+            pass
+    with pytest.raises(Unavailable):
+        await question
+    assert (client.state, client.num_open()) == ("recovering", 0)
+    client.cancel(stream)  # what is over already is nobody's business any more
+    await start(client, pid=2)
+    assert client.num_restarts == 1
+
+
+async def test_bytes_that_are_no_frame_end_nothing(client: EngineClient) -> None:
+    worker = await start(client)
+    stream = client.open([([1], GREEDY)], adapter=None)
+    worker.writer.write(b"\0\0\0\x02{]")
+    worker.send(Frame([Delta(stream.ids[0], finish_reason=FinishReason.STOP)]))
+    assert [delta.done async for _, delta in stream] == [True]
