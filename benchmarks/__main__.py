@@ -6,7 +6,13 @@ import typer
 
 from benchmarks.cli import bench
 
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
-    app.command()(bench)
+app = typer.Typer(add_completion=False)
+app.command()(bench)
+
+
+def main() -> None:
     app(prog_name="python -m benchmarks")
+
+
+if __name__ == "__main__":
+    main()

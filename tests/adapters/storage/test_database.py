@@ -109,7 +109,7 @@ def test_an_exception_takes_everything_back(database: Database) -> None:
 
 
 def test_writers_take_turns(database: Database, tmp_path: Path) -> None:
-    process = get_context("spawn").RunProcess(target=add_from_another_process, args=(tmp_path / "graftwork.db", 30))
+    process = get_context("spawn").Process(target=add_from_another_process, args=(tmp_path / "graftwork.db", 30))
     process.start()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: add(database), range(60)))
@@ -118,7 +118,7 @@ def test_writers_take_turns(database: Database, tmp_path: Path) -> None:
     assert read(database) == 90
 
 
-def test_who_waits_too_long_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_too_long_gets_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 0.05)
     holder, other = Database(tmp_path / "a.db"), Database(tmp_path / "a.db")
     with holder.write():
@@ -218,7 +218,7 @@ def test_nothing_open_or_locked_crosses_a_fork(database: Database, tmp_path: Pat
     assert in_child(look) == 0
 
 
-def test_times_are_kept_in_utc_and_sort_as_text(database: Database) -> None:
+def test_times_are_stored_in_utc_and_sort_as_text(database: Database) -> None:
     table = Table("times", MetaData(), Column("at", UtcDateTime))
     local = datetime(2026, 11, 22, 18, 14, 57, tzinfo=timezone(timedelta(hours=1)))
     with database.write() as connection:
@@ -275,7 +275,7 @@ def migrate_from_another_process(path: Path) -> None:
 
 def test_processes_may_migrate_at_once(tmp_path: Path) -> None:
     processes = [
-        get_context("spawn").RunProcess(target=migrate_from_another_process, args=(tmp_path / "graftwork.db",))
+        get_context("spawn").Process(target=migrate_from_another_process, args=(tmp_path / "graftwork.db",))
         for _ in range(4)
     ]
     for process in processes:

@@ -57,7 +57,7 @@ def test_one_holds_it_until_it_is_let_go(leases: Leases) -> None:
     assert leases.holder("keeper") == theirs, "what is another's by now is not let go"
 
 
-def test_who_does_not_renew_loses_it_and_is_told(leases: Leases, database: Database) -> None:
+def test_who_does_not_renew_loses_it_and_finds_out(leases: Leases, database: Database) -> None:
     mine = leases.acquire("keeper", "a", seconds=60)
     assert mine is not None
     expire(database)
@@ -118,7 +118,7 @@ def test_of_many_processes_and_threads_one_gets_it(database: Database, tmp_path:
 def test_when_the_holder_is_killed_another_one_gets_it(database: Database, tmp_path: Path) -> None:
     context = get_context("spawn")
     ready = context.Event()
-    process = context.RunProcess(target=hold, args=(tmp_path / "graftwork.db", ready), daemon=True)
+    process = context.Process(target=hold, args=(tmp_path / "graftwork.db", ready), daemon=True)
     process.start()
     assert ready.wait(60)
     leases = Leases(database)

@@ -138,25 +138,25 @@ EXPOSURE = (
 
 SQLITE = [
     f"""
-    CREATE TRIGGER experiments_refuse_update BEFORE_FORGETTING_FILE UPDATE ON experiments
+    CREATE TRIGGER experiments_refuse_update BEFORE UPDATE ON experiments
     WHEN OLD.ended_at IS NOT NULL OR NEW.ended_at IS NULL OR NEW.name <> OLD.name OR NEW.adapter <> OLD.adapter
       OR NEW.plan <> OLD.plan OR NEW.salt <> OLD.salt OR NEW.started_at <> OLD.started_at
     BEGIN SELECT RAISE(ABORT, '{FINAL}'); END
     """,
     f"""
-    CREATE TRIGGER experiments_refuse_delete BEFORE_FORGETTING_FILE DELETE ON experiments
+    CREATE TRIGGER experiments_refuse_delete BEFORE DELETE ON experiments
     BEGIN SELECT RAISE(ABORT, '{FINAL}'); END
     """,
     *(
         f"""
-        CREATE TRIGGER {table}_refuse_{action.lower()} BEFORE_FORGETTING_FILE {action} ON {table}
+        CREATE TRIGGER {table}_refuse_{action.lower()} BEFORE {action} ON {table}
         BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
         """
         for table in RECORDS
         for action in ("UPDATE", "DELETE")
     ),
     f"""
-    CREATE TRIGGER interactions_are_exposures DEFAULT_AFTER INSERT ON interactions
+    CREATE TRIGGER interactions_are_exposures AFTER INSERT ON interactions
     WHEN NEW.experiment IS NOT NULL
     BEGIN INSERT INTO exposures {EXPOSURE.format("SELECT")}; END
     """,
@@ -164,19 +164,19 @@ SQLITE = [
 
 POSTGRESQL = [
     f"""
-    CREATE TRIGGER experiments_refuse_update BEFORE_FORGETTING_FILE UPDATE ON experiments
+    CREATE TRIGGER experiments_refuse_update BEFORE UPDATE ON experiments
     FOR EACH ROW WHEN (OLD.ended_at IS NOT NULL OR NEW.ended_at IS NULL OR NEW.name <> OLD.name
       OR NEW.adapter <> OLD.adapter OR NEW.plan::text <> OLD.plan::text OR NEW.salt <> OLD.salt
       OR NEW.started_at <> OLD.started_at)
     EXECUTE FUNCTION graftwork_refuse('{FINAL}')
     """,
     f"""
-    CREATE TRIGGER experiments_refuse_delete BEFORE_FORGETTING_FILE DELETE OR TRUNCATE ON experiments
+    CREATE TRIGGER experiments_refuse_delete BEFORE DELETE OR TRUNCATE ON experiments
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{FINAL}')
     """,
     *(
         f"""
-        CREATE TRIGGER {table}_refuse_change BEFORE_FORGETTING_FILE UPDATE OR DELETE OR TRUNCATE ON {table}
+        CREATE TRIGGER {table}_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
         FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
         """
         for table in RECORDS
@@ -186,7 +186,7 @@ POSTGRESQL = [
     $$ BEGIN INSERT INTO exposures {EXPOSURE.format("SELECT")}; RETURN NULL; END $$
     """,
     """
-    CREATE TRIGGER interactions_are_exposures DEFAULT_AFTER INSERT ON interactions
+    CREATE TRIGGER interactions_are_exposures AFTER INSERT ON interactions
     FOR EACH ROW WHEN (NEW.experiment IS NOT NULL) EXECUTE FUNCTION graftwork_expose()
     """,
 ]
