@@ -83,7 +83,7 @@ def demo(
             classes=min(classes, 3) if short else classes,
             first=min(rows, 2) if short else rows,
             judged=10 if short else 15,
-            asked=12 if short else 20,
+            asked=9 if short else 20,
             traffic=60,
             seed=seed,
         )
@@ -151,7 +151,7 @@ def _go(
         children = stack.enter_context(DemoProcesses(work, known))
         client = stack.enter_context(Client(url, api_key))
         # Fewer rows take smaller steps and more passes.
-        sizes = DemoSizes(epochs=(3.0, 4.0), batch_size=4, users=users) if short else DemoSizes(users=users)
+        sizes = DemoSizes(epochs=(1.0, 2.0), batch_size=4, users=users) if short else DemoSizes(users=users)
         return DemoLoop(
             client,
             lambda name, words: children.run(name, words, watcher.log_line),

@@ -65,13 +65,17 @@ class Anchor:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel, tokenizer: tokenizers.Tokenizer, *, seed: int) -> Anchor:
-        """Let the base write, from ``seed`` alone. ``model`` is the bare base."""
+    def of(
+        cls, model: PreTrainedModel, tokenizer: tokenizers.Tokenizer, *, seed: int, num_steps: int | None = None
+    ) -> Anchor:
+        """Let the base write, from ``seed`` alone. ``model`` is the bare base. A run of fewer steps than there are
+        passages, ``num_steps``, gets as many as it has steps: on a CPU writing all of them can take longer than it."""
+        num_passages = PASSAGES if num_steps is None else max(1, min(PASSAGES, num_steps))
         # As long as the shortest of them: no padding, and one call writes all.
         starts = [tokenizer.encode(text, add_special_tokens=False).ids for text in OPENINGS]
         shortest = min(map(len, starts))
         begun = torch.tensor([ids[:shortest] for ids in starts], device=model.device)
-        begun = begun.repeat(-(-PASSAGES // len(starts)), 1)[:PASSAGES]
+        begun = begun.repeat(-(-num_passages // len(starts)), 1)[:num_passages]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             ids = model.generate(

@@ -31,7 +31,7 @@ from graftwork.training.data.tokens import TokenRow
 from graftwork.training.methods import factory, kto, recipe
 from graftwork.training.model import adapter, head, whole_model
 from graftwork.training.model.adapter import trainable_parameters
-from graftwork.training.model.anchor import Anchor
+from graftwork.training.model.anchor import PASSAGES, Anchor
 from graftwork.training.model.precision import compute_precision
 from graftwork.training.run import checkpoints
 from graftwork.training.run.callback import REPLAY, VALIDATION, RunCallback, diverged
@@ -132,7 +132,7 @@ def _attempt(
         sources = recipe.RecipeInputs(
             tokenizer=Path(base.path, "tokenizer.json"),
             eos_token_ids=base.eos_token_ids,
-            anchor=_anchor(bare, base, config),
+            anchor=_anchor(bare, base, config, len(rows)),
             teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
         )
         model = prepare_model(bare, base, config, parent)
@@ -184,14 +184,15 @@ _anchors: Final[dict[tuple[object, ...], Anchor]] = {}
 """The last one: the trials of a search, and a run in smaller parts, hold on to the same."""
 
 
-def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> Anchor | None:
+def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig, num_rows: int) -> Anchor | None:
     if not config.anchor or config.method not in SUPERVISED:
         return None
-    which = (base.digest, config.seed, bare.dtype, bare.device)
+    num_steps = math.ceil(config.epochs * math.ceil(num_rows / config.batch_size))
+    which = (base.digest, config.seed, bare.dtype, bare.device, min(num_steps, PASSAGES))
     if which not in _anchors:
         tokenizer = tokenizers.Tokenizer.from_file(str(Path(base.path, "tokenizer.json")))
         _anchors.clear()
-        _anchors[which] = Anchor.of(bare, tokenizer, seed=config.seed)
+        _anchors[which] = Anchor.of(bare, tokenizer, seed=config.seed, num_steps=num_steps)
     return _anchors[which]
 
 

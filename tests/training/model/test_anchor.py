@@ -50,6 +50,8 @@ def test_passages_are_the_seeds_and_nothing_elses(bare: PreTrainedModel, tokeniz
     assert first._ids.shape == (4, 12)
     assert torch.equal(first._ids, again._ids)
     assert not torch.equal(first._ids, other._ids)
+    assert Anchor.of(bare, tokenizer, seed=3, num_steps=2)._ids.shape == (2, 12)
+    assert Anchor.of(bare, tokenizer, seed=3, num_steps=99)._ids.shape == (4, 12)
 
 
 def test_the_divergence_is_that_of_the_whole_distributions(

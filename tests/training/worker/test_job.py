@@ -87,7 +87,7 @@ def test_a_run_leaves_an_adapter_a_result_and_what_happened(make_job: Callable[.
 
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_ended_at_any_moment_it_goes_on_to_the_same_bits(make_job: Callable[..., Path], end: signal.Signals) -> None:
-    slow = {**QUICK, "num_epochs": 6, "checkpoint_steps": 1}
+    slow = {**QUICK, "num_epochs": 3, "checkpoint_steps": 1}
     whole, folder = (make_job(f"ftjob-{name}", hyperparameters=slow) for name in ("whole", "ended"))
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
