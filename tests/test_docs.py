@@ -36,7 +36,6 @@ from graftwork.__main__ import app
 from graftwork.adapters.peft_format import config
 from graftwork.clients.client import Client
 from graftwork.server.observability.metrics import Metrics
-from tests.e2e.conftest import adapter_store, home, pushable, server, small  # noqa: F401 - fixtures
 from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.server_process import Server, eventually, free_port
 from tests.server.fakes import make_world
@@ -174,9 +173,9 @@ class Desk:
 
 @pytest.fixture
 def desk(
-    server: Server,  # noqa: F811
-    small: SmallAdapters,  # noqa: F811
-    pushable: Path,  # noqa: F811
+    server: Server,
+    small: SmallAdapters,
+    pushable: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Desk:
@@ -204,7 +203,7 @@ def desk(
 @contextmanager
 def server_without_engine(folder: Path) -> Iterator[str]:
     """The true routes and keys, without any key yet."""
-    home = folder / f"keys-{free_port()}"  # noqa: F811
+    home = folder / f"keys-{free_port()}"
     home.mkdir()
     port = free_port()
     listening = uvicorn.Server(uvicorn.Config(make_world(home).app, port=port, log_level="critical", lifespan="off"))

@@ -1,6 +1,6 @@
 """Folders and files that are made once, whoever wants them: whole under their final name, or not there.
 
-Safe against crashes and against other processes that make the same. Knows nothing of what is made.
+Safe against crashes and against other processes that make the same.
 """
 
 from __future__ import annotations

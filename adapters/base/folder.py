@@ -1,7 +1,4 @@
-"""A folder with a base in it: which files count, the tokenizer in the form that is read here, whether it has changed.
-
-Knows nothing of where it came from.
-"""
+"""A folder with a base in it: which files count, a tokenizer in the form that is read here, whether it has changed."""
 
 from __future__ import annotations
 

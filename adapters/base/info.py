@@ -1,7 +1,4 @@
-"""What is known of a base without loading it: whose weights they are, and what it is made of.
-
-Knows nothing of where it comes from and how it is found out.
-"""
+"""What is known of a base without loading it: whose weights they are, and what it is made of."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The one way to load a base, for serving and training alike, and the same model without its weights.
-
-Knows nothing of quantization, devices in use, adapters or requests.
-"""
+"""The one way to load a base, for serving and training alike, and the same model without its weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Token ids become text incrementally: the bytes of every token, and a decoder that never emits half a UTF-8
-character."""
+"""Token ids to text, incrementally: the bytes of every token, and a decoder that never emits half a UTF-8 character."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_cancelled_in_every_state(jobs: Jobs) -> None:
     assert jobs.claim("w", "queued", seconds=60) is None
 
 
-def test_a_dead_workers_job_is_gone_on_with_and_the_dead_one_is_told(jobs: Jobs, database: Database) -> None:
+def test_a_dead_workers_job_is_resumed_and_the_dead_one_finds_out(jobs: Jobs, database: Database) -> None:
     job = submit(jobs)
     validate(jobs)
     dead = run(jobs, "dead")

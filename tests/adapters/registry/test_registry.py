@@ -473,9 +473,9 @@ def test_processes_that_push_the_same_make_each_version_once(registry: Registry,
 
 PUSH_FOREVER = """
 import sys
-from tests.adapters.versions import BASE, push
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
+from tests.adapters.versions import BASE, push
 registry = Registry(Database(sys.argv[1]))
 count = 0
 while True:

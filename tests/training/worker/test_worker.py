@@ -222,7 +222,7 @@ def test_feedback_is_learned_from_and_that_is_on_record(world: World, url: str, 
     assert id in kept.read_text(), "later rounds learn it again"
     report = kept.with_name("report.html")
     report.write_text("what ann said")
-    world.services.records.erasure.user("ann")
+    world.services.records.erasure.erase_user("ann")
     with working(world, url):
         eventually(lambda: not pending_erasures(records.database), SECONDS, "the worker has done it")
     assert kept.read_text() == "", "unless somebody asked to be forgotten"

@@ -23,7 +23,6 @@ from graftwork.server.engine.backends.cuda.forward import (
     TritonForward,
     capture_graphs,
     graph_sizes,
-    pad,
     smallest_fitting,
 )
 from graftwork.server.engine.backends.cuda.staging import StaticInputs, upload
@@ -182,10 +181,10 @@ def decoding(num_rows: int, runs: list[AdapterRun] | None = None) -> Batch:
 
 
 def test_padding_repeats_the_last_row_and_its_adapter() -> None:
-    padded = pad(decoding(3, [AdapterRun(1, 3, "a", (4,))]), 4)
+    padded = decoding(3, [AdapterRun(1, 3, "a", (4,))]).padded(4)
     assert (padded.tokens, padded.positions, padded.slots) == ([100, 101, 102, 102], [10, 11, 12, 12], [0, 1, 2, 2])
     assert padded.runs == [AdapterRun(1, 4, "a", (4,))]
-    assert pad(decoding(2, [AdapterRun(0, 1, "a", (4,))]), 4).runs == [AdapterRun(0, 1, "a", (4,))]
+    assert decoding(2, [AdapterRun(0, 1, "a", (4,))]).padded(4).runs == [AdapterRun(0, 1, "a", (4,))]
 
 
 class Model(nn.Module):
