@@ -109,7 +109,7 @@ def _require_end(rest: str, file: TextIO, line: int, name: str) -> None:
         line += rest[: len(rest) - len(following)].count("\n")
         if following:
             raise InvalidRequest(
-                f"{name}: the array ends on line {end}, and {following[:_SHOWN_CHARS].rstrip()!r} follows on line "
+                f"{name}: the array ends on line {end}, and {following[:_SHOWN_CHARS].splitlines()[0]!r} follows on line "
                 f"{line}. Put all rows into one array, or write one row a line, without an array.",
                 param="data",
             )
