@@ -108,9 +108,10 @@ def _require_end(rest: str, file: TextIO, line: int, name: str) -> None:
         following = rest.lstrip(_SPACE)
         line += rest[: len(rest) - len(following)].count("\n")
         if following:
+            shown = following[:_SHOWN_CHARS].splitlines()[0]
             raise InvalidRequest(
-                f"{name}: the array ends on line {end}, and {following[:_SHOWN_CHARS].splitlines()[0]!r} follows on line "
-                f"{line}. Put all rows into one array, or write one row a line, without an array.",
+                f"{name}: the array ends on line {end}, and {shown!r} follows on line {line}. Put all rows "
+                "into one array, or write one row a line, without an array.",
                 param="data",
             )
         rest = file.read(_CHUNK)
