@@ -85,6 +85,10 @@ def check(
     personal: Annotated[
         ActionName, typer.Option("--personal", help="What becomes of personal data.", rich_help_panel=_CLEANING)
     ] = "mask",
+    clean_system: Annotated[
+        bool,
+        typer.Option("--clean-system", help="Personal data in system messages, too.", rich_help_panel=_CLEANING),
+    ] = False,
     secrets: Annotated[
         ActionName, typer.Option("--secrets", help="What becomes of keys and passwords.", rich_help_panel=_CLEANING)
     ] = "mask",
@@ -157,6 +161,7 @@ def check(
         policy = DataPolicy(
             repair=repair,
             personal=personal,
+            clean_system=clean_system,
             secrets=secrets,
             keep=tuple(keep or ()),
             region=region or None,

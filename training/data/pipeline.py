@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,10 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.data.bad_rows import first_problems, no_usable_rows
 from graftwork.training.data.clean.duplicates import CommonShingles, Signatures, shingles
-from graftwork.training.data.clean.private import SECRET, Action, Finder, Finding, mask
+from graftwork.training.data.clean.findings import Finding, mask
+from graftwork.training.data.clean.private import Action, Finder
 from graftwork.training.data.clean.repair import repair
+from graftwork.training.data.clean.secrets import SECRET
 from graftwork.training.data.policy import FEW_BAD_ROWS, DataPolicy
 from graftwork.training.data.read.source import Source
 from graftwork.training.data.report.counts import RowCounts
@@ -147,6 +150,7 @@ class _Pipeline:
     sources: list[SourceReport] = field(default_factory=list)
     private: PrivateCounts = field(init=False)
     num_repaired: int = 0
+    num_personal_in_system: int = 0
 
     places: list[SplitKey] = field(default_factory=list)
     tasks: array[int] = field(default_factory=lambda: array("Q"))
@@ -165,6 +169,8 @@ class _Pipeline:
         policy = self.policy
         self.private = PrivateCounts(action={SECRET: policy.secrets, "personal": policy.personal})
         self._finder = Finder(region=policy.region, keep=policy.keep, own=policy.finder)
+        # A system message is mostly the same in all rows.
+        self._personal_in_system = lru_cache(maxsize=64)(self._finder.personal)
 
     # --- first pass: row by row ---------------------------------------------------------------------------------------
 
@@ -230,6 +236,7 @@ class _Pipeline:
             row = repaired
         policy, finder = self.policy, self._finder
         kinds: list[str] = []
+        kept: list[Finding] = []
 
         def treated(text: str, found: Sequence[Finding], action: Action) -> str:
             kinds.extend(finding.kind for finding in found)
@@ -238,11 +245,16 @@ class _Pipeline:
         def masked(role: str, text: str) -> str:
             # Secrets first: what is in them is no phone number.
             text = treated(text, finder.secrets(text), policy.secrets)
-            if role in OPERATORS:
-                return text
-            return treated(text, finder.personal(text), policy.personal)
+            if role not in OPERATORS:
+                return treated(text, finder.personal(text), policy.personal)
+            found = self._personal_in_system(text)
+            if policy.clean_system:
+                return treated(text, found, policy.personal)
+            kept.extend(found)
+            return text
 
         row = row.with_texts(masked)
+        self.num_personal_in_system += bool(kept)
         if kinds:
             self.private.add(kinds, row.place)
             actions = {policy.secrets if kind == SECRET else policy.personal for kind in kinds}
@@ -363,6 +375,7 @@ class _Pipeline:
             bad=tuple(self.bad),
             repaired=self.num_repaired,
             found=self.private.found(),
+            personal_in_system=self.num_personal_in_system,
             kinds=dict(counts.kinds),
             corrections=counts.num_corrections,
             users=len(counts.groups),

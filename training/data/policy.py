@@ -29,8 +29,11 @@ class DataPolicy:
     """Text that was decoded wrongly, and control characters, are put right."""
 
     personal: Action = "mask"
-    """What becomes of e-mail addresses, phone numbers and the like in what users and the model wrote. What the
-    operator wrote, in system messages, stays: it is sent as it is when the adapter is asked."""
+    """What becomes of e-mail addresses, phone numbers and the like in what users and the model wrote."""
+
+    clean_system: bool = False
+    """Whether the same becomes of those in system messages. By default they stay, since the operator sends a system
+    message as it is when the adapter is asked; the report says in how many rows."""
 
     secrets: Action = "mask"
     """What becomes of keys and passwords, wherever they stand."""

@@ -121,6 +121,18 @@ def test_private_data_is_masked_where_users_and_the_model_wrote_it(make: Callabl
     assert preference.rejected == "mail [EMAIL]"
 
 
+def test_personal_data_in_system_messages_is_reported_or_masked_too(make: Callable[..., PreparedDataSet]) -> None:
+    asked = {"messages": [{"role": "system", "content": "You talk to ann@acme.com."}, *chat("hi", "yes")["messages"]]}
+    report = make(asked, pair("hi there", "no")).report
+    assert report.personal_in_system == 1
+    assert report.found == ()
+    assert any("--clean-system" in note for note in report.notes)
+    prepared = make(asked, clean_system=True)
+    assert next(prepared.rows()).messages[0]["content"] == "You talk to [EMAIL]."
+    assert (prepared.report.personal_in_system, prepared.report.found[0].kind) == (0, "email")
+    assert not any("--clean-system" in note for note in prepared.report.notes)
+
+
 def test_a_number_is_no_wording(make: Callable[..., PreparedDataSet]) -> None:
     asked = "Please tell me when the order with the number 4711 will finally arrive at my house"
     assert make(pair(asked), pair(asked.replace("4711", "4712"))).report.fates == {"kept": 2}

@@ -6,11 +6,9 @@ Every row knows its source and line; so does every one that could not be used. K
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +16,12 @@ from typing import Any, Final
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.training.data.read import feedback
 from graftwork.training.data.read.columns import Columns
+from graftwork.training.data.read.encodings import open_text, require_utf8
 from graftwork.training.data.read.formats import FORMATS, convert, known_formats, question_and_answer, recognise
-from graftwork.training.data.read.lines import Record, json_records, passages, table_records
+from graftwork.training.data.read.json_records import json_records
+from graftwork.training.data.read.lines import Record
+from graftwork.training.data.read.passages import passages
+from graftwork.training.data.read.tables import table_records
 from graftwork.training.data.row import BadRow, Row, SplitName, Unusable
 
 DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
@@ -104,7 +106,8 @@ class Source:
 def file_source(
     path: Path, columns: Columns | None = None, *, format: str | None = None, split: SplitName | None = None
 ) -> Source:
-    """A file in UTF-8: ``.jsonl``, ``.ndjson`` or ``.json``, ``.csv`` or ``.tsv``, ``.txt`` or ``.md``.
+    """A file in UTF-8, or in UTF-16 or UTF-32 that begins as such: ``.jsonl``, ``.ndjson`` or ``.json``, ``.csv`` or
+    ``.tsv``, ``.txt`` or ``.md``.
 
     Raises InvalidRequest when it cannot be read, is none of these, or is a table without the columns.
     """
@@ -119,21 +122,26 @@ def file_source(
             param="data",
         )
 
+    name = path.name.encode("utf-8", "replace").decode()
+
     def records() -> Iterator[Record]:
-        with _opened(path) as file:
+        # JSON has no line ends in texts: they may all become one kind. In tables and texts they stay.
+        with open_text(path, newline=None if suffix in JSON_FILES else "") as file:
             if suffix in JSON_FILES:
-                yield from json_records(file)
+                yield from json_records(file, name)
             elif suffix in DELIMITERS:
                 yield from table_records(file, DELIMITERS[suffix])
             else:
                 yield from passages(file)
 
-    with _opened(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        require_utf8(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param="data") from error
     if suffix in DELIMITERS:
-        with _opened(path) as file:
-            _check_header(table_records(file, DELIMITERS[suffix]), columns, format)
-    name = path.name.encode("utf-8", "replace").decode()
+        _check_header(records(), columns, format)
     return Source(name=name, open=records, columns=columns, format=format, split=split, digest=f"sha256:{digest}")
 
 
@@ -197,16 +205,3 @@ def _mapped(record: Mapping[str, Any], columns: Columns, format: str) -> tuple[s
 def _fields_of(record: Mapping[str, Any]) -> str:
     names = [repr(name[:40]) for name in itertools.islice(record, 8)]
     return f"the fields are {', '.join(names)}" if names else "there are no fields"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param="data") from error
-    with file:
-        try:
-            yield file
-        except OSError as error:
-            raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.", param="data") from error

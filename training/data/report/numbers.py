@@ -170,6 +170,9 @@ class DataReport:
     shares: Mapping[SplitName, float]
     """Of the rows, as wished for."""
 
+    personal_in_system: int = 0
+    """Rows with personal data in a system message, where it was kept."""
+
     notes: tuple[str, ...] = ()
     """What somebody should look at, the gravest first."""
 
@@ -255,6 +258,11 @@ def notes(report: DataReport) -> tuple[str, ...]:
     secrets = sum(found.findings for found in report.found if found.kind == "secret")
     if secrets:
         said.append(f"{_count(secrets, 'secret')} found: whoever could read the data could use them. Change them.")
+    if report.personal_in_system:
+        said.append(
+            f"{_count(report.personal_in_system, 'row')} with personal data in the system message: it was kept, since "
+            "whoever asks sends it as it is. Where it is a user's, use --clean-system."
+        )
     if report.lengths.refused:
         said.append(
             f"The base's chat template refuses {_count(report.lengths.refused, 'row')}: {report.lengths.refusal}"

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.training.data.clean.private import Finder, Finding, mask
+from graftwork.training.data.clean.findings import Finding, mask
+from graftwork.training.data.clean.private import Finder
 from graftwork.training.data.clean.repair import repair
 
 
@@ -44,9 +45,12 @@ def masked(text: str, **options: object) -> str:
 PRIVATE = [
     ("write to ann.lee+x@acme.co.uk, please", "write to [EMAIL], please"),
     ("call +1 415 555 2671 or (415) 555-2671.", "call [PHONE] or [PHONE]."),
+    ("415 - 555 - 2671", "[PHONE]"),
+    ("+49 (0) 30 - 12 34 56", "[PHONE]"),
     ("card 4111 1111 1111 1111, 378282246310005", "card [CARD], [CARD]"),
     ("my IBAN DE89 3704 0044 0532 0130 00 IS HERE", "my IBAN [IBAN] IS HERE"),
     ("GB82WEST12345698765432", "[IBAN]"),
+    ("BE68 5390 0754 7034 or YE15CBYE0001018861234567891234", "[IBAN] or [IBAN]"),
     ("from 8.8.8.8 and 2001:4860:4860::8888", "from [IP] and [IP]"),
     ("ssn 123-45-6789", "ssn [SSN]"),
     ("My password is hunter2!", "My password is [SECRET]"),
@@ -85,6 +89,11 @@ def test_private_data_is_masked(text: str, expected: str) -> None:
 )
 def test_what_only_looks_private_stays(text: str) -> None:
     assert masked(text) == text
+
+
+def test_a_phone_number_is_found_after_hundreds_of_order_numbers() -> None:
+    orders = " ".join(f"order {4155550000 + number}," for number in range(500))
+    assert masked(f"{orders} call (415) 555-2671") == f"{orders} call [PHONE]"
 
 
 def test_values_that_are_not_private_are_kept() -> None:

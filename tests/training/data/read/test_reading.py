@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.training.data.read import lines
+from graftwork.training.data.read import json_records, lines
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.formats import FORMATS
 from graftwork.training.data.read.source import FORMAT_NAMES, Source, file_source, record_source
@@ -222,6 +222,78 @@ def test_a_line_that_is_not_utf8_is_one_bad_row(tmp_path: Path) -> None:
         assert "save the file" in bad[0].reason or "surrogate" in bad[0].reason
 
 
+FILES = {
+    "a.csv": "prompt,completion\ncafé,x\nWhere?,y\n",
+    "b.jsonl": '{"prompt": "café", "completion": "x"}\n{"prompt": "Where?", "completion": "y"}\n',
+    "c.json": '[{"prompt": "café", "completion": "x"},\n{"prompt": "Where?", "completion": "y"}]',
+    "d.tsv": "prompt\tcompletion\ncafé\tx\nWhere?\ty\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_is_the_same_in_any_unicode_encoding_and_with_any_line_ends(
+    tmp_path: Path, name: str, encoding: str, end: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name].replace("\n", end).encode(encoding))
+    rows, bad = read(path)
+    assert not bad
+    assert [(row.question, row.answer) for row in rows] == [("café", "x"), ("Where?", "y")]
+    first = 1 if name in ("b.jsonl", "c.json") else 2
+    assert [row.line for row in rows] == [first, first + 1]
+
+
+@pytest.mark.parametrize("name", [*FILES, "e.txt"])
+def test_a_file_in_another_encoding_is_refused_and_not_read_in_part(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    text = FILES.get(name, "Café.\nAutumn.\n")
+    path.write_bytes(f"{text.rstrip()}\n\n{text}".encode("cp1252"))
+    with pytest.raises(
+        InvalidRequest, match=r"is not UTF-8: .* byte \d+ of line [12], .* 2 lines. Save the file as UTF-8"
+    ):
+        file_source(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".txt"])
+def test_a_file_that_does_not_go_on_as_it_began_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes("prompt,completion\na,b\n".encode("utf-16") + b"\x00")
+    with pytest.raises(InvalidRequest, match="begins as UTF-16 and does not go on so"):
+        read(path)
+
+
+def test_files_joined_by_cat_lose_no_row(tmp_path: Path) -> None:
+    bom, pair = b"\xef\xbb\xbf", json.dumps(PAIR).encode()
+    (tmp_path / "a.jsonl").write_bytes(bom + pair + b"\n" + bom + pair + b"\n")
+    (tmp_path / "b.jsonl").write_bytes(bom + pair + bom + pair)
+    for name in ("a.jsonl", "b.jsonl"):
+        rows, bad = read(tmp_path / name)
+        assert (len(rows), bad) == (2, [])
+    table = bom + b"prompt,completion\na,b\n"
+    (tmp_path / "c.csv").write_bytes(table + table.replace(b"a,b", b"c,d"))
+    rows, bad = read(tmp_path / "c.csv")
+    assert [(row.question, row.line) for row in rows] == [("a", 2), ("c", 4)]
+    assert [str(row) for row in bad] == ["line 3: the header over again, as where files are joined"]
+    (tmp_path / "d.csv").write_bytes(table + bom + b"completion,prompt\nd,c\n")
+    with pytest.raises(InvalidRequest, match="On line 3 another header begins"):
+        read(tmp_path / "d.csv")
+    (tmp_path / "e.txt").write_bytes(bom + b"one\n" + bom + b"two\n")
+    assert read(tmp_path / "e.txt")[0][0].completion == "one\ntwo"
+
+
+def test_a_text_says_which_lines_it_could_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_RECORD_CHARS", 100)
+    (tmp_path / "data.txt").write_text(f"one\n{'x' * 250}\ntw\0o\nthree\n")
+    rows, bad = read(tmp_path / "data.txt")
+    assert [row.completion for row in rows] == ["one\nthree"]
+    assert [str(row) for row in bad] == [
+        "line 2: longer than 100 characters",
+        "line 3: holds a NUL character, as UTF-16 does: save the file as UTF-8",
+    ]
+
+
 def test_a_table_counts_lines_of_the_file_not_records(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text('prompt,completion\n"two\nlines",a\nonly one field\n\nb,c\n"d",e,f\n"open,g\n')
@@ -243,21 +315,43 @@ def test_an_array_goes_on_after_an_element_that_is_no_json(tmp_path: Path) -> No
     assert read(path)[1][0].reason.startswith("the array does not end")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"prompt": "a", "completion": "b"}]\n\n[{"prompt": "c", "completion": "d"}]\n', "line 1, and .* on line 3"),
+        (b'[{"prompt": "a", "completion": "b"}],\n{"prompt": "c", "completion": "d"}\n', "',.* follows on line 1"),
+        (b'[\n{"prompt": "a",\n"completion": "b"}]}\n]', "the array ends on line 3, and '}.* follows on line 3"),
+        (b"[1, 2]\n" + json.dumps(PAIR).encode(), "data.json: the array ends on line 1"),
+    ],
+)
+def test_nothing_that_follows_an_array_is_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    for size in (1, 3, 1 << 16):
+        monkeypatch.setattr(json_records, "_CHUNK", size)
+        with pytest.raises(InvalidRequest, match=message):
+            read(path)
+    path.write_bytes(b"\xef\xbb\xbf [" + json.dumps(PAIR).encode() + b"]\n\xef\xbb\xbf \n")
+    assert len(read(path)[0]) == 1
+
+
 def test_an_array_is_read_across_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [{"prompt": f'\\"{number}]}},"', "completion": "é\\" * (number % 5 + 1)} for number in range(50)]
     path = tmp_path / "data.json"
     path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
     whole = read(path)
     for size in (1, 2, 3, 7, 64):
-        monkeypatch.setattr(lines, "_CHUNK", size)
+        monkeypatch.setattr(json_records, "_CHUNK", size)
         assert read(path) == whole
     assert len(whole[0]) == 50
     assert not whole[1]
 
 
 def test_records_beyond_all_bounds_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1000)
-    monkeypatch.setattr(lines, "_CHUNK", 100)
+    monkeypatch.setattr(lines, "MAX_RECORD_CHARS", 1000)
+    monkeypatch.setattr(json_records, "_CHUNK", 100)
     long, short = json.dumps({"prompt": "x" * 5000, "completion": "y"}), json.dumps(PAIR)
     (tmp_path / "a.jsonl").write_text(f"{short}\n{long}\n{short}\n")
     (tmp_path / "b.json").write_text(f"[{short},\n{long},\n{short}]")
