@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.learning import reward_plugins, trackers
+from graftwork.adapters.learning.methods import SUPERVISED
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.training.config import SUPERVISED, TrainConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.bad_rows import no_usable_rows
 from graftwork.training.data.mix.balance import balanced
 from graftwork.training.data.mix.paraphrases import Augmentation, Wording, can_be_reworded
