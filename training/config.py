@@ -59,8 +59,7 @@ FULL_RATE: Final = 0.1
 """Of the rate, where all weights are trained: LoRA's best rate is about ten times that of full fine-tuning."""
 
 
-def _default(name: str) -> Any:
-    return KNOBS[name].default
+_DEFAULTS: Final[Mapping[str, Any]] = {name: knob.default for name, knob in KNOBS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,40 +75,40 @@ class TrainConfig:
 
     method: TrainingMethod = "sft"
     """What is learned from: `graftwork.training.methods.rows` says which rows each method takes."""
-    rank: int = _default("rank")
-    alpha: int = _default("alpha")
-    dropout: float = _default("dropout")
-    targets: Targets = _default("targets")
-    layers: tuple[int, ...] | None = _default("layers")
-    variant: Variant = _default("variant")
-    quantization: Quantization = _default("quantization")
-    beta: float = _default("beta")
-    sft_share: float = _default("sft_share")
-    reference: Reference = _default("reference")
-    balance: Balance = _default("balance")
-    curriculum: Curriculum = _default("curriculum")
-    teacher: str | None = _default("teacher")
-    rewards: tuple[str, ...] = _default("rewards")
-    generations: int = _default("generations")
-    answer_tokens: int = _default("answer_tokens")
-    replay: float = _default("replay")
-    forgetting: float | None = _default("forgetting")
-    anchor: float = _default("anchor")
-    augment: int = _default("augment")
-    checkpoint_steps: int = _default("checkpoint_steps")
-    learning_rate: float = _default("learning_rate")
-    epochs: float = _default("epochs")
-    batch_size: int = _default("batch_size")
-    micro_batch_tokens: int = _default("micro_batch_tokens")
-    warmup: float = _default("warmup")
-    weight_decay: float = _default("weight_decay")
-    max_grad_norm: float = _default("max_grad_norm")
-    max_length: int = _default("max_length")
-    validation: float = _default("validation")
-    seed: int = _default("seed")
-    search: int = _default("search")
-    report_to: tuple[str, ...] = _default("report_to")
-    precision: Precision = _default("precision")
+    rank: int = _DEFAULTS["rank"]
+    alpha: int = _DEFAULTS["alpha"]
+    dropout: float = _DEFAULTS["dropout"]
+    targets: Targets = _DEFAULTS["targets"]
+    layers: tuple[int, ...] | None = _DEFAULTS["layers"]
+    variant: Variant = _DEFAULTS["variant"]
+    quantization: Quantization = _DEFAULTS["quantization"]
+    beta: float = _DEFAULTS["beta"]
+    sft_share: float = _DEFAULTS["sft_share"]
+    reference: Reference = _DEFAULTS["reference"]
+    balance: Balance = _DEFAULTS["balance"]
+    curriculum: Curriculum = _DEFAULTS["curriculum"]
+    teacher: str | None = _DEFAULTS["teacher"]
+    rewards: tuple[str, ...] = _DEFAULTS["rewards"]
+    generations: int = _DEFAULTS["generations"]
+    answer_tokens: int = _DEFAULTS["answer_tokens"]
+    replay: float = _DEFAULTS["replay"]
+    forgetting: float | None = _DEFAULTS["forgetting"]
+    anchor: float = _DEFAULTS["anchor"]
+    augment: int = _DEFAULTS["augment"]
+    checkpoint_steps: int = _DEFAULTS["checkpoint_steps"]
+    learning_rate: float = _DEFAULTS["learning_rate"]
+    epochs: float = _DEFAULTS["epochs"]
+    batch_size: int = _DEFAULTS["batch_size"]
+    micro_batch_tokens: int = _DEFAULTS["micro_batch_tokens"]
+    warmup: float = _DEFAULTS["warmup"]
+    weight_decay: float = _DEFAULTS["weight_decay"]
+    max_grad_norm: float = _DEFAULTS["max_grad_norm"]
+    max_length: int = _DEFAULTS["max_length"]
+    validation: float = _DEFAULTS["validation"]
+    seed: int = _DEFAULTS["seed"]
+    search: int = _DEFAULTS["search"]
+    report_to: tuple[str, ...] = _DEFAULTS["report_to"]
+    precision: Precision = _DEFAULTS["precision"]
 
     def __post_init__(self) -> None:
         self._require(self.method in TRAINING_METHODS, "method", f"must be one of {', '.join(TRAINING_METHODS)}")

@@ -143,7 +143,7 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """StatsRequest all three and compare.
+    """Ask all three and compare.
 
     Args:
         rows: held-out examples, whose answers are what is right; or texts, each measured by its beginning.

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
@@ -37,9 +37,6 @@ from graftwork.training.data.tokens import (
     tokenize_questions,
 )
 from graftwork.training.methods.rows import rows_for_method
-
-if TYPE_CHECKING:
-    pass
 from graftwork.training.run.material import Material, load_material
 
 

@@ -1,7 +1,7 @@
 """A run that ended well → a version at the server, the alias for candidates, the file with its measurements.
 
 Done again after any death it comes to the same version and the same file. Once the version is there, nothing that goes
-wrong fails its job: it is told. Knows nothing of how long to try.
+wrong fails its job: it is told.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The run of a job as a process: started, paused, gone on with, ended.
-
-Knows nothing of jobs, nor of what a run does; how one has to be started is `launch`'s business.
-"""
+"""The run of a job as a process: started, paused, gone on with, ended."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ class RunProcess:
             self.paused = wanted
 
     def end(self, seconds: float) -> None:
-        """StatsRequest it to stop, wait that long, kill it."""
+        """Ask it to stop, wait that long, kill it."""
         self.pause(False)
         if seconds:
             self._signal(signal.SIGTERM)
