@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.errors import Conflict
+from graftwork.adapters.learning.methods import TrainingMethod
 
 JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -20,8 +21,8 @@ ENDED_STATUSES: Final[frozenset[JobStatus]] = frozenset({"succeeded", "failed", 
 
 WaitingStatus = Literal["validating_files", "queued"]
 
-Method = Literal["auto", "sft", "weighted_sft", "dpo", "kto", "pretrain", "distillation", "grpo"]
-
+Method = Literal["auto", TrainingMethod]
+"""``auto`` chooses by what the rows say."""
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 

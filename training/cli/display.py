@@ -1,7 +1,4 @@
-"""How a run looks while it runs: a live bar on a terminal, a line now and then in a log.
-
-Knows rich and the numbers of a run; decides nothing.
-"""
+"""How a run looks while it runs: a live bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 

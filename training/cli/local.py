@@ -1,7 +1,7 @@
 """``graftwork train --local``: a run in this process, and its adapter pushed. What is checked before the first step,
 and what is said at the end.
 
-Torch-free at import, so that a mistake is told at once. ``run`` plans and carries out, ``publish`` pushes.
+Torch-free at import, so that a mistake is told at once. ``run`` plans and carries out, ``pushing`` pushes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LocalTraining:
 
     Attributes:
         data: a file, or a data set that was kept: ``support@3``. columns: fields of Columns. format: of the file.
-        method: ``auto``, ``supervised``, or one of routing's METHODS. knobs: fields of TrainConfig that were given, and
+        method: ``auto``, ``supervised``, or one of TRAINING_METHODS. knobs: fields of TrainConfig that were given, and
             ``teacher``, a folder or hub id.
         folder: where the result goes. push: whether it is pushed; alias: what is then moved to it.
     """

@@ -1,18 +1,20 @@
 """``graftwork train``: the options, and to whom they go: to the server as a job or as a policy, or to this process.
 
-Torch-free at import, so that ``--help`` is quick. Knows no training.
+Torch-free at import, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from graftwork.adapters.learning.knobs import KNOBS, OPTIONS
 from graftwork.clients.cli.context import CommandContext, api_command
 from graftwork.training.cli import reading_options
+from graftwork.training.cli.knob_options import with_knobs
 
 _DATA = "The data"
 _RUN = "The run"
@@ -21,6 +23,7 @@ _LOOP = "By itself"
 
 
 @api_command
+@with_knobs
 def train(
     remote: CommandContext,
     name: Annotated[
@@ -64,37 +67,12 @@ def train(
     prompt_template: Annotated[str | None, reading_options.prompt_template(_DATA)] = None,
     system: Annotated[str | None, reading_options.system(_DATA)] = None,
     plain: Annotated[bool, reading_options.plain(_DATA)] = False,
-    validation: Annotated[
-        float, typer.Option("--validation", help="Share of rows to measure on.", rich_help_panel=_DATA)
-    ] = 0.1,
-    max_length: Annotated[
-        int | None,
-        typer.Option("--max-length", help="Tokens of a row; longer ones lose their end. 1024.", rich_help_panel=_DATA),
-    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
             envvar="GRAFTWORK_BASE",
             help="Hub id or folder. Default: the embedded base.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            "--teacher",
-            metavar="MODEL",
-            help="Of distillation: the larger model's folder, at the server's; with --local a hub id as well.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    rewards: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--reward",
-            metavar="NAME",
-            help="Of grpo: an installed reward function, exact or similar for example; may be repeated.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -106,54 +84,6 @@ def train(
             rich_help_panel=_RUN,
         ),
     ] = False,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Passes over the rows. 3.", rich_help_panel=_RUN)
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", help="Peak rate. 5e-4, or what suits the method.", rich_help_panel=_RUN),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows a step. 16.", rich_help_panel=_RUN)
-    ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", help="Width of the adapter. 16.", rich_help_panel=_RUN)] = None,
-    alpha: Annotated[int | None, typer.Option("--alpha", help="Scale. Twice the rank.", rich_help_panel=_RUN)] = None,
-    search: Annotated[
-        int | None,
-        typer.Option(
-            "--search",
-            min=2,
-            max=100,
-            metavar="N",
-            help="Try N rates, ranks and epochs around these; the best on held-out rows goes on.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    augment: Annotated[
-        int | None,
-        typer.Option(
-            "--augment",
-            min=1,
-            max=8,
-            metavar="N",
-            help="Have the base write N other wordings of each question; the good ones are learned as well.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    report_to: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--report-to",
-            metavar="TRACKER",
-            help="Tell every measurement to wandb, mlflow or trackio, too.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same adapter.", rich_help_panel=_RUN)] = 0,
-    precision: Annotated[
-        Literal["auto", "bfloat16", "float32"],
-        typer.Option("--precision", help="What the forward pass computes in.", rich_help_panel=_RUN),
-    ] = "auto",
     home: Annotated[
         Path | None,
         typer.Option(
@@ -212,6 +142,7 @@ def train(
             rich_help_panel=_LOOP,
         ),
     ] = None,
+    **knobs: Any,
 ) -> None:
     """Train an adapter, and make it the next version.
 
@@ -219,19 +150,6 @@ def train(
     writes a PEFT folder, which stays, and Ctrl-C stops the run and leaves nothing behind. With --watch the server does
     it again and again, also after Ctrl-C, until --no-watch.
     """
-    knobs = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "rank": rank,
-        "alpha": alpha,
-        "max_length": max_length,
-        "search": search,
-        "augment": augment,
-        "report_to": report_to,
-        "teacher": teacher,
-        "rewards": rewards,
-    }
     if watch is not None:
         loop = {"after": after, "every": every, "at_least": at_least, "control_every": control_every}
         _loop(remote, name, knobs, loop, on=watch, method=method, detach=detach)
@@ -243,7 +161,7 @@ def train(
     if (data is None) != from_feedback:
         raise typer.BadParameter("give a file, or --from-feedback, one of the two.", param_hint="--data")
     if not local:
-        _submit(remote, name, data, knobs, continued=continued, method=method, seed=seed, detach=detach)
+        _submit(remote, name, data, knobs, continued=continued, method=method, detach=detach)
         return
     if data is None or continued is not None or detach:
         raise typer.BadParameter(
@@ -252,6 +170,7 @@ def train(
         )
     from graftwork.training.cli import local as here
 
+    defaults = {knob: knobs[knob] for knob, option in OPTIONS.items() if option.has_default}
     home = (home or Path("~/.graftwork")).expanduser()
     here.train(
         remote,
@@ -267,13 +186,7 @@ def train(
             },
             format=format,
             method=method or "supervised",
-            hyperparameters={
-                **_given(remote, knobs),
-                "validation": validation,
-                "seed": seed,
-                "precision": precision,
-                **({"variant": "full"} if full else {}),
-            },
+            hyperparameters=_given(remote, knobs) | defaults | ({"variant": "full"} if full else {}),
             base=base,
             home=home,
             folder=out or home / "trained" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}",
@@ -284,8 +197,9 @@ def train(
 
 
 LOCAL_ONLY = (
-    *("format", "prompt_column", "completion_column", "prompt_template", "system", "plain", "validation", "base"),
-    *("precision", "home", "out", "alias", "push", "full"),
+    *("format", "prompt_column", "completion_column", "prompt_template", "system", "plain", "base", "home", "out"),
+    *("alias", "push", "full"),
+    *(knob for knob, option in OPTIONS.items() if option.local),
 )
 """What a job has no option for."""
 
@@ -301,7 +215,6 @@ def _submit(
     *,
     continued: str | None,
     method: str | None,
-    seed: int,
     detach: bool,
 ) -> None:
     """Have the server train. What was not given is the server's choice; what jobs do not have is refused."""
@@ -314,7 +227,7 @@ def _submit(
         continued=continued,
         method=method,
         hyperparameters=_hyperparameters(remote, knobs),
-        seed=seed,
+        seed=knobs["seed"],
         detach=detach,
     )
 
@@ -325,12 +238,15 @@ def _hyperparameters(remote: CommandContext, knobs: dict[str, Any]) -> dict[str,
         if option in remote.explicit:
             hint = _flag(option)
             raise typer.BadParameter(f"jobs have no {hint}: add --local, or leave it away.", param_hint=hint)
-    given = _given(remote, knobs)
-    if (epochs := given.pop("epochs", None)) is not None:
-        if epochs != int(epochs):
-            raise typer.BadParameter("a job's epochs are a whole number.", param_hint="--epochs")
-        given["n_epochs"] = int(epochs)
-    return given
+    found: dict[str, Any] = {}
+    for name, value in _given(remote, knobs).items():
+        job = KNOBS[name].job
+        if job is None:  # a field of the job's own
+            continue
+        if job.whole and value != int(value):
+            raise typer.BadParameter(f"a job's {name} are a whole number.", param_hint=_flag(name))
+        found[KNOBS[name].job_name] = int(value) if job.whole else value
+    return found
 
 
 def _given(remote: CommandContext, knobs: dict[str, Any]) -> dict[str, Any]:

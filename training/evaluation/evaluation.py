@@ -1,5 +1,4 @@
-"""A version measured on rows it has not learned from, beside its parent and the bare base, as users meet it: over
-HTTP."""
+"""A version measured on rows it has not learned from, beside its parent and the base: over HTTP, as users meet it."""
 
 from __future__ import annotations
 

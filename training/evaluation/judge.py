@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.learning.methods import TrainingMethod
 from graftwork.adapters.names import TRIAL
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
-from graftwork.training.config import Method
 from graftwork.training.data.row import Row
 from graftwork.training.evaluation.evaluation import Evaluation, NoMeasurableRows, evaluate
 from graftwork.training.evaluation.gates import GateDecision, GatePolicy, decide_gates
@@ -67,7 +67,7 @@ def judge_candidate(
     left behind."""
     rows = rows_for_method(held_out, "sft").rows
     rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
-    method: Method = "sft"
+    method: TrainingMethod = "sft"
     if len(rows) < MIN_ROWS and len(texts := rows_for_method(held_out, "pretrain").rows) >= MIN_ROWS:
         method, rows = "pretrain", texts
     if len(rows) < MIN_ROWS:

@@ -1,24 +1,63 @@
-"""How an evaluation and its verdict look: on a terminal, and as one HTML page. Decides nothing."""
+"""How an evaluation and the decision of its gates look: on a terminal, and as one HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from typing import Final
 
+import jinja2
 from rich.console import Console
 from rich.table import Table
 
 from graftwork.training.evaluation.evaluation import Evaluation, ModelMeasurement
 from graftwork.training.evaluation.gates import GateDecision
 
-_STYLE = """
+_PAGE: Final = jinja2.Environment(
+    autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+).from_string(
+    """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
+<style>
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0;width:100%}td,th{border-bottom:1px solid #ddd;padding:.35rem .6rem;
 text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
 .bad{color:#a4161a}.good{color:#1b6e3c}pre{white-space:pre-wrap;margin:0;font:inherit}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}
 .bad{color:#ff8a80}.good{color:#8fd3a5}}
+</style>
+<h1>{{ title }}</h1><p>{{ counted }}.</p>
+<table><tr><th></th>{% for model in models %}<th>{{ model }}</th>{% endfor %}</tr>
+{% for row in numbers %}
+<tr><td>{{ row[0] }}</td>{% for cell in row[1:] %}<td class=n>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+<h2>Gates</h2><table>
+{% for gate in gates %}
+<tr><td class={{ "good" if gate.passed else "bad" }}>{{ "passed" if gate.passed else "refused" }}</td>
+<td>{{ gate.message }}</td></tr>
+{% endfor %}
+</table>
+<p>Divergence from what it would replace: {{ "%.4f" % evaluation.kl_to_parent }} nats a token, at least.</p>
+<h2>Names and pronouns</h2><p>Answers that change when nothing else does, of {{ evaluation.bias.num_pairs }} pairs:
+{{ changed or "no pair to ask" }}.</p>
+{% if evaluation.slices %}
+<h2>Classes</h2><table><tr><th></th><th>rows</th><th>before</th><th>candidate</th></tr>
+{% for part in evaluation.slices %}
+<tr><td>{{ part.label }}</td><td class=n>{{ part.num_rows }}</td><td class=n>{{ "%.2f" % part.against }}</td>
+<td class=n>{{ "%.2f" % part.candidate }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
+<h2>Answers</h2><table><tr><th>asked</th><th>right</th>{% for model in models %}<th>{{ model }}</th>{% endfor %}</tr>
+{% for part in evaluation.examples %}
+<tr><td><pre>{{ part.question }}</pre></td><td><pre>{{ part.expected }}</pre></td>
+{% for model in models %}
+<td><pre>{{ part.answers[model] }}</pre></td>
+{% endfor %}
+</tr>
+{% endfor %}
+</table></html>
 """
+)
 
 
 def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision) -> None:
@@ -42,44 +81,14 @@ def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision
 def render_page(name: str, evaluation: Evaluation, verdict: GateDecision) -> str:
     """The same as one page that needs nothing else."""
     models = _models(evaluation)
-    head = "".join(f"<th>{escape(part)}</th>" for part in ("", *models))
-    numbers = "".join(
-        f"<tr><td>{escape(label)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"
-        for label, *cells in _numbers(models)
-    )
-    gates = "".join(
-        f"<tr><td class={'good' if gate.passed else 'bad'}>{'passed' if gate.passed else 'refused'}</td>"
-        f"<td>{escape(gate.message)}</td></tr>"
-        for gate in verdict.gates
-    )
-    classes = "".join(
-        f"<tr><td>{escape(part.label)}</td><td class=n>{part.num_rows}</td><td class=n>{part.against:.2f}</td>"
-        f"<td class=n>{part.candidate:.2f}</td></tr>"
-        for part in evaluation.slices
-    )
-    answers = "".join(
-        f"<tr><td><pre>{escape(part.question)}</pre></td><td><pre>{escape(part.expected)}</pre></td>"
-        + "".join(f"<td><pre>{escape(part.answers[model])}</pre></td>" for model in models)
-        + "</tr>"
-        for part in evaluation.examples
-    )
-    changed = ", ".join(f"{escape(model)} {share:.0%}" for model, share in evaluation.bias.changed.items())
-    title = f"{escape(name)}: {'passed' if verdict.passed else 'refused'}"
-    sections = [
-        f"<h1>{title}</h1><p>{_counted(evaluation)}.</p><table><tr>{head}</tr>{numbers}</table><h2>Gates</h2><table>{gates}</table>",
-        f"<p>Divergence from what it would replace: {evaluation.kl_to_parent:.4f} nats a token, at least.</p>",
-        f"<h2>Names and pronouns</h2><p>Answers that change when nothing else does, of {evaluation.bias.num_pairs} "
-        f"pairs: {changed or 'no pair to ask'}.</p>",
-    ]
-    if classes:
-        sections.append(
-            f"<h2>Classes</h2><table><tr><th></th><th>rows</th><th>before</th><th>candidate</th></tr>{classes}</table>"
-        )
-    columns = "".join(f"<th>{escape(part)}</th>" for part in ("asked", "right", *models))
-    sections.append(f"<h2>Answers</h2><table><tr>{columns}</tr>{answers}</table>")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"{''.join(sections)}</html>\n"
+    return _PAGE.render(
+        title=f"{name}: {'passed' if verdict.passed else 'refused'}",
+        counted=_counted(evaluation),
+        models=list(models),
+        numbers=list(_numbers(models)),
+        gates=verdict.gates,
+        evaluation=evaluation,
+        changed=", ".join(f"{model} {share:.0%}" for model, share in evaluation.bias.changed.items()),
     )
 
 

@@ -1,5 +1,4 @@
-"""What online methods share: they learn from what the model answers while it trains, to prompts that come as token
-ids."""
+"""What online methods share: they learn from what the model answers while it trains, to prompts of token ids."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ higher the better; None leaves an answer out::
 
 ``prompts`` are messages, or the text of a plain prompt; ``completions`` what the model said; ``answers`` what the row
 says is right. Entries beside these may come with later versions, hence ``others``.
-
-Knows nothing of TRL's trainers.
 """
 
 from __future__ import annotations

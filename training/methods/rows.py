@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.training.config import METHODS, Method
+from graftwork.adapters.learning.methods import TRAINING_METHODS, TrainingMethod
 from graftwork.training.data.row import Row
 
 Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text"]
@@ -34,7 +34,7 @@ MIN_DISLIKED: Final = 8
 class MethodChoice:
     """The method that was chosen, why, in a sentence for people, and how many rows of which signal there are."""
 
-    method: Method
+    method: TrainingMethod
     reason: str
     signals: Mapping[Signal, int]
 
@@ -43,7 +43,7 @@ class MethodChoice:
 class MethodRows:
     """Rows of the one kind that a method learns from, and how many it could not use, by what they say."""
 
-    method: Method
+    method: TrainingMethod
     rows: tuple[Row, ...]
     unused: Mapping[Signal, int]
 
@@ -80,7 +80,7 @@ def choose_method(signals: Mapping[Signal, int]) -> MethodChoice:
     thumbs = there["liked"] + there["disliked"]
     enough = ENOUGH_SHARE * (total - there["text"])
 
-    def because(method: Method, reason: str) -> MethodChoice:
+    def because(method: TrainingMethod, reason: str) -> MethodChoice:
         return MethodChoice(method=method, reason=reason, signals=dict(there))
 
     if there["text"] == total:
@@ -109,15 +109,15 @@ def choose_method(signals: Mapping[Signal, int]) -> MethodChoice:
     )
 
 
-def method_named(text: str) -> Method:
+def method_named(text: str) -> TrainingMethod:
     """The method of that name. ConfigurationError when there is none."""
-    found = next((method for method in METHODS if method == text), None)
+    found = next((method for method in TRAINING_METHODS if method == text), None)
     if found is None:
-        raise ConfigurationError(f"{text!r} is no method: choose auto, {', '.join(METHODS)}.", param="method")
+        raise ConfigurationError(f"{text!r} is no method: choose auto, {', '.join(TRAINING_METHODS)}.", param="method")
     return found
 
 
-def rows_for_method(rows: Iterable[Row], method: Method) -> MethodRows:
+def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
     """The rows as the method learns from them: examples for ``sft`` (with weights for ``weighted_sft``), preferences
     for ``dpo``, judged answers for ``kto``, texts for ``pretrain``, questions for ``distillation`` and ``grpo``. Their
     order is kept; what comes out twice, since two signals say the same of an answer, comes once."""

@@ -1,7 +1,5 @@
 """Which row is learned from when: functions of seed and epoch alone, so that a run that was ended goes on as it would
 have, whatever its micro-batches.
-
-Knows nothing of what is in a row but its length and how hard it is.
 """
 
 from __future__ import annotations

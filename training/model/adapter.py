@@ -1,6 +1,6 @@
 """The adapter on its base while it learns: a fresh one, one that is continued, and what makes its steps quick.
 
-Imports PEFT. Knows nothing of rows, of losses, nor of files but the parent's folder.
+Imports PEFT.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ gates. So beside the steps of a supervised run the model is held, on a passage e
 No text of anybody is needed for that: the base writes the passages (Huang et al. 2024, self-synthesized rehearsal), and
 what is held is the whole distribution, not the word it happened to choose (Li and Hoiem 2016, learning without
 forgetting).
-
-Knows nothing of rows, of adapters, nor of trainers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How hard each row is for the model as a run begins: its loss there. One pass over the rows, without gradients.
-
-Knows nothing of orders and of trainers.
-"""
+"""How hard each row is for the model as a run begins: its loss there. One pass over the rows, without gradients."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 With answers of a few tokens after long prompts the whole vocabulary at every place would be most of a step. And TRL
 goes through the vocabulary in chunks, twice, the second time with a copy of each in float32: that saves memory where
 places are many. Of few places everything is held from the forward pass to the backward pass, and no weight is copied.
-
-Knows TRL's own function, which is the oracle of its tests, and nothing of rows, adapters or methods.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ come out the same in every row, so they are computed once, and every row attends
 
 The sums are those of padded rows: gradients of what is shared add up by themselves. On a CPU the attention of such
 short rows is also quicker as plain products than as torch's flash kernel, whose backward pass is made for long ones.
-
-Knows transformers' interface for attention, and nothing of losses or adapters.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a model says at chosen places: hidden states, and the whole distribution over the vocabulary.
 
-The head is multiplied at those places alone. Knows nothing of rows, of adapters, nor of trainers.
+The head is multiplied at those places alone.
 """
 
 from __future__ import annotations

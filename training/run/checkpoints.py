@@ -1,7 +1,6 @@
 """Checkpoints of a run: ``step-N/``, each whole or not there, and which of them to go on from.
 
-transformers writes one into a folder aside; `publish` makes it last and gives it its name. Knows nothing of what is in
-one.
+transformers writes one into a folder aside; `publish` makes it last and gives it its name.
 """
 
 from __future__ import annotations

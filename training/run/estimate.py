@@ -1,6 +1,6 @@
 """How much memory a run will take and how long it may last, before it begins. Rough: the first steps say it better.
 
-Imports torch to see how fast this machine multiplies. Knows nothing of rows but how many tokens they have.
+Imports torch to see how fast this machine multiplies.
 """
 
 from __future__ import annotations

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.run.card import Card, seal
-from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListener
-
-if TYPE_CHECKING:
-    from graftwork.training.run.checkpoints import Checkpointing
+from graftwork.training.run.checkpoints import Checkpointing
 from graftwork.training.run.plan import TrainingRun
+from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListener
 
 
 def check_free(folder: Path) -> None:
@@ -24,36 +23,63 @@ def check_free(folder: Path) -> None:
 
 
 def execute(
-    run: TrainingRun, folder: Path, on_step: StepListener, keeping: Checkpointing | None = None, *, run_name: str = ""
+    run: TrainingRun,
+    folder: Path,
+    on_step: StepListener,
+    checkpointing: Checkpointing | None = None,
+    *,
+    run_name: str = "",
 ) -> Card:
-    """Train and leave the PEFT folder at ``folder``, whole or not at all. ``run_name`` is what trackers call it. Raises
-    what ``trainer.train`` raises."""
+    """Train, seal the result with its card, and publish it at ``folder``, whole or not at all.
+
+    Args:
+        run: what `plan_run` or `assemble_run` found ready to begin.
+        folder: where the PEFT folder goes; nothing may be there.
+        on_step: told after each step.
+        checkpointing: where checkpoints go, and from where the run goes on; None: it keeps none.
+        run_name: what trackers call it.
+
+    Raises what ``trainer.train`` raises; then nothing is at ``folder``.
+    """
     check_free(folder)
+    with _published_when_whole(folder) as partial:
+        metrics = _train(run, partial, on_step, checkpointing, run_name or run.name)
+        card = card_of(run, metrics, datetime.now(UTC))
+        seal(partial, card)
+    return card
+
+
+@contextmanager
+def _published_when_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to write into; it becomes ``folder`` at the end, and is removed after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
     try:
-        from graftwork.training.run import trainer
-
-        metrics = trainer.train(
-            run.base,
-            run.rows,
-            run.validation,
-            run.config,
-            partial,
-            on_step,
-            parent=run.parent.folder if run.parent else None,
-            teacher=run.teacher,
-            replay_validation=run.replay_validation,
-            keeping=keeping,
-            run_name=run_name or run.name,
-        )
-        card = card_of(run, metrics, datetime.now(UTC))
-        seal(partial, card)
+        yield partial
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return card
+
+
+def _train(
+    run: TrainingRun, folder: Path, on_step: StepListener, checkpointing: Checkpointing | None, run_name: str
+) -> RunMetrics:
+    from graftwork.training.run import trainer  # torch
+
+    return trainer.train(
+        run.base,
+        run.rows,
+        run.validation,
+        run.config,
+        folder,
+        on_step,
+        parent=run.parent.folder if run.parent else None,
+        teacher=run.teacher,
+        replay_validation=run.replay_validation,
+        keeping=checkpointing,
+        run_name=run_name,
+    )
 
 
 def card_of(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.policy import DataPolicy
@@ -17,9 +17,6 @@ from graftwork.training.data.row import SPLITS, BadRow, Row, SplitName
 from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import StoredDataSet
 from graftwork.training.methods.rows import rows_for_method
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

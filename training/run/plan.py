@@ -9,14 +9,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.learning import reward_plugins, trackers
+from graftwork.adapters.learning.methods import SUPERVISED
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.training.config import SUPERVISED, TrainConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.bad_rows import no_usable_rows
 from graftwork.training.data.mix.balance import balanced
 from graftwork.training.data.mix.paraphrases import Augmentation, Wording, can_be_reworded
@@ -36,9 +37,6 @@ from graftwork.training.data.tokens import (
     tokenize_questions,
 )
 from graftwork.training.methods.rows import rows_for_method
-
-if TYPE_CHECKING:
-    pass
 from graftwork.training.run.material import Material, load_material
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands and what came out of it, in numbers. Knows neither who counts them nor who shows them."""
+"""Where a run stands and what came out of it, in numbers."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Optuna proposes what to try (TPE; the first trial is the run as it was asked for
 median of the others after as many epochs. A trial is a run as any other: the same rows, the same split, checkpoints of
 its own. The study is a journal of Optuna's in the run's folder, so that a search that was ended goes on: with the trial
 that was under way, from its newest checkpoint, and to the same proposals as if nothing had happened.
-
-Knows nothing of how a run learns, nor of what a candidate must show: one adapter comes out, as of any run.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ if TYPE_CHECKING:
     from graftwork.training.run.checkpoints import Checkpointing
 
 STUDY_FILE: Final = "search.log"
-"""In the place of a search: Optuna's journal. Beside it, in `TRIALS_FOLDER`, a folder each for the trial under way
-and the best one so far."""
+"""In the place of a search: Optuna's journal. Beside it, in `TRIALS_FOLDER`, a folder each for the trial under way and
+the best one so far."""
 
 NON_FATAL_CODES: Final = frozenset({"training_diverged", "out_of_memory"})
 """What may end a trial without ending the search: another trial may do better."""

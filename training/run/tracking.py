@@ -1,6 +1,6 @@
 """How a run tells trackers: which run of theirs it is, what they may do of their own accord, and that it ends.
 
-transformers' callbacks do the telling. Knows nothing of a run's numbers.
+transformers' callbacks do the telling.
 """
 
 from __future__ import annotations

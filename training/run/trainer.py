@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import GraftworkError
-from graftwork.training.config import SUPERVISED, TrainConfig
+from graftwork.adapters.learning.methods import SUPERVISED
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import TokenRow
 from graftwork.training.methods import factory, kto, recipe
 from graftwork.training.model import adapter, head, whole_model

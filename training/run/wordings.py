@@ -3,8 +3,6 @@
 The base is shown a few messages with the same in other words, then each question: small bases imitate better than they
 obey. What it writes is kept, batch by batch, beside whoever asked: a run that is killed and begun again goes on after
 the last whole batch, and learns from the same wordings.
-
-Knows nothing of rows, of adapters, nor of trainers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A run that ended well → a version at the server, the alias for candidates, the file with its measurements.
 
 Done again after any death it comes to the same version and the same file. Once the version is there, nothing that goes
-wrong fails its job: it is told. Knows nothing of how long to try.
+wrong fails its job: it is told.
 """
 
 from __future__ import annotations
@@ -59,8 +59,11 @@ class Delivery:
 
     def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewJobEvent]]:
         """The version, which is the same however often it is pushed, and what became of the alias for candidates.
-        Raises PushDeferred when the server cannot take it just now, and PushRefused when it never will or its disk is
-        full."""
+
+        Raises:
+            PushDeferred: when the server cannot take it just now.
+            PushRefused: when it never will, or its disk is full.
+        """
         digest = result.get("data_digest")
         answers = folder / folder_module.ANSWERS_FILE
         if digest and answers.exists():

@@ -1,7 +1,4 @@
-"""What a run writes about itself → what is kept of it: events, checkpoints, where it stands, and the results' table.
-
-Knows nothing of who runs it and where it is kept.
-"""
+"""What a run writes about itself → what is kept of it: events, checkpoints, where it stands, and the results' table."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The folders of a home's jobs: whose they are, and what stays in them of a job that has ended.
 
-What lies where in a folder is in `jobspec`. Knows nothing of runs.
+What lies where in a folder is in `graftwork.training.run.folder`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Claims that are renewed for as long as somebody works on their jobs.
 
-From a thread of its own: a push may take minutes. Knows nothing of what is done meanwhile.
+From a thread of its own: a push may take minutes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The run of a job as a process: started, paused, gone on with, ended.
-
-Knows nothing of jobs, nor of what a run does; how one has to be started is `launch`'s business.
-"""
+"""The run of a job as a process: started, paused, gone on with, ended."""
 
 from __future__ import annotations
 

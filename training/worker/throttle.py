@@ -1,7 +1,4 @@
-"""When a run pauses for the sake of those who ask: a share of the time, so that serving keeps at least the rest.
-
-Knows nothing of processes.
-"""
+"""When a run pauses for the sake of those who ask: a share of the time, so that serving keeps at least the rest."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ import torch
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
+from graftwork.adapters.learning.methods import TrainingMethod
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.training.config import Method, TrainConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.row import Row
 from graftwork.training.data.tokens import (
     IGNORED,
@@ -57,7 +58,7 @@ def config() -> TrainConfig:
 def token_ids(tiny_base: BaseInfo) -> Callable[..., Any]:
     prompts = Prompts(Path(tiny_base.path))
 
-    def make(rows: Sequence[Row], method: Method) -> Any:
+    def make(rows: Sequence[Row], method: TrainingMethod) -> Any:
         how = {"dpo": tokenize_pairs, "kto": tokenize_judged}.get(method, tokenize)
         return how(rows_for_method(rows, method).rows, prompts, max_length=128, eos_token_id=2).sequences
 
@@ -376,7 +377,12 @@ def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
     ],
 )
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(
-    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, method: Method, end: int
+    tiny_base: BaseInfo,
+    token_ids: Callable[..., Any],
+    config: TrainConfig,
+    tmp_path: Path,
+    method: TrainingMethod,
+    end: int,
 ) -> None:
     rows = {
         "sft": [row(n) for n in range(20)],

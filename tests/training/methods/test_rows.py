@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.training.config import METHODS, Method
+from graftwork.adapters.learning.methods import TRAINING_METHODS, TrainingMethod
 from graftwork.training.data.row import Row
 from graftwork.training.methods.rows import (
     Signal,
@@ -36,7 +36,7 @@ TEXT = Row(completion="A text")
 ALL = (EXAMPLE, CORRECTION, PREFERENCE, LIKED, DISLIKED, GOOD, MIDDLING, POOR, TEXT)
 
 
-def routed(method: Method, *rows: Row) -> list[tuple[str, Any]]:
+def routed(method: TrainingMethod, *rows: Row) -> list[tuple[str, Any]]:
     return [(one.answer, one.rejected or one.label) for one in rows_for_method(rows or ALL, method).rows]
 
 
@@ -58,7 +58,7 @@ def test_every_method_learns_from_its_column_of_the_table() -> None:
 
 def test_rows_come_out_in_the_kind_that_the_method_takes() -> None:
     kinds = {"dpo": "preference", "kto": "judged", "pretrain": "text"}
-    for method in METHODS:
+    for method in TRAINING_METHODS:
         assert {one.kind for one in rows_for_method(ALL, method).rows} == {kinds.get(method, "example")}
         assert not any(one.corrected for one in rows_for_method(ALL, method).rows if method != "dpo")
 
@@ -67,7 +67,7 @@ def test_what_a_method_cannot_use_is_counted() -> None:
     assert rows_for_method(ALL, "sft").unused == {"disliked": 1, "score": 2, "text": 1}
     assert rows_for_method(ALL, "dpo").unused == {"example": 1, "liked": 1, "disliked": 1, "score": 3, "text": 1}
     assert rows_for_method(ALL, "kto").unused == {"example": 1, "score": 1, "text": 1}
-    for method in METHODS:
+    for method in TRAINING_METHODS:
         assert count_signals(ALL).total() == len(ALL)
         assert sum(rows_for_method(ALL, method).unused.values()) < len(ALL)
 
@@ -122,7 +122,7 @@ def test_where_rows_came_from_stays_with_them() -> None:
         ({"text": 12, "example": 3}, "sft", "3 examples"),
     ],
 )
-def test_a_method_is_chosen_for_what_there_is(signals: dict[Signal, int], method: Method, why: str) -> None:
+def test_a_method_is_chosen_for_what_there_is(signals: dict[Signal, int], method: TrainingMethod, why: str) -> None:
     choice = choose_method(signals)
     assert choice.method == method
     assert why in choice.reason

@@ -19,13 +19,13 @@ import torch
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.learning.knobs import ALIASES
 from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.source import file_sources
 from graftwork.training.data.store import DataStore
 from graftwork.training.run import estimate
 from graftwork.training.worker import events, intake
-from graftwork.training.worker.job import plan
 from graftwork.training.worker.job.plan import parse_hyperparameters, plan_job
 from graftwork.training.worker.job.runner import JobRunner
 from graftwork.training.worker.job.spec import JobSpec
@@ -259,4 +259,4 @@ def test_hyperparameters_by_their_names() -> None:
     assert parse_hyperparameters({"num_epochs": 4, "rank": "auto", "layers": [0, 1]}) == {"epochs": 4, "layers": (0, 1)}
     with pytest.raises(ConfigurationError, match="learning_rate_multiplier"):
         parse_hyperparameters({"speed": 1})
-    assert plan.HYPERPARAMETER_ALIASES["n_epochs"] == "epochs"
+    assert ALIASES["n_epochs"] == "epochs"

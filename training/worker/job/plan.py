@@ -12,8 +12,10 @@ from typing import Any, Final
 from graftwork.adapters.base import prepare
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.learning.job import CONTROL_KEY
+from graftwork.adapters.learning.knobs import ALIASES, KNOBS
+from graftwork.adapters.learning.methods import TRAINING_METHODS
 from graftwork.adapters.storage.durable import write_durably
-from graftwork.training.config import METHODS, TrainConfig
+from graftwork.training.config import TrainConfig
 from graftwork.training.data.row import SplitName
 from graftwork.training.data.store import DataStore
 from graftwork.training.methods.rows import choose_method, count_signals, method_named
@@ -27,9 +29,6 @@ from graftwork.training.run.folder import (
 from graftwork.training.run.material import Material, read_data_set, read_files
 from graftwork.training.run.plan import ParentVersion, TrainingRun, assemble_run, default_writer
 from graftwork.training.worker.job.spec import AUTO, JobSpec
-
-HYPERPARAMETER_ALIASES: Final[Mapping[str, str]] = {"n_epochs": "epochs", "num_epochs": "epochs", "lora_rank": "rank"}
-"""Other names that hyperparameters go by, and what they are called here."""
 
 UNSUPPORTED_METHODS: Final[Mapping[str, str]] = {
     "prompt_tuning": "prompt tuning, which serving does not know",
@@ -46,7 +45,8 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     is nothing to learn."""
     if spec.method in UNSUPPORTED_METHODS:
         raise ConfigurationError(
-            f"This version does not do {UNSUPPORTED_METHODS[spec.method]}. It does {', '.join(METHODS)}, and auto.",
+            f"This version does not do {UNSUPPORTED_METHODS[spec.method]}. It does {', '.join(TRAINING_METHODS)}, "
+            "and auto.",
             param="method",
         )
     given = parse_hyperparameters(spec.hyperparameters)
@@ -117,13 +117,12 @@ def compared_version(spec: JobSpec, run: TrainingRun) -> str | None:
 def parse_hyperparameters(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of TrainConfig by name, and ``learning_rate_multiplier``; ``"auto"`` is left out. ConfigurationError for a
     name that is none."""
-    known = {field.name for field in dataclasses.fields(TrainConfig)} - {"method"} | {"learning_rate_multiplier"}
     found: dict[str, Any] = {}
     for name, value in hyperparameters.items():
-        field = HYPERPARAMETER_ALIASES.get(name, name)
-        if field not in known:
+        field = ALIASES.get(name, name)
+        if field not in KNOBS:
             raise ConfigurationError(
-                f"{name!r} is no hyperparameter. There are {', '.join(sorted(known))}.", param=f"hyperparameters.{name}"
+                f"{name!r} is no hyperparameter. There are {', '.join(sorted(KNOBS))}.", param=f"hyperparameters.{name}"
             )
         if value != AUTO:
             found[field] = tuple(value) if isinstance(value, list) else value

@@ -55,7 +55,7 @@ class JobSpec:
     parent_folder: Path | None = None
     """The parent's PEFT folder; there whenever ``parent`` is."""
     method: str = AUTO
-    """``auto`` chooses by what the rows say, else one of training.routing's METHODS."""
+    """``auto`` chooses by what the rows say, else one of TRAINING_METHODS."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """By name (learning_rate, learning_rate_multiplier, num_epochs, batch_size, rank, alpha, beta, …): ``"auto"`` or a
     value. What is not there is ``"auto"``."""

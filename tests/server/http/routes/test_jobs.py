@@ -14,12 +14,12 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.learning.hyperparameters import CHOICES, LAYERS, NUMBER_BOUNDS, REPORT_TO, REWARDS, TEACHER
 from graftwork.adapters.learning.job import Claim, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.knobs import ALIASES, HYPERPARAMETERS
 from graftwork.adapters.storage.database import Database
 from graftwork.training.config import TrainConfig
-from graftwork.training.worker.job.plan import HYPERPARAMETER_ALIASES, parse_hyperparameters
+from graftwork.training.worker.job.plan import parse_hyperparameters
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.http_errors import HERE, error
 
@@ -223,9 +223,9 @@ def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: 
 def test_what_a_run_can_be_told_a_job_can(client: TestClient, jobs: Jobs) -> None:
     """Each knob of a run by its name here; a job's own are its method, its seed, and modules by name."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"method", "seed", "targets"}
-    offered = {*NUMBER_BOUNDS, *CHOICES, LAYERS, REPORT_TO, REWARDS, TEACHER} - {"learning_rate_multiplier"}
-    assert {HYPERPARAMETER_ALIASES.get(name, name) for name in offered} == fields
-    assert set(parse_hyperparameters(dict.fromkeys(NUMBER_BOUNDS, 1))) >= {"epochs", "anchor"}
+    offered = HYPERPARAMETERS.keys() - {"learning_rate_multiplier"}
+    assert {ALIASES.get(name, name) for name in offered} == fields
+    assert set(parse_hyperparameters(dict.fromkeys(HYPERPARAMETERS, 1))) >= {"epochs", "anchor"}
 
 
 @pytest.mark.parametrize(
