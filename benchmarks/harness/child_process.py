@@ -119,7 +119,7 @@ class ChildProcess:
         """Resident bytes of the whole tree: what processes share counts for each, as in most tools."""
         total = 0
         try:
-            for process in psutil.RunProcess(self._guard.pid).children(recursive=True):
+            for process in psutil.Process(self._guard.pid).children(recursive=True):
                 try:
                     total += process.memory_info().rss
                 except psutil.NoSuchProcess:

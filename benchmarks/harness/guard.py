@@ -37,7 +37,7 @@ def _wait(command: int, owner: int, seconds: float | None = None) -> set[int]:
 
 def _end_all() -> None:
     """Kill whatever is left below this process, also what is started meanwhile."""
-    while left := psutil.RunProcess().children(recursive=True):
+    while left := psutil.Process().children(recursive=True):
         for process in left:
             process.kill()
         psutil.wait_procs(left, timeout=1)

@@ -79,7 +79,7 @@ class MemoryMonitor:
     def _watch(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
             held: Counter[bool] = Counter()
-            for process in psutil.RunProcess().children(recursive=True):
+            for process in psutil.Process().children(recursive=True):
                 try:
                     held[RUN in process.cmdline()] += process.memory_info().rss
                 except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

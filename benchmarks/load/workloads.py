@@ -117,7 +117,7 @@ def _job(key: str, registered: int) -> Workload:
             load, title = _load(**mixed), f"arriving at random, at {100 * _RATE_SHARE:.0f} % of what 16 clients get"
             return Workload(key=key, title=f"8 adapters, {title}", load=load, rate_from="16x8")
         case "zipf":
-            load = _load(clients=16, adapters=named("z", registered), requests=256, zipf=True, touch=False)
+            load = _load(clients=16, adapters=named("z", registered), requests=256, zipf=True, warm_adapters=False)
             title = f"16 clients, {registered:,} small adapters, Zipf"
             return Workload(key=key, title=title, load=load, baseline="16x8", many=True)
         case "cold":

@@ -33,7 +33,7 @@ class WorkloadResult:
 
     @property
     def speed(self) -> float | None:
-        """StepOutput tokens a second, if all requests were answered."""
+        """Output tokens a second, if all requests were answered."""
         if self.figures is None or self.figures["errors"]:
             return None
         speed: float | None = self.figures.get("out_tok_s")
@@ -111,7 +111,7 @@ class ServingReport:
         pairs = [job for job in self.jobs if isinstance(job.load, RequestPairs)]
         parts = [" · ".join(map(str, self.about.values()))]
         if loads:
-            parts += ["StepOutput tokens a second:", self._speeds(loads)]
+            parts += ["Output tokens a second:", self._speeds(loads)]
         if waits := list(self._waits(loads)):
             head = ["load", "system", "first token p50 / p95 / p99", "between tokens p50 / p95 / p99"]
             parts += ["Milliseconds, and megabytes at the peak:", _table([[*head, "memory", "errors"], *waits])]

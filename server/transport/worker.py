@@ -142,7 +142,7 @@ class StepLoop:
         self.inbox = api.wake
         self.outbox: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
         self.api_process_of: dict[str, int] = {}
-        self._process = psutil.RunProcess()
+        self._process = psutil.Process()
         self._worker_id = worker_id
         threading.Thread(target=self._read, args=(requests,), name="reader", daemon=True).start()
         threading.Thread(target=self._write, args=(transport,), name="writer", daemon=True).start()

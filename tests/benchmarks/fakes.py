@@ -39,7 +39,7 @@ def fake_server(folder: Path, token: str, command: Sequence[str] | None = None) 
     )
 
 
-def alive(token: str) -> list[psutil.RunProcess]:
+def alive(token: str) -> list[psutil.Process]:
     """The processes that carry this token, the guards above them and the children below them."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
@@ -73,7 +73,7 @@ class FakeSystem:
     def title(self) -> str:
         return self.key.title()
 
-    def refuses(self, job: Workload) -> str | None:
+    def unsupported_reason(self, job: Workload) -> str | None:
         return self.refused.get(job.key)
 
     def prepare(self, jobs: Sequence[Workload]) -> None:
@@ -81,7 +81,7 @@ class FakeSystem:
         if self.unprepared is not None:
             raise BenchmarkError(self.unprepared)
 
-    def arrangement(self, job: Workload) -> Hashable:
+    def start_options(self, job: Workload) -> Hashable:
         return bool(job.adapters)
 
     @contextmanager

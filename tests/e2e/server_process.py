@@ -117,11 +117,11 @@ class Server:
         assert self._process is not None, "the server was not started"
         return self._process
 
-    def processes(self) -> list[psutil.RunProcess]:
+    def processes(self) -> list[psutil.Process]:
         """All of its session that live: its own and whatever they started."""
         return [process for process in psutil.process_iter() if _is_alive_in(process, self.process.pid)]
 
-    def processes_of(self, module: str) -> list[psutil.RunProcess]:
+    def processes_of(self, module: str) -> list[psutil.Process]:
         """Those of them that were started as ``python -m module``."""
         found = []
         for process in self.processes():
@@ -131,15 +131,15 @@ class Server:
         return found
 
     @property
-    def worker(self) -> psutil.RunProcess:
+    def worker(self) -> psutil.Process:
         """The engine worker, by the pid that the log told last."""
-        return psutil.RunProcess(int(re.findall(r"engine worker (\d+) is ready", self.log)[-1]))
+        return psutil.Process(int(re.findall(r"engine worker (\d+) is ready", self.log)[-1]))
 
     @property
-    def api(self) -> psutil.RunProcess:
+    def api(self) -> psutil.Process:
         """The process that answers HTTP: of those that were forked, the last."""
         forked = [p for p in self.processes_of("graftwork") if p.pid != self.process.pid]
-        return max(forked, key=psutil.RunProcess.create_time)
+        return max(forked, key=psutil.Process.create_time)
 
     # -- what it says --------------------------------------------------------------------------------------------
     @property
@@ -214,7 +214,7 @@ def eventually(check: Callable[[], T], seconds: float, what: str, *, every: floa
     return said
 
 
-def _is_alive_in(process: psutil.RunProcess, session: int) -> bool:
+def _is_alive_in(process: psutil.Process, session: int) -> bool:
     try:
         return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):

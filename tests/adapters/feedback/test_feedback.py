@@ -160,7 +160,7 @@ def test_what_was_acknowledged_is_there_when_the_writer_is_killed(records: Recor
     for _ in range(3):
         context = get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.RunProcess(
+        process = context.Process(
             target=acknowledge_for_ever, args=(tmp_path / "graftwork.db", records.mint(), theirs), daemon=True
         )
         process.start()

@@ -197,7 +197,7 @@ def push_from_another_process(path: Path, contents: str, alias: str | None) -> N
 def test_other_processes_changes_are_seen(registry: Registry, tmp_path: Path) -> None:
     push(registry, "a")
     assert registry.resolve("intents").number == 1
-    other = get_context("spawn").RunProcess(
+    other = get_context("spawn").Process(
         target=push_from_another_process, args=(tmp_path / "graftwork.db", "bc", "live")
     )
     other.start()
@@ -456,7 +456,7 @@ def test_threads_that_push_the_same_make_each_version_once(registry: Registry) -
 
 def test_processes_that_push_the_same_make_each_version_once(registry: Registry, tmp_path: Path) -> None:
     processes = [
-        get_context("spawn").RunProcess(
+        get_context("spawn").Process(
             target=push_from_another_process, args=(tmp_path / "graftwork.db", contents, "candidate")
         )
         for contents in ("abcdef", "fedcba", "abcfed")

@@ -109,7 +109,7 @@ def test_an_exception_takes_everything_back(database: Database) -> None:
 
 
 def test_writers_take_turns(database: Database, tmp_path: Path) -> None:
-    process = get_context("spawn").RunProcess(target=add_from_another_process, args=(tmp_path / "graftwork.db", 30))
+    process = get_context("spawn").Process(target=add_from_another_process, args=(tmp_path / "graftwork.db", 30))
     process.start()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: add(database), range(60)))
@@ -275,7 +275,7 @@ def migrate_from_another_process(path: Path) -> None:
 
 def test_processes_may_migrate_at_once(tmp_path: Path) -> None:
     processes = [
-        get_context("spawn").RunProcess(target=migrate_from_another_process, args=(tmp_path / "graftwork.db",))
+        get_context("spawn").Process(target=migrate_from_another_process, args=(tmp_path / "graftwork.db",))
         for _ in range(4)
     ]
     for process in processes:

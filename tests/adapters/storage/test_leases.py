@@ -118,7 +118,7 @@ def test_of_many_processes_and_threads_one_gets_it(database: Database, tmp_path:
 def test_when_the_holder_is_killed_another_one_gets_it(database: Database, tmp_path: Path) -> None:
     context = get_context("spawn")
     ready = context.Event()
-    process = context.RunProcess(target=hold, args=(tmp_path / "graftwork.db", ready), daemon=True)
+    process = context.Process(target=hold, args=(tmp_path / "graftwork.db", ready), daemon=True)
     process.start()
     assert ready.wait(60)
     leases = Leases(database)

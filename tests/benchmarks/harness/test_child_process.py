@@ -116,12 +116,12 @@ def test_the_memory_of_the_whole_family_is_watched(tmp_path: Path) -> None:
 
 
 def test_settings_of_servers_do_not_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GRAFTWORK_ADMIN_KEY", "VIRTUAL_ENV", "PYTHONPATH", "MAX_CHECKPOINTS"):
+    for name in ("GRAFTWORK_ADMIN_KEY", "VIRTUAL_ENV", "PYTHONPATH", "KEPT"):
         monkeypatch.setenv(name, "x")
     script = "import os; print(*sorted(name for name, value in os.environ.items() if value in ('x', 'y')))"
     with ChildProcess(python(script), log=tmp_path / "log", environment={"GIVEN": "y"}) as child:
         child.wait()
-    assert child.log_tail() == "GIVEN MAX_CHECKPOINTS"
+    assert child.log_tail() == "GIVEN KEPT"
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

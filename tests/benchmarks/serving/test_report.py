@@ -73,7 +73,7 @@ def test_markdown(report: ServingReport) -> None:
     assert report.to_markdown() == (
         """2026-01-02 · 2 cores
 
-StepOutput tokens a second:
+Output tokens a second:
 
 | system | 16 clients, no adapter | 16 clients, 8 adapters |
 | --- | --- | --- |

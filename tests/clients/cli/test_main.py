@@ -165,7 +165,7 @@ def test_a_run_sees_the_card_it_was_given(
     monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: started.append(env))
     config = ServerConfig(home=tmp_path, trainer_device=device)
     trainer = TrainerProcess(config, SimpleNamespace(to_json=lambda: "{}"), None)  # type: ignore[arg-type]
-    trainer._begin()
+    trainer._spawn()
     assert {name: value for name, value in started[0].items() if name.startswith("CUDA")} == shown
 
 

@@ -122,7 +122,7 @@ def test_commands_do_not_outlive_a_demo_that_is_killed(tmp_path: Path) -> None:
         )
         demo = subprocess.Popen([sys.executable, "-c", script])
         connection, _ = silent.accept()
-        (child,) = psutil.RunProcess(demo.pid).children()
+        (child,) = psutil.Process(demo.pid).children()
         demo.kill()
         demo.wait()
         gone, alive = psutil.wait_procs([child], timeout=20)

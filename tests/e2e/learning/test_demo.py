@@ -88,7 +88,7 @@ def demo(home: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def servers_on(home: Path) -> list[psutil.RunProcess]:
+def servers_on(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:

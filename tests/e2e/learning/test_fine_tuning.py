@@ -182,13 +182,13 @@ def more_checkpoints(client: openai.OpenAI, id: str, saved: int) -> Callable[[],
     return lambda: len(list(client.fine_tuning.jobs.checkpoints.list(id))) > saved
 
 
-def workers(server: Server) -> list[psutil.RunProcess]:
+def workers(server: Server) -> list[psutil.Process]:
     return server.processes_of("graftwork.training.worker")
 
 
-def worker(server: Server) -> psutil.RunProcess:
+def worker(server: Server) -> psutil.Process:
     return eventually(lambda: next(iter(workers(server)), None), 60, "a worker runs") or workers(server)[0]
 
 
-def runs(server: Server) -> list[psutil.RunProcess]:
+def runs(server: Server) -> list[psutil.Process]:
     return server.processes_of("graftwork.training.worker.job")

@@ -134,7 +134,7 @@ def clients(server: Server, count: int) -> Iterator[list[Client]]:
         assert not any(client.is_alive() for client in made), "a client hangs"
 
 
-def weight(process: psutil.RunProcess) -> tuple[float, int, int]:
+def weight(process: psutil.Process) -> tuple[float, int, int]:
     """Megabytes, descriptors, threads."""
     return process.memory_info().rss / 1e6, process.num_fds(), process.num_threads()
 

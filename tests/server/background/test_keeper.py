@@ -107,7 +107,7 @@ def test_when_a_keeper_is_killed_another_one_goes_on(
 ) -> None:
     context = get_context("spawn")
     ready = context.Event()
-    process = context.RunProcess(target=keep_for_ever, args=(tmp_path / "graftwork.db", ready), daemon=True)
+    process = context.Process(target=keep_for_ever, args=(tmp_path / "graftwork.db", ready), daemon=True)
     process.start()
     assert ready.wait(60)
     done = threading.Event()

@@ -110,13 +110,13 @@ def messages(jobs: Jobs, id: str) -> list[str]:
     return [event.message for event in jobs.events(id, limit=100)][::-1]
 
 
-def runs() -> list[psutil.RunProcess]:
+def runs() -> list[psutil.Process]:
     """The runs of this process's workers, wherever they are below it."""
-    below = psutil.RunProcess().children(recursive=True)
+    below = psutil.Process().children(recursive=True)
     return [process for process in below if is_run(process)]
 
 
-def is_run(process: psutil.RunProcess) -> bool:
+def is_run(process: psutil.Process) -> bool:
     try:
         return any("stand_in_run" in word for word in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -460,7 +460,7 @@ def kills(world: World, url: str, jobs: Jobs, count: int, seed: int) -> None:
             time.sleep(moments.uniform(0.1, 1.5))
             say("intents")
             if killed < count:
-                victims = [psutil.RunProcess(worker.pid), *runs()]
+                victims = [psutil.Process(worker.pid), *runs()]
                 victim = moments.choice(victims)
                 try:
                     victim.kill()

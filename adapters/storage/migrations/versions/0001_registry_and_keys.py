@@ -110,34 +110,34 @@ APPEND_ONLY = "the history of aliases is append-only"
 # The REPLACE in "INSERT OR REPLACE" deletes a row without firing its delete trigger: hence the two on insert.
 SQLITE = [
     f"""
-    CREATE TRIGGER versions_refuse_update BEFORE_FORGETTING_FILE UPDATE OF
+    CREATE TRIGGER versions_refuse_update BEFORE UPDATE OF
       name, number, digest, base_digest, verified, rank, num_parameters, num_bytes, config, parent, data_digest,
       metadata, created_at ON versions
     BEGIN SELECT RAISE(ABORT, '{IMMUTABLE}'); END
     """,
     f"""
-    CREATE TRIGGER versions_retire_once BEFORE_FORGETTING_FILE UPDATE OF retired_at ON versions WHEN OLD.retired_at IS NOT NULL
+    CREATE TRIGGER versions_retire_once BEFORE UPDATE OF retired_at ON versions WHEN OLD.retired_at IS NOT NULL
     BEGIN SELECT RAISE(ABORT, '{RETIRED_ONCE}'); END
     """,
     f"""
-    CREATE TRIGGER versions_refuse_delete BEFORE_FORGETTING_FILE DELETE ON versions
+    CREATE TRIGGER versions_refuse_delete BEFORE DELETE ON versions
     BEGIN SELECT RAISE(ABORT, '{IMMUTABLE}'); END
     """,
     f"""
-    CREATE TRIGGER versions_refuse_replace BEFORE_FORGETTING_FILE INSERT ON versions
+    CREATE TRIGGER versions_refuse_replace BEFORE INSERT ON versions
     WHEN EXISTS (SELECT 1 FROM versions WHERE name = NEW.name AND (number = NEW.number OR digest = NEW.digest))
     BEGIN SELECT RAISE(ABORT, '{IMMUTABLE}'); END
     """,
     f"""
-    CREATE TRIGGER alias_events_refuse_update BEFORE_FORGETTING_FILE UPDATE ON alias_events
+    CREATE TRIGGER alias_events_refuse_update BEFORE UPDATE ON alias_events
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
     f"""
-    CREATE TRIGGER alias_events_refuse_delete BEFORE_FORGETTING_FILE DELETE ON alias_events
+    CREATE TRIGGER alias_events_refuse_delete BEFORE DELETE ON alias_events
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
     f"""
-    CREATE TRIGGER alias_events_refuse_replace BEFORE_FORGETTING_FILE INSERT ON alias_events
+    CREATE TRIGGER alias_events_refuse_replace BEFORE INSERT ON alias_events
     WHEN EXISTS (SELECT 1 FROM alias_events WHERE id = NEW.id)
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
@@ -149,21 +149,21 @@ POSTGRESQL = [
     $$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = 'integrity_constraint_violation'; END $$
     """,
     f"""
-    CREATE TRIGGER versions_refuse_update BEFORE_FORGETTING_FILE UPDATE OF
+    CREATE TRIGGER versions_refuse_update BEFORE UPDATE OF
       name, number, digest, base_digest, verified, rank, num_parameters, num_bytes, config, parent, data_digest,
       metadata, created_at ON versions
     FOR EACH ROW EXECUTE FUNCTION graftwork_refuse('{IMMUTABLE}')
     """,
     f"""
-    CREATE TRIGGER versions_retire_once BEFORE_FORGETTING_FILE UPDATE OF retired_at ON versions
+    CREATE TRIGGER versions_retire_once BEFORE UPDATE OF retired_at ON versions
     FOR EACH ROW WHEN (OLD.retired_at IS NOT NULL) EXECUTE FUNCTION graftwork_refuse('{RETIRED_ONCE}')
     """,
     f"""
-    CREATE TRIGGER versions_refuse_delete BEFORE_FORGETTING_FILE DELETE OR TRUNCATE ON versions
+    CREATE TRIGGER versions_refuse_delete BEFORE DELETE OR TRUNCATE ON versions
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{IMMUTABLE}')
     """,
     f"""
-    CREATE TRIGGER alias_events_refuse_change BEFORE_FORGETTING_FILE UPDATE OR DELETE OR TRUNCATE ON alias_events
+    CREATE TRIGGER alias_events_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON alias_events
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
     """,
 ]

@@ -154,19 +154,19 @@ ERASED = " AND ".join(f"NEW.{name} IS NULL" for name in TEXTS.split(", ")[:-1]) 
 
 SQLITE = [
     f"""
-    CREATE TRIGGER feedback_refuse_update BEFORE_FORGETTING_FILE UPDATE OF {JUDGEMENT} ON feedback
+    CREATE TRIGGER feedback_refuse_update BEFORE UPDATE OF {JUDGEMENT} ON feedback
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
     f"""
-    CREATE TRIGGER feedback_erase_only BEFORE_FORGETTING_FILE UPDATE OF {TEXTS} ON feedback WHEN NOT ({ERASED})
+    CREATE TRIGGER feedback_erase_only BEFORE UPDATE OF {TEXTS} ON feedback WHEN NOT ({ERASED})
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
     f"""
-    CREATE TRIGGER feedback_refuse_delete BEFORE_FORGETTING_FILE DELETE ON feedback
+    CREATE TRIGGER feedback_refuse_delete BEFORE DELETE ON feedback
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
     f"""
-    CREATE TRIGGER feedback_refuse_replace BEFORE_FORGETTING_FILE INSERT ON feedback
+    CREATE TRIGGER feedback_refuse_replace BEFORE INSERT ON feedback
     WHEN EXISTS (SELECT 1 FROM feedback WHERE id = NEW.id
                  OR (key_id = NEW.key_id AND idempotency_key = NEW.idempotency_key))
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
@@ -175,15 +175,15 @@ SQLITE = [
 
 POSTGRESQL = [
     f"""
-    CREATE TRIGGER feedback_refuse_update BEFORE_FORGETTING_FILE UPDATE OF {JUDGEMENT} ON feedback
+    CREATE TRIGGER feedback_refuse_update BEFORE UPDATE OF {JUDGEMENT} ON feedback
     FOR EACH ROW EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
     """,
     f"""
-    CREATE TRIGGER feedback_erase_only BEFORE_FORGETTING_FILE UPDATE OF {TEXTS} ON feedback
+    CREATE TRIGGER feedback_erase_only BEFORE UPDATE OF {TEXTS} ON feedback
     FOR EACH ROW WHEN (NOT ({ERASED})) EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
     """,
     f"""
-    CREATE TRIGGER feedback_refuse_delete BEFORE_FORGETTING_FILE DELETE OR TRUNCATE ON feedback
+    CREATE TRIGGER feedback_refuse_delete BEFORE DELETE OR TRUNCATE ON feedback
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
     """,
 ]

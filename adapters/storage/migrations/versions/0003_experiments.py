@@ -138,18 +138,18 @@ EXPOSURE = (
 
 SQLITE = [
     f"""
-    CREATE TRIGGER experiments_refuse_update BEFORE_FORGETTING_FILE UPDATE ON experiments
+    CREATE TRIGGER experiments_refuse_update BEFORE UPDATE ON experiments
     WHEN OLD.ended_at IS NOT NULL OR NEW.ended_at IS NULL OR NEW.name <> OLD.name OR NEW.adapter <> OLD.adapter
       OR NEW.plan <> OLD.plan OR NEW.salt <> OLD.salt OR NEW.started_at <> OLD.started_at
     BEGIN SELECT RAISE(ABORT, '{FINAL}'); END
     """,
     f"""
-    CREATE TRIGGER experiments_refuse_delete BEFORE_FORGETTING_FILE DELETE ON experiments
+    CREATE TRIGGER experiments_refuse_delete BEFORE DELETE ON experiments
     BEGIN SELECT RAISE(ABORT, '{FINAL}'); END
     """,
     *(
         f"""
-        CREATE TRIGGER {table}_refuse_{action.lower()} BEFORE_FORGETTING_FILE {action} ON {table}
+        CREATE TRIGGER {table}_refuse_{action.lower()} BEFORE {action} ON {table}
         BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
         """
         for table in RECORDS
@@ -164,19 +164,19 @@ SQLITE = [
 
 POSTGRESQL = [
     f"""
-    CREATE TRIGGER experiments_refuse_update BEFORE_FORGETTING_FILE UPDATE ON experiments
+    CREATE TRIGGER experiments_refuse_update BEFORE UPDATE ON experiments
     FOR EACH ROW WHEN (OLD.ended_at IS NOT NULL OR NEW.ended_at IS NULL OR NEW.name <> OLD.name
       OR NEW.adapter <> OLD.adapter OR NEW.plan::text <> OLD.plan::text OR NEW.salt <> OLD.salt
       OR NEW.started_at <> OLD.started_at)
     EXECUTE FUNCTION graftwork_refuse('{FINAL}')
     """,
     f"""
-    CREATE TRIGGER experiments_refuse_delete BEFORE_FORGETTING_FILE DELETE OR TRUNCATE ON experiments
+    CREATE TRIGGER experiments_refuse_delete BEFORE DELETE OR TRUNCATE ON experiments
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{FINAL}')
     """,
     *(
         f"""
-        CREATE TRIGGER {table}_refuse_change BEFORE_FORGETTING_FILE UPDATE OR DELETE OR TRUNCATE ON {table}
+        CREATE TRIGGER {table}_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
         FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
         """
         for table in RECORDS

@@ -122,17 +122,17 @@ APPEND_ONLY = "the record of jobs is append-only"
 
 SQLITE = [
     f"""
-    CREATE TRIGGER jobs_refuse_update BEFORE_FORGETTING_FILE UPDATE ON jobs
+    CREATE TRIGGER jobs_refuse_update BEFORE UPDATE ON jobs
     WHEN OLD.finished_at IS NOT NULL OR NEW.id <> OLD.id OR NEW.name <> OLD.name OR NEW.created_at <> OLD.created_at
     BEGIN SELECT RAISE(ABORT, '{ENDED}'); END
     """,
     f"""
-    CREATE TRIGGER jobs_refuse_delete BEFORE_FORGETTING_FILE DELETE ON jobs
+    CREATE TRIGGER jobs_refuse_delete BEFORE DELETE ON jobs
     BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
     """,
     *(
         f"""
-        CREATE TRIGGER job_events_refuse_{action.lower()} BEFORE_FORGETTING_FILE {action} ON job_events
+        CREATE TRIGGER job_events_refuse_{action.lower()} BEFORE {action} ON job_events
         BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END
         """
         for action in ("UPDATE", "DELETE")
@@ -141,17 +141,17 @@ SQLITE = [
 
 POSTGRESQL = [
     f"""
-    CREATE TRIGGER jobs_refuse_update BEFORE_FORGETTING_FILE UPDATE ON jobs
+    CREATE TRIGGER jobs_refuse_update BEFORE UPDATE ON jobs
     FOR EACH ROW WHEN (OLD.finished_at IS NOT NULL OR NEW.id <> OLD.id OR NEW.name <> OLD.name
       OR NEW.created_at <> OLD.created_at)
     EXECUTE FUNCTION graftwork_refuse('{ENDED}')
     """,
     f"""
-    CREATE TRIGGER jobs_refuse_delete BEFORE_FORGETTING_FILE DELETE OR TRUNCATE ON jobs
+    CREATE TRIGGER jobs_refuse_delete BEFORE DELETE OR TRUNCATE ON jobs
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
     """,
     f"""
-    CREATE TRIGGER job_events_refuse_change BEFORE_FORGETTING_FILE UPDATE OR DELETE OR TRUNCATE ON job_events
+    CREATE TRIGGER job_events_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON job_events
     FOR EACH STATEMENT EXECUTE FUNCTION graftwork_refuse('{APPEND_ONLY}')
     """,
 ]

@@ -32,6 +32,6 @@ def test_a_compiler_that_takes_too_long_leaves_nothing_behind(tmp_path: Path, mo
 
 def is_running(pid: int) -> bool:
     try:
-        return psutil.RunProcess(pid).status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
