@@ -6,7 +6,8 @@ import typer
 
 from benchmarks.cli import bench
 
+app = typer.Typer(add_completion=False)
+app.command()(bench)
+
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
-    app.command()(bench)
     app(prog_name="python -m benchmarks")

@@ -207,7 +207,7 @@ def test_a_job_that_fails_ends_it(
 def test_the_peer_learns_the_same_rows_and_is_asked_the_same(
     hands: LoopDataSplit, show: LoopDisplay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whole_loop, "training_peer", fake_trl)
+    monkeypatch.setattr(whole_loop, "trl_script", fake_trl)
     asking = {"base": tmp_path, "work": tmp_path, "show": show}
     found = whole_loop.peer("plain", hands.rows, hands, SIZES, 12.0, **asking)
     asked = json.loads((tmp_path / "peer-asked.json").read_text())

@@ -17,10 +17,10 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import cli
+from benchmarks.__main__ import app
 from benchmarks.load.workloads import Workload, make_workloads
 from benchmarks.serving.comparison import measure_all
 from benchmarks.serving.report import ServingReport
-from graftwork.__main__ import app
 from tests.benchmarks.fakes import FakeSystem, alive, gone, quiet
 from tests.conftest import CHECKOUT
 from tests.e2e.server_process import eventually
@@ -119,8 +119,7 @@ def test_a_system_that_dies_under_load_has_no_figures(tmp_path: Path, token: str
 
 
 def options(*words: str) -> dict[str, object]:
-    command = typer.main.get_command(app)
-    bench = command.commands["bench"]  # type: ignore[attr-defined]
+    bench = typer.main.get_command(app)
     return dict(bench.make_context("benchmarks", list(words)).params)
 
 
@@ -147,7 +146,7 @@ def test_wrong_usage_is_told_before_anything_starts(
     words: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    done = CliRunner().invoke(app, ["bench", "--cache", str(tmp_path / "cache"), *words])
+    done = CliRunner().invoke(app, ["--cache", str(tmp_path / "cache"), *words])
     assert (done.exit_code, said in done.output) == (code, True), done.output
     assert not (tmp_path / "cache").exists()
 
@@ -167,7 +166,7 @@ def fake_systems(monkeypatch: pytest.MonkeyPatch, *systems: FakeSystem) -> None:
 def test_the_command_writes_both_tables(tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, peer = (FakeSystem(key, tmp_path, token) for key in ("graftwork", "vllm"))
     fake_systems(monkeypatch, ours, peer, FakeSystem("peft", tmp_path, token))
-    words = ["bench", "--cache", str(tmp_path), "--loads", "2x0", "--requests", "4", "--max-tokens", "3"]
+    words = ["--cache", str(tmp_path), "--loads", "2x0", "--requests", "4", "--max-tokens", "3"]
     words += ["--only", "graftwork,vllm", "--json", str(tmp_path / "t.json"), "--markdown", str(tmp_path / "t.md")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -186,14 +185,14 @@ def test_the_command_writes_both_tables(tmp_path: Path, token: str, monkeypatch:
 def test_setting_up_alone_starts_nothing(tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = FakeSystem("vllm", tmp_path, token, refused={"2x2": "no"})
     fake_systems(monkeypatch, peer)
-    words = ["bench", "--cache", str(tmp_path), "--loads", "2x0,2x2", "--only", "vllm", "--setup-only"]
+    words = ["--cache", str(tmp_path), "--loads", "2x0,2x2", "--only", "vllm", "--setup-only"]
     assert CliRunner().invoke(app, words).exit_code == 0
     assert peer.events == ["vllm prepare 2x0"]
 
 
 def test_a_benchmark_that_fails_says_so(tmp_path: Path, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_systems(monkeypatch, FakeSystem("vllm", tmp_path, token, unprepared="no network"))
-    done = CliRunner().invoke(app, ["bench", "--cache", str(tmp_path), "--loads", "2x0", "--only", "vllm"])
+    done = CliRunner().invoke(app, ["--cache", str(tmp_path), "--loads", "2x0", "--only", "vllm"])
     assert done.exit_code == 1
     assert "failed. no network" in done.output
 
@@ -202,7 +201,7 @@ RUN_WITH_FAKES = """
 import os, sys
 from pathlib import Path
 import pytest
-from graftwork.__main__ import main
+from benchmarks.__main__ import app
 from tests.benchmarks.fakes import FakeSystem
 from tests.benchmarks.serving.test_comparison import fake_systems
 folder, *words = sys.argv[1:]
@@ -211,8 +210,7 @@ with pytest.MonkeyPatch.context() as patch:
     quick = FakeSystem("graftwork", Path(folder), token, refused={"1x1": "it takes long"})
     fake_systems(patch, quick, FakeSystem("vllm", Path(folder), token))
     patch.setattr("psutil.cpu_percent", lambda interval: 0.0)
-    sys.argv = ["graftwork", "bench", *words]
-    main()
+    app(words)
 """
 
 
