@@ -14,7 +14,7 @@
     ├── Unavailable               503  starting, draining, or the engine is coming back
     └── ConfigurationError        500  the server was started with settings that cannot work
 
-A message says what was wrong *and* what to do. This file knows nothing of HTTP beyond the status number.
+A message says what was wrong *and* what to do.
 """
 
 from __future__ import annotations

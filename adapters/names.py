@@ -1,6 +1,5 @@
-"""The rules for names, and what a ``model`` may say: ``intents``, ``intents@7``, ``intents@candidate``.
-
-Knows nothing of which adapters exist: that is the registry's.
+"""The rules for names, and what a ``model`` may be: ``intents``, ``intents@7``, ``intents@candidate``. Which
+adapters exist is the registry's matter.
 """
 
 from __future__ import annotations
@@ -86,3 +85,9 @@ def split_model(model: str) -> tuple[str, str]:
 def quoted(text: str) -> str:
     """What a user sent, fit for a message: quoted, escaped and never longer than a line."""
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
+def escaped(text: object) -> str:
+    """What a stranger's file says, fit for a message: quoted, plain ASCII and at most 120 characters."""
+    shown = ascii(text) if isinstance(text, str) else repr(text)
+    return shown if len(shown) <= 120 else shown[:117] + "..."

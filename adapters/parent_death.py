@@ -1,4 +1,4 @@
-"""DemoProcesses that die with their parent, also on kill -9. Linux only: parent-death signals have no portable twin.
+"""Processes that die with their parent, also on kill -9. Linux only: parent-death signals have no portable twin.
 
 The kernel watches the *thread* that started the child: start one from a thread that stays.
 """
@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """StatsRequest the kernel to kill this process when its parent dies, however it dies."""
+    """Ask the kernel to kill this process when its parent dies, however it dies."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

@@ -9,5 +9,10 @@ from benchmarks.cli import bench
 app = typer.Typer(add_completion=False)
 app.command()(bench)
 
-if __name__ == "__main__":
+
+def main() -> None:
     app(prog_name="python -m benchmarks")
+
+
+if __name__ == "__main__":
+    main()

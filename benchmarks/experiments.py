@@ -1,4 +1,5 @@
-"""Simulated experiments: how often the statistics of ``adapters/experiments/statistics.py`` are wrong, and how long they take.
+"""Simulated experiments: how often the statistics of ``adapters/experiments/statistics.py`` are wrong, and how long
+they take.
 
     python -m benchmarks.experiments
 

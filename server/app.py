@@ -34,13 +34,16 @@ from graftwork.server.background.rounds import RoundScheduler
 from graftwork.server.background.trainer import PRINCIPAL as TRAINER
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
-from graftwork.server.generation.service import Gateway
+from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.routing import ModelRouter
+from graftwork.server.generation.service import GenerationService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.services import Records, Services
 from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.seam import LitServeSeam
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -148,8 +151,18 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         engine=link,
     )
     services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
-    # Copies for shadow arms leave three quarters of the batch to users.
-    gateway = Gateway(services, link, prompts, max_busy_for_shadows=config.max_batch // 4)
+    service = GenerationService(
+        base=info,
+        client=link,
+        prompts=prompts,
+        router=ModelRouter(info, registry, services.experiments),
+        experiments=services.experiments,
+        ids=records.ids,
+        accounting=Accounting(info.id, metrics, services.traffic, records.log),
+        metrics=metrics,
+        max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
+    )
+    seam = LitServeSeam(link)
     worker = WorkerConfig(
         base=info,
         artifacts=store.root,
@@ -160,8 +173,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         parent_pid=os.getpid(),
         log_level=config.log_level,
     )
-    api = EngineAPI(worker, loop=LitEngineLoop(), spec=gateway)
-    server = GraftServer(api, gateway, services, board, _keeper(database, services), trainer)
+    api = EngineAPI(worker, loop=LitEngineLoop(), spec=seam)
+    server = GraftServer(api, seam, service, services, board, _keeper(database, services), trainer)
     server.drain_seconds = config.drain_seconds
     return server
 
@@ -177,7 +190,7 @@ def _keeper(database: Database, services: Services) -> Keeper:
     keeper.add_duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
     learning = RoundScheduler(services.learning, services.jobs, services.registry, leases)
     keeper.add_duty("learning", learning.run, every=LEARNING_SECONDS)
-    keeper.add_duty("retention", partial(expire, records), every=RETENTION_SECONDS)
+    keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
     return keeper
 
 
@@ -202,7 +215,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
 
 
 def _prepare_base(config: ServerConfig) -> BaseInfo:
-    """FetchAdapter, convert and describe the base in a process of its own, which alone pays for torch."""
+    """Fetch, convert and describe the base in a process of its own, which alone pays for torch."""
     command = [sys.executable, "-m", "graftwork.adapters.base", "--home", str(config.home)]
     if config.base is not None:
         command += ["--base", config.base]

@@ -26,11 +26,12 @@ from litserve.utils import WorkerSetupStatus
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
-from graftwork.server.generation.service import Gateway
+from graftwork.server.generation.service import GenerationService
 from graftwork.server.http import edge
-from graftwork.server.http.routes import router
+from graftwork.server.http.routes import generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
+from graftwork.server.transport.seam import LitServeSeam
 from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
 
 log = logging.getLogger(__name__)
@@ -56,13 +57,15 @@ class GraftServer(ls.LitServer):
     def __init__(
         self,
         api: EngineAPI,
-        gateway: Gateway,
+        seam: LitServeSeam,
+        service: GenerationService,
         services: Services,
         board: SharedState,
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
-        self.gateway = gateway
+        self.seam = seam
+        self.service = service
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
@@ -83,7 +86,9 @@ class GraftServer(ls.LitServer):
 
     # LitServe would answer / and /health itself, with shapes of its own.
     def _register_internal_endpoints(self) -> None:
-        self.app.include_router(router(self.services))
+        routes = router(self.services)
+        generation.add(routes, self.services.authenticator, self.service)
+        self.app.include_router(routes)
         edge.install(self.app, self.services.metrics)
 
     # LitServe knows X-API-Key; every route of ours asks for the same bearer keys.
@@ -148,7 +153,8 @@ class GraftServer(ls.LitServer):
         """Runs in each API process, around its life."""
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
-        self.gateway.connect()
+        self.seam.connect()
+        self.service.shadows.start()
         self.services.records.log.start()
         try:
             async with super().lifespan(app):

@@ -22,7 +22,7 @@ SERVING, DRAINING, STOPPING = 0, 1, 2
 
 
 def keep_freed_memory() -> None:
-    """StatsRequest malloc to keep what is freed instead of handing it back: a step's large tensors come again with the next.
+    """Ask malloc to keep what is freed instead of handing it back: a step's large tensors come again with the next.
 
     Without this every step pays for their pages anew, a fault each; steps with prompts took twice as long and more.
     glibc only; elsewhere nothing happens.
@@ -75,7 +75,7 @@ def take_secret(variable: str) -> str | None:
 
 @contextmanager
 def home_lock(home: Path) -> Iterator[None]:
-    """MakeLinearMethod the home's lock, or say who does."""
+    """Hold the home's lock, or say who does."""
     home.mkdir(parents=True, exist_ok=True)
     path = home / "server.lock"
     with path.open("a+") as lock:

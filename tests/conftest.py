@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from graftwork.adapters.base import BaseInfo, prepare
+
+if TYPE_CHECKING:
+    from tests.e2e.peft_folders import SmallAdapters
+    from tests.e2e.server_process import Server
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_HOME = Path(os.environ.get("GRAFTWORK_TEST_HOME", CHECKOUT / ".graftwork" / "test"))
@@ -69,3 +76,82 @@ def tiny_folder(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactor
     for name in TOKENIZER_FILES:
         shutil.copy(Path(embedded_base.path, name), folder)
     return folder
+
+
+# --- a real server ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def adapter_store() -> Path:
+    """Where adapters are kept between runs."""
+    return TEST_HOME / "adapters"
+
+
+@pytest.fixture(scope="session")
+def small(embedded_base: BaseInfo, adapter_store: Path) -> SmallAdapters:
+    from tests.e2e.peft_folders import SmallAdapters
+
+    return SmallAdapters(embedded_base, adapter_store)
+
+
+@pytest.fixture(scope="session")
+def home(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that has the embedded base already: what ``graftwork serve`` makes on its first start."""
+    home = tmp_path_factory.mktemp("server") / "home"
+    (home / "base").mkdir(parents=True)
+    (home / "base" / Path(embedded_base.path).name).symlink_to(embedded_base.path)
+    return home
+
+
+@pytest.fixture(scope="session")
+def pushable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which the server may read adapters by path."""
+    return tmp_path_factory.mktemp("pushable")
+
+
+@pytest.fixture(scope="session")
+def server(home: Path, pushable: Path) -> Iterator[Server]:
+    """The server that most tests share. When all are done it stops as asked, and nothing broke meanwhile."""
+    from tests.e2e.server_process import Server
+
+    server = Server(home, "--allowed-root", str(pushable)).start_and_wait()
+    try:
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+    finally:
+        server.put_down()
+
+
+# --- two at a time ----------------------------------------------------------------------------------------------------
+
+FIRST = ("tests/e2e", "tests/test_docs.py", "tests/training", "tests/engine")
+"""What takes longest begins first, so that nothing long is left for the end."""
+
+SHARES_SERVER = re.compile(
+    r"tests/(test_docs|e2e/learning/test_(demo|feedback|fine_tuning|judge)|e2e/operations/test_command_line"
+    r"|e2e/serving/test_(?!adapter_cache)\w+)\.py"
+)
+"""Files of tests that ask the shared server: one process runs them all, so that it starts once."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((index for index, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``, but files that share a server are one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc, no-any-unimported]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the shared server" if SHARES_SERVER.fullmatch(file) else file
+
+    return Scheduling(config, log)

@@ -2,7 +2,8 @@
 
 ``bash`` and ``python`` blocks run in the order they stand in, each document in a folder of its own, on one real server.
 What cannot be run here is a stand-in that writes down how it was called, and the call is looked at afterwards: the two
-scripts that would set everything up, ``graftwork serve``, ``docker``. ``graftwork train`` pushes an adapter that was
+scripts that would set everything up, ``graftwork serve``, ``python -m benchmarks``, ``docker``. ``graftwork train``
+pushes an adapter that was
 there already; a slow test trains. Blocks that make keys speak to a server without an engine: the first key locks it.
 """
 
@@ -30,11 +31,11 @@ import pytest
 import typer
 import uvicorn
 
+from benchmarks.cli import bench
 from graftwork.__main__ import app
 from graftwork.adapters.peft_format import config
 from graftwork.clients.client import Client
 from graftwork.server.observability.metrics import Metrics
-from tests.e2e.conftest import adapter_store, home, pushable, server, small  # noqa: F401 - fixtures
 from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.server_process import Server, eventually, free_port
 from tests.server.fakes import make_world
@@ -44,7 +45,7 @@ DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"),
     *sorted(path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "docs").glob("*.md")),
 )
-ROOMS = ("adapters", "server", "training", "clients")
+PACKAGES = ("adapters", "server", "training", "clients")
 LANGUAGES = {"bash": "bash", "sh": "bash", "python": "python", "json": "json", "text": "text"}
 FLAGS_OF_OTHERS = {
     *("--full", "--soak", "--gpu", "--bench"),  # scripts/test
@@ -118,6 +119,12 @@ esac
 """
 
 
+PYTHON = f"""#!/bin/sh
+case "$*" in "-m benchmarks "*) shift 2; exec benchmarks "$@" ;; esac
+exec {shlex.quote(sys.executable)} "$@"
+"""
+
+
 @dataclass
 class Desk:
     """Where one document's blocks run: a folder, a server, and whatever Python's blocks have defined so far."""
@@ -166,9 +173,9 @@ class Desk:
 
 @pytest.fixture
 def desk(
-    server: Server,  # noqa: F811
-    small: SmallAdapters,  # noqa: F811
-    pushable: Path,  # noqa: F811
+    server: Server,
+    small: SmallAdapters,
+    pushable: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Desk:
@@ -178,8 +185,8 @@ def desk(
     for name in ("examples", "benchmarks", "LICENSE"):
         (tmp_path / name).symlink_to(CHECKOUT / name)
     stand_ins = {"bin/graftwork": GRAFTWORK, ".venv/bin/activate": "", "admin.key": "a-long-random-secret"}
-    stand_ins["bin/python"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
-    stand_ins |= dict.fromkeys(("bin/docker", "scripts/serve", "scripts/test", ".ci/run"), RECORD)
+    stand_ins["bin/python"] = PYTHON
+    stand_ins |= dict.fromkeys(("bin/docker", "bin/benchmarks", "scripts/serve", "scripts/test", ".ci/run"), RECORD)
     for name, content in stand_ins.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -196,7 +203,7 @@ def desk(
 @contextmanager
 def server_without_engine(folder: Path) -> Iterator[str]:
     """The true routes and keys, without any key yet."""
-    home = folder / f"keys-{free_port()}"  # noqa: F811
+    home = folder / f"keys-{free_port()}"
     home.mkdir()
     port = free_port()
     listening = uvicorn.Server(uvicorn.Config(make_world(home).app, port=port, log_level="critical", lifespan="off"))
@@ -323,6 +330,7 @@ def check_docker(arguments: list[str]) -> None:
 CHECKS = {
     "graftwork": check_graftwork,
     "docker": check_docker,
+    "benchmarks": lambda arguments: benchmarks_command().make_context("benchmarks", arguments),
     "serve": check_script("scripts/serve"),
     "test": check_script("scripts/test"),
     "run": check_script(".ci/run"),
@@ -339,15 +347,25 @@ def commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple
         yield from commands(below, (*words, name))
 
 
+def benchmarks_command() -> Any:
+    """``python -m benchmarks``, which comes with a checkout."""
+    app = typer.Typer()
+    app.command()(bench)
+    return typer.main.get_command(app)
+
+
 def environment_variables() -> set[str]:
     named = {name for _, command in commands() for p in command.params for name in [p.envvar] if isinstance(name, str)}
-    sources = [path for room in ROOMS for path in (CHECKOUT / room).rglob("*.py")] + [CHECKOUT / "scripts" / "setup"]
+    sources = [path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py")] + [
+        CHECKOUT / "scripts" / "setup"
+    ]
     return named | {name for path in sources for name in re.findall(r"GRAFTWORK_[A-Z_]+\b", path.read_text())}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_flag_exists(document: str) -> None:
-    known = {option for _, command in commands() for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    there = [command for _, command in commands()] + [command for _, command in commands(benchmarks_command())]
+    known = {option for command in there for p in command.params for option in (*p.opts, *p.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose(document)))
     assert named <= known | {"--help"} | FLAGS_OF_OTHERS
 
@@ -426,10 +444,10 @@ def test_every_flag_of_serve_is_documented_with_its_default() -> None:
 
 
 def test_every_route_is_documented() -> None:
-    source = "".join(path.read_text() for path in (CHECKOUT / "server" / "routes").glob("*.py"))
+    source = "".join(path.read_text() for path in (CHECKOUT / "server" / "http" / "routes").glob("*.py"))
     routes = {f"{method.upper()} {path}" for method, path in re.findall(r'@routes\.([a-z]+)\("([^"]+)"', source)}
-    gateway = (CHECKOUT / "server" / "gateway.py").read_text()
-    routes |= {f"POST {path}" for path in re.findall(r'add_endpoint\("([^"]+)"', gateway)}
+    generation = "".join(path.read_text() for path in (CHECKOUT / "server" / "generation").glob("*.py"))
+    routes |= {f"POST {path}" for path in re.findall(r'add_endpoint\("([^"]+)"', generation)}
     assert len(routes) >= 18
     shown = re.findall(r"^## ((?:GET|POST|PUT|PATCH|DELETE) .+)$", read("docs/api.md"), re.MULTILINE)
     assert sorted(shown) == sorted(
@@ -461,17 +479,17 @@ def test_every_field_of_peft_is_documented() -> None:
     assert not [field for field in sorted(fields) if f"`{field}`" not in text]
 
 
-@pytest.mark.parametrize("room", ["adapters", "server", "server/engine", "training", "clients"])
-def test_every_file_is_on_the_map_of_the_house(room: str) -> None:
+@pytest.mark.parametrize("package", ["adapters", "server", "server/engine", "training", "clients"])
+def test_every_file_is_on_the_map(package: str) -> None:
     below = [
         path
-        for path in (CHECKOUT / room).rglob("*")
-        if path.suffix in (".py", ".html", ".cpp") and path.name != "__init__.py"
+        for path in (CHECKOUT / package).rglob("*")
+        if path.suffix in (".py", ".html", ".cpp", ".h") and path.name != "__init__.py"
     ]
-    there = {path.relative_to(CHECKOUT / room).as_posix() for path in below if "__pycache__" not in path.parts}
-    if room == "server":
+    there = {path.relative_to(CHECKOUT / package).as_posix() for path in below if "__pycache__" not in path.parts}
+    if package == "server":
         there = {name for name in there if not name.startswith("engine/")}
-    heading = re.search(rf"^### {room}: .+$", read("CONTRIBUTING.md"), re.MULTILINE)
+    heading = re.search(rf"^### {package}: .+$", read("CONTRIBUTING.md"), re.MULTILINE)
     assert heading
     rows = table("CONTRIBUTING.md", heading[0])
     assert {name.strip("`") for name in rows} - {"file", "---"} == there
@@ -479,7 +497,7 @@ def test_every_file_is_on_the_map_of_the_house(room: str) -> None:
 
 
 def test_the_changelog_knows_this_version() -> None:
-    project = ast.parse((CHECKOUT / "src" / "graftwork" / "__init__.py").read_text())
+    project = ast.parse((CHECKOUT / "src" / "graftwork" / "version.py").read_text())
     (version,) = [
         node.value.value
         for node in project.body

@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -165,7 +167,7 @@ def test_two_set_ups_at_once_are_one(checkout: Checkout) -> None:
     said = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert len(checkout.installed()) == 2
-    assert any("WaitingStatus for another set-up" in text for text in said)
+    assert any("Waiting for another set-up" in text for text in said)
 
 
 def test_an_old_python_is_told_what_is_needed(checkout: Checkout) -> None:
@@ -190,6 +192,11 @@ def test_serve_passes_its_arguments_on(checkout: Checkout) -> None:
     [
         ([], "-m not slow and not soak and not bench --numprocesses 2 --dist loadfile --no-loadscope-reorder"),
         (["--full"], "-m not soak and not bench --numprocesses 2 --dist loadfile --no-loadscope-reorder"),
+        (
+            ["--rerun-failed"],
+            "-m not slow and not soak and not bench -p tests.reruns --numprocesses 2 --dist loadfile"
+            " --no-loadscope-reorder",
+        ),
         (["--full", "-x"], "-m not soak and not bench -x"),
         (["--soak"], "-m soak"),
         (["--gpu", "tests/server"], "-m gpu tests/server"),
@@ -232,3 +239,107 @@ def test_scripts_can_be_run_and_stop_at_the_first_error(script: str) -> None:
     assert path.read_text().startswith("#!/usr/bin/env bash\n")
     assert "\nset -euo pipefail\n" in path.read_text()
     subprocess.run(["bash", "-n", path], check=True)
+
+
+# --- a test that fails once -------------------------------------------------------------------------------------------
+
+FAKE_SUITE = """
+from pathlib import Path
+
+import pytest
+
+COUNT = Path(__file__).with_suffix(".count")
+
+def test_that_passes():
+    pass
+
+@pytest.mark.slow
+def test_that_is_not_selected():
+    raise AssertionError
+
+@pytest.mark.parametrize("number", range({num_flaky}))
+def test_once(number):
+    count = COUNT.with_suffix(f".{{number}}")
+    if not count.exists():
+        count.touch()
+        raise ValueError("not the first time")
+
+@pytest.fixture
+def broken_teardown():
+    yield
+    if not COUNT.exists():
+        COUNT.touch()
+        raise ValueError("left a mess")
+
+def test_teardown({fixture}):
+    pass
+
+def test_broken():
+    assert {works}
+"""
+PYPROJECT = """
+[tool.pytest.ini_options]
+testpaths = ["tests"]
+markers = ["slow: not these", "soak: not these", "bench: not these"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("suite", "listed", "code", "summary", "says"),
+    [
+        ({}, [], 0, "3 passed", []),
+        (
+            {"num_flaky": 1, "fixture": "broken_teardown"},
+            ["`tests/test_fake.py::test_once[7]`"],
+            0,
+            "2 passed, 2 flaky",
+            [
+                "- `tests/test_fake.py::test_once[0]`, TODAY: ValueError: not the first time",
+                "- `tests/test_fake.py::test_teardown`, TODAY: ValueError: left a mess",
+            ],
+        ),
+        (
+            {"num_flaky": 1},
+            ["`tests/test_fake.py::test_once[0]`"],
+            1,
+            "1 failed, 3 passed",
+            ["tests/test_fake.py::test_once[0] stands in tests/flaky.md already: it has to be mended."],
+        ),
+        ({"num_flaky": 3}, [], 1, "3 failed, 3 passed", ["3 tests failed, more than 2: none runs again."]),
+        (
+            {"num_flaky": 1, "works": False},
+            [],
+            1,
+            "2 failed, 2 passed",
+            ["tests/test_fake.py::test_broken failed twice."],
+        ),
+    ],
+    ids=["none fails", "flaky", "listed", "too many", "broken"],
+)
+def test_what_fails_runs_once_more(
+    tmp_path: Path, suite: dict[str, Any], listed: list[str], code: int, summary: str, says: list[str]
+) -> None:
+    """`.ci/run` with a suite of its own: its exit code, and pytest's line at the end."""
+    for script in ("scripts/test", ".ci/run", "tests/__init__.py", "tests/reruns.py"):
+        (tmp_path / script).parent.mkdir(exist_ok=True)
+        shutil.copy(CHECKOUT / script, tmp_path / script)
+    commands = dict.fromkeys(("scripts/setup", ".venv/bin/ruff", ".venv/bin/mypy"), "#!/bin/sh\n")
+    commands[".venv/bin/python"] = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    (tmp_path / "tests" / "flaky.md").write_text("".join(f"- {test}, a year ago\n" for test in listed))
+    (tmp_path / "tests" / "test_fake.py").write_text(
+        FAKE_SUITE.format(**{"num_flaky": 0, "fixture": "", "works": True, **suite})
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert re.fullmatch(rf"{summary}(, \d+ skipped)? in [\d.]+s", done.stdout.splitlines()[-1]), done.stdout
+    lines = re.sub(r"\b\d{4}-\d\d-\d\d\b", "TODAY", done.stdout).splitlines()
+    assert [line for line in lines if line.startswith("- ") or line in says] == says
+    assert ("flaky" in done.stdout) == bool(says)

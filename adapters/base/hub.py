@@ -1,4 +1,4 @@
-"""A hub id → the folder of its snapshot, which is asked for once: safetensors and text files, no pickles, no code."""
+"""A hub id → the folder of its snapshot, which is downloaded once: safetensors and text files, no pickles, no code."""
 
 from __future__ import annotations
 

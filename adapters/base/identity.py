@@ -46,7 +46,7 @@ def _inspected(served_id: str, folder: Path, weights: Sequence[Path], progress: 
     if prompts.vocab_size > embedding.weight.shape[0]:
         raise ConfigurationError(
             f"{folder}: the tokenizer knows {prompts.vocab_size} tokens, the model only {embedding.weight.shape[0]}. "
-            "FetchAdapter the base again."
+            "Fetch the base again."
         )
     return BaseInfo(
         id=served_id,
@@ -95,12 +95,12 @@ def _digest(
     """The identity of a base. A tensor counts by name, type, shape and bytes, wherever it lies; a tied one once."""
     title = f"Hashing {folder.name}"
     counted = [tensor for tensor in tensors if tensor.name not in tied]
-    total, done = sum(tensor.end - tensor.begin for tensor in counted), 0
+    total, done = sum(tensor.end - tensor.start for tensor in counted), 0
     digest = hashlib.sha256(b"graftwork base 1\n")
     for tensor in counted:
         digest.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode())
         with tensor.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            for begin in range(tensor.begin, tensor.end, 1 << 24):
+            for begin in range(tensor.start, tensor.end, 1 << 24):
                 end = min(begin + (1 << 24), tensor.end)
                 with memoryview(mapped)[begin:end] as view:
                     digest.update(view)

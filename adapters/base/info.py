@@ -1,7 +1,4 @@
-"""What is known of a base without loading it: whose weights they are, and what it is made of.
-
-Knows nothing of where it comes from and how it is found out.
-"""
+"""What is known of a base without loading it: whose weights they are, and what it is made of."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ class BaseInfo:
     modules: Mapping[str, ModuleShape]
     """Full dotted names as in ``model.named_modules()``: the leaves that own parameters."""
     tied: tuple[tuple[str, str], ...]
-    """RequestPairs of modules that share one weight: (which borrows, which owns)."""
+    """Pairs of modules that share one weight: (which borrows, which owns)."""
 
     def to_json(self) -> str:
         """One line of JSON, for caches and other processes."""

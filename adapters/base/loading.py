@@ -1,7 +1,4 @@
-"""The one way to load a base, for serving and training alike, and the same model without its weights.
-
-Knows nothing of quantization, devices in use, adapters or requests.
-"""
+"""The one way to load a base, for serving and training alike, and the same model without its weights."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def load_model(info: BaseInfo, *, dtype: str, device: str) -> PreTrainedModel:
         wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
         raise ConfigurationError(
             f"{info.path} lacks {len(wrong)} weights that {info.architecture} has, or has them in another shape, "
-            f"first {wrong[0]}. FetchAdapter the base again."
+            f"first {wrong[0]}. Fetch the base again."
         )
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded

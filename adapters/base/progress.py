@@ -1,4 +1,4 @@
-"""How far the making of a base is, for whoever waits for it."""
+"""Progress of preparing a base, for whoever waits for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Progress = Callable[[str, float | None], None]
-"""UserAnswer what is being done and how much of it (0 to 1), or None when that cannot be known."""
+"""Called with what is being done and the fraction that is done (0 to 1), or None when that cannot be known."""
 
 
 @contextmanager

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.errors import ConfigurationError, InvalidAdapter
+from graftwork.adapters.storage.safetensors_header import TensorEntry, read_header
+
+MAX_HEADER_BYTES: Final = 100 << 20
+"""Of one file of a base; safetensors' own reader takes 100 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorLocation:
-    """Where a tensor's bytes lie."""
+class TensorLocation(TensorEntry):
+    """A tensor's entry, and the file that it is in."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
     file: Path
-    begin: int
-    end: int
 
 
 def tensors_of(weights: Sequence[Path]) -> list[TensorLocation]:
-    """Every tensor of every file, by name. Reads headers only."""
-    tensors = [tensor for file in weights for tensor in _header(file)]
+    """Every tensor of every file, by name. Raises ConfigurationError for a file that is not whole."""
+    tensors = [TensorLocation(**vars(tensor), file=file) for file in weights for tensor in _entries(file)]
     return sorted(tensors, key=lambda tensor: tensor.name)
 
 
-def _header(file: Path) -> Iterator[TensorLocation]:
-    size = file.stat().st_size
-    broken = ConfigurationError(f"{file} is not a whole safetensors file. FetchAdapter the base again.")
+def _entries(file: Path) -> list[TensorEntry]:
     with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise broken
         try:
-            entries = json.loads(opened.read(length))
-            entries.pop("__metadata__", None)
-            for name, entry in entries.items():
-                begin, end = (8 + length + offset for offset in entry["data_offsets"])
-                if not 8 + length <= begin <= end <= size:
-                    raise broken
-                yield TensorLocation(
-                    name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), file=file, begin=begin, end=end
-                )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise broken from error
+            header = read_header(opened, name=file.name, max_header_bytes=MAX_HEADER_BYTES, allow_empty=True)
+        except InvalidAdapter as error:
+            raise ConfigurationError(f"{file} is not a whole safetensors file. Fetch the base again.") from error
+    return list(header.values())
 
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -56,7 +43,7 @@ def dtype_on_disk(tensors: Sequence[TensorLocation]) -> str:
     """The type that most of the bytes have."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.start
     most = max(sizes, key=lambda dtype: sizes[dtype], default="none")
     if most not in _DTYPES:
         raise ConfigurationError(f"This base's weights are of type {most}; give one in bfloat16, float16 or float32.")

@@ -1,6 +1,7 @@
-"""The statistics of one experiment, updated with each request and each closed unit; gives a `Reading` at any time. Pure: the same units give the same reading.
+"""The statistics of one experiment, updated with each request and each closed unit; gives a `Reading` at any time.
 
-Units are counted once each, by the probability with which their arm was drawn. Requests, whose users come again, count only for guardrails that a single answer settles.
+Pure: the same units give the same reading. Units are counted once each, by the probability with which their arm was
+drawn. Requests, whose users come again, count only for guardrails that a single answer settles.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class ExperimentAnalysis:
         for epoch in experiment.epochs:
             self._weights[epoch.number] = epoch.split.weights
 
-    def request(self, exposure: Exposure) -> None:
+    def add_request(self, exposure: Exposure) -> None:
         """A request, in the order in which they were logged."""
         self._num_requests[exposure.arm] += 1
         for rail in self._guardrails:
@@ -98,7 +99,7 @@ class ExperimentAnalysis:
         shadow.answered += answered
         shadow.errors += errors
 
-    def pair(self, arm: str, pair: ShadowPair) -> None:
+    def add_shadow_pair(self, arm: str, pair: ShadowPair) -> None:
         """A shadow arm's answer beside the user's."""
         self._shadows[arm].pairs.add(pair)
 
@@ -109,7 +110,7 @@ class ExperimentAnalysis:
         if worse in self._shadows:
             self._shadows[worse].rejected += 1
 
-    def unit(self, unit: ClosedUnit) -> None:
+    def add_unit(self, unit: ClosedUnit) -> None:
         """A closed unit, in the order in which they count."""
         plan, arm, weights = self._plan, unit.arm, self._weights[unit.epoch]
         self._num_units[arm] += 1

@@ -1,10 +1,8 @@
-"""Who gets which arm: a unit's point on a circle of circumference 1, and arcs of it that belong to the arms.
+"""Which unit gets which arm: a hash puts it into a bucket from 0 to 1, and ranges of buckets belong to the arms.
 
-A pure function of the experiment's salt, the unit's name and the arcs: the same in every process and after every
-restart, with nothing to remember. An arm that grows takes from the control alone and keeps what it has, so nobody who
+A pure function of the experiment's salt, the unit's name and the ranges: the same in every process and after every
+restart, without any state. An arm that grows takes from the control alone and keeps what it has, so nobody who
 has seen a treatment goes back, or over to another, as long as arms only grow.
-
-Knows nothing of experiments, versions or users: a unit is a text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Which users and prompts versions have learned from: what they say of these proves nothing.
+"""Which users and prompts versions have learned from: their answers to these prove nothing.
 
 A version learned from what its own data set was made of, and from what its parents' were. Users are known by the keyed
-hash that is in every id of theirs, prompts by what they say, to the letter.
-
-Knows nothing of experiments.
+hash that is in every id of theirs, prompts by their exact text.
 """
 
 from __future__ import annotations
@@ -53,8 +51,8 @@ def learned_from(
         if interaction_hash(interaction.id) in hashes:
             units.add(interaction.unit)
             prompts.add(prompt_hash(interaction.prompt))
-    # What was erased or never logged is still named by what was said of it.
-    units.update(said.unit for said in feedback.each() if interaction_hash(said.interaction_id) in hashes)
+    # What was erased or never logged is still named by the feedback on it.
+    units.update(row.unit for row in feedback.each() if interaction_hash(row.interaction_id) in hashes)
     return TrainedOn(frozenset(unit for unit in units if unit is not None), frozenset(prompts))
 
 
@@ -77,7 +75,7 @@ def _data_digests(registry: Registry, versions: Iterable[str]) -> set[str]:
         try:
             version = registry.version(name, int(number))
         except (NotFound, ValueError):
-            continue  # a pushed folder's metadata may say anything
+            continue  # a pushed folder's metadata may hold anything
         if version.data_digest is not None:
             digests.add(version.data_digest)
         if (older := continued_version(version)) is not None:

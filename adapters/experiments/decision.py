@@ -25,7 +25,7 @@ class Recommendation:
 
 
 def recommend(
-    experiment: Experiment, judge: ExperimentAnalysis, reading: Reading, now: datetime
+    experiment: Experiment, analysis: ExperimentAnalysis, reading: Reading, now: datetime
 ) -> list[Recommendation]:
     """What the rule demands now, the most urgent first. Guardrails come before everything else."""
     plan, rule = experiment.plan, experiment.plan.rule
@@ -57,7 +57,7 @@ def recommend(
         demanded.append(Recommendation(kind="end", reason=f"undecided after {reading.units} units"))
     elif rule.until is not None and now >= rule.until:
         demanded.append(Recommendation(kind="end", reason=f"undecided at {rule.until:%Y-%m-%d %H:%M} UTC"))
-    if not demanded and (wider := _next_weight(experiment, judge, now)) is not None:
+    if not demanded and (wider := _next_weight(experiment, analysis, now)) is not None:
         demanded.append(wider)
     return demanded
 
@@ -72,14 +72,14 @@ def describe(metric: Metric, found: Comparison) -> str:
     )
 
 
-def _next_weight(experiment: Experiment, judge: ExperimentAnalysis, now: datetime) -> Recommendation | None:
+def _next_weight(experiment: Experiment, analysis: ExperimentAnalysis, now: datetime) -> Recommendation | None:
     ramp, epoch = experiment.plan.ramp, experiment.epochs[-1]
     if ramp is None:
         return None
     arm = experiment.plan.treatments[0].name
     weight = experiment.weight(arm)
     wider = next((step for step in ramp.weights if step > weight + 1e-9), None)
-    seen = judge.units_in_epoch(epoch.number, arm)
+    seen = analysis.units_in_epoch(epoch.number, arm)
     waited = (now - epoch.at).total_seconds()
     if weight == 0 or wider is None or seen < ramp.min_units or waited < ramp.min_seconds:
         return None

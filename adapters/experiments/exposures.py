@@ -3,8 +3,6 @@
 An exposure is written by the database itself, with the interaction it belongs to. A unit is open until its window is
 over; then it is closed: its outcome is settled, gets the next number, and is what every figure is computed from, in
 that order, now and at any later time.
-
-Knows nothing of what outcomes mean (``outcomes``) or prove (``verdicts``).
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
     JSON,
@@ -31,13 +29,12 @@ from sqlalchemy import (
     update,
 )
 
+from graftwork.adapters.experiments.experiment import Json
 from graftwork.adapters.experiments.metrics import AnsweredRequest
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 from graftwork.adapters.storage.leases import Fence
 
 READ_AT_ONCE: Final = 1000
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

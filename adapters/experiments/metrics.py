@@ -1,9 +1,7 @@
-"""What is measured of a unit: metrics, and how requests and what was said of their answers become numbers.
+"""Metrics: how a unit's requests, and the feedback on their answers, become numbers.
 
 A unit (a user, a session, or a single request) counts once, with what came of its requests within its window. Its
 outcome has a number for every metric, or none where there is nothing to measure: a thumb that nobody gave.
-
-Knows nothing of experiments, arms or databases.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ METADATA_PREFIX: Final = "metadata."
 """What comes after it is a key of feedback's metadata, whose values are the metric."""
 
 RATED: Final = frozenset({"thumb", "score"})
-"""Metrics, beside those from metadata, that a unit has only if somebody said something."""
+"""Metrics, beside those from metadata, that a unit has only if there is feedback."""
 
 _UNBOUNDED: Final = frozenset({"latency", "tokens"})
 _TRUTH: Final = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -94,7 +92,7 @@ class Metric:
 
     @property
     def rated(self) -> bool:
-        """Whether a unit has it only if somebody said something."""
+        """Whether a unit has it only if somebody feedback something."""
         return self.name in RATED or self.name.startswith(METADATA_PREFIX)
 
     @property
@@ -148,43 +146,43 @@ def request_value(metric: Metric, answer: AnsweredRequest) -> float | None:
     return float(_amount(metric, answer) > metric.over)
 
 
-def unit_value(metric: Metric, answers: Sequence[AnsweredRequest], said: Iterable[Feedback]) -> float | None:
-    """A metric over a unit's answers and everything that was said of them, in order."""
+def unit_value(metric: Metric, answers: Sequence[AnsweredRequest], feedback: Iterable[Feedback]) -> float | None:
+    """A metric over a unit's answers and everything that was feedback of them, in order."""
     if metric.is_per_request:
         if metric.bounds is not None:
             return _mean([value for answer in answers if (value := request_value(metric, answer)) is not None])
         amounts = [_amount(metric, answer) for answer in answers if answer.status == "ok"]
         return _mean([math.log(max(amount, 1e-3)) for amount in amounts] if metric.name == "latency" else amounts)
-    said = list(said)
+    feedback = list(feedback)
     if metric.name in ("correction_rate", "feedback_rate"):
-        about = {f.interaction_id for f in said if metric.name == "feedback_rate" or f.correction is not None}
+        about = {f.interaction_id for f in feedback if metric.name == "feedback_rate" or f.correction is not None}
         return _mean([float(answer.interaction_id in about) for answer in answers])
-    # Who changes their mind says so again: of what is said of the same choice, the last counts.
+    # Who changes their mind sends feedback again: on the same choice, the last counts.
     latest: dict[tuple[str, int], float] = {}
-    for judgement in said:
+    for judgement in feedback:
         if (value := _judged(metric, judgement)) is not None:
             latest[judgement.interaction_id, judgement.choice] = value
     return _mean(list(latest.values()))
 
 
 def unit_metrics(
-    metrics: Iterable[Metric], answers: Sequence[AnsweredRequest], said: Sequence[Feedback]
+    metrics: Iterable[Metric], answers: Sequence[AnsweredRequest], feedback: Sequence[Feedback]
 ) -> dict[str, float | None]:
     """Every one of these metrics and of the standard ones, by label."""
     wanted = {metric.label: metric for metric in (*STANDARD_METRICS, *metrics)}
-    return {label: unit_value(metric, answers, said) for label, metric in wanted.items()}
+    return {label: unit_value(metric, answers, feedback) for label, metric in wanted.items()}
 
 
 def _amount(metric: Metric, answer: AnsweredRequest) -> float:
     return answer.total_ms / 1000 if metric.name == "latency" else float(answer.completion_tokens)
 
 
-def _judged(metric: Metric, said: Feedback) -> float | None:
+def _judged(metric: Metric, judgement: Feedback) -> float | None:
     if metric.name == "thumb":
-        return None if said.thumb is None else float(said.thumb == "up")
+        return None if judgement.thumb is None else float(judgement.thumb == "up")
     if metric.name == "score":
-        return said.score
-    text = (said.metadata or {}).get(metric.name.removeprefix(METADATA_PREFIX))
+        return judgement.score
+    text = (judgement.metadata or {}).get(metric.name.removeprefix(METADATA_PREFIX))
     if text is None:
         return None
     try:

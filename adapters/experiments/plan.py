@@ -1,7 +1,4 @@
-"""What an experiment sets out to do: arms, a metric, guardrails, a rule. Checked as a whole, and then never changed.
-
-Knows nothing of databases or of how an experiment goes on.
-"""
+"""The plan of an experiment: arms, a metric, guardrails, a decision rule. Checked as a whole, then never changed."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ class DecisionRule:
         promote_above: promote a treatment once its improvement is certain to be above this; None: never.
         stop_below: stop one once its improvement is certain to be below this; None: never.
         max_units, until: end undecided after so many units, or then.
-        automatic: act on it; otherwise say so.
+        automatic: act on it; otherwise only recommend it.
     """
 
     promote_above: float | None = 0.0
@@ -100,7 +97,7 @@ class ExperimentPlan:
     """An experiment as it was asked for. The first arm with a weight is the control.
 
     Attributes:
-        window_seconds: how long what a unit does, and what is said of it, counts, from its first request on.
+        window_seconds: how long a unit's requests and the feedback on them count, from its first request on.
         alpha: how often, at most, a treatment that is no better is ever taken for better, or one no worse for worse.
         unrated: what becomes of units that nobody rated where the metric is about ratings: left out, or counted as
             half good.
@@ -217,8 +214,8 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
 
 
 def _check_arms(plan: ExperimentPlan) -> None:
-    drawn = [arm for arm in plan.arms if arm.shadow is None]
-    if not drawn or len(plan.arms) < 2 or len(plan.arms) > MAX_ARMS:
+    assigned_arms = [arm for arm in plan.arms if arm.shadow is None]
+    if not assigned_arms or len(plan.arms) < 2 or len(plan.arms) > MAX_ARMS:
         raise InvalidRequest(
             f"an experiment has 2 to {MAX_ARMS} arms, the first one without shadow being the control", param="arms"
         )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
-Json = dict[str, Any]
+from graftwork.adapters.experiments.experiment import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class ShadowReading:
         pairs: answers that could be compared; identical: the share of them that are the same to the letter;
             agreement: how alike they are, 0 to 1.
         length_ratio, latency_ratio: its answers' characters and seconds as a part of the users', geometric means.
-        preferred, rejected: how often somebody said that its answer was the better, or the worse, of two.
+        preferred, rejected: how often its answer was preferred to, or rejected for, another one.
     """
 
     arm: str

@@ -1,17 +1,17 @@
-"""The statistics of experiments: what may be looked at after every observation and still fools nobody.
+"""The statistics of experiments, valid at every look: sequential tests and confidence sequences.
 
 Everything here is *anytime-valid*: an error rate α holds for all looks together, whenever somebody looks, stops or goes
 on, and whatever made them do so. The price is that it takes more observations than a test that may be read only once.
 
-======================  ==========================================================  ==================================
-``MeanSequence``        a confidence sequence for the mean of bounded values        Waudby-Smith & Ramdas 2024
-``Difference``          treatment − control, outcomes in [0, 1]                     the same, inverse-probability
-``AsymptoticSequence``  treatment − control, outcomes without bounds                Waudby-Smith et al. 2024
-``UpperBoundTest``      has a mean risen above its bound? For guardrails            one-sided betting
-``ContrastTest``        or above another's by more than a margin?                   the same, on contrasts
-``SampleRatioTest``     do the arms get the shares that they were promised?         Lindon & Malek 2022
-``thompson_shares``     weights that follow the better arm                          Thompson 1933
-======================  ==========================================================  ==================================
+================================  ====================================================  =============================
+``MeanConfidenceSequence``        a confidence sequence for the mean of bounded values  Waudby-Smith & Ramdas 2024
+``DifferenceSequence``            treatment − control, outcomes in [0, 1]               the same, inverse-probability
+``AsymptoticConfidenceSequence``  treatment − control, outcomes without bounds          Waudby-Smith et al. 2024
+``UpperBoundTest``                has a mean risen above its bound? For guardrails      one-sided betting
+``ContrastTest``                  or above another's by more than a margin?             the same, on contrasts
+``SampleRatioTest``               do the arms get the shares that were planned?         Lindon & Malek 2022
+``thompson_shares``               weights that follow the better arm                    Thompson 1933
+================================  ====================================================  =============================
 
 - I. Waudby-Smith, A. Ramdas: Estimating means of bounded random variables by betting. JRSS B 86(1), 2024.
 - I. Waudby-Smith, D. Arbour, R. Sinha, E. Kennedy, A. Ramdas: Time-uniform central limit theory and asymptotic
@@ -22,7 +22,7 @@ An *e-process* is what betting against a hypothesis has made of 1: while the hyp
 probability at most α (Ville 1939). All are kept as logarithms. Objects carry their state from one observation to the
 next, and keep no observations.
 
-Pure numpy, no input or output. Knows nothing of experiments, users or databases.
+Pure numpy, no input or output.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def pseudo_outcome(
     """(value, least, most): what an outcome says of the difference between treatment and control. Arrays broadcast.
 
     The value is (Y − c)·(1[treated]/π − 1[control]/(1 − π)). Given the past its mean is the difference of the two arms'
-    means, whatever c and π are, as long as both were known before the arm was drawn; c near the outcomes' mean makes
+    means, whatever c and π are, as long as both were known before the arm was assigned; c near the outcomes' mean makes
     its variance small. ``least`` and ``most`` bound it for outcomes in [0, 1].
 
     Args:
@@ -174,9 +174,10 @@ class RunningMean:
 class DifferenceSequence:
     """How much better the treatment is than the control: a confidence sequence for outcomes in [0, 1].
 
-    That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanSequence`). Exact at any time and for
-    weights that change as the past says. Assumes that each unit's arm was drawn with the probability given, whatever
-    came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does not.
+    That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanConfidenceSequence`). Exact at any
+    time and for weights that depend on the past. Assumes that each unit's arm was drawn with the probability given,
+    whatever came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does
+    not.
     """
 
     def __init__(self, *, alpha: float, also: Iterable[float] = ()) -> None:
@@ -222,10 +223,10 @@ def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tigh
 class AsymptoticConfidenceSequence:
     """How much more the treatment has than the control: an asymptotic confidence sequence for outcomes without bounds.
 
-    The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what `Difference`
-    does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it says nothing (minus to
-    plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale without long
-    tails: the logarithm of a latency.
+    The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what
+    `DifferenceSequence` does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it is no
+    bound (minus to plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale
+    without long tails: the logarithm of a latency.
     """
 
     def __init__(self, *, alpha: float) -> None:
@@ -237,7 +238,7 @@ class AsymptoticConfidenceSequence:
 
     def add(self, outcome: float, *, treated: bool, probability: float) -> None:
         """A unit's outcome, its arm, and the probability that this would be the treatment's."""
-        # The first outcome has nothing to be centred on, and centred on itself it says nothing: a value of 0.
+        # The first outcome has nothing to be centred on, and centred on itself it is no evidence: a value of 0.
         centre = self._sum_outcomes / self.num if self.num else outcome
         value = (outcome - centre) * (1 / probability if treated else -1 / (1 - probability))
         self._per_arm[treated] += 1
@@ -348,11 +349,11 @@ class ContrastTest:
 class SampleRatioTest:
     """Do the arms get the shares that they were promised? Lindon & Malek's sequential multinomial test.
 
-    The evidence is the Bayes factor of a Dirichlet prior around the promised shares, here the mean over three such
+    The evidence is the Bayes factor of a Dirichlet prior around the planned shares, here the mean over three such
     priors (narrow ones for small mismatches), multiplied over the epochs between which shares changed. Exact. A
     mismatch means that something but chance decides who is counted in which arm: then no other figure can be trusted.
 
-    ``shares``: what each arm is promised, (..., num_arms), summing to 1; further axes are independent tests.
+    ``shares``: what each arm should get, (..., num_arms), summing to 1; further axes are independent tests.
     """
 
     _shares: Array
@@ -408,7 +409,7 @@ def thompson_shares(
     """Each arm's weight: the probability that it is the best one, as far as outcomes in [0, 1] tell, but ``floor``.
 
     From uniform priors, by draws. Weights that follow the outcomes serve users meanwhile; who judges which arm is
-    better must still be `Difference`, which holds under such weights too.
+    better must still be `DifferenceSequence`, which holds under such weights too.
     """
     draws = np.random.default_rng(seed).beta(
         np.asarray(successes, dtype=float) + 1, np.asarray(failures, dtype=float) + 1, (num_draws, len(successes))

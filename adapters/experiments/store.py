@@ -65,16 +65,16 @@ class Experiments:
         self._registry = registry
         self._snapshot = DatabaseCache(database, _Snapshot(last_event=-1, running={}), self._refreshed)
 
-    # What requests ask
+    # For requests
 
     def running_on(self, adapter: str) -> Experiment | None:
         """The experiment that requests for ``adapter`` take part in; from memory."""
-        return self._snapshot.now().running.get(adapter)
+        return self._snapshot.get().running.get(adapter)
 
     def assign(self, adapter: str, unit: str | None, *, chat: bool) -> Assignment | None:
-        """The arm that answers a request for ``adapter``; None if no experiment asks for it.
+        """The arm that answers a request for ``adapter``; None if it takes part in no experiment.
 
-        ``unit`` is who asked: the same one gets the same arm. Without one, every request draws for itself.
+        ``unit`` is the requester: the same one gets the same arm. Without one, every request is assigned by itself.
         """
         experiment = self.running_on(adapter)
         if experiment is None or (experiment.plan.chat_only and not chat):
@@ -84,7 +84,7 @@ class Experiments:
             experiment=experiment.name, arm=experiment.plan.arm(name), probability=experiment.weight(name)
         )
 
-    # What operators ask
+    # For operators
 
     def get(self, name: str) -> Experiment:
         with self._database.read() as connection:
@@ -118,9 +118,16 @@ class Experiments:
     def start(self, name: str, plan: ExperimentPlan, *, base_digest: str, actor: str) -> Experiment:
         """Start an experiment; requests take part from now on.
 
-        Arms with an alias are pinned to the version that it points at. ``base_digest`` is the served base's.
-        InvalidRequest: the plan makes no sense. NotFound: there is no such adapter. Conflict: the name is taken, the
-        adapter has an experiment already, or an arm's version cannot be served.
+        Args:
+            name: used once and for good.
+            plan: arms with an alias are pinned to the version that it points at.
+            base_digest: the served base's.
+            actor: for the history.
+
+        Raises:
+            InvalidRequest: the plan makes no sense.
+            NotFound: there is no such adapter.
+            Conflict: the name is taken, the adapter has an experiment already, or an arm's version cannot be served.
         """
         if not names.is_name(name):
             raise InvalidRequest(

@@ -1,12 +1,10 @@
-"""What is forgotten: a user's rows when somebody asks for it, and every row when its time is over.
+"""Erasure: a user's rows when an operator asks for it, and every row when its retention is over.
 
-Interactions go altogether. Feedback is append-only: its words go (corrections, comments, metadata, who said it), and
-what cannot tell of anybody stays, thumbs, scores and preferences, so that an experiment counts the same afterwards.
-Which versions learned from erased rows stays on record (``lineage``), and erasing says it. Words also stand in files,
-in data sets and the folders of jobs: what is to go from there is written down in the same transaction, as `Pending`,
-until whoever has those files has done it.
-
-Knows nothing of when it is called: an operator asks for the one, the keeper for the other.
+Interactions are deleted. Feedback is append-only: its text goes (corrections, comments, metadata, who gave it), and
+what identifies nobody stays, thumbs, scores and preferences, so that an experiment counts the same afterwards. Which
+versions learned from erased rows stays on record (``lineage``) and is part of the result. Text also stands in files, in
+data sets and the folders of jobs: what is to go from there is recorded in the same transaction, as `PendingErasure`,
+until the training worker has erased it.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class ErasureResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingErasure:
-    """Answers whose words have yet to go from files: of a user who was erased, or who said something of them."""
+    """Answers whose text has yet to be erased from files: of a user who was erased, or who gave feedback on them."""
 
     name: str
     answers: frozenset[str]
@@ -63,14 +61,14 @@ class Erasure:
         self._lineage = Lineage(database)
         self._base_id = base_id
 
-    def user(self, user: str) -> ErasureResult:
+    def erase_user(self, user: str) -> ErasureResult:
         """Erase what requests and feedback that named this user left behind; in one transaction, all of it or nothing.
 
         Feedback is found by its own ``user``, by its interaction, and by the id of the answer, which carries a keyed
         hash of the user who asked: also when the interaction was never logged.
         """
         logged = interactions_table.c.end_user == user
-        said = or_(
+        about_user = or_(
             feedback_table.c.end_user == user,
             feedback_table.c.unit == self._ids.unit(user=user),
             feedback_table.c.interaction_id.in_(select(interactions_table.c.id).where(logged)),
@@ -78,10 +76,12 @@ class Erasure:
         with self._database.write() as connection:
             answers = {
                 *connection.scalars(select(interactions_table.c.id).where(logged)),
-                *connection.scalars(select(feedback_table.c.interaction_id).where(said).distinct()),
+                *connection.scalars(select(feedback_table.c.interaction_id).where(about_user).distinct()),
             }
             erasing = (
-                update(feedback_table).where(said, _has_words()).values(**ERASED_VALUES, erased_at=datetime.now(UTC))
+                update(feedback_table)
+                .where(about_user, _has_words())
+                .values(**ERASED_VALUES, erased_at=datetime.now(UTC))
             )
             num_feedback = connection.execute(erasing).rowcount
             num_interactions = connection.execute(delete(interactions_table).where(logged)).rowcount
@@ -134,8 +134,8 @@ class Erasure:
 
 def pending_erasures(database: Database) -> list[PendingErasure]:
     """What files have yet to forget, the oldest first."""
-    kept = settings.find_by_prefix(database, _PENDING)
-    return [PendingErasure(name=name, answers=frozenset(json.loads(answers))) for name, answers in kept.items()]
+    pending = settings.find_by_prefix(database, _PENDING)
+    return [PendingErasure(name=name, answers=frozenset(json.loads(answers))) for name, answers in pending.items()]
 
 
 def finish_erasure(database: Database, what: PendingErasure) -> None:

@@ -1,11 +1,9 @@
-"""What was said of answers: append-only, at any later time, by the answer's id alone.
+"""Feedback on answers: append-only, at any later time, by the answer's id alone.
 
 The id says which version, arm and probability were rated, under a MAC; so feedback is accepted before the answer's row
 is logged, when it never is, and when it is long gone. Rows are never changed; texts can be erased (``erasure``), and
-leave the judgement behind. Who changes their mind says so again: of two that say the same kind of thing of the same
-choice, the later one is what they think.
-
-Knows nothing of what feedback is good for: data sets and experiments read it.
+leave the judgement behind. Who changes their mind sends feedback again: of two rows with the same kind of feedback on
+the same choice, the later one counts.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ MAX_CHOICE: Final = 255
 
 @dataclass(frozen=True, kw_only=True)
 class SubmittedFeedback:
-    """What somebody says of one choice of an answer: at least one of `KINDS`.
+    """Feedback on one choice of an answer, as it is sent: at least one of `FEEDBACK_KINDS`.
 
     Attributes:
         interaction_id: the answer's id. choice: the index of the choice in it.
@@ -58,7 +56,7 @@ class SubmittedFeedback:
         correction: what the answer should have been.
         preferred_over: the id of an answer to the same prompt that this one is better than, and which of its choices.
         comment: anything, for people. metadata: anything, for programs.
-        user: whose judgement it is, if the answer's request did not say so.
+        user: whose judgement it is, if the answer's request named nobody.
     """
 
     interaction_id: str
@@ -79,7 +77,7 @@ class SubmittedFeedback:
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback(SubmittedFeedback):
-    """One row: what was said, when, with which key, and of which version and arm (from the answer's id).
+    """One row: the feedback, when it came, with which key, and on which version and arm (from the answer's id).
 
     With ``erased_at``, what had been written in words was erased then.
     """
@@ -99,7 +97,7 @@ class Feedback(SubmittedFeedback):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedbackFilter:
     """Which rows: all that fit everything given. ``adapter`` is a name, a version's id or `interactions.BARE_BASE`;
-    ``kind`` asks for rows that have it; ``since`` and ``until`` are about when it was said, the first one included."""
+    ``kind`` asks for rows that have it; ``since`` and ``until`` are about when it came, the first one included."""
 
     interaction_id: str | None = None
     adapter: str | None = None
@@ -149,21 +147,31 @@ class FeedbackLog:
         self._database = database
         self._ids = ids
 
-    def add(self, said: SubmittedFeedback, *, key_id: str, idempotency_key: str | None = None) -> tuple[Feedback, bool]:
-        """Keep what was said, for good once this returns, and say whether it is new.
+    def add(
+        self, feedback: SubmittedFeedback, *, key_id: str, idempotency_key: str | None = None
+    ) -> tuple[Feedback, bool]:
+        """Store feedback, durably once this returns.
 
-        With an ``idempotency_key`` that this key has used before it is not: the row of then is returned, if the same
-        was said. InvalidRequest: an id that is none of this server, or nothing that can be kept. Conflict: the
-        idempotency key was used for something else.
+        Args:
+            feedback: on one choice of an answer.
+            key_id: the key it came with.
+            idempotency_key: where this key has used it before for the same feedback, nothing is stored.
+
+        Returns:
+            The row, and whether it is new.
+
+        Raises:
+            InvalidRequest: the id is none of this server's, or nothing in it can be stored.
+            Conflict: the idempotency key was used for other feedback.
         """
-        answer = self._ids.read(said.interaction_id)
-        said = _validate(said, self._ids)
+        answer = self._ids.read(feedback.interaction_id)
+        feedback = _validate(feedback, self._ids)
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=MAX_LABEL_CHARS)
         adapter, version = version_columns(answer.adapter)
         row = {
-            **{field: getattr(said, field) for field in _SUBMITTED_FIELDS},
-            "end_user": said.user,
+            **{field: getattr(feedback, field) for field in _SUBMITTED_FIELDS},
+            "end_user": feedback.user,
             "interaction_at": datetime.fromtimestamp(answer.at, UTC),
             "adapter": adapter,
             "version": version,
@@ -177,7 +185,7 @@ class FeedbackLog:
         with self._database.write() as connection:
             known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
             if known is not None:
-                return _repeated(known, said), False
+                return _repeated(known, feedback), False
             # Taken inside, so that times are in the order of ids.
             row["at"] = datetime.now(UTC)
             (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
@@ -210,36 +218,36 @@ class FeedbackLog:
             after = rows[-1].id
 
 
-def _validate(said: SubmittedFeedback, ids: InteractionIds) -> SubmittedFeedback:
-    if not said.kinds:
+def _validate(feedback: SubmittedFeedback, ids: InteractionIds) -> SubmittedFeedback:
+    if not feedback.kinds:
         raise InvalidRequest(
             f"nothing is said of the answer: send at least one of {', '.join(FEEDBACK_KINDS)}",
             code="missing_required_parameter",
         )
     for field, max_chars in (("correction", MAX_TEXT_CHARS), ("comment", MAX_TEXT_CHARS), ("user", MAX_LABEL_CHARS)):
-        if (text := getattr(said, field)) is not None:
+        if (text := getattr(feedback, field)) is not None:
             names.check_text(text, param=field, max_chars=max_chars)
-    if said.score is not None and not 0 <= said.score <= 1:
-        raise InvalidRequest(f"score is {said.score}: use 0 (worst) to 1 (best)", param="score")
+    if feedback.score is not None and not 0 <= feedback.score <= 1:
+        raise InvalidRequest(f"score is {feedback.score}: use 0 (worst) to 1 (best)", param="score")
     for field in ("choice", "preferred_over_choice"):
-        if not 0 <= (getattr(said, field) or 0) <= MAX_CHOICE:
+        if not 0 <= (getattr(feedback, field) or 0) <= MAX_CHOICE:
             raise InvalidRequest(f"{field} is the index of a choice, from 0", param=field)
-    if said.preferred_over is None:
-        if said.preferred_over_choice is not None:
+    if feedback.preferred_over is None:
+        if feedback.preferred_over_choice is not None:
             raise InvalidRequest(
                 "preferred_over_choice is the choice of another answer: name that answer in preferred_over",
                 param="preferred_over_choice",
             )
-        return said
-    ids.read(said.preferred_over, param="preferred_over")
-    other = said.preferred_over_choice or 0
-    if (said.preferred_over, other) == (said.interaction_id, said.choice):
+        return feedback
+    ids.read(feedback.preferred_over, param="preferred_over")
+    other = feedback.preferred_over_choice or 0
+    if (feedback.preferred_over, other) == (feedback.interaction_id, feedback.choice):
         raise InvalidRequest(
             "an answer cannot be preferred over itself: name the other one, or another of its choices with "
             "preferred_over_choice",
             param="preferred_over",
         )
-    return SubmittedFeedback(**{**vars(said), "preferred_over_choice": other})
+    return SubmittedFeedback(**{**vars(feedback), "preferred_over_choice": other})
 
 
 def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedback | None:
@@ -248,11 +256,11 @@ def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedbac
     return None if row is None else _feedback(row)
 
 
-def _repeated(known: Feedback, said: SubmittedFeedback) -> Feedback:
+def _repeated(known: Feedback, feedback: SubmittedFeedback) -> Feedback:
     """What erasure took from the row cannot be compared any more."""
     compared = _FIELDS_AFTER_ERASURE if known.erased_at is not None else (*_SUBMITTED_FIELDS, "user")
     for field in compared:
-        if getattr(known, field) != getattr(said, field):
+        if getattr(known, field) != getattr(feedback, field):
             raise Conflict(
                 f"this idempotency key was used before, for feedback with another {field}: "
                 "use a new key for every new thing to say",

@@ -1,12 +1,10 @@
-"""The id of an answer, which is all that feedback needs: it says which version, arm and probability, under a MAC.
+"""The id of an answer, which is all that feedback needs: it carries version, arm and probability under a MAC.
 
 An id is minted when a request is admitted and reads ``chatcmpl-…`` or ``cmpl-…``, as OpenAI's do; what follows is
 URL-safe. Whoever has the secret can read it without any row having been written, in any process and after any crash,
-and nobody else can make one: so it cannot be said of an answer that another arm gave it.
+and nobody else can make one: so nobody can forge which arm was rated.
 
-What it carries is signed, not hidden: the answer's headers say the same, and a user is in it as a keyed hash only.
-
-Knows nothing of the database, nor of what an id is used for.
+What it carries is signed, not hidden: the answer's headers have the same, and a user is in it as a keyed hash only.
 """
 
 from __future__ import annotations
@@ -45,9 +43,9 @@ class ParsedId:
     Attributes:
         kind: of the answer, and the id's prefix.
         adapter: the version that answered, ``intents@7``; None is the bare base.
-        experiment, arm, probability: which arm of which experiment answered, and how likely that was when it was drawn,
-            above 0 to 1. All three or none.
-        unit: who asked, as `InteractionIds.unit` makes it; None when nobody was named.
+        experiment, arm, probability: which arm of which experiment answered, and how likely that was when it was
+            assigned, above 0 to 1. All three or none.
+        unit: the requester, as `InteractionIds.unit` makes it; None when nobody was named.
         at: when the request was admitted, in unix seconds.
         nonce: what tells it from all others, 16 hexadecimal digits.
     """
@@ -63,7 +61,7 @@ class ParsedId:
 
 
 class InteractionIds:
-    """Mints and reads ids under one secret of at least 16 bytes; `graftwork.adapters.storage.settings` keeps a server's."""
+    """Mints and reads ids under one secret of at least 16 bytes; a server's is kept in `adapters.storage.settings`."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < 16:
@@ -83,9 +81,9 @@ class InteractionIds:
         unit: str | None = None,
         at: int | None = None,
     ) -> str:
-        """A new id. The fields are those of `Minted`; ``at`` is now unless it is given.
+        """A new id. The fields are those of `ParsedId`; ``at`` is now unless it is given.
 
-        ValueError for what no id can say: that is the caller's mistake, not a user's.
+        ValueError for what no id can carry: that is the caller's mistake, not a user's.
         """
         if len({experiment is None, arm is None, probability is None}) > 1:
             raise ValueError("experiment, arm and probability belong together")
@@ -93,14 +91,14 @@ class InteractionIds:
             raise ValueError(f"an arm that answered cannot have had probability {probability}")
         at = int(time.time()) if at is None else at
         flags = _ADAPTER * (adapter is not None) | _EXPERIMENT * (experiment is not None) | _UNIT * (unit is not None)
-        said = _HEAD.pack(_FORMAT, flags, at, secrets.token_bytes(8))
+        payload = _HEAD.pack(_FORMAT, flags, at, secrets.token_bytes(8))
         if adapter is not None:
-            said += _packed(adapter)
+            payload += _packed(adapter)
         if experiment is not None and arm is not None and probability is not None:
-            said += _packed(experiment) + _packed(arm) + _PROBABILITY.pack(probability)
+            payload += _packed(experiment) + _packed(arm) + _PROBABILITY.pack(probability)
         if unit is not None:
-            said += _unit_bytes(unit)
-        signed = said + self._mac(kind, said)
+            payload += _unit_bytes(unit)
+        signed = payload + self._mac(kind, payload)
         return f"{kind}-{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
 
     def read(self, id: str, *, param: str = "interaction_id") -> ParsedId:
@@ -111,12 +109,12 @@ class InteractionIds:
             signed = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), b"-_", validate=True)
         except (binascii.Error, UnicodeEncodeError):
             signed = b""
-        said, mac = signed[:-_MAC_BYTES], signed[-_MAC_BYTES:]
-        genuine = hmac.compare_digest(mac, self._mac(prefix, said))
+        payload, mac = signed[:-_MAC_BYTES], signed[-_MAC_BYTES:]
+        genuine = hmac.compare_digest(mac, self._mac(prefix, payload))
         # The last digit has bits to spare: an id with others there would be the same bytes under another name.
         canonical = base64.urlsafe_b64encode(signed).rstrip(b"=").decode() == encoded
-        if kind is not None and genuine and canonical and said[:1] == bytes([_FORMAT]):
-            return _unpacked(kind, said)
+        if kind is not None and genuine and canonical and payload[:1] == bytes([_FORMAT]):
+            return _unpacked(kind, payload)
         raise InvalidRequest(
             f"{names.quoted(id)} is no id of an answer of this server: send the 'id' of the answer as it came, "
             "the whole of it",
@@ -135,8 +133,8 @@ class InteractionIds:
             return None
         return hashlib.blake2b(named, key=self._unit_key, digest_size=_UNIT_BYTES).hexdigest()
 
-    def _mac(self, kind: str, said: bytes) -> bytes:
-        return hashlib.blake2b(kind.encode() + b"-" + said, key=self._mac_key, digest_size=_MAC_BYTES).digest()
+    def _mac(self, kind: str, payload: bytes) -> bytes:
+        return hashlib.blake2b(kind.encode() + b"-" + payload, key=self._mac_key, digest_size=_MAC_BYTES).digest()
 
 
 def _packed(text: str) -> bytes:
@@ -153,15 +151,15 @@ def _unit_bytes(unit: str) -> bytes:
     return data
 
 
-def _unpacked(kind: IdKind, said: bytes) -> ParsedId:
+def _unpacked(kind: IdKind, payload: bytes) -> ParsedId:
     """Its MAC was right: we wrote this, and it is whole."""
-    _, flags, at, nonce = _HEAD.unpack_from(said)
+    _, flags, at, nonce = _HEAD.unpack_from(payload)
     place = _HEAD.size
 
     def take(num_bytes: int) -> bytes:
         nonlocal place
         place += num_bytes
-        return said[place - num_bytes : place]
+        return payload[place - num_bytes : place]
 
     def text() -> str:
         return take(take(1)[0]).decode()

@@ -1,10 +1,7 @@
 """The log of requests and their answers: written in batches, read by filter, newest first or all of them in order.
 
-A row is written once, when its answer has ended, however it ended. What its id says (when, which version, which arm) is
-taken from the id, so that row and id cannot disagree.
-
-Knows nothing of who may log what (``log_policies``), when rows go (``erasure``), or what was said of them
-(``feedback``).
+A row is written once, when its answer has ended, however it ended. What its id carries (when, which version, which arm)
+is taken from the id, so that row and id cannot disagree.
 """
 
 from __future__ import annotations
@@ -61,11 +58,11 @@ class NewInteraction:
         base: the base's id. model: what the request named.
         status: ``ok``; ``error``, with ``error`` saying why; ``cancelled``, because the client left.
         prompt: the request's own field: ``{"messages": […]}``, or ``{"prompt": […]}`` with texts or lists of token ids.
-        sampling: the request's fields that say how to answer, those that were given.
+        sampling: the sampling parameters that the request gave.
         completions: by choice; what was written until the end, however that came.
         queue_ms: from admission until the engine took it up; None if it never did or if nobody can tell.
         first_token_ms: from admission to the first token; None without one. total_ms: until the answer's end.
-        user, metadata: as the request had them. key_id: the key that asked, or ``local``.
+        user, metadata: as the request had them. key_id: the key of the request, or ``local``.
     """
 
     id: str
@@ -88,7 +85,7 @@ class NewInteraction:
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction(NewInteraction):
-    """A logged row: the outcome, and what its id says (`graftwork.adapters.feedback.ids.Minted`)."""
+    """A logged row: what was added, and what its id carries (`graftwork.adapters.feedback.ids.ParsedId`)."""
 
     created_at: datetime
     kind: str
@@ -167,7 +164,7 @@ class Interactions:
                 connection.execute(insert(interactions_table), new)
 
     def get(self, id: str) -> Interaction:
-        """NotFound, which says why that may be, unless it was logged and is still kept."""
+        """Raises NotFound, with possible reasons, unless it was logged and is still there."""
         found = self.get_many([id])
         if id not in found:
             raise NotFound(
@@ -214,20 +211,20 @@ class Interactions:
         return datetime.fromtimestamp(self._ids.read(id, param="after").at, UTC)
 
     def _values(self, outcome: NewInteraction) -> dict[str, Any]:
-        said = self._ids.read(outcome.id)
-        adapter, version = version_columns(said.adapter)
+        parsed = self._ids.read(outcome.id)
+        adapter, version = version_columns(parsed.adapter)
         return {
             **{field: getattr(outcome, field) for field in _PLAIN_FIELDS},
             "completions": [asdict(completion) for completion in outcome.completions],
             "end_user": outcome.user,
-            "created_at": datetime.fromtimestamp(said.at, UTC),
-            "kind": said.kind,
+            "created_at": datetime.fromtimestamp(parsed.at, UTC),
+            "kind": parsed.kind,
             "adapter": adapter,
             "version": version,
-            "experiment": said.experiment,
-            "arm": said.arm,
-            "probability": said.probability,
-            "unit": said.unit,
+            "experiment": parsed.experiment,
+            "arm": parsed.arm,
+            "probability": parsed.probability,
+            "unit": parsed.unit,
         }
 
 

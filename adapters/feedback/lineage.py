@@ -1,6 +1,6 @@
 """Which answers a data set was made of, and so which versions learned from them: on record when the rows are gone, too.
 
-Kept are hashes of ids, which tell nothing of a user and cannot be turned back. They belong to a data set's digest, and
+What is stored are hashes of ids, which identify no user and cannot be inverted. They belong to a data set's digest, and
 a version names its digest (``data_digest``): so they can be written before a run begins, and whatever the run ends in,
 nothing that learned is without a record.
 """
@@ -53,7 +53,7 @@ class Lineage:
         return found
 
     def hashes(self, data_digests: Iterable[str]) -> frozenset[str]:
-        """Of the interactions that these data sets were made of, as `hash_of` makes them."""
+        """Of the interactions that these data sets were made of, as `interaction_hash` makes them."""
         with self._database.read() as connection:
             query = select(_learned.c.interaction_sha256).where(_learned.c.data_digest.in_(sorted(set(data_digests))))
             return frozenset(connection.scalars(query))
@@ -81,8 +81,8 @@ def continued_version(version: Version) -> str | None:
     writes it into the metadata."""
     if version.parent is not None:
         return f"{version.name}@{version.parent}"
-    said = version.metadata.get("continues")
-    return said if isinstance(said, str) else None
+    parent = version.metadata.get("continues")
+    return parent if isinstance(parent, str) else None
 
 
 def _versions(registry: Registry) -> Iterator[Version]:

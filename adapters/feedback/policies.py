@@ -1,7 +1,7 @@
 """Who and what is logged, and for how long: a default, and policies for single adapters (or the base) and keys.
 
-An interaction is logged if every policy that is about it says so: its adapter's and its key's. Where there is none, the
-default says. It is kept for as long as those policies say, the shorter of the two; where none says, for the default.
+An interaction is logged if every policy that applies allows it: its adapter's and its key's. Where there is none, the
+default holds. It is retained for the shorter of their retentions; where neither sets one, for the default.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_RETENTION_DAYS = 36_500
 class LogPolicy:
     """What holds for one ``subject``: an adapter's name or the base's id, or a key's id.
 
-    ``retention_days`` is None where this policy says nothing of it.
+    ``retention_days`` is None where this policy leaves it to the default.
     """
 
     scope: PolicyScope
@@ -81,7 +81,7 @@ class LogPolicies:
     def set(
         self, scope: PolicyScope, subject: str, *, log: bool, retention_days: float | None = None, actor: str
     ) -> LogPolicy:
-        """Replace what was said of ``subject``, from now on; a shorter retention also holds for what is there."""
+        """Replace what was applying of ``subject``, from now on; a shorter retention also holds for what is there."""
         if retention_days is not None and not 0 < retention_days <= MAX_RETENTION_DAYS:
             raise InvalidRequest(
                 f"retention_days is {retention_days}: use more than 0 and at most {MAX_RETENTION_DAYS}, "
@@ -119,9 +119,11 @@ class LogPolicies:
 
         From memory, as long as nothing was committed. Not for the event loop all the same: then it reads.
         """
-        policies = self._by_subject.now()
-        said = [policy.log for policy in (policies.get(("adapter", adapter)), policies.get(("key", key_id))) if policy]
-        return all(said) if said else self.log
+        policies = self._by_subject.get()
+        applying = [
+            policy.log for policy in (policies.get(("adapter", adapter)), policies.get(("key", key_id))) if policy
+        ]
+        return all(applying) if applying else self.log
 
 
 def _is(scope: PolicyScope, subject: str) -> Any:

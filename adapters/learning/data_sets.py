@@ -1,7 +1,4 @@
-"""Where kept data sets stand, ``HOME/datasets/NAME/N/``, and how one is named: ``support@3``.
-
-Knows nothing of what is in one: that is training's.
-"""
+"""Where stored data sets lie, ``HOME/datasets/NAME/N/``, and how one is named: ``support@3``."""
 
 from __future__ import annotations
 

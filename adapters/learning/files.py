@@ -8,8 +8,6 @@
 
 A file is acknowledged when its bytes and its name are on disk and its row is committed. A kill at any line leaves bytes
 without a row at the worst, which `Files.clean` removes. Uploaded names are labels, never paths.
-
-Knows nothing of what is in a file, but that a file of JSON lines begins with one.
 """
 
 from __future__ import annotations
@@ -90,7 +88,7 @@ files_table = Table("files", schema, _FileColumns)
 
 
 class FileUpload:
-    """A file on its way in. A context manager: what was not kept when it ends is gone."""
+    """A file on its way in. A context manager: what was not committed when it ends is gone."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.num_bytes = 0
@@ -131,7 +129,7 @@ class FileUpload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # what is buffered does not fit on a full disk: that was said, and it goes anyway
+        with suppress(OSError):  # what is buffered does not fit on a full disk: that was reported, and it goes anyway
             self._file.close()
         self._path.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ def version_by_id(registry: Registry, id: str) -> Version:
 
 def gate_result(version: Version) -> tuple[bool | None, list[str]]:
     """Whether it passed its gates, None when it was never held against any, and the reasons if it did not."""
-    said = version.metadata.get("gates")
-    if not isinstance(said, dict):
+    gates = version.metadata.get("gates")
+    if not isinstance(gates, dict):
         return None, []
-    return bool(said.get("passed")), [str(reason) for reason in said.get("refusals") or ()]
+    return bool(gates.get("passed")), [str(reason) for reason in gates.get("refusals") or ()]

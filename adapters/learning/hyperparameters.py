@@ -1,6 +1,6 @@
-"""What a job's hyperparameters may be: by name, and within which bounds. PushRefused by name, before anything is queued.
+"""What a job's hyperparameters may be: by name, and within which bounds. Refused by name, before anything is queued.
 
-Which of them suit each other is the run's to say; knows no training.
+Which of them suit each other is decided where the run is planned.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LAYERS: Final = "layers"
 MAX_LAYERS: Final = 1000
 
 REPORT_TO: Final = "report_to"
-"""The trackers that are told the measurements, one or a list."""
+"""The trackers that the measurements are reported to, one or a list."""
 
 TEACHER: Final = "teacher"
 """The folder of the larger model that a distillation learns from."""

@@ -26,7 +26,7 @@ Method = Literal["auto", "sft", "weighted_sft", "dpo", "kto", "pretrain", "disti
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 FEEDBACK_FILE: Final = "feedback"
-"""As a training file: the answers of the adapter and what was said of them, as they are when the run begins."""
+"""As a training file: the answers of the adapter and the feedback on them, as they are when the run begins."""
 
 CONTROL_KEY: Final = "graftwork_control"
 """In the metadata of a job that begins with the base and learns all that earlier jobs of its adapter learned from: the
@@ -46,10 +46,10 @@ class NewJob:
     """What is asked for.
 
     Attributes:
-        model: as it was asked: the base's id, or what to continue from. parent: the version that is continued.
-        name: the adapter that gets a version. method: ``auto`` chooses by what the rows say.
+        model: as the request has it: the base's id, or what to continue from. parent: the version that is continued.
+        name: the adapter that gets a version. method: ``auto`` chooses by the rows.
         hyperparameters: by name, ``"auto"`` or a number; what is not there is ``"auto"``.
-        training_file: a file's id, or `FEEDBACK`. validation_file: a file's id.
+        training_file: a file's id, or `FEEDBACK_FILE`. validation_file: a file's id.
     """
 
     model: str

@@ -7,11 +7,10 @@
             └───────────────┴──────────┴──────▶ cancelled
 
 A worker claims a job for a while and renews the claim; when it dies nobody renews, and another one goes on. Every write
-of a worker's is one transaction with the look whether the claim still holds and the job was not cancelled: who has lost
-it is told by `ClaimLost` and has written nothing. An attempt is counted when it begins and forgiven when it got somewhere (a
-checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that reason.
-
-Knows nothing of how training is done, of files' contents, nor of HTTP.
+of a worker's is one transaction with the check that the claim still holds and the job was not cancelled: a worker that
+lost it gets `ClaimLost` and has written nothing. An attempt is counted when it begins and not counted when it made
+progress (a checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that
+reason.
 """
 
 from __future__ import annotations
@@ -58,8 +57,6 @@ MAX_ATTEMPTS: Final = 3
 """Attempts in a row that may end without a new checkpoint."""
 
 _NEW_JOB_FIELDS = tuple(field.name for field in fields(NewJob))
-
-
 _FREE = {"owner": None, "lease_until": None}
 
 
@@ -70,7 +67,7 @@ class Jobs:
         self._database = database
         self._max_attempts = max_attempts
 
-    # -- whoever wants something learned -----------------------------------------------------------------------------
+    # -- for the API -----------------------------------------------------------------------------
 
     def submit(
         self,
@@ -82,9 +79,21 @@ class Jobs:
         events: Sequence[NewJobEvent] = (),
         within: Connection | None = None,
     ) -> tuple[Job, bool]:
-        """Put a job into the queue, and say whether it is new: with an ``idempotency_key`` that this key has used
-        before it is not, if the same was asked for; else it is a Conflict. ``events`` are the first of a new one.
-        ``within`` makes it part of a write of the caller's."""
+        """Put a job into the queue.
+
+        Args:
+            new: the job.
+            actor, key_id: who submits it, by name and by key.
+            idempotency_key: where this key has used it before for the same job, that one is returned.
+            events: the first ones of a new job.
+            within: makes it part of a write of the caller's.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            Conflict: the idempotency key was used for another job.
+        """
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=256)
         id = f"ftjob-{secrets.token_hex(12)}"
@@ -168,7 +177,7 @@ class Jobs:
         return Page.of(found, limit)
 
     def cancel(self, id: str, *, actor: str) -> Job:
-        """End it now; whoever works on it is told when they next write. Cancelled twice is cancelled.
+        """End it now; whoever works on it finds out at the next write. Cancelled twice is cancelled.
 
         Conflict: it has ended otherwise, or its version is being registered.
         """
@@ -225,19 +234,19 @@ class Jobs:
                 }
                 if waiting == "queued":
                     changes |= {"status": "running", "started_at": job.started_at or now}
-                    said = "The job has started." if job.started_at is None else "The job goes on."
-                    _record(connection, job.id, [NewJobEvent(message=said)])
+                    message = "The job has started." if job.started_at is None else "The job goes on."
+                    _record(connection, job.id, [NewJobEvent(message=message)])
                 _change(connection, job.id, changes)
                 return Claim(job=_get(connection, job.id), owner=owner, token=job.token + 1)
         return None
 
     def release_owner(self, owner: str) -> None:
-        """Whatever ``owner`` had claimed is free now. For an owner that has come back and knows that it was dead."""
+        """Free whatever ``owner`` has claimed: for a worker that has been restarted."""
         with self._database.write() as connection:
             connection.execute(update(jobs_table).where(jobs_table.c.owner == owner).values(_FREE))
 
     def renew(self, claim: Claim, *, seconds: float) -> None:
-        """Keep it for ``seconds`` from now. Raises ClaimLost."""
+        """Hold the claim for ``seconds`` from now. Raises ClaimLost."""
         with self._database.write() as connection:
             _check_claim(connection, claim)
             _change(connection, claim.job.id, {"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
@@ -251,7 +260,7 @@ class Jobs:
         progress: Mapping[str, Any] | None = None,
         relayed_bytes: int | None = None,
     ) -> None:
-        """What happened, at once: events, metrics of checkpoints by step, the last measurement. Raises ClaimLost."""
+        """Store events, metrics of checkpoints by step and the last measurement, in one write. Raises ClaimLost."""
         with self._database.write() as connection:
             job = _check_claim(connection, claim)
             changes: dict[str, Any] = {}
@@ -273,8 +282,16 @@ class Jobs:
             _record(connection, claim.job.id, [*events, NewJobEvent(message="Files validated, the job is queued.")])
 
     def release(self, claim: Claim, reason: str, *, forgiven: bool) -> None:
-        """Give it back to be gone on with. ``forgiven``: the attempt was ended on purpose and does not count; else it
-        fails when it was the last one. Raises ClaimLost."""
+        """Give the claim up, so that another worker goes on with the job.
+
+        Args:
+            claim: of the caller.
+            reason: for the job's events.
+            forgiven: the attempt was ended on purpose and does not count. Else the job fails when it was the last one.
+
+        Raises:
+            ClaimLost: the claim is another worker's, or the job has ended.
+        """
         with self._database.write() as connection:
             job = _check_claim(connection, claim)
             if not forgiven and job.attempts >= self._max_attempts:

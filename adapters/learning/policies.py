@@ -1,14 +1,12 @@
 """When an adapter learns by itself: after so many new judgements, or every so many days; and whether that is now.
 
 A round of a policy is a job like any other, from feedback, that continues the live version; every so many rounds one is
-a control instead, which begins with the base and learns all that earlier jobs learned from. Nothing is remembered but
-the policies: when a round is due is read off the jobs and the feedback there are, and a round is submitted in one
-transaction with that look. So none is submitted twice, whoever is killed and however many look at once.
+a control instead, which begins with the base and learns all that earlier jobs learned from. Nothing is stored but
+the policies: whether a round is due follows from the jobs and the feedback there are, and a round is submitted in one
+transaction with that check. So none is submitted twice, whatever is killed and however many check at once.
 
 New are the judgements that came after the last job from feedback began, also one that somebody submitted by hand. After
 a round that failed as many must come again, and some time must pass, longer after each failure.
-
-Knows nothing of how training is done, nor of who looks and when.
 """
 
 from __future__ import annotations
@@ -40,11 +38,12 @@ from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.feedback.feedback import feedback_table
 from graftwork.adapters.learning.job import CONTROL_KEY, ENDED_STATUSES, FEEDBACK_FILE, Job, Method, NewJob, NewJobEvent
-from graftwork.adapters.learning.job_tables import jobs_table
+from graftwork.adapters.learning.job_tables import job_of, jobs_table
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
+from graftwork.adapters.storage.leases import Fence
 
 KEY_ID: Final = "learning-policy"
 """As a job's ``key_id``: a policy asked for it."""
@@ -61,12 +60,10 @@ MAX_ROUNDS: Final = 1000
 BACKOFF: Final = timedelta(minutes=10)
 LONGEST_BACKOFF: Final = timedelta(days=1)
 
-Fence = Callable[[Connection], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LearningPolicy:
-    """When the adapter ``name`` learns from what was said of its answers.
+    """When the adapter ``name`` learns from the feedback on its answers.
 
     Attributes:
         after: so many new judgements; None: their number alone is no reason.
@@ -224,16 +221,16 @@ class LearningPolicies:
             policy = _find(connection, name)
             if policy is None:
                 return None
-            standing = self._status(connection, policy)
-            if not standing.due:
+            status = self._status(connection, policy)
+            if not status.due:
                 return None
-            return self._submit(connection, policy, standing)
+            return self._submit(connection, policy, status)
 
-    def _submit(self, connection: Connection, policy: LearningPolicy, standing: PolicyStatus) -> Job:
-        number = standing.num_rounds + 1
+    def _submit(self, connection: Connection, policy: LearningPolicy, status: PolicyStatus) -> Job:
+        number = status.num_rounds + 1
         # Nobody else writes meanwhile: what is live now is live when the job is there.
         live = self._registry.resolve(f"{policy.name}@{LIVE}").id
-        control = standing.next_is_control
+        control = status.next_is_control
         begins = (
             f"a control beside {live}, from the base: all there is is learned again"
             if control
@@ -256,7 +253,7 @@ class LearningPolicies:
             idempotency_key=f"{policy.name}/{number}",
             events=[
                 NewJobEvent(
-                    message=f"Round {number} of the learning policy of {policy.name}: {standing.judgements} new "
+                    message=f"Round {number} of the learning policy of {policy.name}: {status.judgements} new "
                     f"judgements; {begins}."
                 )
             ],
@@ -274,7 +271,7 @@ class LearningPolicies:
         return PolicyStatus(
             judgements=_judgements(connection, policy.name, since=good[-1] if good else None),
             rounds={status: sum(row.status == status for row in rounds) for status in {row.status for row in rounds}},
-            last=None if last is None else Job(**{**last._mapping, "result_files": tuple(last.result_files)}),
+            last=None if last is None else job_of(last),
             next_is_control=policy.control_every is not None and (succeeded + 1) % policy.control_every == 0,
             waits_for=self._waits_for(connection, policy, seen, learned),
         )

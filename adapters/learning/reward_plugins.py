@@ -1,6 +1,6 @@
-"""RewardFunction functions: what TokenIdGRPOTrainer learns from. Entry points of installed packages, asked for by name.
+"""Reward functions: what GRPO learns from. Entry points of installed packages, chosen by name.
 
-Knows which there are; loads none of them. A package offers one in its ``pyproject.toml``::
+Nothing is loaded here. A package offers one in its ``pyproject.toml``::
 
     [project.entry-points."graftwork.rewards"]
     polite = "our_rewards:polite"

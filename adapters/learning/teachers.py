@@ -1,7 +1,4 @@
-"""Teachers: larger models that an adapter may learn from. Folders below a root that the operator allowed.
-
-Knows where they may be; reads none of them.
-"""
+"""Teachers: larger models that an adapter may learn from. Folders below a root that the operator allowed."""
 
 from __future__ import annotations
 

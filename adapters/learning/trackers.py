@@ -1,6 +1,5 @@
-"""Trackers: where else a run may tell its measurements. Off unless asked for.
-
-Knows which there are and whether their packages are here; imports none of them. Keys and addresses are the
+"""Experiment trackers that a run may report its measurements to: which there are, and whether their packages are
+installed. Off unless a job names one. Keys and addresses are the
 environment's (``WANDB_API_KEY``, ``MLFLOW_TRACKING_URI``, …), never a job's.
 """
 

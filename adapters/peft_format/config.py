@@ -3,9 +3,9 @@
 The semantics are PEFT 0.21's, mirrored from ``check_target_module_exists``, ``get_pattern_key``, ``_set_trainable`` and
 ``LoraModel._check_tied_modules``. Every field is either used here, known to describe only how the adapter was
 initialised, trained or saved, or refused by name unless it is null, false or empty. That holds for fields that a later
-PEFT may add, too: an unknown field that says something is never passed over.
+PEFT may add, too: an unknown field with a value is never passed over.
 
-This file does not know which tensors an adapter has: ``peft_format`` compares the two.
+What the config says is compared with the tensors in ``folder``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.errors import InvalidAdapter
-from graftwork.adapters.peft_format.files import CONFIG_FILE, escaped
+from graftwork.adapters.names import escaped
+from graftwork.adapters.peft_format.files import CONFIG_FILE
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.patterns import BoundedPattern, Budget
-
-if TYPE_CHECKING:
-    from graftwork.adapters.base import BaseInfo
 
 # fmt: off
 USED = frozenset({

@@ -1,6 +1,4 @@
-"""The files of an adapter folder: which names are allowed, how one is opened without following links, and how a
-stranger's text is quoted in a message.
-"""
+"""The files of an adapter folder: which names are allowed, and how one is opened without following links."""
 
 from __future__ import annotations
 
@@ -8,33 +6,19 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from graftwork.adapters.errors import InvalidAdapter
-
-if TYPE_CHECKING:
-    pass
-
+from graftwork.adapters.names import escaped
 
 CONFIG_FILE = "adapter_config.json"
-
-
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 MODEL_CARD_FILE = "README.md"  # PEFT writes a model card beside every adapter
 
-
 _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)\Z", re.IGNORECASE)
-
-
 # What a Trainer leaves beside an adapter. These are pickles too, but no part of it: they stay where they are, unopened.
 _TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)\Z")
-
-
-def escaped(text: object) -> str:
-    """A stranger's text as it may stand in a message: quoted, escaped, short."""
-    quoted = ascii(text) if isinstance(text, str) else repr(text)
-    return quoted if len(quoted) <= 120 else quoted[:117] + "..."
 
 
 def check_filename(filename: str) -> None:
@@ -48,7 +32,8 @@ def check_filename(filename: str) -> None:
             param="files",
         )
     raise InvalidAdapter(
-        f"{escaped(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain names.",
+        f"{escaped(filename)} is no part of an adapter: push {CONFIG_FILE} and {WEIGHTS_FILE}, under these plain "
+        "names.",
         param="files",
     )
 

@@ -1,6 +1,6 @@
-"""The one door for adapters: a PEFT folder is read, understood in full, or refused by the name of what is wrong.
+"""Reads a PEFT folder: it is understood in full, or refused by the name of what is wrong.
 
-The config (``lora_config``) says what an adapter means, the tensors (``tensor_file``) what it is. The tensors decide
+The config (``config``) says what an adapter means, the tensors (``tensors``) what it is. The tensors decide
 which modules are grafted, and the config must agree with every one of them:
 
 ==================================================================  ====================================================
@@ -32,7 +32,7 @@ included, so a version's record is what was pushed; but not by its bytes: space,
 ``target_modules`` and ``exclude_modules`` say nothing (PEFT writes these as Python's sets happen to lie, another way in
 every process). The order of ``rank_pattern`` and ``alpha_pattern`` does: the first that fits holds.
 
-This file does not know whether an adapter is any good, or does anything at all: a canary forward finds that out.
+Whether an adapter changes anything is found out later, by a canary forward.
 """
 
 from __future__ import annotations
@@ -41,24 +41,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from graftwork.adapters.base.info import BaseInfo, ModuleShape
+from graftwork.adapters.base.tensors import MAX_HEADER_BYTES
 from graftwork.adapters.errors import InvalidAdapter, TooLarge
+from graftwork.adapters.names import escaped
 from graftwork.adapters.peft_format.config import LoraConfig, is_head
-from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE, escaped, open_regular
+from graftwork.adapters.peft_format.files import CONFIG_FILE, WEIGHTS_FILE, open_regular
 from graftwork.adapters.peft_format.limits import AdapterLimits
-from graftwork.adapters.peft_format.tensors import TensorEntry, TensorFile, parse_object, same_numbers
-
-if TYPE_CHECKING:
-    from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.peft_format.spec import AdapterSpec, GraftSpec
-
-__all__ = ["AdapterLimits", "AdapterSpec", "GraftSpec", "read_spec"]
+from graftwork.adapters.peft_format.tensors import TensorFile, same_numbers
+from graftwork.adapters.storage.safetensors_header import TensorEntry
+from graftwork.adapters.storage.strict_json import parse_object
 
 _PREFIX = "base_model.model."
-
 
 # By the end of a tensor's name, what it is to its module. The longer ends come first.
 _ROLES = {
@@ -74,8 +73,6 @@ _ROLES = {
     ".bias": "bias",
 }
 
-
-_BASE_HEADER_BYTES = 100 << 20
 
 ModuleTensors = dict[str, TensorEntry]
 """The tensors of one module by their role."""
@@ -145,15 +142,15 @@ def _read_config(path: Path, limits: AdapterLimits) -> tuple[dict[str, Any], int
 
 def _digest_of(config: Mapping[str, Any]) -> hashlib._Hash:
     """A hash that has taken in the config and waits for the tensors' bytes."""
-    told = dict(config)
+    canonical = dict(config)
     for field in ("target_modules", "exclude_modules"):
-        if isinstance(told.get(field), list):
-            told[field] = sorted(told[field])
+        if isinstance(canonical.get(field), list):
+            canonical[field] = sorted(canonical[field])
     for field in ("rank_pattern", "alpha_pattern"):
-        if told.get(field):
-            told[field] = list(told[field].items())
-    canonical = json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
-    return hashlib.sha256(b"graftwork adapter 1\n" + len(canonical).to_bytes(8, "little") + canonical)
+        if canonical.get(field):
+            canonical[field] = list(canonical[field].items())
+    encoded = json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(b"graftwork adapter 1\n" + len(encoded).to_bytes(8, "little") + encoded)
 
 
 def _by_module(file: TensorFile, base: BaseInfo) -> dict[str, ModuleTensors]:
@@ -260,7 +257,7 @@ def _check_copy(file: TensorFile, copy: TensorEntry, name: str, base: BaseInfo) 
     """Raise unless ``copy`` is the base's own weight of module ``name``. A tied weight is saved under either name."""
     tied = {other for pair in base.tied if name in pair for other in pair}
     for path in sorted(Path(base.path).glob("*.safetensors")):
-        with TensorFile(path.resolve(), max_header_bytes=_BASE_HEADER_BYTES) as weights:
+        with TensorFile(path.resolve(), max_header_bytes=MAX_HEADER_BYTES) as weights:
             for key in (f"{module}.weight" for module in (name, *sorted(tied))):
                 if key in weights.tensors and same_numbers(file, copy.name, weights, key):
                     return

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from graftwork.adapters.peft_format.files import WEIGHTS_FILE
 
 
@@ -19,6 +16,6 @@ class AdapterLimits:
     max_config_bytes: int = 1 << 20  # adapter_config.json
     max_header_bytes: int = 4 << 20  # the JSON at the head of the safetensors file: some 30,000 tensors
 
-    def of(self, filename: str) -> int:
+    def max_bytes(self, filename: str) -> int:
         """The most bytes a file of that name may have."""
         return self.max_adapter_bytes if filename == WEIGHTS_FILE else self.max_config_bytes

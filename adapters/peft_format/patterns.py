@@ -9,8 +9,6 @@ walk through the parsed tree carries along the set of all places in the name tha
 The walk answers whether there is a match, which is all that PEFT asks. What goes beyond regular languages, or depends
 on the order in which ``re`` tries things (back references, look-behind, atomic groups, possessive repeats, flags), is
 refused. Names without operators, as PEFT itself writes them, have nothing to backtrack over and go to ``re``.
-
-This file does not know what the patterns are for.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from graftwork.adapters.errors import InvalidAdapter
-from graftwork.adapters.peft_format.files import escaped
+from graftwork.adapters.names import escaped
 
 _MAX_LENGTH = 2000  # characters
 _MAX_DEPTH = 30  # groups in groups

@@ -1,4 +1,4 @@
-"""Token ids become text incrementally: the bytes of every token, and a decoder that never emits half a UTF-8 character."""
+"""Token ids to text, incrementally: the bytes of every token, and a decoder that never emits half a UTF-8 character."""
 
 from __future__ import annotations
 
@@ -108,9 +108,7 @@ class TokenBytes:
             text = self._decode(token_id)
             if text.isalnum() and self._decode(token_id, token_id).startswith(text):
                 return token_id, text
-        raise ConfigurationError(
-            "This base's tokenizer holds no token that is plain text. FetchAdapter the base again."
-        )
+        raise ConfigurationError("This base's tokenizer holds no token that is plain text. Fetch the base again.")
 
     def _decode(self, *token_ids: int) -> str:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)

@@ -1,6 +1,7 @@
 """The tokenizer and the chat template of one base, for serving and training alike.
 
-Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 alone, so that a process without torch stays light. Agrees token for token with transformers' ``apply_chat_template``.
+Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 alone, so that a process without torch
+stays light. Agrees token for token with transformers' ``apply_chat_template``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Prompts:
             self._tokenizer = Tokenizer.from_str(source)
         except Exception as error:  # tokenizers raises nothing more precise
             raise ConfigurationError(
-                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. FetchAdapter the base again."
+                f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. Fetch the base again."
             ) from error
         # A tokenizer.json may carry the truncation it was last used with: a prompt must never be cut in silence.
         self._tokenizer.no_truncation()

@@ -16,9 +16,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
-        raise ConfigurationError(f"{path} is not valid JSON ({error}). FetchAdapter the base again.") from error
+        raise ConfigurationError(f"{path} is not valid JSON ({error}). Fetch the base again.") from error
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} must hold a JSON object. FetchAdapter the base again.")
+        raise ConfigurationError(f"{path} must hold a JSON object. Fetch the base again.")
     return content
 
 
@@ -26,4 +26,4 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}. FetchAdapter the base again.") from error
+        raise ConfigurationError(f"{path} cannot be read: {error}. Fetch the base again.") from error

@@ -54,7 +54,7 @@ def compile_template(template: str, folder: Path) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigurationError(
-            f"The chat template in {folder} is broken (line {error.lineno}: {error.message}). FetchAdapter the base again."
+            f"The chat template in {folder} is broken (line {error.lineno}: {error.message}). Fetch the base again."
         ) from error
 
 

@@ -2,8 +2,6 @@
 
 A version is immutable: a number of its adapter, identified by the digest of its files. An alias is a movable name for
 a version. Every change is an event, written in the same transaction as the change and never altered.
-
-Knows nothing of files, of the base beyond its id and digest, nor of what is loaded where.
 """
 
 from graftwork.adapters.registry.change import RegistryGuard

@@ -13,8 +13,6 @@ The same digest published twice is the same folder.
 Only the two files of a PEFT folder ever come in. Nothing else is opened, links are resolved once and then never
 followed, and what is not a regular file is refused before it is opened (a FIFO would wait for ever). A hard link is
 fine: the bytes are copied, so the other name has no hold on the artifact.
-
-This file knows files. It does not know what is in them (``peft_format`` does), nor versions and names (``registry``).
 """
 
 from __future__ import annotations
@@ -28,31 +26,26 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from graftwork.adapters.errors import GraftworkError, InvalidAdapter, NotFound, TooLarge
-from graftwork.adapters.storage.durable import sync_folder
-
-if TYPE_CHECKING:
-    from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.names import escaped
 from graftwork.adapters.peft_format.files import (
     CONFIG_FILE,
     MODEL_CARD_FILE,
     WEIGHTS_FILE,
     check_filename,
     check_listing,
-    escaped,
     open_regular,
     os_error_reason,
 )
 from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.adapters.storage.durable import sync_folder
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
-
 _CHUNK_BYTES = 1 << 20
-
-
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -108,15 +101,15 @@ class ArtifactStore:
         self._check_staged(staged)
         check_filename(filename)
         if filename == MODEL_CARD_FILE:
-            return StagedFile(filename, io.BytesIO(), self.limits.of(filename))
+            return StagedFile(filename, io.BytesIO(), self.limits.max_bytes(filename))
         try:
             file = open(staged / filename, "xb")  # noqa: SIM115 - the StagedFile closes it
         except FileExistsError:
             raise InvalidAdapter(f"{filename} came twice: push each file once.", param=filename) from None
-        return StagedFile(filename, file, self.limits.of(filename))
+        return StagedFile(filename, file, self.limits.max_bytes(filename))
 
     def stage_folder(self, source: Path, allowed_roots: Sequence[Path]) -> Path:
-        """ShadowRequest the adapter in ``source``, a PEFT folder that the server may read, into staging.
+        """Copy the adapter in ``source``, a PEFT folder that the server may read, into staging.
 
         ``source`` is absolute and, links resolved, below one of ``allowed_roots``; so are its two files. Raises
         InvalidAdapter, naming the file, or TooLarge; nothing stays staged then.

@@ -1,4 +1,4 @@
-"""What one transaction does to one adapter: every change, and the event that tells of it."""
+"""What one transaction does to one adapter: every change, and the event that records it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from graftwork.adapters.registry.wording import unknown_version_message
 
 
 class RegistryGuard(Protocol):
-    """Who else must agree to a change. Asked inside the change's transaction; refuses by raising Conflict."""
+    """Who else must agree to a change. Called inside the change's transaction; refuses by raising Conflict."""
 
     def check_move(self, connection: Connection, name: str, alias: str) -> None: ...
     def check_retirement(self, connection: Connection, name: str, number: int) -> None: ...
@@ -49,7 +49,7 @@ class Change:
         return self._connection.scalar(select(func.max(versions_table.c.number)).where(self._mine(versions_table))) or 0
 
     def version(self, number: int) -> Version | None:
-        # Asked first whether it can be: a number too large for the database's integers is an error in the driver.
+        # Checked first: a number too large for the database's integers is an error in the driver.
         return self.version_where(versions_table.c.number == number) if 1 <= number <= self.last_number() else None
 
     def version_where(self, condition: ColumnElement[bool]) -> Version | None:

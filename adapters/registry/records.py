@@ -1,4 +1,4 @@
-"""Versions, what happened to them, and adapters: as everybody gets them. Knows nothing of the database."""
+"""The registry's records: versions, what happened to them, and adapters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The registry: asked by requests, changed by operators.
+"""The registry: resolved by requests, changed by operators.
 
-`Registry.resolve` runs for every request. It answers from memory; only when the database says that something was
-committed does it ask whether that was an event, and then reads the adapters which the new events name.
+`Registry.resolve` runs for every request. It answers from memory; only when something was committed to the
+database does it look for new events, and then reads the adapters which they name.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from graftwork.adapters import names
+from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE, is_trial
+from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry.change import Change, RegistryGuard
 from graftwork.adapters.registry.records import Adapter, AliasEvent, Version
 from graftwork.adapters.registry.snapshot import EMPTY_SNAPSHOT, RegistrySnapshot, refreshed
@@ -24,10 +26,6 @@ from graftwork.adapters.registry.tables import alias_events_table, event_of, ver
 from graftwork.adapters.registry.wording import day, listed, unknown_version_message
 from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, Page, check_limit
-
-if TYPE_CHECKING:
-    from graftwork.adapters.base import BaseInfo
-    from graftwork.adapters.peft_format.spec import AdapterSpec
 
 MAX_METADATA_BYTES = 64 * 1024
 
@@ -40,34 +38,34 @@ class Registry:
         self._guard = guard
         self._snapshot = DatabaseCache(database, EMPTY_SNAPSHOT, self._refreshed)
 
-    # What requests ask
+    # For requests
 
     def resolve(self, model: str) -> Version:
         """The version that answers for ``model``: ``intents`` (live), ``intents@7`` or ``intents@candidate``.
 
-        NotFound, with the code ``model_not_found``, says what there is instead.
+        NotFound, with the code ``model_not_found``, names what there is instead.
         """
-        return self._snapshot.now().resolve(model)
+        return self._snapshot.get().resolve(model)
 
     def adapter(self, name: str) -> Adapter:
-        return self._snapshot.now().adapter(name)
+        return self._snapshot.get().adapter(name)
 
     def trials(self) -> list[Version]:
         """What is being tried, or was when whoever tried it was killed: versions under such names (`names.is_trial`)
         that are not retired."""
-        return self._snapshot.now().trials()
+        return self._snapshot.get().trials()
 
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
         """Adapters by name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
-        return self._snapshot.now().adapters(after=after, limit=limit)
+        return self._snapshot.get().adapters(after=after, limit=limit)
 
     def with_digest(self, digest: str) -> list[Version]:
         """The versions, of any name, whose files have this digest; also retired ones."""
-        return self._snapshot.now().with_digest(digest)
+        return self._snapshot.get().with_digest(digest)
 
     def version(self, name: str, number: int) -> Version:
         """Also a retired one."""
-        return self._snapshot.now().version(name, number)
+        return self._snapshot.get().version(name, number)
 
     # What operators do
 
@@ -83,14 +81,27 @@ class Registry:
         metadata: Mapping[str, Any] | None = None,
         actor: str = "system",
     ) -> tuple[Version, bool]:
-        """Register an adapter whose files are published, and say whether that made a version.
+        """Register an adapter whose files are published.
 
-        The same bytes under the same name are the version they were before: (it, False), and what else is said of
-        them this time is not recorded. Either way ``alias`` then points at it; a first version is live as well.
-        What is tried (`names.is_trial`) has no alias.
+        Args:
+            name: of the adapter. What is tried (`names.is_trial`) has no alias.
+            spec: what `read_spec` found in the files.
+            base: the served base.
+            alias: points at the version afterwards; the first version of a name is live as well.
+            parent: the number of the version that this one continues.
+            data_digest: of the data set that it was trained on.
+            metadata: anything that JSON can hold, up to `MAX_METADATA_BYTES`.
+            actor: for the history.
 
-        Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service must
-        not come back because a pipeline ran again), or one that was registered for another base.
+        Returns:
+            The version, and whether it is new. The same bytes under the same name are the version they were before,
+            and ``parent``, ``data_digest`` and ``metadata`` of this call are not recorded.
+
+        Raises:
+            InvalidRequest: a name, alias or text that cannot be.
+            InvalidAdapter: it was trained on another base.
+            Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service
+                must not come back because a pipeline ran again), or one that was registered for another base.
         """
         if not is_trial(name):
             names.check_name(name, base_id=base.id)
@@ -145,10 +156,17 @@ class Registry:
         reason: str | None = None,
         within: Connection | None = None,
     ) -> AliasEvent:
-        """Point ``alias`` at a version. If it does already nothing happens, and the event that did it is returned.
+        """Point ``alias`` at the version ``number``.
 
-        ``within`` makes it part of a write of the caller's, who then need not ask the guard.
-        InvalidRequest: there is no such version. Conflict: it was retired, or the guard refuses.
+        Args:
+            within: makes it part of a write of the caller's, which then bypasses the guard.
+
+        Returns:
+            The event, or the earlier one if the alias points there already.
+
+        Raises:
+            InvalidRequest: there is no such version.
+            Conflict: it was retired, or the guard refuses.
         """
         self.adapter(name)
         names.check_alias(alias)

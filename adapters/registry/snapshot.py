@@ -1,7 +1,4 @@
-"""The registry at one moment, in memory: what requests ask.
-
-Knows nothing of how it changes.
-"""
+"""The registry at one moment, in memory: what requests are resolved with."""
 
 from __future__ import annotations
 
@@ -38,8 +35,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class RegistrySnapshot:
-    """The registry at one moment. Replaced as a whole, so that no reader meets half a change. What it is asked is what
-    `Registry` is asked, which says what is meant."""
+    """The registry at one moment. Replaced as a whole, so that no reader meets half a change. Its methods are
+    documented at `Registry`."""
 
     last_event: int
     entries: Mapping[str, Entry]  # sorted by name

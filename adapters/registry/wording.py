@@ -1,4 +1,4 @@
-"""What messages say of adapters, versions and aliases that are not there."""
+"""Messages about adapters, versions and aliases that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was read of the database, kept in memory until somebody commits something."""
+"""A cache of what was read from the database, valid until anybody commits something."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class DatabaseCache(Generic[T]):
         self._refresh = refresh
         self._seen: tuple[object, T] = (None, first)
 
-    def now(self) -> T:
+    def get(self) -> T:
+        """The value as of everything that was committed before this call."""
         version = self._database.data_version()
         seen, value = self._seen
         if seen != version:

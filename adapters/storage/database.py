@@ -11,7 +11,8 @@ What the rest of the project may rely on, on either:
 Times are stored in UTC: on SQLite as text like ``2026-11-22T17:14:57.123456Z``, which sorts as it reads and which
 SQLite's own date functions understand; on PostgreSQL as ``timestamptz``.
 
-Knows nothing of what is stored: tables belong to the modules that use them, their history to ``migrations/``.
+Tables belong to the modules that use them, their history to ``migrations/``. No option of the command line leads to
+PostgreSQL yet: it is here because a fleet of several machines needs it next.
 """
 
 from __future__ import annotations
@@ -151,11 +152,11 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """One transaction by the only writer; committed at the end of the block, rolled back by any exception in it.
 
-        Raises Unavailable when the other writers leave no room within ``BUSY_TIMEOUT_SECONDS``. Does not nest.
+        Raises Unavailable when the other writers leave no gap within ``BUSY_TIMEOUT_SECONDS``. Does not nest.
         """
         with self._writing.begin() as connection:
             if not self.is_sqlite:
-                # The price of one promise for both databases: PostgreSQL could let writers overlap.
+                # The price of the same guarantee on both databases: PostgreSQL could let writers overlap.
                 connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
             yield connection
 

@@ -1,4 +1,4 @@
-"""Files and folders that are still there after a power cut; and a full disk, told from other trouble.
+"""Files and folders that are still there after a power cut; and a full disk, distinguished from other errors.
 
 A rename makes a thing whole or not there; what is synced first, and the folder it is renamed in, makes it last.
 """
@@ -15,7 +15,7 @@ from typing import Final
 from graftwork.adapters.errors import Unavailable
 
 DISK_FULL: Final = "disk_full"
-"""The code of an error that says so."""
+"""The code of the error that a full disk becomes."""
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -25,7 +25,7 @@ def is_disk_full(error: OSError) -> bool:
 
 @contextmanager
 def disk_full_as_unavailable(what: str) -> Iterator[None]:
-    """A full disk is said so, as Unavailable with the code `DISK_FULL`. ``what`` is on its way in."""
+    """Turn a full disk into Unavailable with the code `DISK_FULL`; ``what`` is being written, as the message says."""
     try:
         yield
     except OSError as error:

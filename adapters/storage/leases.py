@@ -5,7 +5,8 @@ lease's own seconds another one gets it. A process that was stopped for longer t
 renews: what it does under the lease must bear that somebody else does it too, or be written in one transaction with
 `Leases.check`. All machines that share a database need clocks that agree to well within a lease's seconds.
 
-Knows nothing of what leases are for.
+Today a file lock gives every home one server, so the takeover by another process happens only where processes share a
+database without that lock; it is here because a fleet of several machines needs it next.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """One hold of a lease. ``token`` grows with every change of hands: a stale holder is told by it."""
+    """One hold of a lease. ``token`` grows with every change of hands: a stale holder is recognized by it."""
 
     name: str
     owner: str
@@ -50,9 +51,11 @@ class Leases:
         self._database = database
 
     def acquire(self, name: str, owner: str, *, seconds: float) -> Lease | None:
-        """The lease, if it was free or expired; None while somebody else holds it. Whoever has it already keeps it,
-        with its token, for ``seconds`` from now."""
-        # Most who ask are told no: that need not take the one writer's place.
+        """The lease, if it was free or expired; None while somebody else holds it.
+
+        Whoever has it already keeps it, with its token, for ``seconds`` from now.
+        """
+        # Mostly somebody else holds it: finding that out need not take the one writer's place.
         held = self.holder(name)
         if held is not None and held.owner != owner:
             return None

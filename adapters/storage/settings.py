@@ -27,24 +27,24 @@ def secret(database: Database, name: str) -> bytes:
     """32 random bytes, made when they are asked for the first time; whoever asks later, anywhere, gets the same."""
     query = select(_settings.c.value).where(_settings.c.name == name)
     with database.read() as connection:
-        kept = connection.scalar(query)
-    if kept is None:
+        stored = connection.scalar(query)
+    if stored is None:
         with database.write() as connection:
             # Another process may have been first.
-            kept = connection.scalar(query)
-            if kept is None:
-                kept = randomness.token_hex(32)
-                connection.execute(insert(_settings).values(name=name, value=kept, created_at=datetime.now(UTC)))
-    return bytes.fromhex(kept)
+            stored = connection.scalar(query)
+            if stored is None:
+                stored = randomness.token_hex(32)
+                connection.execute(insert(_settings).values(name=name, value=stored, created_at=datetime.now(UTC)))
+    return bytes.fromhex(stored)
 
 
 def put(connection: Connection, name: str, value: str) -> None:
-    """As part of a write: what is to be remembered under a new name, until `drop`."""
+    """As part of a write: store ``value`` under a new name, until `remove`."""
     connection.execute(insert(_settings).values(name=name, value=value, created_at=datetime.now(UTC)))
 
 
 def find_by_prefix(database: Database, prefix: str) -> dict[str, str]:
-    """What is remembered under names that begin so, the oldest first."""
+    """What is stored under names that begin with ``prefix``, the oldest first."""
     query = select(_settings.c.name, _settings.c.value).where(_settings.c.name.startswith(prefix, autoescape=True))
     with database.read() as connection:
         return {row.name: row.value for row in connection.execute(query.order_by(_settings.c.created_at))}

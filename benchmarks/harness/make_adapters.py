@@ -1,6 +1,6 @@
 """Writes PEFT folders with small random numbers on all seven projections of a base: adapters to measure with.
 
-    python -m benchmarks.harness.make_adapters --base HOME/base/smollm2-135m-instruct --rank 16 --count 8 --out DIR [--push]
+    python -m benchmarks.harness.make_adapters --base HOME/base/smollm2-135m-instruct --rank 16 --count 8 --out DIR
 
 They answer differently from the base and from one another; what they say is of no interest.
 """

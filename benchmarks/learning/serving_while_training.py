@@ -1,7 +1,8 @@
-"""How much of serving is left while a training job runs beside it: ``python -m benchmarks.learning.serving_while_training``.
+"""How much of serving is left while a training job runs beside it: ``python -m
+benchmarks.learning.serving_while_training``.
 
 For each ``--trainer-share`` a server is started anew, the same load asked of it twice: alone, and while a job trains.
-ServingWhileTraining the tokens a second stands what the job learned from meanwhile, and how many it does when nobody
+Beside the tokens a second stands what the job learned from meanwhile, and how many it does when nobody
 asks. Prints a Markdown table. Ctrl-C stops everything; what was measured by then is in the files.
 """
 

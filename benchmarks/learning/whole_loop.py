@@ -8,7 +8,7 @@ a job learns the labelled rows; simulated users ask the live version, give a thu
 for what is wrong; a job continues the version from that feedback, and it is promoted. After each step the held-out
 queries are asked of the server, greedily.
 
-ServingWhileTraining it a plain TRL script learns the same rows in the same time: those of the first version, and all that the last
+Beside it a plain TRL script learns the same rows in the same time: those of the first version, and all that the last
 one saw, with their right labels. With ``--steps`` that alone is measured, in the time that an earlier run's steps took.
 Ctrl-C stops everything; what was measured by then is in the files.
 """

@@ -1,13 +1,13 @@
 """The curve of working sets: speed and time to the first token as the adapters in use outgrow the device.
 
     graftwork serve --slots 16
-    python -m benchmarks.serving.working_sets http://127.0.0.1:8000 --slots 16 --base HOME/base/smollm2-135m-instruct --out DIR
+    python -m benchmarks.serving.working_sets http://127.0.0.1:8000 --slots 16 --base BASE_FOLDER --out DIR
 
 For half, one, two and four times the slots the same load: so many adapters take turns, the worst order for a server
 that keeps those it used last. Adapters ``a0``, ``a1``, … that the server does not have are written to DIR and pushed.
 Prints a Markdown table; with ``--json`` a line of JSON for each load.
 
-ServingWhileTraining it stand the adapters moved off the device and read from the store for each request, as ``/metrics`` counts them.
+Beside it stand the adapters moved off the device and read from the store for each request, as ``/metrics`` counts them.
 """
 
 from __future__ import annotations

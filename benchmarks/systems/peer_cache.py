@@ -33,7 +33,7 @@ class PeerCache:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """MakeLinearMethod the cache: two benchmarks at once would measure one another."""
+        """Hold the cache: two benchmarks at once would measure one another."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:

@@ -76,7 +76,7 @@ def list_(remote: CommandContext) -> None:
 @app.command()
 @api_command
 def show(remote: CommandContext, name: Name) -> None:
-    """LoopDisplay an adapter: its versions, aliases, where they reside, and their traffic."""
+    """Show an adapter: its versions, aliases, where they reside, and their traffic."""
     from graftwork.clients.cli import tables
 
     adapter = remote.client.adapters.get(name)
@@ -146,7 +146,7 @@ def history(
     name: Name,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 50,
 ) -> None:
-    """LoopDisplay what happened to an adapter, and who did it."""
+    """Show what happened to an adapter, and who did it."""
     from graftwork.clients.cli import tables
 
     pages = paginate(

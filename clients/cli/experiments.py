@@ -131,7 +131,7 @@ def status(
     name: Name,
     watch: Annotated[bool, typer.Option("--watch", help="Draw it again every two seconds until it ends.")] = False,
 ) -> None:
-    """LoopDisplay how an experiment stands, and draw its intervals over time."""
+    """Show how an experiment stands, and draw its intervals over time."""
     from graftwork.clients.cli import experiment_charts
 
     shown = remote.client.experiments.get(name)

@@ -46,7 +46,7 @@ def show(
     remote: CommandContext,
     id: Annotated[str, typer.Argument(metavar="ID", help="The answer's id: chatcmpl-… or cmpl-….", show_default=False)],
 ) -> None:
-    """LoopDisplay one: what was asked, what was answered, what was said of it."""
+    """Show one: what was asked, what was answered, what was said of it."""
     from graftwork.clients.cli import tables
 
     found = remote.client.interactions.get(id)

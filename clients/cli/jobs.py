@@ -49,7 +49,7 @@ def list_(
 @app.command()
 @api_command
 def show(remote: CommandContext, id: Id) -> None:
-    """LoopDisplay one: what was asked, where it stands, what happened."""
+    """Show one: what was asked, where it stands, what happened."""
     job = remote.client.jobs.get(id)
     events = list(_events(remote, id))[::-1]
     remote.print_result({"job": job, "events": events}, lambda: _whole(job, events))

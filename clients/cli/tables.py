@@ -103,7 +103,7 @@ def sent(kept: Feedback) -> RenderableType:
 
 
 def feedback(found: Sequence[Feedback]) -> RenderableType:
-    table = _table("Id", "When", "Adapter", "Arm", "FeedbackRecord", "By", "Of the answer")
+    table = _table("Id", "When", "Adapter", "Arm", "Said", "By", "Of the answer")
     for row in found:
         table.add_row(
             str(row.id),

@@ -64,7 +64,7 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")] = False,
 ) -> None:
-    """LoopDisplay the whole loop: train, serve, collect corrections, train again, and let an A/B test decide.
+    """Show the whole loop: train, serve, collect corrections, train again, and let an A/B test decide.
 
     Simulated users ask real queries and know the right answers. The second version becomes live if it wins, by the
     experiment's own rule; if it does not, that is said, and the exit code is another one.

@@ -90,7 +90,7 @@ class DemoProcesses:
         return json.loads(output.read_text(encoding="utf-8"))
 
     def stop(self) -> None:
-        """StatsRequest all that run to end, the youngest first, and end what does not. Returns when they are gone."""
+        """Ask all that run to end, the youngest first, and end what does not. Returns when they are gone."""
         for process in reversed(self._running):
             process.terminate()
         for process in reversed(self._running):

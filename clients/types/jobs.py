@@ -26,7 +26,7 @@ class JobError:
 class JobDetails:
     """What OpenAI's job has no field for: the adapter that gets a version, the version that is continued, the last
     measurement (``phase``, ``step``, ``total``, ``loss``, ``eta_seconds``; of a search ``trial`` and ``trials``; of
-    TokenIdGRPOTrainer ``reward`` and ``validation_reward``), the metrics of a run that has ended."""
+    GRPO ``reward`` and ``validation_reward``), the metrics of a run that has ended."""
 
     adapter: str
     method: str

@@ -1,4 +1,4 @@
-"""LoopBenchmark policies and their rounds."""
+"""Learning policies and their rounds."""
 
 from __future__ import annotations
 

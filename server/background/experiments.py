@@ -136,7 +136,7 @@ class ExperimentController:
         watch = _ExperimentState(experiment, ExperimentAnalysis(experiment), learned)
         for unit in self._exposures.closed(experiment.name):
             watch.closed.add(unit.unit)
-            watch.judge.unit(unit)
+            watch.judge.add_unit(unit)
         for event in self._experiments.history(experiment.name):
             if event.action in ("advice", "alarm"):
                 watch.announced.add((str((event.details or {}).get("kind")), event.arm))
@@ -153,7 +153,7 @@ class ExperimentController:
             if exposure.arm in shadow_arms:
                 shadows.append(exposure)
                 continue
-            watch.judge.request(exposure)
+            watch.judge.add_request(exposure)
             for arm, share in shadow_arms.items():
                 sampled = is_sampled(experiment.salt, arm, exposure.interaction_id, share)
                 watch.judge.add_shadow_counts(arm, sampled=int(sampled and exposure.status == "ok"))
@@ -183,7 +183,7 @@ class ExperimentController:
             for copy in copies.values():
                 original = shown.get((copy.metadata or {}).get(SHADOW_OF, ""))
                 if original is not None and copy.arm is not None and copy.texts and original.texts:
-                    watch.judge.pair(copy.arm, _compare_texts(original, copy))
+                    watch.judge.add_shadow_pair(copy.arm, _compare_texts(original, copy))
 
     # -- units ---------------------------------------------------------------------------------------------------
     def _close_due(self, watch: _ExperimentState, fence: Fence) -> None:
@@ -199,7 +199,7 @@ class ExperimentController:
         for unit, settled in zip(due, closed, strict=True):
             del watch.open[settled.unit]
             watch.closed.add(settled.unit)
-            watch.judge.unit(settled)
+            watch.judge.add_unit(settled)
             for answer in unit.answers:
                 watch.feedback.pop(answer.interaction_id, None)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 
+from graftwork.adapters.feedback.erasure import Erasure
+from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.storage.leases import Lease
-from graftwork.server.http.services import Records
 
 log = logging.getLogger(__name__)
 
 
-def expire(records: Records, _: Lease) -> None:
-    gone = records.erasure.expire(records.policies)
+def expire(erasure: Erasure, policies: LogPolicies, _: Lease) -> None:
+    gone = erasure.expire(policies)
     if gone.num_interactions or gone.num_feedback:
         log.info(
             "retention: %d interactions, and the words of %d pieces of feedback, are gone",

@@ -1,101 +1,18 @@
-"""The tokens of one step as one packed row: what they are, where they stand, whose they are, and which of them need
-logits.
+"""What a step computes: the tokens of several sequences as one packed row.
+
+Shapes: T tokens of a batch, R rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from graftwork.server.engine.lora.plan import LONG_RUN, AdapterRun
 from graftwork.server.engine.sequence import ScheduledTokens
-
-
-def build_batch(items: Sequence[ScheduledTokens], ranges: list[range]) -> Batch:
-    """Lay the tokens of ``items`` side by side; append to ``ranges`` which rows of the step's logits are whose."""
-    rows = Batch(runs=_runs(items))
-    first_kept = ranges[-1].stop if ranges else 0
-    for item in items:
-        first, stop = len(rows.tokens), item.start + item.count
-        rows.tokens += item.sequence.tokens[item.start : stop]
-        rows.positions += range(item.start, stop)
-        rows.slots += [slot_of(item)] * item.count
-        if item.count == 1 and item.start > 0:
-            rows.decoding.append(DecodeRow(first, slot_of(item), stop))
-        else:
-            rows.chunks.append(PrefillChunk(first, item.count, slot_of(item), item.start))
-        num_kept = item.count if item.sequence.request.sampling.prompt_logprobs is not None else int(item.needs_sample)
-        ranges.append(range(first_kept + len(rows.logits_indices), first_kept + len(rows.logits_indices) + num_kept))
-        rows.logits_indices += range(len(rows.tokens) - num_kept, len(rows.tokens))
-    return rows
-
-
-def slot_of(item: ScheduledTokens) -> int:
-    if item.sequence.slot is None:
-        raise RuntimeError(f"{item.sequence.request.id} was scheduled without a slot")
-    return item.sequence.slot
-
-
-def sort_by_adapter(work: Sequence[ScheduledTokens]) -> list[ScheduledTokens]:
-    """Bare base first, then adapters with few tokens in the order of their pages, then those with many."""
-    totals: dict[str | None, int] = {}
-    for item in work:
-        digest = item.sequence.request.adapter
-        totals[digest] = totals.get(digest, 0) + item.count
-
-    def key(item: ScheduledTokens) -> tuple[int, int, int]:
-        seat = item.sequence.cached_adapter
-        if seat is None:
-            return (0, 0, item.sequence.arrival_index)
-        return (2 if totals[seat.digest] >= LONG_RUN else 1, seat.pages[0], item.sequence.arrival_index)
-
-    return sorted(work, key=key)
-
-
-def _runs(ordered: Sequence[ScheduledTokens]) -> list[AdapterRun]:
-    runs: list[AdapterRun] = []
-    token = 0
-    for item in ordered:
-        seat = item.sequence.cached_adapter
-        stop = token + item.count
-        if seat is not None:
-            if runs and runs[-1].digest == seat.digest:
-                runs[-1] = AdapterRun(runs[-1].start, stop, seat.digest, seat.pages)
-            else:
-                runs.append(AdapterRun(token, stop, seat.digest, seat.pages))
-        token = stop
-    return runs
-
-
-@dataclass(slots=True)
-class Batch:
-    """The tokens of a step: what they are, where they stand, whose they are. ``kept`` are those whose logits count."""
-
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    logits_indices: list[int] = field(default_factory=list)
-    decoding: list[DecodeRow] = field(default_factory=list)
-    chunks: list[PrefillChunk] = field(default_factory=list)
-    runs: list[AdapterRun] = field(default_factory=list)
-
-    def head_runs(self) -> list[AdapterRun]:
-        """The same runs over the rows that reach the head."""
-        runs = []
-        for run in self.runs:
-            inside = [i for i, token in enumerate(self.logits_indices) if run.start <= token < run.stop]
-            if inside:
-                runs.append(AdapterRun(inside[0], inside[-1] + 1, run.digest, run.pages))
-        return runs
-
-
-class Forward(Protocol):
-    """Computes a step's tokens, writes their keys and values to the cache, returns the kept rows' logits [R, V]."""
-
-    def __call__(self, rows: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +32,119 @@ class PrefillChunk:
     count: int
     slot: int
     start: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """The tokens of a step, or of a part of it, side by side.
+
+    Attributes:
+        tokens: [T] token ids.
+        positions: [T] their places in their sequences.
+        slots: [T] the key-value cache's slots of their sequences.
+        logits_indices: [R] those whose logits are wanted, in order.
+        decoding: The tokens that are their sequences' newest alone; ``chunks`` are all others.
+        chunks: Several tokens of a sequence: a part of a prompt, or the newest token with drafts behind it.
+        runs: Neighbours that go through the same adapter. Tokens of the bare base are in none.
+        scheduled: What was asked for, in the order of the tokens.
+        logits_ranges: For each of ``scheduled`` its rows among the R.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    logits_indices: list[int] = field(default_factory=list)
+    decoding: list[DecodeRow] = field(default_factory=list)
+    chunks: list[PrefillChunk] = field(default_factory=list)
+    runs: list[AdapterRun] = field(default_factory=list)
+    scheduled: list[ScheduledTokens] = field(default_factory=list)
+    logits_ranges: list[range] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, scheduled: Sequence[ScheduledTokens]) -> Batch:
+        """Lay tokens side by side, sorted by adapter."""
+        batch = cls(scheduled=_sort_by_adapter(scheduled))
+        batch.runs = _runs(batch.scheduled)
+        for item in batch.scheduled:
+            first, slot, stop = len(batch.tokens), item.sequence.require_slot(), item.start + item.count
+            batch.tokens += item.token_ids
+            batch.positions += range(item.start, stop)
+            batch.slots += [slot] * item.count
+            if item.count == 1 and item.start > 0:
+                batch.decoding.append(DecodeRow(first, slot, stop))
+            else:
+                batch.chunks.append(PrefillChunk(first, item.count, slot, item.start))
+            first_row, offset = len(batch.logits_indices), first - item.start
+            batch.logits_indices += range(offset + item.logits.start, offset + item.logits.stop)
+            batch.logits_ranges.append(range(first_row, len(batch.logits_indices)))
+        return batch
+
+    @property
+    def is_decode(self) -> bool:
+        """Every token is its sequence's newest, and its logits are wanted."""
+        return not self.chunks and len(self.logits_indices) == len(self.tokens)
+
+    def padded(self, num_rows: int) -> Batch:
+        """A decoding batch with its last token repeated up to ``num_rows`` tokens.
+
+        The copies compute the same, and write to the cache what is there already. Only what a captured graph reads is
+        filled in.
+        """
+        more = num_rows - len(self.tokens)
+        runs = list(self.runs)
+        if runs and runs[-1].stop == len(self.tokens):
+            runs[-1] = replace(runs[-1], stop=num_rows)
+        return Batch(
+            tokens=self.tokens + self.tokens[-1:] * more,
+            positions=self.positions + self.positions[-1:] * more,
+            slots=self.slots + self.slots[-1:] * more,
+            runs=runs,
+        )
+
+    def head_runs(self) -> list[AdapterRun]:
+        """The same runs over the rows that reach the head."""
+        runs = []
+        for run in self.runs:
+            inside = [i for i, token in enumerate(self.logits_indices) if run.start <= token < run.stop]
+            if inside:
+                runs.append(AdapterRun(inside[0], inside[-1] + 1, run.digest, run.pages))
+        return runs
+
+
+class Forward(Protocol):
+    """A backend: computes a batch and writes its keys and values to the cache."""
+
+    def __call__(self, batch: Batch, /) -> Tensor:
+        """Logits [R, V] of ``batch.logits_indices``, in that order."""
+        ...
+
+
+def _sort_by_adapter(scheduled: Sequence[ScheduledTokens]) -> list[ScheduledTokens]:
+    """Bare base first, then adapters with few tokens in the order of their pages, then those with many."""
+    totals: dict[str | None, int] = {}
+    for item in scheduled:
+        digest = item.sequence.request.adapter
+        totals[digest] = totals.get(digest, 0) + item.count
+
+    def key(item: ScheduledTokens) -> tuple[int, int, int]:
+        adapter = item.sequence.cached_adapter
+        if adapter is None:
+            return (0, 0, item.sequence.arrival_index)
+        return (2 if totals[adapter.digest] >= LONG_RUN else 1, adapter.pages[0], item.sequence.arrival_index)
+
+    return sorted(scheduled, key=key)
+
+
+def _runs(ordered: Sequence[ScheduledTokens]) -> list[AdapterRun]:
+    runs: list[AdapterRun] = []
+    token = 0
+    for item in ordered:
+        adapter = item.sequence.cached_adapter
+        stop = token + item.count
+        if adapter is not None:
+            if runs and runs[-1].digest == adapter.digest:
+                runs[-1] = AdapterRun(runs[-1].start, stop, adapter.digest, adapter.pages)
+            else:
+                runs.append(AdapterRun(token, stop, adapter.digest, adapter.pages))
+        token = stop
+    return runs

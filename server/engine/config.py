@@ -1,4 +1,4 @@
-"""ConnectionSettings of the engine: quantization, device, memory and batch sizes."""
+"""Settings of the engine: quantization, device, memory and batch sizes."""
 
 from __future__ import annotations
 

@@ -7,15 +7,17 @@ from the store by the thread of ``lora.fetcher``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from graftwork.server.engine.logits_processors import LogitsProcessor, default_processors
 from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.lora.fetcher import AdapterFetcher, FetchAdapter, FetchedAdapter
+from graftwork.server.engine.proposer import Proposer
 from graftwork.server.engine.request import Delta, FinishReason, Request, TokenLogprob
 from graftwork.server.engine.runner import Runner, StepOutput
-from graftwork.server.engine.sampler import SampledToken, sample, token_logprobs
+from graftwork.server.engine.sampler import SampledToken, accept, sample, token_logprobs
 from graftwork.server.engine.scheduler import Scheduler, SchedulerConfig
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
@@ -25,7 +27,14 @@ log = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over one base and a bank of adapters.
 
-    ``on_arrival`` wakes the loop that calls ``step`` when an adapter has been fetched while nothing else was to do.
+    Args:
+        runner: Computes steps.
+        limits: How much may run at once.
+        fetch: Reads an adapter from the store; called in a thread of its own.
+        host_bytes: For adapters that were fetched but are not on the device.
+        on_arrival: Wakes the loop that calls ``step`` when an adapter was fetched while nothing else was to do.
+        logits_processors: What the logits of a request go through before a token is chosen; asked once a request.
+        proposer: Guesses tokens, of which a step can settle several.
     """
 
     def __init__(
@@ -36,12 +45,16 @@ class Engine:
         *,
         host_bytes: int,
         on_arrival: Callable[[], None] = lambda: None,
+        logits_processors: Callable[[Request], tuple[LogitsProcessor, ...]] = default_processors,
+        proposer: Proposer | None = None,
     ) -> None:
         self.runner = runner
         self.adapter_cache = AdapterCache(num_pages=runner.bank.num_pages, host_bytes=host_bytes)
         self.scheduler = Scheduler(limits, self.adapter_cache)
         self.num_steps = 0
         self._fetcher = AdapterFetcher(fetch, runner.grafts.pack, on_arrival)
+        self._logits_processors = logits_processors
+        self._proposer = proposer
         self._refused: list[Delta] = []
 
     def close(self) -> None:
@@ -66,7 +79,7 @@ class Engine:
         elif len(request.prompt) >= min(limits.max_length, limits.cache_tokens):
             self._refuse(request.id, f"The prompt's {len(request.prompt)} tokens do not fit in the cache.")
         else:
-            self.scheduler.add(request)
+            self.scheduler.add(request).logits_processors = self._logits_processors(request)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, in whatever state it is. Unknown ids are fine: it may just have finished."""
@@ -77,19 +90,19 @@ class Engine:
         """Compute one step and say what it added to whom."""
         deltas, self._refused = self._refused, []
         deltas += self._update_adapters()
-        work = self.scheduler.schedule()
+        scheduled = self.scheduler.schedule()
         try:
             self.runner.apply_moves(self.scheduler.prefix_cache.pop_moves())
-            if not work:
+            if not scheduled:
                 return deltas
             self.num_steps += 1
-            output = self.runner.run(work)
+            output = self.runner.run(scheduled)
             deltas += self._process_output(output)
         except Exception as failure:
-            log.exception("step failed; its %d requests are answered with an error", len(work))
+            log.exception("step failed; its %d requests are answered with an error", len(scheduled))
             deltas += [
                 self._fail(item.sequence, f"The engine failed while computing this request: {type(failure).__name__}.")
-                for item in work
+                for item in scheduled
             ]
         return deltas
 
@@ -144,32 +157,71 @@ class Engine:
 
     # -- answers -------------------------------------------------------------------------------------------------
     def _process_output(self, output: StepOutput) -> list[Delta]:
-        last = [
-            (item, rows[-1])
-            for item, rows in zip(output.scheduled, output.rows, strict=True)
-            if item.needs_sample and len(rows)
-        ]
-        choosing = [(item, row) for item, row in last if item.sequence.request.sampling.max_tokens > 0]
-        choices: dict[str, SampledToken] = {}
-        if choosing:
-            logits = output.logits
-            if [row for _, row in choosing] != list(range(len(logits))):
-                logits = logits[[row for _, row in choosing]]
-            chosen = sample(logits, [item.sequence for item, _ in choosing])
-            choices = {item.sequence.request.id: choice for (item, _), choice in zip(choosing, chosen, strict=True)}
+        """Choose tokens where sequences go on, and settle them."""
+        items = output.items()
+        sampled = self._sample(output.logits, items)
         deltas = []
-        for item, rows in zip(output.scheduled, output.rows, strict=True):
-            item.sequence.num_computed = item.start + item.count
-            delta = Delta(item.sequence.request.id)
-            if item.needs_sample and item.sequence.num_generated == 0:
-                delta.num_cached, delta.admitted_at = item.sequence.num_cached or 0, item.sequence.admitted_at
-            if item.sequence.request.sampling.prompt_logprobs is not None and item.start < item.sequence.num_prompt:
+        settled: list[SequenceState] = []
+        for item, rows in items:
+            sequence = item.sequence
+            sequence.num_computed = item.start + item.count - len(item.spec_token_ids)
+            delta = Delta(sequence.request.id)
+            if item.needs_sample and sequence.num_generated == 0:
+                delta.num_cached, delta.admitted_at = sequence.num_cached or 0, sequence.admitted_at
+            if sequence.request.sampling.prompt_logprobs is not None and item.start < sequence.num_prompt:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
             if item.needs_sample:
-                self._append_token(item.sequence, choices.get(item.sequence.request.id), delta)
+                self._settle(sequence, sampled.get(sequence.request.id, ()), delta)
+                if not delta.done:
+                    settled.append(sequence)
             if delta.token_ids or delta.done or delta.prompt_logprobs is not None:
                 deltas.append(delta)
+        if self._proposer is not None and settled:
+            for sequence, drafts in zip(settled, self._proposer.propose(settled), strict=True):
+                sequence.spec_token_ids = tuple(drafts)
         return deltas
+
+    def _sample(
+        self, logits: Tensor, items: Sequence[tuple[ScheduledTokens, range]]
+    ) -> dict[str, Sequence[SampledToken]]:
+        """The tokens that each request goes on with: one, or with draft tokens one or several."""
+        going_on: list[ScheduledTokens] = []
+        sequences: list[SequenceState] = []
+        indices: list[int] = []
+        drafts: dict[int, tuple[int, ...]] = {}
+        for item, rows in items:
+            if not (item.needs_sample and rows and item.sequence.request.sampling.max_tokens > 0):
+                continue
+            going_on.append(item)
+            sequences.append(item.sequence)
+            if not item.spec_token_ids:
+                indices.append(rows[-1])
+                continue
+            indices += rows[-item.num_samples :]
+            for count in range(1, item.num_samples):
+                drafts[len(sequences)] = item.spec_token_ids[:count]
+                sequences.append(item.sequence)
+        if not going_on:
+            return {}
+        if indices != list(range(len(logits))):
+            logits = logits[indices]
+        if not drafts:
+            tokens = sample(logits, sequences)
+            return {item.sequence.request.id: (token,) for item, token in zip(going_on, tokens, strict=True)}
+        # Random numbers of places that are thrown away are put back, or a seed would not give the same tokens again.
+        states = {item.sequence: item.sequence.rng.getstate() for item in going_on if item.spec_token_ids}
+        tokens = sample(logits, sequences, drafts)
+        accepted: dict[str, Sequence[SampledToken]] = {}
+        first = 0
+        for item in going_on:
+            chosen = accept(tokens[first : first + item.num_samples], item.spec_token_ids)
+            accepted[item.sequence.request.id] = chosen
+            first += item.num_samples
+            if item.sequence in states and item.sequence.request.sampling.temperature > 0:
+                item.sequence.rng.setstate(states[item.sequence])
+                for _ in chosen:
+                    item.sequence.rng.random()
+        return accepted
 
     def _score_prompt(self, item: ScheduledTokens, logits: Tensor, delta: Delta) -> None:
         """Log-probabilities of the prompt's own tokens that this chunk's logits predict; its first token has none.
@@ -186,28 +238,41 @@ class Engine:
         sequence.num_scored = max(first, stop)
         delta.prompt_logprobs = scores or None
 
-    def _append_token(self, sequence: SequenceState, choice: SampledToken | None, delta: Delta) -> None:
-        """Append the chosen token, or end the sequence."""
-        sampling = sequence.request.sampling
-        if choice is None:
+    def _settle(self, sequence: SequenceState, sampled: Sequence[SampledToken], delta: Delta) -> None:
+        """Append tokens, or end the sequence: at a stop token, at a limit, or because there is none.
+
+        Args:
+            sequence: Computed up to its newest token.
+            sampled: What follows, in order. All but the last were computed as drafts: the cache holds them.
+            delta: Takes up what the step adds to the request.
+        """
+        sampling, config = sequence.request.sampling, self.scheduler.config
+        sequence.spec_token_ids = ()
+        if not sampled:
             delta.finish_reason = FinishReason.LENGTH
-        elif choice.token_id is None:
-            delta.finish_reason, delta.error = FinishReason.ERROR, "The model's output was not finite for this prompt."
-        elif choice.token_id in sampling.stop_token_ids:
-            delta.finish_reason = FinishReason.STOP
-        else:
-            sequence.tokens.append(choice.token_id)
-            sequence.output_counts[choice.token_id] = sequence.output_counts.get(choice.token_id, 0) + 1
-            delta.token_ids.append(choice.token_id)
-            if choice.logprob is not None:
-                delta.logprobs.append(choice.logprob)
-            limits = self.scheduler.config
-            if sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
-                limits.max_length, limits.cache_tokens
-            ):
-                delta.finish_reason = FinishReason.LENGTH
+        for token in sampled:
+            if token.token_id is None:
+                delta.finish_reason = FinishReason.ERROR
+                delta.error = "The model's output was not finite for this prompt."
+            elif token.token_id in sampling.stop_token_ids:
+                delta.finish_reason = FinishReason.STOP
+            else:
+                sequence.tokens.append(token.token_id)
+                sequence.output_counts[token.token_id] = sequence.output_counts.get(token.token_id, 0) + 1
+                delta.token_ids.append(token.token_id)
+                if token.logprob is not None:
+                    delta.logprobs.append(token.logprob)
+                if token is not sampled[-1]:
+                    sequence.num_computed += 1
+                if sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
+                    config.max_length, config.cache_tokens
+                ):
+                    delta.finish_reason = FinishReason.LENGTH
+            if delta.done:
+                self.scheduler.finish(sequence, keep=delta.finish_reason is not FinishReason.ERROR)
+                return
         if delta.done:
-            self.scheduler.finish(sequence, keep=delta.finish_reason is not FinishReason.ERROR)
+            self.scheduler.finish(sequence)
 
     def _fail(self, sequence: SequenceState, message: str) -> Delta:
         self.scheduler.finish(sequence, keep=False)

@@ -1,4 +1,4 @@
-"""Computes one step on the device: takes what the scheduler chose, lays it out as a batch, runs the model, returns
+"""Computes one step on the device: takes what the scheduler chose, lays it out as batches, runs the model, returns
 logits.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.batch import Forward, build_batch, slot_of, sort_by_adapter
+from graftwork.server.engine.batch import Batch, Forward
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.kv.prefix_cache import SlotMove
 from graftwork.server.engine.lora.bank import LoraBank
@@ -20,24 +20,35 @@ from graftwork.server.engine.sequence import ScheduledTokens
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Logits of a step, [R, V]. ``rows[i]`` are the rows of ``work[i]``: the last chooses the next token."""
+    """Logits of a step, [R, V]: those of each batch in its order, one batch after another."""
 
     logits: Tensor
-    scheduled: list[ScheduledTokens]
-    rows: list[range]
+    batches: tuple[Batch, ...]
+
+    def items(self) -> list[tuple[ScheduledTokens, range]]:
+        """What was scheduled, and the rows of ``logits`` that are its."""
+        items: list[tuple[ScheduledTokens, range]] = []
+        first = 0
+        for batch in self.batches:
+            ranges = batch.logits_ranges
+            if first:
+                ranges = [range(first + rows.start, first + rows.stop) for rows in ranges]
+            items += zip(batch.scheduled, ranges, strict=True)
+            first += len(batch.logits_indices)
+        return items
 
 
 class Runner:
-    """``forward`` can do everything; ``decoder``, where there is one, is the quick way for all that adapters mostly do.
+    """``forward`` can do everything; ``fast_path``, where there is one, all that adapters mostly do.
 
     Rows do not see each other but through the cache, so a step may go both ways, and a row always goes its own.
     """
 
     def __init__(
-        self, forward: Forward, decoder: Forward | None, grafts: Grafts, bank: LoraBank, cache: KVCache
+        self, forward: Forward, fast_path: Forward | None, grafts: Grafts, bank: LoraBank, cache: KVCache
     ) -> None:
         self.forward = forward
-        self.fast_path = decoder
+        self.fast_path = fast_path
         self.grafts = grafts
         self.bank = bank
         self.cache = cache
@@ -49,25 +60,24 @@ class Runner:
             self.cache.apply_move(move)
 
     @torch.inference_mode()
-    def run(self, work: Sequence[ScheduledTokens]) -> StepOutput:
-        """Compute every token of ``work`` (not empty), which must hold slots and seats."""
-        ordered = sort_by_adapter(work)
-        for item in ordered:
-            if item.start == 0:
-                self.cache.reset(slot_of(item))
-            self.cache.extend(slot_of(item), item.start + item.count)
+    def run(self, scheduled: Sequence[ScheduledTokens]) -> StepOutput:
+        """Compute every token of ``scheduled`` (not empty), whose sequences must hold slots and adapters."""
         quick: list[ScheduledTokens] = []
         rest: list[ScheduledTokens] = []
-        for item in ordered:
+        for item in scheduled:
+            slot = item.sequence.require_slot()
+            if item.start == 0:
+                self.cache.reset(slot)
+            self.cache.extend(slot, item.start + item.count)
             (rest if self.fast_path is None or self._is_special(item) else quick).append(item)
         logits: list[Tensor] = []
-        ranges: list[range] = []
+        batches: list[Batch] = []
         for forward, items in ((self.fast_path, quick), (self.forward, rest)):
             if forward is not None and items:
-                rows = build_batch(items, ranges)
-                logits.append(forward(rows))
-        return StepOutput(torch.cat(logits) if len(logits) > 1 else logits[0], [*quick, *rest], ranges)
+                batches.append(Batch.of(items))
+                logits.append(forward(batches[-1]))
+        return StepOutput(torch.cat(logits) if len(logits) > 1 else logits[0], tuple(batches))
 
     def _is_special(self, item: ScheduledTokens) -> bool:
-        seat = item.sequence.cached_adapter
-        return seat is not None and seat.digest in self.grafts.special
+        adapter = item.sequence.cached_adapter
+        return adapter is not None and adapter.digest in self.grafts.special

@@ -1,17 +1,19 @@
 """From logits to the next token of every row, in one batched call.
 
-Each row draws with its own random number from its own seed and its own logits, so what it gets does not depend on its
-neighbours. Shapes: N rows, V vocabulary.
+A row's logits go through its request's processors; then the best token is taken, or one is drawn. Each row draws with
+its own random number from its own seed and its own logits, so what it gets does not depend on its neighbours.
+Shapes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from graftwork.server.engine.logits_processors import LogitsRow, apply_processors
 from graftwork.server.engine.request import TokenLogprob
 from graftwork.server.engine.sequence import SequenceState
 
@@ -24,10 +26,29 @@ class SampledToken:
     logprob: TokenLogprob | None
 
 
-def sample(logits: Tensor, rows: Rows[SequenceState]) -> list[SampledToken]:
-    """Choose the next token of each row. logits [N, V], any float dtype."""
+def sample(
+    logits: Tensor, rows: Sequence[SequenceState], drafts: Mapping[int, tuple[int, ...]] | None = None
+) -> list[SampledToken]:
+    """Choose the next token of each row.
+
+    Args:
+        logits: [N, V], any float dtype.
+        rows: Whose they are. A sequence with draft tokens has a row for its newest token and one for each draft.
+        drafts: For rows of draft tokens: the drafts up to there, which the row takes for its sequence's own tokens.
+
+    Returns:
+        One token for each row. A sequence's random numbers are used up in the order of its rows.
+    """
     logits = logits.float()
-    adjusted = _penalize(logits, rows)
+    adjusted = logits
+    if processed := [i for i, row in enumerate(rows) if row.logits_processors]:
+        adjusted = apply_processors(
+            logits,
+            [
+                (_logits_row(i, rows[i], drafts.get(i, ()) if drafts else ()), rows[i].logits_processors)
+                for i in processed
+            ],
+        )
     greedy = adjusted.argmax(-1)
     drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0]
     tokens = greedy
@@ -45,7 +66,25 @@ def sample(logits: Tensor, rows: Rows[SequenceState]) -> list[SampledToken]:
     ]
 
 
-def token_logprobs(logits: Tensor, rows: Rows[int], tokens: Rows[int], num_top: Rows[int]) -> list[TokenLogprob]:
+def accept(sampled: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[SampledToken]:
+    """What counts of the tokens chosen at a sequence's newest token and at its drafts: up to the first that differs.
+
+    Args:
+        sampled: One token more than ``drafts``: sampled[i] was chosen in the belief in drafts[:i].
+        drafts: What was guessed.
+
+    Returns:
+        At least the first; all of ``sampled`` when every draft was right.
+    """
+    for index, draft in enumerate(drafts):
+        if sampled[index].token_id != draft:
+            return sampled[: index + 1]
+    return sampled
+
+
+def token_logprobs(
+    logits: Tensor, rows: Sequence[int], tokens: Sequence[int], num_top: Sequence[int]
+) -> list[TokenLogprob]:
     """Log-probability of ``tokens[i]`` in row ``rows[i]`` of logits [N, V], and the ``num_top[i]`` best of that row."""
     if not rows:
         return []
@@ -63,27 +102,16 @@ def token_logprobs(logits: Tensor, rows: Rows[int], tokens: Rows[int], num_top: 
     ]
 
 
-def _penalize(logits: Tensor, rows: Rows[SequenceState]) -> Tensor:
-    """Frequency and presence penalties over what was generated; stop tokens held off until min_tokens."""
-    adjusted = logits
-    for i, row in enumerate(rows):
-        sampling = row.request.sampling
-        penalized = (sampling.frequency_penalty or sampling.presence_penalty) and row.output_counts
-        held_off = sampling.stop_token_ids and row.num_generated < sampling.min_tokens
-        if not (penalized or held_off):
-            continue
-        if adjusted is logits:
-            adjusted = logits.clone()
-        if penalized:
-            ids = torch.tensor(list(row.output_counts), device=logits.device)
-            counts = torch.tensor(list(row.output_counts.values()), dtype=torch.float32, device=logits.device)
-            adjusted[i, ids] -= counts * sampling.frequency_penalty + sampling.presence_penalty
-        if held_off:
-            adjusted[i, list(sampling.stop_token_ids)] = float("-inf")
-    return adjusted
+def _logits_row(index: int, sequence: SequenceState, drafts: tuple[int, ...]) -> LogitsRow:
+    if not drafts:
+        return LogitsRow(index, sequence.request, sequence.tokens, sequence.output_counts)
+    counts = dict(sequence.output_counts)
+    for token in drafts:
+        counts[token] = counts.get(token, 0) + 1
+    return LogitsRow(index, sequence.request, [*sequence.tokens, *drafts], counts)
 
 
-def _draw(logits: Tensor, rows: Rows[SequenceState]) -> Tensor:
+def _draw(logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
     """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]
 
     Rows with top_p draw from the sorted tokens, the others from all in their order: which way a row goes must not

@@ -3,7 +3,7 @@
 A sequence waits until its adapter is on the device, a slot of the key-value cache is free and the token budget has
 room. Then its prompt is computed in chunks beside the sequences that already decode, starting where ``PrefixCache``
 has no part of it, and after that it decodes one token a step. When the cache runs out of tokens, the youngest running
-sequence gives its slot back and is computed again later; its generated tokens are kept, so the client only sees a delay.
+sequence gives its slot back and is computed again later; its generated tokens are kept: the client only sees a delay.
 
 The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
 not wait for a long one. A quarter of it, and the first free place, always belongs to the oldest sequence, so that none
@@ -59,7 +59,7 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """WaitingStatus and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
+    """Waiting and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
 
     def __init__(self, limits: SchedulerConfig, residency: AdapterCache) -> None:
         self.config = limits
@@ -121,11 +121,15 @@ class Scheduler:
         return list(dict.fromkeys(s.request.adapter for s in self.waiting if s.request.adapter is not None))
 
     def schedule(self) -> list[ScheduledTokens]:
-        """Decode everything that decodes, then fill the step's token budget with prompts."""
+        """Decode all that decodes, then fill the step's token budget with prompts, and what they leave with drafts."""
         for sequence in self.running:
-            self.prefix_cache.record_computed(_slot(sequence), sequence.num_computed)
+            self.prefix_cache.record_computed(sequence.require_slot(), sequence.num_computed)
         self._preempt()
-        return [ScheduledTokens(s, s.num_computed, 1) for s in self.running if s.decoding] + self._schedule_prefills()
+        decoding = [_scheduled(s, 1) for s in self.running if s.decoding]
+        prefills = self._schedule_prefills()
+        if any(item.sequence.spec_token_ids for item in decoding):
+            decoding = self._with_drafts(decoding, self.config.step_tokens - sum(item.count for item in prefills))
+        return decoding + prefills
 
     def starving_adapters(self) -> list[str]:
         """Of those, the ones of sequences that were passed over often enough."""
@@ -161,7 +165,7 @@ class Scheduler:
             counts[sequence] = done + count
             budget -= count
             num_begun -= 0 < count == sequence.num_left - done
-        return [ScheduledTokens(s, s.num_computed, count) for s, count in counts.items()]
+        return [_scheduled(s, count) for s, count in counts.items()]
 
     def _in_line(self) -> dict[SequenceState, int]:
         """Everybody who may have a part of this step's budget, with what they have left to compute.
@@ -228,6 +232,28 @@ class Scheduler:
         adapter = sequence.request.adapter
         return adapter is None or self.adapter_cache.is_available(adapter)
 
+    # -- drafts --------------------------------------------------------------------------------------------------
+    def _with_drafts(self, decoding: list[ScheduledTokens], budget: int) -> list[ScheduledTokens]:
+        """Draft tokens behind those that decode, ``budget`` at most. Nothing gives way to them, in the cache neither.
+
+        A draft that is accepted brings the token after it along: neither may stand beyond what the sequence may have.
+        """
+        config = self.config
+        budget = min(budget, config.cache_tokens - self._held_tokens() - self.prefix_cache.num_retained_tokens)
+        items = []
+        for item in decoding:
+            sequence = item.sequence
+            left = min(
+                sequence.request.sampling.max_tokens - sequence.num_generated,
+                min(config.max_length, config.cache_tokens) - len(sequence.tokens),
+            )
+            if drafts := sequence.spec_token_ids[: max(0, min(budget, left - 1))]:
+                budget -= len(drafts)
+                count = 1 + len(drafts)
+                item = ScheduledTokens(sequence, item.start, count, range(item.start, item.start + count), drafts)
+            items.append(item)
+        return items
+
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
         """What running sequences hold, and the token by which each of them may grow in this step."""
@@ -254,6 +280,7 @@ class Scheduler:
         self.waiting.insert(index, sequence)
 
     def _release(self, sequence: SequenceState, *, keep: bool) -> None:
+        sequence.spec_token_ids = ()
         if sequence.slot is not None:
             self.prefix_cache.release(sequence.slot, sequence.num_computed, keep=keep)
             sequence.slot = None
@@ -262,7 +289,13 @@ class Scheduler:
             sequence.cached_adapter = None
 
 
-def _slot(sequence: SequenceState) -> int:
-    if sequence.slot is None:
-        raise RuntimeError(f"{sequence.request.id} runs without a slot")
-    return sequence.slot
+def _scheduled(sequence: SequenceState, count: int) -> ScheduledTokens:
+    """The next ``count`` tokens, with logits for all where the prompt's are asked for, else for the newest token."""
+    start = sequence.num_computed
+    stop = start + count
+    first = stop
+    if sequence.request.sampling.prompt_logprobs is not None:
+        first = start
+    elif stop == len(sequence.tokens):
+        first = stop - 1
+    return ScheduledTokens(sequence, start, count, range(first, stop))

@@ -6,10 +6,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
 
-if TYPE_CHECKING:
-    pass
+from graftwork.adapters.feedback.interactions import Completion, NewInteraction
+from graftwork.server.engine.request import Delta
+from graftwork.server.generation.admission import Admission
+from graftwork.server.generation.interaction_log import EndedAnswer, InteractionLog
+from graftwork.server.observability.metrics import Metrics
+from graftwork.server.observability.traffic import Traffic
+from graftwork.server.openai.answers.answer import Answer
 
 
 @dataclass(slots=True)
@@ -28,3 +33,82 @@ class GenerationTimings:
     def ms(self, moment: float | None) -> float | None:
         """From admission to ``moment``."""
         return None if moment is None else round((moment - self.began) * 1e3, 3)
+
+
+class Accounting:
+    """Counts answers while they are generated and when they have ended, and has them logged."""
+
+    def __init__(self, base_id: str, metrics: Metrics, traffic: Traffic, log: InteractionLog) -> None:
+        self._base_id = base_id
+        self._metrics = metrics
+        self._traffic = traffic
+        self._log = log
+
+    def tick(self, timings: GenerationTimings, delta: Delta) -> None:
+        if timings.scheduled_at is None:
+            timings.scheduled_at = delta.admitted_at
+        if not delta.token_ids:
+            return
+        now = time.monotonic()
+        if timings.first is None:
+            timings.first = now
+        if not timings.measured:
+            return
+        if timings.last is None:
+            self._metrics.first_token(now - timings.began)
+        else:
+            self._metrics.next_token(now - timings.last)
+        timings.last = now
+
+    def settle(self, admission: Admission, answer: Answer, timings: GenerationTimings, error: Exception | None) -> None:
+        """The answer has ended, one way or another: have it logged, and count it."""
+        route = admission.route
+        self.log_interaction(admission, answer, timings, error)
+        self._traffic.add(route.name, answer.num_completion_tokens)
+        self._metrics.tokens(
+            adapter=route.adapter or route.name,
+            prompt=answer.num_prompt_tokens,
+            completion=answer.num_completion_tokens,
+        )
+
+    def log_interaction(
+        self, admission: Admission, answer: Answer, timings: GenerationTimings, error: Exception | None
+    ) -> None:
+        if not admission.store:
+            return
+        self._log.put(
+            EndedAnswer(
+                id=admission.id,
+                adapter=admission.route.adapter or admission.route.name,
+                key_id=admission.key_id,
+                num_bytes=admission.num_bytes + 64 * answer.num_completion_tokens,
+                outcome=partial(self._outcome, admission, answer, timings, time.monotonic(), error),
+            )
+        )
+
+    def _outcome(
+        self, admission: Admission, answer: Answer, timings: GenerationTimings, ended: float, error: Exception | None
+    ) -> NewInteraction:
+        """The row of an answer that ended. Called in the log's thread: nothing changes any more."""
+        body = admission.body
+        return NewInteraction(
+            id=admission.id,
+            base=self._base_id,
+            model=body.model,
+            status="error" if error is not None else "ok" if answer.done else "cancelled",
+            error=None if error is None else getattr(error, "message", type(error).__name__),
+            prompt=body.logged_prompt(),
+            sampling=body.logged_sampling(),
+            completions=tuple(
+                Completion(index=choice.index, text=choice.text, finish_reason=choice.finish)
+                for choice in answer.choices
+            ),
+            prompt_tokens=answer.num_prompt_tokens,
+            completion_tokens=answer.num_completion_tokens,
+            queue_ms=timings.ms(timings.scheduled_at),
+            first_token_ms=timings.ms(timings.first),
+            total_ms=timings.ms(ended) or 0.0,
+            user=body.user or None,
+            metadata=None if body.metadata is None else dict(body.metadata),
+            key_id=admission.key_id,
+        )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from graftwork.adapters.feedback.ids import IdKind
-from graftwork.server.openai.requests.generation import GenerationRequest
-
-if TYPE_CHECKING:
-    pass
 from graftwork.server.generation.routing import Route
+from graftwork.server.openai.requests.generation import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ _RECHECK_SECONDS = 1.0
 
 
 class KeyRing(Protocol):
-    """What is asked of :class:`graftwork.adapters.access.keys.Keys`. Both answer from memory but for the odd short read."""
+    """What is asked of :class:`graftwork.adapters.access.keys.Keys`. Both answer from memory but for the odd short
+    read."""
 
     def authenticate(self, bearer: str, /) -> Key | None: ...
     def configured(self) -> bool: ...

@@ -190,7 +190,8 @@ async def _receive_form(
             return files[-1]
         if part.field not in PushFields.model_fields:
             raise InvalidRequest(
-                f"{names.quoted(part.field)} is no field of this form: it takes files, {', '.join(PushFields.model_fields)}",
+                f"{names.quoted(part.field)} is no field of this form: it takes files, "
+                f"{', '.join(PushFields.model_fields)}",
                 param=part.field[:64],
                 code="unknown_parameter",
             )

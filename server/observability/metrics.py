@@ -1,6 +1,6 @@
 """What operators watch, in Prometheus' words: a registry of this server's own, and one method per thing that happens.
 
-LabelCounter are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
+Labels are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
 of which only the first ``max_adapters`` get a label of their own.
 
 Knows nothing of HTTP, the engine or the registry: it is told.
@@ -91,7 +91,7 @@ class Metrics:
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
         self._running = self._gauge("running", "Generations in the batch.")
-        self._memory = self._gauge("worker_memory_bytes", "MemoryMonitor that the engine worker takes.")
+        self._memory = self._gauge("worker_memory_bytes", "Memory that the engine worker takes.")
         self._cache_tokens = self._gauge("cache_tokens", "Tokens of running generations in the key-value cache.")
         self._retained_tokens = self._gauge("retained_tokens", "Tokens that ended generations left in the cache.")
         self._prefix_tokens = self._counter("prefix_tokens", "Prompt tokens that were looked up in the prefix cache.")

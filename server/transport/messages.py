@@ -1,6 +1,7 @@
 """What API processes and the engine worker say to one another.
 
-EngineMessage, through LitServe's request queue: ``Generate``, ``Cancel``, ``StatsRequest``. Down, through its response queues: ``Frame``,
+Up, through LitServe's request queue: ``Generate``, ``Cancel``, ``StatsRequest``. Down, through its response queues:
+``Frame``,
 everything one engine step has for one API process in one message. ``epoch`` names one life of the worker: what was
 addressed to a dead one is dropped by the next.
 """

@@ -1,7 +1,8 @@
 """The command line's top and the composition root: the one file that may import all four rooms.
 
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
-``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the one that shows it all in
+``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the one that shows it
+all in
 ``graftwork.clients.demo.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
 ``--help`` loads no model library.
 """

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from graftwork.adapters.experiments import experiment
+from graftwork.adapters.experiments import store
 from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.metrics import Metric
@@ -98,7 +98,7 @@ def same_draws() -> Iterator[None]:
     """Users meet the same arms in every run of the tests: as is promised, a draw in a hundred may raise an alarm."""
     chance = random.Random(7)
     seeded = SimpleNamespace(token_hex=lambda num_bytes: chance.randbytes(num_bytes).hex())
-    with mock.patch.object(experiment, "secrets", seeded), mock.patch.object(settings, "randomness", seeded):
+    with mock.patch.object(store, "secrets", seeded), mock.patch.object(settings, "randomness", seeded):
         yield
 
 

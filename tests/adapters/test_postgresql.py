@@ -245,7 +245,7 @@ def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) 
         with pytest.raises(IntegrityError, match="append-only"), records.database.write() as connection:
             connection.execute(text(statement))
     assert erasure.expire(LogPolicies(records.database, retention_days=30)).num_interactions == 1
-    assert erasure.user("ann") == ErasureResult(num_interactions=1, num_feedback=1)
+    assert erasure.erase_user("ann") == ErasureResult(num_interactions=1, num_feedback=1)
     (left,) = records.feedback.each()
     assert (left.thumb, left.correction, left.metadata) == ("down", None, None)
     leases = Leases(records.database)

@@ -49,9 +49,7 @@ def work(jobs: Jobs, *, fail: bool = False) -> None:
     claim = claimed(jobs)
     measured = {"step": 1, "train_loss": 2.0}
     progress = {"step": 1, "total": 2, "loss": 2.0, "eta_seconds": 3.0}
-    jobs.report(
-        claim, [NewJobEvent(message="TrainingStep 1/2", data=measured)], checkpoints={1: measured}, progress=progress
-    )
+    jobs.report(claim, [NewJobEvent(message="Step 1/2", data=measured)], checkpoints={1: measured}, progress=progress)
     if fail:
         jobs.fail(claim, code="nan_loss", message="It diverged.")
     else:

@@ -1,4 +1,4 @@
-"""One real server on the embedded base for most tests, adapters on it, and homes for servers of one's own."""
+"""Adapters on the server that most tests share (``tests/conftest.py`` has it), and servers of one's own."""
 
 from __future__ import annotations
 
@@ -9,55 +9,16 @@ from typing import Any
 import pytest
 
 from graftwork.adapters.base import BaseInfo
-from tests.conftest import TEST_HOME
-from tests.e2e.peft_folders import NAMES, SmallAdapters, make_full
+from tests.e2e.peft_folders import NAMES, make_full
 from tests.e2e.server_process import Server
 
 MakeServer = Callable[..., Server]
 
 
 @pytest.fixture(scope="session")
-def adapter_store() -> Path:
-    """Where adapters are kept between runs."""
-    return TEST_HOME / "adapters"
-
-
-@pytest.fixture(scope="session")
 def folders(embedded_base: BaseInfo, adapter_store: Path) -> dict[str, Path]:
     """PEFT folders by ``name@number``: eight names, two versions each, of rank 16 on all linear modules."""
     return make_full(embedded_base, adapter_store, dict.fromkeys(NAMES, 2))
-
-
-@pytest.fixture(scope="session")
-def small(embedded_base: BaseInfo, adapter_store: Path) -> SmallAdapters:
-    return SmallAdapters(embedded_base, adapter_store)
-
-
-@pytest.fixture(scope="session")
-def home(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that has the embedded base already: what ``graftwork serve`` makes on its first start."""
-    home = tmp_path_factory.mktemp("server") / "home"
-    (home / "base").mkdir(parents=True)
-    (home / "base" / Path(embedded_base.path).name).symlink_to(embedded_base.path)
-    return home
-
-
-@pytest.fixture(scope="session")
-def pushable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder below which the server may read adapters by path."""
-    return tmp_path_factory.mktemp("pushable")
-
-
-@pytest.fixture(scope="session")
-def server(home: Path, pushable: Path) -> Iterator[Server]:
-    """The server that most tests share. When all are done it stops as asked, and nothing broke meanwhile."""
-    server = Server(home, "--allowed-root", str(pushable)).start_and_wait()
-    try:
-        yield server
-        assert server.stop() == 0
-        assert "Traceback" not in server.log
-    finally:
-        server.put_down()
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ from graftwork.server.engine.kv.prefix_cache import Prefix, SlotMove
 from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.request import Request, SamplingParams
 from graftwork.server.engine.scheduler import Scheduler, SchedulerConfig
-from graftwork.server.engine.sequence import ScheduledTokens
-from graftwork.server.engine.sequence import SequenceState as Running
+from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
 #: What a token's keys and values depend on: the adapter and all tokens up to it.
 Cell = tuple[str | None, int]
@@ -69,7 +68,7 @@ class Driver:
         pages_of: dict[str, int] | None = None,
         *,
         fetch_steps: int = 0,
-        say: Callable[[Running], int] | None = None,
+        say: Callable[[SequenceState], int] | None = None,
         checked: bool = True,
     ) -> None:
         self.scheduler = scheduler
@@ -94,7 +93,7 @@ class Driver:
     def finished(self) -> list[str]:
         return list(self.ended)
 
-    def ask(self, *arguments: object, **options: object) -> Running:
+    def ask(self, *arguments: object, **options: object) -> SequenceState:
         sequence = self.scheduler.add(ask(*arguments, **options))  # type: ignore[arg-type]
         self.asked[sequence.request.id] = self.steps
         return sequence

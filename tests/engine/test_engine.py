@@ -259,7 +259,7 @@ def test_an_adapter_that_cannot_be_seated_is_one_error(
             raise MemoryError("no room")
         seat(grafts, adapter, pages)
 
-    monkeypatch.setattr(Grafts, "seat", fail_for_a0)
+    monkeypatch.setattr(Grafts, "set_lora", fail_for_a0)
     bench.add("fails", prompt(1), "a0")
     bench.add("fine", prompt(1), "a1")
     answers = bench.run()

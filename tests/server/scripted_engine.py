@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
-from graftwork.adapters.access.keys import Role
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
 from graftwork.server.engine.request import Delta, FinishReason
-from graftwork.server.generation.service import Gateway
+from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.routing import ModelRouter
+from graftwork.server.generation.service import GenerationService
+from graftwork.server.http.routes import generation
 from graftwork.server.processes import SharedState
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.messages import EngineMessage, Frame, Generate, Hello
@@ -72,10 +74,19 @@ class Desk:
         self.world = world
         self.records = world.services.records
         self.engine = ScriptedEngine(SharedState(1))
-        self.gateway = Gateway(world.services, self.engine.link, StandInPrompts())  # type: ignore[arg-type]
-        routes = APIRouter(dependencies=[Depends(world.services.authenticator.require(Role.APP))])
-        for path, endpoint, methods in self.gateway.endpoints:
-            routes.add_api_route(path, endpoint, methods=methods)
+        services = world.services
+        self.gateway = GenerationService(
+            base=services.base,
+            client=self.engine.link,
+            prompts=StandInPrompts(),  # type: ignore[arg-type]
+            router=ModelRouter(services.base, services.registry, services.experiments),
+            experiments=services.experiments,
+            ids=self.records.ids,
+            accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
+            metrics=services.metrics,
+        )
+        routes = APIRouter()
+        generation.add(routes, services.authenticator, self.gateway)
         world.app.include_router(routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")

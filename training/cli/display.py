@@ -81,7 +81,7 @@ def finished(console: Console, metrics: RunMetrics) -> None:
 
 def trials(console: Console, trials: Sequence[SearchTrial]) -> None:
     """What a search tried, the best one marked."""
-    table = Table("Trial", "LoopBenchmark rate", "Rank", "Epochs", "Loss", "", box=None, header_style="bold")
+    table = Table("Trial", "Learning rate", "Rank", "Epochs", "Loss", "", box=None, header_style="bold")
     for trial in trials:
         table.add_row(
             str(trial.number),

@@ -32,4 +32,4 @@ def system(panel: str) -> Any:
 
 
 def plain(panel: str) -> Any:
-    return typer.Option("--plain", help="RequestPairs are plain text for /v1/completions.", rich_help_panel=panel)
+    return typer.Option("--plain", help="Pairs are plain text for /v1/completions.", rich_help_panel=panel)

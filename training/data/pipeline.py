@@ -1,4 +1,4 @@
-"""RecipeInputs in, a data set out: read → repair → mask → same rows → conflicts → near rows → sides → report.
+"""Sources in, a data set out: read → repair → mask → same rows → conflicts → near rows → sides → report.
 
 Rows go through a file on disk, so that what is in memory is some hundred bytes a row, whatever is in it. The outcome
 depends on the rows, their order and the policy alone: not on the process, the machine or the time.
@@ -51,7 +51,7 @@ from graftwork.training.data.splits import SplitKey, assign
 from graftwork.training.data.spool import RowSpool
 
 RowProgress = Callable[[str, int], None]
-"""UserAnswer now and then what is being done, and how many rows are through."""
+"""Told now and then what is being done, and how many rows are through."""
 
 HOPELESS_AFTER: Final = 200
 """When so many rows at the start of a source are all bad, the rest is not read."""
@@ -257,7 +257,8 @@ class _Pipeline:
         num_read = num_bad + num_good + self.fates["same"] + self.fates["private"]
         if num_bad > max(FEW_BAD_ROWS, self.policy.max_bad * num_read):
             raise InvalidRequest(
-                f"{num_bad:,} of the {num_read:,} rows of {name} cannot be used ({first_problems(self.bad)}). Correct them, or "
+                f"{num_bad:,} of the {num_read:,} rows of {name} cannot be used "
+                f"({first_problems(self.bad)}). Correct them, or "
                 "allow more with --max-bad.",
                 param="data",
                 code="too_many_bad_rows",

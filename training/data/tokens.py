@@ -1,7 +1,7 @@
 """Rows → token ids, for each way of learning from them.
 
-Token ids come from ``graftwork.adapters.prompts.prompts``, as in serving: what stands before an answer in training is, id by
-id, what the server will put before it. Loss falls on answers alone, their end-of-turn token included.
+Token ids come from ``graftwork.adapters.prompts.prompts``, as in serving: what stands before an answer in training
+is, id by id, what the server will put before it. Loss falls on answers alone, their end-of-turn token included.
 
 Knows nothing of where rows come from, and nothing of torch; the fields are called as TRL's columns are.
 """
@@ -48,7 +48,7 @@ class PairTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedTokens:
-    """A question and an answer that is good or not: what TokenIdKTOTrainer's collator takes."""
+    """A question and an answer that is good or not: what KTO's collator takes."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -137,7 +137,8 @@ def tokenize_pairs(
 def tokenize_judged(
     rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
 ) -> Tokenized[JudgedTokens]:
-    """Judged answers, for TokenIdKTOTrainer. An answer is cut at ``max_length``; a row of which nothing is left is bad."""
+    """Judged answers, for TokenIdKTOTrainer. An answer is cut at ``max_length``; a row of which nothing is left is
+    bad."""
 
     def convert(row: Row) -> tuple[list[JudgedTokens], bool]:
         assert row.label is not None

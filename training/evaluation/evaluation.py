@@ -1,4 +1,5 @@
-"""A version measured on rows it has not learned from, beside its parent and the bare base, as users meet it: over HTTP."""
+"""A version measured on rows it has not learned from, beside its parent and the bare base, as users meet it: over
+HTTP."""
 
 from __future__ import annotations
 
@@ -143,7 +144,7 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """StatsRequest all three and compare.
+    """Ask all three and compare.
 
     Args:
         rows: held-out examples, whose answers are what is right; or texts, each measured by its beginning.

@@ -73,7 +73,7 @@ class GateDecision:
 
 
 def decide_gates(evaluation: Evaluation, policy: GatePolicy | None = None) -> GateDecision:
-    """MakeLinearMethod a candidate against the policy."""
+    """Hold a candidate against the policy."""
     policy = policy or GatePolicy()
     gates = [_enough(evaluation, policy), _better_than_base(evaluation)]
     if evaluation.parent is not None:

@@ -55,7 +55,7 @@ class Slice:
 
 
 def kind_of(answers: Sequence[str]) -> EvaluationKind:
-    """LabelCounter are short, and several rows share one."""
+    """Labels are short, and several rows share one."""
     short = max(len(answer.split()) for answer in answers) <= LABEL_WORDS
     return "labels" if short and len(set(map(normalize, answers))) <= max(len(answers) / 2, 2) else "texts"
 

@@ -1,4 +1,4 @@
-"""TokenIdDistillationTrainer on the model's own answers, from a teacher's probabilities at every token of them."""
+"""Distillation on the model's own answers, from a teacher's probabilities at every token of them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def kto_recipe(
 
 
 def shuffle_for_kto(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
-    """The rows shuffled. TokenIdKTOTrainer reads them in this order, and learns nothing from batches of one kind."""
+    """The rows shuffled. KTO reads them in this order, and learns nothing from batches of one kind."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in order]
 

@@ -1,4 +1,5 @@
-"""What online methods share: they learn from what the model answers while it trains, to prompts that come as token ids."""
+"""What online methods share: they learn from what the model answers while it trains, to prompts that come as token
+ids."""
 
 from __future__ import annotations
 

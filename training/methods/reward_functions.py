@@ -1,4 +1,4 @@
-"""RewardFunction functions as TokenIdGRPOTrainer calls them, and the two that come with Graftwork.
+"""Reward functions as GRPO calls them, and the two that come with Graftwork.
 
 A reward function takes three lists by name, an entry for each answer that was tried, and returns a number for each, the
 higher the better; None leaves an answer out::

@@ -143,9 +143,7 @@ def kto_weights(num_liked: int, num_disliked: int) -> tuple[float, float]:
     """How much liked and disliked answers count, so that both sides weigh the same in all (TRL advises 1:1 to 4:3); the
     larger side counts 1. Both must be above 0."""
     if min(num_liked, num_disliked) < 1:
-        raise ConfigurationError(
-            "TokenIdKTOTrainer needs answers of both kinds: liked and disliked ones.", param="method"
-        )
+        raise ConfigurationError("KTO needs answers of both kinds: liked and disliked ones.", param="method")
     most = max(num_liked, num_disliked)
     return most / num_liked, most / num_disliked
 

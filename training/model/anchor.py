@@ -1,6 +1,6 @@
 """What a run holds on to: passages that the base wrote itself, and what it would say at every place of them.
 
-LoopBenchmark a narrow task moves all else that a base knows a little as well, and a version that forgot is refused by its
+Learning a narrow task moves all else that a base knows a little as well, and a version that forgot is refused by its
 gates. So beside the steps of a supervised run the model is held, on a passage each, to the base's own probabilities.
 No text of anybody is needed for that: the base writes the passages (Huang et al. 2024, self-synthesized rehearsal), and
 what is held is the whole distribution, not the word it happened to choose (Li and Hoiem 2016, learning without

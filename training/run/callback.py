@@ -111,7 +111,7 @@ class RunCallback(transformers.TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if (reward := metrics.get("eval_reward")) is not None:
-            # TokenIdGRPOTrainer's loss is no measure of anything: it begins at zero, and what is held against what changes.
+            # GRPO's loss is no measure of anything: it begins at zero, and what is held against what changes.
             self._tell(validation_reward=reward)
         elif (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
             self._tell(validation_loss=loss)
@@ -142,7 +142,7 @@ class RunCallback(transformers.TrainerCallback):
 
     @property
     def _forgetting_limit(self) -> float | None:
-        """By how much the loss on older rounds may rise. DPO's and TokenIdKTOTrainer's losses are no measure of what is forgotten."""
+        """By how much the loss on older rounds may rise. DPO's and KTO's losses are no measure of what is forgotten."""
         return self._config.forgetting if self._config.method in ("sft", "weighted_sft", "pretrain") else None
 
     def undo_forgetting(self) -> None:

@@ -46,7 +46,7 @@ class Estimate:
     memory_bytes: int
     seconds: float
     free_bytes: int | None
-    """MemoryMonitor that this machine can give now; None where it does not say."""
+    """Memory that this machine can give now; None where it does not say."""
 
     @property
     def is_tight(self) -> bool:

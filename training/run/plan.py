@@ -185,7 +185,7 @@ def assemble_run(
         raise _nothing_to_learn(material, config, len(measured.sequences), bad)
     if config.method == "kto" and len({row.label for row in learned.sequences}) < 2:
         raise InvalidRequest(
-            "TokenIdKTOTrainer learns from what was liked beside what was disliked, and all rows are of one kind. Collect both, or "
+            "KTO learns from what was liked beside what was disliked, and all rows are of one kind. Collect both, or "
             "choose sft for liked answers.",
             param="method",
         )

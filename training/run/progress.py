@@ -24,9 +24,9 @@ class TrainingStep:
     validation_loss: float | None
     """The latest one, in nats per learned token."""
     reward: float | None = None
-    """Of TokenIdGRPOTrainer: the mean of the step's answers."""
+    """Of GRPO: the mean of the step's answers."""
     validation_reward: float | None = None
-    """Of TokenIdGRPOTrainer: the latest mean on the validation rows."""
+    """Of GRPO: the latest mean on the validation rows."""
     trial: int = 0
     """Of a search: which trial this is, from 1. Steps, tokens and seconds are then those of all its trials."""
     trials: int = 0
@@ -64,7 +64,7 @@ class RunMetrics:
     validation_token_accuracy: float | None
     """Share of the validation rows' learned tokens that were the likeliest at their place."""
     first_reward: float | None = None
-    """Of TokenIdGRPOTrainer: the mean of the first step's answers."""
+    """Of GRPO: the mean of the first step's answers."""
     last_reward: float | None = None
     """The mean over the last tenth of the steps."""
     base_validation_reward: float | None = None

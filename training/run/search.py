@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from graftwork.training.run.checkpoints import Checkpointing
 
 STUDY_FILE: Final = "search.log"
-"""In the place of a search: Optuna's journal. ServingWhileTraining it, in `TRIALS_FOLDER`, a folder each for the trial under way and the
-best one so far."""
+"""In the place of a search: Optuna's journal. Beside it, in `TRIALS_FOLDER`, a folder each for the trial under way
+and the best one so far."""
 
 NON_FATAL_CODES: Final = frozenset({"training_diverged", "out_of_memory"})
 """What may end a trial without ending the search: another trial may do better."""
@@ -74,7 +74,7 @@ def search(
     """
     if not run.validation:
         raise InvalidRequest(
-            "A search compares trials by the loss on held-out rows, and there are none. MakeLinearMethod rows back, or leave "
+            "A search compares trials by the loss on held-out rows, and there are none. Hold rows back, or leave "
             "search out.",
             param="search",
         )

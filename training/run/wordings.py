@@ -25,7 +25,7 @@ from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.data.mix.paraphrases import Wording
 
 WordingProgress = Callable[[int, int], None]
-"""UserAnswer now and then how many wordings are written, and of how many."""
+"""Told now and then how many wordings are written, and of how many."""
 
 INSTRUCTION: Final = "You rewrite messages in other words and keep their meaning."
 REQUEST_PREFIX: Final = "Rewrite in other words: "

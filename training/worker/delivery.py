@@ -59,7 +59,8 @@ class Delivery:
 
     def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewJobEvent]]:
         """The version, which is the same however often it is pushed, and what became of the alias for candidates.
-        Raises PushDeferred when the server cannot take it just now, and PushRefused when it never will or its disk is full."""
+        Raises PushDeferred when the server cannot take it just now, and PushRefused when it never will or its disk is
+        full."""
         digest = result.get("data_digest")
         answers = folder / folder_module.ANSWERS_FILE
         if digest and answers.exists():

@@ -80,7 +80,7 @@ def read_progress(folder: Path, start: int, before: Mapping[str, Any]) -> Progre
             news.events.append(NewJobEvent(message=str(message), level=_level(said.get("level"))))
         elif "step" in said and "train_loss" in measured:
             total = f"/{standing['total']}" if standing.get("total") else ""
-            text = f"TrainingStep {said['step']}{total}: training loss={measured['train_loss']:.3f}"
+            text = f"Step {said['step']}{total}: training loss={measured['train_loss']:.3f}"
             news.events.append(NewJobEvent(message=text, data=measured))
     if news.progress:
         news.progress["at"] = time.time()

@@ -59,7 +59,8 @@ def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], s
 
 
 def check_data_set(folder: Path) -> tuple[list[NewJobEvent], set[str]]:
-    """The same of a kept data set, whose rows were looked at when it was made. Raises what ``StoredDataSet.verify`` raises."""
+    """The same of a kept data set, whose rows were looked at when it was made. Raises what ``StoredDataSet.verify``
+    raises."""
     stored = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
     stored.verify()
     return [], {id for side in SPLITS for row in stored.rows(side) for id in row.interactions}

@@ -53,7 +53,7 @@ class RunProcess:
             self.paused = wanted
 
     def end(self, seconds: float) -> None:
-        """StatsRequest it to stop, wait that long, kill it."""
+        """Ask it to stop, wait that long, kill it."""
         self.pause(False)
         if seconds:
             self._signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Alembic runs this file. There is no alembic.ini: `graftwork.adapters.storage.database.migrate` brings the open connection."""
+"""Alembic runs this file. There is no alembic.ini: `adapters.storage.database.migrate` brings the open connection."""
 
 from __future__ import annotations
 

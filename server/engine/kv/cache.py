@@ -1,6 +1,6 @@
 """Keys and values of every running sequence: one slot each, preallocated, written in place.
 
-PackedLayout: ``keys[layer]`` and ``values[layer]`` are [num_slots, slot_length, kv_heads * head_dim]. On a CPU the memory is
+Layout: ``keys[layer]`` and ``values[layer]`` are [num_slots, slot_length, kv_heads * head_dim]. On a CPU the memory is
 mapped, not touched: a slot costs what its sequence fills, and what nobody needs any more is handed back to the system.
 Which slot belongs to whom, and what of it another may use, is ``prefix_cache``'s business.
 """

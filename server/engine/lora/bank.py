@@ -39,7 +39,7 @@ class LoraTable:
         self.b: list[Tensor | None] = [None] * len(self.slices)
 
     def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
-        """ShadowRequest an adapter's grafts on the members to its pages; what it does not touch is zero there."""
+        """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
         if grafts and self.a is None:
             size = (self.num_pages, len(self.slices) * RANK_PAGE, self.num_inputs)
             self.a = torch.zeros(size, dtype=self.dtype, device=self.device)

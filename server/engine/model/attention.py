@@ -18,7 +18,7 @@ from graftwork.adapters.errors import ConfigurationError
 
 IMPLEMENTATION = "graftwork"
 
-#: LinearExtras of attention implementations that change the result and are not implemented here.
+#: Extra arguments of attention implementations that change the result and are not implemented here.
 _UNKNOWN_EXTRAS = ("s_aux", "position_bias", "cache", "alibi")
 
 

@@ -34,7 +34,7 @@ class LinearMethod(Protocol):
         """An adapter's grafts on the members (at least one) as ``write`` wants them; called beside the steps."""
 
     def write(self, pages: Sequence[int], packed: Any | None) -> None:
-        """ShadowRequest what ``pack`` made to an adapter's pages; what the adapter does not touch is zero there."""
+        """Copy what ``pack`` made to an adapter's pages; what the adapter does not touch is zero there."""
 
     def dense(self) -> Tensor:
         """The weight as it acts, [out, in] float32: what DoRA's norms are taken of."""

@@ -71,7 +71,7 @@ def add(routes: APIRouter, services: Services) -> None:
     async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = operator) -> Response:
         # What is still on its way to the database must not arrive there afterwards.
         await in_thread(records.log.flush)
-        erased = await in_thread(records.erasure.user, whose.user)
+        erased = await in_thread(records.erasure.erase_user, whose.user)
         log.info(
             "%s erased a user: %d interactions, the words of %d pieces of feedback",
             who.name,

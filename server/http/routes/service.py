@@ -46,7 +46,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 async def _update_gauges(services: Services) -> None:
-    """StatsRequest the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
+    """Ask the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
     engine = services.engine
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
     try:
@@ -68,7 +68,7 @@ async def _update_gauges(services: Services) -> None:
 
 def _operators_page() -> tuple[str, dict[str, str]]:
     """The page, and headers that let it run its own script and talk to this server, and nothing else."""
-    page = resources.files("graftwork.server").joinpath("page.html").read_text(encoding="utf-8")
+    page = resources.files("graftwork.server.http.routes").joinpath("page.html").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

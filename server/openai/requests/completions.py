@@ -87,7 +87,8 @@ class CompletionRequest(GenerationRequest):
         for ids in tokens:
             if (largest := max(ids, default=0)) >= vocab_size:
                 raise InvalidRequest(
-                    f"the prompt has token id {short_repr(largest)}, but this model's ids go from 0 to {vocab_size - 1}",
+                    f"the prompt has token id {short_repr(largest)}, but this model's ids go "
+                    f"from 0 to {vocab_size - 1}",
                     param="prompt",
                 )
         return tokens

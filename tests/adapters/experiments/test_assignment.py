@@ -36,7 +36,7 @@ def test_other_salts_draw_independently() -> None:
 
 
 def test_a_key_has_the_same_point_in_every_process() -> None:
-    script = "from graftwork.adapters.experiments.assignment import point; print(repr(point('salt', 'user:ünï')))"
+    script = "from graftwork.adapters.experiments.assignment import bucket; print(repr(bucket('salt', 'user:ünï')))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     # The number itself: a change of the function would move the users of every running experiment.
     assert said == repr(bucket("salt", "user:ünï")) == POINT

@@ -49,7 +49,7 @@ def test_a_users_rows_go_and_their_judgements_stay(records: Records, erasure: Er
     on_mine = add(records, mine, correction="c", comment="d", metadata={"e": "f"}, score=0.5)
     on_unlogged = add(records, unlogged, correction="c")
     wordless = add(records, mine, thumb="up")
-    assert erasure.user("ann") == ErasureResult(num_interactions=1, num_feedback=3)
+    assert erasure.erase_user("ann") == ErasureResult(num_interactions=1, num_feedback=3)
     assert [row.id for row in records.interactions.find()] == [other]
     assert words(records) == {by_me: None, kept: "c", on_mine: None, on_unlogged: None, wordless: None}
     rows = {row.id: row for row in records.feedback.each()}
@@ -58,14 +58,14 @@ def test_a_users_rows_go_and_their_judgements_stay(records: Records, erasure: Er
     assert rows[on_mine].erased_at is not None
     assert rows[wordless].erased_at is None
     assert rows[wordless].thumb == "up"
-    assert erasure.user("ann") == ErasureResult(num_interactions=0, num_feedback=0)
+    assert erasure.erase_user("ann") == ErasureResult(num_interactions=0, num_feedback=0)
 
 
 def test_what_was_erased_cannot_be_read_from_the_file(records: Records, erasure: Erasure, tmp_path: Path) -> None:
     id = records.log(records.mint(), user="ann", prompt={"messages": [{"content": "a very secret sentence"}]})
     for _ in range(50):
         add(records, id, correction="another secret sentence " * 20)
-    erasure.user("ann")
+    erasure.erase_user("ann")
     records.database.close()  # the write-ahead log is folded into the file when the last connection closes
     files = [path for path in tmp_path.iterdir() if path.name.startswith("graftwork.db")]
     assert not [path for path in files if b"secret sentence" in path.read_bytes()]
@@ -75,7 +75,7 @@ def test_a_repeated_request_does_not_bring_back_what_was_erased(records: Records
     id = records.mint(user="ann")
     said = SubmittedFeedback(interaction_id=id, thumb="down", correction="my address is …")
     first, _ = records.feedback.add(said, key_id="k", idempotency_key="a")
-    erasure.user("ann")
+    erasure.erase_user("ann")
     again, new = records.feedback.add(said, key_id="k", idempotency_key="a")
     assert (again.id, new, again.correction) == (first.id, False, None)
 
@@ -102,13 +102,13 @@ def test_erasing_names_the_versions_that_learned(records: Records, erasure: Eras
     push("intents", 4, parent=3, data_digest="sha256:two")
     push("intents", 5, parent=1)
     push("other", 6, data_digest="sha256:three")
-    erased = erasure.user("ann")
+    erased = erasure.erase_user("ann")
     assert erased.learned_from == ("intents@2", "other@1")
     assert erased.continued == ("intents@3", "intents@4")
-    again = erasure.user("ann")
+    again = erasure.erase_user("ann")
     assert (again.learned_from, again.num_interactions) == (("other@1",), 0), "known by its feedback, whose hash stays"
-    assert erasure.user("bob").learned_from == ("intents@1", "intents@2", "intents@4")
-    assert erasure.user("nobody").learned_from == ()
+    assert erasure.erase_user("bob").learned_from == ("intents@1", "intents@2", "intents@4")
+    assert erasure.erase_user("nobody").learned_from == ()
     # The record itself outlives the rows.
     assert lineage.data_digests([mine]) == {"sha256:one"}
 
@@ -131,7 +131,7 @@ def test_a_version_continues_one_of_another_adapter(records: Records, erasure: E
     log: Any = {"database": records.database, "interactions": records.interactions, "feedback": records.feedback}
     assert learned_from(registry, ["above@1"], **log).units == {records.ids.unit(user="ann")}
     assert not learned_from(registry, ["odd@1", "odd@2"], **log)
-    erased = erasure.user("ann")
+    erased = erasure.erase_user("ann")
     assert (erased.learned_from, erased.continued) == (("intents@1",), ("above@1", "circle@1", "circle@2"))
 
 

@@ -38,7 +38,7 @@ def add(records: Records, interaction_id: str, *, key: str | None = None, key_id
     )
 
 
-def test_everything_that_can_be_said_without_a_logged_row(records: Records) -> None:
+def test_every_kind_of_feedback_without_a_logged_row(records: Records) -> None:
     id = records.mint(user="ann", experiment="seven", arm="b", probability=0.25, days_ago=400)
     said = SubmittedFeedback(
         interaction_id=id,
@@ -81,7 +81,7 @@ def test_everything_that_can_be_said_without_a_logged_row(records: Records) -> N
         ({"thumb": "up", "user": "x" * 257}, "user", "shorten it"),
     ],
 )
-def test_what_cannot_be_said(records: Records, said: dict[str, Any], param: str | None, says: str) -> None:
+def test_refused_feedback(records: Records, said: dict[str, Any], param: str | None, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says) as refused:
         add(records, records.mint(), **said)
     assert refused.value.param == param

@@ -42,7 +42,7 @@ def names_on_disk(files: Files) -> list[str]:
     return sorted(path.name for path in files.root.rglob("*") if path.is_file())
 
 
-def test_a_file_is_kept_listed_read_and_deleted(files: Files) -> None:
+def test_a_file_is_stored_listed_read_and_deleted(files: Files) -> None:
     first, second = keep(files), keep(files, b"question,answer\na,b\n", "../../etc/rows.csv")
     assert files.get(first.id) == first
     assert (first.num_bytes, first.digest) == (len(ROWS), f"sha256:{hashlib.sha256(ROWS).hexdigest()}")
@@ -85,13 +85,13 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     assert list(files.find()) == []
 
 
-def test_kept_again_under_its_id_it_is_the_same(files: Files) -> None:
+def test_stored_again_under_its_id_it_is_the_same(files: Files) -> None:
     first = keep(files, id="file-results", purpose="fine-tune-results")
     assert keep(files, id="file-results", purpose="fine-tune-results") == first
     assert names_on_disk(files) == ["file-results.jsonl"]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

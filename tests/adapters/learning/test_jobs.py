@@ -67,7 +67,7 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
     assert jobs.claim("other", "queued", seconds=60) is None
     assert (claim.job.status, claim.job.started_at is not None) == ("running", True)
     measured = {"step": 1, "train_loss": 2.5}
-    first = [NewJobEvent(message="TrainingStep 1/2", data=measured)]
+    first = [NewJobEvent(message="Step 1/2", data=measured)]
     jobs.report(claim, first, checkpoints={1: measured}, progress={"step": 1, "total": 2}, relayed_bytes=10)
     jobs.report(claim, checkpoints={1: measured, 2: {}}, progress={"step": 2})
     jobs.publish(claim)
@@ -85,7 +85,7 @@ def test_the_life_of_a_job(jobs: Jobs) -> None:
         f"Created fine-tuning job: {job.id}",
         "Files validated, the job is queued.",
         "The job has started.",
-        "TrainingStep 1/2",
+        "Step 1/2",
         "New fine-tuned model created: intents@1",
         "The job has successfully completed.",
     ]
@@ -149,7 +149,7 @@ def test_cancelled_in_every_state(jobs: Jobs) -> None:
     assert jobs.claim("w", "queued", seconds=60) is None
 
 
-def test_a_dead_workers_job_is_gone_on_with_and_the_dead_one_is_told(jobs: Jobs, database: Database) -> None:
+def test_a_dead_workers_job_is_resumed_and_the_dead_one_finds_out(jobs: Jobs, database: Database) -> None:
     job = submit(jobs)
     validate(jobs)
     dead = run(jobs, "dead")

@@ -1,4 +1,4 @@
-"""LoopBenchmark policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
+"""Learning policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.feedback.feedback import SubmittedFeedback
-from graftwork.adapters.learning import job as job_module
+from graftwork.adapters.learning import jobs as jobs_module
 from graftwork.adapters.learning import policies as policies_module
 from graftwork.adapters.learning.job import CONTROL_KEY, FEEDBACK_FILE, Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
@@ -321,7 +321,7 @@ def test_who_lost_the_lease_submits_nothing(home: Home) -> None:
     assert home.policies.begin("intents", fence=lambda connection: leases.check(connection, new)) is not None
 
 
-OURS = {policies_module.__file__, job_module.__file__, Database.write.__code__.co_filename}
+OURS = {policies_module.__file__, jobs_module.__file__, Database.write.__code__.co_filename}
 
 
 @contextmanager

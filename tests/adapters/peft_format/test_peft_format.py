@@ -744,7 +744,7 @@ def test_refused_for_the_config_as_a_file(raw: bytes, tmp_path: Path, base: Base
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "modules_to_save"]
 )
 def test_hostile_patterns_end(field: str, text: str, tmp_path: Path, base: BaseInfo) -> None:
-    """Each of these keeps re busy for ages. PushRefused or not: there is an answer at once."""
+    """Each of these keeps re busy for ages. Refused or not: there is an answer at once."""
     hostile = text * 3
     value = {"target_modules": hostile, "exclude_modules": hostile, "modules_to_save": [hostile]}.get(
         field, {hostile: 4}

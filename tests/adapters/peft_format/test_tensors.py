@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from graftwork.adapters.errors import InvalidAdapter
 from graftwork.adapters.peft_format import tensors
-from graftwork.adapters.peft_format.tensors import TensorFile, parse_object, same_numbers
+from graftwork.adapters.peft_format.tensors import TensorFile, same_numbers
+from graftwork.adapters.storage.strict_json import parse_object
 from tests.adapters.adapter_files import Arrays, layout, packed, safetensors
 
 GOOD: Arrays = {

@@ -166,14 +166,14 @@ def test_only_what_was_staged_here(
 
 
 def dies_after(lines: int, work: Callable[[], object]) -> bool:
-    """Run ``work`` in a child that kills itself after so many lines of artifacts.py. False: it came through."""
+    """Run ``work`` in a child that kills itself after so many of their lines. False: it came through."""
     child = os.fork()
     if child == 0:
         left = lines
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal left
-            if frame.f_code.co_filename != files_module.__file__:
+            if frame.f_code.co_filename not in (artifacts_module.__file__, files_module.__file__):
                 return None
             if event == "line":
                 left -= 1
@@ -461,7 +461,7 @@ def test_paths_that_are_no_adapter(path: str, store: ArtifactStore, good: Path, 
     assert files.published(store) == []
 
 
-def test_what_lies_outside_is_not_told(store: ArtifactStore, allowed: Path, tmp_path: Path) -> None:
+def test_what_lies_outside_is_not_revealed(store: ArtifactStore, allowed: Path, tmp_path: Path) -> None:
     """Whether a path outside exists shows in no message."""
     (tmp_path / "there").mkdir()
     told = set()
@@ -515,7 +515,7 @@ def test_a_file_that_grows_while_it_is_copied(
 
 
 def test_descriptors_are_closed(store: ArtifactStore, good: Path, base: BaseInfo, allowed: Path) -> None:
-    """PushRefused pushes must not wear a long-running server down."""
+    """Refused pushes must not wear a long-running server down."""
     (allowed / "out").symlink_to("/etc")
     (allowed / "bad").mkdir()
     before = len(os.listdir("/proc/self/fd"))

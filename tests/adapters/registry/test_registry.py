@@ -473,7 +473,9 @@ def test_processes_that_push_the_same_make_each_version_once(registry: Registry,
 
 PUSH_FOREVER = """
 import sys
-from tests.adapters.versions import BASE, push; from graftwork.adapters.registry import Registry; from graftwork.adapters.storage.database import Database
+from graftwork.adapters.registry import Registry
+from graftwork.adapters.storage.database import Database
+from tests.adapters.versions import BASE, push
 registry = Registry(Database(sys.argv[1]))
 count = 0
 while True:
@@ -493,7 +495,7 @@ def test_what_was_acknowledged_survives_kill_9(registry: Registry, tmp_path: Pat
                 [sys.executable, "-c", PUSH_FOREVER, str(path), f"{round_}{writer}"],
                 stdout=subprocess.PIPE,
                 text=True,
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[3],
             )
             for writer in "ab"
         ]

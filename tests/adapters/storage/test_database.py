@@ -118,7 +118,7 @@ def test_writers_take_turns(database: Database, tmp_path: Path) -> None:
     assert read(database) == 90
 
 
-def test_who_waits_too_long_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_too_long_gets_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 0.05)
     holder, other = Database(tmp_path / "a.db"), Database(tmp_path / "a.db")
     with holder.write():
@@ -218,7 +218,7 @@ def test_nothing_open_or_locked_crosses_a_fork(database: Database, tmp_path: Pat
     assert in_child(look) == 0
 
 
-def test_times_are_kept_in_utc_and_sort_as_text(database: Database) -> None:
+def test_times_are_stored_in_utc_and_sort_as_text(database: Database) -> None:
     table = Table("times", MetaData(), Column("at", UtcDateTime))
     local = datetime(2026, 11, 22, 18, 14, 57, tzinfo=timezone(timedelta(hours=1)))
     with database.write() as connection:

@@ -57,7 +57,7 @@ def test_one_holds_it_until_it_is_let_go(leases: Leases) -> None:
     assert leases.holder("keeper") == theirs, "what is another's by now is not let go"
 
 
-def test_who_does_not_renew_loses_it_and_is_told(leases: Leases, database: Database) -> None:
+def test_who_does_not_renew_loses_it_and_finds_out(leases: Leases, database: Database) -> None:
     mine = leases.acquire("keeper", "a", seconds=60)
     assert mine is not None
     expire(database)

@@ -201,7 +201,7 @@ RUN_WITH_FAKES = """
 import os, sys
 from pathlib import Path
 import pytest
-from benchmarks.__main__ import app
+from benchmarks.__main__ import main
 from tests.benchmarks.fakes import FakeSystem
 from tests.benchmarks.serving.test_comparison import fake_systems
 folder, *words = sys.argv[1:]
@@ -210,7 +210,8 @@ with pytest.MonkeyPatch.context() as patch:
     quick = FakeSystem("graftwork", Path(folder), token, refused={"1x1": "it takes long"})
     fake_systems(patch, quick, FakeSystem("vllm", Path(folder), token))
     patch.setattr("psutil.cpu_percent", lambda interval: 0.0)
-    app(words)
+    sys.argv = ["benchmarks", *words]
+    main()
 """
 
 

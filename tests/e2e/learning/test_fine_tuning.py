@@ -29,7 +29,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 def rows(num_rows: int) -> bytes:
     def row(number: int) -> dict[str, Any]:
-        asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} LengthGroupedSampler {number}."}
+        asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} Order {number}."}
         return {"messages": [asked, {"role": "assistant", "content": "delivery"}]}
 
     return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
@@ -39,7 +39,7 @@ def preferences(num_rows: int) -> bytes:
     """As OpenAI has them."""
 
     def row(number: int) -> dict[str, Any]:
-        asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} LengthGroupedSampler {number}."}
+        asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} Order {number}."}
         better, worse = ([{"role": "assistant", "content": said}] for said in ("delivery", f"billing {number}"))
         return {"input": {"messages": [asked]}, "preferred_output": better, "non_preferred_output": worse}
 

@@ -15,7 +15,6 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.peft_format.folder import read_spec
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from tests.conftest import CHECKOUT, TEST_HOME
-from tests.e2e.conftest import *  # noqa: F403
 from tests.e2e.server_process import Server
 
 
@@ -43,22 +42,30 @@ def run(module: str, *arguments: str, url: str) -> str:
 @pytest.mark.slow
 def test_adapters_are_made_pushed_and_loaded_upon(server: Server, embedded_base: BaseInfo, tmp_path: Path) -> None:
     made = run(
-        "make_adapters", "--base", embedded_base.path, "--count", "2", "--out", str(tmp_path), "--push", url=server.url
+        "harness.make_adapters",
+        "--base",
+        embedded_base.path,
+        "--count",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--push",
+        url=server.url,
     )
     assert made.split() == ["a0@1", "a1@1"]
     assert read_spec(tmp_path / "a0", embedded_base, AdapterLimits()).rank == 16
     asked = ("--models", "a0,a1", "--clients", "2", "--requests", "4", "--max-tokens", "4", "--prompt-words", "5")
     for more in ((), ("--rate", "20")):
-        result = json.loads(run("load", server.url, *asked, *more, url=server.url))
+        result = json.loads(run("load.generator", server.url, *asked, *more, url=server.url))
         assert (result["requests"], result["errors"]) == (4, 0)
         assert result["out_tok_s"] > 0
-    assert "over" in run("perplexity", "LICENSE", "--characters", "500", url=server.url)
+    assert "over" in run("serving.perplexity", "LICENSE", "--characters", "500", url=server.url)
 
 
 @pytest.mark.slow
-def test_graftwork_bench_on_graftwork_itself(embedded_base: BaseInfo, tmp_path: Path) -> None:
+def test_benchmarks_of_graftwork_itself(embedded_base: BaseInfo, tmp_path: Path) -> None:
     """Every kind of load, very small, in the real server; the second time nothing is pushed again."""
-    command = [sys.executable, "-m", "graftwork", "bench", "--only", "graftwork", "--home", str(TEST_HOME)]
+    command = [sys.executable, "-m", "benchmarks", "--only", "graftwork", "--home", str(TEST_HOME)]
     command += ["--cache", str(tmp_path / "cache"), "--requests", "4", "--max-tokens", "4", "--registered", "3"]
     command += ["--json", str(tmp_path / "table.json"), "--markdown", str(tmp_path / "table.md")]
     kinds = ["2x0", "2x2", "poisson", "zipf", "cold", "prefix"]
@@ -66,7 +73,7 @@ def test_graftwork_bench_on_graftwork_itself(embedded_base: BaseInfo, tmp_path: 
     for loads in (kinds, ["2x2"]):
         done = subprocess.run(
             [*command, "--loads", ",".join(loads)],
-            cwd=tmp_path,
+            cwd=CHECKOUT,
             capture_output=True,
             text=True,
             timeout=900,

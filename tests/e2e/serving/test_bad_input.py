@@ -466,7 +466,7 @@ def test_more_parts_than_anybody_needs(http: httpx.Client) -> None:
 
 
 def test_an_upload_larger_than_allowed(server: Server) -> None:
-    """PushRefused by what it says of itself: not a byte of it is waited for."""
+    """Refused by what it says of itself: not a byte of it is waited for."""
     address = httpx.URL(server.url)
     with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
         lines = [f"POST {PUSH} HTTP/1.1", "Host: localhost", f"Content-Length: {10**12}"]

@@ -215,7 +215,7 @@ def test_the_better_version_is_promoted_with_what_it_was_decided_on(trials: Tria
     # From what is on record the same is reached again.
     judge = experiments.ExperimentAnalysis(ended)
     for unit in table.closed():
-        judge.unit(unit)
+        judge.add_unit(unit)
     again = judge.reading(ended.weights).to_json()
     assert list(again["comparisons"]) == reading["comparisons"]
 

@@ -305,7 +305,7 @@ def test_a_push_interrupted_keeps_the_adapter(
     def interrupt(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("graftwork.training.cli.pushing.push", interrupt)
+    monkeypatch.setattr("graftwork.training.cli.pushing.push_folder", interrupt)
     result = graftwork("--data", write_rows(*ROWS), "--url", server.url)
     assert result.exit_code == 130
     assert f"graftwork adapters push tickets {folders(tmp_path)[0]}" in result.stderr

@@ -329,11 +329,11 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from graftwork.training.data.pipeline import prepare
-from graftwork.training.data.mix.replay import replay
+from graftwork.training.data.mix.replay import sample_replay
 from graftwork.training.data.read.source import file_source
 with prepare([file_source(Path(path)) for path in sys.argv[1:]]) as prepared:
     rows = [row.to_json() for row in prepared.rows()]
-    again = replay({"v1": list(prepared.rows())}, 40, seed=7)
+    again = sample_replay({"v1": list(prepared.rows())}, 40, seed=7)
     print(json.dumps([prepared.report.to_json(), rows, [row.line for row in again]]))
 """
 

@@ -27,7 +27,7 @@ from graftwork.training.data.tokens import (
     tokenize_judged,
     tokenize_pairs,
 )
-from graftwork.training.methods import distillation, factory
+from graftwork.training.methods import factory, kto
 from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.methods.samplers import LengthGroupedSampler
 from graftwork.training.model import adapter
@@ -120,15 +120,15 @@ def test_kto_raises_what_was_liked_and_lowers_what_was_not(
 def test_kto_reads_labels_mixed(
     tiny_base: BaseInfo, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TRL reads rows in order for TokenIdKTOTrainer: rows that come liked ones first must not stay so."""
+    """TRL reads rows in order for KTO: rows that come liked ones first must not stay so."""
     read: list[list[bool]] = []
 
-    class Watched(distillation.DataCollatorForUnpairedPreference):
+    class Watched(kto.DataCollatorForUnpairedPreference):
         def torch_call(self, examples: Any) -> Any:
             read.append([example["label"] for example in examples])
             return super().torch_call(examples)
 
-    monkeypatch.setattr(distillation, "DataCollatorForUnpairedPreference", Watched)
+    monkeypatch.setattr(kto, "DataCollatorForUnpairedPreference", Watched)
     rows = [JudgedTokens(prompt_ids=[n], completion_ids=[100 + n], label=n < 16) for n in range(32)]
     run(tiny_base, rows, dataclasses.replace(config, method="kto", epochs=1), tmp_path / "out")
     assert sum(map(len, read)) == len(rows)
@@ -454,7 +454,7 @@ def test_out_of_memory_makes_the_micro_batch_smaller_and_then_says_so(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.")
         return original(*args, micro=micro, **kwargs)
 
-    monkeypatch.setattr(factory, "make", hungry)
+    monkeypatch.setattr(factory, "make_trainer", hungry)
     metrics, _ = run(tiny_base, sequences, dataclasses.replace(config, epochs=1), tmp_path / "out")
     assert tried == [8, 4, 2]
     assert metrics.num_steps == 2

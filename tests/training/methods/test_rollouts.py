@@ -1,4 +1,4 @@
-"""TokenIdGRPOTrainer and distillation, which have the model answer while it trains; a base trained as a whole; easy rows first."""
+"""GRPO and distillation, which have the model answer while it trains; a base trained as a whole; easy rows first."""
 
 from __future__ import annotations
 

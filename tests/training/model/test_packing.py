@@ -123,7 +123,7 @@ def test_a_run_ends_where_it_ends_with_padded_rows(
     for name in ("packed", "padded"):
         (tmp_path / name).mkdir()
         found.append(trainer.train(tiny_base, learned, run.validation, config, tmp_path / name, lambda step: None))
-        monkeypatch.setattr(packing, "prepare", lambda model: False)
+        monkeypatch.setattr(packing, "enable_packing", lambda model: False)
     packed, padded = found
     assert packed.num_tokens == padded.num_tokens == 2 * sum(map(len, learned))
     assert packed.last_loss == pytest.approx(padded.last_loss, rel=1e-3)

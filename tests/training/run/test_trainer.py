@@ -185,7 +185,7 @@ def test_weights_that_are_no_numbers_are_not_written(
         models.append(original(*args))
         return models[0]
 
-    monkeypatch.setattr(trainer_module, "adapted", remember)
+    monkeypatch.setattr(trainer_module, "prepare_model", remember)
     with pytest.raises(GraftworkError, match="no numbers"):
         execute(run, tmp_path / "out", spoil)
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from graftwork.training.run.folder import WORDINGS_FILE
 from graftwork.training.run.material import read_files
 from graftwork.training.run.plan import TrainingRun, assemble_run
 from graftwork.training.worker.folders import JobFolders
-from graftwork.training.worker.job import runner
+from graftwork.training.worker.job import plan
 from graftwork.training.worker.job.plan import plan_job
 from graftwork.training.worker.job.runner import JobRunner
 from graftwork.training.worker.job.spec import JobSpec
@@ -166,7 +166,7 @@ def test_the_card_says_how_many(make_job: Callable[..., Path], monkeypatch: pyte
         on_progress(0, 24)
         return about(*args)
 
-    monkeypatch.setattr(runner, "written", write)
+    monkeypatch.setattr(plan, "default_writer", write)
     folder = make_job(rows=TICKETS[:16], hyperparameters={**QUICK, "num_epochs": 1, "augment": 1})
     assert JobRunner(folder).run() == 0
     card = result(folder)["card"]

@@ -115,7 +115,7 @@ class Home:
 def test_who_is_erased_goes_from_data_sets_and_jobs(records: Records, tmp_path: Path) -> None:
     home = Home(records, tmp_path)
     assert "words of ann" in home.text()
-    home.erasure.user("ann")
+    home.erasure.erase_user("ann")
     home.carry_out()
     assert pending_erasures(records.database) == []
     text = home.text()
@@ -136,7 +136,7 @@ def test_a_run_that_has_begun_keeps_its_data_and_one_that_waits_does_not(records
     (waits / RESULT_FILE).unlink()
     intake_module.write_feedback(records.database, "intents", waits / folder_module.FEEDBACK_FILE)
     home.begin(home.from_feedback)
-    home.erasure.user("ann")
+    home.erasure.erase_user("ann")
     home.carry_out()
     assert home.ids["ann"] in (home.from_feedback / folder_module.FEEDBACK_FILE).read_text()
     assert home.ids["ann"] not in (waits / folder_module.FEEDBACK_FILE).read_text()
@@ -148,8 +148,8 @@ def test_an_erasure_that_was_killed_is_done_again(
     records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(records, tmp_path)
-    home.erasure.user("ann")
-    home.erasure.user("nobody")
+    home.erasure.erase_user("ann")
+    home.erasure.erase_user("nobody")
     assert len(pending_erasures(records.database)) == 1
 
     class Killed(Exception):
@@ -158,7 +158,7 @@ def test_an_erasure_that_was_killed_is_done_again(
     def kill(*_: Any) -> None:
         raise Killed
 
-    for step in ("erase_in_folder", "done"):
+    for step in ("erase_in_folder", "finish_erasure"):
         with monkeypatch.context() as patched:
             patched.setattr(erasing, step, kill)
             with pytest.raises(Killed):

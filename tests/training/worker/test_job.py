@@ -217,9 +217,7 @@ def test_where_memory_is_short_a_run_reads_less_at_a_time_and_stays_at_that(
     assert JobRunner(folder).run() == 0
     tokens = result(folder)["card"]["config"]["micro_batch_tokens"]
     assert tokens < 4096
-    assert any(
-        line.get("message", "").startswith(f"MemoryMonitor is short: {tokens} tokens") for line in progress(folder)
-    )
+    assert any(line.get("message", "").startswith(f"Memory is short: {tokens} tokens") for line in progress(folder))
     before = weights(folder)
 
     free = 1 << 40  # started again with room to spare, it goes on as it began

@@ -222,7 +222,7 @@ def test_feedback_is_learned_from_and_that_is_on_record(world: World, url: str, 
     assert id in kept.read_text(), "later rounds learn it again"
     report = kept.with_name("report.html")
     report.write_text("what ann said")
-    world.services.records.erasure.user("ann")
+    world.services.records.erasure.erase_user("ann")
     with working(world, url):
         eventually(lambda: not pending_erasures(records.database), SECONDS, "the worker has done it")
     assert kept.read_text() == "", "unless somebody asked to be forgotten"
@@ -339,8 +339,8 @@ def test_a_version_that_is_there_fails_no_job(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("graftwork.adapters.registry.Registry.set_alias", full)
-    monkeypatch.setattr("graftwork.training.worker.events.results", full)
+    monkeypatch.setattr("graftwork.adapters.registry.registry.Registry.set_alias", full)
+    monkeypatch.setattr("graftwork.training.worker.events.results_csv", full)
     with working(world, url):
         job = ended(jobs, submit(world, metadata={"gates": "passed"}).id)
     assert (job.status, job.version, job.result_files) == ("succeeded", "intents@1", ())
@@ -534,7 +534,7 @@ def test_killed_between_push_and_record_it_is_one_version(
     with monkeypatch.context() as patched:
         patched.setattr(Jobs, "succeed", broken)
         patched.setattr(Jobs, "fail", broken)
-        patched.setattr("graftwork.adapters.registry.Registry.set_alias", broken)
+        patched.setattr("graftwork.adapters.registry.registry.Registry.set_alias", broken)
         with working(world, url):
             eventually(lambda: list(world.services.registry.adapters()), SECONDS, "it was pushed")
     assert not jobs.get(job.id).ended

@@ -99,7 +99,7 @@ class Signatures:
         return len(self._low_bytes) // NUM_HASHES
 
     def near(self) -> Iterator[tuple[int, int]]:
-        """RequestPairs of texts that are near each other, the earlier one first, in order of the later one."""
+        """Pairs of texts that are near each other, the earlier one first, in order of the later one."""
         if len(self) < 2 or not self._num_bands:
             return
         low = np.frombuffer(self._low_bytes, dtype=np.uint8).reshape(-1, NUM_HASHES)
@@ -135,7 +135,7 @@ def _similarity(low: NDArray[np.uint8], one: NDArray[np.int64], other: NDArray[n
 
 
 def _same_values(values: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """RequestPairs of positions with equal values: each with the first of its kind and with the next few."""
+    """Pairs of positions with equal values: each with the first of its kind and with the next few."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])

@@ -1,6 +1,6 @@
 """Personal data and secrets: where they stand in a text, and the text with names of their kinds in their place.
 
-PrivateDataCount without any model and without a network: e-mail addresses, phone numbers, card numbers, IBANs, public IP
+Found without any model and without a network: e-mail addresses, phone numbers, card numbers, IBANs, public IP
 addresses, American social security numbers; keys and passwords by ``detect-secrets`` and the patterns below. Names of
 people and postal addresses are not: a finder of one's own can be added, as ``module:function``.
 

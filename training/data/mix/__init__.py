@@ -1,1 +1,2 @@
-"""Which rows are learned how often and in which order: class balance, curriculum, replay of older rounds, paraphrases."""
+"""Which rows are learned how often and in which order: class balance, curriculum, replay of older rounds,
+paraphrases."""

@@ -29,7 +29,7 @@ FORMATS: Final = {
     "openai-dpo": "OpenAI preferences",
     "preference": "preferences",
     "sharegpt": "ShareGPT",
-    "kto": "judged answers (TokenIdKTOTrainer)",
+    "kto": "judged answers (KTO)",
     "scored": "scored answers",
     "alpaca": "Alpaca",
     "completion": "prompts and completions",

@@ -134,7 +134,7 @@ class JobRunner:
             )
         tokens = json.loads(path.read_bytes())["micro_batch_tokens"]
         if tokens < wanted:
-            self._say(f"MemoryMonitor is short: {tokens:,} tokens at a time instead of {wanted:,}.")
+            self._say(f"Memory is short: {tokens:,} tokens at a time instead of {wanted:,}.")
         return dataclasses.replace(run, config=dataclasses.replace(run.config, micro_batch_tokens=tokens))
 
     def _judge(self, spec: JobSpec, run: TrainingRun, adapter: Path) -> dict[str, Any]:
@@ -161,9 +161,7 @@ class JobRunner:
             self._append({"message": f"Not judged: {judgement.not_measured_because}.", "level": "warn"})
             return judgement.to_json()
         for gate in judgement.verdict.gates:
-            self._append(
-                {"message": f"GateResult {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"}
-            )
+            self._append({"message": f"Gate {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"})
         page = report.render_page(spec.name, judgement.evaluation, judgement.verdict)
         (self._folder / REPORT_FILE).write_text(page, encoding="utf-8")
         return judgement.to_json()

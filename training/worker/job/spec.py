@@ -27,7 +27,7 @@ class ProgressLine(TypedDict, total=False):
     validation_loss: float | None
     reward: float | None
     validation_reward: float | None
-    """Of TokenIdGRPOTrainer: means of the answers that were tried."""
+    """Of GRPO: means of the answers that were tried."""
     num_tokens: int
     eta_seconds: float | None
     trial: int

@@ -156,7 +156,7 @@ SQLITE = [
         for action in ("UPDATE", "DELETE")
     ),
     f"""
-    CREATE TRIGGER interactions_are_exposures DEFAULT_AFTER INSERT ON interactions
+    CREATE TRIGGER interactions_are_exposures AFTER INSERT ON interactions
     WHEN NEW.experiment IS NOT NULL
     BEGIN INSERT INTO exposures {EXPOSURE.format("SELECT")}; END
     """,
@@ -186,7 +186,7 @@ POSTGRESQL = [
     $$ BEGIN INSERT INTO exposures {EXPOSURE.format("SELECT")}; RETURN NULL; END $$
     """,
     """
-    CREATE TRIGGER interactions_are_exposures DEFAULT_AFTER INSERT ON interactions
+    CREATE TRIGGER interactions_are_exposures AFTER INSERT ON interactions
     FOR EACH ROW WHEN (NEW.experiment IS NOT NULL) EXECUTE FUNCTION graftwork_expose()
     """,
 ]

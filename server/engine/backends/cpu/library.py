@@ -28,7 +28,9 @@ from graftwork.server.engine.backends.cpu.interface import OpFields, StepFields
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+#: ``kernels.cpp`` is all that is compiled; it includes the headers beside it.
+KERNELS = Path(__file__).with_name("kernels")
+SOURCE = KERNELS / "kernels.cpp"
 
 #: Named one by one, not -march=native: what is kept may be used on another machine that has these and no more.
 INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c")
@@ -88,9 +90,9 @@ def _build(folder: Path) -> Path:
     if found is None:
         raise ConfigurationError(f"The CPU kernels need a C++ compiler: {unavailable_reason()}. Install g++ or clang.")
     command = [found, *FLAGS, *(f"-m{name}" for name in INSTRUCTIONS), "-pthread"]
-    source = SOURCE.read_bytes()
     version = subprocess.run([found, "--version"], capture_output=True, check=False).stdout
-    name = hashlib.sha256(b"\0".join((source, version, *(part.encode() for part in command)))).hexdigest()[:16]
+    parts = (*_sources(), version, *(part.encode() for part in command))
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     library = folder / f"kernels-{name}.so"
     if library.exists():
         return library
@@ -103,6 +105,12 @@ def _build(folder: Path) -> Path:
         made.replace(library)
     log.info("the CPU kernels were compiled in %.0f s", time.monotonic() - began)
     return library
+
+
+def _sources() -> list[bytes]:
+    """Name and content of every file that the library is built from, in one order on every machine."""
+    paths = sorted([*KERNELS.glob("*.h"), SOURCE])
+    return [part for path in paths for part in (path.name.encode(), path.read_bytes())]
 
 
 def _run(command: Sequence[str]) -> None:

@@ -122,7 +122,7 @@ class CpuLinear:
         return packed
 
     def write(self, pages: Sequence[int], packed: Int8LoraPages | None) -> None:
-        """ShadowRequest an adapter's grafts to its pages; what it does not touch is zero there."""
+        """Copy an adapter's grafts to its pages; what it does not touch is zero there."""
         if packed is not None and self.bank is None:
             self.bank = bank = Int8LoraPages.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
             self.fields.a, self.fields.a_scale = bank.a.data_ptr(), bank.a_scale.data_ptr()

@@ -1,7 +1,7 @@
 """From a step's tokens to logits on a card, through HF's own modules and our kernels.
 
-``TritonForward`` launches kernel by kernel and can do everything. ``CudaGraphForward`` replays captured graphs for steps in
-which every row decodes, and hands the others on.
+``TritonForward`` launches kernel by kernel and can do everything. ``CudaGraphForward`` replays captured graphs for
+steps in which every row decodes, and hands the others on.
 
 Shapes: T tokens in one packed row, R of them kept for the head, V vocabulary.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -181,10 +181,10 @@ class CudaGraphForward:
     def _replay(self, rows: Batch) -> Tensor | None:
         """``None`` when no graph is for such a step."""
         num_rows = len(rows.tokens)
-        size = smallest_fitting(self._sizes, num_rows) if is_decode(rows) else None
+        size = smallest_fitting(self._sizes, num_rows) if rows.is_decode else None
         if size is None or any(self._touches_head(run.digest) for run in rows.runs):
             return None
-        padded = pad(rows, size)
+        padded = rows.padded(size)
         tiles = tile_short_runs(padded.runs)
         if tiles.num_rows > self._num_h_rows(size):
             return None
@@ -233,25 +233,6 @@ def capture_graphs(forward: TritonForward, recorder: GraphRecorder, *, max_rows:
         log.exception("decoding steps of this base cannot be captured: they are launched kernel by kernel, slower")
         return None
     return graphs
-
-
-def is_decode(rows: Batch) -> bool:
-    """Every token is its sequence's newest, and its logits are wanted."""
-    return not rows.chunks and len(rows.logits_indices) == len(rows.tokens)
-
-
-def pad(rows: Batch, num_rows: int) -> Batch:
-    """A decoding step's last token repeated: it computes the same, and writes to the cache what is there already."""
-    more = num_rows - len(rows.tokens)
-    runs = list(rows.runs)
-    if runs and runs[-1].stop == len(rows.tokens):
-        runs[-1] = replace(runs[-1], stop=num_rows)
-    return Batch(
-        tokens=rows.tokens + rows.tokens[-1:] * more,
-        positions=rows.positions + rows.positions[-1:] * more,
-        slots=rows.slots + rows.slots[-1:] * more,
-        runs=runs,
-    )
 
 
 def graph_sizes(max_rows: int) -> list[int]:

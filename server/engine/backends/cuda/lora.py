@@ -126,7 +126,7 @@ class SegmentedTable:
         return PinnedLoraPages(a, b, tuple(members))
 
     def write(self, pages: Sequence[int], packed: PinnedLoraPages | None) -> None:
-        """ShadowRequest an adapter to its pages. What it does not touch keeps what was there, and is not looked at."""
+        """Copy an adapter to its pages. What it does not touch keeps what was there, and is not looked at."""
         for index, page in enumerate(pages):
             members = 0
             if packed is not None and index < len(packed.members):

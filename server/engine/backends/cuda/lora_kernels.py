@@ -101,7 +101,7 @@ def expand(
     first_page = tl.load(tiles + tile * 5 + 2)
     num_pages = tl.load(tiles + tile * 5 + 3)
     h_row = tl.load(tiles + tile * 5 + 4)
-    # FeedbackRecord of what comes from memory, or Triton would load column by column.
+    # Said of what comes from memory, or Triton would load column by column.
     first_column = tl.multiple_of(tl.load(blocks + block * 3), ALIGNMENT)
     last_column = tl.multiple_of(tl.load(blocks + block * 3 + 1), ALIGNMENT)
     member = tl.load(blocks + block * 3 + 2)

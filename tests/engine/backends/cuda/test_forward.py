@@ -23,7 +23,6 @@ from graftwork.server.engine.backends.cuda.forward import (
     TritonForward,
     capture_graphs,
     graph_sizes,
-    pad,
     smallest_fitting,
 )
 from graftwork.server.engine.backends.cuda.staging import StaticInputs, upload
@@ -148,12 +147,12 @@ def test_a_card_gets_tritons_kernels(a_card: None, monkeypatch: pytest.MonkeyPat
 def test_kernels_that_do_not_run_are_no_failed_start(
     a_card: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(self_test, "obstacle", lambda device, dtype: "Triton's kernels do not run: no C compiler")
+    monkeypatch.setattr(self_test, "find_obstacle", lambda device, dtype: "Triton's kernels do not run: no C compiler")
     assert loading._can_use_triton(EngineConfig(), choose("auto")) == (False, "torch kernels, Triton's do not run here")
     assert "no C compiler. Going on with torch's kernels" in caplog.text
     with pytest.raises(ConfigurationError, match=r"--kernels triton: .* no C compiler"):
         loading._can_use_triton(EngineConfig(kernels="triton"), choose("triton"))
-    monkeypatch.setattr(self_test, "obstacle", lambda device, dtype: None)
+    monkeypatch.setattr(self_test, "find_obstacle", lambda device, dtype: None)
     assert loading._can_use_triton(EngineConfig(), choose("auto")) == (True, "")
 
 
@@ -182,10 +181,10 @@ def decoding(num_rows: int, runs: list[AdapterRun] | None = None) -> Batch:
 
 
 def test_padding_repeats_the_last_row_and_its_adapter() -> None:
-    padded = pad(decoding(3, [AdapterRun(1, 3, "a", (4,))]), 4)
+    padded = decoding(3, [AdapterRun(1, 3, "a", (4,))]).padded(4)
     assert (padded.tokens, padded.positions, padded.slots) == ([100, 101, 102, 102], [10, 11, 12, 12], [0, 1, 2, 2])
     assert padded.runs == [AdapterRun(1, 4, "a", (4,))]
-    assert pad(decoding(2, [AdapterRun(0, 1, "a", (4,))]), 4).runs == [AdapterRun(0, 1, "a", (4,))]
+    assert decoding(2, [AdapterRun(0, 1, "a", (4,))]).padded(4).runs == [AdapterRun(0, 1, "a", (4,))]
 
 
 class Model(nn.Module):
@@ -202,7 +201,7 @@ class Forward(TritonForward):
 
     def __init__(self, adapters: dict[str, set[str]]) -> None:
         linears = {digest: SimpleNamespace(names=frozenset(names)) for digest, names in adapters.items()}
-        bank: Any = SimpleNamespace(num_pages=8, host=linears, plan=None, head_plan=None)
+        bank: Any = SimpleNamespace(num_pages=8, host_adapters=linears, plan=None, head_plan=None)
         super().__init__(Model(), bank, SimpleNamespace(shape=SimpleNamespace(device=CPU)))  # type: ignore[arg-type]
         self.calls: list[Batch] = []
 

@@ -152,7 +152,7 @@ def compiled(launch: Launch, capability: int) -> Binary:
     source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=facts)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
     usage = resources(built.asm["cubin"])
-    return Binary(built.asm["ptx"], built.metadata.shared, usage["STACK"] + usage["LOCAL_PRINCIPAL"], usage["REG"])
+    return Binary(built.asm["ptx"], built.metadata.shared, usage["STACK"] + usage["LOCAL"], usage["REG"])
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -164,7 +164,7 @@ def resources(cubin: bytes) -> dict[str, int]:
         said = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
     finally:
         file.unlink()
-    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL_PRINCIPAL):(\d+)", said)}
+    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", said)}
 
 
 CASES: dict[str, Callable[[torch.dtype], None]] = {

@@ -269,7 +269,7 @@ async def test_a_shadow_arm_answers_copies_that_nobody_sees(desk: Desk) -> None:
 
 
 async def test_shadows_give_way_to_users(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shadows, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(shadows, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(shadows, "MAX_AGE_SECONDS", 0.05)
     desk.gateway.shadows.start()
     await start(desk, arms=SHADOWED)

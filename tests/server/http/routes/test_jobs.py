@@ -158,7 +158,7 @@ def test_a_job_from_its_submission_to_its_version(client: TestClient, jobs: Jobs
     step = {"step": 1, "train_loss": 2.0}
     now = claim.job.created_at.timestamp()
     progress = {"step": 1, "total": 2, "eta_seconds": 10.0, "at": now}
-    jobs.report(claim, [NewJobEvent(message="TrainingStep 1/2", data=step)], checkpoints={1: step}, progress=progress)
+    jobs.report(claim, [NewJobEvent(message="Step 1/2", data=step)], checkpoints={1: step}, progress=progress)
     job = client.get(f"{JOBS}/{job['id']}").json()
     FineTuningJob.model_validate(job, strict=True)
     assert (job["status"], job["estimated_finish"]) == ("running", int(now + 10))

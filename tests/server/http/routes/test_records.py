@@ -277,7 +277,7 @@ def test_a_user_is_erased(client: TestClient, records: Records, caplog: pytest.L
 def test_the_keepers_duty_forgets(client: TestClient, world: World, records: Records) -> None:
     for days_ago in (89, 91):
         records.log(records.mint(days_ago=days_ago))
-    expire(world.services.records, None)  # type: ignore[arg-type]
+    expire(world.services.records.erasure, world.services.records.policies, None)  # type: ignore[arg-type]
     assert len(client.get(INTERACTIONS).json()["data"]) == 1
 
 

@@ -302,12 +302,12 @@ def test_prompts_become_token_ids_within_the_vocabulary() -> None:
 
 
 def test_defaults() -> None:
-    sampling = chat().sampling(10, 100, EOS)
+    sampling = chat().sampling_params(10, 100, EOS)
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (90, 1.0, 1.0)
     assert (sampling.seed, sampling.top_logprobs, sampling.prompt_logprobs) == (None, None, None)
     assert sampling.stop_token_ids == EOS
-    assert completion().sampling(10, 100, EOS).max_tokens == 16
-    assert completion().sampling(95, 100, EOS).max_tokens == 5
+    assert completion().sampling_params(10, 100, EOS).max_tokens == 16
+    assert completion().sampling_params(95, 100, EOS).max_tokens == 5
 
 
 def test_everything_that_was_asked_for_arrives() -> None:
@@ -322,7 +322,7 @@ def test_everything_that_was_asked_for_arrives() -> None:
         logprobs=True,
         top_logprobs=4,
         ignore_eos=True,
-    ).sampling(10, 100, EOS, choice=2)
+    ).sampling_params(10, 100, EOS, choice=2)
     assert (sampling.max_tokens, sampling.min_tokens, sampling.temperature, sampling.top_p) == (7, 3, 0, 0.5)
     assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.seed) == (1, -1.5, 13)
     assert (sampling.top_logprobs, sampling.prompt_logprobs) == (4, None)
@@ -330,38 +330,38 @@ def test_everything_that_was_asked_for_arrives() -> None:
 
 
 def test_every_choice_has_its_own_seed_which_fits_a_generator() -> None:
-    assert [chat(n=2, seed=2**63 - 1).sampling(1, 9, EOS, choice=i).seed for i in (0, 1)] == [2**63 - 1, 0]
-    assert chat(seed=-(2**63)).sampling(1, 9, EOS).seed == 0
+    assert [chat(n=2, seed=2**63 - 1).sampling_params(1, 9, EOS, choice=i).seed for i in (0, 1)] == [2**63 - 1, 0]
+    assert chat(seed=-(2**63)).sampling_params(1, 9, EOS).seed == 0
 
 
 def test_echo_with_logprobs_scores_the_prompt() -> None:
-    sampling = completion(echo=True, logprobs=2, max_tokens=0).sampling(100, 100, EOS)
+    sampling = completion(echo=True, logprobs=2, max_tokens=0).sampling_params(100, 100, EOS)
     assert (sampling.max_tokens, sampling.top_logprobs, sampling.prompt_logprobs) == (0, 2, 2)
-    assert completion(logprobs=2).sampling(1, 100, EOS).prompt_logprobs is None
+    assert completion(logprobs=2).sampling_params(1, 100, EOS).prompt_logprobs is None
 
 
 @pytest.mark.parametrize("num_tokens", [100, 101, 10_000])
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(num_tokens: int) -> None:
     for request, param in ((chat(), "messages"), (completion(), "prompt"), (chat(max_tokens=1), "messages")):
         with pytest.raises(InvalidRequest, match=rf"{num_tokens} tokens.* 100 tokens") as caught:
-            request.sampling(num_tokens, 100, EOS)
+            request.sampling_params(num_tokens, 100, EOS)
         assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_more_tokens_than_fit_are_refused_with_what_would_fit(field: str) -> None:
-    assert chat(**{field: 90}).sampling(10, 100, EOS).max_tokens == 90
+    assert chat(**{field: 90}).sampling_params(10, 100, EOS).max_tokens == 90
     with pytest.raises(InvalidRequest, match=rf"{field} is 91.*ask for at most 90") as caught:
-        chat(**{field: 91}).sampling(10, 100, EOS)
+        chat(**{field: 91}).sampling_params(10, 100, EOS)
     assert (caught.value.param, caught.value.code) == (field, "context_length_exceeded")
 
 
 def test_min_tokens_must_be_reachable() -> None:
     with pytest.raises(InvalidRequest, match="min_tokens is 17, but at most 16") as caught:
-        completion(min_tokens=17).sampling(10, 100, EOS)
+        completion(min_tokens=17).sampling_params(10, 100, EOS)
     assert caught.value.param == "min_tokens"
 
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="no tokens"):
-        completion(prompt="").sampling(0, 100, EOS)
+        completion(prompt="").sampling_params(0, 100, EOS)

@@ -110,7 +110,7 @@ def find_names(text: str) -> list[tuple[int, int, str]]:
 
 def test_a_finder_of_ones_own_finds_more() -> None:
     own = f"{__name__}:find_names"
-    assert masked("StatsRequest Ann, ann@acme.com", own=own) == "StatsRequest [NAME], [EMAIL]"
+    assert masked("Ask Ann, ann@acme.com", own=own) == "Ask [NAME], [EMAIL]"
     for wrong in ("no_such_module:f", f"{__name__}:none", f"{__name__}:PRIVATE", "nothing"):
         with pytest.raises(ConfigurationError, match="function"):
             Finder(own=wrong)

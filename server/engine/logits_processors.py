@@ -1,0 +1,129 @@
+"""What changes the logits that a request samples from: penalties, forbidden tokens, and whatever is plugged in.
+
+Which processors a request goes through is decided once, when it is added (``default_processors``); most go through
+none, and cost nothing here. In each step every processor is called once for all rows that have it. Shapes: N rows,
+V vocabulary.
+
+A grammar of a structured output is such a processor, too: one for each request, whose ``apply`` sets the logits of all
+tokens to -inf that the grammar does not allow after ``LogitsRow.tokens``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from graftwork.server.engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsRow:
+    """One row of a step's logits: which row, and what was generated before the token that it chooses.
+
+    Attributes:
+        index: The row of the logits.
+        request: Whose row it is.
+        tokens: The prompt and all that was generated, draft tokens before this row's place included. Not to be changed.
+        output_counts: How often each generated token occurs.
+    """
+
+    index: int
+    request: Request
+    tokens: Sequence[int]
+    output_counts: Mapping[int, int]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+
+class LogitsProcessor(Protocol):
+    """Changes the logits of some rows before a token is chosen from them.
+
+    One object may serve many requests, or be made for a single one and keep what it knows of it. A row must be changed
+    by what that row says alone, so that no answer depends on its neighbours. At least one token of a row must stay
+    finite. A sequence with draft tokens has several rows in a step, in order of place; drafts may turn out wrong, so a
+    row's ``tokens`` are what counts, not how often a processor was called.
+    """
+
+    def is_active(self, row: LogitsRow) -> bool:
+        """Whether it changes this row, as far as can be told at once: where nothing does, nothing is copied."""
+        ...
+
+    def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        """Change ``logits`` [N, V] float32 in place, at ``rows[i].index`` only. ``rows`` are active, one at least."""
+        ...
+
+
+class Penalties:
+    """OpenAI's frequency and presence penalties over what was generated."""
+
+    def is_active(self, row: LogitsRow) -> bool:
+        return bool(row.output_counts)
+
+    def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        indices: list[int] = []
+        tokens: list[int] = []
+        numbers: list[tuple[float, float, float]] = []
+        for row in rows:
+            sampling = row.request.sampling
+            indices += [row.index] * len(row.output_counts)
+            tokens += row.output_counts
+            numbers += [
+                (count, sampling.frequency_penalty, sampling.presence_penalty) for count in row.output_counts.values()
+            ]
+        counts, frequency, presence = torch.tensor(numbers, dtype=torch.float32, device=logits.device).unbind(1)
+        logits[torch.tensor([indices, tokens], device=logits.device).unbind(0)] -= counts * frequency + presence
+
+
+class MinTokens:
+    """Holds stop tokens off until ``min_tokens`` were generated."""
+
+    def is_active(self, row: LogitsRow) -> bool:
+        return row.num_generated < row.request.sampling.min_tokens
+
+    def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        places = [(row.index, token) for row in rows for token in row.request.sampling.stop_token_ids]
+        logits[torch.tensor(places, device=logits.device).unbind(1)] = float("-inf")
+
+
+PENALTIES = Penalties()
+MIN_TOKENS = MinTokens()
+
+
+def default_processors(request: Request) -> tuple[LogitsProcessor, ...]:
+    """The processors that a request's sampling parameters ask for, in the order in which they are applied."""
+    sampling = request.sampling
+    processors: list[LogitsProcessor] = []
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        processors.append(PENALTIES)
+    if sampling.min_tokens and sampling.stop_token_ids:
+        processors.append(MIN_TOKENS)
+    return tuple(processors)
+
+
+def apply_processors(logits: Tensor, chains: Sequence[tuple[LogitsRow, Sequence[LogitsProcessor]]]) -> Tensor:
+    """Each row through its chain of processors.
+
+    Args:
+        logits: [N, V] float32, left as they are.
+        chains: The rows that go through anything, and what they go through, in order.
+
+    Returns:
+        A changed copy, [N, V]; ``logits`` themselves when nothing changes them.
+    """
+    adjusted = logits
+    for place in range(max((len(chain) for _, chain in chains), default=0)):
+        groups: dict[int, tuple[LogitsProcessor, list[LogitsRow]]] = {}
+        for row, chain in chains:
+            if place < len(chain) and chain[place].is_active(row):
+                groups.setdefault(id(chain[place]), (chain[place], []))[1].append(row)
+        for processor, rows in groups.values():
+            if adjusted is logits:
+                adjusted = logits.clone()
+            processor.apply(adjusted, rows)
+    return adjusted

@@ -1,0 +1,91 @@
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from graftwork.adapters.access.keys import Role
+from graftwork.adapters.errors import GraftworkError, InvalidRequest
+from graftwork.adapters.feedback.ids import IdKind
+from graftwork.server.bodies import MAX_LABEL_CHARS, parse
+from graftwork.server.generation.service import ActiveGeneration, GenerationService
+from graftwork.server.http.auth import Authenticator
+from graftwork.server.openai.requests.chat import ChatCompletionRequest
+from graftwork.server.openai.requests.completions import CompletionRequest
+from graftwork.server.openai.requests.generation import GenerationRequest
+
+SESSION_HEADER = "x-graftwork-session"
+
+
+def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
+    reader = Depends(authenticator.require(Role.APP))
+
+    @routes.post("/v1/chat/completions", dependencies=[reader])
+    async def chat(request: Request) -> Response:
+        return await _respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
+
+    @routes.post("/v1/completions", dependencies=[reader])
+    async def complete(request: Request) -> Response:
+        return await _respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
+
+
+async def _respond(service: GenerationService, request: Request, kind: IdKind, body: GenerationRequest) -> Response:
+    admission = service.admit(
+        kind,
+        body,
+        session=_session(request, body),
+        key_id=request.state.principal.key_id,
+        num_bytes=len(await request.body()),
+    )
+    prepared = await service.prepare(admission)
+    route = admission.route
+    request.state.adapter = route.adapter or route.name
+    active = service.start(admission, *prepared)
+    headers = {f"x-graftwork-{name}": value for name, value in route.labels().items()}
+    if body.stream:
+        return StreamingResponse(
+            service.events(active), media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
+        )
+    await _collect(service, request, active)
+    return Response(active.answer.body(), media_type="application/json", headers=headers)
+
+
+async def _collect(service: GenerationService, request: Request, active: ActiveGeneration) -> None:
+    """Take in everything, unless the client leaves."""
+    collecting = asyncio.ensure_future(service.collect(active))
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            raise ClientDisconnect
+        collecting.result()
+    finally:
+        for task in (collecting, leaving):
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, GraftworkError):
+            await asyncio.gather(collecting, leaving, return_exceptions=True)
+
+
+def _session(request: Request, body: GenerationRequest) -> str | None:
+    """Who asks, where the body names no user: a conversation or a visitor, for experiments."""
+    named = (body.metadata or {}).get("session")
+    if named:
+        return named
+    session = request.headers.get(SESSION_HEADER)
+    if session is not None and len(session) > MAX_LABEL_CHARS:
+        raise InvalidRequest(
+            f"the header {SESSION_HEADER} has {len(session)} characters: shorten it to {MAX_LABEL_CHARS} at most",
+            param=SESSION_HEADER,
+        )
+    return session or None
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has gone. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
