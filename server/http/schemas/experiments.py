@@ -1,12 +1,13 @@
-"""Experiments, what they consist of, and how they stand. Readings are what ``adapters/experiments/readings`` defines."""
+"""Experiments, what they consist of, and how they stand; readings are ``adapters.experiments.readings``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from pydantic import GetPydanticSchema
+from typing_extensions import TypedDict
 
 from graftwork.adapters.experiments.readings import Reading
 
@@ -113,7 +114,7 @@ class ExperimentOutcomeObject(TypedDict):
     arm: str | None
     reason: str
     actor: str
-    reading: Reading | None
+    reading: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler(Reading))] | None
 
 
 class ExperimentEventObject(TypedDict):
@@ -151,6 +152,6 @@ class ExperimentObject(TypedDict):
     allocation: str
     epochs: list[ExperimentEpochObject]
     outcome: ExperimentOutcomeObject | None
-    reading: TimedReading | None
+    reading: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler(TimedReading))] | None
     history: NotRequired[list[ExperimentEventObject]]
     readings: NotRequired[list[ReadingPointObject]]

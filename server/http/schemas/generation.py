@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 
 class CachedTokens(TypedDict):
@@ -103,7 +103,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class ChatCompletionChunkObject(_Head):
-    """One event of a stream, which ends with ``[DONE]``. ``usage``: with ``stream_options.include_usage``, in the last."""
+    """One event of a stream, which ends with ``[DONE]``. ``usage`` comes with the last, if ``stream_options`` says so."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from graftwork.server.http.schemas.feedback import FeedbackObject
 
@@ -35,7 +35,7 @@ class TimingsObject(TypedDict):
 
 
 class InteractionObject(TypedDict):
-    """A logged request: either ``messages`` or ``prompt``. ``feedback`` is there where one interaction was asked for."""
+    """A logged request: ``messages`` or ``prompt``. ``feedback`` is there where one interaction was asked for."""
 
     object: Literal["interaction"]
     id: str

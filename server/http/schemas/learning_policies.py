@@ -9,8 +9,8 @@ from typing_extensions import TypedDict
 
 
 class LearningRoundObject(TypedDict):
-    """One round: its job and what came of it. ``control``: it began with the base, otherwise it ``continues`` a version.
-    ``gates_passed`` null: no gates have judged it."""
+    """One round: its job and what came of it. ``control``: it began with the base; otherwise it ``continues`` a
+    version. ``gates_passed`` null: no gates have judged it."""
 
     number: int
     job: str

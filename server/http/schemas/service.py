@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 
 class HealthObject(TypedDict):
@@ -22,7 +22,7 @@ class ReadinessObject(TypedDict):
 
 
 class ModelObject(TypedDict):
-    """The base, with ``graftwork`` about how it was loaded; or an adapter or a version, with its ``parent``, the base."""
+    """The base, with ``graftwork`` about how it was loaded, or an adapter or version, whose ``parent`` is the base."""
 
     id: str
     object: Literal["model"]
