@@ -38,12 +38,6 @@ class PageParameters(Parameters):
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
-class JSONLines(StreamingResponse):
-    """One object a line."""
-
-    media_type = "application/jsonl"
-
-
 def list_body(data: Sequence[T], *, has_more: bool = False) -> ListObject[T]:
     return {"object": "list", "data": data, "has_more": has_more}
 
@@ -61,7 +55,7 @@ def json_lines(rows: Iterator[T], show: Callable[[T], object]) -> Response:
             yield "".join(f"{line}\n" for line in lines).encode()
 
     # Starlette takes the parts of a plain iterator from a thread: the disk is read beside the event loop.
-    return JSONLines(parts())
+    return StreamingResponse(parts(), media_type="application/jsonl")
 
 
 def answered_by(services: Services, text: str | None) -> str | None:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
+from graftwork.server.http.schemas.lists import ErrorObject
 from graftwork.version import __version__
 
 Json = dict[str, Any]
@@ -39,9 +40,15 @@ def json_or_form_body(model: type[BaseModel], form: type[BaseModel]) -> Json:
     return _request_body({"application/json": model, "multipart/form-data": form}, required=True)
 
 
-def event_stream(chunk: Any) -> Json:
-    """For ``openapi_extra``: the answer may also be a stream of server-sent events, each a ``chunk``, a TypedDict."""
-    return {"responses": {"200": {"content": {"text/event-stream": {"schema": _schema(chunk, "serialization")}}}}}
+def stream_of(kind: Any, media_type: str = "text/event-stream") -> Json:
+    """For ``openapi_extra``: the answer may be a stream, of which each event or line is a ``kind``, a TypedDict."""
+    return {"responses": {"200": {"content": {media_type: {"schema": _schema(kind, "serialization")}}}}}
+
+
+def error_answer() -> Json:
+    """For ``responses``: what every route answers when it fails, whatever it answers otherwise."""
+    content = {"application/json": {"schema": _schema(ErrorObject, "serialization")}}
+    return {"description": "An error; its message says what to do", "content": content}
 
 
 def openapi_document(app: FastAPI) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from graftwork.server.http.openapi import error_answer
 from graftwork.server.http.routes import (
     adapters,
     experiments,
@@ -23,7 +24,6 @@ from graftwork.server.http.routes import (
     models,
     service,
 )
-from graftwork.server.http.schemas.lists import ErrorObject
 from graftwork.server.http.services import Services
 
 NOUNS = (
@@ -46,7 +46,7 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(
         default_response_class=JSONResponse,
         generate_unique_id_function=lambda route: route.name,
-        responses={"default": {"model": ErrorObject, "description": "An error; its message says what to do"}},
+        responses={"default": error_answer()},
     )
     for noun in NOUNS:
         noun.add(routes, services)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AwareDatetime, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
@@ -24,8 +24,8 @@ from graftwork.adapters.feedback.feedback import (
     Thumb,
 )
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
-from graftwork.server.http.lists import JSONLines, Parameters, answered_by, in_thread, json_lines, page_body
-from graftwork.server.http.openapi import json_body
+from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.openapi import json_body, stream_of
 from graftwork.server.http.schemas.feedback import FeedbackObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
@@ -107,7 +107,13 @@ def add(routes: APIRouter, services: Services) -> None:
         )
         return JSONResponse(page_body(found, lambda row: show(row, base_id)))
 
-    @routes.get("/v1/feedback/export", dependencies=[operator], response_class=JSONLines, response_model=FeedbackObject)
+    @routes.get(
+        "/v1/feedback/export",
+        dependencies=[operator],
+        response_class=StreamingResponse,
+        response_model=FeedbackObject,
+        openapi_extra=stream_of(FeedbackObject, "application/jsonl"),
+    )
     async def export_feedback(which: Annotated[FeedbackParameters, Query()]) -> Response:
         return json_lines(
             records.feedback.each(await in_thread(which.filter, services)), lambda row: show(row, base_id)

@@ -15,7 +15,7 @@ from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
 from graftwork.server.generation.service import ActiveGeneration, GenerationService
 from graftwork.server.http.auth import Authenticator
-from graftwork.server.http.openapi import event_stream, json_body
+from graftwork.server.http.openapi import json_body, stream_of
 from graftwork.server.http.schemas.generation import (
     ChatCompletionChunkObject,
     ChatCompletionObject,
@@ -36,7 +36,7 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
         "/v1/chat/completions",
         dependencies=[reader],
         response_model=ChatCompletionObject,
-        openapi_extra={**json_body(ChatCompletionRequest), **event_stream(ChatCompletionChunkObject)},
+        openapi_extra={**json_body(ChatCompletionRequest), **stream_of(ChatCompletionChunkObject)},
     )
     async def chat(request: Request) -> Response:
         return await _respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
@@ -45,7 +45,7 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
         "/v1/completions",
         dependencies=[reader],
         response_model=CompletionObject,
-        openapi_extra={**json_body(CompletionRequest), **event_stream(CompletionChunkObject)},
+        openapi_extra={**json_body(CompletionRequest), **stream_of(CompletionChunkObject)},
     )
     async def complete(request: Request) -> Response:
         return await _respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))

@@ -7,14 +7,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.feedback.feedback import FeedbackFilter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter, InteractionStatus
 from graftwork.server.bodies import Label, Text
-from graftwork.server.http.lists import JSONLines, Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.openapi import stream_of
 from graftwork.server.http.routes import feedback
 from graftwork.server.http.schemas.interactions import ErasureObject, InteractionObject
 from graftwork.server.http.schemas.lists import ListObject
@@ -61,8 +62,9 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.get(
         "/v1/interactions/export",
         dependencies=[operator],
-        response_class=JSONLines,
+        response_class=StreamingResponse,
         response_model=InteractionObject,
+        openapi_extra=stream_of(InteractionObject, "application/jsonl"),
     )
     async def export_interactions(which: Annotated[InteractionParameters, Query()]) -> Response:
         return json_lines(records.interactions.each(await in_thread(which.filter, services)), show)

@@ -103,7 +103,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class ChatCompletionChunkObject(_Head):
-    """One event of a stream, which ends with ``[DONE]``. ``usage`` comes with the last, if ``stream_options`` says so."""
+    """One event of a stream, which ends with ``[DONE]``. ``usage`` comes last, where asked for."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
