@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from typing_extensions import TypedDict
-
-from graftwork.server.http.schemas.lists import ListObject
 
 
 class LogPolicyObject(TypedDict):
@@ -28,7 +27,10 @@ class LogDefaultObject(TypedDict):
     retention_days: float | None
 
 
-class LogPolicyListObject(ListObject[LogPolicyObject]):
+class LogPolicyListObject(TypedDict):
     """All policies, and the default."""
 
+    object: Literal["list"]
+    data: Sequence[LogPolicyObject]
+    has_more: bool
     default: LogDefaultObject
