@@ -94,7 +94,9 @@ def _metadata(value: Any) -> Mapping[str, str] | None:
     return value
 
 
-Metadata = Annotated[Mapping[str, str] | None, PlainValidator(_metadata)]
+Metadata = Annotated[
+    Mapping[str, str] | None, PlainValidator(_metadata, json_schema_input_type=Mapping[str, str] | None)
+]
 
 
 # ------------------------------------------------------------------------------------------------------ models

@@ -82,6 +82,11 @@ def tiny_folder(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def tiny_base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseInfo:
+    return prepare(str(tiny_folder), tmp_path_factory.mktemp("home"), lambda title, fraction: None)
+
+
+@pytest.fixture(scope="session")
 def adapter_store() -> Path:
     """Where adapters are kept between runs."""
     return TEST_HOME / "adapters"

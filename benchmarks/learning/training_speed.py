@@ -107,13 +107,13 @@ def main() -> None:
             "num_steps": given.steps,
         }
         for name, anchor, command in (
-            ("anchored", of_a_job, ["benchmarks.learning.training_speed", "--ours"]),
-            ("graftwork", 0.0, ["benchmarks.learning.training_speed", "--ours"]),
-            ("plain TRL", 0.0, ["benchmarks.learning.trl_script"]),
+            ("anchored", of_a_job, [__file__, "--ours"]),
+            ("graftwork", 0.0, [__file__, "--ours"]),
+            ("plain TRL", 0.0, [str(Path(__file__).with_name("trl_script.py"))]),
         ):
             asked.write_text(json.dumps({**same, "anchor": anchor}), encoding="utf-8")
             subprocess.run(
-                [sys.executable, "-m", *command, str(asked), str(told)],
+                [sys.executable, "-P", *command, str(asked), str(told)],
                 check=True,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

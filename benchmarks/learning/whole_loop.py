@@ -236,7 +236,7 @@ def peer(
         encoding="utf-8",
     )
     log = work / "peer.log"
-    with ChildProcess([sys.executable, "-m", trl_script.__name__, asked, told], log=log) as child:
+    with ChildProcess([sys.executable, "-P", trl_script.__file__, asked, told], log=log) as child:
         while (code := child.poll(LOOK_SECONDS)) is None:
             show.log_line(child.log_tail(1)[-100:])
         if code != 0:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from fastapi import Security
+from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection, Request
 
 from graftwork.adapters.access.keys import Key, Role
@@ -18,6 +20,9 @@ from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
 from graftwork.adapters.errors import Forbidden, Unauthorized
 
 _RECHECK_SECONDS = 1.0
+
+BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
+"""What OpenAPI documents; the header is read by :class:`Authenticator`."""
 
 
 class KeyRing(Protocol):
@@ -41,7 +46,7 @@ class Authenticator:
     def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
         """A FastAPI dependency that lets in ``role`` and above, and puts the caller on ``request.state.principal``."""
 
-        async def allowed(request: Request) -> Principal:
+        async def allowed(request: Request, _documented: object = Security(BEARER)) -> Principal:
             principal = self.authenticate(request)
             if principal.role < role:
                 raise Forbidden(

@@ -16,10 +16,11 @@ from starlette.responses import Response, StreamingResponse
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.feedback.interactions import BARE_BASE
 from graftwork.adapters.storage.database import Page
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 T = TypeVar("T")
-Json = dict[str, Any]
+ShownT = TypeVar("ShownT")
 
 # JSON lets them stand in a string, and readers that split lines as Unicode does would cut there.
 _LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
@@ -37,15 +38,15 @@ class PageParameters(Parameters):
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
-def list_body(data: Sequence[Json], *, has_more: bool = False) -> Json:
+def list_body(data: Sequence[T], *, has_more: bool = False) -> ListObject[T]:
     return {"object": "list", "data": data, "has_more": has_more}
 
 
-def page_body(page: Page[T], show: Callable[[T], Json]) -> Json:
+def page_body(page: Page[T], show: Callable[[T], ShownT]) -> ListObject[ShownT]:
     return list_body([show(item) for item in page], has_more=page.has_more)
 
 
-def json_lines(rows: Iterator[T], show: Callable[[T], Json]) -> Response:
+def json_lines(rows: Iterator[T], show: Callable[[T], object]) -> Response:
     """JSON lines, a few rows at a time as they are read, however many there are."""
 
     def parts() -> Iterator[bytes]:

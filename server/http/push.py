@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 from anyio import to_thread
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_core import from_json, to_json
 from starlette.requests import Request
 
@@ -58,6 +58,15 @@ class PushedPath(PushFields):
     """The body of a push that names a folder which the server can read."""
 
     path: Annotated[Text, Field(min_length=1)]
+
+
+class PushForm(BaseModel):
+    """The multipart form of an upload: a PEFT folder's files, and facts, of which those that are no text are JSON."""
+
+    files: list[bytes]
+    parent: int | None = None
+    data_digest: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class Pushes:

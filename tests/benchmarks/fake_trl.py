@@ -1,4 +1,4 @@
-"""In the place of the plain TRL script: ``python -m tests.benchmarks.fake_trl ASKED TOLD`` learns nothing, and answers
+"""In the place of the plain TRL script: ``python fake_trl.py ASKED TOLD`` learns nothing, and answers
 every question with the label of the first row."""
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import router
 from graftwork.server.http.services import Records, Services, State
 from graftwork.server.observability.metrics import Metrics
+from tests.server.documented import DocumentedAnswers
 
 ADMIN_KEY = "the-first-key-of-all"
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj")
@@ -155,6 +156,7 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
     )
     app = FastAPI(openapi_url=None)
     app.include_router(router(services))
+    app.add_middleware(DocumentedAnswers)
     edge.install(app, services.metrics)
     return World(app, services, engine, keys, home)
 

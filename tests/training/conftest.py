@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graftwork.adapters.base import BaseInfo, prepare
+from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.prompts.prompts import Prompts
 from tests.conftest import TOKENIZER_FILES
 
@@ -39,11 +39,6 @@ def templated(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory)
         return Prompts(folder)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def tiny_base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseInfo:
-    return prepare(str(tiny_folder), tmp_path_factory.mktemp("home"), lambda title, fraction: None)
 
 
 @pytest.fixture

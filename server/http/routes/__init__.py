@@ -1,15 +1,16 @@
-"""Every route that never touches the engine's generation, a file a noun.
+"""The routes, one file per noun. ``generation`` is added by whoever has the engine.
 
 Reading takes any key, changing adapters and reading what users wrote an operator's, keys an admin's; health, readiness
 and the operator's page take none. What blocks runs beside the event loop. Each file has one ``add(routes, services)``.
-
-Knows nothing of how errors look (``edge``) or where the engine runs (``services``).
+What a route answers is described in ``schemas``, its errors are worded in ``edge``.
 """
 
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.responses import JSONResponse
 
+from graftwork.server.http.openapi import error_answer
 from graftwork.server.http.routes import (
     adapters,
     experiments,
@@ -42,7 +43,11 @@ NOUNS = (
 
 def router(services: Services) -> APIRouter:
     """All of them, for ``app.include_router``."""
-    routes = APIRouter()
+    routes = APIRouter(
+        default_response_class=JSONResponse,
+        generate_unique_id_function=lambda route: route.name,
+        responses={"default": error_answer()},
+    )
     for noun in NOUNS:
         noun.add(routes, services)
     return routes

@@ -21,8 +21,11 @@ from graftwork.adapters.errors import NotFound, Unavailable
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.registry import Adapter, AliasEvent, Version
 from graftwork.server.bodies import StrictModel, Text, parse
-from graftwork.server.http.lists import Json, PageParameters, Parameters, in_thread, page_body
-from graftwork.server.http.push import Pushes
+from graftwork.server.http.lists import PageParameters, Parameters, in_thread, page_body
+from graftwork.server.http.openapi import json_body, json_or_form_body
+from graftwork.server.http.push import PushedPath, Pushes, PushForm
+from graftwork.server.http.schemas.adapters import AdapterEventObject, AdapterObject, Residency, VersionObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import AdapterPlacement, EngineHandle, Services
 from graftwork.server.observability.traffic import Traffic
 
@@ -58,30 +61,40 @@ def add(routes: APIRouter, services: Services) -> None:
     operator = Depends(services.authenticator.require(Role.OPERATOR))
     pushes = Pushes(services)
 
-    @routes.get("/v1/adapters", dependencies=[reader])
+    @routes.get("/v1/adapters", dependencies=[reader], response_model=ListObject[AdapterObject])
     async def list_adapters(page: Annotated[PageParameters, Query()]) -> Response:
         found = await in_thread(registry.adapters, after=page.after, limit=page.limit)
         residency = await adapter_states(engine)
         return JSONResponse(page_body(found, lambda adapter: _adapter(adapter, residency, traffic)))
 
-    @routes.get("/v1/adapters/{name}", dependencies=[reader])
+    @routes.get("/v1/adapters/{name}", dependencies=[reader], response_model=AdapterObject)
     async def get_adapter(name: str) -> Response:
         adapter = await in_thread(registry.adapter, name)
         return JSONResponse(_adapter(adapter, await adapter_states(engine), traffic))
 
-    @routes.get("/v1/adapters/{name}/history", dependencies=[reader])
+    @routes.get("/v1/adapters/{name}/history", dependencies=[reader], response_model=ListObject[AdapterEventObject])
     async def history(name: str, page: Annotated[HistoryParameters, Query()]) -> Response:
         found = await in_thread(registry.history, name, after=page.after, limit=page.limit)
         return JSONResponse(page_body(found, _event))
 
-    @routes.post("/v1/adapters/{name}/versions")
+    @routes.post(
+        "/v1/adapters/{name}/versions",
+        status_code=201,
+        response_model=VersionObject,
+        responses={200: {"model": VersionObject, "description": "The same bytes were there already"}},
+        openapi_extra=json_or_form_body(PushedPath, PushForm),
+    )
     async def push(
         request: Request, name: str, to: Annotated[PushParameters, Query()], who: Principal = operator
     ) -> Response:
         version, new = await pushes.push(name, request, alias=to.alias, actor=who.name)
         return JSONResponse(_version(version, await adapter_states(engine), traffic), 201 if new else 200)
 
-    @routes.put("/v1/adapters/{name}/aliases/{alias}")
+    @routes.put(
+        "/v1/adapters/{name}/aliases/{alias}",
+        response_model=AdapterEventObject,
+        openapi_extra=json_body(PromotedVersion),
+    )
     async def promote(request: Request, name: str, alias: str, who: Principal = operator) -> Response:
         body = parse(PromotedVersion, await request.body())
         move = partial(registry.set_alias, name, alias, body.version, actor=who.name, reason=body.reason)
@@ -89,7 +102,11 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s: %s@%s is version %s", who.name, name, alias, event.to_version)
         return JSONResponse(_event(event))
 
-    @routes.post("/v1/adapters/{name}/rollback")
+    @routes.post(
+        "/v1/adapters/{name}/rollback",
+        response_model=AdapterEventObject,
+        openapi_extra=json_body(Rollback, required=False),
+    )
     async def rollback(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(Rollback, await request.body() or b"{}")
         move = partial(registry.rollback, name, alias=body.alias, actor=who.name, reason=body.reason)
@@ -97,7 +114,7 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s: %s@%s is back at version %s", who.name, name, body.alias, event.to_version)
         return JSONResponse(_event(event))
 
-    @routes.delete("/v1/adapters/{name}/versions/{number}")
+    @routes.delete("/v1/adapters/{name}/versions/{number}", response_model=VersionObject)
     async def retire(name: str, number: str, who: Principal = operator) -> Response:
         if not _VERSION.fullmatch(number):
             await in_thread(registry.adapter, name)
@@ -141,13 +158,18 @@ def live_version(adapter: Adapter) -> Version:
     return adapter.versions[adapter.aliases[LIVE] - 1]
 
 
-def tier_of(residency: Mapping[str, AdapterPlacement], version: Version) -> str:
-    seat = residency.get(version.digest)
-    return seat.tier if seat is not None and seat.tier in ("device", "host") else "store"
+def tier_of(residency: Mapping[str, AdapterPlacement], version: Version) -> Residency:
+    placement = residency.get(version.digest)
+    match placement and placement.tier:
+        case "device":
+            return "device"
+        case "host":
+            return "host"
+    return "store"
 
 
-def _version(version: Version, residency: Mapping[str, AdapterPlacement], traffic: Traffic) -> Json:
-    seat = residency.get(version.digest)
+def _version(version: Version, residency: Mapping[str, AdapterPlacement], traffic: Traffic) -> VersionObject:
+    placement = residency.get(version.digest)
     num_requests, num_tokens = traffic.totals(version.id)
     return {
         "object": "adapter.version",
@@ -167,13 +189,13 @@ def _version(version: Version, residency: Mapping[str, AdapterPlacement], traffi
         "metadata": version.metadata,
         "retired_at": None if version.retired_at is None else int(version.retired_at.timestamp()),
         "residency": tier_of(residency, version),
-        "load_ms": None if seat is None or seat.load_ms is None else round(seat.load_ms, 1),
+        "load_ms": None if placement is None or placement.load_ms is None else round(placement.load_ms, 1),
         "requests": num_requests,
         "tokens": num_tokens,
     }
 
 
-def _adapter(adapter: Adapter, residency: Mapping[str, AdapterPlacement], traffic: Traffic) -> Json:
+def _adapter(adapter: Adapter, residency: Mapping[str, AdapterPlacement], traffic: Traffic) -> AdapterObject:
     versions = [_version(version, residency, traffic) for version in adapter.versions]
     return {
         "object": "adapter",
@@ -187,7 +209,7 @@ def _adapter(adapter: Adapter, residency: Mapping[str, AdapterPlacement], traffi
     }
 
 
-def _event(event: AliasEvent) -> Json:
+def _event(event: AliasEvent) -> AdapterEventObject:
     return {
         "object": "adapter.event",
         "id": event.id,

@@ -33,7 +33,16 @@ from graftwork.adapters.experiments.plan import (
     Unrated,
 )
 from graftwork.server.bodies import Label, StrictModel, Text, parse
-from graftwork.server.http.lists import Json, Parameters, in_thread, page_body
+from graftwork.server.http.lists import Parameters, in_thread, page_body
+from graftwork.server.http.openapi import json_body
+from graftwork.server.http.schemas.experiments import (
+    ExperimentArmObject,
+    ExperimentEventObject,
+    ExperimentMetricObject,
+    ExperimentObject,
+    ReadingPointObject,
+)
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -122,7 +131,12 @@ def add(routes: APIRouter, services: Services) -> None:
     experiments, base = services.experiments, services.base
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.post("/v1/experiments")
+    @routes.post(
+        "/v1/experiments",
+        status_code=201,
+        response_model=ExperimentObject,
+        openapi_extra=json_body(NewExperiment),
+    )
     async def start_experiment(request: Request, who: Principal = operator) -> Response:
         body = parse(NewExperiment, await request.body())
         plan = _plan(body)
@@ -131,25 +145,29 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
         return JSONResponse(_experiment(started, None, base.id), 201)
 
-    @routes.get("/v1/experiments", dependencies=[operator])
+    @routes.get("/v1/experiments", dependencies=[operator], response_model=ListObject[ExperimentObject])
     async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
         running = None if page.status is None else page.status == "running"
         found = await in_thread(experiments.find, running=running, after=page.after, limit=page.limit)
         readings = {each.name: await in_thread(services.exposures.last_reading, each.name) for each in found}
         return JSONResponse(page_body(found, lambda each: _experiment(each, readings[each.name], base.id)))
 
-    @routes.get("/v1/experiments/{name}", dependencies=[operator])
+    @routes.get("/v1/experiments/{name}", dependencies=[operator], response_model=ExperimentObject)
     async def get_experiment(name: str) -> Response:
         return JSONResponse(await in_thread(_whole, services, name))
 
-    @routes.patch("/v1/experiments/{name}")
+    @routes.patch("/v1/experiments/{name}", response_model=ExperimentObject, openapi_extra=json_body(NewWeights))
     async def change_weights(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(NewWeights, await request.body())
         await in_thread(experiments.set_weights, name, body.weights, actor=who.name, reason=body.reason)
         log.info("%s changed the weights of %s: %s", who.name, name, body.weights)
         return JSONResponse(await in_thread(_whole, services, name))
 
-    @routes.post("/v1/experiments/{name}/stop")
+    @routes.post(
+        "/v1/experiments/{name}/stop",
+        response_model=ExperimentObject,
+        openapi_extra=json_body(Stop, required=False),
+    )
     async def stop_experiment(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(Stop, await request.body() or b"{}")
         last = await in_thread(services.exposures.last_reading, name)
@@ -260,7 +278,7 @@ def _check_logged(services: Services, plan: ExperimentPlan) -> None:
 # ---------------------------------------------------------------------------------------------- from plans to answers
 
 
-def _whole(services: Services, name: str) -> Json:
+def _whole(services: Services, name: str) -> ExperimentObject:
     """An experiment with everything that is known of it."""
     experiment = services.experiments.get(name)
     readings = services.exposures.readings(name)
@@ -271,7 +289,7 @@ def _whole(services: Services, name: str) -> Json:
     }
 
 
-def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str) -> Json:
+def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str) -> ExperimentObject:
     plan, outcome = experiment.plan, experiment.outcome
     return {
         "object": "experiment",
@@ -327,7 +345,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
     }
 
 
-def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> Json:
+def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> ExperimentArmObject:
     return {
         "name": arm.name,
         "version": arm.version,
@@ -341,11 +359,17 @@ def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> Json:
     }
 
 
-def _shown_metric(metric: Metric) -> Json:
-    return {**metric.to_json(), "label": metric.label}
+def _shown_metric(metric: Metric) -> ExperimentMetricObject:
+    return {
+        "name": metric.name,
+        "over": metric.over,
+        "range": list(metric.range) if metric.range else None,
+        "goal": metric.goal,
+        "label": metric.label,
+    }
 
 
-def _event(event: ExperimentEvent) -> Json:
+def _event(event: ExperimentEvent) -> ExperimentEventObject:
     return {
         "object": "experiment.event",
         "id": event.id,
@@ -359,15 +383,30 @@ def _event(event: ExperimentEvent) -> Json:
     }
 
 
-def _point(stored: StoredReading) -> Json:
+def _point(stored: StoredReading) -> ReadingPointObject:
     """Of a reading what a picture over time is drawn from."""
     reading: dict[str, Any] = stored.reading
     return {
         "at": stored.at.timestamp(),
         "units": stored.units,
-        "arms": [{key: arm[key] for key in ("arm", "judged", "mean", "lower", "upper")} for arm in reading["arms"]],
+        "arms": [
+            {
+                "arm": arm["arm"],
+                "judged": arm["judged"],
+                "mean": arm["mean"],
+                "lower": arm["lower"],
+                "upper": arm["upper"],
+            }
+            for arm in reading["arms"]
+        ],
         "comparisons": [
-            {key: found[key] for key in ("arm", "units", "difference", "lower", "upper")}
-            for found in reading["comparisons"]
+            {
+                "arm": comparison["arm"],
+                "units": comparison["units"],
+                "difference": comparison["difference"],
+                "lower": comparison["lower"],
+                "upper": comparison["upper"],
+            }
+            for comparison in reading["comparisons"]
         ],
     }

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AwareDatetime, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
@@ -24,7 +24,10 @@ from graftwork.adapters.feedback.feedback import (
     Thumb,
 )
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
-from graftwork.server.http.lists import Json, Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.openapi import json_body, stream_of
+from graftwork.server.http.schemas.feedback import FeedbackObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -69,7 +72,13 @@ def add(routes: APIRouter, services: Services) -> None:
     anybody = Depends(services.authenticator.require(Role.APP))
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.post("/v1/feedback")
+    @routes.post(
+        "/v1/feedback",
+        status_code=201,
+        response_model=FeedbackObject,
+        responses={200: {"model": FeedbackObject, "description": "Its idempotency key had said it already"}},
+        openapi_extra=json_body(NewFeedback),
+    )
     async def send_feedback(request: Request, who: Principal = anybody) -> Response:
         body = parse(NewFeedback, await request.body())
         said = SubmittedFeedback(
@@ -91,21 +100,27 @@ def add(routes: APIRouter, services: Services) -> None:
             services.metrics.feedback(adapter=(row.adapter or base_id).partition("@")[0], kinds=row.kinds)
         return JSONResponse(show(row, base_id), 201 if new else 200)
 
-    @routes.get("/v1/feedback", dependencies=[operator])
+    @routes.get("/v1/feedback", dependencies=[operator], response_model=ListObject[FeedbackObject])
     async def list_feedback(page: Annotated[FeedbackPageParameters, Query()]) -> Response:
         found = await in_thread(
             records.feedback.find, await in_thread(page.filter, services), after=page.after, limit=page.limit
         )
         return JSONResponse(page_body(found, lambda row: show(row, base_id)))
 
-    @routes.get("/v1/feedback/export", dependencies=[operator])
+    @routes.get(
+        "/v1/feedback/export",
+        dependencies=[operator],
+        response_class=StreamingResponse,
+        response_model=FeedbackObject,
+        openapi_extra=stream_of(FeedbackObject, "application/jsonl"),
+    )
     async def export_feedback(which: Annotated[FeedbackParameters, Query()]) -> Response:
         return json_lines(
             records.feedback.each(await in_thread(which.filter, services)), lambda row: show(row, base_id)
         )
 
 
-def show(row: Feedback, base_id: str) -> Json:
+def show(row: Feedback, base_id: str) -> FeedbackObject:
     return {
         "object": "feedback",
         "id": row.id,

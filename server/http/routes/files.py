@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
@@ -18,11 +18,25 @@ from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.learning.files import MAX_PAGE, PURPOSES, File
 from graftwork.server.bodies import Label
-from graftwork.server.http.lists import Json, Parameters, in_thread, page_body
+from graftwork.server.http.lists import Parameters, in_thread, page_body
+from graftwork.server.http.openapi import form_body
+from graftwork.server.http.schemas.files import DeletedFileObject, FileObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 from graftwork.server.http.uploads import SLACK_BYTES, receive_file
 
 log = logging.getLogger(__name__)
+
+
+class OctetStream(FileResponse):
+    media_type = "application/octet-stream"
+
+
+class FileForm(BaseModel):
+    """The multipart form of an upload."""
+
+    file: bytes
+    purpose: Literal["fine-tune"]
 
 
 class FilesParameters(Parameters):
@@ -36,7 +50,7 @@ def add(routes: APIRouter, services: Services) -> None:
     files, jobs = services.files, services.jobs
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.post("/v1/files")
+    @routes.post("/v1/files", response_model=FileObject, openapi_extra=form_body(FileForm))
     async def create_file(request: Request, who: Principal = operator) -> Response:
         request.state.max_body_bytes = files.max_bytes + SLACK_BYTES
         upload = await in_thread(files.upload)
@@ -56,23 +70,27 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s uploaded %s (%d bytes)", who.name, file.id, file.num_bytes)
         return JSONResponse(show(file))
 
-    @routes.get("/v1/files", dependencies=[operator])
+    @routes.get("/v1/files", dependencies=[operator], response_model=ListObject[FileObject])
     async def list_files(page: Annotated[FilesParameters, Query()]) -> Response:
         found = await in_thread(
             files.find, purpose=page.purpose, after=page.after, limit=page.limit, ascending=page.order == "asc"
         )
         return JSONResponse(page_body(found, show))
 
-    @routes.get("/v1/files/{file_id}", dependencies=[operator])
+    @routes.get("/v1/files/{file_id}", dependencies=[operator], response_model=FileObject)
     async def get_file(file_id: str) -> Response:
         return JSONResponse(show(await in_thread(files.get, file_id)))
 
-    @routes.get("/v1/files/{file_id}/content", dependencies=[operator])
+    @routes.get(
+        "/v1/files/{file_id}/content",
+        dependencies=[operator],
+        response_class=OctetStream,
+    )
     async def get_content(file_id: str) -> Response:
         file = await in_thread(files.get, file_id)
-        return FileResponse(files.path(file), media_type="application/octet-stream", filename=file.filename)
+        return OctetStream(files.path(file), media_type=OctetStream.media_type, filename=file.filename)
 
-    @routes.delete("/v1/files/{file_id}")
+    @routes.delete("/v1/files/{file_id}", response_model=DeletedFileObject)
     async def delete_file(file_id: str, who: Principal = operator) -> Response:
         in_use = await in_thread(jobs.unfinished_job_using, file_id)
         file = await in_thread(files.delete, file_id, in_use=in_use)
@@ -80,7 +98,7 @@ def add(routes: APIRouter, services: Services) -> None:
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
 
-def show(file: File) -> Json:
+def show(file: File) -> FileObject:
     return {
         "id": file.id,
         "object": "file",

@@ -15,6 +15,13 @@ from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
 from graftwork.server.generation.service import ActiveGeneration, GenerationService
 from graftwork.server.http.auth import Authenticator
+from graftwork.server.http.openapi import json_body, stream_of
+from graftwork.server.http.schemas.generation import (
+    ChatCompletionChunkObject,
+    ChatCompletionObject,
+    CompletionChunkObject,
+    CompletionObject,
+)
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
@@ -25,11 +32,21 @@ SESSION_HEADER = "x-graftwork-session"
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
     reader = Depends(authenticator.require(Role.APP))
 
-    @routes.post("/v1/chat/completions", dependencies=[reader])
+    @routes.post(
+        "/v1/chat/completions",
+        dependencies=[reader],
+        response_model=ChatCompletionObject,
+        openapi_extra={**json_body(ChatCompletionRequest), **stream_of(ChatCompletionChunkObject)},
+    )
     async def chat(request: Request) -> Response:
         return await _respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
 
-    @routes.post("/v1/completions", dependencies=[reader])
+    @routes.post(
+        "/v1/completions",
+        dependencies=[reader],
+        response_model=CompletionObject,
+        openapi_extra={**json_body(CompletionRequest), **stream_of(CompletionChunkObject)},
+    )
     async def complete(request: Request) -> Response:
         return await _respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
 

@@ -7,15 +7,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.feedback.feedback import FeedbackFilter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter, InteractionStatus
 from graftwork.server.bodies import Label, Text
-from graftwork.server.http.lists import Json, Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.openapi import stream_of
 from graftwork.server.http.routes import feedback
+from graftwork.server.http.schemas.interactions import ErasureObject, InteractionObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -49,25 +52,31 @@ def add(routes: APIRouter, services: Services) -> None:
     records, base_id = services.records, services.base.id
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.get("/v1/interactions", dependencies=[operator])
+    @routes.get("/v1/interactions", dependencies=[operator], response_model=ListObject[InteractionObject])
     async def list_interactions(page: Annotated[InteractionPageParameters, Query()]) -> Response:
         found = await in_thread(
             records.interactions.find, await in_thread(page.filter, services), after=page.after, limit=page.limit
         )
         return JSONResponse(page_body(found, show))
 
-    @routes.get("/v1/interactions/export", dependencies=[operator])
+    @routes.get(
+        "/v1/interactions/export",
+        dependencies=[operator],
+        response_class=StreamingResponse,
+        response_model=InteractionObject,
+        openapi_extra=stream_of(InteractionObject, "application/jsonl"),
+    )
     async def export_interactions(which: Annotated[InteractionParameters, Query()]) -> Response:
         return json_lines(records.interactions.each(await in_thread(which.filter, services)), show)
 
-    @routes.get("/v1/interactions/{interaction_id}", dependencies=[operator])
+    @routes.get("/v1/interactions/{interaction_id}", dependencies=[operator], response_model=InteractionObject)
     async def get_interaction(interaction_id: str) -> Response:
         await in_thread(records.log.wait_until_durable, interaction_id)
         found = await in_thread(records.interactions.get, interaction_id)
         said = await in_thread(records.feedback.find, FeedbackFilter(interaction_id=interaction_id), limit=100)
         return JSONResponse({**show(found), "feedback": [feedback.show(row, base_id) for row in reversed(said)]})
 
-    @routes.delete("/v1/interactions")
+    @routes.delete("/v1/interactions", response_model=ErasureObject)
     async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = operator) -> Response:
         # What is still on its way to the database must not arrive there afterwards.
         await in_thread(records.log.flush)
@@ -89,7 +98,7 @@ def add(routes: APIRouter, services: Services) -> None:
         )
 
 
-def show(row: Interaction) -> Json:
+def show(row: Interaction) -> InteractionObject:
     return {
         "object": "interaction",
         "id": row.id,

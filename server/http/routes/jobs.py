@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field, model_validator
@@ -25,7 +25,10 @@ from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.learning import data_sets, hyperparameters
 from graftwork.adapters.learning.job import FEEDBACK_FILE, Checkpoint, Job, JobEvent, Method, NewJob
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
-from graftwork.server.http.lists import Json, Parameters, in_thread, page_body
+from graftwork.server.http.lists import Parameters, in_thread, page_body
+from graftwork.server.http.openapi import json_body
+from graftwork.server.http.schemas.jobs import JobCheckpointObject, JobErrorObject, JobEventObject, JobObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -93,7 +96,7 @@ def add(routes: APIRouter, services: Services) -> None:
     jobs, base_id = services.jobs, services.base.id
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.post("/v1/fine_tuning/jobs")
+    @routes.post("/v1/fine_tuning/jobs", response_model=JobObject, openapi_extra=json_body(NewFineTuning))
     async def create_job(request: Request, who: Principal = operator) -> Response:
         new = await in_thread(_checked, services, parse(NewFineTuning, await request.body()))
         job, is_new = await in_thread(
@@ -107,29 +110,37 @@ def add(routes: APIRouter, services: Services) -> None:
             log.info("%s submitted %s: %s for %s", who.name, job.id, job.method, job.name)
         return JSONResponse(show(job, base_id))
 
-    @routes.get("/v1/fine_tuning/jobs", dependencies=[operator])
+    @routes.get("/v1/fine_tuning/jobs", dependencies=[operator], response_model=ListObject[JobObject])
     async def list_jobs(page: Annotated[JobsParameters, Query()]) -> Response:
         found = await in_thread(
             jobs.find, after=page.after, limit=page.limit, name=page.adapter, metadata=page.metadata
         )
         return JSONResponse(page_body(found, lambda job: show(job, base_id)))
 
-    @routes.get("/v1/fine_tuning/jobs/{job_id}", dependencies=[operator])
+    @routes.get("/v1/fine_tuning/jobs/{job_id}", dependencies=[operator], response_model=JobObject)
     async def get_job(job_id: str) -> Response:
         return JSONResponse(show(await in_thread(jobs.get, job_id), base_id))
 
-    @routes.post("/v1/fine_tuning/jobs/{job_id}/cancel")
+    @routes.post("/v1/fine_tuning/jobs/{job_id}/cancel", response_model=JobObject)
     async def cancel_job(job_id: str, who: Principal = operator) -> Response:
         job = await in_thread(jobs.cancel, job_id, actor=who.name)
         log.info("%s cancelled %s", who.name, job.id)
         return JSONResponse(show(job, base_id))
 
-    @routes.get("/v1/fine_tuning/jobs/{job_id}/events", dependencies=[operator])
+    @routes.get(
+        "/v1/fine_tuning/jobs/{job_id}/events",
+        dependencies=[operator],
+        response_model=ListObject[JobEventObject],
+    )
     async def list_events(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
         found = await in_thread(jobs.events, job_id, after=_cursor(page.after), limit=page.limit)
         return JSONResponse(page_body(found, show_event))
 
-    @routes.get("/v1/fine_tuning/jobs/{job_id}/checkpoints", dependencies=[operator])
+    @routes.get(
+        "/v1/fine_tuning/jobs/{job_id}/checkpoints",
+        dependencies=[operator],
+        response_model=ListObject[JobCheckpointObject],
+    )
     async def list_checkpoints(job_id: str, page: Annotated[RecordParameters, Query()]) -> Response:
         found = await in_thread(jobs.checkpoints, job_id, after=_cursor(page.after), limit=page.limit)
         job = await in_thread(jobs.get, job_id)
@@ -248,7 +259,7 @@ def _cursor(after: str | None) -> int | None:
 # ------------------------------------------------------------------------------------------------- what is answered
 
 
-def show(job: Job, base_id: str) -> Json:
+def show(job: Job, base_id: str) -> JobObject:
     """OpenAI's job, and under ``graftwork`` what it has no field for."""
     known = {name: job.hyperparameters.get(name, hyperparameters.AUTO) for name in ("n_epochs", "batch_size")}
     known["learning_rate_multiplier"] = job.hyperparameters.get("learning_rate_multiplier", hyperparameters.AUTO)
@@ -263,7 +274,7 @@ def show(job: Job, base_id: str) -> Json:
         "finished_at": None if job.finished_at is None else int(job.finished_at.timestamp()),
         "estimated_finish": int(progress_at + eta) if job.status == "running" and eta and progress_at else None,
         "status": job.status,
-        "error": None if job.error is None else dict(job.error),
+        "error": None if job.error is None else cast(JobErrorObject, dict(job.error)),
         "model": job.model,
         "fine_tuned_model": job.version,
         "organization_id": "graftwork",
@@ -289,7 +300,7 @@ def show(job: Job, base_id: str) -> Json:
     }
 
 
-def show_event(event: JobEvent) -> Json:
+def show_event(event: JobEvent) -> JobEventObject:
     return {
         "id": f"ftevent-{event.id}",
         "object": "fine_tuning.job.event",
@@ -301,7 +312,7 @@ def show_event(event: JobEvent) -> Json:
     }
 
 
-def show_checkpoint(point: Checkpoint, job: Job) -> Json:
+def show_checkpoint(point: Checkpoint, job: Job) -> JobCheckpointObject:
     """A checkpoint's model has a name, as OpenAI's has, but is not served: the job's result is."""
     return {
         "id": f"ftckpt-{point.id}",

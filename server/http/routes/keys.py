@@ -15,7 +15,10 @@ from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.storage.database import Page
 from graftwork.server.bodies import StrictModel, Text, parse
-from graftwork.server.http.lists import Json, PageParameters, in_thread, page_body
+from graftwork.server.http.lists import PageParameters, in_thread, page_body
+from graftwork.server.http.openapi import json_body
+from graftwork.server.http.schemas.keys import KeyObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -30,11 +33,11 @@ def add(routes: APIRouter, services: Services) -> None:
     keys, authenticator = services.keys, services.authenticator
     admin = Depends(authenticator.require(Role.ADMIN))
 
-    @routes.get("/v1/keys", dependencies=[admin])
+    @routes.get("/v1/keys", dependencies=[admin], response_model=ListObject[KeyObject])
     async def list_keys(page: Annotated[PageParameters, Query()]) -> Response:
         return JSONResponse(page_body(_slice(await in_thread(keys.list), page), _key))
 
-    @routes.post("/v1/keys")
+    @routes.post("/v1/keys", status_code=201, response_model=KeyObject, openapi_extra=json_body(NewKey))
     async def create_key(request: Request, who: Principal = admin) -> Response:
         body = parse(NewKey, await request.body())
         role = Role.parse(body.role)
@@ -48,14 +51,14 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s created the %s key %s for %r", who.name, role.value, key.id, key.name)
         return JSONResponse({**_key(key), "secret": secret}, 201, {"cache-control": "no-store"})
 
-    @routes.delete("/v1/keys/{key_id}")
+    @routes.delete("/v1/keys/{key_id}", response_model=KeyObject)
     async def revoke_key(key_id: str, who: Principal = admin) -> Response:
         key = await in_thread(keys.revoke, key_id)
         log.info("%s revoked the key %s of %r", who.name, key.id, key.name)
         return JSONResponse(_key(key))
 
 
-def _key(key: Key) -> Json:
+def _key(key: Key) -> KeyObject:
     return {
         "object": "key",
         "id": key.id,

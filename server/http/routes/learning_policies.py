@@ -24,8 +24,11 @@ from graftwork.adapters.learning.policies import (
     PolicyStatus,
 )
 from graftwork.server.bodies import StrictModel, parse
-from graftwork.server.http.lists import Json, in_thread, list_body
+from graftwork.server.http.lists import in_thread, list_body
+from graftwork.server.http.openapi import json_body
 from graftwork.server.http.routes.jobs import METHODS
+from graftwork.server.http.schemas.learning_policies import LearningPolicyObject, LearningRoundObject
+from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -46,15 +49,19 @@ def add(routes: APIRouter, services: Services) -> None:
     policies = services.learning
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.get("/v1/learning_policies", dependencies=[operator])
+    @routes.get("/v1/learning_policies", dependencies=[operator], response_model=ListObject[LearningPolicyObject])
     async def list_learning_policies() -> Response:
         return JSONResponse(await in_thread(_all, services))
 
-    @routes.get("/v1/adapters/{name}/learning_policy", dependencies=[operator])
+    @routes.get("/v1/adapters/{name}/learning_policy", dependencies=[operator], response_model=LearningPolicyObject)
     async def get_learning_policy(name: str) -> Response:
         return JSONResponse(await in_thread(_one, services, name))
 
-    @routes.put("/v1/adapters/{name}/learning_policy")
+    @routes.put(
+        "/v1/adapters/{name}/learning_policy",
+        response_model=LearningPolicyObject,
+        openapi_extra=json_body(NewLearningPolicy, required=False),
+    )
     async def set_learning_policy(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(NewLearningPolicy, await request.body() or b"{}")
         policy = await in_thread(
@@ -73,7 +80,7 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s: %s learns by itself, %s", who.name, policy.name, when(policy))
         return JSONResponse(await in_thread(_one, services, name))
 
-    @routes.delete("/v1/adapters/{name}/learning_policy")
+    @routes.delete("/v1/adapters/{name}/learning_policy", response_model=LearningPolicyObject)
     async def remove_learning_policy(name: str, who: Principal = operator) -> Response:
         was = await in_thread(_one, services, name)
         await in_thread(policies.remove, name)
@@ -89,16 +96,16 @@ def when(policy: LearningPolicy) -> str:
     return " or ".join(reasons)
 
 
-def _all(services: Services) -> Json:
+def _all(services: Services) -> ListObject[LearningPolicyObject]:
     return list_body([_show(services, policy, standing) for policy, standing in services.learning.all()])
 
 
-def _one(services: Services, name: str) -> Json:
+def _one(services: Services, name: str) -> LearningPolicyObject:
     services.registry.adapter(name)  # an adapter that is none is not one without a policy
     return _show(services, *services.learning.get(name))
 
 
-def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) -> Json:
+def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) -> LearningPolicyObject:
     return {
         "object": "learning_policy",
         "adapter": policy.name,
@@ -120,7 +127,7 @@ def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) ->
     }
 
 
-def _round(services: Services, job: Job) -> Json:
+def _round(services: Services, job: Job) -> LearningRoundObject:
     passed, refused = (None, []) if job.version is None else gate_result(version_by_id(services.registry, job.version))
     metadata: Mapping[str, str] = job.metadata
     return {

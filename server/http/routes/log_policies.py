@@ -14,7 +14,9 @@ from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.feedback.policies import LogPolicy
 from graftwork.server.bodies import StrictModel, parse
-from graftwork.server.http.lists import Json, in_thread, list_body
+from graftwork.server.http.lists import in_thread, list_body
+from graftwork.server.http.openapi import json_body
+from graftwork.server.http.schemas.log_policies import LogPolicyListObject, LogPolicyObject
 from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
@@ -32,14 +34,18 @@ def add(routes: APIRouter, services: Services) -> None:
     policies = services.records.policies
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.get("/v1/log_policies", dependencies=[operator])
+    @routes.get("/v1/log_policies", dependencies=[operator], response_model=LogPolicyListObject)
     async def list_policies() -> Response:
         found = await in_thread(policies.all)
         default = {"log": policies.log, "retention_days": policies.retention_days}
         return JSONResponse({**list_body([_show(policy) for policy in found]), "default": default})
 
     # The base's id may be a hub's, with a slash within.
-    @routes.put("/v1/log_policies/{scope}/{subject:path}")
+    @routes.put(
+        "/v1/log_policies/{scope}/{subject:path}",
+        response_model=LogPolicyObject,
+        openapi_extra=json_body(NewLogPolicy),
+    )
     async def set_policy(
         request: Request, scope: Literal["adapters", "keys"], subject: str, who: Principal = operator
     ) -> Response:
@@ -58,7 +64,7 @@ def add(routes: APIRouter, services: Services) -> None:
         )
         return JSONResponse(_show(policy))
 
-    @routes.delete("/v1/log_policies/{scope}/{subject:path}")
+    @routes.delete("/v1/log_policies/{scope}/{subject:path}", response_model=LogPolicyObject)
     async def remove_policy(scope: Literal["adapters", "keys"], subject: str, who: Principal = operator) -> Response:
         policy = await in_thread(policies.remove, SCOPES[scope], subject)
         log.info("%s: for the %s %s the default holds again", who.name, policy.scope, policy.subject)
@@ -76,7 +82,7 @@ def _check_subject(services: Services, scope: str, subject: str) -> None:
         )
 
 
-def _show(policy: LogPolicy) -> Json:
+def _show(policy: LogPolicy) -> LogPolicyObject:
     return {
         "object": "log_policy",
         "scope": policy.scope,

@@ -8,21 +8,23 @@ from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.registry import Version
-from graftwork.server.http.lists import Json, list_body
+from graftwork.server.http.lists import list_body
 from graftwork.server.http.routes.adapters import all_adapters, live_version
+from graftwork.server.http.schemas.lists import ListObject
+from graftwork.server.http.schemas.service import ModelObject
 from graftwork.server.http.services import Services
 
 
 def add(routes: APIRouter, services: Services) -> None:
     reader = Depends(services.authenticator.require(Role.APP))
 
-    @routes.get("/v1/models", dependencies=[reader])
+    @routes.get("/v1/models", dependencies=[reader], response_model=ListObject[ModelObject])
     async def list_models() -> Response:
         # Thousands of models take some milliseconds to write down, and streams would wait for them.
         return await to_thread.run_sync(_all_models, services)
 
     # Hub ids have a slash within.
-    @routes.get("/v1/models/{model:path}", dependencies=[reader])
+    @routes.get("/v1/models/{model:path}", dependencies=[reader], response_model=ModelObject)
     async def get_model(model: str) -> Response:
         if model == services.base.id:
             return JSONResponse(_base_model(services))
@@ -38,7 +40,7 @@ def _all_models(services: Services) -> Response:
     return JSONResponse(list_body(models))
 
 
-def _base_model(services: Services) -> Json:
+def _base_model(services: Services) -> ModelObject:
     base = services.base
     facts = {"digest": base.digest, "num_parameters": base.num_parameters, **services.engine.base_card}
     return {
@@ -50,7 +52,7 @@ def _base_model(services: Services) -> Json:
     }
 
 
-def _model(services: Services, model: str, version: Version) -> Json:
+def _model(services: Services, model: str, version: Version) -> ModelObject:
     return {
         "id": model,
         "object": "model",

@@ -7,14 +7,17 @@ import hashlib
 import logging
 from collections import Counter
 from importlib import resources
+from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
+from graftwork.server.http.openapi import openapi_document
 from graftwork.server.http.routes.adapters import adapter_states, all_adapters, live_version, tier_of
+from graftwork.server.http.schemas.service import HealthObject, ReadinessObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
 
@@ -24,22 +27,32 @@ log = logging.getLogger(__name__)
 def add(routes: APIRouter, services: Services) -> None:
     reader = Depends(services.authenticator.require(Role.APP))
     page, page_headers = _operators_page()
+    document: bytes | None = None
 
-    @routes.get("/")
+    @routes.get("/", response_class=HTMLResponse)
     async def operators_page() -> Response:
         return HTMLResponse(page, headers=page_headers)
 
-    @routes.get("/health")
+    @routes.get("/health", response_model=HealthObject)
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/ready")
+    @routes.get(
+        "/ready", response_model=ReadinessObject, responses={503: {"model": ReadinessObject, "description": "Not yet"}}
+    )
     async def ready() -> Response:
         state = services.engine.state
         body = {"status": state, "base": services.base.id}
         return JSONResponse(body) if state == "ready" else JSONResponse(body, 503, {"retry-after": "1"})
 
-    @routes.get("/metrics", dependencies=[reader])
+    @routes.get("/openapi.json", response_model=dict[str, Any])
+    async def openapi(request: Request) -> Response:
+        nonlocal document
+        if document is None:
+            document = await to_thread.run_sync(openapi_document, request.app)
+        return Response(document, media_type="application/json")
+
+    @routes.get("/metrics", dependencies=[reader], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         await _update_gauges(services)
         return Response(await to_thread.run_sync(services.metrics.render), media_type=metrics.CONTENT_TYPE)
@@ -60,7 +73,7 @@ async def _update_gauges(services: Services) -> None:
         {policy.name: (standing.judgements, standing.rounds) for policy, standing in learning}
     )
     serving = [version for adapter in adapters for version in adapter.versions if version.retired_at is None]
-    tiers = Counter(tier_of(residency, version) for version in serving)
+    tiers: Counter[str] = Counter(tier_of(residency, version) for version in serving)
     services.metrics.set_adapter_tiers(
         tiers, {adapter.name: tier_of(residency, live_version(adapter)) for adapter in adapters}
     )

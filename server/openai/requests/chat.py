@@ -63,7 +63,9 @@ NO_TOOLS = "this server makes no tool calls; leave it out"
 
 class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[dict[str, str]], PlainValidator(_content)]
+    content: Annotated[
+        str | list[dict[str, str]], PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
+    ]
     # For templates that know them.
     name: Label | None = None
     reasoning_content: Text | None = None

@@ -26,6 +26,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 Prompt = str | tuple[int, ...]
 
+_PROMPT_FORMS: Any = str | list[str] | list[int] | list[list[int]]
+"""For the OpenAPI document."""
+
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
     """The four forms of a completion's prompt as one: each prompt is a text or token ids."""
@@ -60,7 +63,7 @@ def _token_ids(where: str, value: list[Any]) -> tuple[int, ...]:
 class CompletionRequest(GenerationRequest):
     """The body of ``POST /v1/completions``."""
 
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
+    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts, json_schema_input_type=_PROMPT_FORMS)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None

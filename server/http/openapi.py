@@ -1,0 +1,81 @@
+"""``GET /openapi.json``: FastAPI's own document, with the bodies that routes read by hand.
+
+Routes take bytes and answer with a ``Response``: errors are worded in one place, and nothing is serialised twice. For
+the document they declare ``response_model`` and, through the functions here, ``openapi_extra``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, TypeAdapter
+
+from graftwork.server.http.schemas.lists import ErrorObject
+from graftwork.version import __version__
+
+Json = dict[str, Any]
+
+_REF: Final = "#/components/schemas/{model}"
+_DESCRIPTION: Final = (
+    "One quantized base model, many live LoRA adapters: serve, learn from feedback, A/B test, promote. "
+    "Errors of every route are `ErrorObject`."
+)
+
+
+def json_body(model: type[BaseModel], *, required: bool = True) -> Json:
+    """For ``openapi_extra``: the request's body is a ``model`` as JSON."""
+    return _request_body({"application/json": model}, required=required)
+
+
+def form_body(model: type[BaseModel]) -> Json:
+    """For ``openapi_extra``: the request's body is a multipart form with a ``model``'s fields."""
+    return _request_body({"multipart/form-data": model}, required=True)
+
+
+def json_or_form_body(model: type[BaseModel], form: type[BaseModel]) -> Json:
+    """For ``openapi_extra``: the request's body is a ``model`` as JSON, or a multipart form with ``form``'s fields."""
+    return _request_body({"application/json": model, "multipart/form-data": form}, required=True)
+
+
+def stream_of(kind: Any, media_type: str = "text/event-stream") -> Json:
+    """For ``openapi_extra``: the answer may be a stream, of which each event or line is a ``kind``, a TypedDict."""
+    return {"responses": {"200": {"content": {media_type: {"schema": _schema(kind, "serialization")}}}}}
+
+
+def error_answer() -> Json:
+    """For ``responses``: what every route answers when it fails, whatever it answers otherwise."""
+    content = {"application/json": {"schema": _schema(ErrorObject, "serialization")}}
+    return {"description": "An error; its message says what to do", "content": content}
+
+
+def openapi_document(app: FastAPI) -> bytes:
+    """The document of all routes of ``app``, as JSON."""
+    return json.dumps(openapi_schema(app), separators=(",", ":")).encode()
+
+
+def openapi_schema(app: FastAPI) -> Json:
+    """The document of all routes of ``app``, as a dictionary."""
+    document = get_openapi(title="Graftwork", version=__version__, description=_DESCRIPTION, routes=app.routes)
+    components = document["components"]["schemas"]
+    for path in document["paths"].values():
+        for operation in path.values():
+            bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
+            for content in [content for body in bodies for content in body.get("content", {}).values()]:
+                for name, definition in content["schema"].pop("$defs", {}).items():
+                    if components.setdefault(name, definition) != definition:
+                        raise ValueError(f"two schemas are called {name}")
+    return document
+
+
+def _request_body(models: dict[str, type[BaseModel]], *, required: bool) -> Json:
+    content = {media_type: {"schema": _schema(model, "validation")} for media_type, model in models.items()}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def _schema(kind: Any, mode: Any) -> Json:
+    """A reference to ``kind``, with the definitions that it needs under ``$defs``; the document moves them."""
+    references, definitions = TypeAdapter.json_schemas([(0, mode, TypeAdapter(kind))], ref_template=_REF)
+    return {**references[0, mode], "$defs": definitions["$defs"]}

@@ -1,0 +1,33 @@
+"""Feedback on answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+
+class FeedbackObject(TypedDict):
+    """What somebody said of one choice of an answer. ``adapter`` is the version that was rated, or the base's id."""
+
+    object: Literal["feedback"]
+    id: int
+    at: float
+    interaction_id: str
+    adapter: str
+    experiment: str | None
+    arm: str | None
+    probability: float | None
+    unit: str | None
+    choice: int
+    thumb: str | None
+    score: float | None
+    correction: str | None
+    preferred_over: str | None
+    preferred_over_choice: int | None
+    comment: str | None
+    metadata: Mapping[str, str] | None
+    user: str | None
+    key_id: str | None
+    erased_at: float | None

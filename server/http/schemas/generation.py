@@ -1,0 +1,153 @@
+"""OpenAI's answers as ``server/openai/answers`` writes them, whole and in chunks, without building these objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class CachedTokens(TypedDict):
+    """Of a prompt's tokens, ``cached_tokens`` did not have to be computed."""
+
+    cached_tokens: int
+
+
+class UsageObject(TypedDict):
+    """Tokens read and written for one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class OriginObject(TypedDict):
+    """Who answered: ``name@version`` or the base's id; and as which arm of which experiment."""
+
+    adapter: str
+    experiment: NotRequired[str]
+    arm: NotRequired[str]
+
+
+class AlternativeToken(TypedDict):
+    """A token that could have stood here."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class ChatToken(AlternativeToken):
+    """A chosen token, and the most likely ones at its place."""
+
+    top_logprobs: list[AlternativeToken]
+
+
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of a chat answer, token by token."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatMessage(TypedDict):
+    """One turn as the model wrote it."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One of ``n`` answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class _Head(TypedDict):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    graftwork: OriginObject
+
+
+class ChatCompletionObject(_Head):
+    """A whole chat answer."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: UsageObject
+
+
+class ChatDelta(TypedDict):
+    """What a chunk adds to a message; the role comes with the first."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+    refusal: NotRequired[None]
+
+
+class ChatChunkChoice(TypedDict):
+    """What a chunk adds to one choice; ``finish_reason`` comes with the last."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunkObject(_Head):
+    """One event of a stream, which ends with ``[DONE]``. ``usage`` comes last, where asked for."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[UsageObject | None]
+
+
+class CompletionLogprobs(TypedDict):
+    """Four lists of one length, one entry per token. A prompt's first token has no log-probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[Mapping[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    """One of ``n`` continuations."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class CompletionObject(_Head):
+    """A whole text completion."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageObject
+
+
+class CompletionChunkChoice(TypedDict):
+    """What a chunk adds to one choice; ``finish_reason`` comes with the last."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionChunkObject(_Head):
+    """One event of a stream, which ends with ``[DONE]``."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: NotRequired[UsageObject | None]

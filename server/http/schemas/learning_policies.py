@@ -1,0 +1,47 @@
+"""When adapters learn by themselves, and their rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+
+class LearningRoundObject(TypedDict):
+    """One round: its job and what came of it. ``control``: it began with the base; otherwise it ``continues`` a
+    version. ``gates_passed`` null: no gates have judged it."""
+
+    number: int
+    job: str
+    control: bool
+    continues: str | None
+    status: str
+    submitted_at: float
+    finished_at: float | None
+    version: str | None
+    gates_passed: bool | None
+    refusals: Sequence[str]
+    error: str | None
+
+
+class LearningPolicyObject(TypedDict):
+    """A round begins ``after`` so many new judgements, or ``every_days`` with ``at_least`` so many; null is off."""
+
+    object: Literal["learning_policy"]
+    adapter: str
+    after: int | None
+    every_days: float | None
+    at_least: int
+    control_every: int | None
+    method: str
+    hyperparameters: Mapping[str, Any]
+    actor: str
+    created_at: float
+    updated_at: float
+    judgements: int
+    due: bool
+    waits_for: str | None
+    rounds: int
+    next_is_control: bool
+    last_round: LearningRoundObject | None

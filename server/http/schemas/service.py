@@ -1,0 +1,33 @@
+"""The server's state, and what can be named as ``model``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class HealthObject(TypedDict):
+    """Liveness: the process answers."""
+
+    status: Literal["ok"]
+
+
+class ReadinessObject(TypedDict):
+    """Whether requests are served now."""
+
+    status: Literal["starting", "ready", "recovering", "draining"]
+    base: str
+
+
+class ModelObject(TypedDict):
+    """The base, with ``graftwork`` about how it was loaded, or an adapter or version, whose ``parent`` is the base."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    parent: NotRequired[str]
+    root: NotRequired[str]
+    graftwork: NotRequired[Mapping[str, Any]]
