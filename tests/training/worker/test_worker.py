@@ -374,7 +374,7 @@ def test_a_run_may_begin_before_its_check_is_over(
         write(*args)
         may_end.wait(SECONDS)
 
-    monkeypatch.setattr(Jobs, "validated", validated)
+    monkeypatch.setattr(Jobs, "mark_validated", validated)
     job = submit(world, metadata={"hang": "yes"})
     try:
         with working(world, url) as worker:
