@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,12 +17,11 @@ from graftwork.adapters.feedback.interactions import BARE_BASE
 from graftwork.adapters.storage.database import Page
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
+from graftwork.server.openai.events import write_json
 
 T = TypeVar("T")
 ShownT = TypeVar("ShownT")
 
-# JSON lets them stand in a string, and readers that split lines as Unicode does would cut there.
-_LINE_BREAKS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -51,8 +49,7 @@ def json_lines(rows: Iterator[T], show: Callable[[T], object]) -> Response:
 
     def parts() -> Iterator[bytes]:
         while some := list(islice(rows, 100)):
-            lines = (json.dumps(show(row), ensure_ascii=False).translate(_LINE_BREAKS) for row in some)
-            yield "".join(f"{line}\n" for line in lines).encode()
+            yield b"".join(write_json(show(row)) + b"\n" for row in some)
 
     # Starlette takes the parts of a plain iterator from a thread: the disk is read beside the event loop.
     return StreamingResponse(parts(), media_type="application/jsonl")

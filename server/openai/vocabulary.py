@@ -1,11 +1,9 @@
-"""A base's tokens as JSON, each written once, and what answers need of a tokenizer."""
+"""A base's tokens as answers show them, and what answers need of a tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
-
-from graftwork.server.openai.events import quote
+from typing import Any, Protocol
 
 
 class DetokenizerLike(Protocol):
@@ -25,22 +23,21 @@ class TokenDecoder(Protocol):
 
 
 class Vocabulary:
-    """A base's tokens as JSON, each written once."""
+    """A base's tokens as text and bytes, each looked up once."""
 
     def __init__(self, tokens: TokenDecoder) -> None:
         self.tokens = tokens
-        self._quoted: dict[int, str] = {}
-        self._members: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
+        self._members: dict[int, dict[str, Any]] = {}
 
-    def quoted(self, token_id: int) -> str:
-        """The token as a JSON string."""
-        if (known := self._quoted.get(token_id)) is None:
-            known = self._quoted[token_id] = quote(self.tokens.token_text(token_id))
+    def text(self, token_id: int) -> str:
+        if (known := self._texts.get(token_id)) is None:
+            known = self._texts[token_id] = self.tokens.token_text(token_id)
         return known
 
-    def members(self, token_id: int) -> str:
-        """``"token": …, "bytes": …`` as chat's log-probabilities want them."""
+    def members(self, token_id: int) -> dict[str, Any]:
+        """``token`` and ``bytes``, as chat's log-probabilities want them. Shared: not to be changed."""
         if (known := self._members.get(token_id)) is None:
-            octets = ",".join(map(str, self.tokens.token_bytes(token_id)))
-            known = self._members[token_id] = f'"token":{self.quoted(token_id)},"bytes":[{octets}]'
+            octets = list(self.tokens.token_bytes(token_id))
+            known = self._members[token_id] = {"token": self.text(token_id), "bytes": octets}
         return known

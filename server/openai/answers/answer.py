@@ -11,7 +11,7 @@ from typing import Any
 
 from graftwork.server.engine.request import Delta
 from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice
-from graftwork.server.openai.events import DONE, to_json_object
+from graftwork.server.openai.events import DONE, write_json
 from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 
@@ -26,12 +26,11 @@ class AnswerHead:
     fingerprint: str
     graftwork: Mapping[str, Any]
 
-    def json(self, kind: str) -> str:
+    def json(self, kind: str) -> bytes:
         """The head as JSON members, without braces."""
         members = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return to_json_object({**members, "system_fingerprint": self.fingerprint, "graftwork": dict(self.graftwork)})[
-            1:-1
-        ]
+        written = {**members, "system_fingerprint": self.fingerprint, "graftwork": dict(self.graftwork)}
+        return write_json(written)[1:-1]
 
 
 # ------------------------------------------------------------------------------------------------------- answers
@@ -57,9 +56,9 @@ class Answer(ABC):
         self._choices_a_prompt = request.choices
         self._vocabulary = vocabulary
         self._include_usage = request.include_usage
-        self._open = f"data: {{{head.json(self.chunk_kind)},"
+        self._open = b"data: {" + head.json(self.chunk_kind) + b","
         # With include_usage every chunk has the field, and only the last one a value.
-        self._close = ',"usage":null}\n\n' if request.include_usage else "}\n\n"
+        self._close = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
 
     @property
     def num_completion_tokens(self) -> int:
@@ -86,42 +85,44 @@ class Answer(ABC):
 
     def frames(self, index: int, piece: ChoiceDelta) -> bytes:
         """A piece of choice ``index`` as server-sent events; empty if it adds nothing yet."""
-        events = ""
+        events = b""
         if piece.text or piece.scored:
             events = self._chunk(index, self._text_chunk(piece))
         if piece.finish is not None:
             events += self._chunk(index, self._last_chunk(piece.finish))
-        return events.encode()
+        return events
 
     def closing(self) -> bytes:
         """The frames after the last piece: the usage, if it was asked for, and the end mark."""
         if not self._include_usage:
             return DONE
-        return f'{self._open}"choices":[],"usage":{self._usage()}}}\n\n'.encode() + DONE
+        return self._open + b'"choices":[],"usage":' + write_json(self._usage()) + b"}\n\n" + DONE
 
     def body(self) -> bytes:
         """The whole answer as one JSON object."""
-        choices = ",".join(map(self._whole, self.choices))
-        return f'{{{self.head.json(self.body_kind)},"choices":[{choices}],"usage":{self._usage()}}}'.encode()
+        members = write_json({"choices": [*map(self._whole, self.choices)], "usage": self._usage()})
+        return b"{" + self.head.json(self.body_kind) + b"," + members[1:]
 
-    def _chunk(self, index: int, members: str) -> str:
-        return f'{self._open}"choices":[{{"index":{index},{members}}}]{self._close}'
+    def _chunk(self, index: int, members: dict[str, Any]) -> bytes:
+        return self._open + b'"choices":[' + write_json({"index": index, **members}) + b"]" + self._close
 
-    def _usage(self) -> str:
+    def _usage(self) -> dict[str, Any]:
         prompt, completion = self.num_prompt_tokens, self.num_completion_tokens
-        return (
-            f'{{"prompt_tokens":{prompt},"completion_tokens":{completion},"total_tokens":{prompt + completion},'
-            f'"prompt_tokens_details":{{"cached_tokens":{self.num_cached_tokens}}}}}'
-        )
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
 
     @abstractmethod
-    def _text_chunk(self, piece: ChoiceDelta) -> str:
+    def _text_chunk(self, piece: ChoiceDelta) -> dict[str, Any]:
         """A choice's members for a piece of text."""
 
     @abstractmethod
-    def _last_chunk(self, finish: Finish) -> str:
+    def _last_chunk(self, finish: Finish) -> dict[str, Any]:
         """A choice's members for how it ended."""
 
     @abstractmethod
-    def _whole(self, choice: GeneratedChoice) -> str:
+    def _whole(self, choice: GeneratedChoice) -> dict[str, Any]:
         """A choice as an object of the body."""

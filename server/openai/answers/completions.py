@@ -5,11 +5,12 @@ prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from graftwork.server.engine.request import TokenLogprob
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
 from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice, ScoredToken
-from graftwork.server.openai.events import quote, to_json_number
+from graftwork.server.openai.events import json_logprob
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.vocabulary import TokenDecoder, Vocabulary
 
@@ -37,33 +38,36 @@ class CompletionAnswer(Answer):
         ]
         super().__init__(request, head, vocabulary, choices, sum(map(len, prompts)))
 
-    def _text_chunk(self, piece: ChoiceDelta) -> str:
-        logprobs = self._logprobs(piece.scored) if piece.scored else "null"
-        return f'"text":{quote(piece.text)},"logprobs":{logprobs},"finish_reason":null'
+    def _text_chunk(self, piece: ChoiceDelta) -> dict[str, Any]:
+        logprobs = self._logprobs(piece.scored) if piece.scored else None
+        return {"text": piece.text, "logprobs": logprobs, "finish_reason": None}
 
-    def _last_chunk(self, finish: Finish) -> str:
-        return f'"text":"","logprobs":null,"finish_reason":"{finish}"'
+    def _last_chunk(self, finish: Finish) -> dict[str, Any]:
+        return {"text": "", "logprobs": None, "finish_reason": finish}
 
-    def _whole(self, choice: GeneratedChoice) -> str:
-        logprobs = "null" if choice.scored is None else self._logprobs(choice.scored)
-        return (
-            f'{{"index":{choice.index},"text":{quote(choice.text)},"logprobs":{logprobs},'
-            f'"finish_reason":"{choice.finish}"}}'
-        )
+    def _whole(self, choice: GeneratedChoice) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": None if choice.scored is None else self._logprobs(choice.scored),
+            "finish_reason": choice.finish,
+        }
 
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> str:
-        tokens = ",".join(self._vocabulary.quoted(item.token_id) for item in scored)
-        logprobs = ",".join(to_json_number(item.score.logprob) if item.score else "null" for item in scored)
-        top = ",".join(self._top(item.score) if item.score else "null" for item in scored)
-        offsets = ",".join(str(item.offset) for item in scored)
-        return f'{{"tokens":[{tokens}],"token_logprobs":[{logprobs}],"top_logprobs":[{top}],"text_offset":[{offsets}]}}'
+    def _logprobs(self, scored: Sequence[ScoredToken]) -> dict[str, Any]:
+        scores = [item.score for item in scored]
+        return {
+            "tokens": [self._vocabulary.text(item.token_id) for item in scored],
+            "token_logprobs": [None if score is None else json_logprob(score.logprob) for score in scores],
+            "top_logprobs": [None if score is None else self._top(score) for score in scores],
+            "text_offset": [item.offset for item in scored],
+        }
 
-    def _top(self, score: TokenLogprob) -> str:
+    def _top(self, score: TokenLogprob) -> dict[str, float]:
         """The alternatives and the token itself. Of tokens that read alike the likeliest counts."""
         best: dict[str, float] = {}
         for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
-            best.setdefault(self._vocabulary.quoted(token_id), logprob)
-        return f"{{{','.join(f'{token}:{to_json_number(logprob)}' for token, logprob in best.items())}}}"
+            best.setdefault(self._vocabulary.text(token_id), json_logprob(logprob))
+        return best
 
 
 def _echoed_text(prompt: str | Sequence[int], tokens: TokenDecoder) -> str:

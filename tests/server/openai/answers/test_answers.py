@@ -23,7 +23,7 @@ from graftwork.server.openai.answers.answer import Answer, AnswerHead
 from graftwork.server.openai.answers.chat import ChatAnswer
 from graftwork.server.openai.answers.choice import ChoiceDelta, GeneratedChoice
 from graftwork.server.openai.answers.completions import CompletionAnswer
-from graftwork.server.openai.events import error_frame, quote
+from graftwork.server.openai.events import error_frame, write_json
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.stop_strings import StopStrings
@@ -348,8 +348,9 @@ def test_completion_chunks_join_to_the_body() -> None:
 
 @pytest.mark.parametrize("text", ['"\\\n\r\t\0\x1c', "\u2028\u2029\u0085", "é€😀", "</script>"])
 def test_quoted_text_survives_every_line_splitter(text: str) -> None:
-    assert json.loads(quote(text)) == text
-    assert len(quote(text).splitlines()) == 1
+    written = write_json({"text": text}).decode()
+    assert json.loads(written) == {"text": text}
+    assert len(written.splitlines()) == 1
 
 
 def test_a_stream_ends_with_the_error_that_broke_it() -> None:
