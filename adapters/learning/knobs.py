@@ -99,6 +99,7 @@ class Knob:
         method: the one that cannot do without it, while no other has it; needs: what it is, for whoever left it out.
         job, option: how it is given over HTTP and on the command line; None: not there.
         aliases: further names in the description of a run.
+        can_be_none: whether None has a meaning of its own, beside the default.
         in_config: whether a run keeps it as a field; not what is only a factor of another.
     """
 
@@ -113,6 +114,7 @@ class Knob:
     job: Hyperparameter | None = None
     option: Option | None = None
     aliases: tuple[str, ...] = ()
+    can_be_none: bool = False
     in_config: bool = True
 
     def expectation_missed(self, value: Any) -> str | None:
@@ -120,7 +122,7 @@ class Knob:
 
         Raises TypeError for a word where a number belongs.
         """
-        if value is None and self.default is None:
+        if value is None and (self.default is None or self.can_be_none):
             return None
         if self.choices and self.kind == "choice" and value not in self.choices:
             return f"must be one of {', '.join(self.choices)}"
@@ -281,6 +283,7 @@ _TABLE: Final = (
         name="forgetting",
         kind="number",
         default=0.02,
+        can_be_none=True,
         bounds=(Bounds(least=0, expectation="must not be negative"),),
         help="By how much the loss on held-out rows of older rounds may rise before the run ends early, with the "
         "weights it had before; None lets it rise.",

@@ -55,3 +55,10 @@ def test_the_configuration_is_json_with_every_field() -> None:
     written = json.loads(json.dumps(TrainConfig(targets=("q_proj", "v_proj")).to_json()))
     assert written["targets"] == ["q_proj", "v_proj"]
     assert set(written) == set(TrainConfig.__dataclass_fields__)
+
+
+def test_forgetting_may_be_without_a_limit_and_no_other_number_without_a_value() -> None:
+    assert TrainConfig(forgetting=None).forgetting is None
+    for name in ("rank", "learning_rate", "batch_size", "validation"):
+        with pytest.raises((ConfigurationError, TypeError)):
+            TrainConfig(**{name: None})

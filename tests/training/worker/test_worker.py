@@ -243,7 +243,7 @@ def intake_said(id: str) -> Any:
     ("rows", "says"),
     [
         (b'{"nothing": "known"}\n', "line 1"),
-        (b"[1]\n[2]\n", "no usable row"),
+        (b"[1]\n[2]\n", "the array ends on line 1"),
         (b'{"prompt": "a", "completion": ""}\n', "line 1"),
     ],
 )
