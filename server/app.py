@@ -19,6 +19,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
+from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
@@ -36,7 +37,6 @@ from graftwork.server.background.trainer import PRINCIPAL as TRAINER
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
-from graftwork.server.generation.routing import ModelRouter
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.services import Records, Services
@@ -154,7 +154,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
     service = GenerationService(
         base=info,
-        client=link,
+        engine=link,
         prompts=prompts,
         router=ModelRouter(info, registry, services.experiments),
         experiments=services.experiments,

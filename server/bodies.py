@@ -1,5 +1,5 @@
-"""Request bodies: the strict pydantic base model, the field types that several routes share, and the one place where a
-bad body becomes an `InvalidRequest` with a message for people.
+"""Bodies: the strict pydantic model of requests, the field types that several routes share, the one place where a bad
+body becomes an `InvalidRequest` with a message for people, and how JSON is written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError, to_json
 
 from graftwork.adapters.errors import InvalidRequest
 
@@ -197,3 +197,17 @@ def json_type(value: Any) -> str:
     """What JSON calls the type of ``value``."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     return names.get(type(value), "a list" if isinstance(value, list | tuple) else "an object")
+
+
+#: Line breaks of Unicode's in UTF-8, at which some clients split events, and how JSON escapes them.
+_LINE_BREAKS = {text.encode(): f"\\u{ord(text):04x}".encode() for text in "\u0085\u2028\u2029"}
+
+
+def write_json(value: Any) -> bytes:
+    """``value`` as JSON in one line, whatever a client takes for the end of one."""
+    written = to_json(value)
+    if written.isascii():
+        return written
+    for line_break, escaped in _LINE_BREAKS.items():
+        written = written.replace(line_break, escaped)
+    return written

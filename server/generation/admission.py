@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graftwork.adapters.experiments.routing import Route
 from graftwork.adapters.feedback.ids import IdKind
-from graftwork.server.generation.routing import Route
 from graftwork.server.openai.requests.generation import GenerationRequest
 
 

@@ -14,13 +14,12 @@ from anyio import to_thread
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.experiments.exposures import SHADOW_OF
+from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
 from graftwork.server.generation.admission import Admission
-from graftwork.server.generation.routing import ModelRouter, apply_arm
 from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
@@ -31,11 +30,8 @@ from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
-from graftwork.server.transport.client import EngineClient, EngineStream
+from graftwork.server.transport.engine import EngineInput, EngineProtocol, EngineStream
 from graftwork.version import __version__
-
-EngineInput = tuple[tuple[int, ...], SamplingParams]
-"""What the engine is asked for one choice: a prompt and how to go on."""
 
 
 @dataclass(slots=True)
@@ -55,7 +51,7 @@ class GenerationService:
         self,
         *,
         base: BaseInfo,
-        client: EngineClient,
+        engine: EngineProtocol,
         prompts: Prompts,
         router: ModelRouter,
         experiments: Experiments,
@@ -65,11 +61,11 @@ class GenerationService:
         max_busy_for_shadows: int = 8,
     ) -> None:
         self.base = base
-        self.client = client
+        self.engine = engine
         self.prompts = prompts
         self.vocabulary = Vocabulary(prompts)
         self.shadows: ShadowQueue[Admission] = ShadowQueue(
-            self._answer_shadow, metrics, num_busy=client.num_open, max_busy=max_busy_for_shadows
+            self._answer_shadow, metrics, num_busy=engine.num_open, max_busy=max_busy_for_shadows
         )
         self._router = router
         self._experiments = experiments
@@ -106,7 +102,8 @@ class GenerationService:
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
         """The empty answer, and what the engine is asked for it."""
-        body, head = apply_arm(admission.route.draw, admission.body), self._head(admission)
+        draw, head = admission.route.draw, self._head(admission)
+        body = admission.body if draw is None else admission.body.with_arm(draw.arm)
         if isinstance(body, ChatCompletionRequest):
             prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
             return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt])
@@ -117,7 +114,7 @@ class GenerationService:
     def _inputs(
         self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]]
     ) -> list[EngineInput]:
-        max_length = self.client.card.get("max_length", self.base.max_positions)
+        max_length = self.engine.base_card.get("max_length", self.base.max_positions)
         draw = admission.route.draw
         cap = None if draw is None else draw.arm.sampling.get("max_tokens")
         inputs: list[EngineInput] = []
@@ -135,7 +132,7 @@ class GenerationService:
             id=admission.id,
             created=admission.created,
             model=admission.body.model,
-            fingerprint=f"gw-{__version__}-{self.client.card.get('quantize', 'none')}-{digest[:8]}",
+            fingerprint=f"gw-{__version__}-{self.engine.base_card.get('quantize', 'none')}-{digest[:8]}",
             graftwork=admission.route.labels(),
         )
 
@@ -143,9 +140,9 @@ class GenerationService:
     def start(
         self, admission: Admission, answer: Answer, inputs: Sequence[EngineInput], *, measured: bool = True
     ) -> ActiveGeneration:
-        """Hand the request to the engine. Raises what `EngineClient.open` raises."""
+        """Hand the request to the engine. Raises what `EngineProtocol.open` raises."""
         timings = GenerationTimings(measured=measured)
-        return ActiveGeneration(admission, answer, self.client.open(inputs, adapter=admission.route.digest), timings)
+        return ActiveGeneration(admission, answer, self.engine.open(inputs, adapter=admission.route.digest), timings)
 
     async def collect(self, active: ActiveGeneration) -> None:
         """Take in the whole answer. Cancelled, it counts and logs what had come by then."""
@@ -171,7 +168,7 @@ class GenerationService:
                 if events := answer.frames(choice, piece):
                     yield events
                 if piece.finish is not None:
-                    self.client.cancel(active.stream, choice)
+                    self.engine.cancel(active.stream, choice)
                     if answer.done:
                         break
             yield answer.closing()
@@ -189,13 +186,13 @@ class GenerationService:
             piece = active.answer.push(choice, delta)
             self._accounting.tick(active.timings, delta)
             if piece.finish is not None:
-                self.client.cancel(active.stream, choice)
+                self.engine.cancel(active.stream, choice)
                 if active.answer.done:
                     return
 
     def _finish(self, active: ActiveGeneration, error: Exception | None) -> None:
         """The answer has ended, one way or another: count it, have it logged, and offer it to shadow arms."""
-        self.client.cancel(active.stream)
+        self.engine.cancel(active.stream)
         admission, answer = active.admission, active.answer
         self._accounting.settle(admission, answer, active.timings, error)
         draw = admission.route.draw
@@ -231,5 +228,5 @@ class GenerationService:
             error = failure
             raise
         finally:
-            self.client.cancel(active.stream)
+            self.engine.cancel(active.stream)
             self._accounting.log_interaction(admission, active.answer, active.timings, error)

@@ -15,9 +15,9 @@ from starlette.responses import Response, StreamingResponse
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.feedback.interactions import BARE_BASE
 from graftwork.adapters.storage.database import Page
+from graftwork.server.bodies import write_json
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
-from graftwork.server.openai.events import write_json
 
 T = TypeVar("T")
 ShownT = TypeVar("ShownT")

@@ -90,6 +90,7 @@ class Pushes:
             staged, facts = await self._receive(request)
             try:
                 spec = await self._in_thread(read_spec, staged, services.base, services.limits)
+                services.engine.takes(spec)
                 async with self._lock(spec.digest):
                     add = partial(self._register, name, spec, facts, alias, actor)
                     return await self._publish(staged, spec, add)

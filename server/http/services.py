@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
@@ -27,42 +25,9 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.http.auth import Authenticator
-from graftwork.server.observability.metrics import EngineStats, Metrics
+from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
-
-State = Literal["starting", "ready", "recovering", "draining"]
-
-
-class AdapterPlacement(Protocol):
-    """Where one adapter's weights are: ``device``, ``host``, or anything else for the store."""
-
-    @property
-    def tier(self) -> str: ...
-    @property
-    def load_ms(self) -> float | None: ...
-
-
-class EngineHandle(Protocol):
-    """What the routes ask of the engine, wherever it runs."""
-
-    @property
-    def state(self) -> State: ...
-
-    @property
-    def base_card(self) -> Mapping[str, Any]:
-        """How the base was loaded: quantize, dtype, device, memory_bytes and the like. Empty while it was not."""
-
-    @property
-    def num_restarts(self) -> int: ...
-
-    async def canary(self, digest: str, /) -> None:
-        """Load a published adapter and try it. InvalidAdapter when it cannot be loaded or changes nothing."""
-
-    async def residency(self) -> Mapping[str, AdapterPlacement]:
-        """By digest, adapters that are not only in the store. Empty while there is no engine."""
-
-    async def stats(self) -> EngineStats:
-        """Unavailable while there is no engine."""
+from graftwork.server.transport.engine import EngineProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +75,7 @@ class Services:
     store: ArtifactStore
     keys: Keys
     authenticator: Authenticator
-    engine: EngineHandle
+    engine: EngineProtocol
     limits: AdapterLimits
     records: Records
     experiments: Experiments

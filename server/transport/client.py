@@ -13,13 +13,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
-from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
+from graftwork.adapters.peft_format.spec import AdapterSpec
+from graftwork.server.engine.request import FinishReason, Request, SamplingParams
 from graftwork.server.processes import SERVING, STOPPING, SharedState
+from graftwork.server.transport.engine import EngineState, EngineStream
 from graftwork.server.transport.messages import (
     AdapterState,
     Cancel,
@@ -36,29 +37,8 @@ from graftwork.server.transport.messages import (
 
 log = logging.getLogger(__name__)
 
-EngineState = Literal["starting", "ready", "recovering", "draining"]
-
 #: Log-probabilities that differ by no more than this are the same answer: what batching leaves of float32.
 INERT_LOGPROB_DIFFERENCE = 1e-6
-
-
-@dataclass(eq=False, slots=True)
-class EngineStream:
-    """The deltas of one request's choices as they come. Item: (choice, delta), or the error that ended them all."""
-
-    ids: list[str]
-    items: asyncio.Queue[tuple[int, Delta] | Exception] = field(default_factory=asyncio.Queue)
-    open: set[str] = field(default_factory=set)
-
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Until every choice has ended. Raises Unavailable when the engine is lost."""
-        ended = 0
-        while ended < len(self.ids):
-            item = await self.items.get()
-            if isinstance(item, Exception):
-                raise item
-            ended += item[1].done
-            yield item
 
 
 class Connection(Protocol):
@@ -77,7 +57,7 @@ class EngineClient:
     """
 
     def __init__(self, board: SharedState, *, max_open: int, canary_prompt: Sequence[int]) -> None:
-        self.card: Mapping[str, Any] = {}
+        self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
         self.max_open = max_open
         self._board = board
@@ -103,10 +83,6 @@ class EngineClient:
         if self._connection is not None:
             return "ready"
         return "recovering" if self._was_ready else "starting"
-
-    @property
-    def base_card(self) -> Mapping[str, Any]:
-        return self.card
 
     def num_open(self) -> int:
         """Answers that are under way, of all API processes."""
@@ -164,6 +140,9 @@ class EngineClient:
         if self._connection is not None:
             self._connection.send(Cancel(ids))
         self._publish_num_open()
+
+    def takes(self, spec: AdapterSpec) -> None:
+        """Everything that the reader of the PEFT format understands; what does not fit, the canary tells."""
 
     async def canary(self, digest: str) -> None:
         """Answer the same prompt with and without an adapter and compare.
@@ -243,7 +222,7 @@ class EngineClient:
         if self._connection is not None:
             self._connection.close()
             self._disconnect("The engine was started again.")
-        self._connection, self.card = connection, hello.card
+        self._connection, self.base_card = connection, hello.card
         self.num_restarts += self._was_ready
         self._was_ready = True
         log.info("engine worker %d is ready", hello.pid)

@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
 from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import router
-from graftwork.server.http.services import Records, Services, State
+from graftwork.server.http.services import Records, Services
 from graftwork.server.observability.metrics import Metrics
+from graftwork.server.transport.engine import EngineInput, EngineState, EngineStream
 from tests.server.documented import DocumentedAnswers
 
 ADMIN_KEY = "the-first-key-of-all"
@@ -67,16 +69,30 @@ class StandInEngine:
     """Tries adapters by looking whether their files are where the engine would look."""
 
     store: ArtifactStore
-    state: State = "ready"
+    state: EngineState = "ready"
     num_restarts: int = 0
     seats: dict[str, Seat] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
     refuse: bool = False
+    untaken: set[str] = field(default_factory=set)
     measured: Stats = field(default_factory=Stats)
 
     @property
     def base_card(self) -> Mapping[str, Any]:
         return {"quantize": "int8", "dtype": "bfloat16", "device": "cpu", "memory_bytes": 1000}
+
+    def num_open(self) -> int:
+        return 0
+
+    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None) -> EngineStream:
+        raise AssertionError("nobody asks this engine for an answer")
+
+    def cancel(self, stream: EngineStream, choice: int | None = None, /) -> None:
+        raise AssertionError("nothing is open")
+
+    def takes(self, spec: AdapterSpec, /) -> None:
+        if spec.digest in self.untaken:
+            raise InvalidAdapter("this engine serves no adapter of this kind", code="unsupported")
 
     async def canary(self, digest: str, /) -> None:
         assert sorted(file.name for file in self.store.path(digest).iterdir()) == [

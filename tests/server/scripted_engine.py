@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 from fastapi import APIRouter
 
+from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
 from graftwork.server.engine.request import Delta, FinishReason
 from graftwork.server.generation.accounting import Accounting
-from graftwork.server.generation.routing import ModelRouter
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.http.routes import generation
 from graftwork.server.processes import SharedState
@@ -77,7 +77,7 @@ class Desk:
         services = world.services
         self.gateway = GenerationService(
             base=services.base,
-            client=self.engine.link,
+            engine=self.engine.link,
             prompts=StandInPrompts(),  # type: ignore[arg-type]
             router=ModelRouter(services.base, services.registry, services.experiments),
             experiments=services.experiments,

@@ -26,8 +26,9 @@ from graftwork.server.http.openapi import json_body, json_or_form_body
 from graftwork.server.http.push import PushedPath, Pushes, PushForm
 from graftwork.server.http.schemas.adapters import AdapterEventObject, AdapterObject, Residency, VersionObject
 from graftwork.server.http.schemas.lists import ListObject
-from graftwork.server.http.services import AdapterPlacement, EngineHandle, Services
+from graftwork.server.http.services import Services
 from graftwork.server.observability.traffic import Traffic
+from graftwork.server.transport.engine import AdapterPlacement, EngineProtocol
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def all_adapters(services: Services) -> list[Adapter]:
             return adapters
 
 
-async def adapter_states(engine: EngineHandle) -> Mapping[str, AdapterPlacement]:
+async def adapter_states(engine: EngineProtocol) -> Mapping[str, AdapterPlacement]:
     """Where adapters are. An engine that cannot say holds up no list, and no change that has been made."""
     try:
         return await engine.residency()

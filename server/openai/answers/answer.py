@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graftwork.server.bodies import write_json
 from graftwork.server.engine.request import Delta
 from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice
-from graftwork.server.openai.events import DONE, write_json
+from graftwork.server.openai.events import DONE
 from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from graftwork.adapters.experiments.plan import Arm
 from graftwork.server.bodies import (
     Label,
     StrictModel,
@@ -127,6 +128,14 @@ class ChatCompletionRequest(GenerationRequest):
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as :meth:`graftwork.adapters.prompts.prompts.Prompts.chat` takes it."""
         return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
+
+    def with_arm(self, arm: Arm) -> Self:
+        changed = super().with_arm(arm)
+        if arm.system is None:
+            return changed
+        has_system = self.messages[0].role in ("system", "developer")
+        messages = [Message(role="system", content=arm.system), *self.messages[has_system:]]
+        return changed.model_copy(update={"messages": messages})
 
     def logged_prompt(self) -> dict[str, Any]:
         return {"messages": self.chat_messages()}

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.experiments.plan import Arm
 from graftwork.server.bodies import (
     MAX_LABEL_CHARS,
     Label,
@@ -106,6 +107,11 @@ class GenerationRequest(StrictModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def with_arm(self, arm: Arm) -> Self:
+        """As an experiment's arm has it. Its ``max_tokens`` is a cap, which is applied with the prompt's length."""
+        changes = {name: value for name, value in arm.sampling.items() if name != "max_tokens"}
+        return self.model_copy(update=changes)
 
     def logged_prompt(self) -> dict[str, Any]:
         """The field that was asked, as the log keeps it: ``{"messages": […]}`` or ``{"prompt": […]}``."""

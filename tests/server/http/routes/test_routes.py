@@ -247,6 +247,15 @@ def test_an_adapter_that_fails_its_canary_leaves_nothing_behind(client: TestClie
     assert push(client).json()["id"] == "intents@2"
 
 
+def test_an_adapter_that_the_engine_does_not_take_is_refused_before_it_is_tried(
+    client: TestClient, world: World
+) -> None:
+    world.engine.untaken.add(push(client, name="other").json()["digest"])
+    before, tried = world.state(), len(world.engine.tried)
+    assert error(push(client), 400)["code"] == "unsupported"
+    assert (world.state(), len(world.engine.tried)) == (before, tried)
+
+
 def test_a_refusal_after_the_canary_does_not_take_bytes_that_another_adapter_needs(
     client: TestClient, world: World
 ) -> None:

@@ -17,13 +17,13 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from graftwork.adapters.errors import GraftworkError, Unavailable
-from graftwork.server.bodies import parse
+from graftwork.server.bodies import parse, write_json
 from graftwork.server.engine.request import Delta, FinishReason, TokenLogprob
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
 from graftwork.server.openai.answers.chat import ChatAnswer
 from graftwork.server.openai.answers.choice import ChoiceDelta, GeneratedChoice
 from graftwork.server.openai.answers.completions import CompletionAnswer
-from graftwork.server.openai.events import error_frame, write_json
+from graftwork.server.openai.events import error_frame
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.stop_strings import StopStrings

@@ -1,11 +1,8 @@
-"""Which version answers a request: `model` resolved to the base, a version, an alias or an experiment's arm, and what
-that arm changes in the request.
-"""
+"""Which version answers a request: `model` resolved to the base, a version, an alias or an experiment's arm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import Conflict
@@ -14,8 +11,6 @@ from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.names import TRIAL, is_trial
 from graftwork.adapters.registry import Registry
-from graftwork.server.openai.requests.chat import ChatCompletionRequest, Message
-from graftwork.server.openai.requests.generation import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +75,3 @@ class ModelRouter:
             return Route(self._base.id, None, None, drawn)
         version = self._registry.version(adapter, drawn.arm.version)
         return Route(version.id, version.name, version.digest, drawn)
-
-
-def apply_arm(drawn: Assignment | None, body: GenerationRequest) -> GenerationRequest:
-    """The body as the arm has it; ``max_tokens`` of an arm is a cap, which is for `GenerationService`."""
-    if drawn is None:
-        return body
-    changes: dict[str, Any] = {name: value for name, value in drawn.arm.sampling.items() if name != "max_tokens"}
-    if drawn.arm.system is not None and isinstance(body, ChatCompletionRequest):
-        was_told = body.messages[0].role in ("system", "developer")
-        changes["messages"] = [Message(role="system", content=drawn.arm.system), *body.messages[was_told:]]
-    return body.model_copy(update=changes)
