@@ -1,7 +1,4 @@
-"""Processes that a benchmark starts: each under a guard, with a log, and with the memory of its whole tree watched.
-
-Knows nothing of what runs in them.
-"""
+"""Processes that a benchmark starts: each under a guard, with a log, and with the memory of its whole tree watched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a benchmark is, on standard error: a spinner on a terminal, else lines. Knows nothing of what is done."""
+"""How far a benchmark is, on standard error: a spinner on a terminal, else lines."""
 
 from __future__ import annotations
 

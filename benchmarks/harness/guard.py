@@ -4,7 +4,7 @@
 that happened, the command is asked to end, and ``SECONDS`` later it is ended, with everything that it ever started: the
 guard is the kernel's foster parent for orphans, so that no grandchild gets away. It ends with the command's exit code.
 
-Knows nothing of what it runs. Linux only.
+Linux only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The plain TRL script that Graftwork's training is held against: as TRL's and PEFT's own pages show it.
 
 For speed with their defaults; for what is learned with what anybody would set: the same rate, batches and passes, no
-activation checkpointing on a base that fits, batches of rows of like lengths. Knows nothing of Graftwork.
+activation checkpointing on a base that fits, batches of rows of like lengths.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     rows → intents@1, live → users ask and correct → export → intents@2, candidate → A/B with sticky users → the keeper
 
 Everything is asked of the server over HTTP or done by ``graftwork`` commands. Only the server decides; the loop reads
-what it decided. Knows nothing of terminals: whoever watches gets told what happens.
+what it decided. An observer is told what happens.
 """
 
 from __future__ import annotations

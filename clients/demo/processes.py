@@ -1,6 +1,6 @@
 """``graftwork`` commands run as processes of their own, which do not outlive the demo, whatever ends it.
 
-Each writes to a log. Knows nothing of what they do.
+Each writes to a log.
 """
 
 from __future__ import annotations

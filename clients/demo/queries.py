@@ -1,7 +1,4 @@
-"""Labelled queries: read from a file, a few kinds of them chosen, and dealt so that none is used for two purposes.
-
-Knows nothing of who asks them.
-"""
+"""Labelled queries: read from a file, a few kinds of them chosen, and dealt so that none is used for two purposes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How a request reaches the server: where that is, what is sent, what counts as an answer, what is tried again.
 
 What both clients share and neither repeats. Everything here is decided without waiting; the two clients do the
-waiting. Knows nothing of particular routes (endpoints does) or of what answers mean (types does).
+waiting.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A dataclass's field names are the wire's names. Its annotations say what is accepted: ``str``, ``int``, ``float``,
 ``bool``, ``datetime`` (unix seconds on the wire), ``X | None``, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any`` and
-other dataclasses. A field with a default may be absent. Knows nothing of any particular type.
+other dataclasses. A field with a default may be absent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the server says of experiments, as frozen dataclasses: field names as on the wire, times in UTC.
 
-Fields whose set of values may grow (``status``, ``decision``, ``action``) are plain strings. Knows nothing of HTTP.
+Fields whose set of values may grow (``status``, ``decision``, ``action``) are plain strings.
 """
 
 from __future__ import annotations

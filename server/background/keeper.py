@@ -4,7 +4,7 @@ A duty is a function and a pause. It is called under a lease: when this process 
 and the next server that starts on a home does. A duty must bear being broken off and being done again; what must never
 be done twice at once is written in one transaction with `Leases.check` on the lease it is given.
 
-Runs in the server's main process, whose interpreter answers no requests. Knows nothing of what duties do.
+Runs in the server's main process, whose interpreter answers no requests.
 """
 
 from __future__ import annotations

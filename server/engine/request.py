@@ -1,6 +1,6 @@
 """What the engine is asked and what it answers: token ids in, token ids out.
 
-Knows nothing of text, HTTP, adapters' names or where anything is stored: an adapter is a digest.
+An adapter is named by its digest.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ many. When the database cannot keep up, or cannot be written at all, what does n
 the server's log: answering goes on. What was put when the process is killed and not yet written is lost, a moment's
 worth; feedback on it is valid all the same, by its id. `settle` closes even that gap for answers that somebody has
 judged.
-
-Knows nothing of HTTP or of what a row holds: it is told how to make one, and does so in its own thread.
 """
 
 from __future__ import annotations

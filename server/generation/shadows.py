@@ -3,8 +3,6 @@
 A copy is made of a request that was answered well and may be logged. It waits, with few others and not for long, until
 few answers are under way; one copy is answered at a time, and broken off when users need the engine. What is not
 answered is counted: a mirror that stands in the dark must be seen.
-
-Knows neither HTTP nor how a copy is answered: it is told.
 """
 
 from __future__ import annotations

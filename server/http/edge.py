@@ -3,7 +3,7 @@
 A request id, a limit on its body, a line in the metrics, and one shape for every error: ours, FastAPI's, and the ones
 nobody expected, which are logged with their traceback and told to the client without it.
 
-Knows nothing of routes. A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
+A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A multipart form taken apart while it arrives: files go where they are told to, the few fields into memory.
 
-Knows nothing of what a form is for: `Part` says which field has come, and whoever asked says where its bytes go, or
+`Part` says which field has come, and whoever asked says where its bytes go, or
 refuses it.
 """
 

@@ -4,8 +4,6 @@ The bytes of an upload go from the socket to the staging folder, a megabyte at a
 file in between. Whatever refuses the adapter on its way, nothing has changed afterwards: what was published for the
 canary is withdrawn, unless a version refers to the same bytes. Pushes of the same bytes wait for one another, so that
 none withdraws what another has just registered.
-
-Knows nothing of what an adapter must look like (``peft_format``) nor of how it is tried (the engine handle).
 """
 
 from __future__ import annotations

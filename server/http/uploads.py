@@ -1,7 +1,4 @@
-"""One file of a multipart form, written where it belongs while it arrives, and the form's few fields.
-
-Knows nothing of what files are for.
-"""
+"""One file of a multipart form, written where it belongs while it arrives, and the form's few fields."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Labels are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
 of which only the first ``max_adapters`` get a label of their own.
-
-Knows nothing of HTTP, the engine or the registry: it is told.
 """
 
 from __future__ import annotations

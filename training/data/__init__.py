@@ -5,6 +5,4 @@
     lines → formats → row ─┐
     feedback ──────────────┤ pipeline: repair → private → duplicates → splits → report ─▶ store
                            └────────────────────────────────────────────────▶ tokens
-
-Knows nothing of torch, TRL, the server or the base's weights.
 """

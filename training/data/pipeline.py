@@ -2,8 +2,6 @@
 
 Rows go through a file on disk, so that what is in memory is some hundred bytes a row, whatever is in it. The outcome
 depends on the rows, their order and the policy alone: not on the process, the machine or the time.
-
-Knows nothing of what is learned from the rows, and nothing of names and versions: that is ``store``'s.
 """
 
 from __future__ import annotations

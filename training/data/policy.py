@@ -1,6 +1,6 @@
 """How a data set is made of its sources: every choice, its default, and why.
 
-Built once, passed down, written into the data set's manifest. Knows nothing of how it is done.
+Built once, passed down, written into the data set's manifest.
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@
 
 A version never changes, except that rows can be erased from it when somebody asks to be forgotten; the manifest then
 says so and keeps the digest of what had been learned from. The same rows saved again are the same version.
-
-Knows nothing of how a data set came about.
 """
 
 from __future__ import annotations

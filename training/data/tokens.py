@@ -3,7 +3,7 @@
 Token ids come from ``graftwork.adapters.prompts.prompts``, as in serving: what stands before an answer in training
 is, id by id, what the server will put before it. Loss falls on answers alone, their end-of-turn token included.
 
-Knows nothing of where rows come from, and nothing of torch; the fields are called as TRL's columns are.
+The fields are called as TRL's columns are.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ their heads: beginnings are what others share.
 Sequences are found by hashes of blocks of ``BLOCK`` tokens, each hash taking in all blocks before it; what a hash
 promises is compared token by token before it is used. What must be done to the memory is told as ``Move``s, in order.
 
-Plain Python. Knows nothing of tensors, nor of when sequences run. Names of adapters play no part: a digest stands for
+Plain Python. Names of adapters play no part: a digest stands for
 bytes.
 """
 

@@ -12,8 +12,6 @@ and those that requests wait for only for the sake of an older request.
 Where adapters are used without a pause, none ever becomes idle. So for a request that waited long enough the adapter
 with the fewest references is *closed*: nobody sits down there any more, until the last one has left and it has made
 room. Only a part of the device is closed at once, and what room there is goes to that request before any younger one.
-
-Knows nothing of tensors or files: fetching and copying are the caller's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""``/v1/adapters``: adapters, their versions, aliases and history.
-
-Knows nothing of how a version comes in (``push``).
-"""
+"""``/v1/adapters``: adapters, their versions, aliases and history."""
 
 from __future__ import annotations
 

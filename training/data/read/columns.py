@@ -1,7 +1,4 @@
-"""Which columns (or JSON fields) of a row are its question, its answer, its user and its side.
-
-Knows nothing of files.
-"""
+"""Which columns (or JSON fields) of a row are its question, its answer, its user and its side."""
 
 from __future__ import annotations
 

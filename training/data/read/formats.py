@@ -1,6 +1,6 @@
 """What one record means: the shapes that training data comes in, recognised by their fields and made into rows.
 
-A record that cannot be used raises Unusable with what is wrong and, where it helps, what to do. Knows nothing of files.
+A record that cannot be used raises Unusable with what is wrong and, where it helps, what to do.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where rows come from: a file whose format is recognised by itself, or records that somebody holds in memory.
 
-Every row knows its source and line; so does every one that could not be used. Knows nothing of what is done with rows.
+Every row knows its source and line; so does every one that could not be used.
 """
 
 from __future__ import annotations
