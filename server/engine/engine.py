@@ -109,8 +109,8 @@ class Engine:
     # -- adapters ------------------------------------------------------------------------------------------------
     def _update_adapters(self) -> list[Delta]:
         deltas: list[Delta] = []
-        for seat in self.adapter_cache.pop_fetches():
-            self._fetcher.submit(seat.digest)
+        for adapter in self.adapter_cache.pop_fetches():
+            self._fetcher.submit(adapter.digest)
         for arrival in self._fetcher.completed():
             deltas += self._on_fetched(arrival)
         moves = self.adapter_cache.swap(
@@ -118,17 +118,17 @@ class Engine:
             self.scheduler.starving_adapters(),
             hurried=bool(self.scheduler.running),
         )
-        for seat in moves.evicted:
-            self.runner.grafts.reset_lora(seat.digest)
-        for seat in moves.loaded:
+        for adapter in moves.evicted:
+            self.runner.grafts.reset_lora(adapter.digest)
+        for adapter in moves.loaded:
             try:
-                self.runner.grafts.set_lora(self.runner.bank.host_adapters[seat.digest], seat.pages)
+                self.runner.grafts.set_lora(self.runner.bank.host_adapters[adapter.digest], adapter.pages)
             except Exception as failure:  # out of memory, mostly: one adapter's trouble, not the engine's
-                log.exception("adapter %s could not be put on the device", seat.digest)
-                self.adapter_cache.unload(seat)
-                deltas += self._fail_adapter(seat.digest, failure)
-        for seat in moves.dropped:
-            del self.runner.bank.host_adapters[seat.digest]
+                log.exception("adapter %s could not be put on the device", adapter.digest)
+                self.adapter_cache.unload(adapter)
+                deltas += self._fail_adapter(adapter.digest, failure)
+        for adapter in moves.dropped:
+            del self.runner.bank.host_adapters[adapter.digest]
         return deltas
 
     def _on_fetched(self, arrival: FetchedAdapter) -> list[Delta]:

@@ -103,7 +103,7 @@ class Scheduler:
         return sequence
 
     def finish(self, sequence: SequenceState, *, keep: bool = True) -> None:
-        """Forget a sequence, in whatever state it is, and give back its slot and its seat in the bank.
+        """Forget a sequence, in whatever state it is, and give back its slot and its adapter.
 
         ``keep`` what it has computed for others; not when that may be wrong.
         """
@@ -207,7 +207,7 @@ class Scheduler:
         return next((s for s in self.running if s.slot == coming.holding.slot and not s.decoding), None)
 
     def _admit(self, sequence: SequenceState) -> int:
-        """Give a waiting sequence its seat and its slot. Returns how many tokens are copied there."""
+        """Give a waiting sequence its adapter and its slot. Returns how many tokens are copied there."""
         for other in self.waiting:
             if other is sequence:
                 break

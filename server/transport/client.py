@@ -182,7 +182,7 @@ class EngineClient:
         """Where each adapter is; empty while there is no engine."""
         if self._connection is None:
             return {}
-        return (await self.stats()).seats
+        return (await self.stats()).adapters
 
     # -- what comes down -----------------------------------------------------------------------------------------
     def receive(self, connection: Connection, frame: Frame) -> None:

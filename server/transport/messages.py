@@ -61,7 +61,7 @@ class AdapterState:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The engine's state at one moment. ``seats`` by digest.
+    """The engine's state at one moment. ``adapters`` by digest.
 
     ``cache_tokens_used`` are of running sequences, ``retained_tokens`` of ended ones; of all ``num_prompt_tokens`` that
     were asked about, ``num_cached_tokens`` did not have to be computed.
@@ -78,7 +78,7 @@ class Stats:
     num_prompt_tokens: int
     num_cached_tokens: int
     memory_bytes: int
-    seats: dict[str, AdapterState]
+    adapters: dict[str, AdapterState]
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ class StepLoop:
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_cached_tokens=scheduler.num_cached_tokens,
             memory_bytes=self._process.memory_info().rss,
-            seats={
+            adapters={
                 digest: AdapterState(adapter.tier, adapter.load_ms, adapter.num_bytes)
                 for digest, adapter in adapter_cache.adapters.items()
             },

@@ -79,7 +79,7 @@ class Driver:
         self.steps = 0
         self.num_computed = 0
         self.num_copied = 0
-        self.seated: list[str] = []
+        self.loaded: list[str] = []
         self.asked: dict[str, int] = {}
         self.first_token: dict[str, int] = {}
         self.ended: dict[str, int] = {}
@@ -130,15 +130,15 @@ class Driver:
     # -- what the engine would do --------------------------------------------------------------------------------
     def _move_adapters(self) -> None:
         scheduler, residency = self.scheduler, self.scheduler.adapter_cache
-        for seat in residency.pop_fetches():
-            self._arriving[seat.digest] = self.steps + self.fetch_steps
+        for adapter in residency.pop_fetches():
+            self._arriving[adapter.digest] = self.steps + self.fetch_steps
         for digest in [digest for digest, when in self._arriving.items() if when <= self.steps]:
             del self._arriving[digest]
             residency.mark_fetched(digest, num_pages=self.pages_of.get(digest, 1), num_bytes=10, load_ms=1.0)
         moves = residency.swap(
             scheduler.waiting_adapters(), scheduler.starving_adapters(), hurried=bool(scheduler.running)
         )
-        self.seated += [seat.digest for seat in moves.loaded]
+        self.loaded += [adapter.digest for adapter in moves.loaded]
 
     def _arrange(self, move: SlotMove) -> None:
         if move.source != move.slot:
@@ -184,9 +184,9 @@ class Driver:
         assert sum(w.count for w in work if not w.sequence.decoding) <= limits.step_tokens
         assert all(w.count > 0 for w in work)
         assert len({w.sequence.request.id for w in work}) == len(work)
-        for seat in scheduler.adapter_cache.adapters.values():
-            assert seat.num_running == sum(s.cached_adapter is seat for s in scheduler.running)
-            assert seat.num_waiting == sum(s.request.adapter == seat.digest for s in scheduler.waiting)
+        for adapter in scheduler.adapter_cache.adapters.values():
+            assert adapter.num_running == sum(s.cached_adapter is adapter for s in scheduler.running)
+            assert adapter.num_waiting == sum(s.request.adapter == adapter.digest for s in scheduler.waiting)
         scheduler.adapter_cache.check_integrity()
         cache.check_integrity()
         for holding in cache:

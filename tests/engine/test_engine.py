@@ -148,7 +148,9 @@ def test_aborting_frees_everything_and_disturbs_nobody(base: zoo.BaseInfo, adapt
     answers = bench.run()
     assert bench.engine.scheduler.get("stays") is None
     assert answers["stays"].tokens == expected[-len(answers["stays"].tokens) :]
-    assert all(seat.num_running == seat.num_waiting == 0 for seat in bench.engine.adapter_cache.adapters.values())
+    assert all(
+        adapter.num_running == adapter.num_waiting == 0 for adapter in bench.engine.adapter_cache.adapters.values()
+    )
 
 
 def test_an_adapter_that_makes_the_output_infinite_ends_only_its_own_requests(
@@ -252,12 +254,12 @@ def test_an_adapter_that_cannot_be_seated_is_one_error(
     base: zoo.BaseInfo, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = zoo.Bench(base, adapters)
-    seat = Grafts.set_lora
+    set_lora = Grafts.set_lora
 
     def fail_for_a0(grafts: Grafts, adapter: Any, pages: Any) -> None:
         if adapter.digest == bench.digests["a0"]:
             raise MemoryError("no room")
-        seat(grafts, adapter, pages)
+        set_lora(grafts, adapter, pages)
 
     monkeypatch.setattr(Grafts, "set_lora", fail_for_a0)
     bench.add("fails", prompt(1), "a0")

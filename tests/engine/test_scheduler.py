@@ -1,4 +1,4 @@
-"""Admission, chunking, preemption and seats, without a model: every promise as an invariant under random traffic."""
+"""Admission, chunking, preemption and adapters, without a model: every promise as an invariant under random traffic."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_one_fetch_however_many_wait() -> None:
     scheduler = make()
     for index in range(5):
         scheduler.add(ask(str(index), 4, adapter="x"))
-    assert [seat.digest for seat in scheduler.adapter_cache.pop_fetches()] == ["x"]
+    assert [adapter.digest for adapter in scheduler.adapter_cache.pop_fetches()] == ["x"]
     assert scheduler.adapter_cache.pop_fetches() == []
 
 
@@ -159,7 +159,9 @@ def test_finishing_in_any_state_gives_everything_back() -> None:
         driver.scheduler.finish(sequence)
     driver.check([])
     assert not len(driver.scheduler)
-    assert all(seat.num_running == seat.num_waiting == 0 for seat in driver.scheduler.adapter_cache.adapters.values())
+    assert all(
+        adapter.num_running == adapter.num_waiting == 0 for adapter in driver.scheduler.adapter_cache.adapters.values()
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

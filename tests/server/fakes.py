@@ -44,7 +44,7 @@ LIMITS = AdapterLimits(max_adapter_bytes=64 << 10, max_config_bytes=16 << 10, ma
 
 
 @dataclass(frozen=True)
-class Seat:
+class Placement:
     tier: str
     load_ms: float | None = None
 
@@ -71,7 +71,7 @@ class StandInEngine:
     store: ArtifactStore
     state: EngineState = "ready"
     num_restarts: int = 0
-    seats: dict[str, Seat] = field(default_factory=dict)
+    adapters: dict[str, Placement] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
     refuse: bool = False
     untaken: set[str] = field(default_factory=set)
@@ -103,8 +103,8 @@ class StandInEngine:
         if self.refuse:
             raise InvalidAdapter("the adapter changes no answer: train it first", code="inert_adapter")
 
-    async def residency(self) -> Mapping[str, Seat]:
-        return self.seats
+    async def residency(self) -> Mapping[str, Placement]:
+        return self.adapters
 
     async def stats(self) -> Stats:
         if self.state != "ready":

@@ -26,7 +26,7 @@ class FetchedAdapter:
 
 
 class AdapterFetcher:
-    """Reads adapters one after another in a side thread and makes them ready to be seated: steps need only copy.
+    """Reads adapters one after another in a side thread and makes them ready for the device: steps need only copy.
 
     ``on_arrival`` is called in that thread after each.
     """

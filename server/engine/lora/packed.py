@@ -72,7 +72,7 @@ class PackedModule:
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in host memory as every place takes it: to seat it is to copy. ``parts`` in the order of the places.
+    """An adapter in host memory as every place takes it: to load it is to copy. ``parts`` in the order of the places.
 
     ``names`` are the modules that it touches; ``is_special`` when it does more there than to add B·A.
     """

@@ -207,7 +207,7 @@ class Grafts:
     special: set[str] = field(default_factory=set)
 
     def pack(self, adapter: HostAdapter) -> PackedAdapter:
-        """Make an adapter ready to be seated. This is the work; it may be done in any thread, beside the steps.
+        """Make an adapter ready for the device. This is the work; it may be done in any thread, beside the steps.
 
         Raises:
             InvalidAdapter: there is a part of the adapter that no place here can take.

@@ -20,7 +20,17 @@ from openai.types import Model
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Overloaded
 from graftwork.server.http.edge import MAX_JSON_BYTES
-from tests.server.fakes import ADMIN_KEY, LIMITS, Seat, Stats, World, adapter_files, form, make_world, write_adapter
+from tests.server.fakes import (
+    ADMIN_KEY,
+    LIMITS,
+    Placement,
+    Stats,
+    World,
+    adapter_files,
+    form,
+    make_world,
+    write_adapter,
+)
 from tests.server.http_errors import HERE, error
 
 VERSIONS = "/v1/adapters/intents/versions"
@@ -478,7 +488,7 @@ def test_adapters_say_where_they_are_and_how_much_they_are_used(client: TestClie
     push(client)
     digest = push(client, seed=1).json()["digest"]
     push(client, seed=2, name="tone")
-    world.engine.seats[digest] = Seat("device", 12.345)
+    world.engine.adapters[digest] = Placement("device", 12.345)
     world.services.traffic.add("intents@1", 5)
     world.services.traffic.add("intents@2", 7)
     world.services.traffic.add("intents@2", 1)
@@ -560,7 +570,7 @@ def test_metrics_tell_what_happened(client: TestClient, world: World) -> None:
     push(client, seed=1)
     client.get("/v1/adapters/none")
     client.get("/somewhere/else")
-    world.engine.seats[digest] = Seat("device")
+    world.engine.adapters[digest] = Placement("device")
     world.engine.num_restarts = 1
     world.services.metrics.set_build(version="0", base="tiny-base")
     response = client.get("/metrics")
