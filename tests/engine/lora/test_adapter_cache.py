@@ -194,4 +194,4 @@ def test_a_resident_adapter_serves_its_queue_before_it_goes() -> None:
     for index in range(40):
         driver.ask(str(index), 5, adapter="xy"[index % 2], max_tokens=3)
     driver.run()
-    assert len(driver.seated) <= 8
+    assert len(driver.loaded) <= 8
