@@ -206,11 +206,11 @@ class Engine:
         if indices != list(range(len(logits))):
             logits = logits[indices]
         if not drafts:
-            tokens = sample(logits, sequences)
+            tokens = sample(logits, sequences, self.runner.sample_tokens)
             return {item.sequence.request.id: (token,) for item, token in zip(going_on, tokens, strict=True)}
         # Random numbers of places that are thrown away are put back, or a seed would not give the same tokens again.
         states = {item.sequence: item.sequence.rng.getstate() for item in going_on if item.spec_token_ids}
-        tokens = sample(logits, sequences, drafts)
+        tokens = sample(logits, sequences, self.runner.sample_tokens, drafts)
         accepted: dict[str, Sequence[SampledToken]] = {}
         first = 0
         for item in going_on:

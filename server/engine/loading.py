@@ -27,8 +27,10 @@ from graftwork.server.engine.backends.cpu.forward import (
     mean_kl_divergence,
 )
 from graftwork.server.engine.backends.cpu.linear import CpuLinear
+from graftwork.server.engine.backends.cpu.sampler import CpuSampler
 from graftwork.server.engine.backends.torch.forward import TorchForward
 from graftwork.server.engine.backends.torch.linear import TorchLinear
+from graftwork.server.engine.backends.torch.sampler import sample_tokens
 from graftwork.server.engine.batch import Forward
 from graftwork.server.engine.config import GIB, EngineConfig
 from graftwork.server.engine.kv.cache import CacheShape, KVCache
@@ -40,6 +42,7 @@ from graftwork.server.engine.model.layers import Grafts, LinearMethod, columns_o
 from graftwork.server.engine.model.trace import ModelTrace, trace_model
 from graftwork.server.engine.model.weights import quantize_weights
 from graftwork.server.engine.runner import Runner
+from graftwork.server.engine.sampler import SampleTokens
 from graftwork.server.engine.scheduler import SchedulerConfig
 
 log = logging.getLogger(__name__)
@@ -142,7 +145,8 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig
         slots=config.num_slots,
         load_seconds=round(time.perf_counter() - began, 2),
     )
-    return Runner(forward, decoder, grafts, bank, cache), limits, card
+    sampler: SampleTokens = sample_tokens if machine is None else CpuSampler(machine)
+    return Runner(forward, decoder, sampler, grafts, bank, cache), limits, card
 
 
 def _can_use_triton(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool, str]:

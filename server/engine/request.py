@@ -15,13 +15,16 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_logprobs`` asks for the log-probability of each chosen token and of that many
     alternatives (``None``: no log-probabilities at all); ``prompt_logprobs`` asks the same for the prompt's own tokens.
-    Log-probabilities are those of the model, before temperature and penalties.
+    Log-probabilities are those of the model, before temperature and penalties. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0
+    leave all tokens; ``SampleTokens`` says in which order they apply.
     """
 
     max_tokens: int
     min_tokens: int = 0
     temperature: float = 1.0
+    top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None

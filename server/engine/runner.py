@@ -15,6 +15,7 @@ from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.kv.prefix_cache import SlotMove
 from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.model.layers import Grafts
+from graftwork.server.engine.sampler import SampleTokens
 from graftwork.server.engine.sequence import ScheduledTokens
 
 
@@ -45,10 +46,17 @@ class Runner:
     """
 
     def __init__(
-        self, forward: Forward, fast_path: Forward | None, grafts: Grafts, bank: LoraBank, cache: KVCache
+        self,
+        forward: Forward,
+        fast_path: Forward | None,
+        sample_tokens: SampleTokens,
+        grafts: Grafts,
+        bank: LoraBank,
+        cache: KVCache,
     ) -> None:
         self.forward = forward
         self.fast_path = fast_path
+        self.sample_tokens = sample_tokens
         self.grafts = grafts
         self.bank = bank
         self.cache = cache

@@ -1,20 +1,21 @@
 """From logits to the next token of every row, in one batched call.
 
-A row's logits go through its request's processors; then the best token is taken, or one is drawn. Each row draws with
-its own random number from its own seed and its own logits, so what it gets does not depend on its neighbours.
-Shapes: N rows, V vocabulary.
+A row's logits go through its request's processors; then a backend's ``SampleTokens`` takes the best token or draws one.
+Each row draws with its own random number from its own seed and its own logits, so what it gets does not depend on its
+neighbours. Shapes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from graftwork.server.engine.logits_processors import LogitsRow, apply_processors
-from graftwork.server.engine.request import TokenLogprob
+from graftwork.server.engine.request import SamplingParams, TokenLogprob
 from graftwork.server.engine.sequence import SequenceState
 
 
@@ -26,14 +27,39 @@ class SampledToken:
     logprob: TokenLogprob | None
 
 
+class SampleTokens(Protocol):
+    """A backend's choice of tokens. ``backends/torch/sampler.py`` is the obvious one; others are tested against it."""
+
+    def __call__(self, logits: Tensor, params: Sequence[SamplingParams], uniform: Sequence[float], /) -> list[int]:
+        """One token of each row, chosen by what the row holds alone.
+
+        Where the temperature is 0 it is the first of the largest. Else tokens weigh e^(logit / temperature); of these
+        ``min_p``, then ``top_k``, then ``top_p`` leave some (the lower id where weights are equal), and the token is
+        the one at which the running sum of weights, in the order of ids, exceeds ``uniform`` of all.
+
+        Args:
+            logits: [N, V] float32. Tokens at -inf are never chosen.
+            params: How to choose; temperature, top_k, top_p and min_p are read.
+            uniform: A number in [0, 1) for each row; unused where the temperature is 0.
+
+        Returns:
+            Token ids; -1 for a row with a NaN, with +inf, or with nothing but -inf.
+        """
+        ...
+
+
 def sample(
-    logits: Tensor, rows: Sequence[SequenceState], drafts: Mapping[int, tuple[int, ...]] | None = None
+    logits: Tensor,
+    rows: Sequence[SequenceState],
+    sample_tokens: SampleTokens,
+    drafts: Mapping[int, tuple[int, ...]] | None = None,
 ) -> list[SampledToken]:
     """Choose the next token of each row.
 
     Args:
         logits: [N, V], any float dtype.
         rows: Whose they are. A sequence with draft tokens has a row for its newest token and one for each draft.
+        sample_tokens: Chooses, once the logits were processed.
         drafts: For rows of draft tokens: the drafts up to there, which the row takes for its sequence's own tokens.
 
     Returns:
@@ -49,21 +75,13 @@ def sample(
                 for i in processed
             ],
         )
-    greedy = adjusted.argmax(-1)
-    drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0]
-    tokens = greedy
-    if drawn:
-        tokens = greedy.clone()
-        index = torch.tensor(drawn, device=logits.device)
-        tokens[index] = _draw(adjusted if len(drawn) == len(rows) else adjusted[index], [rows[i] for i in drawn])
-    finite = torch.isfinite(logits.sum(-1)).tolist()
-    chosen = tokens.tolist()
-    wanted = [i for i, row in enumerate(rows) if row.request.sampling.top_logprobs is not None and finite[i]]
-    counts = [rows[i].request.sampling.top_logprobs or 0 for i in wanted]
+    params = [row.request.sampling for row in rows]
+    uniform = [row.rng.random() if row.request.sampling.temperature > 0 else 0.0 for row in rows]
+    chosen = sample_tokens(adjusted, params, uniform)
+    wanted = [i for i, token in enumerate(chosen) if token >= 0 and params[i].top_logprobs is not None]
+    counts = [params[i].top_logprobs or 0 for i in wanted]
     logprobs = dict(zip(wanted, token_logprobs(logits, wanted, [chosen[i] for i in wanted], counts), strict=True))
-    return [
-        SampledToken(chosen[i], logprobs.get(i)) if finite[i] else SampledToken(None, None) for i in range(len(rows))
-    ]
+    return [SampledToken(token if token >= 0 else None, logprobs.get(i)) for i, token in enumerate(chosen)]
 
 
 def accept(sampled: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[SampledToken]:
@@ -109,44 +127,3 @@ def _logits_row(index: int, sequence: SequenceState, drafts: tuple[int, ...]) ->
     for token in drafts:
         counts[token] = counts.get(token, 0) + 1
     return LogitsRow(index, sequence.request, [*sequence.tokens, *drafts], counts)
-
-
-def _draw(logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
-    """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]
-
-    Rows with top_p draw from the sorted tokens, the others from all in their order: which way a row goes must not
-    depend on its neighbours, or the same seed would give another token.
-    """
-    device = logits.device
-    uniform = torch.tensor([[row.rng.random()] for row in rows], dtype=torch.float64, device=device)
-    temperature = torch.tensor([[row.request.sampling.temperature] for row in rows], device=device)
-    # The best token is moved to 0 first, so that no temperature, however small, can overflow.
-    probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
-    drawn = torch.empty(len(rows), dtype=torch.long, device=device)
-    for nucleus in (False, True):
-        group = [i for i, row in enumerate(rows) if (row.request.sampling.top_p < 1) is nucleus]
-        if not group:
-            continue
-        index = torch.tensor(group, device=device)
-        if nucleus:
-            top_p = [[rows[i].request.sampling.top_p] for i in group]
-            drawn[index] = _draw_nucleus(probs[index], uniform[index], torch.tensor(top_p, device=device))
-        else:
-            drawn[index] = _place(probs[index].cumsum(-1, dtype=torch.float64), uniform[index])
-    return drawn
-
-
-def _draw_nucleus(probs: Tensor, uniform: Tensor, top_p: Tensor) -> Tensor:
-    """From the smallest set of tokens whose mass reaches top_p. probs [N, V], uniform and top_p [N, 1] → [N]"""
-    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
-    mass = ordered.cumsum(-1, dtype=torch.float64)
-    inside = (mass - ordered) < top_p  # a token stays while the mass before it is below top_p
-    inside[:, 0] = True
-    place = _place(torch.where(inside, ordered.double(), 0.0).cumsum(-1), uniform)
-    return ids.gather(1, place[:, None])[:, 0]
-
-
-def _place(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Where in the cumulated mass [N, V] the share ``uniform`` [N, 1] of all of it falls. → [N]"""
-    place = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
-    return place.clamp_(max=mass.shape[1] - 1)[:, 0]

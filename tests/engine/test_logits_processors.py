@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from graftwork.server.engine.backends.torch.sampler import sample_tokens
 from graftwork.server.engine.kv.prefix_cache import Prefix
 from graftwork.server.engine.logits_processors import (
     MIN_TOKENS,
@@ -111,7 +112,7 @@ def test_a_processor_is_called_once_for_all_its_rows_and_after_what_stands_befor
     only = Only()
     rows = [sequence([10], only), sequence(), sequence([20], only), sequence([30], only, presence_penalty=1.0)]
     logits = torch.randn(len(rows), VOCABULARY)
-    chosen = [token.token_id for token in sample(logits, rows)]
+    chosen = [token.token_id for token in sample(logits, rows, sample_tokens)]
     assert [chosen[0], chosen[2], chosen[3]] == [11, 21, 31]
     assert chosen[1] == int(logits[1].argmax())
     assert only.calls == [[0, 2], [3]], "the last has a penalty before it"
@@ -121,7 +122,7 @@ def test_rows_of_drafts_are_processed_as_if_the_drafts_had_been_said() -> None:
     drafted = sequence([5], presence_penalty=100.0, min_tokens=3, stop_token_ids=frozenset({7}))
     logits = torch.zeros(3, VOCABULARY)
     logits[:, 5], logits[:, 7], logits[:, 9] = 3.0, 2.0, 1.0
-    tokens = sample(logits, [drafted] * 3, {1: (9,), 2: (9, 0)})
+    tokens = sample(logits, [drafted] * 3, sample_tokens, {1: (9,), 2: (9, 0)})
     assert [token.token_id for token in tokens] == [9, 0, 7]
     assert drafted.output_counts == {5: 1}
     assert drafted.tokens == [1, 2, 3, 5]

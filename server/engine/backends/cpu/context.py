@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.backends.cpu.interface import AdaptersFields, OpFields, StepFields
+from graftwork.server.engine.backends.cpu.interface import AdaptersFields, OpFields, SamplingFields, StepFields
 from graftwork.server.engine.lora.plan import AdapterRun
 
 
@@ -44,6 +44,14 @@ class KernelContext:
     def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
         """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
         self._library.graft_run(self._handle, ops, len(ops), ctypes.byref(step))
+
+    def sample(self, logits: Tensor, samplings: ctypes.Array[SamplingFields]) -> list[int]:
+        """The token of each row of ``logits`` [N, V] float32, rows contiguous; -1 where they are not finite."""
+        tokens = torch.empty(len(logits), dtype=torch.int32)
+        self._library.graft_sample(
+            self._handle, logits.data_ptr(), logits.stride(0), *logits.shape, samplings, tokens.data_ptr()
+        )
+        return tokens.tolist()
 
     def pack(self, rows: Tensor, padded: int) -> tuple[Tensor, Tensor]:
         """Any [n, k] float32 → bytes [ceil(n / 16), padded / 4, 16, 4] and scales [n rounded up to 16].

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 
 PLAIN, NORM, SILU_TIMES, GELU_TIMES = range(4)
 
@@ -75,4 +75,14 @@ class StepFields(Structure):
         ("cos", POINTER(c_void_p)),
         ("sin", POINTER(c_void_p)),
         ("adapters", AdaptersFields),
+    )
+
+
+class SamplingFields(Structure):
+    _fields_ = (
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("top_k", c_int32),
+        ("uniform", c_double),
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from graftwork.adapters.errors import ConfigurationError
-from graftwork.server.engine.backends.cpu.interface import OpFields, StepFields
+from graftwork.server.engine.backends.cpu.interface import OpFields, SamplingFields, StepFields
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ def load(folder: Path) -> ctypes.CDLL:
     library.graft_pack.argtypes = [c_void_p, c_int64, c_int64, c_int32, c_int32, c_int32, c_void_p, c_void_p]
     library.graft_run.restype = None
     library.graft_run.argtypes = [c_void_p, POINTER(OpFields), c_int32, POINTER(StepFields)]
+    library.graft_sample.restype = None
+    library.graft_sample.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_int32, POINTER(SamplingFields), c_void_p]
     return library
 
 

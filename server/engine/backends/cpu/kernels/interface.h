@@ -67,4 +67,11 @@ struct Step {
     Adapters adapters;
 };
 
+// How a row's token is chosen. Temperature 0: the best one. top_k 0, top_p 1, min_p 0: off.
+struct Sampling {
+    float temperature, top_p, min_p;
+    int32_t top_k;
+    double uniform;           // in [0, 1)
+};
+
 }  // extern "C"

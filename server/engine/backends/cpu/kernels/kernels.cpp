@@ -9,8 +9,8 @@
 // rank row of A and per output of a page of B; activations are signed bytes with a scale per BLOCK inputs of a row, what
 // A makes of them with a scale per page; cached keys and values half precision; all else float32.
 //
-// The C interface is plain structures filled by Python (interface.h) and four functions: graft_open, graft_close and
-// graft_run here, graft_pack in pack.h. No torch, no exceptions.
+// The C interface is plain structures filled by Python (interface.h) and five functions: graft_open, graft_close, graft_run
+// and graft_sample here, graft_pack in pack.h. No torch, no exceptions.
 
 #include <cstdint>
 
@@ -23,6 +23,7 @@
 #include "linear.h"
 #include "attention.h"
 #include "norm.h"
+#include "sample.h"
 #include "pack.h"
 
 namespace {
@@ -51,6 +52,16 @@ void graft_run(void* context, const Op* ops, int32_t count, const Step* step) {
             default: add_norm(pool, ops[i], *step); break;
         }
     }
+}
+
+// tokens[i]: of logits[i * stride .. + vocabulary], by samplings[i]; -1 where these are not numbers to choose from.
+void graft_sample(void* context, const float* logits, int64_t stride, int32_t num_rows, int32_t vocabulary,
+                  const Sampling* samplings, int32_t* tokens) {
+    auto& [pool, scratch] = *static_cast<Context*>(context);
+    if (int(scratch.sampling.size()) < pool.size()) scratch.sampling.resize(pool.size());
+    pool.run(num_rows, [&, &rows = scratch.sampling](int row, int thread) {
+        tokens[row] = sample_row(logits + row * stride, vocabulary, samplings[row], rows[thread]);
+    });
 }
 
 }  // extern "C"

@@ -56,8 +56,22 @@ class Prefetcher {
     int next_ = 0, a_step_ = 0;
 };
 
+// A token that may be drawn.
+struct Candidate {
+    float weight;
+    int32_t token;
+};
+
 // Memory of a step that nobody outside sees.
 struct Scratch {
+    // What a thread needs to choose the token of a row.
+    struct Row {
+        std::vector<float> weights;  // [V]
+        std::vector<double> blocks, masses;
+        std::vector<float> maxima;
+        std::vector<Candidate> candidates, edge;
+    };
+
     std::vector<float> inputs;      // [threads][padded K]: the row that is being made ready
     std::vector<int8_t> digits;     // [rows][padded K]
     std::vector<float> scales;      // [rows][blocks]
@@ -68,6 +82,7 @@ struct Scratch {
     std::vector<std::vector<float>> scores;  // a thread's [queries][positions]
     std::vector<QueryBlock> blocks;
     std::vector<Prefetcher> prefetchers;     // a thread's
+    std::vector<Row> sampling;               // a thread's
 
     template <class T> static T* at_least(std::vector<T>& v, size_t n) {
         if (v.size() < n) v.resize(n + n / 2);
