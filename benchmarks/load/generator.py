@@ -58,6 +58,7 @@ class Load:
     prompt_words: int = 60
     max_tokens: int = 64
     temperature: float = 0.0
+    top_p: float = 1.0
     rate: float = 0.0
     system_words: int = 0
     zipf: bool = False
@@ -152,12 +153,14 @@ async def ask(
     *,
     max_tokens: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> None:
     """One streamed request, timed."""
     body = {
         "messages": chat,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        "top_p": top_p,
         "stream": True,
         "stream_options": {"include_usage": True},
         "ignore_eos": True,
@@ -223,7 +226,16 @@ async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
 
         async def ask_for(number: int) -> None:
             model, chat = model_of(load, number), messages(load, number)
-            await ask(client, endpoint, tally, model, chat, max_tokens=load.max_tokens, temperature=load.temperature)
+            await ask(
+                client,
+                endpoint,
+                tally,
+                model,
+                chat,
+                max_tokens=load.max_tokens,
+                temperature=load.temperature,
+                top_p=load.top_p,
+            )
 
         async def client_loop() -> None:
             for number in numbers:
@@ -282,6 +294,7 @@ def main() -> None:
     parser.add_argument("--prompt-words", type=int, default=60)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second, instead of clients in a loop")
     parser.add_argument("--system-words", type=int, default=0, help="of a system message that all requests share")
     parser.add_argument("--body", type=json.loads, default={}, help="JSON that is merged into every request")
@@ -301,6 +314,7 @@ def main() -> None:
         prompt_words=options.prompt_words,
         max_tokens=options.max_tokens,
         temperature=options.temperature,
+        top_p=options.top_p,
         rate=options.rate,
         system_words=options.system_words,
         warm_adapters=options.touch,

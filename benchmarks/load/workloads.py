@@ -15,9 +15,20 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.load.generator import Load
 from benchmarks.load.request_pairs import RequestPairs
 
-QUICK = ("1x0", "16x0", "16x1", "16x8", "16x32")
+QUICK = ("1x0", "16x0", "16x1", "16x8", "16x8-t1", "16x8-top-p", "16x32")
 SPECIAL = ("short", "long", "system", "poisson", "zipf", "cold", "prefix")
-FULL = (*(f"{clients}x{adapters}" for adapters in (0, 1, 8, 32) for clients in (1, 4, 16, 64)), *SPECIAL)
+FULL = (
+    *(f"{clients}x{adapters}" for adapters in (0, 1, 8, 32) for clients in (1, 4, 16, 64)),
+    "16x8-t1",
+    "16x8-top-p",
+    *SPECIAL,
+)
+
+#: How people sample; every other load is greedy.
+_SAMPLING: dict[str, dict[str, Any]] = {
+    "-t1": {"temperature": 1.0},
+    "-top-p": {"temperature": 0.7, "top_p": 0.9},
+}
 
 #: Staggered requests arrive at this share of what a closed loop answers.
 _RATE_SHARE = 0.7
@@ -97,13 +108,20 @@ def _sized(job: Workload, first_number: int, requests: int | None, max_tokens: i
 
 
 def _job(key: str, registered: int) -> Workload:
-    if matched := re.fullmatch(r"([1-9]\d{0,3})x(0|[1-9]\d{0,2})", key):
-        clients, adapters = map(int, matched.groups())
+    if matched := re.fullmatch(r"([1-9]\d{0,3})x(0|[1-9]\d{0,2})(-t1|-top-p)?", key):
+        clients, adapters, sampled = int(matched[1]), int(matched[2]), matched[3]
+        sampling: dict[str, Any] = _SAMPLING[sampled] if sampled else {}
         return Workload(
             key=key,
-            title=f"{_count(clients, 'client')}, {_count(adapters, 'adapter')}",
-            load=_load(clients=clients, adapters=named("a", adapters)),
-            baseline=f"{clients}x0" if adapters else None,
+            title=", ".join(
+                (
+                    _count(clients, "client"),
+                    _count(adapters, "adapter"),
+                    *(f"{name} {value:g}" for name, value in sampling.items()),
+                )
+            ),
+            load=_load(clients=clients, adapters=named("a", adapters), **sampling),
+            baseline=key.removesuffix(sampled) if sampled else f"{clients}x0" if adapters else None,
         )
     mixed: dict[str, Any] = {"clients": 16, "adapters": named("a", 8)}
     match key:
@@ -128,7 +146,8 @@ def _job(key: str, registered: int) -> Workload:
             return Workload(key=key, title="a prefix of 1,000 words again", load=pairs)
         case _:
             raise BenchmarkError(
-                f"There is no load {key!r}. Take {', '.join(SPECIAL)}, or CLIENTSxADAPTERS like {', '.join(QUICK)}."
+                f"There is no load {key!r}. Take {', '.join(SPECIAL)}, or CLIENTSxADAPTERS, also with -t1 or -top-p, "
+                f"like {', '.join(QUICK)}."
             )
     return Workload(key=key, title=f"16 clients, 8 adapters, {title}", load=load, baseline="16x8")
 
