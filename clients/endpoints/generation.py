@@ -26,10 +26,15 @@ class GenerationOptions(TypedDict, total=False):
     min_tokens: int | None
     temperature: float | None
     top_p: float | None
+    top_k: int | None
+    min_p: float | None
     frequency_penalty: float | None
     presence_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[str, float] | None
     seed: int | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
     n: int | None
     ignore_eos: bool | None
     user: str | None

@@ -80,6 +80,43 @@ class Penalties:
         logits[torch.tensor([indices, tokens], device=logits.device).unbind(0)] -= counts * frequency + presence
 
 
+class RepetitionPenalty:
+    """Makes every token of one request's prompt and answer less likely, once: logits above 0 are divided by the penalty,
+    those below multiplied (CTRL, https://arxiv.org/abs/1909.05858; as in vLLM and transformers).
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._prompt = frozenset(request.prompt)
+        self._prompt_ids = torch.tensor(sorted(self._prompt))
+
+    def is_active(self, row: LogitsRow) -> bool:
+        return True
+
+    def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        for row in rows:
+            new = [token for token in row.output_counts if token not in self._prompt]
+            tokens = torch.cat((self._prompt_ids, torch.tensor(new, dtype=torch.int64))).to(logits.device)
+            seen, penalty = logits[row.index, tokens], row.request.sampling.repetition_penalty
+            logits[row.index, tokens] = torch.where(seen > 0, seen / penalty, seen * penalty)
+
+
+class LogitBias:
+    """OpenAI's ``logit_bias``: numbers added to the logits of some tokens. For one request."""
+
+    def __init__(self, request: Request) -> None:
+        bias = request.sampling.logit_bias
+        self._tokens = torch.tensor(list(bias))
+        self._values = torch.tensor(list(bias.values()), dtype=torch.float32)
+
+    def is_active(self, row: LogitsRow) -> bool:
+        return True
+
+    def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        tokens, values = self._tokens.to(logits.device), self._values.to(logits.device)
+        for row in rows:
+            logits[row.index, tokens] += values
+
+
 class MinTokens:
     """Holds stop tokens off until ``min_tokens`` were generated."""
 
@@ -99,6 +136,10 @@ def default_processors(request: Request) -> tuple[LogitsProcessor, ...]:
     """The processors that a request's sampling parameters ask for, in the order in which they are applied."""
     sampling = request.sampling
     processors: list[LogitsProcessor] = []
+    if sampling.logit_bias:
+        processors.append(LogitBias(request))
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenalty(request))
     if sampling.frequency_penalty or sampling.presence_penalty:
         processors.append(PENALTIES)
     if sampling.min_tokens and sampling.stop_token_ids:

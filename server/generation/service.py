@@ -104,6 +104,7 @@ class GenerationService:
         """The empty answer, and what the engine is asked for it."""
         draw, head = admission.route.draw, self._head(admission)
         body = admission.body if draw is None else admission.body.with_arm(draw.arm)
+        body.check_token_ids(self.base.vocab_size)
         if isinstance(body, ChatCompletionRequest):
             prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
             return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt])

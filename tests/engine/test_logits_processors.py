@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from graftwork.server.engine.backends.torch.sampler import sample_tokens
 from graftwork.server.engine.kv.prefix_cache import Prefix
@@ -126,3 +127,21 @@ def test_rows_of_drafts_are_processed_as_if_the_drafts_had_been_said() -> None:
     assert [token.token_id for token in tokens] == [9, 0, 7]
     assert drafted.output_counts == {5: 1}
     assert drafted.tokens == [1, 2, 3, 5]
+
+
+def test_logit_bias_is_added() -> None:
+    row = sequence(logit_bias={7: 2.5, 9: -100.0})
+    logits = torch.randn(2, VOCABULARY)
+    expected = logits.clone()
+    expected[1, 7] += 2.5
+    expected[1, 9] -= 100.0
+    chain = (LogitsRow(1, row.request, row.tokens, row.output_counts), row.logits_processors)
+    assert torch.equal(apply_processors(logits, [chain]), expected)
+
+
+def test_the_repetition_penalty_counts_prompt_and_answer_once_as_transformers_does() -> None:
+    row = sequence([7, 7, 3, 9], repetition_penalty=1.3)
+    logits = torch.randn(1, VOCABULARY) * 3
+    chain = (LogitsRow(0, row.request, row.tokens, row.output_counts), row.logits_processors)
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([row.tokens]), logits.clone())
+    assert torch.equal(apply_processors(logits, [chain]), expected)

@@ -44,6 +44,7 @@ from graftwork.server.http.schemas.experiments import (
 )
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
+from graftwork.server.openai.requests.generation import INT32_MAX
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,11 @@ Positive = Annotated[float, Field(gt=0)]
 class ArmSampling(StrictModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PlainValidator,
     model_validator,
@@ -23,8 +25,10 @@ from graftwork.server.bodies import (
     StrictModel,
     body_error,
     field_error,
+    json_type,
     only_off,
     reject_nul,
+    short_repr,
 )
 from graftwork.server.engine.request import SamplingParams
 
@@ -40,7 +44,39 @@ MAX_STOP_CHARS = 256
 MAX_TOP_LOGPROBS = 20
 
 
+INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+MAX_LOGIT_BIASES = 1024
+
+
+MAX_STOP_TOKEN_IDS = 64
+
+
+def _logit_bias(value: Any) -> dict[int, float] | None:
+    """OpenAI's form: token ids as strings, each with what is added to its logit."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise body_error("invalid_type", f"must be an object of token ids and numbers, not {json_type(value)}")
+    if len(value) > MAX_LOGIT_BIASES:
+        raise body_error("invalid_value", f"takes at most {MAX_LOGIT_BIASES} tokens, got {len(value)}")
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not re.fullmatch(r"0|[1-9]\d{0,8}", key, re.ASCII):
+            raise body_error(
+                "invalid_value", f"[{short_repr(key)}] is not a token id: keys are whole numbers in quotes"
+            )
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise body_error("invalid_value", f"[{short_repr(key)}] must be a number from -100 to 100")
+        biases[int(key)] = float(bias)
+    return biases
+
+
+def _top_k(value: Any) -> Any:
+    """vLLM writes -1 where all tokens may be drawn."""
+    return 0 if type(value) is int and value == -1 else value
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -64,6 +100,7 @@ _NOT_SAMPLING = {
 
 class StreamOptions(StrictModel):
     include_usage: bool | None = None
+    continuous_usage_stats: Annotated[Any, only_off(False, instead="usage comes with the last chunk")] = None
     include_obfuscation: Annotated[Any, only_off(False, instead="chunks are not padded; leave it out")] = None
 
 
@@ -79,14 +116,24 @@ class GenerationRequest(StrictModel):
     ignore_eos: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=INT32_MAX), BeforeValidator(_top_k)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    logit_bias: Annotated[
+        dict[int, float] | None, PlainValidator(_logit_bias, json_schema_input_type=dict[str, float] | None)
+    ] = None
     seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
     stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)] = ()
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_length=MAX_STOP_TOKEN_IDS)] | None
+    ) = None
     user: Label | None = None
     metadata: Metadata = None
     store: bool | None = None
-    logit_bias: Annotated[Any, only_off({}, instead="leave it out")] = None
+    # vLLM's, at the value that changes nothing.
+    use_beam_search: Annotated[Any, only_off(False, instead="answers are sampled; leave it out")] = None
 
     prompt_field: ClassVar[str]
 
@@ -132,6 +179,14 @@ class GenerationRequest(StrictModel):
         """Alternatives asked for at each new token and at each of the prompt's; ``None``: no log-probabilities."""
         raise NotImplementedError
 
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Refuse what names a token that the vocabulary does not have. Raises :class:`InvalidRequest`."""
+        for param, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids or ())):
+            if (largest := max(ids, default=0)) >= vocab_size:
+                raise InvalidRequest(
+                    f"{param} has token id {largest}, but this model's ids go from 0 to {vocab_size - 1}", param=param
+                )
+
     def sampling_params(
         self, num_prompt_tokens: int, max_positions: int, eos_token_ids: Collection[int], *, choice: int = 0
     ) -> SamplingParams:
@@ -173,10 +228,14 @@ class GenerationRequest(StrictModel):
             min_tokens=min_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self.logit_bias or {},
             seed=_choice_seed(self.seed, choice),
-            stop_token_ids=frozenset() if self.ignore_eos else frozenset(eos_token_ids),
+            stop_token_ids=frozenset(() if self.ignore_eos else eos_token_ids).union(self.stop_token_ids or ()),
             top_logprobs=top_logprobs,
             prompt_logprobs=prompt_logprobs,
         )

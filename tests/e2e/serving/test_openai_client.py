@@ -197,6 +197,23 @@ def test_penalties_change_the_answer(client: openai.OpenAI) -> None:
     assert chat(client, max_tokens=20, frequency_penalty=2, presence_penalty=2).choices[0].message.content != plain
 
 
+def test_tokens_can_be_favoured_forbidden_and_made_the_end(client: openai.OpenAI) -> None:
+    plain = chat(client, BASE, max_tokens=6, logprobs=True)
+    favoured = chat(client, BASE, max_tokens=6, logit_bias={"300": 100})
+    repeated = chat(client, BASE, max_tokens=6, logit_bias={"300": 100}, extra_body={"repetition_penalty": 10.0})
+    assert len({answer.choices[0].message.content for answer in (plain, favoured, repeated)}) == 3
+    ended = chat(client, BASE, max_tokens=6, logit_bias={"300": 100}, extra_body={"stop_token_ids": [300]})
+    assert (ended.choices[0].finish_reason, ended.choices[0].message.content) == ("stop", "")
+
+
+def test_draws_of_few_tokens_are_the_greedy_answer(client: openai.OpenAI) -> None:
+    plain = chat(client, max_tokens=12).choices[0].message.content
+    for few in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
+        drawn = chat(client, max_tokens=12, temperature=1.5, seed=5, extra_body=few)
+        assert drawn.choices[0].message.content == plain
+    assert chat(client, max_tokens=12, temperature=1.5, seed=5).choices[0].message.content != plain
+
+
 def test_what_only_describes_the_request_is_taken(client: openai.OpenAI) -> None:
     answer = chat(client, user="ann", metadata={"ticket": "7"}, store=False, response_format={"type": "text"})
     assert answer.choices[0].message.content == chat(client).choices[0].message.content
@@ -302,7 +319,7 @@ def test_unknown_models(client: openai.OpenAI) -> None:
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"logit_bias": {"50": 10}}, "logit_bias", "unsupported_parameter"),
+        ({"logit_bias": {"999999": 10}}, "logit_bias", "invalid_value"),
         ({"max_tokens": 100_000}, "max_tokens", "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "word " * 9000}]}, "messages", "context_length_exceeded"),
     ],

@@ -21,7 +21,12 @@ from graftwork.server.transport.messages import (
 )
 
 SAMPLING = SamplingParams(
-    max_tokens=4, temperature=0.1 + 0.2, seed=(1 << 63) - 1, stop_token_ids=frozenset({2, 0}), top_logprobs=3
+    max_tokens=4,
+    temperature=0.1 + 0.2,
+    seed=(1 << 63) - 1,
+    stop_token_ids=frozenset({2, 0}),
+    top_logprobs=3,
+    logit_bias={49151: -0.1, 0: 100.0},
 )
 MESSAGES: list[EngineMessage] = [
     Generate([Request(id="0-1", prompt=(1, 2, 49151), sampling=SAMPLING, adapter="sha256:ab")]),

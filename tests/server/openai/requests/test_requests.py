@@ -116,7 +116,28 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", "no tool calls"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "no tool calls"),
     ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "only text"),
-    ({"logit_bias": {"50256": -100}}, "logit_bias", "unsupported_parameter", "leave it out"),
+    ({"logit_bias": []}, "logit_bias", "invalid_type", "object of token ids and numbers, not a list"),
+    ({"logit_bias": {"the": 1}}, "logit_bias", "invalid_value", "['the'] is not a token id"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value", "['-1'] is not a token id"),
+    ({"logit_bias": {"\u0663": 1}}, "logit_bias", "invalid_value", "is not a token id"),
+    ({"logit_bias": {"9" * 10: 1}}, "logit_bias", "invalid_value", "is not a token id"),
+    ({"logit_bias": {"7": 100.5}}, "logit_bias", "invalid_value", "['7'] must be a number from -100 to 100"),
+    ({"logit_bias": {"7": True}}, "logit_bias", "invalid_value", "must be a number"),
+    ({"logit_bias": {"7": float("nan")}}, "logit_bias", "invalid_value", "must be a number"),
+    ({"logit_bias": {str(i): 0 for i in range(1025)}}, "logit_bias", "invalid_value", "at most 1024 tokens, got 1025"),
+    ({"top_k": -2}, "top_k", "invalid_value", "at least 0"),
+    ({"top_k": 2**31}, "top_k", "invalid_value", "at most 2147483647"),
+    ({"top_k": 5.5}, "top_k", "invalid_type", "whole number"),
+    ({"top_k": True}, "top_k", "invalid_type", "not a boolean"),
+    ({"min_p": 1.1}, "min_p", "invalid_value", "at most 1"),
+    ({"min_p": -0.1}, "min_p", "invalid_value", "at least 0"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value", "at least 0.01"),
+    ({"repetition_penalty": "1"}, "repetition_penalty", "invalid_type", "must be a number"),
+    ({"stop_token_ids": 5}, "stop_token_ids", "invalid_type", "must be a list"),
+    ({"stop_token_ids": ["5"]}, "stop_token_ids[0]", "invalid_type", "whole number"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "invalid_value", "at least 0"),
+    ({"stop_token_ids": list(range(65))}, "stop_token_ids", "invalid_value", "at most 64"),
+    ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter", "sampled"),
     ({"service_tier": "flex"}, "service_tier", "unsupported_parameter", "one tier"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", "text"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter", "only text"),
@@ -230,7 +251,11 @@ def test_fields_of_openai_are_taken_where_they_ask_for_nothing_special() -> None
         tool_choice="none",
         functions=[],
         response_format={"type": "text"},
+        top_k=-1,
+        min_p=0,
+        repetition_penalty=1.0,
         logit_bias={},
+        use_beam_search=False,
         service_tier="auto",
         parallel_tool_calls=None,
         modalities=["text"],
@@ -298,6 +323,14 @@ def test_prompts_become_token_ids_within_the_vocabulary() -> None:
         completion(prompt=[10**4000]).prompts(lambda text: [], 256)
 
 
+@pytest.mark.parametrize("fields", [{"logit_bias": {"3": 1, "256": 1}}, {"stop_token_ids": [3, 256]}])
+def test_other_token_ids_are_of_the_vocabulary_too(fields: dict[str, Any]) -> None:
+    chat(**fields).check_token_ids(257)
+    with pytest.raises(InvalidRequest, match="token id 256, but this model's ids go from 0 to 255") as caught:
+        chat(**fields).check_token_ids(256)
+    assert caught.value.param == next(iter(fields))
+
+
 # ------------------------------------------------------------------------------------------------ what it becomes
 
 
@@ -316,6 +349,11 @@ def test_everything_that_was_asked_for_arrives() -> None:
         min_tokens=3,
         temperature=0,
         top_p=0.5,
+        top_k=40,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        logit_bias={"5": -3, "0": 2.5},
+        stop_token_ids=[8, 9],
         frequency_penalty=1,
         presence_penalty=-1.5,
         seed=11,
@@ -325,8 +363,11 @@ def test_everything_that_was_asked_for_arrives() -> None:
     ).sampling_params(10, 100, EOS, choice=2)
     assert (sampling.max_tokens, sampling.min_tokens, sampling.temperature, sampling.top_p) == (7, 3, 0, 0.5)
     assert (sampling.frequency_penalty, sampling.presence_penalty, sampling.seed) == (1, -1.5, 13)
+    assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (40, 0.1, 1.1)
     assert (sampling.top_logprobs, sampling.prompt_logprobs) == (4, None)
-    assert sampling.stop_token_ids == frozenset()
+    assert sampling.logit_bias == {5: -3, 0: 2.5}
+    assert sampling.stop_token_ids == {8, 9}, "EOS is ignored, and these are not"
+    assert chat(stop_token_ids=[8]).sampling_params(10, 100, EOS).stop_token_ids == EOS | {8}
 
 
 def test_every_choice_has_its_own_seed_which_fits_a_generator() -> None:
