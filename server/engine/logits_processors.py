@@ -81,8 +81,10 @@ class Penalties:
 
 
 class RepetitionPenalty:
-    """Makes every token of one request's prompt and answer less likely, once: logits above 0 are divided by the penalty,
-    those below multiplied (CTRL, https://arxiv.org/abs/1909.05858; as in vLLM and transformers).
+    """Makes every token of one request's prompt and answer less likely, once.
+
+    Logits above 0 are divided by the penalty, those below multiplied (CTRL, https://arxiv.org/abs/1909.05858; as in vLLM
+    and transformers).
     """
 
     def __init__(self, request: Request) -> None:
