@@ -83,8 +83,8 @@ class Penalties:
 class RepetitionPenalty:
     """Makes every token of one request's prompt and answer less likely, once.
 
-    Logits above 0 are divided by the penalty, those below multiplied (CTRL, https://arxiv.org/abs/1909.05858; as in vLLM
-    and transformers).
+    Logits above 0 are divided by the penalty, those below multiplied (CTRL, https://arxiv.org/abs/1909.05858), as in
+    vLLM and transformers.
     """
 
     def __init__(self, request: Request) -> None:
