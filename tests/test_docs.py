@@ -386,7 +386,7 @@ def test_every_command_exists(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_leads_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+    for target in re.findall(r"(?:\]\(|^\[[^]\n]+\]: )([^)\s]+)", prose(document), re.MULTILINE):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")

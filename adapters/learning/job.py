@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.errors import Conflict
-from graftwork.adapters.learning.methods import TrainingMethod
+from graftwork.adapters.learning.methods import METHOD_TRAITS, TrainingMethod
 
 JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -24,7 +24,11 @@ WaitingStatus = Literal["validating_files", "queued"]
 Method = Literal["auto", TrainingMethod]
 """``auto`` chooses by what the rows say."""
 
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
+METHODS: Final[Mapping[str, Method]] = {
+    **{traits.api_name or method: method for method, traits in METHOD_TRAITS.items()},
+    "auto": "auto",
+}
+"""By the names that they have over HTTP and on the command line."""
 
 FEEDBACK_FILE: Final = "feedback"
 """As a training file: the answers of the adapter and the feedback on them, as they are when the run begins."""

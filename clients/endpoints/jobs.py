@@ -27,9 +27,8 @@ def create(
     """Train a version of the adapter ``name``, on top of the base or of the version that ``model`` names.
 
     ``training_file`` is an uploaded file's id, or ``feedback``: what was said of the adapter's answers. ``method``:
-    supervised, dpo, kto, weighted_sft, pretrain, distillation, grpo or auto. Sent again with the same
-    ``idempotency_key`` it is one job; without one, the call makes one up, so that it may try again by itself when a
-    connection breaks.
+    auto, supervised, dpo or another one of docs/learning.md. Sent again with the same ``idempotency_key`` it is one
+    job; without one, the call makes one up, so that it may try again by itself when a connection breaks.
     """
     body = {
         "model": model,

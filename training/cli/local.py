@@ -15,6 +15,7 @@ import typer
 
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.learning import data_sets
+from graftwork.adapters.learning.job import METHODS
 from graftwork.clients.cli.context import CommandContext
 from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
 from graftwork.training.cli import pushing
@@ -36,7 +37,7 @@ class LocalTraining:
 
     Attributes:
         data: a file, or a data set that was kept: ``support@3``. columns: fields of Columns. format: of the file.
-        method: ``auto``, ``supervised``, or one of TRAINING_METHODS. knobs: fields of TrainConfig that were given, and
+        method: a name of METHODS. knobs: fields of TrainConfig that were given, and
             ``teacher``, a folder or hub id.
         folder: where the result goes. push: whether it is pushed; alias: what is then moved to it.
     """
@@ -132,7 +133,7 @@ def _train(remote: CommandContext, wish: LocalTraining) -> Card:
 
 
 def _config(wish: LocalTraining, method: str) -> TrainConfig:
-    found = rows_module.method_named({"supervised": "sft"}.get(method, method))
+    found = rows_module.method_named(METHODS.get(method, method))
     knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in wish.hyperparameters.items()}
     if wish.hyperparameters.get("teacher") is not None:
         knobs["teacher"] = Path(wish.hyperparameters["teacher"]).name

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from graftwork.adapters.learning.job import METHODS
 from graftwork.adapters.learning.knobs import KNOBS, OPTIONS
 from graftwork.clients.cli.context import CommandContext, api_command
 from graftwork.training.cli import reading_options
@@ -20,6 +21,7 @@ _DATA = "The data"
 _RUN = "The run"
 _RESULT = "The result"
 _LOOP = "By itself"
+_METHODS = f"{', '.join(name for name in METHODS if name != 'auto')}, or auto, which looks at the data."
 
 
 @api_command
@@ -56,7 +58,7 @@ def train(
         str | None,
         typer.Option(
             "--method",
-            help="supervised, dpo, kto, weighted_sft, pretrain, distillation, grpo, or auto, which looks at the data.",
+            help=_METHODS,
             rich_help_panel=_RUN,
             show_default=False,
         ),

@@ -9,11 +9,12 @@ The fields are called as TRL's columns are.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.learning.methods import LearnsFrom
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.data.row import BadRow, Row, Unusable
 
@@ -166,6 +167,15 @@ def tokenize_questions(
         return [QuestionTokens(prompt=prompt, question=question, answer=row.answer)], False
 
     return _each(rows, convert)
+
+
+TOKENIZE: Final[Mapping[LearnsFrom, Callable[..., Tokenized[Any]]]] = {
+    "answers": tokenize,
+    "pairs": tokenize_pairs,
+    "judgements": tokenize_judged,
+    "questions": tokenize_questions,
+}
+"""By what a method learns from."""
 
 
 def _each(rows: Iterable[Row], convert: Callable[[Row], tuple[list[TokensT], bool]]) -> Tokenized[TokensT]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import datasets
 import transformers
 
+from graftwork.adapters.learning.methods import TrainingMethod
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import LabeledTokens, PairTokens, TokenRow
 from graftwork.training.methods.distillation import distillation_recipe
 from graftwork.training.methods.dpo import dpo_recipe
 from graftwork.training.methods.grpo import grpo_recipe
 from graftwork.training.methods.kto import kto_recipe
-from graftwork.training.methods.recipe import RecipeInputs
+from graftwork.training.methods.recipe import Recipe, RecipeInputs
 from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
 from graftwork.training.methods.sft import sft_recipe
 from graftwork.training.model.adapter import base_model_of
@@ -35,7 +36,7 @@ def make_trainer(
 ) -> transformers.Trainer:
     """The trainer of the method. ``measured`` are rows to measure the loss on, by name; ``arguments`` are transformers'
     own, for ``micro`` rows in one forward pass."""
-    recipe = _RECIPES.get(config.method, sft_recipe)(rows, config, micro, sources, base_model_of(model))
+    recipe = _RECIPES[config.method](rows, config, micro, sources, base_model_of(model))
     settings = recipe.settings(**arguments)
     # One GPU trains; with more in sight TRL refuses to start unless a distributed launcher shares the rows out.
     settings._n_gpu = min(settings.n_gpu, 1)
@@ -55,7 +56,15 @@ def make_trainer(
     return trainer
 
 
-_RECIPES: Final = {"dpo": dpo_recipe, "kto": kto_recipe, "grpo": grpo_recipe, "distillation": distillation_recipe}
+_RECIPES: Final[Mapping[TrainingMethod, Callable[..., Recipe]]] = {
+    "sft": sft_recipe,
+    "dpo": dpo_recipe,
+    "kto": kto_recipe,
+    "weighted_sft": sft_recipe,
+    "pretrain": sft_recipe,
+    "distillation": distillation_recipe,
+    "grpo": grpo_recipe,
+}
 
 
 def _order(

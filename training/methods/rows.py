@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.adapters.learning.methods import TRAINING_METHODS, TrainingMethod
+from graftwork.adapters.learning.methods import METHOD_TRAITS, TRAINING_METHODS, TrainingMethod
 from graftwork.training.data.row import Row
 
 Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text"]
@@ -123,7 +123,7 @@ def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
     order is kept; what comes out twice, since two signals say the same of an answer, comes once."""
     method_named(method)
     rows = list(rows)
-    paired = list(_paired(rows)) if method == "dpo" else []
+    paired = list(_paired(rows)) if METHOD_TRAITS[method].learns_from == "pairs" else []
     used: list[Row] = []
     unused: Counter[Signal] = Counter()
     in_pairs = {id(row) for _, better, worse in paired for row in (better, worse)}
@@ -195,7 +195,7 @@ def _distillation(row: Row) -> Iterator[Row]:
         yield _example(row)
 
 
-_ROUTES: Final = {
+_ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
     "sft": _sft,
     "weighted_sft": _weighted_sft,
     "dpo": _dpo,

@@ -18,6 +18,7 @@ import transformers
 from transformers.trainer import TRAINER_STATE_NAME
 
 from graftwork.adapters.errors import GraftworkError
+from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.run import checkpoints
 from graftwork.training.run.checkpoints import Checkpointing
@@ -143,7 +144,8 @@ class RunCallback(transformers.TrainerCallback):
     @property
     def _forgetting_limit(self) -> float | None:
         """By how much the loss on older rounds may rise. DPO's and KTO's losses are no measure of what is forgotten."""
-        return self._config.forgetting if self._config.method in ("sft", "weighted_sft", "pretrain") else None
+        learns_from = METHOD_TRAITS[self._config.method].learns_from
+        return self._config.forgetting if learns_from == "answers" else None
 
     def undo_forgetting(self) -> None:
         """The weights from before the loss on older rounds rose too far, if it did."""

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.run.progress import RunMetrics, SearchTrial
 from graftwork.version import __version__
@@ -19,17 +20,6 @@ CONFIG_FILE = "adapter_config.json"
 
 
 CARD_FILE = "README.md"
-
-_METHOD_NAMES: Final = {
-    "sft": "supervised fine-tuning",
-    "weighted_sft": "supervised fine-tuning, weighted by scores",
-    "dpo": "direct preference optimization",
-    "kto": "Kahneman-Tversky optimization",
-    "pretrain": "continued pretraining",
-    "distillation": "distillation from a larger teacher, on its own answers",
-    "grpo": "group relative policy optimization, from rewards",
-}
-
 
 _NO_ADAPTER: Final = (
     "It is a model of its own and no adapter: it takes a base's memory and cannot be swapped while serving. Serve it "
@@ -116,7 +106,7 @@ class Card:
                 *("---", *front, f"tags: [{'full' if full else 'lora'}, graftwork]", "---", ""),
                 *(f"# {self.name}", ""),
                 f"{'All weights of' if full else 'A LoRA adapter for'} `{self.base_id}`, trained with Graftwork "
-                f"{__version__} ({_METHOD_NAMES[self.config.method]}).",
+                f"{__version__} ({METHOD_TRAITS[self.config.method].full_name}).",
                 *(("", _NO_ADAPTER) if full else ()),
                 *("", *_table("fact", "value", facts)),
                 *("", "## Metrics", "", "Losses are in nats per learned token.", ""),

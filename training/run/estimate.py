@@ -16,6 +16,7 @@ from typing import Final
 import torch
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import IGNORED, LabeledTokens, TokenRow
 from graftwork.training.model.precision import compute_precision
@@ -89,14 +90,18 @@ def estimate_cost(
     memory = _RUNTIME_BYTES + weights + trained * 16 + kept + head
     # Forward, and backward through frozen weights: 2 operations a weight and token each. References go through once
     # more, pairs have two answers.
-    passes = (6 if full else 4) + (2 if config.method in ("dpo", "kto", "grpo", "distillation") else 0)
-    operations = passes * base.num_parameters * num_tokens * config.epochs * (2 if config.method == "dpo" else 1)
+    passes = (6 if full else 4) + (2 if METHOD_TRAITS[config.method].has_reference else 0)
+    operations = passes * base.num_parameters * num_tokens * config.epochs * _answers_per_row(config)
     operations += 2 * base.num_parameters * num_written * config.epochs * _WRITING
     return Estimate(
         memory_bytes=int(memory),
         seconds=max(config.search, 1) * operations / (_operations_per_second(precision) * _SHARE_OF_PEAK),
         free_bytes=_free_bytes(),
     )
+
+
+def _answers_per_row(config: TrainConfig) -> int:
+    return 2 if METHOD_TRAITS[config.method].learns_from == "pairs" else 1
 
 
 @cache
@@ -153,6 +158,6 @@ def fitting_micro_batch_tokens(base: BaseInfo, rows: Sequence[TokenRow], config:
 
 def micro_batch_size(config: TrainConfig, longest: int) -> int:
     """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
-    ``micro_batch_tokens``; at least one. A row of DPO goes through twice, with each of its answers."""
-    fitting = max(config.micro_batch_tokens // (longest * (2 if config.method == "dpo" else 1)), 1)
+    ``micro_batch_tokens``; at least one. A pair goes through twice, with each of its answers."""
+    fitting = max(config.micro_batch_tokens // (longest * _answers_per_row(config)), 1)
     return max(size for size in range(1, config.batch_size + 1) if config.batch_size % size == 0 and size <= fitting)

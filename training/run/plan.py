@@ -14,7 +14,7 @@ from typing import Any, Final
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.learning import reward_plugins, trackers
-from graftwork.adapters.learning.methods import SUPERVISED
+from graftwork.adapters.learning.methods import METHOD_TRAITS, SUPERVISED
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
@@ -28,14 +28,7 @@ from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import DataReport
 from graftwork.training.data.row import BadRow, Row, SplitName
 from graftwork.training.data.store import StoredDataSet
-from graftwork.training.data.tokens import (
-    Tokenized,
-    TokenRow,
-    tokenize,
-    tokenize_judged,
-    tokenize_pairs,
-    tokenize_questions,
-)
+from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow
 from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.run.material import Material, load_material
 
@@ -164,9 +157,8 @@ def assemble_run(
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
 
     def tokens(rows: Iterable[Row]) -> Tokenized[Any]:
-        how: Any = _TOKENIZE.get(config.method, tokenize)
-        tokenized: Tokenized[Any] = how(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
-        return tokenized
+        tokenize = TOKENIZE[METHOD_TRAITS[config.method].learns_from]
+        return tokenize(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
 
     routed = {side: rows_for_method(material.sides[side], config.method) for side in ("train", "validation")}
     originals, other = routed["train"].rows, None
@@ -211,14 +203,6 @@ def assemble_run(
         reason=reason,
         remarks=(*_remarks(material.report, unused, config.method), *(other.describe() if other else ())),
     )
-
-
-_TOKENIZE: Final[Mapping[str, Any]] = {
-    "dpo": tokenize_pairs,
-    "kto": tokenize_judged,
-    "distillation": tokenize_questions,
-    "grpo": tokenize_questions,
-}
 
 
 def _check_same_vocabulary(base: BaseInfo, teacher: BaseInfo) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,19 +57,20 @@ class HostAdapter:
 
     @property
     def is_special(self) -> bool:
-        """It does more than to add B·A to linear layers."""
-        return bool(self.embeddings or self.replaced) or any(
-            g.magnitude is not None or g.bias is not None for g in self.linears.values()
-        )
+        """It does more than to add B·A to linear layers: a field that is not among PLAIN_FIELDS holds something."""
+        return _has_more(self) or any(map(_has_more, self.linears.values()))
 
-    @property
-    def is_inert(self) -> bool:
-        """Every product B·A is zero and nothing else is touched: the adapter cannot change any answer."""
-        return (
-            not self.replaced
-            and all(not g.b.any() and g.magnitude is None and g.bias is None for g in self.linears.values())
-            and all(not g.b.any() for g in self.embeddings.values())
-        )
+
+PLAIN_FIELDS = frozenset({"digest", "num_pages", "num_bytes", "linears", "a", "b"})
+"""Fields of an adapter and of its linear layers that the fast path takes into account."""
+
+
+def _has_more(part: HostAdapter | LinearGraft) -> bool:
+    """Whether a field holds anything that is not among PLAIN_FIELDS."""
+    values: list[Any] = [getattr(part, field.name) for field in fields(part) if field.name not in PLAIN_FIELDS]
+    return any(
+        len(value) > 0 if isinstance(value, Mapping) else value is not None and value is not False for value in values
+    )
 
 
 def num_pages(rank: int) -> int:

@@ -2,8 +2,8 @@
 
 ``model`` is the base's id, or what to continue from; ``suffix`` is the adapter's name; ``training_file`` is the id of a
 file, a kept data set, or ``feedback``: what was said of the adapter's answers. Beyond OpenAI's: ``init_from``, the
-methods ``kto``, ``weighted_sft``, ``pretrain``, ``distillation``, ``grpo`` and ``auto``, further hyperparameters, and
-``graftwork`` in a job. What is not supported is refused by name.
+methods that are not in OPENAI_METHODS, further hyperparameters, and ``graftwork`` in a job. What is not supported is
+refused by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.learning import data_sets, hyperparameters
-from graftwork.adapters.learning.job import FEEDBACK_FILE, Checkpoint, Job, JobEvent, Method, NewJob
+from graftwork.adapters.learning.job import FEEDBACK_FILE, METHODS, Checkpoint, Job, JobEvent, Method, NewJob
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
 from graftwork.server.http.lists import Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
@@ -34,16 +34,6 @@ from graftwork.server.http.services import Services
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_HEADER = "idempotency-key"
-METHODS: Final[Mapping[str, Method]] = {
-    "supervised": "sft",
-    "dpo": "dpo",
-    "kto": "kto",
-    "weighted_sft": "weighted_sft",
-    "pretrain": "pretrain",
-    "distillation": "distillation",
-    "grpo": "grpo",
-    "auto": "auto",
-}
 NOT_ADAPTERS: Final[Mapping[str, str]] = {
     "full": "what it makes cannot be swapped while serving: export it with graftwork train --local --full",
     "prompt_tuning": "serving knows no learned prompts",

@@ -1,7 +1,7 @@
 """Logged answers and what was said of them → rows.
 
 Takes plain dictionaries as the server exports them (``/v1/interactions/export`` and ``/v1/feedback/export``), or with
-the fields of ``adapters.interactions.Interaction`` and ``adapters.feedback.Feedback``, in any order and from several
+the fields of ``Interaction`` and ``Feedback`` in ``graftwork.adapters.feedback``, in any order and from several
 files: answers with their feedback, or either alone. They are held in memory. Knows no database.
 
 What several people said of one answer becomes one verdict: a person's later word counts, then the majority of thumbs
