@@ -1,7 +1,7 @@
-"""From logits to the next token of every row, in one batched call.
+"""Chooses the next token of every row from its logits, in one batched call.
 
-A row's logits go through its request's processors; then the best token is taken, or one is drawn. Each row draws with
-its own random number from its own seed and its own logits, so what it gets does not depend on its neighbours.
+A row's logits go through its request's processors; then the best token is taken, or one is sampled. Each row uses its
+own random number from its own seed and its own logits, so its token does not depend on its neighbours.
 Shapes: N rows, V vocabulary.
 """
 
@@ -20,7 +20,7 @@ from graftwork.server.engine.sequence import SequenceState
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The token chosen for a row; ``None`` when its logits were not finite."""
+    """The token chosen for a row, and its log-probability if requested. ``None`` when the logits were not finite."""
 
     token_id: int | None
     logprob: TokenLogprob | None
@@ -33,11 +33,11 @@ def sample(
 
     Args:
         logits: [N, V], any float dtype.
-        rows: Whose they are. A sequence with draft tokens has a row for its newest token and one for each draft.
-        drafts: For rows of draft tokens: the drafts up to there, which the row takes for its sequence's own tokens.
+        rows: The sequence of each row. One with draft tokens has a row for its newest token and one for each draft.
+        drafts: For rows of draft tokens: the drafts up to there, which count as the sequence's own tokens.
 
     Returns:
-        One token for each row. A sequence's random numbers are used up in the order of its rows.
+        One token for each row. A sequence's random numbers are used in the order of its rows.
     """
     logits = logits.float()
     adjusted = logits
@@ -50,12 +50,13 @@ def sample(
             ],
         )
     greedy = adjusted.argmax(-1)
-    drawn = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0]
+    sampled_rows = [i for i, row in enumerate(rows) if row.request.sampling.temperature > 0]
     tokens = greedy
-    if drawn:
+    if sampled_rows:
         tokens = greedy.clone()
-        index = torch.tensor(drawn, device=logits.device)
-        tokens[index] = _draw(adjusted if len(drawn) == len(rows) else adjusted[index], [rows[i] for i in drawn])
+        index = torch.tensor(sampled_rows, device=logits.device)
+        sampled_logits = adjusted if len(sampled_rows) == len(rows) else adjusted[index]
+        tokens[index] = _sample_rows(sampled_logits, [rows[i] for i in sampled_rows])
     finite = torch.isfinite(logits.sum(-1)).tolist()
     chosen = tokens.tolist()
     wanted = [i for i, row in enumerate(rows) if row.request.sampling.top_logprobs is not None and finite[i]]
@@ -67,14 +68,14 @@ def sample(
 
 
 def accept(sampled: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[SampledToken]:
-    """What counts of the tokens chosen at a sequence's newest token and at its drafts: up to the first that differs.
+    """Accept draft tokens up to the first that differs from the sampled one.
 
     Args:
-        sampled: One token more than ``drafts``: sampled[i] was chosen in the belief in drafts[:i].
-        drafts: What was guessed.
+        sampled: One token more than ``drafts``: ``sampled[i]`` was chosen as if drafts[:i] were the sequence's tokens.
+        drafts: Proposed tokens.
 
     Returns:
-        At least the first; all of ``sampled`` when every draft was right.
+        The sequence's new tokens: one at least; all of ``sampled`` when every draft was right.
     """
     for index, draft in enumerate(drafts):
         if sampled[index].token_id != draft:
@@ -85,7 +86,17 @@ def accept(sampled: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[S
 def token_logprobs(
     logits: Tensor, rows: Sequence[int], tokens: Sequence[int], num_top: Sequence[int]
 ) -> list[TokenLogprob]:
-    """Log-probability of ``tokens[i]`` in row ``rows[i]`` of logits [N, V], and the ``num_top[i]`` best of that row."""
+    """Log-probabilities of given tokens.
+
+    Args:
+        logits: [N, V].
+        rows: Rows of ``logits``.
+        tokens: For each of ``rows`` a token id.
+        num_top: For each of ``rows``, of how many most likely tokens to add the log-probabilities.
+
+    Returns:
+        One for each of ``rows``.
+    """
     if not rows:
         return []
     logits = logits if len(rows) == len(logits) else logits[torch.tensor(list(rows), device=logits.device)]
@@ -111,10 +122,10 @@ def _logits_row(index: int, sequence: SequenceState, drafts: tuple[int, ...]) ->
     return LogitsRow(index, sequence.request, [*sequence.tokens, *drafts], counts)
 
 
-def _draw(logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
-    """Inverse-CDF draw of each row at its own uniform number. logits [N, V] → [N]
+def _sample_rows(logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
+    """Sample each row by inverse CDF at its own uniform number. logits [N, V] → [N]
 
-    Rows with top_p draw from the sorted tokens, the others from all in their order: which way a row goes must not
+    Rows with top_p sample from the sorted tokens, the others from all in their order: which branch a row takes must not
     depend on its neighbours, or the same seed would give another token.
     """
     device = logits.device
@@ -122,7 +133,7 @@ def _draw(logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
     temperature = torch.tensor([[row.request.sampling.temperature] for row in rows], device=device)
     # The best token is moved to 0 first, so that no temperature, however small, can overflow.
     probs = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
-    drawn = torch.empty(len(rows), dtype=torch.long, device=device)
+    tokens = torch.empty(len(rows), dtype=torch.long, device=device)
     for nucleus in (False, True):
         group = [i for i, row in enumerate(rows) if (row.request.sampling.top_p < 1) is nucleus]
         if not group:
@@ -130,23 +141,23 @@ def _draw(logits: Tensor, rows: Sequence[SequenceState]) -> Tensor:
         index = torch.tensor(group, device=device)
         if nucleus:
             top_p = [[rows[i].request.sampling.top_p] for i in group]
-            drawn[index] = _draw_nucleus(probs[index], uniform[index], torch.tensor(top_p, device=device))
+            tokens[index] = _sample_nucleus(probs[index], uniform[index], torch.tensor(top_p, device=device))
         else:
-            drawn[index] = _place(probs[index].cumsum(-1, dtype=torch.float64), uniform[index])
-    return drawn
+            tokens[index] = _inverse_cdf(probs[index].cumsum(-1, dtype=torch.float64), uniform[index])
+    return tokens
 
 
-def _draw_nucleus(probs: Tensor, uniform: Tensor, top_p: Tensor) -> Tensor:
-    """From the smallest set of tokens whose mass reaches top_p. probs [N, V], uniform and top_p [N, 1] → [N]"""
+def _sample_nucleus(probs: Tensor, uniform: Tensor, top_p: Tensor) -> Tensor:
+    """Sample from the smallest set of tokens whose mass reaches top_p. probs [N, V], uniform and top_p [N, 1] → [N]"""
     ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
     mass = ordered.cumsum(-1, dtype=torch.float64)
     inside = (mass - ordered) < top_p  # a token stays while the mass before it is below top_p
     inside[:, 0] = True
-    place = _place(torch.where(inside, ordered.double(), 0.0).cumsum(-1), uniform)
+    place = _inverse_cdf(torch.where(inside, ordered.double(), 0.0).cumsum(-1), uniform)
     return ids.gather(1, place[:, None])[:, 0]
 
 
-def _place(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Where in the cumulated mass [N, V] the share ``uniform`` [N, 1] of all of it falls. → [N]"""
+def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
+    """The index in the cumulative mass [N, V] at which the fraction ``uniform`` [N, 1] of its total falls. → [N]"""
     place = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
     return place.clamp_(max=mass.shape[1] - 1)[:, 0]
