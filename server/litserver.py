@@ -59,7 +59,7 @@ class GraftServer(ls.LitServer):
         listeners: Sequence[socket.socket],
         service: GenerationService,
         services: Services,
-        board: SharedState,
+        shared_state: SharedState,
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
@@ -69,7 +69,7 @@ class GraftServer(ls.LitServer):
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
-        self.board = board
+        self.shared_state = shared_state
         self.exit_code = 0
         self.inference_workers: list[Any] = []
         self._failed_starts = 0
@@ -115,10 +115,10 @@ class GraftServer(ls.LitServer):
     # LitServe would start a worker that cannot start again every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
         died = self.inference_workers[worker_id]
-        if self.board.phase == STOPPING:
+        if self.shared_state.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
-        was_ready = self.board.engine_starts > self._engine_starts
-        self._engine_starts = self.board.engine_starts
+        was_ready = self.shared_state.engine_starts > self._engine_starts
+        self._engine_starts = self.shared_state.engine_starts
         self._failed_starts = 0 if was_ready else self._failed_starts + 1
         if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
             log.error("the engine cannot start; shutting down (its own message is above)")
@@ -134,7 +134,7 @@ class GraftServer(ls.LitServer):
 
         def watch() -> None:
             connection.wait([process.sentinel for process in uvicorn_workers.values()])
-            if self.board.phase != STOPPING:
+            if self.shared_state.phase != STOPPING:
                 log.error("an API process died; shutting down, so that whoever watches this server starts it again")
                 self.exit_code = 1
                 self._stop()
@@ -168,11 +168,11 @@ class GraftServer(ls.LitServer):
         def drain(signum: int, _: Any) -> None:
             if os.getpid() != parent:  # a forked API process: uvicorn has shut it down and raises the signal again
                 os._exit(0)
-            if self.board.phase != SERVING:
+            if self.shared_state.phase != SERVING:
                 log.warning("second signal: stopping now")
                 self._stop()
                 return
-            self.board.phase = DRAINING
+            self.shared_state.phase = DRAINING
             threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
         signal.signal(signal.SIGTERM, drain)
@@ -180,16 +180,16 @@ class GraftServer(ls.LitServer):
 
     def _drain(self) -> None:
         deadline = time.monotonic() + self.drain_seconds
-        log.info("draining: %d answers under way, new requests are answered 503", self.board.total_open)
-        while self.board.total_open and time.monotonic() < deadline:
+        log.info("draining: %d answers under way, new requests are answered 503", self.shared_state.total_open)
+        while self.shared_state.total_open and time.monotonic() < deadline:
             time.sleep(0.05)
-        if self.board.total_open:
-            log.warning("%d answers did not finish in %.0f s", self.board.total_open, self.drain_seconds)
+        if self.shared_state.total_open:
+            log.warning("%d answers did not finish in %.0f s", self.shared_state.total_open, self.drain_seconds)
         self._stop()
 
     def _stop(self) -> None:
         """End now. What is still open ends with an error as its worker goes; uvicorn would wait for it to finish."""
-        self.board.phase = STOPPING
+        self.shared_state.phase = STOPPING
         for worker in self.inference_workers:
             worker.terminate()
         if self._shutdown_event is not None:

@@ -143,7 +143,7 @@ class Scheduler:
         return list(dict.fromkeys(s.request.adapter for s in self.waiting if s.request.adapter is not None))
 
     def schedule(self) -> list[ScheduledTokens]:
-        """Decode all that decodes, then fill the step's token budget with prompts, and what they leave with drafts."""
+        """Decode every sequence that decodes, then spend the step's token budget on prompts, then on drafts."""
         for sequence in self.running:
             self.prefix_cache.record_computed(sequence.require_slot(), sequence.num_computed)
         self._preempt()
@@ -154,7 +154,7 @@ class Scheduler:
         return decoding + prefills
 
     def starving_adapters(self) -> list[str]:
-        """Of those, the ones of sequences that were passed over often enough."""
+        """Adapters of waiting sequences that were overtaken ``max_overtakes`` times, in order of arrival, each once."""
         waiting = (s.request.adapter for s in self.waiting if s.overtaken >= self.config.max_overtakes)
         return list(dict.fromkeys(adapter for adapter in waiting if adapter is not None))
 
