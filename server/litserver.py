@@ -1,5 +1,6 @@
-"""LitServe's server with this project's routes, start, supervision and shutdown. Each override of LitServe stands with
-its reason.
+"""LitServe's server with this project's routes, start, supervision and shutdown.
+
+A comment above each override of LitServe says why it is needed.
 """
 
 from __future__ import annotations
@@ -34,23 +35,32 @@ from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
 
 log = logging.getLogger(__name__)
 
-#: An engine worker that dies this often in a row before it was ready is not started again.
+#: An engine worker that dies this often in a row before it was ready is not restarted.
 MAX_FAILED_STARTS = 3
 
-
-#: At the end, when nothing is under way any more: how long connections may stay open, whose clients do not read; how
-#: long a database that is busy may keep the last rows waiting; and what an API process takes beside these.
-CLOSE_SECONDS = 10
-
-
-LOG_SECONDS = 20
-
-
-SHUTDOWN_MARGIN_SECONDS = 10
+#: Timeouts of the shutdown, when no answer is under way any more.
+CLOSE_SECONDS = 10  # connections whose clients do not read
+LOG_SECONDS = 20  # the last rows of the interaction log, when the database is busy
+SHUTDOWN_MARGIN_SECONDS = 10  # everything else in an API process
 
 
 class GraftServer(ls.LitServer):
-    """LitServe's server with this project's routes, start, watch and end."""
+    """LitServe's server with this project's routes, start, supervision and shutdown.
+
+    Args:
+        api: The engine worker's entry point.
+        client: The connection to the engine worker.
+        listeners: For each API process the socket on which it accepts the worker.
+        service: Answers generation requests.
+        services: Everything else that routes need.
+        shared_state: The server's phase and open answers.
+        keeper: Started after the last fork.
+        trainer: Started after the last fork.
+
+    Attributes:
+        exit_code: Of the process: 1 if the engine or an API process failed.
+        drain_seconds: How long SIGTERM waits for answers that are under way.
+    """
 
     def __init__(
         self,
@@ -85,19 +95,20 @@ class GraftServer(ls.LitServer):
         self.uvicorn_graceful_timeout = CLOSE_SECONDS
         self.app.docs_url = self.app.redoc_url = None
 
-    # LitServe would answer / and /health itself, with shapes of its own.
+    # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
         generation.add(routes, self.services.authenticator, self.service)
         self.app.include_router(routes)
         edge.install(self.app, self.services.metrics)
 
-    # LitServe knows X-API-Key; every route of ours asks for the same bearer keys.
+    # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
+        """The dependency for LitServe's own routes."""
         return self.services.authenticator.require(Role.APP)
 
-    # LitServe's manager is a process that owns its queues: two pickles and a round trip a message, and
-    # nobody noticed when it was killed. The engine's connections need neither it nor the queues.
+    # LitServe's manager is a process that owns its queues: it costs two pickles and a round trip a message, and it is
+    # not noticed when it is killed. The engine's connections need neither it nor the queues.
     def _init_manager(self, num_api_servers: int) -> NoManager:
         self.transport_config.num_consumers = num_api_servers
         self.workers_setup_status: dict[str, Any] = {}
@@ -108,12 +119,14 @@ class GraftServer(ls.LitServer):
         self._install_signal_handlers()
         return NoManager()
 
-    # LitServe waits for the worker before it listens; we listen at once and say /ready 503.
+    # LitServe would wait for the worker before it listens; we listen at once, and /ready answers 503.
     def verify_worker_status(self) -> None:
+        """Return at once."""
         return
 
-    # LitServe would start a worker that cannot start again every two seconds, for ever; also while it shuts down.
+    # LitServe would restart a worker that cannot start every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
+        """Restart a worker that died, or shut the server down if that would fail again."""
         died = self.inference_workers[worker_id]
         if self.shared_state.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
@@ -128,7 +141,7 @@ class GraftServer(ls.LitServer):
         log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
         return super().launch_single_inference_worker(lit_api, worker_id)
 
-    # LitServe does not look at its API processes: without one there is a server that nobody can reach.
+    # LitServe does not watch its API processes: without one the server cannot be reached.
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:
         super()._start_worker_monitoring(manager, uvicorn_workers)
 
@@ -140,7 +153,7 @@ class GraftServer(ls.LitServer):
                 self._stop()
 
         threading.Thread(target=watch, name="api-watch", daemon=True).start()
-        # LitServe kills an API process after as long as uvicorn lets open connections be: what waits to be logged is
+        # LitServe kills an API process after uvicorn's timeout for open connections, but the last rows of the log are
         # written after that.
         self.uvicorn_graceful_timeout = CLOSE_SECONDS + LOG_SECONDS + SHUTDOWN_MARGIN_SECONDS
         # All API processes have been forked.
@@ -149,7 +162,7 @@ class GraftServer(ls.LitServer):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Runs in each API process, around its life."""
+        """Run in each API process around its life: accept the engine, start the log, and write it out at the end."""
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
         api_process: int = app.response_queue_id  # type: ignore[attr-defined]
@@ -188,7 +201,7 @@ class GraftServer(ls.LitServer):
         self._stop()
 
     def _stop(self) -> None:
-        """End now. What is still open ends with an error as its worker goes; uvicorn would wait for it to finish."""
+        """Stop now. Open answers end with an error when the worker ends; uvicorn would wait for them to finish."""
         self.shared_state.phase = STOPPING
         for worker in self.inference_workers:
             worker.terminate()

@@ -1,4 +1,4 @@
-"""Experiments, what they consist of, and how they stand; readings are ``adapters.experiments.readings``."""
+"""Experiments, their parts and their readings (``adapters.experiments.readings``)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class ReadingPointComparison(TypedDict):
 
 
 class ReadingPointObject(TypedDict):
-    """Of a reading what a picture over time is drawn from."""
+    """The part of a reading that a chart over time shows."""
 
     at: float
     units: int

@@ -1,4 +1,4 @@
-"""OpenAI's answers as ``server/openai/answers`` writes them, whole and in chunks, without building these objects."""
+"""OpenAI's answers, whole and in chunks. ``server/openai/answers`` writes this JSON without building these objects."""
 
 from __future__ import annotations
 
