@@ -1,4 +1,4 @@
-"""``python -m graftwork.adapters.base``: a base prepared by a process of its own."""
+"""``python -m graftwork.adapters.base``: prepares a base in a process of its own."""
 
 from __future__ import annotations
 

@@ -177,8 +177,8 @@ class StepLoop:
             for sender, message in self._take():
                 self._handle(sender, message, frames)
             for delta in self.engine.step():
-                if (api_process := self.api_process_of.get(delta.request_id)) is not None:
-                    frames[api_process].deltas.append(delta)
+                if (recipient := self.api_process_of.get(delta.request_id)) is not None:
+                    frames[recipient].deltas.append(delta)
                 if delta.done:
                     self.api_process_of.pop(delta.request_id, None)
             for api_process, frame in frames.items():

@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics, and the operator's page: it holds no data and asks with the key that is typed in."""
+"""Liveness, readiness, metrics, and the operator's page, which holds no data and calls the API with an entered key."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The answer to a completion: `text_completion`, as chunks and as a body, with echo and log-probabilities of the
-prompt.
-"""
+"""The answer to a completion: ``text_completion``, whole and in chunks, with echo and the prompt's scores."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class GenerationRequest(StrictModel):
         raise NotImplementedError
 
     def logged_sampling(self) -> dict[str, Any]:
-        """How it was asked to be answered, as the log keeps it: what was given and names neither text nor anybody."""
+        """The sampling parameters as they are logged: given fields only, and none that has text or names a user."""
         return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING)
 
     def _limit(self) -> tuple[str, int | None]:
