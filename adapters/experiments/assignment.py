@@ -23,7 +23,7 @@ def bucket(salt: str, unit: str) -> float:
 
 
 def is_sampled(salt: str, arm: str, key: str, share: float) -> bool:
-    """Whether ``key`` is among the ``share`` that a shadow arm gets a copy of; independent of who gets which arm."""
+    """Whether a shadow arm gets a copy of ``key``. It gets a ``share`` of all keys, independent of the assignment."""
     return bucket(f"{salt}:shadow:{arm}", key) < share
 
 

@@ -1,4 +1,4 @@
-"""The methods that a version can be trained by, and what they have in common."""
+"""The training methods, and groups of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ TrainingMethod = Literal["sft", "weighted_sft", "dpo", "kto", "pretrain", "disti
 TRAINING_METHODS: Final[tuple[TrainingMethod, ...]] = get_args(TrainingMethod)
 
 SUPERVISED: Final[frozenset[TrainingMethod]] = frozenset({"sft", "weighted_sft"})
-"""Methods whose rows are right answers, whatever the words of the question. Nothing but an anchor keeps them near to
-the base."""
+"""Methods whose rows are right answers. Only the knob ``anchor`` keeps the model near to the base."""
 
 ONLINE: Final[frozenset[TrainingMethod]] = frozenset({"distillation", "grpo"})
-"""Methods that learn from what the model answers while it trains."""
+"""Methods that train on answers that the model generates during training."""
 
 FULL: Final[frozenset[TrainingMethod]] = frozenset({"sft", "weighted_sft", "pretrain"})
-"""Methods that can train a base as a whole."""
+"""Methods that can train all weights of a base."""
 
 RANKED: Final[frozenset[TrainingMethod]] = frozenset({"sft", "weighted_sft", "pretrain", "dpo"})
-"""Methods whose rows have an answer to measure how hard they are by."""
+"""Methods whose rows have an answer, by which their difficulty can be measured."""
