@@ -102,7 +102,10 @@ class Erasure:
         )
 
     def expire(self, policies: LogPolicies, *, now: datetime | None = None) -> ErasureResult:
-        """Forget what is older than the policies that are about it, or else the default, let it become."""
+        """Erase everything older than its policies, or else the default, allow. ``now`` is in UTC.
+
+        It takes transactions of some hundred rows.
+        """
         now = now or datetime.now(UTC)
         aged = _aged(policies, now)
         rows = aged(

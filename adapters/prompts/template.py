@@ -1,6 +1,4 @@
-"""The chat template of a base: where it is found, and its compilation in jinja's sandbox with the helpers that
-transformers offers.
-"""
+"""The chat template of a base: found as transformers finds it, and compiled in jinja's sandbox with its helpers."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the tables of interactions, feedback, log policies, lineage, settings and leases."""
     op.create_table(
         "settings",
         sa.Column("name", sa.Text, nullable=False),

@@ -19,6 +19,7 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
+    """Create the tables and triggers of experiments."""
     op.create_table(
         "experiments",
         sa.Column("name", sa.Text, nullable=False),

@@ -19,6 +19,7 @@ STATUSES = "'validating_files', 'queued', 'running', 'succeeded', 'failed', 'can
 
 
 def upgrade() -> None:
+    """Create the tables of files, jobs, events and checkpoints."""
     op.create_table(
         "files",
         sa.Column("number", NUMBER, autoincrement=True, nullable=False),

@@ -13,6 +13,7 @@ TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the table of learning policies."""
     op.create_table(
         "learning_policies",
         sa.Column("name", sa.Text, nullable=False),
