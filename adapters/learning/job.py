@@ -23,7 +23,7 @@ Method = Literal["auto", TrainingMethod]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 FEEDBACK_FILE: Final = "feedback"
-"""The training file that stands for the adapter's answers and the feedback on them when the run begins."""
+"""The training file that means the adapter's answers and the feedback on them when the run begins."""
 
 CONTROL_KEY: Final = "graftwork_control"
 """A key of the metadata of control jobs, which begin with the base and train on everything that earlier jobs of the

@@ -23,7 +23,7 @@ Kind = Literal["integer", "number", "choice", "folder", "names", "numbers", "mod
 """``names`` and ``numbers`` are several of these; ``modules`` is ``all-linear`` or names of modules."""
 
 Panel = Literal["The data", "The run"]
-"""The heading that an option stands under in ``graftwork train --help``."""
+"""The heading of an option's group in ``graftwork train --help``."""
 
 MAX_RANK: Final = AdapterLimits().max_rank
 MAX_WORDINGS: Final = 8

@@ -43,6 +43,6 @@ class AdapterSpec:
     replaced: Mapping[str, Mapping[str, str]]
     """modules_to_save: module of the base -> {"weight" or "bias": tensor key}."""
     base_digest: str | None
-    """What the adapter says it was trained on; None for a plain PEFT folder."""
+    """The base that it was trained on; ``None`` for a plain PEFT folder, which does not say."""
     config: Mapping[str, Any]
     """adapter_config.json."""

@@ -131,7 +131,10 @@ class Prompts:
         return self._pieces.inside(token_id)
 
     def token_text(self, token_id: int) -> str:
-        r"""The token for logprobs. One that is no whole text by itself reads ``bytes:\xe2\x82``, as OpenAI has it."""
+        r"""The token as text, for logprobs.
+
+        One that is no text by itself is written ``bytes:\xe2\x82``, as OpenAI does.
+        """
         raw = self.token_bytes(token_id)
         try:
             return raw.decode()

@@ -1,4 +1,4 @@
-"""The training worker's process: started and restarted by the server, told when requests are answered, stopped with it.
+"""The training worker's process: started, restarted and stopped by the server, and informed when requests are answered.
 
 It is a program of its own, ``python -m graftwork.training.worker``. It calls the server over HTTP with a key that is
 generated for it and valid as long as the server runs.

@@ -20,7 +20,7 @@ class TokenDecoder(Protocol):
     """The part of ``graftwork.adapters.prompts.prompts.Prompts`` that answers need."""
 
     def token_text(self, token_id: int, /) -> str:
-        """One token as text."""
+        """One token as text, for log-probabilities; ``bytes:…`` if it is none by itself."""
 
     def token_bytes(self, token_id: int, /) -> bytes:
         """One token as the bytes that it adds to a text."""

@@ -235,7 +235,7 @@ class Grafts:
         """Pack an adapter for every layer: the expensive part of loading, which any thread may do beside the steps.
 
         Raises:
-            InvalidAdapter: The adapter touches a module that no layer stands for.
+            InvalidAdapter: The adapter touches a module that cannot be grafted.
         """
         linears = {name for p in self.merged_linears for name in p.names}
         modules = {m.name for m in self.modules}

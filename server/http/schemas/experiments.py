@@ -73,7 +73,7 @@ class ExperimentEpochObject(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedReading(Reading):
-    """How an experiment stood ``at`` a time."""
+    """The state of an experiment at the time ``at``, Unix time in seconds."""
 
     at: float
 
@@ -132,7 +132,7 @@ class ExperimentEventObject(TypedDict):
 
 
 class ExperimentObject(TypedDict):
-    """``history``, newest first, and ``readings``, oldest first, are there where one experiment was asked for."""
+    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only."""
 
     object: Literal["experiment"]
     name: str

@@ -24,7 +24,7 @@ class UsageObject(TypedDict):
 
 
 class OriginObject(TypedDict):
-    """Who answered: ``name@version`` or the base's id; and as which arm of which experiment."""
+    """The version that answered, ``name@version`` or the base's id, and its arm in an experiment."""
 
     adapter: str
     experiment: NotRequired[str]
@@ -32,7 +32,7 @@ class OriginObject(TypedDict):
 
 
 class AlternativeToken(TypedDict):
-    """A token that could have stood here."""
+    """A token that was possible at this position."""
 
     token: str
     bytes: list[int]
@@ -40,7 +40,7 @@ class AlternativeToken(TypedDict):
 
 
 class ChatToken(AlternativeToken):
-    """A chosen token, and the most likely ones at its place."""
+    """A chosen token, and the most likely ones at its position."""
 
     top_logprobs: list[AlternativeToken]
 

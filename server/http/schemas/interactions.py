@@ -35,7 +35,7 @@ class TimingsObject(TypedDict):
 
 
 class InteractionObject(TypedDict):
-    """A logged request: ``messages`` or ``prompt``. ``feedback`` is there where one interaction was asked for."""
+    """A logged request: ``messages`` or ``prompt``. ``feedback`` comes with a single interaction only."""
 
     object: Literal["interaction"]
     id: str

@@ -1,4 +1,4 @@
-"""When adapters learn by themselves. What came of it are jobs, whose ``key_id`` says that a policy asked for them."""
+"""The table of learning policies. Their rounds are jobs, whose ``key_id`` says that a policy submitted them."""
 
 from __future__ import annotations
 

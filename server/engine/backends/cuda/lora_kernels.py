@@ -106,7 +106,7 @@ def expand(
     first_page = tl.load(tiles + tile * 5 + 2)
     num_pages = tl.load(tiles + tile * 5 + 3)
     h_row = tl.load(tiles + tile * 5 + 4)
-    # Without this hint Triton knows no alignment of values from memory, and would load column by column.
+    # Without this hint Triton assumes no alignment of values from memory, and would load column by column.
     first_column = tl.multiple_of(tl.load(blocks + block * 3), ALIGNMENT)
     last_column = tl.multiple_of(tl.load(blocks + block * 3 + 1), ALIGNMENT)
     member = tl.load(blocks + block * 3 + 2)
