@@ -61,8 +61,10 @@ class Registry:
         return self._snapshot.get().adapter(name)
 
     def trials(self) -> list[Version]:
-        """What is being tried, or was when whoever tried it was killed: versions under such names (`names.is_trial`)
-        that are not retired."""
+        """Versions of temporary adapters (``names.is_trial``) that are not retired.
+
+        Evaluations that were killed leave such versions behind.
+        """
         return self._snapshot.get().trials()
 
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
