@@ -1,5 +1,6 @@
-"""Who calls, and whether they may: bearer keys with roles, as one dependency that every route uses. A server without
-any key answers its own machine only, and then also checks `Host` and `Origin`.
+"""Authentication and authorization: bearer keys with roles, as one dependency that every route uses.
+
+A server without any key answers its own machine only, and then also checks ``Host`` and ``Origin``.
 """
 
 from __future__ import annotations
@@ -26,16 +27,23 @@ BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 
 
 class KeyRing(Protocol):
-    """What is asked of :class:`graftwork.adapters.access.keys.Keys`. Both answer from memory but for the odd short
-    read."""
+    """The part of ``graftwork.adapters.access.keys.Keys`` that is needed here. Methods may block for a short read."""
 
-    def authenticate(self, bearer: str, /) -> Key | None: ...
-    def configured(self) -> bool: ...
+    def authenticate(self, bearer: str, /) -> Key | None:
+        """The key whose secret this is, or ``None`` if it is unknown or revoked."""
+
+    def configured(self) -> bool:
+        """Whether any key exists."""
 
 
 class Authenticator:
-    """Checks bearer keys. ``open_to_loopback``: while no key exists, this machine is let in as admin without one.
-    ``own``: a key that the server gave to a process of its own, and who that is."""
+    """Checks bearer keys.
+
+    Args:
+        keys: The keys of the database.
+        open_to_loopback: While no key exists, callers on this machine are admins without one.
+        own: A key that the server gave to a process of its own, and that process's principal.
+    """
 
     def __init__(self, keys: KeyRing, *, open_to_loopback: bool, own: tuple[str, Principal] | None = None) -> None:
         self._keys = keys
@@ -44,7 +52,10 @@ class Authenticator:
         self._checked_at = -_RECHECK_SECONDS
 
     def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
-        """A FastAPI dependency that lets in ``role`` and above, and puts the caller on ``request.state.principal``."""
+        """A FastAPI dependency that lets in ``role`` and above.
+
+        It puts the caller into ``request.state.principal``, and raises what ``authenticate`` raises, or ``Forbidden``.
+        """
 
         async def allowed(request: Request, _documented: object = Security(BEARER)) -> Principal:
             principal = self.authenticate(request)
@@ -59,7 +70,12 @@ class Authenticator:
         return allowed
 
     def authenticate(self, connection: HTTPConnection) -> Principal:
-        """Who is calling. Raises :class:`Unauthorized`, or :class:`Forbidden` for a page from elsewhere."""
+        """The caller.
+
+        Raises:
+            Unauthorized: There is no key, or it is unknown or revoked.
+            Forbidden: On a server without keys: the request names another host or comes from another site's page.
+        """
         scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
         bearer = bearer.strip() if scheme.lower() == "bearer" else ""
         if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
@@ -76,13 +92,13 @@ class Authenticator:
 
     @property
     def open(self) -> bool:
-        """Whether callers need no key at the moment. Another process may have made the first one."""
+        """Whether callers need no key at the moment. Another process may have created the first one."""
         if self._open and time.monotonic() - self._checked_at >= _RECHECK_SECONDS:
             self.recheck()
         return self._open
 
     def recheck(self) -> None:
-        """Look now whether there is a key. A server that locked stays locked."""
+        """Look for a key in the database now. Once there is one, this server always requires a key."""
         self._open = self._open and not self._keys.configured()
         self._checked_at = time.monotonic()
 

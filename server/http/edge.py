@@ -1,7 +1,7 @@
-"""The edge of the HTTP server: what every request gets, whatever its route.
+"""Middleware and error handlers around all routes.
 
-A request id, a limit on its body, a line in the metrics, and one shape for every error: ours, FastAPI's, and the ones
-nobody expected, which are logged with their traceback and told to the client without it.
+Every request gets a request id, a limit on its body and an entry in the metrics, and every error has one shape: ours,
+FastAPI's, and unexpected ones, which are logged with their traceback and returned without it.
 
 A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
 """
@@ -28,14 +28,14 @@ from graftwork.server.observability.metrics import Metrics
 log = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 8 << 20
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that left: for metrics, nobody receives it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNAVAILABLE_RETRY_SECONDS = 1
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Put the edge around ``app``. Before its first request."""
+    """Add middleware and error handlers to ``app``, before its first request."""
     app.add_middleware(EdgeMiddleware, metrics=metrics)
     app.add_exception_handler(GraftworkError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
@@ -43,7 +43,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
 
 def error_response(error: GraftworkError) -> Response:
-    """The answer to a request that failed, with what the official client obeys: when to retry, and when not to."""
+    """The response for an error, with headers that tell OpenAI's client when to retry, and when not to."""
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after)
@@ -57,7 +57,7 @@ def error_response(error: GraftworkError) -> Response:
 
 
 class EdgeMiddleware:
-    """Pure ASGI, so that streams pass through untouched."""
+    """Pure ASGI middleware, so that streams pass through unbuffered."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
@@ -100,7 +100,7 @@ class EdgeMiddleware:
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
-    """``receive``, which raises :class:`TooLarge` for a body beyond the route's limit; at once if it is declared."""
+    """``receive`` that raises ``TooLarge`` for a body beyond the route's limit; at once if the length is declared."""
     num_bytes = 0
     declared = Headers(scope=scope).get("content-length", "")
 
@@ -136,7 +136,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
-    """A path or query parameter that FastAPI refused."""
+    """Handle a path or query parameter that FastAPI refused."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])[:64]
@@ -163,5 +163,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _code(status: int) -> str:
-    """``method_not_allowed`` for 405."""
+    """An error code from a status: ``method_not_allowed`` for 405."""
     return HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")

@@ -142,7 +142,7 @@ def running(engine: Engine) -> SequenceState:
 
 def settle(engine: Engine, sequence: SequenceState, tokens: list[int]) -> Any:
     delta = Delta("r")
-    engine._settle(sequence, [SampledToken(token, None) for token in tokens], delta)
+    engine._append_tokens(sequence, [SampledToken(token, None) for token in tokens], delta)
     return delta
 
 

@@ -1,5 +1,7 @@
-"""``/v1/learning_policies`` and ``/v1/adapters/{name}/learning_policy``: when adapters learn by themselves. An
-operator's: what a policy makes are jobs."""
+"""``/v1/learning_policies`` and ``/v1/adapters/{name}/learning_policy``: when adapters are trained by themselves.
+
+They take an operator's key: a policy submits jobs.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,8 @@ else:
 
 
 class NewLearningPolicy(StrictModel):
+    """The body that sets an adapter's learning policy."""
+
     after: Annotated[int, Field(ge=1)] | None = DEFAULT_AFTER
     every_days: Annotated[float, Field(gt=0)] | None = DEFAULT_EVERY_DAYS
     at_least: Annotated[int, Field(ge=1)] = DEFAULT_AT_LEAST
@@ -50,6 +54,7 @@ class NewLearningPolicy(StrictModel):
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of learning policies."""
     policies = services.learning
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -93,7 +98,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 def when(policy: LearningPolicy) -> str:
-    """When it learns, in words."""
+    """When a policy begins a round, in words."""
     reasons = [] if policy.after is None else [f"after {policy.after} new judgements"]
     if policy.every_days is not None:
         reasons.append(f"every {policy.every_days:g} days with at least {policy.at_least}")

@@ -1,4 +1,4 @@
-"""``/v1/models``: everything that can be named as ``model``."""
+"""``/v1/models``: everything that ``model`` may name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from graftwork.server.http.services import Services
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of models."""
     reader = Depends(services.authenticator.require(Role.APP))
 
     @routes.get("/v1/models", dependencies=[reader], response_model=ListObject[ModelObject])
     async def list_models() -> Response:
-        # Thousands of models take some milliseconds to write down, and streams would wait for them.
+        # Thousands of models take some milliseconds to serialize, for which streams would wait.
         return await to_thread.run_sync(_all_models, services)
 
-    # Hub ids have a slash within.
+    # Hub ids contain a slash.
     @routes.get("/v1/models/{model:path}", dependencies=[reader], response_model=ModelObject)
     async def get_model(model: str) -> Response:
         if model == services.base.id:

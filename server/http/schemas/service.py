@@ -1,4 +1,4 @@
-"""The server's state, and what can be named as ``model``."""
+"""The server's state, and the models that it serves."""
 
 from __future__ import annotations
 

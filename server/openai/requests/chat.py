@@ -1,5 +1,6 @@
-"""The body of `POST /v1/chat/completions` and its messages. OpenAI fields that are not supported are accepted at the
-value that means "off" and refused by name at any other.
+"""The body of ``POST /v1/chat/completions`` and its messages.
+
+OpenAI's fields that are not supported are accepted at the value that means "off", and refused by name at any other.
 """
 
 from __future__ import annotations
@@ -63,11 +64,13 @@ NO_TOOLS = "this server makes no tool calls; leave it out"
 
 
 class Message(StrictModel):
+    """A message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         str | list[dict[str, str]], PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
     ]
-    # For templates that know them.
+    # For templates that use them.
     name: Label | None = None
     reasoning_content: Text | None = None
     # What the official client sends back when an answer's message is appended to the conversation.
@@ -86,10 +89,10 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
-    # Hints that change no answer.
+    # Accepted and ignored: they change no answer.
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
-    # Accepted where they ask for what happens anyway.
+    # Accepted at the value that means what happens anyway.
     response_format: Annotated[
         Any, only_off({"type": "text"}, instead="only text can be asked for; say in the messages what to write")
     ] = None
@@ -126,10 +129,11 @@ class ChatCompletionRequest(GenerationRequest):
         return self
 
     def chat_messages(self) -> list[dict[str, Any]]:
-        """The conversation as :meth:`graftwork.adapters.prompts.prompts.Prompts.chat` takes it."""
+        """The conversation as ``Prompts.chat`` takes it."""
         return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
 
     def with_arm(self, arm: Arm) -> Self:
+        """See ``GenerationRequest.with_arm``; the arm's system message replaces the conversation's."""
         changed = super().with_arm(arm)
         if arm.system is None:
             return changed
@@ -138,6 +142,7 @@ class ChatCompletionRequest(GenerationRequest):
         return changed.model_copy(update={"messages": messages})
 
     def logged_prompt(self) -> dict[str, Any]:
+        """``{"messages": […]}``."""
         return {"messages": self.chat_messages()}
 
     def _limit(self) -> tuple[str, int | None]:

@@ -147,7 +147,7 @@ async def test_an_answer_whose_client_leaves_is_logged_as_cancelled(desk: Desk, 
         "scheme": "http",
     }
     asking = asyncio.ensure_future(desk.world.app(scope, receive, send))
-    while desk.engine.link._board.total_open == 0:
+    while desk.engine.link._shared_state.total_open == 0:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     assert not asking.done()
@@ -155,7 +155,7 @@ async def test_an_answer_whose_client_leaves_is_logged_as_cancelled(desk: Desk, 
     await asyncio.wait_for(asyncio.gather(asking, return_exceptions=True), 10)
     (row,) = desk.logged()
     assert (row.status, row.error, row.texts) == ("cancelled", None, ("s",))
-    assert desk.engine.link._board.total_open == 0
+    assert desk.engine.link._shared_state.total_open == 0
 
 
 async def test_what_is_not_stored_is_not_logged_but_can_be_judged(desk: Desk) -> None:
