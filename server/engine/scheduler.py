@@ -185,9 +185,10 @@ class Scheduler:
         return line
 
     def _fits(self, sequence: SequenceState) -> bool:
-        """There is a place, and room for all its tokens and one more, if everything that is retained goes."""
+        """There is a place, and room for all its tokens and the next, if everything that is retained goes."""
         room = self.config.cache_tokens - self._held_tokens()
-        return len(self.running) < self.config.max_sequences and len(sequence.tokens) < room
+        needed = len(sequence.tokens) + (sequence.request.sampling.max_tokens > 0)
+        return len(self.running) < self.config.max_sequences and needed <= room
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
         return self.prefix_cache.find(sequence.prefix, sequence.num_reusable)

@@ -51,7 +51,7 @@ class Authenticator:
             if principal.role < role:
                 raise Forbidden(
                     f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
-                    "ask an admin for one (graftwork keys create)"
+                    "ask an admin for one"
                 )
             request.state.principal = principal
             return principal
@@ -60,8 +60,7 @@ class Authenticator:
 
     def authenticate(self, connection: HTTPConnection) -> Principal:
         """Who is calling. Raises :class:`Unauthorized`, or :class:`Forbidden` for a page from elsewhere."""
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+        bearer = _key(connection)
         if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
             return self._own[1]
         key = self._keys.authenticate(bearer) if bearer else None
@@ -85,6 +84,15 @@ class Authenticator:
         """Look now whether there is a key. A server that locked stays locked."""
         self._open = self._open and not self._keys.configured()
         self._checked_at = time.monotonic()
+
+
+def _key(connection: HTTPConnection) -> str:
+    """The caller's key, in OpenAI's header, Anthropic's or Azure's; empty if there is none."""
+    headers = connection.headers
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and bearer.strip():
+        return bearer.strip()
+    return (headers.get("x-api-key") or headers.get("api-key") or "").strip()
 
 
 def _check_local(connection: HTTPConnection) -> None:
