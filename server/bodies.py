@@ -23,6 +23,9 @@ from graftwork.adapters.errors import InvalidRequest
 
 MAX_LABEL_CHARS = 256
 
+#: So many more wrong fields are named in an error.
+MAX_OTHERS = 8
+
 StrictModelT = TypeVar("StrictModelT", bound="StrictModel")
 
 
@@ -42,12 +45,12 @@ def parse(model: type[StrictModelT], raw: bytes) -> StrictModelT:
         return model.model_validate_json(raw)
     except ValidationError as failure:
         errors = failure.errors(include_url=False)
-    first = errors[0]
-    place = (*first["loc"], *first.get("ctx", {}).get("field", ()))
-    code, message = _explain(first, place, model)
-    if others := len(errors) - 1:
-        message += f" (and {others} more {'problem' if others == 1 else 'problems'} in this body)"
-    raise InvalidRequest(message, param=_path(place) or None, code=code)
+    places = [(*error["loc"], *error.get("ctx", {}).get("field", ())) for error in errors]
+    code, message = _explain(errors[0], places[0], model)
+    if others := [_path(place) or "the body" for place in places[1:]]:
+        shown = ", ".join(others[:MAX_OTHERS]) + (", …" if len(others) > MAX_OTHERS else "")
+        message += f" (and {len(others)} more {'problem' if len(others) == 1 else 'problems'}: {shown})"
+    raise InvalidRequest(message, param=_path(places[0]) or None, code=code)
 
 
 # ------------------------------------------------------------------------------------------------- field types

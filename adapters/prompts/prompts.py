@@ -23,6 +23,9 @@ from graftwork.adapters.prompts.messages import check_unicode, read_message
 from graftwork.adapters.prompts.reading import read_json, read_text
 from graftwork.adapters.prompts.template import compile_template, read_chat_template
 
+#: A text beyond it is tokenized without holding up other threads, which costs a little more for each call.
+_LONG_CHARS = 4096
+
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -64,23 +67,32 @@ class Prompts:
 
         self.chat_template: str | None = read_chat_template(folder)
         self._template = None if self.chat_template is None else compile_template(self.chat_template, folder)
-        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        self._longest_token = max(map(len, vocabulary), default=1)
         self.bos_token_id: int | None = self._named_id("bos_token")
         self.eos_token_ids: frozenset[int] = self._eos_token_ids(folder)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
-        """The token ids of a conversation. The template places all special tokens, so that none are added.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        max_length: int | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the base. The template places every special token, so none is added.
 
         Args:
             messages: OpenAI's: ``role`` and ``content``, the content a string or a list of text parts.
-            add_generation_prompt: End with the beginning of an assistant's message.
+            add_generation_prompt: Ends where an answer begins.
+            max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
 
         Raises:
-            InvalidRequest: A message is invalid, the template refuses it, or the base has no chat template.
+            InvalidRequest: a message is wrong, which is named; the base has no chat template; the text is too long.
         """
         text = self.render(messages, add_generation_prompt=add_generation_prompt)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        self._check_length(text, max_length, "messages")
+        return self._encode(text, add_special_tokens=False)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The text of a conversation. See ``chat``."""
@@ -108,14 +120,17 @@ class Prompts:
                 param="messages",
             ) from error
 
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a plain prompt, with the special tokens that the tokenizer's post-processor adds.
+    def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the tokenizer's own post-processor adds.
+
+        Args:
+            max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
 
         Raises:
-            InvalidRequest: The text is no valid Unicode.
+            InvalidRequest: the text is too long, or no text.
         """
-        ids: list[int] = self._tokenizer.encode(check_unicode(text, "prompt")).ids
-        return ids
+        self._check_length(text, max_length, "prompt")
+        return self._encode(check_unicode(text, "prompt"), add_special_tokens=True)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these tokens, equal to that of ``stream``. Unknown ids have no text."""
@@ -140,6 +155,24 @@ class Prompts:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def _check_length(self, text: str, max_length: int | None, param: str) -> None:
+        if max_length is not None and len(text) > self._longest_token * max_length:
+            raise InvalidRequest(
+                f"the prompt has {len(text)} characters, more than this model's context of {max_length} tokens can "
+                "hold: shorten the prompt",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) <= _LONG_CHARS:
+            short: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return short
+        # Of the tokenizer's ways only this one lets other threads run meanwhile.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
 
     def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, str]:
         """One message as the template gets it."""

@@ -27,14 +27,18 @@ def unknown_model_message(model: str, adapter: Adapter) -> str:
 
 def unknown_adapter_message(name: str, there: Collection[str]) -> str:
     """That there is no such adapter, with the name that was probably meant. ``there`` are the names that exist."""
-    # Only a valid name is compared, and only with as many as take a millisecond or two.
-    close = difflib.get_close_matches(name, islice(there, 500), n=1) if names.is_name(name) else []
+    # People bring names with capitals and with a provider in front (openai/intents).
+    plain = name.rpartition("/")[2].lower()
+    # Only a name that could be right is compared, and not with more than takes a millisecond or two.
+    close = [plain] if plain in there else []
+    if not close and names.is_name(plain):
+        close = difflib.get_close_matches(plain, islice(there, 500), n=1)
     there_is_none = f"there is no adapter {names.quoted(name)}"
     if close:
         return f"{there_is_none}: did you mean {close[0]!r}?"
     if not there:
-        return f"{there_is_none}, nor any other yet: push one first (graftwork adapters push)"
-    return f"{there_is_none}: graftwork adapters list shows what there is, graftwork adapters push adds one"
+        return f"{there_is_none}, nor any other yet: push one first"
+    return f"{there_is_none}: GET /v1/models lists what there is"
 
 
 def unknown_version_message(name: str, number: int, last: int) -> str:

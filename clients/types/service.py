@@ -29,11 +29,12 @@ class Readiness:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """Something that can be named as ``model``: the base, an adapter, or a version."""
+    """Something that can be named as ``model``: the base, an adapter, a version or an alias."""
 
     id: str
     created: datetime
     owned_by: str
     parent: str | None = None
     root: str | None = None
+    max_model_len: int | None = None
     graftwork: Mapping[str, Any] = field(default_factory=dict)

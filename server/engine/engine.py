@@ -77,7 +77,7 @@ class Engine:
             self._refuse(request.id, f"A request with id {request.id} is already running.")
         elif not request.prompt:
             self._refuse(request.id, "The prompt is empty.")
-        elif len(request.prompt) >= min(limits.max_length, limits.cache_tokens):
+        elif len(request.prompt) + (request.sampling.max_tokens > 0) > min(limits.max_length, limits.cache_tokens):
             self._refuse(request.id, f"The prompt's {len(request.prompt)} tokens do not fit in the cache.")
         else:
             self.scheduler.add(request).logits_processors = self._logits_processors(request)

@@ -160,7 +160,7 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig
         slots=config.num_slots,
         load_seconds=round(time.perf_counter() - began, 2),
     )
-    sampler: SampleTokens = sample_tokens if context is None else CpuSampler(context)
+    sampler: SampleTokens = sample_tokens if kernel_context is None else CpuSampler(kernel_context)
     return Runner(forward, decoder, sampler, grafts, bank, cache), limits, card
 
 

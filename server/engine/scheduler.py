@@ -210,7 +210,8 @@ class Scheduler:
     def _fits(self, sequence: SequenceState) -> bool:
         """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted."""
         room = self.config.cache_tokens - self._held_tokens()
-        return len(self.running) < self.config.max_sequences and len(sequence.tokens) < room
+        needed = len(sequence.tokens) + (sequence.request.sampling.max_tokens > 0)
+        return len(self.running) < self.config.max_sequences and needed <= room
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
         """The longest prefix of a waiting sequence that is in the cache."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError
@@ -30,6 +31,9 @@ from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 from graftwork.server.transport.engine import EngineInput, EngineProtocol, EngineStream
 from graftwork.version import __version__
+
+#: Prompts that are tokenized at once; the others wait.
+TOKENIZING_THREADS = 4
 
 
 @dataclass(slots=True)
@@ -77,6 +81,8 @@ class GenerationService:
         self.shadows: ShadowQueue[Admission] = ShadowQueue(
             self._answer_shadow, metrics, num_busy=engine.num_open, max_busy=max_busy_for_shadows
         )
+        # Threads of their own: neither long prompts nor a database that is locked can keep the other's.
+        self._tokenizing = CapacityLimiter(TOKENIZING_THREADS)
         self._router = router
         self._experiments = experiments
         self._ids = ids
@@ -126,26 +132,32 @@ class GenerationService:
         body = admission.body if draw is None else admission.body.with_arm(draw.arm)
         body.check_token_ids(self.base.vocab_size)
         if isinstance(body, ChatCompletionRequest):
-            prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
+            chat = partial(self.prompts.chat, body.chat_messages(), max_length=self._max_length)
+            prompt = await to_thread.run_sync(chat, limiter=self._tokenizing)
             return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt])
         assert isinstance(body, CompletionRequest)
-        prompts = await to_thread.run_sync(body.prompts, self.prompts.encode, self.base.vocab_size)
+        encode = partial(self.prompts.encode, max_length=self._max_length)
+        prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts)
 
     def _inputs(
         self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]]
     ) -> list[EngineInput]:
-        max_length = self.engine.base_card.get("max_length", self.base.max_positions)
         draw = admission.route.draw
         cap = None if draw is None else draw.arm.sampling.get("max_tokens")
         inputs: list[EngineInput] = []
         for prompt in prompts:
             for choice in range(body.choices):
-                params = body.sampling_params(len(prompt), max_length, self.prompts.eos_token_ids, choice=choice)
+                params = body.sampling_params(len(prompt), self._max_length, self.prompts.eos_token_ids, choice=choice)
                 if cap is not None:
                     params = replace(params, max_tokens=max(min(params.max_tokens, cap), params.min_tokens))
                 inputs.append((tuple(prompt), params))
         return inputs
+
+    @property
+    def _max_length(self) -> int:
+        """Tokens of the context, prompt and answer together."""
+        return int(self.engine.base_card.get("max_length", self.base.max_positions))
 
     def _head(self, admission: Admission) -> AnswerHead:
         digest = self.base.digest.removeprefix("sha256:")

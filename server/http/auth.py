@@ -62,7 +62,7 @@ class Authenticator:
             if principal.role < role:
                 raise Forbidden(
                     f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
-                    "ask an admin for one (graftwork keys create)"
+                    "ask an admin for one"
                 )
             request.state.principal = principal
             return principal
@@ -76,8 +76,7 @@ class Authenticator:
             Unauthorized: There is no key, or it is unknown or revoked.
             Forbidden: On a server without keys: the request names another host or comes from another site's page.
         """
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+        bearer = _key(connection)
         if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
             return self._own[1]
         key = self._keys.authenticate(bearer) if bearer else None
@@ -101,6 +100,15 @@ class Authenticator:
         """Look for a key in the database now. Once there is one, this server always requires a key."""
         self._open = self._open and not self._keys.configured()
         self._checked_at = time.monotonic()
+
+
+def _key(connection: HTTPConnection) -> str:
+    """The caller's key, in OpenAI's header, Anthropic's or Azure's; empty if there is none."""
+    headers = connection.headers
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and bearer.strip():
+        return bearer.strip()
+    return (headers.get("x-api-key") or headers.get("api-key") or "").strip()
 
 
 def _check_local(connection: HTTPConnection) -> None:

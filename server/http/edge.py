@@ -12,6 +12,7 @@ import logging
 import re
 import time
 import uuid
+import zlib
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -102,20 +103,55 @@ class EdgeMiddleware:
 def _limited(scope: Scope, receive: Receive) -> Receive:
     """``receive`` that raises ``TooLarge`` for a body beyond the route's limit; at once if the length is declared."""
     num_bytes = 0
-    declared = Headers(scope=scope).get("content-length", "")
+    headers = Headers(scope=scope)
+    declared, encoding = headers.get("content-length", ""), headers.get("content-encoding", "")
+    unpacker: zlib._Decompress | None = None
 
     async def limited() -> Message:
-        nonlocal num_bytes
+        nonlocal num_bytes, encoding, unpacker
         limit = scope["state"]["max_body_bytes"]
         if num_bytes == 0 and declared.isdecimal() and int(declared[:20]) > limit:
             raise _too_large(limit)
+        if encoding:
+            unpacker, encoding = _unpacker(encoding), ""
         message = await receive()
+        if unpacker is not None and message["type"] == "http.request":
+            # No more than a byte beyond the limit is unpacked, whatever a small body says it holds.
+            last = not message.get("more_body", False)
+            message = {**message, "body": _unpack(unpacker, message.get("body", b""), limit + 1 - num_bytes, last=last)}
         num_bytes += len(message.get("body", b""))
         if num_bytes > limit:
             raise _too_large(limit)
         return message
 
     return limited
+
+
+def _unpacker(encoding: str) -> zlib._Decompress | None:
+    """What unpacks a body with this ``Content-Encoding``; ``None`` for one that is not packed."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        case "deflate":
+            return zlib.decompressobj()
+    raise InvalidRequest(
+        f"bodies with the content encoding {encoding[:32]!r} are not read: send gzip, deflate or plain JSON",
+        code="unsupported_content_encoding",
+    )
+
+
+def _unpack(unpacker: zlib._Decompress, packed: bytes, most: int, *, last: bool) -> bytes:
+    try:
+        body = unpacker.decompress(packed, most)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body cannot be unpacked: {error}", code="invalid_content_encoding") from None
+    if len(body) < most and ((last and not unpacker.eof) or unpacker.unused_data):
+        raise InvalidRequest(
+            "the packed body is cut off, or followed by something else", code="invalid_content_encoding"
+        )
+    return body
 
 
 def _too_large(limit: int) -> TooLarge:

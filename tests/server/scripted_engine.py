@@ -33,10 +33,10 @@ class StandInPrompts(ByteTokens):
 
     eos_token_ids = (EOS,)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
         return list(text.encode())
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def chat(self, messages: Sequence[dict[str, Any]], *, max_length: int | None = None) -> list[int]:
         return self.encode(messages[-1]["content"])
 
 

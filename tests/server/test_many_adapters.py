@@ -89,8 +89,8 @@ def test_pages_go_through_all_of_them(client: TestClient) -> None:
 def test_every_model_is_listed(client: TestClient, world: World) -> None:
     models = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert models[0] == world.services.base.id
-    assert len(models) == len(set(models)) == 1 + 3 * COUNT
-    assert {"a1999", "a1999@1", "a1999@2"} <= set(models)
+    assert len(models) == len(set(models)) == 1 + 4 * COUNT
+    assert {"a1999", "a1999@live", "a1999@1", "a1999@2"} <= set(models)
 
 
 def test_versions_are_found_by_digest(world: World) -> None:

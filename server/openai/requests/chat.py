@@ -31,15 +31,15 @@ MAX_MESSAGES = 4096
 
 
 def _content(value: Any) -> str | list[dict[str, str]]:
-    """A message's text: a string, or OpenAI's list of text parts."""
+    """A message's text: a string, or OpenAI's list of text parts. ``null`` and ``[]``, which clients send back as the
+    content of an empty answer, are the empty string.
+    """
+    if value is None or value == []:
+        return ""
     if isinstance(value, str):
         return reject_nul(value)
-    if value is None:
-        raise body_error("invalid_type", "must be text, not null: a message without content has nothing to say")
     if not isinstance(value, list):
         raise body_error("invalid_type", f"must be a string or a list of text parts, not {json_type(value)}")
-    if not value:
-        raise body_error("invalid_value", "is an empty list: give a string or at least one text part")
     return [_part(index, part) for index, part in enumerate(value)]
 
 
@@ -50,8 +50,7 @@ def _part(index: int, part: Any) -> dict[str, str]:
         raise body_error(
             "unsupported_parameter", f"[{index}] is of type {short_repr(part['type'])}: only text is supported"
         )
-    if unknown := sorted(part.keys() - {"type", "text"}):
-        raise body_error("unknown_parameter", f"[{index}] has an unknown field {short_repr(unknown[0])}: remove it")
+    # What else a part has are hints (cache_control) and notes of an answer that is sent back (annotations).
     if not isinstance(text := part.get("text"), str):
         raise body_error("invalid_type", f"[{index}].text must be a string, not {json_type(text)}")
     return {"type": "text", "text": reject_nul(text)}
@@ -79,6 +78,16 @@ class Message(StrictModel):
     audio: Annotated[Any, only_off(instead="only text is supported")] = None
     tool_calls: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
     function_call: Annotated[Any, only_off(instead=NO_TOOLS)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_answers_may_be_empty(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") != "assistant" and "content" in value:
+            if value["content"] is None:
+                raise field_error("content", "invalid_type", "must be text, not null: only an answer may be empty")
+            if value["content"] == []:
+                raise field_error("content", "invalid_value", "is an empty list: give a string or a text part")
+        return value
 
 
 class ChatCompletionRequest(GenerationRequest):

@@ -73,6 +73,26 @@ def test_a_plain_prompt_is_the_tokens_that_transformers_makes(
     assert prompts.encode(text) == transformers_tokenizer(text)["input_ids"]
 
 
+def test_long_texts_are_the_same_tokens_without_holding_up_others(prompts: Prompts) -> None:
+    text = "Ein Text, é, \U0001f600 und mehr.\n" * 200
+    assert len(text) > 4096
+    assert prompts.encode(text) == prompts._tokenizer.encode(text).ids
+    asked = [{"role": "user", "content": text}]
+    assert prompts.chat(asked) == prompts._tokenizer.encode(prompts.render(asked), add_special_tokens=False).ids
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenized(prompts: Prompts) -> None:
+    spaces = "\n" + " " * 80  # the longest token there is
+    longest = spaces * 10
+    assert len(prompts.encode(longest, max_length=10)) >= 10
+    with pytest.raises(InvalidRequest, match="context of 10 tokens can hold") as caught:
+        prompts.encode(longest + " ", max_length=10)
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
+    with pytest.raises(InvalidRequest, match="can hold") as caught:
+        prompts.chat([{"role": "user", "content": longest}], max_length=10)
+    assert caught.value.param == "messages"
+
+
 def test_digits_stand_apart_as_in_training(prompts: Prompts) -> None:
     assert [prompts.token_text(token) for token in prompts.encode("Go:\n\n1. x 12")] == [
         *("Go", ":", "\n\n", "1", ".", " x", " ", "1", "2"),

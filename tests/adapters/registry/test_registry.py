@@ -140,9 +140,11 @@ def test_bad_pushes_change_nothing(registry: Registry, arguments: dict[str, Any]
     ("model", "says"),
     [
         ("intent", "did you mean 'intents'"),
-        ("nothing-like-it", "graftwork adapters push"),
+        ("nothing-like-it", "GET /v1/models"),
         ("", "there is no adapter ''"),
-        ("Intents", "there is no adapter 'Intents'"),
+        ("Intents", "there is no adapter 'Intents': did you mean 'intents'"),
+        ("openai/intents", "did you mean 'intents'"),
+        ("openai/Intent", "did you mean 'intents'"),
         ("x" * 100_000, "…"),
         ("intents@", "has versions 1 to 3"),
         ("intents@4", "has versions 1 to 3"),

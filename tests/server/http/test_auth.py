@@ -51,6 +51,16 @@ def test_the_first_key_is_an_admins(locked: tuple[TestClient, World]) -> None:
     assert client.post("/admin", headers={"authorization": f"bearer  {ADMIN_KEY} "}).status_code == 200
 
 
+@pytest.mark.parametrize("header", ["x-api-key", "api-key", "X-API-Key"])
+def test_keys_come_in_the_headers_of_other_clients_too(locked: tuple[TestClient, World], header: str) -> None:
+    client, _ = locked
+    assert client.post("/admin", headers={header: ADMIN_KEY}).json()["name"] == "first admin key"
+    assert client.post("/admin", headers={header: "gw-wrong"}).status_code == 401
+    # A proxy's own bearer counts before it, if it is one.
+    assert client.post("/admin", headers={header: ADMIN_KEY, "authorization": "Basic eA=="}).status_code == 200
+    assert client.post("/admin", headers={header: ADMIN_KEY, **bearer("gw-wrong")}).status_code == 401
+
+
 @pytest.mark.parametrize("own", list(Role))
 @pytest.mark.parametrize("needed", list(Role))
 def test_a_role_may_do_what_the_ones_below_it_may(locked: tuple[TestClient, World], own: Role, needed: Role) -> None:
@@ -75,7 +85,8 @@ def test_a_role_may_do_what_the_ones_below_it_may(locked: tuple[TestClient, Worl
         {"authorization": f"Bearer {ADMIN_KEY}x"},
         {"authorization": f"Basic {ADMIN_KEY}"},
         {"authorization": ADMIN_KEY},
-        {"x-api-key": ADMIN_KEY},
+        {"x-api-key": f"{ADMIN_KEY}x"},
+        {"api-key": f"Bearer {ADMIN_KEY}"},
         {"authorization": "Bearer gw_0123456789ab_" + "0" * 64},
         {"authorization": b"Bearer \xff\xfe"},
     ],

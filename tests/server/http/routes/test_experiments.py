@@ -165,7 +165,7 @@ async def test_an_arm_has_its_own_system_prompt_and_sampling(desk: Desk) -> None
     }
     await start(desk, arms=[{"version": 1}, arm])
     seen: list[Any] = []
-    desk.gateway.prompts.chat = lambda messages: seen.append(messages) or [104, 105]  # type: ignore[method-assign, func-returns-value]
+    desk.gateway.prompts.chat = lambda messages, **_: seen.append(messages) or [104, 105]  # type: ignore[assignment, func-returns-value]
     requests = asked(desk)
     told = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "hi"}]
     for messages in (told, told[1:]):
@@ -288,7 +288,7 @@ async def test_a_shadow_that_fails_is_logged_and_hurts_nobody(desk: Desk) -> Non
     desk.gateway.shadows.start()
     await start(desk, arms=[{"version": 1}, {"version": 3, "shadow": 1.0, "system": "x"}])
     say = desk.gateway.prompts.chat
-    desk.gateway.prompts.chat = lambda m: list(b"fail") if m[0]["role"] == "system" else say(m)  # type: ignore[method-assign]
+    desk.gateway.prompts.chat = lambda m, **_: list(b"fail") if m[0]["role"] == "system" else say(m)  # type: ignore[method-assign]
     for _ in range(2):
         assert (await desk.ask()).status_code == 200
     rows = await shadowed(desk, 2)
