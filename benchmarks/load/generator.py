@@ -278,7 +278,7 @@ def by_name(model: str | None) -> dict[str, Any]:
 
 
 def by_lora_id(model: str | None) -> dict[str, Any]:
-    """Select an adapter by llama.cpp's ``lora`` field: ``a3`` is the fourth of the adapters that it was started with."""
+    """Select an adapter by llama.cpp's ``lora`` field: ``a3`` is the fourth of the adapters that it started with."""
     return {"model": "base", **({"lora": [{"id": int(model.lstrip("a")), "scale": 1.0}]} if model else {})}
 
 
