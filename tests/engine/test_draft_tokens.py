@@ -1,4 +1,4 @@
-"""A step may settle several tokens of a sequence: drafts change how many steps an answer takes, never the answer."""
+"""Speculative decoding: draft tokens change the number of steps, never the answer."""
 
 from __future__ import annotations
 

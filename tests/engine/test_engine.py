@@ -1,4 +1,4 @@
-"""What the engine promises a request: its own answer whatever the neighbours, and an end in every case."""
+"""The engine: each request gets its own answer whatever the batch, and always ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine whose answers a test writes, behind the true generation routes."""
+"""A scripted engine behind the real generation routes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ScriptedEngine:
             self.link.receive(self, Frame([delta]))
 
 
-class Desk:
+class GatewayHarness:
     """A world with a gateway, and a client in the same event loop."""
 
     def __init__(self, world: World) -> None:

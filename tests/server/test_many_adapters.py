@@ -1,4 +1,4 @@
-"""Two thousand adapters: lists, look-ups and pushes are as quick as with two."""
+"""With two thousand adapters, lists, look-ups and pushes are as fast as with two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages to tokens and back: token for token what transformers does, streamed exactly and in linear time."""
+"""Tokenization and detokenization: equal to transformers', streamed exactly and in linear time."""
 
 from __future__ import annotations
 

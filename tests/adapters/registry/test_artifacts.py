@@ -1,4 +1,4 @@
-"""Only an adapter's two files come in, whole or not at all, wherever the process dies."""
+"""The artifact store accepts an adapter's two files only, atomically, also if the process is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry: what resolves to what, against a plain dict; what threads, processes and kill -9 cannot break."""
+"""The registry compared with a plain dict, and under threads, processes and kill -9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The official client, unchanged and strict: what its users do, and what they see when something is wrong."""
+"""The official client against a real server: its features, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in: roles, unknown and revoked keys, and what an open server asks of its callers."""
+"""Authentication: roles, unknown and revoked keys, and servers without keys."""
 
 from __future__ import annotations
 

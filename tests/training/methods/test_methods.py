@@ -1,4 +1,4 @@
-"""Every method on the tiny base: it learns what it is for, and TRL's traps stay where they are."""
+"""Each training method on a tiny base: it learns its task, and known pitfalls of TRL are avoided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which method learns from what."""
+"""The rows of each training method, and the automatic choice of a method."""
 
 from __future__ import annotations
 

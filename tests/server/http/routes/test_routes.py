@@ -1,4 +1,4 @@
-"""The routes beside generation, over the true registry and store: what they answer, refuse and change."""
+"""The other routes, with the real registry and store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wire models: what is taken, what is refused and how it is said, and what becomes of it for the engine."""
+"""Request bodies: accepted and refused fields, error messages, and the engine's request."""
 
 from __future__ import annotations
 
