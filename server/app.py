@@ -143,7 +143,9 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         registry=registry,
         store=store,
         keys=keys,
-        authenticator=Authenticator(keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER)),
+        authenticator=Authenticator(
+            keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER), cors_origins=config.cors_origins
+        ),
         metrics=metrics,
         records=records,
         experiments=Experiments(database, registry),
@@ -153,6 +155,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         home=config.home,
         allowed_roots=config.allowed_roots,
+        cors_origins=config.cors_origins,
         limits=config.adapter_limits,
         engine=engine_client,
     )

@@ -6,6 +6,7 @@ Every field is a flag (``--max-batch``) and an environment variable (``GRAFTWORK
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class ServerConfig:
         prefill_tokens: Prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
         no_prefix_cache: Compute every prompt from its start, whatever was computed before.
         threads: CPU threads of the engine; ``None``: torch's choice.
+        cors_origins: Sites whose pages may call this server from a browser, ``https://app.example``; ``*`` is any.
         allowed_roots: Folders below which adapters may be pushed by path.
         admin_key_file: File with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
         no_interaction_log: Log no requests and answers, but where a policy of an adapter or a key says so.
@@ -73,6 +75,7 @@ class ServerConfig:
     prefill_tokens: int = 256
     no_prefix_cache: bool = False
     threads: int | None = None
+    cors_origins: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
     admin_key_file: Path | None = None
     no_interaction_log: bool = False
@@ -108,6 +111,11 @@ class ServerConfig:
             raise ConfigurationError(f"--retention-days takes 0 (for good) to {MAX_RETENTION_DAYS}.")
         if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):
             raise ConfigurationError("--host takes 127.0.0.1 (this machine only), 0.0.0.0 or :: (every address).")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s,]+", origin, re.ASCII):
+                raise ConfigurationError(
+                    f"--cors-origin {origin}: give an origin as browsers send it, like https://app.example:8443, or *."
+                )
         if not 1024 <= self.port <= 65535:
             raise ConfigurationError("--port must be between 1024 and 65535.")
 

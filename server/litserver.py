@@ -100,7 +100,7 @@ class GraftServer(ls.LitServer):
         routes = router(self.services)
         generation.add(routes, self.services.authenticator, self.service)
         self.app.include_router(routes)
-        edge.install(self.app, self.services.metrics)
+        edge.install(self.app, self.services.metrics, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -43,11 +43,21 @@ class Authenticator:
         keys: The keys of the database.
         open_to_loopback: While no key exists, callers on this machine are admins without one.
         own: A key that the server gave to a process of its own, and that process's principal.
+        cors_origins: Sites whose pages may call a server without keys, beside this machine's own. ``*`` counts only
+            where there are keys.
     """
 
-    def __init__(self, keys: KeyRing, *, open_to_loopback: bool, own: tuple[str, Principal] | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        open_to_loopback: bool,
+        own: tuple[str, Principal] | None = None,
+        cors_origins: Collection[str] = (),
+    ) -> None:
         self._keys = keys
         self._own = own
+        self._cors_origins = frozenset(cors_origins) - {"*"}
         self._open = open_to_loopback
         self._checked_at = -_RECHECK_SECONDS
 
@@ -83,7 +93,7 @@ class Authenticator:
         if key is not None:
             return Principal(key.name, key.role, key.id)
         if self.open:
-            _check_local(connection)
+            _check_local(connection, self._cors_origins)
             return LOCAL_PRINCIPAL
         if bearer:
             raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
@@ -111,11 +121,13 @@ def _key(connection: HTTPConnection) -> str:
     return (headers.get("x-api-key") or headers.get("api-key") or "").strip()
 
 
-def _check_local(connection: HTTPConnection) -> None:
+def _check_local(connection: HTTPConnection, allowed_origins: Collection[str]) -> None:
     if connection.client is not None and not _is_loopback(connection.client.host):
         raise Unauthorized("without a key this server only answers its own machine: start it with an admin key")
     for header in ("host", "origin"):
         value = connection.headers.get(header)
+        if header == "origin" and value in allowed_origins:
+            continue
         if value is not None and not _is_loopback(_hostname(value)):
             raise Forbidden(
                 f"the {header.capitalize()} header names another machine, and without a key this server only answers "

@@ -13,12 +13,14 @@ import re
 import time
 import uuid
 import zlib
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,13 +33,27 @@ log = logging.getLogger(__name__)
 MAX_JSON_BYTES = 8 << 20
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
 
+#: What pages of other sites may read of an answer's headers.
+EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after"),
+    *("x-graftwork-adapter", "x-graftwork-experiment", "x-graftwork-arm"),
+)
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNAVAILABLE_RETRY_SECONDS = 1
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
+def install(app: FastAPI, metrics: Metrics, cors_origins: Sequence[str] = ()) -> None:
     """Add middleware and error handlers to ``app``, before its first request."""
     app.add_middleware(EdgeMiddleware, metrics=metrics)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_exception_handler(GraftworkError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_exception)

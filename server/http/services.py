@@ -94,6 +94,7 @@ class Services:
     learning: LearningPolicies
     home: Path
     allowed_roots: tuple[Path, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
     started_at: int = field(default_factory=lambda: int(time.time()))

@@ -79,6 +79,10 @@ def serve(
         str, _option("--host", _SERVER, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
     ] = "127.0.0.1",
     port: Annotated[int, _option("--port", _SERVER, "Port to listen on.")] = 8000,
+    cors_origin: Annotated[
+        list[str] | None,
+        _option("--cors-origin", _SERVER, "Site whose pages may call this server from a browser; may be repeated."),
+    ] = None,
     admin_key_file: Annotated[
         Path | None, _option("--admin-key-file", _SERVER, "File with the first key; GRAFTWORK_ADMIN_KEY does the same.")
     ] = None,
@@ -148,6 +152,7 @@ def serve(
             threads=threads,
             host=host,
             port=port,
+            cors_origins=tuple(cors_origin or ()),
             admin_key_file=admin_key_file,
             allowed_roots=tuple(allowed_root or ()),
             no_interaction_log=no_interaction_log,
