@@ -67,12 +67,16 @@ def digest(index: int, number: int) -> str:
 
 
 def seconds(call: Callable[[], object], times: int) -> float:
-    """Of this process's time for one call; other work on the machine does not count."""
-    call()
-    began = time.process_time()
-    for _ in range(times):
+    """Of this process's time for one call, the least: neither other work on the machine nor that of threads that other
+    tests left behind counts.
+    """
+
+    def once() -> float:
+        began = time.process_time()
         call()
-    return (time.process_time() - began) / times
+        return time.process_time() - began
+
+    return min(once() for _ in range(max(times, 3)))
 
 
 def test_pages_go_through_all_of_them(client: TestClient) -> None:

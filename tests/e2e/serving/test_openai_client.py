@@ -60,7 +60,8 @@ def test_models(client: openai.OpenAI) -> None:
     assert (base.object, base.owned_by) == ("model", "graftwork")
     assert base.model_extra is not None
     assert base.model_extra["graftwork"].keys() >= {"digest", "quantize", "dtype", "device", "memory_bytes"}
-    assert client.models.retrieve("intents@live").model_extra == {"parent": BASE, "root": "intents@1"}
+    live = {"parent": BASE, "root": "intents@1", "max_model_len": base.model_extra["max_model_len"]}
+    assert client.models.retrieve("intents@live").model_extra == models["intents@live"].model_extra == live
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nobody")
 

@@ -71,7 +71,7 @@ async def test_what_is_logged_of_an_answer(harness: GatewayHarness) -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "x"}]},
     ]
-    harness.gateway.prompts.chat = lambda _: [104, 105]  # type: ignore[method-assign]
+    harness.gateway.prompts.chat = lambda _, **__: [104, 105]  # type: ignore[method-assign]
     answer = await harness.ask(
         messages=messages, n=2, temperature=0.5, stop=["z"], user="ann", metadata={"page": "7"}, seed=3,
         safety_identifier="ann-hashed",
