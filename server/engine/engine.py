@@ -1,7 +1,8 @@
 """The engine: requests in, tokens out, one step at a time.
 
-``step`` is the whole loop: take in fetched adapters → schedule → run → settle. One thread owns it. Adapters are read
-from the store by the thread of ``lora.fetcher``.
+``step`` is the whole loop: take in fetched adapters and compiled grammars → schedule → run → settle. One thread owns
+it. Adapters are read from the store by the thread of ``lora.fetcher``, grammars compiled by that of
+``grammars.compiler``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from llguidance import LLTokenizer
 from torch import Tensor
 
+from graftwork.server.engine.grammars.compiler import CompiledGrammar, GrammarCompiler
 from graftwork.server.engine.logits_processors import LogitsProcessor, default_processors
 from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.lora.fetcher import AdapterFetcher, FetchAdapter, FetchedAdapter
@@ -32,7 +35,10 @@ class Engine:
         limits: How much may run at once.
         fetch: Reads an adapter from the store; called in a thread of its own.
         host_bytes: For adapters that were fetched but are not on the device.
-        on_arrival: Wakes the loop that calls ``step`` when an adapter was fetched while nothing else was to do.
+        on_arrival: Wakes the loop that calls ``step`` when an adapter was fetched or a grammar compiled while nothing
+            else was to do.
+        grammar_tokenizer: What grammars are compiled with, its vocabulary as wide as the logits; without it requests
+            that bring one are refused.
         logits_processors: What the logits of a request go through before a token is chosen; asked once a request.
         proposer: Guesses tokens, of which a step can settle several.
     """
@@ -45,6 +51,7 @@ class Engine:
         *,
         host_bytes: int,
         on_arrival: Callable[[], None] = lambda: None,
+        grammar_tokenizer: LLTokenizer | None = None,
         logits_processors: Callable[[Request], tuple[LogitsProcessor, ...]] = default_processors,
         proposer: Proposer | None = None,
     ) -> None:
@@ -53,19 +60,25 @@ class Engine:
         self.scheduler = Scheduler(limits, self.adapter_cache)
         self.num_steps = 0
         self._fetcher = AdapterFetcher(fetch, runner.grafts.pack, on_arrival)
+        self._grammars = None if grammar_tokenizer is None else GrammarCompiler(grammar_tokenizer, on_arrival)
         self._logits_processors = logits_processors
         self._proposer = proposer
         self._refused: list[Delta] = []
 
     def close(self) -> None:
         self._fetcher.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     @property
     def has_work(self) -> bool:
         """A step now would compute something, or there is something to tell."""
         return bool(self.scheduler.running or self._refused) or any(
-            s.request.adapter is None
-            or self.adapter_cache.adapters[s.request.adapter].tier in ("store", "host", "device")
+            not s.awaits_grammar
+            and (
+                s.request.adapter is None
+                or self.adapter_cache.adapters[s.request.adapter].tier in ("store", "host", "device")
+            )
             for s in self.scheduler.waiting
         )
 
@@ -78,8 +91,16 @@ class Engine:
             self._refuse(request.id, "The prompt is empty.")
         elif len(request.prompt) >= min(limits.max_length, limits.cache_tokens):
             self._refuse(request.id, f"The prompt's {len(request.prompt)} tokens do not fit in the cache.")
+        elif request.sampling.grammar is not None and self._grammars is None:
+            self._refuse(request.id, "This base's tokenizer cannot be used for structured output.")
         else:
-            self.scheduler.add(request).logits_processors = self._logits_processors(request)
+            sequence = self.scheduler.add(request)
+            sequence.logits_processors = self._logits_processors(request)
+            if request.sampling.grammar is not None and self._grammars is not None:
+                if (compiled := self._grammars.get(request.sampling.grammar)) is not None:
+                    self._hold_to(sequence, compiled)
+                else:
+                    sequence.awaits_grammar = True
 
     def abort(self, request_id: str) -> None:
         """Forget a request, in whatever state it is. Unknown ids are fine: it may just have finished."""
@@ -89,6 +110,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """Compute one step and say what it added to whom."""
         deltas, self._refused = self._refused, []
+        deltas += self._update_grammars()
         deltas += self._update_adapters()
         scheduled = self.scheduler.schedule()
         try:
@@ -105,6 +127,26 @@ class Engine:
                 for item in scheduled
             ]
         return deltas
+
+    # -- grammars ------------------------------------------------------------------------------------------------
+    def _hold_to(self, sequence: SequenceState, compiled: CompiledGrammar) -> None:
+        sequence.awaits_grammar = False
+        sequence.grammar = compiled.processor(sequence.num_prompt)
+        sequence.logits_processors = (*sequence.logits_processors, sequence.grammar)
+
+    def _update_grammars(self) -> list[Delta]:
+        compiled = [] if self._grammars is None else list(self._grammars.completed())
+        return [delta for grammar in compiled for delta in self._on_compiled(grammar)]
+
+    def _on_compiled(self, compiled: CompiledGrammar) -> list[Delta]:
+        """Whoever waits for a grammar gets it, or hears why not."""
+        waiting = [s for s in self.scheduler if s.awaits_grammar and s.request.sampling.grammar == compiled.grammar]
+        if compiled.error is not None:
+            log.error("a grammar could not be compiled: %s", compiled.error)
+            return [self._fail(s, f"The answer's format could not be compiled: {compiled.error}") for s in waiting]
+        for sequence in waiting:
+            self._hold_to(sequence, compiled)
+        return []
 
     # -- adapters ------------------------------------------------------------------------------------------------
     def _update_adapters(self) -> list[Delta]:
@@ -254,6 +296,9 @@ class Engine:
             if token.token_id is None:
                 delta.finish_reason = FinishReason.ERROR
                 delta.error = "The model's output was not finite for this prompt."
+            elif sequence.grammar is not None and (problem := sequence.grammar.error) is not None:
+                delta.finish_reason = FinishReason.ERROR
+                delta.error = f"The answer could not be held to its format any longer: {problem}"
             elif token.token_id in sampling.stop_token_ids:
                 delta.finish_reason = FinishReason.STOP
             else:
@@ -264,7 +309,9 @@ class Engine:
                     delta.logprobs.append(token.logprob)
                 if token is not sampled[-1]:
                     sequence.num_computed += 1
-                if sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
+                if sequence.grammar is not None and sequence.grammar.is_complete(sequence.tokens):
+                    delta.finish_reason = FinishReason.STOP
+                elif sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
                     config.max_length, config.cache_tokens
                 ):
                     delta.finish_reason = FinishReason.LENGTH

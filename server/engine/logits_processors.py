@@ -4,8 +4,7 @@ Which processors a request goes through is decided once, when it is added (``def
 none, and cost nothing here. In each step every processor is called once for all rows that have it. Shapes: N rows,
 V vocabulary.
 
-A grammar of a structured output is such a processor, too: one for each request, whose ``apply`` sets the logits of all
-tokens to -inf that the grammar does not allow after ``LogitsRow.tokens``.
+A grammar is such a processor, too, the last of its request: see ``grammars/processor.py``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ class SamplingParams:
     ``temperature`` 0 is greedy. ``top_logprobs`` asks for the log-probability of each chosen token and of that many
     alternatives (``None``: no log-probabilities at all); ``prompt_logprobs`` asks the same for the prompt's own tokens.
     Log-probabilities are those of the model, before temperature and penalties. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0
-    leave all tokens; ``SampleTokens`` says in which order they apply.
+    leave all tokens; ``SampleTokens`` says in which order they apply. ``grammar`` is what ``grammars/grammar.py``
+    makes: the answer keeps to it, and ends when it is complete.
     """
 
     max_tokens: int
@@ -33,6 +34,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ class Request:
 
 
 class FinishReason(enum.StrEnum):
-    STOP = "stop"  # a stop token was sampled
+    STOP = "stop"  # a stop token was sampled, or the grammar leaves nothing to say
     LENGTH = "length"  # max_tokens, or the context is full
     ABORT = "abort"  # cancelled by whoever asked
     ERROR = "error"  # the engine could not go on; Delta.error says why

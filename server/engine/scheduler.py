@@ -1,9 +1,10 @@
 """Decides what the next step computes: admission, chunked prefill, preemption. Plain Python, no torch.
 
-A sequence waits until its adapter is on the device, a slot of the key-value cache is free and the token budget has
-room. Then its prompt is computed in chunks beside the sequences that already decode, starting where ``PrefixCache``
-has no part of it, and after that it decodes one token a step. When the cache runs out of tokens, the youngest running
-sequence gives its slot back and is computed again later; its generated tokens are kept: the client only sees a delay.
+A sequence waits until its grammar is compiled, its adapter is on the device, a slot of the key-value cache is free and
+the token budget has room. Then its prompt is computed in chunks beside the sequences that already decode, starting
+where ``PrefixCache`` has no part of it, and after that it decodes one token a step. When the cache runs out of tokens,
+the youngest running sequence gives its slot back and is computed again later; its generated tokens are kept: the client
+only sees a delay.
 
 The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
 not wait for a long one. A quarter of it, and the first free place, always belongs to the oldest sequence, so that none
@@ -175,9 +176,7 @@ class Scheduler:
         line = {s: s.num_left for s in self.running if not s.decoding}
         if len(self.running) == self.config.max_sequences:
             return line
-        for sequence in itertools.islice(
-            filter(self._is_adapter_available, self.waiting), 2 * self.config.max_sequences
-        ):
+        for sequence in itertools.islice(filter(self._can_start, self.waiting), 2 * self.config.max_sequences):
             if (leader := self._leader(sequence)) is not None:
                 line[leader] = min(line[leader], len(sequence.tokens) - leader.num_computed)
             else:
@@ -227,6 +226,9 @@ class Scheduler:
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += hit.count
         return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count
+
+    def _can_start(self, sequence: SequenceState) -> bool:
+        return not sequence.awaits_grammar and self._is_adapter_available(sequence)
 
     def _is_adapter_available(self, sequence: SequenceState) -> bool:
         adapter = sequence.request.adapter

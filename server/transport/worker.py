@@ -92,7 +92,7 @@ class EngineAPI(ls.LitAPI):
         from graftwork.adapters.peft_format.spec import AdapterSpec
         from graftwork.server.engine.config import EngineConfig
         from graftwork.server.engine.engine import Engine
-        from graftwork.server.engine.loading import build
+        from graftwork.server.engine.loading import build, load_grammar_tokenizer
         from graftwork.server.engine.lora import host_adapter
 
         config = self.config
@@ -114,6 +114,7 @@ class EngineAPI(ls.LitAPI):
             fetch,
             host_bytes=config.engine.get("host_bytes", 2 << 30),
             on_arrival=lambda: self.wake.put(None),
+            grammar_tokenizer=load_grammar_tokenizer(config.base),
         )
         log.info(
             "%s: %s weights, %s activations on %s (%s); %.0f MB of weights, cache of %d tokens; up in %.1f s",
@@ -167,7 +168,10 @@ class StepLoop:
                 self.outbox.put((api_process, frame))
 
     def _take(self) -> list[tuple[int, EngineMessage]]:
-        """What has come in; waits only when there is nothing to compute. ``None`` wakes it: an adapter has arrived."""
+        """What has come in; waits only when there is nothing to compute.
+
+        ``None`` wakes it: an adapter was fetched, or a grammar compiled.
+        """
         messages = [] if self.engine.has_work else [self.inbox.get()]
         while not self.inbox.empty():
             messages.append(self.inbox.get())

@@ -1,0 +1,153 @@
+"""What a request may hold its answer to, as a grammar: one string, which llguidance reads and which travels with the
+sampling parameters. No torch here.
+
+A stranger's grammar can take any time and memory to check, or crash the process that does: see ``trial.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Literal
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
+
+GrammarKind = Literal["json", "regex", "choice", "grammar"]
+
+#: For all matchers, those of the trial and those of the engine. One mask takes some 15 ms of CPU time at worst.
+LIMITS = LLParserLimits(
+    max_grammar_size=50_000,
+    initial_lexer_fuel=300_000,
+    step_lexer_fuel=100_000,
+    step_max_items=10_000,
+    max_lexer_states=20_000,
+    verbose_errors=False,
+)
+
+#: Between the tokens of JSON: nothing, a space, or a new line with its indentation. Without a bound small models go on
+#: with white space for ever.
+WHITESPACE = r" |\n[ ]{0,20}"
+
+#: How many bytes of an answer a trial makes up: some limits show only there.
+_TRIAL_BYTES = 16
+
+
+class ProblemWithGrammar(ValueError):
+    """Why a grammar cannot be followed, in words for whoever sent it."""
+
+
+def make_grammar(kind: GrammarKind, source: str) -> str:
+    """The grammar for what was asked.
+
+    Args:
+        kind: ``json``: a JSON schema; ``regex``: what the whole answer matches, in Rust's syntax; ``choice``: a JSON
+            list of strings; ``grammar``: Lark or GBNF.
+        source: The text of it.
+
+    Raises:
+        ProblemWithGrammar: It is not well formed. Most problems show only in ``try_out``.
+    """
+    match kind:
+        case "json":
+            # A schema's own "x-guidance" would switch to ignoring what cannot be done: overrides win.
+            options: dict[str, object] = {
+                "lenient": False,
+                "coerce_one_of": False,
+                "whitespace_flexible": True,
+                "whitespace_pattern": WHITESPACE,
+                "item_separator": ",",
+                "key_separator": ":",
+            }
+            try:
+                return LLMatcher.grammar_from_json_schema(source, overrides=options)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ProblemWithGrammar(f"is not a JSON schema: {error}") from None
+        case "regex":
+            return LLMatcher.grammar_from_regex(source)
+        case "choice":
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(source))
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+        case "grammar":
+            try:
+                return grammar_from("grammar", source)
+            except (ValueError, RecursionError) as error:
+                raise ProblemWithGrammar(f"is neither Lark nor GBNF: {_one_line(str(error))}") from None
+
+
+def try_out(grammar: str) -> None:
+    """Check a grammar and begin an answer, with bytes for tokens: what fails so fails with every vocabulary.
+
+    Raises:
+        ProblemWithGrammar: It cannot be followed.
+    """
+    tokenizer = _byte_tokenizer()
+    _, problems = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LIMITS)
+    if problems:  # a warning says what would be ignored
+        raise ProblemWithGrammar(_in_words(problems[0]))
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    for _ in range(_TRIAL_BYTES):
+        allowed = matcher.compute_bitmask()
+        if matcher.is_error() and "NoExtension" in matcher.get_error():
+            raise ProblemWithGrammar("allows no answer at all; does a $ref or a rule lead back to itself?")
+        if matcher.is_error():
+            raise ProblemWithGrammar(_in_words(matcher.get_error()))
+        if matcher.is_stopped() or not matcher.consume_token(_middle(allowed)):
+            return
+
+
+def _middle(allowed: bytes) -> int:
+    """Of the allowed bytes the one in the middle: seldom white space, an escape, or the end."""
+    tokens = [token for token in range(256) if allowed[token // 8] >> token % 8 & 1]
+    return tokens[len(tokens) // 2] if tokens else _END
+
+
+_END = 256
+
+
+class _Bytes:
+    """Every byte is a token, and there is one more, which ends an answer."""
+
+    eos_token_id = _END
+    bos_token_id = None
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<the end>")
+    special_token_ids = (_END,)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+_SAYINGS: tuple[tuple[str, str], ...] = (
+    (r"Unimplemented keys: \[(.*)\]", r"\1: this keyword is not supported"),
+    (r"oneOf constraints are not supported", "oneOf: branches that overlap are not supported; use anyOf"),
+    (r"Unknown format: (.*)", r"format: \1 is not supported"),
+    (r"(?:.*in regex.*: )?((?:lookarounds|look-around).*?)(?:;.*)?", r"pattern: \1"),
+    (r"regex parse error:.*error: (.*)", r"pattern: \1"),
+    (r"Resource '(.*)' is not present.*", r"$ref: \1 is not part of this schema, and nothing is fetched"),
+    (r"Pointer '(.*)' does not exist", r"$ref: \1 does not exist"),
+    (r"recursion limit exceeded.*", "is nested too deeply"),
+    (r"patternProperty (.*)", r"patternProperties: \1"),
+    (r"Unable to determine if regex is empty.*", "pattern: this combination of patterns and lengths is too complex"),
+    (r"(schema too large|.*too big.*|.*too many.*|.*; max is .*)", r"is too large or too complex: \1"),
+)
+"""What llguidance says, and how it is told. The whole message must match."""
+
+
+def _in_words(problem: str) -> str:
+    """llguidance's message on one line, with the keyword in front where there is one."""
+    line = _one_line(problem)
+    for pattern, words in _SAYINGS:
+        if found := re.fullmatch(pattern, line):
+            return _one_line(found.expand(words)).replace('"', "")
+    return line
+
+
+def _one_line(text: str) -> str:
+    """A message without where in the grammar it stands, bounded."""
+    text = re.sub(r"<non-verbose/>|^at \d+\(\d+\): ", "", text)
+    text = " ".join(text.partition("\n   1 |")[0].split())
+    text = text.partition("; following special tokens")[0].partition("; consider making")[0]
+    return text if len(text) <= 300 else text[:299] + "…"
