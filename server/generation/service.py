@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.errors import GraftworkError
+from graftwork.adapters.errors import GraftworkError, InvalidRequest
 from graftwork.adapters.experiments.exposures import SHADOW_OF
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.experiments.store import Experiments
@@ -20,6 +20,7 @@ from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
 from graftwork.server.generation.admission import Admission
+from graftwork.server.generation.grammars import Grammars
 from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
@@ -32,6 +33,9 @@ from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 from graftwork.server.transport.engine import EngineInput, EngineProtocol, EngineStream
 from graftwork.version import __version__
+
+#: Of the grammars of one request's choices, each of which takes its own along to the engine.
+MAX_GRAMMAR_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -71,6 +75,8 @@ class GenerationService:
         self._experiments = experiments
         self._ids = ids
         self._accounting = accounting
+        self._grammars = Grammars()
+        self._one_grammar = CapacityLimiter(1)
 
     # -- before the engine -----------------------------------------------------------------------------------------
     def admit(
@@ -105,23 +111,38 @@ class GenerationService:
         draw, head = admission.route.draw, self._head(admission)
         body = admission.body if draw is None else admission.body.with_arm(draw.arm)
         body.check_token_ids(self.base.vocab_size)
+        grammar = await self._grammar(body)
         if isinstance(body, ChatCompletionRequest):
             prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
-            return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt])
+            return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt], grammar)
         assert isinstance(body, CompletionRequest)
         prompts = await to_thread.run_sync(body.prompts, self.prompts.encode, self.base.vocab_size)
-        return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts)
+        return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
+
+    async def _grammar(self, body: GenerationRequest) -> str | None:
+        """What the answer is held to, tried out."""
+        if (source := body.grammar_source()) is None:
+            return None
+        return await to_thread.run_sync(self._grammars.make, source, limiter=self._one_grammar)
 
     def _inputs(
-        self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]]
+        self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None
     ) -> list[EngineInput]:
+        if (total := len(grammar or "") * len(prompts) * body.choices) > MAX_GRAMMAR_BYTES:
+            raise InvalidRequest(
+                f"the answer's format, once for each of {len(prompts) * body.choices} answers, makes {total} bytes: at "
+                f"most {MAX_GRAMMAR_BYTES} are taken in one request; send several",
+                param="n",
+            )
         max_length = self.engine.base_card.get("max_length", self.base.max_positions)
         draw = admission.route.draw
         cap = None if draw is None else draw.arm.sampling.get("max_tokens")
         inputs: list[EngineInput] = []
         for prompt in prompts:
             for choice in range(body.choices):
-                params = body.sampling_params(len(prompt), max_length, self.prompts.eos_token_ids, choice=choice)
+                params = body.sampling_params(
+                    len(prompt), max_length, self.prompts.eos_token_ids, choice=choice, grammar=grammar
+                )
                 if cap is not None:
                     params = replace(params, max_tokens=max(min(params.max_tokens, cap), params.min_tokens))
                 inputs.append((tuple(prompt), params))

@@ -76,7 +76,7 @@ class GrammarCompiler:
 
     def _work(self) -> None:
         while (grammar := self._wanted.get()) is not None:
-            matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
             if not matcher.is_error():
                 matcher.compute_bitmask()  # the first mask takes longest
             self._arrived.put(CompiledGrammar(grammar, matcher.get_error() or None, matcher, self._tokenizer))

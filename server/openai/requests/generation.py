@@ -23,6 +23,7 @@ from graftwork.server.bodies import (
     Label,
     Metadata,
     StrictModel,
+    Text,
     body_error,
     field_error,
     json_type,
@@ -31,6 +32,13 @@ from graftwork.server.bodies import (
     short_repr,
 )
 from graftwork.server.engine.request import SamplingParams
+from graftwork.server.openai.requests.structured_output import (
+    Choices,
+    GrammarSource,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+)
 
 MAX_CHOICES = 8
 
@@ -92,6 +100,17 @@ def _stops(value: Any) -> tuple[str, ...]:
     return tuple(map(reject_nul, stops))
 
 
+#: What answers are held to: at most one of these. The older names of vLLM's are parts of ``structured_outputs``.
+_FORMATS = {
+    "response_format": "",
+    "structured_outputs": "",
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
 _NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
     *("safety_identifier", "prompt_cache_key"),
@@ -129,6 +148,12 @@ class GenerationRequest(StrictModel):
     stop_token_ids: (
         Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_length=MAX_STOP_TOKEN_IDS)] | None
     ) = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: Annotated[Text, Field(min_length=1)] | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Annotated[Text, Field(min_length=1)] | None = None
     user: Label | None = None
     metadata: Metadata = None
     store: bool | None = None
@@ -145,6 +170,13 @@ class GenerationRequest(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_format(self) -> Self:
+        given = self._formats()
+        if len(given) > 1:
+            raise field_error(given[1], "invalid_value", f"and {given[0]} both say what to answer in: give one of them")
+        return self
+
     @property
     def choices(self) -> int:
         """How many answers to give to each prompt."""
@@ -154,6 +186,24 @@ class GenerationRequest(StrictModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def grammar_source(self) -> GrammarSource | None:
+        """What the answer is held to; ``None``: nothing. Raises :class:`InvalidRequest` for what is too long."""
+        if self.response_format is not None and self.response_format.type != "text":
+            return self.response_format.source()
+        if self.structured_outputs is not None:
+            return self.structured_outputs.source()
+        for name in self._formats():
+            if part := _FORMATS[name]:
+                return StructuredOutputs.model_validate({part: getattr(self, name)}).source("guided_{}")
+        return None
+
+    def _formats(self) -> list[str]:
+        """The fields that are given and hold the answer to anything."""
+        given = [name for name in _FORMATS if getattr(self, name) is not None]
+        if self.response_format is not None and self.response_format.type == "text":
+            given.remove("response_format")
+        return given
 
     def with_arm(self, arm: Arm) -> Self:
         """As an experiment's arm has it. Its ``max_tokens`` is a cap, which is applied with the prompt's length."""
@@ -166,7 +216,7 @@ class GenerationRequest(StrictModel):
 
     def logged_sampling(self) -> dict[str, Any]:
         """How it was asked to be answered, as the log keeps it: what was given and names neither text nor anybody."""
-        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING)
+        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING, by_alias=True)
 
     def _limit(self) -> tuple[str, int | None]:
         """The field that bounds the new tokens, and its value."""
@@ -188,11 +238,18 @@ class GenerationRequest(StrictModel):
                 )
 
     def sampling_params(
-        self, num_prompt_tokens: int, max_positions: int, eos_token_ids: Collection[int], *, choice: int = 0
+        self,
+        num_prompt_tokens: int,
+        max_positions: int,
+        eos_token_ids: Collection[int],
+        *,
+        choice: int = 0,
+        grammar: str | None = None,
     ) -> SamplingParams:
         """How to continue one prompt of ``num_prompt_tokens`` in a context of ``max_positions`` tokens.
 
         ``choice`` counts from 0 to ``n - 1``; with a seed, each choice draws from its own: seed + choice.
+        ``grammar`` is what became of ``grammar_source``: its end is the answer's, whatever ``ignore_eos`` says.
         Raises :class:`InvalidRequest` when prompt and new tokens do not fit.
         """
         field, asked = self._limit()
@@ -223,6 +280,7 @@ class GenerationRequest(StrictModel):
                 param="min_tokens",
             )
         top_logprobs, prompt_logprobs = self._logprobs()
+        ends = () if self.ignore_eos and grammar is None else eos_token_ids
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -235,9 +293,10 @@ class GenerationRequest(StrictModel):
             repetition_penalty=self.repetition_penalty or 1.0,
             logit_bias=self.logit_bias or {},
             seed=_choice_seed(self.seed, choice),
-            stop_token_ids=frozenset(() if self.ignore_eos else eos_token_ids).union(self.stop_token_ids or ()),
+            stop_token_ids=frozenset(ends).union(self.stop_token_ids or ()),
             top_logprobs=top_logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
         )
 
 
