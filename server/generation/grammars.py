@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 #: Of which the outcome is kept: people send the same few schemas.
 MAX_KEPT = 128
 
-#: How the trial's process ends when a grammar is too much for it: of CPU time, of memory, of stack, of anything else.
-_TOO_MUCH = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, 1)
+#: How the trial's process ends when a grammar is too much for it: of CPU time, of memory, of stack.
+_TOO_MUCH = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV)
 
 #: It is not imported: only that process loads llguidance.
 _TRIAL = "graftwork.server.engine.grammars.trial"

@@ -81,24 +81,23 @@ def try_out(grammar: str) -> None:
         ProblemWithGrammar: It cannot be followed.
     """
     tokenizer = _byte_tokenizer()
-    _, problems = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=LIMITS)
-    if problems:  # a warning says what would be ignored
-        raise ProblemWithGrammar(_in_words(problems[0]))
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    for warning in matcher.get_grammar_warnings():  # what would be ignored
+        raise ProblemWithGrammar(_in_words(warning))
     for _ in range(_TRIAL_BYTES):
-        allowed = matcher.compute_bitmask()
-        if matcher.is_error() and "NoExtension" in matcher.get_error():
-            raise ProblemWithGrammar("allows no answer at all; does a $ref or a rule lead back to itself?")
+        if not matcher.is_stopped():
+            allowed = matcher.compute_bitmask()
         if matcher.is_error():
             raise ProblemWithGrammar(_in_words(matcher.get_error()))
-        if matcher.is_stopped() or not matcher.consume_token(_middle(allowed)):
+        if matcher.is_stopped() or not (byte := _middle(allowed)):
             return
+        matcher.consume_token(byte)
 
 
 def _middle(allowed: bytes) -> int:
-    """Of the allowed bytes the one in the middle: seldom white space, an escape, or the end."""
+    """Of the allowed bytes the one in the middle: seldom white space, an escape, or the end. 0 if there is none."""
     tokens = [token for token in range(256) if allowed[token // 8] >> token % 8 & 1]
-    return tokens[len(tokens) // 2] if tokens else _END
+    return tokens[len(tokens) // 2] if tokens else 0
 
 
 _END = 256
@@ -121,15 +120,17 @@ def _byte_tokenizer() -> LLTokenizer:
 
 
 _SAYINGS: tuple[tuple[str, str], ...] = (
-    (r"Unimplemented keys: \[(.*)\]", r"\1: this keyword is not supported"),
-    (r"oneOf constraints are not supported", "oneOf: branches that overlap are not supported; use anyOf"),
-    (r"Unknown format: (.*)", r"format: \1 is not supported"),
+    (r"Unimplemented keys: \[(.*)\]", r"\1 is not supported"),
+    (r"oneOf constraints are not supported.*", "oneOf whose branches overlap is not supported; use anyOf"),
+    (r"Unknown format: (.*)", r"format \1 is not supported"),
     (r"(?:.*in regex.*: )?((?:lookarounds|look-around).*?)(?:;.*)?", r"pattern: \1"),
     (r"regex parse error:.*error: (.*)", r"pattern: \1"),
     (r"Resource '(.*)' is not present.*", r"$ref: \1 is not part of this schema, and nothing is fetched"),
     (r"Pointer '(.*)' does not exist", r"$ref: \1 does not exist"),
     (r"recursion limit exceeded.*", "is nested too deeply"),
     (r"patternProperty (.*)", r"patternProperties: \1"),
+    (r"Failed to generate regex for (?:integer|float) range.*", "minimum and maximum: these bounds are not supported"),
+    (r".*NoExtension.*", "allows no answer at all; does a $ref or a rule lead back to itself?"),
     (r"Unable to determine if regex is empty.*", "pattern: this combination of patterns and lengths is too complex"),
     (r"(schema too large|.*too big.*|.*too many.*|.*; max is .*)", r"is too large or too complex: \1"),
 )
@@ -141,13 +142,13 @@ def _in_words(problem: str) -> str:
     line = _one_line(problem)
     for pattern, words in _SAYINGS:
         if found := re.fullmatch(pattern, line):
-            return _one_line(found.expand(words)).replace('"', "")
-    return line
+            line = found.expand(words).replace('"', "")
+            break
+    return line if len(line) <= 300 else line[:299] + "…"
 
 
 def _one_line(text: str) -> str:
-    """A message without where in the grammar it stands, bounded."""
+    """A message without where in the grammar it stands."""
     text = re.sub(r"<non-verbose/>|^at \d+\(\d+\): ", "", text)
     text = " ".join(text.partition("\n   1 |")[0].split())
-    text = text.partition("; following special tokens")[0].partition("; consider making")[0]
-    return text if len(text) <= 300 else text[:299] + "…"
+    return text.partition("; following special tokens")[0].partition("; consider making")[0]
