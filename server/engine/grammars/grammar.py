@@ -71,7 +71,8 @@ def make_grammar(kind: GrammarKind, source: str) -> str:
             try:
                 return grammar_from("grammar", source)
             except (ValueError, RecursionError) as error:
-                raise ProblemWithGrammar(f"is neither Lark nor GBNF: {_one_line(str(error))}") from None
+                why = str(error).removeprefix("Failed to convert the grammar from GBNF to Lark: ")
+                raise ProblemWithGrammar(_in_words(f"neither Lark, which has a rule start, nor GBNF: {why}")) from None
 
 
 def try_out(grammar: str) -> None:
@@ -124,7 +125,7 @@ _SAYINGS: tuple[tuple[str, str], ...] = (
     (r"oneOf constraints are not supported.*", "oneOf whose branches overlap is not supported; use anyOf"),
     (r"Unknown format: (.*)", r"format \1 is not supported"),
     (r"(?:.*in regex.*: )?((?:lookarounds|look-around).*?)(?:;.*)?", r"pattern: \1"),
-    (r"regex parse error:.*error: (.*)", r"pattern: \1"),
+    (r".*?regex parse error:.*error: (.*)", r"pattern: \1"),
     (r"Resource '(.*)' is not present.*", r"$ref: \1 is not part of this schema, and nothing is fetched"),
     (r"Pointer '(.*)' does not exist", r"$ref: \1 does not exist"),
     (r"recursion limit exceeded.*", "is nested too deeply"),
