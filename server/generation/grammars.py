@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -81,8 +82,9 @@ class Grammars:
                     return outcome
             except BrokenPipeError:
                 pass
-            self._child.stdout.close()
-            ended, self._child = self._child.wait(), None
+            with contextlib.suppress(BrokenPipeError):
+                self._child.communicate()
+            ended, self._child = self._child.returncode, None
             if ended in _TOO_MUCH:
                 return {"problem": "is too complex: it takes too long or too much memory to check; simplify it"}
             log.warning("the process that tries grammars out ended with %d and is started again", ended)

@@ -61,7 +61,7 @@ def make_grammar(kind: GrammarKind, source: str) -> str:
             try:
                 return LLMatcher.grammar_from_json_schema(source, overrides=options)  # type: ignore[arg-type]
             except ValueError as error:
-                raise ProblemWithGrammar(f"is not a JSON schema: {error}") from None
+                raise ProblemWithGrammar(_in_words(f"is not a JSON schema: {error}")) from None
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":
@@ -126,9 +126,10 @@ _SAYINGS: tuple[tuple[str, str], ...] = (
     (r"Unknown format: (.*)", r"format \1 is not supported"),
     (r"(?:.*in regex.*: )?((?:lookarounds|look-around).*?)(?:;.*)?", r"pattern: \1"),
     (r".*?regex parse error:.*error: (.*)", r"pattern: \1"),
+    (r"circular references with sibling keys.*", "$ref: loops with keywords beside $ref are not supported"),
     (r"Resource '(.*)' is not present.*", r"$ref: \1 is not part of this schema, and nothing is fetched"),
     (r"Pointer '(.*)' does not exist", r"$ref: \1 does not exist"),
-    (r"recursion limit exceeded.*", "is nested too deeply"),
+    (r".*recursion limit exceeded.*", "is nested too deeply"),
     (r"patternProperty (.*)", r"patternProperties: \1"),
     (r"Failed to generate regex for (?:integer|float) range.*", "minimum and maximum: these bounds are not supported"),
     (r".*NoExtension.*", "allows no answer at all; does a $ref or a rule lead back to itself?"),

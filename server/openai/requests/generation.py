@@ -34,6 +34,7 @@ from graftwork.server.bodies import (
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.openai.requests.structured_output import (
     Choices,
+    GrammarKind,
     GrammarSource,
     ResponseFormat,
     Schema,
@@ -101,9 +102,9 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 #: What answers are held to: at most one of these. The older names of vLLM's are parts of ``structured_outputs``.
-_FORMATS = {
-    "response_format": "",
-    "structured_outputs": "",
+_FORMATS: dict[str, GrammarKind | None] = {
+    "response_format": None,
+    "structured_outputs": None,
     "guided_json": "json",
     "guided_regex": "regex",
     "guided_choice": "choice",
@@ -194,8 +195,8 @@ class GenerationRequest(StrictModel):
         if self.structured_outputs is not None:
             return self.structured_outputs.source()
         for name in self._formats():
-            if part := _FORMATS[name]:
-                return StructuredOutputs.model_validate({part: getattr(self, name)}).source("guided_{}")
+            if kind := _FORMATS[name]:
+                return GrammarSource.of(kind, getattr(self, name), name)
         return None
 
     def _formats(self) -> list[str]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.server.bodies import StrictModel, Text, body_error, field_error, json_type
 
-if TYPE_CHECKING:
-    from graftwork.server.engine.grammars.grammar import GrammarKind
+GrammarKind = Literal["json", "regex", "choice", "grammar"]
 
 #: Of a schema, an expression, all choices or a grammar.
 MAX_SOURCE_BYTES = 256 << 10
 
-#: What these fields come to, for ``json_object``.
+#: The schema of ``json_object``.
 ANY_OBJECT = '{"type":"object"}'
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", value):
+        raise body_error("invalid_value", "must have 1 to 64 letters of a-z, A-Z, 0-9, _ and -")
+    return value
 
 
 def _schema(value: Any) -> Mapping[str, Any]:
@@ -34,17 +40,17 @@ def _schema(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _choices(value: Any) -> tuple[str, ...]:
+def _choices(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise body_error("invalid_type", f"must be a list of strings, not {json_type(value)}")
     if not value or "" in value:
         raise body_error("invalid_value", "must have one choice at least, and none that is empty")
-    return tuple(value)
+    return value
 
 
 Schema = Annotated[Mapping[str, Any], PlainValidator(_schema, json_schema_input_type=dict[str, Any] | str)]
 
-Choices = Annotated[tuple[str, ...], PlainValidator(_choices, json_schema_input_type=list[str])]
+Choices = Annotated[list[str], PlainValidator(_choices, json_schema_input_type=list[str])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class JsonSchema(StrictModel):
     The answer keeps to the schema whether it is ``strict`` or not.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")]
+    name: Annotated[str, AfterValidator(_name)]
     schema_: Annotated[Schema, Field(alias="schema")]
     strict: bool | None = None
     description: Text | None = None
@@ -124,14 +130,15 @@ class StructuredOutputs(StrictModel):
             )
         return self
 
-    def source(self, field: str = "structured_outputs.{}") -> GrammarSource:
-        """What the answer is held to. ``field`` is where its parts are written."""
+    def source(self) -> GrammarSource:
+        """What the answer is held to."""
         if self.json_object:
-            return GrammarSource("json", ANY_OBJECT, field.format("json_object"))
-        if self.json_ is not None:
-            return GrammarSource.of("json", self.json_, field.format("json"))
-        if self.choice is not None:
-            return GrammarSource.of("choice", self.choice, field.format("choice"))
-        if self.regex is not None:
-            return GrammarSource.of("regex", self.regex, field.format("regex"))
-        return GrammarSource.of("grammar", self.grammar, field.format("grammar"))
+            return GrammarSource("json", ANY_OBJECT, "structured_outputs.json_object")
+        parts: dict[GrammarKind, Any] = {
+            "json": self.json_,
+            "regex": self.regex,
+            "choice": self.choice,
+            "grammar": self.grammar,
+        }
+        kind, value = next((kind, value) for kind, value in parts.items() if value is not None)
+        return GrammarSource.of(kind, value, f"structured_outputs.{kind}")
