@@ -88,4 +88,4 @@ class Grammars:
             if ended in _TOO_MUCH:
                 return {"problem": "is too complex: it takes too long or too much memory to check; simplify it"}
             log.warning("the process that tries grammars out ended with %d and is started again", ended)
-        raise Unavailable("Structured output cannot be checked at the moment; try again.", code="grammar_check_failed")
+        raise Unavailable("Structured output cannot be checked at the moment; try again.")

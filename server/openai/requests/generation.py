@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -34,12 +34,14 @@ from graftwork.server.bodies import (
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.openai.requests.structured_output import (
     Choices,
-    GrammarKind,
     GrammarSource,
     ResponseFormat,
     Schema,
     StructuredOutputs,
 )
+
+if TYPE_CHECKING:
+    from graftwork.server.engine.grammars.grammar import GrammarKind
 
 MAX_CHOICES = 8
 
