@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Literal
+
+#: What a grammar may be made of: ``grammars/grammar.py`` says how.
+GrammarKind = Literal["json", "regex", "choice", "grammar"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Literal
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
-GrammarKind = Literal["json", "regex", "choice", "grammar"]
+from graftwork.server.engine.request import GrammarKind
 
 #: For all matchers, those of the trial and those of the engine. One mask takes some 15 ms of CPU time at worst.
 LIMITS = LLParserLimits(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -31,7 +31,7 @@ from graftwork.server.bodies import (
     reject_nul,
     short_repr,
 )
-from graftwork.server.engine.request import SamplingParams
+from graftwork.server.engine.request import GrammarKind, SamplingParams
 from graftwork.server.openai.requests.structured_output import (
     Choices,
     GrammarSource,
@@ -39,9 +39,6 @@ from graftwork.server.openai.requests.structured_output import (
     Schema,
     StructuredOutputs,
 )
-
-if TYPE_CHECKING:
-    from graftwork.server.engine.grammars.grammar import GrammarKind
 
 MAX_CHOICES = 8
 

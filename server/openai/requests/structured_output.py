@@ -6,15 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.server.bodies import StrictModel, Text, body_error, field_error, json_type
-
-if TYPE_CHECKING:  # the module itself loads llguidance, which this process does not need
-    from graftwork.server.engine.grammars.grammar import GrammarKind
+from graftwork.server.engine.request import GrammarKind
 
 #: Of a schema, an expression, all choices or a grammar.
 MAX_SOURCE_BYTES = 256 << 10

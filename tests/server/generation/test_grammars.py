@@ -16,7 +16,7 @@ import pytest
 
 from graftwork.adapters.errors import InvalidRequest, Unavailable
 from graftwork.server.engine.grammars import trial
-from graftwork.server.engine.grammars.grammar import GrammarKind
+from graftwork.server.engine.request import GrammarKind
 from graftwork.server.generation import grammars
 from graftwork.server.generation.grammars import Grammars
 from graftwork.server.openai.requests.structured_output import GrammarSource
