@@ -13,15 +13,24 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper,
 
 from graftwork.server.engine.request import GrammarKind
 
-#: For all matchers, those of the trial and those of the engine. One mask takes some 15 ms of CPU time at worst.
-LIMITS = LLParserLimits(
-    max_grammar_size=50_000,
-    initial_lexer_fuel=300_000,
-    step_lexer_fuel=100_000,
-    step_max_items=10_000,
-    max_lexer_states=20_000,
-    verbose_errors=False,
-)
+
+def _limits(*, max_items_in_row: int, step_max_items: int) -> LLParserLimits:
+    return LLParserLimits(
+        max_items_in_row=max_items_in_row,
+        max_grammar_size=50_000,
+        initial_lexer_fuel=300_000,
+        step_lexer_fuel=100_000,
+        step_max_items=step_max_items,
+        max_lexer_states=20_000,
+        verbose_errors=False,
+    )
+
+
+#: Of the engine's matchers: one mask takes some 25 ms of CPU time at worst.
+LIMITS = _limits(max_items_in_row=1_100, step_max_items=20_000)
+
+#: Of a trial, which is stricter: what passes it must not fail in the middle of an answer, with a larger vocabulary.
+_TRIAL_LIMITS = _limits(max_items_in_row=1_000, step_max_items=5_000)
 
 #: Between the tokens of JSON: nothing, a space, or a new line with its indentation. Without a bound small models go on
 #: with white space for ever.
@@ -81,7 +90,7 @@ def try_out(grammar: str) -> None:
         ProblemWithGrammar: It cannot be followed.
     """
     tokenizer = _byte_tokenizer()
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_TRIAL_LIMITS)
     for warning in matcher.get_grammar_warnings():  # what would be ignored
         raise ProblemWithGrammar(_in_words(warning))
     for _ in range(_TRIAL_BYTES):
@@ -133,7 +142,7 @@ _SAYINGS: tuple[tuple[str, str], ...] = (
     (r"Failed to generate regex for (?:integer|float) range.*", "minimum and maximum: these bounds are not supported"),
     (r".*NoExtension.*", "allows no answer at all; does a $ref or a rule lead back to itself?"),
     (r"Unable to determine if regex is empty.*", "pattern: this combination of patterns and lengths is too complex"),
-    (r"(schema too large|.*too big.*|.*too many.*|.*; max is .*)", r"is too large or too complex: \1"),
+    (r"(schema too large|.*too big.*|.*[Tt]oo many.*|.*; max is .*)", r"is too large or too complex: \1"),
 )
 """What llguidance says, and how it is told. The whole message must match."""
 
