@@ -9,8 +9,8 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
-from collections import OrderedDict
+
+from anyio import CapacityLimiter, to_thread
 
 from graftwork.adapters.errors import InvalidRequest, Unavailable
 from graftwork.server.openai.requests.structured_output import GrammarSource
@@ -28,31 +28,26 @@ _TRIAL = "graftwork.server.engine.grammars.trial"
 
 
 class Grammars:
-    """From what requests ask for to grammars that the engine can follow. Threads may share it; one is served at a time.
+    """From what requests ask for to grammars that the engine can follow.
 
     The child starts with the first grammar and ends when this process does: its standard input closes.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, dict[str, str]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: dict[bytes, dict[str, str]] = {}
+        self._one = CapacityLimiter(1)  # thread beside the event loop, which alone talks to the child
         self._child: subprocess.Popen[str] | None = None
 
-    def make(self, source: GrammarSource) -> str:
+    async def make(self, source: GrammarSource) -> str:
         """The grammar of ``source``. Takes a second of CPU time at most, of another process.
 
         Raises:
             InvalidRequest: It cannot be followed; the message names the field and the keyword.
+            Unavailable: There is no telling at the moment.
         """
         key = hashlib.sha256(f"{source.kind}\n{source.text}".encode()).digest()
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            else:
-                self._kept[key] = self._try_out(source)
-                if len(self._kept) > MAX_KEPT:
-                    self._kept.popitem(last=False)
-            outcome = self._kept[key]
+        if (outcome := self._kept.get(key)) is None:
+            outcome = await to_thread.run_sync(self._try_once, key, source, limiter=self._one)
         if "grammar" in outcome:
             return outcome["grammar"]
         problem = outcome["problem"]
@@ -61,10 +56,16 @@ class Grammars:
 
     def close(self) -> None:
         """End the child."""
-        with self._lock:
-            if self._child is not None:
-                self._child.communicate()
-                self._child = None
+        if self._child is not None:
+            self._child.communicate()
+            self._child = None
+
+    def _try_once(self, key: bytes, source: GrammarSource) -> dict[str, str]:
+        if key not in self._kept:
+            self._kept[key] = self._try_out(source)
+            if len(self._kept) > MAX_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[key]
 
     def _try_out(self, source: GrammarSource) -> dict[str, str]:
         question = json.dumps({"kind": source.kind, "source": source.text}) + "\n"

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError, InvalidRequest
@@ -76,7 +76,6 @@ class GenerationService:
         self._ids = ids
         self._accounting = accounting
         self._grammars = Grammars()
-        self._one_grammar = CapacityLimiter(1)
 
     # -- before the engine -----------------------------------------------------------------------------------------
     def admit(
@@ -121,9 +120,8 @@ class GenerationService:
 
     async def _grammar(self, body: GenerationRequest) -> str | None:
         """What the answer is held to, tried out."""
-        if (source := body.grammar_source()) is None:
-            return None
-        return await to_thread.run_sync(self._grammars.make, source, limiter=self._one_grammar)
+        source = body.grammar_source()
+        return None if source is None else await self._grammars.make(source)
 
     def _inputs(
         self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLTokenizer
 
-from graftwork.server.engine.grammars.grammar import LIMITS
+from graftwork.server.engine.grammars.grammar import LIMITS, in_words
 from graftwork.server.engine.grammars.processor import GrammarProcessor
 
 #: Grammars that are kept for the next request that brings them. One takes up to some ten megabytes.
@@ -79,5 +79,5 @@ class GrammarCompiler:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
             if not matcher.is_error():
                 matcher.compute_bitmask()  # the first mask takes longest
-            self._arrived.put(CompiledGrammar(grammar, matcher.get_error() or None, matcher, self._tokenizer))
+            self._arrived.put(CompiledGrammar(grammar, in_words(matcher.get_error()) or None, matcher, self._tokenizer))
             self._on_arrival()

@@ -69,7 +69,7 @@ def make_grammar(kind: GrammarKind, source: str) -> str:
             try:
                 return LLMatcher.grammar_from_json_schema(source, overrides=options)  # type: ignore[arg-type]
             except ValueError as error:
-                raise ProblemWithGrammar(_in_words(f"is not a JSON schema: {error}")) from None
+                raise ProblemWithGrammar(in_words(f"is not a JSON schema: {error}")) from None
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":
@@ -80,7 +80,7 @@ def make_grammar(kind: GrammarKind, source: str) -> str:
                 return grammar_from("grammar", source)
             except (ValueError, RecursionError) as error:
                 why = str(error).removeprefix("Failed to convert the grammar from GBNF to Lark: ")
-                raise ProblemWithGrammar(_in_words(f"neither Lark, which has a rule start, nor GBNF: {why}")) from None
+                raise ProblemWithGrammar(in_words(f"neither Lark, which has a rule start, nor GBNF: {why}")) from None
 
 
 def try_out(grammar: str) -> None:
@@ -92,12 +92,12 @@ def try_out(grammar: str) -> None:
     tokenizer = _byte_tokenizer()
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_TRIAL_LIMITS)
     for warning in matcher.get_grammar_warnings():  # what would be ignored
-        raise ProblemWithGrammar(_in_words(warning))
+        raise ProblemWithGrammar(in_words(warning))
     for _ in range(_TRIAL_BYTES):
         if not matcher.is_stopped():
             allowed = matcher.compute_bitmask()
         if matcher.is_error():
-            raise ProblemWithGrammar(_in_words(matcher.get_error()))
+            raise ProblemWithGrammar(in_words(matcher.get_error()))
         if matcher.is_stopped() or not (byte := _middle(allowed)):
             return
         matcher.consume_token(byte)
@@ -147,7 +147,7 @@ _SAYINGS: tuple[tuple[str, str], ...] = (
 """What llguidance says, and how it is told. The whole message must match."""
 
 
-def _in_words(problem: str) -> str:
+def in_words(problem: str) -> str:
     """llguidance's message on one line, with the keyword in front where there is one."""
     line = _one_line(problem)
     for pattern, words in _SAYINGS:

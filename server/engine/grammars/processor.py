@@ -9,6 +9,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
+from graftwork.server.engine.grammars.grammar import in_words
 from graftwork.server.engine.logits_processors import LogitsRow
 
 #: Up to so many allowed tokens are picked out one by one; all that ends an answer are always fewer.
@@ -35,7 +36,7 @@ class GrammarProcessor:
     @property
     def error(self) -> str | None:
         """Why the answer cannot be held to the grammar any longer."""
-        return self._matcher.get_error() or None
+        return in_words(self._matcher.get_error()) or None
 
     def is_complete(self, tokens: Sequence[int]) -> bool:
         """Whether nothing may follow ``tokens``, the prompt and all that was generated."""

@@ -72,14 +72,14 @@ HOSTILE: dict[str, tuple[GrammarKind, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_is_refused_in_bounded_time(made: Grammars, name: str) -> None:
+async def test_what_is_hostile_is_refused_in_bounded_time(made: Grammars, name: str) -> None:
     kind, text, says = HOSTILE[name]
     with pytest.raises(InvalidRequest) as refused:
-        made.make(source(kind, text))
+        await made.make(source(kind, text))
     assert refused.value.message.startswith("the.field: ")
     assert says in refused.value.message
     assert refused.value.param == "the.field"
-    assert made.make(source("regex", "abc")), "the next one is served"
+    assert await made.make(source("regex", "abc")), "the next one is served"
 
 
 #: In themselves harmless, however they look: they are followed within the limits of a mask.
@@ -94,59 +94,59 @@ LARGE: dict[str, tuple[GrammarKind, Any]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_what_is_only_large_is_taken(made: Grammars, name: str) -> None:
-    assert made.make(source(*LARGE[name]))
+async def test_what_is_only_large_is_taken(made: Grammars, name: str) -> None:
+    assert await made.make(source(*LARGE[name]))
 
 
-def test_a_refusal_names_field_and_keyword(made: Grammars) -> None:
+async def test_a_refusal_names_field_and_keyword(made: Grammars) -> None:
     for kind, text, message, code in (
         ("json", {"uniqueItems": True}, "the.field: uniqueItems is not supported", "unsupported_parameter"),
         ("json", {"type": "strng"}, "the.field: Invalid type: strng", "invalid_value"),
     ):
         with pytest.raises(InvalidRequest) as refused:
-            made.make(source(kind, text))  # type: ignore[arg-type]
+            await made.make(source(kind, text))  # type: ignore[arg-type]
         assert (refused.value.message, refused.value.code) == (message, code)
 
 
-def test_the_same_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_same_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammars, "MAX_KEPT", 2)
     made = Grammars()
     tried: list[str] = []
     true = made._try_out
     monkeypatch.setattr(made, "_try_out", lambda asked: tried.append(asked.text) or true(asked))
     for text in ("a", "a", "b", "a", "c", "b"):
-        assert made.make(source("regex", text))
+        assert await made.make(source("regex", text))
     with pytest.raises(InvalidRequest):
-        made.make(source("regex", "("))
-    assert tried == ["a", "b", "c", "b", "("]
+        await made.make(source("regex", "("))
+    assert tried == ["a", "b", "c", "("]
     made.close()
 
 
-def test_a_process_that_was_killed_is_started_again() -> None:
+async def test_a_process_that_was_killed_is_started_again() -> None:
     made = Grammars()
-    assert made.make(source("regex", "a"))
+    assert await made.make(source("regex", "a"))
     assert made._child is not None
     os.kill(made._child.pid, signal.SIGKILL)
     made._child.wait()
-    assert made.make(source("regex", "b"))
+    assert await made.make(source("regex", "b"))
     made.close()
 
 
-def test_a_process_that_cannot_start_is_no_fault_of_the_request(
+async def test_a_process_that_cannot_start_is_no_fault_of_the_request(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(grammars, "_TRIAL", "no_such_module")
     with pytest.raises(Unavailable):
-        Grammars().make(source("regex", "a"))
+        await Grammars().make(source("regex", "a"))
 
 
-def test_the_process_ends_with_its_parent_and_not_by_ctrl_c() -> None:
+async def test_the_process_ends_with_its_parent_and_not_by_ctrl_c() -> None:
     made = Grammars()
-    made.make(source("regex", "a"))
+    await made.make(source("regex", "a"))
     assert made._child is not None
     child = psutil.Process(made._child.pid)
     os.kill(child.pid, signal.SIGINT)
-    assert made.make(source("regex", "b"))
+    assert await made.make(source("regex", "b"))
     assert child.memory_info().rss < 200 << 20
     assert made._child.stdin is not None
     made._child.stdin.close()  # as the kernel does when the parent is gone
