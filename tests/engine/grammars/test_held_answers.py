@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from graftwork.server.engine.grammars import compiler
 from graftwork.server.engine.grammars.grammar import make_grammar
+from graftwork.server.engine.loading import load_grammar_tokenizer
 from graftwork.server.engine.request import FinishReason
 from graftwork.server.engine.sequence import SequenceState
 from tests.engine import zoo
@@ -236,9 +238,11 @@ def test_what_cannot_be_compiled_or_followed_ends_with_an_error(base: zoo.BaseIn
     """None of this passes the check that the server makes before."""
     bench = zoo.Bench(base, {})
     bench.add("broken", prompt(1), grammar="no grammar", max_tokens=9)
-    bench.add("too wide", prompt(1), grammar=regex("((((a{10}){10}){10}){10}){10}"), max_tokens=9)
+    wide = json.dumps({"type": "object", "properties": {f"p{index}": {"type": "null"} for index in range(600)}})
+    bench.add("too wide", prompt(1), grammar=make_grammar("json", wide), max_tokens=9)
     bench.add("fine", prompt(1), grammar=regex("abc"), max_tokens=9)
     answers = bench.run()
+    assert "could not be held to its format any longer: is too large" in str(answers["too wide"].error)
     assert "could not be compiled" in str(answers["broken"].error)
     assert answers["broken"].finish_reason is FinishReason.ERROR
     assert text(answers["fine"]) == "abc"
@@ -246,6 +250,11 @@ def test_what_cannot_be_compiled_or_followed_ends_with_an_error(base: zoo.BaseIn
     unable.engine._grammars = None
     unable.add("refused", prompt(1), grammar=regex("abc"))
     assert "tokenizer" in str(unable.run()["refused"].error)
+
+
+def test_a_tokenizer_that_grammars_cannot_use_is_no_obstacle(base: zoo.BaseInfo, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "of another kind"}}')
+    assert load_grammar_tokenizer(replace(base, path=str(tmp_path))) is None
 
 
 def test_a_matcher_in_error_never_ends_an_answer_in_silence(base: zoo.BaseInfo) -> None:
