@@ -12,7 +12,7 @@ from torch import Tensor
 from graftwork.server.engine.grammars.grammar import in_words
 from graftwork.server.engine.logits_processors import LogitsRow
 
-#: Up to so many allowed tokens are picked out one by one; all that ends an answer are always fewer.
+#: Tokens that end an answer are always fewer.
 _FEW = 1024
 
 
@@ -57,9 +57,10 @@ class GrammarProcessor:
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
             if self._matcher.is_error():
                 continue
-            allowed = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
+            bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
+            allowed = bits.view(np.bool_)
             if not self._matcher.is_accepting():
-                allowed[self._ends] = 0  # a base may call it an end and yet have it in texts
+                allowed[self._ends] = False  # a base may call it an end and yet have it in texts
             _leave(logits[row.index], allowed)
 
     def _follow(self, tokens: Sequence[int]) -> bool:
@@ -76,13 +77,20 @@ class GrammarProcessor:
 
 
 def _leave(row: Tensor, allowed: np.ndarray) -> None:
-    """Set all of ``row`` [V] to -inf but what ``allowed`` [V or less], of zeros and ones, says."""
-    ids = np.flatnonzero(allowed) if int(allowed.sum()) <= _FEW else None
-    if ids is None:
-        row[: len(allowed)].masked_fill_(torch.from_numpy(allowed == 0).to(row.device), float("-inf"))
-        row[len(allowed) :] = float("-inf")
+    """Set all of ``row`` [V] to -inf but the tokens that ``allowed``, bool [about V], has."""
+    allowed = allowed[: len(row)]
+    forbidden, size = ~allowed, len(allowed)
+    few = np.flatnonzero(allowed) if np.count_nonzero(allowed) <= _FEW else None
+    if row.device.type == "cpu":
+        values = row.numpy()  # torch would share so little out among threads that have other things to do
+        np.copyto(values[:size], -np.inf, where=forbidden)
+        values[size:] = -np.inf
+        if few is not None and np.isneginf(values[few]).all():
+            values[few] = 0
         return
-    index = torch.from_numpy(ids).to(row.device)
-    kept = row[index]
-    row.fill_(float("-inf"))
-    row[index] = torch.zeros_like(kept) if bool(torch.isneginf(kept).all()) else kept
+    row[:size].masked_fill_(torch.from_numpy(forbidden).to(row.device), float("-inf"))
+    row[size:] = float("-inf")
+    if few is not None:
+        index = torch.from_numpy(few).to(row.device)
+        if bool(torch.isneginf(row[index]).all()):
+            row[index] = 0.0

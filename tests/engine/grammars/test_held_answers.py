@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from graftwork.server.engine.grammars import compiler
+from graftwork.server.engine.grammars import compiler, processor
 from graftwork.server.engine.grammars.grammar import make_grammar
 from graftwork.server.engine.loading import load_grammar_tokenizer
 from graftwork.server.engine.request import FinishReason
@@ -285,3 +286,21 @@ def test_json_of_bytes(base: zoo.BaseInfo, tmp_path: Path) -> None:
     for answer in bench.run().values():
         value = json.loads(bytes(ord(BYTES[t]) if BYTES[t] < "\u0100" else ord(BYTES[t]) - 256 for t in answer.tokens))
         assert value.keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("wider", [-1, 0, 3])
+@pytest.mark.parametrize("few", [True, False])
+def test_a_row_keeps_the_logits_of_what_is_allowed(few: bool, wider: int) -> None:
+    """Whether the model has a few logits more or less than its tokenizer has tokens."""
+    logits = torch.randn(2, 5000 + wider)
+    before = logits.clone()
+    allowed = torch.rand(5000) < (0.01 if few else 0.5)
+    processor._leave(logits[1], allowed.numpy())
+    kept = torch.zeros(5000 + wider, dtype=torch.bool)
+    kept[: len(allowed)] = allowed[: len(kept)]
+    assert torch.equal(logits[0], before[0])
+    assert torch.equal(logits[1], torch.where(kept, before[1], -torch.inf))
+    if few:
+        logits[1] = -torch.inf
+        processor._leave(logits[1], allowed.numpy())
+        assert torch.equal(logits[1], torch.where(kept, 0.0, -torch.inf)), "what others forbade is all there is"
