@@ -79,15 +79,21 @@ class GrammarProcessor:
 def _leave(row: Tensor, allowed: np.ndarray) -> None:
     """Set all of ``row`` [V] to -inf but the tokens that ``allowed``, bool [about V], has."""
     allowed = allowed[: len(row)]
-    forbidden, size = ~allowed, len(allowed)
     few = np.flatnonzero(allowed) if np.count_nonzero(allowed) <= _FEW else None
-    if row.device.type == "cpu":
-        values = row.numpy()  # torch would share so little out among threads that have other things to do
-        np.copyto(values[:size], -np.inf, where=forbidden)
-        values[size:] = -np.inf
-        if few is not None and np.isneginf(values[few]).all():
-            values[few] = 0
-        return
+    (_leave_on_cpu if row.device.type == "cpu" else _leave_on_device)(row, ~allowed, few)
+
+
+def _leave_on_cpu(row: Tensor, forbidden: np.ndarray, few: np.ndarray | None) -> None:
+    """By numpy: torch would share so little out among threads that have other things to do."""
+    values, size = row.numpy(), len(forbidden)
+    np.copyto(values[:size], -np.inf, where=forbidden)
+    values[size:] = -np.inf
+    if few is not None and np.isneginf(values[few]).all():
+        values[few] = 0
+
+
+def _leave_on_device(row: Tensor, forbidden: np.ndarray, few: np.ndarray | None) -> None:
+    size = len(forbidden)
     row[:size].masked_fill_(torch.from_numpy(forbidden).to(row.device), float("-inf"))
     row[size:] = float("-inf")
     if few is not None:

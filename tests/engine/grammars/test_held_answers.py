@@ -290,8 +290,12 @@ def test_json_of_bytes(base: zoo.BaseInfo, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wider", [-1, 0, 3])
 @pytest.mark.parametrize("few", [True, False])
-def test_a_row_keeps_the_logits_of_what_is_allowed(few: bool, wider: int) -> None:
+@pytest.mark.parametrize("way", ["_leave_on_cpu", "_leave_on_device"])
+def test_a_row_keeps_the_logits_of_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, way: str, few: bool, wider: int
+) -> None:
     """Whether the model has a few logits more or less than its tokenizer has tokens."""
+    monkeypatch.setattr(processor, "_leave_on_cpu", getattr(processor, way))
     logits = torch.randn(2, 5000 + wider)
     before = logits.clone()
     allowed = torch.rand(5000) < (0.01 if few else 0.5)
