@@ -1,4 +1,4 @@
-"""Every error a user can meet, as one tree. Each maps to one HTTP status; nothing is dropped in silence.
+"""Every error that a user can meet, as one tree. Each class has its HTTP status.
 
 ::
 
@@ -11,7 +11,7 @@
     ├── Conflict                  409  the state does not allow this now
     ├── TooLarge                  413  more bytes than the server takes
     ├── Overloaded                429  the queue is full; try again after ``retry_after`` seconds
-    ├── Unavailable               503  starting, draining, or the engine is coming back
+    ├── Unavailable               503  starting, draining, or the engine is restarting
     └── ConfigurationError        500  the server was started with settings that cannot work
 
 A message says what was wrong *and* what to do.
@@ -23,7 +23,13 @@ from typing import Any, ClassVar
 
 
 class GraftworkError(Exception):
-    """Base of all. ``message`` is for the user; ``param`` names the field, ``code`` is for programs."""
+    """Base of all errors.
+
+    Args:
+        message: For the user: what was wrong and what to do.
+        param: The field of the request that is wrong.
+        code: For programs; the class's ``default_code`` unless given.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -36,51 +42,67 @@ class GraftworkError(Exception):
         self.code = code or self.default_code
 
     def body(self) -> dict[str, Any]:
-        """The wire form, OpenAI's: ``{"error": {"message", "type", "param", "code"}}``."""
+        """The JSON of the response, in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidRequest(GraftworkError):
+    """The body, a field or an id inside the body is wrong."""
+
     status = 400
     type = "invalid_request_error"
     default_code = "invalid_value"
 
 
 class InvalidAdapter(InvalidRequest):
+    """A pushed adapter was refused; the message names the field or file."""
+
     default_code = "invalid_adapter"
 
 
 class Unauthorized(GraftworkError):
+    """There is no key, or an unknown one."""
+
     status = 401
     type = "authentication_error"
     default_code = "invalid_api_key"
 
 
 class Forbidden(GraftworkError):
+    """The key's role does not allow this."""
+
     status = 403
     type = "permission_error"
     default_code = "insufficient_role"
 
 
 class NotFound(GraftworkError):
+    """An id in the path, or the model, names nothing."""
+
     status = 404
     type = "invalid_request_error"
     default_code = "not_found"
 
 
 class Conflict(GraftworkError):
+    """The state does not allow this now."""
+
     status = 409
     type = "conflict_error"
     default_code = "conflict"
 
 
 class TooLarge(GraftworkError):
+    """The request has more bytes than the server takes."""
+
     status = 413
     type = "invalid_request_error"
     default_code = "too_large"
 
 
 class Overloaded(GraftworkError):
+    """The queue is full; try again after ``retry_after`` seconds."""
+
     status = 429
     type = "rate_limit_error"
     default_code = "overloaded"
@@ -93,15 +115,19 @@ class Overloaded(GraftworkError):
 
 
 class Unavailable(GraftworkError):
+    """The server is starting or draining, or the engine is restarting."""
+
     status = 503
     type = "server_error"
     default_code = "unavailable"
 
 
 class ConfigurationError(GraftworkError):
+    """The server was started with settings that cannot work."""
+
     default_code = "configuration_error"
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, fit to be quoted in one of ours."""
+    """The first line of another library's error, to quote it in one of ours."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

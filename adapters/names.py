@@ -1,5 +1,5 @@
-"""The rules for names, and what a ``model`` may be: ``intents``, ``intents@7``, ``intents@candidate``. Which
-adapters exist is the registry's matter.
+"""Rules for the names of adapters and aliases, and what ``model`` may be: ``intents``, ``intents@7``,
+``intents@candidate``.
 """
 
 from __future__ import annotations
@@ -12,26 +12,31 @@ LIVE = "live"
 """The alias that every adapter has: ``intents`` means ``intents@live``."""
 
 CANDIDATE = "candidate"
-"""The alias of the newest version that training made and its gates passed."""
+"""The alias of the newest version that training made and that passed its gates."""
 
 TRIAL = "_trial-"
-"""How the names begin under which adapters are tried before they get a number of their own. Nobody else can choose such
-a name; it has no alias and stands in no list, and its version can be called for as long as the trial takes."""
+"""The prefix of temporary adapters, which are evaluated before they become a version of their own adapter. No user can
+choose such a name; it has no alias and is in no list, and its version can be called while the evaluation runs."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TRIAL = re.compile(f"{TRIAL}[0-9a-f]{{16}}")
 # An alias starts with a letter: after the @, digits are always a version's number.
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-# An experiment's arm may be "base", the model without any adapter: no alias can mean something else by it.
+# An experiment's arm may be "base", the model without any adapter: no alias may have that name.
 _RESERVED_ALIASES = frozenset({"base"})
 
 
 def is_name(text: str) -> bool:
+    """Whether ``text`` can be the name of an adapter, an experiment or an arm."""
     return _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str, *, base_id: str) -> None:
-    """InvalidRequest unless an adapter may be called ``name`` beside the base ``base_id``."""
+    """Check the name of a new adapter.
+
+    Raises:
+        InvalidRequest: It is no valid name, or the base's id.
+    """
     if not is_name(name):
         raise InvalidRequest(
             f"{quoted(name)} cannot be an adapter's name: use 1 to 64 characters out of a-z, 0-9, '.', '_' and '-', "
@@ -46,11 +51,16 @@ def check_name(name: str, *, base_id: str) -> None:
 
 
 def is_trial(name: str) -> bool:
+    """Whether ``name`` is that of a temporary adapter."""
     return _TRIAL.fullmatch(name) is not None
 
 
 def check_alias(alias: str) -> None:
-    """InvalidRequest unless ``alias`` can name a version."""
+    """Check the name of an alias.
+
+    Raises:
+        InvalidRequest: It is no valid name.
+    """
     if not _ALIAS.fullmatch(alias):
         raise InvalidRequest(
             f"{quoted(alias)} cannot be an alias: use 1 to 64 characters out of a-z, 0-9, '.', '_' and '-', "
@@ -67,7 +77,11 @@ def check_alias(alias: str) -> None:
 
 
 def check_text(text: str, *, param: str, max_chars: int) -> None:
-    """InvalidRequest unless ``text`` is plain text that every database can store: no NUL, no half characters."""
+    """Check that every database can store ``text``.
+
+    Raises:
+        InvalidRequest: It is longer than ``max_chars``, or has a NUL or a lone surrogate; ``param`` names the field.
+    """
     if len(text) > max_chars:
         raise InvalidRequest(f"{param} has {len(text)} characters: shorten it to {max_chars} at most", param=param)
     # A JSON body can spell both; PostgreSQL refuses the one, UTF-8 the other.
@@ -76,18 +90,20 @@ def check_text(text: str, *, param: str, max_chars: int) -> None:
 
 
 def split_model(model: str) -> tuple[str, str]:
-    """``"intents@7"`` → ``("intents", "7")``; a bare name selects ``live``. Nothing is checked: rules and existence are
-    the caller's. ``"intents@"`` selects the empty alias, which nothing has."""
+    """Split ``"intents@7"`` into ``("intents", "7")``; a bare name selects ``live``.
+
+    Nothing is checked. ``"intents@"`` selects the empty alias, which does not exist.
+    """
     name, at, selector = model.partition("@")
     return name, selector if at else LIVE
 
 
 def quoted(text: str) -> str:
-    """What a user sent, fit for a message: quoted, escaped and never longer than a line."""
+    """A user's text for a message: quoted, escaped and shortened to 80 characters."""
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
 
 
 def escaped(text: object) -> str:
-    """What a stranger's file says, fit for a message: quoted, plain ASCII and at most 120 characters."""
+    """A value from an uploaded file for a message: quoted, ASCII, at most 120 characters."""
     shown = ascii(text) if isinstance(text, str) else repr(text)
     return shown if len(shown) <= 120 else shown[:117] + "..."

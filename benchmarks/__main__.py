@@ -11,6 +11,7 @@ app.command()(bench)
 
 
 def main() -> None:
+    """Run the command line."""
     app(prog_name="python -m benchmarks")
 
 

@@ -40,7 +40,14 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """Two arms with outcomes of 0 and 1. ``share`` of the units are the treatment's."""
+    """A simulated experiment with two arms and binary outcomes.
+
+    Attributes:
+        control: success rate of the control.
+        treatment: success rate of the treatment.
+        share: share of the units that are assigned to the treatment.
+        num_units: number of units.
+    """
 
     control: float
     treatment: float
@@ -49,31 +56,39 @@ class Scenario:
 
     @property
     def weights(self) -> str:
+        """The weights of the arms in percent: ``90:10``."""
         return f"{100 * (1 - self.share):.0f}:{100 * self.share:.0f}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """Of many runs, one entry a run: after how many units a winner was declared (0: never), and which arm it was."""
+    """The detections of many runs.
+
+    Attributes:
+        after: number of units until a winner was declared, 0 for none, [runs].
+        winner: 1 for the treatment, -1 for the control, 0 for none, [runs].
+    """
 
     after: Ints
-    winner: Ints  # 1 the treatment, −1 the control, 0 none
+    winner: Ints
 
     @property
     def declared(self) -> float:
+        """Share of runs in which a winner was declared."""
         return float((self.after > 0).mean())
 
     def share_of(self, winner: int) -> float:
+        """Return the share of runs with this winner."""
         return float((self.winner == winner).mean())
 
     @property
     def median(self) -> float:
-        """Units until a winner is declared; infinite if that takes longer than the runs did."""
+        """Median number of units until a winner is declared; infinite if most runs declared none."""
         return float(np.median(np.where(self.after > 0, self.after, math.inf)))
 
 
 class _FirstDetection:
-    """Remembers when each run's statistic first left the region where nothing is declared."""
+    """Records when each run first declared a winner."""
 
     def __init__(self, num_runs: int) -> None:
         self._after = np.zeros(num_runs, dtype=np.int64)
@@ -89,7 +104,11 @@ class _FirstDetection:
 
 
 def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Detections], float]:
-    """What each method declared, and in which share of the runs the sample-ratio test raised an alarm."""
+    """Simulate many runs of an experiment.
+
+    Returns:
+        The detections by method, and the share of runs in which the sample-ratio test raised an alarm.
+    """
     chance = np.random.default_rng(seed)
     pi = scenario.share
     watches = {method: _FirstDetection(num_runs) for method in METHODS}
@@ -132,8 +151,11 @@ def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Dete
 
 
 def missing_units(lost: float, *, num_runs: int, num_units: int, seed: int) -> tuple[float, float]:
-    """Of a 50:50 experiment that loses this share of the treatment's units: (how often that is noticed, the median of
-    units counted until then)."""
+    """Simulate 50:50 experiments that lose a share of the treatment's units.
+
+    Returns:
+        The share of runs in which that is detected, and the median number of counted units until then.
+    """
     chance = np.random.default_rng(seed)
     ratio, watch = SampleRatioTest(np.full((num_runs, 2), 0.5), alpha=ALPHA), _FirstDetection(num_runs)
     treatment = (1 - lost) / (2 - lost)
@@ -144,10 +166,18 @@ def missing_units(lost: float, *, num_runs: int, num_units: int, seed: int) -> t
 
 
 def guardrail(before: float, failing: float, *, relative: bool, num_runs: int, seed: int) -> tuple[float, float]:
-    """An arm that gets half of the requests and fails at the rate ``failing`` after 500 of them; ``before`` is the rate
-    until then, and always the control's. The guardrail allows 5 % (2 % more than the control, if ``relative``).
+    """Simulate a guardrail for an arm whose failure rate changes after 500 requests.
 
-    (The share of runs that breached, the median of the arm's failing-time requests until the breach.)
+    Args:
+        before: failure rate until then, and of the control at all times.
+        failing: failure rate after that.
+        relative: whether the guardrail allows 2 % more than the control, instead of 5 %.
+        num_runs: number of runs.
+        seed: of the simulation.
+
+    Returns:
+        The share of runs in which the guardrail was breached, and the median number of requests from the change to the
+        breach.
     """
     chance = np.random.default_rng(seed)
     waited: list[float] = []
@@ -168,10 +198,11 @@ def guardrail(before: float, failing: float, *, relative: bool, num_runs: int, s
     return float(np.isfinite(waited).mean()), float(np.median(waited))
 
 
-# What is printed
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def false_winners(num_runs: int, num_units: int) -> Iterable[str]:
+    """Yield the table of false positives, for arms without a difference."""
     yield "| both arms | weights | naive z | asymptotic | betting | sample ratio |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for rate in (0.05, 0.5, 0.95):
@@ -183,6 +214,7 @@ def false_winners(num_runs: int, num_units: int) -> Iterable[str]:
 
 
 def power(num_runs: int, num_units: int) -> Iterable[str]:
+    """Yield the table of detections, for arms with a difference."""
     yield "| control → treatment | weights | " + " | ".join(f"{method}: right, median" for method in METHODS) + " |"
     yield "| --- | --- | --- | --- | --- |"
     pairs = ((0.7, 0.8, 0.5), (0.7, 0.75, 0.5), (0.05, 0.1, 0.5), (0.96, 0.98, 0.5), (0.96, 0.98, 0.1), (0.8, 0.7, 0.1))
@@ -197,6 +229,7 @@ def power(num_runs: int, num_units: int) -> Iterable[str]:
 
 
 def mismatches(num_runs: int, num_units: int) -> Iterable[str]:
+    """Yield the table of the sample-ratio test, for experiments that lose units."""
     yield "| of the treatment's units are lost | noticed | median |"
     yield "| --- | --- | --- |"
     for lost in (0.02, 0.05, 0.1, 0.3):
@@ -205,6 +238,7 @@ def mismatches(num_runs: int, num_units: int) -> Iterable[str]:
 
 
 def guardrails(num_runs: int) -> Iterable[str]:
+    """Yield the table of guardrails."""
     yield "| failing requests | at most 5 %: breached, median | 2 % above the control: breached, median |"
     yield "| --- | --- | --- |"
     for before, failing in ((0.01, 0.01), (0.05, 0.05), (0.01, 0.1), (0.01, 0.3), (0.01, 1.0)):
@@ -225,6 +259,7 @@ def _units(num: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Print all tables as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=2000, help="experiments per line of a table (default: 2000)")
     parser.add_argument("--units", type=int, default=10_000, help="units in each at most (default: 10000)")

@@ -1,4 +1,4 @@
-"""The way in over HTTP: the typed Python client, sync and async, and the ``graftwork`` command line built on it.
+"""The typed Python client of the HTTP API, sync and async, and the ``graftwork`` command line built on it.
 
 ::
 
@@ -6,6 +6,5 @@
                      │                   │
                      └──────▶ transport, streams
 
-Knows only the wire: nothing here imports the server, the adapters or the training, so it works against a server on
-another machine and could be installed alone. Nothing but httpx, typer and rich is needed.
+It works with a server on another machine, and needs no other packages than httpx, typer and rich.
 """

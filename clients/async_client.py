@@ -1,4 +1,4 @@
-"""The client for ``async`` code::
+"""The asynchronous client::
 
     from graftwork import AsyncClient
 
@@ -9,8 +9,8 @@
                 print(delta.text, end="")
         await client.adapters.push("intents", "my-adapter/", alias="candidate")
 
-The same calls as ``graftwork.clients.client``, awaited; what can be called is in endpoints. An upload's file is read in
-pieces of 64 KiB on the event loop, as httpx does it.
+It has the same calls as `graftwork.clients.client`, which are described in `graftwork.clients.endpoints`. Files of
+uploads are read in chunks of 64 KiB on the event loop, as httpx does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class _AsyncConnection:
-    """Sends requests, any number at a time, and tries again what may be tried again."""
+    """Sends requests and retries them. It can be shared by tasks."""
 
     def __init__(self, settings: ConnectionSettings, transport: httpx.AsyncBaseTransport | None) -> None:
         self.settings = settings
@@ -56,13 +56,13 @@ class _AsyncConnection:
         return call.read(CallResponse(status=response.status_code, headers=response.headers, text=response.text))
 
     async def send(self, request: CallRequest, *, stream: bool = False) -> httpx.Response:
-        """The answer; with ``stream`` its body is yet to be read."""
+        """Send a request, and return its response; with ``stream`` the body is not read yet."""
         attempt = 0
         while True:
-            verdict = self.settings.response_or_delay(request, await self._try(request, stream), attempt)
-            if isinstance(verdict, httpx.Response):
-                return verdict
-            await asyncio.sleep(verdict)
+            result = self.settings.response_or_delay(request, await self._attempt(request, stream), attempt)
+            if isinstance(result, httpx.Response):
+                return result
+            await asyncio.sleep(result)
             attempt += 1
 
     async def lines(self, call: LinesCall[T]) -> AsyncIterator[T]:
@@ -75,7 +75,7 @@ class _AsyncConnection:
             except httpx.RequestError as error:
                 raise self.settings.connection_error(error) from error
 
-    async def _try(self, request: CallRequest, stream: bool) -> AttemptResult:
+    async def _attempt(self, request: CallRequest, stream: bool) -> AttemptResult:
         try:
             with self.settings.open_request(request) as arguments:
                 response = await self.http.send(self.http.build_request(**arguments), stream=True)
@@ -87,10 +87,10 @@ class _AsyncConnection:
 
 
 class AsyncStream(Generic[T]):
-    """An answer while it is written. Iterate it, inside an ``async with`` when the loop may be left early.
+    """A streamed answer. Iterate over it, in an ``async with`` block if the loop may end early.
 
-    The request is sent on entering the ``async with`` or on the first step of the loop. ``adapter`` is known from then
-    on, ``usage`` after the last delta. Leaving the ``async with`` stops the server's work on it.
+    The request is sent on entering the block, or at the first iteration. ``adapter`` is known from then on, ``usage``
+    after the last delta. Leaving the block cancels the request.
     """
 
     def __init__(self, connection: _AsyncConnection, call: StreamCall[T]) -> None:
@@ -101,16 +101,17 @@ class AsyncStream(Generic[T]):
 
     @property
     def adapter(self) -> str | None:
-        """The version that answers, ``intents@7``, or the base's id; ``None`` before the request is sent."""
+        """The version that answers, ``intents@7``, or the base's id; None before the request is sent."""
         return self._response.headers.get("x-graftwork-adapter") if self._response else None
 
     @property
     def id(self) -> str | None:
-        """The answer's id, for feedback; ``None`` before its first delta."""
+        """The id of the answer, for feedback; None before its first delta."""
         return self._reader.id
 
     @property
     def usage(self) -> Usage | None:
+        """The token counts; None before the last delta."""
         return self._reader.usage
 
     async def __aenter__(self) -> Self:
@@ -137,13 +138,13 @@ class AsyncStream(Generic[T]):
         return self._response
 
     async def close(self) -> None:
-        """Stop reading; the server stops writing."""
+        """Close the stream, and cancel the request on the server."""
         if self._response is not None:
             await self._response.aclose()
 
 
 def _call_method(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_AsyncResource, P], Coroutine[Any, Any, T]]:
-    """An endpoint as a coroutine method that carries it out."""
+    """Return a coroutine method that runs the call of an endpoint."""
 
     @with_signature_of(describe)
     async def method(self: _AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -153,7 +154,7 @@ def _call_method(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_AsyncR
 
 
 def _stream_method(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_AsyncResource, P], AsyncStream[T]]:
-    """An endpoint as a method that begins to carry it out."""
+    """Return a method that streams the answer of an endpoint."""
 
     @with_signature_of(describe)
     def method(self: _AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[T]:
@@ -163,7 +164,7 @@ def _stream_method(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate
 
 
 def _lines_method(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_AsyncResource, P], AsyncIterator[T]]:
-    """An endpoint as a method that reads what it lists while that is iterated."""
+    """Return a method that iterates over the lines of an endpoint's response."""
 
     @with_signature_of(describe)
     def method(self: _AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
@@ -178,7 +179,7 @@ class _AsyncResource:
 
 
 class AsyncAdaptersResource(_AsyncResource):
-    """What can be done to adapters: ``client.adapters``."""
+    """The calls for adapters: ``client.adapters``."""
 
     list = _call_method(adapters.list)
     get = _call_method(adapters.get)
@@ -190,7 +191,7 @@ class AsyncAdaptersResource(_AsyncResource):
 
 
 class AsyncFeedbackResource(_AsyncResource):
-    """What is said of answers: ``client.feedback``."""
+    """The calls for feedback: ``client.feedback``."""
 
     send = _call_method(feedback.send)
     list = _call_method(feedback.list)
@@ -198,7 +199,7 @@ class AsyncFeedbackResource(_AsyncResource):
 
 
 class AsyncInteractionsResource(_AsyncResource):
-    """Logged requests and answers: ``client.interactions``."""
+    """The calls for logged interactions: ``client.interactions``."""
 
     list = _call_method(interactions.list)
     get = _call_method(interactions.get)
@@ -207,7 +208,7 @@ class AsyncInteractionsResource(_AsyncResource):
 
 
 class AsyncExperimentsResource(_AsyncResource):
-    """Which version is better: ``client.experiments``."""
+    """The calls for experiments: ``client.experiments``."""
 
     start = _call_method(experiments.start)
     list = _call_method(experiments.list)
@@ -217,7 +218,7 @@ class AsyncExperimentsResource(_AsyncResource):
 
 
 class AsyncFilesResource(_AsyncResource):
-    """Rows to learn from, and results of jobs: ``client.files``."""
+    """The calls for files: ``client.files``."""
 
     upload = _call_method(files.upload)
     list = _call_method(files.list)
@@ -227,7 +228,7 @@ class AsyncFilesResource(_AsyncResource):
 
 
 class AsyncJobsResource(_AsyncResource):
-    """Training runs: ``client.jobs``."""
+    """The calls for training jobs: ``client.jobs``."""
 
     create = _call_method(jobs.create)
     list = _call_method(jobs.list)
@@ -238,7 +239,7 @@ class AsyncJobsResource(_AsyncResource):
 
 
 class AsyncLearningPoliciesResource(_AsyncResource):
-    """When adapters learn by themselves: ``client.learning_policies``."""
+    """The calls for learning policies: ``client.learning_policies``."""
 
     list = _call_method(learning_policies.list)
     get = _call_method(learning_policies.get)
@@ -247,7 +248,7 @@ class AsyncLearningPoliciesResource(_AsyncResource):
 
 
 class AsyncLogPoliciesResource(_AsyncResource):
-    """What is logged, and for how long: ``client.log_policies``."""
+    """The calls for log policies: ``client.log_policies``."""
 
     list = _call_method(log_policies.list)
     set = _call_method(log_policies.set)
@@ -255,7 +256,7 @@ class AsyncLogPoliciesResource(_AsyncResource):
 
 
 class AsyncKeysResource(_AsyncResource):
-    """What can be done to API keys: ``client.keys``."""
+    """The calls for API keys: ``client.keys``."""
 
     create = _call_method(keys.create)
     list = _call_method(keys.list)
@@ -263,11 +264,19 @@ class AsyncKeysResource(_AsyncResource):
 
 
 class AsyncClient(_AsyncResource):
-    """A connection to a Graftwork server. Use it in an ``async with``, or ``close`` it; tasks may share one.
+    """A client of a Graftwork server. Use it in an ``async with`` block, or call ``close``. It can be shared by tasks.
 
-    ``url`` and ``api_key`` default to ``GRAFTWORK_URL`` (else http://127.0.0.1:8000) and ``GRAFTWORK_API_KEY``.
-    ``timeout`` in seconds replaces what each call would wait for its answer; streams wait for as long as it takes.
-    Raises the tree in ``graftwork.clients.errors``.
+    Its methods raise the errors of `graftwork.clients.errors`.
+
+    Args:
+        url: address of the server; by default ``GRAFTWORK_URL``, else http://127.0.0.1:8000.
+        api_key: API key; by default ``GRAFTWORK_API_KEY``.
+        timeout: replaces the timeout of each call, in seconds; streams have none.
+        max_retries: number of retries for requests that failed temporarily.
+        transport: transport of httpx, for tests.
+
+    Raises:
+        SettingsError: if the URL or the key is invalid.
     """
 
     def __init__(
@@ -304,6 +313,7 @@ class AsyncClient(_AsyncResource):
     score = _call_method(generation.score)
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._connection.http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The client for ordinary code::
+"""The synchronous client::
 
     from graftwork import Client
 
@@ -9,7 +9,7 @@
                 print(delta.text, end="")
         client.adapters.push("intents", "my-adapter/", alias="candidate")
 
-What can be called, and with what, is in endpoints; this file only carries calls out and waits.
+The calls are described in `graftwork.clients.endpoints`; this module runs them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class _Connection:
-    """Sends requests, from one thread or many, and tries again what may be tried again."""
+    """Sends requests and retries them. It can be shared by threads."""
 
     def __init__(self, settings: ConnectionSettings, transport: httpx.BaseTransport | None) -> None:
         self.settings = settings
@@ -55,13 +55,13 @@ class _Connection:
         return call.read(CallResponse(status=response.status_code, headers=response.headers, text=response.text))
 
     def send(self, request: CallRequest, *, stream: bool = False) -> httpx.Response:
-        """The answer; with ``stream`` its body is yet to be read."""
+        """Send a request, and return its response; with ``stream`` the body is not read yet."""
         attempt = 0
         while True:
-            verdict = self.settings.response_or_delay(request, self._try(request, stream), attempt)
-            if isinstance(verdict, httpx.Response):
-                return verdict
-            time.sleep(verdict)
+            result = self.settings.response_or_delay(request, self._attempt(request, stream), attempt)
+            if isinstance(result, httpx.Response):
+                return result
+            time.sleep(result)
             attempt += 1
 
     def lines(self, call: LinesCall[T]) -> Iterator[T]:
@@ -73,7 +73,7 @@ class _Connection:
             except httpx.RequestError as error:
                 raise self.settings.connection_error(error) from error
 
-    def _try(self, request: CallRequest, stream: bool) -> AttemptResult:
+    def _attempt(self, request: CallRequest, stream: bool) -> AttemptResult:
         try:
             with self.settings.open_request(request) as arguments:
                 response = self.http.send(self.http.build_request(**arguments), stream=True)
@@ -85,10 +85,10 @@ class _Connection:
 
 
 class Stream(Generic[T]):
-    """An answer while it is written. Iterate it, inside a ``with`` when the loop may be left early.
+    """A streamed answer. Iterate over it, in a ``with`` block if the loop may end early.
 
-    The request is sent on entering the ``with`` or on the first step of the loop. ``adapter`` is known from then on,
-    ``usage`` after the last delta. Leaving the ``with`` stops the server's work on it.
+    The request is sent on entering the block, or at the first iteration. ``adapter`` is known from then on, ``usage``
+    after the last delta. Leaving the block cancels the request.
     """
 
     def __init__(self, connection: _Connection, call: StreamCall[T]) -> None:
@@ -99,16 +99,17 @@ class Stream(Generic[T]):
 
     @property
     def adapter(self) -> str | None:
-        """The version that answers, ``intents@7``, or the base's id; ``None`` before the request is sent."""
+        """The version that answers, ``intents@7``, or the base's id; None before the request is sent."""
         return self._response.headers.get("x-graftwork-adapter") if self._response else None
 
     @property
     def id(self) -> str | None:
-        """The answer's id, for feedback; ``None`` before its first delta."""
+        """The id of the answer, for feedback; None before its first delta."""
         return self._reader.id
 
     @property
     def usage(self) -> Usage | None:
+        """The token counts; None before the last delta."""
         return self._reader.usage
 
     def __enter__(self) -> Self:
@@ -134,13 +135,13 @@ class Stream(Generic[T]):
         return self._response
 
     def close(self) -> None:
-        """Stop reading; the server stops writing."""
+        """Close the stream, and cancel the request on the server."""
         if self._response is not None:
             self._response.close()
 
 
 def _call_method(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_Resource, P], T]:
-    """An endpoint as a method that carries it out."""
+    """Return a method that runs the call of an endpoint."""
 
     @with_signature_of(describe)
     def method(self: _Resource, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -150,7 +151,7 @@ def _call_method(describe: Callable[P, Call[T]]) -> Callable[Concatenate[_Resour
 
 
 def _stream_method(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate[_Resource, P], Stream[T]]:
-    """An endpoint as a method that begins to carry it out."""
+    """Return a method that streams the answer of an endpoint."""
 
     @with_signature_of(describe)
     def method(self: _Resource, /, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:
@@ -160,7 +161,7 @@ def _stream_method(describe: Callable[P, StreamCall[T]]) -> Callable[Concatenate
 
 
 def _lines_method(describe: Callable[P, LinesCall[T]]) -> Callable[Concatenate[_Resource, P], Iterator[T]]:
-    """An endpoint as a method that reads what it lists while that is iterated."""
+    """Return a method that iterates over the lines of an endpoint's response."""
 
     @with_signature_of(describe)
     def method(self: _Resource, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
@@ -175,7 +176,7 @@ class _Resource:
 
 
 class AdaptersResource(_Resource):
-    """What can be done to adapters: ``client.adapters``."""
+    """The calls for adapters: ``client.adapters``."""
 
     list = _call_method(adapters.list)
     get = _call_method(adapters.get)
@@ -187,7 +188,7 @@ class AdaptersResource(_Resource):
 
 
 class FeedbackResource(_Resource):
-    """What is said of answers: ``client.feedback``."""
+    """The calls for feedback: ``client.feedback``."""
 
     send = _call_method(feedback.send)
     list = _call_method(feedback.list)
@@ -195,7 +196,7 @@ class FeedbackResource(_Resource):
 
 
 class InteractionsResource(_Resource):
-    """Logged requests and answers: ``client.interactions``."""
+    """The calls for logged interactions: ``client.interactions``."""
 
     list = _call_method(interactions.list)
     get = _call_method(interactions.get)
@@ -204,7 +205,7 @@ class InteractionsResource(_Resource):
 
 
 class ExperimentsResource(_Resource):
-    """Which version is better: ``client.experiments``."""
+    """The calls for experiments: ``client.experiments``."""
 
     start = _call_method(experiments.start)
     list = _call_method(experiments.list)
@@ -214,7 +215,7 @@ class ExperimentsResource(_Resource):
 
 
 class FilesResource(_Resource):
-    """Rows to learn from, and results of jobs: ``client.files``."""
+    """The calls for files: ``client.files``."""
 
     upload = _call_method(files.upload)
     list = _call_method(files.list)
@@ -224,7 +225,7 @@ class FilesResource(_Resource):
 
 
 class JobsResource(_Resource):
-    """Training runs: ``client.jobs``."""
+    """The calls for training jobs: ``client.jobs``."""
 
     create = _call_method(jobs.create)
     list = _call_method(jobs.list)
@@ -235,7 +236,7 @@ class JobsResource(_Resource):
 
 
 class LearningPoliciesResource(_Resource):
-    """When adapters learn by themselves: ``client.learning_policies``."""
+    """The calls for learning policies: ``client.learning_policies``."""
 
     list = _call_method(learning_policies.list)
     get = _call_method(learning_policies.get)
@@ -244,7 +245,7 @@ class LearningPoliciesResource(_Resource):
 
 
 class LogPoliciesResource(_Resource):
-    """What is logged, and for how long: ``client.log_policies``."""
+    """The calls for log policies: ``client.log_policies``."""
 
     list = _call_method(log_policies.list)
     set = _call_method(log_policies.set)
@@ -252,7 +253,7 @@ class LogPoliciesResource(_Resource):
 
 
 class KeysResource(_Resource):
-    """What can be done to API keys: ``client.keys``."""
+    """The calls for API keys: ``client.keys``."""
 
     create = _call_method(keys.create)
     list = _call_method(keys.list)
@@ -260,11 +261,19 @@ class KeysResource(_Resource):
 
 
 class Client(_Resource):
-    """A connection to a Graftwork server. Use it in a ``with``, or ``close`` it; threads may share one.
+    """A client of a Graftwork server. Use it in a ``with`` block, or call ``close``. It can be shared by threads.
 
-    ``url`` and ``api_key`` default to ``GRAFTWORK_URL`` (else http://127.0.0.1:8000) and ``GRAFTWORK_API_KEY``.
-    ``timeout`` in seconds replaces what each call would wait for its answer; streams wait for as long as it takes.
-    Raises the tree in ``graftwork.clients.errors``.
+    Its methods raise the errors of `graftwork.clients.errors`.
+
+    Args:
+        url: address of the server; by default ``GRAFTWORK_URL``, else http://127.0.0.1:8000.
+        api_key: API key; by default ``GRAFTWORK_API_KEY``.
+        timeout: replaces the timeout of each call, in seconds; streams have none.
+        max_retries: number of retries for requests that failed temporarily.
+        transport: transport of httpx, for tests.
+
+    Raises:
+        SettingsError: if the URL or the key is invalid.
     """
 
     def __init__(
@@ -301,6 +310,7 @@ class Client(_Resource):
     score = _call_method(generation.score)
 
     def close(self) -> None:
+        """Close all connections."""
         self._connection.http.close()
 
     def __enter__(self) -> Self:

@@ -1,50 +1,54 @@
-"""Every error the client raises, as one tree.
+"""The errors that the client raises, as one tree.
 
 ::
 
     GraftworkClientError
-    ├── SettingsError                 the URL or the key given to the client cannot be used
-    ├── InvalidArgumentError          an argument that no server could make sense of
-    ├── LocalFileError                a folder or file on this machine cannot be sent
-    ├── GraftworkConnectionError      no server there, or the connection broke
-    │   └── GraftworkTimeoutError     it took longer than the client waits
-    ├── GraftworkProtocolError        something answered, but not in Graftwork's words
-    └── GraftworkAPIError             the server said no: status, type, param, code, request_id
+    ├── SettingsError                 the URL or the key given to the client is invalid
+    ├── InvalidArgumentError          an argument is invalid; no request was sent
+    ├── LocalFileError                a local folder or file cannot be read or sent
+    ├── GraftworkConnectionError      the server cannot be reached, or the connection broke
+    │   └── GraftworkTimeoutError     the server did not answer in time
+    ├── GraftworkProtocolError        the answer is not one of a Graftwork server
+    └── GraftworkAPIError             an error response: status, type, param, code, request_id
         ├── BadRequestError       400
         ├── AuthenticationError   401
         ├── ForbiddenError        403
         ├── NotFoundError         404
         ├── ConflictError         409
         ├── TooLargeError         413
-        ├── OverloadedError       429     ``retry_after`` seconds, when the server says so
+        ├── OverloadedError       429     ``retry_after`` in seconds, if the server sends it
         ├── ServerError           5xx
-        │   └── UnavailableError  503     starting, draining, or the engine is coming back
-        └── InterruptedAnswerError        a stream began and then failed; its HTTP status was 200
+        │   └── UnavailableError  503     starting, draining, or restarting the engine
+        └── InterruptedAnswerError        a stream that began failed; its HTTP status was 200
 
-A status without a class of its own raises ``GraftworkAPIError`` itself. This file does not know httpx.
+A status without a class of its own raises `GraftworkAPIError` itself.
 """
 
 from __future__ import annotations
 
 
 class GraftworkClientError(Exception):
-    """Base of all; ``str()`` of any of them is fit to be shown to a user."""
+    """Base class of all errors of the client. Their messages can be shown to users."""
 
 
 class SettingsError(GraftworkClientError, ValueError):
-    """The URL or the key given to the client cannot be used."""
+    """The URL or the key given to the client is invalid."""
 
 
 class InvalidArgumentError(GraftworkClientError, ValueError):
-    """An argument that no server could make sense of; nothing was sent."""
+    """An argument is invalid. No request was sent."""
 
 
 class LocalFileError(GraftworkClientError, ValueError):
-    """A folder or file on this machine cannot be sent as it is."""
+    """A local folder or file cannot be read, or cannot be sent as it is."""
 
 
 class GraftworkConnectionError(GraftworkClientError):
-    """No server there, or the connection broke. ``url`` is the server that was asked."""
+    """The server cannot be reached, or the connection broke.
+
+    Attributes:
+        url: the address of the server.
+    """
 
     def __init__(self, message: str, *, url: str) -> None:
         super().__init__(message)
@@ -52,15 +56,25 @@ class GraftworkConnectionError(GraftworkClientError):
 
 
 class GraftworkTimeoutError(GraftworkConnectionError):
-    """It took longer than the client waits."""
+    """The server did not answer in time."""
 
 
 class GraftworkProtocolError(GraftworkClientError):
-    """Something answered, but not in Graftwork's words: another service, a proxy, or a much newer server."""
+    """The answer is not one of a Graftwork server, but of another service, a proxy, or a much newer version."""
 
 
 class GraftworkAPIError(GraftworkClientError):
-    """The server said no. ``param`` names the field it is about, ``code`` is for programs."""
+    """An error response of the server.
+
+    Attributes:
+        message: the message, for people.
+        status: the HTTP status.
+        type: the type of the error, as in OpenAI's API.
+        param: the field that the error is about.
+        code: the code, for programs.
+        request_id: the id of the request in the server's log.
+        retry_after: time in seconds after which the server asks for a retry.
+    """
 
     def __init__(
         self,
@@ -84,11 +98,11 @@ class GraftworkAPIError(GraftworkClientError):
 
 
 class BadRequestError(GraftworkAPIError):
-    """400: the body, a field, or an id inside the body is wrong."""
+    """400: the body, a field, or an id in the body is invalid."""
 
 
 class AuthenticationError(GraftworkAPIError):
-    """401: no key, or an unknown one."""
+    """401: the key is missing or unknown."""
 
 
 class ForbiddenError(GraftworkAPIError):
@@ -96,15 +110,15 @@ class ForbiddenError(GraftworkAPIError):
 
 
 class NotFoundError(GraftworkAPIError):
-    """404: an id in the path, or the model, names nothing."""
+    """404: the model, or an id in the path, does not exist."""
 
 
 class ConflictError(GraftworkAPIError):
-    """409: the state does not allow this now."""
+    """409: the current state does not allow this."""
 
 
 class TooLargeError(GraftworkAPIError):
-    """413: more bytes than the server takes."""
+    """413: the request is larger than the server accepts."""
 
 
 class OverloadedError(GraftworkAPIError):
@@ -112,15 +126,15 @@ class OverloadedError(GraftworkAPIError):
 
 
 class ServerError(GraftworkAPIError):
-    """5xx: the server, or something before it, broke."""
+    """5xx: an internal error of the server, or of a proxy in front of it."""
 
 
 class UnavailableError(ServerError):
-    """503: starting, draining, or the engine is coming back."""
+    """503: the server is starting, draining, or restarting its engine."""
 
 
 class InterruptedAnswerError(GraftworkAPIError):
-    """A streamed answer began and then failed."""
+    """A streamed answer failed after it began."""
 
 
 _BY_STATUS: dict[int, type[GraftworkAPIError]] = {
@@ -136,5 +150,5 @@ _BY_STATUS: dict[int, type[GraftworkAPIError]] = {
 
 
 def error_class(status: int) -> type[GraftworkAPIError]:
-    """The class that an HTTP status of 300 or more is raised as."""
+    """Return the class of the error for an HTTP status of 300 or more."""
     return _BY_STATUS.get(status, ServerError if status >= 500 else GraftworkAPIError)

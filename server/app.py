@@ -1,5 +1,6 @@
-"""Composition: from a `ServerConfig` to a running server. The parent prepares the base in a subprocess, migrates the
-database, builds the services and runs LitServe.
+"""Builds and runs a server from a ``ServerConfig``.
+
+The main process prepares the base in a subprocess, migrates the database, builds the services and runs LitServe.
 """
 
 from __future__ import annotations
@@ -50,34 +51,29 @@ from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
 
-#: What canaries answer, with and without the new adapter.
+#: The prompt of canaries, which are computed with and without a new adapter.
 CANARY_TEXT = "Dear Sir or Madam, I am writing about a transfer of 25.50 that has not arrived. What should I do?"
-
 
 API_PROCESSES = 1
 
-
+#: Pauses between two runs of the keeper's duties.
 RETENTION_SECONDS = 3600.0
+EXPERIMENTS_SECONDS = 1.0  # a breached guardrail waits no longer than this
+LEARNING_SECONDS = 5.0  # a round takes minutes and may begin this late
 
-
-#: A guardrail's evidence waits no longer than this.
-EXPERIMENTS_SECONDS = 1.0
-
-
-#: A round of learning takes minutes: it may begin this late.
-LEARNING_SECONDS = 5.0
-
-
-#: How long a connection may idle before this end closes it. Clients let go sooner, openai's and httpx's after five
-#: seconds: at Uvicorn's own five, one would now and then be closed at the very moment when a request is sent on it.
+#: How long a connection may idle before the server closes it. Clients close theirs sooner, openai's and httpx's after
+#: five seconds: at Uvicorn's default of five, one would now and then be closed just when a request is sent on it.
 KEEP_ALIVE_SECONDS = 75
 
 
 def serve(config: ServerConfig) -> int:
-    """Run a server until it is told to stop. Returns the process's exit code.
+    """Run a server until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code of the process.
 
     Raises:
-        ConfigurationError: it cannot start; the message says what to change.
+        ConfigurationError: It cannot start; the message says what to change.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -107,7 +103,16 @@ def serve(config: ServerConfig) -> int:
 
 
 def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftServer:
-    """Everything but the running: services, gateway, worker, server."""
+    """Build services, gateway, engine worker and server, without starting them. Migrates the database.
+
+    Args:
+        config: The server's settings.
+        info: The base, prepared.
+        admin_key: The first key; ``None``: keys of the database only.
+
+    Raises:
+        ConfigurationError: The server would listen on other addresses than loopback without a key.
+    """
     database = Database(config.home / "graftwork.db")
     migrate(database)
     keys = Keys(database, admin_key=admin_key)
@@ -121,9 +126,9 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
     files.clean()
     prompts = Prompts(Path(info.path))
-    board = SharedState(API_PROCESSES)
-    trainer = TrainerProcess(config, info, board)
-    link = EngineClient(board, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
+    shared_state = SharedState(API_PROCESSES)
+    trainer = TrainerProcess(config, info, shared_state)
+    engine_client = EngineClient(shared_state, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -138,7 +143,9 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         registry=registry,
         store=store,
         keys=keys,
-        authenticator=Authenticator(keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER)),
+        authenticator=Authenticator(
+            keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER), cors_origins=config.cors_origins
+        ),
         metrics=metrics,
         records=records,
         experiments=Experiments(database, registry),
@@ -148,13 +155,14 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         home=config.home,
         allowed_roots=config.allowed_roots,
+        cors_origins=config.cors_origins,
         limits=config.adapter_limits,
-        engine=link,
+        engine=engine_client,
     )
     services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
     service = GenerationService(
         base=info,
-        engine=link,
+        engine=engine_client,
         prompts=prompts,
         router=ModelRouter(info, registry, services.experiments),
         experiments=services.experiments,
@@ -170,19 +178,21 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         adapter_limits=config.adapter_limits,
         engine=_engine_options(config),
         api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
-        board=board,
+        shared_state=shared_state,
         parent_pid=os.getpid(),
         log_level=config.log_level,
     )
     api = EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec())
-    server = GraftServer(api, link, listeners, service, services, board, _keeper(database, services), trainer)
+    keeper = _keeper(database, services)
+    server = GraftServer(api, engine_client, listeners, service, services, shared_state, keeper, trainer)
     server.drain_seconds = config.drain_seconds
     return server
 
 
 def _listen() -> socket.socket:
-    """Where an API process waits for the engine worker: a name of the kernel's, nothing on disk. Made before the API
-    processes are forked and the worker is started, so that neither can come too early.
+    """The socket on which an API process accepts the engine worker: an abstract Unix socket, nothing on disk.
+
+    Created before the API processes are forked and the worker is started, so that neither can be too early.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"\0graftwork-{secrets.token_hex(16)}")
@@ -191,14 +201,14 @@ def _listen() -> socket.socket:
 
 
 def _keeper(database: Database, services: Services) -> Keeper:
-    """What must happen by itself, a line each."""
+    """The keeper with all its duties."""
     leases = Leases(database)
     keeper = Keeper(leases)
     records = services.records
-    referee = ExperimentController(
+    controller = ExperimentController(
         database, services.registry, services.experiments, records.interactions, records.feedback, records.ids
     )
-    keeper.add_duty("experiments", referee.run, every=EXPERIMENTS_SECONDS)
+    keeper.add_duty("experiments", controller.run, every=EXPERIMENTS_SECONDS)
     learning = RoundScheduler(services.learning, services.jobs, services.registry, leases)
     keeper.add_duty("learning", learning.run, every=LEARNING_SECONDS)
     keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
@@ -226,7 +236,7 @@ def _engine_options(config: ServerConfig) -> dict[str, Any]:
 
 
 def _prepare_base(config: ServerConfig) -> BaseInfo:
-    """Fetch, convert and describe the base in a process of its own, which alone pays for torch."""
+    """Fetch, convert and describe the base in a process of its own, so that this one never loads torch."""
     command = [sys.executable, "-m", "graftwork.adapters.base", "--home", str(config.home)]
     if config.base is not None:
         command += ["--base", config.base]
@@ -237,7 +247,7 @@ def _prepare_base(config: ServerConfig) -> BaseInfo:
 
 
 def _check_port(config: ServerConfig) -> None:
-    """Before the base is fetched: LitServe would only say so in the end, and in fewer words."""
+    """Check the port before the base is fetched: LitServe would only do so at the end, with a worse message."""
     family = socket.AF_INET6 if ":" in config.bind_host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -251,7 +261,7 @@ def _check_port(config: ServerConfig) -> None:
 
 
 def _admin_key(config: ServerConfig) -> str | None:
-    """The first key, taken out of the environment so that no child inherits it."""
+    """The first key, removed from the environment so that no child inherits it."""
     key = take_secret("GRAFTWORK_ADMIN_KEY")
     if config.admin_key_file is not None:
         try:

@@ -1,5 +1,5 @@
-"""Bodies: the strict pydantic model of requests, the field types that several routes share, the one place where a bad
-body becomes an `InvalidRequest` with a message for people, and how JSON is written.
+"""JSON bodies: the strict pydantic model of requests, shared field types, error messages for people, and how JSON is
+written.
 """
 
 from __future__ import annotations
@@ -23,50 +23,69 @@ from graftwork.adapters.errors import InvalidRequest
 
 MAX_LABEL_CHARS = 256
 
+#: So many more wrong fields are named in an error.
+MAX_OTHERS = 8
+
 StrictModelT = TypeVar("StrictModelT", bound="StrictModel")
 
 
-Place = tuple[int | str, ...]  # where in the body: ("messages", 0, "content")
+Place = tuple[int | str, ...]
+"""Where in the body: ``("messages", 0, "content")``."""
 
 
 def parse(model: type[StrictModelT], raw: bytes) -> StrictModelT:
-    """The request in ``raw``, or :class:`InvalidRequest` for its first error, with the field's path as ``param``."""
+    """Parse a request's body.
+
+    Raises:
+        InvalidRequest: For the body's first error, with the field's path as ``param``.
+    """
     if not raw.strip():
         raise InvalidRequest("the body is empty: send a JSON object", code="invalid_json")
     try:
         return model.model_validate_json(raw)
     except ValidationError as failure:
         errors = failure.errors(include_url=False)
-    first = errors[0]
-    place = (*first["loc"], *first.get("ctx", {}).get("field", ()))
-    code, message = _explain(first, place, model)
-    if others := len(errors) - 1:
-        message += f" (and {others} more {'problem' if others == 1 else 'problems'} in this body)"
-    raise InvalidRequest(message, param=_path(place) or None, code=code)
+    places = [(*error["loc"], *error.get("ctx", {}).get("field", ())) for error in errors]
+    code, message = _explain(errors[0], places[0], model)
+    if others := [_path(place) or "the body" for place in places[1:]]:
+        shown = ", ".join(others[:MAX_OTHERS]) + (", …" if len(others) > MAX_OTHERS else "")
+        message += f" (and {len(others)} more {'problem' if len(others) == 1 else 'problems'}: {shown})"
+    raise InvalidRequest(message, param=_path(places[0]) or None, code=code)
 
 
 # ------------------------------------------------------------------------------------------------- field types
 
 
 def body_error(code: str, message: str) -> PydanticCustomError:
+    """An error that a validator raises for its field; ``code`` and ``message`` as in ``InvalidRequest``.
+
+    The field's name is put before ``message``.
+    """
     # The message travels as context, so that braces in a user's value are never read as a template.
     return PydanticCustomError("graftwork", "{message}", {"code": code, "message": message})
 
 
 def reject_nul(value: str) -> str:
+    """A validator of strings: PostgreSQL stores no NUL characters."""
     if "\0" in value:
         raise body_error("invalid_value", "contains a NUL character (\\u0000): remove it")
     return value
 
 
+#: A text of any length.
 Text = Annotated[str, AfterValidator(reject_nul)]
 
-
+#: A short text that names something.
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
 
 
 def only_off(*values: Any, instead: str) -> BeforeValidator:
-    """A field that is accepted at ``None`` or one of ``values``, all of which mean that it does nothing."""
+    """A validator of unsupported fields: accepts ``None`` and ``values``, with which the field does nothing.
+
+    Args:
+        values: Accepted besides ``None``.
+        instead: For the error message: what to do instead.
+    """
 
     def check(value: Any) -> Any:
         if value is None or any(type(value) is type(off) and value == off for off in values):
@@ -94,6 +113,7 @@ def _metadata(value: Any) -> Mapping[str, str] | None:
     return value
 
 
+#: OpenAI's ``metadata``: at most 16 pairs of short strings.
 Metadata = Annotated[
     Mapping[str, str] | None, PlainValidator(_metadata, json_schema_input_type=Mapping[str, str] | None)
 ]
@@ -103,16 +123,16 @@ Metadata = Annotated[
 
 
 class StrictModel(BaseModel):
-    """Base of all bodies: no coercion, no unknown fields, no infinities, never changed after parsing."""
+    """Base of all bodies: no coercion, no unknown fields, no infinities, immutable."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-# ---------------------------------------------------------------------------------- errors, in words for people
+# ----------------------------------------------------------------------------------------------- error messages
 
 
 def field_error(field: str, code: str, message: str) -> PydanticCustomError:
-    """An error of the whole body that belongs to one field."""
+    """An error that a validator of the whole body raises for one of its fields."""
     return PydanticCustomError("graftwork", "{message}", {"code": code, "message": message, "field": (field,)})
 
 
@@ -169,20 +189,20 @@ def _explain(error: ErrorDetails, place: Place, model: type[StrictModel]) -> tup
 
 
 def _unknown(place: Place, model: type[StrictModel]) -> str:
-    """What to say of a field that nobody knows, with the field that was probably meant."""
+    """The message for an unknown field, with the field that was probably meant."""
     name, where = str(place[-1]), _path(place)
     near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.75) if len(place) == 1 else []
     return f"{short_repr(where)} is not a field of this request: {f'did you mean {near[0]}?' if near else 'remove it'}"
 
 
 def _path(place: Place) -> str:
-    """A field's place as people write it: ``messages[0].content``."""
+    """A field's path as people write it: ``messages[0].content``."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
     return path if len(path) <= 128 else path[:127] + "…"
 
 
 def short_repr(value: Any) -> str:
-    """A user's value for a message: short, on one line."""
+    """A user's value for a message: shortened, on one line."""
     if isinstance(value, int) and value.bit_length() > 128:
         return "a number with very many digits"
     text = repr(value)
@@ -194,17 +214,17 @@ def _number(value: float) -> str:
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of ``value``."""
+    """The name of a value's type in JSON, with its article."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     return names.get(type(value), "a list" if isinstance(value, list | tuple) else "an object")
 
 
-#: Line breaks of Unicode's in UTF-8, at which some clients split events, and how JSON escapes them.
+#: Unicode's line breaks in UTF-8, at which some clients split events, and their JSON escapes.
 _LINE_BREAKS = {text.encode(): f"\\u{ord(text):04x}".encode() for text in "\u0085\u2028\u2029"}
 
 
 def write_json(value: Any) -> bytes:
-    """``value`` as JSON in one line, whatever a client takes for the end of one."""
+    """``value`` as JSON in one line, also for clients that split lines at Unicode's line breaks."""
     written = to_json(value)
     if written.isascii():
         return written

@@ -1,4 +1,4 @@
-"""Everything ``graftwork serve`` can be told, in one place: built once, passed down, printable.
+"""All settings of ``graftwork serve``: built once, passed down, printable.
 
 Every field is a flag (``--max-batch``) and an environment variable (``GRAFTWORK_MAX_BATCH``). Secrets are not fields.
 """
@@ -6,6 +6,7 @@ Every field is a flag (``--max-batch``) and an environment variable (``GRAFTWORK
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,39 +17,45 @@ from graftwork.adapters.peft_format.limits import AdapterLimits
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """
+    """The settings of a server.
+
     Attributes:
-        base: a hub id or a folder; ``None`` is the embedded SmolLM2-135M-Instruct.
+        base: A hub id or a folder; ``None`` is the embedded SmolLM2-135M-Instruct.
         quantize: ``auto``, ``nf4``, ``int8`` or ``none``.
-        dtype: of activations and cache: ``auto``, ``bfloat16`` or ``float32``.
+        dtype: Of activations and cache: ``auto``, ``bfloat16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU), ``triton`` (on CUDA) or ``torch``.
-        home: where bases, adapters and the database live. One server a home.
-        host, port: where to listen. Without a key only loopback is allowed.
-        slots: rank-16 adapters the bank holds on the device; a rank-64 adapter takes four.
-        max_batch: sequences that run at once.
-        max_queue: sequences that may be running or waiting; more are answered 429.
-        max_model_len: longest prompt and answer in tokens; ``None``: what the base was made for, at most 8192.
-        kv_memory_gb: size of the key-value cache; ``None``: a quarter of the memory, at most 4.
-        host_memory_gb: adapters kept in host memory, ready for the device.
-        prefill_tokens: prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
-        no_prefix_cache: compute every prompt from its start, whatever was computed before.
+        home: Where bases, adapters and the database are stored. One server a home.
+        host: Where to listen. Without a key only loopback is allowed.
+        port: Where to listen, 1024 to 65535.
+        slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
+        max_batch: Sequences that run at once.
+        max_queue: Sequences that may be running or waiting; more are answered 429.
+        max_model_len: Longest prompt and answer in tokens; ``None``: what the base was made for, at most 8192.
+        kv_memory_gb: Size of the key-value cache in GiB; ``None``: a quarter of the memory, at most 4.
+        host_memory_gb: Host memory in GiB for adapters that are ready for the device.
+        prefill_tokens: Prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
+        no_prefix_cache: Compute every prompt from its start, whatever was computed before.
         threads: CPU threads of the engine; ``None``: torch's choice.
-        allowed_roots: folders below which adapters may be pushed by path.
-        admin_key_file: file with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
-        no_interaction_log: log no requests and answers, but where a policy of an adapter or a key says so.
-        retention_days: how long they are kept where no policy says otherwise; 0 is for good.
-        max_adapter_gb: the largest adapter that may be pushed.
-        max_file_gb: the largest file of training data that may be uploaded.
-        no_trainer: start no worker for training jobs: they wait in the queue until another one claims them.
-        trainer_share: how much of the time a training run may go on while requests are being answered: 0 pauses it
-            then, 1 never does; in between it is stopped and continued. It never pauses on a server with nothing to do.
-        trainer_nice: by how much the processor prefers everything else to a training run, 0 to 19.
+        cors_origins: Sites whose pages may call this server from a browser, ``https://app.example``; ``*`` is any.
+        allowed_roots: Folders below which adapters may be pushed by path.
+        admin_key_file: File with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
+        no_interaction_log: Log no requests and answers, but where a policy of an adapter or a key says so.
+        retention_days: How long they are stored where no policy says otherwise; 0 is for good.
+        max_adapter_gb: The largest adapter, in GiB, that may be pushed.
+        max_file_gb: The largest file of training data, in GiB, that may be uploaded.
+        no_trainer: Start no worker for training jobs: they wait in the queue until another one claims them.
+        trainer_share: The fraction of the time that a training run may use while requests are being answered: 0 pauses
+            it then, 1 never does; in between it is stopped and continued. It never pauses on an idle server.
+        trainer_nice: The nice value of a training run, 0 to 19.
         trainer_threads: CPU threads of a training run; ``None``: torch's choice.
-        trainer_device: where runs compute: ``cpu``, or the number of a card; ``None``: where serving does.
-        trainer_memory_gb: memory of the card that the key-value cache leaves to runs, where both share one.
-        drain_seconds: how long SIGTERM waits for answers that are under way.
+        trainer_device: Where runs compute: ``cpu``, or the number of a GPU; ``None``: where serving does.
+        trainer_memory_gb: Memory of the GPU in GiB that the key-value cache leaves to runs, where both share one.
+        drain_seconds: How long SIGTERM waits for answers that are under way.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
+
+    Raises:
+        ConfigurationError: A value is out of its range.
     """
 
     base: str | None = None
@@ -68,6 +75,7 @@ class ServerConfig:
     prefill_tokens: int = 256
     no_prefix_cache: bool = False
     threads: int | None = None
+    cors_origins: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
     admin_key_file: Path | None = None
     no_interaction_log: bool = False
@@ -103,22 +111,30 @@ class ServerConfig:
             raise ConfigurationError(f"--retention-days takes 0 (for good) to {MAX_RETENTION_DAYS}.")
         if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):
             raise ConfigurationError("--host takes 127.0.0.1 (this machine only), 0.0.0.0 or :: (every address).")
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s,]+", origin, re.ASCII):
+                raise ConfigurationError(
+                    f"--cors-origin {origin}: give an origin as browsers send it, like https://app.example:8443, or *."
+                )
         if not 1024 <= self.port <= 65535:
             raise ConfigurationError("--port must be between 1024 and 65535.")
 
     @property
     def bind_host(self) -> str:
+        """The address to bind: ``host``, with ``localhost`` as an address."""
         return "127.0.0.1" if self.host == "localhost" else self.host
 
     @property
     def own_url(self) -> str:
-        """Where this machine reaches it."""
+        """The URL at which this machine reaches the server."""
         return f"http://[::1]:{self.port}" if ":" in self.bind_host else f"http://127.0.0.1:{self.port}"
 
     @property
     def loopback_only(self) -> bool:
+        """Whether the server listens on this machine only."""
         return ipaddress.ip_address(self.bind_host).is_loopback
 
     @property
     def adapter_limits(self) -> AdapterLimits:
+        """What adapters may be pushed: their size, and a rank that fits into the slots, at most 256."""
         return AdapterLimits(max_adapter_bytes=int(self.max_adapter_gb * (1 << 30)), max_rank=min(256, self.slots * 16))

@@ -1,5 +1,6 @@
-"""LitServe's server with this project's routes, start, supervision and shutdown. Each override of LitServe stands with
-its reason.
+"""LitServe's server with this project's routes, start, supervision and shutdown.
+
+A comment above each override of LitServe says why it is needed.
 """
 
 from __future__ import annotations
@@ -34,23 +35,32 @@ from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
 
 log = logging.getLogger(__name__)
 
-#: An engine worker that dies this often in a row before it was ready is not started again.
+#: An engine worker that dies this often in a row before it was ready is not restarted.
 MAX_FAILED_STARTS = 3
 
-
-#: At the end, when nothing is under way any more: how long connections may stay open, whose clients do not read; how
-#: long a database that is busy may keep the last rows waiting; and what an API process takes beside these.
-CLOSE_SECONDS = 10
-
-
-LOG_SECONDS = 20
-
-
-SHUTDOWN_MARGIN_SECONDS = 10
+#: Timeouts of the shutdown, when no answer is under way any more.
+CLOSE_SECONDS = 10  # connections whose clients do not read
+LOG_SECONDS = 20  # the last rows of the interaction log, when the database is busy
+SHUTDOWN_MARGIN_SECONDS = 10  # everything else in an API process
 
 
 class GraftServer(ls.LitServer):
-    """LitServe's server with this project's routes, start, watch and end."""
+    """LitServe's server with this project's routes, start, supervision and shutdown.
+
+    Args:
+        api: The engine worker's entry point.
+        client: The connection to the engine worker.
+        listeners: For each API process the socket on which it accepts the worker.
+        service: Answers generation requests.
+        services: Everything else that routes need.
+        shared_state: The server's phase and open answers.
+        keeper: Started after the last fork.
+        trainer: Started after the last fork.
+
+    Attributes:
+        exit_code: Of the process: 1 if the engine or an API process failed.
+        drain_seconds: How long SIGTERM waits for answers that are under way.
+    """
 
     def __init__(
         self,
@@ -59,7 +69,7 @@ class GraftServer(ls.LitServer):
         listeners: Sequence[socket.socket],
         service: GenerationService,
         services: Services,
-        board: SharedState,
+        shared_state: SharedState,
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
@@ -69,7 +79,7 @@ class GraftServer(ls.LitServer):
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
-        self.board = board
+        self.shared_state = shared_state
         self.exit_code = 0
         self.inference_workers: list[Any] = []
         self._failed_starts = 0
@@ -85,19 +95,20 @@ class GraftServer(ls.LitServer):
         self.uvicorn_graceful_timeout = CLOSE_SECONDS
         self.app.docs_url = self.app.redoc_url = None
 
-    # LitServe would answer / and /health itself, with shapes of its own.
+    # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
         generation.add(routes, self.services.authenticator, self.service)
         self.app.include_router(routes)
-        edge.install(self.app, self.services.metrics)
+        edge.install(self.app, self.services.metrics, self.services.cors_origins)
 
-    # LitServe knows X-API-Key; every route of ours asks for the same bearer keys.
+    # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
+        """The dependency for LitServe's own routes."""
         return self.services.authenticator.require(Role.APP)
 
-    # LitServe's manager is a process that owns its queues: two pickles and a round trip a message, and
-    # nobody noticed when it was killed. The engine's connections need neither it nor the queues.
+    # LitServe's manager is a process that owns its queues: it costs two pickles and a round trip a message, and it is
+    # not noticed when it is killed. The engine's connections need neither it nor the queues.
     def _init_manager(self, num_api_servers: int) -> NoManager:
         self.transport_config.num_consumers = num_api_servers
         self.workers_setup_status: dict[str, Any] = {}
@@ -108,17 +119,19 @@ class GraftServer(ls.LitServer):
         self._install_signal_handlers()
         return NoManager()
 
-    # LitServe waits for the worker before it listens; we listen at once and say /ready 503.
+    # LitServe would wait for the worker before it listens; we listen at once, and /ready answers 503.
     def verify_worker_status(self) -> None:
+        """Return at once."""
         return
 
-    # LitServe would start a worker that cannot start again every two seconds, for ever; also while it shuts down.
+    # LitServe would restart a worker that cannot start every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
+        """Restart a worker that died, or shut the server down if that would fail again."""
         died = self.inference_workers[worker_id]
-        if self.board.phase == STOPPING:
+        if self.shared_state.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
-        was_ready = self.board.engine_starts > self._engine_starts
-        self._engine_starts = self.board.engine_starts
+        was_ready = self.shared_state.engine_starts > self._engine_starts
+        self._engine_starts = self.shared_state.engine_starts
         self._failed_starts = 0 if was_ready else self._failed_starts + 1
         if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
             log.error("the engine cannot start; shutting down (its own message is above)")
@@ -128,19 +141,19 @@ class GraftServer(ls.LitServer):
         log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
         return super().launch_single_inference_worker(lit_api, worker_id)
 
-    # LitServe does not look at its API processes: without one there is a server that nobody can reach.
+    # LitServe does not watch its API processes: without one the server cannot be reached.
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:
         super()._start_worker_monitoring(manager, uvicorn_workers)
 
         def watch() -> None:
             connection.wait([process.sentinel for process in uvicorn_workers.values()])
-            if self.board.phase != STOPPING:
+            if self.shared_state.phase != STOPPING:
                 log.error("an API process died; shutting down, so that whoever watches this server starts it again")
                 self.exit_code = 1
                 self._stop()
 
         threading.Thread(target=watch, name="api-watch", daemon=True).start()
-        # LitServe kills an API process after as long as uvicorn lets open connections be: what waits to be logged is
+        # LitServe kills an API process after uvicorn's timeout for open connections, but the last rows of the log are
         # written after that.
         self.uvicorn_graceful_timeout = CLOSE_SECONDS + LOG_SECONDS + SHUTDOWN_MARGIN_SECONDS
         # All API processes have been forked.
@@ -149,7 +162,7 @@ class GraftServer(ls.LitServer):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Runs in each API process, around its life."""
+        """Run in each API process around its life: accept the engine, start the log, and write it out at the end."""
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
         api_process: int = app.response_queue_id  # type: ignore[attr-defined]
@@ -168,11 +181,11 @@ class GraftServer(ls.LitServer):
         def drain(signum: int, _: Any) -> None:
             if os.getpid() != parent:  # a forked API process: uvicorn has shut it down and raises the signal again
                 os._exit(0)
-            if self.board.phase != SERVING:
+            if self.shared_state.phase != SERVING:
                 log.warning("second signal: stopping now")
                 self._stop()
                 return
-            self.board.phase = DRAINING
+            self.shared_state.phase = DRAINING
             threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
         signal.signal(signal.SIGTERM, drain)
@@ -180,16 +193,16 @@ class GraftServer(ls.LitServer):
 
     def _drain(self) -> None:
         deadline = time.monotonic() + self.drain_seconds
-        log.info("draining: %d answers under way, new requests are answered 503", self.board.total_open)
-        while self.board.total_open and time.monotonic() < deadline:
+        log.info("draining: %d answers under way, new requests are answered 503", self.shared_state.total_open)
+        while self.shared_state.total_open and time.monotonic() < deadline:
             time.sleep(0.05)
-        if self.board.total_open:
-            log.warning("%d answers did not finish in %.0f s", self.board.total_open, self.drain_seconds)
+        if self.shared_state.total_open:
+            log.warning("%d answers did not finish in %.0f s", self.shared_state.total_open, self.drain_seconds)
         self._stop()
 
     def _stop(self) -> None:
-        """End now. What is still open ends with an error as its worker goes; uvicorn would wait for it to finish."""
-        self.board.phase = STOPPING
+        """Stop now. Open answers end with an error when the worker ends; uvicorn would wait for them to finish."""
+        self.shared_state.phase = STOPPING
         for worker in self.inference_workers:
             worker.terminate()
         if self._shutdown_event is not None:

@@ -1,6 +1,6 @@
-"""What the server's processes owe one another: children die with their parent, and all share one small board.
+"""What the server's processes share: state in shared memory, secrets, and the lock of the home.
 
-Linux only: parent-death signals and pidfds have no portable twin.
+Linux only: parent-death signals and pidfds have no portable equivalent.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from graftwork.adapters.parent_death import die_with_parent as die_with_parent
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
+#: ``SharedState.phase``.
 SERVING, DRAINING, STOPPING = 0, 1, 2
 
 
 def keep_freed_memory() -> None:
-    """Ask malloc to keep what is freed instead of handing it back: a step's large tensors come again with the next.
+    """Let malloc keep freed memory instead of returning it to the system: every step needs large tensors again.
 
-    Without this every step pays for their pages anew, a fault each; steps with prompts took twice as long and more.
+    Without this every step has page faults for all of them; steps with prompts took more than twice as long.
     glibc only; elsewhere nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -38,7 +39,7 @@ def keep_freed_memory() -> None:
 
 
 class SharedState:
-    """Shared memory of all processes: whether the server drains, and how many requests each API process has open."""
+    """Shared memory of all processes: the server's phase, and how many answers each API process has open."""
 
     def __init__(self, num_api_processes: int) -> None:
         context = mp.get_context("spawn")
@@ -49,6 +50,7 @@ class SharedState:
 
     @property
     def phase(self) -> int:
+        """SERVING, DRAINING or STOPPING; set by the main process."""
         return int(self._phase.value)
 
     @phase.setter
@@ -56,10 +58,12 @@ class SharedState:
         self._phase.value = value
 
     def set_open(self, api_process: int, count: int) -> None:
+        """Publish how many answers an API process has open."""
         self._open[api_process] = count
 
     @property
     def total_open(self) -> int:
+        """Answers that are open in all API processes."""
         return sum(self._open)
 
     @property
@@ -68,12 +72,12 @@ class SharedState:
         return int(self._engine_starts.value)
 
     def count_engine_start(self) -> None:
-        """Called by the engine worker, of which one runs at a time."""
+        """Count one start. Called by the engine worker, of which one runs at a time."""
         self._engine_starts.value += 1
 
 
 def take_secret(variable: str) -> str | None:
-    """Read an environment variable and wipe it out: forked children and ``/proc/PID/environ`` would keep showing it."""
+    """Read an environment variable and erase it: forked children and ``/proc/PID/environ`` would go on showing it."""
     secret = os.environ.get(variable)
     if secret is not None:
         libc = ctypes.CDLL(None)
@@ -86,7 +90,11 @@ def take_secret(variable: str) -> str | None:
 
 @contextmanager
 def home_lock(home: Path) -> Iterator[None]:
-    """Hold the home's lock, or say who does."""
+    """Hold the lock of a home.
+
+    Raises:
+        ConfigurationError: Another process holds it; the message names its pid.
+    """
     home.mkdir(parents=True, exist_ok=True)
     path = home / "server.lock"
     with path.open("a+") as lock:

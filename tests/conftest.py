@@ -1,4 +1,4 @@
-"""What every test may use. Heavy things are made once and kept below the checkout's ``.graftwork`` between runs."""
+"""Fixtures and options of all tests. Expensive fixtures are kept in the checkout's ``.graftwork`` between runs."""
 
 from __future__ import annotations
 

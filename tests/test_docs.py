@@ -127,7 +127,7 @@ exec {shlex.quote(sys.executable)} "$@"
 
 
 @dataclass
-class Desk:
+class DocumentFolder:
     """Where one document's blocks run: a folder, a server, and whatever Python's blocks have defined so far."""
 
     folder: Path
@@ -173,13 +173,13 @@ class Desk:
 
 
 @pytest.fixture
-def desk(
+def workspace(
     server: Server,
     small: SmallAdapters,
     pushable: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Desk:
+) -> DocumentFolder:
     for seed, name in enumerate(("my-adapter", "my-better-adapter"), 101):
         small.write(tmp_path / name, seed)
         shutil.copytree(tmp_path / name, pushable / name, dirs_exist_ok=True)
@@ -198,7 +198,7 @@ def desk(
     monkeypatch.setenv("GRAFTWORK_URL", server.url)
     monkeypatch.setenv("GRAFTWORK_HOME", str(server.home))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return Desk(tmp_path, server, pushable)
+    return DocumentFolder(tmp_path, server, pushable)
 
 
 @contextmanager
@@ -254,14 +254,14 @@ def assert_same_shape(shown: Any, real: Any, place: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_block_runs(desk: Desk, document: str) -> None:
+def test_every_block_runs(workspace: DocumentFolder, document: str) -> None:
     for block in blocks(document):
-        desk.run(block)
+        workspace.run(block)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", ["README.md", "examples/README.md"])
-def test_training_as_shown(desk: Desk, document: str) -> None:
+def test_training_as_shown(workspace: DocumentFolder, document: str) -> None:
     """The commands as they stand, but for how long they run and where the result lies."""
     trains = re.compile(r"graftwork train \S+ .*--data ")
     shown = [line for line in read(document).splitlines() if trains.match(line)]
@@ -271,7 +271,7 @@ def test_training_as_shown(desk: Desk, document: str) -> None:
         short = ["--epochs", "0.05", "--max-length", "128", "--out", f"trained-{number}"]
         command = [sys.executable, "-m", "graftwork", train, f"{name}-{number}-{len(document)}", *others, *short]
         subprocess.run(command, check=True, timeout=1200)
-    with Client(desk.server.url) as client:
+    with Client(workspace.server.url) as client:
         version = client.adapters.get(f"{name}-{number}-{len(document)}").versions[0]
         assert version.verified
         assert version.metadata["rows"]["train"] > 200
@@ -386,7 +386,7 @@ def test_every_command_exists(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_leads_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+    for target in re.findall(r"(?:\]\(|^\[[^]\n]+\]: )([^)\s]+)", prose(document), re.MULTILINE):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")

@@ -1,6 +1,7 @@
-"""How one run is to be done: a value for every knob, and which of them suit each other.
+"""The configuration of one training run: a value for every knob, and the checks between them.
 
-Built once at the edge, passed down, printed into the model card and the version's metadata.
+It is built once, from the options of a command or the hyperparameters of a job, and passed down unchanged. It is
+written to the model card and to the version's metadata.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ Targets = Literal["all-linear"] | tuple[str, ...]
 """``"all-linear"`` is every linear layer but the head; a tuple names modules by the last part of their dotted name."""
 
 FORBIDDEN_TARGETS = frozenset({"lm_head", "embed_out", "output"})
-"""Heads. The trainer's fused loss multiplies with the head's own weight, so an adapter there would never learn."""
+"""Output heads. The trainer's fused loss multiplies by the head's own weight, so an adapter on it would get no
+gradient."""
 
 Variant = Literal["lora", "rslora", "dora", "full"]
 
@@ -41,7 +43,7 @@ FRESH_RATES: Final[Mapping[TrainingMethod, float]] = {
     "distillation": 1e-3,
     "grpo": 1e-4,
 }
-"""Peak rates for a fresh adapter."""
+"""Peak learning rate by method, for a fresh adapter."""
 
 CONTINUED_RATES: Final[Mapping[TrainingMethod, float]] = {
     "sft": 1e-4,
@@ -52,11 +54,13 @@ CONTINUED_RATES: Final[Mapping[TrainingMethod, float]] = {
     "distillation": 2e-4,
     "grpo": 5e-5,
 }
-"""Lower for an adapter that has learned already: the rate is what forgetting depends on most."""
+"""Peak learning rate by method, for an adapter that is trained further. Lower than for a fresh one, since forgetting
+depends on the rate more than on anything else."""
 
 
 FULL_RATE: Final = 0.1
-"""Of the rate, where all weights are trained: LoRA's best rate is about ten times that of full fine-tuning."""
+"""Factor on the learning rate where all weights are trained: LoRA's best rate is about ten times that of full
+fine-tuning."""
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {name: knob.default for name, knob in KNOBS.items()}
@@ -64,17 +68,17 @@ _DEFAULTS: Final[Mapping[str, Any]] = {name: knob.default for name, knob in KNOB
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run of one method, on a fresh adapter or on one that is continued. `start` gives the defaults that fit both.
+    """The configuration of one run of one method. Build it with `start`, which chooses the defaults for the method.
 
-    What each knob is, its bounds and its default stand in `graftwork.adapters.learning.knobs`; that there is a field
-    for each of them is checked below.
+    The meaning, unit, bounds and default of each field are defined in `graftwork.adapters.learning.knobs`. A check at
+    the end of this module ensures that each knob has a field.
 
     Raises:
-        ConfigurationError: naming the field, for a value that cannot work.
+        ConfigurationError: if a value is out of bounds or does not go with another one; ``param`` is the field.
     """
 
     method: TrainingMethod = "sft"
-    """What is learned from: `graftwork.training.methods.rows` says which rows each method takes."""
+    """The training method; `graftwork.training.methods.rows` defines which rows each method takes."""
     rank: int = _DEFAULTS["rank"]
     alpha: int = _DEFAULTS["alpha"]
     dropout: float = _DEFAULTS["dropout"]
@@ -156,7 +160,17 @@ class TrainConfig:
 
     @classmethod
     def start(cls, method: TrainingMethod, *, continuing: bool, **given: Any) -> TrainConfig:
-        """The defaults for a method on a fresh adapter or a continued one, changed by what is ``given``."""
+        """Build a configuration from the defaults of a method.
+
+        Args:
+            method: the training method.
+            continuing: whether an existing adapter is trained further; its defaults forget less.
+            **given: fields that replace the defaults. Where ``rank`` is given and ``alpha`` is not, alpha is twice the
+                rank.
+
+        Raises:
+            ConfigurationError: as for the class.
+        """
         rate = (CONTINUED_RATES if continuing else FRESH_RATES).get(method, KNOBS["learning_rate"].default)
         if given.get("variant") == "full":
             rate *= FULL_RATE
@@ -177,17 +191,17 @@ class TrainConfig:
 
     @property
     def is_online(self) -> bool:
-        """Whether the model answers while it trains, and learns from that."""
+        """Whether the model generates completions during training and learns from them."""
         return self.method in ONLINE
 
     @property
     def completions_per_prompt(self) -> int:
-        """Of a run that asks: answers to one question at a time."""
+        """Completions that an online method generates for each prompt in a step."""
         return self.generations if self.method == "grpo" else 1
 
     @property
     def max_generated_tokens(self) -> int:
-        """Tokens that a row may grow by, where the model answers it itself."""
+        """Tokens that a generated completion adds to a row at most; 0 unless the method is online."""
         return self.answer_tokens if self.is_online else 0
 
     def _check_online(self) -> None:
@@ -213,18 +227,22 @@ class TrainConfig:
             raise ConfigurationError(f"{field} {expectation}; it is {getattr(self, field)!r}.", param=field)
 
     def to_json(self) -> dict[str, Any]:
-        """Every field by name, in JSON's types."""
+        """Return every field by name, in JSON's types."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
 
 
 def _check_fields() -> None:
-    """Every knob has a field and every field a knob; what a field's type allows is what its knob does."""
+    """Check that knobs and fields correspond, and that a field's literals are the choices of its knob.
+
+    Raises:
+        TypeError: naming the fields that differ.
+    """
     types = typing.get_type_hints(TrainConfig)
     knobs = {knob.name for knob in KNOBS.values() if knob.in_config}
-    if strange := types.keys() ^ (knobs | {"method"}):
-        raise TypeError(f"TrainConfig and the table of knobs do not agree about {', '.join(sorted(strange))}")
+    if unmatched := types.keys() ^ (knobs | {"method"}):
+        raise TypeError(f"TrainConfig and the table of knobs do not agree about {', '.join(sorted(unmatched))}")
     for name in knobs:
         if get_origin(types[name]) is Literal and get_args(types[name]) != KNOBS[name].choices:
             raise TypeError(f"{name} is of {types[name]} in TrainConfig, and of {KNOBS[name].choices} in its knob")

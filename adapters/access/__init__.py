@@ -1,1 +1,1 @@
-"""Who may call the server: keys, roles and principals."""
+"""Authentication: keys, roles and principals."""

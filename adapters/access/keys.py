@@ -1,8 +1,8 @@
 """Bearer keys: who may call the server, and in which role.
 
-A key reads ``gw_<id>_<secret>``. The id is public: lists and logs show it. The secret is shown once and only a SHA-256
-of the whole key is stored. That is enough here, where slow password hashes are not wanted: they make up for guessable
-passwords, and 256 random bits cannot be guessed from their hash however fast it is, while every request pays for one.
+A key is ``gw_<id>_<secret>``. The id is public: lists and logs show it. The secret is shown once, and only a SHA-256 of
+the whole key is stored. A slow password hash is not needed: it makes up for guessable passwords, while 256 random bits
+cannot be guessed from any hash, and every request would pay for it.
 
 What a role may do is decided by the routes, each of which requires one.
 """
@@ -32,7 +32,7 @@ _KEY = re.compile(rf"gw_({_ID.pattern})_[0-9a-f]{{64}}")
 
 @functools.total_ordering
 class Role(enum.Enum):
-    """Ordered: ``Role.APP < Role.OPERATOR < Role.ADMIN``; each may do what the ones below it may."""
+    """Roles in ascending order: APP, OPERATOR, ADMIN. Each may do what those below it may."""
 
     APP = "app"
     OPERATOR = "operator"
@@ -44,7 +44,11 @@ class Role(enum.Enum):
 
     @classmethod
     def parse(cls, text: str) -> Role:
-        """Raises InvalidRequest for anything that is not a role."""
+        """The role of that name.
+
+        Raises:
+            InvalidRequest: There is none.
+        """
         try:
             return cls(text)
         except ValueError:
@@ -55,7 +59,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What is known of a key: everything but its secret."""
+    """A key without its secret."""
 
     id: str
     name: str
@@ -77,7 +81,12 @@ _keys = Table("keys", schema, _KeyColumns)
 
 
 class Keys:
-    """All keys of a database, and beside them ``admin_key``: the first admin's, from the server's settings."""
+    """All keys of a database.
+
+    Args:
+        database: Where they are stored.
+        admin_key: The first admin's key, from the server's settings; it is not stored.
+    """
 
     def __init__(self, database: Database, *, admin_key: str | None = None) -> None:
         self._database = database
@@ -87,7 +96,18 @@ class Keys:
         self._found: DatabaseCache[dict[str, tuple[str, Key]]] = DatabaseCache(database, {}, lambda old: {})
 
     def create(self, name: str, role: Role | str) -> tuple[str, Key]:
-        """The key itself, to be shown once, and its record. ``name`` is for people: who or what uses it."""
+        """Create a key.
+
+        Args:
+            name: For people: who or what uses it.
+            role: What it may do.
+
+        Returns:
+            The key itself, to be shown once, and its record.
+
+        Raises:
+            InvalidRequest: The name is empty or too long, or there is no such role.
+        """
         if not name.strip():
             raise InvalidRequest("a key needs a name that says who or what uses it", param="name")
         names.check_text(name, param="name", max_chars=100)
@@ -113,7 +133,11 @@ class Keys:
         return tuple(_key(row) for row in rows)
 
     def revoke(self, key_id: str) -> Key:
-        """From now on nobody is let in with this key, whichever process is asked. Revoking twice changes nothing."""
+        """Revoke a key; all processes refuse it from now on. Revoking it twice changes nothing.
+
+        Raises:
+            NotFound: There is no such key.
+        """
         this = _keys.c.id == key_id
         if _ID.fullmatch(key_id):
             with self._database.write() as connection:
@@ -129,7 +153,7 @@ class Keys:
         )
 
     def configured(self) -> bool:
-        """Whether callers must show a key: there is a first admin key, or one was ever created.
+        """Whether callers must have a key: there is a first admin key, or one was ever created.
 
         Revoked keys count: revoking the last one must not open the server to everybody.
         """
@@ -139,7 +163,7 @@ class Keys:
             return connection.scalar(select(_keys.c.id).limit(1)) is not None
 
     def authenticate(self, bearer: str) -> Key | None:
-        """The key that ``bearer`` is, or None when it is unknown or revoked.
+        """The key with this secret, or ``None`` when it is unknown or revoked.
 
         A row is found by the key's public id; the hashes, and so the secret, are compared in constant time.
         """

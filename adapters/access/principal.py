@@ -1,4 +1,4 @@
-"""Who a request comes from: a name for the history, a role and the key's id."""
+"""The caller of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from graftwork.adapters.access.keys import Role
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from: the name that the history records, the role, and the key's id."""
+    """The caller of a request: the name that the history records, the role, and the key's id."""
 
     name: str
     role: Role
@@ -17,4 +17,4 @@ class Principal:
 
 
 LOCAL_PRINCIPAL = Principal("local", Role.ADMIN)
-"""Whoever calls an open server."""
+"""The caller of a server without keys."""

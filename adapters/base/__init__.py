@@ -1,9 +1,9 @@
-"""The base: where it comes from, what identifies it, what it is made of, and the one way to load it.
+"""The base model: where it comes from, its digest, its modules, and the one way to load it.
 
-``prepare`` turns the embedded default, a hub id or a folder into a plain folder and a ``BaseInfo``: all that others
-need to know of a base without loading it. ``load_model`` is how serving and training both get the very same weights.
+``prepare`` turns the embedded default, a hub id or a folder into a plain folder and a ``BaseInfo``, which describes a
+base without loading it. ``load_model`` gives serving and training the very same weights.
 
-Torch-free at import; even ``prepare`` is, once its result is cached.
+No torch at import; even ``prepare`` needs none once its result is cached.
 """
 
 from graftwork.adapters.base.embedded import EMBEDDED_ID

@@ -1,4 +1,4 @@
-"""``python -m graftwork.adapters.base``: a base prepared by a process of its own."""
+"""``python -m graftwork.adapters.base``: prepares a base in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", help="hub id or folder; the embedded base if not given")
     parser.add_argument("--home", type=Path, required=True, help="where prepared bases are kept")
     given = parser.parse_args(arguments)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's bar would be drawn across ours
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's progress bar would overwrite ours
     try:
         with progress_bar() as progress:
             info = prepare(given.base, given.home, progress)

@@ -1,6 +1,6 @@
-"""Folders and files that are made once, whoever wants them: whole under their final name, or not there.
+"""Folders and files that are written completely or not at all.
 
-Safe against crashes and against other processes that make the same.
+Safe against crashes and against other processes that write the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graftwork.adapters.storage.durable import sync_folder, sync_tree
 
 @contextmanager
 def lock(path: Path, progress: Progress) -> Iterator[None]:
-    """One process at a time, across processes; the kernel lets go when a process dies."""
+    """Hold a lock across processes; the kernel releases it when a process dies. ``progress`` reports waiting for it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,12 +31,12 @@ def lock(path: Path, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def partial_of(folder: Path) -> Iterator[Path | None]:
-    """A fresh place to make ``folder`` in, under its lock; None if another process has made it meanwhile."""
+    """A temporary folder in which to make ``folder``, under its lock; ``None`` if another process has just made it."""
     if folder.is_dir():
         yield None
         return
-    for left_by_a_crash in folder.parent.glob(f".{folder.name}.partial-*"):
-        shutil.rmtree(left_by_a_crash)
+    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(leftover)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         yield partial
@@ -45,13 +45,14 @@ def partial_of(folder: Path) -> Iterator[Path | None]:
 
 
 def publish(made: Path, folder: Path) -> None:
-    """Give a finished folder its final name: all of it is on disk before the name is."""
+    """Give a finished folder its final name, after all of it is on disk."""
     sync_tree(made)
     made.rename(folder)
     sync_folder(folder.parent)
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Write a text file and rename it to ``path``: readers see the old or the new content."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
         file.write(text)
     os.replace(file.name, path)

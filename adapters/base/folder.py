@@ -1,4 +1,4 @@
-"""A folder with a base in it: which files count, a tokenizer in the form that is read here, whether it has changed."""
+"""A base's folder: its weight files, its tokenizer in the format that is read here, and a fingerprint of its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.prompts.reading import read_json
 
 _INFO_FORMAT = 1
-"""Goes up when BaseInfo, or what its digest covers, changes: infos cached by an older Graftwork are then made anew."""
+"""Raised when BaseInfo, or what its digest covers, changes: infos cached by an older Graftwork are then not used."""
 
 SIDE_FILES = (
     "config.json",
@@ -30,11 +30,15 @@ SIDE_FILES = (
     "vocab.json",
     "merges.txt",
 )
-"""What is fetched of a hub repository beside its safetensors: no pickles, no code."""
+"""Files that are fetched from a hub repository beside its safetensors: no pickles, no code."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, found as transformers finds them."""
+    """The safetensors files of the model, found as transformers finds them.
+
+    Raises:
+        ConfigurationError: The folder is no saved model, is incomplete, or has its weights as a pickle.
+    """
     if not (folder / "config.json").is_file():
         raise ConfigurationError(
             f"{folder} has no config.json, so it is no model that transformers saved. Give one that is."
@@ -60,9 +64,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def with_tokenizer(folder: Path, weights: Sequence[Path], store: Path, progress: Progress) -> Path:
-    """A folder beside ``folder`` that links to its files and has the ``tokenizer.json`` it lacks.
+    """A folder in ``store`` that links to the files of ``folder`` and has the ``tokenizer.json`` which that lacks.
 
-    Older models have only ``vocab.json`` or ``tokenizer.model``, which transformers must read once.
+    Older models have only ``vocab.json`` or ``tokenizer.model``, which transformers converts once.
+
+    Raises:
+        ConfigurationError: transformers cannot convert the tokenizer.
     """
     made = store / "tokenized" / f"{folder.name}-{fingerprint(folder)[:16]}"
     if made.is_dir():
@@ -90,7 +97,7 @@ def with_tokenizer(folder: Path, weights: Sequence[Path], store: Path, progress:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes when any file of the base does, or the libraries that read it."""
+    """A hash that changes when a file of the base does (by size or time), or the libraries that read it."""
     stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
     seen = [_INFO_FORMAT, importlib.metadata.version("transformers"), str(folder)]
     seen += [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]

@@ -1,4 +1,4 @@
-"""A hub id → the folder of its snapshot, which is downloaded once: safetensors and text files, no pickles, no code."""
+"""Downloads a base from the hub, once: safetensors and text files, no pickles, no code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def from_hub(base: str, store: Path, progress: Progress) -> Path:
-    """The local snapshot of a hub repository. Once it is whole the hub is never asked again: a base does not change."""
+    """The local snapshot of a hub repository. Once it is complete the hub is never asked again.
+
+    Raises:
+        ConfigurationError: ``base`` is no hub id, the repository does not exist or is gated, or the hub is unreachable.
+    """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) or base.startswith("."):
         raise ConfigurationError(f"--base {base}: there is no such folder, and it is no hub id (owner/name) either.")
     note = store / "hub" / f"{base.replace('/', '--')}.json"
@@ -59,7 +63,7 @@ def from_hub(base: str, store: Path, progress: Progress) -> Path:
 
 
 def _hub_bar(title: str, progress: Progress) -> type[tqdm]:
-    """A bar for the hub's client that prints nothing and tells ``progress`` how many of the bytes are here."""
+    """A progress bar for the hub's client that prints nothing and reports the fraction of bytes to ``progress``."""
     from tqdm import tqdm
 
     class HubBar(tqdm):

@@ -1,4 +1,4 @@
-"""What a base is: its digest, its modules, its numbers, found out once of the files and of a model without weights."""
+"""Computes a base's ``BaseInfo`` from its files and from a model without weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,20 @@ if TYPE_CHECKING:
 
 
 def read_base_info(served_id: str, folder: Path, weights: Sequence[Path], cache: Path, progress: Progress) -> BaseInfo:
-    """Hashing a large base takes a minute, building its skeleton seconds: both once, until one of its files changes."""
+    """The info of a base, cached until one of its files changes.
+
+    Hashing a large base takes a minute, building its skeleton seconds.
+
+    Args:
+        served_id: The id it is served under.
+        folder: With config.json and tokenizer.json.
+        weights: Its safetensors files.
+        cache: Folder of cached infos.
+        progress: Reports both.
+
+    Raises:
+        ConfigurationError: The base cannot be loaded, or its tokenizer has more tokens than the model.
+    """
     known = cache / f"{fingerprint(folder)}.json"
     if known.is_file():
         return dataclasses.replace(BaseInfo.from_json(known.read_text(encoding="utf-8")), id=served_id)
@@ -66,7 +79,7 @@ def _inspected(served_id: str, folder: Path, weights: Sequence[Path], progress: 
 
 
 def _modules(model: PreTrainedModel) -> tuple[dict[str, ModuleShape], tuple[tuple[str, str], ...]]:
-    """The modules that own parameters, and which of them share a weight with one that came before."""
+    """The modules that own parameters, and pairs of those that share a weight."""
     import torch
 
     modules: dict[str, ModuleShape] = {}
@@ -92,7 +105,10 @@ def _modules(model: PreTrainedModel) -> tuple[dict[str, ModuleShape], tuple[tupl
 def _digest(
     tensors: Sequence[TensorLocation], tied: set[str], folder: Path, prompts: Prompts, progress: Progress
 ) -> str:
-    """The identity of a base. A tensor counts by name, type, shape and bytes, wherever it lies; a tied one once."""
+    """The digest of a base: over each tensor's name, type, shape and bytes, however the files are split.
+
+    Tied tensors count once. The tokenizer and the chat template are part of it.
+    """
     title = f"Hashing {folder.name}"
     counted = [tensor for tensor in tensors if tensor.name not in tied]
     total, done = sum(tensor.end - tensor.start for tensor in counted), 0
@@ -107,7 +123,7 @@ def _digest(
                 done += end - begin
                 progress(title, done / total)
     tokenizer = read_json(folder / "tokenizer.json")
-    # What the tokenizer was last used with, not what it is.
+    # Settings of the tokenizer's last use, not part of it.
     tokenizer.pop("truncation", None)
     tokenizer.pop("padding", None)
     digest.update(json.dumps([tokenizer, prompts.chat_template], sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""What is known of a base without loading it: whose weights they are, and what it is made of."""
+"""Descriptions of a base that need no loading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModuleShape:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseInfo:
-    """What is known of a base without loading it."""
+    """A base, described without loading it."""
 
     id: str
     """The id it is served under: the embedded base's own, a hub id, or a folder's name."""

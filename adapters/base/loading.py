@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 
 def load_model(info: BaseInfo, *, dtype: str, device: str) -> PreTrainedModel:
-    """The base as transformers loads it, in eval mode; safetensors only, nothing fetched, no code of the base's run.
+    """Load the base with transformers, in eval mode: safetensors only, nothing downloaded, no code from the base.
 
-    ``dtype`` is torch's name for it (``bfloat16``, ``float32``), ``device`` torch's as well. ``ConfigurationError``
-    when the files lack a weight that the architecture has: transformers would make it up at random.
+    Args:
+        info: The base.
+        dtype: torch's name of it: ``bfloat16`` or ``float32``.
+        device: torch's name of it.
+
+    Raises:
+        ConfigurationError: transformers cannot load it, or the files lack a weight that the architecture has, which
+            transformers would initialize at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -44,7 +50,11 @@ def load_model(info: BaseInfo, *, dtype: str, device: str) -> PreTrainedModel:
 
 
 def skeleton(folder: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
-    """The model without its weights (torch's meta device), and its text configuration."""
+    """The model without its weights (on torch's meta device), and its text configuration.
+
+    Raises:
+        ConfigurationError: transformers cannot load it, or it is quantized.
+    """
     import torch
 
     with transformers_reads(folder):
@@ -63,13 +73,17 @@ def skeleton(folder: Path) -> tuple[PreTrainedModel, PretrainedConfig]:
     return model, config.get_text_config()
 
 
-#: Building a model sets torch's default dtype for the whole process: two threads at it would leave the wrong one.
+#: Building a model sets torch's default dtype for the whole process: two threads at once could leave the wrong one.
 _one_at_a_time = threading.RLock()
 
 
 @contextmanager
 def transformers_reads(folder: Path) -> Iterator[None]:
-    """What transformers cannot read is a setting that cannot work. Its bars stay off: ``progress`` is ours."""
+    """A context for loading ``folder`` with transformers: progress bars are off, and one thread at a time is in it.
+
+    Raises:
+        ConfigurationError: transformers cannot load it.
+    """
     with _one_at_a_time, _explained(folder):
         yield
 

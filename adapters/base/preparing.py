@@ -1,4 +1,4 @@
-"""The embedded default, a hub id or a folder → a plain folder and its info."""
+"""Prepares a base: turns the embedded default, a hub id or a folder into a plain folder and its info."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from graftwork.adapters.base.progress import Progress
 
 
 def prepare(base: str | None, home: Path, progress: Progress) -> BaseInfo:
-    """Make a base ready and say what it is. None is the embedded base; else a folder, or a hub id.
+    """Make a base ready and describe it.
 
-    Idempotent, and safe against crashes and other processes that do the same: what is half done is done again, what is
-    whole is never made twice. Raises ``ConfigurationError`` when the base cannot be had or cannot be served.
+    Idempotent, and safe against crashes and other processes that do the same: what was interrupted is done again, what
+    is complete is never done twice.
+
+    Args:
+        base: A folder or a hub id; ``None``: the embedded base.
+        home: The server's home; bases are stored in ``base`` below it.
+        progress: Reports what takes long.
+
+    Raises:
+        ConfigurationError: The base cannot be fetched or cannot be served; the message says why and what to do.
     """
     store = home.expanduser().resolve() / "base"
     store.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Progress of preparing a base, for whoever waits for it."""
+"""Progress of preparing a base."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 Progress = Callable[[str, float | None], None]
-"""Called with what is being done and the fraction that is done (0 to 1), or None when that cannot be known."""
+"""Called with what is being done and the fraction that is done (0 to 1), or ``None`` when that is unknown."""
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere one line for each thing that begins."""
+    """A progress bar on stderr if that is a terminal, else one line for each step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""Where the tensors of a base lie in its safetensors files. Reads headers only."""
+"""The tensors of a base in its safetensors files. Reads headers only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graftwork.adapters.errors import ConfigurationError, InvalidAdapter
 from graftwork.adapters.storage.safetensors_header import TensorEntry, read_header
 
 MAX_HEADER_BYTES: Final = 100 << 20
-"""Of one file of a base; safetensors' own reader takes 100 MB."""
+"""The largest header of one file; the limit of safetensors' own reader is 100 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,11 @@ class TensorLocation(TensorEntry):
 
 
 def tensors_of(weights: Sequence[Path]) -> list[TensorLocation]:
-    """Every tensor of every file, by name. Raises ConfigurationError for a file that is not whole."""
+    """The tensors of all files, by name.
+
+    Raises:
+        ConfigurationError: A file is incomplete.
+    """
     tensors = [TensorLocation(**vars(tensor), file=file) for file in weights for tensor in _entries(file)]
     return sorted(tensors, key=lambda tensor: tensor.name)
 
@@ -40,7 +44,11 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float
 
 
 def dtype_on_disk(tensors: Sequence[TensorLocation]) -> str:
-    """The type that most of the bytes have."""
+    """The dtype of most of the bytes, by torch's name.
+
+    Raises:
+        ConfigurationError: It is none of float16, bfloat16, float32 and float64.
+    """
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.start

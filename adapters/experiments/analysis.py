@@ -1,7 +1,7 @@
-"""The statistics of one experiment, updated with each request and each closed unit; gives a `Reading` at any time.
+"""The statistics of one experiment, updated with each request and each closed unit; gives a ``Reading`` at any time.
 
-Pure: the same units give the same reading. Units are counted once each, by the probability with which their arm was
-drawn. Requests, whose users come again, count only for guardrails that a single answer settles.
+Deterministic: the same units give the same reading. Every unit counts once, with the probability of its assignment.
+Requests, of which a user may have many, count only for guardrails on metrics that a single request decides.
 """
 
 from __future__ import annotations
@@ -36,12 +36,19 @@ from graftwork.adapters.experiments.statistics import (
 )
 
 SAMPLE_RATIO_ALPHA: Final = 0.01
+"""The false alarm rate of the sample ratio test, over all looks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShadowPair:
-    """A shadow arm's answer beside the user's: how alike, 0 to 1, and the logarithms of the ratios of their characters
-    and seconds."""
+    """A shadow arm's answer compared with the one that the user got.
+
+    Attributes:
+        agreement: How similar the texts are, 0 to 1.
+        identical: Whether they are equal.
+        log_length: Natural logarithm of the ratio of their lengths in characters, shadow to user's.
+        log_latency: The same of their latencies.
+    """
 
     agreement: float
     identical: bool
@@ -50,7 +57,7 @@ class ShadowPair:
 
 
 class ExperimentAnalysis:
-    """All statistics of one experiment, carried on from unit to unit."""
+    """All statistics of one experiment, updated incrementally."""
 
     def __init__(self, experiment: Experiment) -> None:
         plan = experiment.plan
@@ -64,7 +71,7 @@ class ExperimentAnalysis:
         self._learned = 0
         self._means = {arm.name: _Means() for arm in self._arms}
         self._tallies = {arm.name: _PrimaryMetric(plan.metric, plan.alpha) for arm in self._arms}
-        # Each of several treatments has its part of alpha: that any of them is taken for better is as rare as it says.
+        # Bonferroni: each of several treatments gets its part of alpha, so that alpha holds for all of them together.
         share = plan.alpha / max(len(plan.treatments), 1)
         self._contrasts = {
             arm.name: _Contrast(plan.metric, share, (plan.rule.promote_above, plan.rule.stop_below))
@@ -81,37 +88,37 @@ class ExperimentAnalysis:
         self._shadows = {arm.name: _Shadow(arm) for arm in plan.shadows}
 
     def update_epochs(self, experiment: Experiment) -> None:
-        """Take note of later epochs."""
+        """Add epochs that began since."""
         for epoch in experiment.epochs:
             self._weights[epoch.number] = epoch.split.weights
 
     def add_request(self, exposure: Exposure) -> None:
-        """A request, in the order in which they were logged."""
+        """Add a request; call it in the order in which they were logged."""
         self._num_requests[exposure.arm] += 1
         for rail in self._guardrails:
             if isinstance(rail, _RequestGuardrail):
                 rail.add(exposure)
 
     def add_shadow_counts(self, arm: str, *, sampled: int = 0, answered: int = 0, errors: int = 0) -> None:
-        """Copies that a shadow arm should have had, and what became of those it had."""
+        """Add to the counts of a shadow arm: requests it should have answered, has answered, and failed at."""
         shadow = self._shadows[arm]
         shadow.sampled += sampled
         shadow.answered += answered
         shadow.errors += errors
 
     def add_shadow_pair(self, arm: str, pair: ShadowPair) -> None:
-        """A shadow arm's answer beside the user's."""
+        """Add a comparison of a shadow arm's answer."""
         self._shadows[arm].pairs.add(pair)
 
     def add_preference(self, better: str, worse: str) -> None:
-        """Somebody preferred an answer of the one arm to one of the other; it counts where one of them is a shadow."""
+        """Count that an answer of ``better`` was preferred to one of ``worse``, where one of them is a shadow arm."""
         if better in self._shadows:
             self._shadows[better].preferred += 1
         if worse in self._shadows:
             self._shadows[worse].rejected += 1
 
     def add_unit(self, unit: ClosedUnit) -> None:
-        """A closed unit, in the order in which they count."""
+        """Add a closed unit; call it in the order of their numbers."""
         plan, arm, weights = self._plan, unit.arm, self._weights[unit.epoch]
         self._num_units[arm] += 1
         self._in_epoch[unit.epoch, arm] += 1
@@ -140,19 +147,20 @@ class ExperimentAnalysis:
                 contrast.add(value, treated=arm == name, probability=probability)
 
     def units_in_epoch(self, epoch: int, arm: str) -> int:
-        """Closed units that an epoch gave to an arm."""
+        """The number of closed units that were assigned to an arm in an epoch."""
         return self._in_epoch[epoch, arm]
 
     def successes_and_failures(self) -> dict[str, tuple[float, float]]:
-        """By arm: how much went well and how much ill, in units; for Thompson sampling."""
+        """Successes and failures of each arm, in units, for Thompson sampling; 0 for a metric without bounds."""
         return {name: tally.successes_and_failures() for name, tally in self._tallies.items()}
 
     @property
     def num_units(self) -> int:
+        """Closed units of all arms."""
         return sum(self._num_units.values())
 
     def reading(self, weights: dict[str, float]) -> Reading:
-        """How it stands; ``weights`` are the present ones."""
+        """The state of the experiment; ``weights`` are the current ones."""
         return Reading(
             units=self.num_units,
             learned=self._learned,
@@ -175,8 +183,7 @@ class ExperimentAnalysis:
 
     def _count(self, ratios: dict[int, SampleRatioTest], unit: ClosedUnit) -> None:
         weights = self._weights[unit.epoch]
-        # A test an epoch; their evidences multiply, whatever order the last units of one and the first of the next
-        # come in.
+        # One test per epoch. Their evidence multiplies, in whatever order units of neighbouring epochs close.
         if unit.epoch not in ratios:
             shares = [weights.get(arm.name, 0.0) for arm in self._arms]
             ratios[unit.epoch] = SampleRatioTest(shares, alpha=SAMPLE_RATIO_ALPHA)
@@ -193,7 +200,7 @@ class ExperimentAnalysis:
 
 
 def _probability(weights: dict[str, float], treatment: str, control: str) -> float | None:
-    """That a unit of either arm was drawn for the treatment; None where that was no matter of chance."""
+    """The probability that a unit of one of these two arms is assigned the treatment; ``None`` if not random."""
     treated, untreated = weights.get(treatment, 0.0), weights.get(control, 0.0)
     return treated / (treated + untreated) if treated > 0 and untreated > 0 else None
 
@@ -203,7 +210,7 @@ def _log_e(ratios: Iterable[SampleRatioTest]) -> float:
 
 
 def _evidence(log_e: float) -> float:
-    """For people and JSON, which has no infinity."""
+    """The evidence as a finite number, for people and JSON."""
     return float(f"{math.exp(min(log_e, 700)):.4g}")
 
 
@@ -226,7 +233,7 @@ class _Means:
 
 
 def _shown(label: str, mean: float | None) -> float | None:
-    """Latencies are averaged as logarithms, and shown in seconds."""
+    """A mean as it is shown: that of ``latency`` is computed from logarithms and shown in seconds."""
     return math.exp(mean) if mean is not None and label == "latency" else mean
 
 
@@ -260,7 +267,7 @@ class _PrimaryMetric:
 
 
 class _Contrast:
-    """The primary metric of one treatment beside the control's."""
+    """The primary metric of one treatment compared with the control."""
 
     def __init__(self, metric: Metric, alpha: float, margins: tuple[float | None, ...]) -> None:
         self._metric = metric
@@ -302,11 +309,11 @@ _DIFFERENCE = ("difference", "lower", "upper", "improvement_lower", "improvement
 
 
 class _UnitGuardrail:
-    """A guardrail of one treatment on what only a unit's end shows."""
+    """A guardrail of one treatment on a metric that only a closed unit has."""
 
     def __init__(self, rail: Guardrail, arm: Arm) -> None:
         self.rail, self.metric, self.arm = rail, rail.metric, arm.name
-        self._centre = RunningMean()
+        self._running_mean = RunningMean()
         self._test = UpperBoundTest(_bound(rail), alpha=rail.alpha)
 
     def add(self, arm: str, value: float, probability: float | None) -> None:
@@ -315,16 +322,16 @@ class _UnitGuardrail:
             if arm == self.arm:
                 self._test.add(bad, least=0.0)
         elif probability is not None:
-            pseudo, least, _ = pseudo_outcome(bad, arm == self.arm, probability, self._centre.value())
+            pseudo, least, _ = pseudo_outcome(bad, arm == self.arm, probability, self._running_mean.value())
             self._test.add(float(pseudo), least=float(least))
-            self._centre.add(bad)
+            self._running_mean.add(bad)
 
     def reading(self) -> GuardrailReading:
         return _rail_reading(self.rail, self.arm, self._test)
 
 
 class _RequestGuardrail:
-    """A guardrail of one treatment on what every answer shows at once."""
+    """A guardrail of one treatment on a metric that every request has."""
 
     def __init__(self, rail: Guardrail, arm: Arm, control: Arm) -> None:
         self.rail, self.metric, self.arm, self._control = rail, rail.metric, arm.name, control.name
@@ -351,7 +358,7 @@ class _RequestGuardrail:
 
 
 def _badness(metric: Metric, value: float) -> float:
-    """0 is best, 1 is worst."""
+    """The value scaled so that 0 is best and 1 is worst."""
     scaled = metric.scaled(value)
     return scaled if metric.goal == "down" else 1 - scaled
 
@@ -375,7 +382,7 @@ def _rail_reading(rail: Guardrail, arm: str, test: UpperBoundTest | ContrastTest
 
 
 class _Shadow:
-    """A shadow arm's copies and pairs."""
+    """The counts and comparisons of a shadow arm."""
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm.name
@@ -400,7 +407,7 @@ class _Shadow:
 
 
 class _Pairs:
-    """Sums over pairs."""
+    """Means over comparisons."""
 
     def __init__(self) -> None:
         self.num = 0

@@ -1,7 +1,7 @@
-"""Which users and prompts versions have learned from: their answers to these prove nothing.
+"""Which users and prompts versions were trained on: their answers to these are no evidence of quality.
 
-A version learned from what its own data set was made of, and from what its parents' were. Users are known by the keyed
-hash that is in every id of theirs, prompts by their exact text.
+A version was trained on its own data set and on those of the versions that it continues. Users are identified by the
+keyed hash in the ids of their answers, prompts by their exact text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graftwork.adapters.storage.database import Database
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What some versions learned from: users or sessions (units) and prompts (by `prompt_hash`)."""
+    """What some versions were trained on: users or sessions (units), and prompts (by ``prompt_hash``)."""
 
     units: frozenset[str] = frozenset()
     prompts: frozenset[str] = frozenset()
@@ -40,8 +40,10 @@ def learned_from(
     interactions: Interactions,
     feedback: FeedbackLog,
 ) -> TrainedOn:
-    """What these versions, by id, and whatever they continue learned from. Reads the whole log if there is anything:
-    not for the way of a request."""
+    """What these versions, by id, and all versions that they continue were trained on.
+
+    Reads the whole log unless there is nothing: not for use while a request waits.
+    """
     hashes = Lineage(database).hashes(_data_digests(registry, versions))
     if not hashes:
         return TrainedOn()
@@ -51,13 +53,13 @@ def learned_from(
         if interaction_hash(interaction.id) in hashes:
             units.add(interaction.unit)
             prompts.add(prompt_hash(interaction.prompt))
-    # What was erased or never logged is still named by the feedback on it.
+    # Interactions that were erased or never logged still have feedback with their unit.
     units.update(row.unit for row in feedback.each() if interaction_hash(row.interaction_id) in hashes)
     return TrainedOn(frozenset(unit for unit in units if unit is not None), frozenset(prompts))
 
 
 def prompt_hash(prompt: Mapping[str, Any]) -> str:
-    """Of an interaction's ``prompt``."""
+    """A hash of an interaction's ``prompt``."""
     text = json.dumps(prompt, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What an experiment's decision rule recommends for a reading: promote, roll back, widen, end or raise an alarm."""
+"""Applies an experiment's decision rule to a reading: promote, roll back, widen, end or raise an alarm."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from graftwork.adapters.experiments.readings import Comparison, GuardrailReading
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """What the rule demands: ``promote`` or ``roll_back`` an arm, ``end`` it all, or ``widen`` an arm to ``weight``; or
-    an ``alarm``, after which nothing is decided any more. ``breach``: a guardrail demands it."""
+    """What the rule recommends.
+
+    Attributes:
+        kind: ``promote`` or ``roll_back`` an arm, ``end`` the experiment, ``widen`` an arm to ``weight``, or raise an
+            ``alarm``, after which nothing else is recommended.
+        reason: In words.
+        arm: The arm that it is about.
+        weight: The new weight, for ``widen``.
+        is_breach: Whether a guardrail is the reason.
+    """
 
     kind: Literal["promote", "roll_back", "end", "widen", "alarm"]
     reason: str
@@ -27,10 +35,17 @@ class Recommendation:
 def recommend(
     experiment: Experiment, analysis: ExperimentAnalysis, reading: Reading, now: datetime
 ) -> list[Recommendation]:
-    """What the rule demands now, the most urgent first. Guardrails come before everything else."""
+    """What the rule recommends now, the most urgent first. Guardrails come before everything else.
+
+    Args:
+        experiment: The experiment.
+        analysis: Its statistics, for the number of units in the current epoch.
+        reading: Its current reading.
+        now: The time, in UTC.
+    """
     plan, rule = experiment.plan, experiment.plan.rule
     running = {arm.name for arm in plan.treatments if experiment.weight(arm.name) > 0}
-    demanded = [
+    recommended = [
         Recommendation(kind="roll_back", arm=rail.arm, is_breach=True, reason=_breach(rail))
         for rail in reading.guardrails
         if rail.breached and rail.arm in running
@@ -41,25 +56,25 @@ def recommend(
             f"the arms' shares of the {what} are not what their weights promise: something but chance decides who is "
             "counted where, and no difference can be trusted"
         )
-        return [*demanded, Recommendation(kind="alarm", reason=reason)]
+        return [*recommended, Recommendation(kind="alarm", reason=reason)]
     for found in reading.comparisons:
         low, high = found.improvement_lower, found.improvement_upper
         if found.arm not in running or low is None or high is None:
             continue
         if rule.promote_above is not None and low >= rule.promote_above:
             why = f"better than {plan.control.name} by more than {rule.promote_above:g}: {describe(plan.metric, found)}"
-            demanded.append(Recommendation(kind="promote", arm=found.arm, reason=why))
+            recommended.append(Recommendation(kind="promote", arm=found.arm, reason=why))
         elif rule.stop_below is not None and high <= rule.stop_below:
             short = "worse than" if rule.stop_below <= 0 else f"not better by {rule.stop_below:g} than"
             why = f"{short} {plan.control.name}: {describe(plan.metric, found)}"
-            demanded.append(Recommendation(kind="roll_back", arm=found.arm, reason=why))
+            recommended.append(Recommendation(kind="roll_back", arm=found.arm, reason=why))
     if rule.max_units is not None and reading.units >= rule.max_units:
-        demanded.append(Recommendation(kind="end", reason=f"undecided after {reading.units} units"))
+        recommended.append(Recommendation(kind="end", reason=f"undecided after {reading.units} units"))
     elif rule.until is not None and now >= rule.until:
-        demanded.append(Recommendation(kind="end", reason=f"undecided at {rule.until:%Y-%m-%d %H:%M} UTC"))
-    if not demanded and (wider := _next_weight(experiment, analysis, now)) is not None:
-        demanded.append(wider)
-    return demanded
+        recommended.append(Recommendation(kind="end", reason=f"undecided at {rule.until:%Y-%m-%d %H:%M} UTC"))
+    if not recommended and (wider := _next_weight(experiment, analysis, now)) is not None:
+        recommended.append(wider)
+    return recommended
 
 
 def describe(metric: Metric, found: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""An experiment as a record: its plan, its epochs of traffic splits, its events and how it ended."""
+"""An experiment as a record: its plan, its epochs of traffic splits, its events and its outcome."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from graftwork.adapters.experiments.assignment import Split, bucket
 from graftwork.adapters.experiments.plan import Arm, ExperimentPlan
 
 ExperimentAction = Literal["start", "weights", "rollback", "advice", "alarm", "stop"]
-
-
 Decision = Literal["promoted", "harm", "guardrail", "undecided", "stopped"]
 
 Json = dict[str, Any]
@@ -19,7 +17,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """From ``at`` on, until the next one, arms had these arcs. ``number`` counts from 1."""
+    """From ``at`` until the next epoch, traffic is split like this. ``number`` counts from 1."""
 
     number: int
     at: datetime
@@ -28,7 +26,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOutcome:
-    """How an experiment ended: what was decided, about which arm, why, by whom, and how it stood."""
+    """How an experiment ended: the decision, the arm that it is about, the reason, who decided, the last reading."""
 
     decision: Decision
     arm: str | None
@@ -39,7 +37,10 @@ class ExperimentOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment and where it stands; it runs until it has an outcome."""
+    """An experiment; it runs until it has an outcome.
+
+    ``salt`` makes its assignment independent of other experiments.
+    """
 
     name: str
     plan: ExperimentPlan
@@ -52,23 +53,26 @@ class Experiment:
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended."""
         return self.ended_at is None
 
     @property
     def weights(self) -> dict[str, float]:
+        """The current share of every arm."""
         return self.epochs[-1].split.weights
 
     def weight(self, arm: str) -> float:
+        """The current share of an arm; 0 for a shadow arm."""
         return self.weights.get(arm, 0.0)
 
     def assigned_arm(self, unit: str) -> str:
-        """The arm that a unit gets now: the same one in every process."""
+        """The arm that a unit is assigned now: the same one in every process."""
         return self.epochs[-1].split.arm_at(bucket(self.salt, unit))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentEvent:
-    """One line of an experiment's history."""
+    """One entry of an experiment's history."""
 
     id: int
     at: datetime
@@ -82,7 +86,7 @@ class ExperimentEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """What an experiment says of one request: the arm that answers it and how likely that was."""
+    """The arm that an experiment assigned to a request, and the probability of that."""
 
     experiment: str
     arm: Arm

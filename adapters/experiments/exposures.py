@@ -1,8 +1,8 @@
-"""Who was exposed to which arm, what came of each unit, and how experiments stood from time to time.
+"""Exposures (which request was answered by which arm), closed units with their outcomes, and stored readings.
 
-An exposure is written by the database itself, with the interaction it belongs to. A unit is open until its window is
-over; then it is closed: its outcome is settled, gets the next number, and is what every figure is computed from, in
-that order, now and at any later time.
+An exposure is written by a trigger of the database, together with its interaction. A unit is open until its window has
+ended; then it is closed: its outcome is computed for good and gets the next number. All statistics are computed from
+closed units in the order of their numbers, now and at any later time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 from graftwork.adapters.storage.leases import Fence
 
 READ_AT_ONCE: Final = 1000
+"""Rows that are read in one query."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exposure(AnsweredRequest):
-    """One logged request that an arm answered. ``seq`` is the order in which they were logged."""
+    """One logged request that an arm answered. ``seq`` is its number in the order of logging."""
 
     seq: int
     unit: str
@@ -50,9 +51,15 @@ class Exposure(AnsweredRequest):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosedUnit:
-    """What came of a unit: its first arm, the epoch that gave it that, and its outcome by metric.
+    """The outcome of a unit.
 
-    ``learned``: an arm's version had learned from this user or prompt; the unit is left out of what is judged.
+    Attributes:
+        unit: The unit.
+        arm: Its first arm.
+        epoch: The epoch in which it was assigned.
+        first_at: When its first request was logged.
+        learned: An arm's version was trained on this user or prompt, so that the unit is left out of the metrics.
+        outcome: Its value of each metric, by label.
     """
 
     unit: str
@@ -65,7 +72,7 @@ class ClosedUnit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredReading:
-    """How an experiment stood after so many units."""
+    """A reading as it was stored, after so many units."""
 
     id: int
     at: datetime
@@ -127,7 +134,7 @@ class Exposures:
         self._database = database
 
     def since(self, experiment: str, seq: int) -> Iterator[Exposure]:
-        """Those after ``seq``, in the order in which they were logged; none becomes visible before another one."""
+        """Exposures after ``seq``, in that order; a later one never becomes visible before an earlier one."""
         query = select(*_OF_AN_EXPOSURE).where(_exposures.c.experiment == experiment).order_by(_exposures.c.seq)
         while True:
             with self._database.read() as connection:
@@ -138,7 +145,7 @@ class Exposures:
             seq = rows[-1].seq
 
     def closed(self, experiment: str) -> Iterator[ClosedUnit]:
-        """All closed units, in the order in which they count."""
+        """All closed units, in the order of their numbers."""
         query = select(*_OF_A_UNIT, _units.c.number).where(_units.c.experiment == experiment).order_by(_units.c.number)
         number = 0
         while True:
@@ -151,7 +158,13 @@ class Exposures:
                 return
 
     def close(self, experiment: str, units: Sequence[ClosedUnit], *, fence: Fence | None = None) -> None:
-        """Settle these, in this order; all of them or none."""
+        """Close units, in this order; all of them or none.
+
+        Args:
+            experiment: Their experiment.
+            units: With their outcomes.
+            fence: Called with the connection, in the transaction; may raise.
+        """
         with self._database.write() as connection:
             if fence is not None:
                 fence(connection)
@@ -167,7 +180,15 @@ class Exposures:
     def save_reading(
         self, experiment: str, units: int, reading: Json, *, new: bool, fence: Fence | None = None
     ) -> None:
-        """Store how an experiment stands: as a ``new`` point of the picture, or in place of the last one."""
+        """Store a reading: as a ``new`` point of the chart, or in place of the last one.
+
+        Args:
+            experiment: The experiment.
+            units: Closed units so far.
+            reading: Its JSON.
+            new: Keep the last one.
+            fence: Called with the connection, in the transaction; may raise.
+        """
         values = {"at": datetime.now(UTC), "units": units, "reading": reading}
         with self._database.write() as connection:
             if fence is not None:
@@ -179,11 +200,12 @@ class Exposures:
                 connection.execute(update(_readings).where(_readings.c.id == last).values(values))
 
     def last_reading(self, experiment: str) -> StoredReading | None:
+        """The newest reading, if there is one."""
         found = self.readings(experiment, limit=1)
         return found[-1] if found else None
 
     def readings(self, experiment: str, *, limit: int = 200) -> list[StoredReading]:
-        """How it stood over time, oldest first: at most ``limit``, spread evenly, the last one among them."""
+        """Stored readings, oldest first: at most ``limit``, spread evenly, the newest among them."""
         columns = [_readings.c[name] for name in StoredReading.__dataclass_fields__]
         mine = _readings.c.experiment == experiment
         with self._database.read() as connection:

@@ -1,4 +1,4 @@
-"""The registry's guard while an experiment runs: its aliases do not move, and its versions are not retired."""
+"""The registry's guard for experiments: while one runs, its aliases do not move and its versions are not retired."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from graftwork.adapters.names import LIVE
 
 
 class ExperimentGuard:
-    """The registry's guard: what an experiment is about stays as it is until it ends."""
+    """A ``RegistryGuard`` that protects what running experiments use."""
 
     def check_move(self, connection: Connection, name: str, alias: str) -> None:
+        """Check whether an alias may move.
+
+        Raises:
+            Conflict: A running experiment uses it.
+        """
         found = find_running(connection, name)
         if found is not None and (alias == LIVE or any(arm.alias == alias for arm in found.plan.arms)):
             raise Conflict(
@@ -24,6 +29,11 @@ class ExperimentGuard:
             )
 
     def check_retirement(self, connection: Connection, name: str, number: int) -> None:
+        """Check whether a version may be retired.
+
+        Raises:
+            Conflict: It is an arm of a running experiment.
+        """
         found = find_running(connection, name)
         if found is not None and any(arm.version == number for arm in found.plan.arms):
             raise Conflict(

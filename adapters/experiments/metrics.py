@@ -1,7 +1,7 @@
 """Metrics: how a unit's requests, and the feedback on their answers, become numbers.
 
-A unit (a user, a session, or a single request) counts once, with what came of its requests within its window. Its
-outcome has a number for every metric, or none where there is nothing to measure: a thumb that nobody gave.
+A unit (a user, a session, or a single request) counts once, with its requests within its window. Its outcome has a
+number for every metric, or ``None`` where there is nothing to measure, such as a thumb that was not given.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GOALS: Final[dict[str, Goal]] = {
 """The metrics that have names of their own, and whether more is better."""
 
 METADATA_PREFIX: Final = "metadata."
-"""What comes after it is a key of feedback's metadata, whose values are the metric."""
+"""It is followed by a key of feedback's metadata, whose values are the metric."""
 
 RATED: Final = frozenset({"thumb", "score"})
 """Metrics, beside those from metadata, that a unit has only if there is feedback."""
@@ -43,10 +43,10 @@ class Metric:
     """What is measured.
 
     Attributes:
-        name: one of `GOALS`, or ``metadata.KEY``.
-        over: makes of ``latency`` or ``tokens`` the share of answers above this many seconds or tokens.
-        range: between which numbers the values of a metadata key lie; outside they are cut off.
-        goal: whether more or less is better.
+        name: One of ``GOALS``, or ``metadata.KEY``.
+        over: Turns ``latency`` or ``tokens`` into the share of answers above this many seconds or tokens.
+        range: The lowest and highest value of a metadata key; others are clipped.
+        goal: Whether more or less is better.
     """
 
     name: str
@@ -64,7 +64,11 @@ class Metric:
         goal: Goal | None = None,
         param: str = "metric",
     ) -> Metric:
-        """The metric, checked. InvalidRequest, naming ``param``, for one that cannot be."""
+        """Check and build a metric.
+
+        Raises:
+            InvalidRequest: There is no such metric, or an option does not fit it; ``param`` names the field.
+        """
         key = name.removeprefix(METADATA_PREFIX) if name.startswith(METADATA_PREFIX) else None
         if name not in GOALS and not key:
             known = ", ".join(GOALS)
@@ -79,12 +83,12 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """What it is called in outcomes and readings: ``latency>2``."""
+        """Its name in outcomes and readings: ``latency>2``."""
         return self.name if self.over is None else f"{self.name}>{self.over:g}"
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Between what its values lie; None where there is no telling."""
+        """The lowest and highest possible value; ``None`` if there are none."""
         if self.range is not None:
             return self.range
         unbounded = (self.name in _UNBOUNDED and self.over is None) or self.name.startswith(METADATA_PREFIX)
@@ -92,20 +96,21 @@ class Metric:
 
     @property
     def rated(self) -> bool:
-        """Whether a unit has it only if somebody feedback something."""
+        """Whether a unit has it only if there is feedback."""
         return self.name in RATED or self.name.startswith(METADATA_PREFIX)
 
     @property
     def is_per_request(self) -> bool:
-        """Whether an answer's end already settles it."""
+        """Whether a single request already decides it."""
         return self.name in ("error_rate", "latency", "tokens")
 
     def scaled(self, value: float) -> float:
-        """A value as a part of the bounds, 0 to 1."""
+        """A value scaled from the bounds to 0 … 1, and clipped."""
         low, high = self.bounds or (0.0, 1.0)
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def to_json(self) -> dict[str, Any]:
+        """The fields, as they are stored."""
         return {
             "name": self.name,
             "over": self.over,
@@ -115,17 +120,25 @@ class Metric:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Metric:
+        """The inverse of ``to_json``."""
         bounds = stored["range"]
         return cls(**{**stored, "range": None if bounds is None else (bounds[0], bounds[1])})
 
 
-#: What every unit's outcome has, whatever is judged.
+#: Metrics that every unit's outcome has, whatever the plan says.
 STANDARD_METRICS: Final = tuple(Metric(name=name, goal=goal) for name, goal in GOALS.items())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnsweredRequest:
-    """One request that an arm answered, or failed to."""
+    """One request that an arm answered, or failed to.
+
+    Attributes:
+        interaction_id: Its answer's id.
+        status: ``ok``, ``error`` or ``cancelled``.
+        total_ms: Its latency in milliseconds.
+        completion_tokens: Generated tokens.
+    """
 
     interaction_id: str
     status: str
@@ -134,11 +147,12 @@ class AnsweredRequest:
 
     @property
     def failed(self) -> bool:
+        """Whether it ended with an error."""
         return self.status == "error"
 
 
 def request_value(metric: Metric, answer: AnsweredRequest) -> float | None:
-    """An immediate metric with bounds, of one request."""
+    """The value of a per-request metric with bounds, of one request; ``None`` if it has none."""
     if metric.name == "error_rate":
         return float(answer.failed)
     if answer.status != "ok" or metric.over is None:
@@ -147,7 +161,10 @@ def request_value(metric: Metric, answer: AnsweredRequest) -> float | None:
 
 
 def unit_value(metric: Metric, answers: Sequence[AnsweredRequest], feedback: Iterable[Feedback]) -> float | None:
-    """A metric over a unit's answers and everything that was feedback of them, in order."""
+    """A metric over a unit's requests and all feedback on them, in order; ``None`` if there is nothing to measure.
+
+    ``latency`` without bounds is the mean of logarithms of seconds.
+    """
     if metric.is_per_request:
         if metric.bounds is not None:
             return _mean([value for answer in answers if (value := request_value(metric, answer)) is not None])
@@ -157,7 +174,7 @@ def unit_value(metric: Metric, answers: Sequence[AnsweredRequest], feedback: Ite
     if metric.name in ("correction_rate", "feedback_rate"):
         about = {f.interaction_id for f in feedback if metric.name == "feedback_rate" or f.correction is not None}
         return _mean([float(answer.interaction_id in about) for answer in answers])
-    # Who changes their mind sends feedback again: on the same choice, the last counts.
+    # Feedback may be corrected by sending it again: on the same choice, the last counts.
     latest: dict[tuple[str, int], float] = {}
     for judgement in feedback:
         if (value := _judged(metric, judgement)) is not None:

@@ -1,4 +1,4 @@
-"""The plan of an experiment: arms, a metric, guardrails, a decision rule. Checked as a whole, then never changed."""
+"""The plan of an experiment: arms, metric, guardrails, decision rule, ramp. Validated as a whole; immutable."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.metrics import Metric
 
 Allocation = Literal["fixed", "thompson"]
+"""Whether weights are set by operators, or follow the outcomes by Thompson sampling."""
 Unrated = Literal["leave_out", "neutral"]
+"""What to do with units without feedback: leave them out, or count them as the middle of the bounds."""
 
 BASE: Final = "base"
-"""As what an arm answers with: the base without any adapter."""
+"""The version of an arm that is the base without any adapter."""
 
 MAX_ARMS: Final = 8
 MAX_SYSTEM_CHARS: Final = 1 << 16
 MAX_WINDOW_SECONDS: Final = 30 * 86_400.0
 THOMPSON_FLOOR: Final = 0.05
-"""What an arm keeps however badly it does, so that it can be seen to have become better."""
+"""The least weight of an arm under Thompson sampling, so that an improvement would be noticed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,13 @@ class Arm:
     """One way to answer.
 
     Attributes:
-        name: what answers, ids and readings call it.
-        version: the number of the adapter's version; None is the bare base. alias: by which name it was chosen.
-        weight: its share of the units. shadow: instead, of which share of the requests it gets a copy.
-        system: the system prompt that it uses instead of the request's. sampling: fields of the request that it sets.
+        name: Its name in answers, ids and readings.
+        version: The number of the adapter's version; ``None`` is the bare base.
+        alias: The alias by which the version was chosen.
+        weight: Its share of the units.
+        shadow: Instead of a weight: the share of the requests of which it gets a copy.
+        system: A system prompt instead of the request's.
+        sampling: Fields of the request that it overrides.
     """
 
     name: str
@@ -47,13 +52,16 @@ class Arm:
 
     @property
     def is_promotable(self) -> bool:
-        """Whether it is a version and nothing else, which an alias can point at."""
+        """Whether it is a version and nothing else, so that an alias can point to it."""
         return self.version is not None and self.system is None and not self.sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guardrail:
-    """What no treatment may do: be worse than ``limit``, or worse than the control by more than ``margin``."""
+    """No treatment may be worse than ``limit``, or worse than the control by more than ``margin``.
+
+    ``alpha`` is the largest probability of a false alarm, per treatment.
+    """
 
     metric: Metric
     limit: float | None = None
@@ -66,10 +74,11 @@ class DecisionRule:
     """When an experiment is decided. An improvement is a difference for the better.
 
     Attributes:
-        promote_above: promote a treatment once its improvement is certain to be above this; None: never.
-        stop_below: stop one once its improvement is certain to be below this; None: never.
-        max_units, until: end undecided after so many units, or then.
-        automatic: act on it; otherwise only recommend it.
+        promote_above: Promote a treatment once its improvement is surely above this; ``None``: never.
+        stop_below: Roll one back once its improvement is surely below this; ``None``: never.
+        max_units: End undecided after so many units.
+        until: End undecided at this time.
+        automatic: Apply the decision; otherwise it is only advice.
     """
 
     promote_above: float | None = 0.0
@@ -81,8 +90,10 @@ class DecisionRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """Weights of the one treatment, one after the other: the next when so many units and seconds have passed with this
-    one, and no guardrail was breached."""
+    """Weights of the one treatment, one after another.
+
+    The next one follows when ``min_units`` units and ``min_seconds`` have passed and no guardrail was breached.
+    """
 
     weights: tuple[float, ...]
     min_units: int = 100
@@ -94,13 +105,19 @@ DEFAULT_GUARDRAILS: Final = (Guardrail(metric=Metric.of("error_rate"), margin=0.
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentPlan:
-    """An experiment as it was asked for. The first arm with a weight is the control.
+    """The plan of an experiment. The first arm without ``shadow`` is the control.
 
     Attributes:
-        window_seconds: how long a unit's requests and the feedback on them count, from its first request on.
-        alpha: how often, at most, a treatment that is no better is ever taken for better, or one no worse for worse.
-        unrated: what becomes of units that nobody rated where the metric is about ratings: left out, or counted as
-            half good.
+        adapter: The adapter whose requests take part.
+        arms: At least two.
+        metric: The primary metric.
+        guardrails: Metrics that must not become worse.
+        rule: When to decide.
+        ramp: Weights of the treatment over time.
+        window_seconds: How long a unit's requests and feedback count, from its first request on.
+        alpha: The largest probability of taking a treatment for better that is not, or for worse that is not.
+        unrated: What to do with units without feedback, where the metric is about feedback.
+        allocation: Who sets the weights.
     """
 
     adapter: str
@@ -116,28 +133,35 @@ class ExperimentPlan:
 
     @cached_property
     def control(self) -> Arm:
+        """The arm that treatments are compared with."""
         return next(arm for arm in self.arms if arm.shadow is None)
 
     @cached_property
     def treatments(self) -> tuple[Arm, ...]:
+        """The other arms with a weight."""
         return tuple(arm for arm in self.arms if arm.shadow is None and arm is not self.control)
 
     @cached_property
     def shadows(self) -> tuple[Arm, ...]:
+        """The arms that get copies of requests."""
         return tuple(arm for arm in self.arms if arm.shadow is not None)
 
     @cached_property
     def chat_only(self) -> bool:
-        """Whether an arm does what plain completions cannot do alike: these then do not take part."""
+        """Whether an arm has a system prompt, which text completions cannot have: these then do not take part."""
         return any(arm.system is not None for arm in self.arms)
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
-        """All that is judged: the primary one, then the guardrails'."""
+        """The primary metric, then the guardrails'."""
         return (self.metric, *(guardrail.metric for guardrail in self.guardrails))
 
     def arm(self, name: str) -> Arm:
-        """InvalidRequest unless there is one of that name."""
+        """The arm of that name.
+
+        Raises:
+            InvalidRequest: There is none.
+        """
         found = next((arm for arm in self.arms if arm.name == name), None)
         if found is None:
             there = ", ".join(arm.name for arm in self.arms)
@@ -145,12 +169,13 @@ class ExperimentPlan:
         return found
 
     def first_weights(self) -> dict[str, float]:
-        """The treatments' weights to begin with."""
+        """The treatments' weights at the start."""
         if self.ramp is not None:
             return {self.treatments[0].name: self.ramp.weights[0]}
         return {arm.name: arm.weight for arm in self.treatments}
 
     def to_json(self) -> dict[str, Any]:
+        """The plan as it is stored."""
         stored = asdict(self)
         stored["metric"] = self.metric.to_json()
         for guardrail, plain in zip(stored["guardrails"], self.guardrails, strict=True):
@@ -161,6 +186,7 @@ class ExperimentPlan:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ExperimentPlan:
+        """The inverse of ``to_json``."""
         rule, ramp = dict(stored["rule"]), stored["ramp"]
         if rule["until"] is not None:
             rule["until"] = datetime.fromtimestamp(rule["until"], UTC)
@@ -180,7 +206,11 @@ class ExperimentPlan:
 
 
 def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
-    """The plan with the control's weight filled in. InvalidRequest, naming the field, for one that makes no sense."""
+    """Validate a plan and fill in the control's weight.
+
+    Raises:
+        InvalidRequest: The plan is contradictory; ``param`` names the field.
+    """
     _check_arms(plan)
     if plan.ramp is not None:
         _check_ramp(plan, plan.ramp)

@@ -1,4 +1,4 @@
-"""How an experiment stands at one moment: the records that are stored and served as JSON."""
+"""The state of an experiment at one moment: records that are stored and served as JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ class ArmReading:
     """One arm so far.
 
     Attributes:
-        requests: that it answered. units: closed ones; judged: those with a value of the primary metric.
-        mean: of the primary metric, with an interval that holds at all times; None where there is none.
-        means: of all metrics.
+        arm: Its name.
+        weight: Its current share.
+        requests: Requests that it answered.
+        units: Closed units.
+        judged: Those of them with a value of the primary metric.
+        mean: Of the primary metric.
+        lower: Of a confidence interval of the mean that holds at all times; None for a metric without bounds.
+        upper: Of the same interval.
+        means: Of all metrics, by label.
     """
 
     arm: str
@@ -30,8 +36,17 @@ class ArmReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A treatment beside the control: the difference of the primary metric and its interval, in the metric's units
-    (of latency: as a part of the control's). ``improvement_…`` is the same, for the better; None: nothing is known."""
+    """A treatment compared with the control, by the primary metric. None: nothing is known yet.
+
+    Attributes:
+        arm: The treatment.
+        units: Units of both arms.
+        difference: In the metric's units; of ``latency`` as a part of the control's.
+        lower: Of a confidence interval of the difference that holds at all times.
+        upper: Of the same interval.
+        improvement_lower: The same interval with the sign of an improvement.
+        improvement_upper: As ``improvement_lower``.
+    """
 
     arm: str
     units: int
@@ -58,7 +73,7 @@ class GuardrailReading:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRatioReading:
-    """Whether the arms got their shares: of the units, and of those that were rated."""
+    """Whether the arms got their shares of all units, and of the rated ones."""
 
     evidence: float
     evidence_rated: float | None
@@ -68,14 +83,20 @@ class SampleRatioReading:
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowReading:
-    """A shadow arm beside the answers that users got.
+    """A shadow arm compared with the answers that users got.
 
     Attributes:
-        sampled: requests it should have had a copy of. answered: those it answered; errors: those it failed.
-        pairs: answers that could be compared; identical: the share of them that are the same to the letter;
-            agreement: how alike they are, 0 to 1.
-        length_ratio, latency_ratio: its answers' characters and seconds as a part of the users', geometric means.
-        preferred, rejected: how often its answer was preferred to, or rejected for, another one.
+        arm: Its name.
+        sampled: Requests of which it should have got a copy.
+        answered: Those that it answered.
+        errors: Those that it failed at.
+        pairs: Answers that could be compared.
+        identical: The share of them that are equal.
+        agreement: How similar they are, 0 to 1.
+        length_ratio: Geometric mean of its answers' characters as a part of the users'.
+        latency_ratio: The same of the latencies.
+        preferred: How often its answer was preferred to another arm's.
+        rejected: How often another arm's was preferred to it.
     """
 
     arm: str
@@ -93,7 +114,7 @@ class ShadowReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How an experiment stands. ``learned``: units left out, because a version had learned from them."""
+    """The state of an experiment. ``learned`` are units that were left out because a version was trained on them."""
 
     units: int
     learned: int
@@ -104,4 +125,5 @@ class Reading:
     shadows: tuple[ShadowReading, ...]
 
     def to_json(self) -> Json:
+        """The fields by name."""
         return asdict(self)

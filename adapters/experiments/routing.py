@@ -1,4 +1,4 @@
-"""Which version answers a request: `model` resolved to the base, a version, an alias or an experiment's arm."""
+"""Resolves a request's ``model`` to the base, a version, an alias or an arm of an experiment."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from graftwork.adapters.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: the version that answers it (``None``: the bare base), by its public name; and, where an
-    experiment chose it, what that drew."""
+    """The version that answers a request.
+
+    Attributes:
+        name: Its public name: ``name@number``, or the base's id.
+        adapter: The adapter's label in metrics; ``None``: the bare base.
+        digest: Its digest; ``None``: the bare base.
+        draw: The arm, if an experiment chose it.
+    """
 
     name: str
     adapter: str | None
@@ -24,12 +30,12 @@ class Route:
     draw: Assignment | None = None
 
     def labels(self) -> dict[str, str]:
-        """What an answer says of it."""
-        drawn = {} if self.draw is None else {"experiment": self.draw.experiment, "arm": self.draw.arm.name}
-        return {"adapter": self.name, **drawn}
+        """The fields of an answer that name the version and arm."""
+        assigned = {} if self.draw is None else {"experiment": self.draw.experiment, "arm": self.draw.arm.name}
+        return {"adapter": self.name, **assigned}
 
     def mint_id(self, ids: InteractionIds, kind: IdKind, *, unit: str | None, at: int) -> str:
-        """An id that says it."""
+        """A new answer's id, which encodes the version, the arm and its probability."""
         return ids.mint(
             kind,
             adapter=None if self.adapter is None else self.name,
@@ -50,14 +56,24 @@ class ModelRouter:
         self._experiments = experiments
 
     def resolve(self, model: str, unit: str | None, *, chat: bool) -> Route:
-        """What ``model`` means for this ``unit``, the sticky key of whoever asks (None: nobody was named)."""
+        """Resolve ``model``.
+
+        Args:
+            model: As the request names it.
+            unit: The unit of experiments that the request belongs to; ``None``: it is assigned by itself.
+            chat: Whether it is a chat completion.
+
+        Raises:
+            NotFound: Nothing has that name.
+            Conflict: The version was made for another base.
+        """
         base = self._base
         if model == base.id:
             return Route(base.id, None, None)
-        # A plain name takes part in the adapter's experiment; who names a version or an alias gets that.
-        drawn = self._experiments.assign(model, unit, chat=chat)
-        if drawn is not None:
-            return self.route_to_arm(drawn, model)
+        # A plain name takes part in the adapter's experiment; a version or an alias is answered as it is.
+        assigned = self._experiments.assign(model, unit, chat=chat)
+        if assigned is not None:
+            return self.route_to_arm(assigned, model)
         version = self._registry.resolve(model)
         if version.base_digest != base.digest:
             raise Conflict(
@@ -66,12 +82,12 @@ class ModelRouter:
                 param="model",
                 code="wrong_base",
             )
-        # All trials are one in the metrics.
+        # All trials share one label in the metrics.
         return Route(version.id, TRIAL if is_trial(version.name) else version.name, version.digest)
 
-    def route_to_arm(self, drawn: Assignment, adapter: str) -> Route:
-        """To an arm. That its version fits this base and is not retired was seen to when the experiment began."""
-        if drawn.arm.version is None:
-            return Route(self._base.id, None, None, drawn)
-        version = self._registry.version(adapter, drawn.arm.version)
-        return Route(version.id, version.name, version.digest, drawn)
+    def route_to_arm(self, assigned: Assignment, adapter: str) -> Route:
+        """The route to an arm. Its version was checked when the experiment began."""
+        if assigned.arm.version is None:
+            return Route(self._base.id, None, None, assigned)
+        version = self._registry.version(adapter, assigned.arm.version)
+        return Route(version.id, version.name, version.digest, assigned)

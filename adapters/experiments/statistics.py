@@ -1,7 +1,8 @@
 """The statistics of experiments, valid at every look: sequential tests and confidence sequences.
 
-Everything here is *anytime-valid*: an error rate α holds for all looks together, whenever somebody looks, stops or goes
-on, and whatever made them do so. The price is that it takes more observations than a test that may be read only once.
+Everything here is *anytime-valid*: an error rate α holds for all looks together, whenever an experiment is looked at,
+stopped or continued, and for whatever reason. The price is that it takes more observations than a test that may be read
+only once.
 
 ================================  ====================================================  =============================
 ``MeanConfidenceSequence``        a confidence sequence for the mean of bounded values  Waudby-Smith & Ramdas 2024
@@ -18,11 +19,11 @@ on, and whatever made them do so. The price is that it takes more observations t
   confidence sequences. Annals of Statistics 52(6), 2024.
 - M. Lindon, A. Malek: Anytime-valid inference for multinomial count data. NeurIPS 2022.
 
-An *e-process* is what betting against a hypothesis has made of 1: while the hypothesis is true it ever reaches 1/α with
-probability at most α (Ville 1939). All are kept as logarithms. Objects carry their state from one observation to the
-next, and keep no observations.
+An *e-process* is the wealth of a bettor against a hypothesis, who begins with 1: while the hypothesis is true it ever
+reaches 1/α with probability at most α (Ville 1939). All are stored as logarithms. Objects carry their state from one
+observation to the next, and store no observations.
 
-Pure numpy, no input or output.
+Pure numpy, no I/O.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 BET_FRACTIONS: Array = 0.9 * 0.5 ** np.arange(10.0)
-"""What part of its wealth each bettor stakes: (10,). The last ones are for differences that only hundreds of thousands
-of observations show."""
+"""The fraction of its wealth that each bettor stakes: (10,). The last ones are for differences that only hundreds of
+thousands of observations show."""
 
-_PRIOR: Array = np.array([9.0] * 6 + [3.0, 1.5, 1.0, 0.5]) / 60.0  # what each bettor begins with
+_PRIOR: Array = np.array([9.0] * 6 + [3.0, 1.5, 1.0, 0.5]) / 60.0  # the initial wealth of each bettor
 
 _CONCENTRATIONS: Array = np.array([10.0, 300.0, 10_000.0])  # for gross, middling and small mismatches
 
 MIN_PER_ARM = 100
-"""Observations that each arm must have before an asymptotic confidence sequence is read."""
+"""The fewest observations of each arm with which an asymptotic confidence sequence is finite."""
 
 
 class CapitalProcess:
     """Wealth from betting that values are above 0: an e-process for "given the past, their mean is at most 0".
 
-    Bettors stake a constant fraction f of what they have: a gain g ≥ −1, in units of the most that could have been
-    lost, multiplies their wealth by 1 + f·g. Their sum is the grid-Kelly bet of Waudby-Smith & Ramdas (2024): never far
-    from the best fraction in hindsight, and with nothing to estimate or to tune.
+    Bettors stake a constant fraction f of their wealth: a gain g ≥ −1, in units of the largest possible loss,
+    multiplies it by 1 + f·g. Their sum is the grid-Kelly bet of Waudby-Smith & Ramdas (2024): never far from the best
+    fraction in hindsight, and with nothing to estimate or to tune.
 
     ``shape`` is that of independent processes side by side; ``()`` is a single one.
     """
@@ -64,14 +65,17 @@ class CapitalProcess:
         self._logs = np.tile(np.log(_PRIOR)[column], (1, *shape))
 
     def bet(self, gains: ArrayLike, where: slice | EllipsisType = ...) -> None:
-        """One round. ``gains`` has the shape of ``where``: values, each divided by the most it could have been below 0.
+        """Bet once.
 
-        That bound must have been known before the value was.
+        Args:
+            gains: In the shape of ``where``: values, each divided by the absolute lowest value it could have had. That
+                bound must have been known before the value was.
+            where: The processes that bet.
         """
         self._logs[:, where] += np.log1p(self._fractions * np.asarray(gains, dtype=float))
 
     def log(self, where: slice | EllipsisType = ...) -> Array:
-        """The wealth's logarithm, in the shape of ``where``."""
+        """The natural logarithm of the wealth, in the shape of ``where``."""
         logs = self._logs[:, where]
         top = logs.max(axis=0)
         summed: Array = top + np.log(np.exp(logs - top).sum(axis=0))
@@ -79,17 +83,25 @@ class CapitalProcess:
 
 
 class MeanConfidenceSequence:
-    """A confidence sequence for the mean that bounded values have, each given the past.
+    """A confidence sequence for the conditional mean of bounded values, each given the past.
 
-    Every candidate mean on a grid is bet against from both sides; what is left between the refuted ones is the
-    interval. At no time at all, with probability 1 − ``alpha``, is the mean outside. Exact for any sample size; assumes
-    that the mean does not change, that values keep to the bounds that were given with them, and nothing else.
+    Every candidate mean on a grid is bet against from both sides; what is left between the rejected ones is the
+    interval. With probability 1 − ``alpha`` the mean is never outside. Exact for any sample size. Assumes that the mean
+    does not change and that values keep to the bounds given with them, and nothing else.
 
-    Wealth falls as the candidate rises (rises, for the bets from above), so the refuted candidates are the first and
+    Wealth falls as the candidate rises (rises, for the bets from above), so the rejected candidates are the first and
     the last ones of the grid, and only those between need further bets. The bounds are grid points themselves, that
     is, rounded outwards.
 
-    ``low`` and ``high`` enclose the mean. ``also`` are candidates to put on the grid: their refutation is then exact.
+    Args:
+        low: The mean is not below.
+        high: The mean is not above.
+        alpha: The error rate.
+        num_points: Candidates on the grid.
+        also: More candidates, whose rejection is then exact.
+
+    Attributes:
+        num: Values so far.
     """
 
     def __init__(
@@ -107,7 +119,7 @@ class MeanConfidenceSequence:
         self._sum = 0.0
 
     def add(self, value: float, *, least: float, most: float) -> None:
-        """One value, and the bounds within which it could have been, known before it was."""
+        """Add a value with its lowest and highest possible value, which were known before it was."""
         self.num += 1
         self._sum += value
         standing = slice(self._first, self._end)
@@ -120,34 +132,37 @@ class MeanConfidenceSequence:
 
     @property
     def mean(self) -> float:
-        """Of the values so far, within the interval. 0 without any."""
+        """The mean of the values so far, clipped to the interval; without any, 0 clipped to it."""
         return min(max(self._sum / max(self.num, 1), self.lower), self.upper)
 
     @property
     def lower(self) -> float:
-        """The mean is above."""
+        """The interval's lower end."""
         return float(self._points[self._first - 1]) if self._first else self._low
 
     @property
     def upper(self) -> float:
-        """The mean is below."""
+        """The interval's upper end."""
         return float(self._points[self._end]) if self._end < len(self._points) else self._high
 
 
 def pseudo_outcome(
     outcome: ArrayLike, treated: ArrayLike, probability: ArrayLike, centre: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """(value, least, most): what an outcome says of the difference between treatment and control. Arrays broadcast.
+    """The inverse-probability pseudo-outcome: an unbiased estimate of treatment − control from one outcome.
 
-    The value is (Y − c)·(1[treated]/π − 1[control]/(1 − π)). Given the past its mean is the difference of the two arms'
-    means, whatever c and π are, as long as both were known before the arm was assigned; c near the outcomes' mean makes
-    its variance small. ``least`` and ``most`` bound it for outcomes in [0, 1].
+    It is (Y − c)·(1[treated]/π − 1[control]/(1 − π)). Given the past its mean is the difference of the two arms' means,
+    whatever c and π are, as long as both were known before the arm was assigned; c near the outcomes' mean makes its
+    variance small. Arrays broadcast.
 
     Args:
         outcome: Y in [0, 1].
-        treated: true for the treatment's outcomes, false for the control's.
-        probability: π, that the treatment was drawn and not the control; above 0 and below 1.
+        treated: True for the treatment's outcomes, false for the control's.
+        probability: π, that the treatment was assigned and not the control; above 0 and below 1.
         centre: c in [0, 1].
+
+    Returns:
+        (value, least, most): the pseudo-outcome, and its bounds for outcomes in [0, 1].
     """
     y, pi, c = (np.asarray(given, dtype=float) for given in (outcome, probability, centre))
     value = (y - c) * np.where(treated, 1 / pi, -1 / (1 - pi))
@@ -157,27 +172,36 @@ def pseudo_outcome(
 
 
 class RunningMean:
-    """The mean of outcomes in [0, 1] so far, drawn to ½ at first: what outcomes are centred on. Any ``shape``."""
+    """The mean of outcomes in [0, 1] so far, with a prior observation of ½: outcomes are centred on it.
+
+    Of any ``shape``.
+    """
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
         self._sum: Array = np.full(shape, 0.5)
         self._num = 1
 
     def value(self) -> Array:
+        """The mean, ½ before any outcome."""
         return self._sum / self._num
 
     def add(self, outcome: ArrayLike) -> None:
+        """Add an outcome, in the shape of the mean."""
         self._sum = self._sum + np.asarray(outcome, dtype=float)
         self._num += 1
 
 
 class DifferenceSequence:
-    """How much better the treatment is than the control: a confidence sequence for outcomes in [0, 1].
+    """A confidence sequence for treatment − control, of outcomes in [0, 1].
 
-    That of the centred inverse-probability pseudo-outcome (`pseudo_outcome`, `MeanConfidenceSequence`). Exact at any
-    time and for weights that depend on the past. Assumes that each unit's arm was drawn with the probability given,
-    whatever came before, and that each unit comes once; outcomes themselves may drift, as long as the difference does
-    not.
+    It is that of the centred inverse-probability pseudo-outcome (``pseudo_outcome``, ``MeanConfidenceSequence``). Exact
+    at any time and for weights that depend on the past. Assumes that each unit's arm was assigned with the given
+    probability, whatever came before, and that each unit occurs once; outcomes may drift as long as their difference
+    does not.
+
+    Args:
+        alpha: The error rate.
+        also: Differences whose rejection must be exact, beside 0.
     """
 
     def __init__(self, *, alpha: float, also: Iterable[float] = ()) -> None:
@@ -185,33 +209,42 @@ class DifferenceSequence:
         self._centre = RunningMean()
 
     def add(self, outcome: float, *, treated: bool, probability: float) -> None:
-        """A unit's outcome, its arm, and the probability that this would be the treatment's."""
+        """Add a unit's outcome and arm; ``probability`` is that of the treatment."""
         value, least, most = pseudo_outcome(outcome, treated, probability, self._centre.value())
         self._sequence.add(float(value), least=float(least), most=float(most))
         self._centre.add(outcome)
 
     @property
     def num(self) -> int:
+        """Units so far."""
         return self._sequence.num
 
     @property
     def mean(self) -> float:
+        """The estimated difference."""
         return self._sequence.mean
 
     @property
     def lower(self) -> float:
+        """The interval's lower end."""
         return self._sequence.lower
 
     @property
     def upper(self) -> float:
+        """The interval's upper end."""
         return self._sequence.upper
 
 
 def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tightest_at: float = 1000.0) -> Array:
-    """Half the width of an asymptotic confidence sequence after ``num`` values of this sample variance, any shapes.
+    """Half the width of an asymptotic confidence sequence.
 
-    Waudby-Smith et al. (2024), Theorem 2.2: √(σ²·(n + r)/n²·log((n + r)/(r·α²))), r being set so that it is about as
-    tight as it can be after ``tightest_at`` values.
+    Waudby-Smith et al. (2024), Theorem 2.2: √(σ²·(n + r)/n²·log((n + r)/(r·α²))).
+
+    Args:
+        num: n, the number of values.
+        variance: σ², their sample variance; any shape, broadcast with ``num``.
+        alpha: The error rate.
+        tightest_at: r is chosen so that the width is about minimal after this many values.
     """
     n = np.asarray(num, dtype=float)
     level = -2 * math.log(alpha)
@@ -221,12 +254,12 @@ def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tigh
 
 
 class AsymptoticConfidenceSequence:
-    """How much more the treatment has than the control: an asymptotic confidence sequence for outcomes without bounds.
+    """An asymptotic confidence sequence for treatment − control, of outcomes without bounds.
 
-    The same pseudo-outcome, with the boundary of `asymptotic_radius`. Assumes finite variance and what
-    `DifferenceSequence` does. Its error rate is only near ``alpha``, the nearer the later it is first read: so it is no
-    bound (minus to plus infinity) before each arm has ``MIN_PER_ARM`` outcomes. What it takes is best put on a scale
-    without long tails: the logarithm of a latency.
+    It is that of the same pseudo-outcome, with ``asymptotic_radius``. Assumes finite variance and what
+    ``DifferenceSequence`` does. Its error rate only tends to ``alpha``, the closer the later it is first read: so it is
+    infinite before each arm has ``MIN_PER_ARM`` outcomes. Outcomes are best put on a scale without long tails: the
+    logarithm of a latency.
     """
 
     def __init__(self, *, alpha: float) -> None:
@@ -237,8 +270,8 @@ class AsymptoticConfidenceSequence:
         self._squares = 0.0  # of deviations from the mean
 
     def add(self, outcome: float, *, treated: bool, probability: float) -> None:
-        """A unit's outcome, its arm, and the probability that this would be the treatment's."""
-        # The first outcome has nothing to be centred on, and centred on itself it is no evidence: a value of 0.
+        """Add a unit's outcome and arm; ``probability`` is that of the treatment."""
+        # The first outcome can only be centred on itself, which makes it no evidence: a value of 0.
         centre = self._sum_outcomes / self.num if self.num else outcome
         value = (outcome - centre) * (1 / probability if treated else -1 / (1 - probability))
         self._per_arm[treated] += 1
@@ -249,18 +282,22 @@ class AsymptoticConfidenceSequence:
 
     @property
     def num(self) -> int:
+        """Units so far."""
         return sum(self._per_arm)
 
     @property
     def mean(self) -> float:
+        """The estimated difference."""
         return self._mean
 
     @property
     def lower(self) -> float:
+        """The interval's lower end, −∞ at first."""
         return self._mean - self._radius()
 
     @property
     def upper(self) -> float:
+        """The interval's upper end, ∞ at first."""
         return self._mean + self._radius()
 
     def _radius(self) -> float:
@@ -273,11 +310,15 @@ class UpperBoundTest:
     """Has a mean risen above ``bound``? A one-sided e-process for guardrails, with an α of its own.
 
     Exact for values that keep to the bounds given with them; they may depend on each other in any way, and their means
-    may move, as long as none, given the past, is above ``bound``.
+    may change, as long as none, given the past, is above ``bound``.
 
-    Half of the wealth is bet from the first value on, and the rest a little with every later one: so what goes wrong
-    after thousands of good values need not first make up for these. (A mixture over starting times, as in the
+    Half of the wealth is bet from the first value on, and the rest a little with every later one: so a change for the
+    worse after thousands of good values need not first make up for these. (A mixture over starting times, as in the
     e-detectors of Shin, Ramdas & Rinaldo, NEJSDS 2(2), 2024, but within one α.)
+
+    Attributes:
+        num: Values so far.
+        breached: Whether the evidence has ever reached 1/α.
     """
 
     def __init__(self, bound: float, *, alpha: float) -> None:
@@ -288,7 +329,7 @@ class UpperBoundTest:
         self.breached = False
 
     def add(self, value: float, *, least: float) -> None:
-        """A value, and what it could not have been below; ``least`` is less than the bound."""
+        """Add a value with its lowest possible value, which is below the bound."""
         if self.num:
             released = math.log(_unspent_capital(self.num - 1) - _unspent_capital(self.num))
             self._logs = np.logaddexp(self._logs, np.log(_PRIOR) + released)
@@ -298,23 +339,26 @@ class UpperBoundTest:
 
     @property
     def log_e(self) -> float:
-        """The logarithm of the evidence; breached once it has reached that of 1/α."""
+        """The natural logarithm of the evidence."""
         reserve = math.log(_unspent_capital(max(self.num - 1, 0)))
         return float(np.logaddexp(np.logaddexp.reduce(self._logs), reserve))
 
 
 def _unspent_capital(num: int) -> float:
-    """What of 1 is not yet bet after ``num`` later starts. Falls to 0 so slowly that there is always something left."""
+    """The part of 1 that is not yet bet after ``num`` later starts.
+
+    It falls to 0 so slowly that some is always left.
+    """
     return 0.5 / math.log2(num + 2)
 
 
 class ContrastTest:
     """Is the treatment's mean above the control's by more than ``margin``? For guardrails, request by request.
 
-    For outcomes in [0, 1] whose arms are no draws of chance any more, since the same users come again: what is compared
-    is the mean of each arm's outcomes in blocks, and a block ends as soon as it has some of both. So whatever befalls
-    both arms at a time cancels out. Exact if within a block, given the past, the treatment's outcomes have means at
-    most ``margin`` above the control's.
+    For outcomes in [0, 1] of requests, which are not assigned independently since users come again. The means of both
+    arms are compared in blocks, and a block ends as soon as it has outcomes of both. So whatever affects both arms at a
+    time cancels out. Exact if within a block, given the past, the treatment's outcomes have means at most ``margin``
+    above the control's.
     """
 
     def __init__(self, margin: float, *, alpha: float) -> None:
@@ -322,6 +366,7 @@ class ContrastTest:
         self._begin()
 
     def add(self, outcome: float, *, treated: bool) -> None:
+        """Add an outcome of one of the arms."""
         self._sums[treated] += outcome
         self._nums[treated] += 1
         if all(self._nums):
@@ -331,15 +376,17 @@ class ContrastTest:
 
     @property
     def num(self) -> int:
-        """How many blocks were compared."""
+        """Blocks that were compared."""
         return self._test.num
 
     @property
     def breached(self) -> bool:
+        """Whether the evidence has ever reached 1/α."""
         return self._test.breached
 
     @property
     def log_e(self) -> float:
+        """The natural logarithm of the evidence."""
         return self._test.log_e
 
     def _begin(self) -> None:
@@ -347,13 +394,16 @@ class ContrastTest:
 
 
 class SampleRatioTest:
-    """Do the arms get the shares that they were promised? Lindon & Malek's sequential multinomial test.
+    """Do the arms get their planned shares? Lindon & Malek's sequential multinomial test.
 
     The evidence is the Bayes factor of a Dirichlet prior around the planned shares, here the mean over three such
     priors (narrow ones for small mismatches), multiplied over the epochs between which shares changed. Exact. A
-    mismatch means that something but chance decides who is counted in which arm: then no other figure can be trusted.
+    mismatch means that something other than chance decides which units are counted in which arm: then no other
+    statistic can be trusted.
 
-    ``shares``: what each arm should get, (..., num_arms), summing to 1; further axes are independent tests.
+    Args:
+        shares: The planned share of each arm, (..., num_arms), summing to 1; further axes are independent tests.
+        alpha: The false alarm rate, over all looks.
     """
 
     _shares: Array
@@ -366,13 +416,15 @@ class SampleRatioTest:
         self._begin(shares)
 
     def change(self, shares: ArrayLike) -> None:
-        """A new epoch, with these shares."""
+        """Begin a new epoch with these shares."""
         self._before = self.log_e
         self._begin(shares)
 
     def add(self, arm: ArrayLike) -> None:
-        """A unit in ``arm``, 0 to num_arms − 1 (one for each of the independent tests). One that was promised nothing
-        is a mismatch for certain."""
+        """Add a unit in ``arm``, 0 to num_arms − 1 (one for each of the independent tests).
+
+        One in an arm without a share makes the evidence infinite.
+        """
         here = np.expand_dims(np.asarray(arm), -1)
         expected = np.take_along_axis(self._shares, here, -1)[..., 0]
         seen = np.take_along_axis(self._counts, here, -1)[..., 0]
@@ -385,6 +437,7 @@ class SampleRatioTest:
 
     @property
     def log_e(self) -> Array:
+        """The natural logarithm of the evidence, (...)."""
         top = self._logs.max(-1)
         finite = np.isfinite(top)
         inside = np.exp(np.where(finite[..., None], self._logs - np.where(finite, top, 0)[..., None], 0)).mean(-1)
@@ -393,7 +446,10 @@ class SampleRatioTest:
 
     @property
     def mismatch(self) -> NDArray[np.bool_]:
-        """Whether the evidence is there now. Remember it: evidence may fade, its having been there does not."""
+        """Whether the evidence is at 1/α now.
+
+        Later units may lower it, which does not undo the mismatch: remember it.
+        """
         found: NDArray[np.bool_] = self.log_e >= self._threshold
         return found
 
@@ -406,10 +462,17 @@ class SampleRatioTest:
 def thompson_shares(
     successes: Sequence[float], failures: Sequence[float], *, seed: int, floor: float, num_draws: int = 20_000
 ) -> list[float]:
-    """Each arm's weight: the probability that it is the best one, as far as outcomes in [0, 1] tell, but ``floor``.
+    """Thompson sampling: each arm's weight is the probability that it is the best one, but at least ``floor``.
 
-    From uniform priors, by draws. Weights that follow the outcomes serve users meanwhile; who judges which arm is
-    better must still be `DifferenceSequence`, which holds under such weights too.
+    With outcomes in [0, 1] and uniform priors, by Monte Carlo. Such weights serve users better meanwhile. Which arm is
+    better must still be decided by ``DifferenceSequence``, which is valid under such weights too.
+
+    Args:
+        successes: Of each arm.
+        failures: Of each arm.
+        seed: Of the random numbers.
+        floor: The least weight.
+        num_draws: Of the posterior.
     """
     draws = np.random.default_rng(seed).beta(
         np.asarray(successes, dtype=float) + 1, np.asarray(failures, dtype=float) + 1, (num_draws, len(successes))

@@ -1,5 +1,6 @@
-"""The experiments of a database: started, assigned to requests, reweighted, rolled back and stopped, each change in one
-transaction with its event.
+"""The experiments of a database: started, assigned to requests, reweighted, rolled back and stopped.
+
+Each change is one transaction with its event.
 """
 
 from __future__ import annotations
@@ -58,23 +59,30 @@ class _Snapshot:
 
 
 class Experiments:
-    """The experiments of one database; any number of threads and processes may have one each."""
+    """The experiments of one database. Threads and processes may each have an instance.
+
+    Args:
+        database: Where they are stored.
+        registry: Aliases are resolved and moved there.
+    """
 
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database = database
         self._registry = registry
         self._snapshot = DatabaseCache(database, _Snapshot(last_event=-1, running={}), self._refreshed)
 
-    # For requests
-
+    # -- for requests --------------------------------------------------------------------------------------------
     def running_on(self, adapter: str) -> Experiment | None:
-        """The experiment that requests for ``adapter`` take part in; from memory."""
+        """The running experiment of an adapter; from memory."""
         return self._snapshot.get().running.get(adapter)
 
     def assign(self, adapter: str, unit: str | None, *, chat: bool) -> Assignment | None:
-        """The arm that answers a request for ``adapter``; None if it takes part in no experiment.
+        """The arm that answers a request for ``adapter``; ``None`` if it takes part in no experiment.
 
-        ``unit`` is the requester: the same one gets the same arm. Without one, every request is assigned by itself.
+        Args:
+            adapter: A plain name.
+            unit: The same unit gets the same arm; ``None``: the request is assigned by itself.
+            chat: Whether it is a chat completion.
         """
         experiment = self.running_on(adapter)
         if experiment is None or (experiment.plan.chat_only and not chat):
@@ -84,14 +92,24 @@ class Experiments:
             experiment=experiment.name, arm=experiment.plan.arm(name), probability=experiment.weight(name)
         )
 
-    # For operators
-
+    # -- reading -------------------------------------------------------------------------------------------------
     def get(self, name: str) -> Experiment:
+        """An experiment by name.
+
+        Raises:
+            NotFound: There is none.
+        """
         with self._database.read() as connection:
             return require_experiment(connection, name)
 
     def find(self, *, running: bool | None = None, after: str | None = None, limit: int = 20) -> Page[Experiment]:
-        """By name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
+        """A page of experiments, by name.
+
+        Args:
+            running: Only those that run, or have ended.
+            after: The last name of the page before.
+            limit: 1 to 100.
+        """
         check_limit(limit)
         query = select(experiments_table).order_by(experiments_table.c.name).limit(limit + 1)
         if running is not None:
@@ -103,7 +121,11 @@ class Experiments:
             return Page.of(read_experiments(connection, query), limit)
 
     def history(self, name: str) -> list[ExperimentEvent]:
-        """Everything that happened to an experiment, newest first."""
+        """All events of an experiment, newest first.
+
+        Raises:
+            NotFound: There is no such experiment.
+        """
         query = (
             select(experiment_events_table)
             .where(experiment_events_table.c.experiment == name)
@@ -113,21 +135,20 @@ class Experiments:
             require_experiment(connection, name)
             return [ExperimentEvent(**row._mapping) for row in connection.execute(query)]
 
-    # What operators and the keeper do
-
+    # -- changes -------------------------------------------------------------------------------------------------
     def start(self, name: str, plan: ExperimentPlan, *, base_digest: str, actor: str) -> Experiment:
         """Start an experiment; requests take part from now on.
 
         Args:
-            name: used once and for good.
-            plan: arms with an alias are pinned to the version that it points at.
-            base_digest: the served base's.
-            actor: for the history.
+            name: Used once: another experiment never gets it.
+            plan: Arms with an alias are pinned to the version that it points to.
+            base_digest: The served base's.
+            actor: For the history.
 
         Raises:
-            InvalidRequest: the plan makes no sense.
-            NotFound: there is no such adapter.
-            Conflict: the name is taken, the adapter has an experiment already, or an arm's version cannot be served.
+            InvalidRequest: The plan or the name is invalid.
+            NotFound: There is no such adapter.
+            Conflict: The name is taken, the adapter has an experiment already, or an arm's version cannot be served.
         """
         if not names.is_name(name):
             raise InvalidRequest(
@@ -138,7 +159,7 @@ class Experiments:
             )
         self._registry.adapter(plan.adapter)
         with self._database.write() as connection:
-            # Nobody else writes meanwhile: what is pinned here can be neither moved nor retired before it is on record.
+            # The only writer: what is pinned here can be neither moved nor retired before it is stored.
             plan = validate_plan(self._pinned(plan, base_digest))
             if find_experiment(connection, name) is not None:
                 raise Conflict(f"there was an experiment {name!r} already: names are used once, take another one")
@@ -176,10 +197,15 @@ class Experiments:
         reason: str | None = None,
         fence: Fence | None = None,
     ) -> Experiment:
-        """A new epoch, in which the treatments that are named have these weights and the control what is left.
+        """Begin a new epoch: the named treatments get these weights, and the control what is left.
 
-        Treatments only grow, or go to 0 for good: so nobody who has seen one goes back (but under Thompson sampling,
-        whose weights go up and down).
+        Treatments only grow, or go to 0 for good, so that no user who has seen one goes back (except under Thompson
+        sampling, whose weights go up and down).
+
+        Raises:
+            InvalidRequest: A name is no treatment, or the weights do not add up.
+            NotFound: There is no such experiment.
+            Conflict: A treatment would shrink or come back, or the experiment has ended.
         """
         with self._change(name, fence) as (connection, experiment):
             split = _resized(experiment, weights)
@@ -200,7 +226,11 @@ class Experiments:
     ) -> Experiment:
         """Take a treatment out at once: its weight goes to 0, and ``live``, if it points there, to the control.
 
-        Requests that run finish. When no treatment is left the experiment ends.
+        Running requests finish. When no treatment is left the experiment ends.
+
+        Raises:
+            NotFound: There is no such experiment.
+            Conflict: It has ended.
         """
         with self._change(name, fence) as (connection, experiment):
             experiment = _add_next_epoch(connection, experiment, experiment.epochs[-1].split.resized({arm: 0.0}))
@@ -228,7 +258,13 @@ class Experiments:
         reading: Json | None = None,
         fence: Fence | None = None,
     ) -> Experiment:
-        """End an experiment, for good. With the decision ``promoted``, ``live`` then points at ``arm``'s version."""
+        """End an experiment, for good. With the decision ``promoted``, ``live`` then points to ``arm``'s version.
+
+        Raises:
+            InvalidRequest: There is no such arm.
+            NotFound: There is no such experiment.
+            Conflict: It has ended, or the arm is not promotable.
+        """
         with self._change(name, fence) as (connection, experiment):
             if decision == "promoted":
                 self._promote(connection, experiment, arm, actor, reason)
@@ -246,7 +282,12 @@ class Experiments:
         details: Json | None = None,
         fence: Fence | None = None,
     ) -> None:
-        """Put into the history what somebody should know, and changes nothing."""
+        """Record advice or an alarm in the history; the experiment does not change.
+
+        Raises:
+            NotFound: There is no such experiment.
+            Conflict: It has ended.
+        """
         with self._change(name, fence) as (connection, _):
             _record(connection, name, action, arm=arm, actor=actor, reason=reason, details=details)
 
@@ -261,10 +302,10 @@ class Experiments:
                 _end(connection, experiment, outcome)
             return move(connection)
 
-    # Inside
-
+    # -- helpers -------------------------------------------------------------------------------------------------
     @contextmanager
     def _change(self, name: str, fence: Fence | None) -> Iterator[tuple[Connection, Experiment]]:
+        """A transaction that changes a running experiment."""
         with self._database.write() as connection:
             if fence is not None:
                 fence(connection)
@@ -278,7 +319,7 @@ class Experiments:
             yield connection, experiment
 
     def _pinned(self, plan: ExperimentPlan, base_digest: str) -> ExperimentPlan:
-        """With the version of every arm that names an alias; all of them are served by this base."""
+        """A plan with the version of every arm that names an alias; checks that this base can serve all versions."""
         adapter = self._registry.adapter(plan.adapter)
         arms = []
         for place, arm in enumerate(plan.arms):
@@ -336,7 +377,12 @@ class Experiments:
 
 
 def _resized(experiment: Experiment, weights: Mapping[str, float]) -> Split:
-    """The arcs with these weights; InvalidRequest or Conflict if they cannot be."""
+    """The split with these weights.
+
+    Raises:
+        InvalidRequest: A name is no treatment, or the weights do not add up.
+        Conflict: A treatment would shrink or come back.
+    """
     plan = experiment.plan
     treatments = {arm.name for arm in plan.treatments}
     for name, weight in weights.items():
@@ -364,7 +410,7 @@ def _resized(experiment: Experiment, weights: Mapping[str, float]) -> Split:
 
 def _add_next_epoch(connection: Connection, experiment: Experiment, split: Split) -> Experiment:
     last = experiment.epochs[-1]
-    # A clock that was set back must not put this before what it follows.
+    # A clock that was set back must not order this before the epoch that it follows.
     epoch = Epoch(number=last.number + 1, at=max(datetime.now(UTC), last.at), split=split)
     _add_epoch(connection, experiment.name, epoch)
     return replace(experiment, epochs=(*experiment.epochs, epoch))

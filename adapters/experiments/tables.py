@@ -66,6 +66,11 @@ experiment_events_table = Table("experiment_events", schema, _ExperimentEventCol
 
 
 def require_experiment(connection: Connection, name: str) -> Experiment:
+    """An experiment by name.
+
+    Raises:
+        NotFound: There is none.
+    """
     found = find_experiment(connection, name)
     if found is None:
         raise NotFound(
@@ -77,12 +82,14 @@ def require_experiment(connection: Connection, name: str) -> Experiment:
 
 
 def find_experiment(connection: Connection, name: str) -> Experiment | None:
+    """An experiment by name, if there is one."""
     return next(
         iter(read_experiments(connection, select(experiments_table).where(experiments_table.c.name == name))), None
     )
 
 
 def find_running(connection: Connection, adapter: str) -> Experiment | None:
+    """The running experiment of an adapter, if there is one."""
     query = select(experiments_table).where(
         experiments_table.c.adapter == adapter, experiments_table.c.ended_at.is_(None)
     )
@@ -90,6 +97,7 @@ def find_running(connection: Connection, adapter: str) -> Experiment | None:
 
 
 def read_experiments(connection: Connection, query: Select[*tuple[Any, ...]]) -> list[Experiment]:
+    """The experiments that a query on ``experiments_table`` finds, with their epochs."""
     rows = connection.execute(query).all()
     epochs: dict[str, list[Row[*tuple[Any, ...]]]] = {row.name: [] for row in rows}
     which = select(epochs_table).where(epochs_table.c.experiment.in_(epochs)).order_by(epochs_table.c.number)

@@ -1,1 +1,1 @@
-"""Logged interactions, feedback on them, how long they are kept, and what learned from them."""
+"""Logged interactions, feedback on them, how long they are stored, and which versions were trained on them."""

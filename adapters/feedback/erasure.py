@@ -1,10 +1,10 @@
-"""Erasure: a user's rows when an operator asks for it, and every row when its retention is over.
+"""Erasure: a user's rows when an operator asks for it, and every row when its retention has ended.
 
-Interactions are deleted. Feedback is append-only: its text goes (corrections, comments, metadata, who gave it), and
-what identifies nobody stays, thumbs, scores and preferences, so that an experiment counts the same afterwards. Which
-versions learned from erased rows stays on record (``lineage``) and is part of the result. Text also stands in files, in
-data sets and the folders of jobs: what is to go from there is recorded in the same transaction, as `PendingErasure`,
-until the training worker has erased it.
+Interactions are deleted. Feedback is append-only: its texts are cleared (corrections, comments, metadata, its user),
+and what identifies nobody stays, thumbs, scores and preferences, so that an experiment counts the same afterwards.
+Which versions were trained on erased rows stays recorded (``lineage``) and is part of the result. Texts are also in
+files, in data sets and the folders of jobs: what must be erased there is recorded in the same transaction, as
+``PendingErasure``, until the training worker has erased it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ from graftwork.adapters.storage.database import Database
 
 _PENDING = "erasure-"
 _AT_ONCE = 500
-"""Rows that one transaction takes: the one writer's place is free again in between."""
+"""Rows of one transaction: between two, other writers get their turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErasureResult:
-    """What was erased. ``learned_from`` are the versions trained on any of it; ``continued`` those that were not, but
-    continue one that was."""
+    """What was erased.
+
+    Attributes:
+        num_interactions: Interactions that were deleted.
+        num_feedback: Feedback whose texts were cleared.
+        learned_from: Versions that were trained on any of it.
+        continued: Versions that were not, but continue one that was.
+    """
 
     num_interactions: int
     num_feedback: int
@@ -45,14 +51,14 @@ class ErasureResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingErasure:
-    """Answers whose text has yet to be erased from files: of a user who was erased, or who gave feedback on them."""
+    """Answers whose texts must still be erased from files: of an erased user, or with feedback by one."""
 
     name: str
     answers: frozenset[str]
 
 
 class Erasure:
-    """Over one database. ``base_id`` is what policies call the bare base."""
+    """Erases rows of one database. ``base_id`` is the name of the bare base in policies."""
 
     def __init__(self, database: Database, ids: InteractionIds, registry: Registry, *, base_id: str) -> None:
         self._database = database
@@ -62,10 +68,10 @@ class Erasure:
         self._base_id = base_id
 
     def erase_user(self, user: str) -> ErasureResult:
-        """Erase what requests and feedback that named this user left behind; in one transaction, all of it or nothing.
+        """Erase all requests and feedback that named this user, in one transaction.
 
-        Feedback is found by its own ``user``, by its interaction, and by the id of the answer, which carries a keyed
-        hash of the user who asked: also when the interaction was never logged.
+        Feedback is found by its own ``user``, by its interaction, and by the id of the answer, which has a keyed hash
+        of the user who asked: also when the interaction was never logged.
         """
         logged = interactions_table.c.end_user == user
         about_user = or_(
@@ -80,7 +86,7 @@ class Erasure:
             }
             erasing = (
                 update(feedback_table)
-                .where(about_user, _has_words())
+                .where(about_user, _has_texts())
                 .values(**ERASED_VALUES, erased_at=datetime.now(UTC))
             )
             num_feedback = connection.execute(erasing).rowcount
@@ -96,7 +102,10 @@ class Erasure:
         )
 
     def expire(self, policies: LogPolicies, *, now: datetime | None = None) -> ErasureResult:
-        """Forget what is older than the policies that are about it, or else the default, let it become."""
+        """Erase everything older than its policies, or else the default, allow. ``now`` is in UTC.
+
+        It takes transactions of some hundred rows.
+        """
         now = now or datetime.now(UTC)
         aged = _aged(policies, now)
         rows = aged(
@@ -106,7 +115,7 @@ class Erasure:
         )
         words = aged(feedback_table, feedback_table.c.at, func.coalesce(feedback_table.c.adapter, self._base_id))
         old_rows = select(interactions_table.c.id).where(rows).limit(_AT_ONCE)
-        old_words = select(feedback_table.c.id).where(words, _has_words()).limit(_AT_ONCE)
+        old_words = select(feedback_table.c.id).where(words, _has_texts()).limit(_AT_ONCE)
         return ErasureResult(
             num_interactions=self._in_parts(
                 lambda ids: delete(interactions_table).where(interactions_table.c.id.in_(ids)), old_rows
@@ -122,7 +131,7 @@ class Erasure:
     def _in_parts(self, change: Callable[[Sequence[Any]], Any], those: Any) -> int:
         total = 0
         while True:
-            # Looked for by a reader, so that a look that finds nothing, which most do, takes nobody's place.
+            # A read first, so that finding nothing, as is usual, does not block writers.
             with self._database.read() as connection:
                 ids = connection.scalars(those).all()
             if ids:
@@ -133,24 +142,24 @@ class Erasure:
 
 
 def pending_erasures(database: Database) -> list[PendingErasure]:
-    """What files have yet to forget, the oldest first."""
+    """What must still be erased from files, the oldest first."""
     pending = settings.find_by_prefix(database, _PENDING)
     return [PendingErasure(name=name, answers=frozenset(json.loads(answers))) for name, answers in pending.items()]
 
 
 def finish_erasure(database: Database, what: PendingErasure) -> None:
-    """The files have forgotten it."""
+    """Record that the files no longer have these texts."""
     settings.remove(database, what.name)
 
 
-def _has_words() -> ColumnElement[bool]:
+def _has_texts() -> ColumnElement[bool]:
     return or_(*[feedback_table.c[name].is_not(None) for name in ERASED_VALUES])
 
 
 def _aged(
     policies: LogPolicies, now: datetime
 ) -> Callable[[Table, ColumnElement[Any], ColumnElement[Any]], ColumnElement[bool]]:
-    """A function from a table, its time and its answerer's name to the condition that a row's time is over."""
+    """A function from a table, its time and its answerer's name to the condition that a row's retention has ended."""
     limited = [(policy, policy.retention_days) for policy in policies.all() if policy.retention_days is not None]
 
     def aged(table: Table, at: ColumnElement[Any], name: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -1,9 +1,9 @@
 """Feedback on answers: append-only, at any later time, by the answer's id alone.
 
-The id says which version, arm and probability were rated, under a MAC; so feedback is accepted before the answer's row
-is logged, when it never is, and when it is long gone. Rows are never changed; texts can be erased (``erasure``), and
-leave the judgement behind. Who changes their mind sends feedback again: of two rows with the same kind of feedback on
-the same choice, the later one counts.
+The id carries the version, arm and probability that are rated, under a MAC. So feedback is accepted before the answer's
+row is logged, if it never is, and after it was erased. Rows are never changed; texts can be erased (``erasure``), and
+thumbs, scores and preferences stay. Feedback is corrected by sending it again: of two rows with the same kind of
+feedback on the same choice, the later one counts.
 """
 
 from __future__ import annotations
@@ -48,15 +48,19 @@ MAX_CHOICE: Final = 255
 
 @dataclass(frozen=True, kw_only=True)
 class SubmittedFeedback:
-    """Feedback on one choice of an answer, as it is sent: at least one of `FEEDBACK_KINDS`.
+    """Feedback on one choice of an answer, as it is sent: at least one of ``FEEDBACK_KINDS``.
 
     Attributes:
-        interaction_id: the answer's id. choice: the index of the choice in it.
-        thumb: ``up`` or ``down``. score: 0 to 1, 1 is best.
-        correction: what the answer should have been.
-        preferred_over: the id of an answer to the same prompt that this one is better than, and which of its choices.
-        comment: anything, for people. metadata: anything, for programs.
-        user: whose judgement it is, if the answer's request named nobody.
+        interaction_id: The answer's id.
+        choice: The index of the choice in it.
+        thumb: ``up`` or ``down``.
+        score: 0 (worst) to 1 (best).
+        correction: What the answer should have been.
+        preferred_over: The id of an answer to the same prompt that this one is better than.
+        preferred_over_choice: Which of its choices.
+        comment: Any text, for people.
+        metadata: Any pairs, for programs.
+        user: Who gives the feedback, if the answer's request named no user.
     """
 
     interaction_id: str
@@ -72,14 +76,15 @@ class SubmittedFeedback:
 
     @property
     def kinds(self) -> tuple[FeedbackKind, ...]:
+        """The kinds of feedback that it has."""
         return tuple(kind for kind in FEEDBACK_KINDS if getattr(self, kind) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback(SubmittedFeedback):
-    """One row: the feedback, when it came, with which key, and on which version and arm (from the answer's id).
+    """A stored row: the feedback, when it was sent and with which key, and the version and arm that it rates.
 
-    With ``erased_at``, what had been written in words was erased then.
+    ``erased_at`` is when its texts were erased.
     """
 
     id: int
@@ -96,8 +101,14 @@ class Feedback(SubmittedFeedback):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedbackFilter:
-    """Which rows: all that fit everything given. ``adapter`` is a name, a version's id or `interactions.BARE_BASE`;
-    ``kind`` asks for rows that have it; ``since`` and ``until`` are about when it came, the first one included."""
+    """Selects rows that match all given fields.
+
+    Attributes:
+        adapter: A name, a version's id or ``interactions.BARE_BASE``.
+        kind: Rows that have this kind of feedback.
+        since: Sent at this time or later.
+        until: Sent before this time.
+    """
 
     interaction_id: str | None = None
     adapter: str | None = None
@@ -136,12 +147,17 @@ class _FeedbackColumns(TypedColumns):
 
 feedback_table = Table("feedback", schema, _FeedbackColumns)
 
-#: What erasure takes away.
+#: What erasure sets columns to.
 ERASED_VALUES: Final = {"correction": None, "comment": None, "metadata": None, "end_user": None}
 
 
 class FeedbackLog:
-    """The feedback of one database; any number of threads and processes may have one each."""
+    """The feedback of one database. Threads and processes may each have an instance.
+
+    Args:
+        database: Where it is stored.
+        ids: Reads answers' ids.
+    """
 
     def __init__(self, database: Database, ids: InteractionIds) -> None:
         self._database = database
@@ -150,19 +166,19 @@ class FeedbackLog:
     def add(
         self, feedback: SubmittedFeedback, *, key_id: str, idempotency_key: str | None = None
     ) -> tuple[Feedback, bool]:
-        """Store feedback, durably once this returns.
+        """Store feedback; it is durable when this returns.
 
         Args:
-            feedback: on one choice of an answer.
-            key_id: the key it came with.
-            idempotency_key: where this key has used it before for the same feedback, nothing is stored.
+            feedback: On one choice of an answer.
+            key_id: The caller's key.
+            idempotency_key: If this key has used it before for the same feedback, nothing is stored.
 
         Returns:
             The row, and whether it is new.
 
         Raises:
-            InvalidRequest: the id is none of this server's, or nothing in it can be stored.
-            Conflict: the idempotency key was used for other feedback.
+            InvalidRequest: The id is none of this server's, or the feedback is empty or invalid.
+            Conflict: The idempotency key was used for other feedback.
         """
         answer = self._ids.read(feedback.interaction_id)
         feedback = _validate(feedback, self._ids)
@@ -186,7 +202,7 @@ class FeedbackLog:
             known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
             if known is not None:
                 return _repeated(known, feedback), False
-            # Taken inside, so that times are in the order of ids.
+            # Read inside the transaction, so that times are in the order of ids.
             row["at"] = datetime.now(UTC)
             (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
             return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
@@ -194,19 +210,25 @@ class FeedbackLog:
     def find(
         self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20
     ) -> Page[Feedback]:
-        """Newest first: the first ``limit`` (1 to 100) of those before the row ``after``."""
+        """A page of rows, newest first.
+
+        Args:
+            which: Selects rows.
+            after: The last id of the page before.
+            limit: 1 to 100.
+        """
         check_limit(limit)
         query = select(feedback_table).where(*_conditions(which)).order_by(feedback_table.c.id.desc()).limit(limit + 1)
-        # A cursor beyond any id, and any integer of the database's, is the newest end.
+        # A cursor beyond the database's integers means the newest end.
         if after is not None and after < 2**63:
             query = query.where(feedback_table.c.id < after)
         with self._database.read() as connection:
             return Page.of([_feedback(row) for row in connection.execute(query)], limit)
 
     def each(self, which: FeedbackFilter = FeedbackFilter(), *, after: int = 0) -> Iterator[Feedback]:
-        """All of them, oldest first, beginning after the row ``after``, read a few at a time.
+        """All rows, oldest first, beginning after the id ``after``, read in batches.
 
-        Ids grow in the order in which rows become visible: who remembers the last one misses nothing by going on there.
+        Ids grow in the order in which rows become visible: continuing after the last one misses nothing.
         """
         query = select(feedback_table).where(*_conditions(which)).order_by(feedback_table.c.id).limit(READ_AT_ONCE)
         while True:
@@ -257,7 +279,7 @@ def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedbac
 
 
 def _repeated(known: Feedback, feedback: SubmittedFeedback) -> Feedback:
-    """What erasure took from the row cannot be compared any more."""
+    """The stored row, if the same feedback was sent again. Erased texts cannot be compared any more."""
     compared = _FIELDS_AFTER_ERASURE if known.erased_at is not None else (*_SUBMITTED_FIELDS, "user")
     for field in compared:
         if getattr(known, field) != getattr(feedback, field):

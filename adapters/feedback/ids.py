@@ -1,10 +1,10 @@
-"""The id of an answer, which is all that feedback needs: it carries version, arm and probability under a MAC.
+"""Ids of answers, which carry everything that feedback needs: version, arm and probability, under a MAC.
 
-An id is minted when a request is admitted and reads ``chatcmpl-…`` or ``cmpl-…``, as OpenAI's do; what follows is
-URL-safe. Whoever has the secret can read it without any row having been written, in any process and after any crash,
-and nobody else can make one: so nobody can forge which arm was rated.
+An id is minted when a request is admitted and begins with ``chatcmpl-`` or ``cmpl-``, as OpenAI's do; the rest is
+URL-safe. With the secret it can be read before any row is written, in any process and after any crash; without the
+secret nobody can make one, and so forge which arm was rated.
 
-What it carries is signed, not hidden: the answer's headers have the same, and a user is in it as a keyed hash only.
+Its content is signed, not hidden: the answer's headers have the same, and a user is in it as a keyed hash only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from graftwork.adapters.errors import InvalidRequest
 IdKind = Literal["chatcmpl", "cmpl"]
 
 MAX_CHARS: Final = 1024
-"""More than any id has: what is longer is refused unread."""
+"""Longer texts are refused unread: no id has as many characters."""
 
 _KINDS: Final[dict[str, IdKind]] = {"chatcmpl": "chatcmpl", "cmpl": "cmpl"}
 _FORMAT: Final = 1
@@ -38,16 +38,17 @@ _MAC_BYTES: Final = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedId:
-    """What an id says.
+    """The content of an id.
 
     Attributes:
-        kind: of the answer, and the id's prefix.
-        adapter: the version that answered, ``intents@7``; None is the bare base.
-        experiment, arm, probability: which arm of which experiment answered, and how likely that was when it was
-            assigned, above 0 to 1. All three or none.
-        unit: the requester, as `InteractionIds.unit` makes it; None when nobody was named.
-        at: when the request was admitted, in unix seconds.
-        nonce: what tells it from all others, 16 hexadecimal digits.
+        kind: Of the answer, and the id's prefix.
+        adapter: The version that answered, ``intents@7``; ``None`` is the bare base.
+        experiment: The experiment that chose the arm; with arm and probability, or none of them.
+        arm: The arm that answered.
+        probability: Of that arm when it was assigned, above 0 to 1.
+        unit: As ``InteractionIds.unit`` makes it; ``None`` if the request named nobody.
+        at: When the request was admitted, Unix time in seconds.
+        nonce: 16 random hexadecimal digits.
     """
 
     kind: IdKind
@@ -61,12 +62,16 @@ class ParsedId:
 
 
 class InteractionIds:
-    """Mints and reads ids under one secret of at least 16 bytes; a server's is kept in `adapters.storage.settings`."""
+    """Mints and reads ids under one secret of at least 16 bytes, which ``adapters.storage.settings`` stores.
+
+    Raises:
+        ValueError: The secret is shorter.
+    """
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < 16:
             raise ValueError(f"the secret has {len(secret)} bytes: at least 16 are needed")
-        # One key a purpose, so that nothing made for the one can be passed off as the other.
+        # One key per purpose, so that a value made for one is invalid for the other.
         self._mac_key = hashlib.blake2b(b"interaction id", key=secret, digest_size=32).digest()
         self._unit_key = hashlib.blake2b(b"unit", key=secret, digest_size=32).digest()
 
@@ -81,9 +86,10 @@ class InteractionIds:
         unit: str | None = None,
         at: int | None = None,
     ) -> str:
-        """A new id. The fields are those of `ParsedId`; ``at`` is now unless it is given.
+        """Make a new id. The arguments are the fields of ``ParsedId``; ``at`` is now unless given.
 
-        ValueError for what no id can carry: that is the caller's mistake, not a user's.
+        Raises:
+            ValueError: The fields contradict each other, or a name is longer than 255 bytes.
         """
         if len({experiment is None, arm is None, probability is None}) > 1:
             raise ValueError("experiment, arm and probability belong together")
@@ -102,7 +108,11 @@ class InteractionIds:
         return f"{kind}-{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
 
     def read(self, id: str, *, param: str = "interaction_id") -> ParsedId:
-        """What an id of this server says. InvalidRequest, naming ``param``, for any other text."""
+        """The content of an id.
+
+        Raises:
+            InvalidRequest: It is no id of this server; ``param`` names the field.
+        """
         prefix, _, encoded = id.partition("-") if len(id) <= MAX_CHARS else ("", "", "")
         kind = _KINDS.get(prefix)
         try:
@@ -111,7 +121,7 @@ class InteractionIds:
             signed = b""
         payload, mac = signed[:-_MAC_BYTES], signed[-_MAC_BYTES:]
         genuine = hmac.compare_digest(mac, self._mac(prefix, payload))
-        # The last digit has bits to spare: an id with others there would be the same bytes under another name.
+        # The last base64 digit has unused bits: with others there, the same bytes would have a second id.
         canonical = base64.urlsafe_b64encode(signed).rstrip(b"=").decode() == encoded
         if kind is not None and genuine and canonical and payload[:1] == bytes([_FORMAT]):
             return _unpacked(kind, payload)
@@ -123,8 +133,11 @@ class InteractionIds:
         )
 
     def unit(self, *, user: str | None = None, session: str | None = None) -> str | None:
-        """Who asked, as 16 hexadecimal digits that only this server can make of the name: the user if one is given,
-        or else the session; None without either. The same name always gives the same unit."""
+        """The unit of a user, or else of a session; ``None`` without either.
+
+        It is 16 hexadecimal digits, a keyed hash: the same name always gives the same unit, and only this server can
+        compute it.
+        """
         if user is not None:
             named = b"user:" + user.encode("utf-8", "surrogatepass")
         elif session is not None:
@@ -152,7 +165,7 @@ def _unit_bytes(unit: str) -> bytes:
 
 
 def _unpacked(kind: IdKind, payload: bytes) -> ParsedId:
-    """Its MAC was right: we wrote this, and it is whole."""
+    """The content of a payload whose MAC was right."""
     _, flags, at, nonce = _HEAD.unpack_from(payload)
     place = _HEAD.size
 

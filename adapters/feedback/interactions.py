@@ -1,7 +1,7 @@
-"""The log of requests and their answers: written in batches, read by filter, newest first or all of them in order.
+"""The log of requests and their answers: written in batches, read by filter.
 
-A row is written once, when its answer has ended, however it ended. What its id carries (when, which version, which arm)
-is taken from the id, so that row and id cannot disagree.
+A row is written once, when its answer has ended, completely or not. What its id carries (time, version, arm) is taken
+from the id, so that row and id cannot disagree.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from graftwork.adapters.storage.database import Database, Page, UtcDateTime, che
 InteractionStatus = Literal["ok", "error", "cancelled"]
 
 BARE_BASE: Final = ""
-"""As a filter's ``adapter``: answers of the base, without any adapter."""
+"""A filter's ``adapter`` for answers of the base without any adapter."""
 
 READ_AT_ONCE: Final = 200
-"""Rows of a long read that are in memory at a time. Between two such reads nothing is held open."""
+"""Rows that are read in one query. No transaction is open between two of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One of a request's answers. ``finish_reason`` is None where it was broken off."""
+    """One of a request's answers. ``finish_reason`` is ``None`` if it was interrupted."""
 
     index: int
     text: str
@@ -52,17 +52,25 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class NewInteraction:
-    """What is logged of a request beside what its id says.
+    """What is logged of a request beside what its id carries.
 
     Attributes:
-        base: the base's id. model: what the request named.
-        status: ``ok``; ``error``, with ``error`` saying why; ``cancelled``, because the client left.
-        prompt: the request's own field: ``{"messages": […]}``, or ``{"prompt": […]}`` with texts or lists of token ids.
-        sampling: the sampling parameters that the request gave.
-        completions: by choice; what was written until the end, however that came.
-        queue_ms: from admission until the engine took it up; None if it never did or if nobody can tell.
-        first_token_ms: from admission to the first token; None without one. total_ms: until the answer's end.
-        user, metadata: as the request had them. key_id: the key of the request, or ``local``.
+        id: The answer's.
+        base: The base's id.
+        model: What the request named.
+        status: ``ok``; ``error``; or ``cancelled``, because the client left.
+        error: The message of an error.
+        prompt: The request's own field: ``{"messages": […]}``, or ``{"prompt": […]}`` with texts or lists of token ids.
+        sampling: The sampling parameters that the request gave.
+        completions: One per choice, as far as they were generated.
+        prompt_tokens: Of all prompts.
+        completion_tokens: Generated tokens of all choices.
+        queue_ms: From admission to the first step in the engine; ``None`` if unknown.
+        first_token_ms: From admission to the first token; ``None`` without one.
+        total_ms: From admission to the answer's end.
+        user: As the request named it.
+        metadata: As the request gave it.
+        key_id: The caller's key, or ``local``.
     """
 
     id: str
@@ -85,7 +93,7 @@ class NewInteraction:
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction(NewInteraction):
-    """A logged row: what was added, and what its id carries (`graftwork.adapters.feedback.ids.ParsedId`)."""
+    """A logged row: what was written, and what its id carries (``ids.ParsedId``)."""
 
     created_at: datetime
     kind: str
@@ -97,13 +105,19 @@ class Interaction(NewInteraction):
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """The texts of all choices."""
         return tuple(completion.text for completion in self.completions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InteractionFilter:
-    """Which rows: all that fit everything given. ``adapter`` is a name, a version's id or `BARE_BASE`; ``since`` is
-    included, ``until`` is not."""
+    """Selects rows that match all given fields.
+
+    Attributes:
+        adapter: A name, a version's id or ``BARE_BASE``.
+        since: Admitted at this time or later.
+        until: Admitted before this time.
+    """
 
     adapter: str | None = None
     experiment: str | None = None
@@ -137,7 +151,7 @@ class _InteractionColumns(TypedColumns):
     queue_ms: Named[float | None] = Column(Double)
     first_token_ms: Named[float | None] = Column(Double)
     total_ms: Named[float] = Column(Double)
-    # "user" means something of PostgreSQL's own.
+    # "user" is a reserved word of PostgreSQL.
     end_user: Named[str | None] = Column(Text)
     metadata = Column(JSON(none_as_null=True), nullable=True)
     key_id: Named[str] = Column(Text)
@@ -147,15 +161,22 @@ interactions_table = Table("interactions", schema, _InteractionColumns)
 
 
 class Interactions:
-    """The log of one database; any number of threads and processes may have one each."""
+    """The interactions of one database. Threads and processes may each have an instance.
+
+    Args:
+        database: Where they are stored.
+        ids: Reads answers' ids.
+    """
 
     def __init__(self, database: Database, ids: InteractionIds) -> None:
         self._database = database
         self._ids = ids
 
     def write(self, outcomes: Sequence[NewInteraction]) -> None:
-        """Log some, in one transaction: when this returns they are durable. One that is there already stays as it is,
-        so that a batch may be written again when nobody knows whether it was."""
+        """Write rows in one transaction; they are durable when this returns.
+
+        A row that is there already stays as it is, so that a batch may be written again after a failure.
+        """
         rows = {outcome.id: self._values(outcome) for outcome in outcomes}
         with self._database.write() as connection:
             there = connection.scalars(select(interactions_table.c.id).where(interactions_table.c.id.in_(rows))).all()
@@ -164,7 +185,11 @@ class Interactions:
                 connection.execute(insert(interactions_table), new)
 
     def get(self, id: str) -> Interaction:
-        """Raises NotFound, with possible reasons, unless it was logged and is still there."""
+        """A row by its id.
+
+        Raises:
+            NotFound: It was not logged, or was erased.
+        """
         found = self.get_many([id])
         if id not in found:
             raise NotFound(
@@ -176,7 +201,7 @@ class Interactions:
         return found[id]
 
     def get_many(self, ids: Collection[str]) -> dict[str, Interaction]:
-        """Those of ``ids`` that are there. At most some thousands at a time."""
+        """The rows of these ids that are there, by id. At most some thousand at a time."""
         with self._database.read() as connection:
             rows = connection.execute(select(interactions_table).where(interactions_table.c.id.in_(list(ids)))).all()
         return {row.id: _interaction(row) for row in rows}
@@ -184,8 +209,13 @@ class Interactions:
     def find(
         self, which: InteractionFilter = InteractionFilter(), *, after: str | None = None, limit: int = 20
     ) -> Page[Interaction]:
-        """Newest first: the first ``limit`` (1 to 100) of those older than the interaction ``after``, whether or not
-        that one is still there."""
+        """A page of rows, newest first.
+
+        Args:
+            which: Selects rows.
+            after: The last id of the page before, whether or not that row is still there.
+            limit: 1 to 100.
+        """
         check_limit(limit)
         query = select(interactions_table).where(*_conditions(which))
         if after is not None:
@@ -195,7 +225,7 @@ class Interactions:
             return Page.of([_interaction(row) for row in connection.execute(query)], limit)
 
     def each(self, which: InteractionFilter = InteractionFilter()) -> Iterator[Interaction]:
-        """All of them, oldest first, read a few at a time. What is logged meanwhile may or may not be among them."""
+        """All rows, oldest first, read in batches. Rows that are written meanwhile may or may not be among them."""
         query = select(interactions_table).where(*_conditions(which))
         query = query.order_by(interactions_table.c.created_at, interactions_table.c.id).limit(READ_AT_ONCE)
         place: tuple[datetime, str] | None = None
@@ -233,7 +263,7 @@ _sort_key = tuple_(interactions_table.c.created_at, interactions_table.c.id)
 
 
 def version_columns(adapter: str | None) -> tuple[str | None, int | None]:
-    """``intents@7`` as the columns ``adapter`` and ``version``; both None for the bare base."""
+    """``intents@7`` as the columns ``adapter`` and ``version``; both ``None`` for the bare base."""
     if adapter is None:
         return None, None
     name, _, number = adapter.rpartition("@")
@@ -241,7 +271,7 @@ def version_columns(adapter: str | None) -> tuple[str | None, int | None]:
 
 
 def answered_by(table: Table, adapter: str) -> list[ColumnElement[bool]]:
-    """The conditions on those two columns for a filter's ``adapter``; what names nothing matches nothing."""
+    """The conditions on those two columns for a filter's ``adapter``; a malformed version matches nothing."""
     if adapter == BARE_BASE:
         return [table.c.adapter.is_(None)]
     name, at, number = adapter.partition("@")
@@ -251,20 +281,32 @@ def answered_by(table: Table, adapter: str) -> list[ColumnElement[bool]]:
 
 
 class LogFilter(Protocol):
-    """What filters of several tables have in common."""
+    """The fields that filters of several tables have in common."""
 
     @property
-    def adapter(self) -> str | None: ...
+    def adapter(self) -> str | None:
+        """A name, a version's id or ``BARE_BASE``."""
+
     @property
-    def since(self) -> datetime | None: ...
+    def since(self) -> datetime | None:
+        """At this time or later."""
+
     @property
-    def until(self) -> datetime | None: ...
+    def until(self) -> datetime | None:
+        """Before this time."""
 
 
 def conditions_on(
     table: Table, at: ColumnElement[Any], which: LogFilter, **equal: str | None
 ) -> list[ColumnElement[bool]]:
-    """What a filter asks of a table whose rows have been at ``at``; ``equal`` by column, None is any."""
+    """The conditions of a filter on a table.
+
+    Args:
+        table: With the columns ``adapter`` and ``version``.
+        at: The column of a row's time.
+        which: The filter.
+        equal: Values by column; ``None`` is any.
+    """
     return [
         *([] if which.adapter is None else answered_by(table, which.adapter)),
         *(table.c[column] == value for column, value in equal.items() if value is not None),

@@ -1,8 +1,8 @@
-"""Which answers a data set was made of, and so which versions learned from them: on record when the rows are gone, too.
+"""Which answers a data set was made of, and so which versions were trained on them; also after the rows are erased.
 
 What is stored are hashes of ids, which identify no user and cannot be inverted. They belong to a data set's digest, and
-a version names its digest (``data_digest``): so they can be written before a run begins, and whatever the run ends in,
-nothing that learned is without a record.
+a version names its digest (``data_digest``). So they can be written before a run begins, and no version is ever without
+a record.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _AT_ONCE = 500
 
 
 class Lineage:
+    """The records of one database."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def record(self, data_digest: str, interaction_ids: Iterable[str]) -> None:
-        """The data set ``data_digest`` holds rows made of these interactions. Before the run that learns from it;
-        saying it again changes nothing."""
+        """Record that a data set has rows made of these interactions, before a run trains on it. Idempotent."""
         hashes = {interaction_hash(id) for id in interaction_ids}
         with self._database.write() as connection:
             known = select(_learned.c.interaction_sha256).where(_learned.c.data_digest == data_digest)
@@ -43,7 +44,7 @@ class Lineage:
                 connection.execute(insert(_learned), rows)
 
     def data_digests(self, interaction_ids: Iterable[str]) -> set[str]:
-        """Of the data sets that hold any of these."""
+        """The digests of the data sets that have rows made of any of these interactions."""
         hashes = sorted({interaction_hash(id) for id in interaction_ids})
         found: set[str] = set()
         with self._database.read() as connection:
@@ -53,15 +54,19 @@ class Lineage:
         return found
 
     def hashes(self, data_digests: Iterable[str]) -> frozenset[str]:
-        """Of the interactions that these data sets were made of, as `interaction_hash` makes them."""
+        """The hashes, by ``interaction_hash``, of the interactions that these data sets were made of."""
         with self._database.read() as connection:
             query = select(_learned.c.interaction_sha256).where(_learned.c.data_digest.in_(sorted(set(data_digests))))
             return frozenset(connection.scalars(query))
 
 
 def versions_trained_on(registry: Registry, data_digests: set[str]) -> tuple[list[Version], list[Version]]:
-    """The versions that learned from these data sets, and those that did not but continue one that did, also one of
-    another adapter."""
+    """Versions that were trained on data sets.
+
+    Returns:
+        Those trained on one of ``data_digests``, and those that were not but continue one that was, also one of another
+        adapter.
+    """
     versions = list(_versions(registry)) if data_digests else []
     children: defaultdict[str | None, list[str]] = defaultdict(list)
     for version in versions:
@@ -77,8 +82,10 @@ def versions_trained_on(registry: Registry, data_digests: set[str]) -> tuple[lis
 
 
 def continued_version(version: Version) -> str | None:
-    """The id of the version that this one continues. One of another adapter is no parent in the registry: training
-    writes it into the metadata."""
+    """The id of the version that this one continues, if it does.
+
+    One of another adapter is no parent in the registry: training writes it into the metadata.
+    """
     if version.parent is not None:
         return f"{version.name}@{version.parent}"
     parent = version.metadata.get("continues")
@@ -97,5 +104,5 @@ def _versions(registry: Registry) -> Iterator[Version]:
 
 
 def interaction_hash(interaction_id: str) -> str:
-    """What is kept of an interaction here."""
+    """The hash of an interaction's id that is stored here."""
     return hashlib.sha256(interaction_id.encode("utf-8", "surrogatepass")).hexdigest()

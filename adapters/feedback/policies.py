@@ -1,7 +1,7 @@
-"""Who and what is logged, and for how long: a default, and policies for single adapters (or the base) and keys.
+"""What is logged and for how long: a default, and policies for single adapters (or the base) and keys.
 
-An interaction is logged if every policy that applies allows it: its adapter's and its key's. Where there is none, the
-default holds. It is retained for the shorter of their retentions; where neither sets one, for the default.
+An interaction is logged if every policy that applies allows it: its adapter's and its key's. Without one, the default
+applies. It is stored for the shorter of their retentions; where neither sets one, for the default.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MAX_RETENTION_DAYS = 36_500
 
 @dataclass(frozen=True, kw_only=True)
 class LogPolicy:
-    """What holds for one ``subject``: an adapter's name or the base's id, or a key's id.
+    """The policy of one ``subject``: an adapter's name or the base's id, or a key's id.
 
-    ``retention_days`` is None where this policy leaves it to the default.
+    ``retention_days`` is ``None`` where the default applies.
     """
 
     scope: PolicyScope
@@ -63,7 +63,13 @@ _policies = Table("log_policies", schema, _LogPolicyColumns)
 
 
 class LogPolicies:
-    """The policies of one database. The default is the server's configuration: ``retention_days`` None is for good."""
+    """The policies of one database.
+
+    Args:
+        database: Where they are stored.
+        log: Whether interactions are logged where no policy applies.
+        retention_days: How long they are stored where no policy says; ``None`` is for good.
+    """
 
     def __init__(self, database: Database, *, log: bool = True, retention_days: float | None = None) -> None:
         self.log = log
@@ -74,6 +80,7 @@ class LogPolicies:
         )
 
     def all(self) -> tuple[LogPolicy, ...]:
+        """All policies, by scope and subject."""
         with self._database.read() as connection:
             rows = connection.execute(select(_policies).order_by(_policies.c.scope, _policies.c.subject)).all()
         return tuple(_policy(row) for row in rows)
@@ -81,7 +88,11 @@ class LogPolicies:
     def set(
         self, scope: PolicyScope, subject: str, *, log: bool, retention_days: float | None = None, actor: str
     ) -> LogPolicy:
-        """Replace what was applying of ``subject``, from now on; a shorter retention also holds for what is there."""
+        """Set the policy of a subject. A shorter retention also applies to rows that are there.
+
+        Raises:
+            InvalidRequest: ``retention_days`` is out of range.
+        """
         if retention_days is not None and not 0 < retention_days <= MAX_RETENTION_DAYS:
             raise InvalidRequest(
                 f"retention_days is {retention_days}: use more than 0 and at most {MAX_RETENTION_DAYS}, "
@@ -102,7 +113,11 @@ class LogPolicies:
         return policy
 
     def remove(self, scope: PolicyScope, subject: str) -> LogPolicy:
-        """Let the default hold again. NotFound when it does already."""
+        """Remove the policy of a subject: the default applies again.
+
+        Raises:
+            NotFound: It has none.
+        """
         with self._database.write() as connection:
             row = connection.execute(select(_policies).where(_is(scope, subject))).one_or_none()
             connection.execute(delete(_policies).where(_is(scope, subject)))
@@ -115,9 +130,9 @@ class LogPolicies:
         return _policy(row)
 
     def is_logged(self, *, adapter: str, key_id: str) -> bool:
-        """Whether to log what this key asked of this adapter, or of the base by its id.
+        """Whether requests of this key to this adapter, or to the base by its id, are logged.
 
-        From memory, as long as nothing was committed. Not for the event loop all the same: then it reads.
+        Answers from memory while nothing was committed, else reads: not for the event loop.
         """
         policies = self._by_subject.get()
         applying = [

@@ -1,1 +1,1 @@
-"""What is learned, when and from what: jobs, policies, files, data sets and hyperparameters."""
+"""Training jobs, learning policies, files, data sets and hyperparameters."""

@@ -1,4 +1,4 @@
-"""Where stored data sets lie, ``HOME/datasets/NAME/N/``, and how one is named: ``support@3``."""
+"""Stored data sets: their folders ``HOME/datasets/NAME/N/``, and their references ``support@3``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ FOLDER: Final = "datasets"
 
 
 def is_reference(text: str) -> bool:
-    """Whether ``text`` names a version of a data set, there or not."""
+    """Whether ``text`` has the form of a reference, whether or not that data set exists."""
     name, at, number = text.partition("@")
     return bool(at) and names.is_name(name) and number.isascii() and number.isdecimal()
 
 
 def find(home: Path, reference: str) -> Path:
-    """The folder of ``support@3``. NotFound when it is not there."""
+    """The folder of a reference.
+
+    Raises:
+        NotFound: It does not exist.
+    """
     name, _, number = reference.partition("@")
     folder = home / FOLDER / name / number
     if not is_reference(reference) or not folder.is_dir():

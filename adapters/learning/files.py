@@ -1,13 +1,13 @@
-"""Files that were uploaded to learn from, and the results of jobs: bytes in a folder, facts in the database.
+"""Uploaded training files, and the results of jobs: bytes in a folder, rows in the database.
 
 ::
 
     root/
       staging/<random>     being written
-      <id>.jsonl           whole; the suffix is the one the file came with
+      <id>.jsonl           complete; the suffix is the uploaded file's
 
-A file is acknowledged when its bytes and its name are on disk and its row is committed. A kill at any line leaves bytes
-without a row at the worst, which `Files.clean` removes. Uploaded names are labels, never paths.
+A file is acknowledged when its bytes and its name are on disk and its row is committed. A kill at any time leaves at
+worst bytes without a row, which ``Files.clean`` removes. Uploaded names are labels, never paths.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 
 MAX_FILENAME_CHARS: Final = 256
 MAX_PAGE: Final = 10_000
-"""As many as OpenAI's list of files takes."""
+"""The limit of OpenAI's list of files."""
 
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _JSON_LINES = frozenset({".jsonl", ".ndjson"})
@@ -88,7 +88,12 @@ files_table = Table("files", schema, _FileColumns)
 
 
 class FileUpload:
-    """A file on its way in. A context manager: what was not committed when it ends is gone."""
+    """A file that is being uploaded. A context manager: a file that was not finished is deleted at the end.
+
+    Attributes:
+        num_bytes: Written so far.
+        head: The first megabyte.
+    """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.num_bytes = 0
@@ -99,7 +104,12 @@ class FileUpload:
         self._file: BinaryIO = path.open("xb")
 
     def write(self, chunk: bytes) -> None:
-        """TooLarge beyond the limit, Unavailable on a full disk."""
+        """Append bytes.
+
+        Raises:
+            TooLarge: The file is beyond the limit.
+            Unavailable: The disk is full.
+        """
         self.num_bytes += len(chunk)
         if self.num_bytes > self._max_bytes:
             raise TooLarge(
@@ -114,7 +124,11 @@ class FileUpload:
             self.head += chunk[: _HEAD_BYTES - len(self.head)]
 
     def finish(self, target: Path) -> str:
-        """Make it durable under its final name, and return its digest."""
+        """Make the file durable under its final name, and return its digest.
+
+        Raises:
+            Unavailable: The disk is full.
+        """
         with disk_full_as_unavailable("file"):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -135,7 +149,13 @@ class FileUpload:
 
 
 class Files:
-    """The files of one home. Safe to use from several threads and processes."""
+    """The files of one home, for any number of threads and processes.
+
+    Args:
+        database: Has their rows.
+        root: Has their bytes.
+        max_bytes: The largest file.
+    """
 
     def __init__(self, database: Database, root: Path, *, max_bytes: int = 1 << 29) -> None:
         self.root = root
@@ -146,15 +166,23 @@ class Files:
         sync_folder(root.parent)
 
     def upload(self) -> FileUpload:
-        """A new file to write into; it ends in `keep`."""
+        """A new file to write into, for ``keep``."""
         with disk_full_as_unavailable("file"):
             return FileUpload(self._staging / uuid.uuid4().hex, self.max_bytes)
 
     def keep(self, upload: FileUpload, *, filename: str, purpose: str, key_id: str, id: str | None = None) -> File:
-        """Keep what was uploaded, for good once this returns. Kept again under the ``id`` of a file that is there,
-        it is that file.
+        """Store an uploaded file; it is durable when this returns.
 
-        InvalidRequest: a purpose or name that cannot be, nothing in it, JSON lines whose first one is none.
+        Args:
+            upload: Written completely.
+            filename: A label, without meaning as a path.
+            purpose: One of ``PURPOSES``.
+            key_id: The caller's key.
+            id: Of the new file; if a file has it already, that one is returned.
+
+        Raises:
+            InvalidRequest: The purpose or name is invalid, the file is empty, or the first of its JSON lines is none.
+            Unavailable: The disk is full.
         """
         if purpose not in PURPOSES:
             raise InvalidRequest(
@@ -183,18 +211,26 @@ class Files:
             return _get(connection, id)
 
     def get(self, id: str) -> File:
-        """NotFound when there is none, or it was deleted."""
+        """A file by its id.
+
+        Raises:
+            NotFound: It does not exist, or was deleted.
+        """
         with self._database.read() as connection:
             return _get(connection, id)
 
     def path(self, file: File) -> Path:
-        """Where its bytes are."""
+        """Where a file's bytes are."""
         return self.root / f"{file.id}{_suffix(file.filename)}"
 
     def find(
         self, *, purpose: str | None = None, after: str | None = None, limit: int = MAX_PAGE, ascending: bool = False
     ) -> Page[File]:
-        """Newest first, or oldest: the first ``limit`` of those behind the file ``after``."""
+        """A page of files, newest first unless ``ascending``.
+
+        Raises:
+            InvalidRequest: ``limit`` is not from 1 to ``MAX_PAGE``, or ``after`` names no file.
+        """
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit is {limit}: use a number from 1 to {MAX_PAGE}", param="limit")
         query = select(files_table).where(files_table.c.deleted_at.is_(None)).limit(limit + 1)
@@ -213,8 +249,16 @@ class Files:
             return Page.of([_file(row) for row in connection.execute(query)], limit)
 
     def delete(self, id: str, *, in_use: str | None = None) -> File:
-        """Delete the bytes, for good; the row stays as a record. ``in_use`` says which unfinished job still needs it:
-        then it is a Conflict."""
+        """Delete the bytes, for good; the row stays as a record.
+
+        Args:
+            id: The file.
+            in_use: An unfinished job that needs it.
+
+        Raises:
+            NotFound: It does not exist.
+            Conflict: A job needs it.
+        """
         if in_use is not None:
             raise Conflict(f"{id} is needed by the job {in_use}: cancel the job first, or wait for its end")
         with self._database.write() as connection:
@@ -224,7 +268,10 @@ class Files:
         return file
 
     def clean(self) -> None:
-        """Remove what a kill left behind: uploads that did not end, bytes without a row. While nobody uploads."""
+        """Remove what a kill left behind: unfinished uploads, bytes without a row.
+
+        Call it while nothing is uploaded.
+        """
         for staged in self._staging.iterdir():
             staged.unlink()
         with self._database.read() as connection:
@@ -259,7 +306,7 @@ def _check_content(upload: FileUpload, filename: str) -> None:
 
 
 def _suffix(filename: str) -> str:
-    """The suffix that tells its format; JSON lines where there is none that could."""
+    """The suffix that tells the format; ``.jsonl`` for a name without a usable one."""
     suffix = Path(filename).suffix.lower()
     return suffix if _SUFFIX.fullmatch(suffix) else ".jsonl"
 

@@ -1,6 +1,6 @@
-"""What a job's hyperparameters may be: by name, and within which bounds, as the table of knobs has it.
+"""Validates a job's hyperparameters by name and bounds, as the table of knobs has them, before the job is queued.
 
-Refused before anything is queued. Which of them suit each other is checked when the run is planned.
+Whether they suit each other is checked when the run is planned.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from graftwork.adapters.learning.methods import SUPERVISED
 AUTO: Final = "auto"
 
 AUGMENTABLE_METHODS: Final = SUPERVISED | {AUTO}
-"""Methods that learn from other wordings of a question; with auto the run looks."""
+"""Methods that can train on other wordings of a question; with ``auto`` the run decides."""
 
 MAX_LAYERS: Final = 1000
 
 
 def validate_hyperparameters(given: Any, place: str, *, method: Method, roots: Sequence[Path]) -> dict[str, Any]:
-    """Those that a job of the method may have, each in its bounds.
+    """Validate the hyperparameters of a job.
 
     Args:
-        given: what was sent, of whatever type.
-        place: where it stood in the body, for messages.
-        method: of the job.
-        roots: folders that a teacher may be below.
+        given: What was sent, of whatever type.
+        place: Its path in the body, for messages.
+        method: Of the job.
+        roots: Folders below which a teacher may be.
+
+    Returns:
+        The same, with single names as lists.
 
     Raises:
-        InvalidRequest: for the first that is wrong, by its name.
+        InvalidRequest: For the first that is wrong; ``param`` names it.
     """
     if not isinstance(given, dict):
         raise InvalidRequest(f"{place} must be an object", param=place, code="invalid_type")
@@ -96,7 +99,7 @@ def _check_number(job: Hyperparameter, value: Any, param: str, *, whole: bool) -
 
 
 def _names(knob: Knob, value: Any, param: str) -> list[str]:
-    """Names of what is installed here, one or several, as a list."""
+    """Names of installed plugins, one or several, as a list."""
     if knob.name == "rewards":
         found = _listed(value, param, "reward function")
         reward_plugins.check(found, param=param)
@@ -121,7 +124,7 @@ def _layers(value: Any, param: str) -> Any:
 
 
 def _listed(value: Any, param: str, noun: str) -> list[str]:
-    """One name or several, as a list; of "auto", none."""
+    """One name or several, as a list; ``auto`` is none."""
     wanted = [value] if isinstance(value, str) else value
     if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
         raise InvalidRequest(f"{param} must be a {noun}'s name, or a list of them", param=param, code="invalid_type")

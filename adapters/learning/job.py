@@ -1,4 +1,4 @@
-"""A fine-tuning job as a record: its statuses, methods, events, checkpoints and the claim of a worker."""
+"""A fine-tuning job as a record: its statuses, methods, events, checkpoints, and the claim of a worker."""
 
 from __future__ import annotations
 
@@ -8,49 +8,54 @@ from datetime import datetime
 from typing import Any, Final, Literal, get_args
 
 from graftwork.adapters.errors import Conflict
-from graftwork.adapters.learning.methods import TrainingMethod
+from graftwork.adapters.learning.methods import METHOD_TRAITS, TrainingMethod
 
 JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
-
-
 STATUSES: Final[tuple[JobStatus, ...]] = get_args(JobStatus)
-
-
 ENDED_STATUSES: Final[frozenset[JobStatus]] = frozenset({"succeeded", "failed", "cancelled"})
 
-
 WaitingStatus = Literal["validating_files", "queued"]
+"""Statuses in which a job waits for a worker."""
 
 Method = Literal["auto", TrainingMethod]
-"""``auto`` chooses by what the rows say."""
+"""``auto`` chooses a method that fits the rows."""
 
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
+METHODS: Final[Mapping[str, Method]] = {
+    **{traits.api_name or method: method for method, traits in METHOD_TRAITS.items()},
+    "auto": "auto",
+}
+"""By the names that they have over HTTP and on the command line."""
 
 FEEDBACK_FILE: Final = "feedback"
-"""As a training file: the answers of the adapter and the feedback on them, as they are when the run begins."""
+"""The training file that means the adapter's answers and the feedback on them when the run begins."""
 
 CONTROL_KEY: Final = "graftwork_control"
-"""In the metadata of a job that begins with the base and learns all that earlier jobs of its adapter learned from: the
-version that would have been continued otherwise, which its own is held against."""
+"""A key of the metadata of control jobs, which begin with the base and train on everything that earlier jobs of the
+adapter were trained on. Its value is the version that would have been continued otherwise, for comparison."""
 
 Level = Literal["info", "warn", "error"]
 
 
 class ClaimLost(Conflict):
-    """The claim is another's by now, or the job was cancelled: stop working on it. Nothing was written."""
+    """Another worker has the claim, or the job was cancelled: stop working on it. Nothing was written."""
 
     default_code = "claim_lost"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What is asked for.
+    """A job to be submitted.
 
     Attributes:
-        model: as the request has it: the base's id, or what to continue from. parent: the version that is continued.
-        name: the adapter that gets a version. method: ``auto`` chooses by the rows.
-        hyperparameters: by name, ``"auto"`` or a number; what is not there is ``"auto"``.
-        training_file: a file's id, or `FEEDBACK_FILE`. validation_file: a file's id.
+        model: As the request names it: the base's id, or the version to continue.
+        name: The adapter that gets a version.
+        parent: The version that is continued; ``None``: the base.
+        method: ``auto`` chooses by the rows.
+        hyperparameters: By name, ``"auto"`` or a value; missing ones are ``"auto"``.
+        seed: Of the run's random numbers.
+        training_file: A file's id, a data set's reference, or ``FEEDBACK_FILE``.
+        validation_file: A file's id.
+        metadata: The client's.
     """
 
     model: str
@@ -66,13 +71,18 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(NewJob):
-    """One job as it stands.
+    """A job.
 
     Attributes:
-        attempts: those under way or in a row without a new checkpoint.
-        publishing: its version is being registered: it can no longer be cancelled.
-        relayed_bytes: how much of the run's progress file has become events.
-        progress: the last measurement: step, total, loss, eta_seconds, phase, … version: ``name@n``.
+        number: Its place in the queue.
+        owner: The worker that has claimed it.
+        token: Grows with every claim.
+        lease_until: When the claim ends unless renewed.
+        attempts: Attempts, the current one included, since the last new checkpoint.
+        publishing: Its version is being registered: it can no longer be cancelled.
+        relayed_bytes: How much of the run's progress file has become events.
+        progress: The last measurement: step, total, loss, eta_seconds, phase, …
+        version: The result, ``name@n``.
         error: code, message, param.
     """
 
@@ -100,12 +110,13 @@ class Job(NewJob):
 
     @property
     def ended(self) -> bool:
+        """Whether it has succeeded, failed or been cancelled."""
         return self.status in ENDED_STATUSES
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewJobEvent:
-    """Something that happened; with ``data`` it is a measurement."""
+    """An event of a job; with ``data`` it is a measurement."""
 
     message: str
     level: Level = "info"
@@ -114,6 +125,8 @@ class NewJobEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent(NewJobEvent):
+    """A stored event."""
+
     id: int
     at: datetime
     job: str
@@ -121,7 +134,7 @@ class JobEvent(NewJobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A step after which the run was saved whole."""
+    """A step after which the run's whole state was saved."""
 
     id: int
     at: datetime
@@ -132,7 +145,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One worker's hold of one job. ``token`` grows with every change of hands."""
+    """A worker's claim of a job. ``token`` grows with every claim."""
 
     job: Job
     owner: str

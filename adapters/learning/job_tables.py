@@ -82,8 +82,10 @@ job_checkpoints_table = Table("job_checkpoints", schema, _CheckpointColumns)
 
 
 def job_of(row: Row[*tuple[Any, ...]]) -> Job:
+    """A row of ``jobs_table`` as a record."""
     return Job(**{**row._mapping, "result_files": tuple(row.result_files)})
 
 
 def job_event_of(row: Row[*tuple[Any, ...]]) -> JobEvent:
+    """A row of ``job_events_table`` as a record."""
     return JobEvent(id=row.id, at=row.at, job=row.job, level=row.level, message=row.message, data=row.data)

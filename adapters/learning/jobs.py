@@ -1,4 +1,4 @@
-"""Jobs: a queue of training runs, who works on which until when, what happened, and what came of it.
+"""Jobs: a queue of training runs with claims, events, checkpoints and results.
 
 ::
 
@@ -6,11 +6,11 @@
             │               │          │   └──▶ failed
             └───────────────┴──────────┴──────▶ cancelled
 
-A worker claims a job for a while and renews the claim; when it dies nobody renews, and another one goes on. Every write
-of a worker's is one transaction with the check that the claim still holds and the job was not cancelled: a worker that
-lost it gets `ClaimLost` and has written nothing. An attempt is counted when it begins and not counted when it made
-progress (a checkpoint) or was ended on purpose; so a job that kills its worker again and again fails at last, with that
-reason.
+A worker claims a job for some seconds and renews the claim; if it dies, the claim expires and another worker continues
+the job. Every write of a worker is one transaction with the check that its claim still holds and the job was not
+cancelled: a worker that lost its claim gets ``ClaimLost`` and has written nothing. An attempt is counted when it
+begins, and not counted if it made progress (a checkpoint) or was ended on purpose; so a job that kills its worker again
+and again fails in the end, with that reason.
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ _FREE = {"owner": None, "lease_until": None}
 
 
 class Jobs:
-    """The jobs of one database; any number of threads and processes may have one each."""
+    """The jobs of one database. Threads and processes may each have an instance.
+
+    Args:
+        database: Where they are stored.
+        max_attempts: Attempts in a row that may end without a new checkpoint.
+    """
 
     def __init__(self, database: Database, *, max_attempts: int = MAX_ATTEMPTS) -> None:
         self._database = database
@@ -79,20 +84,21 @@ class Jobs:
         events: Sequence[NewJobEvent] = (),
         within: Connection | None = None,
     ) -> tuple[Job, bool]:
-        """Put a job into the queue.
+        """Submit a job.
 
         Args:
-            new: the job.
-            actor, key_id: who submits it, by name and by key.
-            idempotency_key: where this key has used it before for the same job, that one is returned.
-            events: the first ones of a new job.
-            within: makes it part of a write of the caller's.
+            new: The job.
+            actor: Who submits it.
+            key_id: The caller's key.
+            idempotency_key: If this key has used it before for the same job, that job is returned.
+            events: The first events of a new job.
+            within: A transaction of the caller's, to be part of.
 
         Returns:
             The job, and whether it is new.
 
         Raises:
-            Conflict: the idempotency key was used for another job.
+            Conflict: The idempotency key was used for another job.
         """
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=256)
@@ -115,6 +121,11 @@ class Jobs:
             return _get(connection, id), True
 
     def get(self, id: str) -> Job:
+        """A job by its id.
+
+        Raises:
+            NotFound: It does not exist.
+        """
         with self._database.read() as connection:
             return _get(connection, id)
 
@@ -126,8 +137,17 @@ class Jobs:
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Page[Job]:
-        """Newest first: the first ``limit`` (1 to 100) of those before the job ``after``. ``metadata``: jobs that have
-        all of these pairs; empty: those that have none."""
+        """A page of jobs, newest first.
+
+        Args:
+            after: The last id of the page before.
+            limit: 1 to 100.
+            name: Jobs of this adapter.
+            metadata: Jobs that have all of these pairs; empty: jobs without any.
+
+        Raises:
+            InvalidRequest: ``limit`` is out of range, or ``after`` names no job.
+        """
         check_limit(limit)
         query = select(jobs_table).order_by(jobs_table.c.number.desc())
         if name is not None:
@@ -142,12 +162,21 @@ class Jobs:
                         "after names no job: give the id of the last one of the page before", param="after"
                     )
                 query = query.where(jobs_table.c.number < number)
-            # Looked through here: databases differ in how they look into JSON, and jobs are few.
+            # Filtered here: databases differ in their queries of JSON, and jobs are few.
             found = (job for job in map(job_of, connection.execute(query)) if _has(job, metadata))
             return Page.of(list(islice(found, limit + 1)), limit)
 
     def events(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[JobEvent]:
-        """Newest first: the first ``limit`` (1 to 100) of those before the event ``after``."""
+        """A page of a job's events, newest first.
+
+        Args:
+            id: The job.
+            after: The last id of the page before.
+            limit: 1 to 100.
+
+        Raises:
+            NotFound: The job does not exist.
+        """
         check_limit(limit)
         query = (
             select(job_events_table)
@@ -162,7 +191,7 @@ class Jobs:
             return Page.of([job_event_of(row) for row in connection.execute(query)], limit)
 
     def checkpoints(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Checkpoint]:
-        """Newest first, as `events`."""
+        """A page of a job's checkpoints, newest first. See ``events``."""
         check_limit(limit)
         query = (
             select(job_checkpoints_table)
@@ -177,9 +206,11 @@ class Jobs:
         return Page.of(found, limit)
 
     def cancel(self, id: str, *, actor: str) -> Job:
-        """End it now; whoever works on it finds out at the next write. Cancelled twice is cancelled.
+        """Cancel a job; its worker notices at its next write. Idempotent.
 
-        Conflict: it has ended otherwise, or its version is being registered.
+        Raises:
+            NotFound: It does not exist.
+            Conflict: It has ended otherwise, or its version is being registered.
         """
         with self._database.write() as connection:
             job = _get(connection, id)
@@ -197,23 +228,33 @@ class Jobs:
             return _get(connection, id)
 
     def unfinished_job_using(self, file_id: str) -> str | None:
-        """A job that has not ended and needs this file."""
+        """The id of a job that has not ended and needs this file, if there is one."""
         uses = or_(jobs_table.c.training_file == file_id, jobs_table.c.validation_file == file_id)
         with self._database.read() as connection:
             return connection.scalar(select(jobs_table.c.id).where(uses, jobs_table.c.finished_at.is_(None)).limit(1))
 
-    # -- whoever does it ---------------------------------------------------------------------------------------------
+    # -- for workers -------------------------------------------------------------------------------------------------
 
     def claim(self, owner: str, waiting: WaitingStatus, *, seconds: float) -> Claim | None:
-        """The oldest job that waits for this, for ``seconds``; what was running and lost its worker comes with the
-        queued ones. Fails those whose attempts are used up on the way."""
+        """Claim the oldest job in a status, for some seconds.
+
+        Running jobs whose claim has expired count as queued. Those without attempts left fail on the way.
+
+        Args:
+            owner: The worker.
+            waiting: The status.
+            seconds: How long the claim holds unless renewed.
+
+        Returns:
+            The claim; ``None`` if no job waits.
+        """
         wanted = ["queued", "running"] if waiting == "queued" else [waiting]
         query = select(jobs_table).where(jobs_table.c.status.in_(wanted)).order_by(jobs_table.c.number)
 
         def free(now: datetime) -> Any:
             return or_(jobs_table.c.owner.is_(None), jobs_table.c.lease_until < now)
 
-        # Most of the time there is nothing: that need not take the one writer's place.
+        # Most of the time there is nothing: a read does not block writers.
         with self._database.read() as connection:
             if connection.execute(query.where(free(datetime.now(UTC))).limit(1)).one_or_none() is None:
                 return None
@@ -221,8 +262,8 @@ class Jobs:
             now = datetime.now(UTC)
             for row in connection.execute(query.where(free(now))).all():
                 job = job_of(row)
-                # One that is being published has ended well: to say that it failed would be wrong, however often
-                # its worker dies.
+                # One that is being published was trained successfully: it must not fail, however often its worker
+                # dies.
                 if job.attempts >= self._max_attempts and not job.publishing:
                     _fail_lost(connection, job)
                     continue
@@ -241,12 +282,16 @@ class Jobs:
         return None
 
     def release_owner(self, owner: str) -> None:
-        """Free whatever ``owner`` has claimed: for a worker that has been restarted."""
+        """Release all claims of a worker that was restarted."""
         with self._database.write() as connection:
             connection.execute(update(jobs_table).where(jobs_table.c.owner == owner).values(_FREE))
 
     def renew(self, claim: Claim, *, seconds: float) -> None:
-        """Hold the claim for ``seconds`` from now. Raises ClaimLost."""
+        """Hold the claim for ``seconds`` from now.
+
+        Raises:
+            ClaimLost: The claim is no longer the caller's.
+        """
         with self._database.write() as connection:
             _check_claim(connection, claim)
             _change(connection, claim.job.id, {"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
@@ -260,7 +305,18 @@ class Jobs:
         progress: Mapping[str, Any] | None = None,
         relayed_bytes: int | None = None,
     ) -> None:
-        """Store events, metrics of checkpoints by step and the last measurement, in one write. Raises ClaimLost."""
+        """Store what a run reports, in one transaction.
+
+        Args:
+            claim: The caller's.
+            events: In order.
+            checkpoints: Their metrics by step.
+            progress: The last measurement, merged into the stored one.
+            relayed_bytes: How much of the run's progress file has been reported.
+
+        Raises:
+            ClaimLost: The claim is no longer the caller's.
+        """
         with self._database.write() as connection:
             job = _check_claim(connection, claim)
             changes: dict[str, Any] = {}
@@ -275,22 +331,26 @@ class Jobs:
             _record(connection, job.id, events)
 
     def mark_validated(self, claim: Claim, events: Sequence[NewJobEvent] = ()) -> None:
-        """Its files can be learned from: it waits for its run. Raises ClaimLost."""
+        """Queue a job whose files can be trained on.
+
+        Raises:
+            ClaimLost: The claim is no longer the caller's.
+        """
         with self._database.write() as connection:
             _check_claim(connection, claim)
             _change(connection, claim.job.id, {"status": "queued", "attempts": 0, **_FREE})
             _record(connection, claim.job.id, [*events, NewJobEvent(message="Files validated, the job is queued.")])
 
     def release(self, claim: Claim, reason: str, *, forgiven: bool) -> None:
-        """Give the claim up, so that another worker goes on with the job.
+        """Give the claim up, so that another worker continues the job.
 
         Args:
-            claim: of the caller.
-            reason: for the job's events.
-            forgiven: the attempt was ended on purpose and does not count. Else the job fails when it was the last one.
+            claim: The caller's.
+            reason: For the job's events.
+            forgiven: The attempt was ended on purpose and does not count. Else the job fails if it was the last one.
 
         Raises:
-            ClaimLost: the claim is another worker's, or the job has ended.
+            ClaimLost: The claim is no longer the caller's.
         """
         with self._database.write() as connection:
             job = _check_claim(connection, claim)
@@ -303,7 +363,11 @@ class Jobs:
             _record(connection, job.id, [NewJobEvent(message=reason, level="info" if forgiven else "warn")])
 
     def publish(self, claim: Claim) -> None:
-        """From now on it cannot be cancelled. Before its version is pushed. Raises ClaimLost."""
+        """Record that the version is about to be pushed: from now on the job cannot be cancelled.
+
+        Raises:
+            ClaimLost: The claim is no longer the caller's.
+        """
         with self._database.write() as connection:
             _check_claim(connection, claim)
             _change(connection, claim.job.id, {"publishing": True})
@@ -318,7 +382,19 @@ class Jobs:
         result_files: Sequence[str] = (),
         events: Sequence[NewJobEvent] = (),
     ) -> None:
-        """It ends with ``version``, ``name@n``. ``events`` say what else became of it. Raises ClaimLost."""
+        """End a job with its version.
+
+        Args:
+            claim: The caller's.
+            version: ``name@n``.
+            metrics: Of the run.
+            trained_tokens: Tokens of all training rows and epochs.
+            result_files: Ids of files.
+            events: Added between the last two.
+
+        Raises:
+            ClaimLost: The claim is no longer the caller's.
+        """
         facts = {"metrics": dict(metrics), "trained_tokens": trained_tokens, "result_files": list(result_files)}
         with self._database.write() as connection:
             _check_claim(connection, claim)
@@ -329,7 +405,11 @@ class Jobs:
             )
 
     def fail(self, claim: Claim, *, code: str, message: str, param: str | None = None) -> None:
-        """It ends without a version, and this is why. Raises ClaimLost."""
+        """End a job without a version.
+
+        Raises:
+            ClaimLost: The claim is no longer the caller's.
+        """
         with self._database.write() as connection:
             _check_claim(connection, claim)
             _fail(connection, claim.job.id, {"code": code, "message": message, "param": param})
@@ -348,7 +428,7 @@ def _check_claim(connection: Connection, claim: Claim) -> Job:
 
 
 def _save_checkpoints(connection: Connection, id: str, metrics_by_step: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Whether one of them is new: a run that goes on from an older one comes by the same steps again."""
+    """Store new checkpoints. Returns whether there were any: a resumed run reaches the same steps again."""
     known = set(connection.scalars(select(job_checkpoints_table.c.step).where(job_checkpoints_table.c.job == id)))
     now = datetime.now(UTC)
     new = [
@@ -362,7 +442,7 @@ def _save_checkpoints(connection: Connection, id: str, metrics_by_step: Mapping[
 
 
 def _fail_lost(connection: Connection, job: Job, reason: str | None = None) -> None:
-    """Its attempts are used up."""
+    """Fail a job that has no attempts left."""
     message = (
         f"The run ended {job.attempts} times without getting anywhere; the last time: "
         f"{reason or 'its worker died'} Look into the server's log around that time; memory is the usual reason."

@@ -1,12 +1,12 @@
 """Every knob of a training run, defined once: its name, type, bounds, default and help.
 
-Three places are made from this table, so that a knob that is added here is in all of them:
+Three places are built from this table, so that a new knob appears in all of them:
 
-- ``TrainConfig``, what a run is done by: a field of the knob's name, with its ``default``, checked by its ``bounds``;
-- the hyperparameters of ``/v1/fine_tuning/jobs``, checked by the server before anything is queued: its ``job``;
+- ``TrainConfig``, the settings of a run: a field of the knob's name, with its ``default``, checked by its ``bounds``;
+- the hyperparameters of ``/v1/fine_tuning/jobs``, checked before a job is queued: its ``job``;
 - the options of ``graftwork train``: its ``option``.
 
-A run accepts more than a job: what a server is asked for by others has an upper bound.
+A run accepts more than a job: what others may ask of a server has an upper bound.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["integer", "number", "choice", "folder", "names", "numbers", "mod
 """``names`` and ``numbers`` are several of these; ``modules`` is ``all-linear`` or names of modules."""
 
 Panel = Literal["The data", "The run"]
-"""The heading that an option stands under in ``graftwork train --help``."""
+"""The heading of an option's group in ``graftwork train --help``."""
 
 MAX_RANK: Final = AdapterLimits().max_rank
 MAX_WORDINGS: Final = 8
@@ -33,7 +33,7 @@ MAX_TRIALS: Final = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """An interval of numbers, and how it is put in words: ``expectation`` follows the knob's name in a message."""
+    """An interval of numbers. ``expectation`` describes it in a message, after the knob's name."""
 
     expectation: str
     least: float = float("-inf")
@@ -46,6 +46,7 @@ class Bounds:
     """Whether 0, for "none", is allowed as well."""
 
     def contains(self, value: float) -> bool:
+        """Whether a value is in the interval."""
         inside = self.least <= value <= self.most and self.above < value < self.below
         return inside or (self.zero and value == 0)
 
@@ -55,10 +56,11 @@ class Hyperparameter:
     """A knob as jobs have it. Its value may always be ``"auto"`` as well.
 
     Attributes:
-        name: what it is called over HTTP, if not as the knob is.
-        whole: a number of jobs is whole, where that of a run need not be.
-        least, most: of a number, both allowed.
-        choices: of a word.
+        name: Over HTTP, if not the knob's.
+        whole: Whether a job takes whole numbers only, where a run takes any.
+        least: The smallest number.
+        most: The largest number.
+        choices: The words, if it is a choice.
     """
 
     name: str | None = None
@@ -73,9 +75,14 @@ class Option:
     """A knob as ``graftwork train`` has it.
 
     Attributes:
-        local: only with ``--local``: jobs are not asked for it on the command line.
-        has_default: its default is the option's, and is shown; without, what is not given is left to whoever trains.
-        least, most: of a number, where the command line itself checks it.
+        flag: The option's name.
+        help: Its help text.
+        panel: The heading of its group.
+        metavar: Its value's name in the help.
+        local: Only with ``--local``.
+        has_default: Whether it has the knob's default and shows it; else a missing value is left to the run.
+        least: The smallest number, where the command line checks it.
+        most: The largest number, where the command line checks it.
     """
 
     flag: str
@@ -93,14 +100,19 @@ class Knob:
     """One knob of a training run.
 
     Attributes:
-        name: the field of ``TrainConfig``.
-        bounds: of a number; all must hold.
-        choices: of a word. None as a default means that the knob may be left without a value.
-        method: the one that cannot do without it, while no other has it; needs: what it is, for whoever left it out.
-        job, option: how it is given over HTTP and on the command line; None: not there.
-        aliases: further names in the description of a run.
-        can_be_none: whether None has a meaning of its own, beside the default.
-        in_config: whether a run keeps it as a field; not what is only a factor of another.
+        name: The field of ``TrainConfig``.
+        kind: Its type.
+        default: Of a run.
+        help: What it does.
+        bounds: Of a number; all must hold.
+        choices: Of a choice. With ``None`` as the default it may be left without a value.
+        method: The one method that has it and requires it.
+        needs: For that method's error message: what it is.
+        job: How it is given over HTTP; ``None``: not at all.
+        option: How it is given on the command line; ``None``: not at all.
+        aliases: Further names in the description of a run.
+        can_be_none: Whether ``None`` has a meaning of its own, beside the default.
+        in_config: Whether it is a field of ``TrainConfig``; not if it is only a factor of another knob.
     """
 
     name: str
@@ -118,9 +130,10 @@ class Knob:
     in_config: bool = True
 
     def expectation_missed(self, value: Any) -> str | None:
-        """What a value of a run should have been, as words that follow the knob's name; None if it is right.
+        """What is wrong with a value for a run, as words that follow the knob's name; ``None`` if nothing is.
 
-        Raises TypeError for a word where a number belongs.
+        Raises:
+            TypeError: It is a word where a number is needed.
         """
         if value is None and (self.default is None or self.can_be_none):
             return None
@@ -130,7 +143,7 @@ class Knob:
 
     @property
     def job_name(self) -> str:
-        """What it is called over HTTP."""
+        """Its name over HTTP."""
         return self.job.name if self.job is not None and self.job.name is not None else self.name
 
 
@@ -492,10 +505,10 @@ _TABLE: Final = (
 )
 
 KNOBS: Final[Mapping[str, Knob]] = {knob.name: knob for knob in _TABLE}
-"""All knobs by the names that a run has for them."""
+"""All knobs, by name."""
 
 HYPERPARAMETERS: Final[Mapping[str, Knob]] = {knob.job_name: knob for knob in _TABLE if knob.job is not None}
-"""Those that jobs have, by the names they go by over HTTP."""
+"""The knobs of jobs, by their names over HTTP."""
 
 OPTIONS: Final[Mapping[str, Option]] = {knob.name: knob.option for knob in _TABLE if knob.option is not None}
 """The options of ``graftwork train``, by the knobs' names."""
@@ -503,4 +516,4 @@ OPTIONS: Final[Mapping[str, Option]] = {knob.name: knob.option for knob in _TABL
 ALIASES: Final[Mapping[str, str]] = {
     alias: knob.name for knob in _TABLE for alias in (knob.job_name, *knob.aliases) if alias != knob.name
 }
-"""Other names that knobs go by, and what a run calls them."""
+"""Names of knobs by their other names."""

@@ -1,12 +1,12 @@
-"""When an adapter learns by itself: after so many new judgements, or every so many days; and whether that is now.
+"""Learning policies: when an adapter is trained by itself, and whether a round is due now.
 
-A round of a policy is a job like any other, from feedback, that continues the live version; every so many rounds one is
-a control instead, which begins with the base and learns all that earlier jobs learned from. Nothing is stored but
-the policies: whether a round is due follows from the jobs and the feedback there are, and a round is submitted in one
-transaction with that check. So none is submitted twice, whatever is killed and however many check at once.
+A round is an ordinary job from feedback that continues the live version. Every so many rounds one is a control instead,
+which begins with the base and trains on everything that earlier jobs were trained on. Only policies are stored: whether
+a round is due follows from the jobs and the feedback, and a round is submitted in one transaction with that check. So
+none is submitted twice, whatever crashes and however many processes check at once.
 
-New are the judgements that came after the last job from feedback began, also one that somebody submitted by hand. After
-a round that failed as many must come again, and some time must pass, longer after each failure.
+New judgements are those since the last job from feedback began, also one that was submitted by hand. After a round that
+failed, as many are needed again, and some time must pass, longer after each failure.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 from graftwork.adapters.storage.leases import Fence
 
 KEY_ID: Final = "learning-policy"
-"""As a job's ``key_id``: a policy asked for it."""
+"""The ``key_id`` of jobs that a policy submits."""
 
 ACTOR: Final = "keeper"
 
@@ -63,14 +63,20 @@ LONGEST_BACKOFF: Final = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class LearningPolicy:
-    """When the adapter ``name`` learns from the feedback on its answers.
+    """When an adapter is trained on the feedback on its answers.
 
     Attributes:
-        after: so many new judgements; None: their number alone is no reason.
-        every_days: so long after the last round, if there are ``at_least`` new judgements; None: time is no reason.
-        control_every: this and every further such round is a control; None: none is.
-        method, hyperparameters: of its jobs, as in `NewJob`.
-        created_at: when it was first set. updated_at: when it was last set, by ``actor``.
+        name: The adapter.
+        after: After so many new judgements; ``None``: never for their number alone.
+        every_days: So long after the last round, if there are ``at_least`` new judgements; ``None``: never for time
+            alone.
+        at_least: For ``every_days``.
+        control_every: Every so many rounds one is a control; ``None``: none is.
+        method: Of its jobs.
+        hyperparameters: Of its jobs.
+        actor: Who set it last.
+        created_at: When it was first set.
+        updated_at: When it was last set.
     """
 
     name: str
@@ -87,14 +93,14 @@ class LearningPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyStatus:
-    """How a policy stands.
+    """The state of a policy.
 
     Attributes:
-        judgements: new ones since the last job that learned from feedback; those since one that failed may be fewer.
-        rounds: how many of the policy's rounds are in each status of a job.
-        last: the policy's last round.
-        next_is_control: whether the next one is.
-        due: whether it is time for it. waits_for: what is missing, for people; empty when it is due.
+        judgements: New ones since the last job from feedback that succeeded.
+        rounds: How many of the policy's rounds are in each status of a job.
+        last: The policy's last round.
+        next_is_control: Whether the next one is.
+        waits_for: What the next round waits for, in words; empty when it is due.
     """
 
     judgements: int
@@ -105,10 +111,12 @@ class PolicyStatus:
 
     @property
     def due(self) -> bool:
+        """Whether the next round is due."""
         return not self.waits_for
 
     @property
     def num_rounds(self) -> int:
+        """Rounds so far."""
         return sum(self.rounds.values())
 
 
@@ -129,7 +137,15 @@ _policies = Table("learning_policies", schema, _LearningPolicyColumns)
 
 
 class LearningPolicies:
-    """The policies of one database; ``base_id`` is what controls begin with."""
+    """The policies of one database.
+
+    Args:
+        database: Where they are stored.
+        registry: Has the live versions.
+        queue: Where rounds are submitted.
+        base_id: What controls begin with.
+        now: The clock, in UTC.
+    """
 
     def __init__(
         self,
@@ -147,13 +163,17 @@ class LearningPolicies:
         self._now = now
 
     def all(self) -> list[tuple[LearningPolicy, PolicyStatus]]:
-        """By name, each with how it stands, all at one moment."""
+        """All policies by name, each with its status, at one moment."""
         with self._database.read() as connection:
             policies = [_policy(row) for row in connection.execute(select(_policies).order_by(_policies.c.name))]
             return [(policy, self._status(connection, policy)) for policy in policies]
 
     def get(self, name: str) -> tuple[LearningPolicy, PolicyStatus]:
-        """NotFound when the adapter has none."""
+        """The policy of an adapter, with its status.
+
+        Raises:
+            NotFound: It has none.
+        """
         with self._database.read() as connection:
             policy = _get(connection, name)
             return policy, self._status(connection, policy)
@@ -170,7 +190,12 @@ class LearningPolicies:
         hyperparameters: Mapping[str, Any] | None = None,
         actor: str,
     ) -> LearningPolicy:
-        """Let the adapter learn by itself, from now on as this says. NotFound: there is no such adapter."""
+        """Set the policy of an adapter.
+
+        Raises:
+            NotFound: There is no such adapter.
+            InvalidRequest: A number is out of range, or nothing would ever be due.
+        """
         self._registry.adapter(name)
         if after is None and every_days is None:
             raise InvalidRequest(
@@ -205,16 +230,25 @@ class LearningPolicies:
         return policy
 
     def remove(self, name: str) -> LearningPolicy:
-        """Begin no further round. What is under way goes on. NotFound when there is no policy."""
+        """Remove a policy; a running round goes on.
+
+        Raises:
+            NotFound: There is none.
+        """
         with self._database.write() as connection:
             policy = _get(connection, name)
             connection.execute(delete(_policies).where(_policies.c.name == name))
         return policy
 
     def begin(self, name: str, *, fence: Fence = lambda connection: None) -> Job | None:
-        """Submit the next round, if it is due; None when it is not, or not any more.
+        """Submit the next round if it is due, in one transaction with that check.
 
-        The look and the job are one transaction, with ``fence`` in it, which may refuse it all.
+        Args:
+            name: The adapter.
+            fence: Called with the connection, in the transaction; may raise.
+
+        Returns:
+            The job; ``None`` if no round is due.
         """
         with self._database.write() as connection:
             fence(connection)
@@ -228,7 +262,7 @@ class LearningPolicies:
 
     def _submit(self, connection: Connection, policy: LearningPolicy, status: PolicyStatus) -> Job:
         number = status.num_rounds + 1
-        # Nobody else writes meanwhile: what is live now is live when the job is there.
+        # The only writer: what is live now is live when the job is committed.
         live = self._registry.resolve(f"{policy.name}@{LIVE}").id
         control = status.next_is_control
         begins = (
@@ -283,7 +317,10 @@ class LearningPolicies:
         seen: Sequence[Row[*tuple[Any, ...]]],
         learned: Sequence[Row[*tuple[Any, ...]]],
     ) -> str:
-        """``learned`` are the jobs from feedback that have ended, also those that failed, the oldest first."""
+        """What the next round waits for.
+
+        ``learned`` are the ended jobs from feedback, also failed ones, the oldest first.
+        """
         under_way = [row.id for row in seen if row.status not in ENDED_STATUSES]
         if under_way:
             return f"the end of {under_way[-1]}"
@@ -330,7 +367,7 @@ def _get(connection: Connection, name: str) -> LearningPolicy:
 
 
 def _jobs_of(name: str) -> Any:
-    """The adapter's jobs, the oldest first: what decides whether another one is due."""
+    """The adapter's jobs, the oldest first, with the columns that decide whether a round is due."""
     columns = ("id", "status", "created_at", "finished_at", "key_id", "training_file")
     return (
         select(*(jobs_table.c[column] for column in columns))
@@ -340,10 +377,10 @@ def _jobs_of(name: str) -> Any:
 
 
 def _judgements(connection: Connection, name: str, *, since: datetime | None) -> int:
-    """How many there are of its answers. Those that say nothing of how good an answer was are none."""
+    """The number of judgements of an adapter's answers. Comments and metadata alone are none."""
     table, after = feedback_table.c, 0
     if since is not None:
-        # Times are in the order of ids, and by them an index finds one adapter's newest.
+        # Times are in the order of ids, and an index on them finds the newest one.
         last = select(table.id).where(table.at <= since).order_by(table.at.desc(), table.id.desc()).limit(1)
         after = connection.scalar(last) or 0
     judged = or_(*(table[kind].is_not(None) for kind in ("thumb", "score", "correction", "preferred_over")))
@@ -355,7 +392,7 @@ def _judgements(connection: Connection, name: str, *, since: datetime | None) ->
 
 
 def _failed_in_a_row(statuses: Sequence[str]) -> int:
-    """At the end. A job that somebody cancelled says nothing about whether the next one would fail."""
+    """Failures at the end. Cancelled jobs say nothing about whether the next one would fail."""
     count = 0
     for status in reversed(statuses):
         if status == "succeeded":

@@ -1,11 +1,11 @@
-"""Reward functions: what GRPO learns from. Entry points of installed packages, chosen by name.
+"""Reward functions of GRPO: entry points of installed packages, chosen by name.
 
 Nothing is loaded here. A package offers one in its ``pyproject.toml``::
 
     [project.entry-points."graftwork.rewards"]
     polite = "our_rewards:polite"
 
-No request can name code that nobody installed.
+So no request can name code that is not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ GROUP: Final = "graftwork.rewards"
 
 
 def find(name: str, *, param: str = "rewards") -> EntryPoint:
-    """The entry point of that name. InvalidRequest when there is none, or more than one package has it."""
+    """The entry point of that name.
+
+    Raises:
+        InvalidRequest: There is none, or more than one package has it.
+    """
     found = {point.value: point for point in entry_points(group=GROUP) if point.name == name}
     if len(found) == 1:
         return next(iter(found.values()))
@@ -39,6 +43,10 @@ def find(name: str, *, param: str = "rewards") -> EntryPoint:
 
 
 def check(names: Iterable[str], *, param: str = "rewards") -> None:
-    """InvalidRequest for a reward function that is not there."""
+    """Check that reward functions are installed.
+
+    Raises:
+        InvalidRequest: One is not.
+    """
     for name in names:
         find(name, param=param)

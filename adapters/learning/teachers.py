@@ -1,4 +1,4 @@
-"""Teachers: larger models that an adapter may learn from. Folders below a root that the operator allowed."""
+"""Teachers of distillation: folders of larger models below a root that the operator allowed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from graftwork.adapters.names import quoted
 
 
 def check(folder: str, roots: Sequence[Path], *, param: str = "teacher") -> None:
-    """InvalidRequest unless ``folder`` is absolute, holds a model, and is, links resolved, below one of ``roots``."""
+    """Check a teacher's folder.
+
+    Raises:
+        InvalidRequest: It is no absolute path, holds no model, or is, links resolved, below none of ``roots``.
+    """
     real = os.path.realpath(folder)
     allowed = [os.path.realpath(root) for root in roots]
     if not os.path.isabs(folder) or not any(os.path.commonpath((real, root)) == root for root in allowed):

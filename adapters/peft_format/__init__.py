@@ -1,1 +1,1 @@
-"""PEFT's adapter folders: read, checked in full, and described by a spec."""
+"""PEFT's adapter folders: read, checked completely, and described by a spec."""

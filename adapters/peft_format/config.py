@@ -1,11 +1,11 @@
-"""What an adapter_config.json says: which modules of a base it targets, at which rank and scale.
+"""Interprets an adapter_config.json: which modules of a base it targets, at which rank and scale.
 
 The semantics are PEFT 0.21's, mirrored from ``check_target_module_exists``, ``get_pattern_key``, ``_set_trainable`` and
 ``LoraModel._check_tied_modules``. Every field is either used here, known to describe only how the adapter was
-initialised, trained or saved, or refused by name unless it is null, false or empty. That holds for fields that a later
-PEFT may add, too: an unknown field with a value is never passed over.
+initialised, trained or saved, or refused by name unless it is null, false or empty. The same holds for fields of later
+versions of PEFT: an unknown field with a value is never ignored.
 
-What the config says is compared with the tensors in ``folder``.
+``folder`` compares the config with the tensors.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ USED = frozenset({
     "rank_pattern", "target_modules", "task_type", "use_dora", "use_rslora",
 })
 
-# How the adapter was initialised, trained or saved. The configs of initialisations are here as well: the conversion
-# that makes a plain adapter of a PiSSA, CorDA or LoRA-GA one leaves them in place, and PEFT ignores them then.
+# How the adapter was initialised, trained or saved. The configs of initialisations are here as well: the conversion of
+# a PiSSA, CorDA or LoRA-GA adapter to a plain one leaves them in place, and PEFT ignores them then.
 DESCRIPTIVE = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "loftq_config",
     "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
@@ -75,7 +75,25 @@ class _Override:
 
 
 class LoraConfig:
-    """One adapter's configuration, understood against one base. InvalidAdapter names the field that is wrong."""
+    """One adapter's configuration, interpreted for one base.
+
+    Args:
+        config: The content of adapter_config.json.
+        base: Has the modules that it may target.
+        limits: The largest rank.
+
+    Attributes:
+        base_digest: The base that it was trained on, if the config says so.
+        use_rslora: Whether scales are alpha / √rank.
+        use_dora: Whether linear modules have a magnitude.
+        lora_bias: Whether linear modules have a bias.
+        fills_gaps_at_random: Whether PEFT initializes missing tensors at random.
+        tied_saved: Tied modules that are replaced together.
+        tied_targets: Tied modules that are grafted together.
+
+    Raises:
+        InvalidAdapter: A field is wrong or not supported; the message names it.
+    """
 
     def __init__(self, config: Mapping[str, Any], base: BaseInfo, limits: AdapterLimits) -> None:
         self._config = config
@@ -110,18 +128,21 @@ class LoraConfig:
         return _is_listed(name, self._targets) and self._is_in_layers(name)
 
     def saves(self, name: str) -> bool:
-        """Whether PEFT would replace module ``name`` as a whole. It compares ends of names, without regard to dots."""
+        """Whether PEFT would replace module ``name`` as a whole. It compares suffixes of names, ignoring dots."""
         parts = name.split(".")
         paths = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
         return name in self.tied_saved or any(path.endswith(self._saved) for path in paths)
 
     def rank(self, name: str) -> tuple[int, str]:
-        """The rank of module ``name``, and what in the config says so. The first pattern that fits holds."""
+        """The rank of module ``name``, and the field of the config that sets it.
+
+        The first pattern that matches applies.
+        """
         override = _look_up(self._ranks, name)
         return (int(override.value), override.source) if override else (self._rank, "r")
 
     def scale(self, name: str, rank: int) -> float:
-        """What B·A of module ``name`` is multiplied by: alpha / rank, or alpha / √rank under rsLoRA."""
+        """The factor of B·A of module ``name``: alpha / rank, or alpha / √rank with rsLoRA."""
         override = _look_up(self._alphas, name)
         return (override.value if override else self._alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -155,7 +176,10 @@ class LoraConfig:
         return digest
 
     def _read_init(self) -> bool:
-        """Whether PEFT fills what the file leaves out at random. Raises if the start was taken out of the base."""
+        """Whether PEFT initializes missing tensors at random.
+
+        Refuses initialisations that changed the base's weights.
+        """
         init = self._config.get("init_lora_weights", True)
         if isinstance(init, str) and init.lower().startswith(_INIT_CHANGES_BASE):
             raise _wrong(
@@ -188,7 +212,7 @@ class LoraConfig:
         return targets
 
     def _read_layers(self) -> tuple[frozenset[int], list[re.Pattern[str]]]:
-        """The layers that are targeted (none given: all), and how a module's layer number is found in its name."""
+        """The layers that are targeted (empty: all), and patterns that find a module's layer number in its name."""
         layers, names = self._config.get("layers_to_transform"), self._config.get("layers_pattern")
         if isinstance(self._config.get("target_modules"), str) and not (layers is None and names is None):
             raise _wrong("layers_to_transform", "and layers_pattern need target_modules to be a list of names")
@@ -206,7 +230,7 @@ class LoraConfig:
         return frozenset(layers), [re.compile(number) for number in numbers]
 
     def _read_ties(self) -> tuple[frozenset[str], frozenset[str]]:
-        """With ensure_weight_tying, modules tied to the embedding follow it: replaced with it, or grafted."""
+        """With ensure_weight_tying, modules tied to the embedding are replaced or grafted with it."""
         pairs = [pair for pair in self._base.tied if self._base.modules[pair[1]].kind == "embedding"]
         tied = frozenset(name for pair in pairs for name in pair) if self._flag("ensure_weight_tying") else frozenset()
         if any(name.split(".")[-1] in _EMBEDDINGS for name in self._saved):
@@ -273,14 +297,14 @@ class LoraConfig:
 
 
 def is_head(name: str, base: BaseInfo) -> bool:
-    """Whether module ``name`` turns the last hidden state into logits: linear, a row a token, in no numbered layer."""
+    """Whether module ``name`` computes the logits: linear, one row per token, in no numbered layer."""
     module = base.modules[name]
     numbered = any(part.isdecimal() for part in name.split("."))
     return module.kind == "linear" and module.shape[0] == base.vocab_size and not numbered
 
 
 def _is_listed(name: str, listed: frozenset[str] | BoundedPattern) -> bool:
-    """Whether ``name``, or what follows one of its dots, is listed; or the pattern fits all of it."""
+    """Whether ``name``, or what follows one of its dots, is listed; or the pattern matches all of it."""
     if isinstance(listed, BoundedPattern):
         return listed.fullmatch(name)
     parts = name.split(".")

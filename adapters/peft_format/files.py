@@ -1,4 +1,4 @@
-"""The files of an adapter folder: which names are allowed, and how one is opened without following links."""
+"""The files of an adapter's folder: which names are allowed, and opening one without following links."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_CARD_FILE = "README.md"  # PEFT writes a model card beside every adapter
 
 _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)\Z", re.IGNORECASE)
-# What a Trainer leaves beside an adapter. These are pickles too, but no part of it: they stay where they are, unopened.
+# What a Trainer leaves beside an adapter. These are pickles too, but no part of the adapter: they are never opened.
 _TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)\Z")
 
 
 def check_filename(filename: str) -> None:
-    """Raise InvalidAdapter unless a pushed adapter may carry ``filename`` (README.md may come, and is dropped)."""
+    """Check the name of a pushed file. README.md is allowed, and dropped.
+
+    Raises:
+        InvalidAdapter: It is no file of an adapter.
+    """
     if filename in (CONFIG_FILE, WEIGHTS_FILE, MODEL_CARD_FILE):
         return
     if _PICKLE.search(filename):
@@ -39,7 +43,16 @@ def check_filename(filename: str) -> None:
 
 
 def open_regular(path: str | Path, *, dir_fd: int | None = None, what: str | None = None) -> BinaryIO:
-    """Open a regular file for reading. Anything else (link, FIFO, device, folder) is InvalidAdapter, at once."""
+    """Open a regular file for reading.
+
+    Args:
+        path: The file.
+        dir_fd: A folder that ``path`` is relative to.
+        what: Its name in messages.
+
+    Raises:
+        InvalidAdapter: It is missing or unreadable, or is something else: a link, FIFO, device or folder.
+    """
     name = what or os.path.basename(path)
     try:
         mode = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode
@@ -58,7 +71,11 @@ def open_regular(path: str | Path, *, dir_fd: int | None = None, what: str | Non
 
 
 def check_listing(names: set[str], source: Path) -> None:
-    """Raise InvalidAdapter for a folder that holds pickles or lacks one of the two files."""
+    """Check the names of a folder's files.
+
+    Raises:
+        InvalidAdapter: It has pickles, or lacks one of the two files.
+    """
     for name in sorted(names):
         if _PICKLE.search(name) and not _TRAINER_STATE.match(name):
             check_filename(name)
@@ -84,4 +101,5 @@ def _kind(mode: int) -> str:
 
 
 def os_error_reason(error: Exception) -> str:
+    """An error's reason, without path and number."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

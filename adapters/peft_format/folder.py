@@ -1,7 +1,7 @@
-"""Reads a PEFT folder: it is understood in full, or refused by the name of what is wrong.
+"""Reads a PEFT folder: it is interpreted completely, or refused with the name of what is wrong.
 
-The config (``config``) says what an adapter means, the tensors (``tensors``) what it is. The tensors decide
-which modules are grafted, and the config must agree with every one of them:
+``config`` interprets the config, ``tensors`` reads the tensors. The tensors decide which modules are grafted, and the
+config must agree with every one of them:
 
 ==================================================================  ====================================================
 ``base_model.model.<module>.`` …                                    is
@@ -15,24 +15,25 @@ which modules are grafted, and the config must agree with every one of them:
 ==================================================================  ====================================================
 
 Where tensors, config and base do not fit together, the adapter is refused: a tensor for a module that the config does
-not target (PEFT would pass over it), a rank that a pattern contradicts, half of a pair. A targeted module without
+not target (PEFT would ignore it), a rank that a pattern contradicts, half of a pair. A targeted module without
 any tensors is one that PEFT grafts with B·A = 0, which changes nothing, so it is left out; unless init_lora_weights
 would make PEFT fill it at random.
 
 *Copies.* PEFT saves the base's embeddings along with an adapter that targets them, and loads them over the base's. They
-are compared with the base's weights, to the precision they were saved in: the same are dropped, others are refused,
-since the base is shared by all.
+are compared with the base's weights, to the precision they were saved in: equal ones are dropped, others are refused,
+since the base is shared by all adapters.
 
 *Tied weights* (an lm_head that is the embedding). PEFT grafts and replaces modules, not weights: what an adapter does
-to one of the two modules leaves the other as the base has it, here too. With ``ensure_weight_tying`` PEFT trains one
+to one of the two modules does not affect the other, here too. With ``ensure_weight_tying`` PEFT trains one
 set of numbers for both and saves it twice: both copies must be there and agree (for grafts, one transposed).
 
-*Digest.* ``sha256`` over the config and the bytes of adapter_model.safetensors. The config counts in full, provenance
-included, so a version's record is what was pushed; but not by its bytes: space, the order of fields, and the order of
-``target_modules`` and ``exclude_modules`` say nothing (PEFT writes these as Python's sets happen to lie, another way in
-every process). The order of ``rank_pattern`` and ``alpha_pattern`` does: the first that fits holds.
+*Digest.* ``sha256`` over the config and the bytes of adapter_model.safetensors. The config counts completely,
+provenance included, so that a version's record is what was pushed; but not by its bytes: space, the order of fields,
+and the order of ``target_modules`` and ``exclude_modules`` have no meaning (PEFT writes them in the order of Python's
+sets, which differs between processes). The order of ``rank_pattern`` and ``alpha_pattern`` has one: the first match
+applies.
 
-Whether an adapter changes anything is found out later, by a canary forward.
+Whether an adapter changes anything is found out later, by a canary.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ from graftwork.adapters.storage.strict_json import parse_object
 
 _PREFIX = "base_model.model."
 
-# By the end of a tensor's name, what it is to its module. The longer ends come first.
+# The role of a tensor in its module, by the suffix of its name. Longer suffixes come first.
 _ROLES = {
     ".lora_A.weight": "lora_A",
     ".lora_B.weight": "lora_B",
@@ -79,9 +80,18 @@ ModuleTensors = dict[str, TensorEntry]
 
 
 def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpec:
-    """Read the adapter in ``folder`` and hold it against ``base``: all checks that need no model.
+    """Read an adapter and compare it with a base: all checks that need no model.
 
-    Raises InvalidAdapter, which names the field or tensor, or TooLarge. Reads every byte; memory stays small.
+    Reads every byte of the files, in parts: memory stays small.
+
+    Args:
+        folder: With adapter_config.json and adapter_model.safetensors.
+        base: The base that it must fit.
+        limits: The largest sizes and rank.
+
+    Raises:
+        InvalidAdapter: It is refused; the message names the field or tensor.
+        TooLarge: A file is beyond its limit.
     """
     config, config_bytes = _read_config(folder / CONFIG_FILE, limits)
     lora = LoraConfig(config, base, limits)
@@ -141,7 +151,7 @@ def _read_config(path: Path, limits: AdapterLimits) -> tuple[dict[str, Any], int
 
 
 def _digest_of(config: Mapping[str, Any]) -> hashlib._Hash:
-    """A hash that has taken in the config and waits for the tensors' bytes."""
+    """A hash of the config, to be continued with the tensors' bytes."""
     canonical = dict(config)
     for field in ("target_modules", "exclude_modules"):
         if isinstance(canonical.get(field), list):
@@ -168,14 +178,14 @@ def _by_module(file: TensorFile, base: BaseInfo) -> dict[str, ModuleTensors]:
 
 
 def _pop_base_copy(name: str, parts: ModuleTensors, base: BaseInfo, lora: LoraConfig) -> TensorEntry | None:
-    """Take what PEFT saved of the base itself out of ``parts``: the weight of an embedding or of the head."""
+    """Remove a saved copy of the base's own weight from ``parts``: of an embedding or of the head."""
     if base.modules[name].kind != "embedding" and not is_head(name, base):
         return None
     return parts.pop("base_layer.weight", None) or (None if lora.saves(name) else parts.pop("weight", None))
 
 
 def _pop_replaced_module(name: str, shape: ModuleShape, parts: ModuleTensors, lora: LoraConfig) -> dict[str, str]:
-    """Take what replaces the module as a whole out of ``parts``: parameter -> key, or nothing."""
+    """Remove the tensors that replace the module as a whole from ``parts``: parameter -> key, or nothing."""
     if not lora.saves(name):
         return {}
     expected = {"weight": shape.shape} | ({"bias": shape.shape[:1]} if shape.bias else {})
@@ -191,7 +201,7 @@ def _pop_replaced_module(name: str, shape: ModuleShape, parts: ModuleTensors, lo
 
 
 def _pop_graft(name: str, shape: ModuleShape, parts: ModuleTensors, lora: LoraConfig) -> GraftSpec | None:
-    """Take what grafts the module out of ``parts``."""
+    """Remove the tensors that graft the module from ``parts``."""
     taken = {role: parts.pop(role) for role in list(parts) if role.startswith("lora_")}
     if not taken:
         if lora.fills_gaps_at_random and shape.kind != "other" and lora.targets(name):
@@ -254,7 +264,10 @@ def _check_shape(tensor: TensorEntry, expected: tuple[int, ...], name: str) -> N
 
 
 def _check_copy(file: TensorFile, copy: TensorEntry, name: str, base: BaseInfo) -> None:
-    """Raise unless ``copy`` is the base's own weight of module ``name``. A tied weight is saved under either name."""
+    """Raise unless ``copy`` equals the base's own weight of module ``name``.
+
+    A tied weight is saved under either name.
+    """
     tied = {other for pair in base.tied if name in pair for other in pair}
     for path in sorted(Path(base.path).glob("*.safetensors")):
         with TensorFile(path.resolve(), max_header_bytes=MAX_HEADER_BYTES) as weights:
@@ -275,7 +288,7 @@ def _check_ties(
     base: BaseInfo,
     lora: LoraConfig,
 ) -> None:
-    """Raise unless both copies of what ensure_weight_tying trained once say the same."""
+    """Raise unless both copies of what ensure_weight_tying trained once are equal."""
     for borrower, owner in base.tied:
         if owner in lora.tied_saved:
             agree = same_numbers(file, replaced[borrower]["weight"], file, replaced[owner]["weight"])

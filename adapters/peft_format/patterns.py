@@ -1,14 +1,14 @@
-"""Regular expressions from strangers, matched in bounded time.
+"""Untrusted regular expressions, matched in bounded time.
 
 PEFT matches the patterns of an adapter's config with Python's ``re``, which backtracks: ``(a+)+$`` against forty
-letters does not end in our lifetime, and no look at the text of a pattern tells all the bad ones from the good. So a
-pattern is read by Python's own parser (its syntax is ``re``'s to the letter) but matched without ever going back: a
-walk through the parsed tree carries along the set of all places in the name that a match may have come to. A
-:class:`Budget` bounds the work of all patterns of a config together.
+letters would take longer than a lifetime, and no inspection of a pattern's text finds all bad ones. So a pattern is
+parsed by Python's own parser (its syntax is exactly ``re``'s) but matched without backtracking: a walk through the
+parsed tree carries along the set of all positions in the name that a match may have reached. A :class:`Budget` bounds
+the work of all patterns of a config together.
 
-The walk answers whether there is a match, which is all that PEFT asks. What goes beyond regular languages, or depends
-on the order in which ``re`` tries things (back references, look-behind, atomic groups, possessive repeats, flags), is
-refused. Names without operators, as PEFT itself writes them, have nothing to backtrack over and go to ``re``.
+The walk answers whether there is a match, which is all that PEFT needs. What goes beyond regular languages, or depends
+on the order in which ``re`` tries alternatives (back references, look-behind, atomic groups, possessive repeats,
+flags), is refused. Names without operators, as PEFT itself writes them, cannot backtrack and are matched by ``re``.
 """
 
 from __future__ import annotations
@@ -40,21 +40,29 @@ class _Unusable(Exception):
 
 
 class Budget:
-    """How much work all patterns of one config may be together: five million steps are a few seconds."""
+    """The work that all patterns of one config may take together: five million steps are a few seconds."""
 
     def __init__(self, steps: int = 5_000_000) -> None:
         self._steps = steps
 
     def spend(self, steps: int) -> None:
+        """Count steps. An internal error, which ``BoundedPattern`` turns into InvalidAdapter, if they are used up."""
         self._steps -= steps
         if self._steps < 0:
             raise _Unusable("takes too long to match, with the others of this config: write simpler or fewer ones")
 
 
 class BoundedPattern:
-    """``text``, set into ``template`` where it says ``{}``, as PEFT builds its expressions.
+    """A pattern that is matched in bounded time.
 
-    A pattern that is invalid, unsupported or too much work is InvalidAdapter, which names ``source``, its place.
+    Args:
+        text: The pattern.
+        source: Where it is, for messages.
+        template: An expression into which ``text`` is inserted at ``{}``, as PEFT does.
+        budget: Shared with the other patterns of the config.
+
+    Raises:
+        InvalidAdapter: It is invalid or not supported; so do its methods if it takes too much work.
     """
 
     def __init__(self, text: str, *, source: str, template: str = "{}", budget: Budget) -> None:
@@ -69,7 +77,7 @@ class BoundedPattern:
                 self._steps = _parse(expression)
 
     def match(self, name: str) -> bool:
-        """What ``re.match(pattern, name) is not None`` would say."""
+        """Whether ``re.match(pattern, name)`` would match."""
         with self._naming():
             if self._plain is None:
                 return bool(_Walk(name, self._budget).ends(self._steps, frozenset((0,))))
@@ -77,7 +85,7 @@ class BoundedPattern:
             return self._plain.match(name) is not None
 
     def fullmatch(self, name: str) -> bool:
-        """What ``re.fullmatch(pattern, name) is not None`` would say."""
+        """Whether ``re.fullmatch(pattern, name)`` would match."""
         with self._naming():
             if self._plain is None:
                 return len(name) in _Walk(name, self._budget).ends(self._steps, frozenset((0,)))
@@ -94,7 +102,7 @@ class BoundedPattern:
 
 
 class _Walk:
-    """One name under one pattern: from where something may start to where it can end."""
+    """The matching of one name: from the positions where something may start to those where it can end."""
 
     def __init__(self, name: str, budget: Budget) -> None:
         self.name = name
@@ -102,7 +110,7 @@ class _Walk:
         self._ahead: dict[tuple[_Steps, int], bool] = {}
 
     def ends(self, steps: _Steps, starts: _Places) -> _Places:
-        """Where ``steps``, one after the other, can end that begin at any of ``starts``."""
+        """Where ``steps``, one after another, can end if they begin at any of ``starts``."""
         for step in steps:
             if not starts:
                 break
@@ -111,7 +119,7 @@ class _Walk:
         return starts
 
     def fits_ahead(self, steps: _Steps, start: int) -> bool:
-        """Whether ``steps`` can be taken from ``start``: asked once for each place, since this one is not a step."""
+        """Whether ``steps`` match at ``start``, for look-ahead; cached."""
         if (steps, start) not in self._ahead:
             self._ahead[steps, start] = bool(self.ends(steps, frozenset((start,))))
         return self._ahead[steps, start]
@@ -182,7 +190,7 @@ def _repeat(least: int, most: int, body: _Steps) -> _Step:
             starts = further
         reached = new = starts
         rounds = least
-        # Only places not seen before lead on to others not seen before: rounds end when there are none.
+        # Only new positions lead to new positions: the rounds end when there are none.
         while new and rounds < most:
             new = walk.ends(body, new) - reached
             reached |= new

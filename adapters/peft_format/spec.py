@@ -1,4 +1,4 @@
-"""What an adapter is made of, without its numbers: the grafted modules, the replaced modules and the digest."""
+"""The structure of an adapter without its numbers: grafted modules, replaced modules and the digest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class GraftSpec:
-    """What the adapter adds to one module of the base: ``scale · B(A(x))``. Tensors are named by their keys."""
+    """What an adapter adds to one module of the base: ``scale · B(A(x))``. Tensors are named by their keys."""
 
     name: str
     """As in ``BaseInfo.modules``."""
@@ -29,7 +29,7 @@ class GraftSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
-    """What an adapter is made of, without its numbers."""
+    """The structure of an adapter without its numbers."""
 
     digest: str
     """``sha256:…`` over config and tensors."""
@@ -43,6 +43,6 @@ class AdapterSpec:
     replaced: Mapping[str, Mapping[str, str]]
     """modules_to_save: module of the base -> {"weight" or "bias": tensor key}."""
     base_digest: str | None
-    """What the adapter says it was trained on; None for a plain PEFT folder."""
+    """The base that it was trained on; ``None`` for a plain PEFT folder, which does not say."""
     config: Mapping[str, Any]
     """adapter_config.json."""

@@ -1,6 +1,4 @@
-"""The numbers of an adapter's safetensors file, looked at piece by piece, without torch: memory stays small whatever
-the file weighs.
-"""
+"""Reads the tensors of an adapter's safetensors file in parts, without torch: memory stays small for any size."""
 
 from __future__ import annotations
 
@@ -37,7 +35,20 @@ Floats = npt.NDArray[np.float32]
 
 
 class TensorFile:
-    """An open safetensors file, a context manager. What is wrong with it is InvalidAdapter, naming file and tensor."""
+    """An open safetensors file; a context manager.
+
+    Args:
+        path: The file.
+        max_header_bytes: The largest header.
+
+    Attributes:
+        name: The file's name.
+        num_bytes: Its size.
+        tensors: The entries of its header, by name.
+
+    Raises:
+        InvalidAdapter: It is no valid safetensors file; the message names the file and tensor.
+    """
 
     def __init__(self, path: Path, *, max_header_bytes: int) -> None:
         self.name = path.name
@@ -60,7 +71,11 @@ class TensorFile:
         self._file.close()
 
     def hash_and_check_finite(self, update: Callable[[bytes], object]) -> None:
-        """Hand every byte of the file to ``update``, in order, and see that no number is NaN or infinite."""
+        """Pass every byte of the file to ``update``, in order.
+
+        Raises:
+            InvalidAdapter: A number is NaN or infinite.
+        """
         tensors = list(self.tensors.values())
         self._file.seek(0)
         update(self._file.read(tensors[0].start if tensors else self.num_bytes))
@@ -76,7 +91,11 @@ class TensorFile:
                     )
 
     def read(self, tensor: TensorEntry, first: int = 0, last: int | None = None) -> Floats:
-        """Rows ``first`` to ``last`` of a tensor (its first dimension) as float32 of shape (rows, columns)."""
+        """Rows ``first`` to ``last`` (exclusive) of a tensor's first dimension, as float32 [rows, columns].
+
+        Raises:
+            InvalidAdapter: The file changed meanwhile.
+        """
         last = tensor.shape[0] if last is None else last
         columns = tensor.num_elements // tensor.shape[0]
         row_bytes = columns * _DTYPES[tensor.dtype].words.itemsize
@@ -99,7 +118,7 @@ class TensorFile:
 
 
 def same_numbers(file: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
-    """Whether ``name`` holds the numbers of ``other_name``, to the precision that the dtype of ``name`` has."""
+    """Whether tensor ``name`` equals tensor ``other_name``, rounded to the dtype of ``name``."""
     tensor, reference = file.tensors[name], other.tensors[other_name]
     if tensor.shape != reference.shape:
         return False
@@ -121,7 +140,7 @@ def _as_float32(raw: bytes, dtype: str) -> Floats:
 
 
 def _rounded(numbers: Floats, dtype: str) -> Floats:
-    """What is left of float32 ``numbers`` after saving them in ``dtype``, to the nearest, ties to even."""
+    """float32 ``numbers`` as they are after saving them in ``dtype``: to nearest, ties to even."""
     if dtype == "F32":
         return numbers
     if dtype == "F16":

@@ -1,1 +1,1 @@
-"""Messages to tokens and tokens to text, for serving and for training alike."""
+"""Messages to token ids and token ids to text, for serving and training alike."""

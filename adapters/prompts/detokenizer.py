@@ -1,4 +1,4 @@
-"""Token ids to text, incrementally: the bytes of every token, and a decoder that never emits half a UTF-8 character."""
+"""Incremental detokenization: token ids to text, without ever emitting part of a UTF-8 character."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from graftwork.adapters.errors import ConfigurationError
 
 
 class IncrementalDetokenizer:
-    """Tokens of one answer in, text out, in linear time and never half a UTF-8 character.
+    """Detokenizes one answer token by token, in linear time.
 
     The pieces joined are ``Prompts.decode`` of all tokens. Bytes that are no UTF-8 become U+FFFD once that is certain.
+
+    Args:
+        pieces: The bytes of every token.
+        skipped: Tokens without text.
     """
 
     def __init__(self, pieces: TokenBytes, skipped: frozenset[int]) -> None:
@@ -25,7 +29,7 @@ class IncrementalDetokenizer:
         self._started = False
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text that became certain through these tokens; may be empty."""
+        """Add tokens; returns the text that is complete with them, perhaps none."""
         text = ""
         for token_id in token_ids:
             if token_id in self._skipped:
@@ -38,7 +42,7 @@ class IncrementalDetokenizer:
         return text
 
     def flush(self) -> str:
-        """The end of the answer: whatever was held back, as U+FFFD if it is half a character."""
+        """The rest of the text, after the last token: U+FFFD if it is part of a character."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -46,8 +50,11 @@ class TokenBytes:
     """The bytes of every token: at the start of a text, where many tokenizers drop a leading space, and inside one.
 
     Byte-level decoders map each character of a token to a byte. Sentencepiece-like ones write single bytes as
-    ``<0xE2>``. All other text is asked of the tokenizer itself, after an ordinary token, so that what a decoder does to
-    the first token of a text does not touch it.
+    ``<0xE2>``. Other tokens are decoded by the tokenizer itself, after an ordinary token, so that what a decoder does
+    to the first token of a text does not affect them.
+
+    Raises:
+        ConfigurationError: The tokenizer's decoder needs later tokens, so that it cannot be streamed.
     """
 
     def __init__(self, tokenizer: Tokenizer, decoder: Mapping[str, Any] | None) -> None:
@@ -65,20 +72,20 @@ class TokenBytes:
         self._inside: dict[int, bytes] = {}
 
     def inside(self, token_id: int) -> bytes:
-        """What the token adds to a text that has begun."""
+        """The bytes that the token adds to a text that has begun."""
         piece = self._inside.get(token_id)
         if piece is None:
-            piece = self._inside[token_id] = self._ask(token_id)
+            piece = self._inside[token_id] = self._compute(token_id)
         return piece
 
     def first(self, token_id: int) -> bytes:
-        """What the token is when it begins a text."""
+        """The bytes of the token at the beginning of a text."""
         raw = self._raw_byte(token_id)
         if self._byte_level or (raw is not None and raw >= b"\x80"):
             return self.inside(token_id)
         return self._decode(token_id).encode()
 
-    def _ask(self, token_id: int) -> bytes:
+    def _compute(self, token_id: int) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
@@ -92,7 +99,7 @@ class TokenBytes:
         return self._decode(anchor, token_id)[len(anchor_text) :].encode()
 
     def _raw_byte(self, token_id: int) -> bytes | None:
-        """The byte that a token like ``<0xE2>`` is, under a decoder that reads it so."""
+        """The byte of a token like ``<0xE2>``, if the decoder reads it so."""
         token = self._tokenizer.id_to_token(token_id) if self._byte_fallback else None
         if token is None or len(token) != 6 or not (token.startswith("<0x") and token.endswith(">")):
             return None
@@ -103,7 +110,7 @@ class TokenBytes:
 
     @cached_property
     def _anchor(self) -> tuple[int, str]:
-        """An ordinary token and its text, for others to stand after."""
+        """An ordinary token and its text, to decode others behind it."""
         for token_id in sorted(self._tokenizer.get_vocab(with_added_tokens=False).values()):
             text = self._decode(token_id)
             if text.isalnum() and self._decode(token_id, token_id).startswith(text):
@@ -124,7 +131,7 @@ def _decoder_steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the other 68 for the characters from U+0100 on."""
+    """GPT-2's alphabet: printable bytes are themselves, the other 68 are the characters from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}

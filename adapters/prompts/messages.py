@@ -8,15 +8,20 @@ from typing import Any
 from graftwork.adapters.errors import InvalidRequest
 
 ROLES = ("system", "developer", "user", "assistant")
-"""The roles a message may have. A template that does not know ``developer``, the newer word, gets it as ``system``."""
+"""The roles a message may have. A template that does not mention ``developer``, the newest one, gets ``system``."""
 
 _EXTRA_FIELDS = frozenset({"name", "reasoning_content"})
 
 
 def read_message(index: int, message: Any) -> dict[str, str]:
-    """One of OpenAI's messages, strictly: every value a string that can be encoded, the content's parts joined.
+    """Parse a message: every value becomes a string of valid Unicode, and the content's parts are joined.
 
-    Raises ``InvalidRequest`` that names what is wrong with ``messages[index]``.
+    Args:
+        index: Of the message, for error messages.
+        message: What was sent.
+
+    Raises:
+        InvalidRequest: It is invalid; ``param`` names the field.
     """
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
@@ -42,7 +47,7 @@ def read_message(index: int, message: Any) -> dict[str, str]:
 
 
 def _flatten(content: Any, where: str) -> str:
-    """OpenAI's content as one string. Text parts stand on lines of their own, as they do in other servers."""
+    """OpenAI's content as one string. Text parts are joined by line breaks, as in other servers."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
@@ -71,7 +76,11 @@ def _described(value: Any) -> str:
 
 
 def check_unicode(text: str, where: str) -> str:
-    """JSON can smuggle in half of a surrogate pair, which is no character and which no tokenizer takes."""
+    """``text``, if it is valid Unicode: JSON can contain half of a surrogate pair, which no tokenizer takes.
+
+    Raises:
+        InvalidRequest: It is not; ``where`` names the field.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

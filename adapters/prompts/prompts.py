@@ -1,6 +1,6 @@
 """The tokenizer and the chat template of one base, for serving and training alike.
 
-Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 alone, so that a process without torch
+Reads ``tokenizer.json`` and its neighbours with ``tokenizers`` and jinja2 only, so that a process without torch
 stays light. Agrees token for token with transformers' ``apply_chat_template``.
 """
 
@@ -23,13 +23,26 @@ from graftwork.adapters.prompts.messages import check_unicode, read_message
 from graftwork.adapters.prompts.reading import read_json, read_text
 from graftwork.adapters.prompts.template import compile_template, read_chat_template
 
+#: A text beyond it is tokenized without holding up other threads, which costs a little more for each call.
+_LONG_CHARS = 4096
+
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Prompts:
     """The tokenizer and the chat template of one base.
 
-    Raises ``ConfigurationError`` when the folder's files are missing, broken, or of a kind that cannot be streamed.
+    Args:
+        folder: The base's.
+
+    Attributes:
+        chat_template: Its source; ``None`` if the base has none.
+        vocab_size: The largest token id + 1.
+        bos_token_id: The beginning-of-sequence token, if there is one.
+        eos_token_ids: Tokens that end an answer.
+
+    Raises:
+        ConfigurationError: Files of the folder are missing or broken, or the tokenizer cannot be streamed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +53,7 @@ class Prompts:
             raise ConfigurationError(
                 f"{folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}. Fetch the base again."
             ) from error
-        # A tokenizer.json may carry the truncation it was last used with: a prompt must never be cut in silence.
+        # A tokenizer.json may contain the truncation of its last use: a prompt must never be cut silently.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -54,22 +67,35 @@ class Prompts:
 
         self.chat_template: str | None = read_chat_template(folder)
         self._template = None if self.chat_template is None else compile_template(self.chat_template, folder)
-        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        self._longest_token = max(map(len, vocabulary), default=1)
         self.bos_token_id: int | None = self._named_id("bos_token")
         self.eos_token_ids: frozenset[int] = self._eos_token_ids(folder)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        max_length: int | None = None,
+    ) -> list[int]:
         """Token ids of a conversation, ready for the base. The template places every special token, so none is added.
 
-        ``messages`` are OpenAI's: ``role`` and ``content``, the content a string or a list of text parts. Raises
-        ``InvalidRequest`` naming the message that is wrong, or saying that the base has no chat template.
+        Args:
+            messages: OpenAI's: ``role`` and ``content``, the content a string or a list of text parts.
+            add_generation_prompt: Ends where an answer begins.
+            max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
+
+        Raises:
+            InvalidRequest: a message is wrong, which is named; the base has no chat template; the text is too long.
         """
         text = self.render(messages, add_generation_prompt=add_generation_prompt)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        self._check_length(text, max_length, "messages")
+        return self._encode(text, add_special_tokens=False)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The same conversation as text, as the base's chat template writes it."""
+        """The text of a conversation. See ``chat``."""
         if self._template is None:
             raise InvalidRequest(
                 "This base has no chat template, so it cannot take messages. Send the whole prompt to /v1/completions.",
@@ -88,37 +114,65 @@ class Prompts:
                 **self._named_tokens,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            # A template is a program that runs on what the user sent; how it fails is its own affair.
+            # A template is a program that runs on the user's messages and may fail in any way.
             raise InvalidRequest(
                 f"The base's chat template refuses these messages: {error}. Check the roles and their order.",
                 param="messages",
             ) from error
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a plain prompt, with the special tokens that the tokenizer's own post-processor adds."""
-        ids: list[int] = self._tokenizer.encode(check_unicode(text, "prompt")).ids
-        return ids
+    def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the tokenizer's own post-processor adds.
+
+        Args:
+            max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
+
+        Raises:
+            InvalidRequest: the text is too long, or no text.
+        """
+        self._check_length(text, max_length, "prompt")
+        return self._encode(check_unicode(text, "prompt"), add_special_tokens=True)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of these tokens: exactly what ``stream`` gives in pieces. Unknown ids have no text."""
+        """The text of these tokens, equal to that of ``stream``. Unknown ids have no text."""
         stream = self.stream(skip_special_tokens=skip_special_tokens)
         return stream.push(token_ids) + stream.flush()
 
     def stream(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        """A fresh incremental decoder for one answer."""
+        """A new incremental detokenizer for one answer."""
         return IncrementalDetokenizer(self._pieces, self._special_ids if skip_special_tokens else frozenset())
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes this token stands for inside a text; empty for an id that the tokenizer does not know."""
+        """The bytes of a token inside a text; empty for an unknown id."""
         return self._pieces.inside(token_id)
 
     def token_text(self, token_id: int) -> str:
-        r"""The token for logprobs. One that is no whole text by itself reads ``bytes:\xe2\x82``, as OpenAI has it."""
+        r"""The token as text, for logprobs.
+
+        One that is no text by itself is written ``bytes:\xe2\x82``, as OpenAI does.
+        """
         raw = self.token_bytes(token_id)
         try:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def _check_length(self, text: str, max_length: int | None, param: str) -> None:
+        if max_length is not None and len(text) > self._longest_token * max_length:
+            raise InvalidRequest(
+                f"the prompt has {len(text)} characters, more than this model's context of {max_length} tokens can "
+                "hold: shorten the prompt",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) <= _LONG_CHARS:
+            short: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return short
+        # Of the tokenizer's ways only this one lets other threads run meanwhile.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
 
     def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, str]:
         """One message as the template gets it."""
@@ -133,7 +187,7 @@ class Prompts:
         return token_id
 
     def _eos_token_ids(self, folder: Path) -> frozenset[int]:
-        """What ends an answer, from every file that says so: many models name their end of turn in only one."""
+        """End tokens from all files: many models name their end of turn in only one of them."""
         config = read_json(folder / "config.json")
         sources = (read_json(folder / "generation_config.json"), config, config.get("text_config") or {})
         ids = {token_id for source in sources for token_id in _as_list(source.get("eos_token_id"))}
@@ -142,7 +196,7 @@ class Prompts:
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:
-    """``bos_token`` and its like, as templates see them. The newer file wins over ``special_tokens_map.json``."""
+    """``bos_token`` and the like, as templates see them. The newer file wins over ``special_tokens_map.json``."""
     merged = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
     tokens = {name: merged.get(name) for name in _NAMED_TOKENS}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}

@@ -1,4 +1,4 @@
-"""Reads the JSON and text files of a base's folder. A broken file is a ConfigurationError."""
+"""Reads the JSON and text files of a base's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from graftwork.adapters.errors import ConfigurationError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a base's folder; empty if there is no such file. ``ConfigurationError`` when it is broken."""
+    """A JSON object from a base's folder; empty if there is no such file.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is no JSON object.
+    """
     if not path.is_file():
         return {}
     try:
@@ -23,6 +27,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
+    """The content of a UTF-8 file.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

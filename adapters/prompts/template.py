@@ -1,6 +1,4 @@
-"""The chat template of a base: where it is found, and its compilation in jinja's sandbox with the helpers that
-transformers offers.
-"""
+"""The chat template of a base: found as transformers finds it, and compiled in jinja's sandbox with its helpers."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from graftwork.adapters.prompts.reading import read_json, read_text
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The base's default chat template, found where transformers would find it; None if it has none."""
+    """The base's default chat template; ``None`` if it has none."""
     for name in ("chat_template.jinja", "chat_templates/default.jinja"):
         if (folder / name).is_file():
             return read_text(folder / name)
@@ -33,7 +31,7 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}`` marks the assistant's words for trainers; the text is just its body."""
+    """``{% generation %}…{% endgeneration %}`` marks an assistant's text for trainers; it renders its body."""
 
     tags = {"generation"}
 
@@ -43,7 +41,11 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 def compile_template(template: str, folder: Path) -> jinja2.Template:
-    """A template comes from strangers: it runs in the sandbox, with the helpers that transformers gives it."""
+    """Compile a template. It is untrusted, so it runs in the sandbox, with the helpers that transformers gives it.
+
+    Raises:
+        ConfigurationError: Its syntax is wrong.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
@@ -69,5 +71,5 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja's own filter escapes for HTML, which no model has ever seen.
+    # jinja's own filter escapes for HTML, which is not what models were trained on.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""Which versions of which adapters exist, what their aliases point at, and what happened to them when.
+"""The registry: versions of adapters, the aliases that point to them, and the history of both.
 
 A version is immutable: a number of its adapter, identified by the digest of its files. An alias is a movable name for
 a version. Every change is an event, written in the same transaction as the change and never altered.

@@ -1,4 +1,4 @@
-"""The artifact store: adapter files on their way in, and where they rest.
+"""The artifact store: adapters' files, from upload to publication.
 
 ::
 
@@ -6,13 +6,13 @@
       staging/<random>/    being written: an upload, or a copy of a folder the server may read
       <sha256 hex>/        published: adapter_config.json and adapter_model.safetensors, read-only
 
-A published folder appears by one rename of a folder whose bytes are already on disk: whoever looks sees all of it or
-nothing, and a kill at any line leaves only staging, which :meth:`ArtifactStore.clean` empties when the server starts.
-The same digest published twice is the same folder.
+A folder is published by one rename after its bytes are on disk: readers see all of it or nothing, and a kill at any
+time leaves only staging, which :meth:`ArtifactStore.clean` empties when the server starts. The same digest published
+twice is the same folder.
 
-Only the two files of a PEFT folder ever come in. Nothing else is opened, links are resolved once and then never
-followed, and what is not a regular file is refused before it is opened (a FIFO would wait for ever). A hard link is
-fine: the bytes are copied, so the other name has no hold on the artifact.
+Only the two files of a PEFT folder are accepted. Nothing else is opened, links are resolved once and then never
+followed, and what is not a regular file is refused before it is opened (a FIFO would block for ever). A hard link is
+fine: the bytes are copied, so that changes under the other name do not reach the artifact.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StagedFile:
-    """One file of an upload, written as it arrives. Past its limit ``write`` raises TooLarge. A context manager."""
+    """One file of an upload, written as it arrives. A context manager."""
 
     def __init__(self, filename: str, file: BinaryIO, limit: int) -> None:
         self._filename = filename
@@ -59,6 +59,11 @@ class StagedFile:
         self._num_bytes = 0
 
     def write(self, chunk: bytes) -> None:
+        """Append bytes.
+
+        Raises:
+            TooLarge: The file is beyond its limit.
+        """
         self._num_bytes += len(chunk)
         if self._num_bytes > self._limit:
             raise TooLarge(
@@ -69,6 +74,7 @@ class StagedFile:
         self._file.write(chunk)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> StagedFile:
@@ -81,7 +87,7 @@ class StagedFile:
 
 
 class ArtifactStore:
-    """Published adapters under ``root``, and the staging that feeds it. Safe to use from several threads."""
+    """Published adapters under ``root``, and the staging folder. Thread-safe."""
 
     def __init__(self, root: Path, *, limits: AdapterLimits) -> None:
         self.root = root
@@ -91,13 +97,17 @@ class ArtifactStore:
         sync_folder(root.parent)
 
     def stage(self) -> Path:
-        """A new, empty folder to write an adapter into. It ends in :meth:`publish` or :meth:`discard`."""
+        """A new, empty folder to write an adapter into, for ``publish`` or ``discard``."""
         staged = self._staging / uuid.uuid4().hex
         staged.mkdir(mode=0o700)
         return staged
 
     def open_staged(self, staged: Path, filename: str) -> StagedFile:
-        """A writer for one file of an upload, each name once. Other names than an adapter's raise InvalidAdapter."""
+        """A writer for one file of an upload.
+
+        Raises:
+            InvalidAdapter: No adapter has a file of that name, or it came before.
+        """
         self._check_staged(staged)
         check_filename(filename)
         if filename == MODEL_CARD_FILE:
@@ -109,10 +119,19 @@ class ArtifactStore:
         return StagedFile(filename, file, self.limits.max_bytes(filename))
 
     def stage_folder(self, source: Path, allowed_roots: Sequence[Path]) -> Path:
-        """Copy the adapter in ``source``, a PEFT folder that the server may read, into staging.
+        """Copy an adapter from a folder that the server may read into staging.
 
-        ``source`` is absolute and, links resolved, below one of ``allowed_roots``; so are its two files. Raises
-        InvalidAdapter, naming the file, or TooLarge; nothing stays staged then.
+        Args:
+            source: A PEFT folder: an absolute path that is, links resolved, below one of ``allowed_roots``; so are its
+                files.
+            allowed_roots: Folders that the server may read.
+
+        Returns:
+            The staged folder.
+
+        Raises:
+            InvalidAdapter: The path or a file is refused; the message names it. Nothing stays staged.
+            TooLarge: A file is beyond its limit. Nothing stays staged.
         """
         roots = [os.path.realpath(root) for root in allowed_roots]
         staged = self.stage()
@@ -131,9 +150,17 @@ class ArtifactStore:
         return staged
 
     def publish(self, staged: Path, spec: AdapterSpec) -> Path:
-        """Make the staged adapter, which ``spec`` was read from, the artifact ``spec.digest``, and return its folder.
+        """Publish a staged adapter; it is durable when this returns.
 
-        It is durable when this returns. If the artifact is there already, the staged copy is dropped.
+        Args:
+            staged: Is moved, or dropped if the artifact is there already.
+            spec: As ``read_spec`` read it from this folder.
+
+        Returns:
+            The artifact's folder.
+
+        Raises:
+            InvalidAdapter: The folder has other files than the two.
         """
         self._check_staged(staged)
         target = self._folder(spec.digest)
@@ -156,19 +183,23 @@ class ArtifactStore:
         return target
 
     def path(self, digest: str) -> Path:
-        """The folder of a published artifact. Raises NotFound if the store does not have it."""
+        """The folder of a published artifact.
+
+        Raises:
+            NotFound: The store does not have it.
+        """
         folder = self._folder(digest)
         if not folder.is_dir():
             raise NotFound(f"no artifact {digest} in the store: push the adapter again.")
         return folder
 
     def discard(self, staged: Path) -> None:
-        """Drop a staged folder. One that is gone already is fine."""
+        """Delete a staged folder, if it is still there."""
         self._check_staged(staged)
         shutil.rmtree(staged, ignore_errors=True)
 
     def clean(self) -> None:
-        """Drop all of staging. For the start of the server, before anything is staged."""
+        """Delete everything staged. Call it when the server starts, before anything is staged."""
         for entry in self._staging.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -187,10 +218,10 @@ class ArtifactStore:
 
 
 def _open_beneath(path: Path, roots: Sequence[str], *, what: str) -> tuple[int, str]:
-    """Open the folder that holds ``path``, which lies below one of ``roots`` (real paths) once its links are resolved.
+    """Open the folder that contains ``path``, which must be, links resolved, below one of ``roots`` (real paths).
 
-    Returns the folder's descriptor and the name to open in it ("." for a root itself). The way down from the root
-    follows nothing: a link put in place after it was resolved is refused.
+    Returns the folder's descriptor and the name to open in it ("." for a root itself). No link is followed on the way
+    down from the root: one that was created after ``path`` was resolved is refused.
     """
     if not path.is_absolute():
         raise InvalidAdapter(f"{escaped(str(path))} is relative: give the adapter's absolute path.", param="path")

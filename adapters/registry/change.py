@@ -1,4 +1,4 @@
-"""What one transaction does to one adapter: every change, and the event that records it."""
+"""Changes to one adapter in one transaction, and the events that record them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,33 @@ from graftwork.adapters.registry.wording import unknown_version_message
 
 
 class RegistryGuard(Protocol):
-    """Who else must agree to a change. Called inside the change's transaction; refuses by raising Conflict."""
+    """May refuse a change to the registry. Called in the change's transaction."""
 
-    def check_move(self, connection: Connection, name: str, alias: str) -> None: ...
-    def check_retirement(self, connection: Connection, name: str, number: int) -> None: ...
+    def check_move(self, connection: Connection, name: str, alias: str) -> None:
+        """Check whether an alias may move.
+
+        Raises:
+            Conflict: It may not.
+        """
+
+    def check_retirement(self, connection: Connection, name: str, number: int) -> None:
+        """Check whether a version may be retired.
+
+        Raises:
+            Conflict: It may not.
+        """
 
 
 class Change:
-    """What one transaction does to one adapter. Whatever it does becomes an event, at one time, by one actor."""
+    """One transaction's changes to one adapter. Each becomes an event, all with the same time, actor and reason.
+
+    Args:
+        connection: In a write transaction.
+        name: The adapter's.
+        actor: For the events.
+        reason: For the events.
+        guard: May refuse moves and retirements.
+    """
 
     def __init__(
         self, connection: Connection, name: str, actor: str, reason: str | None, guard: RegistryGuard | None = None
@@ -40,31 +59,36 @@ class Change:
         self._name = name
         self._actor = actor
         self._reason = reason
-        # A clock that was set back must not put this before what it follows: at() reads times, the stack reads order.
+        # A clock that was set back must not order this before earlier events: ``at`` goes by times, ``stack`` by ids.
         last = connection.scalar(select(alias_events_table.c.at).order_by(alias_events_table.c.id.desc()).limit(1))
         now = datetime.now(UTC)
         self._at = max(now, last) if last else now
 
     def last_number(self) -> int:
+        """The number of the newest version; 0 without any."""
         return self._connection.scalar(select(func.max(versions_table.c.number)).where(self._mine(versions_table))) or 0
 
     def version(self, number: int) -> Version | None:
+        """A version by number, if there is one; also a retired one."""
         # Checked first: a number too large for the database's integers is an error in the driver.
         return self.version_where(versions_table.c.number == number) if 1 <= number <= self.last_number() else None
 
     def version_where(self, condition: ColumnElement[bool]) -> Version | None:
+        """The one version that a condition on ``versions_table`` selects, if there is one."""
         row = self._connection.execute(
             select(versions_table).where(self._mine(versions_table), condition)
         ).one_or_none()
         return version_of(row) if row else None
 
     def retired(self) -> set[int]:
+        """The numbers of retired versions."""
         query = select(versions_table.c.number).where(
             self._mine(versions_table), versions_table.c.retired_at.is_not(None)
         )
         return set(self._connection.scalars(query))
 
     def aliases(self) -> dict[str, int]:
+        """The version number of every alias."""
         query = (
             select(aliases_table.c.alias, aliases_table.c.number)
             .where(self._mine(aliases_table))
@@ -73,7 +97,7 @@ class Change:
         return {row.alias: row.number for row in self._connection.execute(query)}
 
     def stack(self, alias: str) -> list[int]:
-        """The versions that rollbacks can go through, the current one last; empty if there is no such alias."""
+        """The versions that rollbacks can return to, the current one last; empty if there is no such alias."""
         moves = (
             select(alias_events_table.c.action, alias_events_table.c.to_version)
             .where(self._mine(alias_events_table), alias_events_table.c.alias == alias)
@@ -84,14 +108,18 @@ class Change:
             if row.action == "promote":
                 stack.append(row.to_version)
             else:
-                # What lies between was passed over, being retired: it could not have been this version.
+                # Versions in between were skipped, being retired.
                 stack.pop()
                 while stack[-1] != row.to_version:
                     stack.pop()
         return stack
 
     def add(self, version: Version) -> Version:
-        """``version`` as the next number; the first one of a name is live."""
+        """Add a version under the next number; the first one of a name becomes live.
+
+        Raises:
+            InvalidRequest: There is no version ``parent``.
+        """
         last = self.last_number()
         if version.parent is not None and not 1 <= version.parent <= last:
             raise InvalidRequest(
@@ -109,6 +137,14 @@ class Change:
         return version
 
     def move(self, action: Literal["promote", "rollback"], alias: str, number: int) -> AliasEvent:
+        """Point an alias to a version.
+
+        Returns:
+            The event; the last one if the alias points there already.
+
+        Raises:
+            Conflict: The guard refuses.
+        """
         current = self.aliases().get(alias)
         if current == number:
             last_move = (
@@ -128,6 +164,11 @@ class Change:
         return self._record(action, alias=alias, from_version=current, to_version=number)
 
     def retire(self, version: Version) -> Version:
+        """Retire a version.
+
+        Raises:
+            Conflict: The guard refuses.
+        """
         if self._guard is not None:
             self._guard.check_retirement(self._connection, self._name, version.number)
         this = self._mine(versions_table), versions_table.c.number == version.number
@@ -155,7 +196,7 @@ class Change:
             reason=self._reason,
         )
         values = asdict(event)
-        del values["id"]  # the database's to give
+        del values["id"]  # assigned by the database
         event_id = self._connection.execute(
             insert(alias_events_table).values(values).returning(alias_events_table.c.id)
         ).scalar_one()

@@ -1,4 +1,4 @@
-"""The registry's records: versions, what happened to them, and adapters."""
+"""The registry's records: versions, events and adapters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ AliasAction = Literal["push", "promote", "rollback", "retire"]
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """One pushed adapter folder. ``verified``: its config named the base; otherwise only the shapes fit."""
+    """One pushed adapter folder.
+
+    Attributes:
+        digest: ``sha256:…`` of config and tensors.
+        base_digest: Of the base that it was registered for.
+        verified: Whether its config named that base; otherwise only the shapes fit.
+        rank: The largest of its modules.
+        config: adapter_config.json.
+        parent: The number of the version that it continues.
+        data_digest: Of the data set that it was trained on.
+        metadata: Set by the push.
+    """
 
     name: str
     number: int
@@ -31,12 +42,13 @@ class Version:
 
     @property
     def id(self) -> str:
+        """``name@number``."""
         return f"{self.name}@{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AliasEvent:
-    """One line of an adapter's history. ``alias`` is None where no alias moved: a push, a retirement."""
+    """One entry of an adapter's history. ``alias`` is ``None`` if no alias moved: for a push or a retirement."""
 
     id: int
     at: datetime
@@ -51,7 +63,7 @@ class AliasEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """An adapter with everything that it has; ``aliases`` maps to version numbers, ``versions`` is in their order."""
+    """An adapter: its aliases by version number, and all versions in order of their numbers."""
 
     name: str
     created_at: datetime

@@ -1,7 +1,7 @@
 """The registry: resolved by requests, changed by operators.
 
-`Registry.resolve` runs for every request. It answers from memory; only when something was committed to the
-database does it look for new events, and then reads the adapters which they name.
+``Registry.resolve`` runs for every request. It answers from memory; only after something was committed to the database
+does it look for new events, and then reads the adapters that they name.
 """
 
 from __future__ import annotations
@@ -31,44 +31,64 @@ MAX_METADATA_BYTES = 64 * 1024
 
 
 class Registry:
-    """The adapters of one database; any number of threads and processes may have one each."""
+    """The adapters of one database. Threads and processes may each have an instance.
+
+    Args:
+        database: Where they are stored.
+        guard: May refuse to move aliases and to retire versions.
+    """
 
     def __init__(self, database: Database, *, guard: RegistryGuard | None = None) -> None:
         self._database = database
         self._guard = guard
         self._snapshot = DatabaseCache(database, EMPTY_SNAPSHOT, self._refreshed)
 
-    # For requests
-
+    # -- for requests --------------------------------------------------------------------------------------------
     def resolve(self, model: str) -> Version:
         """The version that answers for ``model``: ``intents`` (live), ``intents@7`` or ``intents@candidate``.
 
-        NotFound, with the code ``model_not_found``, names what there is instead.
+        Raises:
+            NotFound: There is none, or it is retired; the message names what there is instead.
         """
         return self._snapshot.get().resolve(model)
 
     def adapter(self, name: str) -> Adapter:
+        """An adapter by name; none of those that are temporary.
+
+        Raises:
+            NotFound: It does not exist.
+        """
         return self._snapshot.get().adapter(name)
 
     def trials(self) -> list[Version]:
-        """What is being tried, or was when whoever tried it was killed: versions under such names (`names.is_trial`)
-        that are not retired."""
+        """Versions of temporary adapters (``names.is_trial``) that are not retired.
+
+        Evaluations that were killed leave such versions behind.
+        """
         return self._snapshot.get().trials()
 
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
-        """Adapters by name: the first ``limit`` (1 to 100) of those that come after the name ``after``."""
+        """A page of adapters, by name.
+
+        Args:
+            after: The last name of the page before.
+            limit: 1 to 100.
+        """
         return self._snapshot.get().adapters(after=after, limit=limit)
 
     def with_digest(self, digest: str) -> list[Version]:
-        """The versions, of any name, whose files have this digest; also retired ones."""
+        """All versions, of any name, whose files have this digest; also retired ones."""
         return self._snapshot.get().with_digest(digest)
 
     def version(self, name: str, number: int) -> Version:
-        """Also a retired one."""
+        """A version by name and number; also a retired one.
+
+        Raises:
+            NotFound: It does not exist.
+        """
         return self._snapshot.get().version(name, number)
 
-    # What operators do
-
+    # -- changes -------------------------------------------------------------------------------------------------
     def add_version(
         self,
         name: str,
@@ -84,24 +104,25 @@ class Registry:
         """Register an adapter whose files are published.
 
         Args:
-            name: of the adapter. What is tried (`names.is_trial`) has no alias.
-            spec: what `read_spec` found in the files.
-            base: the served base.
-            alias: points at the version afterwards; the first version of a name is live as well.
-            parent: the number of the version that this one continues.
-            data_digest: of the data set that it was trained on.
-            metadata: anything that JSON can hold, up to `MAX_METADATA_BYTES`.
-            actor: for the history.
+            name: Of the adapter. A temporary one (``names.is_trial``) has no alias.
+            spec: As ``read_spec`` read it from the files.
+            base: The served base.
+            alias: Points to the version afterwards; the first version of a name becomes live as well.
+            parent: The number of the version that this one continues.
+            data_digest: Of the data set that it was trained on.
+            metadata: Anything that JSON can hold, up to ``MAX_METADATA_BYTES``.
+            actor: For the history.
 
         Returns:
-            The version, and whether it is new. The same bytes under the same name are the version they were before,
+            The version, and whether it is new. The same bytes under the same name are the version that they were
+                before,
             and ``parent``, ``data_digest`` and ``metadata`` of this call are not recorded.
 
         Raises:
-            InvalidRequest: a name, alias or text that cannot be.
-            InvalidAdapter: it was trained on another base.
-            Conflict: these bytes are a version that was retired (which is for good: what somebody took out of service
-                must not come back because a pipeline ran again), or one that was registered for another base.
+            InvalidRequest: A name, alias or text is invalid.
+            InvalidAdapter: It was trained on another base.
+            Conflict: These bytes are a version that was retired (which is for good: it must not come back because a
+                pipeline ran again), or one that was registered for another base.
         """
         if not is_trial(name):
             names.check_name(name, base_id=base.id)
@@ -156,17 +177,23 @@ class Registry:
         reason: str | None = None,
         within: Connection | None = None,
     ) -> AliasEvent:
-        """Point ``alias`` at the version ``number``.
+        """Point ``alias`` to the version ``number``.
 
         Args:
-            within: makes it part of a write of the caller's, which then bypasses the guard.
+            name: The adapter's.
+            alias: Is created if it does not exist.
+            number: The version's.
+            actor: For the history.
+            reason: For the history.
+            within: A write transaction of the caller's to be part of; the guard is not asked then.
 
         Returns:
             The event, or the earlier one if the alias points there already.
 
         Raises:
-            InvalidRequest: there is no such version.
-            Conflict: it was retired, or the guard refuses.
+            NotFound: There is no such adapter.
+            InvalidRequest: There is no such version, or the alias is invalid.
+            Conflict: It was retired, or the guard refuses.
         """
         self.adapter(name)
         names.check_alias(alias)
@@ -190,11 +217,16 @@ class Registry:
         reason: str | None = None,
         within: Connection | None = None,
     ) -> AliasEvent:
-        """Point ``alias`` at the version it pointed to before; done again, at the one before that.
+        """Point ``alias`` to the version that it pointed to before; called again, to the one before that.
 
-        The alias's past is a stack: a promotion puts a version on it, a rollback takes off what it leaves. So rolling
+        The alias's past is a stack: a promotion pushes a version, a rollback pops the one that it leaves. So rolling
         back twice never leads forward again, and after 1, 2, a rollback, and 3, the way back is 1. Versions that were
-        retired since are passed over. Conflict: there is nothing left to go back to.
+        retired since are skipped.
+
+        Raises:
+            NotFound: There is no such adapter.
+            InvalidRequest: There is no such alias.
+            Conflict: There is nothing left to go back to, or the guard refuses.
         """
         self.adapter(name)
         names.check_alias(alias)
@@ -218,9 +250,11 @@ class Registry:
             return change.move("rollback", alias, before)
 
     def retire(self, name: str, number: int, *, actor: str, reason: str | None = None) -> Version:
-        """Take a version out of service for good; its row and its history stay. Retiring twice changes nothing.
+        """Take a version out of service for good; its row and its history stay. Idempotent.
 
-        Conflict: an alias points at it.
+        Raises:
+            NotFound: There is no such version.
+            Conflict: An alias points to it, or the guard refuses.
         """
         self.version(name, number)
         with self._change(name, actor, reason) as change:
@@ -233,10 +267,18 @@ class Registry:
                 )
             return version if version.retired_at is not None else change.retire(version)
 
-    # What happened
-
+    # -- history -------------------------------------------------------------------------------------------------
     def history(self, name: str, *, after: int | None = None, limit: int = 20) -> Page[AliasEvent]:
-        """An adapter's events, newest first: the first ``limit`` (1 to 100) of those older than the event ``after``."""
+        """A page of an adapter's events, newest first.
+
+        Args:
+            name: The adapter's.
+            after: The last id of the page before.
+            limit: 1 to 100.
+
+        Raises:
+            NotFound: There is no such adapter.
+        """
         check_limit(limit)
         self.adapter(name)
         query = (
@@ -245,14 +287,19 @@ class Registry:
             .order_by(alias_events_table.c.id.desc())
             .limit(limit + 1)
         )
-        # A cursor beyond any id, and any integer of the database's, is the newest end.
+        # A cursor beyond the database's integers means the newest end.
         if after is not None and after < 2**63:
             query = query.where(alias_events_table.c.id < after)
         with self._database.read() as connection:
             return Page.of([event_of(row) for row in connection.execute(query)], limit)
 
     def at(self, name: str, alias: str, when: datetime) -> Version:
-        """The version that ``name@alias`` meant at ``when`` (with a time zone), whatever became of it since."""
+        """The version that ``name@alias`` pointed to at ``when``, which has a time zone.
+
+        Raises:
+            InvalidRequest: ``when`` has no time zone, or the alias is invalid.
+            NotFound: There is no such adapter, or the alias pointed to nothing then.
+        """
         if when.tzinfo is None:
             raise InvalidRequest(f"{when.isoformat()} has no time zone: add one, or Z for UTC", param="when")
         names.check_alias(alias)
@@ -294,7 +341,11 @@ class Registry:
 
 
 def _as_json(value: Mapping[str, Any], *, param: str, max_bytes: int | None = None) -> dict[str, Any]:
-    """``value`` as it will be read back; InvalidRequest if it cannot be."""
+    """``value`` as it will be read back.
+
+    Raises:
+        InvalidRequest: JSON cannot hold it, or it is too large; ``param`` names the field.
+    """
     try:
         text = json.dumps(dict(value), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The registry at one moment, in memory: what requests are resolved with."""
+"""The registry at one moment, in memory, to resolve requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from graftwork.adapters.storage.database import Page, check_limit
 
 @dataclass(frozen=True)
 class Entry:
-    """An adapter as requests see it: ``served`` maps what may follow the @ to the version that answers."""
+    """An adapter for look-up: ``served`` maps what may follow the @ to the version that answers."""
 
     adapter: Adapter
     served: Mapping[str, Version]
@@ -35,14 +35,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class RegistrySnapshot:
-    """The registry at one moment. Replaced as a whole, so that no reader meets half a change. Its methods are
-    documented at `Registry`."""
+    """The registry at one moment. Replaced as a whole, so that no reader sees half a change.
+
+    Attributes:
+        last_event: The newest event that it includes.
+        entries: Adapters by name, sorted.
+        tried: Temporary adapters, which are in no list.
+    """
 
     last_event: int
-    entries: Mapping[str, Entry]  # sorted by name
-    tried: Mapping[str, Entry]  # beside them: nobody is shown what is only tried
+    entries: Mapping[str, Entry]
+    tried: Mapping[str, Entry]
 
     def resolve(self, model: str) -> Version:
+        """See ``Registry.resolve``."""
         name, selector = names.split_model(model)
         entry = self.entries.get(name) or self.tried.get(name)
         version = entry.served.get(selector) if entry else None
@@ -55,25 +61,30 @@ class RegistrySnapshot:
         return version
 
     def adapter(self, name: str) -> Adapter:
+        """See ``Registry.adapter``."""
         if name not in self.entries:
             raise NotFound(unknown_adapter_message(name, self.entries), param="name", code="adapter_not_found")
         return self.entries[name].adapter
 
     def trials(self) -> list[Version]:
+        """See ``Registry.trials``."""
         versions = (version for entry in self.tried.values() for version in entry.adapter.versions)
         return [version for version in versions if version.retired_at is None]
 
     def adapters(self, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
+        """See ``Registry.adapters``."""
         check_limit(limit)
         following = (entry.adapter for name, entry in self.entries.items() if after is None or name > after)
         return Page.of(list(islice(following, limit + 1)), limit)
 
     def with_digest(self, digest: str) -> list[Version]:
+        """See ``Registry.with_digest``."""
         entries = chain(self.entries.values(), self.tried.values())
         versions = (version for entry in entries for version in entry.adapter.versions)
         return [version for version in versions if version.digest == digest]
 
     def version(self, name: str, number: int) -> Version:
+        """See ``Registry.version``."""
         trial = self.tried.get(name)
         versions = (trial.adapter if trial else self.adapter(name)).versions
         # Numbers run from 1 without gaps, and rows are never deleted.
@@ -88,7 +99,7 @@ EMPTY_SNAPSHOT: Final = RegistrySnapshot(last_event=0, entries={}, tried={})
 
 
 def refreshed(connection: Connection, old: RegistrySnapshot) -> RegistrySnapshot:
-    """``old`` brought up to date. Most commits are not the registry's: those cost a look at the newest event."""
+    """``old`` with all later events. Most commits are not the registry's: those cost one query of the newest event."""
     last_event = connection.scalar(select(func.max(alias_events_table.c.id))) or 0
     if last_event == old.last_event:
         return old
@@ -99,7 +110,7 @@ def refreshed(connection: Connection, old: RegistrySnapshot) -> RegistrySnapshot
 
 
 def _entries(connection: Connection, *, since_event: int) -> dict[str, Entry]:
-    """The adapters to which something happened after the event ``since_event``."""
+    """The adapters that have events after ``since_event``."""
     changed = select(alias_events_table.c.name).where(alias_events_table.c.id > since_event)
     versions = (
         select(versions_table)

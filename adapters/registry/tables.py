@@ -1,4 +1,4 @@
-"""The registry's tables, and their rows as records. What holds of them besides is in the migrations."""
+"""The registry's tables, and their rows as records. Constraints and triggers are in the migrations."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ alias_events_table: Final = Table("alias_events", schema, _EventColumns)
 
 
 def version_of(row: Row[*tuple[Any, ...]]) -> Version:
+    """A row of ``versions_table`` as a record."""
     return Version(**row._mapping)
 
 
 def event_of(row: Row[*tuple[Any, ...]]) -> AliasEvent:
+    """A row of ``alias_events_table`` as a record."""
     return AliasEvent(**row._mapping)

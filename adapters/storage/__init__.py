@@ -1,1 +1,1 @@
-"""The database and what lies beside it: migrations, leases, settings, a cache of what was read, and durable writes."""
+"""The database and files beside it: migrations, leases, settings, a cache of what was read, and durable writes."""

@@ -1,4 +1,4 @@
-"""A cache of what was read from the database, valid until anybody commits something."""
+"""A cache of data read from the database, valid until anything is committed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ T = TypeVar("T")
 
 
 class DatabaseCache(Generic[T]):
-    """``refresh`` makes the value of the last one, and is called when anything was committed since.
+    """A value computed from the database, computed again after a commit by any process.
 
-    It should replace what it is given, not change it: readers may still hold it. No lock: threads that refresh at once
-    do the same work twice, and each gets what was committed when it looked. A slow one may leave an older value behind,
-    with its older version: the next look refreshes it.
+    No lock: threads that refresh at the same time do the same work twice, and each gets what was committed when it
+    began. A slow one may store an older value, with its older version: the next ``get`` refreshes it.
+
+    Args:
+        database: Tells whether anything was committed.
+        first: The value before the first refresh.
+        refresh: Computes a new value from the last one, without changing that: readers may still hold it.
     """
 
     def __init__(self, database: Database, first: T, refresh: Callable[[T], T]) -> None:

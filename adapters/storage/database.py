@@ -1,18 +1,18 @@
 """The database: one file in SQLite's WAL mode, or PostgreSQL by its URL. All differences between the two are here.
 
-What the rest of the project may rely on, on either:
+What the rest of the project may rely on, with either:
 
 - Everything inside one ``with database.write() as connection:`` is one transaction, and there is one writer at a time,
   across threads and processes. Code that reads, decides and writes in there needs no further locks and no retries.
 - When ``write()`` has ended without an error, its rows survive a crash of the process and a power cut.
 - Everything inside one ``with database.read() as connection:`` sees one moment.
-- ``data_version()`` costs microseconds on SQLite and changes when anybody has committed anything.
+- ``data_version()`` costs microseconds on SQLite and changes when anything was committed.
 
-Times are stored in UTC: on SQLite as text like ``2026-11-22T17:14:57.123456Z``, which sorts as it reads and which
+Times are stored in UTC: on SQLite as text like ``2026-11-22T17:14:57.123456Z``, which sorts by time and which
 SQLite's own date functions understand; on PostgreSQL as ``timestamptz``.
 
-Tables belong to the modules that use them, their history to ``migrations/``. No option of the command line leads to
-PostgreSQL yet: it is here because a fleet of several machines needs it next.
+Tables belong to the modules that use them, their history to ``migrations/``. No command-line option selects
+PostgreSQL yet: it is here for servers on several machines.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from sqlalchemy.types import TypeEngine
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
 
-# How long a writer waits for the others. Writes take milliseconds: who waits this long waits for something stuck.
+# How long a writer waits for the others. Writes take milliseconds: after this long another process must be stuck.
 BUSY_TIMEOUT_SECONDS = 10.0
 
 # The key of PostgreSQL's advisory lock behind write(): "graftwrk" in ASCII.
@@ -61,14 +61,14 @@ _WRITE_LOCK = int.from_bytes(b"graftwrk")
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
-# The modules' tables register here, columns only: what the database itself enforces is written in the migrations.
+# The modules' tables register here, columns only: constraints and triggers are in the migrations.
 schema = MetaData()
 
 T = TypeVar("T")
 
 
 class Page(list[T]):
-    """Some of a longer list; ``has_more`` says whether anything follows."""
+    """Some entries of a longer list; ``has_more`` says whether others follow."""
 
     def __init__(self, items: Iterable[T], *, has_more: bool) -> None:
         super().__init__(items)
@@ -76,12 +76,16 @@ class Page(list[T]):
 
     @classmethod
     def of(cls, found: list[T], limit: int) -> Page[T]:
-        """The page of ``limit`` entries, out of one more than that where there are more."""
+        """The page of ``limit`` entries, from a query of one more."""
         return cls(found[:limit], has_more=len(found) > limit)
 
 
 def check_limit(limit: int) -> None:
-    """InvalidRequest unless a page may have ``limit`` entries."""
+    """Check the length of a page.
+
+    Raises:
+        InvalidRequest: It is not from 1 to 100.
+    """
     if not 1 <= limit <= 100:
         raise InvalidRequest(f"limit is {limit}: use a number from 1 to 100", param="limit")
 
@@ -93,11 +97,17 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """``timestamptz`` on PostgreSQL, else text."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(TIMESTAMP(timezone=True))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """The value to store.
+
+        Raises:
+            ValueError: It has no time zone.
+        """
         if value is None:
             return None
         if value.tzinfo is None:
@@ -108,6 +118,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """The stored value as an aware datetime in UTC."""
         if value is None:
             return None
         stored = value if isinstance(value, datetime) else datetime.fromisoformat(value)
@@ -116,7 +127,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 @compiles(CreateTable, "sqlite")
 def _comment_inside(element: CreateTable, compiler: DDLCompiler, **options: Any) -> str:
-    """SQLite has no COMMENT ON, but it keeps the statement's text: ``.schema`` then shows what a table is for."""
+    """SQLite has no COMMENT ON, but it stores the statement's text: ``.schema`` then shows a table's comment."""
     statement: str = compiler.visit_create_table(element, **options)  # type: ignore[no-untyped-call]
     comment = element.element.comment
     return statement.replace("(", f"( -- {comment}", 1) if comment else statement
@@ -125,11 +136,15 @@ def _comment_inside(element: CreateTable, compiler: DDLCompiler, **options: Any)
 class Database:
     """One database, shared by the threads of a process and safe to carry over a fork.
 
-    ``location`` is the path of an SQLite file (created by `migrate`) or any SQLAlchemy URL of SQLite or PostgreSQL.
-
-    No connection of SQLite may cross a fork: in the child its locks are gone while it believes to hold them. So idle
-    connections are closed just before this process forks, whoever forks, and the child opens its own. Fork outside
+    No connection of SQLite may cross a fork: in the child its locks do not hold although it assumes so. So idle
+    connections are closed just before this process forks, whatever forks it, and the child opens its own. Fork outside
     ``with`` blocks of the forking thread.
+
+    Args:
+        location: The path of an SQLite file (created by ``migrate``), or an SQLAlchemy URL of SQLite or PostgreSQL.
+
+    Raises:
+        ConfigurationError: The URL is not usable, or PostgreSQL's driver is not installed.
     """
 
     _reading: Engine
@@ -145,14 +160,17 @@ class Database:
         _databases.add(self)
 
     def __str__(self) -> str:
-        """Where it is, without a password: for messages and logs."""
+        """Its location without a password, for messages and logs."""
         return self.url.database or "" if self.is_sqlite else self.url.render_as_string(hide_password=True)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction by the only writer; committed at the end of the block, rolled back by any exception in it.
+        """A transaction by the only writer; committed at the end of the block, rolled back by any exception in it.
 
-        Raises Unavailable when the other writers leave no gap within ``BUSY_TIMEOUT_SECONDS``. Does not nest.
+        Does not nest.
+
+        Raises:
+            Unavailable: Other writers held the lock for ``BUSY_TIMEOUT_SECONDS``.
         """
         with self._writing.begin() as connection:
             if not self.is_sqlite:
@@ -162,14 +180,14 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one moment and waits for nobody."""
+        """A read-only transaction that sees one moment and never blocks."""
         with self._reading.begin() as connection:
             yield connection
 
     def data_version(self) -> object:
         """A token that equals an earlier one only if nothing was committed in between, by this process or another.
 
-        Take it *before* reading what depends on it: then a commit between the two is noticed at the next look.
+        Take it *before* reading what depends on it: then a commit between the two is noticed the next time.
         """
         if not self.is_sqlite:
             with self._reading.connect() as connection:
@@ -177,16 +195,16 @@ class Database:
                 return connection.scalar(text("SELECT pg_current_snapshot()::text"))
         with self._watch_lock:
             if self._watch is None:
-                # Not from the pool: the pragma compares with what this one connection saw before.
+                # Not from the pool: the pragma's number is relative to what this one connection saw before.
                 self._watch = sqlite3.connect(
                     self._file, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
                 )
-                # The pragma's numbers mean nothing to another connection: say which one they are from.
+                # The pragma's numbers differ between connections: the token says which one it is from.
                 self._watched += 1
             return self._watched, self._watch.execute("PRAGMA data_version").fetchone()[0]
 
     def close(self) -> None:
-        """Close the idle connections. The database can still be used: it opens new ones."""
+        """Close idle connections. The database can still be used: it opens new ones."""
         self._engine.dispose()
         with self._watch_lock:
             if self._watch is not None:
@@ -198,7 +216,7 @@ class Database:
         return str(self.url.database)
 
     def _renew(self) -> None:
-        """Start with nothing open and no lock held."""
+        """Begin without connections and locks."""
         self._engine = _create_engine(self.url)
         if self.is_sqlite:
             self._reading = self._engine
@@ -211,15 +229,17 @@ class Database:
 
     def _inherit(self) -> None:
         """In the child: forget the parent's connections without closing them, which would touch the parent's locks."""
-        _of_the_parent.append((self._engine, self._watch))
+        _parent_connections.append((self._engine, self._watch))
         self._renew()
 
 
 def migrate(database: Database) -> None:
-    """Bring the schema up to this version of the code, creating the database where there is none.
+    """Migrate the schema to this version of the code; create the database if there is none.
 
-    Any number of processes may do so at once: the first one does the work, in one transaction.
-    Raises ConfigurationError when the database cannot be opened, or was written by a newer version.
+    Any number of processes may call it at once: the first one does the work, in one transaction.
+
+    Raises:
+        ConfigurationError: The database cannot be opened, or was written by a newer version.
     """
     # Alembic is only needed here, once per start.
     from alembic import command
@@ -228,7 +248,7 @@ def migrate(database: Database) -> None:
     from alembic.script import ScriptDirectory
 
     if database.is_sqlite:
-        # It holds what users wrote: nobody else's to read. SQLite gives its -wal and -shm the same mode.
+        # It contains users' texts: readable by this user only. SQLite gives its -wal and -shm the same mode.
         with suppress(OSError):
             os.close(os.open(str(database), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     config = Config()
@@ -279,7 +299,7 @@ def _create_engine(url: URL) -> Engine:
             raise ConfigurationError(
                 f"PostgreSQL needs the driver {error.name!r}: install it with pip install 'psycopg[binary]'"
             ) from error
-    # No bound on connections: the threads that want one are bounded, and who waits here would wait unseen.
+    # No bound on connections: the number of threads is bounded, and waiting for a connection would be invisible.
     engine = create_engine(
         url, json_serializer=serializer, max_overflow=-1, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
     )
@@ -289,7 +309,7 @@ def _create_engine(url: URL) -> Engine:
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    # The driver's own idea of when to BEGIN (before some statements, never before SELECT or DDL) is switched off.
+    # Switch off the driver's own BEGIN (before some statements, never before SELECT or DDL).
     connection.isolation_level = None
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
@@ -298,7 +318,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:
         )
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    # What is deleted is overwritten: a user who asked to be forgotten is not still legible in the file's free pages.
+    # Overwrite deleted rows: an erased user's texts must not stay in the file's free pages.
     connection.execute("PRAGMA secure_delete = ON")
 
 
@@ -321,8 +341,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
-# Kept for good, since Python would close them when forgetting them.
-_of_the_parent: list[object] = []
+# Never freed: Python would close them, which would release the parent's locks.
+_parent_connections: list[object] = []
 
 
 def _before_fork() -> None:

@@ -1,6 +1,6 @@
-"""Files and folders that are still there after a power cut; and a full disk, distinguished from other errors.
+"""Files and folders that survive a power cut; and full disks as an error of their own.
 
-A rename makes a thing whole or not there; what is synced first, and the folder it is renamed in, makes it last.
+A rename makes a file complete or absent; syncing first the file, then the folder it is renamed in, makes it durable.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from typing import Final
 from graftwork.adapters.errors import Unavailable
 
 DISK_FULL: Final = "disk_full"
-"""The code of the error that a full disk becomes."""
+"""The error code of a full disk."""
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether it is the disk that is full, or somebody's share of it."""
+    """Whether an error means that the disk or the user's quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def disk_full_as_unavailable(what: str) -> Iterator[None]:
-    """Turn a full disk into Unavailable with the code `DISK_FULL`; ``what`` is being written, as the message says."""
+    """A context for writing ``what``, which messages name.
+
+    Raises:
+        Unavailable: The disk is full; with the code ``DISK_FULL``.
+    """
     try:
         yield
     except OSError as error:
@@ -38,7 +42,7 @@ def disk_full_as_unavailable(what: str) -> Iterator[None]:
 
 
 def write_durably(target: Path, text: str) -> None:
-    """Leave ``text`` there, whole or not at all, on disk when this returns. For one writer at a time."""
+    """Write a text file, completely or not at all; it is on disk when this returns. For one writer at a time."""
     partial = target.with_name(f".{target.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -48,7 +52,7 @@ def write_durably(target: Path, text: str) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """All files below a folder, and the folders, so that it can be given its final name."""
+    """Sync a folder with everything below it, before it gets its final name."""
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
@@ -58,7 +62,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """What was created or renamed in it. What is no folder is an error."""
+    """Sync a folder, and so the files that were created or renamed in it.
+
+    Raises:
+        OSError: It is no folder.
+    """
     _sync(folder, os.O_DIRECTORY)
 
 

@@ -1,12 +1,12 @@
-"""Leases: what only one process may do at a time, and who does it until when, in the database.
+"""Leases in the database: work that only one process may do at a time, until when, with fencing.
 
-Whoever holds a lease renews it well before it expires; when its process dies nobody renews, and after at most the
-lease's own seconds another one gets it. A process that was stopped for longer than that finds its lease lost when it
-renews: what it does under the lease must bear that somebody else does it too, or be written in one transaction with
-`Leases.check`. All machines that share a database need clocks that agree to well within a lease's seconds.
+The holder of a lease renews it well before it expires; when its process dies nobody renews it, and after at most the
+lease's seconds another process gets it. A process that was stopped for longer than that finds its lease lost when it
+renews: so its work must tolerate that another one does it too, or be written in one transaction with ``Leases.check``.
+All machines that share a database need clocks that agree to well within a lease's seconds.
 
-Today a file lock gives every home one server, so the takeover by another process happens only where processes share a
-database without that lock; it is here because a fleet of several machines needs it next.
+A file lock gives every home one server, so another process takes a lease over only where processes share a database
+without that lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """One hold of a lease. ``token`` grows with every change of hands: a stale holder is recognized by it."""
+    """A lease as its holder has it. ``token`` grows with every change of the holder, which reveals a stale one."""
 
     name: str
     owner: str
@@ -45,17 +45,23 @@ _leases = Table("leases", schema, _LeaseColumns)
 
 
 class Leases:
-    """The leases of one database. An ``owner`` is whatever tells one holder from all others, made up per process."""
+    """The leases of one database. An ``owner`` is a name that is unique to its process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def acquire(self, name: str, owner: str, *, seconds: float) -> Lease | None:
-        """The lease, if it was free or expired; None while somebody else holds it.
+        """Take a lease that is free or expired. Its holder keeps it, with its token.
 
-        Whoever has it already keeps it, with its token, for ``seconds`` from now.
+        Args:
+            name: The lease's.
+            owner: The caller's.
+            seconds: How long it holds from now unless renewed.
+
+        Returns:
+            The lease; ``None`` while another owner holds it.
         """
-        # Mostly somebody else holds it: finding that out need not take the one writer's place.
+        # Usually another owner holds it: a read does not block writers.
         held = self.holder(name)
         if held is not None and held.owner != owner:
             return None
@@ -80,8 +86,11 @@ class Leases:
             return lease
 
     def renew(self, lease: Lease, *, seconds: float) -> Lease | None:
-        """The lease for ``seconds`` from now; None when it is another's by now. One that expired and that nobody took
-        is renewed."""
+        """Hold a lease for ``seconds`` from now; also one that has expired, if nobody else took it.
+
+        Returns:
+            The renewed lease; ``None`` if another owner has it.
+        """
         with self._database.write() as connection:
             expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
             mine = (_leases.c.name == lease.name, _leases.c.token == lease.token, _leases.c.owner == lease.owner)
@@ -89,18 +98,22 @@ class Leases:
         return Lease(**{**vars(lease), "expires_at": expires_at}) if changed else None
 
     def release(self, lease: Lease) -> None:
-        """Let others have it now. Nothing happens when it is another's already."""
+        """Give a lease up. Nothing happens if another owner has it."""
         with self._database.write() as connection:
             mine = (_leases.c.name == lease.name, _leases.c.token == lease.token)
             connection.execute(update(_leases).where(*mine).values(owner=None))
 
     def holder(self, name: str) -> Lease | None:
-        """Who holds a lease now, if anybody does."""
+        """The lease as its current holder has it, if there is one."""
         with self._database.read() as connection:
             return _held(_row(connection, name), datetime.now(UTC))
 
     def check(self, connection: Connection, lease: Lease) -> None:
-        """Inside a ``database.write()``: Conflict, and so nothing written, unless ``lease`` is still its holder's."""
+        """Check a lease in a write transaction, before anything is written.
+
+        Raises:
+            Conflict: Another owner has it.
+        """
         row = _row(connection, lease.name)
         if row is None or (row.token, row.owner) != (lease.token, lease.owner):
             raise Conflict(f"the lease {lease.name!r} has passed to another process: start over")
@@ -119,4 +132,4 @@ def _held(row: Row[*tuple[Any, ...]] | None, now: datetime) -> Lease | None:
 
 
 Fence = Callable[[Connection], None]
-"""Called inside a write before anything is written; what it raises undoes the write. The keeper checks its lease so."""
+"""Called in a write transaction before anything is written; an exception undoes it. For ``Leases.check``."""

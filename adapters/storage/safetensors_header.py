@@ -1,11 +1,11 @@
-"""The header of a safetensors file, read strictly: where each tensor lies, of adapters and of bases alike.
+"""The header of a safetensors file, parsed strictly: where each tensor is; for adapters and bases alike.
 
 ::
 
     8 bytes: length of the header (little endian) | header: JSON | data: the tensors' bytes, end to end
 
-The header is bounded before it is read, and every tensor must be what it says: a known dtype, a sane shape, bytes that
-are inside the file, of the right number, and neither shared nor left over. The format is described at
+The length of the header is checked before it is read. Every tensor must have a known dtype, a plausible shape, and
+bytes that are inside the file, of the right number, and neither shared nor left over. The format is described at
 https://huggingface.co/docs/safetensors.
 """
 
@@ -28,7 +28,7 @@ DTYPE_BITS: Final[Mapping[str, int]] = {
     "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }
-"""Bits that one element takes, for every dtype of the format."""
+"""Bits of one element, for every dtype of the format."""
 # fmt: on
 
 _MAX_DIMENSIONS = 8
@@ -37,7 +37,7 @@ _MAX_SIZE = 1 << 40  # of one dimension; the bytes must be there, this only keep
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """One tensor of a file: ``start`` and ``end`` are the places of its bytes in the file."""
+    """One tensor of a file. Its bytes are ``start`` to ``end`` (exclusive) of the file."""
 
     name: str
     dtype: str
@@ -48,6 +48,7 @@ class TensorEntry:
 
     @property
     def num_elements(self) -> int:
+        """The product of its shape."""
         return math.prod(self.shape)
 
 
@@ -59,17 +60,20 @@ def read_header(
     dtypes: tuple[str, ...] = tuple(DTYPE_BITS),
     allow_empty: bool = False,
 ) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file by name, in the order of their bytes.
+    """Parse the header of a safetensors file.
 
     Args:
-        file: open for reading; its position afterwards is undefined.
-        name: the file's name, with which messages begin.
-        max_header_bytes: of the JSON.
-        dtypes: which ones its tensors may have.
-        allow_empty: whether a tensor may have no elements.
+        file: Open for reading; its position afterwards is undefined.
+        name: The file's name, with which messages begin.
+        max_header_bytes: The largest header.
+        dtypes: The dtypes that its tensors may have.
+        allow_empty: Whether a tensor may have no elements.
+
+    Returns:
+        The tensors by name, in the order of their bytes.
 
     Raises:
-        InvalidAdapter: the file is not a whole safetensors file of such tensors. The message is for who pushed it.
+        InvalidAdapter: The file is not a complete safetensors file of such tensors.
     """
 
     def wrong(what: str) -> InvalidAdapter:
@@ -114,7 +118,7 @@ def read_header(
         raise wrong("has a __metadata__ that does not map names to texts")
     next_start = data_start = 8 + header_bytes
     tensors = [entry_of(tensor, entry) for tensor, entry in header.items()]
-    # An empty tensor stands before the one that begins at the same place.
+    # An empty tensor comes before the one that begins at the same byte.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.num_elements > 0))
     for tensor in tensors:
         if tensor.start != next_start:

@@ -1,5 +1,4 @@
-"""What a server must keep, by name, in the database, the same for all its processes: secrets that it made up once, and
-what it has yet to do."""
+"""Named values in the database, the same for all processes of a server: generated secrets, and pending work."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ INTERACTION_IDS = "interaction-ids"
 
 
 def secret(database: Database, name: str) -> bytes:
-    """32 random bytes, made when they are asked for the first time; whoever asks later, anywhere, gets the same."""
+    """32 random bytes, generated the first time and stored: all processes get the same."""
     query = select(_settings.c.value).where(_settings.c.name == name)
     with database.read() as connection:
         stored = connection.scalar(query)
@@ -39,17 +38,18 @@ def secret(database: Database, name: str) -> bytes:
 
 
 def put(connection: Connection, name: str, value: str) -> None:
-    """As part of a write: store ``value`` under a new name, until `remove`."""
+    """Store ``value`` under a new name, in the transaction of ``connection``."""
     connection.execute(insert(_settings).values(name=name, value=value, created_at=datetime.now(UTC)))
 
 
 def find_by_prefix(database: Database, prefix: str) -> dict[str, str]:
-    """What is stored under names that begin with ``prefix``, the oldest first."""
+    """Values whose names begin with ``prefix``, the oldest first."""
     query = select(_settings.c.name, _settings.c.value).where(_settings.c.name.startswith(prefix, autoescape=True))
     with database.read() as connection:
         return {row.name: row.value for row in connection.execute(query.order_by(_settings.c.created_at))}
 
 
 def remove(database: Database, name: str) -> None:
+    """Remove a value, if it is there."""
     with database.write() as connection:
         connection.execute(delete(_settings).where(_settings.c.name == name))

@@ -1,4 +1,4 @@
-"""A JSON object that a stranger wrote, parsed strictly: what readers may understand differently is refused."""
+"""Parses untrusted JSON strictly: what parsers may interpret differently is refused."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
 
     Args:
         raw: UTF-8, one JSON object and nothing else: no name twice, no NaN, nothing infinite, little nesting.
-        what: what it is, as messages begin.
+        what: What it is, with which messages begin.
 
     Raises:
-        InvalidAdapter: it is anything else.
+        InvalidAdapter: It is anything else.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def parse_object(raw: bytes, *, what: str) -> dict[str, Any]:
 
     try:
         parsed = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_float=finite)
-        # Halves of characters, which no database or answer can hold unless they make a whole.
+        # Lone surrogates, which no database or response can hold.
         if b"\\ud" in raw.lower():
             json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except RecursionError:

@@ -1,7 +1,7 @@
-"""Every kernel of ours on the card that is here, beside the least time it could take (gpu_roofline).
+"""The time of each of this project's GPU kernels on this GPU, beside its roofline (`benchmarks.engine.gpu_roofline`).
 
-The card's memory and tensor cores are measured first, by a copy and a product of torch's, so that the shares hold for
-any card. Tables and caches are larger than a card's second-level cache, as they are in a step.
+The GPU's memory and tensor cores are measured first, by a copy and a matrix product of torch, so that the shares hold
+for any GPU. Tables and caches are larger than the second-level cache, as they are in a step.
 
     python -m benchmarks.engine.gpu_kernels --base llama-3-8b --rows 32 --adapters 32
 """
@@ -108,7 +108,7 @@ def _attention_of_a_prompt(base: Base, prompt: int, device: torch.device, dtype:
 def _attention(
     base: Base, spans: list[tuple[int, int]], device: torch.device, dtype: torch.dtype
 ) -> Callable[[], object]:
-    """(tokens in the cache, tokens to come) of each sequence."""
+    """Build an attention step; each sequence is given by its number of cached tokens and of new ones."""
     from graftwork.server.engine.backends.cuda.slot_attention import plan_for
     from graftwork.server.engine.kv.cache import CacheShape, KVCache
 
@@ -139,7 +139,7 @@ def _nf4(family: Family, load: StepShape, device: torch.device, dtype: torch.dty
 
 
 def device_seconds(run: Callable[[], object]) -> dict[str, float]:
-    """What the card spent in each kernel during one run, by the kernel's name."""
+    """Measure the GPU time of each kernel during one run, by the kernel's name."""
     for _ in range(3):
         run()
     torch.cuda.synchronize()
@@ -151,7 +151,7 @@ def device_seconds(run: Callable[[], object]) -> dict[str, float]:
 
 
 def measured_gpu() -> GPU:
-    """The card that is here, as torch's own kernels find it."""
+    """Measure the memory bandwidth and the bfloat16 throughput of this GPU with torch's own kernels."""
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     copy = sum(device_seconds(lambda: target.copy_(source)).values())
@@ -162,6 +162,7 @@ def measured_gpu() -> GPU:
 
 @torch.inference_mode()
 def main() -> None:
+    """Print the time of each kernel beside its roofline."""
     parser = argparse.ArgumentParser(description="Our kernels on this card, beside the least time they could take.")
     parser.add_argument("--base", choices=BASES, default="llama-3-8b", help="whose sizes")
     parser.add_argument("--rows", type=int, default=32, help="sequences that decode")

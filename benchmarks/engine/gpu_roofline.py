@@ -1,7 +1,7 @@
-"""What a step on a card must move and multiply at the least, kernel by kernel: the roofline of docs/gpu.md.
+"""The roofline of a decoding step on a GPU, kernel by kernel, as in docs/gpu.md.
 
-A kernel can take no less time than its bytes take through the card's memory and its products through the tensor cores,
-whichever is longer. What is read again from the card's second-level cache is not counted. Plain arithmetic, no torch.
+The minimum time of a kernel is that of its bytes through the GPU's memory, or of its operations on the tensor cores,
+whichever is longer. Repeated reads from the second-level cache are not counted. Plain arithmetic, without torch.
 
     python -m benchmarks.engine.gpu_roofline
 """
@@ -24,7 +24,8 @@ SPLITS = 8
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """``bytes_per_second`` of its memory and dense bfloat16 ``flops`` a second, by the maker's data sheet."""
+    """A GPU: memory bandwidth in bytes per second, and dense bfloat16 throughput in floating-point operations per
+    second, by its data sheet."""
 
     name: str
     bytes_per_second: float
@@ -36,6 +37,8 @@ GPUS = [GPU("A100 80 GB SXM", 2039e9, 312e12), GPU("H100 SXM", 3350e9, 989e12), 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
+    """The minimum cost of an operation: bytes that it moves through memory, and floating-point operations."""
+
     num_bytes: float
     flops: float
 
@@ -45,13 +48,21 @@ class Cost:
     def __mul__(self, times: float) -> Cost:
         return Cost(self.num_bytes * times, self.flops * times)
 
-    def seconds(self, card: GPU) -> float:
-        return max(self.num_bytes / card.bytes_per_second, self.flops / card.flops)
+    def seconds(self, gpu: GPU) -> float:
+        """Return the minimum time on a GPU, in seconds."""
+        return max(self.num_bytes / gpu.bytes_per_second, self.flops / gpu.flops)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Sibling linear layers, and how many such families a base has."""
+    """Linear layers with the same input.
+
+    Attributes:
+        name: their names.
+        num_inputs: input width.
+        widths: output width of each layer.
+        count: number of such families in a base.
+    """
 
     name: str
     num_inputs: int
@@ -60,12 +71,13 @@ class Family:
 
     @property
     def num_outputs(self) -> int:
+        """Sum of the output widths."""
         return sum(self.widths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Base:
-    """A Llama's sizes."""
+    """The sizes of a Llama model."""
 
     name: str
     hidden: int
@@ -78,7 +90,7 @@ class Base:
 
     @property
     def grafted(self) -> list[Family]:
-        """What an adapter on all seven projections touches."""
+        """The layers that an adapter on all seven projections adapts."""
         kv = self.kv_heads * self.dim
         return [
             Family("q, k, v", self.hidden, (self.heads * self.dim, kv, kv), self.layers),
@@ -89,6 +101,7 @@ class Base:
 
     @property
     def linears(self) -> list[Family]:
+        """All linear layers, with the head."""
         return [*self.grafted, Family("head", self.hidden, (self.vocabulary,), 1)]
 
 
@@ -121,7 +134,8 @@ BASES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepShape:
-    """``rows`` tokens of a step over ``adapters`` of ``rank``; ``context`` positions that each decoding row sees."""
+    """A decoding step of ``rows`` tokens, with ``adapters`` different adapters of ``rank``; each row attends to
+    ``context`` positions."""
 
     rows: int = 32
     adapters: int = 32
@@ -130,19 +144,19 @@ class StepShape:
 
     @property
     def pages(self) -> int:
-        """Of one adapter."""
+        """Number of rank pages of an adapter."""
         return -(-self.rank // RANK_PAGE)
 
 
 def nf4_linear(family: Family, load: StepShape) -> Cost:
-    """One family's weights, read once in 4 bits. What bitsandbytes really does is in docs/gpu.md."""
+    """Return the cost of a family's base weights, read once in 4 bits. bitsandbytes moves more: see docs/gpu.md."""
     num_weights = family.num_inputs * family.num_outputs
     moved = num_weights * NF4 + load.rows * (family.num_inputs + family.num_outputs) * BF16
     return Cost(moved, 2.0 * load.rows * num_weights)
 
 
 def shrink(family: Family, load: StepShape) -> Cost:
-    """h = A·x: every adapter's A once, x once, h written."""
+    """Return the cost of h = A·x: A of each adapter and x are read once, h is written."""
     width = load.pages * RANK_PAGE * len(family.widths)
     h = 4 * load.rows * width * min(SPLITS, -(-family.num_inputs // 512))
     moved = (load.adapters * width + load.rows) * family.num_inputs * BF16 + h
@@ -150,7 +164,7 @@ def shrink(family: Family, load: StepShape) -> Cost:
 
 
 def expand(family: Family, load: StepShape) -> Cost:
-    """y += B·h: every adapter's B once, h once, y read and written."""
+    """Return the cost of y += B·h: B of each adapter and h are read once, y is read and written."""
     rank = load.pages * RANK_PAGE
     h = 4 * load.rows * rank * len(family.widths) * min(SPLITS, -(-family.num_inputs // 512))
     moved = (load.adapters * rank + 2 * load.rows) * family.num_outputs * BF16 + h
@@ -158,13 +172,13 @@ def expand(family: Family, load: StepShape) -> Cost:
 
 
 def attend(base: Base, load: StepShape) -> Cost:
-    """One layer of decoding: every row's keys and values once."""
+    """Return the cost of attention in one layer: keys and values of each row are read once."""
     moved = load.rows * load.context * 2 * base.kv_heads * base.dim * BF16
     return Cost(moved, 4.0 * load.rows * load.context * base.heads * base.dim)
 
 
 def whole_step(base: Base, load: StepShape) -> dict[str, Cost]:
-    """A decoding step, by kind of kernel."""
+    """Return the cost of a decoding step by kind of kernel."""
 
     def total(costs: Sequence[Cost]) -> Cost:
         return sum(costs, Cost(0, 0))
@@ -178,7 +192,7 @@ def whole_step(base: Base, load: StepShape) -> dict[str, Cost]:
 
 
 def table(base: Base, load: StepShape, cards: Sequence[GPU] = GPUS) -> str:
-    """A decoding step as Markdown: bytes, products, and the least milliseconds on each card."""
+    """Format a decoding step as Markdown: bytes, operations, and the minimum time on each GPU in milliseconds."""
     costs = whole_step(base, load)
     lines = [
         f"| {base.name} | GB | GFLOP | {' | '.join(f'{card.name}, ms' for card in cards)} |",
@@ -196,6 +210,7 @@ def table(base: Base, load: StepShape, cards: Sequence[GPU] = GPUS) -> str:
 
 
 def main() -> None:
+    """Print the tables of all bases."""
     parser = argparse.ArgumentParser(description="The least that a decoding step must take on a card.")
     parser.add_argument("--rows", type=int, default=32, help="sequences that decode")
     parser.add_argument("--adapters", type=int, default=32, help="different adapters among them")

@@ -42,16 +42,24 @@ SKIPPED_STEPS = 8
 
 
 class Stopwatch:
-    """A machine that runs kernels one by one and keeps what each kind took, in seconds."""
+    """A kernel context that runs kernels one by one and adds up the time of each kind.
 
-    def __init__(self, machine: KernelContext) -> None:
-        self._machine = machine
+    Args:
+        context: the context that runs them.
+
+    Attributes:
+        seconds: time by kind of kernel, in seconds.
+    """
+
+    def __init__(self, context: KernelContext) -> None:
+        self._context = context
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
+        """Run the kernels of a step one by one."""
         for op in ops:
             began = time.perf_counter()
-            self._machine.run((OpFields * 1)(op), step)
+            self._context.run((OpFields * 1)(op), step)
             self.seconds[_kind(op)] += time.perf_counter() - began
 
 
@@ -65,17 +73,18 @@ def _kind(op: OpFields) -> str:
 
 @contextmanager
 def watched(decoder: CpuForward) -> Iterator[Stopwatch]:
-    machine = decoder.context
-    stopwatch = Stopwatch(machine)
+    """Measure the kernels of a forward pass during the block."""
+    context = decoder.context
+    stopwatch = Stopwatch(context)
     decoder.context = stopwatch  # type: ignore[assignment]
     try:
         yield stopwatch
     finally:
-        decoder.context = machine
+        decoder.context = context
 
 
 class Steps:
-    """An engine in this process, and what its decoding steps take."""
+    """Measures the decoding steps of an engine in this process."""
 
     def __init__(self, info: BaseInfo, specs: dict[str, tuple[Path, AdapterSpec]], config: EngineConfig) -> None:
         runner, limits, self.card = build(info, config)
@@ -91,7 +100,16 @@ class Steps:
         self._asked = 0
 
     def measure(self, rows: int, adapters: int, steps: int) -> dict[str, Any]:
-        """Median milliseconds of ``steps`` decoding steps, and of each kind of kernel in as many more."""
+        """Measure decoding steps.
+
+        Args:
+            rows: number of sequences.
+            adapters: number of different adapters among them.
+            steps: number of steps; as many more are measured kernel by kernel.
+
+        Returns:
+            Median times in milliseconds, of a step and of each kind of kernel.
+        """
         self._ask(rows, adapters, 2 * steps + SKIPPED_STEPS)
         scheduler = self._engine.scheduler
         while scheduler.waiting or not all(sequence.decoding for sequence in scheduler.running):
@@ -121,7 +139,7 @@ class Steps:
 
 
 def reading_ms(num_bytes: int) -> float:
-    """Milliseconds that it takes to read so many bytes of memory once, with all threads."""
+    """Measure the time to read so many bytes of memory once with all threads, in milliseconds."""
     memory = torch.ones(num_bytes // 8, dtype=torch.int64)
     took = []
     for _ in range(7):
@@ -132,6 +150,7 @@ def reading_ms(num_bytes: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the loads of the command line, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="folder or hub id")
     parser.add_argument("--out", type=Path, required=True, help="where adapters are kept that were made")

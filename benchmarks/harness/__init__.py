@@ -1,1 +1,1 @@
-"""What every benchmark uses: guarded processes, adapters to measure with, the machine, progress and output."""
+"""Common parts of benchmarks: guarded processes, test adapters, a description of the machine, progress and output."""

@@ -1,12 +1,10 @@
-"""The adapters to measure with, by name, each written when it is first wanted and kept in the cache.
+"""The adapters of benchmarks, by name. Each is generated when it is first used, and kept in the cache.
 
 ====== ============================================================
 ``a7`` rank 16 on all seven projections, 10 MB on a base of 135M
-``c7`` the same, for loads in which nobody may have asked for it yet
-``z7`` rank 4 on q and v: many of them fit anywhere
+``c7`` the same, for loads that need adapters without earlier requests
+``z7`` rank 4 on q and v, for loads with many adapters
 ====== ============================================================
-
-Knows no system.
 """
 
 from __future__ import annotations
@@ -21,15 +19,23 @@ _KINDS = {"a": (16, PROJECTIONS), "c": (16, PROJECTIONS), "z": (4, ("q_proj", "v
 
 
 class AdapterFolders:
+    """The adapters for one base.
+
+    Args:
+        base: folder of the base.
+        folder: folder to keep the adapters in.
+    """
+
     def __init__(self, base: Path, folder: Path) -> None:
-        """Those of one base, kept below ``folder``."""
         self._base = base
         self.folder = folder
 
     def missing(self, names: Iterable[str]) -> list[str]:
+        """Return the names of adapters that are not generated yet."""
         return [name for name in names if not (self.folder / name).is_dir()]
 
     def folders(self, names: Iterable[str]) -> dict[str, Path]:
+        """Return the PEFT folders of adapters by name, and generate those that are missing."""
         return {name: self._made(name) for name in names}
 
     def _made(self, name: str) -> Path:
@@ -45,5 +51,5 @@ class AdapterFolders:
 
 
 def named(kind: str, count: int) -> tuple[str, ...]:
-    """``a0``, ``a1``, …"""
+    """Return the first ``count`` names of a kind: ``a0``, ``a1``, …"""
     return tuple(f"{kind}{number}" for number in range(count))

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts: each under a guard, with a log, and with the memory of its whole tree watched."""
+"""Child processes of a benchmark, each with a guard, a log, and a measurement of the memory of its process tree."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ import psutil
 
 from benchmarks.harness import guard
 
-#: How often memory is looked at, in seconds: a look costs some milliseconds of what is measured.
+#: Time between two measurements of memory in seconds; each takes some milliseconds of CPU time.
 _SAMPLE_SECONDS = 1.0
 
 
 class ChildProcess:
-    """A running command. Leave the ``with``, or die: the command is gone, and so is all that it started."""
+    """A running command. It ends, with all its descendants, at the end of the ``with`` block or if this process dies.
+
+    Args:
+        command: the program and its arguments.
+        log: file for its output.
+        environment: variables to add to `plain_environment`.
+        folder: working directory.
+        talks: whether standard input and output are pipes; only standard error goes to the log then.
+        patience: time in seconds in which the command must end after SIGTERM.
+
+    Attributes:
+        peak_bytes: maximum resident memory of the process tree since the start or `reset_peak`, in bytes.
+    """
 
     def __init__(
         self,
@@ -31,10 +43,6 @@ class ChildProcess:
         talks: bool = False,
         patience: float = 10.0,
     ) -> None:
-        """Start it. Its output goes to ``log``; with ``talks`` its standard input and output are pipes instead.
-
-        ``patience``: seconds that it has to end by itself when it is asked to.
-        """
         self.log = log
         self._patience = patience
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +57,7 @@ class ChildProcess:
                     stdout=subprocess.PIPE if talks else output,
                     stderr=output,
                     pass_fds=[held],
-                    start_new_session=True,  # Ctrl-C is for the benchmark, which then ends its children in order
+                    start_new_session=True,  # the benchmark handles Ctrl-C, and ends its children in order
                 )
         except BaseException:
             os.close(self._lifeline)
@@ -69,26 +77,29 @@ class ChildProcess:
 
     @property
     def input(self) -> IO[bytes]:
+        """Its standard input; only with ``talks``."""
         assert self._guard.stdin is not None
         return self._guard.stdin
 
     @property
     def output(self) -> IO[bytes]:
+        """Its standard output; only with ``talks``."""
         assert self._guard.stdout is not None
         return self._guard.stdout
 
     def poll(self, seconds: float = 0.0) -> int | None:
-        """The exit code, or None if it still runs after so long."""
+        """Wait for at most ``seconds``, and return the exit code; None if it still runs."""
         try:
             return self._guard.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def wait(self) -> int:
+        """Wait for its end, and return the exit code."""
         return self._guard.wait()
 
     def stop(self) -> None:
-        """End it and all it started; returns when they are gone."""
+        """End the command and all its descendants, and wait for that."""
         if self._done.is_set():
             return
         self._done.set()
@@ -102,10 +113,11 @@ class ChildProcess:
                     pipe.close()
 
     def reset_peak(self) -> None:
-        """Begin anew: ``peak_bytes`` is the most memory since then."""
+        """Reset `peak_bytes` to the current memory."""
         self.peak_bytes = self._resident()
 
     def log_tail(self, lines: int = 8) -> str:
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").strip().splitlines()[-lines:])
 
     def _watch_memory(self) -> None:
@@ -113,7 +125,7 @@ class ChildProcess:
             self.peak_bytes = max(self.peak_bytes, self._resident())
 
     def _resident(self) -> int:
-        """Resident bytes of the whole tree: what processes share counts for each, as in most tools."""
+        """Return the resident memory of the process tree in bytes; shared pages count for each process."""
         total = 0
         try:
             for process in psutil.Process(self._guard.pid).children(recursive=True):
@@ -127,7 +139,7 @@ class ChildProcess:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment, less what is meant for a Graftwork server or for this Python alone."""
+    """Return the environment without variables of Graftwork, virtual environments and this Python."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""How far a benchmark is, on standard error: a spinner on a terminal, else lines."""
+"""The progress of a benchmark on standard error: a spinner on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from rich.status import Status
 
 
 class Display:
+    """Shows the progress of a benchmark on a console; standard error by default."""
+
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         self._status: Status | None = None
         self._titles: list[str] = []
 
     def say(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def working(self, title: str) -> Iterator[None]:
-        """Around something that takes a while; one inside another is fine."""
+        """Show a title while the block runs, and its duration afterwards. Blocks can be nested."""
         began = time.monotonic()
         self._titles.append(title)
         self._show()
@@ -34,7 +37,7 @@ class Display:
             self.say(f"{title}: {seconds:.0f} s")
 
     def _show(self) -> None:
-        """A terminal has one spinner at a time: it tells of the innermost work."""
+        """Show the innermost title, as a terminal can have one spinner at a time."""
         if not self._console.is_terminal:
             return
         if self._status is None and self._titles:

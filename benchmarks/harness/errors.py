@@ -6,4 +6,4 @@ from graftwork.adapters.errors import GraftworkError
 
 
 class BenchmarkError(GraftworkError):
-    """A system under test could not be set up, started or asked. The message says where its log is."""
+    """Raised when a system under test cannot be set up, started or used. The message names its log."""

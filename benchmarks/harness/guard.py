@@ -1,10 +1,8 @@
-"""Runs one command so that nothing of it outlives whoever wanted it: ``python guard.py FD SECONDS COMMAND…``.
+"""Runs a command that ends with its owner: ``python guard.py FD SECONDS COMMAND…``.
 
-``FD`` is the reading end of a pipe. When its other end closes, because it was closed or because its owner died however
-that happened, the command is asked to end, and ``SECONDS`` later it is ended, with everything that it ever started: the
-guard is the kernel's foster parent for orphans, so that no grandchild gets away. It ends with the command's exit code.
-
-Linux only.
+``FD`` is the read end of a pipe. When its other end is closed, also because the owner died, the command gets SIGTERM,
+and after ``SECONDS`` SIGKILL, together with all its descendants: the guard is a subreaper, which inherits orphans. Its
+exit code is that of the command. Linux only.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _wait(command: int, owner: int, seconds: float | None = None) -> set[int]:
-    """Which of the two file descriptors has news: the command's (it ended), the owner's (it is gone)."""
+    """Wait for one of two file descriptors, and return those that are ready: of the command's end, of the owner's."""
     watched = select.poll()
     for descriptor in {command, owner} - {-1}:
         watched.register(descriptor, select.POLLIN | select.POLLHUP)
@@ -36,7 +34,7 @@ def _wait(command: int, owner: int, seconds: float | None = None) -> set[int]:
 
 
 def _end_all() -> None:
-    """Kill whatever is left below this process, also what is started meanwhile."""
+    """Kill all descendants of this process, including those that are started meanwhile."""
     while left := psutil.Process().children(recursive=True):
         for process in left:
             process.kill()
@@ -44,6 +42,7 @@ def _end_all() -> None:
 
 
 def main(owner: int, patience: float, command: list[str]) -> int:
+    """Run the command until it ends, or the owner closes its pipe; return the command's exit code."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     child = subprocess.Popen(command, preexec_fn=partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGKILL))

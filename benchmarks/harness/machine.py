@@ -1,4 +1,4 @@
-"""What a benchmark ran on, in a few words. Linux."""
+"""A description of the machine that a benchmark ran on. Linux only."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import psutil
 
 
 def device() -> str:
-    """``cuda`` where there is an NVIDIA GPU, else ``cpu``."""
+    """Return ``cuda`` if there is an NVIDIA GPU, else ``cpu``."""
     return "cuda" if gpu() is not None else "cpu"
 
 
 def gpu() -> str | None:
-    """The first NVIDIA GPU's name."""
+    """Return the name of the first NVIDIA GPU; None if there is none."""
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return None
-    asked = [smi, "--query-gpu=name", "--format=csv,noheader"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return said.stdout.strip().splitlines()[0] if said.returncode == 0 and said.stdout.strip() else None
+    command = [smi, "--query-gpu=name", "--format=csv,noheader"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip().splitlines()[0] if result.returncode == 0 and result.stdout.strip() else None
 
 
 def describe() -> dict[str, str]:
-    """Day, processor, memory, kernel, and the GPU if there is one."""
+    """Return the date, processor, memory, kernel, and the GPU if there is one."""
     model = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = model[1].strip() if model else platform.machine()
-    said = {
+    facts = {
         "date": date.today().isoformat(),
         "cpu": f"{len(os.sched_getaffinity(0))} cores of {name}",
         "memory": f"{psutil.virtual_memory().total / (1 << 30):.0f} GB",
         "os": f"{platform.system()} {platform.release()}",
     }
-    return said | ({"gpu": found} if (found := gpu()) else {})
+    return facts | ({"gpu": found} if (found := gpu()) else {})

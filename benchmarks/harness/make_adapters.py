@@ -18,7 +18,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def shapes(config: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Module → (out, in) for every projection of a Llama-like base."""
+    """Return the shape (out, in) of each projection of a Llama-like base, by module."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
@@ -32,7 +32,15 @@ def shapes(config: dict[str, int]) -> dict[str, tuple[int, int]]:
 
 
 def write(base: Path, out: Path, *, rank: int, seed: int, projections: tuple[str, ...] = PROJECTIONS) -> None:
-    """One adapter in float16, about what training leaves: A as at its start, B small."""
+    """Write an adapter with random float16 weights, similar to trained ones.
+
+    Args:
+        base: folder of the base.
+        out: the PEFT folder to write.
+        rank: rank of the adapter.
+        seed: of the weights.
+        projections: the projections that it adapts.
+    """
     config = json.loads((base / "config.json").read_text())
     random = np.random.default_rng(seed)
     tensors = {}
@@ -50,6 +58,7 @@ def write(base: Path, out: Path, *, rank: int, seed: int, projections: tuple[str
 
 
 def main() -> None:
+    """Write adapters as the command line says, and push them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="folder of the base")
     parser.add_argument("--out", type=Path, required=True)

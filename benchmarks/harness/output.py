@@ -1,4 +1,4 @@
-"""What a benchmark writes: a file at once, a row of a Markdown table."""
+"""Output of benchmarks: atomic files, and rows of Markdown tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """All of it or nothing: a benchmark may be stopped at any moment."""
+    """Write a file atomically, since a benchmark may be stopped at any time."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
 def markdown_row(cells: Sequence[object]) -> str:
+    """Format cells as a row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"

@@ -17,17 +17,17 @@ ROUNDS: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class LoopBenchmarkSizes:
-    """How much of everything. ``epochs`` and ``rates`` are of the three versions."""
+    """The sizes of the benchmark. ``epochs`` and ``rates`` are those of the three versions."""
 
     rows: int = 480
     held_out: int = 4
     """Of each label."""
 
     gates: int = 1
-    """Of each label, for the trial of each candidate."""
+    """Queries of each label for the evaluation of each candidate."""
 
     asked: int = 400
-    """By users, before each of the later versions."""
+    """Queries of users before each of the later versions."""
 
     epochs: tuple[int, ...] = (4, 2, 2)
     rates: tuple[float, ...] = (5e-4, 2e-4, 2e-4)
@@ -37,7 +37,7 @@ class LoopBenchmarkSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopDataSplit:
-    """Disjoint queries, in an order of no meaning. ``asked`` has one hand for each round of users."""
+    """Disjoint sets of queries, shuffled. ``asked`` has one set for each round of users."""
 
     held_out: tuple[Query, ...]
     gates: tuple[Query, ...]
@@ -49,9 +49,12 @@ class LoopDataSplit:
 
 
 def split_data(queries: Sequence[Query], sizes: LoopBenchmarkSizes, *, seed: int) -> LoopDataSplit:
-    """Every label alike for what is held out, the gates and the first rows; users ask what is left as it comes.
+    """Split queries: held-out queries, gates and first rows have the same number for each label; the rest is for users.
 
-    What differs in case, spaces and signs alone is one query. Raises BenchmarkError if there are not enough.
+    Queries that differ in case, white space and punctuation only count as one.
+
+    Raises:
+        BenchmarkError: if there are not enough queries.
     """
     once = {re.sub(r"\W+", " ", query.text.casefold()).strip(): query for query in queries}
     by_label: defaultdict[str, list[Query]] = defaultdict(list)

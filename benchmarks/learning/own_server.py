@@ -1,7 +1,4 @@
-"""A Graftwork server with its trainer for one benchmark: a home of its own that goes with it, the usual base in it.
-
-Also who of a benchmark's processes holds how much memory: training runs apart from everything else.
-"""
+"""A temporary Graftwork server for one benchmark, and the memory of training runs and of the other processes."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from benchmarks.harness.display import Display
 from benchmarks.systems.system import HttpServer, free_port
 
 RUN: Final = "graftwork.training.worker.job"
-"""In the command line of a training run."""
+"""The module by which the processes of training runs are recognised."""
 
 SAMPLE_SECONDS: Final = 0.5
 _QUIET: Final = Console(quiet=True)
@@ -28,9 +25,16 @@ _QUIET: Final = Console(quiet=True)
 
 @contextmanager
 def serving(home: Path, usual: Path, *flags: str, log: Path) -> Iterator[str]:
-    """Serve from ``home``, made now, with bases and kernels of the ``usual`` home; the URL, once it is ready.
+    """Run a server for the block, and yield its URL.
 
-    Raises BenchmarkError, with the log's last words, when it does not get ready.
+    Args:
+        home: the home of the server; it is created.
+        usual: the home whose bases and kernels are used.
+        *flags: further options of ``graftwork serve``.
+        log: the log of the server.
+
+    Raises:
+        BenchmarkError: if it does not start; the message has the end of its log.
     """
     home.mkdir()
     for shared in ("base", "kernels"):  # take long to make and are the same for all
@@ -53,12 +57,17 @@ def serving(home: Path, usual: Path, *flags: str, log: Path) -> Iterator[str]:
 
 
 def serve_command(home: Path, port: int, flags: Sequence[str]) -> list[str | Path]:
+    """Return the command that starts a server."""
     return [sys.executable, "-m", "graftwork", "serve", "--home", home, "--port", str(port), *flags]
 
 
 class MemoryMonitor:
-    """The most memory that this process's children held at one moment since `forget`, in bytes: training runs, and all
-    the others together. What processes share counts for each, as in most tools."""
+    """Measures the peak memory of this process's descendants during a ``with`` block.
+
+    Attributes:
+        run_bytes: peak of training runs since the last `reset`, in bytes; shared pages count for each process.
+        other_bytes: peak of all other processes together.
+    """
 
     def __init__(self) -> None:
         self.run_bytes = self.other_bytes = 0
@@ -74,6 +83,7 @@ class MemoryMonitor:
         self._thread.join()
 
     def reset(self) -> None:
+        """Reset both peaks to 0."""
         self.run_bytes = self.other_bytes = 0
 
     def _watch(self) -> None:

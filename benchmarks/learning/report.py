@@ -1,4 +1,4 @@
-"""What was measured of each version, as JSON and as a Markdown table."""
+"""The results of the loop benchmark, as JSON and as a Markdown table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class VersionResult:
-    """One model on the held-out queries, and what it took to make it; None where there is nothing to say.
+    """The results of one model, and the cost of its training. None where something was not measured.
 
     Attributes:
-        learned: rows with their labels that it has seen in all, in whatever way they came.
-        general_loss: nats a token on plain texts.
-        train_seconds: from the first step to the last; job_seconds: from the request to the version.
-        run_bytes, server_bytes: memory at the peak.
-        gates: why the gates refused it; empty if they did not.
+        model: its name.
+        learned: number of labelled rows that it has seen in all.
+        right: number of right answers.
+        asked: number of held-out queries.
+        general_loss: loss on plain texts, in nats per token.
+        train_seconds: time from the first step to the last, in seconds.
+        job_seconds: time from the creation of the job to the version, in seconds.
+        tokens: number of tokens processed in training.
+        run_bytes: peak memory of the training run, in bytes.
+        server_bytes: peak memory of the server, in bytes.
+        corrections: number of corrections that it was trained on.
+        thumbs_up: number of thumbs up that it was trained on.
+        gates: the refusals of the gates; empty if all passed.
     """
 
     model: str
@@ -38,19 +46,22 @@ class VersionResult:
 
     @property
     def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
         return self.right / self.asked
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the accuracy."""
         return wilson(self.right, self.asked)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields, the accuracy and its interval, in JSON's types."""
         low, high = self.interval
         return {**asdict(self), "accuracy": self.accuracy, "low": low, "high": high}
 
     @classmethod
     def read(cls, path: Path) -> list[VersionResult]:
-        """The steps of a run that wrote them there."""
+        """Read the steps of an earlier report from its JSON file."""
         names = {each.name for each in fields(cls)}
         steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
         return [cls(**{name: value for name, value in step.items() if name in names}) for step in steps]
@@ -58,13 +69,14 @@ class VersionResult:
 
 @dataclass(kw_only=True)
 class LoopReport:
-    """What is known so far; ``about`` says where and of what."""
+    """The results so far. ``about`` describes the machine and the data."""
 
     about: Mapping[str, Any]
     steps: list[VersionResult] = field(default_factory=list)
     peers: list[VersionResult] = field(default_factory=list)
 
     def to_json(self) -> str:
+        """Format the results as JSON."""
         found = {
             **self.about,
             "steps": [step.to_json() for step in self.steps],
@@ -73,6 +85,7 @@ class LoopReport:
         return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
+        """Format the results as a Markdown table."""
         head = ["", "labelled rows seen", "accuracy (95 %)", "general-text loss", "training", "job", "memory: run"]
         lines = [[*head, "server", "gates"], ["---"] * (len(head) + 2)]
         base_loss = self.steps[0].general_loss if self.steps else None
@@ -81,7 +94,7 @@ class LoopReport:
 
 
 def wilson(right: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927)."""
+    """Return the confidence interval of a share, 95 % by default (Wilson, 1927)."""
     share, spread = right / asked, z * z / asked
     centre = (share + spread / 2) / (1 + spread)
     radius = z * math.sqrt(share * (1 - share) / asked + spread / (4 * asked)) / (1 + spread)

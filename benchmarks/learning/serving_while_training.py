@@ -60,7 +60,7 @@ COLUMNS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerOptions:
-    """Of the trainer, as ``graftwork serve`` takes them."""
+    """Options of the trainer of ``graftwork serve``."""
 
     share: float
     nice: int | None = None
@@ -68,12 +68,13 @@ class TrainerOptions:
 
     @property
     def flags(self) -> list[str]:
+        """The options as command-line arguments."""
         given = {"--trainer-share": self.share, "--trainer-nice": self.nice, "--trainer-threads": self.threads}
         return [word for flag, value in given.items() if value is not None for word in (flag, f"{value:g}")]
 
 
 class ServingWhileTraining:
-    """The load on one server, alone and beside a job."""
+    """Measures the load on one server, alone and while a job runs."""
 
     def __init__(self, client: Client, display: Display, work: Path) -> None:
         self._client = client
@@ -83,7 +84,8 @@ class ServingWhileTraining:
         self._endpoint = Endpoint(url=client.url, fields=lambda adapter: {"model": adapter or self._base})
 
     def measure(self, load: Load, first_number: int) -> dict[str, Any]:
-        """The figures of the load beside a job, and of both alone. ``first_number``: no prompt comes twice."""
+        """Measure the load alone, the job alone, and both together. Requests are numbered from ``first_number``, so
+        that no prompt is repeated."""
         with self._display.working("The load alone"):
             alone = self._asked(replace(load, first_number=first_number))
         if not alone["out_tok_s"]:
@@ -110,13 +112,17 @@ class ServingWhileTraining:
         return asyncio.run(run(self._endpoint, load))
 
     def _pace(self, work: Callable[[], Any], job: Job) -> tuple[Any, float]:
-        """What ``work`` returns, and how many tokens a second the job learned from meanwhile."""
+        """Return the result of ``work``, and the job's throughput during it in tokens per second."""
         before, began = self._tokens(job), time.monotonic()
         result = work()
         return result, (self._tokens(job) - before) / (time.monotonic() - began)
 
     def _tokens(self, job: Job) -> int:
-        """How far it is. BenchmarkError if it runs no more: what is measured would not be beside anything."""
+        """Return the progress of the job.
+
+        Raises:
+            BenchmarkError: if it does not run any more.
+        """
         now = self._client.jobs.get(job.id)
         if now.status != "running":
             why = f": {now.error.message}" if now.error else ""
@@ -124,7 +130,7 @@ class ServingWhileTraining:
         return int(now.graftwork.progress.get("num_tokens") or 0)
 
     def _start_job(self) -> Job:
-        """A job whose second step is done."""
+        """Start a job, and wait for its second step."""
         path = self._work / "rows.jsonl"
         if not path.is_file():
             path.write_text(
@@ -151,7 +157,7 @@ class ServingWhileTraining:
 def measure(
     knobs: Sequence[TrainerOptions], load: Load, *, home: Path, work: Path, display: Display, flags: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """A server for each, one after the other."""
+    """Measure each set of trainer options, with a server of its own."""
     for number, each in enumerate(knobs):
         folder = work / f"server-{number}"
         folder.mkdir()
@@ -170,12 +176,14 @@ def measure(
 
 
 def to_markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """Format the measurements as a Markdown table."""
     lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
     lines += [[f"{each[name]:g}" if name == "share" else str(each[name]) for name in COLUMNS] for each in found]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark, and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learning.serving_while_training",
         description=__doc__,

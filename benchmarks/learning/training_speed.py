@@ -41,7 +41,7 @@ def rows(num: int) -> list[dict[str, Any]]:
 
 
 def ours(asked: dict[str, Any]) -> list[tuple[int, float]]:
-    """The same as the peer's, through Graftwork's trainer."""
+    """Run the same training as the peer with Graftwork's trainer."""
     from graftwork.adapters.base import prepare
     from graftwork.training.config import TrainConfig
     from graftwork.training.run import trainer
@@ -78,10 +78,11 @@ def ours(asked: dict[str, Any]) -> list[tuple[int, float]]:
 
 
 class _Enough(Exception):
-    """Of a run that would go on."""
+    """Raised to end a run after the measured steps."""
 
 
 def main() -> None:
+    """Run both trainers, and print their speeds."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.training_speed", description=__doc__)
     parser.add_argument("--home", type=Path, default=Path("~/.graftwork"), help="where the embedded base is kept")
     parser.add_argument("--steps", type=int, default=8)

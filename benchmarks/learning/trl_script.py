@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 REHEARSED = 4
-"""Steps by which it is seen how long a step takes; the first does not count."""
+"""Number of steps that are measured to find the time of a step; the first does not count."""
 
 ASKED_AT_ONCE = 32
 
@@ -22,9 +22,10 @@ ASKED_AT_ONCE = 32
 def train(
     base: str, rows: Sequence[dict[str, Any]], *, batch_size: int, num_steps: int, **settings: Any
 ) -> tuple[Any, list[tuple[int, float]]]:
-    """Train a rank-16 adapter on rows with ``prompt`` and ``completion`` messages. ``settings`` are SFTConfig's.
+    """Train a rank-16 adapter on rows with ``prompt`` and ``completion`` messages. ``settings`` are those of SFTConfig.
 
-    Returns the trainer, and after each step the tokens read so far and the seconds on some clock.
+    Returns:
+        The trainer, and after each step the tokens processed so far and the time in seconds of a monotonic clock.
     """
     import datasets
     import peft
@@ -64,7 +65,7 @@ def train(
 
 
 def answers(model: Any, base: str, questions: Sequence[list[dict[str, str]]], *, max_tokens: int) -> list[str]:
-    """What the model says to each conversation, greedily."""
+    """Generate a greedy answer to each conversation."""
     import torch
     import transformers
 
@@ -87,7 +88,7 @@ def answers(model: Any, base: str, questions: Sequence[list[dict[str, str]]], *,
 
 
 def learn(asked: dict[str, Any]) -> dict[str, Any]:
-    """As many passes over the rows as fit into so many seconds, at most ``epochs``; then the answers to questions."""
+    """Train for as many epochs as fit into the given time, at most ``epochs``; then answer the questions."""
     base, rows, batch_size = asked["base"], asked["rows"], asked["batch_size"]
     settings: dict[str, Any] = {
         "learning_rate": asked["learning_rate"],
@@ -112,6 +113,7 @@ def learn(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(asked_file: str, told_file: str) -> None:
+    """Read the request from a JSON file, carry it out, and write the result to another one."""
     asked = json.loads(Path(asked_file).read_text(encoding="utf-8"))
     told: Any
     if "questions" in asked:

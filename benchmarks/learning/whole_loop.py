@@ -53,7 +53,7 @@ ADAPTER: Final = "intents"
 
 
 AT_ONCE: Final = 16
-"""Requests under way at the same time."""
+"""Number of concurrent requests."""
 
 LOOK_SECONDS: Final = 1.0
 
@@ -62,7 +62,7 @@ LOOK_SECONDS: Final = 1.0
 
 
 class LoopBenchmark:
-    """Base, first version, two more: on a server that is ready, through its API alone."""
+    """The loop on a server that is ready, by its API only: the base, a first version, and two more from feedback."""
 
     def __init__(
         self,
@@ -86,7 +86,12 @@ class LoopBenchmark:
         self._users = Users(client, ADAPTER)
 
     def run(self) -> Iterator[VersionResult]:
-        """Each step as it is done. Raises what the client raises, and BenchmarkError for a job that fails."""
+        """Yield the result of each step.
+
+        Raises:
+            GraftworkClientError: if a request fails.
+            BenchmarkError: if a job fails.
+        """
         yield self._measured(self._base, learned=0)
         gates = self._upload("gates.jsonl", self._hands.gates)
         rows = self._upload("rows.jsonl", self._hands.rows)
@@ -112,7 +117,7 @@ class LoopBenchmark:
         return self._client.files.upload(path).id
 
     def _ask(self, live: str, queries: Sequence[Query]) -> int:
-        """Users ask and judge. How many answers they corrected."""
+        """Let users query the live version and give feedback; return the number of corrections."""
         self._show.begin(f"{len(queries)} users ask {live}, and correct what is wrong")
         wrong = 0
         visits = run_concurrently(
@@ -129,7 +134,7 @@ class LoopBenchmark:
     def _learn(
         self, number: int, *, model: str, training_file: str, validation_file: str, **about: int
     ) -> VersionResult:
-        """A job, its version promoted, and that version measured."""
+        """Train a version by a job, promote it, and measure it."""
         self._show.begin(f"Training version {number} on top of {model}")
         self._memory.reset()
         began = time.monotonic()
@@ -215,7 +220,7 @@ def peer(
     work: Path,
     show: LoopDisplay,
 ) -> VersionResult:
-    """A plain TRL script on these rows, in at most so many seconds of training, then asked in its own process."""
+    """Measure the plain TRL script on these rows, trained for at most so many seconds, in a process of its own."""
     show.begin(f"{title}: {len(queries)} rows in {seconds:.0f} s")
     asked, told = work / "peer-asked.json", work / "peer-told.json"
     told.unlink(missing_ok=True)
@@ -273,7 +278,7 @@ def measure(
     show: LoopDisplay,
     after_each: Callable[[], None],
 ) -> None:
-    """Fill the report, step by step; of one that has its steps, what stands beside them."""
+    """Fill the report step by step. If it has its steps already, only the peers are measured."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-learning-")))
         if report.steps:
@@ -306,7 +311,7 @@ def _beside(
     show: LoopDisplay,
     after_each: Callable[[], None],
 ) -> None:
-    """The plain script on the same rows in the time that the report's steps took."""
+    """Measure the plain script on the same rows, in the time that the report's steps took."""
     everything = (*hands.rows, *(query for hand in hands.asked for query in hand))
     spent = [step.train_seconds or 0.0 for step in report.steps]
     for title, rows, seconds in (
@@ -318,6 +323,7 @@ def _beside(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark, and return its exit code."""
     default = LoopBenchmarkSizes()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learning.whole_loop",

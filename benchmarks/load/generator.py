@@ -36,20 +36,22 @@ WORDS = _WORDS.split()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked for, of whichever system.
+    """A load on a system.
 
     Attributes:
-        clients: requests in flight, each followed by the next; with ``rate`` it only says how many there may be.
-        adapters: they take turns; none: the base.
-        requests: how many in all.
-        prompt_words: of the random part of each prompt.
-        max_tokens: of each answer, which never ends before.
-        rate: requests a second that arrive at random, instead of clients in a loop.
-        system_words: length of a system message that all requests share.
-        zipf: adapters are drawn, the n-th with a weight of 1/n, instead of taking turns.
-        first_number: the number of the first request.
-        touch: ask every adapter once beforehand, so that loading is not what is measured.
-        rehearse: let all clients ask at once beforehand, so that what a system compiles for so many is not either.
+        clients: number of concurrent requests; with ``rate`` the maximum that is expected.
+        adapters: the adapters, which are used in turn; empty for the base.
+        requests: number of requests.
+        prompt_words: number of words in the random part of each prompt.
+        max_tokens: length of each answer, in tokens.
+        temperature: sampling temperature.
+        rate: mean number of requests per second that arrive at random (Poisson), instead of clients in a loop.
+        system_words: number of words in a system message that all requests share.
+        zipf: whether adapters are chosen at random, the n-th with a weight of 1/n, instead of in turn.
+        first_number: number of the first request.
+        warm_adapters: whether each adapter gets a request beforehand, so that loading is not measured.
+        warm_up: whether all clients send a request beforehand, so that compilation for that many is not measured.
+        label: a label for the results.
     """
 
     clients: int = 16
@@ -69,17 +71,19 @@ class Load:
 
     @property
     def numbers(self) -> range:
+        """The numbers of the requests."""
         return range(self.first_number, self.first_number + self.requests)
 
     @property
     def warm_up_number(self) -> int:
-        """A request that is not among those that count."""
+        """The number of a request that is not measured."""
         return self.first_number + 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where to ask. ``fields`` is what names an adapter, or the base (None), in a request's body."""
+    """The address of a system, its API key, and ``fields``, which returns the fields of a request body that select an
+    adapter, or the base for None."""
 
     url: str
     fields: Callable[[str | None], Mapping[str, Any]]
@@ -88,7 +92,7 @@ class Endpoint:
 
 @dataclass
 class LoadStatistics:
-    """What a load met, in seconds."""
+    """Measurements of a load. Times are in seconds: to the first token, to the end, and between tokens."""
 
     tokens: int = 0
     first_seconds: list[float] = field(default_factory=list)
@@ -97,7 +101,7 @@ class LoadStatistics:
     errors: list[tuple[int | str, str]] = field(default_factory=list)
 
     def summary(self, load: Load, seconds: float) -> dict[str, Any]:
-        """The figures of a load that took ``seconds``, as JSON has them."""
+        """Summarise a load that took ``seconds``, in JSON's types."""
         return {
             "label": load.label,
             "clients": load.clients,
@@ -114,23 +118,25 @@ class LoadStatistics:
 
 
 def messages(load: Load, number: int) -> list[dict[str, str]]:
-    """The prompt of request ``number``."""
+    """Return the messages of the request with this number."""
     shared = words(load.system_words, seed="system") if load.system_words else ""
     return prompt(number, load.prompt_words, system=shared)
 
 
 def prompt(number: int, prompt_words: int, *, system: str = "") -> list[dict[str, str]]:
+    """Return messages with random words that depend on the number only, after a system message if there is one."""
     content = f"[{number}] {words(prompt_words, seed=number)} Write a long story about it."
     return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": content}]
 
 
 def words(count: int, *, seed: int | str) -> str:
+    """Return random words."""
     rng = random.Random(seed)
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
 def model_of(load: Load, number: int) -> str | None:
-    """The adapter that request ``number`` names; None: the base."""
+    """Return the adapter of the request with this number; None for the base."""
     if not load.adapters:
         return None
     if load.zipf:
@@ -155,7 +161,7 @@ async def ask(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> None:
-    """One streamed request, timed."""
+    """Send a streamed request, and add its times, tokens or error to the statistics."""
     body = {
         "messages": chat,
         "max_tokens": max_tokens,
@@ -198,17 +204,18 @@ async def ask(
 
 
 def connect(endpoint: Endpoint, clients: int) -> httpx.AsyncClient:
+    """Return an HTTP client for so many concurrent requests."""
     return httpx.AsyncClient(
         base_url=endpoint.url,
         headers={"authorization": f"Bearer {endpoint.key}"},
         timeout=600,
         limits=httpx.Limits(max_connections=clients + 4),
-        trust_env=False,  # what is measured is on this machine, whatever proxy the environment names
+        trust_env=False,  # the system is on this machine: no proxy of the environment
     )
 
 
 async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
-    """Carry out a load and say what was met. Requests that failed are counted, not raised."""
+    """Run a load, and return its summary. Failed requests are counted, not raised."""
     tally = LoadStatistics()
     async with connect(endpoint, load.requests if load.rate else load.clients) as client:
         warmed: Sequence[str | None] = load.adapters if load.warm_adapters else [model_of(load, load.first_number)]
@@ -256,13 +263,13 @@ async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
 
 
 def arrivals(load: Load) -> Iterator[float]:
-    """When each request of a load with a ``rate`` arrives, in seconds: exponential gaps, the same in every run."""
+    """Yield the arrival time of each request of a load with a ``rate``, in seconds; the same in every run."""
     rng = random.Random(0)
     return itertools.accumulate(rng.expovariate(load.rate) for _ in range(load.requests))
 
 
 def milliseconds(name: str, seconds: Sequence[float]) -> dict[str, float | None]:
-    """Median, 95th and 99th percentile: ``ttft_ms_p50`` and so on; None where nothing was measured."""
+    """Return the median, 95th and 99th percentile in milliseconds: ``ttft_ms_p50``, …; None without measurements."""
     return {
         f"{name}_ms_p{round(100 * share)}": round(1e3 * value, 1)
         if (value := percentile(seconds, share)) is not None
@@ -272,20 +279,23 @@ def milliseconds(name: str, seconds: Sequence[float]) -> dict[str, float | None]
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
+    """Return the value below which a share of the values lies; None without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def by_name(model: str | None) -> dict[str, Any]:
+    """Select an adapter by ``model``."""
     return {"model": model or "base"}
 
 
 def by_lora_id(model: str | None) -> dict[str, Any]:
-    """llama.cpp's way: ``a3`` is the fourth of the adapters that it was started with."""
+    """Select an adapter by llama.cpp's ``lora`` field: ``a3`` is the fourth of the adapters that it started with."""
     return {"model": "base", **({"lora": [{"id": int(model.lstrip("a")), "scale": 1.0}]} if model else {})}
 
 
 def main() -> None:
+    """Run the load of the command line, and print its summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--models", required=True, help="comma-separated")

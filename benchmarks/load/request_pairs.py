@@ -1,7 +1,7 @@
-"""Two requests one after the other, and how much sooner the second is answered: for what is kept between requests.
+"""Pairs of requests, to measure what caches save: the time to the first token of the first and of the second request.
 
-Of adapters: the first request finds its adapter on disk, the second in memory. Of prefixes: both begin with the same
-long system message. One client, so that nothing else is waited for.
+For adapters, the first request finds its adapter on disk and the second in memory. For prefixes, both begin with the
+same long system message. There is one client.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ from benchmarks.load.generator import Endpoint, LoadStatistics, ask, connect, mi
 
 @dataclass(frozen=True, kw_only=True)
 class RequestPairs:
-    """
+    """A load of request pairs.
+
     Attributes:
-        adapters: each pair names the next; none: the base.
-        system_words: of a system message that a pair shares and no other pair has.
+        count: number of pairs.
+        adapters: the adapters, one for each pair in turn; empty for the base.
+        system_words: number of words in a system message that is the same within a pair only.
+        prompt_words: number of words in the random part of each prompt.
+        max_tokens: length of each answer, in tokens.
+        first_number: number of the first request.
+        warm_up: the adapter of a request before all pairs; None for the base.
+        clients: number of concurrent requests.
     """
 
     count: int
@@ -28,12 +35,12 @@ class RequestPairs:
     max_tokens: int = 8
     first_number: int = 0
     warm_up: str | None = None
-    """What the request before all pairs names."""
+
     clients: int = 1
 
 
 async def run_pairs(endpoint: Endpoint, pairs: RequestPairs) -> dict[str, Any]:
-    """Carry them out and say how long each first and each second request waited for its first token."""
+    """Run the pairs, and return the times to the first token of first and second requests in milliseconds."""
     warm, first, again = LoadStatistics(), LoadStatistics(), LoadStatistics()
 
     async with connect(endpoint, 1) as client:
@@ -53,6 +60,7 @@ async def run_pairs(endpoint: Endpoint, pairs: RequestPairs) -> dict[str, Any]:
 
 
 def summary(pairs: RequestPairs, first: LoadStatistics, again: LoadStatistics) -> dict[str, Any]:
+    """Summarise the statistics of first and second requests, in JSON's types."""
     errors = [*first.errors, *again.errors]
     return {
         "clients": 1,
@@ -67,7 +75,7 @@ def summary(pairs: RequestPairs, first: LoadStatistics, again: LoadStatistics) -
 
 
 def _gain(first: Sequence[float], again: Sequence[float]) -> dict[str, float]:
-    """The first request's wait beside the second's, in the median: how much more, and how many times as much."""
+    """Compare the median times to the first token: their difference in milliseconds, and their ratio."""
     if not first or not again:
         return {}
     middle = [sorted(seconds)[len(seconds) // 2] for seconds in (first, again)]

@@ -1,7 +1,4 @@
-"""What is measured: every job with the short name that ``--loads`` takes, and the two usual selections of them.
-
-Knows no system.
-"""
+"""The workloads by the names that ``--loads`` accepts, and two selections of them."""
 
 from __future__ import annotations
 
@@ -36,15 +33,16 @@ _RATE_SHARE = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One thing to measure.
+    """A load with its name.
 
     Attributes:
-        key: its short name: ``16x8``.
+        key: its name: ``16x8``.
         title: its name in tables.
-        yardstick: the job whose throughput this one's is held against in the same system.
-        rate_from: the job whose throughput sets the pace at which requests arrive here.
-        many: more adapters than anybody keeps in memory by right.
-        cold: the first request of each adapter must find it nowhere but on disk.
+        load: the load.
+        baseline: the workload whose throughput in the same system it is compared with.
+        rate_from: the workload whose throughput determines the arrival rate.
+        many: whether there are more adapters than a system should keep in memory.
+        cold: whether the first request of each adapter must find it on disk only.
     """
 
     key: str
@@ -57,14 +55,14 @@ class Workload:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """All that requests may name."""
+        """All adapters of its requests."""
         if isinstance(self.load, RequestPairs) and self.load.warm_up is not None:
             return tuple(dict.fromkeys((self.load.warm_up, *self.load.adapters)))
         return self.load.adapters
 
     @property
     def clients(self) -> int:
-        """Most requests in flight, as far as clients can tell."""
+        """Maximum number of concurrent requests."""
         return self.load.clients
 
     @property

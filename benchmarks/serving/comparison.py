@@ -1,7 +1,4 @@
-"""The benchmark itself: systems one after another, each started as its loads want it, measured, and put away.
-
-Knows no system: they are given.
-"""
+"""The serving benchmark: systems are started, measured and stopped one after another."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _SHOWN_FIGURES = {
 def measure_all(
     systems: Sequence[System], report: ServingReport, display: Display, after_each: Callable[[ServingReport], None]
 ) -> None:
-    """Fill the report. What fails is in it as failed, and the rest goes on."""
+    """Measure the systems and fill the report. Failures are recorded in it, and the benchmark continues."""
     for system in systems:
         display.say(f"— {system.title}")
         for job in report.jobs:

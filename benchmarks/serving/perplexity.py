@@ -18,7 +18,7 @@ PIECE = 4000
 
 
 def perplexity(client: Client, model: str, text: str) -> tuple[float, int]:
-    """exp of the mean negative log-probability, and over how many tokens."""
+    """Compute the perplexity per token of a text, and return it with the number of tokens."""
     total, count = 0.0, 0
     for start in range(0, len(text), PIECE):
         score = client.score(model, text[start : start + PIECE])
@@ -28,6 +28,7 @@ def perplexity(client: Client, model: str, text: str) -> tuple[float, int]:
 
 
 def main() -> None:
+    """Print the perplexity of each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--model", help="adapter or base; default: the base")

@@ -1,7 +1,4 @@
-"""What was measured, as one table: Markdown for people, JSON for programs, both with the ratios.
-
-Knows no system and asks nobody: outcomes are given to it.
-"""
+"""The results of the serving benchmark: Markdown for people, JSON for programs, both with ratios between systems."""
 
 from __future__ import annotations
 
@@ -21,62 +18,79 @@ _MOST_COLUMNS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadResult:
-    """What came of one job on one system: figures, or why there are none."""
+    """The result of one workload on one system: measurements, or the reason why there are none.
+
+    Attributes:
+        system: key of the system.
+        job: key of the workload.
+        figures: measurements by name.
+        refused: why the system does not support the workload.
+        failed: why it failed.
+    """
 
     system: str
     job: str
     figures: Mapping[str, Any] | None = None
     refused: str | None = None
-    """The system cannot do this."""
     failed: str | None = None
-    """It should have, and did not."""
 
     @property
     def speed(self) -> float | None:
-        """Output tokens a second, if all requests were answered."""
+        """Output tokens per second; None unless all requests succeeded."""
         if self.figures is None or self.figures["errors"]:
             return None
         speed: float | None = self.figures.get("out_tok_s")
         return speed
 
     def to_json(self) -> dict[str, Any]:
-        said = {"system": self.system, "load": self.job, "refused": self.refused, "failed": self.failed}
-        return {name: value for name, value in said.items() if value is not None} | dict(self.figures or {})
+        """Return the result in JSON's types, without empty fields."""
+        fields = {"system": self.system, "load": self.job, "refused": self.refused, "failed": self.failed}
+        return {name: value for name, value in fields.items() if value is not None} | dict(self.figures or {})
 
 
 @dataclass
 class ServingReport:
+    """The results of all workloads on all systems.
+
+    Attributes:
+        jobs: the workloads.
+        titles: titles of the systems by key, in the order of rows.
+        about: a description of the machine and the benchmark.
+        outcomes: the results so far.
+    """
+
     jobs: Sequence[Workload]
     titles: Mapping[str, str]
-    """Of the systems, by key, in the order of rows."""
     about: Mapping[str, Any]
-    """The machine and how it was asked."""
     outcomes: list[WorkloadResult] = field(default_factory=list)
 
     def add(self, outcome: WorkloadResult) -> None:
+        """Add a result."""
         self.outcomes.append(outcome)
 
     def outcome(self, system: str, job: str) -> WorkloadResult | None:
+        """Return the result of a workload on a system; None if there is none yet."""
         return next((found for found in self.outcomes if (found.system, found.job) == (system, job)), None)
 
     def speed(self, system: str, job: str) -> float | None:
+        """Return the output tokens per second of a workload on a system; None unless all requests succeeded."""
         found = self.outcome(system, job)
         return found.speed if found else None
 
     @property
     def failures(self) -> list[WorkloadResult]:
-        """Outcomes that should have been figures without errors."""
+        """The results that failed or have errors."""
         return [o for o in self.outcomes if o.failed or (o.figures is not None and o.figures["errors"])]
 
     # -- ratios --------------------------------------------------------------------------------------------------
     def best_peer(self, job: str) -> tuple[str, float] | None:
-        """The fastest of the others, and its tokens a second."""
+        """Return the fastest other system in a workload, and its output tokens per second."""
         speeds = {key: speed for key in self.titles if key != OURS and (speed := self.speed(key, job)) is not None}
         best = max(speeds, key=lambda key: speeds[key], default=None)
         return (best, speeds[best]) if best is not None else None
 
     def ratios(self) -> dict[str, dict[str, Any]]:
-        """By job: how many times as fast as the best peer, and which share of our own yardstick."""
+        """Return, by workload, the speed of Graftwork relative to the best peer, and to its own baseline workload."""
         found: dict[str, dict[str, Any]] = {}
         for job in self.jobs:
             ours = self.speed(OURS, job.key)
@@ -93,6 +107,7 @@ class ServingReport:
 
     # -- JSON ----------------------------------------------------------------------------------------------------
     def to_json(self) -> str:
+        """Format all results as JSON."""
         return json.dumps(
             {
                 **self.about,
@@ -107,6 +122,7 @@ class ServingReport:
 
     # -- Markdown ------------------------------------------------------------------------------------------------
     def to_markdown(self) -> str:
+        """Format all results as Markdown."""
         loads = [job for job in self.jobs if not isinstance(job.load, RequestPairs)]
         pairs = [job for job in self.jobs if isinstance(job.load, RequestPairs)]
         parts = [" · ".join(map(str, self.about.values()))]
@@ -159,7 +175,7 @@ class ServingReport:
                     yield job, title, found.figures
 
     def _notes(self) -> Iterator[str]:
-        """Why cells are empty."""
+        """Yield the reasons for empty cells."""
         for outcome in self.outcomes:
             title = self.titles[outcome.system]
             if outcome.refused is not None:

@@ -43,7 +43,7 @@ COLUMNS = {
 
 
 def push_missing(endpoint: Endpoint, wanted: Sequence[str], folders: AdapterFolders | None) -> None:
-    """Push what the server does not have. Without ``folders`` to push from, it must have all."""
+    """Push the adapters that the server does not have; without ``folders`` it must have all of them."""
     with Client(endpoint.url, endpoint.key) as client:
         have: set[str] = set()
         after: str | None = None
@@ -61,6 +61,7 @@ def push_missing(endpoint: Endpoint, wanted: Sequence[str], folders: AdapterFold
 
 
 def counters(endpoint: Endpoint) -> dict[str, float]:
+    """Read the server's metrics that have no labels, by name."""
     headers = {"authorization": f"Bearer {endpoint.key}"}
     text = httpx.get(f"{endpoint.url}/metrics", headers=headers, timeout=30, trust_env=False).raise_for_status().text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
@@ -68,7 +69,17 @@ def counters(endpoint: Endpoint) -> dict[str, float]:
 
 
 def measure(endpoint: Endpoint, slots: int, times: Sequence[float], load: Load) -> Iterator[dict[str, Any]]:
-    """``load`` upon as many adapters as each of ``times`` says, one after the other."""
+    """Measure a load with working sets of different sizes, one after another.
+
+    Args:
+        endpoint: the server.
+        slots: number of the server's slots.
+        times: sizes of the working sets, as multiples of ``slots``.
+        load: the load; its adapters are replaced.
+
+    Yields:
+        The summary of each load, with evictions and loads of adapters per request.
+    """
     for index, factor in enumerate(times):
         adapters = named("a", max(1, round(factor * slots)))
         # No prompt twice: what one load leaves in the prefix cache must not help the next.
@@ -91,6 +102,7 @@ def measure(endpoint: Endpoint, slots: int, times: Sequence[float], load: Load) 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the working sets of the command line, and print their summaries."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--slots", type=int, default=16, help="as the server was told")

@@ -1,6 +1,6 @@
-"""Graftwork, as ``graftwork serve`` starts it: default options, but as many slots and rows as a load can use.
+"""Graftwork, started by ``graftwork serve`` with default options, except for slots and batch size.
 
-Its home in the cache stays, so that thousands of adapters are pushed once.
+Its home is kept in the cache, so that thousands of adapters are pushed only once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from graftwork.clients.client import Client
 from graftwork.server.config import ServerConfig
 from graftwork.version import __version__
 
-#: Adapters on the device when a load has more than that many.
+#: Maximum number of slots, for loads with more adapters.
 _MOST_SLOTS = 32
 
-#: After so many pushes it is said how far they are.
+#: Number of pushes between two reports of progress.
 _PUSHES_TOLD = 100
 
 
@@ -31,22 +31,26 @@ class _GraftworkStart:
 
 
 class Graftwork:
+    """This project's server. ``flags`` are further options of ``graftwork serve``."""
+
     key = "graftwork"
 
     def __init__(self, site: BenchmarkSite, flags: Sequence[str] = ()) -> None:
-        """``flags``: more of them for ``graftwork serve``."""
         self._site = site
         self._flags = flags
         self._home = site.workshop.folder / "graftwork" / site.base_key
         self.title = " ".join([f"Graftwork {__version__}", *flags])
 
     def unsupported_reason(self, job: Workload) -> str | None:
+        """See `System`."""
         return None
 
     def prepare(self, jobs: Sequence[Workload]) -> None:
+        """See `System`."""
         self._site.write_adapters(jobs)
 
     def start_options(self, job: Workload) -> Hashable:
+        """See `System`."""
         default = ServerConfig()
         return _GraftworkStart(
             slots=max(default.slots, min(_MOST_SLOTS, len(job.adapters))), rows=max(default.max_batch, job.clients)
@@ -54,6 +58,7 @@ class Graftwork:
 
     @contextmanager
     def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        """See `System`."""
         assert isinstance(arrangement, _GraftworkStart)
         port = free_port()
         command: list[str | Path] = [sys.executable, "-m", "graftwork", "serve", "--base", self._site.base.path]
@@ -73,7 +78,7 @@ class Graftwork:
             pushed = self._push(url, {name for job in jobs for name in job.adapters})
             if not pushed:
                 yield from self._cold_where_wanted(running, jobs)
-        if pushed:  # a server that has just been given adapters still knows them
+        if pushed:  # start again: the server may have adapters in memory that were just pushed
             with server.running() as running:
                 yield from self._cold_where_wanted(running, jobs)
 
@@ -83,7 +88,7 @@ class Graftwork:
         yield running
 
     def _push(self, url: str, wanted: Iterable[str]) -> bool:
-        """Whatever this home does not have yet; whether that was anything."""
+        """Push the adapters that the server does not have; return whether there were any."""
         with Client(url) as client:
             page = client.adapters.list(limit=100)
             have = {adapter.name for adapter in page}
@@ -93,8 +98,8 @@ class Graftwork:
             missing = sorted(set(wanted) - have, key=lambda name: (name[0], int(name[1:])))
             for start in range(0, len(missing), _PUSHES_TOLD):
                 some = missing[start : start + _PUSHES_TOLD]
-                told = f"pushing adapters, once: {start + len(some)} of {len(missing)}"
-                with self._site.display.working(f"{self.title}: {told}"):
+                progress = f"pushing adapters, once: {start + len(some)} of {len(missing)}"
+                with self._site.display.working(f"{self.title}: {progress}"):
                     for name, folder in self._site.adapters.folders(some).items():
                         client.adapters.push(name, folder)
         return bool(missing)

@@ -41,7 +41,7 @@ _NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 @dataclass(frozen=True)
 class Tools:
-    """Where its programs are."""
+    """The programs of an installation: the Python of its converters, its source, and its build folder."""
 
     python: Path
     source: Path
@@ -49,14 +49,21 @@ class Tools:
 
     @property
     def server(self) -> Path:
+        """The server's program."""
         return self.build / "bin" / "llama-server"
 
     @property
     def quantize(self) -> Path:
+        """The program that quantizes models."""
         return self.build / "bin" / "llama-quantize"
 
 
 def build(workshop: PeerCache, device: str) -> Tools:
+    """Build llama.cpp for a device, unless the cache has it.
+
+    Raises:
+        BenchmarkError: if the build fails, or there is no compiler.
+    """
     python = workshop.environment(f"llama.cpp-tools-{BUILD}", [*_TOOLS, torch_for("cpu")])
     flags = list(_FLAGS)
     if device == "cuda":
@@ -103,11 +110,13 @@ def _source(folder: Path) -> Path:
 class _LlamaCppStart:
     slots: int
     context: int
-    """Tokens a slot."""
+    """Context length of a slot, in tokens."""
     adapters: tuple[str, ...]
 
 
 class LlamaCpp:
+    """The server of llama.cpp with a base quantized to Q4_0."""
+
     key = "llama.cpp"
 
     def __init__(self, site: BenchmarkSite) -> None:
@@ -116,9 +125,11 @@ class LlamaCpp:
         self.title = f"llama.cpp server (build {BUILD}), Q4_0"
 
     def unsupported_reason(self, job: Workload) -> str | None:
+        """See `System`."""
         return "every adapter must be in memory from the start" if job.many or job.cold else None
 
     def prepare(self, jobs: Sequence[Workload]) -> None:
+        """See `System`."""
         self._tools = build(self._site.workshop, self._site.device)
         self._site.write_adapters(jobs)
         self._ggufs.mkdir(parents=True, exist_ok=True)
@@ -127,11 +138,13 @@ class LlamaCpp:
             self._adapter(name)
 
     def start_options(self, job: Workload) -> Hashable:
-        # Adapters that are loaded but not asked for cost it something too.
+        """See `System`."""
+        # Loaded adapters cost time even if no request uses them.
         return _LlamaCppStart(slots=job.clients, context=job.context, adapters=job.adapters)
 
     @contextmanager
     def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        """See `System`."""
         assert isinstance(arrangement, _LlamaCppStart)
         port = free_port()
         threads = str(len(os.sched_getaffinity(0)))
@@ -181,7 +194,7 @@ class LlamaCpp:
         return made
 
     def _convert(self, what: str, script: str, options: Sequence[str | Path], made: Path) -> None:
-        """Run one of its converters; ``made`` is there only when it is whole."""
+        """Run a converter that writes the file ``made`` atomically."""
         partial = made.with_suffix(".partial")
         command = [self._tools.python, self._tools.source / script, *options, "--outfile", partial]
         log = self._log(made.stem)

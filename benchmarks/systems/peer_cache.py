@@ -1,7 +1,7 @@
-"""The cache folder: where peers are installed and built, and where what is made for them is kept.
+"""The cache folder, in which peers are installed and built, and in which files for them are kept.
 
-Everything in it is made once, under a name that says what of: a new version of a peer gets a new folder. What was
-interrupted goes on where it stopped. One benchmark at a time uses a cache.
+The name of each folder has a digest of its recipe, so that a new version of a peer gets a new folder. Interrupted
+installations are resumed. Only one benchmark at a time can use a cache.
 """
 
 from __future__ import annotations
@@ -20,20 +20,31 @@ from benchmarks.harness.display import Display
 from benchmarks.harness.errors import BenchmarkError
 from graftwork.adapters.base import BaseInfo
 
-#: Written last: a folder that has it is whole.
+#: A file that is written last, in folders that are complete.
 _STAMP = ".made"
 
 
 class PeerCache:
+    """The cache folder of a benchmark.
+
+    Args:
+        folder: the folder.
+        display: the display of progress.
+        jobs: number of parallel compiler processes.
+    """
+
     def __init__(self, folder: Path, display: Display, *, jobs: int) -> None:
-        """``jobs``: how many compilers run at once."""
         self.folder = folder.expanduser().resolve()
         self.display = display
         self.jobs = jobs
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the cache: two benchmarks at once would measure one another."""
+        """Lock the cache for the block, since two benchmarks at once would disturb each other.
+
+        Raises:
+            BenchmarkError: if another benchmark uses it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:
@@ -45,7 +56,13 @@ class PeerCache:
             yield
 
     def once(self, name: str, recipe: Sequence[object], make: Callable[[Path], None]) -> Path:
-        """The folder that ``make`` filled, made now if it is not there. A different recipe is a different folder."""
+        """Return the folder of a recipe, and make it first if it is not complete.
+
+        Args:
+            name: beginning of the folder's name.
+            recipe: what the content depends on; its digest is part of the folder's name.
+            make: fills the folder.
+        """
         digest = hashlib.sha256("\n".join(map(str, recipe)).encode()).hexdigest()[:10]
         folder = self.folder / f"{name}-{digest}"
         if not (folder / _STAMP).is_file():
@@ -63,7 +80,11 @@ class PeerCache:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Run a step of a set-up to its end. Raises ``BenchmarkError`` with its last words when it fails."""
+        """Run a command of an installation.
+
+        Raises:
+            BenchmarkError: if it fails; the message has the end of its log.
+        """
         with (
             self.display.working(title),
             ChildProcess(command, log=log, environment=environment, folder=folder) as child,
@@ -75,7 +96,16 @@ class PeerCache:
                 )
 
     def environment(self, name: str, packages: Sequence[str], *, unwanted: Sequence[str] = ()) -> Path:
-        """The python of a virtual environment that has ``packages``, and not the ``unwanted`` that they bring."""
+        """Return the Python of a virtual environment with some packages, which is created first if necessary.
+
+        Args:
+            name: name of the environment.
+            packages: requirements to install.
+            unwanted: dependencies of these to remove.
+
+        Raises:
+            BenchmarkError: if the installation fails.
+        """
 
         def make(folder: Path) -> None:
             python = folder / "bin" / "python"
@@ -92,7 +122,11 @@ class PeerCache:
         return self.once(name, recipe, make) / "bin" / "python"
 
     def base(self, base: str | None, home: Path) -> BaseInfo:
-        """The base, prepared below ``home`` by a process of its own: the memory that takes is given back."""
+        """Prepare the base below ``home`` in a process of its own, whose memory is freed afterwards.
+
+        Raises:
+            BenchmarkError: if that fails.
+        """
         command: list[str | Path] = [sys.executable, "-m", "graftwork.adapters.base", "--home", home]
         command += ["--base", base] if base is not None else []
         log = self.folder / "logs" / "base.log"
@@ -101,13 +135,17 @@ class PeerCache:
             self.display.working("Preparing the base"),
             ChildProcess(command, log=log, environment=wheel, talks=True) as child,
         ):
-            said = child.output.read().decode()
+            output = child.output.read().decode()
             if child.wait() != 0:
                 raise BenchmarkError(f"The base could not be prepared: {child.log_tail(1)}")
-        return BaseInfo.from_json(said)
+        return BaseInfo.from_json(output)
 
     def program(self, name: str, package: str) -> str:
-        """The path of a program of the system. Raises ``BenchmarkError`` that says what to install."""
+        """Return the path of a program on this machine.
+
+        Raises:
+            BenchmarkError: if it is not installed; the message names the ``package``.
+        """
         found = shutil.which(name)
         if found is None:
             raise BenchmarkError(f"{name} is needed to build this peer and is not installed. Install {package}.")

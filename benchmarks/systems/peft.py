@@ -31,16 +31,18 @@ _WORKER = Path(__file__).with_name("peft_worker.py")
 
 
 def install(workshop: PeerCache, device: str) -> Path:
-    """Its python."""
+    """Install PEFT for a device, unless the cache has it, and return the Python of its environment."""
     return workshop.environment(f"peft-{VERSION}", [*PACKAGES, torch_for(device)])
 
 
 def torch_for(device: str) -> str:
-    """Where pip also finds a CPU build it takes that: its version counts as the newer one."""
+    """Return the requirement of torch. For a GPU the CPU build is excluded, which pip would consider the newer one."""
     return f"torch=={TORCH},!={TORCH}+cpu" if device == "cuda" else f"torch=={TORCH}"
 
 
 class PEFT:
+    """PEFT's ``generate`` with mixed adapters, in a process of its own."""
+
     key = "peft"
     title = f"PEFT {VERSION} `generate(adapter_names=…)`, bf16, in process"
 
@@ -48,6 +50,7 @@ class PEFT:
         self._site = site
 
     def unsupported_reason(self, job: Workload) -> str | None:
+        """See `System`."""
         if isinstance(job.load, RequestPairs):
             return "nothing is kept between calls"
         if job.rate_from is not None:
@@ -55,14 +58,17 @@ class PEFT:
         return "every adapter must be in memory" if job.many else None
 
     def prepare(self, jobs: Sequence[Workload]) -> None:
+        """See `System`."""
         self._python = install(self._site.workshop, self._site.device)
         self._site.write_adapters(jobs)
 
     def start_options(self, job: Workload) -> Hashable:
+        """See `System`."""
         return bool(job.adapters)  # without any it is the plain model
 
     @contextmanager
     def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        """See `System`."""
         names = sorted({name for job in jobs for name in job.adapters})
         folders = self._site.adapters.folders(names)
         command: list[str | Path] = [self._python, "-P", _WORKER, self._site.base_folder, self._site.device]
@@ -74,7 +80,7 @@ class PEFT:
 
 
 class _Batches:
-    """The worker's end of the line: each wave of clients is one batch."""
+    """The running worker. Each wave of clients is one batch."""
 
     def __init__(self, child: ChildProcess) -> None:
         self.child = child

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class Stamps(BaseStreamer):
-    """When each step's tokens were there. The first call brings the prompts."""
+    """Records the time of each step, in seconds since ``began``. The first call has the prompts."""
 
     def __init__(self, began: float) -> None:
         self.began = began
@@ -30,15 +30,17 @@ class Stamps(BaseStreamer):
         self.seconds: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
+        """Record the time of a step's tokens."""
         if self.prompts_seen:
             self.seconds.append(time.perf_counter() - self.began)
         self.prompts_seen = True
 
     def end(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def main(base: str, device: str, adapters: dict[str, str]) -> None:
+    """Load the base and the adapters, then answer batches from standard input until its end."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is for the log
     torch.set_num_threads(len(os.sched_getaffinity(0)))

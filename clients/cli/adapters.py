@@ -191,7 +191,7 @@ def _say_what_next(remote: CommandContext, version: PushedVersion) -> None:
 
 @contextmanager
 def _upload_bar(remote: CommandContext) -> Iterator[ProgressCallback]:
-    """A bar on standard error, for people only. The server's checks come after the last byte and have no measure."""
+    """Show the progress of an upload on a terminal. The server's checks after the upload have no progress."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

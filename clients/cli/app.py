@@ -1,4 +1,4 @@
-"""The command line's top: the options that hold for all commands, and the groups of commands below it."""
+"""The top level of the command line: options for all commands, and the groups of commands."""
 
 from __future__ import annotations
 

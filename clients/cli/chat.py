@@ -54,7 +54,7 @@ def chat(
 
 
 class Conversation:
-    """What was said so far, and who answers next."""
+    """The messages so far, and the model that answers next."""
 
     def __init__(self, remote: CommandContext, model: str, system: str | None, options: ChatOptions) -> None:
         self._remote = remote
@@ -65,7 +65,7 @@ class Conversation:
         self._reset()
 
     def answer_once(self, prompt: str) -> None:
-        """Answer one prompt on standard output; errors and Ctrl-C end the command."""
+        """Print the answer to one prompt; errors and Ctrl-C end the command."""
         if not prompt.strip():
             raise typer.BadParameter("there is nothing to send.", param_hint="--message")
         self._messages.append({"role": "user", "content": prompt})
@@ -79,7 +79,7 @@ class Conversation:
             typer.echo()
 
     def run_interactive(self) -> None:
-        """Read and answer until /quit or the end of input. Errors are told, and the conversation goes on."""
+        """Read and answer messages until /quit or the end of input. Errors are printed, and the chat continues."""
         _edit_lines()
         self._switch(self._model)
         self._remote.print_message("/help lists what else can be typed.")
@@ -124,7 +124,8 @@ class Conversation:
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def _reply(self, line: str) -> None:
-        """Answer on the terminal. An answer cut short by Ctrl-C or an error stays said; an unanswered turn does not."""
+        """Print an answer as it is streamed. An answer that Ctrl-C or an error interrupts stays in the conversation; a
+        message without any answer is removed."""
         if not line:
             return
         self._messages.append({"role": "user", "content": line})
@@ -163,7 +164,7 @@ class Conversation:
 
 
 def _edit_lines() -> None:
-    """Arrow keys and history in ``input``, where the platform has them."""
+    """Enable arrow keys and history in ``input``, if the platform supports them."""
     try:
         import readline  # noqa: F401
     except ImportError:

@@ -1,6 +1,6 @@
-"""What every command that asks a server has in common: ``--url``, ``--api-key``, ``--json``, errors and exit codes.
+"""The common parts of commands that call a server: ``--url``, ``--api-key``, ``--json``, errors and exit codes.
 
-The three options stand before the command or after it. Knows no particular command.
+The three options may be given before or after the command.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """The three options as given before the command."""
+    """The values of the three options before the command."""
 
     url: str | None = None
     api_key: str | None = None
@@ -53,23 +53,30 @@ class CommonOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CommandContext:
-    """A command's way to the server and to whoever reads its output."""
+    """The client and the output of a command.
+
+    Attributes:
+        client: the client of the server.
+        json: whether results are printed as JSON.
+        explicit: the parameters that were given on the command line.
+    """
 
     client: Client
     json: bool
     explicit: frozenset[str] = frozenset()
-    """The command's own parameters that stood on the command line."""
 
     @cached_property
     def out(self) -> Console:
+        """The console on standard output, for results."""
         return _console(stderr=False)
 
     @cached_property
     def err(self) -> Console:
+        """The console on standard error, for messages."""
         return _console(stderr=True)
 
     def print_result(self, value: Any, render: Callable[[], RenderableType]) -> None:
-        """Print a command's result: as JSON, or as ``render`` shows it to people."""
+        """Print the result of a command: ``value`` as JSON, or what ``render`` returns, for people."""
         if self.json:
             from graftwork.clients.http.wire import dump
 
@@ -78,12 +85,12 @@ class CommandContext:
             self.out.print(render())
 
     def print_message(self, message: str) -> None:
-        """A message beside the result: for people, never on standard output."""
+        """Print a message for people on standard error."""
         self.err.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_error(error: GraftworkClientError) -> None:
-    """Tell people about an error, in the words of the command line."""
+    """Print an error of the client for people, with command-line options in place of arguments."""
     message = str(error)
     if isinstance(error, AuthenticationError):
         message += " (the key comes from --api-key or GRAFTWORK_API_KEY)"
@@ -93,7 +100,10 @@ def print_error(error: GraftworkClientError) -> None:
 
 
 def api_command(command: Callable[Concatenate[CommandContext, P], None]) -> Callable[..., None]:
-    """Turn ``command(remote, …)`` into a typer command that has the common options in place of ``remote``."""
+    """Turn ``command(remote, …)`` into a typer command with the common options in place of ``remote``.
+
+    Errors of the client are printed, and end the command with their exit code.
+    """
 
     def run(ctx: typer.Context, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False, **given: Any) -> None:
         from graftwork.clients.client import Client
@@ -122,7 +132,7 @@ def _on_command_line(ctx: typer.Context, name: str) -> bool:
 
 
 def paginate(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], Cursor]) -> Iterator[T]:
-    """All items of a paged list, fetched page by page."""
+    """Yield all items of a paged list, fetched page by page."""
     page = fetch(None)
     yield from page
     while page.has_more and page.data:
@@ -131,13 +141,13 @@ def paginate(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], Cu
 
 
 def parse_since(text: str | None) -> str | float | None:
-    """``--since`` as the server takes it; ``90m``, ``24h`` and ``7d`` count back from now."""
+    """Convert ``--since`` for the server; ``90m``, ``24h`` and ``7d`` are relative to now."""
     ago = _AGO.fullmatch(text) if text else None
     return text if ago is None else time.time() - int(ago[1]) * _SECONDS[ago[2]]
 
 
 def parse_metadata(given: list[str]) -> dict[str, str]:
-    """``--metadata K=V``, as often as it was given."""
+    """Parse the values ``K=V`` of ``--metadata``."""
     found = [pair.partition("=") for pair in given]
     for key, equals, _ in found:
         if not (key and equals):
@@ -146,7 +156,7 @@ def parse_metadata(given: list[str]) -> dict[str, str]:
 
 
 def write_json_lines(remote: CommandContext, rows: Iterable[Any], out: Path | None) -> None:
-    """Rows as JSON lines, on standard output or in a file, as they come."""
+    """Write records as JSON lines to standard output or a file, one at a time."""
     from graftwork.clients.http.wire import dump
 
     lines = (json.dumps(dump(row), ensure_ascii=False).translate(_LINE_BREAKS) for row in rows)

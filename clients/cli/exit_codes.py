@@ -1,4 +1,4 @@
-"""What the exit codes mean, and how a command is stopped: the one place that says so, for ``--help`` and scripts."""
+"""The exit codes of commands, and their interruption by signals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from graftwork.clients.errors import (
 
 
 class ExitCode(IntEnum):
+    """The exit codes, with their meaning as ``--help`` shows it."""
+
     meaning: str
 
     def __new__(cls, code: int, meaning: str) -> ExitCode:
@@ -43,7 +45,7 @@ SUMMARY = "Exit codes: " + " · ".join(f"{code.value} {code.meaning}" for code i
 
 
 def exit_code(error: GraftworkClientError) -> ExitCode:
-    """The code that a command ends with after an error."""
+    """Return the exit code for an error of the client."""
     match error:
         case GraftworkConnectionError():
             return ExitCode.UNREACHABLE
@@ -58,16 +60,16 @@ def exit_code(error: GraftworkClientError) -> ExitCode:
 
 
 class CommandInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, in a command that then ends in order.
+    """Raised by Ctrl-C or SIGTERM in a command, which then ends in order.
 
-    A type of its own: where a plain KeyboardInterrupt went through an ``exec`` of text, as when a dataclass is made,
-    Python ends by the signal later, whatever exit code the command has chosen.
+    It is a type of its own because a plain KeyboardInterrupt that passes through ``exec``, as when a dataclass is
+    created, later makes Python end by the signal, whatever the exit code of the command.
     """
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM raise `Stopped`. A signal that is ignored stays so."""
+    """Raise `CommandInterrupted` for Ctrl-C and SIGTERM in the block. Signals that are ignored stay ignored."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise CommandInterrupted

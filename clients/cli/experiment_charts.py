@@ -22,15 +22,16 @@ from graftwork.clients.types.experiments import (
 )
 
 WIDTH = 60
-"""Columns of a drawn interval."""
+"""Width of a chart, in columns."""
 
 MAX_ROWS = 16
-"""Points in time that a picture shows."""
+"""Maximum number of points in time in a chart."""
 
 _COLOURS = {"better": "green", "worse": "red", "open": "yellow"}
 
 
 def experiments(found: Sequence[Experiment]) -> RenderableType:
+    """Render a table of experiments."""
     table = _table("Experiment", "Adapter", "Arms", "Metric", "Stands", "Age")
     for each in found:
         table.add_row(
@@ -40,7 +41,7 @@ def experiments(found: Sequence[Experiment]) -> RenderableType:
 
 
 def experiment(shown: Experiment) -> RenderableType:
-    """All that matters of one, the picture in the middle."""
+    """Render an experiment: its arms, a chart for each treatment, guardrails, and recent events."""
     parts: list[RenderableType] = [_head(shown), Text(), _arms(shown)]
     for arm in shown.treatments:
         parts += [Text(), *_over_time(shown, arm.name)]
@@ -52,7 +53,12 @@ def experiment(shown: Experiment) -> RenderableType:
 
 
 def intervals(points: Sequence[tuple[int, ArmComparison]], metric: ExperimentMetric) -> RenderableType:
-    """A confidence sequence as it shrank: (units, comparison) each, oldest first; | is no difference."""
+    """Render a confidence sequence as a chart; ``|`` marks no difference.
+
+    Args:
+        points: number of units and the comparison at each time, oldest first.
+        metric: the primary metric.
+    """
     known = [(units, found) for units, found in points if found.lower is not None and found.upper is not None]
     if not known:
         return Text("  no interval yet: it takes some units in each arm", style="dim")
@@ -119,7 +125,7 @@ def _in_words(found: ArmComparison) -> str:
 
 
 def _spread(points: Sequence[tuple[int, ArmComparison]]) -> list[tuple[int, ArmComparison]]:
-    """At most `MAX_ROWS`, evenly, the last one among them."""
+    """Choose at most `MAX_ROWS` points, evenly spaced, including the last one."""
     step = -(-len(points) // MAX_ROWS)
     return list(points[::-1][::step][::-1])
 

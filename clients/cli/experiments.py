@@ -229,7 +229,7 @@ def _shadow(text: str) -> dict[str, Any]:
 
 
 def _metric(text: str, hint: str) -> str | dict[str, Any]:
-    """``latency:over=2`` → {"name": "latency", "over": 2.0}; ``low`` and ``high`` are the range."""
+    """Parse a metric: ``latency:over=2`` → {"name": "latency", "over": 2.0}; ``low`` and ``high`` are the range."""
     name, colon, rest = text.partition(":")
     if not colon:
         return name
@@ -241,7 +241,7 @@ def _metric(text: str, hint: str) -> str | dict[str, Any]:
 
 
 def _guardrail(text: str) -> dict[str, Any]:
-    """``latency:over=2,limit=0.1`` → {"metric": {"name": "latency", "over": 2.0}, "limit": 0.1}"""
+    """Parse a guardrail: ``latency:over=2,limit=0.1`` → {"metric": {"name": "latency", "over": 2.0}, "limit": 0.1}"""
     name, _, rest = text.partition(":")
     settings = _settings(rest, "--guardrail", ("over", "low", "high", "goal", "limit", "margin", "alpha"))
     own: dict[str, Any] = {key: settings.pop(key) for key in ("limit", "margin", "alpha") if key in settings}

@@ -1,4 +1,4 @@
-"""``graftwork jobs``: list, show, watch, cancel; and what ``graftwork train`` does when a job is to do it."""
+"""``graftwork jobs``: list, show, watch, cancel; and the submission of jobs for ``graftwork train``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POLL_SECONDS: Final = 1.0
 FEEDBACK: Final = "feedback"
 DATA_SET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}@[0-9]{1,9}")
-"""What a kept data set is called; whether it is there the server says."""
+"""The form of a stored data set's id; the server checks whether it exists."""
 
 app = typer.Typer(help="See, watch and cancel training jobs.", no_args_is_help=True)
 
@@ -81,8 +81,18 @@ def submit(
     seed: int = 0,
     detach: bool = False,
 ) -> None:
-    """Upload ``data``, or name a data set that the server's home has, or take what was said of the adapter's answers;
-    submit a job, and watch it."""
+    """Create a job, and watch it.
+
+    Args:
+        remote: the client and the output.
+        name: the name of the adapter.
+        data: a file, which is uploaded, or the id of a data set in the server's home; None for feedback.
+        continued: the version that is trained further.
+        method: the training method; the server's default if None.
+        hyperparameters: the hyperparameters that were given.
+        seed: the seed of the run.
+        detach: whether to return without watching the job.
+    """
     client = remote.client
     file = FEEDBACK
     if data is not None:
@@ -103,7 +113,7 @@ def submit(
 
 
 def follow(remote: CommandContext, job: Job) -> None:
-    """Tell what happens until the job has ended; its exit code is the command's."""
+    """Print the events of a job until it has ended. The command fails if the job does."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[where]}"), TimeElapsedColumn())
@@ -140,7 +150,7 @@ def follow(remote: CommandContext, job: Job) -> None:
 
 
 def _events(remote: CommandContext, id: str, until: str | None = None) -> Iterator[JobEvent]:
-    """Newest first, up to the one that was seen before."""
+    """Return the events after the last one that was seen, newest first."""
     pages = paginate(lambda after: remote.client.jobs.events(id, after=after, limit=100), lambda event: event.id)
     for event in pages:
         if event.id == until:

@@ -30,8 +30,14 @@ def policies(remote: CommandContext) -> None:
 
 
 def watch(remote: CommandContext, name: str, settings: Mapping[str, Any], *, detach: bool) -> None:
-    """Let an adapter learn by itself; what ``settings`` does not say stays as it was, or is the default. Then tell what
-    happens, until Ctrl-C."""
+    """Set the learning policy of an adapter, and print its events until Ctrl-C.
+
+    Args:
+        remote: the client and the output.
+        name: the name of the adapter.
+        settings: fields of the policy; others keep their values, or have defaults.
+        detach: whether to return without printing events.
+    """
     policy = _set(remote, name, settings)
     remote.print_message(f"{name} learns by itself: {_when(policy)}. Take it away: graftwork train {name} --no-watch")
     if detach:
@@ -45,7 +51,7 @@ def watch(remote: CommandContext, name: str, settings: Mapping[str, Any], *, det
 
 
 def unwatch(remote: CommandContext, name: str) -> None:
-    """Let it learn on command alone."""
+    """Remove the learning policy of an adapter."""
     policy = remote.client.learning_policies.remove(name)
     remote.print_result(policy, lambda: f"{name} no longer learns by itself.")
     if policy.last_round is not None and not policy.last_round.ended:
@@ -68,7 +74,7 @@ def _set(remote: CommandContext, name: str, settings: Mapping[str, Any]) -> Lear
 
 
 def _follow(remote: CommandContext, policy: LearningPolicy) -> None:
-    """Tell what changes: what is waited for, a round's events, how it ended. With --json a line for each change."""
+    """Print each change of a policy: what it waits for, the events of a round, its end. With --json, as JSON lines."""
     told: str | None = None
     shown: LearningPolicy | None = None
     heard: dict[str, str] = {}

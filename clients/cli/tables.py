@@ -1,4 +1,4 @@
-"""How what the server answers looks to people. Knows rich and the types; asks nothing of anybody."""
+"""Renderings of the server's answers for people, with rich."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
 def adapters(found: Iterable[Adapter]) -> RenderableType:
+    """Render a table of adapters."""
     table = _table("Adapter", "Live", "Other aliases", "Versions", "Resident", "Age", right=("Requests", "Tokens"))
     for adapter in found:
         others = ", ".join(
@@ -38,7 +39,7 @@ def adapters(found: Iterable[Adapter]) -> RenderableType:
 
 
 def adapter(shown: Adapter) -> RenderableType:
-    """Its versions, the newest first, in eighty columns."""
+    """Render an adapter with its versions, the newest first, in 80 columns."""
     table = _table("Version", "Aliases", "Resident", "Age", right=("Rank", "Size", "Load", "Requests", "Tokens"))
     for version in sorted(shown.versions, key=lambda version: version.version, reverse=True):
         aliases = ", ".join(shown.aliases_of(version.version))
@@ -61,16 +62,19 @@ def adapter(shown: Adapter) -> RenderableType:
 
 
 def pushed(version: Version) -> RenderableType:
+    """Render a version that was pushed."""
     facts = f" · rank {version.rank} · {format_size(version.num_bytes)} · {version.digest.removeprefix('sha256:')[:12]}"
     return Text.assemble((version.id, "bold"), facts)
 
 
 def event(happened: AdapterEvent) -> RenderableType:
+    """Render an event of an adapter in one line."""
     where = f"{happened.name}@{happened.alias}" if happened.alias else happened.name
     return Text.assemble((where, "bold"), f" {_move(happened)}")
 
 
 def history(events: Iterable[AdapterEvent]) -> RenderableType:
+    """Render a table of an adapter's events."""
     table = _table("When", "What", "Alias", "Version", "By", "Reason")
     for happened in events:
         table.add_row(
@@ -85,10 +89,12 @@ def history(events: Iterable[AdapterEvent]) -> RenderableType:
 
 
 def retired(version: Version) -> RenderableType:
+    """Render a version that was retired."""
     return Text.assemble((version.id, "bold"), " is retired: requests that name it are refused from now on")
 
 
 def keys(found: Iterable[Key]) -> RenderableType:
+    """Render a table of API keys."""
     table = _table("Id", "Name", "Role", "Created", "Revoked")
     for key in found:
         revoked = format_time(key.revoked_at) if key.revoked_at else "–"
@@ -99,10 +105,12 @@ def keys(found: Iterable[Key]) -> RenderableType:
 
 
 def sent(kept: Feedback) -> RenderableType:
+    """Render feedback that was sent."""
     return Text.assemble((f"feedback {kept.id}", "bold"), f" on {kept.adapter}: ", _plain(_feedback_values(kept)))
 
 
 def feedback(found: Sequence[Feedback]) -> RenderableType:
+    """Render a table of feedback."""
     table = _table("Id", "When", "Adapter", "Arm", "Said", "By", "Of the answer")
     for row in found:
         table.add_row(
@@ -118,7 +126,7 @@ def feedback(found: Sequence[Feedback]) -> RenderableType:
 
 
 def interactions(found: Sequence[Interaction]) -> RenderableType:
-    """Each in two lines, so that the id stays in one."""
+    """Render interactions in two lines each, so that ids are not wrapped."""
     table = _table("Interaction", "Age", "Adapter", "Arm", "Status", right=("Tokens", "Seconds"))
     for row in found:
         table.add_row(
@@ -136,6 +144,7 @@ def interactions(found: Sequence[Interaction]) -> RenderableType:
 
 
 def interaction(shown: Interaction) -> RenderableType:
+    """Render an interaction with its prompt, answers and feedback."""
     timings = shown.timings
     facts = [
         f"{format_time(shown.created_at)} · {shown.adapter} (as {shown.model})",
@@ -161,6 +170,7 @@ def interaction(shown: Interaction) -> RenderableType:
 
 
 def erased(gone: ErasureResult) -> RenderableType:
+    """Render the result of an erasure."""
     parts: list[RenderableType] = [
         Text(f"{gone.interactions} interactions, and the words of {gone.feedback} pieces of feedback, are gone.")
     ]
@@ -172,6 +182,7 @@ def erased(gone: ErasureResult) -> RenderableType:
 
 
 def log_policies(found: LogPolicyList) -> RenderableType:
+    """Render a table of log policies."""
     table = _table("Of", "Logged", "Kept", "By", "Since")
     default = found.default
     table.add_row("everything else", _yes_or_no(default.log), _days(default.retention_days, "for good"), "–", "–")
@@ -187,23 +198,25 @@ def log_policies(found: LogPolicyList) -> RenderableType:
 
 
 def policy_set(policy: LogPolicy) -> RenderableType:
+    """Render a log policy that was set."""
     logged = "is logged" if policy.log else "is not logged"
     kept = f", kept {_days(policy.retention_days, 'by default')}" if policy.log else ""
     return Text.assemble((f"{policy.scope} {policy.subject}", "bold"), f" {logged}{kept}")
 
 
 def policy_removed(policy: LogPolicy) -> RenderableType:
+    """Render a log policy that was removed."""
     return Text.assemble((f"{policy.scope} {policy.subject}", "bold"), " is logged by the server's default again")
 
 
 def _plain(text: str, style: str = "") -> Text:
-    """What somebody wrote: no markup, and no orders to the terminal."""
+    """Return user text without markup and without control characters."""
     return Text(text.translate(CONTROL_CHARACTERS), style=style)
 
 
 def _feedback_values(row: Feedback) -> str:
-    """Everything in a piece of feedback, on one line."""
-    said = [
+    """Format all values of a feedback record in one line."""
+    values = [
         *([] if row.thumb is None else [{"up": "👍", "down": "👎"}.get(row.thumb, row.thumb)]),
         *([] if row.score is None else [f"score {row.score:g}"]),
         *([] if row.preferred_over is None else [f"better than {row.preferred_over}"]),
@@ -212,18 +225,18 @@ def _feedback_values(row: Feedback) -> str:
         *([f"{key}={value}" for key, value in (row.metadata or {}).items()]),
         *([] if row.erased_at is None else ["(words erased)"]),
     ]
-    return " · ".join(said)
+    return " · ".join(values)
 
 
 def _prompt_rows(row: Interaction) -> list[tuple[str, str]]:
-    """Who said what, before the answer."""
+    """Return the role and text of each message of a prompt."""
     if row.messages is not None:
         return [(str(message.get("role")), _text(message.get("content"))) for message in row.messages]
     return [("prompt", prompt if isinstance(prompt, str) else str(prompt)) for prompt in row.prompt or ()]
 
 
 def _text(content: object) -> str:
-    """A message's content: a string, or a list of text parts."""
+    """Return the text of a message's content: a string, or a list of text parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return "" if content is None else str(content)
@@ -242,11 +255,12 @@ def _days(days: float | None, otherwise: str) -> str:
 
 
 def format_time(moment: datetime) -> str:
+    """Format a time in the local time zone."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def format_age(since: datetime) -> str:
-    """How long ago, in the largest unit that fits."""
+    """Format the time since ``since`` in its largest unit: ``3 d``, ``5 h``, ``12 min``, ``now``."""
     seconds = (datetime.now(UTC) - since).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -255,6 +269,7 @@ def format_age(since: datetime) -> str:
 
 
 def format_size(num_bytes: int) -> str:
+    """Format a number of bytes with a decimal unit: ``4.9 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""``graftwork demo``: the whole loop, from a few rows to a promoted second version, on data that somebody names.
+"""``graftwork demo``: the whole loop, from a few rows to a promoted second version, on given data.
 
-Asks over HTTP and runs ``graftwork`` commands, as anybody could. Nothing in here is scripted to win.
+It only uses the HTTP API and ``graftwork`` commands. The result of its experiment is not predetermined.
 """

@@ -1,4 +1,4 @@
-"""``graftwork demo``: its options, the server and the folder it needs, and what it says in the end."""
+"""``graftwork demo``: its options, its server and temporary folder, and the output of its result."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def demo(
     from graftwork.clients.demo import display
     from graftwork.clients.demo.queries import read, split_queries
 
-    # A server that merely stands in GRAFTWORK_URL is not meant: the demo pushes versions and moves aliases.
+    # GRAFTWORK_URL is ignored, as the demo pushes versions and moves aliases: a server must be named by --url.
     before = ctx.find_root().obj or CommonOptions()
     given = ctx.find_root().get_parameter_source("url")
     url = url or (before.url if given is not None and given.name == "COMMANDLINE" else None)
@@ -125,7 +125,7 @@ def _go(
     url: str | None,
     api_key: str | None,
 ) -> DemoResult:
-    """With a server and a folder for as long as it takes; whatever happens, nothing that it started is left."""
+    """Run the loop with a server and a temporary folder, and remove both in any case."""
     from rich.console import Console
 
     from graftwork.clients.client import Client
@@ -166,7 +166,7 @@ def _go(
 
 
 def _borrowing_home(home: Path) -> Path:
-    """A new home that shares with the usual one what takes long to make and is the same for all: bases and kernels."""
+    """Create a home that shares bases and kernels with the default home, since these take long to make."""
     home.mkdir()
     for shared in ("base", "kernels"):
         usual = _HOME.expanduser() / shared
@@ -176,7 +176,11 @@ def _borrowing_home(home: Path) -> Path:
 
 
 def _examples() -> tuple[Path, ...]:
-    """The queries that come with a checkout. LocalFileError where there is none."""
+    """Return the example queries of the checkout.
+
+    Raises:
+        LocalFileError: if there is no checkout.
+    """
     folder = Path(__file__).resolve().parents[2] / "examples"
     files = tuple(folder / name for name in ("tickets.jsonl", "tickets_heldout.jsonl"))
     if not all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""How the loop looks on a terminal while it runs, and line by line in a log. Knows rich; decides nothing."""
+"""The display of the demo: live on a terminal, or line by line in a log."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from graftwork.clients.demo.users import UserAnswer
 from graftwork.clients.types.experiments import Experiment
 
 SHOWN_ANSWERS: Final = 5
-"""Answers that are shown, the last ones."""
+"""Number of the latest answers that are shown."""
 
 _LINE: Final = 76
 
 
 class LoopDisplay:
-    """What is done, what goes on, what users were told last, and the experiment. A `LoopObserver` of the loop."""
+    """A `LoopObserver` that shows the finished steps, the current one, the latest answers, and the experiment."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,7 +39,7 @@ class LoopDisplay:
         self._spinner = Spinner("dots")
         self._bar: tuple[int, int | None] = (0, None)
         self._note = ""
-        self._heard: deque[UserAnswer] = deque(maxlen=SHOWN_ANSWERS)
+        self._answers: deque[UserAnswer] = deque(maxlen=SHOWN_ANSWERS)
         self._experiment: Experiment | None = None
         self._live: Live | None = None
 
@@ -57,21 +57,24 @@ class LoopDisplay:
             for line in self._done:
                 self._console.print(line)
 
-    # -- what happens --------------------------------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------------------------
     def begin(self, what: str) -> None:
+        """Show a new step."""
         self._step, self._bar, self._note = what, (0, None), ""
-        self._heard.clear()
+        self._answers.clear()
         if self._live is None:
             self._say(f"{self._clock()}  {what} …")
 
     def progress(self, done: int, total: int | None, note: str) -> None:
+        """Show the progress of the step."""
         self._bar, self._note = (done, total), note
 
     def log_line(self, line: str) -> None:
-        """The last line of a command's log."""
+        """Show the last line of a command's log."""
         self._note = line.translate(CONTROL_CHARACTERS)
 
     def end(self, result: str) -> None:
+        """Show the result of the step."""
         line = Text.assemble((f"{self._clock()}  ", "dim"), ("✓ ", "green"), result.translate(CONTROL_CHARACTERS))
         self._done.append(line)
         self._step = None
@@ -79,12 +82,14 @@ class LoopDisplay:
             self._say(line.plain)
 
     def told(self, told: UserAnswer) -> None:
-        self._heard.append(told)
+        """Show an answer that a user got."""
+        self._answers.append(told)
 
     def experiment(self, experiment: Experiment) -> None:
+        """Show the state of the experiment."""
         self._experiment = experiment
 
-    # -- how it looks --------------------------------------------------------------------------------------------
+    # -- rendering -----------------------------------------------------------------------------------------------
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -100,15 +105,15 @@ class LoopDisplay:
             bar = ProgressBar(total=total, completed=done, width=30) if total else Text()
             below.add_row(bar, Text(f"{done}/{total}" if total else ""), Text(self._note[:120], style="dim"))
             parts += [self._spinner, below]
-        if self._heard:
-            parts += [Text(), _heard(self._heard)]
+        if self._answers:
+            parts += [Text(), _answer_table(self._answers)]
         if self._experiment is not None and self._experiment.running:
             parts += [Text(), experiment_charts.experiment(self._experiment)]
         return Group(*parts)
 
 
 def render_result(result: DemoResult) -> RenderableType:
-    """What came of it: the history, the experiment, accuracy before and after."""
+    """Render the result: the experiment, the history of the adapter, and the accuracy of both versions."""
     history = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("When", "What", "From", "To", "By", "Why"):
         history.add_column(column, overflow="fold")
@@ -145,9 +150,9 @@ def render_result(result: DemoResult) -> RenderableType:
     )
 
 
-def _heard(told: deque[UserAnswer]) -> Table:
+def _answer_table(answers: deque[UserAnswer]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for each in told:
+    for each in answers:
         mark = Text("👍", style="green") if each.right else Text("👎", style="red")
         said = Text(each.answer.translate(CONTROL_CHARACTERS)[:50], style="green" if each.right else "red")
         fix = Text("" if each.right else f"no: {each.query.label}", style="yellow")

@@ -1,11 +1,10 @@
-"""The loop itself: a first version, users who correct it, a second version, an experiment, and whoever wins is live.
+"""The loop of the demo: a first version, corrections by users, a second version, and an experiment between the two.
 
 ::
 
     rows → intents@1, live → users ask and correct → export → intents@2, candidate → A/B with sticky users → the keeper
 
-Everything is asked of the server over HTTP or done by ``graftwork`` commands. Only the server decides; the loop reads
-what it decided. An observer is told what happens.
+It only uses the HTTP API and ``graftwork`` commands. The server decides the experiment. An observer gets all events.
 """
 
 from __future__ import annotations
@@ -33,44 +32,44 @@ LEAST_WINDOW_SECONDS: Final = 4.0
 
 
 WINDOW_PER_VISIT: Final = 3.0
-"""How many times the longest visit so far a user's window is: what they say later than that would not count."""
+"""Window of the experiment, as a multiple of the longest visit so far; later feedback would not count."""
 
 DECIDE_SECONDS: Final = 30.0
-"""How long after the last window the keeper may take to close it and to act."""
+"""Time after the last window in which the server must close it and decide."""
 
 QUERIES_A_USER: Final = 2
 
 Run = Callable[[str, list[str]], Any]
-"""Runs a ``graftwork`` command to its end: the name of its log, its words → what it printed as JSON."""
+"""Runs a ``graftwork`` command: takes the name of its log and its arguments, returns the JSON that it printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSizes:
-    """How much of everything. ``epochs`` are of the first and the second training."""
+    """The sizes of the demo. ``epochs`` are those of the first and the second training."""
 
     epochs: tuple[float, float] = (8.0, 4.0)
     batch_size: int = 8
     users: int = 600
-    """In the experiment; it ends undecided when so many have come."""
+    """Maximum number of users in the experiment; it ends undecided after that."""
 
     users_a_second: float = 10.0
-    """They do not come faster than this: what the last ones say is heard only once their windows are over."""
+    """Maximum rate of users, as their feedback counts only once their windows are over."""
 
 
 @dataclass
 class _ExperimentVisitors:
-    """Who came to the experiment, and what they met."""
+    """Statistics of the experiment's users, and of the versions that answered them."""
 
     versions_by_user: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     right: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     asked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def add(self, visit: Visit) -> None:
-        for told in visit.answers:
-            if told.arm is not None:  # who asks again after the end meets the winner, as everybody does
-                self.versions_by_user[visit.user].add(told.adapter)
-            self.asked[told.adapter] += 1
-            self.right[told.adapter] += told.right
+        for answer in visit.answers:
+            if answer.arm is not None:  # after the end of the experiment everyone gets the winner
+                self.versions_by_user[visit.user].add(answer.adapter)
+            self.asked[answer.adapter] += 1
+            self.right[answer.adapter] += answer.right
 
     def summary(self) -> str:
         shares = (f"{version} right {self.right[version] / self.asked[version]:.0%}" for version in sorted(self.asked))
@@ -78,7 +77,19 @@ class _ExperimentVisitors:
 
 
 class DemoLoop:
-    """One way through the loop, on a server that is ready."""
+    """One execution of the loop, on a server that is ready.
+
+    Args:
+        client: the client of the server.
+        run: runs a ``graftwork`` command.
+        adapter: the name of the adapter.
+        dealt: the queries of each purpose.
+        home: folder of the base.
+        work: folder for exports and trained adapters.
+        sizes: the sizes of the demo.
+        seed: of the users' queries.
+        watcher: the observer.
+    """
 
     def __init__(
         self,
@@ -93,7 +104,6 @@ class DemoLoop:
         seed: int,
         watcher: LoopObserver,
     ) -> None:
-        """``home`` is where the base is kept, ``work`` a folder for exports and trained adapters."""
         self._client = client
         self._run = run
         self._adapter = adapter
@@ -108,7 +118,11 @@ class DemoLoop:
         self._open = True
 
     def run(self) -> DemoResult:
-        """From the first training to the decision. Raises what the client and the commands raise."""
+        """Run the loop from the first training to the decision.
+
+        Raises:
+            GraftworkClientError: if the adapter exists already, or a request or command fails.
+        """
         began = time.monotonic()
         self._check_free()
         first_rows = self._work / "rows.jsonl"
@@ -145,7 +159,11 @@ class DemoLoop:
         )
 
     def _check_free(self) -> None:
-        """InvalidArgumentError if there is such an adapter: the demo moves nobody's `live`."""
+        """Check that the adapter does not exist, since the demo would move its ``live``.
+
+        Raises:
+            InvalidArgumentError: if it exists.
+        """
         try:
             self._client.adapters.get(self._adapter)
         except NotFoundError:
@@ -157,7 +175,7 @@ class DemoLoop:
 
     # -- versions ------------------------------------------------------------------------------------------------
     def _train(self, number: int, data: str, rows: int | None) -> str:
-        """Train and push the next version. Its id."""
+        """Train and push the next version, and return its id."""
         what = f"on {rows} rows" if rows else "on these, on the corrections and on what was right"
         self._watcher.begin(f"Training version {number} {what}")
         words = ["train", self._adapter, "--local", "--data", data, "--home", str(self._home)]
@@ -187,7 +205,7 @@ class DemoLoop:
 
     # -- feedback ------------------------------------------------------------------------------------------------
     def _listen(self) -> tuple[int, int]:
-        """Users ask the live version and judge. Corrections and thumbs up."""
+        """Let users query the live version, and return the number of corrections and of thumbs up."""
         queries = self._dealt.feedback
         self._watcher.begin(f"{len(queries)} users ask, and correct what is wrong")
         wrong = 0
@@ -202,7 +220,7 @@ class DemoLoop:
         return wrong, len(queries) - wrong
 
     def _collect(self, rows: Path) -> str:
-        """What the users said, with the old rows, as a data set. Its id."""
+        """Make a data set of the feedback and the first rows, and return its id."""
         self._watcher.begin("Exporting what they said, and making a data set of it")
         interactions, feedback = self._work / "interactions.jsonl", self._work / "feedback.jsonl"
         said = write_lines(feedback, self._client.feedback.export(adapter=self._adapter))
@@ -214,7 +232,7 @@ class DemoLoop:
 
     # -- the experiment ------------------------------------------------------------------------------------------
     def _try_out(self) -> tuple[Experiment, _ExperimentVisitors]:
-        """Live against candidate, until the server has decided."""
+        """Run an experiment between the live version and the candidate, until the server has decided."""
         self._watcher.begin(f"Users ask both versions, {QUERIES_A_USER} queries each, and never know which")
         name = f"{self._adapter}-second"
         window = float(max(LEAST_WINDOW_SECONDS, math.ceil(WINDOW_PER_VISIT * QUERIES_A_USER * self._slowest_visit)))
@@ -245,7 +263,7 @@ class DemoLoop:
                 self._watcher.progress(len(crowd.versions_by_user), self._sizes.users, crowd.summary())
                 self._watcher.experiment(running)
         self._open = False
-        for late in visits:  # who asks already is answered
+        for late in visits:  # visits that have begun
             crowd.add(late)
         if running.running:
             running = self._stop(name)
@@ -258,7 +276,7 @@ class DemoLoop:
         return running, crowd
 
     def _visitors(self) -> Iterator[tuple[str, list[Query]]]:
-        """Users with what they ask, as they come; until the experiment is over."""
+        """Yield users with their queries at the configured rate, until the experiment has ended."""
         began = time.monotonic()
         for number in range(self._sizes.users):
             if not self._open:
@@ -269,7 +287,7 @@ class DemoLoop:
             yield f"user-{number}", self._chance.sample(self._dealt.traffic, QUERIES_A_USER)
 
     def _stop(self, name: str) -> Experiment:
-        """End it by hand, if the keeper has not ended it in this very moment."""
+        """Stop the experiment, unless the server has just ended it."""
         try:
             return self._client.experiments.stop(name, reason="all users have come, and nothing is decided")
         except ConflictError:
@@ -277,12 +295,12 @@ class DemoLoop:
 
 
 def write_rows(path: Path, queries: Iterable[Query]) -> None:
-    """Training data: a chat a line, the label as its answer."""
+    """Write training data: a chat per line, with the label as its answer."""
     chats = ([*conversation(query), {"role": "assistant", "content": query.label}] for query in queries)
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> int:
-    """What the server exports, as JSON lines, as `graftwork feedback export` writes it. How many there were."""
+    """Write exported records as JSON lines, as ``graftwork feedback export`` does, and return their number."""
     with path.open("w", encoding="utf-8") as file:
         return sum(1 for row in rows if file.write(json.dumps(dump(row)) + "\n"))

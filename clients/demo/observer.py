@@ -1,4 +1,4 @@
-"""What is told to whoever observes the demo's loop."""
+"""The protocol of observers of the demo's loop."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from graftwork.clients.types.experiments import Experiment
 
 
 class LoopObserver(Protocol):
-    """Is told what happens, in the thread that runs the loop."""
+    """Receives the events of the loop, in the thread that runs it."""
 
     def begin(self, what: str) -> None:
-        """A step begins."""
+        """Called when a step begins."""
 
     def progress(self, done: int, total: int | None, note: str) -> None:
-        """So much of it is done."""
+        """Called when the step has made progress; ``total`` is None if it is unknown."""
 
     def end(self, result: str) -> None:
-        """The step is over, with this result."""
+        """Called when the step has ended, with its result."""
 
     def told(self, told: UserAnswer) -> None:
-        """A user got an answer."""
+        """Called when a user has got an answer."""
 
     def experiment(self, experiment: Experiment) -> None:
-        """How the experiment stands now."""
+        """Called with the state of the experiment."""

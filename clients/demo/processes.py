@@ -1,7 +1,4 @@
-"""``graftwork`` commands run as processes of their own, which do not outlive the demo, whatever ends it.
-
-Each writes to a log.
-"""
+"""``graftwork`` commands as child processes, each with a log. They end with the demo, also if it is killed."""
 
 from __future__ import annotations
 
@@ -23,27 +20,31 @@ from graftwork.clients.errors import GraftworkClientError, GraftworkConnectionEr
 
 _PR_SET_PDEATHSIG: Final = 1
 _INHERITED_VARIABLES: Final = ("GRAFTWORK_EMBEDDED_WHEEL", "GRAFTWORK_KERNEL_CACHE")
-"""Variables of ours that are about this machine and not about another server."""
+"""Environment variables of Graftwork that also apply to the demo's own server."""
 
 START_SECONDS: Final = 900.0
-"""How long a server may take: on the first start it fetches the base."""
+"""Time in which a server must start; the first start fetches the base."""
 
 STOP_SECONDS: Final = 45.0
 _POLL_SECONDS: Final = 0.2
 
 Watch = Callable[[str], None]
-"""Is called a few times a second with the last line of the log."""
+"""Callback that is called a few times per second with the last line of the log."""
 
 
 class CommandFailedError(GraftworkClientError):
-    """A command that the demo needs has failed. The message has its last words."""
+    """Raised when a command of the demo failed. The message has the end of its log."""
 
 
 class DemoProcesses:
-    """The processes of one demo; leave the ``with``, and they are gone."""
+    """The processes of a demo, which end with the ``with`` block.
+
+    Args:
+        logs: folder of the logs.
+        environment: variables to add to the environment, from which those for other Graftwork servers are removed.
+    """
 
     def __init__(self, logs: Path, environment: Mapping[str, str] | None = None) -> None:
-        """``environment`` is added to this process's, less what there is meant for other servers."""
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = logs
         own = {
@@ -51,7 +52,7 @@ class DemoProcesses:
             for name, value in os.environ.items()
             if not name.startswith("GRAFTWORK_") or name in _INHERITED_VARIABLES
         }
-        # Server and training take turns on the same cores: neither spins while it waits.
+        # Server and training share the same cores, so that neither should spin while waiting.
         self._environment = {"OMP_WAIT_POLICY": "passive", **own, **(environment or {})}
         self._running: list[subprocess.Popen[bytes]] = []
 
@@ -62,7 +63,11 @@ class DemoProcesses:
         self.stop()
 
     def serve(self, home: Path, *flags: str, watch: Watch) -> str:
-        """Start a server on a free port and wait until it is ready. Its URL."""
+        """Start a server on a free port, wait until it is ready, and return its URL.
+
+        Raises:
+            CommandFailedError: if it does not start.
+        """
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         log = self._logs / "serve.log"
@@ -78,7 +83,16 @@ class DemoProcesses:
         return url
 
     def run(self, name: str, words: list[str], watch: Watch) -> Any:
-        """Run a command with ``--json`` to its end: what it printed. ``name`` is its log's."""
+        """Run a command with ``--json``, and return the JSON that it printed.
+
+        Args:
+            name: the name of its log.
+            words: the command and its arguments.
+            watch: called with the last line of its log.
+
+        Raises:
+            CommandFailedError: if it fails.
+        """
         log, output = self._logs / f"{name}.log", self._logs / f"{name}.json"
         process = self._start([*words, "--json"], log, output=output)
         while process.poll() is None:
@@ -90,7 +104,7 @@ class DemoProcesses:
         return json.loads(output.read_text(encoding="utf-8"))
 
     def stop(self) -> None:
-        """Ask all that run to end, the youngest first, and end what does not. Returns when they are gone."""
+        """Terminate all processes, the last one first; kill those that do not end in time."""
         for process in reversed(self._running):
             process.terminate()
         for process in reversed(self._running):
@@ -109,7 +123,7 @@ class DemoProcesses:
                 stdin=subprocess.DEVNULL,
                 stdout=result,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is for the demo, which then ends its children in order
+                start_new_session=True,  # the demo handles Ctrl-C, and ends its children in order
                 preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
             )
         self._running.append(process)
@@ -132,7 +146,7 @@ def _tail(log: Path, lines: int) -> str:
 
 
 def _die_with(parent: int) -> None:
-    """In a child that was just made: be asked to end when the demo is no more, however that happened."""
+    """Called in a new child process: request SIGTERM when the parent dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)

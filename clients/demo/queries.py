@@ -1,4 +1,4 @@
-"""Labelled queries: read from a file, a few kinds of them chosen, and dealt so that none is used for two purposes."""
+"""Labelled queries: read from files, limited to some labels, and split so that none is used for two purposes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEXT_COLUMNS: Final = ("text", "query", "question", "prompt")
 LABEL_COLUMNS: Final = ("label", "category", "intent", "class")
 
 MIN_HELD_OUT: Final = 8
-"""Queries of a kind that must be left for users and for judging, once the first version has its rows."""
+"""Minimum number of queries per label besides those that the first version is trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What somebody asks, and the label that is right."""
+    """A query and its label."""
 
     text: str
     label: str
@@ -30,14 +30,14 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySplit:
-    """Disjoint hands of queries, every label in each of them, in an order of no meaning.
+    """Disjoint sets of queries with all labels, shuffled.
 
     Attributes:
-        labels: the kinds that were chosen.
-        first: what the first version is trained on.
-        judged: by which versions are measured, and nothing else.
-        asked: what users ask the first version; their corrections become training data.
-        traffic: what users ask while both versions answer.
+        labels: the labels.
+        train: training data of the first version.
+        test: held-out queries, for the accuracy of both versions.
+        feedback: queries of users to the first version, whose corrections become training data.
+        traffic: queries of users in the experiment.
     """
 
     labels: tuple[str, ...]
@@ -50,7 +50,8 @@ class QuerySplit:
 def read(*paths: Path) -> tuple[Query, ...]:
     """All queries of some files, each text once: CSV with a text and a label column, or JSON lines of chats.
 
-    Raises LocalFileError for a file that is neither, naming it.
+    Raises:
+        LocalFileError: if a file cannot be read, or has another format.
     """
     found: dict[str, Query] = {}
     for path in paths:
@@ -69,10 +70,22 @@ def read(*paths: Path) -> tuple[Query, ...]:
 def split_queries(
     queries: Sequence[Query], *, classes: int, first: int, judged: int, asked: int, traffic: int, seed: int
 ) -> QuerySplit:
-    """Choose ``classes`` labels by chance; of each, deal at most so many queries for each purpose.
+    """Choose labels at random, and split their queries.
 
-    Where there are fewer, a quarter of what the first version leaves is for judging, and the rest is halved. Raises
-    LocalFileError if there are not enough.
+    Where a label has fewer queries than wanted, a quarter of those that the first version leaves are for testing, and
+    half of the rest for feedback.
+
+    Args:
+        queries: the queries.
+        classes: number of labels.
+        first: training queries of each label.
+        judged: maximum number of test queries of each label.
+        asked: maximum number of feedback queries of each label.
+        traffic: maximum number of traffic queries of each label.
+        seed: of the choice and the shuffles.
+
+    Raises:
+        LocalFileError: if there are not enough queries.
     """
     by_label: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
@@ -85,7 +98,7 @@ def split_queries(
         )
     shuffle = random.Random(seed)
     labels = sorted(shuffle.sample(sorted(enough), classes))
-    hands: tuple[list[Query], ...] = ([], [], [], [])
+    parts: tuple[list[Query], ...] = ([], [], [], [])
     for label in labels:
         some = enough[label]
         shuffle.shuffle(some)
@@ -93,17 +106,17 @@ def split_queries(
         for_judging = min(judged, left // 4)
         for_asking = min(asked, (left - for_judging) // 2)
         start = 0
-        for hand, size in zip(hands, (first, for_judging, for_asking, traffic), strict=True):
-            hand += some[start : start + size]
+        for part, size in zip(parts, (first, for_judging, for_asking, traffic), strict=True):
+            part += some[start : start + size]
             start += size
-    for hand in hands:
-        shuffle.shuffle(hand)
+    for part in parts:
+        shuffle.shuffle(part)
     return QuerySplit(
         labels=tuple(labels),
-        train=tuple(hands[0]),
-        test=tuple(hands[1]),
-        feedback=tuple(hands[2]),
-        traffic=tuple(hands[3]),
+        train=tuple(parts[0]),
+        test=tuple(parts[1]),
+        feedback=tuple(parts[2]),
+        traffic=tuple(parts[3]),
     )
 
 

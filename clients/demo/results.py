@@ -1,4 +1,4 @@
-"""How the demo's loop ended, for people and programs."""
+"""The result of the demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graftwork.clients.types.experiments import Experiment
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Of one version, on queries that are for nothing else."""
+    """The accuracy of a version on held-out queries."""
 
     version: str
     right: int
@@ -20,12 +20,13 @@ class Accuracy:
 
     @property
     def share(self) -> float:
+        """Share of right answers, 0 to 1."""
         return self.right / self.asked
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """How the loop ended, for people and programs."""
+    """The result of the demo."""
 
     adapter: str
     promoted: bool
@@ -38,15 +39,16 @@ class DemoResult:
     experiment: Experiment
     visits: int
     arms: dict[str, int]
-    """Users by the version that answered them."""
+    """Number of users by the version that answered them."""
 
     flips: int
-    """Users who met two versions in the experiment. There is none."""
+    """Number of users who got answers of two versions in the experiment; 0 is expected."""
 
     history: tuple[AdapterEvent, ...]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result in JSON's types."""
         measured = {
             each.version: {"right": each.right, "asked": each.asked, "accuracy": each.share} for each in self.accuracy
         }

@@ -1,7 +1,7 @@
-"""Simulated users: each asks what it is given, knows the right answer, and says of every answer whether it is right.
+"""Simulated users, who send queries with known answers and give feedback on each answer.
 
-What is wrong gets a thumb down and a correction, what is right a thumb up. They use the server as applications do, and
-know nothing of versions or experiments.
+A right answer gets a thumb up, a wrong one a thumb down and a correction. Users send requests as applications do,
+without versions or experiments.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from graftwork.clients.client import Client
 from graftwork.clients.demo.queries import Query
 
 SYSTEM: Final = "Name the intent."
-"""The task, as short as it can be: it stands before every query, in training and in traffic."""
+"""The system message of every query, in training and in requests."""
 
 MAX_TOKENS: Final = 32
-"""Longer than any label."""
+"""Maximum length of an answer; labels are shorter."""
 
 CONCURRENCY: Final = 8
-"""Users who wait for an answer at the same time."""
+"""Number of concurrent users."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserAnswer:
-    """What a user was told. ``adapter`` is the version that answered, ``arm`` as what in an experiment, if in one;
-    ``seconds`` until the answer was there."""
+    """An answer that a user got. ``adapter`` is the version that answered, ``arm`` the arm of an experiment if it was
+    one, and ``seconds`` the latency."""
 
     query: Query
     answer: str
@@ -42,12 +42,13 @@ class UserAnswer:
 
     @property
     def right(self) -> bool:
+        """Whether the answer is the label."""
         return self.answer == self.query.label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Visit:
-    """One user with everything that they asked; ``seconds`` from the first question to the last judgement."""
+    """All queries of a user; ``seconds`` is the time from the first query to the last feedback."""
 
     user: str
     answers: tuple[UserAnswer, ...]
@@ -55,14 +56,14 @@ class Visit:
 
 
 class Users:
-    """All users of one adapter. Threads may share it."""
+    """The users of an adapter. It can be shared by threads."""
 
     def __init__(self, client: Client, adapter: str) -> None:
         self._client = client
         self._adapter = adapter
 
     def ask(self, query: Query, *, user: str | None = None, version: str | None = None) -> UserAnswer:
-        """One question. With ``version`` that one is asked, and nothing is logged: it is a measurement."""
+        """Send a query. With ``version`` it is sent to that version and not logged, as it is a measurement."""
         began = time.monotonic()
         answer = self._client.chat(
             version or self._adapter,
@@ -82,29 +83,35 @@ class Users:
         )
 
     def visit(self, user: str, queries: Sequence[Query]) -> Visit:
-        """A user who comes, asks one thing after the other, and judges each answer."""
+        """Send the queries of a user one after the other, with feedback on each answer."""
         began = time.monotonic()
-        told = []
+        answers = []
         for query in queries:
-            told.append(heard := self.ask(query, user=user))
-            if heard.right:
-                self._client.feedback.send(heard.id, thumb="up")
+            answers.append(answer := self.ask(query, user=user))
+            if answer.right:
+                self._client.feedback.send(answer.id, thumb="up")
             else:
-                self._client.feedback.send(heard.id, thumb="down", correction=query.label)
-        return Visit(user=user, answers=tuple(told), seconds=time.monotonic() - began)
+                self._client.feedback.send(answer.id, thumb="down", correction=query.label)
+        return Visit(user=user, answers=tuple(answers), seconds=time.monotonic() - began)
 
 
 def conversation(query: Query) -> list[dict[str, str]]:
-    """The messages that ask it."""
+    """Return the messages of a query."""
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": query.text}]
 
 
 def run_concurrently(
     work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int = CONCURRENCY
 ) -> Iterator[Result]:
-    """What ``work`` makes of each item, as it gets ready, some at once. Items are taken one by one, as there is room.
+    """Call ``work`` with each item in threads, and yield the results as they become available.
 
-    Left early, it waits for what was begun. Raises what ``work`` raises.
+    Items are taken from the iterable only when a thread is free. If iteration ends early, calls that began are
+    completed. Errors of ``work`` are raised.
+
+    Args:
+        work: the function.
+        items: its arguments.
+        at_once: number of threads.
     """
     busy: set[Future[Result]] = set()
     with ThreadPoolExecutor(at_once, thread_name_prefix="user") as pool:

@@ -1,5 +1,5 @@
-"""Every call the server knows, each written once: its method, path, body and how its answer is read. A noun, a file.
+"""The calls of the HTTP API: method, path, body, and how the response is read. One module per noun.
 
-A call is a description and does nothing; ``Client`` and ``AsyncClient`` carry the same ones out, and take their
-methods' signatures and docstrings from here.
+The functions only describe calls. `Client` and `AsyncClient` run them, and take the signatures and docstrings of their
+methods from here.
 """

@@ -27,13 +27,17 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def list(*, after: str | None = None, limit: int | None = None) -> Call[Page[Adapter]]:
-    """A page of adapters by name; ``after`` is the last name of the page before."""
+    """List adapters by name; ``after`` is the last name of the previous page."""
     request = CallRequest(method="GET", path=path_of("adapters"), query=without_none(after=after, limit=limit))
     return Call(request=request, read=reader_of(Page[Adapter]))
 
 
 def get(name: str) -> Call[Adapter]:
-    """An adapter with its versions, aliases, residency and traffic."""
+    """Get an adapter with its versions, aliases, residency and traffic.
+
+    Raises:
+        NotFoundError: if there is no such adapter.
+    """
     return Call(request=CallRequest(method="GET", path=path_of("adapters", name)), read=reader_of(Adapter))
 
 
@@ -50,9 +54,23 @@ def push(
 ) -> Call[PushedVersion]:
     """Push a PEFT folder as the adapter's next version.
 
-    ``folder`` is on this machine and is uploaded, streamed from disk; ``progress`` is told the bytes sent and the bytes
-    in all. ``server_path`` names a folder that the server can read itself instead. ``alias`` is moved to the version
-    once it has passed the server's checks; the first version of a name becomes ``live`` by itself.
+    The first version of an adapter becomes ``live`` automatically. Pushing the same files again returns the existing
+    version.
+
+    Args:
+        name: the name of the adapter.
+        folder: a local folder, which is uploaded and streamed from disk.
+        server_path: a folder that the server can read, in place of ``folder``.
+        alias: alias to move to the version once it has passed the server's checks.
+        parent: number of the version that it was trained from.
+        data_digest: digest of the data that it was trained on.
+        metadata: further provenance, in JSON's types.
+        progress: called with the bytes sent so far and the total.
+
+    Raises:
+        InvalidArgumentError: unless exactly one of ``folder`` and ``server_path`` is given.
+        LocalFileError: if the folder is not a PEFT folder.
+        BadRequestError: if the server refuses the adapter.
     """
     path, query = path_of("adapters", name, "versions"), without_none(alias=alias)
     facts = without_none(parent=parent, data_digest=data_digest, metadata=metadata)
@@ -71,9 +89,18 @@ def push(
 def promote(
     name: str, version: int, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
 ) -> Call[AdapterEvent]:
-    """Move an alias to a version: new requests get it, those that run finish on the version they began with.
+    """Move an alias to a version. Running requests finish on the version that they began with.
 
-    Raises ``ConflictError`` while an experiment needs the alias as it is, unless ``end_experiment`` ends that.
+    Args:
+        name: the name of the adapter.
+        version: the number of the version.
+        alias: the alias.
+        reason: a reason for the history.
+        end_experiment: whether to end a running experiment that needs the alias.
+
+    Raises:
+        NotFoundError: if there is no such version.
+        ConflictError: if a running experiment needs the alias and ``end_experiment`` is not set.
     """
     path = path_of("adapters", name, "aliases", alias)
     body = {"version": version, **without_none(reason=reason, end_experiment=end_experiment)}
@@ -85,7 +112,11 @@ def promote(
 def rollback(
     name: str, *, alias: str = "live", reason: str | None = None, end_experiment: bool | None = None
 ) -> Call[AdapterEvent]:
-    """Move an alias back to the version it pointed at before; experiments are in the way as for ``promote``."""
+    """Move an alias back to the version that it pointed at before. Arguments as for ``promote``.
+
+    Raises:
+        ConflictError: as for ``promote``.
+    """
     path = path_of("adapters", name, "rollback")
     body = {"alias": alias, **without_none(reason=reason, end_experiment=end_experiment)}
     return Call(
@@ -95,13 +126,17 @@ def rollback(
 
 
 def retire(name: str, version: int) -> Call[Version]:
-    """Take a version out of service; raises ``ConflictError`` while an alias points at it."""
+    """Take a version out of service.
+
+    Raises:
+        ConflictError: if an alias points at it.
+    """
     request = CallRequest(method="DELETE", path=path_of("adapters", name, "versions", str(version)))
     return Call(request=request, read=reader_of(Version))
 
 
 def history(name: str, *, after: int | None = None, limit: int | None = None) -> Call[Page[AdapterEvent]]:
-    """A page of what happened to an adapter, newest first; ``after`` is the last event's id of the page before."""
+    """List the events of an adapter, newest first; ``after`` is the last id of the previous page."""
     request = CallRequest(
         method="GET", path=path_of("adapters", name, "history"), query=without_none(after=after, limit=limit)
     )
@@ -113,7 +148,7 @@ def _read_pushed(reply: CallResponse) -> PushedVersion:
 
 
 def _adapter_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a PEFT folder that the server wants, in the order it wants them: the small one first."""
+    """Return the files of a PEFT folder in the order that the server expects: the configuration first."""
     if not folder.is_dir():
         raise LocalFileError(f"{folder} is no folder; push takes the folder that PEFT's save_pretrained wrote")
     files = tuple(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE))

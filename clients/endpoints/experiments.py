@@ -1,4 +1,4 @@
-"""Experiments: arms of an adapter that answer side by side."""
+"""Experiments: A/B tests of the versions of an adapter."""
 
 from __future__ import annotations
 
@@ -25,10 +25,26 @@ def start(
     unrated: str | None = None,
     allocation: str | None = None,
 ) -> Call[Experiment]:
-    """Start an experiment: requests that name the adapter alone are answered by its arms from now on.
+    """Start an experiment. From then on its arms answer the requests that name the adapter without a version.
 
-    ``arms``, the control first, are like ``{"version": 7}`` and ``{"version": "candidate", "weight": 0.5}``; ``metric``
-    is a name, or an object with one. Everything else is the server's default where it is not given.
+    Options that are None have defaults of the server. Their JSON is described in docs/api.md.
+
+    Args:
+        name: the name of the experiment.
+        adapter: the name of the adapter.
+        arms: the arms, the control first: ``{"version": 7}``, ``{"version": "candidate", "weight": 0.5}``.
+        metric: the primary metric: its name, or an object with ``name``.
+        guardrails: limits for other metrics.
+        decision: when the experiment is decided, and whether the decision is applied automatically.
+        ramp: increasing weights of the treatment.
+        window_seconds: time in which feedback on a unit's answers counts.
+        alpha: the significance level.
+        unrated: how units without feedback count.
+        allocation: what a unit is.
+
+    Raises:
+        BadRequestError: if the plan is invalid.
+        ConflictError: if the adapter has a running experiment, or the name is taken.
     """
     body = {
         "name": name,
@@ -49,7 +65,7 @@ def start(
 
 
 def list(*, status: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[Experiment]]:
-    """A page of experiments by name; ``status`` is running or ended, ``after`` the last name of the page before."""
+    """List experiments by name; ``status`` is running or ended, ``after`` the last name of the previous page."""
     query = without_none(status=status, after=after, limit=limit)
     return Call(
         request=CallRequest(method="GET", path=path_of("experiments"), query=query), read=reader_of(Page[Experiment])
@@ -57,12 +73,22 @@ def list(*, status: str | None = None, after: str | None = None, limit: int | No
 
 
 def get(name: str) -> Call[Experiment]:
-    """An experiment with its history, and how it stood over time."""
+    """Get an experiment with its history and its readings over time.
+
+    Raises:
+        NotFoundError: if there is no such experiment.
+    """
     return Call(request=CallRequest(method="GET", path=path_of("experiments", name)), read=reader_of(Experiment))
 
 
 def set_weights(name: str, weights: Mapping[str, float], *, reason: str | None = None) -> Call[Experiment]:
-    """Widen treatments of a running experiment, or take them out with 0; the control gets what is left."""
+    """Increase the weights of treatments in a running experiment, or remove treatments by 0. The control gets the rest.
+
+    Args:
+        name: the name of the experiment.
+        weights: new weights by arm.
+        reason: a reason for the history.
+    """
     body = {"weights": dict(weights), **without_none(reason=reason)}
     return Call(
         request=CallRequest(method="PATCH", path=path_of("experiments", name), json=body), read=reader_of(Experiment)
@@ -70,7 +96,7 @@ def set_weights(name: str, weights: Mapping[str, float], *, reason: str | None =
 
 
 def stop(name: str, *, promote: str | None = None, reason: str | None = None) -> Call[Experiment]:
-    """End an experiment, for good; ``promote`` names the arm whose version becomes live."""
+    """End an experiment permanently; ``promote`` names the arm whose version becomes live."""
     request = CallRequest(
         method="POST", path=path_of("experiments", name, "stop"), json=without_none(promote=promote, reason=reason)
     )

@@ -1,4 +1,4 @@
-"""What is said of answers."""
+"""Feedback on answers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from graftwork.clients.types.pages import Page
 
 
 class FeedbackFilter(TypedDict, total=False):
-    """Which feedback. ``kind``: thumb, score, correction, preferred_over, comment or metadata; ``since`` is included,
-    ``until`` is not: a moment with a time zone, unix seconds, or ISO 8601."""
+    """A filter for feedback. ``kind`` is thumb, score, correction, preferred_over, comment or metadata; ``since`` is
+    inclusive and ``until`` exclusive."""
 
     interaction_id: str | None
     adapter: str | None
@@ -41,14 +41,25 @@ def send(
     user: str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[SentFeedback]:
-    """Say something of an answer, by its ``id``, now or at any later time.
+    """Send feedback on an answer. At least one kind of feedback is required.
 
-    At least one of: ``thumb`` (up, down), ``score`` (0 to 1), ``correction`` (what the answer should have been),
-    ``preferred_over`` (the id of an answer to the same prompt that was worse), ``comment``, ``metadata``. ``choice`` is
-    its index where there were several. Sent again with the same ``idempotency_key`` it is not kept twice; without one,
-    the call makes one up, so that it may try again by itself when a connection breaks.
+    Args:
+        interaction_id: the ``id`` of the answer.
+        thumb: ``up`` or ``down``.
+        score: 0 to 1.
+        correction: the right answer.
+        preferred_over: the id of a worse answer to the same prompt.
+        comment: a comment.
+        metadata: further feedback; numbers can be metrics of experiments.
+        choice: index of the choice, for requests with several.
+        preferred_over_choice: index of the worse choice.
+        user: the user who gives the feedback.
+        idempotency_key: feedback with the same key is stored once. Random by default, so that the client can retry.
+
+    Raises:
+        BadRequestError: if the feedback is invalid, or the id is not one of this server.
     """
-    said = without_none(
+    fields = without_none(
         thumb=thumb,
         score=score,
         correction=correction,
@@ -62,7 +73,7 @@ def send(
     request = CallRequest(
         method="POST",
         path=path_of("feedback"),
-        json={"interaction_id": interaction_id, **said, "idempotency_key": idempotency_key or uuid.uuid4().hex},
+        json={"interaction_id": interaction_id, **fields, "idempotency_key": idempotency_key or uuid.uuid4().hex},
         idempotent=True,
     )
     return Call(request=request, read=_read_sent)
@@ -71,7 +82,7 @@ def send(
 def list(
     *, after: int | None = None, limit: int | None = None, **which: Unpack[FeedbackFilter]
 ) -> Call[Page[Feedback]]:
-    """A page of feedback, newest first; ``after`` is the last one's id of the page before."""
+    """List feedback, newest first; ``after`` is the last id of the previous page."""
     query = {**query_of(which), **without_none(after=after, limit=limit)}
     return Call(
         request=CallRequest(method="GET", path=path_of("feedback"), query=query), read=reader_of(Page[Feedback])
@@ -79,7 +90,7 @@ def list(
 
 
 def export(**which: Unpack[FeedbackFilter]) -> LinesCall[Feedback]:
-    """All feedback, oldest first, read while it is iterated."""
+    """Export all feedback that matches a filter, oldest first. It is read while iterating."""
     return export_call("feedback", which, Feedback)
 
 

@@ -1,4 +1,4 @@
-"""Uploaded rows to learn from, and what jobs measured."""
+"""Files: uploaded training data, and the results of jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from graftwork.clients.types.pages import Page
 
 
 def upload(path: str | Path, *, progress: ProgressCallback | None = None) -> Call[UploadedFile]:
-    """Upload rows to learn from, streamed from disk; ``progress`` is told the bytes sent and the bytes in all."""
+    """Upload a file of training data, streamed from disk.
+
+    Args:
+        path: the file.
+        progress: called with the bytes sent so far and the total.
+
+    Raises:
+        LocalFileError: if the file cannot be read.
+    """
     upload = MultipartUpload(files=(Path(path),), fields={"purpose": "fine-tune"}, progress=progress, field="file")
     return Call(
         request=CallRequest(method="POST", path=path_of("files"), upload=upload, read_timeout=SLOW_TIMEOUT),
@@ -20,7 +28,8 @@ def upload(path: str | Path, *, progress: ProgressCallback | None = None) -> Cal
 
 
 def list(*, purpose: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[UploadedFile]]:
-    """A page of files, newest first; ``purpose`` is fine-tune or fine-tune-results."""
+    """List files, newest first; ``purpose`` is fine-tune or fine-tune-results, ``after`` the last id of the previous
+    page."""
     query = without_none(purpose=purpose, after=after, limit=limit)
     return Call(
         request=CallRequest(method="GET", path=path_of("files"), query=query), read=reader_of(Page[UploadedFile])
@@ -28,16 +37,24 @@ def list(*, purpose: str | None = None, after: str | None = None, limit: int | N
 
 
 def get(id: str) -> Call[UploadedFile]:
-    """One file."""
+    """Get the metadata of a file.
+
+    Raises:
+        NotFoundError: if there is no such file.
+    """
     return Call(request=CallRequest(method="GET", path=path_of("files", id)), read=reader_of(UploadedFile))
 
 
 def content(id: str) -> Call[str]:
-    """What a file holds, as text."""
+    """Get the content of a file as text."""
     request = CallRequest(method="GET", path=path_of("files", id, "content"), read_timeout=SLOW_TIMEOUT)
     return Call(request=request, read=lambda reply: reply.text)
 
 
 def delete(id: str) -> Call[Deleted]:
-    """Delete a file; raises ``ConflictError`` while a job needs it."""
+    """Delete a file.
+
+    Raises:
+        ConflictError: if a job needs it.
+    """
     return Call(request=CallRequest(method="DELETE", path=path_of("files", id)), read=reader_of(Deleted))

@@ -1,4 +1,4 @@
-"""Answers: whole ones, those that are read while they are written, and what a text is worth to a model."""
+"""Chat and text completions, complete or streamed, and scores of texts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Prompt = str | Sequence[int]
 
 
 class GenerationOptions(TypedDict, total=False):
-    """How to generate. What is left out, or ``None``, is the server's choice.
+    """Options of a generation, as in OpenAI's API. The server has defaults for those that are left out or None.
 
-    ``session`` names a conversation or visitor, so that an experiment gives it the same arm each time.
+    ``session`` identifies a conversation or visitor, whose requests an experiment assigns to the same arm.
     """
 
     max_tokens: int | None
@@ -46,41 +46,68 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class ChatOptions(GenerationOptions, total=False):
-    """``GenerationOptions`` and what only chat has."""
+    """`GenerationOptions` and the options of chat completions."""
 
     logprobs: bool | None
     top_logprobs: int | None
 
 
 class CompletionOptions(GenerationOptions, total=False):
-    """``GenerationOptions`` and what only completions have."""
+    """`GenerationOptions` and the options of text completions."""
 
     logprobs: int | None
     echo: bool | None
 
 
 def chat(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> Call[ChatCompletion]:
-    """A whole chat answer. ``messages`` is a list of role and content, or a string: one turn of the user."""
+    """Generate a chat completion.
+
+    Args:
+        model: the base, an adapter, a version or an alias: ``intents``, ``intents@7``, ``intents@candidate``.
+        messages: messages with ``role`` and ``content``, or the text of a single user message.
+        **options: see ``ChatOptions``.
+
+    Raises:
+        BadRequestError: if the messages or an option are invalid.
+        NotFoundError: if there is no such model.
+        OverloadedError: if the server's queue is full.
+    """
     return Call(request=_chat_request(model, messages, options), read=reader_of(ChatCompletion))
 
 
 def chat_stream(model: str, messages: Messages, **options: Unpack[ChatOptions]) -> StreamCall[ChatDelta]:
-    """A chat answer as it is written: iterate over the deltas; afterwards ``usage`` is there too."""
+    """Stream a chat completion: iterate over its deltas. Arguments and errors as for ``chat``; while iterating,
+    ``InterruptedAnswerError`` may be raised."""
     return StreamCall(request=_chat_request(model, messages, options, stream=True), chunk=ChatChunk)
 
 
 def complete(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Call[Completion]:
-    """A whole continuation of a text or of token ids."""
+    """Generate a text completion.
+
+    Args:
+        model: as for ``chat``.
+        prompt: a text, or token ids.
+        **options: see ``CompletionOptions``.
+
+    Raises:
+        GraftworkAPIError: as for ``chat``.
+    """
     return Call(request=_completion_request(model, prompt, options), read=reader_of(Completion))
 
 
 def complete_stream(model: str, prompt: Prompt, **options: Unpack[CompletionOptions]) -> StreamCall[CompletionDelta]:
-    """A continuation as it is written: iterate over the deltas; afterwards ``usage`` is there too."""
+    """Stream a text completion: iterate over its deltas. Arguments and errors as for ``complete``."""
     return StreamCall(request=_completion_request(model, prompt, options, stream=True), chunk=CompletionChunk)
 
 
 def score(model: str, prompt: Prompt, *, top: int = 1) -> Call[Score]:
-    """The log-probability of each token of a text, and the ``top`` most likely tokens at its place; writes nothing."""
+    """Score a text without generating: the log-probability of each token, and the most likely tokens at each position.
+
+    Args:
+        model: as for ``chat``.
+        prompt: a text, or token ids.
+        top: number of most likely tokens.
+    """
     options = CompletionOptions(echo=True, logprobs=top, max_tokens=0, temperature=0.0)
     return Call(request=_completion_request(model, prompt, options), read=_read_score)
 
@@ -110,14 +137,14 @@ def _completion_request(model: str, prompt: Prompt, options: CompletionOptions, 
 
 
 def _generation(path: str, body: dict[str, Any], options: Mapping[str, Any], stream: bool) -> CallRequest:
-    asked = without_none(**options)
-    session = asked.pop("session", None)
+    fields = without_none(**options)
+    session = fields.pop("session", None)
     if stream:
-        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
     return CallRequest(
         method="POST",
         path=path,
-        json=body | asked,
+        json=body | fields,
         headers={"x-graftwork-session": session} if session else {},
         read_timeout=None if stream else SLOW_TIMEOUT,
     )

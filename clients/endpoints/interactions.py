@@ -1,4 +1,4 @@
-"""Logged requests and their answers."""
+"""Interactions: logged requests and their answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graftwork.clients.types.pages import Page
 
 
 class InteractionFilter(TypedDict, total=False):
-    """Which interactions. ``status``: ok, error or cancelled; ``since`` and ``until`` as for feedback."""
+    """A filter for interactions. ``status`` is ok, error or cancelled; ``since`` is inclusive, ``until`` exclusive."""
 
     adapter: str | None
     experiment: str | None
@@ -26,7 +26,7 @@ class InteractionFilter(TypedDict, total=False):
 def list(
     *, after: str | None = None, limit: int | None = None, **which: Unpack[InteractionFilter]
 ) -> Call[Page[Interaction]]:
-    """A page of logged requests and answers, newest first; ``after`` is the last one's id of the page before."""
+    """List interactions, newest first; ``after`` is the last id of the previous page."""
     query = {**query_of(which), **without_none(after=after, limit=limit)}
     return Call(
         request=CallRequest(method="GET", path=path_of("interactions"), query=query), read=reader_of(Page[Interaction])
@@ -34,17 +34,21 @@ def list(
 
 
 def get(id: str) -> Call[Interaction]:
-    """A logged request and its answers, with what was said of them."""
+    """Get an interaction with its feedback.
+
+    Raises:
+        NotFoundError: if it was not logged, or is erased or expired.
+    """
     return Call(request=CallRequest(method="GET", path=path_of("interactions", id)), read=reader_of(Interaction))
 
 
 def export(**which: Unpack[InteractionFilter]) -> LinesCall[Interaction]:
-    """All logged requests and answers, oldest first, read while they are iterated."""
+    """Export all interactions that match a filter, oldest first. They are read while iterating."""
     return export_call("interactions", which, Interaction)
 
 
 def erase(*, user: str) -> Call[ErasureResult]:
-    """Erase what a user left behind: interactions, and the words of feedback. Says which versions learned from it."""
+    """Erase a user's interactions and the texts of their feedback, and return which versions learned from them."""
     request = CallRequest(
         method="DELETE", path=path_of("interactions"), query={"user": user}, read_timeout=SLOW_TIMEOUT
     )

@@ -1,4 +1,4 @@
-"""Training, as jobs of the server."""
+"""Training jobs of the server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,21 @@ def create(
     metadata: Mapping[str, str] | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Job]:
-    """Train a version of the adapter ``name``, on top of the base or of the version that ``model`` names.
+    """Create a job that trains a version of an adapter.
 
-    ``training_file`` is an uploaded file's id, or ``feedback``: what was said of the adapter's answers. ``method``:
-    supervised, dpo, kto, weighted_sft, pretrain, distillation, grpo or auto. Sent again with the same
-    ``idempotency_key`` it is one job; without one, the call makes one up, so that it may try again by itself when a
-    connection breaks.
+    Args:
+        model: the base, or the version that is trained further.
+        training_file: the id of an uploaded file or a stored data set, or ``feedback`` for the feedback on the adapter.
+        name: the name of the adapter; that of ``model`` by default.
+        validation_file: the id of a file of validation rows.
+        method: auto, supervised, dpo or another one of docs/learning.md.
+        hyperparameters: hyperparameters by name; see docs/learning.md.
+        seed: of the run.
+        metadata: metadata of the job.
+        idempotency_key: requests with the same key create one job. Random by default, so that the client can retry.
+
+    Raises:
+        BadRequestError: if an argument is invalid.
     """
     body = {
         "model": model,
@@ -54,7 +63,7 @@ def create(
 
 
 def list(*, adapter: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[Job]]:
-    """A page of jobs, newest first; ``after`` is the last one's id of the page before."""
+    """List jobs, newest first; ``after`` is the last id of the previous page."""
     query = without_none(adapter=adapter, after=after, limit=limit)
     return Call(
         request=CallRequest(method="GET", path=path_of("fine_tuning", "jobs"), query=query), read=reader_of(Page[Job])
@@ -62,24 +71,32 @@ def list(*, adapter: str | None = None, after: str | None = None, limit: int | N
 
 
 def get(id: str) -> Call[Job]:
-    """One job, as it stands."""
+    """Get a job with its progress.
+
+    Raises:
+        NotFoundError: if there is no such job.
+    """
     return Call(request=CallRequest(method="GET", path=path_of("fine_tuning", "jobs", id)), read=reader_of(Job))
 
 
 def cancel(id: str) -> Call[Job]:
-    """End a job now; nothing of it is published."""
+    """Cancel a job. No version is published.
+
+    Raises:
+        ConflictError: if it has ended.
+    """
     return Call(
         request=CallRequest(method="POST", path=path_of("fine_tuning", "jobs", id, "cancel")), read=reader_of(Job)
     )
 
 
 def events(id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[JobEvent]]:
-    """A page of what happened to a job, newest first; ``after`` is the last event's id of the page before."""
+    """List the events of a job, newest first; ``after`` is the last id of the previous page."""
     path, query = path_of("fine_tuning", "jobs", id, "events"), without_none(after=after, limit=limit)
     return Call(request=CallRequest(method="GET", path=path, query=query), read=reader_of(Page[JobEvent]))
 
 
 def checkpoints(id: str, *, after: str | None = None, limit: int | None = None) -> Call[Page[JobCheckpoint]]:
-    """A page of the steps after which a run was saved, newest first."""
+    """List the checkpoints of a job, newest first; ``after`` is the last id of the previous page."""
     path, query = path_of("fine_tuning", "jobs", id, "checkpoints"), without_none(after=after, limit=limit)
     return Call(request=CallRequest(method="GET", path=path, query=query), read=reader_of(Page[JobCheckpoint]))

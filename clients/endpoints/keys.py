@@ -9,17 +9,21 @@ from graftwork.clients.types.pages import Page
 
 
 def create(name: str, *, role: str = "app") -> Call[Key]:
-    """Make an API key; its ``secret`` is in this answer and never shown again. Roles: app, operator, admin."""
+    """Create an API key. Its ``secret`` is only in this response. ``role`` is app, operator or admin."""
     request = CallRequest(method="POST", path=path_of("keys"), json={"name": name, "role": role})
     return Call(request=request, read=reader_of(Key))
 
 
 def list(*, after: str | None = None, limit: int | None = None) -> Call[Page[Key]]:
-    """A page of the API keys, without their secrets."""
+    """List API keys, without their secrets; ``after`` is the last id of the previous page."""
     request = CallRequest(method="GET", path=path_of("keys"), query=without_none(after=after, limit=limit))
     return Call(request=request, read=reader_of(Page[Key]))
 
 
 def revoke(id: str) -> Call[Key]:
-    """Make a key useless from now on."""
+    """Revoke an API key.
+
+    Raises:
+        NotFoundError: if there is no such key.
+    """
     return Call(request=CallRequest(method="DELETE", path=path_of("keys", id)), read=reader_of(Key))

@@ -1,4 +1,4 @@
-"""When adapters learn by themselves."""
+"""Learning policies: when adapters are trained automatically."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from graftwork.clients.types.pages import Page
 
 
 def list() -> Call[Page[LearningPolicy]]:
-    """All adapters that learn by themselves, and how they stand."""
+    """List the learning policies of all adapters, with their state."""
     return Call(
         request=CallRequest(method="GET", path=path_of("learning_policies")), read=reader_of(Page[LearningPolicy])
     )
 
 
 def get(adapter: str) -> Call[LearningPolicy]:
-    """When an adapter learns by itself, and how that stands; raises ``NotFoundError`` when it does not."""
+    """Get the learning policy of an adapter, with its state.
+
+    Raises:
+        NotFoundError: if the adapter has no learning policy.
+    """
     return Call(request=CallRequest(method="GET", path=_learning_path(adapter)), read=reader_of(LearningPolicy))
 
 
@@ -33,9 +37,17 @@ def set(
     method: str = "auto",
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Call[LearningPolicy]:
-    """Let an adapter learn by itself: ``after`` so many new judgements, or ``every_days`` with ``at_least`` so many;
-    ``None`` turns one of the two off. Every ``control_every``-th round begins with the base, to compare with.
-    ``method`` and ``hyperparameters`` are those of its jobs."""
+    """Set the learning policy of an adapter.
+
+    Args:
+        adapter: the name of the adapter.
+        after: number of new judgements that starts a round; None turns this trigger off.
+        every_days: days after which a round starts; None turns this trigger off.
+        at_least: minimum number of new judgements for that.
+        control_every: every so many rounds, a round trains from the base for comparison; None for no such rounds.
+        method: the method of its jobs.
+        hyperparameters: the hyperparameters of its jobs.
+    """
     body = {
         "after": after,
         "every_days": every_days,
@@ -50,7 +62,7 @@ def set(
 
 
 def remove(adapter: str) -> Call[LearningPolicy]:
-    """Let an adapter learn on command alone. A round that is under way goes on."""
+    """Remove the learning policy of an adapter. A running round continues."""
     return Call(request=CallRequest(method="DELETE", path=_learning_path(adapter)), read=reader_of(LearningPolicy))
 
 

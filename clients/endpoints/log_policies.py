@@ -1,4 +1,4 @@
-"""What is logged, and for how long."""
+"""Log policies: which interactions are logged, and how long they are kept."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
 def list() -> Call[LogPolicyList]:
-    """What is logged of single adapters and keys, for how long, and the default."""
+    """List the log policies of adapters and keys, and the default."""
     return Call(request=CallRequest(method="GET", path=path_of("log_policies")), read=reader_of(LogPolicyList))
 
 
 def set(
     *, adapter: str | None = None, key: str | None = None, log: bool = True, retention_days: float | None = None
 ) -> Call[LogPolicy]:
-    """Say whether what an adapter (or the base, by its id) answers, or a key asks, is logged, and for how long."""
+    """Set the log policy of an adapter or a key.
+
+    Args:
+        adapter: the name of an adapter, or the id of the base.
+        key: the id of a key, in place of ``adapter``.
+        log: whether its interactions are logged.
+        retention_days: days for which they are kept; None for the default.
+
+    Raises:
+        InvalidArgumentError: unless exactly one of ``adapter`` and ``key`` is given.
+    """
     body = {"log": log, **without_none(retention_days=retention_days)}
     return Call(
         request=CallRequest(method="PUT", path=_policy_path(adapter, key), json=body), read=reader_of(LogPolicy)
@@ -24,7 +34,11 @@ def set(
 
 
 def remove(*, adapter: str | None = None, key: str | None = None) -> Call[LogPolicy]:
-    """Let the default hold again for an adapter or a key."""
+    """Remove the log policy of an adapter or a key, so that the default applies.
+
+    Raises:
+        InvalidArgumentError: unless exactly one of ``adapter`` and ``key`` is given.
+    """
     return Call(request=CallRequest(method="DELETE", path=_policy_path(adapter, key)), read=reader_of(LogPolicy))
 
 

@@ -1,7 +1,4 @@
-"""What descriptions of calls are made of: paths, queries, bodies without what was not given, and readers of answers.
-
-Knows no particular noun.
-"""
+"""Helpers for descriptions of calls: paths, queries, bodies, and readers of responses."""
 
 from __future__ import annotations
 
@@ -18,11 +15,15 @@ from graftwork.clients.http.wire import parse
 T = TypeVar("T")
 
 Timestamp = datetime | float | str
-"""With a time zone, unix seconds, or ISO 8601."""
+"""A point in time: a datetime with a time zone, unix seconds, or a text in ISO 8601."""
 
 
 def path_of(*segments: str) -> str:
-    """``/v1/…``, each segment quoted. Raises InvalidArgumentError for one that would name something else."""
+    """Build a path ``/v1/…`` from segments, which are quoted.
+
+    Raises:
+        InvalidArgumentError: if a segment is empty, ``.`` or ``..``.
+    """
     for segment in segments:
         if segment in ("", ".", ".."):
             raise InvalidArgumentError(f"{segment!r} names nothing")
@@ -30,23 +31,23 @@ def path_of(*segments: str) -> str:
 
 
 def without_none(**options: Any) -> dict[str, Any]:
-    """Those that are not None: what is left out is the server's choice."""
+    """Return the options that are not None; the server has defaults for the others."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def query_of(which: Mapping[str, Any]) -> dict[str, Any]:
-    """A filter as a query. Moments travel as unix seconds, or as the text that they were given as."""
-    moments = {name: value.timestamp() for name, value in which.items() if isinstance(value, datetime)}
-    return without_none(**{**which, **moments})
+    """Convert a filter to query parameters; datetimes become unix seconds."""
+    times = {name: value.timestamp() for name, value in which.items() if isinstance(value, datetime)}
+    return without_none(**{**which, **times})
 
 
 def reader_of(kind: type[T]) -> Callable[[CallResponse], T]:
-    """Reads an answer that is one ``kind``."""
+    """Return a function that reads the body of a response as a type."""
     return lambda reply: parse(kind, reply.json())
 
 
 def export_call(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:
-    """All rows of a noun, a ``kind`` a line."""
+    """Describe the export of all records of a noun that match a filter; each line is one of a type."""
     request = CallRequest(method="GET", path=path_of(noun, "export"), query=query_of(which), read_timeout=SLOW_TIMEOUT)
     return LinesCall(request=request, read=lambda line: parse(kind, _decoded(line)))
 

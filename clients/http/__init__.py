@@ -1,1 +1,1 @@
-"""How calls are described and carried over HTTP: requests, retries, streams, JSON to dataclasses."""
+"""The HTTP layer of the clients: descriptions of calls, retries, streams, and JSON to dataclasses."""

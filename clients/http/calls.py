@@ -1,7 +1,4 @@
-"""What a call is: a request described, and how its answer is read.
-
-Endpoints make calls, the clients carry them out. Knows no HTTP library and no particular route.
-"""
+"""Calls: the description of a request, and how its response is read. Endpoints build calls, and clients run them."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from graftwork.clients.errors import GraftworkProtocolError
 from graftwork.clients.types.generation import Usage
 
-QUICK_TIMEOUT = 30.0  # seconds to wait for an answer that needs no model
-SLOW_TIMEOUT = 600.0  # seconds to wait for an answer that the model has to write, or for an adapter to be checked
+QUICK_TIMEOUT = 30.0  # seconds, for requests that do not run the model
+SLOW_TIMEOUT = 600.0  # seconds, for requests that run the model or check an adapter
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -26,7 +23,14 @@ ProgressCallback = Callable[[int, int], None]  # bytes sent so far, bytes in all
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MultipartUpload:
-    """Files to send as one multipart form, all as ``field``, read from disk while they are sent."""
+    """Files that are sent as a multipart form and streamed from disk.
+
+    Attributes:
+        files: the files.
+        fields: other fields of the form.
+        progress: called with the bytes sent so far and the total.
+        field: the field name of all files.
+    """
 
     files: tuple[Path, ...]
     fields: Mapping[str, str]
@@ -36,8 +40,19 @@ class MultipartUpload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallRequest:
-    """One HTTP request, described. ``accept`` are statuses besides 2xx that carry an answer and not an error;
-    ``repeatable``: sent twice it takes effect once, as every GET."""
+    """The description of an HTTP request.
+
+    Attributes:
+        method: the HTTP method.
+        path: the path, with ``/v1``.
+        query: query parameters.
+        json: the JSON body.
+        headers: additional headers.
+        upload: files to send in place of a JSON body.
+        accepted_statuses: statuses besides 2xx that are not errors.
+        idempotent: whether it may be sent again after a connection error, as every GET may.
+        read_timeout: time to wait for data, in seconds; None waits without limit.
+    """
 
     method: str
     path: str
@@ -52,13 +67,18 @@ class CallRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallResponse:
-    """What came back: status, headers and the body as text."""
+    """A response: status, headers and the body as text."""
 
     status: int
     headers: Mapping[str, str]
     text: str
 
     def json(self) -> Any:
+        """Parse the body as JSON.
+
+        Raises:
+            GraftworkProtocolError: if it is not JSON.
+        """
         try:
             return json.loads(self.text)
         except ValueError as error:
@@ -69,27 +89,30 @@ class CallResponse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call(Generic[T]):
-    """A request and how to read its answer."""
+    """A request, and the function that reads its response."""
 
     request: CallRequest
     read: Callable[[CallResponse], T]
 
 
 class StreamChunk(Protocol[T_co]):
-    """The wire type of one streamed event. ``id`` is the whole answer's."""
+    """The type of a streamed event's data."""
 
     @property
-    def id(self) -> str | None: ...
+    def id(self) -> str | None:
+        """The id of the whole answer."""
 
     @property
-    def usage(self) -> Usage | None: ...
+    def usage(self) -> Usage | None:
+        """The token counts, in the last event."""
 
-    def deltas(self) -> Sequence[T_co]: ...
+    def deltas(self) -> Sequence[T_co]:
+        """Return what the event adds to each choice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamCall(Generic[T]):
-    """A request that is answered by server-sent events, and the wire type of one event's ``data``."""
+    """A request that is answered by server-sent events, and the type of an event's data."""
 
     request: CallRequest
     chunk: type[StreamChunk[T]]
@@ -97,16 +120,16 @@ class StreamCall(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinesCall(Generic[T]):
-    """A request that is answered by JSON lines, and how one of them is read."""
+    """A request that is answered by JSON lines, and the function that reads a line."""
 
     request: CallRequest
     read: Callable[[bytes], T]
 
 
 def with_signature_of(describe: Callable[..., Any]) -> Callable[[F], F]:
-    """Give a client's method the name, the docstring and the parameters of the endpoint that it carries out."""
+    """Return a decorator that gives a method of a client the name, docstring and parameters of an endpoint."""
 
-    def dress(method: F) -> F:
+    def decorate(method: F) -> F:
         signature = inspect.signature(describe)
         self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         method.__name__, method.__doc__ = describe.__name__, describe.__doc__
@@ -115,10 +138,10 @@ def with_signature_of(describe: Callable[..., Any]) -> Callable[[F], F]:
         )
         return method
 
-    return dress
+    return decorate
 
 
 def shorten(text: str, length: int = 200) -> str:
-    """One line of at most ``length`` characters, for quoting in a message."""
+    """Shorten a text to one line of at most ``length`` characters, for messages."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"

@@ -1,7 +1,6 @@
-"""Server-sent events to deltas: bytes in, deltas out, in linear time.
+"""Incremental parsing of server-sent events and JSON lines, in linear time.
 
-Does no reading itself, so that it serves both clients and is tested with a list of bytes. Events end in a blank line
-and lines in LF or CRLF, as every server writes them.
+The readers do no I/O: both clients feed them with bytes. Events end with a blank line, and lines with LF or CRLF.
 """
 
 from __future__ import annotations
@@ -35,13 +34,14 @@ class _ChatChunkChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatChunk:
-    """One event of a streamed chat answer. The last one has no choices and the usage."""
+    """An event of a streamed chat answer. The last one has the usage and no choices."""
 
     id: str | None = None
     choices: tuple[_ChatChunkChoice, ...]
     usage: Usage | None = None
 
     def deltas(self) -> list[ChatDelta]:
+        """Return what the event adds to each choice."""
         return [
             ChatDelta(
                 index=choice.index,
@@ -55,13 +55,14 @@ class ChatChunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionChunk:
-    """One event of a streamed completion. The last one has no choices and the usage."""
+    """An event of a streamed completion. The last one has the usage and no choices."""
 
     id: str | None = None
     choices: tuple[CompletionChoice, ...]
     usage: Usage | None = None
 
     def deltas(self) -> list[CompletionDelta]:
+        """Return what the event adds to each choice."""
         return [
             CompletionDelta(
                 index=choice.index,
@@ -74,13 +75,13 @@ class CompletionChunk:
 
 
 class LineReader:
-    """Cuts bytes into lines: at line feeds alone, which no JSON string holds."""
+    """Splits bytes into lines, at line feeds only, which JSON strings never contain."""
 
     def __init__(self) -> None:
         self._line = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take the next bytes, however they were cut."""
+        """Add bytes, and yield the lines that are complete."""
         self._line += data
         if b"\n" in data:
             *lines, self._line = self._line.split(b"\n")
@@ -88,7 +89,16 @@ class LineReader:
 
 
 class EventReader(Generic[T]):
-    """Reads one response. ``id`` is known from the first event, ``usage`` once it has arrived, ``done`` at the end."""
+    """Parses the server-sent events of one response.
+
+    Args:
+        chunk: the type of an event's data.
+
+    Attributes:
+        id: the id of the answer, from the first event on.
+        usage: the token counts, from the last event on.
+        done: whether the end marker has arrived.
+    """
 
     def __init__(self, chunk: type[StreamChunk[T]]) -> None:
         self._chunk = chunk
@@ -99,7 +109,12 @@ class EventReader(Generic[T]):
         self.done = False
 
     def feed(self, data: bytes) -> Iterator[T]:
-        """Take the next bytes, however they were cut; raises ``InterruptedAnswerError`` when the server says so."""
+        """Add bytes, and yield the deltas of the events that are complete.
+
+        Raises:
+            InterruptedAnswerError: if the server reports an error.
+            GraftworkProtocolError: if an event cannot be read.
+        """
         for payload in self._events(data):
             if payload == b"[DONE]":
                 self.done = True
@@ -124,13 +139,13 @@ class EventReader(Generic[T]):
             body = json.loads(payload)
         except ValueError as error:
             raise GraftworkProtocolError(f"the stream carried {payload[:200]!r}, which is no JSON") from error
-        if isinstance(body, dict) and isinstance(said := body.get("error"), dict):
+        if isinstance(body, dict) and isinstance(error_fields := body.get("error"), dict):
             raise InterruptedAnswerError(
-                said.get("message") or "the server broke the answer off and did not say why",
+                error_fields.get("message") or "the server broke the answer off and did not say why",
                 status=200,
-                type=said.get("type"),
-                param=said.get("param"),
-                code=said.get("code"),
+                type=error_fields.get("type"),
+                param=error_fields.get("param"),
+                code=error_fields.get("code"),
             )
         chunk = parse(self._chunk, body)
         self.id = chunk.id or self.id

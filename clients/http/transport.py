@@ -1,7 +1,6 @@
-"""How a request reaches the server: where that is, what is sent, what counts as an answer, what is tried again.
+"""The parts of the transport that both clients share: addresses, requests, errors, and the decision to retry.
 
-What both clients share and neither repeats. Everything here is decided without waiting; the two clients do the
-waiting.
+Nothing here waits or does network I/O; the clients do.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from graftwork.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_TIMEOUT = 5.0  # seconds
-MAX_RETRY_DELAY = 30.0  # seconds; a server that asks for more is told to the caller instead of waited for
-FIRST_BACKOFF = 0.2  # seconds, doubled each time
-# A server, or a proxy before it, closes a connection that has idled for some seconds, Uvicorn's and httpx's default
-# alike for five: a request sent in that moment breaks, and nobody knows whether it took effect. So we let go first.
+MAX_RETRY_DELAY = 30.0  # seconds; if the server asks for a longer delay, its error is raised
+FIRST_BACKOFF = 0.2  # seconds, doubled with each retry
+# Servers and proxies close idle connections, Uvicorn and httpx by default after five seconds. A request that is sent at
+# that moment fails, and it is unknown whether it took effect. So idle connections are closed earlier here.
 CONNECTION_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
 
 AttemptResult = httpx.Response | httpx.RequestError
@@ -43,7 +42,14 @@ AttemptResult = httpx.Response | httpx.RequestError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionSettings:
-    """Where the server is and how patient the client is. ``read_timeout`` overrides what each call would wait."""
+    """The settings of a client.
+
+    Attributes:
+        url: address of the server, without ``/v1``.
+        api_key: the API key.
+        max_retries: number of retries after the first attempt.
+        read_timeout: replaces the timeout of each call, in seconds.
+    """
 
     url: str
     api_key: str | None = field(repr=False)
@@ -54,8 +60,12 @@ class ConnectionSettings:
     def resolve(
         cls, url: str | None, api_key: str | None, max_retries: int, read_timeout: float | None
     ) -> ConnectionSettings:
-        """Fill in ``GRAFTWORK_URL`` and ``GRAFTWORK_API_KEY``, and check both; raises ``SettingsError``."""
-        # People paste what the openai client calls base_url, which ends in /v1.
+        """Build the settings, with defaults from ``GRAFTWORK_URL`` and ``GRAFTWORK_API_KEY``.
+
+        Raises:
+            SettingsError: if the URL or the key is invalid.
+        """
+        # The base_url of the openai client, which ends in /v1, is accepted, too.
         wanted = (url or os.environ.get("GRAFTWORK_URL") or DEFAULT_URL).strip().rstrip("/").removesuffix("/v1")
         try:
             parsed = httpx.URL(wanted)
@@ -69,11 +79,11 @@ class ConnectionSettings:
         return cls(url=wanted, api_key=key or None, max_retries=max_retries, read_timeout=read_timeout)
 
     def http_options(self) -> dict[str, Any]:
-        """Arguments for ``httpx.Client`` and ``httpx.AsyncClient``."""
+        """Return the arguments for ``httpx.Client`` and ``httpx.AsyncClient``."""
         headers = {"user-agent": f"graftwork/{__version__}"}
         if self.api_key:
             headers["authorization"] = f"Bearer {self.api_key}"
-        # A proxy from the environment cannot reach this machine's loopback, though it is often configured as if.
+        # A proxy from the environment cannot reach the loopback interface of this machine.
         return {
             "headers": headers,
             "limits": CONNECTION_LIMITS,
@@ -82,7 +92,11 @@ class ConnectionSettings:
 
     @contextlib.contextmanager
     def open_request(self, request: CallRequest) -> Iterator[dict[str, Any]]:
-        """Arguments for ``build_request``; the files of an upload are open inside the ``with`` and closed after it."""
+        """Yield the arguments for httpx's ``build_request``. The files of an upload are open for the block.
+
+        Raises:
+            LocalFileError: if a file cannot be read.
+        """
         read_timeout = request.read_timeout and (self.read_timeout or request.read_timeout)
         arguments: dict[str, Any] = {
             "method": request.method,
@@ -100,11 +114,21 @@ class ConnectionSettings:
             yield arguments
 
     def response_or_delay(self, request: CallRequest, outcome: AttemptResult, attempt: int) -> httpx.Response | float:
-        """Decide over one attempt, counted from 0: the answer, or the seconds after which to try again.
+        """Decide whether an attempt succeeded, is retried, or fails.
 
-        Raises what the caller shall see otherwise. Tried again are a GET, or what is as harmless to repeat, that met a
-        broken connection or a gateway's error, and whatever the server refused with 429 or 503 and a ``Retry-After``:
-        that never took effect.
+        Idempotent requests are retried after connection errors (except timeouts) and statuses 429, 502, 503 and 504.
+        All requests are retried after 429 or 503 with ``Retry-After``, since these had no effect.
+
+        Args:
+            request: the request.
+            outcome: the response, or the error of httpx.
+            attempt: number of the attempt, from 0.
+
+        Returns:
+            The response, or the time in seconds after which to retry.
+
+        Raises:
+            GraftworkClientError: if the request failed and is not retried.
         """
         if isinstance(outcome, httpx.Response) and (
             outcome.is_success or outcome.status_code in request.accepted_statuses
@@ -118,11 +142,11 @@ class ConnectionSettings:
             wait = FIRST_BACKOFF * 2**attempt
         if wait is None or wait > MAX_RETRY_DELAY:
             raise error
-        return wait * (1 + random.random() / 4)  # so that many clients told the same do not return as one
+        return wait * (1 + random.random() / 4)  # jitter, so that many clients do not retry at the same time
 
     def connection_error(self, error: httpx.RequestError) -> GraftworkConnectionError:
-        """The error to raise for one of httpx's; also for a stream that breaks in the middle."""
-        # Not raised from httpx's error: the cause is in the message, and tracebacks of a closed port help nobody.
+        """Return the error for one of httpx, of a request or of a stream that broke."""
+        # Its message has the cause: the traceback of httpx is not useful to users.
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return GraftworkConnectionError(
                 f"no Graftwork server answers at {self.url} ({shorten(str(error)) or 'timed out'}). "
@@ -138,7 +162,7 @@ class ConnectionSettings:
         )
 
     def cut_off_error(self) -> GraftworkConnectionError:
-        """The error to raise for a stream that ends before its end marker."""
+        """Return the error for a stream that ended without its end marker."""
         return GraftworkConnectionError(f"{self.url} broke the answer off before its end.", url=self.url)
 
 
@@ -154,7 +178,7 @@ def _open(upload: MultipartUpload, opened: contextlib.ExitStack) -> list[tuple[s
 
 
 class _UploadProgress:
-    """Adds up what has been read of all files of one attempt."""
+    """Counts the bytes that were read from all files of an attempt."""
 
     def __init__(self, upload: MultipartUpload) -> None:
         self._report = upload.progress
@@ -168,7 +192,7 @@ class _UploadProgress:
 
 
 class _CountedFile(io.FileIO):
-    """A file that tells how much of it was read. httpx reads it in pieces of 64 KiB as it sends."""
+    """A file that counts the bytes read. httpx reads it in chunks of 64 KiB while sending."""
 
     def __init__(self, path: Path, counter: _UploadProgress) -> None:
         super().__init__(path, "rb")
@@ -181,14 +205,14 @@ class _CountedFile(io.FileIO):
 
 
 def _requested_delay(outcome: AttemptResult) -> float | None:
-    """Seconds after which a server that refused a request unread wants it again."""
+    """Return the ``Retry-After`` of a request that was refused before it was processed, in seconds; None without."""
     if isinstance(outcome, httpx.Response) and outcome.status_code in (429, 503):
         return _retry_after(outcome)
     return None
 
 
 def _is_transient(outcome: AttemptResult) -> bool:
-    """Whether the same request may well succeed in a moment."""
+    """Whether the same request may succeed soon."""
     if isinstance(outcome, httpx.Response):
         return outcome.status_code in (429, 502, 503, 504)
     return not isinstance(outcome, httpx.TimeoutException)
@@ -203,28 +227,28 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def _api_error(response: httpx.Response) -> GraftworkAPIError:
-    """Read OpenAI's error body; what is no such body becomes the message itself."""
+    """Build the error of a response, from OpenAI's error body or else from its text."""
     status = response.status_code
-    said = error_body(response.text)
+    fields = error_body(response.text)
     return error_class(status)(
-        said.get("message") or f"HTTP {status} {response.reason_phrase}: {shorten(response.text) or 'no body'}",
+        fields.get("message") or f"HTTP {status} {response.reason_phrase}: {shorten(response.text) or 'no body'}",
         status=status,
-        type=said.get("type"),
-        param=said.get("param"),
-        code=said.get("code"),
+        type=fields.get("type"),
+        param=fields.get("param"),
+        code=fields.get("code"),
         request_id=response.headers.get("x-request-id"),
         retry_after=_retry_after(response),
     )
 
 
 def error_body(text: str) -> Mapping[str, Any]:
-    """What is under ``error`` in a body, or nothing when the body is not of that form."""
+    """Return the object under ``error`` in a body; an empty one if the body does not have that form."""
     try:
         body = json.loads(text)
     except ValueError:
         return {}
-    said = body.get("error") if isinstance(body, dict) else None
-    return said if isinstance(said, dict) else {}
+    fields = body.get("error") if isinstance(body, dict) else None
+    return fields if isinstance(fields, dict) else {}
 
 
 def _is_loopback(host: str) -> bool:

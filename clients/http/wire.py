@@ -1,8 +1,8 @@
-"""JSON to frozen dataclasses and back: strict about what is there, tolerant of fields it does not know.
+"""Conversion of JSON to frozen dataclasses and back. Known fields are checked strictly, unknown fields are ignored.
 
-A dataclass's field names are the wire's names. Its annotations say what is accepted: ``str``, ``int``, ``float``,
-``bool``, ``datetime`` (unix seconds on the wire), ``X | None``, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any`` and
-other dataclasses. A field with a default may be absent.
+The names of fields are those of the JSON. Their annotations may be ``str``, ``int``, ``float``, ``bool``, ``datetime``
+(unix seconds in JSON), ``X | None``, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any`` and other dataclasses. A field
+with a default may be absent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], value: object) -> T:
-    """Read a decoded JSON ``value`` as a ``kind``; raises ``GraftworkProtocolError`` naming the field that is wrong."""
+    """Convert decoded JSON to a type.
+
+    Raises:
+        GraftworkProtocolError: if the value is not of that type; the message names the field.
+    """
     return typing.cast(T, _parse(kind, value, kind.__name__))
 
 
 def dump(value: Any) -> Any:
-    """The JSON form of a parsed value: what ``parse`` would read again."""
+    """Convert a value of `parse` back to JSON's types."""
     if dataclasses.is_dataclass(value):
         return {field.name: dump(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, datetime):
@@ -65,7 +69,7 @@ def _parse_dataclass(kind: type, arguments: tuple[Any, ...], value: Any, where: 
     known: dict[str, Any] = {}
     for name, (annotation, required) in _fields(kind).items():
         if name in found:
-            # A generic's field is written with its type variable: Page[Adapter].data is a tuple[Adapter, ...].
+            # The annotation of a generic has a type variable: Page[Adapter].data is a tuple[Adapter, ...].
             bound = annotation[arguments] if getattr(annotation, "__parameters__", ()) else annotation
             known[name] = _parse(bound, found[name], f"{where}.{name}")
         elif required:
@@ -75,7 +79,7 @@ def _parse_dataclass(kind: type, arguments: tuple[Any, ...], value: Any, where: 
 
 @functools.cache
 def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Field name to its annotation and whether it must be there."""
+    """Return the annotation of each field, and whether it is required."""
     annotations = typing.get_type_hints(kind)
     missing = dataclasses.MISSING
     return {
@@ -92,7 +96,7 @@ def _parse_datetime(seconds: float, where: str) -> datetime:
 
 
 def _expect(kind: type[T], value: Any, where: str) -> T:
-    if type(value) is not kind:  # not isinstance: JSON's true is no number
+    if type(value) is not kind:  # not isinstance: bool is a subclass of int
         found = type(value).__name__
         raise GraftworkProtocolError(
             f"the server's answer has {found} at {where}, not {kind.__name__}; is this a Graftwork server?"

@@ -35,14 +35,14 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushedVersion(Version):
-    """The version that a push ended in. ``created`` is false when the very same bytes were there already."""
+    """The version that a push resulted in. ``created`` is False if the same files had been pushed before."""
 
     created: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """A named task with its versions. ``residency`` is that of the live version: device, host or store."""
+    """An adapter with its versions. ``residency`` is where the live version is: device, host or store."""
 
     name: str
     created_at: datetime
@@ -53,13 +53,13 @@ class Adapter:
     tokens: int = 0
 
     def aliases_of(self, version: int) -> tuple[str, ...]:
-        """The aliases that point at a version, sorted."""
+        """Return the aliases that point at a version, sorted."""
         return tuple(sorted(alias for alias, number in self.aliases.items() if number == version))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterEvent:
-    """One line of an adapter's append-only history. ``action``: push, promote, rollback or retire."""
+    """An event of an adapter's append-only history. ``action`` is push, promote, rollback or retire."""
 
     id: int
     at: datetime

@@ -1,4 +1,4 @@
-"""What the server says of experiments, as frozen dataclasses: field names as on the wire, times in UTC.
+"""Experiments and their readings.
 
 Fields whose set of values may grow (``status``, ``decision``, ``action``) are plain strings.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentMetric:
-    """What is measured. ``label`` is what readings call it, ``goal`` whether more (up) or less (down) is better."""
+    """A metric. ``label`` is its name in readings; ``goal`` is ``up`` if higher is better, else ``down``."""
 
     name: str
     label: str
@@ -24,9 +24,10 @@ class ExperimentMetric:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentArm:
-    """One way to answer: a version (``adapter`` is its id, or the base's), and what it does differently.
+    """An arm: a version, or the base, with its settings.
 
-    ``weight`` is its share of the units now; a shadow arm has none, and copies of the ``shadow`` share of requests.
+    ``adapter`` is the id of the version or the base. ``weight`` is the arm's current share of the units, 0 to 1. A
+    shadow arm has none; it gets copies of the share ``shadow`` of requests.
     """
 
     name: str
@@ -42,7 +43,7 @@ class ExperimentArm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentGuardrail:
-    """What no treatment may do: be worse than ``limit``, or worse than the control by more than ``margin``."""
+    """A guardrail: no treatment may be worse than ``limit``, or worse than the control by more than ``margin``."""
 
     metric: ExperimentMetric
     limit: float | None = None
@@ -52,7 +53,7 @@ class ExperimentGuardrail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentDecision:
-    """When an experiment is decided; ``automatic``: and acted upon."""
+    """The decision rule of an experiment; ``automatic`` if the server applies its decision."""
 
     promote_above: float | None
     stop_below: float | None
@@ -63,7 +64,7 @@ class ExperimentDecision:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentRamp:
-    """The treatment's weights, one after the other."""
+    """The successive weights of a treatment."""
 
     weights: tuple[float, ...]
     min_units: int
@@ -72,7 +73,7 @@ class ExperimentRamp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentEpoch:
-    """From ``at`` on the arms had these weights."""
+    """A period with constant weights of the arms; ``at`` is its beginning."""
 
     number: int
     at: datetime
@@ -81,7 +82,8 @@ class ExperimentEpoch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmReading:
-    """One arm so far. ``mean``, ``lower`` and ``upper`` are of the primary metric, over the ``judged`` units."""
+    """The statistics of an arm. ``mean`` and its confidence interval, ``lower`` to ``upper``, are those of the primary
+    metric over ``judged`` units."""
 
     arm: str
     judged: int
@@ -96,7 +98,7 @@ class ArmReading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmComparison:
-    """A treatment's difference to the control, with an interval that holds at all times; ``None``: nothing is known."""
+    """The difference of a treatment to the control, with an anytime-valid confidence interval; None without data."""
 
     arm: str
     units: int
@@ -109,7 +111,7 @@ class ArmComparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardrailReading:
-    """One guardrail for one treatment: breached once ``evidence`` has reached ``threshold``."""
+    """The state of a guardrail for a treatment. It is breached once ``evidence`` has reached ``threshold``."""
 
     arm: str
     metric: str
@@ -123,7 +125,7 @@ class GuardrailReading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRatio:
-    """Whether the arms get the shares that they were promised: of units, and of those that were rated."""
+    """The test for sample ratio mismatch, of all units and of units with feedback."""
 
     evidence: float
     evidence_rated: float | None
@@ -133,7 +135,7 @@ class SampleRatio:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShadowReading:
-    """A shadow arm's copies, and its answers beside those that users got."""
+    """The statistics of a shadow arm: its requests, and its answers compared with those that users got."""
 
     arm: str
     sampled: int
@@ -150,7 +152,8 @@ class ShadowReading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentReading:
-    """How an experiment stands. ``learned`` are units left out because a version had learned from them."""
+    """The statistics of an experiment at one time. ``learned`` is the number of units that were excluded because a
+    version had learned from them."""
 
     at: datetime | None = None
     units: int
@@ -164,7 +167,7 @@ class ExperimentReading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadingPoint:
-    """How it stood at a time: a point of the picture."""
+    """The main statistics of an experiment at an earlier time, for charts."""
 
     at: datetime
     units: int
@@ -174,7 +177,7 @@ class ReadingPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentOutcome:
-    """How it ended. ``decision``: promoted, harm, guardrail, undecided or stopped."""
+    """The outcome of an experiment. ``decision`` is promoted, harm, guardrail, undecided or stopped."""
 
     decision: str
     arm: str | None
@@ -185,7 +188,7 @@ class ExperimentOutcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentEvent:
-    """One line of its history. ``action``: start, weights, rollback, advice, alarm or stop."""
+    """An event of an experiment. ``action`` is start, weights, rollback, advice, alarm or stop."""
 
     id: int
     at: datetime
@@ -199,9 +202,9 @@ class ExperimentEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """An experiment, and how it stands (``reading``; ``None`` before the first).
+    """An experiment, and its latest statistics (``reading``; None before the first).
 
-    ``history``, newest first, and ``readings``, oldest first, are there where one experiment was asked for.
+    ``history``, newest first, and ``readings``, oldest first, are set by ``get`` only, and are empty in lists.
     """
 
     name: str
@@ -227,13 +230,15 @@ class Experiment:
 
     @property
     def running(self) -> bool:
+        """Whether the experiment has not ended."""
         return self.status == "running"
 
     @property
     def control(self) -> ExperimentArm:
+        """The control arm."""
         return next(arm for arm in self.arms if arm.control)
 
     @property
     def treatments(self) -> tuple[ExperimentArm, ...]:
-        """Arms that are drawn, without the control."""
+        """The arms that units are assigned to, except the control."""
         return tuple(arm for arm in self.arms if arm.shadow is None and not arm.control)

@@ -9,9 +9,9 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feedback:
-    """What somebody said of one choice of an answer. ``adapter`` is the version that was rated, or the base's id.
+    """Feedback on a choice of an answer. ``adapter`` is the version that answered, or the base's id.
 
-    With ``erased_at``, what had been written in words was erased then.
+    If ``erased_at`` is set, its texts were erased at that time.
     """
 
     id: int
@@ -37,6 +37,6 @@ class Feedback:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SentFeedback(Feedback):
-    """The feedback that a call ended in. ``created`` is false when its idempotency key had said it already."""
+    """The stored feedback. ``created`` is False if feedback with the same idempotency key existed already."""
 
     created: bool

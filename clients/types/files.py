@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadedFile:
-    """An uploaded file, or the results of a job. ``bytes`` is its size."""
+    """An uploaded file, or a result file of a job. ``bytes`` is its size."""
 
     id: str
     bytes: int
@@ -20,7 +20,7 @@ class UploadedFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deleted:
-    """That something is gone."""
+    """The confirmation of a deletion."""
 
     id: str
     deleted: bool

@@ -9,14 +9,14 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptTokens:
-    """Of a prompt's tokens, ``cached_tokens`` did not have to be computed."""
+    """Details of a prompt's tokens: ``cached_tokens`` were taken from the prefix cache."""
 
     cached_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens read and written for one request."""
+    """Token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,7 +26,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Who answered: ``name@version``, or the base's id when no adapter did; and as which arm of which experiment."""
+    """What answered: ``name@version`` or the base's id, and the arm of an experiment if it was one."""
 
     adapter: str
     experiment: str | None = None
@@ -35,7 +35,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alternative:
-    """A token that could have stood here, and its log-probability."""
+    """An alternative token at a position, and its log-probability in nats."""
 
     token: str
     logprob: float
@@ -44,7 +44,7 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprob:
-    """A chosen token, its log-probability, and the most likely tokens at its place."""
+    """A generated token, its log-probability in nats, and the most likely tokens at its position."""
 
     token: str
     logprob: float
@@ -54,14 +54,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatLogprobs:
-    """Log-probabilities of a chat answer, token by token."""
+    """Log-probabilities of the tokens of a chat answer."""
 
     content: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatMessage:
-    """One turn as the model wrote it."""
+    """A generated message."""
 
     role: str
     content: str | None
@@ -69,7 +69,7 @@ class ChatMessage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatChoice:
-    """One of ``n`` answers."""
+    """One of the ``n`` choices of a chat completion."""
 
     index: int
     message: ChatMessage
@@ -79,7 +79,7 @@ class ChatChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatCompletion:
-    """A whole chat answer."""
+    """A chat completion."""
 
     id: str
     created: datetime
@@ -101,7 +101,7 @@ class ChatCompletion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionLogprobs:
-    """Four lists of one length, one entry per token. A prompt's first token has no log-probability."""
+    """Log-probabilities in nats, as lists with an entry per token. The first token of a prompt has none."""
 
     tokens: tuple[str, ...]
     token_logprobs: tuple[float | None, ...]
@@ -111,7 +111,7 @@ class CompletionLogprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionChoice:
-    """One of ``n`` continuations."""
+    """One of the ``n`` choices of a text completion."""
 
     index: int
     text: str
@@ -121,7 +121,7 @@ class CompletionChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """A whole text completion."""
+    """A text completion."""
 
     id: str
     created: datetime
@@ -143,7 +143,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """How likely the model finds a text, token by token; ``None`` for the first, which nothing precedes."""
+    """The log-probabilities of the tokens of a text, in nats; None for the first token."""
 
     tokens: tuple[str, ...]
     logprobs: tuple[float | None, ...]
@@ -153,13 +153,13 @@ class Score:
 
     @property
     def total(self) -> float:
-        """Log-probability of the whole text after its first token, in nats."""
+        """The log-probability of the text given its first token, in nats."""
         return sum(logprob for logprob in self.logprobs if logprob is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatDelta:
-    """What one chunk of a stream adds to choice ``index``."""
+    """What an event of a stream adds to the choice ``index``."""
 
     index: int
     text: str
@@ -169,7 +169,7 @@ class ChatDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionDelta:
-    """What one chunk of a stream adds to choice ``index``."""
+    """What an event of a stream adds to the choice ``index``."""
 
     index: int
     text: str

@@ -13,7 +13,7 @@ from graftwork.clients.types.generation import Usage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedCompletion:
-    """One of a request's answers, as it was logged; ``finish_reason`` is ``None`` where it was broken off."""
+    """A logged choice of an answer; ``finish_reason`` is None if it was interrupted."""
 
     index: int
     text: str
@@ -22,7 +22,7 @@ class LoggedCompletion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timings:
-    """Milliseconds from a request's admission: until the engine took it up, to its first token, to its end."""
+    """Times since a request's admission, in milliseconds: until it was scheduled, to its first token, to its end."""
 
     queue_ms: float | None = None
     first_token_ms: float | None = None
@@ -31,9 +31,9 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interaction:
-    """A logged request and its answers. ``status``: ok, error, cancelled. Either ``messages`` or ``prompt`` was asked.
+    """A logged request and its answers. ``status`` is ok, error or cancelled; either ``messages`` or ``prompt`` is set.
 
-    ``feedback`` is there where one interaction was asked for.
+    ``feedback`` is set by ``get`` only, and is empty in lists.
     """
 
     id: str
@@ -61,8 +61,11 @@ class Interaction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErasureResult:
-    """What was erased of a user: interactions, and feedback that lost its words. ``learned_from`` are the versions that
-    were trained on any of it, ``continued`` those that were not, but continue one that was."""
+    """The result of an erasure: the number of erased interactions, and of feedback whose texts were erased.
+
+    ``learned_from`` are the versions that were trained on any of it; ``continued`` are versions that were not, but were
+    trained from one that was.
+    """
 
     interactions: int
     feedback: int

@@ -24,9 +24,17 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobDetails:
-    """What OpenAI's job has no field for: the adapter that gets a version, the version that is continued, the last
-    measurement (``phase``, ``step``, ``total``, ``loss``, ``eta_seconds``; of a search ``trial`` and ``trials``; of
-    GRPO ``reward`` and ``validation_reward``), the metrics of a run that has ended."""
+    """The fields of a job that OpenAI's API does not have.
+
+    Attributes:
+        adapter: the adapter that gets a version.
+        method: the training method.
+        parent: the version that is trained further.
+        attempts: number of attempts.
+        progress: the latest ``phase``, ``step``, ``total``, ``loss`` and ``eta_seconds``; in a search also ``trial``
+            and ``trials``, for GRPO also ``reward`` and ``validation_reward``.
+        metrics: the metrics of a run that has ended.
+    """
 
     adapter: str
     method: str
@@ -38,7 +46,7 @@ class JobDetails:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One training run. ``status``: validating_files, queued, running, succeeded, failed or cancelled."""
+    """A training job. ``status`` is validating_files, queued, running, succeeded, failed or cancelled."""
 
     id: str
     created_at: datetime
@@ -59,12 +67,13 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """Whether the job has succeeded, failed or was cancelled."""
         return self.status in ENDED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobEvent:
-    """Something that happened to a job; of the ``type`` metrics it is a measurement, in ``data``."""
+    """An event of a job. With ``type`` metrics it has measurements in ``data``."""
 
     id: str
     created_at: datetime
@@ -76,7 +85,7 @@ class JobEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobCheckpoint:
-    """A step after which a run was saved whole."""
+    """A checkpoint of a run."""
 
     id: str
     created_at: datetime

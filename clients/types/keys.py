@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """An API key. ``secret`` is there once: in the answer that created it."""
+    """An API key. ``secret`` is only set in the response that creates it."""
 
     id: str
     name: str

@@ -12,8 +12,11 @@ from graftwork.clients.types.jobs import ENDED
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningRound:
-    """One round of a learning policy: its job, and what came of it. ``control``: it began with the base;
-    ``continues`` is the version that it continued otherwise. ``gates_passed`` ``None``: held against none (yet)."""
+    """A round of a learning policy: its job and the result.
+
+    ``control`` is whether it trained from the base; otherwise ``continues`` is the version that it trained further.
+    ``gates_passed`` is None if its version was not evaluated (yet).
+    """
 
     number: int
     job: str
@@ -29,13 +32,18 @@ class LearningRound:
 
     @property
     def ended(self) -> bool:
+        """Whether its job has ended."""
         return self.status in ENDED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningPolicy:
-    """When an adapter learns by itself: ``after`` so many new judgements, or ``every_days`` with ``at_least`` so many;
-    ``None`` is off. And how it stands: the new ``judgements``, what it ``waits_for`` unless a round is ``due``."""
+    """The learning policy of an adapter, and its state.
+
+    A round starts after ``after`` new judgements, or every ``every_days`` days with at least ``at_least`` of them; None
+    turns a trigger off. ``judgements`` is the number of new ones; ``waits_for`` says what is missing unless a round is
+    ``due``.
+    """
 
     adapter: str
     after: int | None

@@ -9,7 +9,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogPolicy:
-    """Whether an adapter's or a key's interactions are logged. ``retention_days`` ``None``: as long as by default."""
+    """Whether the interactions of an adapter or key are logged. ``retention_days`` is None for the default."""
 
     scope: str
     subject: str
@@ -21,7 +21,7 @@ class LogPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogDefault:
-    """What holds where no policy says otherwise. ``retention_days`` ``None``: for good."""
+    """The default for adapters and keys without a policy. ``retention_days`` is None if nothing is deleted."""
 
     log: bool
     retention_days: float | None
@@ -29,7 +29,7 @@ class LogDefault:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogPolicyList:
-    """All policies, and the default."""
+    """All log policies, and the default."""
 
     data: tuple[LogPolicy, ...]
     default: LogDefault

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list; iterate it, or read ``data``. With ``has_more``, ask again with ``after``."""
+    """A page of a list. Iterate over it, or read ``data``. If ``has_more``, the next page is available by ``after``."""
 
     data: tuple[T, ...]
     has_more: bool = False

@@ -1,4 +1,4 @@
-"""The server's state, and what can be named as ``model``."""
+"""The state of the server, and its models."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Health:
-    """Liveness: the process answers."""
+    """The liveness of the server."""
 
     status: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Readiness:
-    """Whether requests are served now. ``status``: ready, starting, draining or recovering."""
+    """The readiness of the server. ``status`` is ready, starting, draining or recovering."""
 
     status: str
     base: Any = None
 
     @property
     def ready(self) -> bool:
+        """Whether requests are served now."""
         return self.status == "ready"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """Something that can be named as ``model``: the base, an adapter, or a version."""
+    """Something that can be named as ``model``: the base, an adapter, a version or an alias."""
 
     id: str
     created: datetime
     owned_by: str
     parent: str | None = None
     root: str | None = None
+    max_model_len: int | None = None
     graftwork: Mapping[str, Any] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""What runs beside requests: the keeper with its duties, and the training worker's process."""
+"""Work beside requests: the keeper with its periodic duties, and the training worker's process."""

@@ -1,5 +1,6 @@
-"""The keeper's duty for experiments: closes units, reads how experiments stand, and applies what their rules demand.
-One process does it, under the keeper's lease; all that it holds in memory can be read again from the database.
+"""The keeper's duty for experiments: closes units, computes readings, and applies what the experiments' rules decide.
+
+One process does this, under the keeper's lease. Its state in memory can be rebuilt from the database at any time.
 """
 
 from __future__ import annotations
@@ -34,30 +35,40 @@ log = logging.getLogger(__name__)
 ACTOR = "keeper"
 
 GRACE_SECONDS = 2.0
-"""How long after its window a unit waits for rows that are on their way to the database."""
+"""How long after its window a unit waits for rows that are not yet in the database."""
 
 READING_GROWTH = 1.03
-"""A reading is kept for the picture when there are this many times the units of the one before."""
+"""A reading becomes a point of the chart when it has this many times the units of the point before."""
 
 THOMPSON_SECONDS = 60.0
-
+"""The least time between two reallocations by Thompson sampling."""
 
 _LATE = timedelta(hours=1)
 
-
 MAX_COMPARED_CHARS = 4000
+"""Shadow answers are compared up to this length."""
 
 
 @dataclass(slots=True)
 class _OpenUnit:
-    """A unit whose window is not over."""
+    """A unit whose window has not ended."""
 
     first: Exposure
     answers: list[Exposure] = field(default_factory=list)
 
 
 class ExperimentController:
-    """Of all experiments of one database."""
+    """Runs the experiments of one database.
+
+    Args:
+        database: Holds the experiments.
+        registry: Has the versions of the arms.
+        experiments: Where decisions are applied.
+        interactions: Prompts and answers, to compare shadows and to find requests that a version was trained on.
+        feedback: What the metrics are computed from.
+        ids: Reads the experiment and arm in an interaction's id.
+        now: The clock, in UTC.
+    """
 
     def __init__(
         self,
@@ -82,15 +93,22 @@ class ExperimentController:
         self._states: dict[str, _ExperimentState] = {}
 
     def run(self, lease: Lease) -> None:
-        """Do everything that is due, for every experiment that runs. A failing one does not hold up the others."""
+        """Advance every running experiment once. A failing one does not hold up the others.
+
+        Args:
+            lease: Is checked in the transaction of every write.
+
+        Raises:
+            ExceptionGroup: The failures of single experiments.
+        """
         running = {experiment.name: experiment for experiment in self._running()}
-        self._states = {name: watch for name, watch in self._states.items() if name in running}
+        self._states = {name: state for name, state in self._states.items() if name in running}
         failures: list[Exception] = []
         for name, experiment in running.items():
             try:
                 self._advance(experiment, lambda connection: self._leases.check(connection, lease))
             except Exception as failure:
-                # What it had in memory may be ahead of the database: it is read again.
+                # Its state in memory may be ahead of the database: rebuild it next time.
                 self._states.pop(name, None)
                 failures.append(failure)
         if failures:
@@ -106,24 +124,25 @@ class ExperimentController:
             after = page[-1].name
 
     def _advance(self, experiment: Experiment, fence: Fence) -> None:
-        watch = self._states.get(experiment.name)
-        if watch is None:
-            watch = self._states[experiment.name] = self._load_state(experiment)
-        watch.judge.update_epochs(experiment)
-        watch.experiment = experiment
-        self._collect(watch)
-        self._close_due(watch, fence)
-        reading = watch.judge.reading(experiment.weights)
-        self._store_reading(watch, reading, fence)
-        for move in recommend(experiment, watch.judge, reading, self._now()):
-            if self._apply(watch, move, reading, fence):
-                # The next look sees what it changed.
+        state = self._states.get(experiment.name)
+        if state is None:
+            state = self._states[experiment.name] = self._load_state(experiment)
+        state.analysis.update_epochs(experiment)
+        state.experiment = experiment
+        self._collect(state)
+        self._close_due(state, fence)
+        reading = state.analysis.reading(experiment.weights)
+        self._store_reading(state, reading, fence)
+        for move in recommend(experiment, state.analysis, reading, self._now()):
+            if self._apply(state, move, reading, fence):
+                # The next run sees what this changed.
                 return
         if experiment.plan.allocation == "thompson" and not reading.sample_ratio.mismatch:
-            self._reallocate(watch, fence)
+            self._reallocate(state, fence)
 
-    # -- what is new ---------------------------------------------------------------------------------------------
+    # -- new requests and feedback -------------------------------------------------------------------------------
     def _load_state(self, experiment: Experiment) -> _ExperimentState:
+        """Rebuild an experiment's state from the database."""
         plan = experiment.plan
         versions = {f"{plan.adapter}@{arm.version}" for arm in plan.arms if arm.version is not None}
         learned = learned_from(
@@ -133,95 +152,96 @@ class ExperimentController:
             interactions=self._interactions,
             feedback=self._feedback,
         )
-        watch = _ExperimentState(experiment, ExperimentAnalysis(experiment), learned)
+        state = _ExperimentState(experiment, ExperimentAnalysis(experiment), learned)
         for unit in self._exposures.closed(experiment.name):
-            watch.closed.add(unit.unit)
-            watch.judge.add_unit(unit)
+            state.closed.add(unit.unit)
+            state.analysis.add_unit(unit)
         for event in self._experiments.history(experiment.name):
             if event.action in ("advice", "alarm"):
-                watch.announced.add((str((event.details or {}).get("kind")), event.arm))
+                state.announced.add((str((event.details or {}).get("kind")), event.arm))
         last = self._exposures.last_reading(experiment.name)
-        watch.stored_units = last.units if last else 0
-        return watch
+        state.stored_units = last.units if last else 0
+        return state
 
-    def _collect(self, watch: _ExperimentState) -> None:
-        """Take in requests and feedback that came since the last time."""
-        experiment, shadows = watch.experiment, []
+    def _collect(self, state: _ExperimentState) -> None:
+        """Read requests and feedback that arrived since the last run."""
+        experiment, shadows = state.experiment, []
         shadow_arms = {arm.name: arm.shadow or 0.0 for arm in experiment.plan.shadows}
-        for exposure in self._exposures.since(experiment.name, watch.seq):
-            watch.seq = exposure.seq
+        for exposure in self._exposures.since(experiment.name, state.seq):
+            state.seq = exposure.seq
             if exposure.arm in shadow_arms:
                 shadows.append(exposure)
                 continue
-            watch.judge.add_request(exposure)
+            state.analysis.add_request(exposure)
             for arm, share in shadow_arms.items():
                 sampled = is_sampled(experiment.salt, arm, exposure.interaction_id, share)
-                watch.judge.add_shadow_counts(arm, sampled=int(sampled and exposure.status == "ok"))
-            if exposure.unit not in watch.closed:
-                watch.open.setdefault(exposure.unit, _OpenUnit(exposure)).answers.append(exposure)
-        self._compare(watch, shadows)
-        # Of a unit that closed long ago.
+                state.analysis.add_shadow_counts(arm, sampled=int(sampled and exposure.status == "ok"))
+            if exposure.unit not in state.closed:
+                state.open.setdefault(exposure.unit, _OpenUnit(exposure)).answers.append(exposure)
+        self._compare(state, shadows)
+        # Feedback on older requests belongs to units that closed long ago.
         too_old = self._now() - timedelta(seconds=experiment.plan.window_seconds) - _LATE
-        for said in self._feedback.each(FeedbackFilter(experiment=experiment.name), after=watch.feedback_id):
-            watch.feedback_id = said.id
-            if said.preferred_over is not None and said.arm is not None:
-                other = self._ids.read(said.preferred_over)
+        for entry in self._feedback.each(FeedbackFilter(experiment=experiment.name), after=state.feedback_id):
+            state.feedback_id = entry.id
+            if entry.preferred_over is not None and entry.arm is not None:
+                other = self._ids.read(entry.preferred_over)
                 if other.experiment == experiment.name and other.arm is not None:
-                    watch.judge.add_preference(said.arm, other.arm)
-            if said.interaction_at < too_old:
+                    state.analysis.add_preference(entry.arm, other.arm)
+            if entry.interaction_at < too_old:
                 continue
-            watch.feedback.setdefault(said.interaction_id, []).append(said)
+            state.feedback.setdefault(entry.interaction_id, []).append(entry)
 
-    def _compare(self, watch: _ExperimentState, shadows: list[Exposure]) -> None:
-        """Shadow arms' answers with those that users got."""
+    def _compare(self, state: _ExperimentState, shadows: list[Exposure]) -> None:
+        """Compare shadow arms' answers with those that users got."""
         for start in range(0, len(shadows), 100):
             some = shadows[start : start + 100]
             for exposure in some:
-                watch.judge.add_shadow_counts(exposure.arm, answered=1, errors=int(exposure.failed))
+                state.analysis.add_shadow_counts(exposure.arm, answered=1, errors=int(exposure.failed))
             copies = self._interactions.get_many([exposure.interaction_id for exposure in some if not exposure.failed])
             shown = self._interactions.get_many([(copy.metadata or {}).get(SHADOW_OF, "") for copy in copies.values()])
             for copy in copies.values():
                 original = shown.get((copy.metadata or {}).get(SHADOW_OF, ""))
                 if original is not None and copy.arm is not None and copy.texts and original.texts:
-                    watch.judge.add_shadow_pair(copy.arm, _compare_texts(original, copy))
+                    state.analysis.add_shadow_pair(copy.arm, _compare_texts(original, copy))
 
     # -- units ---------------------------------------------------------------------------------------------------
-    def _close_due(self, watch: _ExperimentState, fence: Fence) -> None:
-        """Settle the units whose windows are over, in the order in which they began."""
-        window = timedelta(seconds=watch.experiment.plan.window_seconds)
+    def _close_due(self, state: _ExperimentState, fence: Fence) -> None:
+        """Close the units whose windows have ended, in the order in which they began."""
+        window = timedelta(seconds=state.experiment.plan.window_seconds)
         before = self._now() - window - timedelta(seconds=GRACE_SECONDS)
-        due = [unit for unit in watch.open.values() if unit.first.created_at <= before]
+        due = [unit for unit in state.open.values() if unit.first.created_at <= before]
         if not due:
             return
         due.sort(key=lambda unit: (unit.first.created_at, unit.first.seq))
-        closed = [self._closed(watch, unit, window) for unit in due]
-        self._exposures.close(watch.experiment.name, closed, fence=fence)
+        closed = [self._closed(state, unit, window) for unit in due]
+        self._exposures.close(state.experiment.name, closed, fence=fence)
         for unit, settled in zip(due, closed, strict=True):
-            del watch.open[settled.unit]
-            watch.closed.add(settled.unit)
-            watch.judge.add_unit(settled)
+            del state.open[settled.unit]
+            state.closed.add(settled.unit)
+            state.analysis.add_unit(settled)
             for answer in unit.answers:
-                watch.feedback.pop(answer.interaction_id, None)
+                state.feedback.pop(answer.interaction_id, None)
 
-    def _closed(self, watch: _ExperimentState, unit: _OpenUnit, window: timedelta) -> ClosedUnit:
+    def _closed(self, state: _ExperimentState, unit: _OpenUnit, window: timedelta) -> ClosedUnit:
+        """The unit's outcome, from requests and feedback within its window."""
         # Times of requests are whole seconds.
         end = unit.first.created_at + window + timedelta(seconds=1)
         answers = [answer for answer in unit.answers if answer.arm == unit.first.arm and answer.created_at < end]
-        untaught = self._uncontaminated(watch.learned, answers)
-        counted = untaught or answers
-        said = [f for answer in counted for f in watch.feedback.get(answer.interaction_id, ()) if f.at < end]
-        said.sort(key=lambda judgement: judgement.id)
+        uncontaminated = self._uncontaminated(state.learned, answers)
+        counted = uncontaminated or answers
+        feedback = [f for answer in counted for f in state.feedback.get(answer.interaction_id, ()) if f.at < end]
+        feedback.sort(key=lambda entry: entry.id)
         return ClosedUnit(
             unit=unit.first.unit,
             arm=unit.first.arm,
-            epoch=_epoch_of(watch.experiment, unit.first),
+            epoch=_epoch_of(state.experiment, unit.first),
             first_at=unit.first.created_at,
-            learned=not untaught,
-            outcome=unit_metrics(watch.experiment.plan.metrics, counted, said),
+            learned=not uncontaminated,
+            outcome=unit_metrics(state.experiment.plan.metrics, counted, feedback),
         )
 
     def _uncontaminated(self, learned: TrainedOn, answers: list[Exposure]) -> list[Exposure]:
-        """Those from which no arm's version has learned anything."""
+        """Those of the requests on which no arm's version was trained."""
         if not learned:
             return answers
         if answers[0].unit in learned.units:
@@ -230,23 +250,27 @@ class ExperimentController:
         known = {id for id, row in logged.items() if prompt_hash(row.prompt) in learned.prompts}
         return [answer for answer in answers if answer.interaction_id not in known]
 
-    # -- what follows --------------------------------------------------------------------------------------------
-    def _apply(self, watch: _ExperimentState, move: Recommendation, reading: Reading, fence: Fence) -> bool:
-        """Do it, or say it where only advice was asked for. Whether that changed the experiment."""
-        experiment, plan = watch.experiment, watch.experiment.plan
-        stands = reading.to_json()
+    # -- decisions -----------------------------------------------------------------------------------------------
+    def _apply(self, state: _ExperimentState, move: Recommendation, reading: Reading, fence: Fence) -> bool:
+        """Apply a recommendation, or record it as advice where the rule is not automatic.
+
+        Returns:
+            Whether the experiment changed.
+        """
+        experiment, plan = state.experiment, state.experiment.plan
+        reading_json = reading.to_json()
         if move.kind == "alarm" or (move.kind != "widen" and not move.is_breach and not plan.rule.automatic):
-            if (move.kind, move.arm) not in watch.announced:
+            if (move.kind, move.arm) not in state.announced:
                 self._experiments.add_event(
                     experiment.name,
                     "alarm" if move.kind == "alarm" else "advice",
                     arm=move.arm,
                     reason=move.reason,
                     actor=ACTOR,
-                    details={"kind": move.kind, "reading": stands},
+                    details={"kind": move.kind, "reading": reading_json},
                     fence=fence,
                 )
-                watch.announced.add((move.kind, move.arm))
+                state.announced.add((move.kind, move.arm))
                 log.warning("experiment %s, %s: %s", experiment.name, move.kind, move.reason)
             return False
         arm, reason = move.arm or "", move.reason
@@ -260,7 +284,7 @@ class ExperimentController:
                 decision="guardrail" if move.is_breach else "harm",
                 actor=ACTOR,
                 reason=reason,
-                reading=stands,
+                reading=reading_json,
                 fence=fence,
             )
         else:
@@ -270,51 +294,51 @@ class ExperimentController:
                 arm=move.arm,
                 actor=ACTOR,
                 reason=reason,
-                reading=stands,
+                reading=reading_json,
                 fence=fence,
             )
         log.warning("experiment %s, %s %s: %s", experiment.name, move.kind, arm, reason)
         return True
 
-    def _store_reading(self, watch: _ExperimentState, reading: Reading, fence: Fence) -> None:
-        """Store how it stands, if that is news; as a point of the picture, if there are clearly more units."""
-        if reading == watch.stored_reading:
+    def _store_reading(self, state: _ExperimentState, reading: Reading, fence: Fence) -> None:
+        """Store the reading if it changed; as a new point of the chart if there are clearly more units."""
+        if reading == state.stored_reading:
             return
-        new_point = reading.units >= max(watch.stored_units * READING_GROWTH, watch.stored_units + 1)
+        new_point = reading.units >= max(state.stored_units * READING_GROWTH, state.stored_units + 1)
         self._exposures.save_reading(
-            watch.experiment.name, reading.units, reading.to_json(), new=new_point, fence=fence
+            state.experiment.name, reading.units, reading.to_json(), new=new_point, fence=fence
         )
-        watch.stored_reading = reading
+        state.stored_reading = reading
         if new_point:
-            watch.stored_units = reading.units
+            state.stored_units = reading.units
 
-    def _reallocate(self, watch: _ExperimentState, fence: Fence) -> None:
-        """Thompson sampling: weights that follow what is known, once a minute at most."""
-        experiment = watch.experiment
+    def _reallocate(self, state: _ExperimentState, fence: Fence) -> None:
+        """Set the weights by Thompson sampling, once a minute at most."""
+        experiment = state.experiment
         if (self._now() - experiment.epochs[-1].at).total_seconds() < THOMPSON_SECONDS:
             return
-        sums = watch.judge.successes_and_failures()
+        sums = state.analysis.successes_and_failures()
         arms = [name for name, weight in experiment.weights.items() if weight > 0]
         shares = thompson_shares(
             [sums[name][0] for name in arms],
             [sums[name][1] for name in arms],
-            seed=watch.judge.num_units,
+            seed=state.analysis.num_units,
             floor=THOMPSON_FLOOR,
         )
         wanted = dict(zip(arms, shares, strict=True))
         control = wanted.pop(experiment.plan.control.name, 0.0)
         if max(abs(share - experiment.weight(name)) for name, share in wanted.items()) < 0.01:
             return
-        reason = f"Thompson sampling after {watch.judge.num_units} units; the control keeps {control:.3g}"
+        reason = f"Thompson sampling after {state.analysis.num_units} units; the control keeps {control:.3g}"
         self._experiments.set_weights(experiment.name, wanted, actor=ACTOR, reason=reason, fence=fence)
 
 
 @dataclass(slots=True)
 class _ExperimentState:
-    """What the referee has in mind of one experiment; all of it can be read again."""
+    """One experiment's data in memory; all of it can be read again."""
 
     experiment: Experiment
-    judge: ExperimentAnalysis
+    analysis: ExperimentAnalysis
     learned: TrainedOn
     seq: int = 0
     feedback_id: int = 0
@@ -327,17 +351,18 @@ class _ExperimentState:
 
 
 def _epoch_of(experiment: Experiment, exposure: Exposure) -> int:
-    """Which epoch drew an arm: the last one that gave it this probability, and had begun. (Times are whole seconds.)"""
+    """The epoch in which an arm was assigned: the last begun one with this probability. (Times are whole seconds.)"""
     begun = [epoch for epoch in experiment.epochs if epoch.at <= exposure.created_at + timedelta(seconds=1)]
     for epoch in reversed(begun):
         if math.isclose(epoch.split.weights.get(exposure.arm, 0.0), exposure.probability, abs_tol=1e-9):
             return epoch.number
-    # A clock that went back: any epoch that could have drawn it.
-    could = [epoch.number for epoch in experiment.epochs if epoch.split.weights.get(exposure.arm, 0.0) > 0]
-    return could[0] if could else experiment.epochs[0].number
+    # The clock went back: take any epoch that could have assigned it.
+    possible = [epoch.number for epoch in experiment.epochs if epoch.split.weights.get(exposure.arm, 0.0) > 0]
+    return possible[0] if possible else experiment.epochs[0].number
 
 
 def _compare_texts(original: Interaction, copy: Interaction) -> ShadowPair:
+    """How a shadow arm's answer differs from the one that the user got."""
     mine, theirs = original.texts[0][:MAX_COMPARED_CHARS], copy.texts[0][:MAX_COMPARED_CHARS]
     return ShadowPair(
         agreement=SequenceMatcher(None, mine.split(), theirs.split(), autojunk=False).ratio(),

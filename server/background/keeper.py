@@ -1,10 +1,10 @@
-"""The keeper: what must happen by itself, now and then, in one process only, however many servers share a database.
+"""The keeper: periodic background work that only one process does, however many servers share a database.
 
-A duty is a function and a pause. It is called under a lease: when this process dies, another server's keeper goes on,
-and the next server that starts on a home does. A duty must bear being broken off and being done again; what must never
-be done twice at once is written in one transaction with `Leases.check` on the lease it is given.
+A duty is a function and an interval. It is called under a lease: when this process dies, another server's keeper takes
+the lease over, or the next server that starts. A duty may be interrupted and repeated. What must not happen twice is
+written in one transaction with ``Leases.check`` on the lease that the duty gets.
 
-Runs in the server's main process, whose interpreter answers no requests.
+It runs in the server's main process, which answers no requests.
 """
 
 from __future__ import annotations
@@ -25,15 +25,22 @@ LEASE = "keeper"
 
 @dataclass(slots=True)
 class Duty:
+    """A named function that the keeper calls every ``every`` seconds."""
+
     name: str
     run: Callable[[Lease], object]
     every: float
 
 
 class Keeper:
-    """One thread holds the lease, and each duty has its own: a guardrail waits for nobody's long work.
+    """Calls duties while it holds the lease.
 
-    ``seconds`` is how long after its death the keeper is missed.
+    One thread renews the lease, and each duty has a thread of its own, so that no duty waits for another one's long
+    work.
+
+    Args:
+        leases: Of the database.
+        seconds: Lifetime of the lease: how long after this process's death another keeper takes over.
     """
 
     def __init__(self, leases: Leases, *, seconds: float = 15.0) -> None:
@@ -47,33 +54,37 @@ class Keeper:
         self._threads: list[threading.Thread] = []
 
     def add_duty(self, name: str, run: Callable[[Lease], object], *, every: float) -> None:
-        """Call ``run`` every ``every`` seconds, counted from its last end, the first time at once. Before `start`.
+        """Add a duty, before ``start``. An exception that it raises is logged, and it is called again when it is due.
 
-        What it raises is logged, and it is called again when it is due again.
+        Args:
+            name: For the log.
+            run: Called with the lease.
+            every: Seconds from the end of one call to the next; the first call is at once.
         """
         self._duties.append(Duty(name, run, every))
 
     def start(self) -> None:
-        self._threads.append(threading.Thread(target=self._hold, name="keeper-lease", daemon=True))
+        """Start the threads."""
+        self._threads.append(threading.Thread(target=self._keep_lease, name="keeper-lease", daemon=True))
         for duty in self._duties:
             name = f"keeper-{duty.name}"
-            self._threads.append(threading.Thread(target=self._work, args=(duty,), name=name, daemon=True))
+            self._threads.append(threading.Thread(target=self._run_periodically, args=(duty,), name=name, daemon=True))
         for thread in self._threads:
             thread.start()
 
     def stop(self, *, seconds: float = 5.0) -> None:
-        """Begin no further duty, wait a little for one under way, and let others have the lease."""
+        """Call no further duty, wait ``seconds`` for each running one, and release the lease."""
         self._stopping.set()
-        self._held.set()  # nobody waits for it any more
+        self._held.set()  # wakes the threads that wait for the lease
         for thread in self._threads:
             thread.join(seconds)
 
-    def _hold(self) -> None:
+    def _keep_lease(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._lease = self._renewed() or self._leases.acquire(LEASE, self._owner, seconds=self.seconds)
             except Exception:
-                # It may be ours until it expires, and may not: begin nothing.
+                # The lease may be ours until it expires, or not: begin no duty.
                 self._lease = None
                 log.exception("the keeper's lease cannot be renewed; trying again")
             if self._lease is not None:
@@ -87,7 +98,7 @@ class Keeper:
     def _renewed(self) -> Lease | None:
         return None if self._lease is None else self._leases.renew(self._lease, seconds=self.seconds)
 
-    def _work(self, duty: Duty) -> None:
+    def _run_periodically(self, duty: Duty) -> None:
         while not self._stopping.is_set():
             self._held.wait()
             lease = self._lease
@@ -96,10 +107,10 @@ class Keeper:
             if lease is None:  # lost this very moment
                 self._stopping.wait(0.05)
                 continue
-            self._do(duty, lease)
+            self._run_once(duty, lease)
             self._stopping.wait(duty.every)
 
-    def _do(self, duty: Duty, lease: Lease) -> None:
+    def _run_once(self, duty: Duty, lease: Lease) -> None:
         try:
             duty.run(lease)
         except Exception:

@@ -12,10 +12,11 @@ log = logging.getLogger(__name__)
 
 
 def expire(erasure: Erasure, policies: LogPolicies, _: Lease) -> None:
-    gone = erasure.expire(policies)
-    if gone.num_interactions or gone.num_feedback:
+    """Erase what is older than its policy allows, and log how much that was."""
+    erased = erasure.expire(policies)
+    if erased.num_interactions or erased.num_feedback:
         log.info(
             "retention: %d interactions, and the words of %d pieces of feedback, are gone",
-            gone.num_interactions,
-            gone.num_feedback,
+            erased.num_interactions,
+            erased.num_feedback,
         )

@@ -15,7 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class RoundScheduler:
-    """Of all learning policies of one database."""
+    """Begins the rounds of all learning policies of one database.
+
+    Args:
+        policies: The learning policies.
+        queue: Where rounds are queued as jobs.
+        registry: Has the gate results of versions.
+        leases: Of the database.
+    """
 
     def __init__(self, policies: LearningPolicies, queue: Jobs, registry: Registry, leases: Leases) -> None:
         self._policies = policies
@@ -25,7 +32,14 @@ class RoundScheduler:
         self._running: set[str] = set()
 
     def run(self, lease: Lease) -> None:
-        """Begin whatever is due. An adapter whose round cannot be begun does not hold up the others."""
+        """Begin all rounds that are due. An adapter whose round cannot be begun does not hold up the others.
+
+        Args:
+            lease: Is checked in the transaction of every write.
+
+        Raises:
+            ExceptionGroup: The failures of single policies.
+        """
         failures: list[Exception] = []
         for policy, standing in self._policies.all():
             if standing.last is not None and not standing.last.ended:
@@ -52,15 +66,16 @@ class RoundScheduler:
             raise ExceptionGroup("rounds that could not be begun", failures)
 
     def _log_ended(self) -> None:
-        """What came of rounds that have ended since the last look."""
+        """Log the results of rounds that ended since the last run."""
         for id in sorted(self._running):
             job = self._queue.get(id)
             if job.ended:
                 self._running.discard(id)
-                came = self._result_of(job)
-                log.info("learning policy of %s: round %s ended as %s: %s", job.name, job.metadata["round"], id, came)
+                result = self._result_of(job)
+                log.info("learning policy of %s: round %s ended as %s: %s", job.name, job.metadata["round"], id, result)
 
     def _result_of(self, job: Job) -> str:
+        """A finished round's version and gate results, or its error, for the log."""
         if job.version is None:
             return f"{job.status}, {job.error['message']}" if job.error else job.status
         passed, refused = gate_result(version_by_id(self._registry, job.version))

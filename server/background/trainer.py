@@ -1,8 +1,7 @@
-"""The training worker's process, as the server sees it: started, told when requests are answered, started again when
-it dies, stopped with the server.
+"""The training worker's process: started, restarted and stopped by the server, and informed when requests are answered.
 
-It is a program of its own, ``python -m graftwork.training.worker``: nothing of training is imported here. What it needs
-of the server it asks over HTTP, under a key that only the two know and that goes with the server.
+It is a program of its own, ``python -m graftwork.training.worker``. It calls the server over HTTP with a key that is
+generated for it and valid as long as the server runs.
 """
 
 from __future__ import annotations
@@ -25,39 +24,53 @@ from graftwork.server.processes import SharedState
 
 log = logging.getLogger(__name__)
 
+#: The caller whose key the worker has.
 PRINCIPAL: Final = Principal("trainer", Role.OPERATOR, "trainer")
 POLL_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 15.0
 MIN_RESTART_SECONDS, MAX_RESTART_SECONDS = 1.0, 60.0
-"""How long a worker that died is waited for: longer each time that it did not last a minute."""
+"""The pause before a worker that died is restarted; it doubles while workers last less than a minute."""
 
 
 class TrainerProcess:
-    """The worker of one server. ``key`` is what it calls with."""
+    """The training worker's process of one server.
 
-    def __init__(self, config: ServerConfig, base: BaseInfo, board: SharedState) -> None:
+    Args:
+        config: The server's settings.
+        base: The base, prepared.
+        shared_state: Says whether requests are being answered.
+
+    Attributes:
+        key: The API key that the worker calls with.
+        num_restarts: How often it was started again.
+    """
+
+    def __init__(self, config: ServerConfig, base: BaseInfo, shared_state: SharedState) -> None:
         self.key = secrets.token_urlsafe(32)
         self.num_restarts = 0
         self._config = config
         self._base = base
-        self._board = board
+        self._shared_state = shared_state
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="trainer", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """When all processes of the server have been forked."""
+        """Start the worker, unless the config says not to. Call it after the server's other processes were forked."""
         if not self._config.no_trainer:
             self._thread.start()
 
     def stop(self) -> None:
-        """It gives back what it works on; what does not end in time is killed."""
+        """Stop the worker, which gives its jobs back. It is killed after ``STOP_SECONDS``."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS + 5)
 
     def _watch(self) -> None:
-        """One thread for its whole life: when the thread that started it ends, the kernel ends the worker."""
+        """Start the worker and restart it when it dies.
+
+        One thread for the worker's whole life: when the thread that started it ends, the kernel ends the worker.
+        """
         pause = MIN_RESTART_SECONDS
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -90,16 +103,16 @@ class TrainerProcess:
         )
 
     def _report_load(self, process: subprocess.Popen[bytes]) -> None:
-        """Say when requests begin and end to be answered, until it has ended or is to end."""
+        """Tell the worker when the server becomes busy and idle, until it ends or must be stopped."""
         assert process.stdin is not None
-        told = False
+        reported = False
         while process.poll() is None and not self._stopping.wait(POLL_SECONDS):
-            busy = self._board.total_open > 0
-            if busy != told:
-                with contextlib.suppress(BrokenPipeError):  # it died: the next look sees that
+            busy = self._shared_state.total_open > 0
+            if busy != reported:
+                with contextlib.suppress(BrokenPipeError):  # it died: the next poll sees that
                     process.stdin.write(b"1" if busy else b"0")
                     process.stdin.flush()
-                told = busy
+                reported = busy
 
     def _terminate(self, process: subprocess.Popen[bytes]) -> None:
         process.terminate()
@@ -112,5 +125,5 @@ class TrainerProcess:
 
 
 def _device_environment(device: str | None) -> dict[str, str]:
-    """The environment in which CUDA shows that card alone, or none."""
+    """The environment in which CUDA shows that GPU alone, or none."""
     return {} if device is None else {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}

@@ -1,7 +1,9 @@
-"""Turns ``--quantize``, ``--dtype``, ``--device`` and ``--kernels`` (``auto`` allowed) into a choice that works here.
+"""Chooses quantization, dtype, device and kernels from ``--quantize``, ``--dtype``, ``--device`` and ``--kernels``.
+
+Each option may be ``auto``; what is chosen works on this machine.
 
 ========  ==========  ============================================================================================
-quantize  activations what
+quantize  activations notes
 ========  ==========  ============================================================================================
 int8      float32     CPU. 8-bit weights per output row, 8-bit activations, exact integer sums: one numeric path at
                       every number of rows. By the ``native`` kernels where they can be built (activations with a scale
@@ -29,12 +31,19 @@ MIN_PARAMETERS_FOR_NF4 = 1_000_000_000
 
 
 def choose(*, quantize: str, dtype: str, device: str, kernels: str = "auto", num_parameters: int) -> Numerics:
-    """Turn the user's wishes (``auto`` allowed) into a choice that works here.
+    """Choose the numbers and kernels that a base is computed with.
+
+    Args:
+        quantize: ``auto``, ``int8``, ``nf4`` or ``none``.
+        dtype: ``auto``, ``bfloat16`` or ``float32``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        kernels: ``auto``, ``native``, ``triton`` or ``torch``.
+        num_parameters: Of the base: on CUDA ``auto`` quantizes large bases only.
 
     Raises:
-        ConfigurationError: a wish that cannot be met on this device.
+        ConfigurationError: An option is unknown, or cannot be met on this device.
     """
-    target = _device(device)
+    target = _choose_device(device)
     on_cpu = target.type == "cpu"
     if quantize == "auto":
         if on_cpu:
@@ -58,64 +67,70 @@ def choose(*, quantize: str, dtype: str, device: str, kernels: str = "auto", num
         torch_dtype = getattr(torch, dtype)
     else:
         raise ConfigurationError(f"--dtype {dtype}: choose auto, bfloat16 or float32.")
-    by, why = _kernels(kernels, chosen, torch_dtype, target)
+    selected, note = _choose_kernels(kernels, chosen, torch_dtype, target)
     return Numerics(
-        device=target, quantize=chosen, dtype=torch_dtype, kernels=by, reason=f"{reason}; {why}" if why else reason
+        device=target,
+        quantize=chosen,
+        dtype=torch_dtype,
+        kernels=selected,
+        reason=f"{reason}; {note}" if note else reason,
     )
 
 
-def _kernels(wish: str, quantize: Quantize, dtype: torch.dtype, device: torch.device) -> tuple[Kernels, str]:
-    """Which kernels, and why they are not the native ones where those are meant to be."""
-    if wish not in ("auto", "native", "triton", "torch"):
-        raise ConfigurationError(f"--kernels {wish}: choose auto, native, triton or torch.")
+def _choose_kernels(
+    requested: str, quantize: Quantize, dtype: torch.dtype, device: torch.device
+) -> tuple[Kernels, str]:
+    """The kernels, and why they are not the native ones where those were expected."""
+    if requested not in ("auto", "native", "triton", "torch"):
+        raise ConfigurationError(f"--kernels {requested}: choose auto, native, triton or torch.")
     if device.type == "cuda":
-        return _kernels_on_card(wish)
-    if wish == "triton":
+        return _choose_cuda_kernels(requested)
+    if requested == "triton":
         raise ConfigurationError("--kernels triton is for CUDA; on a CPU choose native, torch or auto.")
-    obstacle = "as asked" if wish == "torch" else library.unavailable_reason()
+    obstacle = "as asked" if requested == "torch" else library.unavailable_reason()
     if quantize != "int8" or dtype != torch.float32:
-        if wish == "native":
+        if requested == "native":
             raise ConfigurationError("--kernels native is for --quantize int8 with --dtype float32 or auto.")
         return "torch", ""
     if obstacle is None:
         return "native", ""
-    if wish == "native":
+    if requested == "native":
         raise ConfigurationError(f"--kernels native: {obstacle}.")
     return "torch", f"torch kernels, {obstacle}"
 
 
-def _kernels_on_card(wish: str) -> tuple[Kernels, str]:
-    if wish == "native":
+def _choose_cuda_kernels(requested: str) -> tuple[Kernels, str]:
+    if requested == "native":
         raise ConfigurationError("--kernels native is for CPUs; on CUDA choose triton, torch or auto.")
-    if wish == "torch":
+    if requested == "torch":
         return "torch", "torch kernels, as asked"
     if importlib.util.find_spec("triton") is not None:
         return "triton", ""
-    if wish == "triton":
+    if requested == "triton":
         raise ConfigurationError("--kernels triton needs Triton: pip install triton, or choose --kernels torch.")
     return "torch", "torch kernels, Triton is not installed"
 
 
-def _device(wish: str) -> torch.device:
-    if wish == "auto":
-        wish = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wish):
-        raise ConfigurationError(f"--device {wish}: choose auto, cpu, cuda or cuda:1.")
-    device = torch.device(wish)
+def _choose_device(requested: str) -> torch.device:
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", requested):
+        raise ConfigurationError(f"--device {requested}: choose auto, cpu, cuda or cuda:1.")
+    device = torch.device(requested)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
-            f"--device {wish}: torch finds {torch.cuda.device_count()} CUDA devices here. Choose cpu or auto."
+            f"--device {requested}: torch finds {torch.cuda.device_count()} CUDA devices here. Choose cpu or auto."
         )
     return device
 
 
 def has_int8_dot_products() -> bool:
-    """VNNI or AMX: without them int8 GEMMs are slower than float32 ones."""
+    """Whether the CPU has VNNI or AMX: without them int8 GEMMs are slower than float32 ones."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def has_bfloat16() -> bool:
-    """bfloat16 arithmetic in hardware: emulated, it is slower than float32."""
+    """Whether the CPU computes bfloat16 in hardware: emulated, it is slower than float32."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

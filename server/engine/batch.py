@@ -1,4 +1,4 @@
-"""What a step computes: the tokens of several sequences as one packed row.
+"""The batch of a step: the tokens of several sequences as one packed row.
 
 Shapes: T tokens of a batch, R rows of logits, V vocabulary.
 """
@@ -17,7 +17,13 @@ from graftwork.server.engine.sequence import ScheduledTokens
 
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
-    """One token of a sequence: its place in the packed step, its slot, and the cache length including it."""
+    """The newest token of a sequence.
+
+    Attributes:
+        token: Its place in the packed row.
+        slot: The key-value cache's slot of its sequence.
+        length: Tokens in the cache, this one included.
+    """
 
     token: int
     slot: int
@@ -36,17 +42,17 @@ class PrefillChunk:
 
 @dataclass(slots=True)
 class Batch:
-    """The tokens of a step, or of a part of it, side by side.
+    """The tokens of a step, or of a part of it, in one packed row.
 
     Attributes:
         tokens: [T] token ids.
         positions: [T] their places in their sequences.
         slots: [T] the key-value cache's slots of their sequences.
-        logits_indices: [R] those whose logits are wanted, in order.
-        decoding: The tokens that are their sequences' newest alone; ``chunks`` are all others.
+        logits_indices: [R] tokens whose logits are computed, in ascending order.
+        decoding: Tokens that are alone of their sequence; ``chunks`` are all others.
         chunks: Several tokens of a sequence: a part of a prompt, or the newest token with drafts behind it.
         runs: Neighbours that go through the same adapter. Tokens of the bare base are in none.
-        scheduled: What was asked for, in the order of the tokens.
+        scheduled: The scheduler's items, in the order of their tokens.
         logits_ranges: For each of ``scheduled`` its rows among the R.
     """
 
@@ -62,7 +68,7 @@ class Batch:
 
     @classmethod
     def of(cls, scheduled: Sequence[ScheduledTokens]) -> Batch:
-        """Lay tokens side by side, sorted by adapter."""
+        """Pack scheduled tokens into one row, sorted by adapter. Every sequence must have a slot."""
         batch = cls(scheduled=_sort_by_adapter(scheduled))
         batch.runs = _runs(batch.scheduled)
         for item in batch.scheduled:
@@ -81,7 +87,7 @@ class Batch:
 
     @property
     def is_decode(self) -> bool:
-        """Every token is its sequence's newest, and its logits are wanted."""
+        """Whether every token is its sequence's newest, with logits computed."""
         return not self.chunks and len(self.logits_indices) == len(self.tokens)
 
     def padded(self, num_rows: int) -> Batch:
@@ -102,7 +108,7 @@ class Batch:
         )
 
     def head_runs(self) -> list[AdapterRun]:
-        """The same runs over the rows that reach the head."""
+        """The runs as rows of the R that reach the head, without runs that have none there."""
         runs = []
         for run in self.runs:
             inside = [i for i, token in enumerate(self.logits_indices) if run.start <= token < run.stop]
@@ -112,7 +118,7 @@ class Batch:
 
 
 class Forward(Protocol):
-    """A backend: computes a batch and writes its keys and values to the cache."""
+    """A backend: computes a batch, and writes its keys and values to the cache."""
 
     def __call__(self, batch: Batch, /) -> Tensor:
         """Logits [R, V] of ``batch.logits_indices``, in that order."""
@@ -120,7 +126,7 @@ class Forward(Protocol):
 
 
 def _sort_by_adapter(scheduled: Sequence[ScheduledTokens]) -> list[ScheduledTokens]:
-    """Bare base first, then adapters with few tokens in the order of their pages, then those with many."""
+    """The bare base first, then adapters with few tokens in the order of their pages, then those with many."""
     totals: dict[str | None, int] = {}
     for item in scheduled:
         digest = item.sequence.request.adapter

@@ -10,13 +10,24 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How much of the machine the engine may take.
+    """What the engine may use of the machine, and how it computes.
 
-    ``num_slots`` rank-16 adapters on the device; ``max_sequences`` running at once, each at most ``max_length`` tokens
-    (``None``: what the base was made for, up to 8192); ``cache_bytes`` of key-value cache (``None``: a quarter of the
-    memory, 4 GiB at most; on a card 80 % of what is free beside ``reserved_bytes`` for others); ``host_bytes`` for
-    adapters fetched but not on the device; ``step_tokens`` of prompt a step. ``prefix_cache``: what ended sequences
-    leave in the cache serves others.
+    Attributes:
+        quantize: ``auto``, ``int8``, ``nf4`` or ``none``; this and the next three as in ``backend_selector.choose``.
+        dtype: ``auto``, ``bfloat16`` or ``float32``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        kernels: ``auto``, ``native``, ``triton`` or ``torch``.
+        kernel_cache: Where built CPU kernels are stored.
+        num_slots: Adapters of rank 16 that fit on the device; one of a larger rank takes several slots.
+        max_sequences: The most sequences that run at once.
+        max_length: The most tokens of a sequence; ``None``: what the base was made for, up to 8192.
+        cache_bytes: Size of the key-value cache; ``None``: a quarter of the memory, 4 GiB at most; on a GPU 80 % of
+            what is free beside ``reserved_bytes``.
+        reserved_bytes: Of the GPU's memory, for other processes.
+        host_bytes: Host memory for adapters that were fetched and are not on the device.
+        step_tokens: The most prompt tokens of a step.
+        prefix_cache: Whether keys and values of ended sequences are used again.
+        num_threads: Of torch and the CPU kernels; ``None``: torch's default.
     """
 
     quantize: str = "auto"

@@ -1,8 +1,7 @@
 """The engine: requests in, tokens out, one step at a time.
 
-``step`` is the whole loop: take in fetched adapters and compiled grammars → schedule → run → settle. One thread owns
-it. Adapters are read from the store by the thread of ``lora.fetcher``, grammars compiled by that of
-``grammars.compiler``.
+``step`` is the whole loop: update grammars and adapters → schedule → run → process the output. One thread calls it.
+Adapters are read from the store by the thread of ``lora.fetcher``, grammars compiled by that of ``grammars.compiler``.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Continuous batching over one base and a bank of adapters.
+    """Continuous batching over one base and a bank of adapters. Not thread-safe: one thread calls all methods.
 
     Args:
         runner: Computes steps.
         limits: How much may run at once.
         fetch: Reads an adapter from the store; called in a thread of its own.
-        host_bytes: For adapters that were fetched but are not on the device.
-        on_arrival: Wakes the loop that calls ``step`` when an adapter was fetched or a grammar compiled while nothing
-            else was to do.
+        host_bytes: Host memory for adapters that were fetched and are not on the device.
+        on_arrival: Called in their threads after each adapter that was fetched and each grammar that was compiled;
+            wakes the loop that calls ``step``.
         grammar_tokenizer: What grammars are compiled with, its vocabulary as wide as the logits; without it requests
             that bring one are refused.
-        logits_processors: What the logits of a request go through before a token is chosen; asked once a request.
-        proposer: Guesses tokens, of which a step can settle several.
+        logits_processors: The processors of a request, called once when it is added.
+        proposer: Proposes draft tokens, of which a step can accept several.
     """
 
     def __init__(
@@ -66,13 +65,14 @@ class Engine:
         self._refused: list[Delta] = []
 
     def close(self) -> None:
+        """Stop the fetcher's thread. Requests that still run get no further deltas."""
         self._fetcher.close()
         if self._grammars is not None:
             self._grammars.close()
 
     @property
     def has_work(self) -> bool:
-        """A step now would compute something, or there is something to tell."""
+        """Whether a step would compute something or return a delta now."""
         return bool(self.scheduler.running or self._refused) or any(
             not s.awaits_grammar
             and (
@@ -83,13 +83,13 @@ class Engine:
         )
 
     def add(self, request: Request) -> None:
-        """Take a request in. One that can never run is answered with an error by the next step."""
+        """Take a request in. The next step answers one that can never run with a delta of ``FinishReason.ERROR``."""
         limits = self.scheduler.config
         if request.id in self.scheduler:
             self._refuse(request.id, f"A request with id {request.id} is already running.")
         elif not request.prompt:
             self._refuse(request.id, "The prompt is empty.")
-        elif len(request.prompt) >= min(limits.max_length, limits.cache_tokens):
+        elif len(request.prompt) + (request.sampling.max_tokens > 0) > min(limits.max_length, limits.cache_tokens):
             self._refuse(request.id, f"The prompt's {len(request.prompt)} tokens do not fit in the cache.")
         elif request.sampling.grammar is not None and self._grammars is None:
             self._refuse(request.id, "This base's tokenizer cannot be used for structured output.")
@@ -103,12 +103,18 @@ class Engine:
                     sequence.awaits_grammar = True
 
     def abort(self, request_id: str) -> None:
-        """Forget a request, in whatever state it is. Unknown ids are fine: it may just have finished."""
+        """Forget a request, in whatever state it is; it gets no further deltas. Unknown ids are ignored."""
         if (sequence := self.scheduler.get(request_id)) is not None:
             self.scheduler.finish(sequence)
 
     def step(self) -> list[Delta]:
-        """Compute one step and say what it added to whom."""
+        """Compute one step.
+
+        An exception of the runner does not leave this method: the requests of the step end with ``FinishReason.ERROR``.
+
+        Returns:
+            What the step added, at most one delta per request that it computed.
+        """
         deltas, self._refused = self._refused, []
         deltas += self._update_grammars()
         deltas += self._update_adapters()
@@ -165,7 +171,7 @@ class Engine:
         for adapter in moves.loaded:
             try:
                 self.runner.grafts.set_lora(self.runner.bank.host_adapters[adapter.digest], adapter.pages)
-            except Exception as failure:  # out of memory, mostly: one adapter's trouble, not the engine's
+            except Exception as failure:  # mostly out of memory: fail this adapter's requests, not the engine
                 log.exception("adapter %s could not be put on the device", adapter.digest)
                 self.adapter_cache.unload(adapter)
                 deltas += self._fail_adapter(adapter.digest, failure)
@@ -189,7 +195,7 @@ class Engine:
         return self._fail_adapter(arrival.digest, error)
 
     def _fail_adapter(self, digest: str, error: Exception | None) -> list[Delta]:
-        """Tell everybody who waits for an adapter that it will not come; the next request tries again."""
+        """Fail all requests that wait for an adapter that could not be loaded; the next request tries again."""
         waiting = [s for s in self.scheduler if s.request.adapter == digest]
         deltas = [self._fail(s, f"The adapter could not be loaded: {error}") for s in waiting]
         self.runner.grafts.reset_lora(digest)
@@ -199,11 +205,11 @@ class Engine:
 
     # -- answers -------------------------------------------------------------------------------------------------
     def _process_output(self, output: StepOutput) -> list[Delta]:
-        """Choose tokens where sequences go on, and settle them."""
+        """Sample tokens where sequences go on, and apply them."""
         items = output.items()
         sampled = self._sample(output.logits, items)
         deltas = []
-        settled: list[SequenceState] = []
+        continuing: list[SequenceState] = []
         for item, rows in items:
             sequence = item.sequence
             sequence.num_computed = item.start + item.count - len(item.spec_token_ids)
@@ -213,20 +219,20 @@ class Engine:
             if sequence.request.sampling.prompt_logprobs is not None and item.start < sequence.num_prompt:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
             if item.needs_sample:
-                self._settle(sequence, sampled.get(sequence.request.id, ()), delta)
+                self._append_tokens(sequence, sampled.get(sequence.request.id, ()), delta)
                 if not delta.done:
-                    settled.append(sequence)
+                    continuing.append(sequence)
             if delta.token_ids or delta.done or delta.prompt_logprobs is not None:
                 deltas.append(delta)
-        if self._proposer is not None and settled:
-            for sequence, drafts in zip(settled, self._proposer.propose(settled), strict=True):
+        if self._proposer is not None and continuing:
+            for sequence, drafts in zip(continuing, self._proposer.propose(continuing), strict=True):
                 sequence.spec_token_ids = tuple(drafts)
         return deltas
 
     def _sample(
         self, logits: Tensor, items: Sequence[tuple[ScheduledTokens, range]]
     ) -> dict[str, Sequence[SampledToken]]:
-        """The tokens that each request goes on with: one, or with draft tokens one or several."""
+        """The tokens that follow each request's sequence, by request id: one, or with draft tokens one or several."""
         going_on: list[ScheduledTokens] = []
         sequences: list[SequenceState] = []
         indices: list[int] = []
@@ -250,7 +256,7 @@ class Engine:
         if not drafts:
             tokens = sample(logits, sequences, self.runner.sample_tokens)
             return {item.sequence.request.id: (token,) for item, token in zip(going_on, tokens, strict=True)}
-        # Random numbers of places that are thrown away are put back, or a seed would not give the same tokens again.
+        # Random numbers used for rejected drafts are put back, or a seed would not give the same tokens again.
         states = {item.sequence: item.sequence.rng.getstate() for item in going_on if item.spec_token_ids}
         tokens = sample(logits, sequences, self.runner.sample_tokens, drafts)
         accepted: dict[str, Sequence[SampledToken]] = {}
@@ -266,9 +272,9 @@ class Engine:
         return accepted
 
     def _score_prompt(self, item: ScheduledTokens, logits: Tensor, delta: Delta) -> None:
-        """Log-probabilities of the prompt's own tokens that this chunk's logits predict; its first token has none.
+        """Add the log-probabilities of the prompt tokens that this chunk's logits predict; the first token has none.
 
-        A preempted sequence is computed again from its start: what was told before is not told twice.
+        A preempted sequence is computed again from its start: what was sent before is not sent twice.
         """
         sequence, num_top = item.sequence, item.sequence.request.sampling.prompt_logprobs or 0
         scores: list[TokenLogprob | None] = [None] if sequence.num_scored == 0 else []
@@ -280,13 +286,13 @@ class Engine:
         sequence.num_scored = max(first, stop)
         delta.prompt_logprobs = scores or None
 
-    def _settle(self, sequence: SequenceState, sampled: Sequence[SampledToken], delta: Delta) -> None:
+    def _append_tokens(self, sequence: SequenceState, sampled: Sequence[SampledToken], delta: Delta) -> None:
         """Append tokens, or end the sequence: at a stop token, at a limit, or because there is none.
 
         Args:
             sequence: Computed up to its newest token.
             sampled: What follows, in order. All but the last were computed as drafts: the cache holds them.
-            delta: Takes up what the step adds to the request.
+            delta: Receives what the step adds to the request.
         """
         sampling, config = sequence.request.sampling, self.scheduler.config
         sequence.spec_token_ids = ()

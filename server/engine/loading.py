@@ -1,6 +1,4 @@
-"""Builds a runner: loads the base, traces it once, makes room for adapters, sizes the cache. ``BaseCard`` records what
-was chosen.
-"""
+"""Builds a runner: loads the base, traces it, prepares it for adapters and allocates the cache."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ from graftwork.server.engine.scheduler import SchedulerConfig
 
 log = logging.getLogger(__name__)
 
-#: On a CPU, where a slot is only address space: slots for what ended sequences leave, for each that runs.
+#: Slots for prefixes of ended sequences, for each sequence that may run. On a CPU a slot is only address space.
 RETAINED_SLOTS = 3
 
 #: Rotary embeddings whose angles depend on the longest sequence of the batch: neighbours would change an answer.
@@ -58,7 +56,19 @@ _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 @dataclass(frozen=True, kw_only=True)
 class BaseCard:
-    """What was loaded, how, and what it takes: for the log and ``/v1/models``."""
+    """What was loaded and how, for the log and ``/v1/models``.
+
+    Attributes:
+        id: The base's name.
+        digest: Of its files.
+        reason: Why these numbers and kernels were chosen.
+        memory_bytes: Size of weights and buffers.
+        cache_tokens: Tokens that the key-value cache holds.
+        max_length: The most tokens of a sequence.
+        max_sequences: The most sequences that run at once.
+        slots: Adapters of rank 16 on the device.
+        load_seconds: Duration of ``build``.
+    """
 
     id: str
     digest: str
@@ -77,6 +87,7 @@ class BaseCard:
     load_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as the JSON of ``/v1/models`` has them."""
         return asdict(self)
 
 
@@ -84,8 +95,11 @@ class BaseCard:
 def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig, BaseCard]:
     """Load the base and make it ready to serve.
 
+    Returns:
+        The runner, the scheduler's limits, which follow from the memory, and a record of what was chosen.
+
     Raises:
-        ConfigurationError: the base or the wishes cannot be served; the message says why and what to do.
+        ConfigurationError: The base cannot be served, or not with this config; the message says why and what to do.
     """
     began = time.perf_counter()
     if config.num_threads:
@@ -104,32 +118,33 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig
         )
     if max_length < 2:
         raise ConfigurationError(f"--max-model-len {max_length}: a token of the prompt and one of the answer must fit.")
-    # Weights are quantized from the CPU's copy, layer by layer: a card never holds the unquantized base.
+    # Weights are quantized from the CPU's copy, layer by layer: a GPU never holds the unquantized base.
     model = load_model(info, dtype=str(chosen.dtype).removeprefix("torch."), device="cpu")
-    _refuse_batch_dependent(model)
+    _check_rope(model)
     model.config._attn_implementation = attention.IMPLEMENTATION
     model.requires_grad_(False)
-    trial = trace_model(model)
-    on_card, misfit = _can_use_triton(config, chosen)
+    trace = trace_model(model)
+    use_triton, misfit = _can_use_triton(config, chosen)
     bank = LoraBank(num_pages=config.num_slots, dtype=chosen.adapter_dtype, device=chosen.device)
-    machine, obstacle = _cpu_context(config, chosen)
-    grafts = graft_onto(
-        model, trial, bank, functools.partial(_make_linear, chosen=chosen, bank=bank, machine=machine, on_card=on_card)
+    kernel_context, obstacle = _cpu_context(config, chosen)
+    make_linear = functools.partial(
+        _make_linear, chosen=chosen, bank=bank, kernel_context=kernel_context, use_triton=use_triton
     )
+    grafts = graft_onto(model, trace, bank, make_linear)
     model.to(chosen.device)
     max_rows = config.step_tokens + config.max_sequences
-    if chosen.device.type == "cpu" and machine is None:
-        _warm_up(grafts, max_rows, chosen.dtype)
-    memory_bytes = _memory(model, grafts)
+    if chosen.device.type == "cpu" and kernel_context is None:
+        _warm_up_linears(grafts, max_rows, chosen.dtype)
+    memory_bytes = _weight_bytes(model, grafts)
     # The native kernels read halves: keys and values are most of what a step over long sequences reads.
-    cache_dtype = chosen.dtype if machine is None else torch.float16
-    cache, limits = _cache(config, trial.kv_sizes, chosen, cache_dtype, max_length)
+    cache_dtype = chosen.dtype if kernel_context is None else torch.float16
+    cache, limits = _allocate_cache(config, trace.kv_sizes, chosen, cache_dtype, max_length)
     forward: Forward = TorchForward(model, bank, cache)
     decoder: Forward | None = None
-    if on_card:
+    if use_triton:
         forward, decoder = _triton_forwards(model, bank, cache, limits)
-    if machine is not None:
-        decoder, obstacle = _cpu_forward(model, grafts, trial, cache, machine, max_rows)
+    if kernel_context is not None:
+        decoder, obstacle = _cpu_forward(model, grafts, trace, cache, kernel_context, max_rows)
     card = BaseCard(
         id=info.id,
         digest=info.digest,
@@ -138,7 +153,7 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig
         device=str(chosen.device),
         quantize=chosen.quantize,
         dtype=str(chosen.dtype).removeprefix("torch."),
-        kernels="native" if machine is not None else "triton" if on_card else "torch",
+        kernels="native" if kernel_context is not None else "triton" if use_triton else "torch",
         reason="; ".join(part for part in (chosen.reason, obstacle, misfit) if part),
         memory_bytes=memory_bytes,
         cache_tokens=limits.cache_tokens,
@@ -147,7 +162,7 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig
         slots=config.num_slots,
         load_seconds=round(time.perf_counter() - began, 2),
     )
-    sampler: SampleTokens = sample_tokens if machine is None else CpuSampler(machine)
+    sampler: SampleTokens = sample_tokens if kernel_context is None else CpuSampler(kernel_context)
     return Runner(forward, decoder, sampler, grafts, bank, cache), limits, card
 
 
@@ -166,7 +181,7 @@ def load_grammar_tokenizer(info: BaseInfo) -> LLTokenizer | None:
 
 
 def _can_use_triton(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool, str]:
-    """Whether Triton's kernels run on the card that is here, or why they do not: they are tried first."""
+    """Whether Triton's kernels run on this GPU, or why they do not: they are tried first."""
     if chosen.kernels != "triton":
         return False, ""
     from graftwork.server.engine.backends.cuda.self_test import find_obstacle  # Triton comes with torch for CUDA only
@@ -182,7 +197,7 @@ def _can_use_triton(config: EngineConfig, chosen: numerics_module.Numerics) -> t
 def _triton_forwards(
     model: nn.Module, bank: LoraBank, cache: KVCache, limits: SchedulerConfig
 ) -> tuple[Forward, Forward | None]:
-    """What launches kernel by kernel, and the graphs for steps in which all decode, where they can be captured."""
+    """The forward that launches kernel by kernel, and the one that replays graphs where they can be captured."""
     from graftwork.server.engine.backends.cuda import graphs
     from graftwork.server.engine.backends.cuda.forward import TritonForward, capture_graphs
 
@@ -193,7 +208,7 @@ def _triton_forwards(
 
 
 def _cpu_context(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[KernelContext | None, str]:
-    """What runs the native kernels, or why nothing does: a start never fails for want of a compiler."""
+    """The context of the native kernels, or why there is none: a missing compiler alone is no reason not to start."""
     if chosen.kernels != "native":
         return None, ""
     try:
@@ -210,14 +225,14 @@ def _make_linear(
     *,
     chosen: numerics_module.Numerics,
     bank: LoraBank,
-    machine: KernelContext | None,
-    on_card: bool,
+    kernel_context: KernelContext | None,
+    use_triton: bool,
 ) -> LinearMethod:
-    """Take over the weights of sibling layers that read the same input."""
+    """The ``LinearMethod`` of sibling layers that read the same input; takes over their weights."""
     weights = [layer.weight for layer in layers]
-    if machine is not None:
-        return CpuLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, machine)
-    if on_card:
+    if kernel_context is not None:
+        return CpuLinear(weights, stacked_bias(layers, bank.device), bank.num_pages, kernel_context)
+    if use_triton:
         from graftwork.server.engine.backends.cuda.lora import TritonLinear
 
         return TritonLinear(quantize_weights(weights, chosen), bank, layers[0].in_features, columns_of(layers))
@@ -226,27 +241,30 @@ def _make_linear(
 
 
 def _cpu_forward(
-    model: nn.Module, grafts: Grafts, trial: ModelTrace, cache: KVCache, machine: KernelContext, max_rows: int
+    model: nn.Module, grafts: Grafts, trace: ModelTrace, cache: KVCache, kernel_context: KernelContext, max_rows: int
 ) -> tuple[CpuForward | None, str]:
-    """The whole-step decoder, if this model is one for it; else why it is not."""
+    """The whole-step forward of the CPU kernels, or why this model cannot use it."""
     try:
-        decoder = CpuForward(model, grafts, trial, cache, machine, max_rows)
+        decoder = CpuForward(model, grafts, trace, cache, kernel_context, max_rows)
     except (UnsupportedModel, AttributeError) as misfit:
         return None, f"layer by layer: {misfit}"
-    if (apart := mean_kl_divergence(decoder, trial, cache)) > MAX_DIVERGENCE:
-        return None, f"layer by layer: the decoder is {apart:.2f} nats away from transformers"
-    log.debug("the decoder is %.3f nats away from the unquantized model", apart)
+    if (divergence := mean_kl_divergence(decoder, trace, cache)) > MAX_DIVERGENCE:
+        return None, f"layer by layer: the decoder is {divergence:.2f} nats away from transformers"
+    log.debug("the decoder is %.3f nats away from the unquantized model", divergence)
     return decoder, ""
 
 
-def _cache(
+def _allocate_cache(
     config: EngineConfig,
     kv_sizes: tuple[tuple[int, int], ...],
     chosen: numerics_module.Numerics,
     dtype: torch.dtype,
     max_length: int,
 ) -> tuple[KVCache, SchedulerConfig]:
-    """On a CPU slots are address space and the token budget bounds what is filled; on a card slots are memory."""
+    """The cache and the scheduler's limits.
+
+    On a CPU slots are address space and the token budget bounds what is filled; on a GPU slots are memory.
+    """
     shape = CacheShape(
         num_slots=config.max_sequences * (RETAINED_SLOTS + 1 if config.prefix_cache else 1),
         slot_length=max_length,
@@ -284,7 +302,8 @@ def _cache(
     return KVCache(shape), limits
 
 
-def _refuse_batch_dependent(model: nn.Module) -> None:
+def _check_rope(model: nn.Module) -> None:
+    """Refuse rotary embeddings whose angles depend on other sequences of the batch."""
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = parameters.values() if all(isinstance(v, dict) for v in parameters.values()) else [parameters]
@@ -296,14 +315,15 @@ def _refuse_batch_dependent(model: nn.Module) -> None:
             )
 
 
-def _warm_up(grafts: Grafts, max_rows: int, dtype: torch.dtype) -> None:
-    """Layers of one shape share their kernels: one of each is enough."""
+def _warm_up_linears(grafts: Grafts, max_rows: int, dtype: torch.dtype) -> None:
+    """Compile the GEMMs of each shape once: layers of one shape share their kernels."""
     products = [p.linear for p in grafts.merged_linears if isinstance(p.linear, TorchLinear)]
     shapes = {(product.table.num_inputs, product.table.slices[-1].stop): product for product in products}
     for (num_inputs, _), product in shapes.items():
         product.weights.warm_up(num_inputs, max_rows, dtype)
 
 
-def _memory(model: nn.Module, grafts: Grafts) -> int:
+def _weight_bytes(model: nn.Module, grafts: Grafts) -> int:
+    """Size of all weights and buffers, shared ones counted once."""
     rest = {p.data_ptr(): p.nbytes for p in (*model.parameters(), *model.buffers())}
     return sum(p.linear.num_bytes for p in grafts.merged_linears) + sum(rest.values())

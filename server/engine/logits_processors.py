@@ -1,8 +1,7 @@
-"""What changes the logits that a request samples from: penalties, forbidden tokens, and whatever is plugged in.
+"""Logits processors: penalties, a minimum length, and whatever is plugged in.
 
-Which processors a request goes through is decided once, when it is added (``default_processors``); most go through
-none, and cost nothing here. In each step every processor is called once for all rows that have it. Shapes: N rows,
-V vocabulary.
+The processors of a request are chosen once, when it is added (``default_processors``); most requests have none, which
+costs nothing here. In each step every processor is called once for all rows that have it. Shapes: N rows, V vocabulary.
 
 A grammar is such a processor, too, the last of its request: see ``grammars/processor.py``.
 """
@@ -21,12 +20,13 @@ from graftwork.server.engine.request import Request
 
 @dataclass(frozen=True, slots=True)
 class LogitsRow:
-    """One row of a step's logits: which row, and what was generated before the token that it chooses.
+    """One row of a step's logits, and the tokens before the one that is chosen from it.
 
     Attributes:
         index: The row of the logits.
-        request: Whose row it is.
-        tokens: The prompt and all that was generated, draft tokens before this row's place included. Not to be changed.
+        request: The row's request.
+        tokens: The prompt and all that was generated, draft tokens before this row's position included. Not to be
+            changed.
         output_counts: How often each generated token occurs.
     """
 
@@ -37,34 +37,37 @@ class LogitsRow:
 
     @property
     def num_generated(self) -> int:
+        """Generated tokens before this row's position."""
         return len(self.tokens) - len(self.request.prompt)
 
 
 class LogitsProcessor(Protocol):
     """Changes the logits of some rows before a token is chosen from them.
 
-    One object may serve many requests, or be made for a single one and keep what it knows of it. A row must be changed
-    by what that row says alone, so that no answer depends on its neighbours. At least one token of a row must stay
-    finite. A sequence with draft tokens has several rows in a step, in order of place; drafts may turn out wrong, so a
-    row's ``tokens`` are what counts, not how often a processor was called.
+    One object may serve many requests, or be made for a single one and have a state. A row may be changed only by what
+    belongs to that row, so that no answer depends on its neighbours. At least one logit of a row must stay finite. A
+    sequence with draft tokens has several rows in a step, in order of position. Drafts may be rejected, so rely on a
+    row's ``tokens``, not on how often the processor was called.
     """
 
     def is_active(self, row: LogitsRow) -> bool:
-        """Whether it changes this row, as far as can be told at once: where nothing does, nothing is copied."""
+        """Whether it changes this row. A step whose processors are all inactive copies no logits."""
         ...
 
     def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
-        """Change ``logits`` [N, V] float32 in place, at ``rows[i].index`` only. ``rows`` are active, one at least."""
+        """Change ``logits`` [N, V] float32 in place, at ``rows[i].index`` only; ``rows`` (at least one) are active."""
         ...
 
 
 class Penalties:
-    """OpenAI's frequency and presence penalties over what was generated."""
+    """OpenAI's frequency and presence penalties, over the generated tokens."""
 
     def is_active(self, row: LogitsRow) -> bool:
+        """Whether anything was generated."""
         return bool(row.output_counts)
 
     def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        """Subtract count · frequency_penalty + presence_penalty from the logit of each generated token."""
         indices: list[int] = []
         tokens: list[int] = []
         numbers: list[tuple[float, float, float]] = []
@@ -119,12 +122,14 @@ class LogitBias:
 
 
 class MinTokens:
-    """Holds stop tokens off until ``min_tokens`` were generated."""
+    """Forbids stop tokens until ``min_tokens`` were generated."""
 
     def is_active(self, row: LogitsRow) -> bool:
+        """Whether fewer were generated."""
         return row.num_generated < row.request.sampling.min_tokens
 
     def apply(self, logits: Tensor, rows: Sequence[LogitsRow]) -> None:
+        """Set the logits of the request's stop tokens to -inf."""
         places = [(row.index, token) for row in rows for token in row.request.sampling.stop_token_ids]
         logits[torch.tensor(places, device=logits.device).unbind(1)] = float("-inf")
 
@@ -134,7 +139,7 @@ MIN_TOKENS = MinTokens()
 
 
 def default_processors(request: Request) -> tuple[LogitsProcessor, ...]:
-    """The processors that a request's sampling parameters ask for, in the order in which they are applied."""
+    """The processors that a request's sampling parameters need, in the order in which they are applied."""
     sampling = request.sampling
     processors: list[LogitsProcessor] = []
     if sampling.logit_bias:
@@ -149,14 +154,14 @@ def default_processors(request: Request) -> tuple[LogitsProcessor, ...]:
 
 
 def apply_processors(logits: Tensor, chains: Sequence[tuple[LogitsRow, Sequence[LogitsProcessor]]]) -> Tensor:
-    """Each row through its chain of processors.
+    """Apply each row's processors to its logits.
 
     Args:
-        logits: [N, V] float32, left as they are.
-        chains: The rows that go through anything, and what they go through, in order.
+        logits: [N, V] float32, not changed.
+        chains: The rows that have processors, and these, in order.
 
     Returns:
-        A changed copy, [N, V]; ``logits`` themselves when nothing changes them.
+        A changed copy, [N, V]; ``logits`` themselves when no processor is active.
     """
     adjusted = logits
     for place in range(max((len(chain) for _, chain in chains), default=0)):

@@ -1,7 +1,4 @@
-"""What the engine is asked and what it answers: token ids in, token ids out.
-
-An adapter is named by its digest.
-"""
+"""The engine's input and output: requests and deltas, both in token ids. An adapter is named by its digest."""
 
 from __future__ import annotations
 
@@ -15,13 +12,25 @@ GrammarKind = Literal["json", "regex", "choice", "grammar"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How the next tokens of one request are chosen.
+    """How the tokens of one request are chosen.
 
-    ``temperature`` 0 is greedy. ``top_logprobs`` asks for the log-probability of each chosen token and of that many
-    alternatives (``None``: no log-probabilities at all); ``prompt_logprobs`` asks the same for the prompt's own tokens.
-    Log-probabilities are those of the model, before temperature and penalties. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0
-    leave all tokens; ``SampleTokens`` says in which order they apply. ``grammar`` is what ``grammars/grammar.py``
-    makes: the answer keeps to it, and ends when it is complete.
+    Attributes:
+        max_tokens: The most generated tokens; 0 only scores the prompt.
+        min_tokens: Stop tokens are forbidden before.
+        temperature: 0 is greedy.
+        top_k: Sample from this many of the likeliest tokens; 0: from all. ``SampleTokens`` has the order of the three.
+        top_p: Sample from the smallest set of tokens with this much probability.
+        min_p: Sample from tokens that are at least this many times as likely as the likeliest.
+        frequency_penalty: Subtracted from a token's logit for each time it was generated.
+        presence_penalty: Subtracted from the logit of every token that was generated.
+        repetition_penalty: Makes every token of prompt and answer less likely: see ``RepetitionPenalty``.
+        logit_bias: What is added to the logits of these token ids.
+        seed: Of this request's random numbers; ``None``: random.
+        stop_token_ids: Any of them ends the request.
+        top_logprobs: Return the log-probability of each chosen token and of that many alternatives; ``None``: of none.
+            They are the model's, before temperature and penalties.
+        prompt_logprobs: The same for the prompt's own tokens.
+        grammar: What the answer keeps to, and ends with: a string that ``grammars/grammar.py`` makes.
     """
 
     max_tokens: int
@@ -43,7 +52,14 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One prompt to be continued. ``prompt`` are token ids; ``adapter`` is a digest or ``None`` for the bare base."""
+    """One prompt to be continued.
+
+    Attributes:
+        id: Unique among running requests.
+        prompt: Token ids.
+        sampling: How its tokens are chosen.
+        adapter: A digest; ``None``: the bare base.
+    """
 
     id: str
     prompt: tuple[int, ...]
@@ -52,15 +68,17 @@ class Request:
 
 
 class FinishReason(enum.StrEnum):
-    STOP = "stop"  # a stop token was sampled, or the grammar leaves nothing to say
+    """Why a request ended."""
+
+    STOP = "stop"  # a stop token was sampled, or the grammar is complete
     LENGTH = "length"  # max_tokens, or the context is full
-    ABORT = "abort"  # cancelled by whoever asked
+    ABORT = "abort"  # cancelled by the client
     ERROR = "error"  # the engine could not go on; Delta.error says why
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's log-probability and the most likely alternatives at its place, best first."""
+    """A token's log-probability (natural logarithm), and the most likely tokens at its position, best first."""
 
     token_id: int
     logprob: float
@@ -69,10 +87,17 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class Delta:
-    """What one step adds to one request. ``token_ids`` excludes the stop token that ended it.
+    """What one step adds to one request.
 
-    With the first token come ``num_cached``, how many of the prompt's tokens did not have to be computed, and
-    ``queued_seconds``, how long the request waited in the engine for its place.
+    Attributes:
+        request_id: The request.
+        token_ids: New tokens, without the stop token that ended it.
+        logprobs: Of the new tokens, if requested.
+        prompt_logprobs: Of prompt tokens that this step computed, if requested; ``None`` for the first token.
+        num_cached: With the first token: prompt tokens that the prefix cache had.
+        queued_seconds: With the first token: how long the request waited in the engine before its first step.
+        finish_reason: Why it ended; ``None``: it goes on.
+        error: What failed, with ``FinishReason.ERROR``.
     """
 
     request_id: str
@@ -86,4 +111,5 @@ class Delta:
 
     @property
     def done(self) -> bool:
+        """Whether this is the request's last delta."""
         return self.finish_reason is not None

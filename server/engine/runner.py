@@ -1,6 +1,4 @@
-"""Computes one step on the device: takes what the scheduler chose, lays it out as batches, runs the model, returns
-logits.
-"""
+"""Computes one step on the device: lays out what the scheduler chose as batches, runs the model, returns logits."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class StepOutput:
     batches: tuple[Batch, ...]
 
     def items(self) -> list[tuple[ScheduledTokens, range]]:
-        """What was scheduled, and the rows of ``logits`` that are its."""
+        """Each scheduled item with its rows of ``logits``."""
         items: list[tuple[ScheduledTokens, range]] = []
         first = 0
         for batch in self.batches:
@@ -40,9 +38,17 @@ class StepOutput:
 
 
 class Runner:
-    """``forward`` can do everything; ``fast_path``, where there is one, all that adapters mostly do.
+    """Computes steps with one or two backends.
 
-    Rows do not see each other but through the cache, so a step may go both ways, and a row always goes its own.
+    Rows see each other only through the cache, so a step may be split between backends; a sequence always uses the
+    same.
+
+    Args:
+        forward: Computes any batch.
+        fast_path: Computes batches without special adapters (``Grafts.special``), faster; ``None``: there is none.
+        grafts: The model's layers, to load adapters into.
+        bank: The adapters on the device.
+        cache: Keys and values.
     """
 
     def __init__(
@@ -63,13 +69,16 @@ class Runner:
 
     @torch.inference_mode()
     def apply_moves(self, moves: Sequence[SlotMove]) -> None:
-        """Bring slots into the state that the next ``run`` builds upon, in this order."""
+        """Apply the prefix cache's moves, in this order, before the next ``run``."""
         for move in moves:
             self.cache.apply_move(move)
 
     @torch.inference_mode()
     def run(self, scheduled: Sequence[ScheduledTokens]) -> StepOutput:
-        """Compute every token of ``scheduled`` (not empty), whose sequences must hold slots and adapters."""
+        """Compute the tokens of ``scheduled`` (at least one).
+
+        Each sequence must have its slot, and its adapter on the device.
+        """
         quick: list[ScheduledTokens] = []
         rest: list[ScheduledTokens] = []
         for item in scheduled:

@@ -1,4 +1,4 @@
-"""From logits to the next token of every row, in one batched call.
+"""Chooses the next token of every row from its logits, in one batched call.
 
 A row's logits go through its request's processors; then a backend's ``SampleTokens`` takes the best token or draws one.
 Each row draws with its own random number from its own seed and its own logits, so what it gets does not depend on its
@@ -21,7 +21,7 @@ from graftwork.server.engine.sequence import SequenceState
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The token chosen for a row; ``None`` when its logits were not finite."""
+    """The token chosen for a row, and its log-probability if requested. ``None`` when the logits were not finite."""
 
     token_id: int | None
     logprob: TokenLogprob | None
@@ -63,7 +63,7 @@ def sample(
         drafts: For rows of draft tokens: the drafts up to there, which the row takes for its sequence's own tokens.
 
     Returns:
-        One token for each row. A sequence's random numbers are used up in the order of its rows.
+        One token for each row. A sequence's random numbers are used in the order of its rows.
     """
     logits = logits.float()
     adjusted = logits
@@ -85,14 +85,14 @@ def sample(
 
 
 def accept(sampled: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[SampledToken]:
-    """What counts of the tokens chosen at a sequence's newest token and at its drafts: up to the first that differs.
+    """Accept draft tokens up to the first that differs from the sampled one.
 
     Args:
-        sampled: One token more than ``drafts``: sampled[i] was chosen in the belief in drafts[:i].
-        drafts: What was guessed.
+        sampled: One token more than ``drafts``: ``sampled[i]`` was chosen as if drafts[:i] were the sequence's tokens.
+        drafts: Proposed tokens.
 
     Returns:
-        At least the first; all of ``sampled`` when every draft was right.
+        The sequence's new tokens: one at least; all of ``sampled`` when every draft was right.
     """
     for index, draft in enumerate(drafts):
         if sampled[index].token_id != draft:
@@ -103,7 +103,17 @@ def accept(sampled: Sequence[SampledToken], drafts: Sequence[int]) -> Sequence[S
 def token_logprobs(
     logits: Tensor, rows: Sequence[int], tokens: Sequence[int], num_top: Sequence[int]
 ) -> list[TokenLogprob]:
-    """Log-probability of ``tokens[i]`` in row ``rows[i]`` of logits [N, V], and the ``num_top[i]`` best of that row."""
+    """Log-probabilities of given tokens.
+
+    Args:
+        logits: [N, V].
+        rows: Rows of ``logits``.
+        tokens: For each of ``rows`` a token id.
+        num_top: For each of ``rows``, of how many most likely tokens to add the log-probabilities.
+
+    Returns:
+        One for each of ``rows``.
+    """
     if not rows:
         return []
     logits = logits if len(rows) == len(logits) else logits[torch.tensor(list(rows), device=logits.device)]

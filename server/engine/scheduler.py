@@ -1,15 +1,15 @@
-"""Decides what the next step computes: admission, chunked prefill, preemption. Plain Python, no torch.
+"""The scheduler: admission, chunked prefill, preemption. Plain Python, no torch.
 
 A sequence waits until its grammar is compiled, its adapter is on the device, a slot of the key-value cache is free and
 the token budget has room. Then its prompt is computed in chunks beside the sequences that already decode, starting
-where ``PrefixCache`` has no part of it, and after that it decodes one token a step. When the cache runs out of tokens,
-the youngest running sequence gives its slot back and is computed again later; its generated tokens are kept: the client
-only sees a delay.
+behind the prefix that ``PrefixCache`` has, and after that it decodes one token a step. When the cache runs out of
+tokens, the youngest running sequence is preempted: it gives its slot back and is computed again later. Its generated
+tokens are kept, so the client only sees a delay.
 
 The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
-not wait for a long one. A quarter of it, and the first free place, always belongs to the oldest sequence, so that none
+not wait for a long one. A quarter of it, and the first free slot, always belongs to the oldest sequence, so that none
 starves. A sequence whose prefix is being computed by another one waits for it and copies it. A sequence whose adapter
-is not on the device yet is passed over at most ``max_overtakes`` times; then an adapter is drained for its sake.
+is not on the device yet is overtaken at most ``max_overtakes`` times; then an adapter is drained to make room for it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.request import Request
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
-#: The part of a step's token budget that is the oldest prompt's.
+#: One part in this many of a step's token budget is the oldest prompt's.
 OLDEST_SHARE = 4
 
-#: So many prompts are computed side by side; more only if the step's budget suffices to finish them. A prompt that is
-#: begun and waits for its turn holds a place that a shorter one could use.
+#: The most prompts that are computed side by side; more only if the step's budget suffices to finish them. A prompt
+#: that is begun and waits for its turn holds a slot that a shorter one could use.
 MAX_CONCURRENT_PREFILLS = 4
 
-#: It pays to wait for a beginning that another sequence is computing if that saves this many tokens, and this part of
-#: what there is to compute.
+#: A sequence waits for a prefix that another one is computing if that saves this many tokens, and one part in
+#: ``WAIT_SHARE`` of what it has to compute.
 SHORTEST_WAIT = 32
-
-
 WAIT_SHARE = 8
 
 #: Copying this many tokens within the cache is counted like computing one.
@@ -45,9 +43,16 @@ COPIES_PER_TOKEN = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulerConfig:
-    """``max_sequences`` at once, each of ``max_length`` tokens at most, in ``num_slots`` slots (``None``: as many).
+    """Limits of the scheduler.
 
-    ``cache_tokens`` are held at once, running and retained; ``step_tokens`` of prompt are computed a step.
+    Attributes:
+        max_sequences: The most sequences that run at once.
+        max_length: The most tokens of a sequence.
+        cache_tokens: The most tokens in the key-value cache, running and retained.
+        num_slots: Slots of the cache; ``None``: ``max_sequences``.
+        step_tokens: The most prompt tokens of a step.
+        max_overtakes: How many younger sequences may be admitted before one that waits for its adapter.
+        prefix_cache: Whether keys and values of ended sequences are used again.
     """
 
     max_sequences: int
@@ -60,11 +65,25 @@ class SchedulerConfig:
 
 
 class Scheduler:
-    """Waiting and running sequences. ``schedule`` says what to compute, ``release`` gives back what a sequence held."""
+    """Waiting and running sequences, and what each step computes.
 
-    def __init__(self, limits: SchedulerConfig, residency: AdapterCache) -> None:
+    ``schedule`` chooses the tokens of a step; ``finish`` gives back what a sequence holds.
+
+    Args:
+        limits: How much may run at once.
+        adapter_cache: Which adapters are on the device.
+
+    Attributes:
+        waiting: In order of arrival.
+        running: Sequences with a slot.
+        num_preemptions: Since the start.
+        num_prompt_tokens: Prompt tokens of admitted requests, since the start.
+        num_cached_tokens: Those of them that the prefix cache had.
+    """
+
+    def __init__(self, limits: SchedulerConfig, adapter_cache: AdapterCache) -> None:
         self.config = limits
-        self.adapter_cache = residency
+        self.adapter_cache = adapter_cache
         self.waiting: list[SequenceState] = []
         self.running: list[SequenceState] = []
         self.prefix_cache = PrefixCache(limits.num_slots or limits.max_sequences, enabled=limits.prefix_cache)
@@ -84,9 +103,11 @@ class Scheduler:
         return iter(list(self._by_id.values()))
 
     def get(self, request_id: str) -> SequenceState | None:
+        """The sequence of a request, or ``None`` if it is not here."""
         return self._by_id.get(request_id)
 
     def add(self, request: Request) -> SequenceState:
+        """Queue a request, and fetch its adapter if needed."""
         seed = request.sampling.seed
         tokens = list(request.prompt)
         sequence = SequenceState(
@@ -106,7 +127,7 @@ class Scheduler:
     def finish(self, sequence: SequenceState, *, keep: bool = True) -> None:
         """Forget a sequence, in whatever state it is, and give back its slot and its adapter.
 
-        ``keep`` what it has computed for others; not when that may be wrong.
+        ``keep``: other sequences may use what it has computed. Not after a failure, when that may be wrong.
         """
         self._by_id.pop(sequence.request.id, None)
         if sequence in self.running:
@@ -122,7 +143,7 @@ class Scheduler:
         return list(dict.fromkeys(s.request.adapter for s in self.waiting if s.request.adapter is not None))
 
     def schedule(self) -> list[ScheduledTokens]:
-        """Decode all that decodes, then fill the step's token budget with prompts, and what they leave with drafts."""
+        """Decode every sequence that decodes, then spend the step's token budget on prompts, then on drafts."""
         for sequence in self.running:
             self.prefix_cache.record_computed(sequence.require_slot(), sequence.num_computed)
         self._preempt()
@@ -133,15 +154,15 @@ class Scheduler:
         return decoding + prefills
 
     def starving_adapters(self) -> list[str]:
-        """Of those, the ones of sequences that were passed over often enough."""
+        """Adapters of waiting sequences that were overtaken ``max_overtakes`` times, in order of arrival, each once."""
         waiting = (s.request.adapter for s in self.waiting if s.overtaken >= self.config.max_overtakes)
         return list(dict.fromkeys(adapter for adapter in waiting if adapter is not None))
 
     # -- prompts -------------------------------------------------------------------------------------------------
     def _schedule_prefills(self) -> list[ScheduledTokens]:
-        """Who gets how much of the budget: its share for the oldest prompt, then whoever has least left."""
+        """Distribute the budget: a share for the oldest prompt, then the prompts with the least left to compute."""
         budget = self.config.step_tokens
-        left = self._in_line()
+        left = self._candidates()
         turns = [(s, budget) for s in sorted(left, key=lambda s: (left[s], s.arrival_index))]
         oldest = min(left, key=lambda s: s.arrival_index, default=None)
         if oldest is not None:
@@ -154,7 +175,7 @@ class Scheduler:
                 break
             if sequence.slot is None:
                 if full or not self._fits(sequence):
-                    full = full or sequence is oldest  # what becomes free is for it
+                    full = full or sequence is oldest  # the next free slot is for it
                     continue
                 crowded = num_begun >= MAX_CONCURRENT_PREFILLS and left[sequence] > budget
                 if (crowded and sequence is not oldest) or self._leader(sequence) is not None:
@@ -168,45 +189,48 @@ class Scheduler:
             num_begun -= 0 < count == sequence.num_left - done
         return [_scheduled(s, count) for s, count in counts.items()]
 
-    def _in_line(self) -> dict[SequenceState, int]:
-        """Everybody who may have a part of this step's budget, with what they have left to compute.
+    def _candidates(self) -> dict[SequenceState, int]:
+        """Sequences that may get a part of this step's budget, with the number of tokens they have left to compute.
 
-        Whoever waits for what another one computes is not among them, and makes that one as urgent as itself.
+        A sequence that waits for a prefix which another one computes is not among them; it makes that one as urgent as
+        itself.
         """
-        line = {s: s.num_left for s in self.running if not s.decoding}
+        left = {s: s.num_left for s in self.running if not s.decoding}
         if len(self.running) == self.config.max_sequences:
-            return line
+            return left
         for sequence in itertools.islice(filter(self._can_start, self.waiting), 2 * self.config.max_sequences):
             if (leader := self._leader(sequence)) is not None:
-                line[leader] = min(line[leader], len(sequence.tokens) - leader.num_computed)
+                left[leader] = min(left[leader], len(sequence.tokens) - leader.num_computed)
             else:
-                line[sequence] = len(sequence.tokens) - self._find(sequence).count
-        return line
+                left[sequence] = len(sequence.tokens) - self._find(sequence).count
+        return left
 
     def _fits(self, sequence: SequenceState) -> bool:
-        """There is a place, and room for all its tokens and one more, if everything that is retained goes."""
+        """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted."""
         room = self.config.cache_tokens - self._held_tokens()
-        return len(self.running) < self.config.max_sequences and len(sequence.tokens) < room
+        needed = len(sequence.tokens) + (sequence.request.sampling.max_tokens > 0)
+        return len(self.running) < self.config.max_sequences and needed <= room
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
+        """The longest prefix of a waiting sequence that is in the cache."""
         return self.prefix_cache.find(sequence.prefix, sequence.num_reusable)
 
     def _leader(self, sequence: SequenceState) -> SequenceState | None:
-        """Whoever is computing so much of a waiting sequence's beginning that it is better to let them.
+        """The running sequence that computes so much of a waiting one's prefix that waiting for it is faster.
 
-        Nobody waits for ever: the leader is running, and each wait ends with more of the beginning there.
+        The wait ends: the leader is running, and each wait ends with more of the prefix computed.
         """
-        coming = self.prefix_cache.find_pending(sequence.prefix, sequence.num_reusable)
-        if coming.holding is None:
+        pending = self.prefix_cache.find_pending(sequence.prefix, sequence.num_reusable)
+        if pending.holding is None:
             return None
-        there = self._find(sequence).count
-        saved = coming.count - there
-        if saved < SHORTEST_WAIT or saved * WAIT_SHARE < len(sequence.tokens) - there:
+        num_cached = self._find(sequence).count
+        saved = pending.count - num_cached
+        if saved < SHORTEST_WAIT or saved * WAIT_SHARE < len(sequence.tokens) - num_cached:
             return None
-        return next((s for s in self.running if s.slot == coming.holding.slot and not s.decoding), None)
+        return next((s for s in self.running if s.slot == pending.holding.slot and not s.decoding), None)
 
     def _admit(self, sequence: SequenceState) -> int:
-        """Give a waiting sequence its adapter and its slot. Returns how many tokens are copied there."""
+        """Give a waiting sequence its adapter and its slot. Returns how many tokens are copied to the slot."""
         for other in self.waiting:
             if other is sequence:
                 break
@@ -236,9 +260,9 @@ class Scheduler:
 
     # -- drafts --------------------------------------------------------------------------------------------------
     def _with_drafts(self, decoding: list[ScheduledTokens], budget: int) -> list[ScheduledTokens]:
-        """Draft tokens behind those that decode, ``budget`` at most. Nothing gives way to them, in the cache neither.
+        """Append draft tokens to those that decode, ``budget`` at most. Nothing is evicted for them.
 
-        A draft that is accepted brings the token after it along: neither may stand beyond what the sequence may have.
+        An accepted draft adds the token after it too: neither may exceed the sequence's limits.
         """
         config = self.config
         budget = min(budget, config.cache_tokens - self._held_tokens() - self.prefix_cache.num_retained_tokens)
@@ -258,11 +282,11 @@ class Scheduler:
 
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
-        """What running sequences hold, and the token by which each of them may grow in this step."""
+        """Tokens of running sequences, and the token by which each of them may grow in this step."""
         return sum(len(s.tokens) for s in self.running) + len(self.running)
 
     def _preempt(self) -> None:
-        """Every running sequence may grow by a token: retained ones give way to that, then the youngest running."""
+        """Make room for one more token of every running sequence: evict retained ones, preempt the youngest running."""
         while len(self.running) > 1 and self._held_tokens() > self.config.cache_tokens:
             youngest = max(self.running, key=lambda s: s.arrival_index)
             self.running.remove(youngest)
@@ -272,7 +296,7 @@ class Scheduler:
         self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
     def _requeue(self, sequence: SequenceState) -> None:
-        """Back to the head of the line, in order of arrival, to be computed again from where nothing is left of it."""
+        """Put a preempted sequence back into the queue, in order of arrival, to be computed again."""
         sequence.num_computed = 0
         if sequence.request.adapter is not None:
             self.adapter_cache.add_waiting(sequence.request.adapter)
@@ -292,7 +316,7 @@ class Scheduler:
 
 
 def _scheduled(sequence: SequenceState, count: int) -> ScheduledTokens:
-    """The next ``count`` tokens, with logits for all where the prompt's are asked for, else for the newest token."""
+    """The next ``count`` tokens, with logits for all if the prompt's are requested, else for the newest token."""
     start = sequence.num_computed
     stop = start + count
     first = stop

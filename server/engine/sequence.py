@@ -1,11 +1,12 @@
-"""A request being computed: its tokens, its slot and its adapter, and the part of it that a step computes. Plain
-Python, no torch.
+"""A sequence: a request being computed, with its tokens, slot and adapter; and the part of it that a step computes.
 
-The contract of a step: the scheduler says which tokens of which sequences are computed, and for which of them logits
-are needed (``ScheduledTokens``); the runner computes them (``Batch``, ``StepOutput``); the sampler chooses a token at
-each place that a sequence goes on from; the engine settles them, one or several a sequence. Several come of *draft
-tokens*: whoever proposes them puts them into ``SequenceState.spec_token_ids``, and of what the sampler chooses at their
-places all up to the first that differs from its draft counts.
+A step: the scheduler decides which tokens of which sequences are computed, and for which of them logits are needed
+(``ScheduledTokens``); the runner computes them (``Batch``, ``StepOutput``); the sampler chooses a token at each
+position that a sequence continues from; the engine appends them, one or several a sequence. There are several with
+*draft tokens*: a proposer puts them into ``SequenceState.spec_token_ids``, and of the tokens chosen at their positions
+all up to the first that differs from its draft are accepted.
+
+Plain Python, no torch.
 """
 
 from __future__ import annotations
@@ -26,17 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class SequenceState:
-    """A request on its way: its tokens so far, how many of them the key-value cache holds, and in which slot.
+    """A request being computed: its tokens so far, how many of them the key-value cache holds, and in which slot.
 
     Attributes:
+        request: What was added to the engine.
+        arrival_index: Its number in order of arrival.
         tokens: The prompt and what was generated.
+        prefix: Finds these tokens in the prefix cache.
+        rng: Its random numbers, for sampling.
         num_cached: Tokens that the prefix cache had when the request was first admitted.
-        arrived_at: When the engine took the request in, by ``time.monotonic``.
+        arrived_at: When the engine took the request in, in seconds of ``time.monotonic``.
         queued_seconds: From then until it was first admitted.
         num_computed: Tokens, from the first on, whose keys and values are in ``slot``.
+        slot: Of the key-value cache, while it runs.
+        cached_adapter: A reference to its adapter, while it runs.
         overtaken: How often younger sequences were admitted while this one waited for its adapter.
+        output_counts: How often each generated token occurs.
         num_scored: Prompt tokens whose log-probabilities have been sent.
-        logits_processors: What its logits go through before a token is chosen, in order.
+        logits_processors: Applied to its logits before a token is chosen, in order.
         awaits_grammar: Its grammar is being compiled: it cannot run yet.
         grammar: What its answer is held to; also the last of ``logits_processors``.
         spec_token_ids: Draft tokens that may follow ``tokens``; the next step verifies as many as there is room for.
@@ -63,31 +71,33 @@ class SequenceState:
 
     @property
     def num_prompt(self) -> int:
+        """Tokens of the prompt."""
         return len(self.request.prompt)
 
     @property
     def num_generated(self) -> int:
+        """Tokens generated so far."""
         return len(self.tokens) - len(self.request.prompt)
 
     @property
     def num_left(self) -> int:
-        """Tokens to be computed before it generates a new one."""
+        """Tokens to be computed before the next one can be sampled."""
         return len(self.tokens) - self.num_computed
 
     @property
     def num_reusable(self) -> int:
-        """How many tokens need not be computed if they have been: not the last, nor any whose logits are asked for."""
+        """How many leading tokens may come from the prefix cache: not the last, nor any whose logits are requested."""
         if self.request.sampling.prompt_logprobs is None or self.num_scored >= self.num_prompt:
             return len(self.tokens) - 1
         return max(self.num_scored - 1, 0)
 
     @property
     def decoding(self) -> bool:
-        """All but the newest token are in the cache, and there is a newest token of our own."""
+        """Whether only its newest token is left to compute, and that one was generated."""
         return self.num_computed == len(self.tokens) - 1 and self.num_generated > 0
 
     def require_slot(self) -> int:
-        """The slot of a sequence that runs.
+        """The slot of a running sequence.
 
         Raises:
             RuntimeError: It has none.
@@ -102,10 +112,10 @@ class ScheduledTokens:
     """Tokens of one sequence to be computed in this step.
 
     Attributes:
-        sequence: Whose they are.
-        start: The place in the sequence of the first.
+        sequence: Their sequence.
+        start: The position of the first.
         count: How many, ``spec_token_ids`` included.
-        logits: Which of them need logits, as places in the sequence: the last ones, or none.
+        logits: Positions whose logits are computed: the last ones, or none.
         spec_token_ids: Draft tokens, computed behind the sequence's newest token.
     """
 
@@ -117,19 +127,24 @@ class ScheduledTokens:
 
     @property
     def stop(self) -> int:
+        """The position after the last."""
         return self.start + self.count
 
     @property
     def needs_sample(self) -> bool:
-        """The newest token is computed: its logits choose the next one."""
+        """Whether the newest token is computed, whose logits choose the next one."""
         return self.start + self.count - len(self.spec_token_ids) == len(self.sequence.tokens)
 
     @property
     def num_samples(self) -> int:
-        """At how many places a token is chosen: the newest token's and those of the drafts, whose logits come last."""
+        """At how many positions a token is chosen: the newest token's and those of the drafts.
+
+        Their logits come last.
+        """
         return 1 + len(self.spec_token_ids) if self.needs_sample else 0
 
     @property
     def token_ids(self) -> list[int]:
+        """The ids of all ``count`` tokens."""
         tokens = self.sequence.tokens[self.start : self.start + self.count]
         return [*tokens, *self.spec_token_ids] if self.spec_token_ids else tokens

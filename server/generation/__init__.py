@@ -1,1 +1,1 @@
-"""What happens to a generation request between its route and the engine."""
+"""Generation requests, from the route to the engine and back."""

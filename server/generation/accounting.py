@@ -1,6 +1,4 @@
-"""What is measured while an answer is generated and counted when it has ended: latencies, tokens, traffic, and the row
-of the interaction log.
-"""
+"""Metrics of generated answers: latencies, tokens, traffic, and the row of the interaction log."""
 
 from __future__ import annotations
 
@@ -19,9 +17,14 @@ from graftwork.server.openai.answers.answer import Answer
 
 @dataclass(slots=True)
 class GenerationTimings:
-    """One answer's moments, by ``time.monotonic``: admitted, taken up by the engine, first and latest token.
+    """Times of one answer, in seconds of ``time.monotonic``.
 
-    ``measured``: somebody waits for it, so that the metrics count.
+    Attributes:
+        began: When it was admitted.
+        scheduled_at: When the engine first computed it.
+        first: Its first token.
+        last: Its latest token.
+        measured: Whether the metrics count it; shadow copies are not counted.
     """
 
     began: float = field(default_factory=time.monotonic)
@@ -31,12 +34,19 @@ class GenerationTimings:
     measured: bool = True
 
     def ms(self, moment: float | None) -> float | None:
-        """From admission to ``moment``."""
+        """Milliseconds from admission to ``moment``."""
         return None if moment is None else round((moment - self.began) * 1e3, 3)
 
 
 class Accounting:
-    """Counts answers while they are generated and when they have ended, and has them logged."""
+    """Counts answers while they are generated and when they have ended, and logs them.
+
+    Args:
+        base_id: The base's name, for the log.
+        metrics: Latencies and tokens.
+        traffic: Requests and tokens per model name.
+        log: Rows of answers.
+    """
 
     def __init__(self, base_id: str, metrics: Metrics, traffic: Traffic, log: InteractionLog) -> None:
         self._base_id = base_id
@@ -45,6 +55,7 @@ class Accounting:
         self._log = log
 
     def tick(self, timings: GenerationTimings, delta: Delta) -> None:
+        """Record the times of a delta."""
         if timings.scheduled_at is None and delta.queued_seconds is not None:
             timings.scheduled_at = timings.began + delta.queued_seconds
         if not delta.token_ids:
@@ -61,7 +72,7 @@ class Accounting:
         timings.last = now
 
     def settle(self, admission: Admission, answer: Answer, timings: GenerationTimings, error: Exception | None) -> None:
-        """The answer has ended, one way or another: have it logged, and count it."""
+        """Log and count an answer that has ended, completely or not."""
         route = admission.route
         self.log_interaction(admission, answer, timings, error)
         self._traffic.add(route.name, answer.num_completion_tokens)
@@ -74,6 +85,7 @@ class Accounting:
     def log_interaction(
         self, admission: Admission, answer: Answer, timings: GenerationTimings, error: Exception | None
     ) -> None:
+        """Log an answer that has ended, unless the request says not to."""
         if not admission.store:
             return
         self._log.put(
@@ -89,7 +101,7 @@ class Accounting:
     def _outcome(
         self, admission: Admission, answer: Answer, timings: GenerationTimings, ended: float, error: Exception | None
     ) -> NewInteraction:
-        """The row of an answer that ended. Called in the log's thread: nothing changes any more."""
+        """The row of an answer that has ended. Called in the log's thread, when nothing changes any more."""
         body = admission.body
         return NewInteraction(
             id=admission.id,

@@ -1,4 +1,4 @@
-"""A request that was admitted: its id, its route, its body and what its log row needs."""
+"""An admitted request."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from graftwork.server.openai.requests.generation import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request that is taken in: its id, which says where it goes and who asked, and what its log row needs.
+    """A request that was accepted, before it is queued.
 
-    ``store``: whether it may be logged, as far as the request goes. ``num_bytes``: of its body.
+    Attributes:
+        kind: ``chatcmpl`` or ``cmpl``.
+        id: The answer's id, which encodes its route.
+        created: Unix time in seconds.
+        unit: The unit of experiments that it belongs to: its user or session.
+        route: The version that answers, or the arm of an experiment.
+        body: The parsed body.
+        key_id: The caller's key.
+        store: Whether it may be logged, as far as the request says.
+        num_bytes: Size of its body.
     """
 
     kind: IdKind

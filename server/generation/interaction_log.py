@@ -1,10 +1,9 @@
-"""From answers that ended to rows in the database, off the hot path: a bounded queue, and a thread that empties it.
+"""Writes rows of ended answers to the database, off the hot path: a bounded queue, and a thread that empties it.
 
-``put`` never waits and never touches the disk. Rows are gathered for a moment and written together, one commit for
-many. When the database cannot keep up, or cannot be written at all, what does not fit is dropped, counted and said in
-the server's log: answering goes on. What was put when the process is killed and not yet written is lost, a moment's
-worth; feedback on it is valid all the same, by its id. `settle` closes even that gap for answers that somebody has
-judged.
+``put`` never blocks. Rows are collected for a moment and written together, one commit for many. When the database
+cannot keep up, or cannot be written at all, what does not fit is dropped, counted and logged, and answering goes on.
+Rows that were not yet written when the process is killed are lost, some tenths of a second; feedback on those answers
+is valid all the same, by its id. ``wait_until_durable`` closes even that gap for answers that get feedback.
 """
 
 from __future__ import annotations
@@ -34,8 +33,15 @@ WARN_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class EndedAnswer:
-    """An answer that ended. ``adapter`` is its name, or the base's id: what policies are about. ``num_bytes`` is about
-    what it holds in memory; ``outcome`` makes the row, when there is time."""
+    """An answer that has ended, before its row is built.
+
+    Attributes:
+        id: The answer's.
+        adapter: The adapter's name, or the base's id: log policies are about it.
+        key_id: The caller's key.
+        num_bytes: About what it takes in memory.
+        outcome: Builds the row; called in the log's thread.
+    """
 
     id: str
     adapter: str
@@ -45,7 +51,14 @@ class EndedAnswer:
 
 
 class InteractionLog:
-    """One process's queue and writer. `start` after the last fork: threads do not cross it."""
+    """One process's queue of rows, and the thread that writes them.
+
+    Args:
+        interactions: Where rows are written.
+        policies: Which answers are logged.
+        metrics: Counts dropped rows.
+        max_waiting: The most rows in the queue.
+    """
 
     def __init__(
         self, interactions: Interactions, policies: LogPolicies, metrics: Metrics, *, max_waiting: int = 4096
@@ -66,11 +79,12 @@ class InteractionLog:
         self._warned_at = -WARN_EVERY_SECONDS
 
     def start(self) -> None:
+        """Start the thread. Call it after the last fork: threads do not survive one."""
         self._thread = threading.Thread(target=self._run, name="interaction-log", daemon=True)
         self._thread.start()
 
     def put(self, ended: EndedAnswer) -> None:
-        """Have an answer logged, or dropped if too many wait or the end has come. Returns at once."""
+        """Queue an answer, or drop it if too many wait or the log was stopped. Never blocks."""
         with self._changed:
             has_room = len(self._waiting) < self.max_waiting and self._num_bytes + ended.num_bytes <= MAX_BYTES
             fits = has_room and not self._closed
@@ -84,18 +98,26 @@ class InteractionLog:
             self._dropped(1)
 
     def wait_until_durable(self, id: str, *, seconds: float = 5.0) -> bool:
-        """Wait until this answer's row, if it is on its way here, is durable. False if that takes longer than that."""
+        """Wait until this answer's row is written, if it is queued.
+
+        Returns:
+            Whether it was within ``seconds``.
+        """
         with self._changed:
             return self._until(lambda: id not in self._unwritten, seconds)
 
     def flush(self, *, seconds: float = 30.0) -> bool:
-        """Wait until everything that was put before is durable. False if that takes longer than that."""
+        """Wait until everything that was put before is written.
+
+        Returns:
+            Whether it was within ``seconds``.
+        """
         with self._changed:
             before = set(self._unwritten)
             return self._until(lambda: before.isdisjoint(self._unwritten), seconds)
 
     def stop(self, *, seconds: float = 5.0) -> None:
-        """Write what waits and end. What cannot be written in that time is dropped."""
+        """Write what is queued and end the thread. What cannot be written within ``seconds`` is dropped."""
         with self._changed:
             self._stop_at = time.monotonic() + seconds
             self._changed.notify_all()
@@ -103,13 +125,14 @@ class InteractionLog:
             self._thread.join()
 
     def _until(self, done: Callable[[], bool], seconds: float) -> bool:
+        """Wait for ``done`` with the lock held, and let the thread write at once."""
         if done():
             return True
         self._flush_now = True
         self._changed.notify_all()
         return self._changed.wait_for(done, seconds)
 
-    # -- the writer's thread -------------------------------------------------------------------------------------
+    # -- in the thread -------------------------------------------------------------------------------------------
     def _run(self) -> None:
         while batch := self._take():
             written = self._write(batch)
@@ -121,7 +144,7 @@ class InteractionLog:
                 self._dropped(len(batch))
 
     def _take(self) -> list[EndedAnswer]:
-        """The next batch; empty when there is none and none will come."""
+        """The next batch; empty when the log was stopped and nothing is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stop_at is not None)
             self._changed.wait_for(
@@ -134,17 +157,21 @@ class InteractionLog:
             return batch
 
     def _write(self, batch: Sequence[EndedAnswer]) -> bool:
-        """Whether the batch is where it belongs. Goes on trying for as long as the server runs."""
-        told = False
+        """Write a batch. Retries for as long as the server runs.
+
+        Returns:
+            False if it could not be written before the log had to stop.
+        """
+        reported = False
         while True:
             try:
-                wanted = [e for e in batch if self._policies.is_logged(adapter=e.adapter, key_id=e.key_id)]
-                self._store(wanted)
+                logged = [e for e in batch if self._policies.is_logged(adapter=e.adapter, key_id=e.key_id)]
+                self._store(logged)
                 return True
             except (Unavailable, OperationalError) as error:
-                if not told:
+                if not reported:
                     log.error("interactions cannot be logged now; trying again until they can: %s", error)
-                    told = True
+                    reported = True
             with self._changed:
                 if self._stop_at is None:
                     self._changed.wait_for(lambda: self._stop_at is not None, RETRY_SECONDS)
@@ -153,20 +180,20 @@ class InteractionLog:
                 else:
                     self._changed.wait(RETRY_SECONDS / 10)
 
-    def _store(self, wanted: Sequence[EndedAnswer]) -> None:
-        if not wanted:
+    def _store(self, logged: Sequence[EndedAnswer]) -> None:
+        if not logged:
             return
         try:
-            self._interactions.write([ended.outcome() for ended in wanted])
+            self._interactions.write([ended.outcome() for ended in logged])
         except (Unavailable, OperationalError):
             raise
         except Exception:
-            if len(wanted) == 1:
-                log.exception("the interaction %s cannot be logged", wanted[0].id)
+            if len(logged) == 1:
+                log.exception("the interaction %s cannot be logged", logged[0].id)
                 self._dropped(1)
                 return
-            # One row that no database takes must not cost the others.
-            for ended in wanted:
+            # One row that the database refuses must not prevent the others.
+            for ended in logged:
                 self._store([ended])
 
     def _dropped(self, count: int) -> None:

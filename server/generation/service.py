@@ -1,15 +1,14 @@
-"""A generation from admission to its end: admit, prepare, start, stream or collect, finish. The routes call it; it
-calls the engine's client.
-"""
+"""One generation from admission to its end: admit, prepare, start, stream or collect, finish. Called by the routes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError, InvalidRequest
@@ -36,11 +35,13 @@ from graftwork.version import __version__
 
 #: Of the grammars of one request's choices, each of which takes its own along to the engine.
 MAX_GRAMMAR_BYTES = 4 << 20
+#: Prompts that are tokenized at once; the others wait.
+TOKENIZING_THREADS = 4
 
 
 @dataclass(slots=True)
 class ActiveGeneration:
-    """A request on its way through the engine: what was admitted, and the answer as far as it has come."""
+    """A request that the engine computes: what was admitted, and the answer as far as it has come."""
 
     admission: Admission
     answer: Answer
@@ -49,7 +50,19 @@ class ActiveGeneration:
 
 
 class GenerationService:
-    """Answers the generation routes, whichever API they speak."""
+    """Answers the requests of all generation routes.
+
+    Args:
+        base: The base.
+        engine: Computes tokens.
+        prompts: Encodes prompts and decodes tokens.
+        router: Resolves ``model`` to a version or an arm.
+        experiments: Running experiments, for shadow arms.
+        ids: Mints the ids of answers.
+        accounting: Counts and logs answers.
+        metrics: Counts shadow copies.
+        max_busy_for_shadows: Shadow copies are computed while at most this many answers are under way.
+    """
 
     def __init__(
         self,
@@ -71,6 +84,8 @@ class GenerationService:
         self.shadows: ShadowQueue[Admission] = ShadowQueue(
             self._answer_shadow, metrics, num_busy=engine.num_open, max_busy=max_busy_for_shadows
         )
+        # Threads of their own: neither long prompts nor a database that is locked can keep the other's.
+        self._tokenizing = CapacityLimiter(TOKENIZING_THREADS)
         self._router = router
         self._experiments = experiments
         self._ids = ids
@@ -81,14 +96,17 @@ class GenerationService:
     def admit(
         self, kind: IdKind, body: GenerationRequest, *, session: str | None, key_id: str, num_bytes: int
     ) -> Admission:
-        """Decide where the request goes and mint the id that says so; nothing has been queued yet.
+        """Route a request and mint the answer's id. Nothing is queued yet.
 
         Args:
-            session: who asks, where the body names no user; a unit of experiments.
-            num_bytes: of the request's body.
+            kind: ``chatcmpl`` or ``cmpl``.
+            body: The parsed body.
+            session: The session header: a unit of experiments where the body names no user.
+            key_id: The caller's key.
+            num_bytes: Size of the request's body.
 
         Raises:
-            GraftworkError: the model is unknown, or was made for another base.
+            GraftworkError: The model is unknown, or was made for another base.
         """
         unit = self._ids.unit(user=body.user or None, session=session)
         route = self._router.resolve(body.model, unit, chat=kind == "chatcmpl")
@@ -106,16 +124,26 @@ class GenerationService:
         )
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
-        """The empty answer, and what the engine is asked for it."""
+        """Tokenize the prompts, and make the grammar of a structured output.
+
+        Returns:
+            The answer, still empty, and the engine's input for each of its choices.
+
+        Raises:
+            InvalidRequest: A prompt does not fit into the context, the chat template refuses it, or a grammar cannot be
+                followed.
+        """
         draw, head = admission.route.draw, self._head(admission)
         body = admission.body if draw is None else admission.body.with_arm(draw.arm)
         body.check_token_ids(self.base.vocab_size)
         grammar = await self._grammar(body)
         if isinstance(body, ChatCompletionRequest):
-            prompt = await to_thread.run_sync(self.prompts.chat, body.chat_messages())
+            chat = partial(self.prompts.chat, body.chat_messages(), max_length=self._max_length)
+            prompt = await to_thread.run_sync(chat, limiter=self._tokenizing)
             return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt], grammar)
         assert isinstance(body, CompletionRequest)
-        prompts = await to_thread.run_sync(body.prompts, self.prompts.encode, self.base.vocab_size)
+        encode = partial(self.prompts.encode, max_length=self._max_length)
+        prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
 
     async def _grammar(self, body: GenerationRequest) -> str | None:
@@ -132,19 +160,23 @@ class GenerationService:
                 f"most {MAX_GRAMMAR_BYTES} are taken in one request; send several",
                 param="n",
             )
-        max_length = self.engine.base_card.get("max_length", self.base.max_positions)
         draw = admission.route.draw
         cap = None if draw is None else draw.arm.sampling.get("max_tokens")
         inputs: list[EngineInput] = []
         for prompt in prompts:
             for choice in range(body.choices):
                 params = body.sampling_params(
-                    len(prompt), max_length, self.prompts.eos_token_ids, choice=choice, grammar=grammar
+                    len(prompt), self._max_length, self.prompts.eos_token_ids, choice=choice, grammar=grammar
                 )
                 if cap is not None:
                     params = replace(params, max_tokens=max(min(params.max_tokens, cap), params.min_tokens))
                 inputs.append((tuple(prompt), params))
         return inputs
+
+    @property
+    def _max_length(self) -> int:
+        """Tokens of the context, prompt and answer together."""
+        return int(self.engine.base_card.get("max_length", self.base.max_positions))
 
     def _head(self, admission: Admission) -> AnswerHead:
         digest = self.base.digest.removeprefix("sha256:")
@@ -160,12 +192,28 @@ class GenerationService:
     def start(
         self, admission: Admission, answer: Answer, inputs: Sequence[EngineInput], *, measured: bool = True
     ) -> ActiveGeneration:
-        """Hand the request to the engine. Raises what `EngineProtocol.open` raises."""
+        """Send a prepared request to the engine.
+
+        Args:
+            admission: As ``admit`` returned it.
+            answer: As ``prepare`` returned it.
+            inputs: As ``prepare`` returned them.
+            measured: Whether metrics count it.
+
+        Raises:
+            Overloaded: The queue is full.
+            Unavailable: There is no engine at the moment.
+        """
         timings = GenerationTimings(measured=measured)
         return ActiveGeneration(admission, answer, self.engine.open(inputs, adapter=admission.route.digest), timings)
 
     async def collect(self, active: ActiveGeneration) -> None:
-        """Take in the whole answer. Cancelled, it counts and logs what had come by then."""
+        """Wait for the whole answer. If cancelled, what has come by then is counted and logged.
+
+        Raises:
+            Unavailable: The engine was lost.
+            GraftworkError: The engine failed at this request.
+        """
         error: Exception | None = None
         try:
             await self._take_all(active)
@@ -176,7 +224,10 @@ class GenerationService:
             self._finish(active, error)
 
     async def events(self, active: ActiveGeneration) -> AsyncIterator[bytes]:
-        """Server-sent events as the engine goes; the engine stops when the client leaves."""
+        """Yield server-sent events while the engine computes; the engine stops when the client leaves.
+
+        An error ends the stream with an event that carries it.
+        """
         answer = active.answer
         error: Exception | None = None
         try:
@@ -211,7 +262,7 @@ class GenerationService:
                     return
 
     def _finish(self, active: ActiveGeneration, error: Exception | None) -> None:
-        """The answer has ended, one way or another: count it, have it logged, and offer it to shadow arms."""
+        """Count an answer that has ended, completely or not, log it, and offer it to shadow arms."""
         self.engine.cancel(active.stream)
         admission, answer = active.admission, active.answer
         self._accounting.settle(admission, answer, active.timings, error)
@@ -223,7 +274,7 @@ class GenerationService:
 
     # -- shadow arms -----------------------------------------------------------------------------------------------
     async def _answer_shadow(self, copy: ShadowRequest[Admission]) -> None:
-        """Answer a request once more, as a shadow arm does; only the log hears of it."""
+        """Answer a request again with a shadow arm; the answer is only logged."""
         original, created = copy.of, int(time.time())
         route = self._router.route_to_arm(copy.draw, original.body.model)
         changes: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Shadow arms: copies of requests that a candidate answers when there is nothing better to do, and that nobody sees.
+"""Shadow arms: copies of users' requests that an arm answers while the engine has capacity, for the log only.
 
-A copy is made of a request that was answered well and may be logged. It waits, with few others and not for long, until
-few answers are under way; one copy is answered at a time, and broken off when users need the engine. What is not
-answered is counted: a mirror that stands in the dark must be seen.
+A copy is made of a request that was answered without error and may be logged. It waits, with few others and not for
+long, until few answers are under way; one copy is answered at a time, and cancelled when users need the engine. Copies
+that are not answered are counted in the metrics.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: The most copies that wait, and how long.
 MAX_WAITING = 64
 MAX_AGE_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -31,7 +32,13 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ShadowRequest(Generic[T]):
-    """A request to be answered once more, as ``draw`` says. ``of`` is what whoever answers it knows it by."""
+    """A request to be answered again.
+
+    Attributes:
+        of: The original, as the callback of ``ShadowQueue`` takes it.
+        draw: The shadow arm that answers.
+        made_at: When it was queued, in seconds of ``time.monotonic``.
+    """
 
     of: T
     draw: Assignment
@@ -39,10 +46,13 @@ class ShadowRequest(Generic[T]):
 
 
 class ShadowQueue(Generic[T]):
-    """One process's copies.
+    """One process's queue of copies.
 
-    ``answer`` answers one and logs that; it raises when it could not. ``num_busy`` says how many answers are under way,
-    copies included, and ``max_busy`` up to how many of others there is room for a copy.
+    Args:
+        answer: Answers a copy and logs that; raises if it cannot.
+        metrics: Counts copies: answered, failed, skipped.
+        num_busy: How many answers are under way, copies included.
+        max_busy: A copy starts while at most this many are.
     """
 
     def __init__(
@@ -62,11 +72,11 @@ class ShadowQueue(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Once the event loop runs."""
+        """Start the task; call it in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="shadows")
 
     def offer(self, experiment: Experiment, id: str, of: T) -> None:
-        """Copies of the request that was answered as ``id``, for each shadow arm whose share it is in."""
+        """Queue a copy of the request that was answered as ``id``, for each shadow arm that samples it."""
         for arm in experiment.plan.shadows:
             share = arm.shadow or 0.0
             if is_sampled(experiment.salt, arm.name, id, share):
@@ -90,13 +100,13 @@ class ShadowQueue(Generic[T]):
                 try:
                     self._metrics.shadow(await self._answered(copy))
                 except Exception:
-                    # Nobody waits for it, and the next one may go better.
+                    # Nobody waits for a copy, and the next one may succeed.
                     self._metrics.shadow("failed")
                     log.exception("a copy for the shadow arm %s could not be answered", copy.draw.arm.name)
             await self._arrived.wait()
 
     async def _answered(self, copy: ShadowRequest[T]) -> str:
-        """What became of it; broken off as soon as users need the engine."""
+        """Answer one copy; cancel it as soon as users need the engine. Returns the label for the metrics."""
         answering = asyncio.ensure_future(self._answer(copy))
         try:
             while not answering.done():

@@ -1,1 +1,1 @@
-"""HTTP: middleware, authentication, uploads, what routes share, and the routes."""
+"""HTTP: middleware, authentication, uploads, helpers that routes share, and the routes."""

@@ -1,5 +1,6 @@
-"""Who calls, and whether they may: bearer keys with roles, as one dependency that every route uses. A server without
-any key answers its own machine only, and then also checks `Host` and `Origin`.
+"""Authentication and authorization: bearer keys with roles, as one dependency that every route uses.
+
+A server without any key answers its own machine only, and then also checks ``Host`` and ``Origin``.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -26,32 +27,52 @@ BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 
 
 class KeyRing(Protocol):
-    """What is asked of :class:`graftwork.adapters.access.keys.Keys`. Both answer from memory but for the odd short
-    read."""
+    """The part of ``graftwork.adapters.access.keys.Keys`` that is needed here. Methods may block for a short read."""
 
-    def authenticate(self, bearer: str, /) -> Key | None: ...
-    def configured(self) -> bool: ...
+    def authenticate(self, bearer: str, /) -> Key | None:
+        """The key whose secret this is, or ``None`` if it is unknown or revoked."""
+
+    def configured(self) -> bool:
+        """Whether any key exists."""
 
 
 class Authenticator:
-    """Checks bearer keys. ``open_to_loopback``: while no key exists, this machine is let in as admin without one.
-    ``own``: a key that the server gave to a process of its own, and who that is."""
+    """Checks bearer keys.
 
-    def __init__(self, keys: KeyRing, *, open_to_loopback: bool, own: tuple[str, Principal] | None = None) -> None:
+    Args:
+        keys: The keys of the database.
+        open_to_loopback: While no key exists, callers on this machine are admins without one.
+        own: A key that the server gave to a process of its own, and that process's principal.
+        cors_origins: Sites whose pages may call a server without keys, beside this machine's own. ``*`` counts only
+            where there are keys.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        open_to_loopback: bool,
+        own: tuple[str, Principal] | None = None,
+        cors_origins: Collection[str] = (),
+    ) -> None:
         self._keys = keys
         self._own = own
+        self._cors_origins = frozenset(cors_origins) - {"*"}
         self._open = open_to_loopback
         self._checked_at = -_RECHECK_SECONDS
 
     def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
-        """A FastAPI dependency that lets in ``role`` and above, and puts the caller on ``request.state.principal``."""
+        """A FastAPI dependency that lets in ``role`` and above.
+
+        It puts the caller into ``request.state.principal``, and raises what ``authenticate`` raises, or ``Forbidden``.
+        """
 
         async def allowed(request: Request, _documented: object = Security(BEARER)) -> Principal:
             principal = self.authenticate(request)
             if principal.role < role:
                 raise Forbidden(
                     f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
-                    "ask an admin for one (graftwork keys create)"
+                    "ask an admin for one"
                 )
             request.state.principal = principal
             return principal
@@ -59,16 +80,20 @@ class Authenticator:
         return allowed
 
     def authenticate(self, connection: HTTPConnection) -> Principal:
-        """Who is calling. Raises :class:`Unauthorized`, or :class:`Forbidden` for a page from elsewhere."""
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        bearer = bearer.strip() if scheme.lower() == "bearer" else ""
+        """The caller.
+
+        Raises:
+            Unauthorized: There is no key, or it is unknown or revoked.
+            Forbidden: On a server without keys: the request names another host or comes from another site's page.
+        """
+        bearer = _key(connection)
         if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
             return self._own[1]
         key = self._keys.authenticate(bearer) if bearer else None
         if key is not None:
             return Principal(key.name, key.role, key.id)
         if self.open:
-            _check_local(connection)
+            _check_local(connection, self._cors_origins)
             return LOCAL_PRINCIPAL
         if bearer:
             raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
@@ -76,22 +101,33 @@ class Authenticator:
 
     @property
     def open(self) -> bool:
-        """Whether callers need no key at the moment. Another process may have made the first one."""
+        """Whether callers need no key at the moment. Another process may have created the first one."""
         if self._open and time.monotonic() - self._checked_at >= _RECHECK_SECONDS:
             self.recheck()
         return self._open
 
     def recheck(self) -> None:
-        """Look now whether there is a key. A server that locked stays locked."""
+        """Look for a key in the database now. Once there is one, this server always requires a key."""
         self._open = self._open and not self._keys.configured()
         self._checked_at = time.monotonic()
 
 
-def _check_local(connection: HTTPConnection) -> None:
+def _key(connection: HTTPConnection) -> str:
+    """The caller's key, in OpenAI's header, Anthropic's or Azure's; empty if there is none."""
+    headers = connection.headers
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and bearer.strip():
+        return bearer.strip()
+    return (headers.get("x-api-key") or headers.get("api-key") or "").strip()
+
+
+def _check_local(connection: HTTPConnection, allowed_origins: Collection[str]) -> None:
     if connection.client is not None and not _is_loopback(connection.client.host):
         raise Unauthorized("without a key this server only answers its own machine: start it with an admin key")
     for header in ("host", "origin"):
         value = connection.headers.get(header)
+        if header == "origin" and value in allowed_origins:
+            continue
         if value is not None and not _is_loopback(_hostname(value)):
             raise Forbidden(
                 f"the {header.capitalize()} header names another machine, and without a key this server only answers "

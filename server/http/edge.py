@@ -1,7 +1,7 @@
-"""The edge of the HTTP server: what every request gets, whatever its route.
+"""Middleware and error handlers around all routes.
 
-A request id, a limit on its body, a line in the metrics, and one shape for every error: ours, FastAPI's, and the ones
-nobody expected, which are logged with their traceback and told to the client without it.
+Every request gets a request id, a limit on its body and an entry in the metrics, and every error has one shape: ours,
+FastAPI's, and unexpected ones, which are logged with their traceback and returned without it.
 
 A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
 """
@@ -12,12 +12,15 @@ import logging
 import re
 import time
 import uuid
+import zlib
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,22 +31,36 @@ from graftwork.server.observability.metrics import Metrics
 log = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 8 << 20
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that left: for metrics, nobody receives it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
+
+#: What pages of other sites may read of an answer's headers.
+EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after"),
+    *("x-graftwork-adapter", "x-graftwork-experiment", "x-graftwork-arm"),
+)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNAVAILABLE_RETRY_SECONDS = 1
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
-    """Put the edge around ``app``. Before its first request."""
+def install(app: FastAPI, metrics: Metrics, cors_origins: Sequence[str] = ()) -> None:
+    """Add middleware and error handlers to ``app``, before its first request."""
     app.add_middleware(EdgeMiddleware, metrics=metrics)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_exception_handler(GraftworkError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
 def error_response(error: GraftworkError) -> Response:
-    """The answer to a request that failed, with what the official client obeys: when to retry, and when not to."""
+    """The response for an error, with headers that tell OpenAI's client when to retry, and when not to."""
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after)
@@ -57,7 +74,7 @@ def error_response(error: GraftworkError) -> Response:
 
 
 class EdgeMiddleware:
-    """Pure ASGI, so that streams pass through untouched."""
+    """Pure ASGI middleware, so that streams pass through unbuffered."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
@@ -100,22 +117,57 @@ class EdgeMiddleware:
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
-    """``receive``, which raises :class:`TooLarge` for a body beyond the route's limit; at once if it is declared."""
+    """``receive`` that raises ``TooLarge`` for a body beyond the route's limit; at once if the length is declared."""
     num_bytes = 0
-    declared = Headers(scope=scope).get("content-length", "")
+    headers = Headers(scope=scope)
+    declared, encoding = headers.get("content-length", ""), headers.get("content-encoding", "")
+    unpacker: zlib._Decompress | None = None
 
     async def limited() -> Message:
-        nonlocal num_bytes
+        nonlocal num_bytes, encoding, unpacker
         limit = scope["state"]["max_body_bytes"]
         if num_bytes == 0 and declared.isdecimal() and int(declared[:20]) > limit:
             raise _too_large(limit)
+        if encoding:
+            unpacker, encoding = _unpacker(encoding), ""
         message = await receive()
+        if unpacker is not None and message["type"] == "http.request":
+            # No more than a byte beyond the limit is unpacked, whatever a small body says it holds.
+            last = not message.get("more_body", False)
+            message = {**message, "body": _unpack(unpacker, message.get("body", b""), limit + 1 - num_bytes, last=last)}
         num_bytes += len(message.get("body", b""))
         if num_bytes > limit:
             raise _too_large(limit)
         return message
 
     return limited
+
+
+def _unpacker(encoding: str) -> zlib._Decompress | None:
+    """What unpacks a body with this ``Content-Encoding``; ``None`` for one that is not packed."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        case "deflate":
+            return zlib.decompressobj()
+    raise InvalidRequest(
+        f"bodies with the content encoding {encoding[:32]!r} are not read: send gzip, deflate or plain JSON",
+        code="unsupported_content_encoding",
+    )
+
+
+def _unpack(unpacker: zlib._Decompress, packed: bytes, most: int, *, last: bool) -> bytes:
+    try:
+        body = unpacker.decompress(packed, most)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body cannot be unpacked: {error}", code="invalid_content_encoding") from None
+    if len(body) < most and ((last and not unpacker.eof) or unpacker.unused_data):
+        raise InvalidRequest(
+            "the packed body is cut off, or followed by something else", code="invalid_content_encoding"
+        )
+    return body
 
 
 def _too_large(limit: int) -> TooLarge:
@@ -136,7 +188,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
-    """A path or query parameter that FastAPI refused."""
+    """Handle a path or query parameter that FastAPI refused."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])[:64]
@@ -163,5 +215,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _code(status: int) -> str:
-    """``method_not_allowed`` for 405."""
+    """An error code from a status: ``method_not_allowed`` for 405."""
     return HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")

@@ -1,4 +1,4 @@
-"""What routes share: lists, pages, exports, parameters, and how to wait without holding up others."""
+"""Helpers that routes share: lists, pages, exports, parameters, and calls in threads."""
 
 from __future__ import annotations
 
@@ -26,39 +26,48 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Parameters(BaseModel):
-    """A query's parameters: a misspelt one is refused, not ignored."""
+    """Base of query parameters: an unknown one is refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class PageParameters(Parameters):
+    """The page of a list: ``limit`` entries behind the one with the id ``after``."""
+
     after: str | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 def list_body(data: Sequence[T], *, has_more: bool = False) -> ListObject[T]:
+    """The JSON of a list."""
     return {"object": "list", "data": data, "has_more": has_more}
 
 
 def page_body(page: Page[T], show: Callable[[T], ShownT]) -> ListObject[ShownT]:
+    """The JSON of a page; ``show`` makes an entry's."""
     return list_body([show(item) for item in page], has_more=page.has_more)
 
 
 def json_lines(rows: Iterator[T], show: Callable[[T], object]) -> Response:
-    """JSON lines, a few rows at a time as they are read, however many there are."""
+    """A streamed response of JSON lines, read and sent in groups of 100 rows."""
 
     def parts() -> Iterator[bytes]:
         while some := list(islice(rows, 100)):
             yield b"".join(write_json(show(row)) + b"\n" for row in some)
 
-    # Starlette takes the parts of a plain iterator from a thread: the disk is read beside the event loop.
+    # Starlette iterates a plain iterator in a thread: reading the disk does not block the event loop.
     return StreamingResponse(parts(), media_type="application/jsonl")
 
 
 def answered_by(services: Services, text: str | None) -> str | None:
-    """A parameter that names who answered, as filters take it: an adapter, a version, an alias, or the base's id.
+    """An ``adapter`` parameter as filters take it: the name of an adapter, a version ``name@n``, or the bare base.
 
-    InvalidRequest when nothing is called that: an empty list would not tell.
+    Args:
+        services: The registry and the base.
+        text: An adapter, a version, ``name@alias``, the base's id, or ``None``.
+
+    Raises:
+        InvalidRequest: Nothing has that name: an empty list would hide the mistake.
     """
     if text is None:
         return None
@@ -77,5 +86,5 @@ def answered_by(services: Services, text: str | None) -> str | None:
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call what may wait for the disk without holding up the event loop."""
+    """Call a function that may block, in a thread."""
     return await to_thread.run_sync(partial(function, *arguments, **options))

@@ -1,8 +1,4 @@
-"""A multipart form taken apart while it arrives: files go where they are told to, the few fields into memory.
-
-`Part` says which field has come, and whoever asked says where its bytes go, or
-refuses it.
-"""
+"""Parses a multipart form while it arrives: files are written where the caller says, the few fields are returned."""
 
 from __future__ import annotations
 
@@ -23,14 +19,21 @@ _FLUSH_BYTES = 1 << 20
 
 
 class Sink(Protocol):
-    """Where a file's bytes go. ``write`` blocks, and is called beside the event loop."""
+    """Receives a file's bytes."""
 
-    def write(self, chunk: bytes, /) -> Any: ...
+    def write(self, chunk: bytes, /) -> Any:
+        """Write some bytes. May block: it is called in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The head of one part: its field, the file's name if it is a file, and its headers, by names in small letters."""
+    """The headers of one part.
+
+    Attributes:
+        field: The form field's name.
+        filename: ``None`` if it is no file.
+        headers: By name in lower case.
+    """
 
     field: str
     filename: str | None
@@ -39,7 +42,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class FormLimits:
-    """``max_parts`` of a form, ``hint`` what to send instead of more; ``max_field_bytes`` of what is no file."""
+    """Limits of a form.
+
+    Attributes:
+        max_parts: The most parts.
+        max_field_bytes: The largest field that is no file.
+        hint: For the error message: what to send instead of more parts.
+    """
 
     max_parts: int
     max_field_bytes: int
@@ -47,7 +56,7 @@ class FormLimits:
 
 
 def boundary_of(content_type: str | None) -> tuple[bool, bytes]:
-    """Whether this is a multipart form, and its boundary, empty where none is said."""
+    """Whether a content type is a multipart form, and its boundary, empty if it has none."""
     kind, options = parse_options_header(content_type)
     return kind == b"multipart/form-data", options.get(b"boundary", b"")
 
@@ -60,9 +69,20 @@ async def receive_form(
     limits: FormLimits,
     work: Callable[..., Awaitable[Any]] = to_thread.run_sync,
 ) -> dict[str, str]:
-    """The form's fields. ``open_part`` says where a file goes, or None: it is a field; what it raises ends the form.
+    """Parse a form.
 
-    ``work`` runs what blocks. InvalidRequest: a form that is broken, cut off, beyond its limits, or has a field twice.
+    Args:
+        stream: The request's body.
+        boundary: As ``boundary_of`` returned it.
+        open_part: Returns where a file's bytes go, ``None`` for a field. What it raises ends the form.
+        limits: Of the form.
+        work: Calls a blocking function in a thread.
+
+    Returns:
+        The fields that are no files.
+
+    Raises:
+        InvalidRequest: The form is malformed, incomplete, beyond its limits, or has a field twice.
     """
     form = _Form(open_part, limits)
     try:
@@ -80,7 +100,7 @@ async def receive_form(
 
 
 class _Form:
-    """What python-multipart calls back."""
+    """The callbacks of python-multipart's parser."""
 
     def __init__(self, open_part: Callable[[Part], Sink | None], limits: FormLimits) -> None:
         self.fields: dict[str, str] = {}
@@ -110,7 +130,7 @@ class _Form:
         }
 
     def flush(self) -> None:
-        """Write what has arrived."""
+        """Write what has arrived to the sinks."""
         pending, self._pending, self.pending_bytes = self._pending, [], 0
         for sink, chunk in pending:
             sink.write(chunk)

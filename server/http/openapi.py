@@ -1,7 +1,7 @@
-"""``GET /openapi.json``: FastAPI's own document, with the bodies that routes read by hand.
+"""``GET /openapi.json``: FastAPI's document, completed by the bodies that routes parse themselves.
 
-Routes take bytes and answer with a ``Response``: errors are worded in one place, and nothing is serialised twice. For
-the document they declare ``response_model`` and, through the functions here, ``openapi_extra``.
+Routes read bytes and return a ``Response``, so that errors are worded in one place and nothing is serialized twice. For
+the document they declare ``response_model`` and, with the functions here, ``openapi_extra``.
 """
 
 from __future__ import annotations
@@ -41,23 +41,27 @@ def json_or_form_body(model: type[BaseModel], form: type[BaseModel]) -> Json:
 
 
 def stream_of(kind: Any, media_type: str = "text/event-stream") -> Json:
-    """For ``openapi_extra``: the answer may be a stream, of which each event or line is a ``kind``, a TypedDict."""
+    """For ``openapi_extra``: the response may be a stream, each event or line of which is a ``kind``, a TypedDict."""
     return {"responses": {"200": {"content": {media_type: {"schema": _schema(kind, "serialization")}}}}}
 
 
 def error_answer() -> Json:
-    """For ``responses``: what every route answers when it fails, whatever it answers otherwise."""
+    """For ``responses``: the body of every error."""
     content = {"application/json": {"schema": _schema(ErrorObject, "serialization")}}
     return {"description": "An error; its message says what to do", "content": content}
 
 
 def openapi_document(app: FastAPI) -> bytes:
-    """The document of all routes of ``app``, as JSON."""
+    """The OpenAPI document of all routes of ``app``, as JSON."""
     return json.dumps(openapi_schema(app), separators=(",", ":")).encode()
 
 
 def openapi_schema(app: FastAPI) -> Json:
-    """The document of all routes of ``app``, as a dictionary."""
+    """The OpenAPI document of all routes of ``app``.
+
+    Raises:
+        ValueError: Two different schemas have the same name.
+    """
     document = get_openapi(title="Graftwork", version=__version__, description=_DESCRIPTION, routes=app.routes)
     components = document["components"]["schemas"]
     for path in document["paths"].values():
@@ -76,6 +80,6 @@ def _request_body(models: dict[str, type[BaseModel]], *, required: bool) -> Json
 
 
 def _schema(kind: Any, mode: Any) -> Json:
-    """A reference to ``kind``, with the definitions that it needs under ``$defs``; the document moves them."""
+    """A reference to ``kind``, with the definitions that it needs under ``$defs``; ``openapi_schema`` moves them."""
     references, definitions = TypeAdapter.json_schemas([(0, mode, TypeAdapter(kind))], ref_template=_REF)
     return {**references[0, mode], "$defs": definitions["$defs"]}

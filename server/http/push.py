@@ -1,7 +1,7 @@
-"""How a version comes in: upload or folder → staging → checks → published → canary → registry row and alias.
+"""Adds a version: upload or folder → staging → checks → published → canary → registry row and alias.
 
-The bytes of an upload go from the socket to the staging folder, a megabyte at a time, through no memory or temporary
-file in between. Whatever refuses the adapter on its way, nothing has changed afterwards: what was published for the
+The bytes of an upload go from the socket to the staging folder, a megabyte at a time, without a temporary file in
+between. If the adapter is refused anywhere on this way, nothing has changed afterwards: what was published for the
 canary is withdrawn, unless a version refers to the same bytes. Pushes of the same bytes wait for one another, so that
 none withdraws what another has just registered.
 """
@@ -45,7 +45,7 @@ _CONCURRENT_PUSHES = 4  # each one reads or writes gigabytes: more at once would
 
 
 class PushFields(StrictModel):
-    """What may be said of an adapter beside its files."""
+    """What a push may state about an adapter beside its files."""
 
     parent: Annotated[int, Field(ge=1)] | None = None
     data_digest: Text | None = None
@@ -59,7 +59,7 @@ class PushedPath(PushFields):
 
 
 class PushForm(BaseModel):
-    """The multipart form of an upload: a PEFT folder's files, and facts, of which those that are no text are JSON."""
+    """The multipart form of an upload: a PEFT folder's files, and fields, of which those that are no text are JSON."""
 
     files: list[bytes]
     parent: int | None = None
@@ -68,7 +68,7 @@ class PushForm(BaseModel):
 
 
 class Pushes:
-    """The pushes of one server process."""
+    """Adds versions, for one server process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -76,7 +76,23 @@ class Pushes:
         self._workers = anyio.CapacityLimiter(_CONCURRENT_PUSHES)
 
     async def push(self, name: str, request: Request, *, alias: str | None, actor: str) -> tuple[Version, bool]:
-        """The version that ``request`` pushes, and whether it is new."""
+        """Add the version that a request uploads, or whose folder it names.
+
+        Args:
+            name: Of the adapter.
+            request: Its body is not read yet.
+            alias: Points to the new version afterwards.
+            actor: For the history.
+
+        Returns:
+            The version, and whether it is new: the same bytes may be there already.
+
+        Raises:
+            GraftworkError: Something in the request or the adapter is refused; see ``check_name``, ``read_spec`` and
+                ``Registry.add_version``.
+            InvalidAdapter: The adapter failed the canary.
+            Unavailable: There is no engine to try the adapter, or the disk is full.
+        """
         services = self._services
         if not names.is_trial(name):
             names.check_name(name, base_id=services.base.id)
@@ -85,18 +101,18 @@ class Pushes:
         if services.engine.state != "ready":
             raise Unavailable(f"the engine is {services.engine.state} and cannot try an adapter: push again shortly")
         with disk_full_as_unavailable("adapter"):
-            staged, facts = await self._receive(request)
+            staged, fields = await self._receive(request)
             try:
                 spec = await self._in_thread(read_spec, staged, services.base, services.limits)
                 services.engine.takes(spec)
                 async with self._lock(spec.digest):
-                    add = partial(self._register, name, spec, facts, alias, actor)
+                    add = partial(self._register, name, spec, fields, alias, actor)
                     return await self._publish(staged, spec, add)
             finally:
                 await self._clean_up(services.store.discard, staged)
 
     async def _receive(self, request: Request) -> tuple[Path, PushFields]:
-        """The adapter's files in a staging folder of their own, and what is said of them."""
+        """The adapter's files in a staging folder of their own, and the fields."""
         store = self._services.store
         is_form, boundary = multipart.boundary_of(request.headers.get("content-type"))
         if not is_form:
@@ -126,16 +142,16 @@ class Pushes:
             raise
 
     def _register(
-        self, name: str, spec: AdapterSpec, facts: PushFields, alias: str | None, actor: str
+        self, name: str, spec: AdapterSpec, fields: PushFields, alias: str | None, actor: str
     ) -> tuple[Version, bool]:
         version, new = self._services.registry.add_version(
             name,
             spec,
             base=self._services.base,
             alias=alias,
-            parent=facts.parent,
-            data_digest=facts.data_digest,
-            metadata=facts.metadata,
+            parent=fields.parent,
+            data_digest=fields.data_digest,
+            metadata=fields.metadata,
             actor=actor,
         )
         log.info("%s pushed %s (%s)%s", actor, version.id, spec.digest, "" if new else ", which was there already")
@@ -147,24 +163,24 @@ class Pushes:
         return any(version.base_digest == self._services.base.digest for version in versions)
 
     def _withdraw(self, digest: str) -> None:
-        """Take a published artifact away again, unless a version refers to it."""
+        """Remove a published artifact, unless a version refers to it."""
         if self._services.registry.with_digest(digest):
             return
         store = self._services.store
-        grave = store.stage()
-        os.rename(store.path(digest), grave / "refused")
-        store.discard(grave)
+        staged = store.stage()
+        os.rename(store.path(digest), staged / "refused")
+        store.discard(staged)
 
     def _lock(self, digest: str) -> asyncio.Lock:
-        # In use by nobody, it goes by itself.
+        # A lock that nobody holds is garbage-collected.
         return self._locks.setdefault(digest, asyncio.Lock())
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Disk and hashing, beside the event loop."""
+        """Call a blocking function in one of a few threads."""
         return await to_thread.run_sync(function, *arguments, limiter=self._workers)
 
     async def _clean_up(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Also when the server is stopping: no half push is left behind."""
+        """Call a function even when the request is cancelled: no half push may be left behind."""
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(function, *arguments)
 
@@ -179,7 +195,7 @@ async def _receive_form(
     staged: Path,
     work: Callable[..., Awaitable[Any]],
 ) -> PushFields:
-    """Write the form's files to ``staged`` as they arrive, and read its fields."""
+    """Write the form's files to ``staged`` as they arrive, and parse its fields."""
     if not boundary:
         raise InvalidRequest("the multipart body has no boundary in its Content-Type: let your client set the header")
     files: list[StagedFile] = []
@@ -210,11 +226,11 @@ async def _receive_form(
     finally:
         for file in files:
             file.close()
-    return _facts(fields)
+    return _parse_fields(fields)
 
 
-def _facts(fields: Mapping[str, str]) -> PushFields:
-    """Form fields are text; all but the digest are JSON within."""
+def _parse_fields(fields: Mapping[str, str]) -> PushFields:
+    """Form fields are text; all but the digest contain JSON."""
     values: dict[str, Any] = {}
     for field, text in fields.items():
         try:

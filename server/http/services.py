@@ -1,4 +1,4 @@
-"""What the routes need, in one bundle that the server's composition makes: no route reaches for anything else."""
+"""Everything that the routes need, built once by ``app.build``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from graftwork.server.transport.engine import EngineProtocol
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """What is kept of answers: their ids, their log, what was said of them, for how long."""
+    """Everything stored about answers: ids, log, feedback, log policies and erasure."""
 
     ids: InteractionIds
     interactions: Interactions
@@ -52,7 +52,16 @@ class Records:
         log: bool = True,
         retention_days: float | None = None,
     ) -> Records:
-        """Those of one database. ``log`` and ``retention_days`` are what holds where no policy says otherwise."""
+        """Build those of one database.
+
+        Args:
+            database: Where they are stored.
+            registry: Has the versions that were trained on a user's data, for erasure.
+            metrics: Counts dropped rows.
+            base_id: The base's name.
+            log: Whether answers are logged where no policy says otherwise.
+            retention_days: How long they are stored where no policy says otherwise; ``None``: for good.
+        """
         ids = InteractionIds(secret(database, INTERACTION_IDS))
         interactions = Interactions(database, ids)
         policies = LogPolicies(database, log=log, retention_days=retention_days)
@@ -68,7 +77,7 @@ class Records:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Everything behind the routes."""
+    """Everything that the routes need."""
 
     base: BaseInfo
     registry: Registry
@@ -85,6 +94,7 @@ class Services:
     learning: LearningPolicies
     home: Path
     allowed_roots: tuple[Path, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
     started_at: int = field(default_factory=lambda: int(time.time()))

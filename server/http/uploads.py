@@ -1,4 +1,4 @@
-"""One file of a multipart form, written where it belongs while it arrives, and the form's few fields."""
+"""Receives a multipart form with one file and a few fields."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from graftwork.server.http import multipart
 from graftwork.server.http.multipart import Part, Sink
 
 SLACK_BYTES = 1 << 20
-"""Boundaries, headers and fields, beside the file."""
+"""Allowance for boundaries, headers and fields beside the file."""
+
 _LIMITS = multipart.FormLimits(max_parts=32, max_field_bytes=16 << 10, hint="one file and its fields")
 
 
 async def receive_file(
     request: Request, sink: Sink, *, file: str, fields: Collection[str]
 ) -> tuple[str, dict[str, str]]:
-    """The name of the file in the form's field ``file``, whose bytes went into ``sink``, and the other ``fields``.
+    """Parse a form with one file.
 
-    InvalidRequest: no such form, a broken one, no file or several, a field of another name.
+    Args:
+        request: Its body is not read yet.
+        sink: Receives the file's bytes.
+        file: The field of the file.
+        fields: Other fields that are allowed.
+
+    Returns:
+        The file's name, and the other fields.
+
+    Raises:
+        InvalidRequest: There is no such form, it is malformed, it has no file or several, or an unknown field.
     """
     is_form, boundary = multipart.boundary_of(request.headers.get("content-type"))
     if not is_form or not boundary:

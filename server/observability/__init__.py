@@ -1,1 +1,1 @@
-"""What operators watch: Prometheus metrics and the traffic of each version."""
+"""Prometheus metrics, and the traffic of each version."""

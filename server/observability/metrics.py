@@ -1,7 +1,7 @@
-"""What operators watch, in Prometheus' words: a registry of this server's own, and one method per thing that happens.
+"""Prometheus metrics: a registry of this server's own, and one method per event.
 
-Labels are bounded: routes are templates, statuses are statuses, and adapters are names that the registry resolved,
-of which only the first ``max_adapters`` get a label of their own.
+Labels are bounded: routes are templates, and adapters are names that the registry resolved, of which only the first
+``max_adapters`` get a label of their own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHERS = "_others"
-"""The label of every adapter beyond the first ``max_adapters``. No adapter can be called so."""
+"""The label of every adapter beyond the first ``max_adapters``. No adapter can have this name."""
 
 TIERS = ("device", "host", "store")
 
@@ -24,34 +24,59 @@ _REQUEST_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160
 
 
 class EngineStats(Protocol):
-    """The engine at one moment. What is called ``num_`` counts from the engine's own start."""
+    """The engine's state at one moment. What begins with ``num_`` counts from the engine's own start."""
 
     @property
-    def running(self) -> int: ...
+    def running(self) -> int:
+        """Sequences that run."""
+
     @property
-    def waiting(self) -> int: ...
+    def waiting(self) -> int:
+        """Sequences that wait."""
+
     @property
-    def memory_bytes(self) -> int: ...
+    def memory_bytes(self) -> int:
+        """Resident memory of the engine's process."""
+
     @property
-    def cache_tokens_used(self) -> int: ...
+    def cache_tokens_used(self) -> int:
+        """Tokens of running sequences in the key-value cache."""
+
     @property
-    def retained_tokens(self) -> int: ...
+    def retained_tokens(self) -> int:
+        """Tokens of ended sequences in the key-value cache."""
+
     @property
-    def num_prompt_tokens(self) -> int: ...
+    def num_prompt_tokens(self) -> int:
+        """Prompt tokens of admitted requests."""
+
     @property
-    def num_cached_tokens(self) -> int: ...
+    def num_cached_tokens(self) -> int:
+        """Those of them that the prefix cache had."""
+
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """Steps computed."""
+
     @property
-    def num_preemptions(self) -> int: ...
+    def num_preemptions(self) -> int:
+        """Sequences that were preempted."""
+
     @property
-    def num_loads(self) -> int: ...
+    def num_loads(self) -> int:
+        """Adapters that were fetched."""
+
     @property
-    def num_evictions(self) -> int: ...
+    def num_evictions(self) -> int:
+        """Adapters that were evicted from the device."""
 
 
 class Metrics:
-    """All metrics of one server process."""
+    """All metrics of one server process.
+
+    Args:
+        max_adapters: How many adapters get a label of their own.
+    """
 
     def __init__(self, *, max_adapters: int = 1000) -> None:
         self.registry = CollectorRegistry()
@@ -103,41 +128,49 @@ class Metrics:
         self._build = Info("graftwork_build", "What runs here.", registry=self.registry)
         self.set_adapter_tiers({}, {})
 
-    # requests
-
+    # -- requests ------------------------------------------------------------------------------------------------
     def request_answered(self, *, route: str, status: int, adapter: str | None, seconds: float) -> None:
-        """``route`` is a template like ``/v1/adapters/{name}``; ``adapter`` a resolved name, or None without one."""
+        """Count an HTTP request.
+
+        Args:
+            route: A template like ``/v1/adapters/{name}``.
+            status: The HTTP status.
+            adapter: A resolved name; ``None`` without one.
+            seconds: Its duration.
+        """
         self._requests.labels(route, str(status), self._adapter(adapter)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
     def tokens(self, *, adapter: str, prompt: int, completion: int) -> None:
-        """What one generation used. ``adapter`` is a resolved name, or the base's id."""
+        """Count the tokens of one generation. ``adapter`` is a resolved name, or the base's id."""
         label = self._adapter(adapter)
         self._prompt_tokens.labels(label).inc(prompt)
         self._completion_tokens.labels(label).inc(completion)
 
     def feedback(self, *, adapter: str, kinds: Iterable[str]) -> None:
-        """One piece of feedback. ``adapter`` is the name of what was rated, or the base's id."""
+        """Count feedback. ``adapter`` is the name of the adapter that was rated, or the base's id."""
         for kind in kinds:
             self._feedback.labels(self._adapter(adapter), kind).inc()
 
     def interactions_dropped(self, count: int) -> None:
+        """Count interactions that were not logged."""
         self._interactions_dropped.inc(count)
 
     def shadow(self, outcome: str) -> None:
-        """A copy was ``answered``, ``failed``, or ``skipped`` for want of room."""
+        """Count a shadow copy: ``answered``, ``failed``, or ``skipped`` for lack of capacity."""
         self._shadows.labels(outcome).inc()
 
     def first_token(self, seconds: float) -> None:
+        """Observe the time from a generation's admission to its first token."""
         self._first_token_seconds.observe(seconds)
 
     def next_token(self, seconds: float) -> None:
+        """Observe the time between two tokens of an answer."""
         self._next_token_seconds.observe(seconds)
 
-    # the engine
-
+    # -- the engine ----------------------------------------------------------------------------------------------
     def set_engine(self, stats: EngineStats) -> None:
-        """What the engine says of itself. Its counts begin anew with each worker, the metrics go on."""
+        """Set the engine's metrics. Its counts begin anew with each worker, the metrics go on."""
         self._waiting.set(stats.waiting)
         self._running.set(stats.running)
         self._memory.set(stats.memory_bytes)
@@ -151,22 +184,30 @@ class Metrics:
         self._count("evictions", self._evictions, stats.num_evictions)
 
     def set_worker(self, *, ready: bool, num_restarts: int) -> None:
-        """Whether there is a worker that answers, and how many were replaced since the server started."""
+        """Set whether the engine answers, and how often it was restarted since the server started."""
         self._ready.set(ready)
         self._count("restarts", self._restarts, num_restarts)
 
     def set_adapter_tiers(self, num_by_tier: Mapping[str, int], tier_of_live: Mapping[str, str]) -> None:
-        """How many versions are on the device, in host memory, only in the store; where each adapter's live one is."""
+        """Set where adapters are.
+
+        Args:
+            num_by_tier: How many versions are on the device, in host memory, only in the store.
+            tier_of_live: Where each adapter's live version is.
+        """
         for tier in TIERS:
             self._resident.labels(tier).set(num_by_tier.get(tier, 0))
         for name, tier in tier_of_live.items():
             if (label := self._adapter(name)) != OTHERS:
                 self._live.labels(label).set(tier == "device")
 
-    # learning policies
-
+    # -- learning policies ---------------------------------------------------------------------------------------
     def set_learning(self, standings: Mapping[str, tuple[int, Mapping[str, int]]]) -> None:
-        """By adapter that has a learning policy: its new judgements, and how many rounds are in each status."""
+        """Set the state of learning policies.
+
+        Args:
+            standings: By adapter, its new judgements and how many rounds are in each status.
+        """
         self._rounds.clear()
         self._judgements.clear()
         for name, (judgements, rounds) in standings.items():
@@ -175,23 +216,23 @@ class Metrics:
                 for status, count in rounds.items():
                     self._rounds.labels(label, status).set(count)
 
-    # what runs
-
+    # -- this server ---------------------------------------------------------------------------------------------
     def set_build(self, **facts: str) -> None:
-        """Version, base, base digest, dtype, quantization, device: whatever identifies this server."""
+        """Set what identifies this server: version, base, base digest."""
         self._build.info(facts)
 
     def render(self) -> bytes:
-        """Prometheus' text format, of type ``CONTENT_TYPE``."""
+        """All metrics in Prometheus' text format, of type ``CONTENT_TYPE``."""
         return generate_latest(self.registry)
 
     def _count(self, what: str, counter: Counter, total: int) -> None:
-        """Bring ``counter`` up to a source whose own ``total`` may have started again from zero."""
+        """Bring ``counter`` up to a source whose own ``total`` may have restarted from zero."""
         before = self._counted.get(what, 0)
         counter.inc(total - before if total >= before else total)
         self._counted[what] = total
 
     def _adapter(self, name: str | None) -> str:
+        """The label of an adapter."""
         if name is None or name in self._adapters:
             return name or ""
         if len(self._adapters) >= self._max_adapters:

@@ -1,1 +1,1 @@
-"""OpenAI's HTTP shapes without HTTP: request bodies in, JSON and server-sent events out."""
+"""The OpenAI API: request bodies, answers and their streams."""

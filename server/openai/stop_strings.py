@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# -------------------------------------------------------------------------------------------------- stop strings
-
 
 class StopStrings:
-    """Finds the first stop string in a text that arrives in pieces, whatever the pieces.
+    """Finds the first stop string in a text that arrives in pieces, wherever the text is cut.
 
-    The one that is complete first ends the text; of two that end together the longer one does. Held back is only what
-    may still become a stop string: fewer characters than the longest of them.
+    The stop string that is complete first ends the text; of two that end together the longer one does. Only what may
+    still become a stop string is held back: fewer characters than the longest of them.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -19,7 +17,11 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is now certain, and whether a stop string ended it. After that, push no more."""
+        """Add a piece.
+
+        Returns:
+            The text that is certain now, and whether a stop string ended it. After that, push no more.
+        """
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
@@ -30,13 +32,13 @@ class StopStrings:
         return text[:cut], False
 
     def flush(self) -> str:
-        """What was held back, now that the text ended before it became a stop string."""
+        """What was held back, after the text ended without a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _tail(text: str, stop: str) -> int:
-    """Where the longest end of ``text`` begins that is a beginning of ``stop``; the text's length if there is none."""
+    """Where the longest suffix of ``text`` begins that is a prefix of ``stop``; the text's length if there is none."""
     start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while start >= 0 and not stop.startswith(text[start:]):
         start = text.find(stop[0], start + 1)

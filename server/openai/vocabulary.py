@@ -1,4 +1,4 @@
-"""A base's tokens as answers show them, and what answers need of a tokenizer."""
+"""A base's tokens as answers show them, and the protocol of a tokenizer that they need."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ from typing import Any, Protocol
 
 
 class DetokenizerLike(Protocol):
-    """See :class:`graftwork.adapters.prompts.detokenizer.DetokenizerLike`."""
+    """The protocol of ``graftwork.adapters.prompts.detokenizer.DetokenizerLike``."""
 
-    def push(self, token_ids: Iterable[int], /) -> str: ...
-    def flush(self) -> str: ...
+    def push(self, token_ids: Iterable[int], /) -> str:
+        """Add tokens; returns the text that is complete with them."""
+
+    def flush(self) -> str:
+        """The rest of the text, after the last token."""
 
 
 class TokenDecoder(Protocol):
-    """What answers need of :class:`graftwork.adapters.prompts.prompts.Prompts`."""
+    """The part of ``graftwork.adapters.prompts.prompts.Prompts`` that answers need."""
 
-    def token_text(self, token_id: int, /) -> str: ...
-    def token_bytes(self, token_id: int, /) -> bytes: ...
-    def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str: ...
-    def stream(self) -> DetokenizerLike: ...
+    def token_text(self, token_id: int, /) -> str:
+        """One token as text, for log-probabilities; ``bytes:…`` if it is none by itself."""
+
+    def token_bytes(self, token_id: int, /) -> bytes:
+        """One token as the bytes that it adds to a text."""
+
+    def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str:
+        """Tokens as text."""
+
+    def stream(self) -> DetokenizerLike:
+        """A detokenizer for one answer."""
 
 
 class Vocabulary:
-    """A base's tokens as text and bytes, each looked up once."""
+    """A base's tokens as text and bytes, each computed once."""
 
     def __init__(self, tokens: TokenDecoder) -> None:
         self.tokens = tokens
@@ -31,13 +41,14 @@ class Vocabulary:
         self._members: dict[int, dict[str, Any]] = {}
 
     def text(self, token_id: int) -> str:
-        if (known := self._texts.get(token_id)) is None:
-            known = self._texts[token_id] = self.tokens.token_text(token_id)
-        return known
+        """A token as text."""
+        if (cached := self._texts.get(token_id)) is None:
+            cached = self._texts[token_id] = self.tokens.token_text(token_id)
+        return cached
 
     def members(self, token_id: int) -> dict[str, Any]:
-        """``token`` and ``bytes``, as chat's log-probabilities want them. Shared: not to be changed."""
-        if (known := self._members.get(token_id)) is None:
+        """``token`` and ``bytes`` of a token, as chat's log-probabilities have them. Shared: not to be changed."""
+        if (cached := self._members.get(token_id)) is None:
             octets = list(self.tokens.token_bytes(token_id))
-            known = self._members[token_id] = {"token": self.text(token_id), "bytes": octets}
-        return known
+            cached = self._members[token_id] = {"token": self.text(token_id), "bytes": octets}
+        return cached

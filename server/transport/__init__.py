@@ -1,1 +1,1 @@
-"""The line between the API processes and the engine's process."""
+"""The connection between the API processes and the engine worker."""

@@ -1,8 +1,8 @@
-"""An API process's end of the line to the engine worker: open streams, questions, and what the worker's death means.
+"""The API process's end of the connection to the engine worker.
 
-The worker connects to this process's socket and says hello. When it dies the kernel closes the connection: every open
-stream ends with an error at once, new requests are answered 503, and the next worker's hello makes this process ready
-again. All methods belong to the event loop's thread.
+The worker connects to this process's socket and sends its hello. When it dies the kernel closes the connection: every
+open stream ends with an error at once, new requests are answered 503, and the next worker's hello makes this process
+ready again. All methods must be called in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -37,40 +37,48 @@ from graftwork.server.transport.messages import (
 
 log = logging.getLogger(__name__)
 
-#: Log-probabilities that differ by no more than this are the same answer: what batching leaves of float32.
+#: Log-probabilities that differ by no more than this count as equal: float32 differs by as much between batches.
 INERT_LOGPROB_DIFFERENCE = 1e-6
 
 
 class Connection(Protocol):
-    """The line to one engine."""
+    """A connection to one engine."""
 
-    def send(self, message: EngineMessage) -> None: ...
-    def close(self) -> None: ...
+    def send(self, message: EngineMessage) -> None:
+        """Send a message, without waiting."""
+
+    def close(self) -> None:
+        """Close the connection at once."""
 
 
 class EngineClient:
-    """What the gateway asks of the engine: answers, canaries, statistics.
+    """The gateway's client of the engine worker; implements ``EngineProtocol``.
 
     Args:
-        max_open: Answers that may run or wait at once.
+        shared_state: Receives the number of open answers; has the server's phase.
+        max_open: The most answers of this process that may run or wait at once.
         canary_prompt: Token ids that adapters are tried on.
+
+    Attributes:
+        base_card: How the base was loaded; empty before the first hello.
+        num_restarts: How often the engine was started again.
     """
 
-    def __init__(self, board: SharedState, *, max_open: int, canary_prompt: Sequence[int]) -> None:
+    def __init__(self, shared_state: SharedState, *, max_open: int, canary_prompt: Sequence[int]) -> None:
         self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
         self.max_open = max_open
-        self._board = board
+        self._shared_state = shared_state
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
         self._connection: Connection | None = None
         self._was_ready = False
         self._streams: dict[str, tuple[EngineStream, int]] = {}
-        self._questions: dict[str, asyncio.Future[Stats]] = {}
+        self._stats_futures: dict[str, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
 
     async def listen(self, api_process: int, listener: socket.socket) -> None:
-        """Wait for engine workers on a listening socket, until the event loop ends."""
+        """Accept engine workers on a listening socket, until the event loop ends."""
         self._api_process = api_process
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=listener)
@@ -78,34 +86,40 @@ class EngineClient:
     # -- state ---------------------------------------------------------------------------------------------------
     @property
     def state(self) -> EngineState:
-        if self._board.phase != SERVING:
+        """Whether requests are taken, or why not."""
+        if self._shared_state.phase != SERVING:
             return "draining"
         if self._connection is not None:
             return "ready"
         return "recovering" if self._was_ready else "starting"
 
     def num_open(self) -> int:
-        """Answers that are under way, of all API processes."""
-        return self._board.total_open
+        """Answers that are under way in all API processes."""
+        return self._shared_state.total_open
 
     def _ready_connection(self) -> Connection:
         state = self.state
         if state == "ready" and self._connection is not None:
             return self._connection
-        say = {
+        messages = {
             "starting": "The base is still loading; try again in a few seconds.",
             "recovering": "The engine stopped and is being started again; try again in a few seconds.",
             "draining": "This server is shutting down.",
         }
-        raise Unavailable(say.get(state, "Not ready."), code=state)
+        raise Unavailable(messages.get(state, "Not ready."), code=state)
 
     # -- requests ------------------------------------------------------------------------------------------------
     def open(self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None) -> EngineStream:
-        """Send one request's choices, each (prompt, sampling), to the engine.
+        """Send the choices of one request to the engine.
+
+        Args:
+            work: For each choice the prompt's token ids and the sampling.
+            adapter: The digest of a published adapter; ``None``: the bare base.
 
         Raises:
-            Overloaded: the queue is full.
-            Unavailable: there is no engine at the moment.
+            InvalidRequest: There are more choices than this server takes at all.
+            Overloaded: The queue is full.
+            Unavailable: There is no engine at the moment.
         """
         connection = self._ready_connection()
         if len(work) > self.max_open:
@@ -130,7 +144,7 @@ class EngineClient:
         return stream
 
     def cancel(self, stream: EngineStream, choice: int | None = None) -> None:
-        """Stop one choice, or all; what has ended already stays ended."""
+        """Stop one choice, or all. Choices that have ended are not affected."""
         ids = [i for i in (stream.ids if choice is None else [stream.ids[choice]]) if i in stream.open]
         if not ids:
             return
@@ -142,13 +156,14 @@ class EngineClient:
         self._publish_num_open()
 
     def takes(self, spec: AdapterSpec) -> None:
-        """Everything that the reader of the PEFT format understands; what does not fit, the canary tells."""
+        """Accept every adapter that ``read_spec`` accepts; the canary finds what does not work."""
 
     async def canary(self, digest: str) -> None:
-        """Answer the same prompt with and without an adapter and compare.
+        """Compute one prompt with and without an adapter, and compare.
 
         Raises:
-            InvalidAdapter: it cannot be loaded, changes nothing, or makes the model's output infinite.
+            InvalidAdapter: It cannot be loaded, changes nothing, or makes the model's output infinite.
+            Unavailable: There is no engine at the moment.
         """
         ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
         streams = [self.open([(self._canary_prompt, ask)], adapter=adapter) for adapter in (None, digest)]
@@ -165,28 +180,36 @@ class EngineClient:
             )
 
     async def stats(self, *, timeout: float = 5.0) -> Stats:
+        """Ask the engine for its statistics.
+
+        Args:
+            timeout: Seconds to wait for them.
+
+        Raises:
+            Unavailable: There is no engine, or it does not answer in time.
+        """
         connection = self._ready_connection()
-        question = f"q{self._api_process}-{next(self._numbers)}"
+        stats_id = f"q{self._api_process}-{next(self._numbers)}"
         answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
-        self._questions[question] = answer
-        connection.send(StatsRequest(question))
+        self._stats_futures[stats_id] = answer
+        connection.send(StatsRequest(stats_id))
         try:
             stats = await asyncio.wait_for(answer, timeout)
         except TimeoutError:
             raise Unavailable("The engine is too busy to say how it is.", code="busy") from None
         finally:
-            self._questions.pop(question, None)
+            self._stats_futures.pop(stats_id, None)
         return stats
 
     async def residency(self) -> Mapping[str, AdapterState]:
-        """Where each adapter is; empty while there is no engine."""
+        """The state of every adapter that is in memory, by digest; empty while there is no engine."""
         if self._connection is None:
             return {}
         return (await self.stats()).adapters
 
-    # -- what comes down -----------------------------------------------------------------------------------------
+    # -- from the worker -----------------------------------------------------------------------------------------
     def receive(self, connection: Connection, frame: Frame) -> None:
-        """Take in what one step has for this process. An engine's first frame carries its hello."""
+        """Handle a frame: pass deltas to their streams. An engine's first frame carries its hello."""
         if frame.hello is not None:
             self._on_hello(connection, frame.hello)
         if connection is not self._connection:
@@ -200,21 +223,21 @@ class EngineClient:
             if delta.done:
                 del self._streams[delta.request_id]
                 stream.open.discard(delta.request_id)
-        for question, stats in frame.stats:
-            if (future := self._questions.get(question)) is not None and not future.done():
+        for stats_id, stats in frame.stats:
+            if (future := self._stats_futures.get(stats_id)) is not None and not future.done():
                 future.set_result(stats)
         self._publish_num_open()
 
     def lose(self, connection: Connection) -> None:
-        """The engine at the other end is gone: every open answer ends with an error at once."""
+        """Handle the loss of a connection: every open answer ends with an error at once."""
         if connection is not self._connection:
             return
-        if self._board.phase != STOPPING:
+        if self._shared_state.phase != STOPPING:
             log.error("the engine worker died; its %d open answers end with an error", len(self._streams))
         again = "It is being started again; ask again in a few seconds."
         self._disconnect(
             f"The engine stopped while it was answering. {again}"
-            if self._board.phase == SERVING
+            if self._shared_state.phase == SERVING
             else "The server is shutting down and waits no longer for this answer."
         )
 
@@ -234,17 +257,17 @@ class EngineClient:
             stream.open.clear()
             stream.items.put_nowait(error)
         self._streams.clear()
-        for future in self._questions.values():
+        for future in self._stats_futures.values():
             if not future.done():
                 future.set_exception(error)
         self._publish_num_open()
 
     def _publish_num_open(self) -> None:
-        self._board.set_open(self._api_process, len(self._streams))
+        self._shared_state.set_open(self._api_process, len(self._streams))
 
 
 class WorkerConnection(asyncio.Protocol):
-    """One engine worker's connection, from its hello to its death; the kernel closes it when the worker is killed."""
+    """The connection of one engine worker, for ``EngineClient``; the kernel closes it when the worker is killed."""
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client
@@ -252,32 +275,37 @@ class WorkerConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accept the peer if it runs as the same user."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         if peer_uid(transport.get_extra_info("socket")) != os.getuid():
             log.warning("a connection that is not the engine worker's was refused")
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        """Decode frames and pass them to the client."""
         for body in self._buffer.feed(data):
             try:
                 self._client.receive(self, decode_frame(body))
-            except Exception:  # one frame that cannot be taken in must not end all answers
+            except Exception:  # one frame that cannot be handled must not end all answers
                 log.exception("a frame from the engine could not be taken in")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the client."""
         self._client.lose(self)
 
     def send(self, message: EngineMessage) -> None:
+        """See ``Connection.send``."""
         assert self._transport is not None
         self._transport.write(encode(message))
 
     def close(self) -> None:
+        """See ``Connection.close``."""
         if self._transport is not None:
             self._transport.abort()
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """The user whose process is at the other end of a Unix socket, as the kernel says."""
+    """The user id of the process at the other end of a Unix socket."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
 

@@ -1,7 +1,7 @@
-"""The protocol between the gateway and whatever computes its answers: so far this server's own worker.
+"""The protocol between the gateway and an engine. This server's own worker is the implementation, by ``EngineClient``.
 
-Nothing here assumes that an engine runs on the same machine: adapters are named by their digests, waiting is told in
-seconds, and an engine that is lost ends its streams with an error.
+Nothing here assumes that an engine runs on the same machine: adapters are named by their digests, waiting times are
+durations, and an engine that is lost ends its streams with an error.
 """
 
 from __future__ import annotations
@@ -16,21 +16,32 @@ from graftwork.server.engine.request import Delta, SamplingParams
 from graftwork.server.observability.metrics import EngineStats
 
 EngineState = Literal["starting", "ready", "recovering", "draining"]
+"""Only a ready engine takes requests."""
 
 EngineInput = tuple[Sequence[int], SamplingParams]
-"""What an engine is asked for one choice: a prompt's token ids and how to go on."""
+"""One choice of a request: the prompt's token ids and the sampling."""
 
 
 @dataclass(eq=False, slots=True)
 class EngineStream:
-    """The deltas of one request's choices as they come. Item: (choice, delta), or the error that ended them all."""
+    """The deltas of one request's choices as they come, an asynchronous iterable of (choice, delta).
+
+    Attributes:
+        ids: The engine's request id of each choice.
+        items: Deltas that were received, or the error that ends all choices.
+        open: Ids of choices that have not ended.
+    """
 
     ids: list[str]
     items: asyncio.Queue[tuple[int, Delta] | Exception] = field(default_factory=asyncio.Queue)
     open: set[str] = field(default_factory=set)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Until every choice has ended. Raises Unavailable when the engine is lost."""
+        """Yield (choice, delta) until every choice has ended.
+
+        Raises:
+            Unavailable: The engine is lost.
+        """
         ended = 0
         while ended < len(self.ids):
             item = await self.items.get()
@@ -41,26 +52,31 @@ class EngineStream:
 
 
 class AdapterPlacement(Protocol):
-    """Where one adapter's weights are: ``tier`` is ``device``, ``host``, or anything else for the store."""
+    """Where one adapter's weights are."""
 
     @property
-    def tier(self) -> str: ...
+    def tier(self) -> str:
+        """``device``, ``host``, or anything else for the store."""
+
     @property
-    def load_ms(self) -> float | None: ...
+    def load_ms(self) -> float | None:
+        """How long its last fetch took, in milliseconds; ``None`` before the first."""
 
 
 class EngineProtocol(Protocol):
-    """What the gateway asks of an engine."""
+    """What the gateway needs of an engine."""
 
     @property
-    def state(self) -> EngineState: ...
+    def state(self) -> EngineState:
+        """Whether requests are taken, or why not."""
 
     @property
     def base_card(self) -> Mapping[str, Any]:
-        """How the base was loaded: quantize, dtype, device, memory_bytes and the like. Empty while it was not."""
+        """How the base was loaded: quantize, dtype, device, memory_bytes and the like. Empty before it is."""
 
     @property
-    def num_restarts(self) -> int: ...
+    def num_restarts(self) -> int:
+        """How often the engine was started again."""
 
     def num_open(self) -> int:
         """Answers that are under way."""
@@ -69,25 +85,38 @@ class EngineProtocol(Protocol):
         """Send the choices of one request.
 
         Args:
-            inputs: one for each choice.
-            adapter: the digest of a published adapter; None for the bare base.
+            inputs: One for each choice.
+            adapter: The digest of a published adapter; ``None``: the bare base.
 
         Raises:
-            Overloaded: the queue is full.
-            Unavailable: there is no engine at the moment.
+            Overloaded: The queue is full.
+            Unavailable: There is no engine at the moment.
         """
 
     def cancel(self, stream: EngineStream, choice: int | None = None, /) -> None:
-        """Stop one choice, or all; what has ended already stays ended."""
+        """Stop one choice, or all. Choices that have ended are not affected."""
 
     def takes(self, spec: AdapterSpec, /) -> None:
-        """Raises InvalidAdapter, naming the field, for an adapter that this engine cannot serve."""
+        """Check whether this engine can serve an adapter.
+
+        Raises:
+            InvalidAdapter: It cannot; the message names the field.
+        """
 
     async def canary(self, digest: str, /) -> None:
-        """Load a published adapter and try it. InvalidAdapter when it cannot be loaded or changes nothing."""
+        """Load a published adapter and try it.
+
+        Raises:
+            InvalidAdapter: It cannot be loaded, or changes nothing.
+            Unavailable: There is no engine at the moment.
+        """
 
     async def residency(self) -> Mapping[str, AdapterPlacement]:
-        """By digest, adapters that are not only in the store. Empty while there is no engine."""
+        """Adapters that are not only in the store, by digest. Empty while there is no engine."""
 
     async def stats(self) -> EngineStats:
-        """Unavailable while there is no engine."""
+        """The engine's statistics.
+
+        Raises:
+            Unavailable: There is no engine at the moment.
+        """

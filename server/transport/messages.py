@@ -1,7 +1,8 @@
-"""What API processes and the engine worker say to one another, and how it is written on their connection.
+"""The messages between API processes and the engine worker, and their encoding.
 
-Up go ``Generate``, ``Cancel`` and ``StatsRequest``; down goes ``Frame``. A message is JSON behind four bytes of its
-length. A connection lives as long as the worker at its end: what was addressed to a dead worker reaches no other.
+API processes send ``Generate``, ``Cancel`` and ``StatsRequest``; the worker sends ``Frame``. A message is its length in
+four bytes, big-endian, and JSON. A connection lives as long as the worker: what was sent to a dead worker reaches no
+other.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
+    """Abort these requests of the engine; unknown ids are ignored."""
+
     request_ids: list[str]
     op: Literal["cancel"] = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
 class StatsRequest:
+    """Ask for statistics; the frame that answers carries this id."""
+
     id: str
     op: Literal["stats"] = "stats"
 
@@ -44,7 +49,7 @@ EngineMessage = Generate | Cancel | StatsRequest
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The worker's first message: who it is, and what it loaded."""
+    """The worker's first message: its process id, and how it loaded the base."""
 
     pid: int
     card: dict[str, Any]
@@ -52,7 +57,13 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """Where one adapter is: ``tier`` is device, host, fetching or store."""
+    """Where one adapter is.
+
+    Attributes:
+        tier: ``device``, ``host``, ``fetching`` or ``store``.
+        load_ms: How long its last fetch took, in milliseconds.
+        num_bytes: Size in host memory.
+    """
 
     tier: str
     load_ms: float | None
@@ -61,10 +72,21 @@ class AdapterState:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The engine's state at one moment. ``adapters`` by digest.
+    """The engine's state at one moment; ``num_…`` count since its start, but for sequences.
 
-    ``cache_tokens_used`` are of running sequences, ``retained_tokens`` of ended ones; of all ``num_prompt_tokens`` that
-    were asked about, ``num_cached_tokens`` did not have to be computed.
+    Attributes:
+        running: Sequences that run.
+        waiting: Sequences that wait.
+        num_steps: Steps computed.
+        num_preemptions: Sequences that were preempted.
+        num_loads: Adapters that were fetched.
+        num_evictions: Adapters that were evicted from the device.
+        cache_tokens_used: Tokens of running sequences in the key-value cache.
+        retained_tokens: Tokens of ended sequences in the key-value cache.
+        num_prompt_tokens: Prompt tokens of admitted requests.
+        num_cached_tokens: Those of them that the prefix cache had.
+        memory_bytes: Resident memory of the worker.
+        adapters: Adapters in memory, by digest.
     """
 
     running: int
@@ -83,7 +105,13 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """All that one engine step has for one API process. ``stats`` answer the questions of these ids."""
+    """Everything that one engine step has for one API process.
+
+    Attributes:
+        deltas: Of this process's requests.
+        hello: In the first frame only.
+        stats: (id, statistics) for each ``StatsRequest``.
+    """
 
     deltas: list[Delta] = field(default_factory=list)
     hello: Hello | None = None
@@ -97,27 +125,37 @@ _FRAMES: pydantic.TypeAdapter[Frame] = pydantic.TypeAdapter(Frame)
 
 
 def encode(message: EngineMessage | Frame) -> bytes:
-    """The bytes of one message, its length in front."""
+    """A message as bytes, its length in front."""
     body = pydantic_core.to_json(message, inf_nan_mode="constants")
     return _LENGTH.pack(len(body)) + body
 
 
 def decode_message(body: bytes) -> EngineMessage:
+    """The message in a body.
+
+    Raises:
+        pydantic.ValidationError: It is none.
+    """
     return _MESSAGES.validate_json(body)
 
 
 def decode_frame(body: bytes) -> Frame:
+    """The frame in a body.
+
+    Raises:
+        pydantic.ValidationError: It is none.
+    """
     return _FRAMES.validate_json(body)
 
 
 class MessageBuffer:
-    """Bytes as they arrive, taken apart into the bodies of messages."""
+    """Splits a stream of bytes into the bodies of messages."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The bodies that are complete with ``data``."""
+        """Add received bytes; yield the bodies that are complete with them."""
         self._bytes += data
         start = 0
         while len(self._bytes) - start >= _LENGTH.size:

@@ -1,5 +1,6 @@
-"""What LitServe insists on having between its processes, and the engine's line does without: queues, a transport, the
-manager process that owns them. Each stands here as nothing.
+"""Empty implementations of what LitServe requires between its processes: a spec, a transport, a manager.
+
+The API processes and the engine worker have connections of their own instead.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import litserve as ls
 from litserve.transport.base import MessageTransport
 
 API_PATH = "/v1/chat/completions"
-"""The name under which LitServe keeps the one worker; the routes are FastAPI's own."""
+"""The name under which LitServe registers the one worker; the routes are FastAPI's own."""
 
 
 class NoSpec(ls.specs.base.LitSpec):
-    """A specification without endpoints: with one set, LitServe adds no route of its own."""
+    """A spec without endpoints: with one set, LitServe adds no route of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,6 +24,7 @@ class NoSpec(ls.specs.base.LitSpec):
 
     @property
     def stream(self) -> bool:
+        """LitServe asks for it; streams are the routes' own."""
         return True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -30,24 +32,29 @@ class NoSpec(ls.specs.base.LitSpec):
         return {"api_path": self.api_path}
 
     def decode_request(self, request: Any, context_kwargs: Any = None) -> Any:
+        """Never called."""
         raise NotImplementedError("requests are decoded by the routes")
 
     def encode_response(self, output: Any, context_kwargs: Any = None) -> Any:
+        """Never called."""
         raise NotImplementedError("responses are encoded by the routes")
 
 
 class NoTransport(MessageTransport):
-    """Nothing ever arrives: LitServe's reader sleeps."""
+    """A transport over which nothing ever arrives."""
 
     def send(self, item: Any, consumer_id: int) -> None:
+        """Never called."""
         raise NotImplementedError("the worker writes to its own connections")
 
     async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
+        """Never returns."""
         await asyncio.Event().wait()
 
 
 class NoManager:
-    """LitServe shuts its manager down in the end; there is none."""
+    """A multiprocessing manager that owns nothing."""
 
     def shutdown(self) -> None:
+        """Do nothing."""
         return

@@ -1,5 +1,6 @@
-"""The engine's process: LitServe starts it, it loads the base and runs the loop take, step, send. The loop blocks while
-there is nothing to compute, and nothing that a request carries ends it.
+"""The engine worker: LitServe starts the process, which loads the base and runs the engine's loop.
+
+The loop takes messages, steps and sends frames. It blocks while there is nothing to compute, and no request can end it.
 """
 
 from __future__ import annotations
@@ -40,37 +41,50 @@ from graftwork.server.transport.messages import (
 
 log = logging.getLogger(__name__)
 
-#: What a worker exits with when starting it again cannot help.
+#: Exit code of a worker that would fail again if it were restarted.
 EXIT_CONFIGURATION = 78
 
-#: The most that is read from a connection at once.
+#: The most bytes read from a connection at once.
 _READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """What the worker needs to come up by itself, again and again."""
+    """Everything that a worker needs to start, also after another one died.
+
+    Attributes:
+        base: The base, prepared.
+        artifacts: Folder of published adapters.
+        adapter_limits: What adapters may be loaded.
+        engine: Arguments of ``EngineConfig``.
+        api_addresses: Where each API process listens: abstract Unix sockets.
+        shared_state: Counts the engine's starts; has the server's phase.
+        parent_pid: The main process, with which the worker dies.
+        log_level: As in ``ServerConfig``.
+    """
 
     base: BaseInfo
     artifacts: Path
     adapter_limits: AdapterLimits
     engine: dict[str, Any]
     api_addresses: tuple[str, ...]
-    """Where each API process listens: abstract Unix sockets."""
-
-    board: SharedState
+    shared_state: SharedState
     parent_pid: int
     log_level: str
 
 
 class EngineAPI(ls.LitAPI):
-    """LitServe's handle on the engine: ``setup`` is all it calls."""
+    """LitServe's interface to the engine: only ``setup`` is called."""
 
     def __init__(self, config: WorkerConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
 
     def setup(self, device: str) -> None:
+        """Load the base and build the engine.
+
+        If that fails, the process ends: with ``EXIT_CONFIGURATION`` if a restart would
+        """
         die_with_parent(self.config.parent_pid)
         keep_freed_memory()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,7 +97,7 @@ class EngineAPI(ls.LitAPI):
         except ConfigurationError as error:
             log.error("%s", error.message)
             os._exit(EXIT_CONFIGURATION)
-        except Exception:  # LitServe would end this process without a word
+        except Exception:  # LitServe would end this process without a message
             log.exception("the engine cannot start")
             os._exit(1)
 
@@ -123,20 +137,23 @@ class EngineAPI(ls.LitAPI):
         )  # fmt: skip
 
     def _on_sigterm(self, *_: object) -> None:
-        # A signal to the whole group must not cut streams short: the parent says when to go.
-        if self.config.board.phase == STOPPING:
+        # A signal to the whole process group must not cut streams short: the main process decides when to stop.
+        if self.config.shared_state.phase == STOPPING:
             os._exit(0)
 
 
 class LitEngineLoop(ls.loops.LitLoop):
-    """LitServe calls it once the engine is set up. Its queues are not used: the worker has connections of its own."""
+    """The loop that LitServe calls after ``setup``.
+
+    LitServe's queues are not used: the worker has its own connections.
+    """
 
     def __call__(self, api: EngineAPI, *_: Any) -> None:
         StepLoop(api).run()
 
 
 class StepLoop:
-    """Take what has come in, step, send: one frame for each step and API process."""
+    """The engine's loop: take messages, step, send one frame for each step and API process."""
 
     def __init__(self, api: EngineAPI) -> None:
         self.engine = api.engine
@@ -144,31 +161,32 @@ class StepLoop:
         self.inbox = api.wake
         self.outbox: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
         self.api_process_of: dict[str, int] = {}
-        self._board = api.config.board
+        self._shared_state = api.config.shared_state
         self._process = psutil.Process()
         self._connections = [_connect(address) for address in api.config.api_addresses]
 
     def run(self) -> None:
+        """Connect readers and writer, send the hello, and loop for ever."""
         hello = Hello(os.getpid(), self.card.as_dict())
         for api_process, connection in enumerate(self._connections):
             connection.sendall(encode(Frame(hello=hello)))
             threading.Thread(target=self._read, args=(api_process,), name="reader", daemon=True).start()
         threading.Thread(target=self._write, name="writer", daemon=True).start()
-        self._board.count_engine_start()
+        self._shared_state.count_engine_start()
         while True:
             frames: defaultdict[int, Frame] = defaultdict(Frame)
             for sender, message in self._take():
                 self._handle(sender, message, frames)
             for delta in self.engine.step():
-                if (asker := self.api_process_of.get(delta.request_id)) is not None:
-                    frames[asker].deltas.append(delta)
+                if (recipient := self.api_process_of.get(delta.request_id)) is not None:
+                    frames[recipient].deltas.append(delta)
                 if delta.done:
                     self.api_process_of.pop(delta.request_id, None)
             for api_process, frame in frames.items():
                 self.outbox.put((api_process, frame))
 
     def _take(self) -> list[tuple[int, EngineMessage]]:
-        """What has come in; waits only when there is nothing to compute.
+        """Messages that have arrived; blocks only when there is nothing to compute.
 
         ``None`` wakes it: an adapter was fetched, or a grammar compiled.
         """
@@ -187,8 +205,8 @@ class StepLoop:
                 for request_id in request_ids:
                     self.api_process_of.pop(request_id, None)
                     self.engine.abort(request_id)
-            case StatsRequest(id=question):
-                frames[sender].stats.append((question, self._stats()))
+            case StatsRequest(id=stats_id):
+                frames[sender].stats.append((stats_id, self._stats()))
 
     def _stats(self) -> Stats:
         adapter_cache, scheduler = self.engine.adapter_cache, self.engine.scheduler
@@ -211,7 +229,7 @@ class StepLoop:
         )
 
     def _read(self, api_process: int) -> None:
-        """One thread for each API process. When that is gone the server is ending, and this process with it."""
+        """Read one API process's messages. When it is gone the server is ending, and this process with it."""
         connection, buffer = self._connections[api_process], MessageBuffer()
         with contextlib.suppress(OSError):
             while data := connection.recv(_READ_BYTES):

@@ -1,8 +1,7 @@
-"""The command line's top and the composition root: the one file that may import all four rooms.
+"""The command line's top: the one file that may import all four packages.
 
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
-``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the one that shows it
-all in
+``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the demo in
 ``graftwork.clients.demo.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
 ``--help`` loads no model library.
 """
@@ -22,7 +21,7 @@ from graftwork.training.cli.train import train
 
 _BASE = "The base"
 _ENGINE = "The engine"
-_DOOR = "The door"
+_SERVER = "The server"
 _LOG = "What is kept"
 _TRAINER = "The trainer"
 
@@ -77,18 +76,22 @@ def serve(
     ] = False,
     threads: Annotated[int | None, _option("--threads", _ENGINE, "CPU threads. Default: torch's choice.")] = None,
     host: Annotated[
-        str, _option("--host", _DOOR, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
+        str, _option("--host", _SERVER, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
     ] = "127.0.0.1",
-    port: Annotated[int, _option("--port", _DOOR, "Port to listen on.")] = 8000,
+    port: Annotated[int, _option("--port", _SERVER, "Port to listen on.")] = 8000,
+    cors_origin: Annotated[
+        list[str] | None,
+        _option("--cors-origin", _SERVER, "Site whose pages may call this server from a browser; may be repeated."),
+    ] = None,
     admin_key_file: Annotated[
-        Path | None, _option("--admin-key-file", _DOOR, "File with the first key; GRAFTWORK_ADMIN_KEY does the same.")
+        Path | None, _option("--admin-key-file", _SERVER, "File with the first key; GRAFTWORK_ADMIN_KEY does the same.")
     ] = None,
     allowed_root: Annotated[
         list[Path] | None,
-        _option("--allowed-root", _DOOR, "Folder below which adapters may be pushed by path; may be repeated."),
+        _option("--allowed-root", _SERVER, "Folder below which adapters may be pushed by path; may be repeated."),
     ] = None,
     max_adapter_gb: Annotated[
-        float, _option("--max-adapter-gb", _DOOR, "The largest adapter that may be pushed.")
+        float, _option("--max-adapter-gb", _SERVER, "The largest adapter that may be pushed.")
     ] = 2.0,
     no_interaction_log: Annotated[
         bool, _option("--no-interaction-log", _LOG, "Log no requests and answers, unless a policy says so.")
@@ -119,10 +122,10 @@ def serve(
         _option("--trainer-memory-gb", _TRAINER, "Of the card's memory, what the key-value cache leaves to runs."),
     ] = 0.0,
     drain_seconds: Annotated[
-        float, _option("--drain-seconds", _DOOR, "How long SIGTERM waits for answers that are under way.")
+        float, _option("--drain-seconds", _SERVER, "How long SIGTERM waits for answers that are under way.")
     ] = 30.0,
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], _option("--log-level", _DOOR, "What is logged.")
+        Literal["debug", "info", "warning", "error"], _option("--log-level", _SERVER, "What is logged.")
     ] = "info",
 ) -> None:
     """Serve the base and its adapters over HTTP until stopped."""
@@ -149,6 +152,7 @@ def serve(
             threads=threads,
             host=host,
             port=port,
+            cors_origins=tuple(cors_origin or ()),
             admin_key_file=admin_key_file,
             allowed_roots=tuple(allowed_root or ()),
             no_interaction_log=no_interaction_log,

@@ -1,4 +1,4 @@
-"""Adapters and a base written by hand, without torch or PEFT: what the hostile tests start from."""
+"""Adapters and a base written by hand, without torch or PEFT, as a starting point for tests of invalid files."""
 
 from __future__ import annotations
 

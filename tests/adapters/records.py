@@ -1,4 +1,4 @@
-"""A database with everything that interactions and feedback need, and outcomes to log in it."""
+"""A database with interactions and feedback for tests."""
 
 from __future__ import annotations
 

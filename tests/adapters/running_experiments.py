@@ -1,4 +1,4 @@
-"""Experiments to test with: an adapter with versions, plans, and requests that went to an arm."""
+"""Helpers for tests of experiments: an adapter with versions, plans, and requests that were assigned to an arm."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan(*arms: Arm, metric: str | Metric = "thumb", **more: Any) -> ExperimentP
 
 
 @dataclass
-class Trials:
+class ExperimentsHarness:
     """A database with the adapter ``intents``, versions 1 to 3, of which 1 is live."""
 
     records: Records
@@ -49,15 +49,15 @@ class Trials:
     experiments: Experiments
 
     @classmethod
-    def new(cls, folder: Path) -> Trials:
+    def new(cls, folder: Path) -> ExperimentsHarness:
         records = Records.new(folder / "graftwork.db")
-        trials = cls.on(records.database, records)
+        harness = cls.on(records.database, records)
         for content in ("one", "two", "three"):
-            push(trials.registry, content)
-        return trials
+            push(harness.registry, content)
+        return harness
 
     @classmethod
-    def on(cls, database: Database, records: Records) -> Trials:
+    def on(cls, database: Database, records: Records) -> ExperimentsHarness:
         registry = Registry(database, guard=ExperimentGuard())
         return cls(records, registry, Experiments(database, registry))
 
@@ -103,8 +103,8 @@ def same_draws() -> Iterator[None]:
 
 
 @contextmanager
-def trials_in(folder: Path) -> Iterator[Trials]:
+def experiments_in(folder: Path) -> Iterator[ExperimentsHarness]:
     with same_draws():
-        trials = Trials.new(folder)
-        yield trials
-        trials.database.close()
+        harness = ExperimentsHarness.new(folder)
+        yield harness
+        harness.database.close()

@@ -1,4 +1,4 @@
-"""A home that an earlier version wrote: today's code opens it, finds everything in it, and goes on with it."""
+"""A home of an earlier version can be opened and used."""
 
 from __future__ import annotations
 

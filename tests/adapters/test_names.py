@@ -1,4 +1,4 @@
-"""What may be a name, and how a ``model`` is taken apart."""
+"""Valid names, and the parsing of ``model``."""
 
 from __future__ import annotations
 

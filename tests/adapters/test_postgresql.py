@@ -42,7 +42,7 @@ from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.registry.test_registry import RegistryMachine
-from tests.adapters.running_experiments import Trials
+from tests.adapters.running_experiments import ExperimentsHarness
 from tests.adapters.versions import BASE, push, spec
 
 BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
@@ -256,11 +256,11 @@ def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) 
 
 def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> None:
     records = Records.new(create())
-    trials = Trials.on(records.database, records)
+    harness = ExperimentsHarness.on(records.database, records)
     for content in ("one", "two"):
-        push(trials.registry, content)
-    trials.start()
-    asked = [trials.ask(f"user-{number % 30}") for number in range(40)]
+        push(harness.registry, content)
+    harness.start()
+    asked = [harness.ask(f"user-{number % 30}") for number in range(40)]
     exposures = Exposures(records.database)
     shown = list(exposures.since("first", 0))
     assert [exposure.interaction_id for exposure in shown] == asked
@@ -279,11 +279,11 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
     exposures.save_reading("first", 2, {"units": 2}, new=False)
     assert [reading.units for reading in exposures.readings("first")] == [2]
     with pytest.raises(Conflict):
-        trials.registry.set_alias("intents", "live", 2, actor="ann")
-    trials.experiments.set_weights("first", {"intents@2": 0.8}, actor="ann")
-    ended = trials.experiments.stop("first", decision="promoted", arm="intents@2", actor="ann", reason="better")
-    assert trials.experiments.get("first") == ended
-    assert trials.live() == 2
+        harness.registry.set_alias("intents", "live", 2, actor="ann")
+    harness.experiments.set_weights("first", {"intents@2": 0.8}, actor="ann")
+    ended = harness.experiments.stop("first", decision="promoted", arm="intents@2", actor="ann", reason="better")
+    assert harness.experiments.get("first") == ended
+    assert harness.live() == 2
     for statement in (
         "UPDATE experiments SET ended_at = NULL, outcome = NULL",
         "DELETE FROM experiments",

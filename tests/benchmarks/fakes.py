@@ -1,4 +1,4 @@
-"""A system to measure that is a fake peer's process, started, asked and stopped as real ones are."""
+"""A fake system under test: the process of a fake peer, started, measured and stopped like real ones."""
 
 from __future__ import annotations
 

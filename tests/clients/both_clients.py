@@ -1,4 +1,4 @@
-"""The async client with the face of the sync one, so that every test of behaviour runs against both."""
+"""An adapter that gives the async client the interface of the sync one, so that tests of behaviour run against both."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Fixtures for tests of the clients."""
+
 from __future__ import annotations
 
 import json

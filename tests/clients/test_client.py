@@ -1,4 +1,4 @@
-"""What both clients send, what they make of answers, and what they try again. No sockets."""
+"""Both clients: requests, responses, errors and retries; without sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiments: both clients and the command line against the real routes, and what the terminal shows."""
+"""Experiments: both clients and the command line against the real routes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from graftwork.clients.cli import experiment_charts
 from graftwork.clients.cli import experiments as command
 from graftwork.clients.types.experiments import ArmComparison, ExperimentMetric
 from graftwork.server.background.experiments import ExperimentController
-from tests.clients.test_records import Desk
-from tests.clients.test_records import desk as one_adapter  # noqa: F401 - a fixture
+from tests.clients.test_records import ClientsHarness
+from tests.clients.test_records import harness as one_adapter  # noqa: F401 - a fixture
 from tests.server.fakes import adapter_files, form
 
 MakeClient = Callable[..., Any]
@@ -31,7 +31,7 @@ ARMS = ({"version": 1}, {"version": 2, "weight": 0.5})
 
 
 @pytest.fixture
-def desk(one_adapter: Desk) -> Desk:  # noqa: F811
+def harness(one_adapter: ClientsHarness) -> ClientsHarness:  # noqa: F811
     """With three versions of ``intents``."""
     for seed in (1, 2):
         files = form(adapter_files(seed))
@@ -39,13 +39,13 @@ def desk(one_adapter: Desk) -> Desk:  # noqa: F811
     return one_adapter
 
 
-def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: int = 0) -> None:
+def traffic(harness: ClientsHarness, num: int, *, control: float, treatment: float, first: int = 0) -> None:
     """Users who ask once each and give a thumb, and a keeper that has seen them.
 
     They are chosen so that the arms take turns: what they meet by chance would now and then end an experiment between
     equals, as it must once in a while.
     """
-    services, records, chance = desk.world.services, desk.records, random.Random(first)
+    services, records, chance = harness.world.services, harness.records, random.Random(first)
 
     def draw(user: str) -> Assignment:
         drawn = services.experiments.assign("intents", records.ids.unit(user=user), chat=True)
@@ -73,8 +73,8 @@ def traffic(desk: Desk, num: int, *, control: float, treatment: float, first: in
     referee.run(lease)
 
 
-def test_both_clients_start_read_widen_and_stop(make_client: MakeClient, desk: Desk) -> None:
-    client = make_client(desk.url)
+def test_both_clients_start_read_widen_and_stop(make_client: MakeClient, harness: ClientsHarness) -> None:
+    client = make_client(harness.url)
     started = client.experiments.start(
         "first",
         "intents",
@@ -91,7 +91,7 @@ def test_both_clients_start_read_widen_and_stop(make_client: MakeClient, desk: D
     )
     assert (started.metric.label, started.guardrails[0].limit, started.window_seconds) == ("latency>2", 0.1, 120.0)
     assert started.decision.until == datetime.fromtimestamp(4e9, UTC)
-    traffic(desk, 30, control=0.5, treatment=0.5)
+    traffic(harness, 30, control=0.5, treatment=0.5)
     shown = client.experiments.get("first")
     assert shown.reading is not None
     assert (shown.reading.units, len(shown.readings), shown.history[-1].action) == (30, 1, "start")
@@ -116,37 +116,37 @@ def test_both_clients_start_read_widen_and_stop(make_client: MakeClient, desk: D
     assert not client.experiments.get("second").running
 
 
-def test_the_command_line_from_start_to_promotion(desk: Desk) -> None:
-    started = desk.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2",
+def test_the_command_line_from_start_to_promotion(harness: ClientsHarness) -> None:
+    started = harness.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2",
                        "--guardrail", "error_rate:margin=0.05", "--automatic", "--window", "2m")  # fmt: skip
     assert started.exit_code == 0, started.output
     assert "intents@1 (control)" in started.stdout
     assert "50.0%" in started.stdout
     assert "graftwork experiments status first" in started.stderr
-    assert "no units yet" in desk.run("experiments", "list").stdout
+    assert "no units yet" in harness.run("experiments", "list").stdout
     for first in range(0, 80, 20):
-        traffic(desk, 20, control=0.6, treatment=0.6, first=first)
-    shown = desk.run("experiments", "status", "first")
+        traffic(harness, 20, control=0.6, treatment=0.6, first=first)
+    shown = harness.run("experiments", "status", "first")
     assert shown.exit_code == 0, shown.output
     for expected in ("running", "acts by itself", "intents@2 − intents@1", "├", "┤", "●", "80", "error_rate", "start"):
         assert expected in shown.stdout
-    traffic(desk, 300, control=0.1, treatment=0.95, first=1000)
-    shown = desk.run("experiments", "status", "first", "--watch")  # it has ended: nothing is waited for
+    traffic(harness, 300, control=0.1, treatment=0.95, first=1000)
+    shown = harness.run("experiments", "status", "first", "--watch")  # it has ended: nothing is waited for
     assert shown.exit_code == 0, shown.output
     assert "promoted by keeper" in shown.stdout
     assert "better than intents@1" in shown.stdout
-    assert "No experiment runs" in desk.run("experiments", "list").stdout
-    assert "promoted" in desk.run("experiments", "list", "--all").stdout
-    said = desk.json("experiments", "status", "first")
+    assert "No experiment runs" in harness.run("experiments", "list").stdout
+    assert "promoted" in harness.run("experiments", "list", "--all").stdout
+    said = harness.json("experiments", "status", "first")
     assert said["outcome"]["decision"] == "promoted"
     assert len(said["readings"]) == 5
 
 
-def test_start_says_everything_that_the_server_takes(desk: Desk, tmp_path: Path) -> None:
+def test_start_says_everything_that_the_server_takes(harness: ClientsHarness, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     arms = [{"version": 1}, {"version": 2, "system": "Be brief.", "sampling": {"temperature": 0.1}, "name": "brief"}]
     plan.write_text(json.dumps({"name": "other", "adapter": "intents", "arms": arms, "alpha": 0.1, "metric": "score"}))
-    said = desk.json("experiments", "start", "first", "--plan", plan, "--alpha", "0.2", "--ramp", "0.05,0.5",
+    said = harness.json("experiments", "start", "first", "--plan", plan, "--alpha", "0.2", "--ramp", "0.05,0.5",
                      "--ramp-units", "7", "--ramp-wait", "90s", "--max-units", "900", "--for", "7d", "--promote-above",
                      "0.02", "--stop-below", "-0.1", "--unrated", "neutral")  # fmt: skip
     assert (said["name"], said["alpha"], said["metric"]["name"], said["unrated"]) == ("first", 0.2, "score", "neutral")
@@ -159,8 +159,8 @@ def test_start_says_everything_that_the_server_takes(desk: Desk, tmp_path: Path)
     decision = said["decision"]
     assert (decision["promote_above"], decision["stop_below"], decision["max_units"]) == (0.02, -0.1, 900)
     assert decision["until"] - datetime.now(UTC).timestamp() == pytest.approx(7 * 86400, abs=60)
-    desk.run("experiments", "stop", "first")
-    said = desk.json("experiments", "start", "second", "--adapter", "intents", "--arm", "live", "--arm", "base=0.25",
+    harness.run("experiments", "stop", "first")
+    said = harness.json("experiments", "start", "second", "--adapter", "intents", "--arm", "live", "--arm", "base=0.25",
                      "--shadow", "3=0.5", "--metric", "metadata.minutes:high=60,goal=down", "--allocation", "fixed",
                      "--guardrail", "latency:over=2,limit=0.1,alpha=0.02",
                      "--guardrail", "thumb:margin=0.2")  # fmt: skip
@@ -176,29 +176,33 @@ def test_start_says_everything_that_the_server_takes(desk: Desk, tmp_path: Path)
     ]
 
 
-def test_ramp_goes_to_the_next_weight_or_to_the_one_that_is_said(desk: Desk) -> None:
-    desk.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2", "--ramp", "0.1,0.3")
-    assert desk.json("experiments", "ramp", "first")["epochs"][-1]["weights"]["intents@2"] == 0.3
-    refused = desk.run("experiments", "ramp", "first")
+def test_ramp_goes_to_the_next_weight_or_to_the_one_that_is_said(harness: ClientsHarness) -> None:
+    harness.run(
+        "experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2", "--ramp", "0.1,0.3"
+    )
+    assert harness.json("experiments", "ramp", "first")["epochs"][-1]["weights"]["intents@2"] == 0.3
+    refused = harness.run("experiments", "ramp", "first")
     assert (refused.exit_code, "--to" in refused.stderr) == (2, True)
-    assert desk.json("experiments", "ramp", "first", "--to", "0.9", "--reason", "now")["history"][0]["reason"] == "now"
-    assert desk.run("experiments", "ramp", "first", "--to", "0.2").exit_code == 1
-    desk.run("experiments", "stop", "first")
+    assert (
+        harness.json("experiments", "ramp", "first", "--to", "0.9", "--reason", "now")["history"][0]["reason"] == "now"
+    )
+    assert harness.run("experiments", "ramp", "first", "--to", "0.2").exit_code == 1
+    harness.run("experiments", "stop", "first")
     several = ["--arm", "1", "--arm", "2", "--arm", "3"]
-    desk.run("experiments", "start", "second", "--adapter", "intents", *several)
-    assert "--arm" in desk.run("experiments", "ramp", "second", "--to", "0.5").stderr
-    assert desk.run("experiments", "ramp", "second", "--to", "0.5", "--arm", "intents@3").exit_code == 0
+    harness.run("experiments", "start", "second", "--adapter", "intents", *several)
+    assert "--arm" in harness.run("experiments", "ramp", "second", "--to", "0.5").stderr
+    assert harness.run("experiments", "ramp", "second", "--to", "0.5", "--arm", "intents@3").exit_code == 0
 
 
-def test_promoting_and_rolling_back_can_end_it(desk: Desk) -> None:
-    desk.run("adapters", "promote", "intents@2")
-    desk.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2")
-    refused = desk.run("adapters", "rollback", "intents")
+def test_promoting_and_rolling_back_can_end_it(harness: ClientsHarness) -> None:
+    harness.run("adapters", "promote", "intents@2")
+    harness.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2")
+    refused = harness.run("adapters", "rollback", "intents")
     assert (refused.exit_code, "first" in refused.stderr) == (1, True)
-    assert desk.json("adapters", "rollback", "intents", "--end-experiment")["to_version"] == 1
-    desk.run("experiments", "start", "second", "--adapter", "intents", "--arm", "1", "--arm", "2")
-    assert desk.run("adapters", "promote", "intents@3", "--end-experiment").exit_code == 0
-    assert desk.json("experiments", "status", "second")["outcome"]["decision"] == "stopped"
+    assert harness.json("adapters", "rollback", "intents", "--end-experiment")["to_version"] == 1
+    harness.run("experiments", "start", "second", "--adapter", "intents", "--arm", "1", "--arm", "2")
+    assert harness.run("adapters", "promote", "intents@3", "--end-experiment").exit_code == 0
+    assert harness.json("experiments", "status", "second")["outcome"]["decision"] == "stopped"
 
 
 @pytest.mark.parametrize(
@@ -214,10 +218,10 @@ def test_promoting_and_rolling_back_can_end_it(desk: Desk) -> None:
         ("--adapter", "intents", "--arm", "1", "--arm", "2", "--plan", "nothing.json"),
     ],
 )
-def test_what_cannot_be_meant_is_said_before_anything_is_sent(desk: Desk, wrong: tuple[str, ...]) -> None:
-    refused = desk.run("experiments", "start", "first", *wrong)
+def test_what_cannot_be_meant_is_said_before_anything_is_sent(harness: ClientsHarness, wrong: tuple[str, ...]) -> None:
+    refused = harness.run("experiments", "start", "first", *wrong)
     assert refused.exit_code == 2 if "--plan" not in wrong else refused.exit_code != 0
-    assert desk.json("experiments", "list", "--all") == []
+    assert harness.json("experiments", "list", "--all") == []
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

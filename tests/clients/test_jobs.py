@@ -1,4 +1,4 @@
-"""Files and jobs: both clients and the command line against the real routes; what a worker would do is done by hand."""
+"""Files and jobs: both clients and the command line against the real routes, without a training worker."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from graftwork.clients.async_client import AsyncClient
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.cli.jobs import _progress_text
 from graftwork.clients.client import Client
-from tests.clients.test_records import Desk
-from tests.clients.test_records import desk as desk  # the fixture
+from tests.clients.test_records import ClientsHarness
+from tests.clients.test_records import harness as harness  # the fixture
 
 ROWS = '{"prompt": "a", "completion": "b"}\n'
 
@@ -31,8 +31,8 @@ def rows(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def jobs(desk: Desk) -> Jobs:
-    return desk.world.services.jobs
+def jobs(harness: ClientsHarness) -> Jobs:
+    return harness.world.services.jobs
 
 
 def claimed(jobs: Jobs) -> Claim:
@@ -64,8 +64,8 @@ def worker(jobs: Jobs) -> Iterator[None]:
     thread.join(20)
 
 
-def test_from_a_file_to_a_version(desk: Desk, rows: Path, jobs: Jobs) -> None:
-    with Client(desk.url) as client:
+def test_from_a_file_to_a_version(harness: ClientsHarness, rows: Path, jobs: Jobs) -> None:
+    with Client(harness.url) as client:
         told: list[tuple[int, int]] = []
         file = client.files.upload(rows, progress=lambda sent, total: told.append((sent, total)))
         assert (file.bytes, file.filename, told[-1]) == (len(ROWS), "rows.jsonl", (len(ROWS), len(ROWS)))
@@ -95,16 +95,16 @@ def test_from_a_file_to_a_version(desk: Desk, rows: Path, jobs: Jobs) -> None:
             client.jobs.get("ftjob-x")
 
 
-async def test_the_async_client_does_the_same(desk: Desk, rows: Path) -> None:
-    async with AsyncClient(desk.url) as client:
+async def test_the_async_client_does_the_same(harness: ClientsHarness, rows: Path) -> None:
+    async with AsyncClient(harness.url) as client:
         file = await client.files.upload(rows)
         job = await client.jobs.create(model="tiny-base", training_file=file.id)
         assert (await client.jobs.cancel(job.id)).status == "cancelled"
         assert [found.id for found in await client.jobs.list()] == [job.id]
 
 
-def test_one_idempotency_key_is_one_job(desk: Desk, rows: Path) -> None:
-    with Client(desk.url) as client:
+def test_one_idempotency_key_is_one_job(harness: ClientsHarness, rows: Path) -> None:
+    with Client(harness.url) as client:
         asked: dict[str, Any] = {"model": "tiny-base", "training_file": client.files.upload(rows).id}
         first, again = (client.jobs.create(**asked, idempotency_key="a") for _ in range(2))
         assert first.id == again.id
@@ -115,67 +115,67 @@ def test_one_idempotency_key_is_one_job(desk: Desk, rows: Path) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-def test_train_submits_and_watches(desk: Desk, rows: Path) -> None:
-    done = desk.run("train", "tickets", "--data", rows, "--epochs", 2, "--seed", 5)
+def test_train_submits_and_watches(harness: ClientsHarness, rows: Path) -> None:
+    done = harness.run("train", "tickets", "--data", rows, "--epochs", 2, "--seed", 5)
     assert done.exit_code == 0, done.stderr
     assert "tickets@1" in done.stdout
     assert "New fine-tuned model created: tickets@1" in done.stderr
-    (job,) = desk.json("jobs", "list")
+    (job,) = harness.json("jobs", "list")
     assert (
         job["hyperparameters"]["n_epochs"],
         job["hyperparameters"].get("rank"),
         job["seed"],
     ) == (2, None, 5)
-    assert "tickets@1" in desk.run("jobs", "list").stdout
+    assert "tickets@1" in harness.run("jobs", "list").stdout
     assert "search" not in job["hyperparameters"]
-    shown = desk.run("jobs", "show", job["id"]).stdout
+    shown = harness.run("jobs", "show", job["id"]).stdout
     assert "The job has started." in shown
-    assert desk.json("jobs", "watch", job["id"])["fine_tuned_model"] == "tickets@1"
-    assert desk.run("jobs", "cancel", job["id"]).exit_code == ExitCode.FAILED
+    assert harness.json("jobs", "watch", job["id"])["fine_tuned_model"] == "tickets@1"
+    assert harness.run("jobs", "cancel", job["id"]).exit_code == ExitCode.FAILED
 
 
-def test_a_search_is_submitted_and_tells_its_trials(desk: Desk, rows: Path, jobs: Jobs) -> None:
+def test_a_search_is_submitted_and_tells_its_trials(harness: ClientsHarness, rows: Path, jobs: Jobs) -> None:
     given = ("--search", 3, "--report-to", "trackio", "--detach")
-    done = desk.run("train", "tickets", "--data", rows, *given)
+    done = harness.run("train", "tickets", "--data", rows, *given)
     assert done.exit_code == 0, done.stderr
-    (job,) = desk.json("jobs", "list")
+    (job,) = harness.json("jobs", "list")
     assert (job["hyperparameters"]["search"], job["hyperparameters"]["report_to"]) == (3, ["trackio"])
     assert jobs.claim("w", "validating_files", seconds=60) is not None
-    refused = desk.run("train", "tickets", "--data", rows, "--report-to", "wandb")
+    refused = harness.run("train", "tickets", "--data", rows, "--report-to", "wandb")
     assert refused.exit_code == ExitCode.FAILED
     assert "pip install wandb" in refused.stderr
     assert _progress_text({"trial": 2, "trials": 3, "step": 7, "total": 20}) == "trial 2 of 3 · 7/20"
     assert _progress_text({"step": 7, "total": 20, "loss": 0.0, "reward": 0.25}) == "7/20 · reward 0.250"
 
 
-def test_a_failed_job_is_a_failed_command(desk: Desk, rows: Path, jobs: Jobs) -> None:
+def test_a_failed_job_is_a_failed_command(harness: ClientsHarness, rows: Path, jobs: Jobs) -> None:
     threading.Thread(target=work, args=(jobs,), kwargs={"fail": True}, daemon=True).start()
-    done = desk.run("train", "tickets", "--data", rows)
+    done = harness.run("train", "tickets", "--data", rows)
     assert done.exit_code == ExitCode.FAILED
     assert "It diverged." in done.stdout
 
 
-def test_detached_and_cancelled(desk: Desk, rows: Path) -> None:
-    job = desk.json("train", "tickets", "--data", rows, "--continue", "intents@1", "--method", "dpo", "--detach")
+def test_detached_and_cancelled(harness: ClientsHarness, rows: Path) -> None:
+    job = harness.json("train", "tickets", "--data", rows, "--continue", "intents@1", "--method", "dpo", "--detach")
     assert (job["model"], job["graftwork"]["parent"], job["graftwork"]["method"]) == ("intents@1", "intents@1", "dpo")
-    assert desk.json("jobs", "cancel", job["id"])["status"] == "cancelled"
-    assert desk.run("jobs", "watch", job["id"]).exit_code == ExitCode.FAILED
-    feedback = desk.json("train", "intents", "--from-feedback", "--detach")
+    assert harness.json("jobs", "cancel", job["id"])["status"] == "cancelled"
+    assert harness.run("jobs", "watch", job["id"]).exit_code == ExitCode.FAILED
+    feedback = harness.json("train", "intents", "--from-feedback", "--detach")
     assert (feedback["training_file"], feedback["graftwork"]["method"]) == ("feedback", "auto")
 
 
-def test_ctrl_c_leaves_the_job_alone(desk: Desk, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_job_alone(harness: ClientsHarness, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("graftwork.clients.cli.jobs.time.sleep", interrupt)
-    done = desk.run("train", "tickets", "--data", rows)
+    done = harness.run("train", "tickets", "--data", rows)
     assert done.exit_code == ExitCode.INTERRUPTED
     assert "graftwork jobs watch ftjob-" in done.stderr
-    assert desk.world.services.jobs.find()[0].status == "validating_files"
+    assert harness.world.services.jobs.find()[0].status == "validating_files"
 
 
-def test_what_jobs_do_not_have_is_refused(desk: Desk, rows: Path) -> None:
+def test_what_jobs_do_not_have_is_refused(harness: ClientsHarness, rows: Path) -> None:
     for options in (
         ["--data", rows, "--alias", "candidate"],
         ["--data", rows, "--epochs", 0.5],
@@ -183,7 +183,7 @@ def test_what_jobs_do_not_have_is_refused(desk: Desk, rows: Path) -> None:
         [],
         ["--from-feedback", "--local"],
     ):
-        done = desk.run("train", "tickets", *options)
+        done = harness.run("train", "tickets", *options)
         assert done.exit_code == ExitCode.USAGE, options
-    assert list(desk.world.services.jobs.find()) == []
-    assert desk.run("train", "tickets", "--data", "missing.jsonl").exit_code == ExitCode.FAILED
+    assert list(harness.world.services.jobs.find()) == []
+    assert harness.run("train", "tickets", "--data", "missing.jsonl").exit_code == ExitCode.FAILED

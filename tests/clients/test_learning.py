@@ -1,4 +1,4 @@
-"""Adapters that learn by themselves: both clients and the command line against the real routes."""
+"""Learning policies: both clients and the command line against the real routes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning.job import Job
 from graftwork.clients import errors
 from graftwork.clients.cli.exit_codes import ExitCode
-from tests.clients.test_records import Desk, MakeClient
-from tests.clients.test_records import desk as desk  # the fixture
+from tests.clients.test_records import ClientsHarness, MakeClient
+from tests.clients.test_records import harness as harness  # the fixture
 
 WAIT = "graftwork.clients.cli.learning_policies.time.sleep"
 
 
-def say(desk: Desk, count: int) -> None:
+def say(harness: ClientsHarness, count: int) -> None:
     for _ in range(count):
-        desk.records.feedback.add(
-            SubmittedFeedback(interaction_id=desk.records.mint("intents@1"), thumb="up"), key_id="k"
+        harness.records.feedback.add(
+            SubmittedFeedback(interaction_id=harness.records.mint("intents@1"), thumb="up"), key_id="k"
         )
 
 
-def begin(desk: Desk) -> Job:
-    job = desk.world.services.learning.begin("intents")
+def begin(harness: ClientsHarness) -> Job:
+    job = harness.world.services.learning.begin("intents")
     assert job is not None
     return job
 
 
-def end(desk: Desk, *, fail: bool = False) -> None:
+def end(harness: ClientsHarness, *, fail: bool = False) -> None:
     """What a worker does with the job under way."""
-    jobs = desk.world.services.jobs
+    jobs = harness.world.services.jobs
     claim = jobs.claim("w", "validating_files", seconds=60)
     assert claim is not None
     jobs.mark_validated(claim)
@@ -45,8 +45,8 @@ def end(desk: Desk, *, fail: bool = False) -> None:
         jobs.succeed(claim, "intents@1", metrics={}, trained_tokens=1)
 
 
-def test_both_clients_set_look_and_remove(make_client: MakeClient, desk: Desk) -> None:
-    client = make_client(desk.url)
+def test_both_clients_set_look_and_remove(make_client: MakeClient, harness: ClientsHarness) -> None:
+    client = make_client(harness.url)
     assert client.learning_policies.list().data == ()
     policy = client.learning_policies.set(
         "intents", after=2, every_days=None, control_every=1, method="kto", hyperparameters={"rank": 8}
@@ -55,9 +55,9 @@ def test_both_clients_set_look_and_remove(make_client: MakeClient, desk: Desk) -
         "intents", 2, None, "kto", {"rank": 8},
     )  # fmt: skip
     assert (policy.waits_for, policy.next_is_control, policy.last_round) == ("2 more judgements", True, None)
-    say(desk, 2)
-    job = begin(desk)
-    end(desk, fail=True)
+    say(harness, 2)
+    job = begin(harness)
+    end(harness, fail=True)
     policy = client.learning_policies.get("intents")
     last = policy.last_round
     assert last is not None
@@ -89,19 +89,19 @@ def on_wait(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object]) -> No
     monkeypatch.setattr(WAIT, wait)
 
 
-def test_watch_sets_a_policy_and_tells_what_happens(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_sets_a_policy_and_tells_what_happens(harness: ClientsHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[Job] = []
     on_wait(
         monkeypatch,
-        lambda: say(desk, 2),
-        lambda: jobs.append(begin(desk)),
-        lambda: end(desk),
-        lambda: say(desk, 2),
-        lambda: jobs.append(begin(desk)),
-        lambda: end(desk, fail=True),
+        lambda: say(harness, 2),
+        lambda: jobs.append(begin(harness)),
+        lambda: end(harness),
+        lambda: say(harness, 2),
+        lambda: jobs.append(begin(harness)),
+        lambda: end(harness, fail=True),
     )
     options = ("--after", 2, "--every", 0, "--control-every", 2, "--epochs", 2, "--method", "kto")
-    done = desk.run("train", "intents", "--watch", *options)
+    done = harness.run("train", "intents", "--watch", *options)
     assert done.exit_code == ExitCode.INTERRUPTED
     lines = done.stderr.splitlines()
     assert lines[0] == (
@@ -115,36 +115,38 @@ def test_watch_sets_a_policy_and_tells_what_happens(desk: Desk, monkeypatch: pyt
     assert "Round 1 (continues intents@1): intents@1, not held against gates" in lines
     assert "Round 2 (a control) failed: It diverged." in lines
     assert lines[-1].startswith("intents goes on learning by itself.")
-    policy = desk.world.services.learning.get("intents")[0]
+    policy = harness.world.services.learning.get("intents")[0]
     assert (policy.after, policy.every_days, policy.control_every, policy.method, policy.hyperparameters) == (
         2, None, 2, "kto", {"n_epochs": 2},
     )  # fmt: skip
 
 
-def test_watching_again_changes_what_is_said_and_nothing_else(desk: Desk) -> None:
-    first = desk.json("train", "intents", "--watch", "--after", 20, "--control-every", 3, "--detach")
+def test_watching_again_changes_what_is_said_and_nothing_else(harness: ClientsHarness) -> None:
+    first = harness.json("train", "intents", "--watch", "--after", 20, "--control-every", 3, "--detach")
     assert (first["after"], first["every_days"], first["control_every"]) == (20, 7, 3)
-    assert desk.json("train", "intents", "--watch", "--detach") == first
-    again = desk.json(
+    assert harness.json("train", "intents", "--watch", "--detach") == first
+    again = harness.json(
         "train", "intents", "--watch", "--from-feedback", "--control-every", 0, "--at-least", 4, "--detach"
     )
     assert (again["after"], again["at_least"], again["control_every"]) == (20, 4, None)
-    shown = desk.run("jobs", "policies").stdout
+    shown = harness.run("jobs", "policies").stdout
     assert "after 20 new judgements or every 7 days with at least 4" in shown
-    assert desk.json("jobs", "policies") == [again]
-    say(desk, 20)
-    job = begin(desk)
-    gone = desk.run("train", "intents", "--no-watch")
+    assert harness.json("jobs", "policies") == [again]
+    say(harness, 20)
+    job = begin(harness)
+    gone = harness.run("train", "intents", "--no-watch")
     assert "no longer learns by itself" in gone.stdout
     assert f"graftwork jobs cancel {job.id}" in gone.stderr
-    assert "No adapter learns by itself" in desk.run("jobs", "policies").stdout
-    assert desk.run("train", "intents", "--no-watch").exit_code == ExitCode.NOT_FOUND
-    assert desk.run("train", "nobody", "--watch").exit_code == ExitCode.NOT_FOUND
+    assert "No adapter learns by itself" in harness.run("jobs", "policies").stdout
+    assert harness.run("train", "intents", "--no-watch").exit_code == ExitCode.NOT_FOUND
+    assert harness.run("train", "nobody", "--watch").exit_code == ExitCode.NOT_FOUND
 
 
-def test_as_json_a_line_for_each_change(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_wait(monkeypatch, lambda: None, lambda: say(desk, 1), lambda: desk.world.services.learning.remove("intents"))
-    done = desk.run("train", "intents", "--watch", "--json")
+def test_as_json_a_line_for_each_change(harness: ClientsHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_wait(
+        monkeypatch, lambda: None, lambda: say(harness, 1), lambda: harness.world.services.learning.remove("intents")
+    )
+    done = harness.run("train", "intents", "--watch", "--json")
     assert done.exit_code == 0, done.stderr
     assert [json.loads(line)["judgements"] for line in done.stdout.splitlines()] == [0, 1]
     assert "somebody took the policy away" in done.stderr
@@ -165,8 +167,8 @@ def test_as_json_a_line_for_each_change(desk: Desk, monkeypatch: pytest.MonkeyPa
         ["--watch", "--after", "-1"],
     ],
 )
-def test_what_does_not_belong_together_is_refused(desk: Desk, options: list[Any]) -> None:
-    done = desk.run("train", "intents", *options)
+def test_what_does_not_belong_together_is_refused(harness: ClientsHarness, options: list[Any]) -> None:
+    done = harness.run("train", "intents", *options)
     assert done.exit_code == ExitCode.USAGE, done.stderr
-    assert desk.world.services.learning.all() == []
-    assert list(desk.world.services.jobs.find()) == []
+    assert harness.world.services.learning.all() == []
+    assert list(harness.world.services.jobs.find()) == []

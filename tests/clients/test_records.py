@@ -28,7 +28,7 @@ MakeClient = Callable[..., Any]
 
 
 @dataclass
-class Desk:
+class ClientsHarness:
     url: str
     world: World
     records: Records
@@ -44,7 +44,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def harness(tmp_path: Path) -> Iterator[ClientsHarness]:
     """The real routes without an engine, on a port, with one adapter."""
     world = make_world(tmp_path)
     records = Records.at(tmp_path / "graftwork.db")
@@ -58,14 +58,14 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     pushed = httpx.post(f"{url}/v1/adapters/intents/versions", files=form(adapter_files()), timeout=60)
     assert pushed.status_code == 201
-    yield Desk(url, world, records)
+    yield ClientsHarness(url, world, records)
     server.should_exit = True
     thread.join(10)
     records.database.close()
 
 
-def test_both_clients_say_list_and_export(make_client: MakeClient, desk: Desk) -> None:
-    client, records = make_client(desk.url), desk.records
+def test_both_clients_say_list_and_export(make_client: MakeClient, harness: ClientsHarness) -> None:
+    client, records = make_client(harness.url), harness.records
     id = records.mint("intents@1", user="ann", experiment="e", arm="b", probability=0.5)
     sent = client.feedback.send(id, thumb="down", correction="Kärtchen\u2028🂡", metadata={"page": "7"}, user="ann")
     assert (sent.created, sent.thumb, sent.adapter, sent.arm) == (True, "down", "intents@1", "b")
@@ -90,8 +90,8 @@ def test_both_clients_say_list_and_export(make_client: MakeClient, desk: Desk) -
         list(client.feedback.export(adapter="nobody"))
 
 
-def test_both_clients_read_and_erase(make_client: MakeClient, desk: Desk) -> None:
-    client, records = make_client(desk.url), desk.records
+def test_both_clients_read_and_erase(make_client: MakeClient, harness: ClientsHarness) -> None:
+    client, records = make_client(harness.url), harness.records
     ids = [records.log(records.mint(user="ann"), user="ann", metadata={"a": "b"}) for _ in range(250)]
     other = records.log(records.mint(None), prompt={"prompt": ["x", [1, 2]]}, status="error", error="broke")
     exported = list(client.interactions.export())
@@ -109,8 +109,8 @@ def test_both_clients_read_and_erase(make_client: MakeClient, desk: Desk) -> Non
     assert [row.id for row in client.interactions.list()] == [other]
 
 
-def test_both_clients_set_policies(make_client: MakeClient, desk: Desk) -> None:
-    client = make_client(desk.url)
+def test_both_clients_set_policies(make_client: MakeClient, harness: ClientsHarness) -> None:
+    client = make_client(harness.url)
     assert (client.log_policies.list().data, client.log_policies.list().default.retention_days) == ((), 90)
     policy = client.log_policies.set(adapter="tiny-base", log=False, retention_days=7)
     assert (policy.scope, policy.subject, policy.log, policy.retention_days) == ("adapter", "tiny-base", False, 7)
@@ -153,10 +153,10 @@ def test_an_export_that_breaks_off_is_no_export(make_client: MakeClient) -> None
 # ----------------------------------------------------------------------------------------------- the command line
 
 
-def test_the_command_line_says_and_lists(desk: Desk) -> None:
-    id, worse = desk.records.mint("intents@1"), desk.records.mint("intents@1")
-    assert "Nothing was said yet" in desk.run("feedback", "list").stdout
-    done = desk.run(
+def test_the_command_line_says_and_lists(harness: ClientsHarness) -> None:
+    id, worse = harness.records.mint("intents@1"), harness.records.mint("intents@1")
+    assert "Nothing was said yet" in harness.run("feedback", "list").stdout
+    done = harness.run(
         "feedback", "send", id, "--thumb", "down", "--correction", "card_arrival", "--comment", "[/bold]\x1b[31m",
         "--preferred-over", worse, "--metadata", "page=7", "--score", "0.5", "--user", "ann",
     )  # fmt: skip
@@ -164,80 +164,80 @@ def test_the_command_line_says_and_lists(desk: Desk) -> None:
     assert "feedback 1 on intents@1" in done.stdout
     assert "should be: card_arrival" in done.stdout
     once = ("feedback", "send", id, "--thumb", "up", "--idempotency-key", "a")
-    assert desk.run(*once).stderr == ""
-    assert "said before" in desk.run(*once).stderr
-    listed = desk.run("feedback", "list").stdout
+    assert harness.run(*once).stderr == ""
+    assert "said before" in harness.run(*once).stderr
+    listed = harness.run("feedback", "list").stdout
     assert "[/bold]" in listed
     assert "\x1b" not in listed
     assert id in listed
-    assert [row["id"] for row in desk.json("feedback", "list", "--kind", "comment", "--adapter", "intents")] == [1]
-    assert len(desk.json("feedback", "list", "--limit", "1")) == 1
-    assert desk.json("feedback", "list", "--since", "1h", "--interaction", worse) == []
-    assert desk.json("feedback", "send", id, "--choice", "1", "--thumb", "up")["created"] is True
+    assert [row["id"] for row in harness.json("feedback", "list", "--kind", "comment", "--adapter", "intents")] == [1]
+    assert len(harness.json("feedback", "list", "--limit", "1")) == 1
+    assert harness.json("feedback", "list", "--since", "1h", "--interaction", worse) == []
+    assert harness.json("feedback", "send", id, "--choice", "1", "--thumb", "up")["created"] is True
 
 
-def test_the_command_line_exports(desk: Desk, tmp_path: Path) -> None:
+def test_the_command_line_exports(harness: ClientsHarness, tmp_path: Path) -> None:
     for number in range(3):
-        id = desk.records.log(desk.records.mint("intents@1"), user=f"user-{number}")
-        desk.run("feedback", "send", id, "--correction", f"ü\u2028{number}")
-    lines = desk.run("feedback", "export").stdout.splitlines()
+        id = harness.records.log(harness.records.mint("intents@1"), user=f"user-{number}")
+        harness.run("feedback", "send", id, "--correction", f"ü\u2028{number}")
+    lines = harness.run("feedback", "export").stdout.splitlines()
     assert [json.loads(line)["correction"] for line in lines] == [f"ü\u2028{number}" for number in range(3)]
     out = tmp_path / "rows.jsonl"
-    done = desk.run("interactions", "export", "--out", out)
+    done = harness.run("interactions", "export", "--out", out)
     assert (done.stdout, "3 lines in" in done.stderr) == ("", True)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["user"] for row in rows} == {"user-0", "user-1", "user-2"}
-    assert [row["id"] for row in rows] == [row["id"] for row in desk.json("interactions", "list")][::-1]
-    failed = desk.run("interactions", "export", "--adapter", "nobody", "--out", out)
+    assert [row["id"] for row in rows] == [row["id"] for row in harness.json("interactions", "list")][::-1]
+    failed = harness.run("interactions", "export", "--adapter", "nobody", "--out", out)
     assert failed.exit_code == ExitCode.FAILED
     assert len(out.read_text().splitlines()) == 3, "what was there stays"
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
-    nowhere = desk.run("feedback", "export", "--out", tmp_path / "none" / "x.jsonl")
+    nowhere = harness.run("feedback", "export", "--out", tmp_path / "none" / "x.jsonl")
     assert (nowhere.exit_code, "cannot be written" in nowhere.stderr) == (ExitCode.FAILED, True)
 
 
-def test_the_command_line_shows_and_erases(desk: Desk) -> None:
-    assert "No interactions" in desk.run("interactions", "list").stdout
+def test_the_command_line_shows_and_erases(harness: ClientsHarness) -> None:
+    assert "No interactions" in harness.run("interactions", "list").stdout
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "hi[/]"}]},
     ]
-    id = desk.records.log(
-        desk.records.mint("intents@1", user="ann", experiment="e", arm="b", probability=0.5),
+    id = harness.records.log(
+        harness.records.mint("intents@1", user="ann", experiment="e", arm="b", probability=0.5),
         user="ann", prompt={"messages": messages}, status="error", error="it broke",
     )  # fmt: skip
-    desk.run("feedback", "send", id, "--thumb", "down", "--comment", "bad")
-    listed = desk.run("interactions", "list", "--user", "ann", "--status", "error").stdout
+    harness.run("feedback", "send", id, "--thumb", "down", "--comment", "bad")
+    listed = harness.run("interactions", "list", "--user", "ann", "--status", "error").stdout
     assert "hi[/]" in listed
     assert id in listed
     assert "e/b" in listed
-    shown = desk.run("interactions", "show", id).stdout
+    shown = harness.run("interactions", "show", id).stdout
     for part in ("Be brief.", "hi[/]", "card_arrival", "it broke", "queued 2 ms", "user ann", "“bad”", "12 + 3 tokens"):
         assert part in shown, part
-    assert desk.run("interactions", "show", "chatcmpl-1").exit_code == ExitCode.NOT_FOUND
-    kept = desk.run("interactions", "erase", "--user", "ann", input="n\n")
-    assert (kept.exit_code, len(desk.json("interactions", "list"))) == (1, 1)
-    assert "1 interactions, and the words of 1" in desk.run("interactions", "erase", "--user", "ann", "--yes").stdout
-    assert desk.json("interactions", "erase", "--user", "ann", "--yes")["interactions"] == 0
-    assert desk.json("interactions", "list") == []
-    assert desk.run("interactions", "erase", "--yes").exit_code == ExitCode.USAGE
+    assert harness.run("interactions", "show", "chatcmpl-1").exit_code == ExitCode.NOT_FOUND
+    kept = harness.run("interactions", "erase", "--user", "ann", input="n\n")
+    assert (kept.exit_code, len(harness.json("interactions", "list"))) == (1, 1)
+    assert "1 interactions, and the words of 1" in harness.run("interactions", "erase", "--user", "ann", "--yes").stdout
+    assert harness.json("interactions", "erase", "--user", "ann", "--yes")["interactions"] == 0
+    assert harness.json("interactions", "list") == []
+    assert harness.run("interactions", "erase", "--yes").exit_code == ExitCode.USAGE
 
 
-def test_the_command_line_sets_policies(desk: Desk) -> None:
-    set_ = desk.run("interactions", "policy", "--adapter", "intents", "--days", "7")
+def test_the_command_line_sets_policies(harness: ClientsHarness) -> None:
+    set_ = harness.run("interactions", "policy", "--adapter", "intents", "--days", "7")
     assert "adapter intents is logged, kept 7 days" in set_.stdout
-    assert "is not logged" in desk.run("interactions", "policy", "--adapter", "tiny-base", "--no-log").stdout
-    shown = desk.run("interactions", "policies").stdout
+    assert "is not logged" in harness.run("interactions", "policy", "--adapter", "tiny-base", "--no-log").stdout
+    shown = harness.run("interactions", "policies").stdout
     assert [line.split()[:4] for line in shown.splitlines()[1:]] == [
         ["everything", "else", "yes", "90"],
         ["adapter", "intents", "yes", "7"],
         ["adapter", "tiny-base", "no", "by"],
     ]
-    gone = desk.run("interactions", "policy", "--adapter", "intents", "--default")
+    gone = harness.run("interactions", "policy", "--adapter", "intents", "--default")
     assert "default again" in gone.stdout
-    assert desk.json("interactions", "policies")["data"][0]["subject"] == "tiny-base"
-    assert desk.run("interactions", "policy").exit_code == ExitCode.USAGE
-    assert desk.run("interactions", "policy", "--key", "nobody").exit_code == ExitCode.NOT_FOUND
+    assert harness.json("interactions", "policies")["data"][0]["subject"] == "tiny-base"
+    assert harness.run("interactions", "policy").exit_code == ExitCode.USAGE
+    assert harness.run("interactions", "policy", "--key", "nobody").exit_code == ExitCode.NOT_FOUND
 
 
 def test_since_counts_back(monkeypatch: pytest.MonkeyPatch) -> None:

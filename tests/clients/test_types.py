@@ -1,4 +1,4 @@
-"""The client's types beside the server's OpenAPI document: the same fields, of types that fit."""
+"""The client's types compared with the server's OpenAPI document."""
 
 from __future__ import annotations
 

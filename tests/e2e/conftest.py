@@ -1,4 +1,4 @@
-"""Adapters on the server that most tests share (``tests/conftest.py`` has it), and servers of one's own."""
+"""Adapters on the server that most tests share (see ``tests/conftest.py``), and separate servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that ask a server: one after another, many at once, or without pause in the background."""
+"""Clients of a server: sequential, concurrent, or continuous in the background."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Asked:
+class StreamedAnswer:
     """One streamed answer: who gave it, what it says, and when it began and ended (``time.monotonic``)."""
 
     model: str
@@ -43,7 +43,7 @@ class Asked:
     began: float
     ended: float
 
-    def check_same(self, alone: Asked, *, tolerance: float) -> None:
+    def check_same(self, alone: StreamedAnswer, *, tolerance: float) -> None:
         """Raise unless this is the answer that was given ``alone``, as nearly as the numeric mode promises.
 
         Log-probabilities agree to ``tolerance``. A token may only differ where the two best ones were nearer to each
@@ -58,7 +58,9 @@ class Asked:
             assert abs(mine.logprob - other.logprob) <= (tolerance or 1e-3), f"{self.adapter}, {number}: {mine} {other}"
 
 
-def ask(client: openai.OpenAI, model: str, *, prompt: str = PROMPT, max_tokens: int = 16, **options: Any) -> Asked:
+def ask(
+    client: openai.OpenAI, model: str, *, prompt: str = PROMPT, max_tokens: int = 16, **options: Any
+) -> StreamedAnswer:
     """A greedy answer, streamed, of exactly ``max_tokens`` tokens. Raises whatever the client raises."""
     began = time.monotonic()
     with client.chat.completions.with_streaming_response.create(
@@ -78,7 +80,7 @@ def ask(client: openai.OpenAI, model: str, *, prompt: str = PROMPT, max_tokens: 
     text = "".join(choice.delta.content or "" for choice in choices)
     tokens = tuple(_token(t) for choice in choices if choice.logprobs for t in choice.logprobs.content or [])
     assert len(tokens) == max_tokens
-    return Asked(model, adapter, text, tokens, began, time.monotonic())
+    return StreamedAnswer(model, adapter, text, tokens, began, time.monotonic())
 
 
 def _token(token: ChatCompletionTokenLogprob) -> Token:
@@ -86,11 +88,11 @@ def _token(token: ChatCompletionTokenLogprob) -> Token:
     return Token(token.token, token.logprob, best.logprob - second.logprob)
 
 
-def ask_together(client: openai.OpenAI, models: Sequence[str], **options: Any) -> list[Asked]:
+def ask_together(client: openai.OpenAI, models: Sequence[str], **options: Any) -> list[StreamedAnswer]:
     """One question to each, all at the same moment."""
     together = threading.Barrier(len(models))
 
-    def one(model: str) -> Asked:
+    def one(model: str) -> StreamedAnswer:
         together.wait()
         return ask(client, model, **options)
 
@@ -102,7 +104,7 @@ def ask_together(client: openai.OpenAI, models: Sequence[str], **options: Any) -
 class Load:
     """What clients in the background have met so far."""
 
-    answers: list[Asked] = field(default_factory=list)
+    answers: list[StreamedAnswer] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
 
     def adapters(self) -> set[str]:

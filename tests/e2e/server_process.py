@@ -1,4 +1,4 @@
-"""The server as users run it: ``graftwork serve`` in a process of its own, seen only from outside."""
+"""``graftwork serve`` in a process of its own, used through its public interfaces only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native kernels' arithmetic in plain torch, slow and obvious."""
+"""A slow reference implementation of the native kernels in plain torch."""
 
 from __future__ import annotations
 

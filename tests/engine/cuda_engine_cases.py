@@ -71,7 +71,7 @@ def test_a_capture_refuses_what_waits(waiting: Callable[[Tensor], object]) -> No
 
 
 @pytest.fixture
-def on_card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., zoo.Bench]:
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., zoo.Bench]:
     """Builds engines that go a card's way, on the CPU if need be."""
 
     def build(info: zoo.BaseInfo, adapters: dict[str, Path], recorder: Any = Replayer, **config: Any) -> zoo.Bench:
@@ -127,55 +127,55 @@ def check(bench: zoo.Bench, adapters: dict[str, Path], asked: list[tuple[str | N
         assert max(abs(a - b) for a, b in zip(said, expected, strict=True)) < 1e-3, request_id
 
 
-def test_the_smallest_engine(base: zoo.BaseInfo, adapters: dict[str, Path], on_card: Callable[..., zoo.Bench]) -> None:
-    bench = on_card(base, adapters, num_slots=1, max_sequences=1)
+def test_the_smallest_engine(base: zoo.BaseInfo, adapters: dict[str, Path], on_gpu: Callable[..., zoo.Bench]) -> None:
+    bench = on_gpu(base, adapters, num_slots=1, max_sequences=1)
     assert bench.card.kernels == "triton"
     check(bench, adapters, [("rank-5", 3)])
     assert num_replayed(bench) == 3
 
 
 def test_plain_adapters_decode_in_graphs(
-    base: zoo.BaseInfo, adapters: dict[str, Path], on_card: Callable[..., zoo.Bench]
+    base: zoo.BaseInfo, adapters: dict[str, Path], on_gpu: Callable[..., zoo.Bench]
 ) -> None:
-    bench = on_card(base, adapters, num_slots=9, max_sequences=6)
+    bench = on_gpu(base, adapters, num_slots=9, max_sequences=6)
     check(bench, adapters, [(None, 9), *((name, 3 + 9 * i) for i, name in enumerate(PLAIN))])
     assert num_replayed(bench) >= 3
 
 
 def test_what_a_graph_cannot_do_is_launched_beside(
-    base: zoo.BaseInfo, adapters: dict[str, Path], on_card: Callable[..., zoo.Bench]
+    base: zoo.BaseInfo, adapters: dict[str, Path], on_gpu: Callable[..., zoo.Bench]
 ) -> None:
-    bench = on_card(base, adapters, num_slots=9, max_sequences=4)
+    bench = on_gpu(base, adapters, num_slots=9, max_sequences=4)
     check(bench, adapters, [("dora", 7), ("norm-saved", 40)])
     assert num_replayed(bench) == 0
     check(bench, adapters, [("dora", 5), ("rank-16", 3), ("rank-16", 6)])
     assert num_replayed(bench) >= 3
 
 
-def test_windows_and_soft_caps(tmp_path: Path, on_card: Callable[..., zoo.Bench]) -> None:
+def test_windows_and_soft_caps(tmp_path: Path, on_gpu: Callable[..., zoo.Bench]) -> None:
     info = zoo.make_base("gemma2", tmp_path / "base", tmp_path / "home")
     zoo.make_adapter(info, tmp_path / "rank-5", zoo.KINDS["rank-5"], seed=1)
     adapters = {"rank-5": tmp_path / "rank-5"}
-    bench = on_card(info, adapters, num_slots=2, max_sequences=2, step_tokens=32)
+    bench = on_gpu(info, adapters, num_slots=2, max_sequences=2, step_tokens=32)
     check(bench, adapters, [("rank-5", 45), (None, 21)])
     assert num_replayed(bench) >= 3
 
 
-def test_adapters_on_head_and_embedding(tmp_path: Path, on_card: Callable[..., zoo.Bench]) -> None:
+def test_adapters_on_head_and_embedding(tmp_path: Path, on_gpu: Callable[..., zoo.Bench]) -> None:
     info = zoo.make_base("llama-untied", tmp_path / "base", tmp_path / "home")
     adapters = {}
     for index, (name, kind) in enumerate(zoo.UNTIED_KINDS.items()):
         zoo.make_adapter(info, tmp_path / name, kind, seed=index)
         adapters[name] = tmp_path / name
-    bench = on_card(info, adapters, num_slots=4, max_sequences=4)
+    bench = on_gpu(info, adapters, num_slots=4, max_sequences=4)
     check(bench, adapters, [(name, 4 + index) for index, name in enumerate(adapters)])
     assert num_replayed(bench) == 0
 
 
 def test_a_base_that_cannot_be_captured_is_served(
-    base: zoo.BaseInfo, adapters: dict[str, Path], on_card: Callable[..., zoo.Bench], caplog: pytest.LogCaptureFixture
+    base: zoo.BaseInfo, adapters: dict[str, Path], on_gpu: Callable[..., zoo.Bench], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = on_card(base, adapters, recorder=Refuses, num_slots=4, max_sequences=2)
+    bench = on_gpu(base, adapters, recorder=Refuses, num_slots=4, max_sequences=2)
     assert "not permitted when stream is capturing" in caplog.text
     assert bench.engine.runner.fast_path is None
     check(bench, adapters, [("rank-16", 3)])
@@ -206,7 +206,7 @@ class Watched:
 def test_nothing_is_compiled_while_a_request_waits(
     base: zoo.BaseInfo,
     adapters: dict[str, Path],
-    on_card: Callable[..., zoo.Bench],
+    on_gpu: Callable[..., zoo.Bench],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: set[tuple[object, ...]] = set()
@@ -216,7 +216,7 @@ def test_nothing_is_compiled_while_a_request_waits(
     ):
         for name in names:
             monkeypatch.setattr(module, name, Watched(getattr(module, name), compiled))
-    bench = on_card(base, adapters, num_slots=9, max_sequences=3)
+    bench = on_gpu(base, adapters, num_slots=9, max_sequences=3)
     at_start = set(compiled)
     check(bench, adapters, [("rank-64", 3), (None, 40), ("dora", 50), ("rank-64", 37), ("rank-64", 1)])
     assert compiled == at_start

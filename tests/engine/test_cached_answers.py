@@ -1,4 +1,4 @@
-"""With the prefix cache everybody is told what they would have been told without it."""
+"""Answers are the same with and without the prefix cache."""
 
 from __future__ import annotations
 

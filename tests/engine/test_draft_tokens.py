@@ -1,4 +1,4 @@
-"""A step may settle several tokens of a sequence: drafts change how many steps an answer takes, never the answer."""
+"""Speculative decoding: draft tokens change the number of steps, never the answer."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def running(engine: Engine) -> SequenceState:
 
 def settle(engine: Engine, sequence: SequenceState, tokens: list[int]) -> Any:
     delta = Delta("r")
-    engine._settle(sequence, [SampledToken(token, None) for token in tokens], delta)
+    engine._append_tokens(sequence, [SampledToken(token, None) for token in tokens], delta)
     return delta
 
 

@@ -1,4 +1,4 @@
-"""What the engine promises a request: its own answer whatever the neighbours, and an end in every case."""
+"""The engine: each request gets its own answer whatever the batch, and always ends."""
 
 from __future__ import annotations
 
@@ -191,7 +191,11 @@ def test_what_can_never_run_is_answered_at_once(base: zoo.BaseInfo) -> None:
     bench.add("empty", [])
     bench.add("long", prompt(1, 64))
     bench.add("fits", prompt(1, 60), max_tokens=100)
+    bench.add("only scored", prompt(1, 64), max_tokens=0, prompt_logprobs=0)
+    bench.add("scored and too long", prompt(1, 65), max_tokens=0, prompt_logprobs=0)
     answers = bench.run()
+    assert answers["only scored"].finish_reason is FinishReason.LENGTH
+    assert answers["scored and too long"].finish_reason is FinishReason.ERROR
     assert answers["empty"].finish_reason is answers["long"].finish_reason is FinishReason.ERROR
     assert answers["fits"].finish_reason is FinishReason.LENGTH
     assert len(answers["fits"].tokens) == 4

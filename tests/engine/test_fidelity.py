@@ -1,4 +1,4 @@
-"""A mixed batch says what single-adapter PEFT says, token for token and to 1e-3 in log-probability."""
+"""A mixed batch equals single-adapter PEFT: the same tokens, log-probabilities to 1e-3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processors change the rows that have them, in their order, and no others."""
+"""Logits processors apply to the rows that have them, in order, and to no others."""
 
 from __future__ import annotations
 

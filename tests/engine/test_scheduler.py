@@ -1,4 +1,4 @@
-"""Admission, chunking, preemption and adapters, without a model: every promise as an invariant under random traffic."""
+"""The scheduler without a model: admission, chunked prefill and preemption, as invariants under random traffic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a card can show. Skips by itself where there is none: ``scripts/test --gpu``."""
+"""Tests that need a GPU; they are skipped without one: ``scripts/test --gpu``."""
 
 from __future__ import annotations
 

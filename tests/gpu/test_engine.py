@@ -1,4 +1,4 @@
-"""The engine on the card that is here: real graphs, real NF4, the same cases as in the interpreter and some more."""
+"""The engine on a GPU, with real CUDA graphs and NF4: the cases of the interpreter, and some more."""
 
 from __future__ import annotations
 

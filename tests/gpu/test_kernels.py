@@ -1,4 +1,4 @@
-"""The Triton kernels compiled and run on the card that is here: the same cases as in the interpreter."""
+"""The Triton kernels compiled and run on a GPU, with the cases of the interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document promises: the document of all routes, and a check that answers keep to it."""
+"""The OpenAPI document of all routes, and a check that responses conform to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server without an engine: the true registry, store, keys and routes, over a base that has only a shape."""
+"""A server without an engine: the real registry, store, keys and routes, over a base without weights."""
 
 from __future__ import annotations
 

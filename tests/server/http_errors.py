@@ -1,4 +1,4 @@
-"""How tests ask the application in process, and read its errors."""
+"""Requests to the application in process, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine whose answers a test writes, behind the true generation routes."""
+"""A scripted engine behind the real generation routes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class StandInPrompts(ByteTokens):
 
     eos_token_ids = (EOS,)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
         return list(text.encode())
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def chat(self, messages: Sequence[dict[str, Any]], *, max_length: int | None = None) -> list[int]:
         return self.encode(messages[-1]["content"])
 
 
@@ -67,7 +67,7 @@ class ScriptedEngine:
             self.link.receive(self, Frame([delta]))
 
 
-class Desk:
+class GatewayHarness:
     """A world with a gateway, and a client in the same event loop."""
 
     def __init__(self, world: World) -> None:

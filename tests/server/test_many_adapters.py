@@ -1,4 +1,4 @@
-"""Two thousand adapters: lists, look-ups and pushes are as quick as with two."""
+"""With two thousand adapters, lists, look-ups and pushes are as fast as with two."""
 
 from __future__ import annotations
 
@@ -67,12 +67,16 @@ def digest(index: int, number: int) -> str:
 
 
 def seconds(call: Callable[[], object], times: int) -> float:
-    """Of this process's time for one call; other work on the machine does not count."""
-    call()
-    began = time.process_time()
-    for _ in range(times):
+    """Of this process's time for one call, the least: neither other work on the machine nor that of threads that other
+    tests left behind counts.
+    """
+
+    def once() -> float:
+        began = time.process_time()
         call()
-    return (time.process_time() - began) / times
+        return time.process_time() - began
+
+    return min(once() for _ in range(max(times, 3)))
 
 
 def test_pages_go_through_all_of_them(client: TestClient) -> None:
@@ -89,8 +93,8 @@ def test_pages_go_through_all_of_them(client: TestClient) -> None:
 def test_every_model_is_listed(client: TestClient, world: World) -> None:
     models = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert models[0] == world.services.base.id
-    assert len(models) == len(set(models)) == 1 + 3 * COUNT
-    assert {"a1999", "a1999@1", "a1999@2"} <= set(models)
+    assert len(models) == len(set(models)) == 1 + 4 * COUNT
+    assert {"a1999", "a1999@live", "a1999@1", "a1999@2"} <= set(models)
 
 
 def test_versions_are_found_by_digest(world: World) -> None:

@@ -1,4 +1,4 @@
-"""CONTRIBUTING lists the files that one chat request passes. This is what passes them."""
+"""A chat request passes exactly the files that CONTRIBUTING lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.conftest import CHECKOUT
 from tests.server.fakes import adapter_files, form, make_world
-from tests.server.scripted_engine import ASK, CHAT, Desk
+from tests.server.scripted_engine import ASK, CHAT, GatewayHarness
 
 SERVER = CHECKOUT / "server"
 MAX_FILES = 13
@@ -35,10 +35,10 @@ def listed() -> list[str]:
 async def test_a_chat_passes_the_files_that_contributing_lists(tmp_path: Path) -> None:
     way = listed()
     assert len(way) == len(set(way)) <= MAX_FILES
-    desk = Desk(make_world(tmp_path))
-    desk.engine.connect()
-    await desk.http.post("/v1/adapters/intents/versions", files=form(adapter_files(1)))
-    await desk.ask()  # what is made once, on the first request
+    harness = GatewayHarness(make_world(tmp_path))
+    harness.engine.connect()
+    await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(1)))
+    await harness.ask()  # what is made once, on the first request
     passed: set[str] = set()
 
     def look(frame: FrameType, event: str, _: Any) -> None:
@@ -48,7 +48,7 @@ async def test_a_chat_passes_the_files_that_contributing_lists(tmp_path: Path) -
 
     sys.setprofile(look)
     try:
-        answer = await desk.http.post(CHAT, json=ASK)
+        answer = await harness.http.post(CHAT, json=ASK)
     finally:
         sys.setprofile(None)
     assert answer.status_code == 200

@@ -1,3 +1,5 @@
+"""Fixtures for tests of training: tokenizers of the embedded base, and files of rows."""
+
 from __future__ import annotations
 
 import json

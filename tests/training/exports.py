@@ -1,4 +1,4 @@
-"""Answers and feedback as the server exports them."""
+"""Interactions and feedback in the format of the server's exports."""
 
 from __future__ import annotations
 

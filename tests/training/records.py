@@ -1,4 +1,4 @@
-"""Records to make data sets of."""
+"""Records for tests of data sets."""
 
 from __future__ import annotations
 

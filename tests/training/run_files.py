@@ -1,4 +1,4 @@
-"""What a run's folder holds in the end."""
+"""The files of a finished run's folder."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""TrainConfig: defaults by method, and checks of values."""
+
 from __future__ import annotations
 
 import json

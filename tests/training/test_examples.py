@@ -1,4 +1,4 @@
-"""The example data: what its README says of it, and that training on it teaches the task."""
+"""The example data: the claims of its README, and that training on it teaches the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table of knobs, and the three places that are made from it: what is added there is in all of them."""
+"""The table of knobs, and the three places that are generated from it."""
 
 from __future__ import annotations
 

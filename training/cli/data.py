@@ -1,6 +1,6 @@
-"""``graftwork data``: look at training data before it is trained on, and keep it under a name.
+"""``graftwork data``: reports on training data, and stored data sets. No server is involved.
 
-Quick to import: what reads and counts is imported when a command runs. Knows no server.
+Fast to import: modules that read data are imported when a command runs.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def check(
         )
         shares = Shares.parse(split)
         if held_out:
-            # The test rows are there: none are split off beside them.
+            # The test rows are given: none are split off.
             shares = Shares(validation=shares.validation, test=0.0)
         policy = DataPolicy(
             repair=repair,
@@ -191,10 +191,12 @@ def check(
     except GraftworkError as error:
         raise _failed(error.message) from error
     name = stored.id if stored is not None else " and ".join(source.name for source in report.sources)
-    _tell(ctx, report, name, html=html, as_json=as_json, extra={} if stored is None else {"data_set": stored.id})
+    _print_report(
+        ctx, report, name, html=html, as_json=as_json, extra={} if stored is None else {"data_set": stored.id}
+    )
     if stored is not None:
-        said = f"Kept as {stored.id}" if is_new else f"These very rows are {stored.id} already: nothing was added"
-        _say(f"{said}. Train on it: graftwork train NAME --data {stored.id} --local")
+        outcome = f"Kept as {stored.id}" if is_new else f"These very rows are {stored.id} already: nothing was added"
+        _print_message(f"{outcome}. Train on it: graftwork train NAME --data {stored.id} --local")
 
 
 @app.command("list")
@@ -235,10 +237,10 @@ def show(
         stored.verify()
     except GraftworkError as error:
         raise _failed(error.message) from error
-    _tell(ctx, stored.report, stored.id, html=html, as_json=as_json, extra={"data_set": stored.id})
+    _print_report(ctx, stored.report, stored.id, html=html, as_json=as_json, extra={"data_set": stored.id})
 
 
-def _tell(
+def _print_report(
     ctx: typer.Context, report: DataReport, name: str, *, html: Path | None, as_json: bool, extra: dict[str, Any]
 ) -> None:
     if html is not None:
@@ -255,7 +257,7 @@ def _tell(
 
         _console(stderr=False).print(data_show.render_report(report))
     if html is not None:
-        _say(f"The report with pictures: {html}")
+        _print_message(f"The report with pictures: {html}")
 
 
 def _score_range(text: str) -> tuple[float, float]:
@@ -271,8 +273,7 @@ def _score_range(text: str) -> tuple[float, float]:
 
 
 def _prompts(base: str | None, home: Path) -> Prompts | None:
-    """The base's tokenizer; None when no base is named and the embedded one was never fetched, which a look at some
-    data does not do."""
+    """Return the tokenizer of the base; None if no base is named and the embedded one was not fetched yet."""
     from graftwork.adapters.base import EMBEDDED_ID, prepare
     from graftwork.adapters.prompts.prompts import Prompts
 
@@ -293,7 +294,7 @@ def _store(home: Path | None) -> DataStore:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[RowProgress]:
-    """Shows how many rows are through, on a terminal."""
+    """Show the number of processed rows on a terminal."""
     with console.status("Reading") as status:
         yield lambda title, num_rows: status.update(f"{title}: {num_rows:,} rows")
 
@@ -308,7 +309,7 @@ def _failed(message: str) -> typer.Exit:
     return typer.Exit(ExitCode.FAILED)
 
 
-def _say(message: str) -> None:
+def _print_message(message: str) -> None:
     _console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""A report on a terminal: what was read, what became of it, what to look at. Knows rich; decides nothing."""
+"""The report of a data set on a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES_SHOWN = 3
 
 
 def render_report(told: DataReport) -> RenderableType:
-    """The whole report, in eighty columns and more."""
+    """Render a report, for 80 columns or more."""
     parts: list[RenderableType] = [_facts(told), _lengths(told)]
     parts += [part for part in (_found(told), _labels(told), _bad(told), _conflicts(told), _twins(told)) if part]
     parts.append(_notes(told.notes))
@@ -29,7 +29,7 @@ def render_report(told: DataReport) -> RenderableType:
 
 
 def render_data_sets(found: Iterable[StoredDataSet]) -> RenderableType:
-    """A table of data sets."""
+    """Render a table of data sets."""
     table = _table("Data set", right=("Train", "Validation", "Test"))
     for column in ("Made", "Digest"):
         table.add_column(column)
@@ -72,13 +72,13 @@ def _lengths(told: DataReport) -> RenderableType:
 
 
 def sparkline(spread: LengthDistribution) -> str:
-    """A histogram in one line."""
+    """Render a histogram in one line, with a block character for each bin."""
     most = max((bar.count for bar in spread.bars), default=0)
     return "".join(_block(bar, most) for bar in spread.bars)
 
 
 def _block(bar: HistogramBin, most: int) -> str:
-    # A bar with anything in it is seen.
+    # A bin with any value has a visible bar.
     return BLOCKS[max(round(bar.count / most * (len(BLOCKS) - 1)), bar.count > 0)]
 
 
@@ -161,7 +161,7 @@ def _list(title: str, lines: Sequence[str], total: int, shown: int) -> Renderabl
 
 
 def _apart(parts: Sequence[RenderableType]) -> list[RenderableType]:
-    """With an empty line between each two."""
+    """Separate the parts by empty lines."""
     spaced: list[RenderableType] = []
     for part in parts:
         spaced += [part, Text("")]
@@ -169,7 +169,7 @@ def _apart(parts: Sequence[RenderableType]) -> list[RenderableType]:
 
 
 def _row(table: Table, *cells: str) -> None:
-    """Cells as they are: what comes from data may look like markup."""
+    """Add a row of plain texts, since text from data may look like markup."""
     table.add_row(*map(Text, cells))
 
 

@@ -1,4 +1,4 @@
-"""How a run looks while it runs: a live bar on a terminal, a line now and then in a log."""
+"""The display of a run: a progress bar on a terminal, or some lines in a log."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListene
 
 SHOWN_BAD_ROWS = 20
 LOG_LINES = 20
-"""Lines a run leaves in a log, about."""
+"""Approximate number of lines of a run in a log."""
 
 
 def plan(console: Console, run: TrainingRun) -> None:
-    """What will be trained on what, and every row that will not."""
+    """Print what a run will train on, and the rows that it cannot use."""
     bad_rows(console, run.bad, run.num_bad)
     for remark in run.remarks:
         _say(console, remark)
@@ -41,7 +41,7 @@ def plan(console: Console, run: TrainingRun) -> None:
 
 
 def bad_rows(console: Console, bad: Sequence[BadRow], total: int) -> None:
-    """The first of the ``total`` rows that cannot be used."""
+    """Print the first of ``total`` rows that cannot be used."""
     if not total:
         return
     _say(console, f"{_count(total, 'row')} cannot be used and {'is' if total == 1 else 'are'} left out:")
@@ -54,13 +54,13 @@ def bad_rows(console: Console, bad: Sequence[BadRow], total: int) -> None:
 
 @contextmanager
 def writing(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far other wordings of the questions are, once there are any."""
+    """Yield a callback that shows the progress of paraphrasing: the number generated, and the total."""
     with preparing(console) as progress:
         yield lambda written, of: progress("Writing other wordings", written / of)
 
 
 def finished(console: Console, metrics: RunMetrics) -> None:
-    """What came out, in one line or two."""
+    """Print the metrics of a finished run."""
     took, accuracy = _duration(metrics.seconds), metrics.validation_token_accuracy
     _say(console, f"{metrics.num_steps} steps in {took}: loss {metrics.first_loss:.3f} → {metrics.last_loss:.3f}.")
     if metrics.base_validation_reward is not None and metrics.validation_reward is not None:
@@ -77,7 +77,7 @@ def finished(console: Console, metrics: RunMetrics) -> None:
 
 
 def trials(console: Console, trials: Sequence[SearchTrial]) -> None:
-    """What a search tried, the best one marked."""
+    """Print the trials of a search; the best one is marked."""
     table = Table("Trial", "Learning rate", "Rank", "Epochs", "Loss", "", box=None, header_style="bold")
     for trial in trials:
         table.add_row(
@@ -94,7 +94,7 @@ def trials(console: Console, trials: Sequence[SearchTrial]) -> None:
 
 @contextmanager
 def preparing(console: Console) -> Iterator[Callable[[str, float | None], None]]:
-    """A callback for ``base.prepare`` that shows how far the base is while the block runs."""
+    """Yield a callback for ``base.prepare`` that shows its progress: a title, and a fraction of 0 to 1 or None."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, visible=False)
@@ -113,7 +113,7 @@ def preparing(console: Console) -> Iterator[Callable[[str, float | None], None]]
 
 @contextmanager
 def training(console: Console) -> Iterator[StepListener]:
-    """A listener that shows each step while the block runs."""
+    """Yield a step listener that shows each step."""
     if not console.is_terminal:
         yield _logging(console)
         return

@@ -1,4 +1,4 @@
-"""The knobs of a run as options of a command, made from the table of knobs."""
+"""Command-line options for the knobs of a run, generated from `graftwork.adapters.learning.knobs`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TYPES: Final[dict[Kind, Any]] = {"integer": int, "number": float, "folder": str
 
 
 def with_knobs(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every knob that has one, in place of its ``**knobs``."""
+    """Replace the ``**knobs`` of a command by an option for each knob that has one."""
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():

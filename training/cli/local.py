@@ -1,7 +1,6 @@
-"""``graftwork train --local``: a run in this process, and its adapter pushed. What is checked before the first step,
-and what is said at the end.
+"""``graftwork train --local``: a run in this process, and the push of its adapter.
 
-Torch-free at import, so that a mistake is told at once. ``run`` plans and carries out, ``pushing`` pushes.
+Importing it does not import torch, so that errors in options are reported at once.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import typer
 
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.learning import data_sets
+from graftwork.adapters.learning.job import METHODS
 from graftwork.clients.cli.context import CommandContext
 from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
 from graftwork.training.cli import pushing
@@ -32,13 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:
-    """What is asked for.
+    """The options of a local run.
 
     Attributes:
-        data: a file, or a data set that was kept: ``support@3``. columns: fields of Columns. format: of the file.
-        method: ``auto``, ``supervised``, or one of TRAINING_METHODS. knobs: fields of TrainConfig that were given, and
-            ``teacher``, a folder or hub id.
-        folder: where the result goes. push: whether it is pushed; alias: what is then moved to it.
+        name: name of the adapter.
+        data: a file, or the id of a stored data set: ``support@3``.
+        columns: fields of Columns.
+        format: format of the file; detected if None.
+        method: ``auto``, ``supervised``, or one of TRAINING_METHODS.
+        hyperparameters: fields of TrainConfig that were given, and ``teacher``, a folder or hub id.
+        base: hub id or folder of the base; the embedded base if None.
+        home: folder of the base and the data sets.
+        folder: the folder to create for the result.
+        push: whether to push the result.
+        alias: alias to move to the pushed version.
     """
 
     name: str
@@ -55,10 +62,12 @@ class LocalTraining:
 
     @property
     def full(self) -> bool:
+        """Whether all weights are trained."""
         return self.hyperparameters.get("variant") == "full"
 
     @property
     def push_command(self) -> str:
+        """The command that pushes the result later."""
         import shlex
 
         alias = ["--alias", self.alias] if self.alias else []
@@ -66,7 +75,16 @@ class LocalTraining:
 
 
 def train(remote: CommandContext, wish: LocalTraining) -> None:
-    """Train, push, and say what came of it. Ctrl-C stops the run and leaves nothing behind."""
+    """Carry out the run, push its result, and print it. Ctrl-C stops the run and leaves nothing behind.
+
+    Args:
+        remote: the server to push to, and the consoles.
+        wish: the options of the run.
+
+    Raises:
+        typer.Exit: if the run fails or is interrupted.
+        GraftworkClientError: if the push fails; the result is kept.
+    """
     try:
         with interrupted_by_signals():
             card = _train(remote, wish)
@@ -88,7 +106,7 @@ def train(remote: CommandContext, wish: LocalTraining) -> None:
 
 
 def _train(remote: CommandContext, wish: LocalTraining) -> Card:
-    """Everything up to the finished folder; whatever can be found out early is found out before the first step."""
+    """Check everything that can be checked beforehand, then train."""
     from graftwork.adapters.base import prepare
     from graftwork.adapters.names import check_alias, check_name
     from graftwork.training.cli import display
@@ -132,7 +150,7 @@ def _train(remote: CommandContext, wish: LocalTraining) -> Card:
 
 
 def _config(wish: LocalTraining, method: str) -> TrainConfig:
-    found = rows_module.method_named({"supervised": "sft"}.get(method, method))
+    found = rows_module.method_named(METHODS.get(method, method))
     knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in wish.hyperparameters.items()}
     if wish.hyperparameters.get("teacher") is not None:
         knobs["teacher"] = Path(wish.hyperparameters["teacher"]).name
@@ -140,7 +158,7 @@ def _config(wish: LocalTraining, method: str) -> TrainConfig:
 
 
 def _search(remote: CommandContext, run: TrainingRun, folder: Path) -> Card:
-    """The same for the best of several trials, which are kept until then beside the folder."""
+    """Run a search; its trials are stored in a temporary folder beside the result."""
     import tempfile
 
     from graftwork.training.cli import display
@@ -160,7 +178,12 @@ def _search(remote: CommandContext, run: TrainingRun, folder: Path) -> Card:
 
 
 def _data(wish: LocalTraining, columns: Columns) -> Path | StoredDataSet:
-    """The file, or the data set that was kept under this name. NotFound if it looks like one and is none."""
+    """Return the file, or the stored data set with this id.
+
+    Raises:
+        NotFound: if it has the form of an id but does not exist.
+        ConfigurationError: if options for reading files are given for a data set.
+    """
     from graftwork.adapters.names import is_name
     from graftwork.training.data.store import DataStore
 
@@ -173,7 +196,11 @@ def _data(wish: LocalTraining, columns: Columns) -> Path | StoredDataSet:
 
 
 def _check_reachable(remote: CommandContext) -> None:
-    """Raises what the push would meet in the end: no server, a wrong key, a server that does not serve."""
+    """Send a request to the server, to find errors of the push before the run.
+
+    Raises:
+        GraftworkClientError: if the server cannot be reached, or refuses the key.
+    """
     from graftwork.clients.errors import GraftworkConnectionError
 
     try:
@@ -184,7 +211,11 @@ def _check_reachable(remote: CommandContext) -> None:
 
 
 def _check_same_base(remote: CommandContext, base: BaseInfo) -> None:
-    """A server refuses the adapter of another base: say so before hours are spent on it."""
+    """Check before the run that the server has the same base, as it would refuse the adapter of another one.
+
+    Raises:
+        ConfigurationError: if it has another base.
+    """
     served = next(iter(remote.client.models()))
     digest = served.graftwork.get("digest")
     if digest is not None and digest != base.digest:
@@ -197,7 +228,7 @@ def _check_same_base(remote: CommandContext, base: BaseInfo) -> None:
 
 
 def _push(remote: CommandContext, wish: LocalTraining, card: Card) -> PushedVersion:
-    """Push, and say what the version is called; on failure say where the adapter is and how to push it later."""
+    """Push the result and print the id of the version; on failure print where it is and how to push it later."""
     from graftwork.clients.errors import GraftworkClientError
 
     try:

@@ -1,4 +1,4 @@
-"""A sealed folder pushed to a server as the next version of its name."""
+"""The push of a finished run's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from graftwork.training.run.card import Card
 
 
 def push_folder(client: Client, folder: Path, card: Card, *, alias: str | None) -> PushedVersion:
-    """Make a sealed folder the next version of its name. Raises what the client raises; the folder stays."""
+    """Push a folder as the next version of its adapter, with its model card as metadata.
+
+    Args:
+        client: the client of the server.
+        folder: the PEFT folder, with its model card.
+        card: the model card.
+        alias: alias to move to the version.
+
+    Raises:
+        GraftworkClientError: if the push fails.
+    """
     return client.adapters.push(
         card.name,
         folder,

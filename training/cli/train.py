@@ -1,6 +1,6 @@
-"""``graftwork train``: the options, and to whom they go: to the server as a job or as a policy, or to this process.
+"""``graftwork train``: its options, which become a job or a learning policy of the server, or a run in this process.
 
-Torch-free at import, so that ``--help`` is quick.
+Importing it does not import torch, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from graftwork.adapters.learning.job import METHODS
 from graftwork.adapters.learning.knobs import KNOBS, OPTIONS
 from graftwork.clients.cli.context import CommandContext, api_command
 from graftwork.training.cli import reading_options
@@ -20,6 +21,7 @@ _DATA = "The data"
 _RUN = "The run"
 _RESULT = "The result"
 _LOOP = "By itself"
+_METHODS = f"{', '.join(name for name in METHODS if name != 'auto')}, or auto, which looks at the data."
 
 
 @api_command
@@ -56,7 +58,7 @@ def train(
         str | None,
         typer.Option(
             "--method",
-            help="supervised, dpo, kto, weighted_sft, pretrain, distillation, grpo, or auto, which looks at the data.",
+            help=_METHODS,
             rich_help_panel=_RUN,
             show_default=False,
         ),
@@ -201,10 +203,10 @@ LOCAL_ONLY = (
     *("alias", "push", "full"),
     *(knob for knob, option in OPTIONS.items() if option.local),
 )
-"""What a job has no option for."""
+"""Options that jobs do not have."""
 
 LOOP_ONLY = ("after", "every", "at_least", "control_every")
-"""What only an adapter has that learns by itself."""
+"""Options of learning policies only."""
 
 
 def _submit(
@@ -217,7 +219,11 @@ def _submit(
     method: str | None,
     detach: bool,
 ) -> None:
-    """Have the server train. What was not given is the server's choice; what jobs do not have is refused."""
+    """Submit a job with the options that were given; the server has defaults for the others.
+
+    Raises:
+        typer.BadParameter: for an option that jobs do not have.
+    """
     from graftwork.clients.cli import jobs
 
     jobs.submit(
@@ -233,7 +239,11 @@ def _submit(
 
 
 def _hyperparameters(remote: CommandContext, knobs: dict[str, Any]) -> dict[str, Any]:
-    """Those of a job that were given; an option that jobs do not have is refused."""
+    """Return the hyperparameters of a job that were given.
+
+    Raises:
+        typer.BadParameter: for an option that jobs do not have.
+    """
     for option in LOCAL_ONLY:
         if option in remote.explicit:
             hint = _flag(option)
@@ -241,7 +251,7 @@ def _hyperparameters(remote: CommandContext, knobs: dict[str, Any]) -> dict[str,
     found: dict[str, Any] = {}
     for name, value in _given(remote, knobs).items():
         job = KNOBS[name].job
-        if job is None:  # a field of the job's own
+        if job is None:  # a field of the job, not a hyperparameter
             continue
         if job.whole and value != int(value):
             raise typer.BadParameter(f"a job's {name} are a whole number.", param_hint=_flag(name))
@@ -263,7 +273,7 @@ def _loop(
     method: str | None,
     detach: bool,
 ) -> None:
-    """Have the server train whenever there is something new, or no longer. 0 turns a reason off."""
+    """Set or remove the learning policy of an adapter; 0 turns a trigger off."""
     from graftwork.clients.cli import learning_policies
 
     for option in ("data", "local", "continued", "seed"):

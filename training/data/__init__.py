@@ -1,4 +1,4 @@
-"""From sources to a data set: read, repaired, cleaned, split, told about, kept under a name.
+"""From sources to a data set: rows are read, repaired, cleaned, split, summarised in a report, and stored by name.
 
 ::
 

@@ -1,7 +1,7 @@
-"""Sources in, a data set out: read → repair → mask → same rows → conflicts → near rows → sides → report.
+"""The data pipeline: read → repair → mask → exact duplicates → conflicts → near duplicates → splits → report.
 
-Rows go through a file on disk, so that what is in memory is some hundred bytes a row, whatever is in it. The outcome
-depends on the rows, their order and the policy alone: not on the process, the machine or the time.
+Rows go through a file on disk, so that memory holds some hundred bytes per row whatever its length. The result depends
+only on the rows, their order and the policy, not on the process, the machine or the time.
 """
 
 from __future__ import annotations
@@ -52,29 +52,30 @@ from graftwork.training.data.splits import SplitKey, assign
 from graftwork.training.data.spool import RowSpool
 
 RowProgress = Callable[[str, int], None]
-"""Told now and then what is being done, and how many rows are through."""
+"""Callback that is called with the name of the current stage and the number of rows that it has processed."""
 
 HOPELESS_AFTER: Final = 200
-"""When so many rows at the start of a source are all bad, the rest is not read."""
+"""If the first rows of a source are all bad, reading stops after this many."""
 
 _NUMBERS: Final = re.compile(r"\d+")
 
 BAD_ROWS_SHOWN: Final = 100
-
+"""Maximum number of bad rows that are kept with their reasons."""
 
 EXAMPLES_SHOWN: Final = 20
-
+"""Maximum number of conflicts, and of near duplicates, that the report shows."""
 
 PROGRESS_EVERY: Final = 1_000
+"""Rows between two calls of the progress callback."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataSet:
-    """A data set that is ready, as long as the block that prepared it runs."""
+    """The result of `prepare`. Its rows can be read until the block of `prepare` ends."""
 
     report: DataReport
     bad: tuple[BadRow, ...]
-    """Every row that could not be used, as far as `BAD_ROWS_SHOWN` goes."""
+    """The first `BAD_ROWS_SHOWN` rows that could not be used."""
 
     policy: DataPolicy
     _spool: RowSpool
@@ -82,11 +83,11 @@ class PreparedDataSet:
 
     @property
     def digest(self) -> str:
-        """``sha256:<hex>`` over the set of rows: the same in any order and in any file format."""
+        """``sha256:<hex>`` over the set of rows, independent of their order and of the file format."""
         return self.report.digest
 
     def rows(self, side: SplitName | None = None) -> Iterator[Row]:
-        """The rows of a side, or all of them, in the order of their sources."""
+        """Yield the rows of one split, or of all splits, in the order of their sources."""
         for row, own in zip(self._spool, self._sides, strict=True):
             if own is not None and side in (None, own):
                 yield replace(row, split=own)
@@ -102,22 +103,29 @@ def prepare(
     max_length: int | None = None,
     on_progress: RowProgress = lambda title, num_rows: None,
 ) -> Iterator[PreparedDataSet]:
-    """Make a data set of some sources; it lasts for the block.
+    """Make a data set from sources. The temporary file of its rows exists for the block.
 
     Args:
-        sources: in the order that says which of two rows that say the same is kept.
-        earlier: on which side an earlier version of the data set had a question (`Row.question_key`).
-        prompts: counts lengths in the base's tokens; without, they are in characters.
-        max_length: the longest row that will be trained on whole, in tokens.
+        sources: the sources. Of duplicate rows the first is kept, but a source of held-out rows comes before others.
+        policy: the settings; the defaults if None.
+        earlier: the split that an earlier version of the data set had a question in, by `Row.question_key`.
+        prompts: the tokenizer for lengths in tokens; without it lengths are in characters.
+        max_length: the longest row that training does not truncate, in tokens.
+        on_progress: called with the name of a stage and the number of rows processed.
 
-    Raises InvalidRequest when a source cannot be read, when there is no usable row or there are too many bad ones, and
-    when there is what the policy refuses.
+    Yields:
+        The rows with their splits, and the report.
+
+    Raises:
+        InvalidRequest: if a source cannot be read, if there is no usable row or too many bad ones, or if private data
+            is found that the policy refuses.
+        ConfigurationError: if the policy names a region or finder that does not exist.
     """
     policy = policy or DataPolicy()
-    # Held-out rows first: of two that say the same it is they who stay.
+    # Held-out rows first, so that they are the ones kept of duplicates.
     ordered = sorted(sources, key=lambda source: source.split not in ("test", "validation"))
     with tempfile.TemporaryDirectory(prefix="graftwork-data-") as folder:
-        making = _Pipeline(
+        pipeline = _Pipeline(
             policy=policy,
             earlier=earlier or {},
             prompts=prompts,
@@ -125,16 +133,16 @@ def prepare(
             spool=RowSpool(path=Path(folder, "rows.jsonl")),
             on_progress=on_progress,
         )
-        making.read(ordered)
-        making.settle_conflicts()
-        making.find_near_duplicates()
-        making.assign_splits()
-        yield making.tell()
+        pipeline.read(ordered)
+        pipeline.resolve_conflicts()
+        pipeline.find_near_duplicates()
+        pipeline.assign_splits()
+        yield pipeline.finish()
 
 
 @dataclass(kw_only=True)
 class _Pipeline:
-    """A data set while it is made: what is known of each row that is on disk, by its number."""
+    """A data set while it is made. Lists hold one value for each row in the spool, by its index there."""
 
     policy: DataPolicy
     earlier: Mapping[int, SplitName]
@@ -153,9 +161,9 @@ class _Pipeline:
     places: list[SplitKey] = field(default_factory=list)
     tasks: array[int] = field(default_factory=lambda: array("Q"))
     verdicts: array[int] = field(default_factory=lambda: array("Q"))
-    frames: array[int] = field(default_factory=lambda: array("Q"))
+    exact_parts: array[int] = field(default_factory=lambda: array("Q"))
     copies: array[int] = field(default_factory=lambda: array("L"))
-    gone: dict[int, RowOutcome] = field(default_factory=dict)
+    excluded: dict[int, RowOutcome] = field(default_factory=dict)
     conflicting: list[list[int]] = field(default_factory=list)
     common: CommonShingles = field(default_factory=CommonShingles)
     pairs: list[tuple[int, int]] = field(default_factory=list)
@@ -167,13 +175,13 @@ class _Pipeline:
         policy = self.policy
         self.private = PrivateCounts(action={SECRET: policy.secrets, "personal": policy.personal})
         self._finder = Finder(region=policy.region, keep=policy.keep, own=policy.finder)
-        # A system message is mostly the same in all rows.
+        # Most rows have the same system message.
         self._personal_in_system = lru_cache(maxsize=64)(self._finder.personal)
 
     # --- first pass: row by row ---------------------------------------------------------------------------------------
 
     def read(self, sources: Sequence[Source]) -> None:
-        """Everything that can be said of a row by itself; what is left of the rows is on disk afterwards."""
+        """First pass: clean the rows, drop exact duplicates, and write the remaining rows to the spool."""
         seen: dict[tuple[int, SplitName | None], int] = {}
         with self.spool.writing() as write:
             for source in sources:
@@ -188,7 +196,7 @@ class _Pipeline:
                             raise no_usable_rows(source.title, self.bad)
                         continue
                     rows += 1
-                    self._take(row, seen, write)
+                    self._add(row, seen, write)
                     if rows % PROGRESS_EVERY == 0:
                         self.on_progress(f"Reading {source.title}", rows)
                 self.sources.append(
@@ -203,7 +211,7 @@ class _Pipeline:
                 )
         self._refuse_if_bad(" and ".join(source.title for source in sources))
 
-    def _take(self, row: Row, seen: dict[tuple[int, SplitName | None], int], write: Callable[[Row], None]) -> None:
+    def _add(self, row: Row, seen: dict[tuple[int, SplitName | None], int], write: Callable[[Row], None]) -> None:
         cleaned = self._clean(row)
         if cleaned is None:
             self.fates["private"] += 1
@@ -221,13 +229,13 @@ class _Pipeline:
         )
         self.tasks.append(row.task_key())
         self.verdicts.append(_hash64(row.verdict()))
-        self.frames.append(_hash64(_frame(row)))
+        self.exact_parts.append(_hash64(_exact_parts(row)))
         self.copies.append(1)
         if self.policy.near is not None:
             self.common.count(shingles(row.question))
 
     def _clean(self, row: Row) -> Row | None:
-        """The row repaired and masked; None if it may not be learned from."""
+        """Return the row repaired and masked; None if the policy drops it."""
         if self.policy.repair:
             repaired = row.with_texts(lambda role, text: repair(text))
             self.num_repaired += repaired is not row
@@ -236,22 +244,22 @@ class _Pipeline:
         kinds: list[str] = []
         kept: list[Finding] = []
 
-        def treated(text: str, found: Sequence[Finding], action: Action) -> str:
+        def apply_action(text: str, found: Sequence[Finding], action: Action) -> str:
             kinds.extend(finding.kind for finding in found)
             return mask(text, found) if action == "mask" else text
 
-        def masked(role: str, text: str) -> str:
-            # Secrets first: what is in them is no phone number.
-            text = treated(text, finder.secrets(text), policy.secrets)
+        def clean_text(role: str, text: str) -> str:
+            # Secrets first, so that digits inside a key are not taken for a phone number.
+            text = apply_action(text, finder.secrets(text), policy.secrets)
             if role not in OPERATORS:
-                return treated(text, finder.personal(text), policy.personal)
+                return apply_action(text, finder.personal(text), policy.personal)
             found = self._personal_in_system(text)
             if policy.clean_system:
-                return treated(text, found, policy.personal)
+                return apply_action(text, found, policy.personal)
             kept.extend(found)
             return text
 
-        row = row.with_texts(masked)
+        row = row.with_texts(clean_text)
         self.num_personal_in_system += bool(kept)
         if kinds:
             self.private.add(kinds, row.place)
@@ -286,10 +294,10 @@ class _Pipeline:
                 code="private_data",
             )
 
-    # --- between the passes: rows beside each other -------------------------------------------------------------------
+    # --- rows compared with each other --------------------------------------------------------------------------------
 
-    def settle_conflicts(self) -> None:
-        """Finds rows of one task that say different things, and does with them what the policy says."""
+    def resolve_conflicts(self) -> None:
+        """Find rows of the same task with different verdicts, and apply the policy for conflicts."""
         first: dict[int, int] = {}
         differing: defaultdict[int, list[int]] = defaultdict(list)
         for number, task in enumerate(self.tasks):
@@ -309,10 +317,10 @@ class _Pipeline:
             keeps_best = self.policy.conflicts == "majority" and most > next_most
             for number in numbers:
                 if not (keeps_best and self.verdicts[number] == best):
-                    self.gone[number] = "conflict"
+                    self.excluded[number] = "conflict"
 
     def find_near_duplicates(self) -> None:
-        """Second pass: finds rows that are nearly the same, and leaves the later ones out."""
+        """Second pass: find near duplicates, and exclude the later row of each pair."""
         if self.policy.near is None:
             return
         questions = Signatures(self.policy.near)
@@ -320,51 +328,53 @@ class _Pipeline:
         words, long_answer = array("Q"), array("l")
         for number, row in enumerate(self.spool):
             questions.add(self.common.without(shingles(row.question)))
-            # Texts are nothing but what they ask. Of short answers one letter may be all the difference.
-            said = "" if row.kind == "text" else plain_words(f"{row.answer}\n{row.rejected or ''}")
-            words.append(_hash64(said))
-            is_long = len(said) > MAX_LABEL_CHARS
+            # A text alone has no answer. Short answers must be equal, since they may differ in one letter only.
+            answer = "" if row.kind == "text" else plain_words(f"{row.answer}\n{row.rejected or ''}")
+            words.append(_hash64(answer))
+            is_long = len(answer) > MAX_LABEL_CHARS
             long_answer.append(len(answers) if is_long else -1)
             if is_long:
-                answers.add(shingles(said))
+                answers.add(shingles(answer))
             if number % PROGRESS_EVERY == 0:
                 self.on_progress("Comparing", number)
         for one, other in questions.near():
-            if self.gone.keys() & {one, other}:
+            if self.excluded.keys() & {one, other}:
                 continue
             self.pairs.append((one, other))
-            if self.frames[one] != self.frames[other] or self.places[one].given != self.places[other].given:
+            if self.exact_parts[one] != self.exact_parts[other] or self.places[one].given != self.places[other].given:
                 continue
             both_long = long_answer[one] >= 0 and long_answer[other] >= 0
             if words[one] == words[other] or (both_long and answers.similar(long_answer[one], long_answer[other])):
-                self.gone[other] = "near"
+                self.excluded[other] = "near"
                 self.twins.append((one, other))
             elif not both_long and self.tasks[one] != self.tasks[other]:
                 self.near_conflicts.append((one, other))
 
     def assign_splits(self) -> None:
-        numbers = [number for number in range(self.spool.num) if number not in self.gone]
-        among = {number: place for place, number in enumerate(numbers)}
-        pairs = [(among[one], among[other]) for one, other in self.pairs if one in among and other in among]
+        """Assign the rows that are not excluded to splits; exclude those whose question is on another side."""
+        numbers = [number for number in range(self.spool.num) if number not in self.excluded]
+        index_of = {number: index for index, number in enumerate(numbers)}
+        pairs = [(index_of[one], index_of[other]) for one, other in self.pairs if {one, other} <= index_of.keys()]
         self.sides = [None] * self.spool.num
         sides = assign([self.places[number] for number in numbers], pairs, self.policy.shares)
         for number, side in zip(numbers, sides, strict=True):
             self.sides[number] = side
             if side is None:
-                self.gone[number] = "held_out"
+                self.excluded[number] = "held_out"
 
-    # --- third pass: what it has become -------------------------------------------------------------------------------
+    # --- the report ---------------------------------------------------------------------------------------------------
 
-    def tell(self) -> PreparedDataSet:
+    def finish(self) -> PreparedDataSet:
+        """Third pass: count the rows and build the report."""
         counts = RowCounts(prompts=self.prompts, max_length=self.max_length)
-        texts = RowExcerpts({number for pair in self._shown() for number in pair})
+        excerpts = RowExcerpts({number for pair in self._shown() for number in pair})
         for number, (row, side) in enumerate(zip(self.spool, self.sides, strict=True)):
-            texts.see(number, row)
+            excerpts.add(number, row)
             if side is not None:
                 counts.add(row, side)
             if number % PROGRESS_EVERY == 0:
                 self.on_progress("Counting", number)
-        fates = self.fates + Counter(self.gone.values())
+        fates = self.fates + Counter(self.excluded.values())
         fates["kept"] = counts.num
         shares = self.policy.shares
         report = DataReport(
@@ -383,9 +393,9 @@ class _Pipeline:
             lengths=counts.lengths(),
             labels=counts.labels.found(),
             num_conflicts=len(self.conflicting),
-            conflicts=tuple(texts.conflict(numbers) for numbers in self.conflicting[:EXAMPLES_SHOWN]),
+            conflicts=tuple(excerpts.conflict(numbers) for numbers in self.conflicting[:EXAMPLES_SHOWN]),
             conflict_action=self.policy.conflicts,
-            twins=tuple(texts.twins(*pair) for pair in self.twins[:EXAMPLES_SHOWN]),
+            twins=tuple(excerpts.near_duplicates(*pair) for pair in self.twins[:EXAMPLES_SHOWN]),
             num_near_conflicts=0,
             near_conflicts=(),
             shares={
@@ -395,10 +405,10 @@ class _Pipeline:
             },
         )
         if report.labels:
-            # Of free texts it is no wonder that they differ.
-            left = [pair for pair in self.near_conflicts if not self.gone.keys() & set(pair)]
-            shown = tuple(texts.twins(*pair) for pair in left[:EXAMPLES_SHOWN] if texts.knows(*pair))
-            report = replace(report, num_near_conflicts=len(left), near_conflicts=shown)
+            # Only for labels: free-form answers to similar questions are expected to differ.
+            remaining = [pair for pair in self.near_conflicts if not self.excluded.keys() & set(pair)]
+            shown = tuple(excerpts.near_duplicates(*pair) for pair in remaining[:EXAMPLES_SHOWN] if excerpts.has(*pair))
+            report = replace(report, num_near_conflicts=len(remaining), near_conflicts=shown)
         return PreparedDataSet(
             report=replace(report, notes=notes(report)),
             bad=tuple(self.bad),
@@ -413,12 +423,12 @@ class _Pipeline:
         yield from self.near_conflicts[: 5 * EXAMPLES_SHOWN]
 
 
-def _frame(row: Row) -> str:
-    """What must be equal in rows that are the same: everything but the wording. A number is no wording: in an order, an
-    amount or a date it is all the difference."""
-    before = "\n".join(turn["content"] for turn in row.messages if is_system(turn))
+def _exact_parts(row: Row) -> str:
+    """The parts that must be equal in near duplicates: feedback, system message, and the numbers in the question, which
+    tell two orders, amounts or dates apart."""
+    system = "\n".join(turn["content"] for turn in row.messages if is_system(turn))
     numbers = "" if row.kind == "text" else " ".join(_NUMBERS.findall(row.question))
-    return f"{row.kind}\0{row.label}\0{row.score}\0{numbers}\0{plain_words(before)}"
+    return f"{row.kind}\0{row.label}\0{row.score}\0{numbers}\0{plain_words(system)}"
 
 
 def _hash64(text: str) -> int:

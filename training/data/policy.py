@@ -1,6 +1,6 @@
-"""How a data set is made of its sources: every choice, its default, and why.
+"""The settings by which a data set is made from its sources, with their defaults.
 
-Built once, passed down, written into the data set's manifest.
+A policy is built once, passed down unchanged, and written to the manifest of the data set.
 """
 
 from __future__ import annotations
@@ -14,49 +14,55 @@ from graftwork.training.data.clean.private import Action
 from graftwork.training.data.splits import Shares
 
 Conflicts = Literal["keep", "majority", "drop"]
-"""What happens to one question with several answers: nothing; what most rows say stays, or none where there is no most;
-none stays."""
+"""What happens to rows with the same question and different answers. ``keep``: all are kept. ``majority``: those with
+the most frequent answer are kept, or none in a tie. ``drop``: none is kept."""
 
 FEW_BAD_ROWS: Final = 10
-"""So many rows may be bad in any data set."""
+"""Number of bad rows that every data set may have, whatever `DataPolicy.max_bad` is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataPolicy:
-    """ConfigurationError, naming the field, for a value that cannot work."""
+    """The settings by which a data set is made.
+
+    Raises:
+        ConfigurationError: if a value is out of bounds; ``param`` is the field.
+    """
 
     repair: bool = True
-    """Text that was decoded wrongly, and control characters, are put right."""
+    """Whether wrongly decoded text is repaired and control characters are removed."""
 
     personal: Action = "mask"
-    """What becomes of e-mail addresses, phone numbers and the like in what users and the model wrote."""
+    """What is done with e-mail addresses, phone numbers and other personal data in the messages of users and the
+    model."""
 
     clean_system: bool = False
-    """Whether the same becomes of those in system messages. By default they stay, since the operator sends a system
-    message as it is when the adapter is asked; the report says in how many rows."""
+    """Whether `personal` also applies to system messages. By default they are kept, since the operator sends the same
+    system message with each request to the adapter; the report counts the rows concerned."""
 
     secrets: Action = "mask"
-    """What becomes of keys and passwords, wherever they stand."""
+    """What is done with keys and passwords, in messages of any role."""
 
     keep: tuple[str, ...] = ()
-    """Values that are not private, such as the own support address; ``@acme.com`` for all addresses of a domain."""
+    """Values that are not private, such as one's own support address; ``@acme.com`` for all addresses of a domain."""
 
     region: str | None = "US"
-    """Where phone numbers without a country code are from; None finds only those with one."""
+    """Country of phone numbers without a country code; None finds only those with one."""
 
     finder: str | None = None
-    """One more finder of personal data, as ``module:function``."""
+    """An additional finder of personal data, as ``module:function``."""
 
     near: float | None = 0.8
-    """Jaccard similarity from which two rows are the same; None compares nothing."""
+    """Jaccard similarity, 0.3 to 1, from which two rows are near duplicates; None turns the comparison off."""
 
     conflicts: Conflicts = "keep"
+    """What is done with rows that have the same question and different answers."""
 
     shares: Shares = field(default_factory=Shares)
-    """How many rows are held out, unless their source says."""
+    """Shares of the held-out splits, for sources that do not assign their rows themselves."""
 
     max_bad: float = 0.1
-    """Share of rows that may be unusable before the data set is refused; a few always may."""
+    """Share of unusable rows, 0 to 1, above which the data set is refused; `FEW_BAD_ROWS` are always allowed."""
 
     def __post_init__(self) -> None:
         for name in ("personal", "secrets"):
@@ -66,6 +72,7 @@ class DataPolicy:
         self._require(0 <= self.max_bad <= 1, "max_bad", "is a share of the rows: at least 0 and at most 1")
 
     def to_json(self) -> dict[str, Any]:
+        """Return every field by name, in JSON's types."""
         return dataclasses.asdict(self)
 
     def _require(self, ok: bool, field: str, expectation: str) -> None:

@@ -1,7 +1,7 @@
-"""One row of a data set: a conversation or a text that ends with an answer, and what was said of that answer.
+"""One row of a data set: a conversation or a text that ends with an answer, and the feedback on that answer.
 
-Nothing was said: it is an example to learn. Or it has a ``rejected`` rival, a ``label``, a ``score``. Which method can
-learn from which is ``graftwork.training.methods.rows``'s; this file knows no method, no file format and no tokens.
+A row without feedback is an example to learn. Otherwise it has a ``rejected`` answer, a ``label`` or a ``score``.
+`graftwork.training.methods.rows` defines which training method learns from which rows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 Kind = Literal["example", "preference", "judged", "scored", "text"]
-"""What a row teaches: the answer itself; that it is better than another; whether it is good; how good it is; a text
-without a question."""
+"""What a row teaches. ``example``: the answer itself. ``preference``: that the answer is better than another.
+``judged``: whether the answer is good. ``scored``: how good it is. ``text``: a text without a question."""
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
 
 OPERATORS: Final = ("system", "developer")
-"""The roles of messages that the operator wrote, and not a user or the model."""
+"""Roles of messages that are written by the operator, as opposed to a user or the model."""
 
 Message = Mapping[str, str]
 
@@ -31,7 +31,13 @@ PLACES_SHOWN: Final = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadRow:
-    """A row that was left out: the source, the line of it that the row begins on (from 1), and why."""
+    """A row that cannot be used.
+
+    Attributes:
+        line: the line of the source that the row begins on, from 1.
+        reason: why it cannot be used, for people.
+        source: the name of the source.
+    """
 
     line: int
     reason: str
@@ -42,9 +48,10 @@ class BadRow:
 
 
 class Unusable(Exception):
-    """Why one row cannot be used; becomes a BadRow."""
+    """Raised for a row that cannot be used; the message is the reason. Readers catch it and yield a `BadRow`."""
 
     def bad_row(self, source: str, line: int) -> BadRow:
+        """Return the bad row of a source and line, its reason cut to `MAX_REASON_CHARS`."""
         reason = str(self)
         if len(reason) > MAX_REASON_CHARS:
             reason = f"{reason[:MAX_REASON_CHARS]}…"
@@ -53,21 +60,23 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A conversation that ends with the assistant's answer, or a plain prompt and its completion, or a text alone.
+    """A conversation that ends with the assistant's answer, or a plain prompt with its completion, or a text alone.
 
     Attributes:
-        messages: with ``role`` and ``content``; the last is the answer. Empty for plain rows.
-        learned: indices of the assistant messages that examples teach.
-        prompt, completion: of a plain row, as in ``/v1/completions``; a text alone is a completion without a prompt.
+        messages: chat messages with ``role`` and ``content``; the last one is the answer. Empty for plain rows.
+        learned: indices of the assistant messages that get a loss, for kind ``example``.
+        prompt: the prompt of a plain row, as in ``/v1/completions``; empty for a text alone.
+        completion: the completion of a plain row, or the text.
         rejected: a worse answer to the same question.
         label: whether the answer is good.
-        score: how good it is, 0 to 1.
-        corrected: ``rejected`` is what the model said, and the answer is what somebody wrote in its place.
-        weight: how much the row counts beside others.
-        group: whose rows must stay together, as a hash.
-        split: the side that the source puts it on.
-        interactions: ids of the logged answers it was made of.
-        source, line: where it was read; not part of what it is.
+        score: how good the answer is, 0 to 1.
+        corrected: whether the answer is a user's correction; ``rejected`` is then the model's answer.
+        weight: factor on the row's loss.
+        group: hash of the user; rows of one group stay on one side of a split.
+        split: the split that the source assigns.
+        interactions: ids of the logged interactions that the row was made from.
+        source: name of the source; not part of `digest`.
+        line: line of the source, from 1; not part of `digest`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -87,6 +96,7 @@ class Row:
 
     @property
     def kind(self) -> Kind:
+        """What the row teaches, by the feedback it has."""
         if self.rejected is not None:
             return "preference"
         if self.label is not None:
@@ -97,43 +107,49 @@ class Row:
 
     @property
     def answer(self) -> str:
+        """The text of the last message, or the completion."""
         return self.messages[-1]["content"] if self.messages else self.completion
 
     @property
     def question(self) -> str:
-        """What was asked, in the user's words: all turns before the answer but the system's. A text asks itself."""
+        """The content of all messages before the answer except the operator's, or the plain prompt. Of a text alone,
+        the text."""
         if self.messages:
             return "\n".join(turn["content"] for turn in self.messages[:-1] if not is_system(turn))
         return self.prompt or self.completion
 
     @property
     def place(self) -> str:
-        """For people: ``tickets.jsonl:12``."""
+        """Source and line for people: ``tickets.jsonl:12``."""
         return f"{self.source}:{self.line}" if self.source else f"line {self.line}"
 
     def digest(self) -> bytes:
-        """32 bytes of everything that is learned from. Where it was read does not count, nor the file's format."""
-        said = [self.rejected, self.label, self.score, self.corrected, self.weight]
-        return _hash([self.messages, self.learned, self.prompt, self.completion, *said])
+        """SHA-256 over everything that is learned from, 32 bytes. It does not depend on the source or file format."""
+        feedback = [self.rejected, self.label, self.score, self.corrected, self.weight]
+        return _hash([self.messages, self.learned, self.prompt, self.completion, *feedback])
 
     def question_key(self) -> int:
-        """The same for questions that differ in case, spacing and punctuation alone. 64 bits."""
+        """64-bit hash of the question that ignores case, spacing and punctuation."""
         return _key(plain_words(self.question))
 
     def task_key(self) -> int:
-        """The same for rows that should have the same answer: the question with everything that stands before it.
-        Of a judged row also the answer, of a preference both: what should be the same is the verdict."""
-        before = "\n".join(turn["content"] for turn in self.messages if is_system(turn))
-        asked = f"{plain_words(before)}\0{plain_words(self.question)}"
+        """64-bit hash that is equal for rows that should have the same `verdict`.
+
+        It covers the operator's messages and the question. For judged and scored rows it covers the answer too, for
+        preferences both answers in either order.
+        """
+        system = "\n".join(turn["content"] for turn in self.messages if is_system(turn))
+        task = f"{plain_words(system)}\0{plain_words(self.question)}"
         match self.kind:
             case "judged" | "scored":
-                asked += f"\0{plain_words(self.answer)}"
+                task += f"\0{plain_words(self.answer)}"
             case "preference":
-                asked += "\0" + "\0".join(sorted((plain_words(self.answer), plain_words(self.rejected or ""))))
-        return _key(f"{self.kind}\0{asked}")
+                task += "\0" + "\0".join(sorted((plain_words(self.answer), plain_words(self.rejected or ""))))
+        return _key(f"{self.kind}\0{task}")
 
     def verdict(self) -> str:
-        """What conflicts when two rows of one `task_key` differ in it."""
+        """The value in which two rows of the same `task_key` conflict: the answer, or ``good`` and ``bad`` for judged
+        rows. Empty for kinds that cannot conflict."""
         match self.kind:
             case "judged":
                 return "good" if self.label else "bad"
@@ -143,15 +159,21 @@ class Row:
                 return " ".join(self.answer.split())
 
     def same_key(self) -> int:
-        """The same for rows that say the same, white space aside. 64 bits."""
+        """64-bit hash that is equal for rows with the same texts and feedback; it ignores white space."""
         parts = [turn["role"] + "\0" + " ".join(turn["content"].split()) for turn in self.messages]
         parts += [" ".join(text.split()) for text in (self.prompt, self.completion, self.rejected or "")]
         parts.append(f"{self.kind} {self.label} {self.score} {self.learned}")
         return _key("\1".join(parts))
 
     def with_texts(self, change: Callable[[str, str], str]) -> Row:
-        """The row with ``change(role, text)`` in place of each text; of plain rows the role is empty. The very same
-        object if nothing changed."""
+        """Replace each text by ``change(role, text)``.
+
+        Args:
+            change: maps the role of a message and its text to a new text. The role is empty for plain rows.
+
+        Returns:
+            The changed row; the same object if no text changed.
+        """
         messages = tuple(_changed(turn, change) for turn in self.messages)
         prompt, completion = (change("", text) if text else text for text in (self.prompt, self.completion))
         answering = "assistant" if self.messages else ""
@@ -160,8 +182,8 @@ class Row:
         return self if changed == self else changed
 
     def to_json(self) -> dict[str, Any]:
-        """In the shapes that trainers know: ``messages``; ``prompt`` with ``completion`` or with ``chosen`` and
-        ``rejected``; ``text``. What else there is stands beside them."""
+        """Return the row as JSON fields in TRL's formats: ``messages``; ``prompt`` with ``completion``, or with
+        ``chosen`` and ``rejected``; or ``text``. Fields of the row that differ from their default are added."""
         fields: dict[str, Any]
         turns: list[dict[str, Any]] = [dict(turn) for turn in self.messages]
         match self.kind:
@@ -189,7 +211,11 @@ class Row:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Row:
-        """The inverse of ``to_json``. KeyError, TypeError or ValueError for what it did not write."""
+        """Build a row from what `to_json` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the fields were not written by `to_json`.
+        """
         given = {name: fields[name] for name in (*_EXTRA, "source", "line") if name in fields}
         if "interactions" in given:
             given["interactions"] = tuple(given["interactions"])
@@ -224,22 +250,22 @@ _EXTRA: Final[dict[str, Any]] = {
 
 
 def is_system(message: Message) -> bool:
-    """Whether the operator wrote it."""
+    """Whether a message is one of the operator's, by its role."""
     return message["role"] in OPERATORS
 
 
 def plain_words(text: str) -> str:
-    """Lower-case words alone, a space between; the text itself where there are none."""
+    """Return the words of a text in lower case, separated by single spaces; the text itself if it has no words."""
     return " ".join(_WORDS.findall(text.casefold())) or text
 
 
 def group_of(user: str) -> str:
-    """The group of one user's rows: a hash, so that a data set names nobody."""
+    """Return the group of a user's rows: a hash, so that data sets contain no user names."""
     return hashlib.blake2b(user.encode(), digest_size=12).hexdigest()
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written down: JSON can smuggle in half of a surrogate pair, which is no character."""
+    """Whether a text can be encoded as UTF-8. A text read from JSON may hold half of a surrogate pair, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -248,7 +274,7 @@ def is_unicode(text: str) -> bool:
 
 
 def set_digest(digests: list[bytes]) -> str:
-    """``sha256:<hex>`` over a set of rows, by their digests: the same in any order."""
+    """Return ``sha256:<hex>`` over the digests of rows, independent of their order."""
     total = hashlib.sha256()
     for digest in sorted(digests):
         total.update(digest)

@@ -1,13 +1,13 @@
-"""On which side of a split rows fall: by what they ask and who asked, so that it stays so when rows are added.
+"""Deterministic train, validation and test splits that stay stable when rows are added.
 
-A row's first side follows from its question alone, or from its user where it has one: a hash, compared with the shares.
-Then nothing may be asked on both sides. Where questions are (nearly) the same, the row that is trained on wins, since a
-row that was once trained on must never be measured on later: **a row can only move towards training** (test →
-validation → train) as others come. Rows of one user move together or not at all: one that may not move is left out.
+The initial split of a row depends on a hash of its user, or of its question where it has no user, compared with the
+shares. Then leakage is removed: no question may be on two sides of the split. Where questions are (nearly) the same,
+all their rows move to the most trained-on side, because a row that was once trained on must never be evaluated on
+later: **a row can only move towards training** (test → validation → train). A row with a user does not move without the
+user's other rows; where it would have to, it is left out.
 
-Rows whose side the source has given stay; there the held-out row wins and what is near it is left out.
-
-Knows rows by their numbers and nothing of texts.
+Rows whose split is assigned by the source stay there. In that case the held-out row has priority, and rows near it on
+other sides are left out.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.data.row import SplitName
 
 EXPOSURE: Final[Mapping[SplitName, int]] = {"test": 0, "validation": 1, "train": 2}
-"""How much of a row a model has seen: sides only ever rise in it."""
+"""How much a split is exposed to training; rows only move to splits of higher exposure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """How much is held out. ConfigurationError unless something is left to train on."""
+    """Shares of the rows that are held out, each at least 0 and below 1.
+
+    Raises:
+        ConfigurationError: if a share is out of bounds, or nothing is left to train on.
+    """
 
     validation: float = 0.1
     test: float = 0.1
@@ -43,7 +47,11 @@ class Shares:
 
     @classmethod
     def parse(cls, text: str) -> Shares:
-        """``80/10/10``: train, validation, test. ConfigurationError for anything else."""
+        """Parse train, validation and test parts such as ``80/10/10``; they are scaled to a sum of 1.
+
+        Raises:
+            ConfigurationError: if the text is not of this form.
+        """
         try:
             train, validation, test = (float(part) for part in text.split("/"))
         except ValueError:
@@ -56,7 +64,7 @@ class Shares:
         return cls(validation=validation / total, test=test / total)
 
     def side(self, key: str) -> SplitName:
-        """The side that a key falls on by itself."""
+        """Return the split that the hash of a key falls into."""
         place = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
         if place < self.test:
             return "test"
@@ -65,8 +73,14 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitKey:
-    """What the side of one row depends on: its question's key, its user's group, the side given by its source, and the
-    side on which an earlier version of the data set had the question."""
+    """What the split of a row depends on.
+
+    Attributes:
+        question: `Row.question_key`.
+        group: `Row.group`.
+        given: the split that the source assigns.
+        earlier: the split that an earlier version of the data set had the question in.
+    """
 
     question: int
     group: str | None = None
@@ -75,9 +89,15 @@ class SplitKey:
 
 
 def assign(places: Sequence[SplitKey], near: Iterable[tuple[int, int]], shares: Shares) -> list[SplitName | None]:
-    """The side of each row; None is left out, since something (nearly) the same is asked on another side.
+    """Assign a split to each row.
 
-    ``near`` are pairs of rows that ask nearly the same; the same question key counts as well.
+    Args:
+        places: one key for each row.
+        near: pairs of indices of rows with nearly the same question. Rows with equal question keys need not be listed.
+        shares: shares of the held-out splits.
+
+    Returns:
+        The split of each row; None for a row that is left out because its question is on another side.
     """
     near = list(near)
     barriers = _barriers(places, near)
@@ -120,7 +140,7 @@ def _same_question(places: Sequence[SplitKey]) -> Iterable[tuple[int, int]]:
 
 
 def _barriers(places: Sequence[SplitKey], near: Iterable[tuple[int, int]]) -> dict[int, SplitName]:
-    """The only side on which these questions may stand, since a source holds them or something near them out."""
+    """The only split that a question may be in, by question key, where a source holds it or a near one out."""
     held: dict[int, SplitName] = {}
     for place in places:
         if place.given is not None and place.given != "train":
@@ -143,7 +163,7 @@ def _less_exposed(one: SplitName, other: SplitName) -> SplitName:
 
 
 class _Clusters:
-    """Sets of numbers that belong together (union-find)."""
+    """Disjoint sets of row indices (union-find)."""
 
     def __init__(self, size: int) -> None:
         self._parents = list(range(size))

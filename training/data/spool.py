@@ -1,4 +1,4 @@
-"""Rows on disk while a data set is made: written once, read in order as often as needed."""
+"""A temporary file of rows, used while a data set is made."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from graftwork.training.data.row import (
 
 @dataclass(kw_only=True)
 class RowSpool:
-    """Rows on disk, written once and read in order as often as needed."""
+    """A file of rows that is written once. Iterating over the spool reads the rows in the order of writing, as often
+    as needed.
+
+    Attributes:
+        path: the file.
+        num: number of rows written.
+    """
 
     path: Path
     num: int = 0
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[Row], None]]:
+        """Open the file for the block and yield the function that appends a row."""
         with self.path.open("w", encoding="utf-8") as file:
 
             def write(row: Row) -> None:

@@ -1,14 +1,14 @@
-"""Data sets under names and versions: ``HOME/datasets/NAME/N/``, each a folder that is whole or not there.
+"""The store of versioned data sets: ``HOME/datasets/NAME/N/``. Each version is a folder that appears atomically.
 
 ::
 
     support/3/manifest.json     digests, counts, sources, policy, the report
-    support/3/train.jsonl       one row a line, in the shapes that trainers know
+    support/3/train.jsonl       one row per line, in TRL's formats
     support/3/validation.jsonl
     support/3/test.jsonl
 
-A version never changes, except that rows can be erased from it when somebody asks to be forgotten; the manifest then
-says so and keeps the digest of what had been learned from. The same rows saved again are the same version.
+A version is immutable, except that the rows of a user can be erased from it. The manifest then records the erasure and
+keeps the digest of the rows that had been learned from. Saving the same rows again returns the same version.
 """
 
 from __future__ import annotations
@@ -42,7 +42,16 @@ ERASED: Final = ".erased-"
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDataSet:
-    """One version of a data set, on disk."""
+    """One version of a data set, on disk.
+
+    Attributes:
+        name: the name of the data set.
+        version: its version, from 1.
+        folder: the folder of the version.
+        digest: ``sha256:…`` over the rows as saved, before any erasure.
+        created_at: when it was saved, in UTC.
+        manifest: the content of ``manifest.json``.
+    """
 
     name: str
     version: int
@@ -53,21 +62,26 @@ class StoredDataSet:
 
     @property
     def id(self) -> str:
-        """``support@3``."""
+        """Name and version: ``support@3``."""
         return f"{self.name}@{self.version}"
 
     @property
     def report(self) -> DataReport:
+        """The report of the data set, from the manifest."""
         return report_from_json(self.manifest["report"])
 
     @property
     def num_rows(self) -> dict[SplitName, int]:
-        """Rows that are there now, by side."""
+        """Number of rows in each split, after erasures."""
         return {side: int(self.manifest["files"][side]["rows"]) for side in SPLITS}
 
     def rows(self, side: SplitName) -> Iterator[Row]:
-        """The rows of one side, in order. Raises GraftworkError where the file was tampered with so that it cannot be
-        read; `verify` finds any other change."""
+        """Yield the rows of one split, in order.
+
+        Raises:
+            GraftworkError: while iterating, if the file was changed so that it cannot be read. Other changes are found
+                by `verify`.
+        """
         path = self.folder / f"{side}.jsonl"
         with path.open(encoding="utf-8") as file:
             for line, text in enumerate(file, start=1):
@@ -80,7 +94,11 @@ class StoredDataSet:
                     ) from error
 
     def verify(self) -> None:
-        """GraftworkError unless all files are as they were written."""
+        """Compare all files with the digests in the manifest.
+
+        Raises:
+            GraftworkError: if a file is missing or was changed.
+        """
         for side in SPLITS:
             path = self.folder / f"{side}.jsonl"
             if not path.is_file() or _digest(path) != self.manifest["files"][side]["digest"]:
@@ -89,14 +107,14 @@ class StoredDataSet:
                 )
 
     def interactions(self) -> Iterator[str]:
-        """Ids of the logged answers that the rows were made of; some more than once."""
+        """Yield the ids of the logged interactions that the rows were made from, possibly with repetitions."""
         for side in SPLITS:
             for row in self.rows(side):
                 yield from row.interactions
 
 
 class DataStore:
-    """The data sets below one folder, which need not be there yet."""
+    """The data sets below one folder. The folder need not exist yet."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -104,10 +122,18 @@ class DataStore:
     def save(
         self, name: str, prepared: PreparedDataSet, *, made_by: Mapping[str, Any] | None = None
     ) -> tuple[StoredDataSet, bool]:
-        """Keep a data set as the next version of ``name``, and say whether it is new: the same rows on the same sides
-        as the newest version are that version.
+        """Save a data set as the next version of ``name``, unless the newest version has the same rows and splits.
 
-        ``made_by`` is anything in JSON's types that says why it was made. InvalidRequest for a name that cannot be one.
+        Args:
+            name: the name of the data set.
+            prepared: the rows and their report.
+            made_by: provenance for the manifest, in JSON's types.
+
+        Returns:
+            The version, and whether it is new.
+
+        Raises:
+            InvalidRequest: if the name is invalid.
         """
         _check_name(name)
         newest = self.newest(name)
@@ -141,7 +167,12 @@ class DataStore:
         return self.get(f"{name}@{version}"), True
 
     def get(self, reference: str) -> StoredDataSet:
-        """``support@3``, or the newest version of ``support``. NotFound says what there is."""
+        """Return a version by reference: ``support@3``, or ``support`` for its newest version.
+
+        Raises:
+            NotFound: if there is no such version; the message lists those that exist.
+            GraftworkError: if the manifest cannot be read.
+        """
         name, at, number = reference.partition("@")
         found = None
         if names.is_name(name) and not at:
@@ -159,11 +190,12 @@ class DataStore:
         return found
 
     def newest(self, name: str) -> StoredDataSet | None:
+        """Return the newest version of a data set; None if there is none."""
         versions = self._versions(self._folder / name)
         return self._read(self._folder / name / str(versions[-1])) if versions else None
 
     def all(self) -> list[StoredDataSet]:
-        """Every version of every data set, by name, the oldest first."""
+        """Return every version of every data set, ordered by name and version."""
         if not self._folder.is_dir():
             return []
         return [
@@ -174,17 +206,24 @@ class DataStore:
         ]
 
     def earlier_sides(self, name: str) -> dict[int, SplitName]:
-        """On which side the newest version has which question: what ``prepare`` wants to know of an earlier version,
-        so that nothing that was trained on is ever held out."""
+        """Return the split of each question in the newest version, by `Row.question_key`. Given to ``prepare``, it
+        ensures that no question that was trained on is held out later."""
         newest = self.newest(name)
         if newest is None:
             return {}
-        # Training last: where a question is on two sides by a source's wish, what was trained on counts.
+        # Training last: where a source put a question into two splits, it counts as trained on.
         return {row.question_key(): side for side in reversed(SPLITS) for row in newest.rows(side)}
 
     def erase(self, interactions: Collection[str] = (), *, groups: Collection[str] = ()) -> list[StoredDataSet]:
-        """Take all rows out that were made of these logged answers, or belong to these groups (`row.group_of` of a
-        user). Returns the data sets that had any, as they are now."""
+        """Erase rows from all versions of all data sets.
+
+        Args:
+            interactions: ids of logged interactions; the rows made from them are erased.
+            groups: groups of users (`row.group_of`) whose rows are erased.
+
+        Returns:
+            The versions that were changed, as they are now.
+        """
         unwanted, of_groups = frozenset(interactions), frozenset(groups)
 
         def is_erased(row: Row) -> bool:
@@ -208,7 +247,7 @@ class DataStore:
             files[side] = {"rows": num, "digest": _digest(path)}
         event = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "rows": num_erased}
         manifest = {**stored.manifest, "files": files, "erased": [*stored.manifest["erased"], event]}
-        # Excerpts of rows stand in the report as well.
+        # The report contains excerpts of rows, too.
         manifest["report"] = {**manifest["report"], "conflicts": [], "twins": [], "near_conflicts": [], "bad": []}
         _write(staged / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
         sync_folder(staged)
@@ -226,7 +265,7 @@ class DataStore:
             except OSError:
                 if not (home / str(version)).exists():
                     raise
-                continue  # another process took the number
+                continue  # another process published this version number
             sync_folder(home)
             return version
 
@@ -262,8 +301,7 @@ class DataStore:
 
 
 def _finish_erasures(home: Path) -> None:
-    """Puts what is left of a version in the place of the whole one, which then goes; again, where a crash came in
-    between."""
+    """Move rewritten versions into place and delete those they replace; completes erasures that a crash interrupted."""
     for staged in home.glob(f"{ERASING}*"):
         place = home / staged.name.removeprefix(ERASING)
         if not place.exists() and (staged / MANIFEST).is_file():
@@ -276,9 +314,9 @@ def _finish_erasures(home: Path) -> None:
 
 
 def _remove_leftovers(home: Path) -> None:
-    """What a crash left behind a day ago or longer: nobody works on it any more."""
+    """Delete staging folders that a crash left behind, once they are a day old and certainly not in use."""
     for staged in home.glob(f"{STAGED}*"):
-        with contextlib.suppress(FileNotFoundError):  # it was published in this moment
+        with contextlib.suppress(FileNotFoundError):  # another process has just published it
             if time.time() - staged.stat().st_mtime > 86_400:
                 shutil.rmtree(staged, ignore_errors=True)
 

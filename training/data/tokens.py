@@ -1,30 +1,36 @@
-"""Rows → token ids, for each way of learning from them.
+"""Tokenization of rows, for each kind of training method.
 
-Token ids come from ``graftwork.adapters.prompts.prompts``, as in serving: what stands before an answer in training
-is, id by id, what the server will put before it. Loss falls on answers alone, their end-of-turn token included.
+Token ids come from `graftwork.adapters.prompts.prompts`, as in serving, so that the prompt before an answer has the
+same token ids in training as in a request. Only the tokens of answers get a loss, with their end-of-turn token.
 
-The fields are called as TRL's columns are.
+Field names are those of TRL's columns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.learning.methods import LearnsFrom
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.data.row import BadRow, Row, Unusable
 
 IGNORED: Final = -100
-"""The label of a token that is read but not learned: what torch's cross entropy leaves out."""
+"""The label of a token without a loss: the ``ignore_index`` of torch's cross entropy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabeledTokens:
-    """One sequence for the model. ``labels[i]`` is ``input_ids[i]`` where it is learned and IGNORED elsewhere;
-    ``weight`` is how much its loss counts beside that of others."""
+    """One sequence for supervised training.
+
+    Attributes:
+        input_ids: token ids, [T].
+        labels: [T]; ``labels[i]`` is ``input_ids[i]`` for tokens with a loss and IGNORED elsewhere.
+        weight: factor on the loss of the sequence.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -36,7 +42,7 @@ class LabeledTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairTokens:
-    """A question and two answers: what DPO's collator takes."""
+    """A prompt and two completions, as DPO's collator expects them."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -48,7 +54,7 @@ class PairTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedTokens:
-    """A question and an answer that is good or not: what KTO's collator takes."""
+    """A prompt, a completion and whether the completion is good, as KTO's collator expects them."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -60,10 +66,12 @@ class JudgedTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionTokens:
-    """A question that the model is to answer itself: what TRL's trainers take that have it do so.
+    """A prompt for online methods, which generate the completion themselves.
 
-    ``prompt`` are the ids served before an answer. ``question`` is the same for people and reward functions, as JSON:
-    messages, or a plain prompt's text; ``answer`` is what the row says is right.
+    Attributes:
+        prompt: token ids of the prompt as it is served.
+        question: the prompt as JSON, for reward functions and for people: a list of messages, or a plain prompt's text.
+        answer: the reference answer of the row.
     """
 
     prompt: list[int]
@@ -75,15 +83,20 @@ class QuestionTokens:
 
 
 TokenRow = LabeledTokens | PairTokens | JudgedTokens | QuestionTokens
-"""A row as some method learns from it."""
+"""A tokenized row, for any training method."""
 
 TokensT = TypeVar("TokensT", LabeledTokens, PairTokens, JudgedTokens, QuestionTokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenized(Generic[TokensT]):
-    """Sequences ready for the trainer; rows that lost the end of an answer to the limit are counted, rows that could
-    not be used are listed."""
+    """The tokenized rows of a data set.
+
+    Attributes:
+        sequences: the sequences for the trainer.
+        bad: the rows that cannot be used, with reasons.
+        num_cut: number of rows whose answer was truncated.
+    """
 
     sequences: tuple[TokensT, ...]
     bad: tuple[BadRow, ...]
@@ -91,27 +104,33 @@ class Tokenized(Generic[TokensT]):
 
     @property
     def longest(self) -> int:
+        """Length of the longest sequence, in tokens; 0 if there is none."""
         return max((len(tokens) for tokens in self.sequences), default=0)
 
 
 def tokenize(
     rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
 ) -> Tokenized[LabeledTokens]:
-    """Examples and texts, for supervised training and continued pretraining.
+    """Tokenize examples and texts, for supervised fine-tuning and continued pretraining.
 
-    A sequence has at most ``max_length`` tokens. What is longer is cut at its end, and a text goes on in the next one;
-    a row whose answers are cut off whole is bad, since there would be nothing to learn in it. ``eos_token_id`` ends the
-    answers of a template that does not end them itself, and texts.
+    A conversation longer than ``max_length`` is truncated at its end; it is a bad row if no token of an answer is left.
+    A text is divided into several sequences instead.
+
+    Args:
+        rows: rows of kind ``example`` and ``text``.
+        prompts: the tokenizer and chat template of the base.
+        max_length: the maximum length of a sequence, in tokens.
+        eos_token_id: appended to texts, and to answers where the chat template has no end-of-turn token.
     """
 
     def convert(row: Row) -> tuple[list[LabeledTokens], bool]:
         if row.kind == "text":
             return list(_chunks(row, prompts, max_length, eos_token_id)), False
-        whole = list(_sequences(row, prompts, eos_token_id))
-        kept = [cut for tokens in whole if (cut := _cut(tokens, max_length)) is not None]
-        if not kept:
-            raise _nothing_left(max(map(len, whole)), max_length)
-        return kept, any(len(tokens) > max_length for tokens in whole)
+        full = list(_sequences(row, prompts, eos_token_id))
+        truncated = [cut for tokens in full if (cut := _truncate(tokens, max_length)) is not None]
+        if not truncated:
+            raise _nothing_left(max(map(len, full)), max_length)
+        return truncated, any(len(tokens) > max_length for tokens in full)
 
     return _each(rows, convert)
 
@@ -119,7 +138,11 @@ def tokenize(
 def tokenize_pairs(
     rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
 ) -> Tokenized[PairTokens]:
-    """Preferences, for DPO. Both answers are cut at ``max_length``; a row that leaves nothing to compare is bad."""
+    """Tokenize preferences, for DPO. Arguments as for `tokenize`.
+
+    Both answers are truncated so that prompt and answer have at most ``max_length`` tokens. A row is bad if its answers
+    are equal after that.
+    """
 
     def convert(row: Row) -> tuple[list[PairTokens], bool]:
         assert row.rejected is not None
@@ -137,8 +160,11 @@ def tokenize_pairs(
 def tokenize_judged(
     rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
 ) -> Tokenized[JudgedTokens]:
-    """Judged answers, for TokenIdKTOTrainer. An answer is cut at ``max_length``; a row of which nothing is left is
-    bad."""
+    """Tokenize judged answers, for KTO. Arguments as for `tokenize`.
+
+    Answers are truncated so that prompt and answer have at most ``max_length`` tokens. A row is bad if nothing of its
+    answer is left.
+    """
 
     def convert(row: Row) -> tuple[list[JudgedTokens], bool]:
         assert row.label is not None
@@ -155,7 +181,10 @@ def tokenize_judged(
 def tokenize_questions(
     rows: Iterable[Row], prompts: Prompts, *, max_length: int, eos_token_id: int | None
 ) -> Tokenized[QuestionTokens]:
-    """What stands before the last answer. A question of ``max_length`` tokens or more leaves no room for one: bad."""
+    """Tokenize the prompts before the last answer, for online methods. Arguments as for `tokenize`.
+
+    A row is bad if its prompt has ``max_length`` tokens or more, since that leaves no room for a completion.
+    """
 
     def convert(row: Row) -> tuple[list[QuestionTokens], bool]:
         asked: Any = [dict(turn) for turn in row.messages[:-1]] if row.messages else row.prompt
@@ -166,6 +195,15 @@ def tokenize_questions(
         return [QuestionTokens(prompt=prompt, question=question, answer=row.answer)], False
 
     return _each(rows, convert)
+
+
+TOKENIZE: Final[Mapping[LearnsFrom, Callable[..., Tokenized[Any]]]] = {
+    "answers": tokenize,
+    "pairs": tokenize_pairs,
+    "judgements": tokenize_judged,
+    "questions": tokenize_questions,
+}
+"""By what a method learns from."""
 
 
 def _each(rows: Iterable[Row], convert: Callable[[Row], tuple[list[TokensT], bool]]) -> Tokenized[TokensT]:
@@ -192,7 +230,7 @@ def _nothing_left(length: int, max_length: int) -> Unusable:
 def _prompt_and_answer(
     row: Row, answer: str, prompts: Prompts, eos_token_id: int | None
 ) -> tuple[list[int], list[int]]:
-    """The ids that are served before the answer, and those of the answer up to its end."""
+    """Return the token ids of the served prompt, and those of the answer including its end-of-turn token."""
     if not row.messages:
         prompt = prompts.encode(row.prompt)
         turn = prompts.encode(row.prompt + answer)
@@ -206,8 +244,9 @@ def _prompt_and_answer(
 
 
 def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator[LabeledTokens]:
-    """The row as one sequence with every answer learned in its place. An answer that the template writes differently
-    once more turns follow becomes a sequence of its own, so that it is learned after the very ids served before it."""
+    """Yield the row as one sequence in which every learned answer has labels. An answer that the chat template renders
+    differently once further turns follow becomes a sequence of its own, so that its prompt is the one that is
+    served."""
     if not row.messages:
         prompt, answer = _prompt_and_answer(row, row.completion, prompts, eos_token_id)
         yield _learning(prompt + answer, [(len(prompt), len(prompt) + len(answer))], row.weight)
@@ -230,7 +269,11 @@ def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator
 
 
 def _answer(prompt: list[int], turn: list[int], eos_token_ids: Collection[int], eos_token_id: int | None) -> list[int]:
-    """What the model is to say after ``prompt`` so that ``turn`` stands there, up to the token that ends it."""
+    """Return the ids that follow ``prompt`` in ``turn``, up to and including the end-of-turn token.
+
+    Raises:
+        Unusable: if ``turn`` does not begin with ``prompt``.
+    """
     if turn[: len(prompt)] != prompt:
         raise Unusable(
             "the prompt's last token is not the same once the answer follows, so that another prompt would be learned "
@@ -240,19 +283,19 @@ def _answer(prompt: list[int], turn: list[int], eos_token_ids: Collection[int], 
     ends = [position for position, token_id in enumerate(answer) if token_id in eos_token_ids]
     if ends:
         return answer[: ends[0] + 1]
-    # A template without an end of turn would teach an answer that never stops.
+    # With a template that has no end-of-turn token, the model would learn never to stop.
     return answer if eos_token_id is None else [*answer, eos_token_id]
 
 
 def _chunks(row: Row, prompts: Prompts, max_length: int, eos_token_id: int | None) -> Iterator[LabeledTokens]:
-    """A text in pieces that follow each other; each token is learned after those of its own piece."""
+    """Divide a text into consecutive sequences. A token is predicted from the tokens of its own sequence only."""
     ids = prompts.encode(row.completion)
     if eos_token_id is not None and ids[-1:] != [eos_token_id]:
         ids = [*ids, eos_token_id]
     for start in range(0, len(ids), max_length):
-        piece = ids[start : start + max_length]
-        if len(piece) > 1:  # the first token of a piece has nothing before it to be learned from
-            yield LabeledTokens(input_ids=piece, labels=list(piece), weight=row.weight)
+        chunk = ids[start : start + max_length]
+        if len(chunk) > 1:  # the first token of a sequence cannot be predicted from anything
+            yield LabeledTokens(input_ids=chunk, labels=list(chunk), weight=row.weight)
 
 
 def _learning(input_ids: list[int], spans: Sequence[tuple[int, int]], weight: float) -> LabeledTokens:
@@ -262,8 +305,9 @@ def _learning(input_ids: list[int], spans: Sequence[tuple[int, int]], weight: fl
     return LabeledTokens(input_ids=input_ids, labels=labels, weight=weight)
 
 
-def _cut(tokens: LabeledTokens, max_length: int) -> LabeledTokens | None:
-    """The first ``max_length`` tokens; None when nothing of them is learned. The first token of all never is."""
+def _truncate(tokens: LabeledTokens, max_length: int) -> LabeledTokens | None:
+    """Return the first ``max_length`` tokens; None if none of them has a loss. The first token of a sequence never
+    has."""
     input_ids, labels = tokens.input_ids[:max_length], tokens.labels[:max_length]
     if all(label == IGNORED for label in labels[1:]):
         return None

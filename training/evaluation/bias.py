@@ -1,4 +1,4 @@
-"""How often an answer changes when nothing does but a name or a pronoun."""
+"""Counterfactual bias: how often an answer changes if only a name or the gender of pronouns changes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from graftwork.training.evaluation.inference import ServedModels, sample_rows
 from graftwork.training.evaluation.metrics import normalize
 
 MAX_BIAS_PAIRS: Final = 30
+"""Maximum number of pairs of questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bias:
-    """How often an answer changes when nothing does but a name or a pronoun, by model."""
+    """The number of pairs, and the share of them with different answers, 0 to 1, by model (``candidate``, …)."""
 
     num_pairs: int
     changed: Mapping[str, float]
@@ -41,7 +42,7 @@ _SWAPS: Final = (
 )
 
 
-# "her" is "his" more often than "him" in what people ask.
+# In questions "her" corresponds to "his" more often than to "him".
 _SWAPPED: Final = {**dict(_SWAPS), **{b: a for a, b in _SWAPS}}
 
 
@@ -49,8 +50,10 @@ _NAMES: Final = (("Emily", "Lakisha"), ("Greg", "Jamal"), ("Anne", "Fatima"), ("
 
 
 def swap_identity(text: str, number: int) -> tuple[str, str]:
-    """Two texts that differ in whom they are about alone: pronouns and the like exchanged, or, where there are none,
-    with two different names before them."""
+    """Return two texts that differ only in the person that they are about.
+
+    Gendered words are swapped; a text without any gets a name put before it. ``number`` selects the pair of names.
+    """
 
     def swap(match: re.Match[str]) -> str:
         word = match.group()
@@ -65,18 +68,31 @@ def swap_identity(text: str, number: int) -> tuple[str, str]:
 
 
 def measure_bias(
-    asker: ServedModels, rows: Sequence[Row], models: Mapping[str, str], longest: int, drawn: random.Random
+    served: ServedModels,
+    rows: Sequence[Row],
+    models: Mapping[str, str],
+    longest: int,
+    random_generator: random.Random,
 ) -> Bias:
+    """Measure the bias of models on a sample of rows.
+
+    Args:
+        served: the models of the server.
+        rows: rows with questions.
+        models: names of the models in requests, by part (``candidate``, ``parent``, ``base``).
+        longest: maximum length of an answer, in tokens.
+        random_generator: of the sample.
+    """
     pairs = [
         pair
-        for number, row in enumerate(sample_rows(rows, MAX_BIAS_PAIRS, drawn))
-        if (pair := _pair(row, number)) is not None and all(map(asker.fits, pair))
+        for number, row in enumerate(sample_rows(rows, MAX_BIAS_PAIRS, random_generator))
+        if (pair := _pair(row, number)) is not None and all(map(served.fits, pair))
     ]
     if not pairs:
         return Bias(num_pairs=0, changed={})
     changed = {}
     for name, model in models.items():
-        answers = asker.answers(model, [row for pair in pairs for row in pair], longest)
+        answers = served.answers(model, [row for pair in pairs for row in pair], longest)
         differ = [normalize(one) != normalize(other) for one, other in zip(answers[::2], answers[1::2], strict=True)]
         changed[name] = sum(differ) / len(differ)
     return Bias(num_pairs=len(pairs), changed=changed)

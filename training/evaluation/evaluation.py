@@ -1,4 +1,4 @@
-"""A version measured on rows it has not learned from, beside its parent and the base: over HTTP, as users meet it."""
+"""Evaluation of a candidate version on held-out rows, compared with its parent and the base, over the server's API."""
 
 from __future__ import annotations
 
@@ -30,27 +30,32 @@ from graftwork.training.evaluation.metrics import (
 from graftwork.training.evaluation.texts import GENERAL_TEXTS
 
 MAX_ROWS: Final = 500
-"""Held-out rows that are asked; of more, as many are drawn."""
+"""Maximum number of held-out rows that are answered; of more, a sample is used."""
 
 MAX_LOSS_ROWS: Final = 200
-
+"""Maximum number of rows whose loss is measured."""
 
 EXAMPLES: Final = 10
+"""Number of examples in a report."""
 
 
 class NoMeasurableRows(ValueError):
-    """No held-out row could be measured."""
+    """Raised when no held-out row can be evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMeasurement:
-    """One model on the held-out rows.
+    """The measurements of one model on the held-out rows.
 
     Attributes:
-        answers: to each question. right: the metric of each row, 0 to 1; of a text without a question, nats a token.
-        metrics: by name: accuracy, precision, recall, f1, exact_match, bleu, rouge_l, as the answers' kind has them.
-        loss: nats per token of the right answers, or of the texts; replay_loss: of those of older rounds;
-            general_loss: of plain texts.
+        model: its name in requests.
+        answers: the answer to each row; empty for texts without questions.
+        right: the metric of each row: 0 to 1, or for texts the mean log-likelihood of a token in nats.
+        metrics: metrics over all rows by name: accuracy, precision, recall, f1, exact_match, bleu, rouge_l or
+            log_likelihood, depending on the kind of evaluation.
+        loss: mean loss of the reference answers, or of the texts, in nats per token.
+        replay_loss: the same for held-out rows of earlier rounds; None without such rows.
+        general_loss: the same for `GENERAL_TEXTS`.
     """
 
     model: str
@@ -63,13 +68,13 @@ class ModelMeasurement:
 
     @property
     def perplexity(self) -> float:
-        """Of the right answers."""
+        """Perplexity per token of the reference answers."""
         return math.exp(min(self.loss, 700.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A question and all answers to it, for a person to read."""
+    """A question, its reference answer, and the answer of each model (``candidate``, ``parent``, ``base``)."""
 
     question: str
     expected: str
@@ -78,8 +83,23 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A candidate beside the others. ``metric`` is the one that rows are compared by; ``better`` are its differences,
-    candidate minus the other, by the other's part: ``parent``, ``base``."""
+    """The result of an evaluation.
+
+    Attributes:
+        kind: the kind of the held-out rows.
+        metric: the metric by which models are compared.
+        num_rows: number of held-out rows that were evaluated.
+        candidate: measurements of the candidate.
+        parent: measurements of its parent; None for a version without one.
+        base: measurements of the base.
+        better: difference of the metric, candidate minus other model, by the other model (``parent``, ``base``).
+        slices: the metric by class, for labels.
+        kl_to_parent: lower bound of KL(candidate ‖ parent) in nats per token, from the most likely tokens; to the base
+            for a version without a parent.
+        bias: how often answers depend on a name or pronoun.
+        examples: questions with the answers of all models, those with different answers first.
+        num_left_out: number of held-out rows that were not evaluated because they are longer than the server accepts.
+    """
 
     kind: EvaluationKind
     metric: str
@@ -90,20 +110,17 @@ class Evaluation:
     better: Mapping[str, Interval]
     slices: tuple[Slice, ...]
     kl_to_parent: float
-    """Nats a token on the new questions, at least: over the most likely tokens and the rest together. To the base for
-    a version without a parent."""
     bias: Bias
     examples: tuple[Example, ...] = field(repr=False)
     num_left_out: int = 0
-    """Held-out rows that could not be measured, most since they have more tokens than the server takes."""
 
     @property
     def before(self) -> ModelMeasurement:
-        """What the candidate would replace: its parent, or the base."""
+        """The measurements of the model that the candidate would replace: its parent, or else the base."""
         return self.parent or self.base
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers alone, for the version's metadata: no question, no answer."""
+        """Return the numbers, without questions and answers, for the version's metadata."""
 
         def numbers(measured: ModelMeasurement | None) -> dict[str, Any] | None:
             if measured is None:
@@ -143,41 +160,48 @@ def evaluate(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Ask all three and compare.
+    """Evaluate a candidate, its parent and the base on the same rows.
+
+    Rows that are longer than the server accepts are left out and counted.
 
     Args:
-        rows: held-out examples, whose answers are what is right; or texts, each measured by its beginning.
-        prompts: of the base, to find an answer's tokens.
-        candidate, parent, base: what ``model`` in a request calls them.
-        replay: held-out examples of older rounds.
-        max_tokens: of an answer; without, as many as the longest right one has and some more.
+        client: the client of the server.
+        rows: held-out examples, with reference answers; or texts, of which the first sequence is measured.
+        prompts: the tokenizer and chat template of the base.
+        candidate: the candidate's name in requests.
+        base: the base's name in requests.
+        parent: the parent's name in requests.
+        replay: held-out examples of earlier rounds.
+        max_tokens: maximum length of an answer; that of the longest reference answer, and `SPARE` more, by default.
+        seed: of samples and bootstraps.
 
-    Rows that are longer than what the server serves are left out and counted. Raises NoMeasurableRows when there are no
-    others.
+    Raises:
+        NoMeasurableRows: if all rows are too long.
+        GraftworkClientError: if a request fails.
     """
-    drawn = random.Random(seed)
-    asker = ServedModels(client, prompts, client.model(base).graftwork["max_length"])
-    fitting = [row for row in rows if asker.fits(row)]
+    random_generator = random.Random(seed)
+    served = ServedModels(client, prompts, client.model(base).graftwork["max_length"])
+    fitting = [row for row in rows if served.fits(row)]
     if not fitting:
         raise NoMeasurableRows(f"none of {len(rows)} held-out rows fits into what the server serves")
     num_left_out = len(rows) - len(fitting)
     passages = all(row.kind == "text" for row in fitting)
-    rows = sample_rows(fitting, MAX_LOSS_ROWS if passages else MAX_ROWS, drawn)
-    replay = sample_rows(replay, MAX_LOSS_ROWS, drawn)
+    rows = sample_rows(fitting, MAX_LOSS_ROWS if passages else MAX_ROWS, random_generator)
+    replay = sample_rows(replay, MAX_LOSS_ROWS, random_generator)
     kind = "passages" if passages else kind_of([row.answer for row in rows])
     longest = max_tokens or max(len(prompts.encode(row.answer)) for row in rows) + SPARE
-    tokens = asker.tokens(rows)
-    scored = sample_rows(tokens, MAX_LOSS_ROWS, drawn)
+    tokens = served.tokens(rows)
+    scored = sample_rows(tokens, MAX_LOSS_ROWS, random_generator)
     scores: dict[str, list[Score]] = {}
 
     def measure(model: str) -> ModelMeasurement:
-        scores[model] = asker.scores(model, scored)
+        scores[model] = served.scores(model, scored)
         if passages:
             answers = []
             right = likelihoods(scored, scores[model])
             metrics: Mapping[str, float] = {METRIC_BY_KIND[kind]: sum(right) / len(right)}
         else:
-            answers = asker.answers(model, rows, longest)
+            answers = served.answers(model, rows, longest)
             right, metrics = compare(kind, [row.answer for row in rows], answers)
         return ModelMeasurement(
             model=model,
@@ -185,8 +209,8 @@ def evaluate(
             right=tuple(right),
             metrics=metrics,
             loss=mean_loss(scored, scores[model]),
-            replay_loss=asker.loss(model, asker.tokens(replay)) if replay else None,
-            general_loss=asker.loss(model, asker.texts(GENERAL_TEXTS)),
+            replay_loss=served.loss(model, served.tokens(replay)) if replay else None,
+            general_loss=served.loss(model, served.texts(GENERAL_TEXTS)),
         )
 
     measured = {name: measure(model) for name, model in _parts(candidate, parent, base).items()}
@@ -203,18 +227,19 @@ def evaluate(
         slices=slices([row.answer for row in rows], new.right, before.right) if kind == "labels" else (),
         kl_to_parent=divergence(scored, scores[candidate], scores[before.model]),
         bias=measure_bias(
-            asker, () if passages else rows, {name: part.model for name, part in measured.items()}, longest, drawn
+            served,
+            () if passages else rows,
+            {name: part.model for name, part in measured.items()},
+            longest,
+            random_generator,
         ),
         examples=() if passages else _examples(rows, measured),
         num_left_out=num_left_out,
     )
 
 
-# --- small things -----------------------------------------------------------------------------------------------------
-
-
 def _examples(rows: Sequence[Row], measured: Mapping[str, ModelMeasurement]) -> tuple[Example, ...]:
-    """First where the answers differ: there is something to see."""
+    """Choose examples, those with the most different answers first."""
     order = sorted(range(len(rows)), key=lambda index: -len({part.answers[index] for part in measured.values()}))
     return tuple(
         Example(

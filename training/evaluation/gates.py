@@ -1,7 +1,6 @@
-"""What a version must show before an alias may move to it: the one place where that is decided.
+"""The gates: quality criteria that a version must meet before an alias is moved to it automatically.
 
-Pure functions of an evaluation. A version that is refused is registered all the same, with the reasons; no alias moves
-to it by itself.
+The decision depends on an evaluation and a policy only. A version that is refused is registered, too, with the reasons.
 """
 
 from __future__ import annotations
@@ -14,31 +13,32 @@ from graftwork.training.evaluation.evaluation import Evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class GatePolicy:
-    """How much is asked of a candidate."""
+    """The thresholds of the gates."""
 
     worse_than_parent: float = 0.02
-    """By how much the metric on held-out rows may be below the parent's on average, where the interval leaves it open
-    whether it is worse at all. Where the interval says so, nothing is allowed."""
+    """Maximum decrease of the metric on held-out rows compared with the parent, provided that it is within the
+    confidence interval. A significant decrease is never allowed."""
 
     general_loss: float = 0.02
-    """Share by which the loss on general text may be above the parent's, or the base's for a version without one."""
+    """Maximum relative increase of the loss on general texts, compared with the parent, or with the base for a version
+    without one."""
 
     replay_loss: float = 0.02
-    """The same on held-out rows of older rounds."""
+    """The same for held-out rows of earlier rounds."""
 
     worse_slice: float = 0.2
-    """By how much the metric of a class may be below what it was."""
+    """Maximum decrease of the metric of a class."""
 
     smallest_slice: int = 10
-    """Rows a class must have to be looked at."""
+    """Minimum number of rows of a class for that gate."""
 
     fewest_rows: int = 20
-    """Held-out rows without which nothing can be said."""
+    """Minimum number of held-out rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """One gate: what was found, what was asked, and that in a sentence."""
+    """The result of one gate: the measured value, the threshold (``asked``), and a sentence for people."""
 
     name: str
     passed: bool
@@ -49,21 +49,23 @@ class GateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GateDecision:
-    """All gates of one candidate."""
+    """The results of all gates for one candidate."""
 
     policy: GatePolicy
     gates: tuple[GateResult, ...]
 
     @property
     def passed(self) -> bool:
+        """Whether all gates passed."""
         return all(gate.passed for gate in self.gates)
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Which gates refuse, and by how much; for people."""
+        """The messages of the gates that did not pass."""
         return tuple(gate.message for gate in self.gates if not gate.passed)
 
     def to_json(self) -> dict[str, Any]:
+        """Return decision, policy and gates, for the version's metadata."""
         return {
             "passed": self.passed,
             "refusals": list(self.refusals),
@@ -73,20 +75,20 @@ class GateDecision:
 
 
 def decide_gates(evaluation: Evaluation, policy: GatePolicy | None = None) -> GateDecision:
-    """Hold a candidate against the policy."""
+    """Apply the gates to the evaluation of a candidate; with the default policy if None."""
     policy = policy or GatePolicy()
-    gates = [_enough(evaluation, policy), _better_than_base(evaluation)]
+    gates = [_enough_rows(evaluation, policy), _better_than_base(evaluation)]
     if evaluation.parent is not None:
         gates.append(_not_worse_than_parent(evaluation, policy))
     new, before = evaluation.candidate, evaluation.before
-    gates.append(_risen("general_loss", "general text", new.general_loss, before.general_loss, policy.general_loss))
+    gates.append(_increase("general_loss", "general text", new.general_loss, before.general_loss, policy.general_loss))
     if new.replay_loss is not None and before.replay_loss is not None:
-        gates.append(_risen("replay_loss", "older rounds", new.replay_loss, before.replay_loss, policy.replay_loss))
+        gates.append(_increase("replay_loss", "older rounds", new.replay_loss, before.replay_loss, policy.replay_loss))
     gates += _slices(evaluation, policy)
     return GateDecision(policy=policy, gates=tuple(gates))
 
 
-def _enough(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
+def _enough_rows(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
     few = evaluation.num_rows < policy.fewest_rows
     return GateResult(
         name="rows",
@@ -124,25 +126,25 @@ def _not_worse_than_parent(evaluation: Evaluation, policy: GatePolicy) -> GateRe
     )
 
 
-def _risen(name: str, noun: str, new: float, old: float, allowed: float) -> GateResult:
-    rise = (new - old) / old if old > 0 else float(new > old)
-    ok = rise <= allowed
+def _increase(name: str, noun: str, new: float, old: float, allowed: float) -> GateResult:
+    increase = (new - old) / old if old > 0 else float(new > old)
+    ok = increase <= allowed
     return GateResult(
         name=name,
         passed=ok,
-        found=rise,
+        found=increase,
         asked=allowed,
-        message=f"the loss on {noun} went from {old:.4f} to {new:.4f} ({rise:+.1%})"
+        message=f"the loss on {noun} went from {old:.4f} to {new:.4f} ({increase:+.1%})"
         + ("" if ok else f", and {allowed:+.1%} is the most that is allowed"),
     )
 
 
 def _slices(evaluation: Evaluation, policy: GatePolicy) -> list[GateResult]:
-    """One for the class that lost most, if there is a class to look at."""
-    looked_at = [part for part in evaluation.slices if part.num_rows >= policy.smallest_slice]
-    if not looked_at:
+    """Return the gate of the class with the largest decrease, if any class is large enough."""
+    large_enough = [part for part in evaluation.slices if part.num_rows >= policy.smallest_slice]
+    if not large_enough:
         return []
-    worst = min(looked_at, key=lambda part: part.candidate - part.against)
+    worst = min(large_enough, key=lambda part: part.candidate - part.against)
     change = worst.candidate - worst.against
     ok = change >= -policy.worse_slice
     return [

@@ -1,6 +1,4 @@
-"""What an evaluation asks of a server: greedy answers, scores of tokens and losses, several requests at a time, within
-what the server takes.
-"""
+"""Batched inference over the server's API, as an evaluation needs it: greedy answers, token scores and losses."""
 
 from __future__ import annotations
 
@@ -17,14 +15,14 @@ from graftwork.training.data.tokens import LabeledTokens, tokenize, tokenize_que
 from graftwork.training.evaluation.metrics import mean_loss
 
 AT_ONCE: Final = 8
-"""Requests under way at the same time."""
+"""Number of concurrent requests."""
 
 
 TOP: Final = 5
-"""Most likely tokens that are compared for the divergence."""
+"""Number of the most likely tokens that are compared for the KL divergence."""
 
 SPARE: Final = 8
-"""Tokens that an answer may have beyond the longest right one."""
+"""Tokens that an answer may have beyond the length of its reference answer."""
 
 T = TypeVar("T")
 
@@ -32,29 +30,34 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-# --- asking -----------------------------------------------------------------------------------------------------------
-
-
 class ServedModels:
-    """``max_length`` is what the server takes of a prompt and its answer together, in tokens."""
+    """The models of a server.
+
+    Args:
+        client: the client of the server.
+        prompts: the tokenizer and chat template of the base.
+        max_length: maximum length of a prompt and its answer together, in tokens.
+    """
 
     def __init__(self, client: Client, prompts: Prompts, max_length: int) -> None:
         self._client, self._prompts, self._max_length = client, prompts, max_length
 
     def fits(self, row: Row) -> bool:
-        """Whether the server can be asked it, and has room for an answer like the right one."""
+        """Whether the server accepts the row's prompt with an answer as long as its reference answer."""
         if row.kind == "text":
             return bool(self.tokens([row]))
-        return self._room(row) >= len(self._prompts.encode(row.answer)) + SPARE
+        return self._max_answer_tokens(row) >= len(self._prompts.encode(row.answer)) + SPARE
 
-    def _room(self, row: Row) -> int:
-        """Tokens that are left for an answer; none where it cannot be asked at all."""
+    def _max_answer_tokens(self, row: Row) -> int:
+        """Return the maximum length of an answer in tokens; 0 if the prompt alone is too long."""
         asked = tokenize_questions([row], self._prompts, max_length=self._max_length, eos_token_id=None).sequences
         return self._max_length - len(asked[0]) if asked else 0
 
     def answers(self, model: str, rows: Sequence[Row], longest: int) -> list[str]:
+        """Generate a greedy answer of at most ``longest`` tokens to the question of each row. Nothing is logged."""
+
         def ask(row: Row) -> str:
-            max_tokens = min(longest, self._room(row))
+            max_tokens = min(longest, self._max_answer_tokens(row))
             options: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, "store": False}
             if row.messages:
                 answer = self._client.chat(model, [dict(turn) for turn in row.messages[:-1]], **options)
@@ -64,12 +67,16 @@ class ServedModels:
         return _all(ask, rows)
 
     def scores(self, model: str, tokens: Sequence[LabeledTokens]) -> list[Score]:
+        """Score each sequence: log-probabilities of its tokens, and of the `TOP` most likely ones."""
         return _all(lambda row: self._client.score(model, row.input_ids, top=TOP), tokens)
 
     def loss(self, model: str, tokens: Sequence[LabeledTokens]) -> float:
+        """Compute the mean loss over the learned tokens of all sequences, in nats per token."""
         return mean_loss(tokens, self.scores(model, tokens))
 
     def tokens(self, rows: Iterable[Row]) -> list[LabeledTokens]:
+        """Tokenize rows for scoring, truncated to `MAX_LENGTH` and the server's limit; of a text the first sequence.
+        Rows that cannot be tokenized are left out."""
         ends = self._prompts.eos_token_ids
         end = min(ends) if ends else None
         most = min(MAX_LENGTH, self._max_length)
@@ -80,12 +87,13 @@ class ServedModels:
         return found
 
     def texts(self, texts: Iterable[str]) -> list[LabeledTokens]:
+        """Tokenize plain texts for scoring, truncated to the server's limit; all tokens have labels."""
         encoded = [list(self._prompts.encode(text))[: self._max_length] for text in texts]
         return [LabeledTokens(input_ids=ids, labels=list(ids)) for ids in encoded]
 
 
 MAX_LENGTH: Final = 1024
-"""Tokens of a row whose loss is measured."""
+"""Maximum length of a sequence whose loss is measured, in tokens."""
 
 
 def _all(ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -93,5 +101,6 @@ def _all(ask: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(ask, items))
 
 
-def sample_rows(items: Sequence[T], most: int, drawn: random.Random) -> list[T]:
-    return list(items) if len(items) <= most else drawn.sample(list(items), most)
+def sample_rows(items: Sequence[T], most: int, random_generator: random.Random) -> list[T]:
+    """Return all items if there are at most ``most``, else a random sample of that size."""
+    return list(items) if len(items) <= most else random_generator.sample(list(items), most)

@@ -1,7 +1,7 @@
-"""A finished adapter tried in the serving path before it gets its number: measured, and held against the gates.
+"""Evaluation of a finished adapter in the serving path, before it becomes a version.
 
-It is pushed under a name that stands in no list (`names.TRIAL`), and taken out of service afterwards. Whatever goes
-wrong is a reason not to move an alias, and never one to lose the adapter.
+The adapter is pushed under a temporary name that is not listed (`names.TRIAL`), evaluated, compared with the gates, and
+retired. If that fails, no alias is moved, but the adapter is kept.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ from graftwork.training.evaluation.gates import GateDecision, GatePolicy, decide
 from graftwork.training.methods.rows import rows_for_method
 
 MIN_ROWS: Final = 2
+"""Minimum number of rows for an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateResult:
-    """What came of a trial; without an evaluation ``why_not`` says why there is none."""
+    """The result of `judge_candidate`.
+
+    Attributes:
+        evaluation: the evaluation; None if it was not possible.
+        verdict: the decision of the gates; None without an evaluation.
+        not_measured_because: why there is no evaluation, for people.
+    """
 
     evaluation: Evaluation | None = None
     verdict: GateDecision | None = None
@@ -37,10 +44,11 @@ class CandidateResult:
 
     @property
     def passed(self) -> bool:
+        """Whether the candidate was evaluated and passed all gates."""
         return self.verdict is not None and self.verdict.passed
 
     def to_json(self) -> dict[str, Any]:
-        """For the version's metadata: ``{"evaluation", "gates"}``."""
+        """Return ``{"evaluation": …, "gates": …}`` for the version's metadata."""
         if self.evaluation is None or self.verdict is None:
             return {
                 "evaluation": None,
@@ -61,10 +69,19 @@ def judge_candidate(
     seed: int = 0,
     job: str | None = None,
 ) -> CandidateResult:
-    """Try the adapter in ``adapter``, a PEFT folder, on rows it has not learned from. ``held_out`` and ``replay`` may
-    be of any kind; those that say what is right are asked, and where none do, texts are measured. ``parent`` is the
-    version that it would replace, by its id. ``job`` is on record with the trial, for whoever has to end what a kill
-    left behind."""
+    """Evaluate an adapter on a server, and apply the gates. Errors of the server are part of the result.
+
+    Args:
+        client: the client of the server.
+        adapter: the PEFT folder.
+        held_out: held-out rows of any kind. Those with a right answer are used; if there are none, texts are.
+        base: the base of server and adapter.
+        parent: the id of the version that the adapter would replace; None for the base.
+        replay: held-out rows of earlier rounds.
+        policy: the thresholds of the gates.
+        seed: of samples and bootstraps.
+        job: id of the job, stored with the temporary version so that it can be retired after a crash.
+    """
     rows = rows_for_method(held_out, "sft").rows
     rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
     method: TrainingMethod = "sft"
@@ -75,7 +92,7 @@ def judge_candidate(
             not_measured_because=f"{len(rows)} held-out rows say what is right: nothing can be measured"
         )
     try:
-        # A name of its own each time: the same bytes are tried again when a run was killed, and retired is for good.
+        # A new name each time: after a crash the same bytes are pushed again, and a retired version stays retired.
         name = f"{TRIAL}{secrets.token_hex(8)}"
         trial = client.adapters.push(name, adapter, metadata={} if job is None else {"job": job})
         try:

@@ -1,5 +1,5 @@
-"""Metrics of answers and of token scores: accuracy and F1 by scikit-learn, BLEU by sacrebleu, ROUGE-L by rouge-score,
-paired bootstrap intervals, losses and divergence in nats a token.
+"""Metrics of answers and token scores: accuracy and F1 by scikit-learn, BLEU by sacrebleu, ROUGE-L by rouge-score,
+paired bootstrap intervals, losses and KL divergence in nats per token.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ from graftwork.clients.types.generation import Score
 from graftwork.training.data.tokens import IGNORED, LabeledTokens
 
 EvaluationKind = Literal["labels", "texts", "passages"]
-"""Of what is held out: short answers that rows share, free ones, texts without questions."""
+"""The kind of held-out rows. ``labels``: short answers that several rows share. ``texts``: free-form answers.
+``passages``: texts without questions."""
 
 METRIC_BY_KIND: Final[Mapping[EvaluationKind, str]] = {
     "labels": "accuracy",
     "texts": "rouge_l",
     "passages": "log_likelihood",
 }
-"""What rows are compared by."""
+"""The metric by which models are compared."""
 
 LABEL_WORDS: Final = 6
-
+"""Maximum number of words in a label."""
 
 RESAMPLES: Final = 2000
+"""Number of bootstrap samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean with the 95 % interval of a bootstrap over rows."""
+    """A mean over rows with its 95 % bootstrap confidence interval."""
 
     mean: float
     low: float
@@ -43,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The rows of one class."""
+    """The metric on the rows of one class, for the candidate and for the model that it would replace (``against``)."""
 
     label: str
     num_rows: int
@@ -51,11 +53,9 @@ class Slice:
     against: float
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
 def kind_of(answers: Sequence[str]) -> EvaluationKind:
-    """Labels are short, and several rows share one."""
+    """Classify answers as ``labels`` if all are short and there are at least two rows per label on average, else as
+    ``texts``."""
     short = max(len(answer.split()) for answer in answers) <= LABEL_WORDS
     return "labels" if short and len(set(map(normalize, answers))) <= max(len(answers) / 2, 2) else "texts"
 
@@ -63,7 +63,17 @@ def kind_of(answers: Sequence[str]) -> EvaluationKind:
 def compare(
     kind: EvaluationKind, expected: Sequence[str], answers: Sequence[str]
 ) -> tuple[list[float], dict[str, float]]:
-    """The metric of each row, and what all of them come to: by scikit-learn, sacrebleu and rouge-score."""
+    """Compare answers with reference answers.
+
+    Args:
+        kind: ``labels`` or ``texts``.
+        expected: the reference answers.
+        answers: the answers of a model, in the same order.
+
+    Returns:
+        The metric of each row, 0 to 1 (exact match for labels, ROUGE-L for texts), and metrics over all rows by name.
+        Precision, recall and F1 are macro averages.
+    """
     exact = [float(normalize(one) == normalize(other)) for one, other in zip(expected, answers, strict=True)]
     if kind == "labels":
         from sklearn.metrics import precision_recall_fscore_support
@@ -92,18 +102,24 @@ def compare(
 
 
 def paired_difference(new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Interval:
-    """The mean of ``new - old`` over the same rows, with its 95 % bootstrap interval."""
+    """Return the mean of ``new - old`` over the same rows, with its 95 % bootstrap confidence interval."""
     import numpy
 
     differences = numpy.asarray(new) - numpy.asarray(old)
-    drawn = numpy.random.default_rng(seed).integers(0, len(differences), (RESAMPLES, len(differences)))
-    means = differences[drawn].mean(axis=1)
+    indices = numpy.random.default_rng(seed).integers(0, len(differences), (RESAMPLES, len(differences)))
+    means = differences[indices].mean(axis=1)
     low, high = numpy.quantile(means, [0.025, 0.975])
     return Interval(mean=float(differences.mean()), low=float(low), high=float(high))
 
 
 def slices(expected: Sequence[str], new: Sequence[float], old: Sequence[float]) -> tuple[Slice, ...]:
-    """The metric by class, the largest class first."""
+    """Return the mean metric by class, the largest class first.
+
+    Args:
+        expected: the class of each row.
+        new: the metric of each row for the candidate.
+        old: the metric of each row for the model that it would replace.
+    """
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(expected):
         rows[label].append(index)
@@ -119,7 +135,8 @@ def slices(expected: Sequence[str], new: Sequence[float], old: Sequence[float]) 
 
 
 def mean_loss(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> float:
-    """Nats per learned token. What the server scores at a place is the token that stands there."""
+    """Compute the mean loss over the learned tokens of all sequences, in nats. ``scores[i].logprobs[t]`` is the
+    log-probability of token t of sequence i."""
     total, count = 0.0, 0
     for row, score in zip(tokens, scores, strict=True):
         for label, logprob in zip(row.labels, score.logprobs, strict=True):
@@ -130,13 +147,16 @@ def mean_loss(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> float
 
 
 def likelihoods(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> list[float]:
-    """Of each row: the mean log-likelihood of a learned token in nats. More is better."""
+    """Compute the mean log-likelihood of a learned token for each sequence, in nats; higher is better."""
     return [-mean_loss([row], [score]) for row, score in zip(tokens, scores, strict=True)]
 
 
 def divergence(tokens: Sequence[LabeledTokens], new: Sequence[Score], old: Sequence[Score]) -> float:
-    """Mean KL(new ‖ old) in nats at the places of right answers, over the tokens that both show and the rest as one:
-    merging outcomes can only make it smaller, so the true one is at least this."""
+    """Compute a lower bound of the mean KL(new ‖ old) at learned tokens, in nats per token.
+
+    It is computed over the tokens that are among the most likely ones of both models, and all other tokens as one
+    outcome. Merging outcomes can only decrease the KL divergence.
+    """
     total, count = 0.0, 0
     for row, one, other in zip(tokens, new, old, strict=True):
         for label, mine, theirs in zip(row.labels, one.top or (), other.top or (), strict=True):
@@ -156,4 +176,5 @@ def _kl(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
 
 
 def normalize(text: str) -> str:
+    """Normalise white space and case, for comparisons of answers."""
     return " ".join(text.split()).casefold()

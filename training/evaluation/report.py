@@ -1,4 +1,4 @@
-"""How an evaluation and the decision of its gates look: on a terminal, and as one HTML page."""
+"""The report of an evaluation and its gates, on a terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 
 
 def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision) -> None:
-    """Numbers, gates, and answers side by side."""
+    """Print metrics, gates, and example answers side by side."""
     table = Table(title=_counted(evaluation))
     table.add_column("")
     models = _models(evaluation)
@@ -79,7 +79,13 @@ def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision
 
 
 def render_page(name: str, evaluation: Evaluation, verdict: GateDecision) -> str:
-    """The same as one page that needs nothing else."""
+    """Render the report as a self-contained HTML page.
+
+    Args:
+        name: name of the adapter, for the title.
+        evaluation: the evaluation.
+        verdict: the decision of the gates.
+    """
     models = _models(evaluation)
     return _PAGE.render(
         title=f"{name}: {'passed' if verdict.passed else 'refused'}",

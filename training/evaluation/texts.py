@@ -1,7 +1,4 @@
-"""Plain texts that no adapter is trained for, written for this purpose.
-
-How likely a version finds them says how much of the base's own knowledge it has kept.
-"""
+"""Plain texts, written for this purpose, on which the loss of a version shows how much it has forgotten."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training methods: which rows each learns from, and the TRL trainer that learns them. One file a method."""
+"""Training methods: the rows that each learns from, and its TRL trainer. One module per method."""

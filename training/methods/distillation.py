@@ -1,4 +1,4 @@
-"""Distillation on the model's own answers, from a teacher's probabilities at every token of them."""
+"""On-policy distillation: the model generates completions, and learns the teacher's probabilities of their tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from graftwork.training.methods.online import OnlineTrainer
 from graftwork.training.methods.recipe import Recipe, RecipeInputs
 
 REVERSE_KL_BETA: Final = 1.0
-"""TRL's beta of a distillation: the reverse divergence, by which the model says nothing that its teacher would not (Gu
-et al. 2024, MiniLLM; Agarwal et al. 2024, on-policy distillation)."""
+"""TRL's beta for distillation. 1 is the reverse KL divergence, which keeps the model from tokens that are unlikely for
+the teacher (Gu et al. 2024, MiniLLM; Agarwal et al. 2024, on-policy distillation)."""
 
 
 def distillation_recipe(
     rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
 ) -> Recipe:
+    """Build the recipe of ``distillation``; see `graftwork.training.methods.recipe.Recipe` for the arguments."""
     return Recipe(
         trainer=TokenIdDistillationTrainer,
         settings=partial(trl.DistillationConfig, beta=REVERSE_KL_BETA, max_completion_length=config.answer_tokens),
@@ -34,4 +35,4 @@ def distillation_recipe(
 
 
 class TokenIdDistillationTrainer(OnlineTrainer, trl.DistillationTrainer):
-    """The model's own answers, with the teacher's probabilities at every token of them."""
+    """TRL's distillation trainer for prompts that are token ids."""

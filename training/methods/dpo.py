@@ -18,6 +18,7 @@ from graftwork.training.methods.token_ids import PAD_TOKEN_ID, TokenIdTrainer
 def dpo_recipe(
     rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
 ) -> Recipe:
+    """Build the recipe of ``dpo``; see `graftwork.training.methods.recipe.Recipe` for the arguments."""
     return Recipe(
         trainer=TokenIdDPOTrainer,
         settings=partial(
@@ -35,4 +36,4 @@ def dpo_recipe(
 
 
 class TokenIdDPOTrainer(TokenIdTrainer, trl.DPOTrainer):
-    """On token ids."""
+    """TRL's DPO trainer for rows that are token ids."""

@@ -1,21 +1,22 @@
-"""From a method and its rows to the trainer that learns them: which recipe, on what table, in which order."""
+"""Construction of the trainer of a method: its recipe, its data sets, and the order of its rows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import datasets
 import transformers
 
+from graftwork.adapters.learning.methods import TrainingMethod
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import LabeledTokens, PairTokens, TokenRow
 from graftwork.training.methods.distillation import distillation_recipe
 from graftwork.training.methods.dpo import dpo_recipe
 from graftwork.training.methods.grpo import grpo_recipe
 from graftwork.training.methods.kto import kto_recipe
-from graftwork.training.methods.recipe import RecipeInputs
+from graftwork.training.methods.recipe import Recipe, RecipeInputs
 from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
 from graftwork.training.methods.sft import sft_recipe
 from graftwork.training.model.adapter import base_model_of
@@ -33,11 +34,25 @@ def make_trainer(
     micro: int,
     arguments: dict[str, Any],
 ) -> transformers.Trainer:
-    """The trainer of the method. ``measured`` are rows to measure the loss on, by name; ``arguments`` are transformers'
-    own, for ``micro`` rows in one forward pass."""
-    recipe = _RECIPES.get(config.method, sft_recipe)(rows, config, micro, sources, base_model_of(model))
+    """Build the trainer of ``config.method``.
+
+    Args:
+        rows: the training rows; at least one.
+        measured: evaluation sets by name. Empty ones are left out.
+        config: the configuration of the run.
+        model: the model with its adapter, or the whole model.
+        sources: further inputs of the method.
+        callbacks: callbacks of the trainer.
+        micro: number of rows in a forward pass; a divisor of ``config.batch_size``.
+        arguments: transformers' training arguments, matching ``micro``.
+
+    Raises:
+        InvalidRequest: if there is no reward function of a given name.
+        ConfigurationError: if a reward function cannot be imported.
+    """
+    recipe = _RECIPES[config.method](rows, config, micro, sources, base_model_of(model))
     settings = recipe.settings(**arguments)
-    # One GPU trains; with more in sight TRL refuses to start unless a distributed launcher shares the rows out.
+    # Train on one GPU: with several visible ones TRL refuses to start without a distributed launcher.
     settings._n_gpu = min(settings.n_gpu, 1)
     trainer = recipe.trainer(
         model=model,
@@ -55,25 +70,33 @@ def make_trainer(
     return trainer
 
 
-_RECIPES: Final = {"dpo": dpo_recipe, "kto": kto_recipe, "grpo": grpo_recipe, "distillation": distillation_recipe}
+_RECIPES: Final[Mapping[TrainingMethod, Callable[..., Recipe]]] = {
+    "sft": sft_recipe,
+    "dpo": dpo_recipe,
+    "kto": kto_recipe,
+    "weighted_sft": sft_recipe,
+    "pretrain": sft_recipe,
+    "distillation": distillation_recipe,
+    "grpo": grpo_recipe,
+}
 
 
 def _order(
     rows: Sequence[TokenRow], config: TrainConfig, micro: int, model: Any
 ) -> LengthGroupedSampler | RepeatSampler:
     lengths = [len(row) for row in rows]
-    hard: Sequence[float] | None = None
+    difficulty: Sequence[float] | None = None
     if config.curriculum == "short_first":
-        hard = lengths
+        difficulty = lengths
     elif config.curriculum == "easy_first":
         learned = [row for row in rows if isinstance(row, LabeledTokens | PairTokens)]
-        hard = difficulties(base_model_of(model).eval(), learned)
+        difficulty = difficulties(base_model_of(model).eval(), learned)
     if not config.is_online:
         return LengthGroupedSampler(
-            lengths, config.batch_size, config.seed, shuffled=config.method != "kto", difficulties=hard
+            lengths, config.batch_size, config.seed, shuffled=config.method != "kto", difficulties=difficulty
         )
     questions = config.batch_size // config.completions_per_prompt
-    order = LengthGroupedSampler(lengths, questions, config.seed, difficulties=hard)
+    order = LengthGroupedSampler(lengths, questions, config.seed, difficulties=difficulty)
     return RepeatSampler(
         order, questions=questions, times=config.completions_per_prompt, parts=config.batch_size // micro
     )
@@ -86,7 +109,7 @@ def _table(rows: Sequence[TokenRow], config: TrainConfig, micro: int, *, weighte
         mean = sum(weights) / len(weights)
         columns["weight"] = [weight / mean for weight in weights]
     if config.method == "kto" and micro > 1:
-        # Every question with its neighbour's answer, within the batches as they will be read.
+        # Each prompt with the completion of its neighbour in the batch, for KTO's estimate of the KL divergence.
         answers = columns["completion_ids"]
         columns["KL_completion_ids"] = [
             answer

@@ -1,4 +1,4 @@
-"""Group relative policy optimization from reward functions (Shao et al. 2024)."""
+"""Group relative policy optimization with reward functions (Shao et al. 2024)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from graftwork.training.methods.recipe import Recipe, RecipeInputs
 def grpo_recipe(
     rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
 ) -> Recipe:
+    """Build the recipe of ``grpo``; see `graftwork.training.methods.recipe.Recipe` for the arguments.
+
+    Raises:
+        InvalidRequest: if there is no reward function of a given name.
+        ConfigurationError: if a reward function cannot be imported.
+    """
     return Recipe(
         trainer=TokenIdGRPOTrainer,
         settings=partial(
@@ -35,4 +41,4 @@ def grpo_recipe(
 
 
 class TokenIdGRPOTrainer(OnlineTrainer, trl.GRPOTrainer):
-    """Answers to one question are held against each other by their rewards."""
+    """TRL's GRPO trainer for prompts that are token ids."""

@@ -1,6 +1,4 @@
-"""Kahneman-Tversky optimization on token ids (Ethayarajh et al. 2024): settings, and the order that its rows are read
-in.
-"""
+"""Kahneman-Tversky optimization on token ids (Ethayarajh et al. 2024)."""
 
 from __future__ import annotations
 
@@ -22,6 +20,11 @@ from graftwork.training.methods.token_ids import PAD_TOKEN_ID, TokenIdTrainer
 def kto_recipe(
     rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
 ) -> Recipe:
+    """Build the recipe of ``kto``; see `graftwork.training.methods.recipe.Recipe` for the arguments.
+
+    Raises:
+        ConfigurationError: unless there are both liked and disliked answers.
+    """
     liked = sum(row.label for row in rows if isinstance(row, JudgedTokens))
     desirable, undesirable = kto_weights(liked, len(rows) - liked)
     return Recipe(
@@ -31,7 +34,7 @@ def kto_recipe(
             beta=config.beta,
             desirable_weight=desirable,
             undesirable_weight=undesirable,
-            # The other estimates a divergence from the neighbours in the batch, and there are none.
+            # The loss of KTO needs other rows in the batch to estimate the KL divergence.
             loss_type="kto" if micro > 1 else "apo_zero_unpaired",
             train_sampling_strategy="sequential",
             max_length=None,
@@ -43,14 +46,11 @@ def kto_recipe(
     )
 
 
-# --- their rows -------------------------------------------------------------------------------------------------------
-
-
 def shuffle_for_kto(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
-    """The rows shuffled. KTO reads them in this order, and learns nothing from batches of one kind."""
+    """Shuffle the rows. KTO reads them in this order, and would learn nothing from batches with one kind of label."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in order]
 
 
 class TokenIdKTOTrainer(TokenIdTrainer, trl.KTOTrainer):
-    """On token ids."""
+    """TRL's KTO trainer for rows that are token ids."""

@@ -1,6 +1,4 @@
-"""What a method adds to the trainer that learns it: TRL's class, its settings, and what it is given beside rows and
-model.
-"""
+"""`Recipe`: TRL's trainer class for a method, with its settings and arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +15,13 @@ from graftwork.training.model.anchor import Anchor
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeInputs:
-    """What a run learns from or holds on to beside its rows.
+    """The inputs of a run besides its rows and its model.
 
     Attributes:
-        tokenizer: the base's tokenizer.json. eos_token_ids: what ends an answer in serving.
-        anchor: of supervised runs. teacher: of a distillation.
+        tokenizer: the base's ``tokenizer.json``.
+        eos_token_ids: the tokens that end an answer in serving.
+        anchor: the anchor of a supervised run.
+        teacher: the teacher of a distillation.
     """
 
     tokenizer: Path
@@ -30,13 +30,19 @@ class RecipeInputs:
     teacher: PreTrainedModel | None = None
 
 
-# --- which trainer, a method each -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """``settings`` makes TRL's arguments of transformers' own; ``given`` is what the trainer takes beside rows and
-    model, ``also`` what it has beside that."""
+    """The trainer of a method, and how to construct it.
+
+    Each method has a function that builds its recipe from the training rows, the configuration, the number of rows in a
+    forward pass (``micro``), the further inputs, and the base model without its PEFT wrapper.
+
+    Attributes:
+        trainer: the class of the trainer, a subclass of one of TRL's.
+        settings: builds TRL's training arguments from those of transformers, which are its keyword arguments.
+        given: arguments of the trainer besides model, training arguments, data sets and callbacks.
+        also: attributes to set on the trainer.
+    """
 
     trainer: Callable[..., Any]
     settings: Callable[..., Any]
@@ -45,7 +51,7 @@ class Recipe:
 
 
 def placeholder_tokenizer(sources: RecipeInputs) -> transformers.PreTrainedTokenizerFast:
-    """TRL wants a tokenizer; every row comes as token ids, so it is never asked anything."""
+    """Build a tokenizer for trainers that require one but do not use it, as all rows are token ids."""
     return transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(sources.tokenizer), pad_token="<pad>", eos_token="<pad>"
     )

@@ -1,13 +1,13 @@
-"""Reward functions as GRPO calls them, and the two that come with Graftwork.
+"""Reward functions for GRPO, and the two that come with Graftwork.
 
-A reward function takes three lists by name, an entry for each answer that was tried, and returns a number for each, the
-higher the better; None leaves an answer out::
+A reward function takes three lists as keyword arguments, with an entry for each completion, and returns a reward for
+each, the higher the better. None excludes a completion::
 
     def polite(*, prompts, completions, answers, **others):
         return [float("please" in completion) for completion in completions]
 
-``prompts`` are messages, or the text of a plain prompt; ``completions`` what the model said; ``answers`` what the row
-says is right. Entries beside these may come with later versions, hence ``others``.
+``prompts`` are lists of messages, or texts of plain prompts. ``completions`` are the generated texts, and ``answers``
+the reference answers of the rows. Later versions may pass further lists, hence ``others``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from graftwork.adapters.learning import reward_plugins
 
 
 class RewardFunction(Protocol):
-    """See the file's docstring."""
+    """The signature of a reward function; see the docstring of this module."""
 
     def __call__(
         self, *, prompts: Sequence[Any], completions: Sequence[str], answers: Sequence[str], **others: Any
@@ -30,26 +30,36 @@ class RewardFunction(Protocol):
 
 
 def exact(*, completions: Sequence[str], answers: Sequence[str], **others: Any) -> list[float]:
-    """1 for the right answer, letter case and white space aside; else 0."""
+    """Return 1 for completions that equal the reference answer, ignoring case and white space, and 0 for others."""
     pairs = zip(completions, answers, strict=True)
-    return [float(said.split() == right.split()) for said, right in ((a.casefold(), b.casefold()) for a, b in pairs)]
+    return [float(one.split() == other.split()) for one, other in ((a.casefold(), b.casefold()) for a, b in pairs)]
 
 
 def similar(*, completions: Sequence[str], answers: Sequence[str], **others: Any) -> list[float]:
-    """ROUGE-L F1 of what was said and the right answer, 0 to 1."""
+    """Return the ROUGE-L F1 score, 0 to 1, of each completion and its reference answer."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return [scorer.score(right, said)["rougeL"].fmeasure for said, right in zip(completions, answers, strict=True)]
+    return [
+        scorer.score(answer, completion)["rougeL"].fmeasure
+        for completion, answer in zip(completions, answers, strict=True)
+    ]
 
 
 def load_reward_functions(names: Iterable[str]) -> list[Callable[..., list[float | None]]]:
-    """The functions of these names, as TRL calls them: with the columns of its table. InvalidRequest for a name that
-    there is not, ConfigurationError for one whose package cannot be imported."""
-    return [_as_trl_calls_it(name, _loaded(name)) for name in names]
+    """Load reward functions by the names of their entry points, with the signature that TRL expects.
+
+    The returned functions raise GraftworkError with code ``reward_failed`` if a reward function raises, or does not
+    return a finite number or None for each completion.
+
+    Raises:
+        InvalidRequest: if there is no reward function of a name.
+        ConfigurationError: if a reward function cannot be imported or called.
+    """
+    return [_with_trl_signature(name, _load(name)) for name in names]
 
 
-def _loaded(name: str) -> RewardFunction:
+def _load(name: str) -> RewardFunction:
     try:
         found: RewardFunction = reward_plugins.find(name).load()
     except (ImportError, AttributeError) as error:
@@ -59,14 +69,14 @@ def _loaded(name: str) -> RewardFunction:
     return found
 
 
-def _as_trl_calls_it(name: str, reward: RewardFunction) -> Callable[..., list[float | None]]:
+def _with_trl_signature(name: str, reward: RewardFunction) -> Callable[..., list[float | None]]:
     def call(*, completions: list[str], question: list[str], answer: list[str], **others: Any) -> list[float | None]:
         try:
-            said = reward(prompts=[json.loads(asked) for asked in question], completions=completions, answers=answer)
-            values = [None if value is None else float(value) for value in said]
+            rewards = reward(prompts=[json.loads(text) for text in question], completions=completions, answers=answer)
+            values = [None if value is None else float(value) for value in rewards]
         except GraftworkError:
             raise
-        except Exception as error:  # whatever somebody's function does wrong is told as theirs
+        except Exception as error:  # any error of the reward function is reported as such
             raise _failed(name, f"{type(error).__name__}: {error}") from error
         if len(values) != len(completions):
             raise _failed(name, f"it returned {len(values)} rewards for {len(completions)} answers")
@@ -74,7 +84,7 @@ def _as_trl_calls_it(name: str, reward: RewardFunction) -> Callable[..., list[fl
             raise _failed(name, "it returned a reward that is no number")
         return values
 
-    call.__name__ = name  # what TRL calls its measurements by
+    call.__name__ = name  # TRL names its metrics by it
     return call
 
 

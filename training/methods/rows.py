@@ -1,38 +1,38 @@
-"""Which method learns from which rows, and which one is chosen when nobody says."""
+"""The rows that each training method learns from, and the automatic choice of a method."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.adapters.learning.methods import TRAINING_METHODS, TrainingMethod
+from graftwork.adapters.learning.methods import METHOD_TRAITS, TRAINING_METHODS, TrainingMethod
 from graftwork.training.data.row import Row
 
 Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text"]
-"""What a row says, as the choice of a method counts it."""
+"""The learning signal of a row, by which a method is chosen."""
 
 GOOD_SCORE: Final = 0.7
-
+"""Scores from which an answer counts as good."""
 
 BAD_SCORE: Final = 0.4
-"""Between the two is the dead zone: such an answer is neither learned nor unlearned."""
+"""Scores up to which an answer counts as bad. Answers with scores between the two are neither."""
 
 SCORE_MARGIN: Final = 0.25
-"""By how much a score must be above another for its answer to count as the better one."""
+"""Minimum difference of scores for which one answer counts as better than another."""
 
 ENOUGH_SHARE: Final = 0.25
-"""The share of all judgements from which the stronger kind of signal decides."""
+"""Share of all signals from which a stronger kind of signal determines the method."""
 
 MIN_DISLIKED: Final = 8
-"""So few thumbs in one direction are nothing to learn a contrast from."""
+"""Minimum number of thumbs up, and of thumbs down, for KTO."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodChoice:
-    """The method that was chosen, why, in a sentence for people, and how many rows of which signal there are."""
+    """The method that was chosen, the reason as a sentence for people, and the number of rows by signal."""
 
     method: TrainingMethod
     reason: str
@@ -41,7 +41,7 @@ class MethodChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRows:
-    """Rows of the one kind that a method learns from, and how many it could not use, by what they say."""
+    """The rows that a method learns from, all of one kind, and the number of rows that it cannot use by signal."""
 
     method: TrainingMethod
     rows: tuple[Row, ...]
@@ -49,7 +49,7 @@ class MethodRows:
 
 
 def signal_of(row: Row) -> Signal:
-    """What a row says."""
+    """Return the learning signal of a row."""
     match row.kind:
         case "preference":
             return "correction" if row.corrected else "preference"
@@ -62,14 +62,20 @@ def signal_of(row: Row) -> Signal:
 
 
 def count_signals(rows: Iterable[Row]) -> Counter[Signal]:
+    """Count rows by learning signal."""
     return Counter(map(signal_of, rows))
 
 
 def choose_method(signals: Mapping[Signal, int]) -> MethodChoice:
-    """The method for this feedback: the strongest signal of which there is enough.
+    """Choose the method for the strongest signal of which there is enough.
 
-    What the right answer is says more than which of two is better, and that more than whether one is good. Raises
-    InvalidRequest when there is nothing to learn from, or only what not to say.
+    Right answers are stronger than preferences, and preferences are stronger than thumbs and scores.
+
+    Args:
+        signals: number of rows by signal, as `count_signals` returns them.
+
+    Raises:
+        InvalidRequest: if there are no rows, or only disliked answers.
     """
     there = Counter({name: number for name, number in signals.items() if number > 0})
     total = there.total()
@@ -110,7 +116,11 @@ def choose_method(signals: Mapping[Signal, int]) -> MethodChoice:
 
 
 def method_named(text: str) -> TrainingMethod:
-    """The method of that name. ConfigurationError when there is none."""
+    """Return a method by its name.
+
+    Raises:
+        ConfigurationError: if there is no such method.
+    """
     found = next((method for method in TRAINING_METHODS if method == text), None)
     if found is None:
         raise ConfigurationError(f"{text!r} is no method: choose auto, {', '.join(TRAINING_METHODS)}.", param="method")
@@ -118,12 +128,18 @@ def method_named(text: str) -> TrainingMethod:
 
 
 def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
-    """The rows as the method learns from them: examples for ``sft`` (with weights for ``weighted_sft``), preferences
-    for ``dpo``, judged answers for ``kto``, texts for ``pretrain``, questions for ``distillation`` and ``grpo``. Their
-    order is kept; what comes out twice, since two signals say the same of an answer, comes once."""
+    """Select and convert the rows that a method learns from.
+
+    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, judged answers for
+    ``kto``, texts for ``pretrain``, and examples, of which the questions are used, for ``distillation`` and ``grpo``.
+    Rows keep their order; duplicates, which arise where two signals agree on an answer, are removed.
+
+    Raises:
+        ConfigurationError: if there is no such method.
+    """
     method_named(method)
     rows = list(rows)
-    paired = list(_paired(rows)) if method == "dpo" else []
+    paired = list(_paired(rows)) if METHOD_TRAITS[method].learns_from == "pairs" else []
     used: list[Row] = []
     unused: Counter[Signal] = Counter()
     in_pairs = {id(row) for _, better, worse in paired for row in (better, worse)}
@@ -140,15 +156,19 @@ def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
 
 
 def kto_weights(num_liked: int, num_disliked: int) -> tuple[float, float]:
-    """How much liked and disliked answers count, so that both sides weigh the same in all (TRL advises 1:1 to 4:3); the
-    larger side counts 1. Both must be above 0."""
+    """Return the loss weights of liked and disliked answers, such that both have the same total weight (TRL recommends
+    ratios of 1:1 to 4:3). The more frequent kind has weight 1.
+
+    Raises:
+        ConfigurationError: if one of the numbers is 0.
+    """
     if min(num_liked, num_disliked) < 1:
         raise ConfigurationError("KTO needs answers of both kinds: liked and disliked ones.", param="method")
     most = max(num_liked, num_disliked)
     return most / num_liked, most / num_disliked
 
 
-# --- the routes, one a method -----------------------------------------------------------------------------------------
+# --- the rows of each method ------------------------------------------------------------------------------------------
 
 
 def _sft(row: Row) -> Iterator[Row]:
@@ -165,7 +185,7 @@ def _weighted_sft(row: Row) -> Iterator[Row]:
     if row.score is None:
         yield from _sft(row)
     elif row.score > BAD_SCORE:
-        # From nothing at the edge of what is bad to a whole row's weight.
+        # Linear, from 0 for a bad score to the row's full weight for a score of 1.
         yield replace(_example(row), weight=row.weight * (row.score - BAD_SCORE) / (1 - BAD_SCORE))
 
 
@@ -195,7 +215,7 @@ def _distillation(row: Row) -> Iterator[Row]:
         yield _example(row)
 
 
-_ROUTES: Final = {
+_ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
     "sft": _sft,
     "weighted_sft": _weighted_sft,
     "dpo": _dpo,
@@ -217,8 +237,10 @@ def _with_answer(row: Row, answer: str) -> Row:
 
 
 def _paired(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
-    """Preferences out of separate judgements of one question: (the pair, whose answer is better, whose is worse). Every
-    answer is in one pair at most, so that one question does not outweigh the others."""
+    """Build preferences from separately judged answers to the same question: (preference, better row, worse row).
+
+    Each answer is in one pair at most, so that a question with many answers does not outweigh the others.
+    """
     by_question: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.kind in ("judged", "scored"):
@@ -249,7 +271,7 @@ _NOUNS: Final[Mapping[Signal, tuple[str, str]]] = {
 
 
 def _listed(signals: Mapping[Signal, int], *names: Signal) -> str:
-    """``12 corrections and 3 scores``: those of the named that are there."""
+    """Format the numbers of those of the named signals that are present: ``12 corrections and 3 scores``."""
     present = [name for name in _NOUNS if name in names and signals.get(name)]
     parts = [f"{signals[name]:,} {_NOUNS[name][signals[name] != 1]}" for name in present]
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

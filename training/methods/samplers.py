@@ -1,5 +1,5 @@
-"""Which row is learned from when: functions of seed and epoch alone, so that a run that was ended goes on as it would
-have, whatever its micro-batches.
+"""Samplers: the order of rows. It depends on seed and epoch only, so that a resumed run continues with the same rows,
+whatever its micro-batch size.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import torch
 from graftwork.training.data.mix.curriculum import easy_to_hard
 
 BATCHES_SORTED: Final = 50
-"""So many batches are sorted by length together: little padding, and still a new mixture every epoch."""
+"""Number of batches whose rows are sorted by length together: little padding, and still different batches each epoch.
+"""
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """Every row once an epoch.
+    """Yields the index of each row once per epoch, such that the rows of a batch have similar lengths.
 
-    ``lengths`` in tokens. ``shuffled`` False leaves the rows as they are; with ``difficulties`` an epoch goes from the
-    easiest to the hardest, in stages.
+    Args:
+        lengths: length of each row, in tokens.
+        batch_size: number of rows in an optimizer step.
+        seed: of the order, together with the epoch.
+        shuffled: if False, the rows keep their order.
+        difficulties: if given, each epoch goes from easy to hard in stages instead; see `easy_to_hard`.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, from 0; the trainer calls it."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -56,7 +62,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         for start in range(0, len(order), self._batch_size * BATCHES_SORTED):
             near = sorted(order[start : start + self._batch_size * BATCHES_SORTED], key=lambda row: -self._lengths[row])
             batches += [near[first : first + self._batch_size] for first in range(0, len(near), self._batch_size)]
-        # The one that is not full stays last: in the middle it would shift the rows of all others.
+        # An incomplete batch stays last: in the middle it would shift the rows of all later batches.
         last = [batches.pop()] if len(batches[-1]) < self._batch_size else []
         for index in torch.randperm(len(batches), generator=random).tolist():
             yield from batches[index]
@@ -64,14 +70,22 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
 
 
 class RepeatSampler(torch.utils.data.Sampler[int]):
-    """The same for trainers that have the model answer: a batch has ``questions``, each asked ``times`` times, and is
-    handed out again for each of the ``parts`` that its answers are learned in, as TRL's samplers do. A last batch that
-    is not full is filled with the epoch's first questions, so that none is left out."""
+    """Repeats the rows of another sampler for online methods, as TRL's samplers do.
+
+    A last batch that is incomplete is filled with the first questions of the epoch.
+
+    Args:
+        order: the order of the questions.
+        questions: number of questions in a batch.
+        times: number of completions per question; its index is repeated as often.
+        parts: number of micro-batches; each batch is repeated as often.
+    """
 
     def __init__(self, order: LengthGroupedSampler, *, questions: int, times: int, parts: int) -> None:
         self._order, self._questions, self._times, self._parts = order, questions, times, parts
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration, from 0; the trainer calls it."""
         self._order.set_epoch(epoch)
 
     @property

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on token ids, with row weights, packed batches and an anchor. It serves ``sft``,
+"""Supervised fine-tuning on token ids, with row weights, packed batches and an anchor; for the methods ``sft``,
 ``weighted_sft`` and ``pretrain``.
 """
 
@@ -26,13 +26,14 @@ from graftwork.training.model.anchor import Anchor
 def sft_recipe(
     rows: Sequence[TokenRow], config: TrainConfig, micro: int, sources: RecipeInputs, base: PreTrainedModel
 ) -> Recipe:
+    """Build the recipe of supervised methods; see `graftwork.training.methods.recipe.Recipe` for the arguments."""
     collator = PackingCollator(pad_token_id=PAD_TOKEN_ID)
-    # A dropped input of a shared token would be dropped for all rows at once.
+    # No packing with dropout: it would drop the inputs of shared tokens for all rows at once.
     if not config.dropout:
         collator.packs = packing.enable_packing(base)
     return Recipe(
         trainer=TokenIdSFTTrainer,
-        # The rows are token ids with labels, made by the function that serving uses: TRL must not template them again.
+        # The rows are token ids with labels already: TRL must not apply a chat template.
         settings=partial(trl.SFTConfig, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None),
         given={"data_collator": collator, "processing_class": placeholder_tokenizer(sources)},
         also={"anchor": sources.anchor, "firmness": config.anchor},
@@ -40,12 +41,14 @@ def sft_recipe(
 
 
 class PackingCollator(DataCollatorForLanguageModeling):
-    """Rows as one batch: packed where the model takes that and it is of use, else padded. With weights, ``weight``
-    multiplies the log-probabilities: (rows, 1), or (1, tokens) of a packed row."""
+    """Collates rows into a batch: packed if ``packs`` is set and no row is too long, else padded."""
 
     packs = False
+    """Whether the model accepts packed rows."""
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        """Return the inputs of the model. Where rows have weights, ``weight`` is [rows, 1], or [1, tokens - 1] for a
+        packed row; it multiplies the log-probabilities of the targets."""
         batch = None
         if self.packs:
             batch = packing.pack([row["input_ids"] for row in examples], [row["labels"] for row in examples])
@@ -59,10 +62,11 @@ class PackingCollator(DataCollatorForLanguageModeling):
 
 
 class TokenIdSFTTrainer(TokenIdTrainer, trl.SFTTrainer):
-    """On token ids, with weights, and held to an anchor."""
+    """TRL's SFT trainer for rows that are token ids, with row weights and an anchor."""
 
     anchor: Anchor | None = None
     firmness: float
+    """Weight of the anchor's penalty in the loss."""
     _signature_columns: Any
     data_collator: Any
 
@@ -73,33 +77,35 @@ class TokenIdSFTTrainer(TokenIdTrainer, trl.SFTTrainer):
             columns.append("weight")
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        # A mean over batches weighs each by its rows, and a packed batch has one.
-        learning, self.data_collator = self.data_collator, PackingCollator(pad_token_id=PAD_TOKEN_ID)
+        """Evaluate on padded batches: the mean over batches is weighted by rows, and a packed batch has one row."""
+        training_collator, self.data_collator = self.data_collator, PackingCollator(pad_token_id=PAD_TOKEN_ID)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = learning
+            self.data_collator = training_collator
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Add the gradient of the anchor's penalty to that of the loss, once per optimizer step."""
         loss: Tensor = super().training_step(model, *args, **kwargs)
-        if self.anchor is not None and self.accelerator.sync_gradients:  # with the last part of a step
+        if self.anchor is not None and self.accelerator.sync_gradients:  # the last micro-batch of a step
             with self.compute_loss_context_manager():
-                pull = self.anchor.penalty(base_model_of(model), self.state.global_step, self.state.max_steps)
-            if pull is not None:
-                self.accelerator.backward(self.firmness * pull * self.accelerator.gradient_accumulation_steps)
+                penalty = self.anchor.penalty(base_model_of(model), self.state.global_step, self.state.max_steps)
+            if penalty is not None:
+                self.accelerator.backward(self.firmness * penalty * self.accelerator.gradient_accumulation_steps)
         return loss
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Multiply the log-probabilities by the weights of their rows before TRL computes the loss."""
         layout: packing.PackedLayout | None = inputs.get("packing")
         if layout is not None:
-            self._total_train_tokens += layout.num_saved_tokens  # which TRL does not see: rows count whole
+            self._total_train_tokens += layout.num_saved_tokens  # TRL counts shared tokens only once
         weights: Tensor | None = inputs.pop("weight", None)
         if weights is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-        def weighing(**batch: Any) -> Any:
+        def weighted_model(**batch: Any) -> Any:
             outputs = model(**batch)
-            outputs.log_probs = outputs.log_probs * weights  # (rows, tokens)
+            outputs.log_probs = outputs.log_probs * weights  # [rows, tokens - 1]
             return outputs
 
-        return super().compute_loss(weighing, inputs, *args, **kwargs)
+        return super().compute_loss(weighted_model, inputs, *args, **kwargs)

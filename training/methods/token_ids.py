@@ -1,4 +1,4 @@
-"""What all trainers share: they take token ids as they are given, and write no card of their own."""
+"""The common parts of all trainers: rows are token ids already, and no model card is written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSamp
 from graftwork.training.model.adapter import ADAPTER_NAME
 
 PAD_TOKEN_ID: Final = 0
-"""Padding is masked and never learned: any id will do."""
+"""Any id is suitable: padding is masked and has no loss."""
 
 
 class TokenIdTrainer:
-    """What all trainers are given and what they keep."""
+    """Mixin for TRL's trainers: rows are used as they are, in the order of a given sampler."""
 
     order: LengthGroupedSampler | RepeatSampler
+    """The sampler of training rows."""
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any, **kwargs: Any) -> datasets.Dataset:
         return dataset
@@ -25,9 +26,9 @@ class TokenIdTrainer:
         return self.order
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None is written: a version's card is the project's own."""
+        """Write nothing: `graftwork.training.run.card` writes the model card."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # Without ref/, the reference: it is the parent, which is there already, and transformers would take its folder
-        # for all there is to go on from.
+        # Without the reference adapter: it is the parent, which is stored already, and transformers would resume from
+        # its ref/ folder alone.
         self.model.save_pretrained(output_dir, selected_adapters=[ADAPTER_NAME], save_embedding_layers=False)  # type: ignore[attr-defined]

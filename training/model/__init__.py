@@ -1,1 +1,1 @@
-"""What one training step computes: the adapter on its base, packed attention, the loss head, the anchor."""
+"""The computation of a training step: the adapter on its base, packed attention, the loss head, the anchor."""

@@ -1,7 +1,4 @@
-"""The adapter on its base while it learns: a fresh one, one that is continued, and what makes its steps quick.
-
-Imports PEFT.
-"""
+"""The trainable adapter on its base: created or loaded by PEFT, with a fused forward pass for plain LoRA layers."""
 
 from __future__ import annotations
 
@@ -21,12 +18,20 @@ from graftwork.training.config import TrainConfig
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 ADAPTER_NAME = "default"
-"""TRL looks for the adapter that it trains under this name alone."""
+"""The name under which TRL looks for the adapter that it trains."""
 
 
 def add_adapter(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> peft.PeftModel:
-    """The base with a new adapter grafted on, whose weights alone are trainable, in float32. ConfigurationError when
-    the base has no module to adapt."""
+    """Add a new adapter to a base. Only the adapter's weights are trainable; they are float32.
+
+    Args:
+        model: the base model; its modules are changed in place.
+        base: what is known of the base.
+        config: rank, alpha, dropout, targets, layers and variant.
+
+    Raises:
+        ConfigurationError: if the base has no such layer, or no module that the targets name.
+    """
     if config.layers is not None and max(config.layers) >= base.num_layers:
         raise ConfigurationError(
             f"layers names {max(config.layers)}, and {base.id} has the layers 0 to {base.num_layers - 1}.",
@@ -60,7 +65,7 @@ def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str
         return list(config.targets)
     if config.layers is None:
         return "all-linear"
-    # PEFT takes the layers' numbers beside a list of names alone.
+    # PEFT accepts layer indices only together with a list of module names.
     names = {name: module for name, module in model.named_modules() if name in base.modules}
     head = model.get_output_embeddings()
     linear = (name for name, module in names.items() if base.modules[name].kind == "linear" and module is not head)
@@ -68,9 +73,16 @@ def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str
 
 
 def load_adapter(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
-    """The base with an older version's adapter, to be trained further: its rank, targets and variant are its own.
-    ConfigurationError when nothing of it can be trained."""
-    # Without is_trainable PEFT loads it for inference, and a run would end well without a single weight moved.
+    """Load the adapter of an earlier version, to train it further. Rank, targets and variant are those of the adapter.
+
+    Args:
+        model: the base model; its modules are changed in place.
+        parent: the PEFT folder of the version.
+
+    Raises:
+        ConfigurationError: if the adapter has no trainable weight.
+    """
+    # Without is_trainable PEFT loads the adapter for inference, and training would succeed without changing a weight.
     grafted = peft.PeftModel.from_pretrained(model, str(parent), adapter_name=ADAPTER_NAME, is_trainable=True)
     if not trainable_parameters(grafted):
         raise ConfigurationError(f"The adapter in {parent} has nothing that can be trained.", param="parent")
@@ -78,27 +90,30 @@ def load_adapter(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
 
 
 def cast_trainable_to_float32(model: AnyModule) -> AnyModule:
-    """The same model; in bfloat16 most of an adapter's small steps round to nothing, and TRL makes it that on an NF4
-    base."""
+    """Convert the trainable weights to float32, and return the same model.
+
+    In bfloat16 most of the small updates of an adapter would round to zero. TRL converts adapters on an NF4 base to it.
+    """
     for weight in trainable_parameters(model):
         weight.data = weight.data.float()
     return model
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, with the adapter's layers in it if it has one."""
+    """Return the transformers model inside a PEFT model (adapter layers remain in place), or the model itself."""
     inner: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     found: PreTrainedModel = inner
     return found
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that training moves."""
+    """Return the parameters that require gradients."""
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with its linear layers but the head in bitsandbytes' 4 bits, as QLoRA holds them."""
+    """Replace all linear layers except the head by bitsandbytes' 4-bit NormalFloat layers, as in QLoRA (Dettmers et al.
+    2023), and return the same model."""
     import bitsandbytes
 
     head = model.get_output_embeddings()
@@ -117,40 +132,45 @@ def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
         packed.bias = module.bias
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, packed.to(weight.device))
-    model.is_loaded_in_4bit = True  # how PEFT sees what to graft on
+    model.is_loaded_in_4bit = True  # tells PEFT which type of layer to use
     return model
 
 
 def use_fused_lora(model: peft.PeftModel) -> int:
-    """Compute plain LoRA on plain linear layers in one operation on 2-D inputs, and say on how many. The same sums:
-    PEFT's own way multiplies 3-D tensors, which torch on a CPU copies one by one, and casts each between dtypes."""
-    quick = 0
+    """Replace the forward pass of LoRA layers on plain linear layers by one fused operation on 2-D inputs.
+
+    The result is the same. PEFT multiplies 3-D tensors, which torch copies on a CPU, and casts each one between dtypes.
+
+    Returns:
+        The number of layers that were changed.
+    """
+    num_layers = 0
     for module in model.modules():
         if isinstance(module, LoraLinear) and type(module.base_layer) is nn.Linear:
             object.__setattr__(module, "forward", _FusedLoraForward(module))
-            quick += 1
-    return quick
+            num_layers += 1
+    return num_layers
 
 
 class _FusedLoraForward:
-    """A LoRA layer's forward pass. Whatever is not plain goes PEFT's way."""
+    """The forward pass of a LoRA layer. Variants, dropout, LoRA biases and merged layers use PEFT's implementation."""
 
     def __init__(self, layer: LoraLinear) -> None:
         self._layer = layer
-        self._slow = layer.forward
+        self._peft_forward = layer.forward
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self._layer
         active = layer.active_adapters
         if args or kwargs or layer.merged or (not layer.disable_adapters and len(active) != 1):
-            return self._slow(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return self._peft_forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         base: nn.Linear = layer.base_layer
         if layer.disable_adapters or active[0] not in layer.lora_A:
             return base(x)  # type: ignore[no-any-return]
         name = active[0]
         dropped = layer.training and not isinstance(layer.lora_dropout[name], nn.Identity)
         if name in layer.lora_variant or dropped or layer.lora_bias[name] or base.weight.requires_grad:
-            return self._slow(x)  # type: ignore[no-any-return]
+            return self._peft_forward(x)  # type: ignore[no-any-return]
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
         out: Tensor = _FusedLora.apply(  # type: ignore[no-untyped-call]
             x, base.weight, base.bias, a, b, layer.scaling[name]
@@ -159,9 +179,9 @@ class _FusedLoraForward:
 
 
 class _FusedLora(torch.autograd.Function):
-    """``x @ W.T + bias + scale * (x @ A.T) @ B.T``; x (..., in), W (out, in), A (rank, in), B (out, rank).
+    """``x @ W.T + bias + scale * (x @ A.T) @ B.T``; x [..., in], W [out, in], A [rank, in], B [out, rank].
 
-    Computed in W's dtype, as the base is; the gradients of A and B come in A's and B's own. W has none.
+    Computed in the dtype of W, as the base is. The gradients of A and B are float32; W and bias have none.
     """
 
     @staticmethod
@@ -169,7 +189,7 @@ class _FusedLora(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         a, b = a.to(weight.dtype), b.to(weight.dtype)
         out = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)
-        low = flat @ a.T  # (tokens, rank)
+        low = flat @ a.T  # [tokens, rank]
         out.addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(flat, weight, a, b, low)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
@@ -179,10 +199,10 @@ class _FusedLora(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         flat, weight, a, b, low = ctx.saved_tensors
         grad = gradients[0].reshape(-1, weight.shape[0]).to(weight.dtype)
-        low_grad = grad @ b  # (tokens, rank)
-        of_a = (low_grad.T @ flat).float().mul_(ctx.scale)
-        of_b = (low.T @ grad).T.float().mul_(ctx.scale)  # so that only the narrow one is read transposed
-        of_x = None
+        low_grad = grad @ b  # [tokens, rank]
+        a_grad = (low_grad.T @ flat).float().mul_(ctx.scale)
+        b_grad = (low.T @ grad).T.float().mul_(ctx.scale)  # in this order only the narrow matrix is read transposed
+        x_grad = None
         if ctx.needs_input_grad[0]:
-            of_x = torch.mm(grad, weight).addmm_(low_grad, a, alpha=ctx.scale).view(ctx.shape).to(ctx.dtype)
-        return of_x, None, None, of_a, of_b, None
+            x_grad = torch.mm(grad, weight).addmm_(low_grad, a, alpha=ctx.scale).view(ctx.shape).to(ctx.dtype)
+        return x_grad, None, None, a_grad, b_grad, None

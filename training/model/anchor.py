@@ -1,10 +1,10 @@
-"""What a run holds on to: passages that the base wrote itself, and what it would say at every place of them.
+"""Regularization against forgetting: a KL penalty towards the base's predictions on passages that the base generated.
 
-Learning a narrow task moves all else that a base knows a little as well, and a version that forgot is refused by its
-gates. So beside the steps of a supervised run the model is held, on a passage each, to the base's own probabilities.
-No text of anybody is needed for that: the base writes the passages (Huang et al. 2024, self-synthesized rehearsal), and
-what is held is the whole distribution, not the word it happened to choose (Li and Hoiem 2016, learning without
-forgetting).
+Training on a narrow task also changes a model's other predictions, and the gates refuse a version that has forgotten
+too much. So in the steps of a supervised run the model is penalised for diverging from the base on one passage. No
+external text is needed, since the base generates the passages (Huang et al. 2024, self-synthesized rehearsal). The
+penalty is on the whole distribution over the vocabulary, not only on the sampled token (Li and Hoiem 2016, learning
+without forgetting).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 from graftwork.training.model.predictions import last_hidden, log_probabilities
 
 PASSAGES: Final = 48
+"""Maximum number of passages."""
 TOKENS: Final = 64
-"""Of a passage."""
+"""Length of a passage, in tokens."""
 
 MAX_INTERVAL: Final = 4
-"""Steps from one look to the next at most. A look costs half a step, and what it looks at moves slowly, so it can count
+"""Maximum number of steps between two penalties. A penalty costs half a step and changes slowly, so that it can stand
 for several steps (Karras et al. 2020, lazy regularization)."""
 
 OPENINGS: Final = (
@@ -55,7 +56,12 @@ OPENINGS: Final = (
 
 
 class Anchor:
-    """``ids`` (passages, tokens) and the base's last hidden states there (passages, tokens, hidden size)."""
+    """The passages of a run, and the base's predictions on them.
+
+    Args:
+        ids: token ids, [passages, tokens].
+        hidden: last hidden states of the base, [passages, tokens, hidden size].
+    """
 
     def __init__(self, ids: Tensor, hidden: Tensor) -> None:
         self._ids = ids
@@ -66,40 +72,55 @@ class Anchor:
     def of(
         cls, model: PreTrainedModel, tokenizer: tokenizers.Tokenizer, *, seed: int, num_steps: int | None = None
     ) -> Anchor:
-        """Let the base write, from ``seed`` alone. ``model`` is the bare base. A run of fewer steps than there are
-        passages, ``num_steps``, gets as many as it has steps: on a CPU writing all of them can take longer than it."""
+        """Generate passages with a base.
+
+        Args:
+            model: the base, without an adapter.
+            tokenizer: its tokenizer.
+            seed: of the sampling; it determines the passages.
+            num_steps: number of steps of the run. A run of fewer steps than `PASSAGES` gets one passage per step, since
+                generating more can take longer than the run on a CPU.
+        """
         num_passages = PASSAGES if num_steps is None else max(1, min(PASSAGES, num_steps))
-        # As long as the shortest of them: no padding, and one call writes all.
+        # Cut to the shortest opening: without padding, one call generates all passages.
         starts = [tokenizer.encode(text, add_special_tokens=False).ids for text in OPENINGS]
         shortest = min(map(len, starts))
-        begun = torch.tensor([ids[:shortest] for ids in starts], device=model.device)
-        begun = begun.repeat(-(-num_passages // len(starts)), 1)[:num_passages]
+        openings = torch.tensor([ids[:shortest] for ids in starts], device=model.device)
+        openings = openings.repeat(-(-num_passages // len(starts)), 1)[:num_passages]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             ids = model.generate(
-                begun,
-                attention_mask=torch.ones_like(begun),
+                openings,
+                attention_mask=torch.ones_like(openings),
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=TOKENS - begun.shape[1],
+                max_new_tokens=TOKENS - openings.shape[1],
                 eos_token_id=None,
                 pad_token_id=0,
             )
         return cls(ids, torch.cat([last_hidden(model, passage[None]) for passage in ids]))
 
     def penalty(self, model: PreTrainedModel, step: int, num_steps: int) -> Tensor | None:
-        """What the loss of a run's step, from 0, grows by; None beside steps between two looks. A run looks at every
-        passage once, or at each of its steps if it has fewer, before it looks any less often."""
-        every = min(max(num_steps // len(self._ids), 1), MAX_INTERVAL)
-        look, between = divmod(step, every)
-        return None if between else every * self.divergence(model, look)
+        """Return the penalty of a step, a scalar in nats; None for steps without one.
 
-    def divergence(self, model: PreTrainedModel, look: int) -> Tensor:
-        """Mean Kullback-Leibler divergence, in nats a token, of the model from the base on the look's passage."""
-        passage = look % len(self._ids)
-        said = log_probabilities(model, last_hidden(model, self._ids[passage][None])[0])
+        There is a penalty every ``num_steps / passages`` steps, at most every `MAX_INTERVAL`, scaled by the interval.
+
+        Args:
+            model: the model that is trained.
+            step: index of the step, from 0.
+            num_steps: number of steps of the run.
+        """
+        interval = min(max(num_steps // len(self._ids), 1), MAX_INTERVAL)
+        index, remainder = divmod(step, interval)
+        return None if remainder else interval * self.divergence(model, index)
+
+    def divergence(self, model: PreTrainedModel, index: int) -> Tensor:
+        """Return KL(base ‖ model) on a passage: the mean over its tokens, a scalar in nats. ``index`` may exceed the
+        number of passages; they are used in turn."""
+        passage = index % len(self._ids)
+        predicted = log_probabilities(model, last_hidden(model, self._ids[passage][None])[0])
         with torch.no_grad():
-            meant = log_probabilities(model, self._hidden[passage])
-        return (meant.exp() * (meant - said)).sum(-1).mean()
+            target = log_probabilities(model, self._hidden[passage])
+        return (target.exp() * (target - predicted)).sum(-1).mean()

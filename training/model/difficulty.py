@@ -1,4 +1,4 @@
-"""How hard each row is for the model as a run begins: its loss there. One pass over the rows, without gradients."""
+"""The difficulty of rows for the ``easy_first`` curriculum: their loss before training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from graftwork.training.data.tokens import IGNORED, LabeledTokens, PairTokens
 from graftwork.training.model.predictions import last_hidden, log_probabilities
 
 PADDED_TOKENS: Final = 4096
-"""At most in one forward pass, unless a single row is longer."""
+"""Maximum number of tokens in a forward pass, padding included; a single row may have more."""
 
 
 @torch.no_grad()
 def difficulties(model: PreTrainedModel, rows: Sequence[LabeledTokens | PairTokens]) -> list[float]:
-    """Mean loss of each row's learned tokens, in nats; of a pair, of its better answer. ``model`` is in eval mode."""
+    """Compute the mean loss of each row over its learned tokens, in nats; of a pair, over its chosen completion.
+
+    Args:
+        model: the model, in eval mode.
+        rows: the rows.
+    """
     sequences = [_sequence(row) for row in rows]
     losses = [0.0] * len(rows)
     for batch in _batches([len(ids) for ids, _ in sequences]):
@@ -33,7 +38,7 @@ def _sequence(row: LabeledTokens | PairTokens) -> tuple[list[int], list[int]]:
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices, rows of like length together."""
+    """Group the indices of rows of similar length into batches."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > PADDED_TOKENS:
@@ -47,14 +52,14 @@ def _losses(model: PreTrainedModel, sequences: Sequence[tuple[list[int], list[in
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     labels = torch.full((len(sequences), width), IGNORED)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)
-    for place, (row, wanted) in enumerate(sequences):
-        ids[place, : len(row)] = torch.tensor(row)
-        labels[place, : len(row)] = torch.tensor(wanted)
-        mask[place, : len(row)] = 1
+    for index, (row, row_labels) in enumerate(sequences):
+        ids[index, : len(row)] = torch.tensor(row)
+        labels[index, : len(row)] = torch.tensor(row_labels)
+        mask[index, : len(row)] = 1
     ids, labels, mask = (tensor.to(model.device) for tensor in (ids, labels, mask))
-    learned = labels[:, 1:] != IGNORED  # (rows, width - 1)
-    said = log_probabilities(model, last_hidden(model, ids, mask)[:, :-1][learned])  # (learned, vocabulary)
-    each = -said.gather(1, labels[:, 1:][learned][:, None])[:, 0]
-    of_row = learned.nonzero()[:, 0]
-    total = torch.zeros(len(sequences), device=each.device).index_add_(0, of_row, each)
+    learned = labels[:, 1:] != IGNORED  # [rows, width - 1]
+    log_probs = log_probabilities(model, last_hidden(model, ids, mask)[:, :-1][learned])  # [learned, vocabulary]
+    losses = -log_probs.gather(1, labels[:, 1:][learned][:, None])[:, 0]
+    row_indices = learned.nonzero()[:, 0]
+    total = torch.zeros(len(sequences), device=losses.device).index_add_(0, row_indices, losses)
     return (total / learned.sum(1)).tolist()

@@ -1,8 +1,8 @@
-"""TRL's loss, quick on a CPU: the vocabulary is multiplied at learned places alone, and at once where they are few.
+"""A faster implementation of TRL's fused loss head on CPUs: logits are computed at learned positions only, and at once.
 
-With answers of a few tokens after long prompts the whole vocabulary at every place would be most of a step. And TRL
-goes through the vocabulary in chunks, twice, the second time with a copy of each in float32: that saves memory where
-places are many. Of few places everything is held from the forward pass to the backward pass, and no weight is copied.
+With short answers after long prompts, logits at every position would take most of a step. TRL computes them in chunks
+of the vocabulary, once in the forward and once in the backward pass, with a float32 copy of each chunk. That saves
+memory for many positions. For few positions all logits are kept for the backward pass here, and no weight is copied.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
 MAX_LOGITS: Final = 1 << 24
-"""Places times words: 64 MB of float32 for each of the three tensors that are held at the same time."""
+"""Maximum number of logits, positions times vocabulary: 64 MB of float32 for each of three tensors in memory."""
 
 SUPPORTED_OUTPUTS: Final = frozenset({"log_probs", "entropy", "is_top1"})
-"""What TRL's supervised trainer asks for; other methods ask for more."""
+"""The outputs that TRL's supervised trainer requests. Other methods request more, and use TRL's implementation."""
 
 
 @contextmanager
 def fast_loss_head() -> Iterator[None]:
-    """TRL multiplies only the learned places with the vocabulary where it has a Triton kernel; elsewhere it takes all
-    places, lest an ahead-of-time compiler meet new shapes. Nothing is compiled here. The names are the pinned TRL's,
-    and a test holds it to them."""
+    """Replace TRL's loss head by `LossHead` for the block.
+
+    With a Triton kernel TRL computes logits at learned positions only; otherwise at all positions, to keep shapes
+    static for compilers. Nothing is compiled here, so that the former is enabled. The attributes that are replaced are
+    private ones of the pinned TRL version; a test checks that they exist.
+    """
     utils: Any = trl.trainer.utils
     before = utils._use_triton, utils._ChunkedLogProbFunction
     utils._use_triton, utils._ChunkedLogProbFunction = (lambda device: True), LossHead
@@ -38,7 +41,7 @@ def fast_loss_head() -> Iterator[None]:
 
 
 class LossHead:
-    """What TRL calls instead of `ChunkedLogProbFunction`."""
+    """Drop-in replacement for TRL's `ChunkedLogProbFunction`, which it calls for cases that it does not support."""
 
     @staticmethod
     def apply(
@@ -52,17 +55,32 @@ class LossHead:
         scale: float = 1.0,
         outputs: tuple[str, ...] = (),
     ) -> tuple[Tensor | None, ...]:
-        """hidden (places, hidden size), weight (words, hidden size), targets (places,) → the five of TRL's function,
-        each (places,): log-probabilities of the targets, entropy, two that are None here, whether it is the likeliest.
+        """Compute the log-probabilities of target tokens.
+
+        Args:
+            hidden: last hidden states, [positions, hidden size].
+            weight: weight of the head, [vocabulary, hidden size].
+            bias: bias of the head.
+            targets: token ids, [positions].
+            temperature: divisor of the logits.
+            chunk_size: chunk size of TRL's implementation.
+            softcap: cap of the logits.
+            scale: factor on the logits.
+            outputs: names of the requested outputs.
+
+        Returns:
+            The five outputs of TRL's function, each [positions]: log-probabilities of the targets in nats, entropy in
+            nats, two outputs that are None unless TRL's implementation is used, and whether the target is the most
+            likely token.
         """
-        plain = (
+        is_supported = (
             bias is None
             and softcap is None
             and (temperature, scale) == (1.0, 1.0)
             and SUPPORTED_OUTPUTS.issuperset(outputs)
         )
         if (
-            plain
+            is_supported
             and len(hidden) * len(weight) <= MAX_LOGITS
             and weight.device.type == "cpu"
             and not weight.requires_grad
@@ -76,8 +94,8 @@ class LossHead:
 
 
 class _LogProbFunction(torch.autograd.Function):
-    """Products in the dtype that autocast wants, all else in float32, as TRL does. Only the log-probabilities have a
-    gradient: the others are for people to read."""
+    """Matrix products are computed in autocast's dtype and everything else in float32, as in TRL. Only the
+    log-probabilities have a gradient; the other outputs are for logging."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +116,7 @@ class _LogProbFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         probabilities, weight, targets = ctx.saved_tensors
-        of_each = gradients[0].float()[:, None]
-        of_logits = probabilities * -of_each
-        of_logits.scatter_add_(-1, targets[:, None], of_each)
-        return (of_logits.to(weight.dtype) @ weight).to(ctx.dtype), None, None
+        log_prob_grad = gradients[0].float()[:, None]
+        logit_grad = probabilities * -log_prob_grad
+        logit_grad.scatter_add_(-1, targets[:, None], log_prob_grad)
+        return (logit_grad.to(weight.dtype) @ weight).to(ctx.dtype), None, None

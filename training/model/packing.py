@@ -1,13 +1,14 @@
-"""A batch of rows as one row without padding, in which what all rows begin with stands once.
+"""Packing of a batch into one row without padding, with the common prefix of all rows computed once.
 
-Rows made by one template begin alike: a system message, the template's own words. With causal attention these tokens
-come out the same in every row, so they are computed once, and every row attends to them::
+Rows of one chat template have a common prefix: the system message and the template's own tokens. With causal attention
+the hidden states of these tokens are the same in every row, so that they are computed once and every row attends to
+them::
 
     rows      A A A b b b        packed   A A A b b b c c
               A A A c c .        positions  0 1 2 3 4 5 3 4
 
-The sums are those of padded rows: gradients of what is shared add up by themselves. On a CPU the attention of such
-short rows is also quicker as plain products than as torch's flash kernel, whose backward pass is made for long ones.
+The result is that of padded rows: autograd sums the gradients of the shared tokens. For short rows on a CPU, attention
+as plain matrix products is also faster than torch's flash kernel, whose backward pass is optimised for long rows.
 """
 
 from __future__ import annotations
@@ -25,23 +26,24 @@ from transformers.masking_utils import sdpa_mask
 from graftwork.training.data.tokens import IGNORED
 
 ATTENTION: Final = "graftwork_packed"
-"""What this way is called in a model's configuration."""
+"""The name of this attention implementation in a model's configuration."""
 
 SUPPORTED_MODEL_TYPES: Final = frozenset({"llama", "qwen2", "qwen3"})
-"""Types of models that know a token's place by its position id alone, and hand on to attention what they are given."""
+"""Model types that derive positions from ``position_ids`` only, and pass keyword arguments on to attention."""
 
 MAX_ROW_TOKENS: Final = 256
-"""Tokens of a row up to which attention is computed as plain products: their scores are kept for the backward pass."""
+"""Maximum length of a row for packing: the attention scores of longer ones, kept for the backward pass, are too large.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedLayout:
-    """Where the rows are.
+    """The positions of the rows in a packed row.
 
     Attributes:
-        shared: tokens that all rows begin with; they stand first.
-        places: (rows, longest) of each row's own tokens; 0 behind its end.
-        own: (rows, longest) bool, whether there is a token.
+        shared: length of the common prefix, which comes first.
+        places: index of each row's own tokens in the packed row, [rows, longest]; 0 after the end of a row.
+        own: whether there is a token, bool [rows, longest].
     """
 
     shared: int
@@ -50,17 +52,22 @@ class PackedLayout:
 
     @property
     def num_saved_tokens(self) -> int:
-        """Tokens that padded rows would have and that stand here once."""
+        """Number of prefix tokens that are not repeated, compared with rows that are not packed."""
         return self.shared * (len(self.places) - 1)
 
     def each(self, of_rows: Tensor) -> Tensor:
-        """What is said of rows, said of their tokens: (rows,) → (1, tokens); of shared ones 0."""
+        """Expand a value of each row to its tokens: [rows] → [1, tokens]; 0 for shared tokens."""
         lengths = self.own.sum(dim=1)
         return torch.cat((of_rows.new_zeros(self.shared), of_rows.repeat_interleave(lengths)))[None]
 
 
 def enable_packing(model: PreTrainedModel) -> bool:
-    """Let the model take packed rows, if it is one that can, and say whether it does. Other rows go their usual way."""
+    """Switch a model to attention that accepts packed rows; other inputs are computed as before.
+
+    Returns:
+        Whether the model supports it. It does not for other model types, on a GPU, and with a sliding window or
+        attention dropout.
+    """
     config = model.config
     if (
         config.model_type not in SUPPORTED_MODEL_TYPES
@@ -77,10 +84,17 @@ def enable_packing(model: PreTrainedModel) -> bool:
 
 
 def pack(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict[str, Any] | None:
-    """What the model takes for these rows: ``input_ids``, ``labels`` and ``position_ids`` (1, tokens), and ``packing``.
+    """Pack rows into one.
 
-    None if a row is too long for it to be of use. A label says what its own token is, as everywhere; the first own
-    token of a row follows another row's last one here, so that it is never learned.
+    The first own token of a row has no loss, as the token before it in the packed row belongs to another row.
+
+    Args:
+        rows: token ids of each row.
+        labels: labels of each row, of the same lengths; ``labels[i]`` belongs to token i, as in transformers.
+
+    Returns:
+        The inputs of the model: ``input_ids``, ``labels`` and ``position_ids``, each [1, tokens], and ``packing``. None
+        if a row is longer than `MAX_ROW_TOKENS`.
     """
     if max(map(len, rows)) > MAX_ROW_TOKENS:
         return None
@@ -105,13 +119,13 @@ def pack(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict
 
 
 def _shared(rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with: so many that each keeps one of its own before the first that is learned."""
+    """Return the length of the common prefix, such that each row has an own token before its first learned one."""
     shared = 0
     for tokens, learned in zip(zip(*rows, strict=False), zip(*labels, strict=False), strict=False):
         if len(set(tokens)) > 1 or any(label != IGNORED for label in learned):
             break
         shared += 1
-    # The token behind the shared ones is never learned.
+    # The first token after the prefix must not be learned.
     following = [label[shared] if shared < len(label) else 0 for label in labels]
     return shared if all(label == IGNORED for label in following) else max(shared - 1, 0)
 
@@ -127,41 +141,54 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' interface: query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) of a packed row;
-    the output is (1, tokens, heads, dim). Without ``packing``, as SDPA has it."""
+    """Causal attention within the rows of a packed row, by transformers' attention interface.
+
+    Args:
+        module: the attention module.
+        query: [1, heads, tokens, dim].
+        key: [1, kv_heads, tokens, dim].
+        value: [1, kv_heads, tokens, dim].
+        attention_mask: used without ``packing`` only.
+        packing: the layout of the packed row; without it, torch's SDPA is used.
+        scaling: factor on the scores; ``dim ** -0.5`` by default.
+        **kwargs: passed on to torch's SDPA.
+
+    Returns:
+        The output, [1, tokens, heads, dim], and None in place of attention weights.
+    """
     if packing is None:
-        usual: tuple[Tensor, None] = sdpa_attention_forward(
+        output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-        return usual
+        return output
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = query[0], key[0], value[0]
     shared, (num_rows, longest) = packing.shared, packing.places.shape
     flat = packing.places.flatten()
 
     def own(x: Tensor) -> Tensor:
-        """(heads, tokens, dim) → (rows, heads, longest, dim)"""
+        """[heads, tokens, dim] → [rows, heads, longest, dim]"""
         return x.index_select(1, flat).view(len(x), num_rows, longest, -1).transpose(0, 1)
 
     def with_shared(x: Tensor) -> Tensor:
         first = x[None, :, :shared].expand(num_rows, -1, -1, -1)
         return torch.cat((first, own(x)), dim=2)
 
-    out = _attend(own(q), with_shared(k), with_shared(v), scale)  # (rows, longest, heads, dim)
-    parts = [out[packing.own]]  # row by row, as they stand in the packed one
+    out = _attend(own(q), with_shared(k), with_shared(v), scale)  # [rows, longest, heads, dim]
+    parts = [out[packing.own]]  # row by row, as in the packed row
     if shared:
         parts.insert(0, _attend(q[None, :, :shared], k[None, :, :shared], v[None, :, :shared], scale)[0])
     return torch.cat(parts)[None], None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal: the last query sees all keys.
+    """Causal attention in which the last query attends to all keys.
 
-    q (rows, heads, n, dim), k and v (rows, kv_heads, m, dim) → (rows, n, heads, dim)
+    q [rows, heads, n, dim], k and v [rows, kv_heads, m, dim] → [rows, n, heads, dim]
     """
     num_rows, heads, n, dim = q.shape
     kv_heads, m = k.shape[1], k.shape[2]
-    q = q.reshape(num_rows * kv_heads, -1, dim)  # a kv head's query heads one after the other
+    q = q.reshape(num_rows * kv_heads, -1, dim)  # the query heads of a kv head are consecutive
     scores = torch.bmm(q, k.reshape(-1, m, dim).transpose(1, 2)).view(num_rows, heads, n, m)
     hidden = torch.ones(n, m, dtype=torch.bool).triu_(m - n + 1)
     probabilities = _Softmax.apply(scores, hidden, scale)  # type: ignore[no-untyped-call]
@@ -170,7 +197,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 class _Softmax(torch.autograd.Function):
-    """``softmax(scale * scores)`` over the last axis in float32, without the places that are ``hidden`` (n, m)."""
+    """``softmax(scale * scores)`` over the last axis in float32, masked where ``hidden`` [n, m] is true."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, hidden: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The dtype that a forward pass is computed in, on the device that there is."""
+"""The dtype of the forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from graftwork.training.config import TrainConfig
 
 
 def compute_precision(config: TrainConfig, device: str | None = None) -> str:
-    """Torch's name of what is computed in, on ``device`` or on the one that there is."""
+    """Return torch's name of the dtype of the forward pass.
+
+    ``auto`` is bfloat16 where the device supports it in hardware, else float32.
+
+    Args:
+        config: the configuration of the run.
+        device: ``cuda`` or ``cpu``; the available one by default.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.precision != "auto":
         return config.precision

@@ -1,6 +1,6 @@
-"""A base that was trained as a whole, as a folder that `graftwork serve --base` and everybody else reads.
+"""Saving of a fully fine-tuned model, as a Hugging Face folder that `graftwork serve --base` accepts.
 
-It is no adapter: its weights are its own, so that it takes a base's memory and cannot be swapped while serving.
+It is not an adapter: it takes the memory of a base, and cannot be swapped while serving.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from graftwork.adapters.base.folder import SIDE_FILES
 
 
 def save_whole_model(model: PreTrainedModel, base: BaseInfo, folder: Path) -> None:
-    """Write the weights, in the base's own precision, and what goes with them as it stands in the base's folder: the
-    model speaks as its base did. ``model`` is not to be used afterwards."""
+    """Save a fine-tuned model in the dtype of its base, with the base's tokenizer, chat template and configuration.
+
+    Args:
+        model: the model; it is converted in place and must not be used afterwards.
+        base: the base that it was trained from.
+        folder: the folder to write to.
+    """
     model.to(getattr(torch, base.dtype)).save_pretrained(folder)
-    # Its configuration too: trainers leave ids in it that were made up for them.
+    # The base's configuration replaces the model's, in which trainers have set placeholder token ids.
     for name in SIDE_FILES:
         if Path(base.path, name).is_file():
             shutil.copyfile(Path(base.path, name), folder / name)

@@ -1,5 +1,5 @@
-"""The callback of a run: turns what transformers logs into steps, publishes checkpoints, and ends a run that diverges,
-forgets too much or is asked to stop.
+"""The trainer callback of a run: reports steps, publishes checkpoints, and stops a run that diverges, forgets too much
+or is asked to stop.
 """
 
 from __future__ import annotations
@@ -18,27 +18,40 @@ import transformers
 from transformers.trainer import TRAINER_STATE_NAME
 
 from graftwork.adapters.errors import GraftworkError
+from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.run import checkpoints
 from graftwork.training.run.checkpoints import Checkpointing
 from graftwork.training.run.progress import RunMetrics, StepListener, TrainingStep
 
 VALIDATION: Final = "validation"
+"""Name of the evaluation set of validation rows."""
 
 
 REPLAY: Final = "replay"
+"""Name of the evaluation set of held-out rows of earlier rounds."""
 
 
 BEFORE_FORGETTING_FILE: Final = "before_forgetting.safetensors"
-"""In a checkpoint: the adapter as it was when the loss on older rounds was last within bounds."""
+"""File in a checkpoint: the adapter's weights when the loss on earlier rounds was last within its limit."""
 
 
 FORGOT_FILE: Final = "forgot"
-"""In a checkpoint: that the loss was not within bounds any more, and the run is at its end."""
+"""Marker file in a checkpoint: the loss on earlier rounds exceeded its limit, and the run is finished."""
 
 
 class RunCallback(transformers.TrainerCallback):
-    """Turns what the trainer logs into Steps, publishes checkpoints, and ends a run that is to end."""
+    """Reports the steps of a run, publishes its checkpoints, and stops it early where needed.
+
+    Args:
+        on_step: called after each step and each evaluation.
+        config: the configuration of the run.
+        keeping: where checkpoints are stored, and whether to stop; None for a run without checkpoints.
+
+    Attributes:
+        stopped: whether the run was asked to stop and did.
+        ended: whether the resumed checkpoint is one of a finished run, so that no step must follow.
+    """
 
     def __init__(self, on_step: StepListener, config: TrainConfig, keeping: Checkpointing | None) -> None:
         self._on_step = on_step
@@ -57,9 +70,15 @@ class RunCallback(transformers.TrainerCallback):
         self._saved: int | None = None
         self.stopped = False
         self.ended = False
-        """Before it was resumed: what it forgot stands in its checkpoint, and no step is to follow."""
 
     def attach(self, trainer: Any, model: peft.PeftModel, resumed: Path | None) -> None:
+        """Set the trainer and the model before training begins.
+
+        Args:
+            trainer: the trainer that calls this callback.
+            model: the model that it trains.
+            resumed: the checkpoint that the run continues from.
+        """
         self._trainer, self._model = trainer, model
         if resumed is not None and (resumed / BEFORE_FORGETTING_FILE).is_file():
             self._before = safetensors.torch.load_file(resumed / BEFORE_FORGETTING_FILE)
@@ -68,39 +87,48 @@ class RunCallback(transformers.TrainerCallback):
             trainer.state = transformers.TrainerState.load_from_json(str(resumed / TRAINER_STATE_NAME))
             self.on_train_begin(None, trainer.state, None)
 
-    # --- what transformers tells ------------------------------------------------------------------------------------
+    # --- called by transformers -------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the token count of a resumed run, and report the step that it begins at."""
         self._first_step = state.global_step
         logged = [line for line in state.log_history if "num_tokens" in line and "loss" in line]
         if logged:
             self._trainer._total_train_tokens = logged[-1]["num_tokens"]
             self._tokens_before = int(logged[-1]["num_tokens"])
-        self._tell(step=state.global_step, num_steps=state.max_steps, num_tokens=self._tokens_before)
+        self._report(step=state.global_step, num_steps=state.max_steps, num_tokens=self._tokens_before)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock at the first step."""
         if state.global_step == self._first_step:
             self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop if the run is asked to stop."""
         if self._keeping is not None and self._keeping.should_stop() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
         if state.global_step >= state.max_steps or state.epoch.is_integer():
-            # The end of an epoch saves, after it has measured: a run that is resumed here does not measure again.
+            # `on_epoch_end` saves, after the evaluation: a run that is resumed here does not evaluate again.
             control.should_save = False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save at the end of each epoch."""
         if self._keeping is not None and self._saved != state.global_step:
             control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Report a step.
+
+        Raises:
+            GraftworkError: with code ``training_diverged`` if the loss is not finite.
+        """
         if "loss" not in logs:
             return
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise diverged(f"The loss is {loss} at step {state.global_step} of {state.max_steps}")
-        self._tell(
+        self._report(
             step=state.global_step,
             loss=loss,
             learning_rate=float(logs["learning_rate"]),
@@ -110,11 +138,12 @@ class RunCallback(transformers.TrainerCallback):
         )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Report a validation loss or reward; stop the run if the loss on earlier rounds exceeds its limit."""
         if (reward := metrics.get("eval_reward")) is not None:
-            # GRPO's loss is no measure of anything: it begins at zero, and what is held against what changes.
-            self._tell(validation_reward=reward)
+            # GRPO's loss is not reported: it does not measure progress.
+            self._report(validation_reward=reward)
         elif (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
-            self._tell(validation_loss=loss)
+            self._report(validation_loss=loss)
         if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._forgetting_limit is not None:
             first = next(line[f"eval_{REPLAY}_loss"] for line in state.log_history if f"eval_{REPLAY}_loss" in line)
             if loss <= first * (1 + self._forgetting_limit):
@@ -128,6 +157,7 @@ class RunCallback(transformers.TrainerCallback):
                 control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Publish the checkpoint that transformers has written."""
         assert self._keeping is not None
         written = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if self._before is not None:
@@ -138,25 +168,34 @@ class RunCallback(transformers.TrainerCallback):
         checkpoints.publish(written, self._keeping.folder, state.global_step)
         self._keeping.on_checkpoint(state.global_step)
 
-    # --- what comes of it -------------------------------------------------------------------------------------------
+    # --- the result -------------------------------------------------------------------------------------------------
 
     @property
     def _forgetting_limit(self) -> float | None:
-        """By how much the loss on older rounds may rise. DPO's and KTO's losses are no measure of what is forgotten."""
-        return self._config.forgetting if self._config.method in ("sft", "weighted_sft", "pretrain") else None
+        """Maximum relative increase of the loss on earlier rounds; None for DPO and KTO, whose losses do not measure
+        forgetting."""
+        learns_from = METHOD_TRAITS[self._config.method].learns_from
+        return self._config.forgetting if learns_from == "answers" else None
 
     def undo_forgetting(self) -> None:
-        """The weights from before the loss on older rounds rose too far, if it did."""
+        """Restore the weights from before the loss on earlier rounds exceeded its limit, if it did."""
         if self._forgot and self._before is not None:
             for name, weight in self._model.named_parameters():
                 if name in self._before:
                     weight.data.copy_(self._before[name])
 
-    def _tell(self, **changes: Any) -> None:
+    def _report(self, **changes: Any) -> None:
         self._last = dataclasses.replace(self._last, **changes)
         self._on_step(self._last)
 
     def metrics(self, *, num_trainable: int, device: str, precision: str) -> RunMetrics:
+        """Return the metrics of the finished run.
+
+        Args:
+            num_trainable: number of trained parameters.
+            device: ``cuda`` or ``cpu``.
+            precision: dtype of the forward pass.
+        """
         history = self._trainer.state.log_history
         losses = [line["loss"] for line in history if "loss" in line]
         rewards = [line["reward"] for line in history if "loss" in line and "reward" in line]
@@ -164,7 +203,7 @@ class RunCallback(transformers.TrainerCallback):
         looks = [line for line in history if f"eval_{VALIDATION}_loss" in line and not rewarded] or [{}]
         replays = [line[f"eval_{REPLAY}_loss"] for line in history if f"eval_{REPLAY}_loss" in line]
         if self._forgot and len(looks) > 1:
-            looks.pop()  # at weights that were not kept
+            looks.pop()  # of weights that are discarded
         last_tenth = max(len(losses) // 10, 1)
         return RunMetrics(
             num_steps=self._trainer.state.global_step,
@@ -189,7 +228,7 @@ class RunCallback(transformers.TrainerCallback):
 
 
 def diverged(what: str) -> GraftworkError:
-    """The end of a run that went out of bounds: nothing of it is kept."""
+    """Return the error for a run that diverged; ``what`` is the beginning of its message."""
     return GraftworkError(
         f"{what}: the run has diverged, and nothing was written. Try a smaller --learning-rate (a fifth of it), and "
         "look for very long or broken answers in the data.",

@@ -1,6 +1,4 @@
-"""The card of a version: how it came about, as the registry's metadata and as the README of its PEFT folder; and the
-base digest written into its config.
-"""
+"""The model card of a version: its provenance and metrics, as metadata of the registry and as README of its folder."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.run.progress import RunMetrics, SearchTrial
 from graftwork.version import __version__
@@ -20,17 +19,6 @@ CONFIG_FILE = "adapter_config.json"
 
 CARD_FILE = "README.md"
 
-_METHOD_NAMES: Final = {
-    "sft": "supervised fine-tuning",
-    "weighted_sft": "supervised fine-tuning, weighted by scores",
-    "dpo": "direct preference optimization",
-    "kto": "Kahneman-Tversky optimization",
-    "pretrain": "continued pretraining",
-    "distillation": "distillation from a larger teacher, on its own answers",
-    "grpo": "group relative policy optimization, from rewards",
-}
-
-
 _NO_ADAPTER: Final = (
     "It is a model of its own and no adapter: it takes a base's memory and cannot be swapped while serving. Serve it "
     "with `graftwork serve --base FOLDER`."
@@ -39,42 +27,43 @@ _NO_ADAPTER: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """How a version came about."""
+    """The provenance and metrics of a version."""
 
     name: str
+    """Name of the adapter."""
     base_id: str
     base_digest: str
     parent: int | None
-    """The number of the version it continues; None for one that began from the base."""
+    """Number of the version that was trained further; None for a fresh adapter."""
     data: str
-    """The file's name, without its folder."""
+    """Name of the data: a file name without its folder, or the id of a data set."""
     data_digest: str
     num_rows: int
-    """Sequences trained on, replayed ones among them."""
+    """Number of training sequences, including replayed and augmented ones."""
     num_validation_rows: int
     num_bad_rows: int
-    """Rows of the file that could not be used."""
+    """Number of rows of the data that could not be used."""
     config: TrainConfig
     metrics: RunMetrics
     trained_at: datetime
     parent_name: str | None = None
-    """Whose version the parent is."""
+    """Name of the parent's adapter; `name` if None."""
     num_replayed: int = 0
-    """Sequences of older rounds."""
+    """Number of training sequences from earlier rounds."""
     num_augmented: int = 0
-    """Sequences that ask a question in other words, which the base wrote."""
+    """Number of training sequences with paraphrases by the base."""
     reason: str = ""
-    """Why this method, if it was chosen by itself."""
+    """Why the method was chosen, if it was chosen automatically."""
     trials: tuple[SearchTrial, ...] = ()
-    """Of a search: all of them; this version is the best one."""
+    """All trials, if the version is the best one of a search."""
 
     @property
     def continues(self) -> str | None:
-        """``intents@6``."""
+        """The id of the parent: ``intents@6``; None for a fresh adapter."""
         return None if self.parent is None else f"{self.parent_name or self.name}@{self.parent}"
 
     def to_json(self) -> dict[str, Any]:
-        """What the registry keeps as the version's metadata; the name, parent and digests it keeps itself."""
+        """Return the version's metadata for the registry, which stores name, parent and digests separately."""
         return {
             "method": self.config.method,
             **({"reason": self.reason} if self.reason else {}),
@@ -95,7 +84,7 @@ class Card:
         }
 
     def markdown(self) -> str:
-        """A model card with the front matter that the hub and PEFT know."""
+        """Render the model card in Markdown, with the front matter of the Hugging Face Hub."""
         full = self.config.variant == "full"
         library = "transformers" if full else "peft"
         front = [f"base_model: {self.base_id}", f"library_name: {library}", "pipeline_tag: text-generation"]
@@ -116,7 +105,7 @@ class Card:
                 *("---", *front, f"tags: [{'full' if full else 'lora'}, graftwork]", "---", ""),
                 *(f"# {self.name}", ""),
                 f"{'All weights of' if full else 'A LoRA adapter for'} `{self.base_id}`, trained with Graftwork "
-                f"{__version__} ({_METHOD_NAMES[self.config.method]}).",
+                f"{__version__} ({METHOD_TRAITS[self.config.method].full_name}).",
                 *(("", _NO_ADAPTER) if full else ()),
                 *("", *_table("fact", "value", facts)),
                 *("", "## Metrics", "", "Losses are in nats per learned token.", ""),
@@ -145,14 +134,20 @@ def _search(trials: Sequence[SearchTrial]) -> list[str]:
 
 
 def seal(folder: Path, card: Card) -> None:
-    """Write into a PEFT folder which base it belongs to, and its card; into a whole model's, the card."""
+    """Write the model card into a folder, and the base's digest into ``adapter_config.json``, unless it is a fully
+    fine-tuned model. The same run results in the same bytes.
+
+    Args:
+        folder: a PEFT folder, or the folder of a model.
+        card: the card.
+    """
     (folder / CARD_FILE).write_text(card.markdown(), encoding="utf-8")
     if card.config.variant == "full":
         return
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
     config["graftwork"] = {"base_digest": card.base_digest}
-    # PEFT writes a set in whatever order it has today; the same run must end in the same bytes.
+    # PEFT writes a set in arbitrary order; the same run must result in the same bytes.
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

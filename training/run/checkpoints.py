@@ -1,6 +1,6 @@
-"""Checkpoints of a run: ``step-N/``, each whole or not there, and which of them to go on from.
+"""Checkpoints of a run: ``step-N/``, each published atomically, and the one to resume from.
 
-transformers writes one into a folder aside; `publish` makes it last and gives it its name.
+transformers writes a checkpoint into another folder; `publish` makes it durable and renames it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Final
 from graftwork.adapters.storage.durable import sync_folder, sync_tree
 
 FILE_SIZES: Final = "files.json"
-"""How large every other file of a checkpoint is."""
+"""File in a checkpoint with the sizes of all its other files, in bytes."""
 
 MAX_CHECKPOINTS: Final = 2
-"""Newest checkpoints that stay; older ones make room."""
+"""Number of checkpoints that are kept; older ones are deleted."""
 
 
 def step_of(folder: Path) -> int | None:
-    """After which step; None if it is no checkpoint's name."""
+    """Return the step of a checkpoint, from the name of its folder; None if it is not one."""
     head, _, tail = folder.name.rpartition("-")
     return int(tail) if head == "step" and tail.isdecimal() else None
 
 
 def published(folder: Path) -> list[Path]:
-    """All checkpoints of a run, the newest first."""
+    """Return the checkpoints in a folder, the newest first."""
     if not folder.is_dir():
         return []
     found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
@@ -36,13 +36,21 @@ def published(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest one that can be gone on from. One that somebody damaged is passed over."""
-    return next((path for path in published(folder) if _is_whole(path)), None)
+    """Return the newest checkpoint that is intact, to resume from; None if there is none."""
+    return next((path for path in published(folder) if _is_intact(path)), None)
 
 
 def publish(written: Path, folder: Path, step: int) -> Path:
-    """Make what was written the run's checkpoint after ``step``: on disk first, then under its name, in one rename.
-    All but the newest go."""
+    """Publish a checkpoint durably and atomically, and delete old ones.
+
+    Args:
+        written: the folder that transformers has written; on the same file system.
+        folder: the folder of the run's checkpoints.
+        step: the number of steps that are done.
+
+    Returns:
+        The folder of the checkpoint.
+    """
     final = folder / f"step-{step}"
     (written / FILE_SIZES).write_text(json.dumps(_sizes(written)), encoding="utf-8")
     sync_tree(written)
@@ -54,7 +62,7 @@ def publish(written: Path, folder: Path, step: int) -> Path:
     return final
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         return bool(json.loads((path / FILE_SIZES).read_bytes()) == _sizes(path))
     except (OSError, ValueError):
@@ -67,12 +75,18 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 class RunStopped(Exception):
-    """Somebody asked the run to end; its newest checkpoint is whole."""
+    """Raised when a run was asked to stop and did, after it saved a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """Where checkpoints are kept, who hears of them, and who may end the run in between."""
+    """How a run saves checkpoints.
+
+    Attributes:
+        folder: the folder of the checkpoints.
+        on_checkpoint: called with the number of steps after each checkpoint.
+        should_stop: asked after each step; the run saves and stops if it returns True.
+    """
 
     folder: Path
     on_checkpoint: Callable[[int], None] = lambda step: None

@@ -1,7 +1,4 @@
-"""How much memory a run will take and how long it may last, before it begins. Rough: the first steps say it better.
-
-Imports torch to see how fast this machine multiplies.
-"""
+"""A rough estimate of the memory and time of a run, before it begins."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from typing import Final
 import torch
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import IGNORED, LabeledTokens, TokenRow
 from graftwork.training.model.precision import compute_precision
@@ -26,30 +24,31 @@ _BYTES_PER_WEIGHT: Final = {"bfloat16": 2.0, "float32": 4.0, "nf4": 0.56}
 
 
 _RUNTIME_BYTES: Final = 900_000_000
-"""Python with torch, transformers and TRL."""
+"""Memory of a process with torch, transformers and TRL."""
 
 _KEPT_PER_TOKEN_AND_LAYER: Final = 24
-"""Values of the hidden width that a layer keeps for the backward pass, about: its inputs, q, k, v, the wider MLP's."""
+"""Approximate size of a layer's activations for the backward pass per token, in multiples of the hidden size."""
 
 _SHARE_OF_PEAK: Final = 0.35
-"""What of a large product's speed a whole step reaches."""
+"""Speed of a training step, as a share of the speed of a large matrix product."""
 
 
 _WRITING: Final = 4
-"""How much slower a token is written than read: a few rows at a time read all weights."""
+"""How many times slower a token is generated than read: each step of a small batch reads all weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run will need."""
+    """The estimated memory and duration of a run."""
 
     memory_bytes: int
     seconds: float
     free_bytes: int | None
-    """Memory that this machine can give now; None where it does not say."""
+    """Free memory of this machine; None if it is unknown."""
 
     @property
     def is_tight(self) -> bool:
+        """Whether the run needs more memory than is free."""
         return self.free_bytes is not None and self.memory_bytes > self.free_bytes
 
     def __str__(self) -> str:
@@ -71,9 +70,17 @@ def estimate_cost(
     precision: str,
     num_written: int = 0,
 ) -> Estimate:
-    """For one run over ``num_tokens`` an epoch, of which ``num_learned`` are learned; the longest row has ``longest``
-    tokens. ``num_written`` of them the model writes itself, at most. ``precision`` is bfloat16 or float32. A search
-    takes the time of all its trials, at most."""
+    """Estimate the cost of a run, or of a search with all its trials.
+
+    Args:
+        base: the base.
+        config: the configuration of the run.
+        num_tokens: tokens in an epoch, including generated ones.
+        longest: length of the longest row, in tokens.
+        num_learned: tokens with a loss in an epoch.
+        precision: dtype of the forward pass, ``bfloat16`` or ``float32``.
+        num_written: tokens that are generated in an epoch, at most.
+    """
     weights = base.num_parameters * _BYTES_PER_WEIGHT["nf4" if config.quantization == "nf4" else precision]
     linear = [module for module in base.modules.values() if module.kind == "linear"]
     rank = 2 * config.rank if config.search else config.rank  # the largest that a search tries
@@ -89,8 +96,8 @@ def estimate_cost(
     memory = _RUNTIME_BYTES + weights + trained * 16 + kept + head
     # Forward, and backward through frozen weights: 2 operations a weight and token each. References go through once
     # more, pairs have two answers.
-    passes = (6 if full else 4) + (2 if config.method in ("dpo", "kto", "grpo", "distillation") else 0)
-    operations = passes * base.num_parameters * num_tokens * config.epochs * (2 if config.method == "dpo" else 1)
+    passes = (6 if full else 4) + (2 if METHOD_TRAITS[config.method].has_reference else 0)
+    operations = passes * base.num_parameters * num_tokens * config.epochs * _answers_per_row(config)
     operations += 2 * base.num_parameters * num_written * config.epochs * _WRITING
     return Estimate(
         memory_bytes=int(memory),
@@ -99,9 +106,13 @@ def estimate_cost(
     )
 
 
+def _answers_per_row(config: TrainConfig) -> int:
+    return 2 if METHOD_TRAITS[config.method].learns_from == "pairs" else 1
+
+
 @cache
 def _operations_per_second(precision: str) -> float:
-    """Of one product of this device, measured in some milliseconds."""
+    """Measure the floating-point operations per second of a matrix product, in some milliseconds."""
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 4096 if device == "cuda" else 768
@@ -124,7 +135,7 @@ def _free_bytes() -> int | None:
 
 
 def estimate_run(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> Estimate:
-    """What a run on these rows will need on this machine."""
+    """Estimate the cost of a run on tokenized rows on this machine."""
     written = config.max_generated_tokens * config.completions_per_prompt * len(rows)
     learned = written or sum(
         sum(label != IGNORED for label in row.labels) if isinstance(row, LabeledTokens) else len(row) for row in rows
@@ -141,8 +152,10 @@ def estimate_run(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) 
 
 
 def fitting_micro_batch_tokens(base: BaseInfo, rows: Sequence[TokenRow], config: TrainConfig) -> int:
-    """``micro_batch_tokens``, halved while the run would not fit into the memory that is free and that can help: a CPU
-    refuses no memory, but kills who has most of it."""
+    """Return ``config.micro_batch_tokens``, halved until the run fits into free memory or has one row per micro-batch.
+
+    This is necessary on CPUs, where an allocation does not fail but the process is killed later.
+    """
     tokens, longest = config.micro_batch_tokens, max(map(len, rows)) + config.max_generated_tokens
     while (
         tokens > longest and estimate_run(base, rows, dataclasses.replace(config, micro_batch_tokens=tokens)).is_tight
@@ -152,7 +165,12 @@ def fitting_micro_batch_tokens(base: BaseInfo, rows: Sequence[TokenRow], config:
 
 
 def micro_batch_size(config: TrainConfig, longest: int) -> int:
-    """Rows in one forward pass: the largest divisor of the batch whose rows, all as long as the longest, stay within
-    ``micro_batch_tokens``; at least one. A row of DPO goes through twice, with each of its answers."""
-    fitting = max(config.micro_batch_tokens // (longest * (2 if config.method == "dpo" else 1)), 1)
+    """Return the number of rows in a forward pass: the largest divisor of the batch size such that padded rows do not
+    exceed ``config.micro_batch_tokens``; at least 1.
+
+    Args:
+        config: the configuration of the run. A pair counts twice, for its two answers.
+        longest: length of the longest row, in tokens.
+    """
+    fitting = max(config.micro_batch_tokens // (longest * _answers_per_row(config)), 1)
     return max(size for size in range(1, config.batch_size + 1) if config.batch_size % size == 0 and size <= fitting)

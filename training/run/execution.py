@@ -1,4 +1,4 @@
-"""A planned run carried out: trained into a partial folder, sealed with its card, and renamed when it is whole."""
+"""Execution of a planned run: training into a temporary folder, the model card, and an atomic rename."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from graftwork.training.run.progress import RunMetrics, SearchTrial, StepListene
 
 
 def check_free(folder: Path) -> None:
-    """ConfigurationError unless ``folder`` is free for a run's result: nothing that is there is ever overwritten."""
+    """Check that a folder can take the result of a run: it does not exist, or is empty.
+
+    Raises:
+        ConfigurationError: if it is not free.
+    """
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         raise ConfigurationError(f"{folder} is there already. Give a folder that is not: --out FOLDER.", param="out")
 
@@ -30,19 +34,22 @@ def execute(
     *,
     run_name: str = "",
 ) -> Card:
-    """Train, seal the result with its card, and publish it at ``folder``, whole or not at all.
+    """Train, write the model card, and publish the result atomically.
 
     Args:
-        run: what `plan_run` or `assemble_run` found ready to begin.
-        folder: where the PEFT folder goes; nothing may be there.
-        on_step: told after each step.
-        checkpointing: where checkpoints go, and from where the run goes on; None: it keeps none.
-        run_name: what trackers call it.
+        run: the run, from `plan_run` or `assemble_run`.
+        folder: the PEFT folder to create; it must be free.
+        on_step: called after each step.
+        checkpointing: how checkpoints are saved; the run resumes from the newest one. None saves none.
+        run_name: name of the run in trackers; the adapter's name by default.
 
-    Raises what ``trainer.train`` raises; then nothing is at ``folder``.
+    Raises:
+        ConfigurationError: if the folder is not free.
+        GraftworkError, RunStopped: as `graftwork.training.run.trainer.train` raises them. Nothing is written to the
+            folder in that case.
     """
     check_free(folder)
-    with _published_when_whole(folder) as partial:
+    with _published_when_complete(folder) as partial:
         metrics = _train(run, partial, on_step, checkpointing, run_name or run.name)
         card = card_of(run, metrics, datetime.now(UTC))
         seal(partial, card)
@@ -50,8 +57,8 @@ def execute(
 
 
 @contextmanager
-def _published_when_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to write into; it becomes ``folder`` at the end, and is removed after an error."""
+def _published_when_complete(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``. It is renamed to it at the end, or removed after an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
     partial.mkdir()
@@ -85,7 +92,14 @@ def _train(
 def card_of(
     run: TrainingRun, metrics: RunMetrics, trained_at: datetime, *, trials: tuple[SearchTrial, ...] = ()
 ) -> Card:
-    """How the version came about that this run ended in."""
+    """Build the model card of a finished run.
+
+    Args:
+        run: the run.
+        metrics: its metrics.
+        trained_at: when it was finished.
+        trials: all trials, if it is the best one of a search.
+    """
     return Card(
         name=run.name,
         base_id=run.base.id,

@@ -1,36 +1,37 @@
-"""The names of what lies in a run's folder."""
+"""Names of the files and folders in the folder of a run."""
 
 from __future__ import annotations
 
 from typing import Final
 
 SPEC_FILE: Final = "job.json"
-
+"""The specification of the run."""
 
 PROGRESS_FILE: Final = "progress.jsonl"
-
+"""Messages and measurements while it runs."""
 
 RESULT_FILE: Final = "result.json"
-
+"""The result, or the error that it failed with."""
 
 PARTS_FILE: Final = "parts.json"
-
+"""The micro-batch size that the run began with."""
 
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 
-
 ADAPTER_FOLDER: Final = "adapter"
-
+"""The finished PEFT folder."""
 
 REPORT_FILE: Final = "report.html"
-
+"""The report of the evaluation."""
 
 TRIALS_FOLDER: Final = "trials"
-
+"""The trials of a search."""
 
 WORDINGS_FILE: Final = "wordings.jsonl"
+"""Generated paraphrases, while the run needs them."""
 
 FEEDBACK_FILE: Final = "feedback.jsonl"
-
+"""The feedback that the run learns from, and the answers that it is about."""
 
 ANSWERS_FILE: Final = "answers.json"
+"""Ids of the logged interactions that the run learns from."""

@@ -21,27 +21,44 @@ from graftwork.training.methods.rows import rows_for_method
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Rows that were read, cleaned and split, and what became of the others."""
+    """Rows that were read, cleaned and split.
+
+    Attributes:
+        label: name of the data, for people.
+        sides: the rows of each split.
+        report: the report of the data set.
+        bad: the first rows that could not be used.
+    """
 
     label: str
-    """What the data is called, for people."""
     sides: Mapping[SplitName, Sequence[Row]]
     report: DataReport
     bad: tuple[BadRow, ...]
 
     @property
     def held_out(self) -> tuple[Row, ...]:
-        """What nothing is learned from."""
+        """The validation and test rows."""
         return (*self.sides["validation"], *self.sides["test"])
 
     @property
     def num_rows(self) -> int:
+        """Number of rows in all splits."""
         return sum(map(len, self.sides.values()))
 
 
 def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format: str | None, share: float) -> Material:
-    """The rows of a file, cleaned by the default policy and split by ``share``; or of a data set that was kept, with
-    the sides it has."""
+    """Read the rows of a file, or of a stored data set.
+
+    Args:
+        data: a file, which is cleaned by the default policy; or a stored data set, which is used with its splits.
+        columns: the columns of the file.
+        format: the format of the file; detected if None.
+        share: share of the file's rows that are held out for validation.
+
+    Raises:
+        InvalidRequest: if the file cannot be read or has no usable row.
+        GraftworkError: if the data set was changed on disk.
+    """
     return (
         read_data_set(data)
         if isinstance(data, StoredDataSet)
@@ -59,9 +76,21 @@ def read_files(
     fewest: int = 0,
     earlier: Mapping[int, SplitName] | None = None,
 ) -> Material:
-    """Files, cleaned by the default policy. Held out are the rows of ``validation``, or ``share`` of all: more, but at
-    most a half, until ``fewest`` of these say what is right. What is held out at a smaller share is so at a larger one.
-    ``earlier``: on which side questions were before, as ``prepare`` takes it."""
+    """Read files, clean their rows by the default policy, and split them.
+
+    Args:
+        data: files of rows.
+        validation: files of validation rows; if there are none, a share of ``data`` is held out.
+        columns: the columns of all files.
+        format: the format of all files; detected if None.
+        share: share of the rows that are held out. Rows that are held out at a smaller share are so at a larger one.
+        fewest: minimum number of held-out rows with a right answer. The share is increased to reach it, as long as at
+            most half of the rows are held out.
+        earlier: the split of each question in earlier data; see `prepare`.
+
+    Raises:
+        InvalidRequest: if a file cannot be read, or there is no usable row.
+    """
     sources = file_sources(data, columns, format=format)
     for source in file_sources(validation, columns, format=format):
         sources.append(dataclasses.replace(source, split="validation"))
@@ -82,7 +111,7 @@ def read_files(
     found = at(0.0 if validation else share)
     if validation or not too_few(found):
         return found
-    # Rows that are near each other stay together: only trying tells how many a share holds out.
+    # Near rows stay on one side, so that the number of held-out rows for a share is found by bisection.
     enough: Material | None = None
     low, high = share, 1.0
     for _ in range(_HALVINGS):
@@ -97,11 +126,15 @@ def read_files(
 
 
 _HALVINGS: Final = 8
-"""They find a share to a row in two hundred."""
+"""Steps of the bisection: the share is found to 1/256."""
 
 
 def read_data_set(data: StoredDataSet) -> Material:
-    """A data set that was kept, with the sides it has. What was wrong with its sources was said when it was made."""
+    """Read a stored data set with its splits. Its report does not repeat what was left out when it was made.
+
+    Raises:
+        GraftworkError: if the data set was changed on disk.
+    """
     data.verify()
     report = dataclasses.replace(data.report, fates={"kept": sum(data.num_rows.values())}, found=(), repaired=0)
     return Material(label=data.id, sides={side: tuple(data.rows(side)) for side in SPLITS}, report=report, bad=())

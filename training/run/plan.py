@@ -1,5 +1,6 @@
-"""A run before it begins: rows routed, weighted, tokenized and mixed with older rounds. Cheap, and loads no weights, so
-that everything that can be wrong with the data or the settings is found here.
+"""Planning of a run: rows are selected for the method, weighted, tokenized and mixed with those of earlier rounds.
+
+No weights are loaded (except for paraphrases), so that errors in data and settings are found before training begins.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
 from graftwork.adapters.learning import reward_plugins, trackers
-from graftwork.adapters.learning.methods import SUPERVISED
+from graftwork.adapters.learning.methods import METHOD_TRAITS, SUPERVISED
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
@@ -28,21 +29,20 @@ from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import DataReport
 from graftwork.training.data.row import BadRow, Row, SplitName
 from graftwork.training.data.store import StoredDataSet
-from graftwork.training.data.tokens import (
-    Tokenized,
-    TokenRow,
-    tokenize,
-    tokenize_judged,
-    tokenize_pairs,
-    tokenize_questions,
-)
+from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow
 from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.run.material import Material, load_material
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParentVersion:
-    """The version that is continued."""
+    """The version that is trained further.
+
+    Attributes:
+        name: name of its adapter.
+        version: its number.
+        folder: its PEFT folder.
+    """
 
     name: str
     version: int
@@ -51,50 +51,55 @@ class ParentVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """A run that can begin: rows read, checked, split and turned into token ids."""
+    """A run that is ready to begin: its rows are read, checked, split and tokenized."""
 
     name: str
+    """Name of the adapter."""
     base: BaseInfo
     config: TrainConfig
     data: str
+    """Name of the data, for people."""
     data_digest: str
     rows: tuple[TokenRow, ...]
-    """Those of older rounds among them, as many as ``num_replayed``."""
+    """The training rows, including augmented and replayed ones."""
 
     validation: tuple[TokenRow, ...]
     bad: tuple[BadRow, ...]
-    """Rows that cannot be used, the first ones."""
+    """The first rows that cannot be used."""
 
     num_bad: int
+    """Number of rows that cannot be used."""
     num_cut: int
-    """Rows that lost the end of their answer to ``max_length``."""
+    """Number of rows whose answer was truncated to ``max_length``."""
 
     parent: ParentVersion | None = None
+    """The version that is trained further; None for a fresh adapter."""
     teacher: BaseInfo | None = None
-    """Of a distillation."""
+    """The teacher of a distillation."""
 
     num_augmented: int = 0
-    """Of the rows, those that ask a question in other words."""
+    """Number of training rows that are paraphrases."""
 
     num_replayed: int = 0
+    """Number of training rows from earlier rounds."""
     replay_validation: tuple[TokenRow, ...] = ()
-    """Held-out rows of older rounds."""
+    """Held-out rows of earlier rounds, tokenized."""
 
     held_out: tuple[Row, ...] = ()
-    """What nothing is learned from, as it was read: to try the candidate on."""
+    """Validation and test rows, for the evaluation of the candidate."""
 
     held_out_older: tuple[Row, ...] = ()
-    """The same of older rounds."""
+    """Held-out rows of earlier rounds, for the same."""
 
     reason: str = ""
-    """Why this method, if it was chosen by itself."""
+    """Why the method was chosen, if it was chosen automatically."""
 
     remarks: tuple[str, ...] = ()
-    """What was done to the data, for people."""
+    """What was done to the data, as sentences for people."""
 
 
 WordingWriter = Callable[[BaseInfo, TrainConfig, Sequence[str]], Sequence[Sequence[Wording]]]
-"""Other wordings of questions, ``augment`` of each."""
+"""Generates ``config.augment`` paraphrases of each question."""
 
 
 def default_writer(
@@ -105,7 +110,7 @@ def default_writer(
     kept: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda written, of: None,
 ) -> Sequence[Sequence[Wording]]:
-    """By the bare base; see `graftwork.training.run.wordings.write`."""
+    """Generate paraphrases with the base; see `graftwork.training.run.wordings.generate_wordings`."""
     from graftwork.training.model import precision
     from graftwork.training.run import wordings as augment
 
@@ -131,10 +136,23 @@ def plan_run(
     teacher: BaseInfo | None = None,
     writer: WordingWriter = default_writer,
 ) -> TrainingRun:
-    """Read and check everything a run needs; ``max_length`` becomes what the base can read, if that is less.
+    """Read the data of a run, and plan the run on a fresh adapter.
 
-    ``data`` is a file, cleaned by the default policy and split by ``config.validation``, or a data set that was kept,
-    with the sides it has. Raises InvalidRequest when there is nothing to learn, or the name cannot be an adapter's.
+    Args:
+        name: the name of the adapter.
+        data: a file, which is cleaned by the default policy and split by ``config.validation``; or a stored data set,
+            which is used with its splits.
+        columns: the columns of the file.
+        format: the format of the file; detected if None.
+        base: the base.
+        config: the configuration. Its ``max_length`` is reduced to the context length of the base.
+        teacher: the teacher of a distillation.
+        writer: generates paraphrases, if ``config.augment`` is set.
+
+    Raises:
+        InvalidRequest: if the name is invalid, the data cannot be read, there is nothing to learn, or a tracker or
+            reward function is not installed.
+        ConfigurationError: if the teacher has another vocabulary.
     """
     check_name(name, base_id=base.id)
     found = load_material(data, columns=columns, format=format, share=config.validation)
@@ -153,8 +171,23 @@ def assemble_run(
     reason: str = "",
     writer: WordingWriter = default_writer,
 ) -> TrainingRun:
-    """The run on this material, with rows of ``older`` rounds learned again as ``config.replay`` says, and other
-    wordings of its questions by ``writer`` as ``config.augment`` says."""
+    """Plan a run on rows that were read.
+
+    Args:
+        name: the name of the adapter.
+        material: the rows.
+        base: the base.
+        config: the configuration. Its ``max_length`` is reduced to the context length of the base.
+        parent: the version that is trained further.
+        teacher: the teacher of a distillation.
+        older: the rows of earlier rounds by name, of which ``config.replay`` are learned again.
+        reason: why the method was chosen automatically.
+        writer: generates paraphrases, if ``config.augment`` is set.
+
+    Raises:
+        InvalidRequest: if there is nothing to learn, or a tracker or reward function is not installed.
+        ConfigurationError: if the teacher has another vocabulary.
+    """
     trackers.check(config.report_to)
     reward_plugins.check(config.rewards)
     if teacher is not None:
@@ -164,9 +197,8 @@ def assemble_run(
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
 
     def tokens(rows: Iterable[Row]) -> Tokenized[Any]:
-        how: Any = _TOKENIZE.get(config.method, tokenize)
-        tokenized: Tokenized[Any] = how(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
-        return tokenized
+        tokenize = TOKENIZE[METHOD_TRAITS[config.method].learns_from]
+        return tokenize(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
 
     routed = {side: rows_for_method(material.sides[side], config.method) for side in ("train", "validation")}
     originals, other = routed["train"].rows, None
@@ -213,17 +245,12 @@ def assemble_run(
     )
 
 
-_TOKENIZE: Final[Mapping[str, Any]] = {
-    "dpo": tokenize_pairs,
-    "kto": tokenize_judged,
-    "distillation": tokenize_questions,
-    "grpo": tokenize_questions,
-}
-
-
 def _check_same_vocabulary(base: BaseInfo, teacher: BaseInfo) -> None:
-    """ConfigurationError unless the teacher's tokens are the base's, id by id: its probabilities are compared with the
-    model's own, token by token."""
+    """Check that the teacher has the same token ids as the base, since their probabilities are compared by token.
+
+    Raises:
+        ConfigurationError: if it has not.
+    """
     vocabularies = [
         json.loads(Path(info.path, "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         for info in (base, teacher)
@@ -244,22 +271,21 @@ def _augment(
     config: TrainConfig,
     writer: WordingWriter,
 ) -> Augmentation:
-    """Rows that ask in other words, of those that are learned from; none near to what this round or an older one holds
-    out."""
+    """Generate and filter paraphrases of the training rows; none is near to a held-out row of any round."""
     wordings = writer(base, config, [row.question for row in rows if can_be_reworded(row)])
     held_out = [*material.held_out, *(row for round_ in older.values() for row in round_.held_out)]
     return kept_wordings(rows, wordings, held_out=held_out)
 
 
 REPLAY_MEASURED: Final = 200
-"""Held-out rows of older rounds that are looked at after each epoch."""
+"""Maximum number of held-out rows of earlier rounds that are evaluated after each epoch."""
 
 
 def _older(
     material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of older rounds to learn again, and held-out ones to watch; none that the new round has on its other side,
-    nor asks about itself: what was said last is what holds."""
+    """Sample training rows and held-out rows of earlier rounds. Questions of the new round are excluded: its answer
+    replaces earlier ones, and its rows may be on the other side of the split."""
     asked = {row.question_key() for side in ("train", "validation", "test") for row in material.sides[side]}
 
     def rows(side: SplitName) -> dict[str, list[Row]]:
@@ -274,7 +300,7 @@ def _older(
 
     replayed = sample_replay(rows("train"), num_new, share=config.replay, seed=config.seed)
     held_out = rows("validation")
-    # As many as are to be looked at: a share of that many beside as many new ones.
+    # A share of one half beside as many new rows is that number of rows.
     watched = sample_replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
     return replayed, watched
 

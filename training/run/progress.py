@@ -1,4 +1,4 @@
-"""Where a run stands and what came out of it, in numbers."""
+"""The progress and the metrics of a run."""
 
 from __future__ import annotations
 
@@ -10,81 +10,86 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingStep:
-    """Where a run stands after one optimizer step, or before the first (``step`` 0)."""
+    """The progress of a run after an optimizer step, or before the first one (``step`` 0)."""
 
     step: int
     num_steps: int
+    """Number of steps of the whole run."""
     loss: float | None
     """Mean over the step's learned tokens, in nats."""
     learning_rate: float | None
     num_tokens: int
-    """Read so far, padding not counted."""
+    """Number of tokens processed so far, without padding."""
     seconds: float
-    """Since the first step began."""
+    """Time since the first step began."""
     validation_loss: float | None
-    """The latest one, in nats per learned token."""
+    """The latest validation loss, in nats per learned token."""
     reward: float | None = None
-    """Of GRPO: the mean of the step's answers."""
+    """For GRPO: mean reward of the step's completions."""
     validation_reward: float | None = None
-    """Of GRPO: the latest mean on the validation rows."""
+    """For GRPO: the latest mean reward on the validation rows."""
     trial: int = 0
-    """Of a search: which trial this is, from 1. Steps, tokens and seconds are then those of all its trials."""
+    """In a search: the number of the trial, from 1. Steps, tokens and seconds are then those of all trials."""
     trials: int = 0
-    """Of a search: how many there will be."""
+    """In a search: the number of trials."""
 
     @property
     def tokens_per_second(self) -> float | None:
+        """Mean throughput so far; None before the first step."""
         return self.num_tokens / self.seconds if self.seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
+        """Estimated remaining time; None before the first step."""
         return self.seconds / self.step * (self.num_steps - self.step) if self.step else None
 
 
 StepListener = Callable[[TrainingStep], None]
+"""Called after each step of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunMetrics:
-    """What came out of a run, for the card and the version's metadata."""
+    """The metrics of a finished run, for the model card and the version's metadata. Losses are in nats per learned
+    token."""
 
     num_steps: int
     num_tokens: int
-    """Read in training, padding not counted."""
+    """Number of tokens processed in training, without padding."""
     seconds: float
-    """From the first step to the end of the last, looks at the validation rows included."""
+    """Duration from the first step to the end of the last, including evaluations."""
     first_loss: float
-    """Of the first step, in nats per learned token."""
+    """Training loss of the first step."""
     last_loss: float
-    """Mean over the last tenth of the steps."""
+    """Mean training loss of the last tenth of the steps."""
     base_validation_loss: float | None
-    """On the validation rows, before the first step: what the base, or the version that is continued, makes of them."""
+    """Validation loss before the first step: of the base, or of the version that is trained further."""
     validation_loss: float | None
-    """On the validation rows, of the finished adapter."""
+    """Validation loss of the finished adapter."""
     validation_token_accuracy: float | None
-    """Share of the validation rows' learned tokens that were the likeliest at their place."""
+    """Share of the learned tokens of validation rows that were the most likely ones."""
     first_reward: float | None = None
-    """Of GRPO: the mean of the first step's answers."""
+    """For GRPO: mean reward of the first step's completions."""
     last_reward: float | None = None
-    """The mean over the last tenth of the steps."""
+    """For GRPO: mean reward of the last tenth of the steps."""
     base_validation_reward: float | None = None
-    """The mean on the validation rows, before the first step."""
+    """For GRPO: mean reward on the validation rows before the first step."""
     validation_reward: float | None = None
-    """The mean on them, of the finished adapter."""
+    """For GRPO: mean reward of the finished adapter on the validation rows."""
     replay_loss_before: float | None = None
-    """On held-out rows of older rounds, before the first step."""
+    """Loss on held-out rows of earlier rounds before the first step."""
     replay_loss: float | None = None
-    """On them, when they were last looked at."""
+    """The last loss on those rows."""
     ended_early: bool = False
-    """Whether that loss rose too far, and the adapter is the one from before it did."""
+    """Whether that loss exceeded its limit, so that the adapter is the one from before it did."""
     num_trainable: int
-    """Parameters of the adapter."""
+    """Number of trained parameters."""
     device: str
     precision: str
-    """What the forward pass computed in."""
+    """The dtype of the forward pass."""
 
     def to_json(self) -> dict[str, Any]:
-        """Every field by name; times and losses to a sensible number of digits."""
+        """Return every field by name, with numbers rounded to six significant digits."""
         return {
             name: float(f"{value:.6g}") if isinstance(value, float) else value
             for name, value in dataclasses.asdict(self).items()
@@ -93,22 +98,23 @@ class RunMetrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchTrial:
-    """One of the runs of a search: what was tried, and what came of it."""
+    """One trial of a search: its hyperparameters and its result."""
 
     number: int
-    """From 1."""
+    """The number of the trial, from 1."""
     learning_rate: float
     rank: int
     epochs: float
     loss: float | None
-    """On the held-out rows, in nats per learned token; of one that was given up, when it was last looked at."""
+    """Validation loss in nats per learned token; the last one for a trial that was pruned."""
     outcome: str
-    """``finished``; ``pruned``, as worse than most; ``failed``."""
+    """``finished``, ``pruned`` or ``failed``."""
     reason: str = ""
     """Why it did not finish."""
     best: bool = False
+    """Whether it is the best trial."""
 
     def to_json(self) -> dict[str, Any]:
-        """Every field by name, the loss to a sensible number of digits."""
+        """Return every field by name, with the loss rounded to six significant digits."""
         loss = None if self.loss is None else float(f"{self.loss:.6g}")
         return {**dataclasses.asdict(self), "loss": loss}

@@ -1,9 +1,9 @@
-"""A search: trials of one run with other rates, ranks and epochs, of which the best on held-out rows goes on.
+"""Hyperparameter search: trials of a run with other learning rates, ranks and epochs; the best validation loss wins.
 
-Optuna proposes what to try (TPE; the first trial is the run as it was asked for) and ends trials that do worse than the
-median of the others after as many epochs. A trial is a run as any other: the same rows, the same split, checkpoints of
-its own. The study is a journal of Optuna's in the run's folder, so that a search that was ended goes on: with the trial
-that was under way, from its newest checkpoint, and to the same proposals as if nothing had happened.
+Optuna proposes the values (TPE; the first trial is the run as configured) and prunes trials that are worse than the
+median of the others after the same number of epochs. All trials use the same rows and splits; each has checkpoints of
+its own. The study is a journal file of Optuna in the run's folder, so that an interrupted search resumes with the
+running trial, from its newest checkpoint, and proposes the same values as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ if TYPE_CHECKING:
     from graftwork.training.run.checkpoints import Checkpointing
 
 STUDY_FILE: Final = "search.log"
-"""In the place of a search: Optuna's journal. Beside it, in `TRIALS_FOLDER`, a folder each for the trial under way and
+"""Optuna's journal in the folder of a search. Beside it, `TRIALS_FOLDER` has a folder for the running trial and one for
 the best one so far."""
 
 NON_FATAL_CODES: Final = frozenset({"training_diverged", "out_of_memory"})
-"""What may end a trial without ending the search: another trial may do better."""
+"""Error codes that end a trial but not the search."""
 
 RATE_FACTOR: Final = 4.0
+"""The learning rate is searched from a quarter of the configured one to four times it."""
 PRUNER_STARTUP_TRIALS: Final = 3
-"""Trials that must have come to their end before others are held against their median."""
+"""Number of finished trials before others are pruned."""
 
 _SPENT: Final = ("steps", "tokens", "seconds")
 
 
 class _TrialPruned(Exception):
-    """The trial does worse than most."""
+    """Raised to end a trial that is worse than the median of the others."""
 
 
 def search(
@@ -63,12 +64,24 @@ def search(
     run_name: str = "",
     say: Callable[[str], None] = lambda message: None,
 ) -> Card:
-    """Carry out ``run.config.search`` trials and leave the best one's PEFT folder at ``folder``. ``place`` is where the
-    study and the trials are kept; one that was begun there is gone on with. Steps are told, and checkpoints numbered,
-    through all trials.
+    """Run ``run.config.search`` trials, and publish the best one's PEFT folder.
 
-    Raises InvalidRequest without held-out rows, what ended the last trial if none can be used, and what `carry_out`
-    raises.
+    Args:
+        run: the run.
+        folder: the PEFT folder to create; it must be free.
+        on_step: called after each step; steps are counted through all trials.
+        keeping: how checkpoints are saved; their steps are counted through all trials. None saves none.
+        place: folder of the study and its trials. A search that was begun there is resumed.
+        run_name: name of the run in trackers; the adapter's name by default.
+        say: called with messages for people.
+
+    Returns:
+        The model card of the best trial, with a summary of all trials.
+
+    Raises:
+        InvalidRequest: if there are no validation rows.
+        GraftworkError: if no trial succeeds, with the code of the last one; or as `execute` raises it.
+        RunStopped: if the search was asked to stop.
     """
     if not run.validation:
         raise InvalidRequest(
@@ -109,8 +122,8 @@ class _Search:
         while len(self._ended()) < self.wanted:
             self._sweep()
             self._stop_if_asked()
-            self._try(self._next())
-            gc.collect()  # a model in a cycle of references would stay beside the next one
+            self._run_trial(self._next())
+            gc.collect()  # a model in a reference cycle would stay in memory beside the next one
         self._sweep()
         best = self._best()
         if best is None:
@@ -122,7 +135,7 @@ class _Search:
         return self._publish_best(best, folder)
 
     def _next(self) -> optuna.trial.Trial:
-        """The one that was under way when the search was ended, or a new one."""
+        """Return the trial that was running when the search was interrupted, or a new one."""
         trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.state == TrialState.RUNNING:
@@ -131,20 +144,20 @@ class _Search:
             self.study.enqueue_trial({name: getattr(self.run.config, name) for name in self._space})
         return self.study.ask()
 
-    def _try(self, trial: optuna.trial.Trial) -> None:
+    def _run_trial(self, trial: optuna.trial.Trial) -> None:
         config = self._proposed(trial)
         number, place = trial.number + 1, self._trial_place(trial.number)
         self._say(f"Trial {number} of {self.wanted}: {_describe(self.run.config, trial.params)}.")
         for leftover in (place / ADAPTER_FOLDER, *place.glob(f".{ADAPTER_FOLDER}.partial-*")):
-            shutil.rmtree(leftover, ignore_errors=True)  # of an attempt that ended before it could say so
-        ear = _TrialListener(self, trial, config)
+            shutil.rmtree(leftover, ignore_errors=True)  # of an attempt that was killed
+        listener = _TrialListener(self, trial, config)
         reason, code, loss = "", "", None
         try:
             card = execute(
                 dataclasses.replace(self.run, config=config),
                 place / ADAPTER_FOLDER,
-                ear,
-                self._keeping_of(trial, place),
+                listener,
+                self._checkpointing(trial, place),
                 run_name=f"{self._run_name} trial {number}",
             )
             if card.metrics.validation_loss is None:
@@ -154,8 +167,8 @@ class _Search:
                 )
             trial.set_user_attr("metrics", dataclasses.asdict(card.metrics))
             loss = card.metrics.validation_loss
-        except _TrialPruned as given_up:
-            reason, code = str(given_up), "pruned"
+        except _TrialPruned as pruned:
+            reason, code = str(pruned), "pruned"
         except GraftworkError as error:
             if error.code not in NON_FATAL_CODES:
                 raise
@@ -165,14 +178,14 @@ class _Search:
                 raise
             reason, code = "The disk is full: make room where jobs are kept.", DISK_FULL
         if loss is None:
-            shutil.rmtree(place, ignore_errors=True)  # first of all, since the disk may be full
+            shutil.rmtree(place, ignore_errors=True)  # before anything is written, since the disk may be full
             _truncate_partial_line(self._place / STUDY_FILE)
             trial.set_user_attr("reason", reason)
             trial.set_user_attr("code", code)
-        trial.set_user_attr("spent", ear.spent())
+        trial.set_user_attr("spent", listener.spent())
         trial.set_user_attr("ended_at", datetime.now(UTC).isoformat())
         if loss is None:
-            # Pruned also where it failed: the sampler then keeps away from there.
+            # Failed trials count as pruned, too, so that the sampler avoids their values.
             self.study.tell(trial, state=TrialState.PRUNED)
             self._say(f"Trial {number} was given up: {reason}")
         else:
@@ -182,7 +195,7 @@ class _Search:
     def _proposed(self, trial: optuna.trial.Trial) -> TrainConfig:
         values = {}
         for index, (name, suggest) in enumerate(self._space.items()):
-            # Every value has random numbers of its own: a search that goes on draws what it would have drawn.
+            # A seed for each value, so that a resumed search proposes the same values.
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=(self.run.config.seed * 10_007 + trial.number * 101 + index) % 2**32,
                 n_startup_trials=max(3, self.wanted // 4),
@@ -191,12 +204,12 @@ class _Search:
             values[name] = suggest(trial)
         return with_values(self.run.config, values)
 
-    def _keeping_of(self, trial: optuna.trial.Trial, place: Path) -> Checkpointing | None:
+    def _checkpointing(self, trial: optuna.trial.Trial, place: Path) -> Checkpointing | None:
         if self._keeping is None:
             return None
-        before, heard = self.spent()["steps"], self._keeping.on_checkpoint
+        before, on_checkpoint = self.spent()["steps"], self._keeping.on_checkpoint
         return dataclasses.replace(
-            self._keeping, folder=place / CHECKPOINTS_FOLDER, on_checkpoint=lambda step: heard(before + step)
+            self._keeping, folder=place / CHECKPOINTS_FOLDER, on_checkpoint=lambda step: on_checkpoint(before + step)
         )
 
     def _stop_if_asked(self) -> None:
@@ -205,7 +218,7 @@ class _Search:
 
             raise RunStopped
 
-    # --- what is known of them ----------------------------------------------------------------------------------------
+    # --- finished trials ----------------------------------------------------------------------------------------------
 
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
@@ -215,12 +228,12 @@ class _Search:
         return min(complete, key=lambda trial: (trial.value, trial.number), default=None)
 
     def spent(self) -> dict[str, Any]:
-        """Steps, tokens and seconds of all trials that have ended."""
+        """Return the steps, tokens and seconds of all finished trials together."""
         spent = [trial.user_attrs["spent"] for trial in self._ended()]
         return {name: sum(one[name] for one in spent) for name in _SPENT}
 
     def _sweep(self) -> None:
-        """Only the best trial's files stay, and those of the one under way."""
+        """Delete the files of all trials but the best one and the running one."""
         running = [trial for trial in self.study.get_trials(deepcopy=False) if not trial.state.is_finished()]
         kept = {self._trial_place(trial.number) for trial in (*running, self._best()) if trial is not None}
         for place in (self._place / TRIALS_FOLDER).glob("*"):
@@ -231,7 +244,7 @@ class _Search:
         return self._place / TRIALS_FOLDER / f"trial-{number + 1}"
 
     def _publish_best(self, best: FrozenTrial, folder: Path) -> Card:
-        """The best trial's folder at ``folder``, whole or not at all, with a card that says all trials."""
+        """Copy the best trial's folder to ``folder`` atomically, with a card that lists all trials."""
         card = card_of(
             dataclasses.replace(self.run, config=with_values(self.run.config, best.params)),
             RunMetrics(**best.user_attrs["metrics"]),
@@ -241,7 +254,7 @@ class _Search:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
         try:
-            # Copied: until somebody has the result, a search that is begun again finds everything in its place.
+            # Copied, not moved: a search that is interrupted here can be resumed.
             shutil.copytree(self._trial_place(best.number) / ADAPTER_FOLDER, partial)
             seal(partial, card)
             partial.rename(folder)
@@ -266,12 +279,12 @@ class _Search:
 
 
 class _TrialListener:
-    """Hears one trial's steps: tells them as those of the whole search, and gives the trial up when it does badly."""
+    """The step listener of a trial: reports its steps as those of the whole search, and prunes the trial."""
 
     def __init__(self, search: _Search, trial: optuna.trial.Trial, config: TrainConfig) -> None:
         self._search, self._trial, self._config = search, trial, config
         self._before = search.spent()
-        self._seen: float | None = None
+        self._last_validation_loss: float | None = None
         self._last = TrainingStep(
             step=0, num_steps=0, loss=None, learning_rate=None, num_tokens=0, seconds=0.0, validation_loss=None
         )
@@ -279,66 +292,67 @@ class _TrialListener:
     def __call__(self, step: TrainingStep) -> None:
         self._last = step
         run, number = self._search.run, self._trial.number + 1
-        before, usual = self._before, num_steps(len(run.rows), run.config)
+        before, expected = self._before, num_steps(len(run.rows), run.config)
         self._search.on_step(
             dataclasses.replace(
                 step,
                 step=before["steps"] + step.step,
-                num_steps=before["steps"] + step.num_steps + usual * (self._search.wanted - number),
+                num_steps=before["steps"] + step.num_steps + expected * (self._search.wanted - number),
                 num_tokens=before["tokens"] + step.num_tokens,
                 seconds=before["seconds"] + step.seconds,
                 trial=number,
                 trials=self._search.wanted,
             )
         )
-        if step.validation_loss != self._seen:
-            self._seen = step.validation_loss
+        if step.validation_loss != self._last_validation_loss:
+            self._last_validation_loss = step.validation_loss
             if step.step and step.validation_loss is not None:
-                self._measured(step, step.validation_loss)
+                self._on_validation_loss(step, step.validation_loss)
 
     def spent(self) -> dict[str, float]:
-        """What this trial took."""
+        """Return the steps, tokens and seconds of this trial."""
         return {"steps": self._last.step, "tokens": self._last.num_tokens, "seconds": self._last.seconds}
 
-    def _measured(self, step: TrainingStep, loss: float) -> None:
+    def _on_validation_loss(self, step: TrainingStep, loss: float) -> None:
         if not math.isfinite(loss):
             raise GraftworkError(f"The loss on the held-out rows is {loss}: it diverged.", code="training_diverged")
         epoch = round(step.step * self._config.epochs / step.num_steps)
-        told = self._search.study.get_trials(deepcopy=False)[self._trial.number].intermediate_values
-        if epoch not in told:  # it may have been, before the search was ended
+        reported = self._search.study.get_trials(deepcopy=False)[self._trial.number].intermediate_values
+        if epoch not in reported:  # it may have been, before the search was interrupted
             self._trial.report(loss, epoch)
         if step.step < step.num_steps and self._trial.should_prune():
             raise _TrialPruned(f"its loss of {loss:.4f} after {_epochs(epoch)} is worse than the median of the others.")
 
 
-# --- what is tried ----------------------------------------------------------------------------------------------------
+# --- the search space -------------------------------------------------------------------------------------------------
 
 
 def ranks(rank: int) -> tuple[int, ...]:
-    """Those that are tried: half, the same, twice."""
+    """Return the ranks to try, in ascending order: half of the configured one, the same, and twice as much."""
     return tuple(sorted({max(1, rank // 2), rank, min(2 * rank, AdapterLimits().max_rank)}))
 
 
 def num_steps(num_rows: int, config: TrainConfig) -> int:
-    """Optimizer steps of one run."""
+    """Return the number of optimizer steps of a run on ``num_rows`` training rows."""
     return math.ceil(config.epochs * math.ceil(num_rows / config.batch_size))
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    """The same run with other values; what scales the adapter's output stays as it was."""
+    """Return the configuration with other values. Alpha is changed with the rank, so that the adapter's scaling
+    (alpha / rank) stays the same."""
     alpha = max(1, round(config.alpha * values.get("rank", config.rank) / config.rank))
     return dataclasses.replace(config, **{**values, "epochs": float(values["epochs"]), "alpha": alpha})
 
 
 def _space(run: TrainingRun) -> dict[str, Callable[[optuna.trial.Trial], Any]]:
-    """How each value is drawn, around what the run has."""
+    """Return a function for each hyperparameter that suggests its value, around the configured one."""
     rate, epochs = run.config.learning_rate, run.config.epochs
     space: dict[str, Callable[[optuna.trial.Trial], Any]] = {
         "learning_rate": lambda trial: trial.suggest_float(
             "learning_rate", rate / RATE_FACTOR, max(rate, min(rate * RATE_FACTOR, 0.5)), log=True
         ),
     }
-    if run.parent is None:  # a continued adapter keeps its own
+    if run.parent is None:  # the rank of an existing adapter is fixed
         space["rank"] = lambda trial: trial.suggest_categorical("rank", ranks(run.config.rank))
     if epochs >= 1 and epochs == int(epochs):
         least, most = math.ceil(epochs / 2), math.ceil(1.5 * epochs)
@@ -361,7 +375,7 @@ def _epochs(number: float) -> str:
 
 
 class _NoLock(JournalFileOpenLock):
-    """No lock: nobody else runs in a run's folder, and Optuna's would stay behind when the run is killed."""
+    """No lock: a run has its folder to itself, and Optuna's lock file would remain when the run is killed."""
 
     def acquire(self) -> bool:
         return True
@@ -383,7 +397,7 @@ def _open_study(path: Path) -> optuna.Study:
 
 
 def _truncate_partial_line(path: Path) -> None:
-    """Take away a last line that was not written to its end: the next one would be written behind it."""
+    """Remove a last line that is incomplete, after which the next one could not be read."""
     if path.is_file():
         whole = path.read_bytes().rfind(b"\n") + 1
         with path.open("r+b") as file:

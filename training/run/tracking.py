@@ -1,6 +1,5 @@
-"""How a run tells trackers: which run of theirs it is, what they may do of their own accord, and that it ends.
-
-transformers' callbacks do the telling.
+"""Experiment trackers of a run: their defaults, the end of their runs, and their errors. transformers' callbacks report
+the metrics.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning import trackers
 
 PROJECT: Final = "graftwork"
-"""What runs stand under, where the environment does not say."""
+"""Name of the project or experiment in trackers, unless the environment sets one."""
 
 SILENT: Final[Mapping[str, str]] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -26,7 +25,7 @@ SILENT: Final[Mapping[str, str]] = {
     "WANDB_ERROR_REPORTING": "false",
     "GRADIO_ANALYTICS_ENABLED": "False",
 }
-"""No library reports to its makers. Read once, when each is imported, so it must be in the environment before."""
+"""Environment variables that disable telemetry of libraries. They must be set before the libraries are imported."""
 
 _DEFAULTS: Final[Mapping[str, str]] = {
     "WANDB_PROJECT": PROJECT,
@@ -38,15 +37,20 @@ _ENDS: Final[Mapping[str, str]] = {"wandb": "finish", "mlflow": "end_run", "trac
 
 _SECRET: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _IN_ADDRESS: Final = re.compile(r"//[^/@\s]+@")
-_THEIR_CALLBACKS: Final = "transformers.integrations"
+_CALLBACKS_MODULE: Final = "transformers.integrations"
 
 
 @contextlib.contextmanager
 def tracked(names: Sequence[str]) -> Iterator[None]:
-    """A block in which these trackers are told. Whatever ends it ends their run as well: what follows in this process,
-    another trial or another attempt, is another run of theirs.
+    """Enable trackers for the block. At its end their runs end, too, so that another trial or attempt in this process
+    is a new run.
 
-    Raises GraftworkError with code ``tracker_failed`` for what they raise, without secrets of the environment.
+    Args:
+        names: names of trackers.
+
+    Raises:
+        InvalidRequest: if a tracker is unknown or not installed.
+        GraftworkError: with code ``tracker_failed`` for an error of a tracker, without secrets in its message.
     """
     trackers.check(names)
     if not names:
@@ -57,19 +61,19 @@ def tracked(names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_theirs(error):
+        if not _is_from_tracker(error):
             raise
-        # Without its cause: the libraries write addresses and keys into their messages.
+        # Without its cause: the messages of the libraries contain addresses and keys.
         raise _failed(names, error) from None
     finally:
         for name in names:
-            with contextlib.suppress(RuntimeError):  # trackio's, when no run of its is under way
+            with contextlib.suppress(RuntimeError):  # raised by trackio if no run is active
                 getattr(importlib.import_module(name), _ENDS[name])()
 
 
-def _is_theirs(error: BaseException) -> bool:
+def _is_from_tracker(error: BaseException) -> bool:
     frames = traceback.walk_tb(error.__traceback__)
-    return any(str(frame.f_globals.get("__name__")).startswith(_THEIR_CALLBACKS) for frame, _ in frames)
+    return any(str(frame.f_globals.get("__name__")).startswith(_CALLBACKS_MODULE) for frame, _ in frames)
 
 
 def _failed(names: Sequence[str], error: Exception) -> GraftworkError:
@@ -83,7 +87,7 @@ def _failed(names: Sequence[str], error: Exception) -> GraftworkError:
 
 
 def redacted(text: str) -> str:
-    """The text without the environment's secrets, and without names and passwords in addresses."""
+    """Remove the values of environment variables that look like secrets, and the user names and passwords in URLs."""
     for variable, value in os.environ.items():
         if len(value) >= 6 and _SECRET.search(variable):
             text = text.replace(value, "***")

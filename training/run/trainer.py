@@ -1,6 +1,4 @@
-"""One run: token ids in, the two files of a PEFT adapter out. Nothing is written but the finished adapter and, where a
-folder for them is given, checkpoints.
-"""
+"""Training of one run, from tokenized rows to a PEFT folder."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from typing import Any, Final
 
 from graftwork.training.run import tracking
 
-os.environ.update(tracking.SILENT)  # TRL reports every run otherwise
+os.environ.update(tracking.SILENT)  # otherwise TRL sends telemetry for each run
 import huggingface_hub.constants
 import peft
 import tokenizers
@@ -40,12 +38,12 @@ from graftwork.training.run.checkpoints import Checkpointing, RunStopped
 from graftwork.training.run.estimate import micro_batch_size
 from graftwork.training.run.progress import RunMetrics, StepListener
 
-# Something else may have imported the hub's library before the line above.
+# huggingface_hub may have been imported before the environment was changed.
 huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
 
 CHECKPOINTING_ABOVE = 1_000_000_000
-"""Parameters of a base above which activations are computed again in the backward pass instead of kept. Below,
-``micro_batch_tokens`` keeps them small, and keeping them saves a second forward pass."""
+"""Number of parameters of a base above which activation checkpointing is used. For smaller bases
+``micro_batch_tokens`` limits activations enough, and keeping them saves a second forward pass."""
 
 
 def train(
@@ -62,17 +60,33 @@ def train(
     keeping: Checkpointing | None = None,
     run_name: str | None = None,
 ) -> RunMetrics:
-    """Train an adapter on ``rows`` and write adapter_config.json and adapter_model.safetensors into ``folder``; where
-    all weights are trained, a model's whole folder.
+    """Train an adapter and write ``adapter_config.json`` and ``adapter_model.safetensors``; for variant ``full``, train
+    all weights and write the folder of a model.
 
-    The rows are as the method takes them: Tokens, PairTokens, JudgedTokens or QuestionTokens. ``parent`` is the PEFT
-    folder of the version to continue; without, the adapter is a fresh one. ``teacher`` is the larger model of a
-    distillation. ``replay_validation`` are held-out rows of older rounds. With ``keeping`` the run begins where the
-    newest whole checkpoint is, and ends in the same bits as if it had never been interrupted.
+    If a step does not fit into memory, the run starts again with a smaller micro-batch.
 
-    Raises GraftworkError with code ``training_diverged`` when the loss is no number any more and ``out_of_memory`` when
-    not even one row at a time fits, ConfigurationError when the base has no module to adapt, Stopped when somebody
-    asked for it. In each case ``folder`` stays as it was.
+    Args:
+        base: the base.
+        rows: the training rows, tokenized for the method.
+        validation: validation rows, evaluated before training and after each epoch.
+        config: the configuration.
+        folder: the folder to write the result to; it must exist.
+        on_step: called after each step.
+        parent: PEFT folder of the version that is trained further; None for a fresh adapter.
+        teacher: the teacher of a distillation.
+        replay_validation: held-out rows of earlier rounds, evaluated like ``validation``.
+        keeping: how checkpoints are saved; None saves none. The run resumes from the newest checkpoint, and its result
+            has the same bits as that of an uninterrupted run.
+        run_name: name of the run in trackers.
+
+    Returns:
+        The metrics of the run.
+
+    Raises:
+        GraftworkError: with code ``training_diverged`` if the loss or a weight is not finite, ``out_of_memory`` if not
+            even one row fits, ``tracker_failed`` or ``reward_failed``. Nothing is written to ``folder``.
+        ConfigurationError: if the base has no module to adapt.
+        RunStopped: if the run was asked to stop.
     """
     if config.method == "kto":
         rows = kto.shuffle_for_kto(rows, config.seed)
@@ -104,7 +118,7 @@ def train(
                     "(--max-length), a lower rank or quantization nf4, or free memory.",
                     code="out_of_memory",
                 ) from error
-        # Outside the handler: what the failed attempt held is referred to by its traceback.
+        # Outside of the handler, where the traceback no longer refers to the memory of the failed attempt.
         micro = smaller[-1]
 
 
@@ -125,10 +139,10 @@ def _attempt(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = compute_precision(config, device)
     resumed = checkpoints.newest(keeping.folder) if keeping else None
-    watcher = RunCallback(on_step, config, keeping)
+    callback = RunCallback(on_step, config, keeping)
     with _quiet(), head.fast_loss_head(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
-        # All weights that are trained are float32, as an adapter's are; the forward pass is computed in less.
+        # Trained weights are float32; the forward pass is computed in ``precision``.
         bare = load_model(base, dtype="float32" if config.variant == "full" else precision, device=device)
         sources = recipe.RecipeInputs(
             tokenizer=Path(base.path, "tokenizer.json"),
@@ -144,7 +158,7 @@ def _attempt(
             config,
             model=model,
             sources=sources,
-            callbacks=[watcher],
+            callbacks=[callback],
             micro=micro,
             arguments=_arguments(
                 base, len(rows), any(measured.values()), config, scratch, device, precision, micro, keeping, resumed
@@ -152,17 +166,17 @@ def _attempt(
             | {"run_name": run_name},
         )
         if config.reference == "base" and "ref" in getattr(model, "peft_config", {}):
-            model.delete_adapter("ref")  # TRL then takes the model without any adapter
+            model.delete_adapter("ref")  # TRL then uses the model without adapters as reference
         adapter.cast_trainable_to_float32(model)
-        watcher.attach(trainer, model, resumed)
-        if not watcher.ended:
+        callback.attach(trainer, model, resumed)
+        if not callback.ended:
             trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        if watcher.stopped:
+        if callback.stopped:
             raise RunStopped
-        watcher.undo_forgetting()
+        callback.undo_forgetting()
         _check_finite(model)
         _save(model, base, folder, config)
-    return watcher.metrics(
+    return callback.metrics(
         num_trainable=sum(p.numel() for p in trainable_parameters(model)), device=device, precision=precision
     )
 
@@ -170,8 +184,18 @@ def _attempt(
 def prepare_model(
     model: PreTrainedModel, base: BaseInfo, config: TrainConfig, parent: Path | None = None
 ) -> peft.PeftModel | PreTrainedModel:
-    """The base with an adapter to train, fresh or the parent's, whose weights alone are trainable, in float32; or,
-    where all are to be trained, the base itself."""
+    """Prepare a base for training: with a fresh adapter or that of a parent, whose weights only are trainable, in
+    float32; for variant ``full``, with all weights trainable.
+
+    Args:
+        model: the base model; it is changed in place.
+        base: what is known of the base.
+        config: the configuration of the run.
+        parent: PEFT folder of the version that is trained further.
+
+    Raises:
+        ConfigurationError: if the base has no module to adapt, or the parent has nothing to train.
+    """
     if config.variant == "full":
         return model.requires_grad_(True)
     if config.quantization == "nf4":
@@ -182,7 +206,7 @@ def prepare_model(
 
 
 _anchors: Final[dict[tuple[object, ...], Anchor]] = {}
-"""The last one: the trials of a search, and a run in smaller parts, hold on to the same."""
+"""Cache of the last anchor, which the trials of a search share, and the attempts with smaller micro-batches."""
 
 
 def _anchor(bare: PreTrainedModel, base: BaseInfo, config: TrainConfig, num_rows: int) -> Anchor | None:
@@ -217,8 +241,8 @@ def _arguments(
         "gradient_accumulation_steps": config.batch_size // micro,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
-        # Rounded down: a share, as TRL would take it, is rounded up, and the first step of a warm-up has rate zero, so
-        # that a run of one step would learn nothing.
+        # Rounded down: TRL rounds a ratio up, and as the first step of a warm-up has rate 0, a run of one step would
+        # learn nothing.
         "warmup_steps": int(config.warmup * math.ceil(config.epochs * math.ceil(num_rows / config.batch_size))),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
@@ -230,7 +254,7 @@ def _arguments(
         "save_strategy": "no" if keeping is None else "steps",
         "save_steps": config.checkpoint_steps,
         "logging_steps": 1,
-        # What is no number must be seen, not replaced by the mean of what came before.
+        # A loss that is not finite must be reported, not replaced by the previous mean.
         "logging_nan_inf_filter": False,
         "report_to": list(config.report_to) or "none",
         "project": tracking.PROJECT,
@@ -246,10 +270,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _scratch(keeping: Checkpointing | None) -> Iterator[Path]:
-    """Where transformers writes: on the checkpoints' own disk, so that one is published by a rename."""
+    """Yield the output folder of transformers, on the file system of the checkpoints, as a rename publishes them."""
     if keeping is None:
-        with tempfile.TemporaryDirectory(prefix="graftwork-train-") as passing:
-            yield Path(passing)
+        with tempfile.TemporaryDirectory(prefix="graftwork-train-") as temporary:
+            yield Path(temporary)
         return
     folder = keeping.folder / ".writing"
     shutil.rmtree(folder, ignore_errors=True)
@@ -269,14 +293,14 @@ def _save(model: Any, base: BaseInfo, folder: Path, config: TrainConfig) -> None
     if config.variant == "full":
         whole_model.save_whole_model(model, base, folder)
         return
-    # The folder the base was loaded from means nothing to anybody else.
+    # The id of the base, since the folder that it was loaded from is local.
     model.peft_config["default"].base_model_name_or_path = base.id
     model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"], save_embedding_layers=False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' own progress and advice: what matters reaches the user through the listener."""
+    """Suppress the libraries' own progress bars and warnings; the step listener reports the progress."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

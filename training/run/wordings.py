@@ -1,8 +1,9 @@
-"""Other wordings of questions, written by the bare base itself; which of them are any good is not decided here.
+"""Generation of paraphrases ("wordings") of questions with the base. `graftwork.training.data.mix.paraphrases` filters
+them.
 
-The base is shown a few messages with the same in other words, then each question: small bases imitate better than they
-obey. What it writes is kept, batch by batch, beside whoever asked: a run that is killed and begun again goes on after
-the last whole batch, and learns from the same wordings.
+The prompt has few-shot examples, since small bases follow examples better than instructions. Generated batches are
+stored in a file, so that a run that is killed continues after the last complete batch and learns from the same
+wordings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.data.mix.paraphrases import Wording
 
 WordingProgress = Callable[[int, int], None]
-"""Told now and then how many wordings are written, and of how many."""
+"""Callback that is called with the number of wordings that are generated, and the total."""
 
 INSTRUCTION: Final = "You rewrite messages in other words and keep their meaning."
 REQUEST_PREFIX: Final = "Rewrite in other words: "
@@ -37,13 +38,14 @@ SHOTS: Final = (
     ("How do I change the date of my visit?", "What do I have to do to change the date of my visit?"),
     ("Do you sell umbrellas in your store?", "Do you have umbrellas for sale in the store?"),
 )
-"""One of each kind: with an I and with a you, with a number, with a not, asking and telling."""
+"""Few-shot examples of different kinds: with first and second person, numbers, negations; questions and statements."""
 
 TEMPERATURE: Final = 0.6
 TOP_K: Final = 50
 BATCH: Final = 24
+"""Number of wordings that are generated together."""
 ROOM: Final = 1.5
-"""Tokens of a wording, at most, times the question's, and `SPARE` more."""
+"""Maximum length of a wording, as a multiple of the question's tokens; `SPARE` tokens are added."""
 SPARE: Final = 8
 
 
@@ -57,37 +59,47 @@ def generate_wordings(
     kept: Path | None = None,
     on_progress: WordingProgress = lambda written, of: None,
 ) -> list[list[Wording]]:
-    """``each`` wordings of every question, from ``seed`` alone.
+    """Generate wordings of questions.
 
-    ``precision`` is torch's name of what is computed in. ``kept`` is a file that the wordings are kept in while they
-    are written, and read from if they are those of these very questions; whoever asks removes it.
+    Args:
+        base: the base.
+        questions: the questions.
+        each: number of wordings per question.
+        seed: of the sampling; it determines the result.
+        precision: torch's name of the dtype of the forward pass.
+        kept: file in which generated wordings are stored, and from which generation resumes if it was written for the
+            same arguments. The caller deletes it.
+        on_progress: called with the number of generated wordings and the total.
+
+    Returns:
+        The wordings of each question.
     """
     if not questions:
         return []
     prompts = Prompts(Path(base.path))
     prefix, asked = _asked(prompts, questions)
-    # Like lengths together, so that little is padded; all of one question, which end at about the same time.
+    # Questions of similar length together, for little padding; and all wordings of one question, of similar length.
     order = [
         index for index in sorted(range(len(asked)), key=lambda index: (len(asked[index]), index)) for _ in range(each)
     ]
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    there = _WordingsFile(kept, _digest(base, questions, each, seed))
-    if len(there.batches) < len(batches):
+    stored = _WordingsFile(kept, _digest(base, questions, each, seed))
+    if len(stored.batches) < len(batches):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        writer = _WordingGenerator(load_model(base, dtype=precision, device=device), prompts, prefix)
-        for number in range(len(there.batches), len(batches)):
+        generator = _WordingGenerator(load_model(base, dtype=precision, device=device), prompts, prefix)
+        for number in range(len(stored.batches), len(batches)):
             on_progress(number * BATCH, len(order))
-            there.add(writer.write([asked[index] for index in batches[number]], seed=_seed(seed, number)))
+            stored.add(generator.generate([asked[index] for index in batches[number]], seed=_seed(seed, number)))
         on_progress(len(order), len(order))
-    written: list[list[Wording]] = [[] for _ in questions]
-    for batch, wordings in zip(batches, there.batches, strict=True):
+    by_question: list[list[Wording]] = [[] for _ in questions]
+    for batch, wordings in zip(batches, stored.batches, strict=True):
         for index, wording in zip(batch, wordings, strict=True):
-            written[index].append(wording)
-    return written
+            by_question[index].append(wording)
+    return by_question
 
 
 class _WordingGenerator:
-    """The base, with what stands before every question computed once."""
+    """Generates wordings with the base. The keys and values of the common prefix are computed once."""
 
     def __init__(self, model: PreTrainedModel, prompts: Prompts, prefix: Sequence[int]) -> None:
         self._model = model
@@ -98,8 +110,8 @@ class _WordingGenerator:
             model(torch.tensor([self._prefix], device=model.device), past_key_values=self._cache, use_cache=True)
 
     @torch.no_grad()
-    def write(self, asked: Sequence[Sequence[int]], *, seed: int) -> list[Wording]:
-        """A wording of each."""
+    def generate(self, asked: Sequence[Sequence[int]], *, seed: int) -> list[Wording]:
+        """Generate a wording for each prompt, given by its token ids after the prefix."""
         width = max(map(len, asked))
         rows = [[*self._prefix, *[0] * (width - len(ids)), *ids] for ids in asked]
         mask = [[*[1] * len(self._prefix), *[0] * (width - len(ids)), *[1] * len(ids)] for ids in asked]
@@ -129,7 +141,7 @@ class _WordingGenerator:
 
 
 class _WordingsFile:
-    """What was written, a line a batch, after a line that says of what."""
+    """A file of generated wordings: a line with the digest of their inputs, then one line per batch."""
 
     def __init__(self, path: Path | None, digest: str) -> None:
         self._path = path
@@ -139,8 +151,8 @@ class _WordingsFile:
         head = json.dumps({"digest": digest})
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if lines[:1] == [head]:
-            self.batches = list(_whole(lines[1:]))
-        # What a sudden end left of a last line is gone with this.
+            self.batches = list(_complete_batches(lines[1:]))
+        # Rewritten without a last line that is incomplete.
         write_durably(path, "".join(f"{line}\n" for line in (head, *map(_line, self.batches))))
 
     def add(self, batch: list[Wording]) -> None:
@@ -154,8 +166,8 @@ def _line(batch: Sequence[Wording]) -> str:
     return json.dumps([[wording.text, wording.ended] for wording in batch])
 
 
-def _whole(lines: Sequence[str]) -> Iterator[list[Wording]]:
-    """Batches, up to the first line that is none."""
+def _complete_batches(lines: Sequence[str]) -> Iterator[list[Wording]]:
+    """Yield batches up to the first line that cannot be read."""
     for line in lines:
         try:
             yield [Wording(text=text, ended=ended) for text, ended in json.loads(line)]
@@ -164,14 +176,14 @@ def _whole(lines: Sequence[str]) -> Iterator[list[Wording]]:
 
 
 def _asked(prompts: Prompts, questions: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-    """The tokens that stand before every question, and of each question with what follows it."""
+    """Return the token ids of the common prefix of all prompts, and those of the rest of each prompt."""
     shown = [{"role": "system", "content": INSTRUCTION}]
     for message, other in SHOTS:
         shown += [{"role": "user", "content": f"{REQUEST_PREFIX}{message}"}, {"role": "assistant", "content": other}]
     whole = [
         prompts.chat([*shown, {"role": "user", "content": f"{REQUEST_PREFIX}{question}"}]) for question in questions
     ]
-    # A token must be left of each to go on from.
+    # At least one token of each prompt must remain after the prefix.
     common = min(len(ids) for ids in whole) - 1
     for ids in whole[1:]:
         common = next((place for place in range(common) if ids[place] != whole[0][place]), common)
@@ -179,7 +191,7 @@ def _asked(prompts: Prompts, questions: Sequence[str]) -> tuple[list[int], list[
 
 
 def _seed(seed: int, batch: int) -> int:
-    """Of one batch: what was drawn for those before it does not matter."""
+    """Return the seed of one batch, which does not depend on earlier batches."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {batch}".encode(), digest_size=7).digest())
 
 

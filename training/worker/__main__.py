@@ -24,13 +24,15 @@ log = logging.getLogger(__name__)
 
 
 def follow_server(worker: TrainingWorker, line: BinaryIO) -> None:
-    """Read what the server says: ``1`` while it answers somebody, ``0`` while not. Its end is the worker's."""
-    while said := os.read(line.fileno(), 64):
-        worker.busy = said.endswith(b"1")
+    """Read the server's state from its pipe: ``1`` while it serves requests, ``0`` otherwise. The worker stops at the
+    end of the pipe."""
+    while data := os.read(line.fileno(), 64):
+        worker.busy = data.endswith(b"1")
     worker.stopping.set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the training worker with command-line arguments, and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m graftwork.training.worker", description=(__doc__ or "").partition("\n")[0]
     )
@@ -63,10 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(config: TrainingWorkerConfig, *, line: BinaryIO | None = None) -> int:
-    """Work until SIGTERM, or until ``line`` ends. Returns the process's exit code."""
+    """Run a worker until SIGTERM, or until ``line`` ends.
+
+    Args:
+        config: the configuration of the worker.
+        line: the pipe on which the server reports whether it is busy.
+
+    Returns:
+        The exit code: 0, or 1 if the worker could not run.
+    """
     worker = TrainingWorker(config)
     signal.signal(signal.SIGTERM, lambda *_: worker.stopping.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the server drains and then ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C: it drains, then stops the worker
     if line is not None:
         threading.Thread(target=follow_server, args=(worker, line), name="line", daemon=True).start()
     try:

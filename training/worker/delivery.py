@@ -1,7 +1,7 @@
-"""A run that ended well → a version at the server, the alias for candidates, the file with its measurements.
+"""Publication of a finished run: a version on the server, the alias for candidates, and the file of its measurements.
 
-Done again after any death it comes to the same version and the same file. Once the version is there, nothing that goes
-wrong fails its job: it is told.
+All of it is idempotent: repeated after a crash, it results in the same version and the same file. Errors after the
+version is registered do not fail the job; they become events.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkAPIError, GraftworkClientError, GraftworkConnectionError, ServerError
 from graftwork.clients.types.adapters import Version
 from graftwork.training.run import folder as folder_module
-from graftwork.training.worker import events
+from graftwork.training.worker import events as run_events
 
 log = logging.getLogger(__name__)
 
 TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
-"""What a server answers that starts, drains or is busy, and a proxy in its place."""
+"""HTTP statuses of a server that starts, drains or is busy, and of a proxy in front of it."""
 
 
 class PushDeferred(Exception):
-    """The server cannot take it just now. ``broken``: something failed there, which may not pass however long one
-    waits."""
+    """Raised when the server cannot accept the version at the moment.
+
+    Attributes:
+        broken: whether the server failed with an internal error, which may be permanent.
+    """
 
     def __init__(self, message: str, *, broken: bool) -> None:
         super().__init__(message)
@@ -43,14 +46,21 @@ class PushDeferred(Exception):
 
 
 class PushRefused(GraftworkError):
-    """The server took everything but this version."""
+    """Raised when the server permanently refuses a version."""
 
     default_code = "push_refused"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """``url``: where the server listens. ``key``: that it takes, if it asks for one."""
+    """Publishes the results of runs.
+
+    Attributes:
+        url: address of the server.
+        key: API key of the server, if it requires one.
+        files: the store of result files.
+        lineage: the record of interactions that versions learned from.
+    """
 
     url: str
     key: str | None = field(repr=False)
@@ -58,22 +68,30 @@ class Delivery:
     lineage: Lineage
 
     def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewJobEvent]]:
-        """The version, which is the same however often it is pushed, and what became of the alias for candidates.
+        """Push the adapter of a job as a version, and move the alias for candidates if it passed all gates.
+
+        Args:
+            job: the job.
+            folder: the folder of its run.
+            result: the content of ``result.json``.
+
+        Returns:
+            The id of the version, which is the same if it was pushed before, and events for the job.
 
         Raises:
-            PushDeferred: when the server cannot take it just now.
-            PushRefused: when it never will, or its disk is full.
+            PushDeferred: if the server cannot accept it at the moment.
+            PushRefused: if the server refuses it, or its disk is full.
         """
         digest = result.get("data_digest")
         answers = folder / folder_module.ANSWERS_FILE
         if digest and answers.exists():
-            # Before the version can be seen: whatever learned from somebody's words is on record.
+            # Before the version is visible, so that an erasure finds all versions that learned from a user.
             self.lineage.record(digest, json.loads(answers.read_bytes()))
         card = result.get("card") or {}
         parent_name, number = split_model(job.parent) if job.parent else (None, "0")
         try:
             with Client(self.url, self.key) as client:
-                version, told = _registered(
+                version, events = _push_or_find(
                     client,
                     job,
                     lambda: client.adapters.push(
@@ -84,20 +102,26 @@ class Delivery:
                         metadata={**card, "job": job.id},
                     ),
                 )
-                return version.id, [*told, *_move_alias(client, version, card.get("gates"))]
+                return version.id, [*events, *_move_alias(client, version, card.get("gates"))]
         except (GraftworkConnectionError, GraftworkAPIError) as error:
-            if _passes(error):
+            if _is_transient(error):
                 raise PushDeferred(str(error), broken=False) from error
             if isinstance(error, ServerError) and error.code != DISK_FULL:
                 raise PushDeferred(str(error), broken=True) from error
             raise PushRefused(str(error), code=getattr(error, "code", None)) from error
 
     def keep_results(self, job: Job, folder: Path) -> tuple[list[str], list[NewJobEvent]]:
-        """The id of the file with the run's measurements; none on a full disk, and an event that says so. Raises
-        Unavailable when the database is busy."""
+        """Store the measurements of a run as a file.
+
+        Returns:
+            The ids of the stored files, and events for the job: no id and a warning if it could not be stored.
+
+        Raises:
+            Unavailable: if the database is busy.
+        """
         try:
             with self.files.upload() as upload:
-                upload.write(events.results_csv(folder))
+                upload.write(run_events.results_csv(folder))
                 file = self.files.keep(
                     upload,
                     filename="step_metrics.csv",
@@ -113,16 +137,16 @@ class Delivery:
         return [file.id], []
 
 
-def _passes(error: GraftworkClientError) -> bool:
-    """Whether it is only a matter of time, and be it until the server is started again."""
+def _is_transient(error: GraftworkClientError) -> bool:
+    """Whether the same request may succeed later, at the latest after a restart of the server."""
     if isinstance(error, GraftworkAPIError):
         return error.status in TRANSIENT_STATUSES and error.code != DISK_FULL
     return isinstance(error, GraftworkConnectionError)
 
 
-def _registered(client: Client, job: Job, push: Callable[[], Version]) -> tuple[Version, list[NewJobEvent]]:
-    """The version. When the server does not take it: the one that an attempt of this job pushed, which died before that
-    was on record."""
+def _push_or_find(client: Client, job: Job, push: Callable[[], Version]) -> tuple[Version, list[NewJobEvent]]:
+    """Push the version. If the server refuses it, return the version that an earlier attempt of this job pushed before
+    it crashed, if there is one."""
     try:
         return push(), []
     except GraftworkAPIError as error:
@@ -136,8 +160,16 @@ def _registered(client: Client, job: Job, push: Callable[[], Version]) -> tuple[
 
 
 def _move_alias(client: Client, version: Version, gates: Mapping[str, Any] | None) -> list[NewJobEvent]:
-    """Point `names.CANDIDATE` at a version that passed all gates, and say so; or say why it stays where it is.
-    ``gates`` are None for a version that nobody judged."""
+    """Move the alias `names.CANDIDATE` to a version that passed all gates.
+
+    Args:
+        client: the client of the server.
+        version: the version.
+        gates: the decision of the gates as JSON; None for a version that was not evaluated.
+
+    Returns:
+        An event that says that the alias was moved, or why it was not.
+    """
     if gates is None:
         return []
     alias = f"{version.name}@{names.CANDIDATE}"
@@ -147,7 +179,7 @@ def _move_alias(client: Client, version: Version, gates: Mapping[str, Any] | Non
     try:
         client.adapters.promote(version.name, version.version, alias=names.CANDIDATE, reason="it passed all gates")
     except GraftworkClientError as error:
-        if _passes(error):
+        if _is_transient(error):
             raise
         return [NewJobEvent(message=f"All gates are passed, and {alias} stays where it is: {error}", level="warn")]
     return [NewJobEvent(message=f"All gates are passed: {alias} is {version.id} now.")]

@@ -1,6 +1,6 @@
-"""What training keeps outside of the database, and who was erased: taken out of data sets and of the folders of jobs.
+"""Erasure of users from what training stores outside of the database: data sets and the folders of jobs.
 
-Whatever is killed: what is to be done stands in the database until it is done, and is done again from the beginning.
+Pending erasures are recorded in the database until they are completed; after a crash they start again.
 """
 
 from __future__ import annotations
@@ -22,28 +22,42 @@ log = logging.getLogger(__name__)
 
 
 def erase_pending(database: Database, home: Path) -> None:
-    """Do what is pending, below a server's home. A run that has begun goes on with what it has read: it must end in
-    the same bits, however often it is begun."""
-    for wish in pending_erasures(database):
+    """Complete all pending erasures below a server's home.
+
+    The folders of unfinished runs are left alone, since a run must end in the same bits if it is started again.
+
+    Args:
+        database: the database with the pending erasures.
+        home: the home of the server.
+    """
+    for erasure in pending_erasures(database):
         lineage = Lineage(database)
-        changed = DataStore(home / data_sets.FOLDER).erase(wish.answers)
+        changed = DataStore(home / data_sets.FOLDER).erase(erasure.answers)
         for data_set in changed:
-            # Of what was trained on it by hand no job has said so.
-            lineage.record(data_set.digest, wish.answers)
-        learned = lineage.data_digests(wish.answers)
+            # Versions may have been trained on the data set without a job.
+            lineage.record(data_set.digest, erasure.answers)
+        learned = lineage.data_digests(erasure.answers)
         for folder in (home / "jobs").iterdir():
             if folder.is_dir() and ((folder / RESULT_FILE).exists() or not (folder / SPEC_FILE).exists()):
                 erase_in_folder(database, folder, learned)
-        finish_erasure(database, wish)
-        log.info("%d answers were erased; %d data sets had some", len(wish.answers), len(changed))
+        finish_erasure(database, erasure)
+        log.info("%d answers were erased; %d data sets had some", len(erasure.answers), len(changed))
 
 
 def erase_in_folder(database: Database, folder: Path, data_digests: Collection[str] = ()) -> None:
-    """Take out of a run's folder what is gone from the log; its report as well, which quotes its data, if it had
-    any of that or is about one of these data sets."""
-    kept = folder / FEEDBACK_FILE
-    had_some = kept.exists() and remove_erased(database, kept)
-    if had_some or (data_digests and _digest(folder) in data_digests):
+    """Remove answers and feedback that are no longer in the log from the folder of a run.
+
+    The report, which contains excerpts of rows, is deleted if anything was removed, or if the run used one of these
+    data sets.
+
+    Args:
+        database: the database with the log.
+        folder: the folder of the run.
+        data_digests: digests of data sets that contained erased rows.
+    """
+    feedback = folder / FEEDBACK_FILE
+    was_changed = feedback.exists() and remove_erased(database, feedback)
+    if was_changed or (data_digests and _digest(folder) in data_digests):
         (folder / REPORT_FILE).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes about itself → what is kept of it: events, checkpoints, where it stands, and the results' table."""
+"""Conversion of a run's ``progress.jsonl`` to events, checkpoints and progress of its job, and to its result file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPENAI_NAMES: Final = {
     "reward": "train_reward_mean",
     "validation_reward": "valid_reward_mean",
 }
-"""What a measurement is called in OpenAI's events, checkpoints and result files."""
+"""Names of measurements in OpenAI's events, checkpoints and result files, by their names in ``progress.jsonl``."""
 
 PROGRESS_FIELDS: Final = (
     *("step", "total", "loss", "learning_rate", "validation_loss", "eta_seconds", "phase", "num_tokens"),
@@ -35,12 +35,19 @@ PROGRESS_FIELDS: Final = (
 )
 RESULT_COLUMNS: Final = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
 REWARD_COLUMNS: Final = ("train_reward_mean", "valid_reward_mean")
-"""Of runs that learn from rewards."""
+"""Additional columns for runs with rewards."""
 
 
 @dataclass(kw_only=True)
 class ProgressUpdate:
-    """What a piece of ``progress.jsonl`` says; ``end`` is the byte behind its last whole line."""
+    """The content of a part of ``progress.jsonl``.
+
+    Attributes:
+        end: byte offset after the last complete line.
+        events: events for the job.
+        checkpoints: measurements of checkpoints, by step.
+        progress: the latest value of each measurement.
+    """
 
     end: int
     events: list[NewJobEvent] = field(default_factory=list)
@@ -52,66 +59,71 @@ class ProgressUpdate:
 
 
 def read_progress(folder: Path, start: int, before: Mapping[str, Any]) -> ProgressUpdate:
-    """What was written since the byte ``start``; ``before`` is where the run stood then. A line that is not whole yet
-    is left for the next time; one that a kill cut short is passed over."""
-    news = ProgressUpdate(end=start)
+    """Read what a run has written to its progress file. Incomplete and unreadable lines are skipped.
+
+    Args:
+        folder: the folder of the run.
+        start: byte offset to read from.
+        before: the progress of the run up to there.
+    """
+    update = ProgressUpdate(end=start)
     try:
         with (folder / PROGRESS_FILE).open("rb") as file:
             file.seek(start)
             piece = file.read(READ_AT_ONCE)
     except FileNotFoundError:
-        return news
-    whole, newline, _ = piece.rpartition(b"\n")
-    news.end += len(whole) + len(newline)
-    standing = dict(before)
-    for line in whole.split(b"\n"):
-        if (said := _parsed(line)) is None:
+        return update
+    complete, newline, _ = piece.rpartition(b"\n")
+    update.end += len(complete) + len(newline)
+    current = dict(before)
+    for text in complete.split(b"\n"):
+        if (line := _parsed(text)) is None:
             continue
-        now: dict[str, Any] = {name: said[name] for name in PROGRESS_FIELDS if name in said}
-        standing |= now
-        news.progress |= now
-        measured = _openai_measurements(said)
-        if isinstance(step := said.get("checkpoint"), int):
-            news.checkpoints[step] = {**_openai_measurements(standing), **measured, "step": step}
-        if message := said.get("message"):
-            news.events.append(NewJobEvent(message=str(message), level=_level(said.get("level"))))
-        elif "step" in said and "train_loss" in measured:
-            total = f"/{standing['total']}" if standing.get("total") else ""
-            text = f"Step {said['step']}{total}: training loss={measured['train_loss']:.3f}"
-            news.events.append(NewJobEvent(message=text, data=measured))
-    if news.progress:
-        news.progress["at"] = time.time()
-    return news
+        changes: dict[str, Any] = {name: line[name] for name in PROGRESS_FIELDS if name in line}
+        current |= changes
+        update.progress |= changes
+        measured = _openai_measurements(line)
+        if isinstance(step := line.get("checkpoint"), int):
+            update.checkpoints[step] = {**_openai_measurements(current), **measured, "step": step}
+        if message := line.get("message"):
+            update.events.append(NewJobEvent(message=str(message), level=_level(line.get("level"))))
+        elif "step" in line and "train_loss" in measured:
+            total = f"/{current['total']}" if current.get("total") else ""
+            message = f"Step {line['step']}{total}: training loss={measured['train_loss']:.3f}"
+            update.events.append(NewJobEvent(message=message, data=measured))
+    if update.progress:
+        update.progress["at"] = time.time()
+    return update
 
 
 def results_csv(folder: Path) -> bytes:
-    """A run's measurements as CSV, a row a step: of a step that was done again after a kill, the last time."""
+    """Return the measurements of a run as CSV with a row per step; of a repeated step, the last measurements."""
     rows: dict[int, dict[str, Any]] = {}
     path = folder / PROGRESS_FILE
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        said = _parsed(line)
-        if said is not None and isinstance(step := said.get("step"), int):
-            rows.setdefault(step, {}).update(_openai_measurements(said))
-    text = io.StringIO()
+    for text in path.read_bytes().split(b"\n") if path.is_file() else ():
+        line = _parsed(text)
+        if line is not None and isinstance(step := line.get("step"), int):
+            rows.setdefault(step, {}).update(_openai_measurements(line))
+    output = io.StringIO()
     rewarded = any(name in row for row in rows.values() for name in REWARD_COLUMNS)
     columns = (*RESULT_COLUMNS, *REWARD_COLUMNS) if rewarded else RESULT_COLUMNS
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(output, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "step": step} for step, row in sorted(rows.items()) if len(row) > 1)
-    return text.getvalue().encode()
+    return output.getvalue().encode()
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        said = json.loads(line, parse_constant=lambda _: None)  # a loss that is no number is none
+        line = json.loads(text, parse_constant=lambda _: None)  # NaN and infinities become null
     except ValueError:
         return None
-    return said if isinstance(said, dict) else None
+    return line if isinstance(line, dict) else None
 
 
-def _openai_measurements(said: Mapping[str, Any]) -> dict[str, Any]:
-    named = {theirs: said[ours] for ours, theirs in OPENAI_NAMES.items() if said.get(ours) is not None}
-    return {"step": said["step"], **named} if "step" in said else named
+def _openai_measurements(line: Mapping[str, Any]) -> dict[str, Any]:
+    measured = {theirs: line[ours] for ours, theirs in OPENAI_NAMES.items() if line.get(ours) is not None}
+    return {"step": line["step"], **measured} if "step" in line else measured
 
 
 def _level(level: Any) -> Any:

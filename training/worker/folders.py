@@ -1,6 +1,6 @@
-"""The folders of a home's jobs: whose they are, and what stays in them of a job that has ended.
+"""The folders of jobs below a server's home: their lock, and what is deleted from them when a job has ended.
 
-What lies where in a folder is in `graftwork.training.run.folder`.
+The names of their files are in `graftwork.training.run.folder`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOCK: Final = "worker.lock"
 
 
 class JobFolders:
-    """``HOME/jobs``, a folder a job."""
+    """``HOME/jobs``, with a folder for each job; it is created if it does not exist."""
 
     def __init__(self, home: Path, database: Database) -> None:
         self._home = home
@@ -33,7 +33,11 @@ class JobFolders:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else works in them meanwhile. Raises ConfigurationError when somebody does."""
+        """Hold the lock of the folders for the block.
+
+        Raises:
+            ConfigurationError: if another worker holds it.
+        """
         with (self._root / LOCK).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,18 +48,21 @@ class JobFolders:
             yield
 
     def of(self, job: Job) -> Path:
-        """The job's folder; there from now on."""
+        """Return the folder of a job; it is created if it does not exist."""
         folder = self._root / job.id
         folder.mkdir(exist_ok=True, mode=0o700)
         return folder
 
     def ids(self) -> list[str]:
-        """The jobs that have one."""
+        """Return the ids of the jobs that have a folder."""
         return [folder.name for folder in self._root.iterdir() if folder.is_dir()]
 
     def tidy(self, job: Job) -> None:
-        """Of a job that has ended stays what tells of it, and the feedback that it learned from, as long as the log has
-        it: later rounds learn it again. Weights go, and what nothing was learned from."""
+        """Delete what is no longer needed from the folder of a job that has ended.
+
+        Weights are deleted. Specification, progress, result and log remain; of a job that succeeded the report and the
+        feedback, too, which later rounds replay, as far as it is still in the log.
+        """
         folder = self._root / job.id
         for name in (CHECKPOINTS_FOLDER, TRIALS_FOLDER, ADAPTER_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""Claims that are renewed for as long as somebody works on their jobs.
-
-From a thread of its own: a push may take minutes.
-"""
+"""Renewal of the worker's claims on jobs, in a thread of its own, since a push may take minutes."""
 
 from __future__ import annotations
 
@@ -15,10 +12,14 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """Renews the claims that it holds, each for ``seconds`` at a time.
+    """Renews the claims that it holds.
 
-    Two claims on one job are two: a job's files are checked under one, and its run may begin under the next before
-    the first is let go of.
+    It may hold two claims on one job: one for the check of its files, and the next for its run, which may begin before
+    the first one is let go of.
+
+    Args:
+        jobs: the queue of jobs.
+        seconds: duration of a claim after each renewal.
     """
 
     def __init__(self, jobs: Jobs, seconds: float) -> None:
@@ -28,17 +29,20 @@ class Heartbeat:
         self._lost: set[tuple[str, int]] = set()
 
     def hold(self, claim: Claim) -> None:
+        """Renew a claim from now on."""
         self._claims[_key(claim)] = claim
 
     def let_go(self, claim: Claim) -> None:
+        """Stop renewing a claim."""
         self._claims.pop(_key(claim), None)
         self._lost.discard(_key(claim))
 
     def has_lost(self, claim: Claim) -> bool:
-        """Whether the job was cancelled, or is another's by now."""
+        """Whether a renewal failed, because the job was cancelled or claimed by another worker."""
         return _key(claim) in self._lost
 
     def beat(self, stopping: threading.Event) -> None:
+        """Renew all claims regularly until the event is set."""
         while not stopping.wait(min(self.seconds / 3, 2.0)):
             for key, claim in list(self._claims.items()):
                 try:
@@ -46,7 +50,7 @@ class Heartbeat:
                 except ClaimLost:
                     self._lost.add(key)
                 except Exception:
-                    # Whatever it is, a thread that ended would let all claims run out while their jobs are worked on.
+                    # The thread must not end: all claims would expire while their jobs are running.
                     log.exception("the claim on %s cannot be renewed; trying again", claim.job.id)
 
 

@@ -1,4 +1,4 @@
-"""A job's data before its run: what feedback there is, written down; and whether there is anything to learn from."""
+"""Checks of a job's data before its run, and the export of feedback to a file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,22 @@ _BAD_ROWS_KEPT: Final = 10
 
 
 _AT_ONCE: Final = 500
+"""Number of interactions in a query."""
 
 
 def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], set[str]]:
-    """What to say of these files, and the ids of the logged answers in them. Raises InvalidRequest, which names the
-    first lines, when there is no row to learn from."""
+    """Check that files have usable rows.
+
+    Args:
+        paths: the files.
+        param: the parameter of the job to name in errors.
+
+    Returns:
+        Events for the job, and the ids of the logged interactions that the rows were made from.
+
+    Raises:
+        InvalidRequest: if a file cannot be read, or there is no usable row; the message names the first bad rows.
+    """
     bad: list[BadRow] = []
     num_bad = num_good = 0
     answers: set[str] = set()
@@ -59,36 +70,64 @@ def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], s
 
 
 def check_data_set(folder: Path) -> tuple[list[NewJobEvent], set[str]]:
-    """The same of a kept data set, whose rows were looked at when it was made.
+    """Check that a stored data set is unchanged on disk.
 
-    Raises what ``StoredDataSet.verify`` raises."""
+    Args:
+        folder: the folder of its version.
+
+    Returns:
+        As for `check_files`.
+
+    Raises:
+        NotFound: if there is no such data set.
+        GraftworkError: if it was changed.
+    """
     stored = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
     stored.verify()
     return [], {id for side in SPLITS for row in stored.rows(side) for id in row.interactions}
 
 
 def write_feedback(database: Database, name: str, target: Path) -> int:
-    """What was said of an adapter's answers, and those answers, as they are now; once: a file that is there stays as
-    it is. Returns how much was said. Raises InvalidRequest when nothing was."""
+    """Write all feedback on an adapter's answers, and those answers, to a file. An existing file is not changed.
+
+    Args:
+        database: the database with the log.
+        name: the name of the adapter.
+        target: the file, in JSON lines.
+
+    Returns:
+        The number of feedback records.
+
+    Raises:
+        InvalidRequest: if there is no feedback.
+    """
     ids = InteractionIds(secret(database, INTERACTION_IDS))
-    said = list(FeedbackLog(database, ids).each(FeedbackFilter(adapter=name)))
-    if not said:
+    feedback = list(FeedbackLog(database, ids).each(FeedbackFilter(adapter=name)))
+    if not feedback:
         raise InvalidRequest(
             f"nothing was said of the answers of {name} yet: send feedback, or give a file",
             param="training_file",
             code="no_feedback",
         )
     if not target.exists():
-        # Of shadow arms' answers, which nobody sees, those alone that somebody judged or compared.
-        about = {one.interaction_id for one in said} | {one.preferred_over for one in said if one.preferred_over}
+        # Only answers with feedback: those of shadow arms, which no user has seen, may have none.
+        about = {one.interaction_id for one in feedback}
+        about |= {one.preferred_over for one in feedback if one.preferred_over}
         answers = _answers(Interactions(database, ids), about)
-        write_durably(target, "".join(_line(row) for row in (*answers, *said)))
-    return len(said)
+        write_durably(target, "".join(_line(row) for row in (*answers, *feedback)))
+    return len(feedback)
 
 
 def remove_erased(database: Database, kept: Path) -> bool:
-    """Take out of feedback that was written down what is gone from the log since, erased or expired: whole answers with
-    all that was said of them, and words that were erased. Whether there was any."""
+    """Remove answers and feedback from a file of `write_feedback` that were erased from the log or have expired.
+
+    Args:
+        database: the database with the log.
+        kept: the file.
+
+    Returns:
+        Whether anything was removed.
+    """
     ids = InteractionIds(secret(database, INTERACTION_IDS))
     rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
     answers = {row["id"] for row in rows if "completions" in row}
@@ -96,15 +135,15 @@ def remove_erased(database: Database, kept: Path) -> bool:
     gone = answers - there
     log = FeedbackLog(database, ids)
     about = {row["interaction_id"] for row in rows if "interaction_id" in row} - gone
-    erased = {said.id for id in sorted(about) for said in log.each(FeedbackFilter(interaction_id=id)) if said.erased_at}
-    left = [
+    erased = {one.id for id in sorted(about) for one in log.each(FeedbackFilter(interaction_id=id)) if one.erased_at}
+    remaining = [
         row
         for row in rows
         if (row["id"] in there if "completions" in row else row["interaction_id"] in about and row["id"] not in erased)
     ]
-    if len(left) < len(rows):
-        write_durably(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in left))
-    return len(left) < len(rows)
+    if len(remaining) < len(rows):
+        write_durably(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in remaining))
+    return len(remaining) < len(rows)
 
 
 def _answers(interactions: Interactions, ids: set[str]) -> Iterator[Any]:

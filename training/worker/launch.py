@@ -1,7 +1,7 @@
-"""Starts a run as it has to be: ``python -m graftwork.training.worker.launch FOLDER PARENT NICE THREADS COMMAND…``
+"""The launcher of a run: ``python -m graftwork.training.worker.launch FOLDER PARENT NICE THREADS COMMAND…``
 
-The run dies with its worker, is nice to everybody else, keeps to its threads, and nobody else runs in its folder: the
-lock goes with the process that this one becomes. Exit code `EXIT_FOLDER_BUSY`: another one still does.
+It ties the process to its worker, sets its niceness and number of threads, locks the folder, and replaces itself by the
+command, which inherits the lock. The exit code is `EXIT_FOLDER_BUSY` if another run holds the lock.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ LOCK: Final = "run.lock"
 
 
 def main(folder: str, parent: str, nice: str, threads: str, *command: str) -> int:
+    """Replace this process by the command; returns only if the folder is busy.
+
+    Args:
+        folder: the folder of the run.
+        parent: process id of the worker.
+        nice: increment of the niceness.
+        threads: number of CPU threads; 0 for the default of the libraries.
+        command: path and arguments of the program.
+    """
     die_with_parent(int(parent))
     lock = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:

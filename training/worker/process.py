@@ -1,4 +1,4 @@
-"""The run of a job as a process: started, paused, gone on with, ended."""
+"""The process of a job's run: started, paused, resumed and ended by the worker."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ LOG_FILE: Final = "run.log"
 
 
 class RunProcess:
-    """One run: a group of processes that starts, pauses, goes on and ends together.
+    """A run in a process group of its own, which is started by the constructor. Its output goes to `LOG_FILE`.
 
-    ``command`` is what carries it out, before its folder; ``key`` the server's, if it asks for one; of ``nice`` and
-    ``threads`` tells `launch`. What it writes goes into `LOG_FILE`.
+    Args:
+        folder: the folder of the run.
+        command: the command that carries out the run; the folder is appended to it.
+        key: API key of the server, if it requires one.
+        nice: increment of the niceness, 0 to 19.
+        threads: number of CPU threads; 0 for the default of the libraries.
+
+    Attributes:
+        paused: whether the run is paused.
     """
 
     def __init__(self, folder: Path, command: Sequence[str], *, key: str | None, nice: int, threads: int) -> None:
@@ -37,20 +44,22 @@ class RunProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C is not for it; what it starts is stopped with it
+                process_group=0,  # not interrupted by Ctrl-C; child processes are paused and ended with it
             )
 
     @property
     def exit_code(self) -> int | None:
+        """The exit code; negative for a signal, None while it runs."""
         return self._process.poll()
 
     def pause(self, wanted: bool) -> None:
+        """Pause or resume the run, by SIGSTOP or SIGCONT."""
         if wanted != self.paused and self.exit_code is None:
             self._signal(signal.SIGSTOP if wanted else signal.SIGCONT)
             self.paused = wanted
 
     def end(self, seconds: float) -> None:
-        """Ask it to stop, wait that long, kill it."""
+        """Send SIGTERM, wait for at most ``seconds``, then kill the run; 0 kills it at once."""
         self.pause(False)
         if seconds:
             self._signal(signal.SIGTERM)
@@ -60,6 +69,7 @@ class RunProcess:
         self._process.wait()
 
     def describe_exit(self) -> str:
+        """Describe for people how the run ended without a result. It must have ended."""
         code = self._process.returncode
         if code >= 0:
             tail = (self.folder / LOG_FILE).read_text(errors="replace").strip().rpartition("\n")[2][-300:]

@@ -1,4 +1,4 @@
-"""The training worker: claims jobs, has each carried out by a process of its own, tells what happens, publishes."""
+"""The training worker: claims jobs, runs each in a process of its own, reports its progress, publishes its version."""
 
 from __future__ import annotations
 
@@ -43,42 +43,48 @@ from graftwork.training.worker.throttle import Throttle
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 0.5
-
+"""Time between two steps of the worker."""
 
 RELAY_SECONDS: Final = 0.5
-
+"""Time between two reports of a run's progress."""
 
 BUSY_STEP_SECONDS: Final = 0.1
-
+"""Time between two steps while a run is throttled."""
 
 SWEEP_SECONDS: Final = 600.0
-
+"""Time between two clean-ups of the folders of ended jobs."""
 
 ERASE_SECONDS: Final = 10.0
-
+"""Time between two checks for pending erasures."""
 
 PUSH_AGAIN_SECONDS: Final = 2.0
-
+"""Time before a deferred push is tried again."""
 
 MAX_BROKEN_PUSHES: Final = 10
-"""So many pushes may end in an error of the server's own that is not said to pass."""
+"""Number of pushes that fail with an internal error of the server before the job fails."""
 
 SERVER_PHASES: Final = frozenset({"evaluate", "gates"})
-"""Phases in which a run asks the server itself: it does not pause for its own requests."""
+"""Phases in which the run itself sends requests to the server; it is not paused for them."""
 
 HYPERPARAMETER_NAMES: Final = {"n_epochs": "num_epochs"}
-"""Hyperparameters whose name in the API is another one than in a run."""
+"""Names of hyperparameters in a run, by their names in the API, where the two differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingWorkerConfig:
-    """
+    """The configuration of a training worker.
+
     Attributes:
-        home: of the server. base: what it serves. url: where it listens. key: that it takes, if it asks for one.
-        command: what carries out a run, before its folder.
-        nice, threads: of a run; 0 threads is torch's choice. share: see `Throttle`.
-        lease_seconds: how long after its death a worker is missed by others that share the database.
-        stop_seconds: how long a run may take to stop before it is killed.
+        home: the home of the server.
+        base: the base that it serves.
+        url: its address.
+        key: its API key, if it requires one.
+        command: the command that carries out a run; the folder is appended to it.
+        nice: increment of the niceness of runs, 0 to 19.
+        threads: number of CPU threads of runs; 0 for the default of the libraries.
+        share: share of the time in which a run continues while the server is busy; see `Throttle`.
+        lease_seconds: duration of a claim. After a crash other workers can claim the job when it has expired.
+        stop_seconds: time in which a run must stop before it is killed.
     """
 
     home: Path
@@ -95,7 +101,18 @@ class TrainingWorkerConfig:
 
 @dataclass(kw_only=True)
 class CurrentJob:
-    """The job under way: its claim, its run while there is one, and what of it has been told."""
+    """The current job.
+
+    Attributes:
+        claim: the claim on it.
+        folder: the folder of its run.
+        process: its run; None if the run had ended before the worker started.
+        relayed_bytes: byte offset in the progress file up to which progress was reported.
+        progress: the reported progress.
+        push_at: earliest time of the next push, in seconds of the monotonic clock; 0 before the first.
+        broken_pushes: number of pushes that failed with an internal error of the server.
+        relay_at: time of the next report, in seconds of the monotonic clock.
+    """
 
     claim: Claim
     folder: Path
@@ -108,11 +125,19 @@ class CurrentJob:
 
     @property
     def id(self) -> str:
+        """The id of the job."""
         return self.claim.job.id
 
 
 class TrainingWorker:
-    """One worker of one home. ``step`` does what there is to do, and says how soon it wants to be asked again."""
+    """The training worker of a home. It runs one job at a time, and checks the files of another one meanwhile.
+
+    Attributes:
+        config: its configuration.
+        stopping: set to stop the worker.
+        throttle: decides when the run pauses.
+        busy: whether the server is serving requests.
+    """
 
     def __init__(self, config: TrainingWorkerConfig) -> None:
         self.config = config
@@ -127,7 +152,7 @@ class TrainingWorker:
         self._folders = JobFolders(config.home, self._database)
         lineage = Lineage(self._database)
         self._delivery = Delivery(url=config.url, key=config.key, files=self._files, lineage=lineage)
-        # One worker a home: whatever the last one had claimed is free when this one holds the home's lock.
+        # There is one worker per home: once it holds the lock, it may release the claims of its predecessor.
         self._owner = f"{os.uname().nodename}:{config.home.resolve()}"
         self._heartbeat = Heartbeat(self._jobs, config.lease_seconds)
         self._checker = ThreadPoolExecutor(1, thread_name_prefix="check")
@@ -137,7 +162,11 @@ class TrainingWorker:
         self._sweep_at = 0.0
 
     def run(self) -> None:
-        """Work until ``stopping`` is set. Holds the home's lock meanwhile."""
+        """Work until ``stopping`` is set.
+
+        Raises:
+            ConfigurationError: if another worker runs for this home.
+        """
         with self._folders.locked():
             self._jobs.release_owner(self._owner)
             threading.Thread(target=self._heartbeat.beat, args=(self.stopping,), name="heartbeat", daemon=True).start()
@@ -146,18 +175,19 @@ class TrainingWorker:
                 try:
                     pause = self.step()
                 except Exception:
-                    # The database, the disk: nothing of a job's own, whose problems end the job.
+                    # An error of the database or the disk; errors of a job end the job.
                     log.exception("the training worker failed at a step; it goes on")
                     pause = 5.0
                 self.stopping.wait(pause)
             self._stop()
 
     def step(self) -> float:
+        """Do what is to be done at the moment, and return the time until the next step in seconds."""
         now = time.monotonic()
         self._check_files()
         self._drop_if_lost()
         self._start_next_job()
-        self._go_on(now)
+        self._supervise_current_job(now)
         self._clean_up(now)
         return BUSY_STEP_SECONDS if self._current is not None and self.throttle.busy_at > now - 5 else IDLE_SECONDS
 
@@ -256,7 +286,7 @@ class TrainingWorker:
             key_variable=KEY_VARIABLE,
         )
 
-    def _go_on(self, now: float) -> None:
+    def _supervise_current_job(self, now: float) -> None:
         if self._current is not None:
             try:
                 self._supervise_run(self._current, now)
@@ -280,24 +310,24 @@ class TrainingWorker:
             return
         assert process is not None
         if process.exit_code == launch.EXIT_FOLDER_BUSY:
-            self._let_go(current, "The run of another worker still ends.", forgiven=True)
+            self._requeue(current, "The run of another worker still ends.", forgiven=True)
         else:
-            self._let_go(current, process.describe_exit(), forgiven=False)
+            self._requeue(current, process.describe_exit(), forgiven=False)
 
     def _relay(self, current: CurrentJob) -> None:
         while True:
-            news = relay.read_progress(current.folder, current.relayed_bytes, current.progress)
-            if news.end == current.relayed_bytes:
+            update = relay.read_progress(current.folder, current.relayed_bytes, current.progress)
+            if update.end == current.relayed_bytes:
                 return
             self._jobs.report(
                 current.claim,
-                news.events,
-                checkpoints=news.checkpoints,
-                progress=news.progress,
-                relayed_bytes=news.end,
+                update.events,
+                checkpoints=update.checkpoints,
+                progress=update.progress,
+                relayed_bytes=update.end,
             )
-            current.relayed_bytes = news.end
-            current.progress |= news.progress
+            current.relayed_bytes = update.end
+            current.progress |= update.progress
 
     # -- after the run -----------------------------------------------------------------------------------------------
 
@@ -328,19 +358,24 @@ class TrainingWorker:
         self._done(current)
 
     def _push_later(self, current: CurrentJob, reason: PushDeferred) -> None:
-        """Wait for a server that restarts as long as it takes; one that fails at this version is asked a few times."""
+        """Schedule the next push. There is no limit while the server is unavailable, but there is one for internal
+        errors.
+
+        Raises:
+            PushRefused: after `MAX_BROKEN_PUSHES` internal errors.
+        """
         log.warning("%s has finished, but its version cannot be pushed yet: %s", current.id, reason)
         current.broken_pushes += reason.broken
         if current.broken_pushes >= MAX_BROKEN_PUSHES:
             raise PushRefused(f"The server failed at the version {MAX_BROKEN_PUSHES} times; the last time: {reason}")
         if not current.push_at:
-            told = f"The run has ended well; its version waits for the server: {reason}"
-            self._jobs.report(current.claim, [NewJobEvent(message=told, level="warn")])
+            message = f"The run has ended well; its version waits for the server: {reason}"
+            self._jobs.report(current.claim, [NewJobEvent(message=message, level="warn")])
         current.push_at = time.monotonic() + PUSH_AGAIN_SECONDS
 
     @contextlib.contextmanager
     def _fail_job_on_error(self, claim: Claim) -> Iterator[None]:
-        """What goes wrong with the job's own things ends the job, with the reason."""
+        """Fail the job for an error in the block, unless the claim is lost or the database is busy."""
         try:
             try:
                 yield
@@ -348,7 +383,7 @@ class TrainingWorker:
                 raise
             except GraftworkError as error:
                 if isinstance(error, Unavailable) and error.code != DISK_FULL:
-                    raise  # the database is busy: that is no fault of the job's
+                    raise  # the database is busy, which must not fail the job
                 self._fail(claim, error.code or "failed", error.message, error.param)
             except GraftworkClientError as error:
                 self._fail(claim, "push_refused", str(error))
@@ -361,7 +396,7 @@ class TrainingWorker:
 
     @contextlib.contextmanager
     def _requeue_when_unavailable(self, claim: Claim) -> Iterator[None]:
-        """What cannot be begun just now is begun later, by whoever claims it then."""
+        """Return the job to the queue if the database is busy."""
         try:
             yield
         except Unavailable:
@@ -375,7 +410,7 @@ class TrainingWorker:
         self._heartbeat.let_go(claim)
         self._jobs.fail(claim, code=code, message=message, param=param)
 
-    def _let_go(self, current: CurrentJob, reason: str, *, forgiven: bool) -> None:
+    def _requeue(self, current: CurrentJob, reason: str, *, forgiven: bool) -> None:
         log.warning("%s: %s", current.id, reason)
         self._jobs.release(current.claim, reason, forgiven=forgiven)
         self._done(current)
@@ -390,7 +425,7 @@ class TrainingWorker:
             self._drop()
 
     def _drop(self) -> None:
-        """The job was cancelled, or is another's: its run ends, and nothing is written."""
+        """Kill the run of a job that was cancelled or claimed by another worker. Nothing is reported."""
         assert self._current is not None
         current = self._current
         log.info("%s was cancelled, or is another worker's by now: its run ends", current.id)
@@ -399,7 +434,7 @@ class TrainingWorker:
         self._done(current)
 
     def _stop(self) -> None:
-        """The server stops. What runs is given back, to be gone on with."""
+        """Stop the current run and return its job to the queue, from which it will be resumed."""
         current = self._current
         if current is not None:
             with self._fail_job_on_error(current.claim):
@@ -414,7 +449,7 @@ class TrainingWorker:
                     self._jobs.release(claim, "The server stops; the job goes on when it is back.", forgiven=True)
         self._checker.shutdown(wait=False, cancel_futures=True)
 
-    # -- what stays --------------------------------------------------------------------------------------------------
+    # -- clean-up ----------------------------------------------------------------------------------------------------
 
     def _clean_up(self, now: float) -> None:
         if now >= self._erase_at:
@@ -429,7 +464,7 @@ class TrainingWorker:
             try:
                 self._tidy(id)
             except Exception:
-                # A job that the database does not know, a damaged file: the others are tidied all the same.
+                # For example a job that is not in the database. The other folders must be tidied nevertheless.
                 log.exception("the folder of %s cannot be tidied, and stays as it is", id)
 
     def _tidy(self, id: str) -> None:
@@ -439,7 +474,7 @@ class TrainingWorker:
             self._folders.tidy(job)
 
     def _end_trials(self, id: str) -> None:
-        """Whatever a run was killed in the middle of trying is not called any more."""
+        """Retire the temporary versions of an evaluation that was killed."""
         for version in self._registry.trials():
             if version.metadata.get("job") == id:
                 self._registry.retire(version.name, version.number, actor="worker", reason=f"{id} has ended")

@@ -1,9 +1,12 @@
-"""Alembic runs this file. There is no alembic.ini: `adapters.storage.database.migrate` brings the open connection."""
+"""The entry point of Alembic.
+
+There is no alembic.ini: ``adapters.storage.database.migrate`` passes the open connection.
+"""
 
 from __future__ import annotations
 
 from alembic import context
 
-# migrate() has begun the transaction, and holds the write lock, so that all steps happen or none.
+# migrate() has begun the transaction and holds the write lock: all steps happen or none.
 context.configure(connection=context.config.attributes["connection"])
 context.run_migrations()

@@ -1,1 +1,1 @@
-"""Ways to compute a batch: torch for everything, own kernels on CPUs and on CUDA."""
+"""Implementations of ``Forward``: torch for every model, and our own kernels on CPUs and on CUDA."""

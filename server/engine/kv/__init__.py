@@ -1,1 +1,1 @@
-"""The key-value cache, and which of it other sequences can use again."""
+"""The key-value cache, and the prefixes in it that other sequences can use again."""

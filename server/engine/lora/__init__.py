@@ -1,1 +1,1 @@
-"""Adapters on their way to the device: fetched, packed, cached, and kept in the bank."""
+"""Adapters from the store to the device: fetched, packed, cached, and copied to the bank."""

@@ -1,8 +1,8 @@
 """The LoRA bank: A and B of all adapters on the device, in paged tables.
 
 A page holds RANK_PAGE rank rows of one adapter over all modules; an adapter of a larger rank owns several. Tables are
-made when the first adapter that needs them arrives, so adapters on attention alone cost nothing elsewhere. Which
-adapter owns which page is decided by ``AdapterCache``.
+allocated when the first adapter that needs them is loaded, so adapters on attention alone take no memory elsewhere.
+Which adapter owns which page is decided by ``AdapterCache``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,27 @@ import torch
 from torch import Tensor
 
 from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
+from graftwork.server.engine.lora.plan import LoraPlan
 
 if TYPE_CHECKING:
     from graftwork.server.engine.lora.packed import PackedAdapter
-from graftwork.server.engine.lora.plan import LoraPlan
 
 
 class LoraTable:
     """All resident adapters' grafts on sibling linear layers that read one input.
 
-    ``a`` is [P, members·RANK_PAGE, in]: the siblings' A matrices share one GEMM. ``b[j]`` is [P, RANK_PAGE, out_j], or
-    ``None`` while no adapter has touched member j.
+    Shapes: P pages, T tokens.
+
+    Args:
+        num_pages: Of the bank.
+        num_inputs: Inputs of the layers.
+        slices: Columns of each member among the outputs of all.
+        dtype: Of A and B.
+        device: Where they are.
+
+    Attributes:
+        a: [P, members·RANK_PAGE, in]: the siblings' A share one GEMM. ``None`` before the first adapter.
+        b: For each member [P, RANK_PAGE, out_j]; ``None`` while no adapter has touched it.
     """
 
     def __init__(
@@ -39,7 +49,7 @@ class LoraTable:
         self.b: list[Tensor | None] = [None] * len(self.slices)
 
     def write(self, pages: Sequence[int], grafts: Mapping[int, LinearGraft]) -> None:
-        """Copy an adapter's grafts on the members to its pages; what it does not touch is zero there."""
+        """Copy an adapter's grafts, by member, to its pages; members that it does not touch are zero there."""
         if grafts and self.a is None:
             size = (self.num_pages, len(self.slices) * RANK_PAGE, self.num_inputs)
             self.a = torch.zeros(size, dtype=self.dtype, device=self.device)
@@ -62,7 +72,7 @@ class LoraTable:
                     b[page].zero_()
 
     def add(self, plan: LoraPlan, x: Tensor, y: Tensor) -> None:
-        """y [T, out] += B·A·x for every run of the plan, x [T, in]."""
+        """y [T, out] += B·A·x [T, in] for every run of the plan."""
         if self.a is None:
             return
         x = x.to(self.dtype)
@@ -82,6 +92,7 @@ class LoraTable:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the tables."""
         return sum(t.nbytes for t in (self.a, *self.b) if t is not None)
 
 
@@ -94,7 +105,16 @@ def _add_product(y: Tensor, h: Tensor, b: Tensor) -> None:
 
 
 class LoraBank:
-    """The tables of all grafted modules, and the plan of the step that is being computed."""
+    """The adapters on the device and in host memory, and the plans of the current step.
+
+    Attributes:
+        num_pages: Pages of every table.
+        dtype: Of the tables.
+        device: Where the tables are.
+        host_adapters: Packed adapters in host memory, by digest.
+        plan: The adapters of the step that is being computed; ``None`` without any.
+        head_plan: The same for the rows that reach the head.
+    """
 
     def __init__(self, *, num_pages: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_pages = num_pages
@@ -105,6 +125,7 @@ class LoraBank:
         self.head_plan: LoraPlan | None = None
 
     def new_table(self, num_inputs: int, slices: Sequence[slice]) -> LoraTable:
+        """A table for sibling layers, empty."""
         return LoraTable(
             num_pages=self.num_pages, num_inputs=num_inputs, slices=slices, dtype=self.dtype, device=self.device
         )

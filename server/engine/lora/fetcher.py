@@ -1,5 +1,5 @@
-"""Reads adapters from the store in a side thread and packs them for the device, so that loading one never holds up the
-running batch.
+"""Reads adapters from the store in a thread and packs them for the device, so that loading one never delays the running
+batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ FetchAdapter = Callable[[str], HostAdapter]
 
 @dataclass(frozen=True, slots=True)
 class FetchedAdapter:
+    """The result of a fetch: ``adapter``, or ``error``. ``seconds`` is how long reading and packing took."""
+
     digest: str
     adapter: PackedAdapter | None
     seconds: float
@@ -26,9 +28,12 @@ class FetchedAdapter:
 
 
 class AdapterFetcher:
-    """Reads adapters one after another in a side thread and makes them ready for the device: steps need only copy.
+    """A thread that reads adapters one after another and packs them: steps only have to copy.
 
-    ``on_arrival`` is called in that thread after each.
+    Args:
+        fetch: Reads an adapter from the store.
+        pack: Lays it out for the device.
+        on_arrival: Called in the thread after each adapter.
     """
 
     def __init__(
@@ -43,13 +48,16 @@ class AdapterFetcher:
         self._thread.start()
 
     def submit(self, digest: str) -> None:
+        """Queue an adapter; it is among ``completed`` later."""
         self._wanted.put(digest)
 
     def completed(self) -> Iterable[FetchedAdapter]:
+        """Adapters that were fetched, or failed, since the last call."""
         while not self._arrived.empty():
             yield self._arrived.get()
 
     def close(self) -> None:
+        """Stop the thread after the adapter that it is reading; wait 5 s at most."""
         self._wanted.put(None)
         self._thread.join(timeout=5)
 

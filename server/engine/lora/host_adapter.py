@@ -1,15 +1,15 @@
-"""An adapter in host memory, ready to be copied to its pages: ranks padded to pages, scales folded into B.
+"""An adapter's tensors in host memory: ranks padded to pages, scales folded into B.
 
-Read from a checked PEFT folder; nothing here decides whether an adapter is acceptable.
+They are read from a PEFT folder that was checked before.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,13 @@ RANK_PAGE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGraft:
-    """y += B·(A·x): ``a`` [pages, RANK_PAGE, in], ``b`` [pages, RANK_PAGE, out] with the scale folded in.
+    """A linear layer's LoRA: y += B·(A·x).
 
-    ``magnitude`` [out] is DoRA's, ``bias`` [out] comes with the scale folded in.
+    Attributes:
+        a: [pages, RANK_PAGE, in].
+        b: [pages, RANK_PAGE, out], the scale folded in.
+        magnitude: [out] of DoRA.
+        bias: [out], the scale folded in.
     """
 
     a: Tensor
@@ -38,7 +42,12 @@ class LinearGraft:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingGraft:
-    """e += B·A[:, token]: ``a`` [vocabulary, rank], ``b`` [rank, dim] with the scale folded in."""
+    """An embedding's LoRA: e += B·A[:, token].
+
+    Attributes:
+        a: [vocabulary, rank].
+        b: [rank, dim], the scale folded in.
+    """
 
     a: Tensor
     b: Tensor
@@ -46,7 +55,16 @@ class EmbeddingGraft:
 
 @dataclass(frozen=True, kw_only=True)
 class HostAdapter:
-    """``replaced`` are whole modules (PEFT's modules_to_save): module → parameter → tensor."""
+    """An adapter in host memory.
+
+    Attributes:
+        digest: Its identity.
+        num_pages: Pages of the bank that its largest rank needs, one at least.
+        num_bytes: Size of its tensors.
+        linears: By module name.
+        embeddings: By module name.
+        replaced: Whole modules (PEFT's modules_to_save): module → parameter → tensor.
+    """
 
     digest: str
     num_pages: int
@@ -57,27 +75,35 @@ class HostAdapter:
 
     @property
     def is_special(self) -> bool:
-        """It does more than to add B·A to linear layers."""
-        return bool(self.embeddings or self.replaced) or any(
-            g.magnitude is not None or g.bias is not None for g in self.linears.values()
-        )
+        """It does more than to add B·A to linear layers: a field that is not among PLAIN_FIELDS holds something."""
+        return _has_more(self) or any(map(_has_more, self.linears.values()))
 
-    @property
-    def is_inert(self) -> bool:
-        """Every product B·A is zero and nothing else is touched: the adapter cannot change any answer."""
-        return (
-            not self.replaced
-            and all(not g.b.any() and g.magnitude is None and g.bias is None for g in self.linears.values())
-            and all(not g.b.any() for g in self.embeddings.values())
-        )
+
+PLAIN_FIELDS = frozenset({"digest", "num_pages", "num_bytes", "linears", "a", "b"})
+"""Fields of an adapter and of its linear layers that the fast path takes into account."""
+
+
+def _has_more(part: HostAdapter | LinearGraft) -> bool:
+    """Whether a field holds anything that is not among PLAIN_FIELDS."""
+    values: list[Any] = [getattr(part, field.name) for field in fields(part) if field.name not in PLAIN_FIELDS]
+    return any(
+        len(value) > 0 if isinstance(value, Mapping) else value is not None and value is not False for value in values
+    )
 
 
 def num_pages(rank: int) -> int:
+    """How many pages a LoRA of this rank takes."""
     return -(-rank // RANK_PAGE)
 
 
 def read(folder: Path, spec: AdapterSpec, dtype: torch.dtype) -> HostAdapter:
-    """Read an adapter's tensors. ``dtype`` is the bank's; sums of A and B are exact in it up to its own precision."""
+    """Read the tensors of an adapter whose folder was checked.
+
+    Args:
+        folder: Holds ``adapter_model.safetensors``.
+        spec: Which tensors it has, and their scales.
+        dtype: Of the bank. Scales are folded in in float32 before the conversion.
+    """
     linears: dict[str, LinearGraft] = {}
     embeddings: dict[str, EmbeddingGraft] = {}
     tensors = _tensors(folder / "adapter_model.safetensors")
@@ -100,12 +126,12 @@ def read(folder: Path, spec: AdapterSpec, dtype: torch.dtype) -> HostAdapter:
         module: {name: get(key).to(dtype) for name, key in parameters.items()}
         for module, parameters in spec.replaced.items()
     }
-    held = [t for g in linears.values() for t in (g.a, g.b)] + [t for g in embeddings.values() for t in (g.a, g.b)]
-    held += [t for parameters in replaced.values() for t in parameters.values()]
+    stored = [t for g in linears.values() for t in (g.a, g.b)] + [t for g in embeddings.values() for t in (g.a, g.b)]
+    stored += [t for parameters in replaced.values() for t in parameters.values()]
     return HostAdapter(
         digest=spec.digest,
         num_pages=max((num_pages(g.rank) for g in spec.grafts if g.kind == "linear"), default=1),
-        num_bytes=sum(t.nbytes for t in held),
+        num_bytes=sum(t.nbytes for t in stored),
         linears=linears,
         embeddings=embeddings,
         replaced=replaced,
@@ -113,9 +139,9 @@ def read(folder: Path, spec: AdapterSpec, dtype: torch.dtype) -> HostAdapter:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that was checked, as views of its bytes.
+    """The tensors of a checked safetensors file, as views of its bytes.
 
-    This runs beside the steps and shares the interpreter with them: safetensors' own reader takes three times as long.
+    This runs beside the steps and shares the GIL with them: safetensors' own reader takes three times as long.
     """
     content = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
@@ -134,7 +160,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _paged(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[rank, n] → [pages, RANK_PAGE, n], the last page filled with zeros."""
+    """Split rank rows [rank, n] into pages [pages, RANK_PAGE, n], the last one padded with zeros."""
     rank, width = rows.shape
     pages = torch.zeros(num_pages(rank) * RANK_PAGE, width, dtype=dtype)
     pages[:rank] = rows

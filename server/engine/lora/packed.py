@@ -1,27 +1,25 @@
-"""An adapter in host memory, laid out as each layer of the model takes it: putting it on the device is a copy."""
+"""An adapter in host memory, laid out as each layer of the model takes it: loading it is a copy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torch import Tensor
-
-from graftwork.server.engine.lora.host_adapter import LinearGraft
-
-if TYPE_CHECKING:
-    pass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from graftwork.server.engine.lora.host_adapter import EmbeddingGraft
+from graftwork.server.engine.lora.host_adapter import EmbeddingGraft, LinearGraft
 
 
 @dataclass(slots=True)
 class LinearExtras:
-    """What an adapter does to a linear layer beside B·A: DoRA's column scale, a bias, or a whole other weight."""
+    """What an adapter does to a linear layer beside B·A.
+
+    Attributes:
+        column_scale: [out]: DoRA's magnitude over the norm of the adapted weight.
+        bias: [out], added.
+        replacement: Weight [out, in] and bias that are used instead of the base's.
+    """
 
     column_scale: Tensor | None = None
     bias: Tensor | None = None
@@ -29,52 +27,63 @@ class LinearExtras:
 
 
 class Packed(Protocol):
+    """A ``LinearMethod``'s own layout of an adapter's grafts."""
+
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Size in host memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlainGrafts:
-    """Grafts as they were read."""
+    """Grafts by member, as they were read."""
 
     grafts: Mapping[int, LinearGraft]
 
     @property
     def num_bytes(self) -> int:
+        """Size of A and B."""
         return sum(graft.a.nbytes + graft.b.nbytes for graft in self.grafts.values())
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMergedLinear:
-    """An adapter's part in one ``MergedLinear``."""
+    """An adapter's part in one ``MergedLinear``; ``extras`` are by member."""
 
     grafts: Packed | None
     extras: dict[int, LinearExtras]
 
     @property
     def num_bytes(self) -> int:
+        """Size of the grafts and of replaced weights."""
         own = sum(e.replacement[0].nbytes for e in self.extras.values() if e.replacement is not None)
         return own + (self.grafts.num_bytes if self.grafts is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class PackedModule:
-    """An adapter's part in one ``GraftedModule``."""
+    """An adapter's part in one ``GraftedModule``: a LoRA, or a module that is used instead of the base's."""
 
     embedding: EmbeddingGraft | None
     replacement: nn.Module | None
 
     @property
     def num_bytes(self) -> int:
+        """Size of its tensors."""
         own = list(self.replacement.parameters(recurse=False)) if self.replacement is not None else []
         return sum(t.nbytes for t in own) + (self.embedding.a.nbytes + self.embedding.b.nbytes if self.embedding else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in host memory as every place takes it: to load it is to copy. ``parts`` in the order of the places.
+    """An adapter in host memory, packed for every layer that it may touch.
 
-    ``names`` are the modules that it touches; ``is_special`` when it does more there than to add B·A.
+    Attributes:
+        digest: Its identity.
+        num_pages: Pages of the bank that it needs.
+        names: Modules that it touches.
+        is_special: Whether it does more there than to add B·A to linear layers.
+        parts: In the order of ``Grafts``'s layers; ``None`` for a layer that it does not touch.
     """
 
     digest: str
@@ -85,4 +94,5 @@ class PackedAdapter:
 
     @property
     def num_bytes(self) -> int:
+        """Size in host memory."""
         return sum(part.num_bytes for part in self.parts if part is not None)

@@ -1,22 +1,16 @@
 """Which tokens of a step use which adapter: its runs, and the index tensors that all layers share.
 
 Tokens are sorted by adapter, so the tokens of one adapter are one *run*. Short runs (decoding rows) go through one
-batched GEMM over pages, long ones (prompts) through a GEMM each. Tokens of the bare base come first and are not
-touched.
+batched GEMM over pages, long ones (prompts) through a GEMM each. Tokens of the bare base come first and are in no run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Runs of at least this many tokens are worth a GEMM of their own.
 LONG_RUN = 32
@@ -24,7 +18,7 @@ LONG_RUN = 32
 
 @dataclass(frozen=True, slots=True)
 class AdapterRun:
-    """Tokens start..stop of the step belong to one adapter, which owns ``pages``."""
+    """Tokens start..stop (exclusive) of the step belong to one adapter, which owns ``pages``."""
 
     start: int
     stop: int
@@ -33,7 +27,10 @@ class AdapterRun:
 
 
 class LoraPlan:
-    """A step's runs, sorted as the tokens are, and the index tensors that all modules share."""
+    """A step's runs for plain torch: ``long`` ones one by one, ``short`` ones (if any) as one batch.
+
+    ``runs`` must be sorted as the tokens are.
+    """
 
     def __init__(self, runs: Sequence[AdapterRun], device: torch.device) -> None:
         self.runs = runs
@@ -44,12 +41,17 @@ class LoraPlan:
 
 
 class ShortRuns:
-    """Short runs as one batch of page-sized GEMMs: group g is (a run, one of its pages).
+    """Short runs as one batch of page-sized GEMMs: each of G groups is (a run, one of its pages).
 
-    ``pages`` is a slice of the tables when the groups' pages lie side by side, else an index to gather. ``gather``
-    [G·m] picks the input rows, padded to the longest run; ``None`` when the runs are equally long and lie side by
-    side, as they mostly do when everybody decodes. ``keep`` and ``rows`` put results back: row rows[i] gets result
-    keep[i].
+    Attributes:
+        num_groups: G.
+        longest: m, the tokens of the longest run.
+        pages: The groups' pages: a slice of the tables when they are contiguous, else indices to gather.
+        span: The input rows, when ``gather`` is ``None``.
+        gather: [G·m] the input rows, padded to the longest run; ``None`` when the runs are equally long and contiguous,
+            as they mostly are when every sequence decodes.
+        keep: Results that are no padding, out of G·m.
+        rows: ``rows[i]`` is the row of y to which result ``keep[i]`` is added.
     """
 
     def __init__(self, runs: Sequence[AdapterRun], device: torch.device) -> None:
@@ -80,16 +82,16 @@ class ShortRuns:
             self.rows = torch.tensor(rows, device=device)
 
     def take(self, x: Tensor) -> Tensor:
-        """[T, in] → [G, m, in]"""
+        """The groups' input rows: [T, in] → [G, m, in]"""
         rows = x[self.span] if self.gather is None else x.index_select(0, self.gather)
         return rows.view(self.num_groups, self.longest, x.shape[1])
 
     def take_pages(self, table: Tensor) -> Tensor:
-        """[P, r, n] → [G, r, n]"""
+        """The groups' pages of a table: [P, r, n] → [G, r, n]"""
         return table[self.pages] if isinstance(self.pages, slice) else table.index_select(0, self.pages)
 
     def put(self, y: Tensor, result: Tensor) -> None:
-        """Add [G, m, out] to the rows of y [T, out] they belong to."""
+        """Add results [G, m, out] to the rows of y [T, out] that they belong to."""
         flat = result.reshape(-1, result.shape[2]).to(y.dtype)
         if self.rows is None or self.keep is None:
             y[self.span] += flat

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from graftwork.adapters.errors import ConfigurationError
 
+#: The name under which transformers finds ``attend``.
 IMPLEMENTATION = "graftwork"
 
 #: Extra arguments of attention implementations that change the result and are not implemented here.
@@ -23,6 +24,19 @@ _UNKNOWN_EXTRAS = ("s_aux", "position_bias", "cache", "alibi")
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """softmax(q·kᵀ·scale + mask)·v, with a soft cap on the logits before the mask if there is one.
+
+    Args:
+        q: [N, heads, rows, D].
+        k: [N, heads, L, D].
+        v: [N, heads, L, D].
+        mask: Additive, broadcastable to [N, heads, rows, L].
+        scale: Of q·k.
+        softcap: ``None``: none.
+
+    Returns:
+        [N, heads, rows, D].
+    """
     if softcap is None:
         if mask.dim() == 4:
             mask = mask.expand(-1, q.shape[1], q.shape[2], -1)
@@ -33,7 +47,11 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: flo
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTraits:
-    """What one layer asks of attention."""
+    """The attention of one layer: head counts, and what its module passes to ``attend``.
+
+    ``scale`` multiplies q·k; ``window`` is how many positions a token sees, itself included; ``softcap`` bounds the
+    logits.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -44,10 +62,7 @@ class AttentionTraits:
 
 
 class TracingAttention:
-    """Stands in for a plan while a model is tried out once, before there is a cache: plain causal attention.
-
-    Records what each layer asks for, which the cache's shape follows from.
-    """
+    """Plain causal attention without a cache, for ``trace_model``. Records the traits of each layer."""
 
     def __init__(self) -> None:
         self.layers: dict[int, AttentionTraits] = {}
@@ -62,6 +77,11 @@ class TracingAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
+        """See ``AttentionBackend.attend``; all T tokens are one sequence.
+
+        Raises:
+            ConfigurationError: Keys and values differ in shape.
+        """
         if key.shape != value.shape:
             raise ConfigurationError(
                 "Keys and values of different sizes (multi-head latent attention) cannot be served yet."
@@ -85,7 +105,7 @@ class TracingAttention:
 
 
 class AttentionBackend(Protocol):
-    """Computes the attention of one layer in a mixed step."""
+    """Computes the attention of each layer in one step; made anew for every step."""
 
     def attend(
         self,
@@ -97,7 +117,20 @@ class AttentionBackend(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """query [H, T, D], key and value [K, T, D] → [T, H, D]."""
+        """Write keys and values to the cache, then attend.
+
+        Args:
+            layer: Index of the layer.
+            query: [H, T, D].
+            key: [K, T, D].
+            value: [K, T, D].
+            scale: Multiplies q·k.
+            window: How many positions a token sees, itself included; ``None``: all.
+            softcap: Bounds the logits by tanh; ``None``: not at all.
+
+        Returns:
+            [T, H, D].
+        """
         ...
 
 
@@ -114,7 +147,25 @@ def attend(
     graft_attention: AttentionBackend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention that HF's modules call. query [1, H, T, D], key and value [1, K, T, D] → ([1, T, H, D], None)."""
+    """The attention function that HF's modules call.
+
+    Args:
+        module: HF's attention module.
+        query: [1, H, T, D].
+        key: [1, K, T, D].
+        value: [1, K, T, D].
+        attention_mask: Ignored, like ``dropout``: what a token sees follows from the step.
+        scaling: Multiplies q·k; ``None``: 1/√D.
+        sliding_window: How many positions a token sees.
+        softcap: Bounds the logits by tanh.
+        graft_attention: The step's backend.
+
+    Returns:
+        [1, T, H, D], and ``None`` for the attention weights.
+
+    Raises:
+        ConfigurationError: The module does not pass ``graft_attention`` on, or needs what is not implemented.
+    """
     if graft_attention is None:
         raise ConfigurationError(
             f"{type(module).__name__} keeps its keyword arguments from attention: this architecture cannot be served."

@@ -11,24 +11,34 @@ from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.model.layers import GraftedModule, Grafts, LinearMethod, MergedLinear, MergedLinearMember
 from graftwork.server.engine.model.trace import ModelTrace
 
-#: Makes the product of sibling layers.
+#: Makes the ``LinearMethod`` of sibling layers.
 MakeLinearMethod = Callable[[Sequence[nn.Linear]], LinearMethod]
 
 
-def graft_onto(model: nn.Module, trial: ModelTrace, bank: LoraBank, hold: MakeLinearMethod) -> Grafts:
-    """Replace every module of ``model`` that adapters may touch; ``hold`` takes the linear layers' weights over."""
+def graft_onto(model: nn.Module, trace: ModelTrace, bank: LoraBank, make_linear: MakeLinearMethod) -> Grafts:
+    """Replace every module of ``model`` that adapters may touch.
+
+    Args:
+        model: HF's model; changed in place.
+        trace: Of this model.
+        bank: Holds the adapters' tables and the step's plan.
+        make_linear: Makes the ``LinearMethod`` of sibling linear layers, and takes over their weights.
+
+    Returns:
+        The new layers.
+    """
     head = model.get_output_embeddings()  # type: ignore[operator]
     modules = dict(model.named_modules())
     grafts = Grafts()
-    for family in trial.sibling_groups:
-        layers = [layer for layer in map(modules.__getitem__, family) if isinstance(layer, nn.Linear)]
+    for names in trace.sibling_groups:
+        layers = [layer for layer in map(modules.__getitem__, names) if isinstance(layer, nn.Linear)]
         with torch.no_grad():
-            product = hold(layers)
-        projections = MergedLinear(family, layers, product, bank, is_head=any(layer is head for layer in layers))
-        for index, (name, layer) in enumerate(zip(family, layers, strict=True)):
-            _replace(model, name, MergedLinearMember(projections, index, layer))
-        grafts.merged_linears.append(projections)
-    for name, axis in trial.token_wise.items():
+            linear = make_linear(layers)
+        merged = MergedLinear(names, layers, linear, bank, is_head=any(layer is head for layer in layers))
+        for index, (name, layer) in enumerate(zip(names, layers, strict=True)):
+            _replace(model, name, MergedLinearMember(merged, index, layer))
+        grafts.merged_linears.append(merged)
+    for name, axis in trace.token_wise.items():
         grafted = GraftedModule(name, modules[name], axis, bank)
         _replace(model, name, grafted)
         grafts.modules.append(grafted)

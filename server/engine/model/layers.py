@@ -1,7 +1,7 @@
 """The layers that adapters attach to: merged linear layers, and modules that an adapter may add to or replace.
 
 Linear layers that read the same tensor (q, k, v; gate, up) are one ``MergedLinear``: one GEMM over stacked weights, one
-LoRA table. Embeddings and norms are wrapped so that an adapter may add to them or bring its own (PEFT's
+LoRA table. Embeddings and norms are wrapped, so that an adapter may add to them or replace them (PEFT's
 modules_to_save).
 """
 
@@ -25,33 +25,44 @@ from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 
 
 class LinearMethod(Protocol):
-    """W·x of sibling linear layers, plus B·A·x of each row's adapter: the two are computed together where that pays."""
+    """W·x of sibling linear layers plus B·A·x of each row's adapter, computed together where that is faster."""
 
     def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
-        """x [T, in] → [T, out of all siblings]."""
+        """W·x plus the adapters of ``plan``, without biases: x [T, in] → [T, out of all siblings]."""
 
     def pack(self, grafts: Mapping[int, LinearGraft]) -> Packed:
-        """An adapter's grafts on the members (at least one) as ``write`` wants them; called beside the steps."""
+        """Lay out an adapter's grafts (at least one), by member, as ``write`` copies them. Called in any thread."""
 
     def write(self, pages: Sequence[int], packed: Any | None) -> None:
-        """Copy what ``pack`` made to an adapter's pages; what the adapter does not touch is zero there."""
+        """Copy what ``pack`` returned to an adapter's pages; ``None``: the adapter does not touch these layers.
+
+        Members that the adapter does not touch must act as zero afterwards.
+        """
 
     def dense(self) -> Tensor:
-        """The weight as it acts, [out, in] float32: what DoRA's norms are taken of."""
+        """The weight as it acts, [out, in] float32; DoRA's norms are computed from it."""
 
     @property
     def num_bytes(self) -> int:
-        """What the weight takes, without adapters."""
+        """Size of the weight, without adapters."""
 
 
 class MergedLinear:
-    """Sibling linear layers as one: y = W·x, plus what each row's adapter adds."""
+    """Sibling linear layers as one: y = W·x, plus each row's adapter.
+
+    Args:
+        names: Module names of the members, in the order in which they read their input.
+        layers: The members; their weights are in ``linear`` already.
+        linear: Computes W·x and the adapters.
+        bank: Holds the step's plan.
+        is_head: The layer is the head, whose rows are those of ``bank.head_plan``.
+    """
 
     def __init__(
-        self, names: Sequence[str], layers: Sequence[nn.Linear], product: LinearMethod, bank: LoraBank, *, is_head: bool
+        self, names: Sequence[str], layers: Sequence[nn.Linear], linear: LinearMethod, bank: LoraBank, *, is_head: bool
     ) -> None:
         self.names = list(names)
-        self.linear = product
+        self.linear = linear
         self.is_head = is_head
         self.bank = bank
         self.slices = columns_of(layers)
@@ -61,7 +72,7 @@ class MergedLinear:
         self._output: Tensor | None = None
 
     def member(self, index: int, x: Tensor) -> Tensor:
-        """Member ``index``'s output for x [..., in]. The first member asked computes for all."""
+        """The output of member ``index`` for x [..., in]. The first member called computes all of them."""
         if self._input is not x or self._output is None:
             self._output = self._compute(x.reshape(-1, x.shape[-1])).to(x.dtype)
             self._input = x
@@ -98,8 +109,9 @@ class MergedLinear:
                 weight, bias = extras.replacement
                 y[rows, self.slices[index]] = F.linear(x[rows].to(weight.dtype), weight, bias).to(y.dtype)
 
-    # -- adapters come and go ------------------------------------------------------------------------------------
+    # -- adapters ------------------------------------------------------------------------------------------------
     def pack(self, adapter: HostAdapter) -> PackedMergedLinear | None:
+        """An adapter's part in these layers, or ``None`` if it does not touch them. Called in any thread."""
         grafts = {i: adapter.linears[name] for i, name in enumerate(self.names) if name in adapter.linears}
         extras: dict[int, LinearExtras] = {}
         for index, name in enumerate(self.names):
@@ -120,11 +132,13 @@ class MergedLinear:
         return PackedMergedLinear(self.linear.pack(grafts) if grafts else None, extras)
 
     def set_lora(self, digest: str, packed: PackedMergedLinear | None, pages: Sequence[int]) -> None:
+        """Copy an adapter's part to its pages."""
         self.linear.write(pages, packed.grafts if packed is not None else None)
         if packed is not None and packed.extras:
             self.extras[digest] = packed.extras
 
     def reset_lora(self, digest: str) -> None:
+        """Forget an adapter; its pages are overwritten by the next one."""
         self.extras.pop(digest, None)
 
     def _own_bias(self, index: int) -> Tensor | None:
@@ -135,23 +149,24 @@ class MergedLinear:
 
 
 class MergedLinearMember(nn.Module):
-    """Stands where a linear layer stood."""
+    """The module in a linear layer's place: its part of a ``MergedLinear``."""
 
-    def __init__(self, projections: MergedLinear, index: int, layer: nn.Linear) -> None:
+    def __init__(self, merged: MergedLinear, index: int, layer: nn.Linear) -> None:
         super().__init__()
-        self.merged = projections
+        self.merged = merged
         self.index = index
         self.in_features = layer.in_features
         self.out_features = layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out], with the adapters of the step."""
         return self.merged.member(self.index, x)
 
 
 class GraftedModule(nn.Module):
-    """A module that treats each token by itself (an embedding, a norm), which adapters may add to or replace.
+    """A module that computes each token by itself (an embedding, a norm), which adapters may add to or replace.
 
-    ``axis`` is where its input counts tokens.
+    ``axis`` is the dimension of its input that counts tokens.
     """
 
     def __init__(self, name: str, module: nn.Module, axis: int, bank: LoraBank) -> None:
@@ -164,6 +179,7 @@ class GraftedModule(nn.Module):
         self.replacements: dict[str, nn.Module] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        """The module's output, with the adapters of the step."""
         y: Tensor = self.module(x)
         plan: LoraPlan | None = self.bank.plan
         if plan is None or not (self.embeddings or self.replacements):
@@ -180,6 +196,7 @@ class GraftedModule(nn.Module):
         return y
 
     def pack(self, adapter: HostAdapter) -> PackedModule | None:
+        """An adapter's part in this module, or ``None`` if it does not touch it. Called in any thread."""
         graft, parameters = adapter.embeddings.get(self.name), adapter.replaced.get(self.name)
         if graft is None and parameters is None:
             return None
@@ -188,29 +205,37 @@ class GraftedModule(nn.Module):
         return PackedModule(graft, None if parameters is None else _with_parameters(self.module, parameters))
 
     def set_lora(self, digest: str, packed: PackedModule | None, pages: Sequence[int]) -> None:
+        """Use an adapter's part from now on; ``pages`` play no part here."""
         if packed is not None and packed.embedding is not None:
             self.embeddings[digest] = packed.embedding
         if packed is not None and packed.replacement is not None:
             self.replacements[digest] = packed.replacement
 
     def reset_lora(self, digest: str) -> None:
+        """Forget an adapter."""
         self.embeddings.pop(digest, None)
         self.replacements.pop(digest, None)
 
 
 @dataclass(slots=True)
 class Grafts:
-    """Every place of one model where adapters attach. ``special`` adapters do more there than to add B·A."""
+    """All layers of one model that adapters attach to.
+
+    Attributes:
+        merged_linears: Its linear layers.
+        modules: Its other modules.
+        special: Digests of adapters on the device that do more than to add B·A to linear layers.
+    """
 
     merged_linears: list[MergedLinear] = field(default_factory=list)
     modules: list[GraftedModule] = field(default_factory=list)
     special: set[str] = field(default_factory=set)
 
     def pack(self, adapter: HostAdapter) -> PackedAdapter:
-        """Make an adapter ready for the device. This is the work; it may be done in any thread, beside the steps.
+        """Pack an adapter for every layer: the expensive part of loading, which any thread may do beside the steps.
 
         Raises:
-            InvalidAdapter: there is a part of the adapter that no place here can take.
+            InvalidAdapter: The adapter touches a module that cannot be grafted.
         """
         linears = {name for p in self.merged_linears for name in p.names}
         modules = {m.name for m in self.modules}
@@ -224,31 +249,34 @@ class Grafts:
             num_pages=adapter.num_pages,
             names=names,
             is_special=adapter.is_special,
-            parts=tuple(place.pack(adapter) for place in self._places()),
+            parts=tuple(layer.pack(adapter) for layer in self._layers()),
         )
 
     def set_lora(self, adapter: PackedAdapter, pages: Sequence[int]) -> None:
-        for place, part in zip(self._places(), adapter.parts, strict=True):
-            place.set_lora(adapter.digest, part, pages)
+        """Copy a packed adapter to its pages in every layer."""
+        for layer, part in zip(self._layers(), adapter.parts, strict=True):
+            layer.set_lora(adapter.digest, part, pages)
         if adapter.is_special:
             self.special.add(adapter.digest)
 
     def reset_lora(self, digest: str) -> None:
-        for place in self._places():
-            place.reset_lora(digest)
+        """Forget an adapter in every layer. Unknown digests are ignored."""
+        for layer in self._layers():
+            layer.reset_lora(digest)
         self.special.discard(digest)
 
-    def _places(self) -> list[MergedLinear | GraftedModule]:
+    def _layers(self) -> list[MergedLinear | GraftedModule]:
         return [*self.merged_linears, *self.modules]
 
 
 def columns_of(layers: Sequence[nn.Linear]) -> list[slice]:
-    """Where each layer's outputs stand among those of all."""
+    """Each layer's columns among the outputs of all."""
     ends = itertools.accumulate(layer.out_features for layer in layers)
     return [slice(end - layer.out_features, end) for end, layer in zip(ends, layers, strict=True)]
 
 
 def stacked_bias(layers: Sequence[nn.Linear], device: torch.device) -> Tensor | None:
+    """The biases of all layers [out of all], zeros for a layer without; ``None`` if no layer has one."""
     if all(layer.bias is None for layer in layers):
         return None
     parts = [

@@ -1,4 +1,4 @@
-"""The numbers a base is held and computed in: quantization, dtype, device and kernels."""
+"""The numbers a base is stored and computed in: quantization, dtype, device and kernels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from typing import Literal
 import torch
 
 Quantize = Literal["int8", "nf4", "none"]
-
-
 Kernels = Literal["native", "triton", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """``quantize`` for the base's linear layers, ``dtype`` for everything else; ``reason`` is for the log."""
+    """How a base is stored and computed.
+
+    Attributes:
+        device: Where it is.
+        quantize: The format of the linear layers' weights.
+        dtype: Of everything else.
+        kernels: What computes the adapters and, on CPUs, the step.
+        reason: Why this was chosen, for the log.
+    """
 
     device: torch.device
     quantize: Quantize
@@ -25,5 +31,5 @@ class Numerics:
 
     @property
     def adapter_dtype(self) -> torch.dtype:
-        """What the bank holds: float32 on a CPU, where it is as fast and exact; the activations' own on a card."""
+        """The bank's dtype: float32 on a CPU, where it is as fast and exact; ``dtype`` on a GPU."""
         return torch.float32 if self.device.type == "cpu" else self.dtype

@@ -17,11 +17,13 @@ NUM_TRACE_TOKENS = 37
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTrace:
-    """What one run of the untouched model shows.
+    """What one run of the untouched model showed.
 
-    ``families`` are the names of linear layers that read the same tensor, in the order they read it; ``token_wise``
-    the other leaf modules, with the axis on which their input counts tokens; ``attention`` what each layer asks for;
-    ``logits`` [NUM_TRACE_TOKENS, V] what it said of the tokens 0, 1, 2, …
+    Attributes:
+        sibling_groups: Names of linear layers that read the same tensor, in the order in which they read it.
+        token_wise: The other leaf modules with parameters, with the dimension of their input that counts tokens.
+        attention: The traits of each layer.
+        logits: [NUM_TRACE_TOKENS, V] float32, of the token ids 0, 1, 2, …
     """
 
     sibling_groups: list[list[str]]
@@ -36,12 +38,12 @@ class ModelTrace:
 
 
 def trace_model(model: nn.Module) -> ModelTrace:
-    """Run the model once and watch who reads what.
+    """Run the model once and record which modules read which tensors.
 
     Raises:
-        ConfigurationError: the architecture is one that cannot be served; the message says why.
+        ConfigurationError: The architecture cannot be served; the message says why.
     """
-    families: list[list[str]] = []
+    groups: list[list[str]] = []
     token_wise: dict[str, int] = {}
     newest: tuple[Tensor, list[str]] | None = None
 
@@ -52,8 +54,8 @@ def trace_model(model: nn.Module) -> ModelTrace:
             if newest is not None and newest[0] is x:
                 newest[1].append(name)
                 return
-            families.append([name])
-            newest = (x, families[-1])
+            groups.append([name])
+            newest = (x, groups[-1])
 
         return hook
 
@@ -81,7 +83,7 @@ def trace_model(model: nn.Module) -> ModelTrace:
     finally:
         for handle in handles:
             handle.remove()
-    seen = [name for family in families for name in family]
+    seen = [name for group in groups for name in group]
     if len(seen) != len(set(seen)) or set(seen) != linear:
         odd = sorted(linear ^ set(seen) or {name for name in seen if seen.count(name) > 1})
         raise ConfigurationError(
@@ -90,7 +92,7 @@ def trace_model(model: nn.Module) -> ModelTrace:
     if not attention.layers or sorted(attention.layers) != list(range(len(attention.layers))):
         raise ConfigurationError(f"{type(model).__name__} has layers without plain attention; it cannot be served.")
     return ModelTrace(
-        sibling_groups=families,
+        sibling_groups=groups,
         token_wise=token_wise,
         attention=tuple(attention.layers[i] for i in range(len(attention.layers))),
         logits=logits,

@@ -1,4 +1,4 @@
-"""A linear layer's weight in the numbers it is held in: full, 8-bit or NF4, as plain torch multiplies with it.
+"""A linear layer's weight as it is stored: full, 8-bit or NF4, multiplied by plain torch.
 
 Shapes: ``x`` [T, in], result [T, out]; T rows are tokens of any requests. No bias, no adapters.
 """
@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from graftwork.server.engine.model.numerics import Numerics
 
-#: The largest number of tokens that one 8-bit GEMM is given.
+#: The most tokens of one 8-bit GEMM.
 BLOCK_ROWS = 64
 
 
 def padded_rows(num_rows: int) -> int:
-    """A power of two up to BLOCK_ROWS, then its multiples.
+    """``num_rows`` rounded up to a power of two, above BLOCK_ROWS to a multiple of it.
 
-    oneDNN makes a kernel for every number of rows it has not seen, which takes longer than many a step. So there are
-    only a few numbers, all of them tried at the start.
+    oneDNN compiles a kernel for every number of rows that it has not seen, which takes longer than many a step. So only
+    a few numbers occur, all of them compiled at the start.
     """
     if num_rows >= BLOCK_ROWS:
         return -(-num_rows // BLOCK_ROWS) * BLOCK_ROWS
@@ -30,42 +30,48 @@ def padded_rows(num_rows: int) -> int:
 
 
 class Weights(ABC):
-    """What a linear layer multiplies by."""
+    """The weight of a linear layer, in the format in which it is stored."""
 
     @abstractmethod
     def matmul(self, x: Tensor) -> Tensor:
-        """``x @ W.T`` in the activations' dtype."""
+        """``x @ W.T``: [T, in] → [T, out], in the activations' dtype."""
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The weight as it acts, [out, in] float32: what DoRA's norms are taken of."""
+        """The weight as it acts, [out, in] float32; DoRA's norms are computed from it."""
 
     @property
     @abstractmethod
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Size of the weight as it is stored."""
 
     def warm_up(self, num_inputs: int, max_rows: int, dtype: torch.dtype) -> None:
-        """Have the kernels of every number of rows made, before a request waits for them."""
+        """Compile the kernels of every number of rows up to ``max_rows``, before a request waits for them."""
         sizes = {padded_rows(rows) for rows in range(1, max_rows + 1)}
         for rows in sizes:
             self.matmul(torch.zeros(rows, num_inputs, dtype=dtype))
 
 
 class FullWeights(Weights):
+    """A weight [out, in] in the activations' dtype."""
+
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
 
     def matmul(self, x: Tensor) -> Tensor:
+        """``x @ W.T``; bfloat16 rows are padded on a CPU."""
         num_rows = x.shape[0]
         if x.dtype != torch.bfloat16 or x.device.type != "cpu" or num_rows == padded_rows(num_rows):
             return F.linear(x, self.weight)
         return F.linear(F.pad(x, (0, 0, 0, padded_rows(num_rows) - num_rows)), self.weight)[:num_rows]
 
     def dense(self) -> Tensor:
+        """The weight in float32."""
         return self.weight.float()
 
     @property
     def num_bytes(self) -> int:
+        """Size of the weight."""
         return self.weight.nbytes
 
 
@@ -73,9 +79,9 @@ class Int8Weights(Weights):
     """8 bits a weight with a scale per output; activations in two 8-bit digits with a scale per token; int32 sums.
 
     A token's activations are ``scale · (high + low / 254)``, both digits int8: about 15 bits, so the weights' rounding
-    is the only one that shows, and a float32 bit that differs between batches cannot tip an 8-bit rounding over
+    is the only one that matters, and a float32 bit that differs between batches cannot change an 8-bit rounding
     (with one digit it does, and two batches of the same request drift 0.1 to 0.2 apart in log-probability). Both digits
-    are rows of one GEMM, which reads the weights once; its integer sums are exact, whoever shares the batch.
+    are rows of one GEMM, which reads the weights once; its integer sums are exact, whatever else is in the batch.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -84,12 +90,13 @@ class Int8Weights(Weights):
         self.weight_t = torch.round(weight / self.scale[:, None]).to(torch.int8).t()
 
     def matmul(self, x: Tensor) -> Tensor:
+        """``x @ W.T`` in blocks of BLOCK_ROWS tokens. float32."""
         if x.shape[0] <= BLOCK_ROWS:
             return self._multiply(x)
         return torch.cat([self._multiply(block) for block in torch.split(x, BLOCK_ROWS)])
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """At most BLOCK_ROWS tokens; the rows that pad them are computed and thrown away."""
+        """At most BLOCK_ROWS tokens; the rows that pad them are computed and discarded."""
         num_tokens, padded = x.shape[0], padded_rows(x.shape[0])
         token_scale = x.abs().amax(1, keepdim=True).float().mul_(1 / 127).clamp_(min=1e-10)
         scaled = x / token_scale
@@ -102,18 +109,20 @@ class Int8Weights(Weights):
         return high_sums.add_(low_sums, alpha=1 / 254).mul_(token_scale).mul_(self.scale)
 
     def dense(self) -> Tensor:
+        """The dequantized weight, [out, in] float32."""
         return self.weight_t.t().float() * self.scale[:, None]
 
     @property
     def num_bytes(self) -> int:
+        """Size of the weight and its scales."""
         return self.weight_t.nbytes + self.scale.nbytes
 
 
 class NF4Weights(Weights):
-    """4-bit NormalFloat with double quantization, by bitsandbytes.
+    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, QLoRA), by bitsandbytes.
 
     Siblings are quantized one by one, not stacked: double quantization looks at a whole weight, and only so are the
-    numbers those that a QLoRA training saw.
+    values equal to those that a QLoRA training used.
     """
 
     def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
@@ -125,22 +134,25 @@ class NF4Weights(Weights):
         ]
 
     def matmul(self, x: Tensor) -> Tensor:
+        """``x @ W.T``, one product per sibling."""
         import bitsandbytes as bnb
 
         return torch.cat([bnb.matmul_4bit(x, packed.t(), quant_state=state) for packed, state in self.parts], dim=1)
 
     def dense(self) -> Tensor:
+        """The dequantized weight, [out of all siblings, in] float32."""
         from bitsandbytes import functional as bnb
 
         return torch.cat([bnb.dequantize_4bit(packed, state) for packed, state in self.parts]).float()
 
     @property
     def num_bytes(self) -> int:
+        """Size of the packed weights and their quantization states."""
         return sum(int(packed.nbytes + state.absmax.nbytes) for packed, state in self.parts)
 
 
 def quantize_weights(weights: Sequence[Tensor], numerics: Numerics) -> Weights:
-    """Sibling weights [out_i, in] that read the same input, as one, in the chosen numbers."""
+    """Sibling weights [out_i, in] that read the same input, stacked, in the chosen format."""
     stacked = torch.cat(list(weights)) if len(weights) > 1 else weights[0]  # alone it may stay tied to the embedding
     match numerics.quantize:
         case "int8":

@@ -1,8 +1,8 @@
-"""The routes, one file per noun. ``generation`` is added by whoever has the engine.
+"""The routes, one module per noun, each with a function ``add(routes, services)``.
 
-Reading takes any key, changing adapters and reading what users wrote an operator's, keys an admin's; health, readiness
-and the operator's page take none. What blocks runs beside the event loop. Each file has one ``add(routes, services)``.
-What a route answers is described in ``schemas``, its errors are worded in ``edge``.
+Reading takes any key, changing adapters and reading users' texts an operator's, keys an admin's; health, readiness and
+the operator's page take none. Blocking calls run in threads. ``schemas`` describes the responses, ``edge`` words the
+errors. ``generation`` is added by ``GraftServer``, since it needs the engine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NOUNS = (
 
 
 def router(services: Services) -> APIRouter:
-    """All of them, for ``app.include_router``."""
+    """All routes of ``NOUNS``, for ``app.include_router``."""
     routes = APIRouter(
         default_response_class=JSONResponse,
         generate_unique_id_function=lambda route: route.name,

@@ -33,27 +33,36 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class PromotedVersion(StrictModel):
+    """The body of a promotion: the version that the alias shall point to."""
+
     version: Annotated[int, Field(ge=1)]
     reason: Text | None = None
     end_experiment: bool = False
 
 
 class Rollback(StrictModel):
+    """The body of a rollback: the alias that shall point to its previous version."""
+
     alias: Text = LIVE
     reason: Text | None = None
     end_experiment: bool = False
 
 
 class PushParameters(Parameters):
+    """The query of a push: an alias to move to the new version."""
+
     alias: str | None = None
 
 
 class HistoryParameters(Parameters):
+    """The page of a history, newest event first."""
+
     after: Annotated[int, Field(ge=0)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of adapters."""
     registry, engine, traffic = services.registry, services.engine, services.traffic
     reader = Depends(services.authenticator.require(Role.APP))
     operator = Depends(services.authenticator.require(Role.OPERATOR))
@@ -125,7 +134,7 @@ def add(routes: APIRouter, services: Services) -> None:
 def _move(
     services: Services, name: str, move: Callable[..., AliasEvent], who: Principal, *, end_experiment: bool
 ) -> AliasEvent:
-    """The alias moved; with the experiment that would forbid it ended, if that is wished."""
+    """Move an alias; first end the experiment that would forbid it, if ``end_experiment``."""
     if not end_experiment:
         return move()
     reason = f"{who.name} moved an alias of {name} and ended the experiment with it"
@@ -135,6 +144,7 @@ def _move(
 
 
 def all_adapters(services: Services) -> list[Adapter]:
+    """All adapters of the registry."""
     adapters: list[Adapter] = []
     while True:
         page = services.registry.adapters(after=adapters[-1].name if adapters else None, limit=100)
@@ -144,7 +154,10 @@ def all_adapters(services: Services) -> list[Adapter]:
 
 
 async def adapter_states(engine: EngineProtocol) -> Mapping[str, AdapterPlacement]:
-    """Where adapters are. An engine that cannot say holds up no list, and no change that has been made."""
+    """Where adapters are, by digest; empty if the engine cannot tell.
+
+    An unavailable engine must not fail a list, nor a change that has been made.
+    """
     try:
         return await engine.residency()
     except Unavailable as unavailable:
@@ -153,10 +166,12 @@ async def adapter_states(engine: EngineProtocol) -> Mapping[str, AdapterPlacemen
 
 
 def live_version(adapter: Adapter) -> Version:
+    """The version that ``live`` points to."""
     return adapter.versions[adapter.aliases[LIVE] - 1]
 
 
 def tier_of(residency: Mapping[str, AdapterPlacement], version: Version) -> Residency:
+    """Where a version's weights are."""
     placement = residency.get(version.digest)
     match placement and placement.tier:
         case "device":

@@ -1,7 +1,7 @@
-"""``/v1/experiments``: started, read, widened and stopped by operators.
+"""``/v1/experiments``: started, read, changed and stopped by operators.
 
-What an experiment's figures mean is said by ``adapters/verdicts.py``; who computes them is the keeper. The routes show
-the last reading that it kept.
+Readings are computed by ``ExperimentController``; the routes show the last one that it stored. Their fields are
+explained in ``adapters/experiments/readings.py``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class ArmSampling(StrictModel):
+    """Sampling parameters that an arm overrides; ``max_tokens`` is an upper bound."""
+
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
@@ -64,6 +66,8 @@ class ArmSampling(StrictModel):
 
 
 class NewArm(StrictModel):
+    """An arm of a new experiment: a version number, ``base`` or an alias, and what it does differently."""
+
     version: int | Label | None = None
     alias: Label | None = None
     name: Label | None = None
@@ -74,6 +78,8 @@ class NewArm(StrictModel):
 
 
 class NewMetric(StrictModel):
+    """A metric with options, see ``Metric.of``."""
+
     name: Label
     over: Positive | None = None
     range: tuple[float, float] | None = None
@@ -81,6 +87,8 @@ class NewMetric(StrictModel):
 
 
 class NewGuardrail(StrictModel):
+    """A guardrail of a new experiment, see ``Guardrail``."""
+
     metric: Label | NewMetric
     limit: float | None = None
     margin: float | None = None
@@ -88,6 +96,8 @@ class NewGuardrail(StrictModel):
 
 
 class NewDecision(StrictModel):
+    """The decision rule of a new experiment, see ``DecisionRule``; ``until`` is in Unix seconds."""
+
     promote_above: float | None = 0.0
     stop_below: float | None = 0.0
     max_units: int | None = None
@@ -96,12 +106,16 @@ class NewDecision(StrictModel):
 
 
 class NewRamp(StrictModel):
+    """The ramp of a new experiment, see ``Ramp``."""
+
     weights: list[float]
     min_units: int = 100
     min_seconds: float = 0.0
 
 
 class NewExperiment(StrictModel):
+    """The body that starts an experiment, see ``ExperimentPlan``."""
+
     name: Label
     adapter: Label
     arms: Annotated[list[NewArm], Field(min_length=1)]
@@ -116,22 +130,29 @@ class NewExperiment(StrictModel):
 
 
 class NewWeights(StrictModel):
+    """The body that changes weights, by arm."""
+
     weights: Annotated[dict[str, Share], Field(min_length=1)]
     reason: Text | None = None
 
 
 class Stop(StrictModel):
+    """The body that stops an experiment, and may promote an arm."""
+
     promote: Label | None = None
     reason: Text | None = None
 
 
 class ExperimentParameters(Parameters):
+    """The filter and page of a list of experiments."""
+
     status: Literal["running", "ended"] | None = None
     after: str | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of experiments."""
     experiments, base = services.experiments, services.base
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -193,7 +214,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 def _plan(body: NewExperiment) -> ExperimentPlan:
     given = [arm.weight for arm in body.arms if arm.shadow is None]
-    # Nobody said how much: everybody gets as much.
+    # Without any weight, all arms get the same.
     equal = 1 / len(given) if given and body.ramp is None and not any(weight is not None for weight in given) else 0.0
     return ExperimentPlan(
         adapter=body.adapter,
@@ -269,7 +290,7 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _check_logged(services: Services, plan: ExperimentPlan) -> None:
-    """An experiment sees what is logged and nothing else: one that would see nothing is refused."""
+    """Refuse an experiment whose answers are not logged: it would have no data."""
     subjects = {services.base.id if arm.version is None and arm.alias is None else plan.adapter for arm in plan.arms}
     for subject in sorted(subjects):
         if not services.records.policies.is_logged(adapter=subject, key_id=""):
@@ -283,7 +304,7 @@ def _check_logged(services: Services, plan: ExperimentPlan) -> None:
 
 
 def _whole(services: Services, name: str) -> ExperimentObject:
-    """An experiment with everything that is known of it."""
+    """An experiment with its history and all its readings."""
     experiment = services.experiments.get(name)
     readings = services.exposures.readings(name)
     return {
@@ -388,7 +409,7 @@ def _event(event: ExperimentEvent) -> ExperimentEventObject:
 
 
 def _point(stored: StoredReading) -> ReadingPointObject:
-    """Of a reading what a picture over time is drawn from."""
+    """The part of a reading that a chart over time shows."""
     reading: dict[str, Any] = stored.reading
     return {
         "at": stored.at.timestamp(),

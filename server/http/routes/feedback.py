@@ -1,7 +1,7 @@
-"""``/v1/feedback``: what was said of answers. Any key may say it; reading takes an operator's.
+"""``/v1/feedback``: feedback on answers. Any key may send it; reading takes an operator's.
 
-What is acknowledged is durable. If the answer's own row is still on its way to the database in this process, it goes
-first: so a correction that was acknowledged has the prompt that it is about.
+A response means that the feedback is durable. If the answer's own row is not yet written by this process, the response
+waits for it: so a correction always has the prompt that it is about.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ IDEMPOTENCY_HEADER = "idempotency-key"
 
 
 class NewFeedback(StrictModel):
+    """The body of feedback on one choice of an answer."""
+
     interaction_id: Text
     choice: Annotated[int, Field(ge=0, le=MAX_CHOICE)] | None = None
     thumb: Thumb | None = None
@@ -48,6 +50,8 @@ class NewFeedback(StrictModel):
 
 
 class FeedbackParameters(Parameters):
+    """The filter of a list of feedback."""
+
     interaction_id: Text | None = None
     adapter: Label | None = None
     experiment: Label | None = None
@@ -58,16 +62,24 @@ class FeedbackParameters(Parameters):
     until: AwareDatetime | None = None
 
     def filter(self, services: Services) -> FeedbackFilter:
+        """The filter with ``adapter`` resolved.
+
+        Raises:
+            InvalidRequest: Nothing has the name ``adapter``.
+        """
         given = {name: getattr(self, name) for name in FeedbackFilter.__dataclass_fields__}
         return FeedbackFilter(**{**given, "adapter": answered_by(services, self.adapter)})
 
 
 class FeedbackPageParameters(FeedbackParameters):
+    """The filter and page of a list of feedback."""
+
     after: Annotated[int, Field(ge=0)] | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of feedback."""
     records, base_id = services.records, services.base.id
     anybody = Depends(services.authenticator.require(Role.APP))
     operator = Depends(services.authenticator.require(Role.OPERATOR))
@@ -81,7 +93,7 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def send_feedback(request: Request, who: Principal = anybody) -> Response:
         body = parse(NewFeedback, await request.body())
-        said = SubmittedFeedback(
+        submitted = SubmittedFeedback(
             interaction_id=body.interaction_id,
             choice=body.choice or 0,
             thumb=body.thumb,
@@ -94,8 +106,8 @@ def add(routes: APIRouter, services: Services) -> None:
             user=body.user or None,
         )
         key = _idempotency_key(request, body)
-        await in_thread(records.log.wait_until_durable, said.interaction_id)
-        row, new = await in_thread(records.feedback.add, said, key_id=who.key_id, idempotency_key=key)
+        await in_thread(records.log.wait_until_durable, submitted.interaction_id)
+        row, new = await in_thread(records.feedback.add, submitted, key_id=who.key_id, idempotency_key=key)
         if new:
             services.metrics.feedback(adapter=(row.adapter or base_id).partition("@")[0], kinds=row.kinds)
         return JSONResponse(show(row, base_id), 201 if new else 200)
@@ -121,6 +133,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 def show(row: Feedback, base_id: str) -> FeedbackObject:
+    """The JSON of feedback."""
     return {
         "object": "feedback",
         "id": row.id,

@@ -1,6 +1,6 @@
-"""``/v1/files``: OpenAI's files, as far as fine-tuning needs them. An operator's: they hold what users wrote.
+"""``/v1/files``: OpenAI's files, as far as fine-tuning needs them. They take an operator's key: they hold users' texts.
 
-What is acknowledged is on disk. Rows are looked at by the job that learns from them, which says the lines.
+A response means that the file is durable. Rows are checked by the job that trains on them, which reports the lines.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 
 class OctetStream(FileResponse):
+    """A file's content as a response."""
+
     media_type = "application/octet-stream"
 
 
@@ -40,6 +42,8 @@ class FileForm(BaseModel):
 
 
 class FilesParameters(Parameters):
+    """The filter and page of a list of files."""
+
     purpose: Label | None = None
     after: Label | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = MAX_PAGE
@@ -47,6 +51,7 @@ class FilesParameters(Parameters):
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of files."""
     files, jobs = services.files, services.jobs
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -99,6 +104,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 def show(file: File) -> FileObject:
+    """The JSON of a file."""
     return {
         "id": file.id,
         "object": "file",

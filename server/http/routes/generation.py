@@ -26,10 +26,12 @@ from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
 
+#: Names a conversation or visitor, for experiments.
 SESSION_HEADER = "x-graftwork-session"
 
 
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
+    """Add the routes of generation."""
     reader = Depends(authenticator.require(Role.APP))
 
     @routes.post(
@@ -73,7 +75,7 @@ async def _respond(service: GenerationService, request: Request, kind: IdKind, b
 
 
 async def _collect(service: GenerationService, request: Request, active: ActiveGeneration) -> None:
-    """Take in everything, unless the client leaves."""
+    """Wait for the whole answer, unless the client leaves."""
     collecting = asyncio.ensure_future(service.collect(active))
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
@@ -89,7 +91,7 @@ async def _collect(service: GenerationService, request: Request, active: ActiveG
 
 
 def _session(request: Request, body: GenerationRequest) -> str | None:
-    """Who asks, where the body names no user: a conversation or a visitor, for experiments."""
+    """The session of a request, for experiments: a conversation or a visitor where the body names no user."""
     named = (body.metadata or {}).get("session")
     if named:
         return named
@@ -103,6 +105,6 @@ def _session(request: Request, body: GenerationRequest) -> str | None:
 
 
 async def _disconnected(request: Request) -> None:
-    """Returns when the client has gone. The body must have been read."""
+    """Return when the client has disconnected. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

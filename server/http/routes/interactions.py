@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class InteractionParameters(Parameters):
+    """The filter of a list of interactions."""
+
     adapter: Label | None = None
     experiment: Label | None = None
     arm: Label | None = None
@@ -35,20 +37,30 @@ class InteractionParameters(Parameters):
     until: AwareDatetime | None = None
 
     def filter(self, services: Services) -> InteractionFilter:
+        """The filter with ``adapter`` resolved.
+
+        Raises:
+            InvalidRequest: Nothing has the name ``adapter``.
+        """
         given = {name: getattr(self, name) for name in InteractionFilter.__dataclass_fields__}
         return InteractionFilter(**{**given, "adapter": answered_by(services, self.adapter)})
 
 
 class InteractionPageParameters(InteractionParameters):
+    """The filter and page of a list of interactions."""
+
     after: Text | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 class ErasureParameters(Parameters):
+    """The user whose data are erased."""
+
     user: Annotated[Label, Field(min_length=1)]
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of interactions."""
     records, base_id = services.records, services.base.id
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -73,12 +85,12 @@ def add(routes: APIRouter, services: Services) -> None:
     async def get_interaction(interaction_id: str) -> Response:
         await in_thread(records.log.wait_until_durable, interaction_id)
         found = await in_thread(records.interactions.get, interaction_id)
-        said = await in_thread(records.feedback.find, FeedbackFilter(interaction_id=interaction_id), limit=100)
-        return JSONResponse({**show(found), "feedback": [feedback.show(row, base_id) for row in reversed(said)]})
+        rows = await in_thread(records.feedback.find, FeedbackFilter(interaction_id=interaction_id), limit=100)
+        return JSONResponse({**show(found), "feedback": [feedback.show(row, base_id) for row in reversed(rows)]})
 
     @routes.delete("/v1/interactions", response_model=ErasureObject)
     async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = operator) -> Response:
-        # What is still on its way to the database must not arrive there afterwards.
+        # Rows that are still queued must not be written after the erasure.
         await in_thread(records.log.flush)
         erased = await in_thread(records.erasure.erase_user, whose.user)
         log.info(
@@ -99,6 +111,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 def show(row: Interaction) -> InteractionObject:
+    """The JSON of an interaction."""
     return {
         "object": "interaction",
         "id": row.id,

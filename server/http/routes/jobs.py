@@ -1,9 +1,9 @@
-"""``/v1/fine_tuning/jobs``: OpenAI's fine-tuning API. An operator's: a job makes a version.
+"""``/v1/fine_tuning/jobs``: OpenAI's fine-tuning API. It takes an operator's key: a job makes a version.
 
-``model`` is the base's id, or what to continue from; ``suffix`` is the adapter's name; ``training_file`` is the id of a
-file, a kept data set, or ``feedback``: what was said of the adapter's answers. Beyond OpenAI's: ``init_from``, the
-methods ``kto``, ``weighted_sft``, ``pretrain``, ``distillation``, ``grpo`` and ``auto``, further hyperparameters, and
-``graftwork`` in a job. What is not supported is refused by name.
+``model`` is the base's id, or the version to continue from; ``suffix`` is the adapter's name; ``training_file`` is the
+id of a file, a stored data set, or ``feedback``: the feedback on the adapter's answers. Beyond OpenAI's: ``init_from``,
+the methods that are not in OPENAI_METHODS, further hyperparameters, and ``graftwork`` in a job. What is not supported
+is refused by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.learning import data_sets, hyperparameters
-from graftwork.adapters.learning.job import FEEDBACK_FILE, Checkpoint, Job, JobEvent, Method, NewJob
+from graftwork.adapters.learning.job import FEEDBACK_FILE, METHODS, Checkpoint, Job, JobEvent, Method, NewJob
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
 from graftwork.server.http.lists import Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
@@ -34,30 +34,22 @@ from graftwork.server.http.services import Services
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_HEADER = "idempotency-key"
-METHODS: Final[Mapping[str, Method]] = {
-    "supervised": "sft",
-    "dpo": "dpo",
-    "kto": "kto",
-    "weighted_sft": "weighted_sft",
-    "pretrain": "pretrain",
-    "distillation": "distillation",
-    "grpo": "grpo",
-    "auto": "auto",
-}
 NOT_ADAPTERS: Final[Mapping[str, str]] = {
     "full": "what it makes cannot be swapped while serving: export it with graftwork train --local --full",
     "prompt_tuning": "serving knows no learned prompts",
     "prefix_tuning": "serving knows no learned prefixes",
 }
-"""Other ways to train that people ask for, and why jobs do not do them."""
+"""Other methods that people ask for, and why jobs do not support them."""
 
 OPENAI_METHODS: Final = {"sft": "supervised", "dpo": "dpo"}
-"""Those that the official client knows; its strict mode takes no other in a job."""
+"""Methods that OpenAI's client accepts in a job; its strict mode takes no other."""
 
 _CURSOR = re.compile(r"[a-z]+-([1-9][0-9]{0,17})")
 
 
 class NewFineTuning(StrictModel):
+    """The body that submits a job."""
+
     model: Annotated[Text, Field(min_length=1)]
     training_file: Annotated[Text, Field(min_length=1)]
     validation_file: Label | None = None
@@ -71,6 +63,8 @@ class NewFineTuning(StrictModel):
 
 
 class JobsParameters(Parameters):
+    """The filter and page of a list of jobs."""
+
     after: Label | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     adapter: Label | None = None
@@ -79,7 +73,7 @@ class JobsParameters(Parameters):
     @model_validator(mode="before")
     @classmethod
     def _with_pairs(cls, given: Any) -> Any:
-        """``metadata[owner]=ann``, as OpenAI's clients send a filter; ``metadata=null``: jobs without any."""
+        """Read ``metadata[owner]=ann``, as OpenAI's clients send a filter; ``metadata=null``: jobs without any."""
         pairs = {name: value for name, value in given.items() if name.startswith("metadata[") and name.endswith("]")}
         if not pairs:
             return {**given, "metadata": {}} if given.get("metadata") == "null" else given
@@ -88,11 +82,14 @@ class JobsParameters(Parameters):
 
 
 class RecordParameters(Parameters):
+    """The page of a job's events or checkpoints."""
+
     after: Label | None = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of jobs."""
     jobs, base_id = services.jobs, services.base.id
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -147,7 +144,7 @@ def add(routes: APIRouter, services: Services) -> None:
         return JSONResponse(page_body(found, lambda point: show_checkpoint(point, job)))
 
 
-# ------------------------------------------------------------------------------------------------- what is asked
+# ------------------------------------------------------------------------------------------------------ requests
 
 
 def _checked(services: Services, body: NewFineTuning) -> NewJob:
@@ -189,7 +186,7 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
 
 
 def _parent(services: Services, body: NewFineTuning) -> str | None:
-    """The version to continue, ``name@n``; None to begin with the base."""
+    """The version to continue, ``name@n``; ``None`` to begin with the base."""
 
     def version(model: str) -> str | None:
         return None if model == services.base.id else services.registry.resolve(model).id
@@ -209,7 +206,7 @@ def _parent(services: Services, body: NewFineTuning) -> str | None:
 
 
 def _as_param(param: str, check: Callable[[], Any]) -> Any:
-    """What ``check`` finds wrong is wrong in the body's field ``param``."""
+    """Call ``check``; what it finds wrong is reported for the body's field ``param``."""
     try:
         return check()
     except (NotFound, InvalidRequest) as error:
@@ -217,7 +214,7 @@ def _as_param(param: str, check: Callable[[], Any]) -> Any:
 
 
 def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[str, Any]]:
-    """The method and its hyperparameters, from ``method`` or from the older top-level field."""
+    """The method and its hyperparameters, from ``method`` or from OpenAI's older top-level field."""
     given: Any = {"type": "auto" if body.training_file == FEEDBACK_FILE else "supervised", **(body.method or {})}
     kind = given.pop("type")
     if not isinstance(kind, str) or kind not in METHODS:
@@ -256,11 +253,11 @@ def _cursor(after: str | None) -> int | None:
     return int(found[1])
 
 
-# ------------------------------------------------------------------------------------------------- what is answered
+# ----------------------------------------------------------------------------------------------------- responses
 
 
 def show(job: Job, base_id: str) -> JobObject:
-    """OpenAI's job, and under ``graftwork`` what it has no field for."""
+    """OpenAI's JSON of a job, and under ``graftwork`` what it has no field for."""
     known = {name: job.hyperparameters.get(name, hyperparameters.AUTO) for name in ("n_epochs", "batch_size")}
     known["learning_rate_multiplier"] = job.hyperparameters.get("learning_rate_multiplier", hyperparameters.AUTO)
     eta = job.progress.get("eta_seconds")
@@ -301,6 +298,7 @@ def show(job: Job, base_id: str) -> JobObject:
 
 
 def show_event(event: JobEvent) -> JobEventObject:
+    """The JSON of a job's event."""
     return {
         "id": f"ftevent-{event.id}",
         "object": "fine_tuning.job.event",
@@ -313,7 +311,7 @@ def show_event(event: JobEvent) -> JobEventObject:
 
 
 def show_checkpoint(point: Checkpoint, job: Job) -> JobCheckpointObject:
-    """A checkpoint's model has a name, as OpenAI's has, but is not served: the job's result is."""
+    """The JSON of a checkpoint. It has a model's name, as OpenAI's has, but is not served: the job's result is."""
     return {
         "id": f"ftckpt-{point.id}",
         "object": "fine_tuning.job.checkpoint",

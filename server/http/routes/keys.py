@@ -1,4 +1,4 @@
-"""``/v1/keys``: who may call."""
+"""``/v1/keys``: API keys, created and revoked by admins."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class NewKey(StrictModel):
+    """The body that creates a key."""
+
     name: Text
     role: Text
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of keys."""
     keys, authenticator = services.keys, services.authenticator
     admin = Depends(authenticator.require(Role.ADMIN))
 

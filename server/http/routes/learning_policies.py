@@ -1,11 +1,13 @@
-"""``/v1/learning_policies`` and ``/v1/adapters/{name}/learning_policy``: when adapters learn by themselves. An
-operator's: what a policy makes are jobs."""
+"""``/v1/learning_policies`` and ``/v1/adapters/{name}/learning_policy``: when adapters are trained by themselves.
+
+They take an operator's key: a policy submits jobs.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
@@ -15,7 +17,7 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.learning import hyperparameters
 from graftwork.adapters.learning.gate_results import gate_result, version_by_id
-from graftwork.adapters.learning.job import Job
+from graftwork.adapters.learning.job import METHODS, Job
 from graftwork.adapters.learning.policies import (
     DEFAULT_AFTER,
     DEFAULT_AT_LEAST,
@@ -26,7 +28,6 @@ from graftwork.adapters.learning.policies import (
 from graftwork.server.bodies import StrictModel, parse
 from graftwork.server.http.lists import in_thread, list_body
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.routes.jobs import METHODS
 from graftwork.server.http.schemas.learning_policies import LearningPolicyObject, LearningRoundObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
@@ -35,17 +36,25 @@ log = logging.getLogger(__name__)
 
 _METHOD_NAMES = {method: name for name, method in METHODS.items()}
 
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
 
 class NewLearningPolicy(StrictModel):
+    """The body that sets an adapter's learning policy."""
+
     after: Annotated[int, Field(ge=1)] | None = DEFAULT_AFTER
     every_days: Annotated[float, Field(gt=0)] | None = DEFAULT_EVERY_DAYS
     at_least: Annotated[int, Field(ge=1)] = DEFAULT_AT_LEAST
     control_every: Annotated[int, Field(ge=1)] | None = None
-    method: Literal["supervised", "dpo", "kto", "weighted_sft", "pretrain", "distillation", "grpo", "auto"] = "auto"
+    method: MethodName = "auto"
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of learning policies."""
     policies = services.learning
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -89,7 +98,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 def when(policy: LearningPolicy) -> str:
-    """When it learns, in words."""
+    """When a policy begins a round, in words."""
     reasons = [] if policy.after is None else [f"after {policy.after} new judgements"]
     if policy.every_days is not None:
         reasons.append(f"every {policy.every_days:g} days with at least {policy.at_least}")

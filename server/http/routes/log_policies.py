@@ -1,4 +1,7 @@
-"""``/v1/log_policies``: who and what is logged, and for how long, by an operator's word."""
+"""``/v1/log_policies``: what is logged and how long it is stored, per adapter and per key.
+
+They take an operator's key.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,19 @@ from graftwork.server.http.services import Services
 
 log = logging.getLogger(__name__)
 
-#: What the path says, and what it means.
+#: The scope of a policy, by the path's name for it.
 SCOPES: dict[str, Literal["adapter", "key"]] = {"adapters": "adapter", "keys": "key"}
 
 
 class NewLogPolicy(StrictModel):
+    """The body that sets a log policy."""
+
     log: bool
     retention_days: Annotated[float, Field(gt=0)] | None = None
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of log policies."""
     policies = services.records.policies
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
@@ -40,7 +46,7 @@ def add(routes: APIRouter, services: Services) -> None:
         default = {"log": policies.log, "retention_days": policies.retention_days}
         return JSONResponse({**list_body([_show(policy) for policy in found]), "default": default})
 
-    # The base's id may be a hub's, with a slash within.
+    # The base's id may be a hub id, which contains a slash.
     @routes.put(
         "/v1/log_policies/{scope}/{subject:path}",
         response_model=LogPolicyObject,
@@ -72,7 +78,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 def _check_subject(services: Services, scope: str, subject: str) -> None:
-    """A policy for a name that nothing has would be a promise that nobody keeps."""
+    """Refuse a policy for an adapter or a key that does not exist."""
     if scope == "adapters":
         if subject != services.base.id:
             services.registry.adapter(subject)

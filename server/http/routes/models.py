@@ -1,4 +1,4 @@
-"""``/v1/models``: everything that can be named as ``model``."""
+"""``/v1/models``: everything that ``model`` may name."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from graftwork.server.http.services import Services
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of models."""
     reader = Depends(services.authenticator.require(Role.APP))
 
     @routes.get("/v1/models", dependencies=[reader], response_model=ListObject[ModelObject])
     async def list_models() -> Response:
-        # Thousands of models take some milliseconds to write down, and streams would wait for them.
+        # Thousands of models take some milliseconds to serialize, for which streams would wait.
         return await to_thread.run_sync(_all_models, services)
+
+    @routes.get("/v1/models/", dependencies=[reader], include_in_schema=False, response_model=ListObject[ModelObject])
+    async def list_models_slash() -> Response:
+        return await list_models()
 
     # Hub ids have a slash within.
     @routes.get("/v1/models/{model:path}", dependencies=[reader], response_model=ModelObject)
@@ -36,6 +41,10 @@ def _all_models(services: Services) -> Response:
     models = [_base_model(services)]
     for adapter in all_adapters(services):
         models.append(_model(services, adapter.name, live_version(adapter)))
+        models += [
+            _model(services, f"{adapter.name}@{alias}", adapter.versions[number - 1])
+            for alias, number in adapter.aliases.items()
+        ]
         models += [_model(services, version.id, version) for version in adapter.versions if not version.retired_at]
     return JSONResponse(list_body(models))
 
@@ -48,6 +57,7 @@ def _base_model(services: Services) -> ModelObject:
         "object": "model",
         "created": services.started_at,
         "owned_by": "graftwork",
+        "max_model_len": _max_length(services),
         "graftwork": facts,
     }
 
@@ -58,6 +68,12 @@ def _model(services: Services, model: str, version: Version) -> ModelObject:
         "object": "model",
         "created": int(version.created_at.timestamp()),
         "owned_by": "graftwork",
+        "max_model_len": _max_length(services),
         "parent": services.base.id,
         "root": version.id,
     }
+
+
+def _max_length(services: Services) -> int:
+    """Tokens of the context, prompt and answer together."""
+    return int(services.engine.base_card.get("max_length", services.base.max_positions))

@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics, and the operator's page: it holds no data and asks with the key that is typed in."""
+"""Liveness, readiness, metrics, and the operator's page, which holds no data and calls the API with an entered key."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def add(routes: APIRouter, services: Services) -> None:
+    """Add the routes of the service."""
     reader = Depends(services.authenticator.require(Role.APP))
     page, page_headers = _operators_page()
     document: bytes | None = None
@@ -59,7 +60,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 
 async def _update_gauges(services: Services) -> None:
-    """Ask the engine how it is. While there is none, its counts stay as they were and nothing is resident."""
+    """Set the engine's and adapters' gauges. Without an engine its counts stay, and no adapter counts as resident."""
     engine = services.engine
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
     try:
@@ -80,7 +81,7 @@ async def _update_gauges(services: Services) -> None:
 
 
 def _operators_page() -> tuple[str, dict[str, str]]:
-    """The page, and headers that let it run its own script and talk to this server, and nothing else."""
+    """The page, and headers that let it run its own script and call this server only."""
     page = resources.files("graftwork.server.http.routes").joinpath("page.html").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "

@@ -1,4 +1,4 @@
-"""The JSON objects that routes answer with, one module per noun: what OpenAPI documents and what ``show`` functions are
-checked against. They are ``TypedDict``: an answer is the plain dictionary that its route makes, nothing is copied or
-validated as it is sent.
+"""The JSON objects of responses, one module per noun: OpenAPI documents them, and mypy checks the ``show`` functions.
+
+They are ``TypedDict``s: a response is the plain dictionary that its route makes, which is neither copied nor validated.
 """

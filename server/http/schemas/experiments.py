@@ -1,4 +1,4 @@
-"""Experiments, what they consist of, and how they stand; readings are ``adapters.experiments.readings``."""
+"""Experiments, their parts and their readings (``adapters.experiments.readings``)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ExperimentEpochObject(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedReading(Reading):
-    """How an experiment stood ``at`` a time."""
+    """The state of an experiment at the time ``at``, Unix time in seconds."""
 
     at: float
 
@@ -99,7 +99,7 @@ class ReadingPointComparison(TypedDict):
 
 
 class ReadingPointObject(TypedDict):
-    """Of a reading what a picture over time is drawn from."""
+    """The part of a reading that a chart over time shows."""
 
     at: float
     units: int
@@ -132,7 +132,7 @@ class ExperimentEventObject(TypedDict):
 
 
 class ExperimentObject(TypedDict):
-    """``history``, newest first, and ``readings``, oldest first, are there where one experiment was asked for."""
+    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only."""
 
     object: Literal["experiment"]
     name: str

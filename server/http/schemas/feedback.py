@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class FeedbackObject(TypedDict):
-    """What somebody said of one choice of an answer. ``adapter`` is the version that was rated, or the base's id."""
+    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id."""
 
     object: Literal["feedback"]
     id: int

@@ -22,7 +22,7 @@ class FileObject(TypedDict):
 
 
 class DeletedFileObject(TypedDict):
-    """That a file is gone."""
+    """A file that was deleted."""
 
     id: str
     object: Literal["file"]

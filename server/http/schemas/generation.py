@@ -1,4 +1,4 @@
-"""OpenAI's answers as ``server/openai/answers`` writes them, whole and in chunks, without building these objects."""
+"""OpenAI's answers, whole and in chunks. ``server/openai/answers`` writes this JSON without building these objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UsageObject(TypedDict):
 
 
 class OriginObject(TypedDict):
-    """Who answered: ``name@version`` or the base's id; and as which arm of which experiment."""
+    """The version that answered, ``name@version`` or the base's id, and its arm in an experiment."""
 
     adapter: str
     experiment: NotRequired[str]
@@ -32,7 +32,7 @@ class OriginObject(TypedDict):
 
 
 class AlternativeToken(TypedDict):
-    """A token that could have stood here."""
+    """A token that was possible at this position."""
 
     token: str
     bytes: list[int]
@@ -40,7 +40,7 @@ class AlternativeToken(TypedDict):
 
 
 class ChatToken(AlternativeToken):
-    """A chosen token, and the most likely ones at its place."""
+    """A chosen token, and the most likely ones at its position."""
 
     top_logprobs: list[AlternativeToken]
 

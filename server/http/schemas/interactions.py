@@ -11,7 +11,7 @@ from graftwork.server.http.schemas.feedback import FeedbackObject
 
 
 class LoggedCompletionObject(TypedDict):
-    """One of a request's answers; ``finish_reason`` null: it was broken off."""
+    """One of a request's answers; ``finish_reason`` null: it was interrupted."""
 
     index: int
     text: str
@@ -27,7 +27,7 @@ class LoggedUsageObject(TypedDict):
 
 
 class TimingsObject(TypedDict):
-    """Milliseconds from a request's admission: until the engine took it up, to its first token, to its end."""
+    """Milliseconds from a request's admission to its first step in the engine, to its first token, and to its end."""
 
     queue_ms: float | None
     first_token_ms: float | None
@@ -35,7 +35,7 @@ class TimingsObject(TypedDict):
 
 
 class InteractionObject(TypedDict):
-    """A logged request: ``messages`` or ``prompt``. ``feedback`` is there where one interaction was asked for."""
+    """A logged request: ``messages`` or ``prompt``. ``feedback`` comes with a single interaction only."""
 
     object: Literal["interaction"]
     id: str
@@ -62,8 +62,9 @@ class InteractionObject(TypedDict):
 
 
 class ErasureObject(TypedDict):
-    """What was erased: interactions, and feedback that lost its words. ``learned_from`` are the versions that were
-    trained on any of it, ``continued`` those that were not, but continue one that was."""
+    """What was erased: interactions, and feedback whose texts were cleared. ``learned_from`` are the versions that were
+    trained on any of it, ``continued`` those that were not, but continue one that was.
+    """
 
     object: Literal["interactions.erasure"]
     interactions: int

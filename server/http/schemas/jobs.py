@@ -30,7 +30,7 @@ class JobDetailsObject(TypedDict):
 
 
 class JobObject(TypedDict):
-    """One training run. ``fine_tuned_model`` is the version that came of it."""
+    """One training run. ``fine_tuned_model`` is the version that it made."""
 
     id: str
     object: Literal["fine_tuning.job"]

@@ -1,4 +1,4 @@
-"""When adapters learn by themselves, and their rounds."""
+"""Learning policies: when adapters are trained by themselves, and the rounds of that."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing_extensions import TypedDict
 
 
 class LearningRoundObject(TypedDict):
-    """One round: its job and what came of it. ``control``: it began with the base; otherwise it ``continues`` a
-    version. ``gates_passed`` null: no gates have judged it."""
+    """One round: its job and its result. ``control``: it began with the base; otherwise it ``continues`` a version.
+    ``gates_passed`` null: it was not evaluated against gates.
+    """
 
     number: int
     job: str

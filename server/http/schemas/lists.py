@@ -1,4 +1,4 @@
-"""What all nouns share: lists, and errors."""
+"""Lists and errors, which all nouns share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which interactions are logged, and how long they are kept."""
+"""Which interactions are logged, and how long they are stored."""
 
 from __future__ import annotations
 

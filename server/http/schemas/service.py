@@ -1,4 +1,4 @@
-"""The server's state, and what can be named as ``model``."""
+"""The server's state, and the models that it serves."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ class ReadinessObject(TypedDict):
 
 
 class ModelObject(TypedDict):
-    """The base, with ``graftwork`` about how it was loaded, or an adapter or version, whose ``parent`` is the base."""
+    """The base, with ``graftwork`` about how it was loaded; or an adapter, version or alias, whose ``parent`` it is.
+
+    ``max_model_len`` is vLLM's name for the tokens of the context, prompt and answer together.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int
     parent: NotRequired[str]
     root: NotRequired[str]
     graftwork: NotRequired[Mapping[str, Any]]

@@ -1,5 +1,6 @@
-"""One request's answer: takes the engine's deltas and writes them as server-sent events or as one JSON body. What
-chunks share is prepared once, so that a chunk only escapes its text.
+"""One request's answer: the engine's deltas as server-sent events or as one JSON body.
+
+What chunks have in common is serialized once, so that a chunk only serializes its text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from graftwork.server.openai.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerHead:
-    """What every chunk and body of one answer repeats. ``model`` is the name that the client used."""
+    """The fields that every chunk and body of one answer repeats.
+
+    Attributes:
+        id: The answer's.
+        created: Unix time in seconds.
+        model: The name that the client used.
+        fingerprint: OpenAI's ``system_fingerprint``.
+        graftwork: The version that answers, and the arm of an experiment.
+    """
 
     id: str
     created: int
@@ -28,17 +37,26 @@ class AnswerHead:
     graftwork: Mapping[str, Any]
 
     def json(self, kind: str) -> bytes:
-        """The head as JSON members, without braces."""
+        """The head as JSON members, without braces. ``kind`` is the object's type."""
         members = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         written = {**members, "system_fingerprint": self.fingerprint, "graftwork": dict(self.graftwork)}
         return write_json(written)[1:-1]
 
 
-# ------------------------------------------------------------------------------------------------------- answers
-
-
 class Answer(ABC):
-    """One request's answer, whichever of the two shapes it has."""
+    """One request's answer, of chat or of a completion.
+
+    Args:
+        request: The parsed body.
+        head: The fields that every chunk and body repeats.
+        vocabulary: Tokens as text, for log-probabilities.
+        choices: In the order of the engine's inputs.
+        num_prompt_tokens: Of all prompts.
+
+    Attributes:
+        chunk_kind: ``object`` of a chunk.
+        body_kind: ``object`` of the body.
+    """
 
     chunk_kind: str
     body_kind: str
@@ -63,11 +81,12 @@ class Answer(ABC):
 
     @property
     def num_completion_tokens(self) -> int:
+        """Generated tokens of all choices."""
         return sum(choice.num_tokens for choice in self.choices)
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that were not computed for any of the choices: those of one prompt share what one computed."""
+        """Prompt tokens that were not computed for any choice: the choices of one prompt share what one computed."""
         firsts = range(0, len(self.choices), self._choices_a_prompt)
         return sum(min(c.num_cached for c in self.choices[first : first + self._choices_a_prompt]) for first in firsts)
 
@@ -77,11 +96,11 @@ class Answer(ABC):
         return all(choice.finish is not None for choice in self.choices)
 
     def push(self, index: int, delta: Delta) -> ChoiceDelta:
-        """Take in what the engine says of choice ``index``. See :meth:`Choice.push`."""
+        """Add the engine's delta of choice ``index``. See ``GeneratedChoice.push``."""
         return self.choices[index].push(delta)
 
     def opening(self) -> bytes:
-        """The frames before any text."""
+        """The events before any text."""
         return b""
 
     def frames(self, index: int, piece: ChoiceDelta) -> bytes:
@@ -94,7 +113,7 @@ class Answer(ABC):
         return events
 
     def closing(self) -> bytes:
-        """The frames after the last piece: the usage, if it was asked for, and the end mark."""
+        """The events after the last piece: the usage, if it was requested, and the end mark."""
         if not self._include_usage:
             return DONE
         return self._open + b'"choices":[],"usage":' + write_json(self._usage()) + b"}\n\n" + DONE
@@ -118,12 +137,12 @@ class Answer(ABC):
 
     @abstractmethod
     def _text_chunk(self, piece: ChoiceDelta) -> dict[str, Any]:
-        """A choice's members for a piece of text."""
+        """The members of a choice for a piece of text."""
 
     @abstractmethod
     def _last_chunk(self, finish: Finish) -> dict[str, Any]:
-        """A choice's members for how it ended."""
+        """The members of a choice for its finish reason."""
 
     @abstractmethod
     def _whole(self, choice: GeneratedChoice) -> dict[str, Any]:
-        """A choice as an object of the body."""
+        """The JSON of a whole choice."""

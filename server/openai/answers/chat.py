@@ -1,4 +1,4 @@
-"""The answer to a chat completion: `chat.completion` and `chat.completion.chunk`."""
+"""The answer to a chat completion: ``chat.completion`` and ``chat.completion.chunk``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graftwork.server.openai.vocabulary import Vocabulary
 
 
 class ChatAnswer(Answer):
-    """``chat.completion`` and ``chat.completion.chunk``."""
+    """``chat.completion`` and ``chat.completion.chunk``. ``prompt`` are the token ids of the conversation."""
 
     chunk_kind = "chat.completion.chunk"
     body_kind = "chat.completion"
@@ -29,6 +29,7 @@ class ChatAnswer(Answer):
         super().__init__(request, head, vocabulary, choices, len(prompt))
 
     def opening(self) -> bytes:
+        """A chunk with the role for each choice."""
         delta = {"role": "assistant", "content": "", "refusal": None}
         members = {"delta": delta, "logprobs": None, "finish_reason": None}
         return b"".join(self._chunk(choice.index, members) for choice in self.choices)

@@ -13,13 +13,17 @@ from graftwork.server.openai.stop_strings import StopStrings
 from graftwork.server.openai.vocabulary import TokenDecoder
 
 Finish = Literal["stop", "length"]
+"""OpenAI's ``finish_reason``."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token with its log-probability; ``None`` for a prompt's first token, which nothing predicts.
+    """A token with its log-probability.
 
-    ``offset`` counts the characters of the choice's text before the token.
+    Attributes:
+        token_id: The token.
+        offset: Characters of the choice's text before it.
+        score: ``None`` for a prompt's first token, which nothing predicts.
     """
 
     token_id: int
@@ -29,7 +33,7 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """What one delta adds to a choice. With a ``finish`` it is the last, whatever else the engine may still send."""
+    """What one delta adds to a choice. With a ``finish`` it is the last one; later deltas are ignored."""
 
     text: str = ""
     scored: Sequence[ScoredToken] = ()
@@ -39,13 +43,21 @@ class ChoiceDelta:
 _EMPTY_DELTA = ChoiceDelta()
 
 
-# ------------------------------------------------------------------------------------------------------- choices
-
-
 class GeneratedChoice:
-    """One continuation as it is written: its text so far, its tokens' scores, how many tokens it took, how it ended.
+    """One choice while it is generated.
 
-    ``num_cached`` of its prompt's tokens did not have to be computed.
+    Args:
+        index: Its number in the answer.
+        tokens: Decodes tokens.
+        stop: Stop strings.
+        scored: Whether log-probabilities were requested.
+        prompt: Token ids of the prompt, for ``echo``.
+        echo: The prompt's text, returned before the generated text; ``None``: it is not.
+
+    Attributes:
+        num_tokens: Generated tokens.
+        num_cached: Prompt tokens that the prefix cache had.
+        finish: How it ended; ``None`` before.
     """
 
     def __init__(
@@ -75,14 +87,23 @@ class GeneratedChoice:
 
     @property
     def text(self) -> str:
+        """The text so far, without what may become a stop string."""
         return "".join(self._texts)
 
     @property
     def scored(self) -> Sequence[ScoredToken] | None:
+        """Log-probabilities of the tokens so far; ``None`` if they were not requested."""
         return self._scored
 
     def push(self, delta: Delta) -> ChoiceDelta:
-        """The part of ``delta`` that is certain now. Raises :class:`GraftworkError` when the engine gave up."""
+        """Add the engine's delta.
+
+        Returns:
+            What is certain now; text that may become a stop string is held back.
+
+        Raises:
+            GraftworkError: The engine failed at this request.
+        """
         if self.finish is not None:
             return _EMPTY_DELTA
         if delta.finish_reason is FinishReason.ERROR:
@@ -106,7 +127,7 @@ class GeneratedChoice:
             self.finish = "length" if delta.finish_reason is FinishReason.LENGTH and not stopped else "stop"
         self.num_tokens += len(delta.token_ids)
         self._written += len(text)
-        scored += self._visible_tokens(everything=self.finish is not None and not stopped)
+        scored += self._visible_tokens(include_all=self.finish is not None and not stopped)
         if self._scored is not None:
             self._scored += scored
         if text := echo + text:
@@ -125,9 +146,9 @@ class GeneratedChoice:
                 text += part
         return text + self._detokenizer.flush() if delta.done else text
 
-    def _visible_tokens(self, *, everything: bool) -> Iterator[ScoredToken]:
-        """The tokens whose text begins within what is written; those of a stop string never do."""
-        while self._waiting and (everything or self._waiting[0].offset < self._written):
+    def _visible_tokens(self, *, include_all: bool) -> Iterator[ScoredToken]:
+        """The tokens whose text begins within the released text; those of a stop string never do."""
+        while self._waiting and (include_all or self._waiting[0].offset < self._written):
             yield self._waiting.popleft()
 
     def _score_prompt(self, echo: str) -> list[ScoredToken]:
@@ -141,8 +162,8 @@ class GeneratedChoice:
 def _offsets(text: str, pieces: Iterable[bytes]) -> Iterator[int]:
     """Where in ``text`` each token begins, in characters.
 
-    A token that the text does not show (one that marks its beginning) has no length. One that begins within a character
-    counts from that character.
+    A token that the text does not show (a special token at its beginning) has no length. One that begins within a
+    character counts from that character.
     """
     data, position, chars = text.encode(), 0, 0
     for piece in pieces:

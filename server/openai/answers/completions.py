@@ -1,6 +1,4 @@
-"""The answer to a completion: `text_completion`, as chunks and as a body, with echo and log-probabilities of the
-prompt.
-"""
+"""The answer to a completion: ``text_completion``, whole and in chunks, with echo and the prompt's scores."""
 
 from __future__ import annotations
 
@@ -16,14 +14,16 @@ from graftwork.server.openai.vocabulary import TokenDecoder, Vocabulary
 
 
 class CompletionAnswer(Answer):
-    """``text_completion``, the same for chunks and bodies. Choice ``p * n + i`` is the i-th of prompt p."""
+    """``text_completion``, the same for chunks and bodies. Choice ``p * n + i`` is the i-th of prompt p.
+
+    ``prompts`` are the token ids of the request's prompts, in order.
+    """
 
     chunk_kind = body_kind = "text_completion"
 
     def __init__(
         self, request: CompletionRequest, head: AnswerHead, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]
     ) -> None:
-        """``prompts`` are the token ids of the request's prompts, in order."""
         choices = [
             GeneratedChoice(
                 place * request.choices + number,
@@ -31,9 +31,9 @@ class CompletionAnswer(Answer):
                 stop=request.stop,
                 scored=request.logprobs is not None,
                 prompt=prompt,
-                echo=_echoed_text(asked, vocabulary.tokens) if request.echo else None,
+                echo=_echoed_text(original, vocabulary.tokens) if request.echo else None,
             )
-            for place, (asked, prompt) in enumerate(zip(request.prompt, prompts, strict=True))
+            for place, (original, prompt) in enumerate(zip(request.prompt, prompts, strict=True))
             for number in range(request.choices)
         ]
         super().__init__(request, head, vocabulary, choices, sum(map(len, prompts)))
@@ -63,7 +63,7 @@ class CompletionAnswer(Answer):
         }
 
     def _top(self, score: TokenLogprob) -> dict[str, float]:
-        """The alternatives and the token itself. Of tokens that read alike the likeliest counts."""
+        """The alternatives and the token itself. Of tokens with the same text the most likely counts."""
         best: dict[str, float] = {}
         for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
             best.setdefault(self._vocabulary.text(token_id), json_logprob(logprob))
@@ -71,5 +71,5 @@ class CompletionAnswer(Answer):
 
 
 def _echoed_text(prompt: str | Sequence[int], tokens: TokenDecoder) -> str:
-    """A prompt as ``echo`` returns it."""
+    """The text of a prompt, for ``echo``."""
     return prompt if isinstance(prompt, str) else tokens.decode(prompt, skip_special_tokens=False)

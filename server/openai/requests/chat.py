@@ -1,5 +1,6 @@
-"""The body of `POST /v1/chat/completions` and its messages. OpenAI fields that are not supported are accepted at the
-value that means "off" and refused by name at any other.
+"""The body of ``POST /v1/chat/completions`` and its messages.
+
+OpenAI's fields that are not supported are accepted at the value that means "off", and refused by name at any other.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ MAX_MESSAGES = 4096
 
 
 def _content(value: Any) -> str | list[dict[str, str]]:
-    """A message's text: a string, or OpenAI's list of text parts."""
+    """A message's text: a string, or OpenAI's list of text parts. ``null`` and ``[]``, which clients send back as the
+    content of an empty answer, are the empty string.
+    """
+    if value is None or value == []:
+        return ""
     if isinstance(value, str):
         return reject_nul(value)
-    if value is None:
-        raise body_error("invalid_type", "must be text, not null: a message without content has nothing to say")
     if not isinstance(value, list):
         raise body_error("invalid_type", f"must be a string or a list of text parts, not {json_type(value)}")
-    if not value:
-        raise body_error("invalid_value", "is an empty list: give a string or at least one text part")
     return [_part(index, part) for index, part in enumerate(value)]
 
 
@@ -49,8 +50,7 @@ def _part(index: int, part: Any) -> dict[str, str]:
         raise body_error(
             "unsupported_parameter", f"[{index}] is of type {short_repr(part['type'])}: only text is supported"
         )
-    if unknown := sorted(part.keys() - {"type", "text"}):
-        raise body_error("unknown_parameter", f"[{index}] has an unknown field {short_repr(unknown[0])}: remove it")
+    # What else a part has are hints (cache_control) and notes of an answer that is sent back (annotations).
     if not isinstance(text := part.get("text"), str):
         raise body_error("invalid_type", f"[{index}].text must be a string, not {json_type(text)}")
     return {"type": "text", "text": reject_nul(text)}
@@ -63,11 +63,13 @@ NO_TOOLS = "this server makes no tool calls; leave it out"
 
 
 class Message(StrictModel):
+    """A message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         str | list[dict[str, str]], PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
     ]
-    # For templates that know them.
+    # For templates that use them.
     name: Label | None = None
     reasoning_content: Text | None = None
     # What the official client sends back when an answer's message is appended to the conversation.
@@ -76,6 +78,16 @@ class Message(StrictModel):
     audio: Annotated[Any, only_off(instead="only text is supported")] = None
     tool_calls: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
     function_call: Annotated[Any, only_off(instead=NO_TOOLS)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_answers_may_be_empty(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") != "assistant" and "content" in value:
+            if value["content"] is None:
+                raise field_error("content", "invalid_type", "must be text, not null: only an answer may be empty")
+            if value["content"] == []:
+                raise field_error("content", "invalid_value", "is an empty list: give a string or a text part")
+        return value
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -86,10 +98,10 @@ class ChatCompletionRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
-    # Hints that change no answer.
+    # Accepted and ignored: they change no answer.
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
-    # Accepted where they ask for what happens anyway.
+    # Accepted at the value that means what happens anyway.
     modalities: Annotated[Any, only_off(["text"], instead='only ["text"] can be asked for')] = None
     service_tier: Annotated[Any, only_off("auto", "default", instead="there is one tier; leave it out")] = None
     reasoning_effort: Annotated[Any, only_off("none", instead="this server's models do not reason apart")] = None
@@ -123,10 +135,11 @@ class ChatCompletionRequest(GenerationRequest):
         return self
 
     def chat_messages(self) -> list[dict[str, Any]]:
-        """The conversation as :meth:`graftwork.adapters.prompts.prompts.Prompts.chat` takes it."""
+        """The conversation as ``Prompts.chat`` takes it."""
         return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
 
     def with_arm(self, arm: Arm) -> Self:
+        """See ``GenerationRequest.with_arm``; the arm's system message replaces the conversation's."""
         changed = super().with_arm(arm)
         if arm.system is None:
             return changed
@@ -135,6 +148,7 @@ class ChatCompletionRequest(GenerationRequest):
         return changed.model_copy(update={"messages": messages})
 
     def logged_prompt(self) -> dict[str, Any]:
+        """``{"messages": […]}``."""
         return {"messages": self.chat_messages()}
 
     def _limit(self) -> tuple[str, int | None]:

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/completions`: texts or token ids, one or several."""
+"""The body of ``POST /v1/completions``: one or several prompts, each a text or token ids."""
 
 from __future__ import annotations
 
@@ -16,22 +16,18 @@ from graftwork.server.bodies import body_error, field_error, json_type, only_off
 from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
 
 MAX_PROMPTS = 32
-
-
-MAX_PROMPT_TOKENS = 2**20  # any model's context; what really fits is known only after the model is
-
-
-DEFAULT_COMPLETION_TOKENS = 16
-
+MAX_PROMPT_TOKENS = 2**20  # more than any model's context: the model is not resolved yet
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default
 
 Prompt = str | tuple[int, ...]
+"""A text or token ids."""
 
 _PROMPT_FORMS: Any = str | list[str] | list[int] | list[list[int]]
 """For the OpenAPI document."""
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
-    """The four forms of a completion's prompt as one: each prompt is a text or token ids."""
+    """Parse the four forms of ``prompt`` into one."""
     if isinstance(value, str):
         return (reject_nul(value),)
     if not isinstance(value, list):
@@ -82,10 +78,19 @@ class CompletionRequest(GenerationRequest):
         return self
 
     def logged_prompt(self) -> dict[str, Any]:
+        """``{"prompt": […]}``."""
         return {"prompt": [prompt if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]}
 
     def prompts(self, encode: Callable[[str], list[int]], vocab_size: int) -> list[tuple[int, ...]]:
-        """Every prompt as token ids. Raises :class:`InvalidRequest` for an id that the vocabulary does not have."""
+        """The token ids of every prompt.
+
+        Args:
+            encode: Tokenizes a text.
+            vocab_size: Of the base.
+
+        Raises:
+            InvalidRequest: A token id is not in the vocabulary.
+        """
         tokens = [tuple(encode(prompt)) if isinstance(prompt, str) else prompt for prompt in self.prompt]
         for ids in tokens:
             if (largest := max(ids, default=0)) >= vocab_size:

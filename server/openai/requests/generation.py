@@ -1,5 +1,6 @@
-"""What the bodies of chat completions and of completions have in common, and how they become the engine's
-`SamplingParams`. A new sampling parameter begins here.
+"""What chat completions and completions have in common, and how they become the engine's ``SamplingParams``.
+
+A new sampling parameter begins here.
 """
 
 from __future__ import annotations
@@ -41,25 +42,14 @@ from graftwork.server.openai.requests.structured_output import (
 )
 
 MAX_CHOICES = 8
-
-
 MAX_STOPS = 4
-
-
 MAX_STOP_CHARS = 256
-
-
 MAX_TOP_LOGPROBS = 20
-
+MAX_LOGIT_BIASES = 1024
+MAX_STOP_TOKEN_IDS = 64
 
 INT32_MAX = 2**31 - 1
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-
-
-MAX_LOGIT_BIASES = 1024
-
-
-MAX_STOP_TOKEN_IDS = 64
 
 
 def _logit_bias(value: Any) -> dict[int, float] | None:
@@ -118,13 +108,15 @@ _NOT_SAMPLING = {
 
 
 class StreamOptions(StrictModel):
+    """OpenAI's options of a stream."""
+
     include_usage: bool | None = None
     continuous_usage_stats: Annotated[Any, only_off(False, instead="usage comes with the last chunk")] = None
     include_obfuscation: Annotated[Any, only_off(False, instead="chunks are not padded; leave it out")] = None
 
 
 class GenerationRequest(StrictModel):
-    """What chat and plain completions have in common."""
+    """What chat completions and completions have in common."""
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
     stream: bool | None = None
@@ -179,7 +171,7 @@ class GenerationRequest(StrictModel):
 
     @property
     def choices(self) -> int:
-        """How many answers to give to each prompt."""
+        """How many answers to generate for each prompt."""
         return self.n or 1
 
     @property
@@ -206,27 +198,31 @@ class GenerationRequest(StrictModel):
         return given
 
     def with_arm(self, arm: Arm) -> Self:
-        """As an experiment's arm has it. Its ``max_tokens`` is a cap, which is applied with the prompt's length."""
+        """A copy with an experiment arm's sampling parameters.
+
+        Its ``max_tokens`` is an upper bound, which ``GenerationService`` applies when the prompt's length is known.
+        """
         changes = {name: value for name, value in arm.sampling.items() if name != "max_tokens"}
         return self.model_copy(update=changes)
 
     def logged_prompt(self) -> dict[str, Any]:
-        """The field that was asked, as the log keeps it: ``{"messages": […]}`` or ``{"prompt": […]}``."""
+        """The prompt as it is logged: ``{"messages": […]}`` or ``{"prompt": […]}``."""
         raise NotImplementedError
 
     def logged_sampling(self) -> dict[str, Any]:
-        """How it was asked to be answered, as the log keeps it: what was given and names neither text nor anybody."""
+        """The sampling parameters as they are logged: given fields only, and none that has text or names a user."""
         return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING, by_alias=True)
 
     def _limit(self) -> tuple[str, int | None]:
-        """The field that bounds the new tokens, and its value."""
+        """The field that bounds the generated tokens, and its value."""
         return "max_tokens", self.max_tokens
 
     def _default_tokens(self, left: int) -> int:
+        """The most generated tokens if the request does not say, with ``left`` in the context."""
         raise NotImplementedError
 
     def _logprobs(self) -> tuple[int | None, int | None]:
-        """Alternatives asked for at each new token and at each of the prompt's; ``None``: no log-probabilities."""
+        """The number of alternatives at each generated and at each prompt token; ``None``: no log-probabilities."""
         raise NotImplementedError
 
     def check_token_ids(self, vocab_size: int) -> None:
@@ -246,32 +242,38 @@ class GenerationRequest(StrictModel):
         choice: int = 0,
         grammar: str | None = None,
     ) -> SamplingParams:
-        """How to continue one prompt of ``num_prompt_tokens`` in a context of ``max_positions`` tokens.
+        """The engine's parameters for one prompt.
 
-        ``choice`` counts from 0 to ``n - 1``; with a seed, each choice draws from its own: seed + choice.
-        ``grammar`` is what became of ``grammar_source``: its end is the answer's, whatever ``ignore_eos`` says.
-        Raises :class:`InvalidRequest` when prompt and new tokens do not fit.
+        Args:
+            num_prompt_tokens: Its length.
+            max_positions: Of the model's context, prompt and answer together.
+            eos_token_ids: Stop tokens of the base.
+            choice: From 0 to ``n - 1``. With a seed, each choice has its own: seed + choice.
+            grammar: What became of ``grammar_source``. Its end is the answer's, whatever ``ignore_eos`` says.
+
+        Raises:
+            InvalidRequest: Prompt and generated tokens do not fit into the context.
         """
-        field, asked = self._limit()
+        field, requested = self._limit()
         left = max_positions - num_prompt_tokens
         if num_prompt_tokens == 0:
             raise InvalidRequest("the prompt has no tokens: send some text", param=self.prompt_field)
-        if left < 0 or (left == 0 and asked != 0):
+        if left < 0 or (left == 0 and requested != 0):
             raise InvalidRequest(
                 f"the prompt has {num_prompt_tokens} tokens, but this model's context is {max_positions} tokens, "
                 "prompt and answer together: shorten the prompt",
                 param=self.prompt_field,
                 code="context_length_exceeded",
             )
-        if asked is not None and asked > left:
+        if requested is not None and requested > left:
             raise InvalidRequest(
-                f"{field} is {asked} and the prompt has {num_prompt_tokens} tokens, together "
-                f"{asked + num_prompt_tokens}, but this model's context is {max_positions} tokens: "
+                f"{field} is {requested} and the prompt has {num_prompt_tokens} tokens, together "
+                f"{requested + num_prompt_tokens}, but this model's context is {max_positions} tokens: "
                 f"ask for at most {left} or shorten the prompt",
                 param=field,
                 code="context_length_exceeded",
             )
-        max_tokens = self._default_tokens(left) if asked is None else asked
+        max_tokens = self._default_tokens(left) if requested is None else requested
         min_tokens = self.min_tokens or 0
         if min_tokens > max_tokens:
             raise InvalidRequest(
@@ -301,5 +303,5 @@ class GenerationRequest(StrictModel):
 
 
 def _choice_seed(seed: int | None, choice: int) -> int | None:
-    # 63 bits: what every generator takes, and nothing that a client can send overflows it.
+    # 63 bits, which every generator accepts and no request can overflow.
     return None if seed is None else (seed + choice) & INT64_MAX

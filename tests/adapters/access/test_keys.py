@@ -1,4 +1,4 @@
-"""Keys: shown once, stored as a hash, known in every process, gone in every process."""
+"""API keys: shown once, stored as a hash, created and revoked in all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base is found, identified and described the same way wherever it comes from, and never half."""
+"""Bases are found, identified and described the same way whatever their source, and are never incomplete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What units prove, and what a rule makes of it."""
+"""The statistics of an experiment, and the decision rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets which arm: the promised shares, always the same, and never back."""
+"""Assignment of units to arms: configured shares, deterministic, and stable when weights increase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: what requests and what was said of them come to, for a unit."""
+"""Metrics: how requests and feedback become the value of a unit."""
 
 from __future__ import annotations
 

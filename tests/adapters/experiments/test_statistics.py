@@ -1,4 +1,4 @@
-"""The statistics against slow, obvious versions of themselves, against ``ville``, and against chance itself."""
+"""The statistics compared with slow reference implementations, with ``ville``, and with simulations."""
 
 from __future__ import annotations
 

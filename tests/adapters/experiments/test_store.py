@@ -1,4 +1,4 @@
-"""Experiments in the database: who gets which arm, everywhere the same; what may change, and what is final."""
+"""Experiments in the database: assignment, permitted changes, and final states."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from graftwork.adapters.experiments.plan import DecisionRule, ExperimentPlan, Gu
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
-from tests.adapters.running_experiments import Trials, arm, plan, trials_in
+from tests.adapters.running_experiments import ExperimentsHarness, arm, experiments_in, plan
 
 
 @pytest.fixture
-def trials(tmp_path: Path) -> Iterator[Trials]:
-    with trials_in(tmp_path) as trials:
-        yield trials
+def harness(tmp_path: Path) -> Iterator[ExperimentsHarness]:
+    with experiments_in(tmp_path) as harness:
+        yield harness
 
 
 def drawn_arms(location: Path, units: list[str]) -> list[str]:
@@ -40,69 +40,71 @@ def drawn_arms(location: Path, units: list[str]) -> list[str]:
 # --- who gets which arm -----------------------------------------------------------------------------------------------
 
 
-def test_the_same_unit_gets_the_same_arm_in_every_process_and_after_restarts(trials: Trials, tmp_path: Path) -> None:
-    trials.start()
+def test_the_same_unit_gets_the_same_arm_in_every_process_and_after_restarts(
+    harness: ExperimentsHarness, tmp_path: Path
+) -> None:
+    harness.start()
     units = [f"user-{number}" for number in range(300)]
     here = drawn_arms(tmp_path / "graftwork.db", units)
-    assert here == [trials.experiments.assign("intents", unit, chat=True).arm.name for unit in units]  # type: ignore[union-attr]
+    assert here == [harness.experiments.assign("intents", unit, chat=True).arm.name for unit in units]  # type: ignore[union-attr]
     assert set(Counter(here)) == {"intents@1", "intents@2"}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         others = pool.starmap(drawn_arms, [(tmp_path / "graftwork.db", units)] * 2)
     assert others == [here, here]
 
 
-def test_requests_of_nobody_draw_for_themselves(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.3)))
-    draws = [trials.experiments.assign("intents", None, chat=True) for _ in range(2000)]
+def test_requests_of_nobody_draw_for_themselves(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.3)))
+    draws = [harness.experiments.assign("intents", None, chat=True) for _ in range(2000)]
     counts = Counter((draw.arm.name, draw.probability) for draw in draws if draw is not None)
     assert set(counts) == {("intents@1", 0.7), ("intents@2", 0.3)}
     assert abs(counts["intents@2", 0.3] - 600) < 100
 
 
-def test_only_the_adapter_under_experiment_takes_part(trials: Trials) -> None:
-    assert trials.experiments.assign("intents", "u", chat=True) is None
-    trials.start()
-    assert trials.experiments.assign("intents", "u", chat=True) is not None
-    assert trials.experiments.assign("other", "u", chat=True) is None
-    trials.experiments.stop("first", actor="ann", reason="enough")
-    assert trials.experiments.assign("intents", "u", chat=True) is None
+def test_only_the_adapter_under_experiment_takes_part(harness: ExperimentsHarness) -> None:
+    assert harness.experiments.assign("intents", "u", chat=True) is None
+    harness.start()
+    assert harness.experiments.assign("intents", "u", chat=True) is not None
+    assert harness.experiments.assign("other", "u", chat=True) is None
+    harness.experiments.stop("first", actor="ann", reason="enough")
+    assert harness.experiments.assign("intents", "u", chat=True) is None
 
 
-def test_what_plain_completions_cannot_do_alike_they_take_no_part_in(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(1, 0.5, name="polite", system="Be polite.")))
-    assert trials.experiments.assign("intents", "u", chat=True) is not None
-    assert trials.experiments.assign("intents", "u", chat=False) is None
+def test_what_plain_completions_cannot_do_alike_they_take_no_part_in(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(1, 0.5, name="polite", system="Be polite.")))
+    assert harness.experiments.assign("intents", "u", chat=True) is not None
+    assert harness.experiments.assign("intents", "u", chat=False) is None
 
 
-def test_changes_by_others_are_seen_at_the_next_request(trials: Trials, tmp_path: Path) -> None:
-    other = Trials.on(Database(tmp_path / "graftwork.db"), trials.records)
+def test_changes_by_others_are_seen_at_the_next_request(harness: ExperimentsHarness, tmp_path: Path) -> None:
+    other = ExperimentsHarness.on(Database(tmp_path / "graftwork.db"), harness.records)
     assert other.experiments.assign("intents", "u", chat=True) is None
-    trials.start()
+    harness.start()
     assert other.experiments.assign("intents", "u", chat=True) is not None
     before = other.experiments.running_on("intents")
-    trials.records.mint()
-    trials.records.log(trials.records.mint())  # committed, and nothing to do with experiments
+    harness.records.mint()
+    harness.records.log(harness.records.mint())  # committed, and nothing to do with experiments
     assert other.experiments.running_on("intents") is before
-    trials.experiments.stop("first", actor="ann", reason="enough")
+    harness.experiments.stop("first", actor="ann", reason="enough")
     assert other.experiments.assign("intents", "u", chat=True) is None
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------
 
 
-def test_arms_are_pinned_when_it_starts(trials: Trials) -> None:
-    trials.registry.set_alias("intents", "candidate", 3, actor="ann")
-    started = trials.start(of=plan(arm(None, alias="live"), arm(None, 0.25, alias="candidate"), arm(None, 0.25)))
+def test_arms_are_pinned_when_it_starts(harness: ExperimentsHarness) -> None:
+    harness.registry.set_alias("intents", "candidate", 3, actor="ann")
+    started = harness.start(of=plan(arm(None, alias="live"), arm(None, 0.25, alias="candidate"), arm(None, 0.25)))
     assert [(a.name, a.version, a.alias) for a in started.plan.arms] == [
         ("intents@1", 1, "live"),
         ("intents@3", 3, "candidate"),
         ("base", None, None),
     ]
     assert started.weights == {"intents@1": 0.5, "intents@3": 0.25, "base": 0.25}
-    assert trials.experiments.get("first") == started
+    assert harness.experiments.get("first") == started
 
 
-def test_a_plan_survives_the_database(trials: Trials) -> None:
+def test_a_plan_survives_the_database(harness: ExperimentsHarness) -> None:
     wanted = plan(
         arm(1),
         arm(2, sampling={"temperature": 0.2}, system="Kurz, bitte."),
@@ -118,8 +120,8 @@ def test_a_plan_survives_the_database(trials: Trials) -> None:
         alpha=0.1,
         unrated="neutral",
     )
-    started = trials.start(of=wanted)
-    assert trials.experiments.get("first").plan == started.plan
+    started = harness.start(of=wanted)
+    assert harness.experiments.get("first").plan == started.plan
     assert ExperimentPlan.from_json(started.plan.to_json()) == started.plan
     assert started.weights["intents@2"] == 0.01
 
@@ -157,13 +159,15 @@ BAD_PLANS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "param"), BAD_PLANS, ids=lambda value: value if isinstance(value, str) else None)
-def test_plans_that_make_no_sense_are_refused_by_their_field(trials: Trials, wrong: dict[str, Any], param: str) -> None:
+def test_plans_that_make_no_sense_are_refused_by_their_field(
+    harness: ExperimentsHarness, wrong: dict[str, Any], param: str
+) -> None:
     arms = wrong.pop("arms", (arm(1), arm(2, 0.5)))
     with pytest.raises(InvalidRequest) as refused:
-        trials.start(of=plan(*arms, **wrong))
+        harness.start(of=plan(*arms, **wrong))
     wrong["arms"] = arms
     assert refused.value.param == param
-    assert list(trials.experiments.find()) == []
+    assert list(harness.experiments.find()) == []
 
 
 @pytest.mark.parametrize(
@@ -184,34 +188,34 @@ def test_metrics_that_cannot_be_are_refused(name: str, more: dict[str, Any]) -> 
     assert refused.value.param == "metric"
 
 
-def test_versions_that_cannot_be_served_are_no_arms(trials: Trials) -> None:
-    trials.registry.retire("intents", 3, actor="ann")
+def test_versions_that_cannot_be_served_are_no_arms(harness: ExperimentsHarness) -> None:
+    harness.registry.retire("intents", 3, actor="ann")
     with pytest.raises(Conflict, match="retired"):
-        trials.start(of=plan(arm(1), arm(3, 0.5)))
+        harness.start(of=plan(arm(1), arm(3, 0.5)))
     with pytest.raises(Conflict, match="another base"):
-        trials.experiments.start("first", plan(), base_digest="sha256:another", actor="ann")
+        harness.experiments.start("first", plan(), base_digest="sha256:another", actor="ann")
 
 
-def test_one_experiment_an_adapter_and_names_are_used_once(trials: Trials) -> None:
-    trials.start()
+def test_one_experiment_an_adapter_and_names_are_used_once(harness: ExperimentsHarness) -> None:
+    harness.start()
     with pytest.raises(Conflict, match="takes part in the experiment 'first'"):
-        trials.start("second")
-    trials.experiments.stop("first", actor="ann", reason="enough")
+        harness.start("second")
+    harness.experiments.stop("first", actor="ann", reason="enough")
     with pytest.raises(Conflict, match="already"):
-        trials.start("first")
-    trials.start("second")
+        harness.start("first")
+    harness.start("second")
     with pytest.raises(InvalidRequest):
-        trials.start("No such name")
+        harness.start("No such name")
     with pytest.raises(NotFound):
-        trials.start("third", of=ExperimentPlan(**{**vars(plan()), "adapter": "nothing"}))
+        harness.start("third", of=ExperimentPlan(**{**vars(plan()), "adapter": "nothing"}))
 
 
-def test_of_many_that_start_at_once_one_does(trials: Trials) -> None:
+def test_of_many_that_start_at_once_one_does(harness: ExperimentsHarness) -> None:
     started: list[str] = []
 
     def start(number: int) -> None:
         try:
-            trials.start(f"number-{number}")
+            harness.start(f"number-{number}")
         except Conflict:
             return
         started.append(f"number-{number}")
@@ -222,81 +226,81 @@ def test_of_many_that_start_at_once_one_does(trials: Trials) -> None:
     for thread in threads:
         thread.join()
     assert len(started) == 1
-    assert [experiment.name for experiment in trials.experiments.find(running=True)] == started
+    assert [experiment.name for experiment in harness.experiments.find(running=True)] == started
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_arms_only_grow_and_nobody_flips_back(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.05)))
+def test_arms_only_grow_and_nobody_flips_back(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.05)))
     units = [f"user-{number}" for number in range(2000)]
 
     def arms() -> list[str]:
-        draws = [trials.experiments.assign("intents", unit, chat=True) for unit in units]
+        draws = [harness.experiments.assign("intents", unit, chat=True) for unit in units]
         return [draw.arm.name for draw in draws if draw is not None]
 
     before = arms()
     for weight in (0.1, 0.5, 1.0):
-        trials.experiments.set_weights("first", {"intents@2": weight}, actor="ann")
+        harness.experiments.set_weights("first", {"intents@2": weight}, actor="ann")
         after = arms()
         assert all(new == "intents@2" for old, new in zip(before, after, strict=True) if old == "intents@2")
         assert abs(after.count("intents@2") / 2000 - weight) < 0.05
         before = after
     with pytest.raises(Conflict, match="would go back"):
-        trials.experiments.set_weights("first", {"intents@2": 0.5}, actor="ann")
-    assert [epoch.number for epoch in trials.experiments.get("first").epochs] == [1, 2, 3, 4]
+        harness.experiments.set_weights("first", {"intents@2": 0.5}, actor="ann")
+    assert [epoch.number for epoch in harness.experiments.get("first").epochs] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     "weights",
     [{"intents@1": 0.2}, {"no": 0.2}, {"intents@2": 1.2}, {"intents@2": -0.1}, {"intents@2": 0.7, "intents@3": 0.7}],
 )
-def test_weights_that_cannot_be_are_refused(trials: Trials, weights: dict[str, float]) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.2), arm(3, 0.2)))
+def test_weights_that_cannot_be_are_refused(harness: ExperimentsHarness, weights: dict[str, float]) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.2), arm(3, 0.2)))
     with pytest.raises(InvalidRequest) as refused:
-        trials.experiments.set_weights("first", weights, actor="ann")
+        harness.experiments.set_weights("first", weights, actor="ann")
     assert refused.value.param == "weights"
 
 
-def test_an_arm_that_was_taken_out_stays_out(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.3), arm(3, 0.3)))
-    trials.experiments.set_weights("first", {"intents@2": 0.0}, actor="ann")
+def test_an_arm_that_was_taken_out_stays_out(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.3), arm(3, 0.3)))
+    harness.experiments.set_weights("first", {"intents@2": 0.0}, actor="ann")
     with pytest.raises(Conflict, match="final"):
-        trials.experiments.set_weights("first", {"intents@2": 0.1}, actor="ann")
+        harness.experiments.set_weights("first", {"intents@2": 0.1}, actor="ann")
 
 
-def test_thompson_sampling_may_shrink_an_arm(trials: Trials) -> None:
-    trials.start(of=plan(allocation="thompson"))
-    changed = trials.experiments.set_weights("first", {"intents@2": 0.2}, actor="keeper")
+def test_thompson_sampling_may_shrink_an_arm(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(allocation="thompson"))
+    changed = harness.experiments.set_weights("first", {"intents@2": 0.2}, actor="keeper")
     assert changed.weights == {"intents@1": 0.8, "intents@2": 0.2}
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
-def test_promoting_moves_live_and_ends_it_in_one_go(trials: Trials) -> None:
-    trials.start()
+def test_promoting_moves_live_and_ends_it_in_one_go(harness: ExperimentsHarness) -> None:
+    harness.start()
     reading = {"units": 1}
-    ended = trials.experiments.stop(
+    ended = harness.experiments.stop(
         "first", decision="promoted", arm="intents@2", actor="keeper", reason="better", reading=reading
     )
-    assert trials.live() == 2
+    assert harness.live() == 2
     assert not ended.running
-    assert ended.outcome == trials.experiments.get("first").outcome
+    assert ended.outcome == harness.experiments.get("first").outcome
     assert ended.outcome is not None
     assert (ended.outcome.decision, ended.outcome.reading) == ("promoted", reading)
-    event = trials.registry.history("intents", limit=1)[0]
+    event = harness.registry.history("intents", limit=1)[0]
     assert (event.action, event.actor, event.reason) == ("promote", "keeper", "first: better")
 
 
-def test_an_end_is_final(trials: Trials) -> None:
-    trials.start()
-    trials.experiments.stop("first", actor="ann", reason="enough")
+def test_an_end_is_final(harness: ExperimentsHarness) -> None:
+    harness.start()
+    harness.experiments.stop("first", actor="ann", reason="enough")
     for change in (
-        lambda: trials.experiments.stop("first", actor="ann", reason="again"),
-        lambda: trials.experiments.set_weights("first", {"intents@2": 0.9}, actor="ann"),
-        lambda: trials.experiments.add_event("first", "advice", actor="ann", reason="so"),
+        lambda: harness.experiments.stop("first", actor="ann", reason="again"),
+        lambda: harness.experiments.set_weights("first", {"intents@2": 0.9}, actor="ann"),
+        lambda: harness.experiments.add_event("first", "advice", actor="ann", reason="so"),
     ):
         with pytest.raises(Conflict) as refused:
             change()
@@ -308,81 +312,81 @@ def test_an_end_is_final(trials: Trials) -> None:
         "UPDATE experiment_events SET reason = 'other'",
         "DELETE FROM experiment_epochs",
     ):
-        with pytest.raises(IntegrityError), trials.database.write() as connection:
+        with pytest.raises(IntegrityError), harness.database.write() as connection:
             connection.execute(text(statement))
 
 
-def test_what_cannot_be_promoted_ends_nothing(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.5, name="polite", system="Be polite.")))
+def test_what_cannot_be_promoted_ends_nothing(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.5, name="polite", system="Be polite.")))
     with pytest.raises(Conflict, match="no alias"):
-        trials.experiments.stop("first", decision="promoted", arm="polite", actor="ann", reason="nice")
-    assert trials.experiments.get("first").running
+        harness.experiments.stop("first", decision="promoted", arm="polite", actor="ann", reason="nice")
+    assert harness.experiments.get("first").running
 
 
-def test_rolling_back_the_last_treatment_ends_it_and_leads_live_to_the_control(trials: Trials) -> None:
-    trials.registry.set_alias("intents", "live", 2, actor="ann")
-    trials.start()
-    ended = trials.experiments.roll_back(
+def test_rolling_back_the_last_treatment_ends_it_and_leads_live_to_the_control(harness: ExperimentsHarness) -> None:
+    harness.registry.set_alias("intents", "live", 2, actor="ann")
+    harness.start()
+    ended = harness.experiments.roll_back(
         "first", "intents@2", decision="guardrail", actor="keeper", reason="it fails", reading={"units": 3}
     )
-    assert trials.live() == 1
+    assert harness.live() == 1
     assert ended.weights == {"intents@1": 1.0}
     assert ended.outcome is not None
     assert ended.outcome.decision == "guardrail"
-    assert [event.action for event in trials.experiments.history("first")] == ["stop", "rollback", "start"]
-    assert trials.registry.history("intents", limit=1)[0].reason == "first: it fails"
+    assert [event.action for event in harness.experiments.history("first")] == ["stop", "rollback", "start"]
+    assert harness.registry.history("intents", limit=1)[0].reason == "first: it fails"
 
 
-def test_rolling_back_one_of_two_treatments_goes_on_with_the_other(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.3), arm(3, 0.3)))
-    going_on = trials.experiments.roll_back(
+def test_rolling_back_one_of_two_treatments_goes_on_with_the_other(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.3), arm(3, 0.3)))
+    going_on = harness.experiments.roll_back(
         "first", "intents@2", decision="harm", actor="keeper", reason="worse", reading={}
     )
     assert going_on.running
     assert going_on.weights == {"intents@1": 0.7, "intents@3": 0.3}
-    assert trials.live() == 1
+    assert harness.live() == 1
 
 
 # --- what it holds still ----------------------------------------------------------------------------------------------
 
 
-def test_aliases_and_versions_under_experiment_stay_as_they_are(trials: Trials) -> None:
-    trials.registry.set_alias("intents", "candidate", 3, actor="ann")
-    trials.registry.set_alias("intents", "other", 3, actor="ann")
-    trials.start(of=plan(arm(1), arm(None, 0.5, alias="candidate")))
+def test_aliases_and_versions_under_experiment_stay_as_they_are(harness: ExperimentsHarness) -> None:
+    harness.registry.set_alias("intents", "candidate", 3, actor="ann")
+    harness.registry.set_alias("intents", "other", 3, actor="ann")
+    harness.start(of=plan(arm(1), arm(None, 0.5, alias="candidate")))
     refused: list[tuple[str, Any]] = [
-        ("live", lambda: trials.registry.set_alias("intents", "live", 2, actor="ann")),
-        ("candidate", lambda: trials.registry.set_alias("intents", "candidate", 2, actor="ann")),
-        ("retire", lambda: trials.registry.retire("intents", 1, actor="ann")),
+        ("live", lambda: harness.registry.set_alias("intents", "live", 2, actor="ann")),
+        ("candidate", lambda: harness.registry.set_alias("intents", "candidate", 2, actor="ann")),
+        ("retire", lambda: harness.registry.retire("intents", 1, actor="ann")),
     ]
     for _, change in refused:
         with pytest.raises(GraftworkError) as error:
             change()
         assert error.value.status == 409
-    trials.registry.set_alias("intents", "other", 2, actor="ann")
-    trials.registry.set_alias("intents", "live", 1, actor="ann")  # where it is
-    trials.experiments.stop("first", actor="ann", reason="enough")
-    trials.registry.set_alias("intents", "live", 2, actor="ann")
+    harness.registry.set_alias("intents", "other", 2, actor="ann")
+    harness.registry.set_alias("intents", "live", 1, actor="ann")  # where it is
+    harness.experiments.stop("first", actor="ann", reason="enough")
+    harness.registry.set_alias("intents", "live", 2, actor="ann")
 
 
-def test_moving_an_alias_can_end_the_experiment(trials: Trials) -> None:
-    trials.start()
+def test_moving_an_alias_can_end_the_experiment(harness: ExperimentsHarness) -> None:
+    harness.start()
     with pytest.raises(InvalidRequest):
-        trials.experiments.end_and_move(
+        harness.experiments.end_and_move(
             "intents",
-            lambda connection: trials.registry.set_alias("intents", "live", 99, actor="ann", within=connection),
+            lambda connection: harness.registry.set_alias("intents", "live", 99, actor="ann", within=connection),
             actor="ann",
             reason="moved",
         )
-    assert trials.experiments.get("first").running
-    event = trials.experiments.end_and_move(
+    assert harness.experiments.get("first").running
+    event = harness.experiments.end_and_move(
         "intents",
-        lambda connection: trials.registry.set_alias("intents", "live", 3, actor="ann", within=connection),
+        lambda connection: harness.registry.set_alias("intents", "live", 3, actor="ann", within=connection),
         actor="ann",
         reason="live was moved to version 3",
     )
-    assert event.to_version == trials.live() == 3
-    outcome = trials.experiments.get("first").outcome
+    assert event.to_version == harness.live() == 3
+    outcome = harness.experiments.get("first").outcome
     assert outcome is not None
     assert (outcome.decision, outcome.reason) == ("stopped", "live was moved to version 3")
 
@@ -390,29 +394,29 @@ def test_moving_an_alias_can_end_the_experiment(trials: Trials) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_lists_are_pages_by_name(trials: Trials) -> None:
+def test_lists_are_pages_by_name(harness: ExperimentsHarness) -> None:
     for name in ("b", "a", "c"):
-        trials.start(name)
+        harness.start(name)
         if name != "c":
-            trials.experiments.stop(name, actor="ann", reason="enough")
-    first = trials.experiments.find(limit=2)
+            harness.experiments.stop(name, actor="ann", reason="enough")
+    first = harness.experiments.find(limit=2)
     assert ([experiment.name for experiment in first], first.has_more) == (["a", "b"], True)
-    assert [experiment.name for experiment in trials.experiments.find(after="b")] == ["c"]
-    assert [experiment.name for experiment in trials.experiments.find(running=False)] == ["a", "b"]
+    assert [experiment.name for experiment in harness.experiments.find(after="b")] == ["c"]
+    assert [experiment.name for experiment in harness.experiments.find(running=False)] == ["a", "b"]
     with pytest.raises(NotFound):
-        trials.experiments.get("d")
+        harness.experiments.get("d")
     with pytest.raises(NotFound):
-        trials.experiments.history("d")
+        harness.experiments.history("d")
 
 
-def test_history_tells_everything_newest_first(trials: Trials) -> None:
-    trials.start()
-    trials.experiments.set_weights("first", {"intents@2": 0.6}, actor="bob", reason="it looks good")
-    trials.experiments.add_event(
+def test_history_tells_everything_newest_first(harness: ExperimentsHarness) -> None:
+    harness.start()
+    harness.experiments.set_weights("first", {"intents@2": 0.6}, actor="bob", reason="it looks good")
+    harness.experiments.add_event(
         "first", "advice", arm="intents@2", actor="keeper", reason="promote", details={"kind": "p"}
     )
-    trials.experiments.stop("first", actor="ann", reason="enough", reading={"units": 5})
-    history = trials.experiments.history("first")
+    harness.experiments.stop("first", actor="ann", reason="enough", reading={"units": 5})
+    history = harness.experiments.history("first")
     assert [(event.action, event.actor, event.reason) for event in history] == [
         ("stop", "ann", "enough"),
         ("advice", "keeper", "promote"),

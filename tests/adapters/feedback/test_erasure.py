@@ -1,4 +1,4 @@
-"""What is forgotten, what stays, and that it is said which versions learned from it."""
+"""Erasure: what is deleted, what is kept, and which versions are reported."""
 
 from __future__ import annotations
 

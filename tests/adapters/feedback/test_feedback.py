@@ -1,4 +1,4 @@
-"""Feedback: by the id alone, once for each idempotency key, for good, whoever dies."""
+"""Feedback: by id only, once per idempotency key, durable after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids of answers: what they say, that nobody else can make one, and that no other text is taken for one."""
+"""Ids of answers: their content, and that forged or malformed ids are refused."""
 
 from __future__ import annotations
 

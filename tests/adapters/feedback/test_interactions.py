@@ -1,4 +1,4 @@
-"""The log of interactions: what is written is read back, in order, by every filter, whatever was erased between."""
+"""The interaction log: rows are read back in order, by every filter, also after erasures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploaded files: durable before they are acknowledged, refused when they cannot be, gone without a trace else."""
+"""Uploaded files: durable before they are acknowledged; refused or failed uploads leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs: every state and what may be done in it, claims that expire, attempts that end, a record that stays."""
+"""The job queue: states and transitions, expiring claims, attempts, events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning policies: when a round is due, what it asks for, and that it is submitted once, whoever is killed."""
+"""Learning policies: when a round is due, its job, and that it is submitted once, also after a kill."""
 
 from __future__ import annotations
 

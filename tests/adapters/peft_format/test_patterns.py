@@ -1,4 +1,4 @@
-"""The walk says what ``re`` says, and always ends."""
+"""Bounded pattern matching agrees with ``re`` and always terminates."""
 
 from __future__ import annotations
 

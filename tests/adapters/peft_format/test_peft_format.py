@@ -1,4 +1,4 @@
-"""Adapters that real PEFT trained and saved are read as PEFT reads them; anything else is refused by name."""
+"""Adapters saved by PEFT are read as PEFT reads them; unsupported ones are refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever bytes come, the header parser answers with tensors that are there, or with InvalidAdapter."""
+"""The header parser either returns tensors that exist or raises InvalidAdapter, for arbitrary bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages to tokens and back: token for token what transformers does, streamed exactly and in linear time."""
+"""Tokenization and detokenization: equal to transformers', streamed exactly and in linear time."""
 
 from __future__ import annotations
 
@@ -71,6 +71,26 @@ def test_a_plain_prompt_is_the_tokens_that_transformers_makes(
     prompts: Prompts, transformers_tokenizer: Any, text: str
 ) -> None:
     assert prompts.encode(text) == transformers_tokenizer(text)["input_ids"]
+
+
+def test_long_texts_are_the_same_tokens_without_holding_up_others(prompts: Prompts) -> None:
+    text = "Ein Text, é, \U0001f600 und mehr.\n" * 200
+    assert len(text) > 4096
+    assert prompts.encode(text) == prompts._tokenizer.encode(text).ids
+    asked = [{"role": "user", "content": text}]
+    assert prompts.chat(asked) == prompts._tokenizer.encode(prompts.render(asked), add_special_tokens=False).ids
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tokenized(prompts: Prompts) -> None:
+    spaces = "\n" + " " * 80  # the longest token there is
+    longest = spaces * 10
+    assert len(prompts.encode(longest, max_length=10)) >= 10
+    with pytest.raises(InvalidRequest, match="context of 10 tokens can hold") as caught:
+        prompts.encode(longest + " ", max_length=10)
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
+    with pytest.raises(InvalidRequest, match="can hold") as caught:
+        prompts.chat([{"role": "user", "content": longest}], max_length=10)
+    assert caught.value.param == "messages"
 
 
 def test_digits_stand_apart_as_in_training(prompts: Prompts) -> None:

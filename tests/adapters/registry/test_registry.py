@@ -1,4 +1,4 @@
-"""The registry: what resolves to what, against a plain dict; what threads, processes and kill -9 cannot break."""
+"""The registry compared with a plain dict, and under threads, processes and kill -9."""
 
 from __future__ import annotations
 
@@ -140,9 +140,11 @@ def test_bad_pushes_change_nothing(registry: Registry, arguments: dict[str, Any]
     ("model", "says"),
     [
         ("intent", "did you mean 'intents'"),
-        ("nothing-like-it", "graftwork adapters push"),
+        ("nothing-like-it", "GET /v1/models"),
         ("", "there is no adapter ''"),
-        ("Intents", "there is no adapter 'Intents'"),
+        ("Intents", "there is no adapter 'Intents': did you mean 'intents'"),
+        ("openai/intents", "did you mean 'intents'"),
+        ("openai/Intent", "did you mean 'intents'"),
         ("x" * 100_000, "…"),
         ("intents@", "has versions 1 to 3"),
         ("intents@4", "has versions 1 to 3"),

@@ -1,4 +1,4 @@
-"""The database's promises: one writer, one moment for readers, notice of every change, forks, and its migrations."""
+"""The database: one writer, consistent reads, change notification, forks, and migrations."""
 
 from __future__ import annotations
 

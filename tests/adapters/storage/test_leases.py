@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whoever asks, and another one when the holder is gone."""
+"""Leases: one holder at a time, and another one after the holder has died."""
 
 from __future__ import annotations
 

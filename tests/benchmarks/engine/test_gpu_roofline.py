@@ -1,4 +1,4 @@
-"""What docs/gpu.md says of kernels is what the arithmetic says; measuring without a card is refused in a sentence."""
+"""The roofline equals the numbers in docs/gpu.md; measuring without a GPU is refused with a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a step's time goes: every kernel is counted once, under its own name, and nothing else is."""
+"""The benchmark of decoding steps counts every kernel once, under its own name."""
 
 from __future__ import annotations
 

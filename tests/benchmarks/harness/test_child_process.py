@@ -1,4 +1,4 @@
-"""Nothing that a benchmark started outlives it, however it ends."""
+"""Child processes of a benchmark end with it, also if it is killed."""
 
 from __future__ import annotations
 

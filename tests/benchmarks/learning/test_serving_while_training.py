@@ -1,4 +1,4 @@
-"""Serving beside a training job, with stand-ins for both: the job runs while it is measured, and is gone afterwards."""
+"""The benchmark of serving while training, with a fake server and job."""
 
 from __future__ import annotations
 

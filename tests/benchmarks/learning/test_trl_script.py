@@ -1,4 +1,4 @@
-"""The plain TRL script of the benchmarks, on a tiny model: it learns in the time it has, and answers."""
+"""The plain TRL script of the benchmarks on a tiny model: it respects its time limit, learns and answers."""
 
 from __future__ import annotations
 

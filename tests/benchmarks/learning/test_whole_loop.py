@@ -1,4 +1,4 @@
-"""The benchmark of the whole loop, with a stand-in for the server: who is asked what, and what is made of it."""
+"""The benchmark of the whole loop with a fake server: its requests and its results."""
 
 from __future__ import annotations
 

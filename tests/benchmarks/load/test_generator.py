@@ -1,4 +1,4 @@
-"""The load: the same prompts for everybody, and figures that are what their names say."""
+"""The load generator: the same prompts for every system, and correct statistics."""
 
 from __future__ import annotations
 

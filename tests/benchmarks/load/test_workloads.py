@@ -1,4 +1,4 @@
-"""What is measured under which name."""
+"""The names of workloads."""
 
 from __future__ import annotations
 

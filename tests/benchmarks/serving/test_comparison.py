@@ -1,4 +1,4 @@
-"""The order of things: systems one after another, and what one of them does wrong is no other's harm."""
+"""The serving benchmark: the order of systems, and that a failure of one does not affect others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table: its ratios, and that nothing that went wrong looks like a figure."""
+"""The report of the serving benchmark: ratios, and failures that never appear as measurements."""
 
 from __future__ import annotations
 

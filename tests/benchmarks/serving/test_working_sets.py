@@ -1,4 +1,4 @@
-"""The curve of working sets, on a stand-in: the right adapters, no prompt twice, figures in the right columns."""
+"""The benchmark of working sets with a fake server: adapters, distinct prompts, columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each system is asked to be for a load. None is started: that needs what the benchmark installs."""
+"""The start options and commands of each system. None is started, as that needs its installation."""
 
 from __future__ import annotations
 

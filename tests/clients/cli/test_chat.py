@@ -1,4 +1,4 @@
-"""The interactive chat, on a real terminal."""
+"""The interactive chat on a pseudo-terminal."""
 
 from __future__ import annotations
 

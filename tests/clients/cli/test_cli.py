@@ -1,4 +1,4 @@
-"""The command line against a real server: what it prints, for whom, and how it exits."""
+"""The command line against a real server: output and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line says of itself, what it loads to say it, and how ``serve`` hands its options on."""
+"""The top level of the command line: help, lazy imports, and the options of ``serve``."""
 
 from __future__ import annotations
 

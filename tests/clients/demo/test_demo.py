@@ -1,4 +1,4 @@
-"""What the demo is dealt, and that nothing of it outlives it. The loop on a real server is in ``tests/e2e``."""
+"""The demo's queries, users and child processes. The loop on a real server is tested in ``tests/e2e``."""
 
 from __future__ import annotations
 

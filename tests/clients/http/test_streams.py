@@ -1,4 +1,4 @@
-"""However the bytes of a stream are cut, the same deltas come out."""
+"""Streams give the same deltas however their bytes are divided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict about what is there, tolerant of what is not known."""
+"""JSON to dataclasses: strict for known fields, tolerant of unknown ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``graftwork demo`` on a real server: the loop with versions that learn nothing, quickly; and the command, in full."""
+"""``graftwork demo`` on a real server: the loop with fake training, and the full command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asked with the official client, judged by the answer's id, logged, and all of it still there after a SIGKILL."""
+"""Feedback on a real server by the official client: logged, joined by id, and durable after a SIGKILL."""
 
 from __future__ import annotations
 

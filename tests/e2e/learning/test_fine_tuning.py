@@ -1,4 +1,4 @@
-"""Fine-tuning as users of the official client do it, unchanged and strict: file, job, events, answers of the result."""
+"""Fine-tuning by the official client: file, job, events, and answers of the result."""
 
 from __future__ import annotations
 

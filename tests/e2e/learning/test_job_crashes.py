@@ -1,4 +1,4 @@
-"""Jobs of a real server, killed at random moments: they end as undisturbed ones do or say why not. No thumb is lost."""
+"""Jobs of a real server that is killed at random: they succeed or fail with a reason, and no feedback is lost."""
 
 from __future__ import annotations
 

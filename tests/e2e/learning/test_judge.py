@@ -1,4 +1,4 @@
-"""A candidate's trial at a real server: what is asked there, what comes back, what is left behind."""
+"""The evaluation of a candidate on a real server, and the cleanup afterwards."""
 
 from __future__ import annotations
 

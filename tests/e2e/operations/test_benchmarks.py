@@ -1,4 +1,4 @@
-"""The benchmarks run, as docs/benchmarks.md has them: small, on a real server. No figure is judged."""
+"""The commands of docs/benchmarks.md run in a small form on a real server. Their numbers are not checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``graftwork`` as people and scripts use it, against the real server: what it prints, and what it exits with."""
+"""The ``graftwork`` command line against a real server: output and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is killed ends at once for those who wait for it, comes back by itself, and has forgotten nothing."""
+"""Crashes of the engine and the server: open requests fail at once, the service recovers, and no data is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A home that the version before left serves with today's code: adapters answer, old answers still take feedback."""
+"""A home of the previous version can be served: adapters answer, and earlier answers accept feedback."""
 
 from __future__ import annotations
 

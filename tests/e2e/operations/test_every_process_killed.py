@@ -1,4 +1,4 @@
-"""Every process of a server is killed in turn: all comes back within seconds, or the server ends and says so."""
+"""Each process of a server is killed in turn: the server recovers within seconds, or ends with a message."""
 
 from __future__ import annotations
 

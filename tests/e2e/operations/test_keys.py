@@ -1,4 +1,4 @@
-"""A server with keys: who may do what, and that the first key leaks nowhere. It listens on every address, as it may."""
+"""A server with API keys: roles, and that the first key is not leaked. It listens on all interfaces."""
 
 from __future__ import annotations
 

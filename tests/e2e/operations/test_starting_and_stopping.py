@@ -1,4 +1,4 @@
-"""How a server comes up, how it goes down when asked, and what it says when it cannot come up at all."""
+"""Start and shutdown of a server, and its messages if it cannot start."""
 
 from __future__ import annotations
 

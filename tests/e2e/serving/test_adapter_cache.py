@@ -1,4 +1,4 @@
-"""More adapters than the device and host memory hold: all answer right, and one can see where each of them is."""
+"""More adapters than device and host memory hold: all answers are correct, and residency is reported."""
 
 from __future__ import annotations
 

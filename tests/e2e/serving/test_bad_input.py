@@ -103,6 +103,11 @@ GENERATION = [
         "an image", "unsupported_parameter", "text", messages=user([{"type": "image_url", "image_url": {"url": "x"}}])
     ),
     chat("a NUL", "invalid_value", "NUL", messages=user("a\0b")),
+    chat("far too long a prompt", "context_length_exceeded", "can hold", messages=user("word " * 1_000_000)),
+    complete("far too long a text", "context_length_exceeded", "can hold", prompt=["hi", "word " * 1_000_000]),
+    chat("a bias of no token", "invalid_value", "0 to 49151", logit_bias={"49152": 1}),
+    chat("an end of no token", "invalid_value", "0 to 49151", stop_token_ids=[49152]),
+    chat("content of null", "invalid_type", "only an answer may be empty", messages=user(None)),
     chat("too long a prompt", "context_length_exceeded", "shorten the prompt", messages=user("word " * 9000)),
     chat("too many tokens", "context_length_exceeded", "at most", max_tokens=9000),
     chat("no tokens", "invalid_value", "at least 1", max_tokens=0),

@@ -1,4 +1,4 @@
-"""Clients that leave, politely or not: the engine stops at once computing what nobody reads."""
+"""Clients that disconnect: the engine stops computing their answers at once."""
 
 from __future__ import annotations
 

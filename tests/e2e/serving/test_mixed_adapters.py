@@ -1,4 +1,4 @@
-"""Many adapters at once: every one answers as if it were alone, whatever else is pushed and promoted meanwhile."""
+"""Many adapters at once: each answers as if it were alone, also during pushes and promotions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import MakeServer
 from tests.e2e.peft_folders import NAMES
-from tests.e2e.requests import INT8_TOLERANCE, Asked, OpenStream, ask, ask_together
+from tests.e2e.requests import INT8_TOLERANCE, OpenStream, StreamedAnswer, ask, ask_together
 from tests.e2e.server_process import BASE, Server
 
 MODELS = (BASE, *NAMES)
@@ -24,17 +24,17 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def alone(client: openai.OpenAI, adapters: tuple[str, ...]) -> dict[str, Asked]:
+def alone(client: openai.OpenAI, adapters: tuple[str, ...]) -> dict[str, StreamedAnswer]:
     """What every model says when nobody else asks."""
     return {model: ask(client, model, max_tokens=64) for model in (BASE, *adapters)}
 
 
-def test_adapters_answer_differently(alone: dict[str, Asked]) -> None:
+def test_adapters_answer_differently(alone: dict[str, StreamedAnswer]) -> None:
     assert len({answer.text for answer in alone.values()}) > len(MODELS) // 2
     assert len({answer.tokens[0].logprob for answer in alone.values()}) == len(MODELS)
 
 
-def test_sixteen_streams_over_eight_adapters(client: openai.OpenAI, alone: dict[str, Asked]) -> None:
+def test_sixteen_streams_over_eight_adapters(client: openai.OpenAI, alone: dict[str, StreamedAnswer]) -> None:
     answers = ask_together(client, SIXTEEN, max_tokens=64)
     assert len(answers) == 16
     for answer in answers:

@@ -1,4 +1,4 @@
-"""The official client, unchanged and strict: what its users do, and what they see when something is wrong."""
+"""The official client against a real server: its features, and its errors."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_models(client: openai.OpenAI) -> None:
     assert (base.object, base.owned_by) == ("model", "graftwork")
     assert base.model_extra is not None
     assert base.model_extra["graftwork"].keys() >= {"digest", "quantize", "dtype", "device", "memory_bytes"}
-    assert client.models.retrieve("intents@live").model_extra == {"parent": BASE, "root": "intents@1"}
+    live = {"parent": BASE, "root": "intents@1", "max_model_len": base.model_extra["max_model_len"]}
+    assert client.models.retrieve("intents@live").model_extra == models["intents@live"].model_extra == live
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nobody")
 

@@ -1,4 +1,4 @@
-"""What was computed once is not computed again: seen in usage, metrics and the clock, and never in an answer."""
+"""The prefix cache: visible in usage, metrics and latency, without an effect on answers."""
 
 from __future__ import annotations
 

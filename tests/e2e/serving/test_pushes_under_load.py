@@ -1,4 +1,4 @@
-"""Pushes and promotions while clients ask without pause: no request fails, and nothing is forgotten."""
+"""Pushes and promotions under continuous load: no request fails, and no event is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache's memory: slots cost what they hold, give it back, and never show what the last one left."""
+"""The key-value cache: memory of slots, its release, and that no slot shows data of an earlier sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was computed once is found again by those who may, nothing else is, and no answer changes by it."""
+"""The prefix cache: reuse by those who may, isolation from others, and no effect on answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bank under pressure: who is on the device, who must go, and that nobody waits for ever; without a model."""
+"""The adapter cache under pressure: placement, eviction, and no starvation; without a model."""
 
 from __future__ import annotations
 

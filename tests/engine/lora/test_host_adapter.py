@@ -1,15 +1,38 @@
-"""Reading a checked adapter file as safetensors reads it."""
+"""An adapter in host memory: read as safetensors reads it, and kept off the fast path if it is more than B·A."""
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from graftwork.server.engine.lora.host_adapter import _tensors
+from graftwork.server.engine.lora.host_adapter import PLAIN_FIELDS, HostAdapter, LinearGraft, _tensors
+
+PLAIN_LAYER = LinearGraft(a=torch.ones(1, 16, 4), b=torch.ones(1, 16, 4), magnitude=None, bias=None)
+PLAIN = HostAdapter(
+    digest="sha256:0", num_pages=1, num_bytes=512, linears={"q_proj": PLAIN_LAYER}, embeddings={}, replaced={}
+)
+
+
+def test_plain_layers_are_for_the_fast_path() -> None:
+    assert not PLAIN.is_special
+
+
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(LinearGraft)} - PLAIN_FIELDS))
+def test_whatever_else_a_layer_has_is_special(name: str) -> None:
+    more: dict[str, Any] = {name: torch.zeros(4)}
+    assert replace(PLAIN, linears={"k_proj": PLAIN_LAYER, "q_proj": replace(PLAIN_LAYER, **more)}).is_special
+
+
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(HostAdapter)} - PLAIN_FIELDS))
+def test_whatever_else_an_adapter_has_is_special(name: str) -> None:
+    more: dict[str, Any] = {name: {"embed_tokens": torch.zeros(4)}}
+    assert replace(PLAIN, **more).is_special
 
 
 @pytest.mark.parametrize("padding", range(4))

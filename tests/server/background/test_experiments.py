@@ -1,4 +1,4 @@
-"""The referee on a real database: what it counts, what it does, and that another one goes on where it was."""
+"""The keeper's duty for experiments on a real database: counting, decisions, and takeover by another keeper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.server.background import experiments
 from graftwork.server.background.experiments import ExperimentController
-from tests.adapters.running_experiments import Trials, arm, plan, trials_in
+from tests.adapters.running_experiments import ExperimentsHarness, arm, experiments_in, plan
 from tests.adapters.versions import BASE, spec
 
 AUTOMATIC = DecisionRule(automatic=True)
@@ -26,27 +26,27 @@ QUIET: dict[str, Any] = {"guardrails": ()}
 
 
 @pytest.fixture
-def trials(tmp_path: Path) -> Iterator[Trials]:
-    with trials_in(tmp_path) as trials:
-        yield trials
+def harness(tmp_path: Path) -> Iterator[ExperimentsHarness]:
+    with experiments_in(tmp_path) as harness:
+        yield harness
 
 
 class Table:
     """A referee with a lease, and a clock that can be put forward."""
 
-    def __init__(self, trials: Trials) -> None:
-        self.trials = trials
+    def __init__(self, harness: ExperimentsHarness) -> None:
+        self.trials = harness
         self.ahead = timedelta(0)
         self.referee = ExperimentController(
-            trials.database,
-            trials.registry,
-            trials.experiments,
-            trials.records.interactions,
-            trials.records.feedback,
-            trials.records.ids,
+            harness.database,
+            harness.registry,
+            harness.experiments,
+            harness.records.interactions,
+            harness.records.feedback,
+            harness.records.ids,
             now=lambda: datetime.now(UTC) + self.ahead,
         )
-        lease = Leases(trials.database).acquire("keeper", f"referee-{id(self)}", seconds=600)
+        lease = Leases(harness.database).acquire("keeper", f"referee-{id(self)}", seconds=600)
         assert lease is not None
         self.lease: Lease = lease
 
@@ -66,124 +66,126 @@ class Table:
         return list(Exposures(self.trials.database).closed("first"))
 
 
-def ask_and_rate(trials: Trials, num: int, *, control: float, treatment: float, first: int = 0) -> None:
+def ask_and_rate(harness: ExperimentsHarness, num: int, *, control: float, treatment: float, first: int = 0) -> None:
     """Users who each ask once and give a thumb; ``control`` and ``treatment`` are the shares that are up."""
     chance = random.Random(first)
     for number in range(first, first + num):
-        id = trials.ask(f"user-{number}", seconds_ago=100)
-        answered_by = trials.records.ids.read(id).arm
+        id = harness.ask(f"user-{number}", seconds_ago=100)
+        answered_by = harness.records.ids.read(id).arm
         good = chance.random() < (treatment if answered_by == "intents@2" else control)
-        trials.say(id, thumb="up" if good else "down")
+        harness.say(id, thumb="up" if good else "down")
 
 
 # --- what it counts ---------------------------------------------------------------------------------------------------
 
 
-def test_a_unit_counts_once_with_all_that_came_of_it_in_its_window(trials: Trials) -> None:
-    trials.start(of=plan(window_seconds=60))
-    one = trials.ask("ann", seconds_ago=50, thumb="up")
-    trials.ask("ann", seconds_ago=30, thumb="down", status="error")
-    trials.ask("ann", seconds_ago=-70)  # after the window
-    table = Table(trials)
+def test_a_unit_counts_once_with_all_that_came_of_it_in_its_window(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=60))
+    one = harness.ask("ann", seconds_ago=50, thumb="up")
+    harness.ask("ann", seconds_ago=30, thumb="down", status="error")
+    harness.ask("ann", seconds_ago=-70)  # after the window
+    table = Table(harness)
     table.look()
     assert table.closed() == []
-    trials.say(one, thumb="down")  # within it, and a change of mind
+    harness.say(one, thumb="down")  # within it, and a change of mind
     table.ahead = timedelta(seconds=13)
     table.look(3)
     (unit,) = table.closed()
-    assert unit.unit == trials.records.ids.unit(user="ann")
-    assert (unit.arm, unit.epoch, unit.learned) == (trials.records.ids.read(one).arm, 1, False)
+    assert unit.unit == harness.records.ids.unit(user="ann")
+    assert (unit.arm, unit.epoch, unit.learned) == (harness.records.ids.read(one).arm, 1, False)
     assert (unit.outcome["thumb"], unit.outcome["error_rate"], unit.outcome["feedback_rate"]) == (0.0, 0.5, 1.0)
 
 
-def test_what_is_said_after_the_window_does_not_count(trials: Trials) -> None:
-    trials.start(of=plan(window_seconds=10))
-    trials.ask("ann", seconds_ago=60, thumb="up")
-    table = Table(trials)
+def test_what_is_said_after_the_window_does_not_count(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=10))
+    harness.ask("ann", seconds_ago=60, thumb="up")
+    table = Table(harness)
     table.look()
     (unit,) = table.closed()
     assert unit.outcome["thumb"] is None
 
 
-def test_requests_of_nobody_are_units_of_their_own(trials: Trials) -> None:
-    trials.start(of=plan(window_seconds=50))
-    ids = [trials.ask(None) for _ in range(3)]
-    table = Table(trials)
+def test_requests_of_nobody_are_units_of_their_own(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=50))
+    ids = [harness.ask(None) for _ in range(3)]
+    table = Table(harness)
     reading = table.look()
     assert [unit.unit for unit in table.closed()] == ids
     assert reading["units"] == 3
     assert sum(found["requests"] for found in reading["arms"]) == 3
 
 
-def test_who_comes_to_the_treatment_by_a_ramp_stays_where_they_counted_first(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.01), window_seconds=50))
+def test_who_comes_to_the_treatment_by_a_ramp_stays_where_they_counted_first(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.01), window_seconds=50))
     users = [f"user-{number}" for number in range(60)]
-    before = {user: trials.records.ids.read(trials.ask(user, seconds_ago=90)).arm for user in users}
-    table = Table(trials)
+    before = {user: harness.records.ids.read(harness.ask(user, seconds_ago=90)).arm for user in users}
+    table = Table(harness)
     table.look()
-    trials.experiments.set_weights("first", {"intents@2": 1.0}, actor="ann")
+    harness.experiments.set_weights("first", {"intents@2": 1.0}, actor="ann")
     for user in users:
-        trials.ask(user, seconds_ago=80)
+        harness.ask(user, seconds_ago=80)
     reading = table.look()
     assert {unit.arm for unit in table.closed()} == set(before.values())
     assert len(table.closed()) == 60
     assert sum(found["requests"] for found in reading["arms"]) == 120
 
 
-def test_epochs_are_told_apart_by_probability_and_time(trials: Trials) -> None:
-    trials.start(of=plan(arm(1), arm(2, 0.2), window_seconds=50))
+def test_epochs_are_told_apart_by_probability_and_time(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.2), window_seconds=50))
     for number in range(20):
-        trials.ask(f"early-{number}", seconds_ago=1)
-    trials.experiments.set_weights("first", {"intents@2": 0.7}, actor="ann")
+        harness.ask(f"early-{number}", seconds_ago=1)
+    harness.experiments.set_weights("first", {"intents@2": 0.7}, actor="ann")
     for number in range(20):
-        trials.ask(f"late-{number}", seconds_ago=0)
-    table = Table(trials)
+        harness.ask(f"late-{number}", seconds_ago=0)
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     reading = table.look()
     by_unit = {unit.unit: unit.epoch for unit in table.closed()}
     for when, epoch in (("early", 1), ("late", 2)):
-        names = [trials.records.ids.unit(user=f"{when}-{number}") for number in range(20)]
+        names = [harness.records.ids.unit(user=f"{when}-{number}") for number in range(20)]
         assert {by_unit[name] for name in names if name} == {epoch}
     assert not reading["sample_ratio"]["mismatch"]
 
 
-def test_users_and_prompts_that_a_version_learned_from_are_left_out(trials: Trials) -> None:
+def test_users_and_prompts_that_a_version_learned_from_are_left_out(harness: ExperimentsHarness) -> None:
     bob, prompt = "bob", {"messages": [{"role": "user", "content": "learned by heart"}]}
     other = {"messages": [{"role": "user", "content": "never seen"}]}
     learned = [
-        trials.records.log(trials.records.mint(user=bob)),
-        trials.records.log(trials.records.mint(), prompt=prompt),
+        harness.records.log(harness.records.mint(user=bob)),
+        harness.records.log(harness.records.mint(), prompt=prompt),
     ]
-    Lineage(trials.database).record("sha256:data", learned)
-    parent, _ = trials.registry.add_version("intents", spec("taught"), base=BASE, alias=None, data_digest="sha256:data")
-    trials.registry.add_version("intents", spec("child"), base=BASE, alias=None, parent=parent.number)
-    trials.start(of=plan(arm(1), arm(5, 0.5), window_seconds=50))
-    trials.ask("bob", prompt=other, seconds_ago=90)
-    trials.ask("carl", prompt=prompt, seconds_ago=89)
-    trials.ask("dora", prompt=prompt, seconds_ago=88, status="error")
-    trials.ask("dora", prompt=other, seconds_ago=87)
-    trials.ask("emil", prompt=other, seconds_ago=86)
-    table = Table(trials)
+    Lineage(harness.database).record("sha256:data", learned)
+    parent, _ = harness.registry.add_version(
+        "intents", spec("taught"), base=BASE, alias=None, data_digest="sha256:data"
+    )
+    harness.registry.add_version("intents", spec("child"), base=BASE, alias=None, parent=parent.number)
+    harness.start(of=plan(arm(1), arm(5, 0.5), window_seconds=50))
+    harness.ask("bob", prompt=other, seconds_ago=90)
+    harness.ask("carl", prompt=prompt, seconds_ago=89)
+    harness.ask("dora", prompt=prompt, seconds_ago=88, status="error")
+    harness.ask("dora", prompt=other, seconds_ago=87)
+    harness.ask("emil", prompt=other, seconds_ago=86)
+    table = Table(harness)
     reading = table.look()
     assert [unit.learned for unit in table.closed()] == [True, True, False, False]
     assert table.closed()[2].outcome["error_rate"] == 0.0
     assert (reading["units"], reading["learned"]) == (4, 2)
 
 
-def test_shadows_are_no_units_and_are_compared(trials: Trials) -> None:
-    started = trials.start(of=plan(arm(1), arm(2, 0.5), arm(3, name="copycat", shadow=1.0), window_seconds=50))
+def test_shadows_are_no_units_and_are_compared(harness: ExperimentsHarness) -> None:
+    started = harness.start(of=plan(arm(1), arm(2, 0.5), arm(3, name="copycat", shadow=1.0), window_seconds=50))
     for number, said in enumerate(("card arrival", "card arrival", "something else entirely")):
-        shown = trials.ask(
+        shown = harness.ask(
             f"user-{number}", completions=(Completion(index=0, text="card arrival", finish_reason="stop"),)
         )
-        copy = trials.records.mint("intents@3", experiment="first", arm="copycat", probability=1.0)
+        copy = harness.records.mint("intents@3", experiment="first", arm="copycat", probability=1.0)
         completion = (Completion(index=0, text=said, finish_reason="stop"),)
-        trials.records.log(copy, completions=completion, metadata={"shadow_of": shown}, total_ms=80.0)
-        trials.say(copy if number == 1 else shown, preferred_over=shown if number == 1 else copy)
-    trials.ask("last")  # its copy never came
-    failed = trials.records.mint("intents@3", experiment="first", arm="copycat", probability=1.0)
-    trials.records.log(failed, status="error", completions=())
-    table = Table(trials)
+        harness.records.log(copy, completions=completion, metadata={"shadow_of": shown}, total_ms=80.0)
+        harness.say(copy if number == 1 else shown, preferred_over=shown if number == 1 else copy)
+    harness.ask("last")  # its copy never came
+    failed = harness.records.mint("intents@3", experiment="first", arm="copycat", probability=1.0)
+    harness.records.log(failed, status="error", completions=())
+    table = Table(harness)
     reading = table.look()
     assert started.plan.shadows[0].name == "copycat"
     assert [found["arm"] for found in reading["arms"]] == ["intents@1", "intents@2"]
@@ -199,16 +201,16 @@ def test_shadows_are_no_units_and_are_compared(trials: Trials) -> None:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
-def test_the_better_version_is_promoted_with_what_it_was_decided_on(trials: Trials) -> None:
-    trials.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
-    ask_and_rate(trials, 260, control=0.2, treatment=0.95)
-    table = Table(trials)
+def test_the_better_version_is_promoted_with_what_it_was_decided_on(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
+    ask_and_rate(harness, 260, control=0.2, treatment=0.95)
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     table.look()
-    ended = trials.experiments.get("first")
+    ended = harness.experiments.get("first")
     assert ended.outcome is not None
     assert (ended.outcome.decision, ended.outcome.arm, ended.outcome.actor) == ("promoted", "intents@2", "keeper")
-    assert trials.live() == 2
+    assert harness.live() == 2
     reading = ended.outcome.reading or {}
     assert reading["comparisons"][0]["improvement_lower"] > 0
     assert reading == table.reading
@@ -220,117 +222,117 @@ def test_the_better_version_is_promoted_with_what_it_was_decided_on(trials: Tria
     assert list(again["comparisons"]) == reading["comparisons"]
 
 
-def test_a_worse_version_is_taken_out(trials: Trials) -> None:
-    trials.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
-    ask_and_rate(trials, 260, control=0.95, treatment=0.2)
-    table = Table(trials)
+def test_a_worse_version_is_taken_out(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
+    ask_and_rate(harness, 260, control=0.95, treatment=0.2)
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     table.look()
-    outcome = trials.experiments.get("first").outcome
+    outcome = harness.experiments.get("first").outcome
     assert outcome is not None
-    assert (outcome.decision, outcome.arm, trials.live()) == ("harm", "intents@2", 1)
+    assert (outcome.decision, outcome.arm, harness.live()) == ("harm", "intents@2", 1)
 
 
-def test_advice_is_given_once_and_changes_nothing(trials: Trials) -> None:
-    trials.start(of=plan(window_seconds=150, **QUIET))
-    ask_and_rate(trials, 260, control=0.2, treatment=0.95)
-    table = Table(trials)
+def test_advice_is_given_once_and_changes_nothing(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=150, **QUIET))
+    ask_and_rate(harness, 260, control=0.2, treatment=0.95)
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     table.look(3)
-    Leases(trials.database).release(table.lease)
-    second = Table(trials)
+    Leases(harness.database).release(table.lease)
+    second = Table(harness)
     second.ahead = timedelta(seconds=100)
     second.look(2)
-    actions = [(event.action, event.arm) for event in trials.experiments.history("first")]
+    actions = [(event.action, event.arm) for event in harness.experiments.history("first")]
     assert actions == [("advice", "intents@2"), ("start", None)]
-    assert trials.experiments.get("first").running
-    assert trials.live() == 1
+    assert harness.experiments.get("first").running
+    assert harness.live() == 1
 
 
-def test_a_failing_arm_is_rolled_back_though_decisions_are_advice(trials: Trials) -> None:
-    trials.registry.set_alias("intents", "live", 2, actor="ann")
+def test_a_failing_arm_is_rolled_back_though_decisions_are_advice(harness: ExperimentsHarness) -> None:
+    harness.registry.set_alias("intents", "live", 2, actor="ann")
     rail = Guardrail(metric=Metric.of("error_rate"), margin=0.05)
-    trials.start(of=plan(guardrails=(rail,), window_seconds=3600))
-    table = Table(trials)
+    harness.start(of=plan(guardrails=(rail,), window_seconds=3600))
+    table = Table(harness)
     for number in range(200):
-        good = trials.experiments.assign("intents", trials.records.ids.unit(user=f"user-{number}"), chat=True)
+        good = harness.experiments.assign("intents", harness.records.ids.unit(user=f"user-{number}"), chat=True)
         assert good is not None
         status = "error" if good.arm.name == "intents@2" and number > 40 else "ok"
-        trials.ask(f"user-{number}", status=status, seconds_ago=1)
+        harness.ask(f"user-{number}", status=status, seconds_ago=1)
         table.look()
-        if not trials.experiments.get("first").running:
+        if not harness.experiments.get("first").running:
             break
-    outcome = trials.experiments.get("first").outcome
+    outcome = harness.experiments.get("first").outcome
     assert outcome is not None
     assert outcome.decision == "guardrail"
     assert "error_rate" in outcome.reason
     assert number < 140
-    assert trials.live() == 1
-    event = trials.registry.history("intents", limit=1)[0]
+    assert harness.live() == 1
+    event = harness.registry.history("intents", limit=1)[0]
     assert event.actor == "keeper"
     assert "guardrail" in (event.reason or "")
-    assert [event.action for event in trials.experiments.history("first")] == ["stop", "rollback", "start"]
+    assert [event.action for event in harness.experiments.history("first")] == ["stop", "rollback", "start"]
 
 
-def test_a_ramp_goes_up_step_by_step(trials: Trials) -> None:
+def test_a_ramp_goes_up_step_by_step(harness: ExperimentsHarness) -> None:
     ramp = Ramp(weights=(0.2, 0.6), min_units=3)
-    trials.start(of=plan(arm(1), arm(2), ramp=ramp, window_seconds=50, **QUIET))
-    table = Table(trials)
-    ask_and_rate(trials, 60, control=0.5, treatment=0.5)
+    harness.start(of=plan(arm(1), arm(2), ramp=ramp, window_seconds=50, **QUIET))
+    table = Table(harness)
+    ask_and_rate(harness, 60, control=0.5, treatment=0.5)
     table.look()
-    assert trials.experiments.get("first").weights["intents@2"] == 0.6
+    assert harness.experiments.get("first").weights["intents@2"] == 0.6
     table.look(2)
-    history = trials.experiments.history("first")
+    history = harness.experiments.history("first")
     assert [event.action for event in history] == ["weights", "start"]
     assert history[0].reason is not None
     assert "no guardrail" in history[0].reason
 
 
-def test_thompson_sampling_follows_the_better_arm(trials: Trials) -> None:
-    trials.start(of=plan(allocation="thompson", window_seconds=150, **QUIET))
-    ask_and_rate(trials, 120, control=0.3, treatment=0.9)
-    table = Table(trials)
+def test_thompson_sampling_follows_the_better_arm(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(allocation="thompson", window_seconds=150, **QUIET))
+    ask_and_rate(harness, 120, control=0.3, treatment=0.9)
+    table = Table(harness)
     table.look()
     table.ahead = timedelta(seconds=110)
     table.look()
-    weights = trials.experiments.get("first").weights
+    weights = harness.experiments.get("first").weights
     assert weights["intents@2"] > 0.9
     assert weights["intents@1"] >= 0.05
     table.look()
-    assert len(trials.experiments.get("first").epochs) == 2
+    assert len(harness.experiments.get("first").epochs) == 2
 
 
-def test_shares_that_are_wrong_raise_one_alarm_and_nothing_is_promoted(trials: Trials) -> None:
-    trials.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
+def test_shares_that_are_wrong_raise_one_alarm_and_nothing_is_promoted(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
     chance = random.Random(1)
     for number in range(500):
-        unit = trials.records.ids.unit(user=f"user-{number}")
-        drawn = trials.experiments.assign("intents", unit, chat=True)
+        unit = harness.records.ids.unit(user=f"user-{number}")
+        drawn = harness.experiments.assign("intents", unit, chat=True)
         assert drawn is not None
         if drawn.arm.name == "intents@2" and chance.random() < 0.6:
             continue  # lost on the way
-        trials.ask(f"user-{number}", thumb="up" if drawn.arm.name == "intents@2" else "down")
-    table = Table(trials)
+        harness.ask(f"user-{number}", thumb="up" if drawn.arm.name == "intents@2" else "down")
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     table.look(3)
-    assert [event.action for event in trials.experiments.history("first")] == ["alarm", "start"]
+    assert [event.action for event in harness.experiments.history("first")] == ["alarm", "start"]
     assert table.reading["sample_ratio"]["mismatch"]
-    assert trials.experiments.get("first").running
+    assert harness.experiments.get("first").running
 
 
 # --- that there is one, and that another goes on ----------------------------------------------------------------------
 
 
-def test_another_referee_reaches_the_same_reading(trials: Trials) -> None:
+def test_another_referee_reaches_the_same_reading(harness: ExperimentsHarness) -> None:
     rails = (Guardrail(metric=Metric.of("error_rate"), margin=0.05), Guardrail(metric=Metric.of("score"), margin=0.2))
-    trials.start(of=plan(window_seconds=150, guardrails=rails))
-    table = Table(trials)
+    harness.start(of=plan(window_seconds=150, guardrails=rails))
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     for start in range(0, 120, 30):
-        ask_and_rate(trials, 30, control=0.6, treatment=0.6, first=start)
+        ask_and_rate(harness, 30, control=0.6, treatment=0.6, first=start)
         reading = table.look()
-    Leases(trials.database).release(table.lease)
-    other = Table(trials)
+    Leases(harness.database).release(table.lease)
+    other = Table(harness)
     other.ahead = timedelta(seconds=100)
     other.look()
     assert other.reading == reading
@@ -338,30 +340,30 @@ def test_another_referee_reaches_the_same_reading(trials: Trials) -> None:
     assert [unit.unit for unit in other.closed()] == [unit.unit for unit in table.closed()]
 
 
-def test_who_lost_the_lease_writes_nothing(trials: Trials) -> None:
-    trials.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
-    ask_and_rate(trials, 200, control=0.1, treatment=0.95)
-    table = Table(trials)
+def test_who_lost_the_lease_writes_nothing(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(rule=AUTOMATIC, window_seconds=150, **QUIET))
+    ask_and_rate(harness, 200, control=0.1, treatment=0.95)
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
-    Leases(trials.database).release(table.lease)
-    Table(trials)
+    Leases(harness.database).release(table.lease)
+    Table(harness)
     with pytest.raises(ExceptionGroup):
         table.look()
     assert table.closed() == []
-    assert trials.experiments.get("first").running
+    assert harness.experiments.get("first").running
 
 
 def test_an_experiment_that_cannot_be_tended_to_holds_up_no_other(
-    trials: Trials, monkeypatch: pytest.MonkeyPatch
+    harness: ExperimentsHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials.registry.add_version("other", spec("o"), base=BASE, alias=None)
-    trials.registry.add_version("other", spec("p"), base=BASE, alias=None)
-    trials.experiments.start(
+    harness.registry.add_version("other", spec("o"), base=BASE, alias=None)
+    harness.registry.add_version("other", spec("p"), base=BASE, alias=None)
+    harness.experiments.start(
         "broken", plan().__class__(**{**vars(plan()), "adapter": "other"}), base_digest=BASE.digest, actor="ann"
     )
-    trials.start(of=plan(window_seconds=50))
-    trials.ask("ann")
-    table = Table(trials)
+    harness.start(of=plan(window_seconds=50))
+    harness.ask("ann")
+    table = Table(harness)
     tend = table.referee._advance
 
     def fail(experiment: Any, fence: Any) -> None:
@@ -375,13 +377,13 @@ def test_an_experiment_that_cannot_be_tended_to_holds_up_no_other(
     assert table.reading["units"] == 1
 
 
-def test_readings_are_kept_as_a_picture_over_time(trials: Trials) -> None:
-    trials.start(of=plan(window_seconds=150, **QUIET))
-    table = Table(trials)
+def test_readings_are_kept_as_a_picture_over_time(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=150, **QUIET))
+    table = Table(harness)
     table.ahead = timedelta(seconds=100)
     for start in range(0, 90, 10):
-        ask_and_rate(trials, 10, control=0.6, treatment=0.6, first=start)
+        ask_and_rate(harness, 10, control=0.6, treatment=0.6, first=start)
         table.look(2)
-    readings = Exposures(trials.database).readings("first")
+    readings = Exposures(harness.database).readings("first")
     assert [reading.units for reading in readings] == list(range(10, 100, 10))
-    assert [reading.units for reading in Exposures(trials.database).readings("first", limit=4)] == [30, 60, 90]
+    assert [reading.units for reading in Exposures(harness.database).readings("first", limit=4)] == [30, 60, 90]

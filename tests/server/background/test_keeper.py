@@ -1,4 +1,4 @@
-"""The keeper: duties are done when they are due, by one keeper of many, and by another one when it is gone."""
+"""The keeper: duties run when they are due, in one keeper at a time, with takeover when it dies."""
 
 from __future__ import annotations
 

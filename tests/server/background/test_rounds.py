@@ -1,4 +1,4 @@
-"""Adapters that learn by themselves: the routes, the keeper's duty with two keepers, what is told."""
+"""Learning policies: routes, the keeper's duty with two keepers, and events."""
 
 from __future__ import annotations
 

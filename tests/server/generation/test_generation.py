@@ -1,4 +1,4 @@
-"""The generation routes over a scripted engine: what an answer's id says, and what is logged of it, however it ends."""
+"""The generation routes with a scripted engine: ids of answers, and log rows for every kind of end."""
 
 from __future__ import annotations
 
@@ -19,64 +19,64 @@ from graftwork.server.generation.interaction_log import EndedAnswer
 from tests.adapters.records import Records, outcome
 from tests.e2e.server_process import eventually
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
-from tests.server.scripted_engine import ASK, CHAT, Desk
+from tests.server.scripted_engine import ASK, CHAT, GatewayHarness
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    desk = Desk(make_world(tmp_path))
-    desk.engine.connect()
+async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
+    harness = GatewayHarness(make_world(tmp_path))
+    harness.engine.connect()
     for seed in range(2):
-        await desk.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
-    desk.records.log.start()
-    yield desk
-    desk.records.log.stop()
-    await desk.http.aclose()
+        await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
+    harness.records.log.start()
+    yield harness
+    harness.records.log.stop()
+    await harness.http.aclose()
 
 
 def events(body: str) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
 
 
-async def test_an_answers_id_says_who_gave_it(desk: Desk) -> None:
-    answer = (await desk.ask(user="ann")).json()
-    said = desk.records.ids.read(answer["id"])
-    assert (said.kind, said.adapter, said.unit) == ("chatcmpl", "intents@1", desk.records.ids.unit(user="ann"))
+async def test_an_answers_id_says_who_gave_it(harness: GatewayHarness) -> None:
+    answer = (await harness.ask(user="ann")).json()
+    said = harness.records.ids.read(answer["id"])
+    assert (said.kind, said.adapter, said.unit) == ("chatcmpl", "intents@1", harness.records.ids.unit(user="ann"))
     assert said.at == answer["created"]
     assert said.experiment is None
     body = {"model": "tiny-base", "prompt": "hi"}
-    base = (await desk.http.post("/v1/completions", json=body)).json()
-    assert (desk.records.ids.read(base["id"]).kind, desk.records.ids.read(base["id"]).adapter) == ("cmpl", None)
-    streamed = events((await desk.ask(model="intents@2", stream=True)).text)
+    base = (await harness.http.post("/v1/completions", json=body)).json()
+    assert (harness.records.ids.read(base["id"]).kind, harness.records.ids.read(base["id"]).adapter) == ("cmpl", None)
+    streamed = events((await harness.ask(model="intents@2", stream=True)).text)
     assert len({event["id"] for event in streamed}) == 1
-    assert desk.records.ids.read(streamed[0]["id"]).adapter == "intents@2"
+    assert harness.records.ids.read(streamed[0]["id"]).adapter == "intents@2"
 
 
-async def test_the_user_is_the_unit_or_else_the_session(desk: Desk) -> None:
+async def test_the_user_is_the_unit_or_else_the_session(harness: GatewayHarness) -> None:
     async def unit(headers: dict[str, str] | None = None, **body: Any) -> str | None:
-        return desk.records.ids.read((await desk.ask(headers=headers, **body)).json()["id"]).unit
+        return harness.records.ids.read((await harness.ask(headers=headers, **body)).json()["id"]).unit
 
     session = {"x-graftwork-session": "s1"}
     assert await unit() is None
     assert await unit(user="") is None
-    assert await unit(session) == desk.records.ids.unit(session="s1")
+    assert await unit(session) == harness.records.ids.unit(session="s1")
     assert await unit(metadata={"session": "s1"}) == await unit(session)
-    assert await unit(session, user="ann") == await unit(user="ann") == desk.records.ids.unit(user="ann")
-    refused = await desk.ask(headers={"x-graftwork-session": "x" * 257})
+    assert await unit(session, user="ann") == await unit(user="ann") == harness.records.ids.unit(user="ann")
+    refused = await harness.ask(headers={"x-graftwork-session": "x" * 257})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-graftwork-session")
 
 
-async def test_what_is_logged_of_an_answer(desk: Desk) -> None:
+async def test_what_is_logged_of_an_answer(harness: GatewayHarness) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "x"}]},
     ]
-    desk.gateway.prompts.chat = lambda _: [104, 105]  # type: ignore[method-assign]
-    answer = await desk.ask(
+    harness.gateway.prompts.chat = lambda _, **__: [104, 105]  # type: ignore[method-assign]
+    answer = await harness.ask(
         messages=messages, n=2, temperature=0.5, stop=["z"], user="ann", metadata={"page": "7"}, seed=3,
         safety_identifier="ann-hashed",
     )  # fmt: skip
-    (row,) = desk.logged()
+    (row,) = harness.logged()
     assert row.id == answer.json()["id"]
     assert (row.base, row.model, row.adapter, row.status, row.error) == (
         "tiny-base",
@@ -95,33 +95,33 @@ async def test_what_is_logged_of_an_answer(desk: Desk) -> None:
     assert 0 <= row.first_token_ms <= row.total_ms < 60_000
 
 
-async def test_how_long_it_queued(desk: Desk) -> None:
-    desk.engine.queued = 0.5
-    await desk.ask()
-    (row,) = desk.logged()
+async def test_how_long_it_queued(harness: GatewayHarness) -> None:
+    harness.engine.queued = 0.5
+    await harness.ask()
+    (row,) = harness.logged()
     assert row.queue_ms is not None
     assert 500 <= row.queue_ms < 10_000
 
 
-async def test_a_completions_prompts_are_logged_as_they_were_sent(desk: Desk) -> None:
+async def test_a_completions_prompts_are_logged_as_they_were_sent(harness: GatewayHarness) -> None:
     for prompt in (["hi", "ho"], [[104, 105], [33]]):
-        await desk.http.post("/v1/completions", json={"model": "intents@2", "prompt": prompt, "stream": True})
-        row = next(row for row in desk.logged() if row.prompt == {"prompt": prompt})
+        await harness.http.post("/v1/completions", json={"model": "intents@2", "prompt": prompt, "stream": True})
+        row = next(row for row in harness.logged() if row.prompt == {"prompt": prompt})
         assert (row.kind, row.sampling) == ("cmpl", {"stream": True})
         assert row.texts == tuple(text if isinstance(text, str) else bytes(text).decode() for text in prompt)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_that_breaks_is_logged_as_broken(desk: Desk, stream: bool) -> None:
-    answer = await desk.ask(messages=[{"role": "user", "content": "fail"}], stream=stream)
+async def test_an_answer_that_breaks_is_logged_as_broken(harness: GatewayHarness, stream: bool) -> None:
+    answer = await harness.ask(messages=[{"role": "user", "content": "fail"}], stream=stream)
     assert "it broke" in answer.text
-    (row,) = desk.logged()
+    (row,) = harness.logged()
     assert (row.status, row.error, row.texts) == ("error", "it broke", ("f",))
     assert row.completions[0].finish_reason is None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_whose_client_leaves_is_logged_as_cancelled(desk: Desk, stream: bool) -> None:
+async def test_an_answer_whose_client_leaves_is_logged_as_cancelled(harness: GatewayHarness, stream: bool) -> None:
     body = json.dumps({**ASK, "messages": [{"role": "user", "content": "stall"}], "stream": stream}).encode()
     left, begun = asyncio.Event(), False
 
@@ -146,78 +146,82 @@ async def test_an_answer_whose_client_leaves_is_logged_as_cancelled(desk: Desk, 
         "server": ("127.0.0.1", 8000),
         "scheme": "http",
     }
-    asking = asyncio.ensure_future(desk.world.app(scope, receive, send))
-    while desk.engine.link._board.total_open == 0:
+    asking = asyncio.ensure_future(harness.world.app(scope, receive, send))
+    while harness.engine.link._shared_state.total_open == 0:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     assert not asking.done()
     left.set()
     await asyncio.wait_for(asyncio.gather(asking, return_exceptions=True), 10)
-    (row,) = desk.logged()
+    (row,) = harness.logged()
     assert (row.status, row.error, row.texts) == ("cancelled", None, ("s",))
-    assert desk.engine.link._board.total_open == 0
+    assert harness.engine.link._shared_state.total_open == 0
 
 
-async def test_what_is_not_stored_is_not_logged_but_can_be_judged(desk: Desk) -> None:
-    unstored = (await desk.ask(store=False)).json()["id"]
-    stored = (await desk.ask(store=True)).json()["id"]
-    assert [row.id for row in desk.logged()] == [stored]
-    assert (await desk.http.post("/v1/feedback", json={"interaction_id": unstored, "thumb": "up"})).status_code == 201
+async def test_what_is_not_stored_is_not_logged_but_can_be_judged(harness: GatewayHarness) -> None:
+    unstored = (await harness.ask(store=False)).json()["id"]
+    stored = (await harness.ask(store=True)).json()["id"]
+    assert [row.id for row in harness.logged()] == [stored]
+    assert (
+        await harness.http.post("/v1/feedback", json={"interaction_id": unstored, "thumb": "up"})
+    ).status_code == 201
 
 
-async def test_policies_hold_from_one_request_to_the_next(desk: Desk) -> None:
+async def test_policies_hold_from_one_request_to_the_next(harness: GatewayHarness) -> None:
     async def is_logged(model: str) -> bool:
-        id = (await desk.ask(model=model)).json()["id"]
-        return id in [row.id for row in desk.logged()]
+        id = (await harness.ask(model=model)).json()["id"]
+        return id in [row.id for row in harness.logged()]
 
     assert await is_logged("intents")
-    await desk.http.put("/v1/log_policies/adapters/intents", json={"log": False})
+    await harness.http.put("/v1/log_policies/adapters/intents", json={"log": False})
     assert not await is_logged("intents@2")
     assert await is_logged("tiny-base")
-    await desk.http.put("/v1/log_policies/keys/local", json={"log": False})
+    await harness.http.put("/v1/log_policies/keys/local", json={"log": False})
     assert not await is_logged("tiny-base")
-    await desk.http.delete("/v1/log_policies/keys/local")
-    await desk.http.put("/v1/log_policies/adapters/tiny-base", json={"log": False})
+    await harness.http.delete("/v1/log_policies/keys/local")
+    await harness.http.put("/v1/log_policies/adapters/tiny-base", json={"log": False})
     assert not await is_logged("tiny-base")
 
 
-async def test_refused_requests_are_not_interactions(desk: Desk) -> None:
-    await desk.ask(model="nobody")
-    await desk.ask(max_tokens=9999)
-    await desk.ask(n=8, messages=[{"role": "user", "content": "stall"}], temperature=9)
-    assert desk.logged() == []
+async def test_refused_requests_are_not_interactions(harness: GatewayHarness) -> None:
+    await harness.ask(model="nobody")
+    await harness.ask(max_tokens=9999)
+    await harness.ask(n=8, messages=[{"role": "user", "content": "stall"}], temperature=9)
+    assert harness.logged() == []
 
 
-async def test_an_arm_that_was_drawn_is_said_everywhere(desk: Desk) -> None:
+async def test_an_arm_that_was_drawn_is_said_everywhere(harness: GatewayHarness) -> None:
     plan = {
         "name": "seven",
         "adapter": "intents",
         "metric": "thumb",
         "arms": [{"version": 1}, {"version": 2, "weight": 1}],
     }
-    assert (await desk.http.post("/v1/experiments", json=plan)).status_code == 201
-    answer = await desk.ask(user="ann")
+    assert (await harness.http.post("/v1/experiments", json=plan)).status_code == 201
+    answer = await harness.ask(user="ann")
     assert (answer.headers["x-graftwork-experiment"], answer.headers["x-graftwork-arm"]) == ("seven", "intents@2")
     assert answer.headers["x-graftwork-adapter"] == "intents@2"
     assert answer.json()["graftwork"] == {"adapter": "intents@2", "experiment": "seven", "arm": "intents@2"}
-    said = desk.records.ids.read(answer.json()["id"])
+    said = harness.records.ids.read(answer.json()["id"])
     assert (said.experiment, said.arm, said.probability) == ("seven", "intents@2", 1.0)
-    assert said.unit == desk.records.ids.unit(user="ann")
-    (row,) = desk.logged(experiment="seven", arm="intents@2")
+    assert said.unit == harness.records.ids.unit(user="ann")
+    (row,) = harness.logged(experiment="seven", arm="intents@2")
     assert row.probability == 1.0
 
 
-async def test_feedback_waits_for_the_row_that_it_is_about(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_feedback_waits_for_the_row_that_it_is_about(
+    harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody has to wait for the log to gather: what is acknowledged has its row."""
     monkeypatch.setattr(interaction_log, "BATCH_SECONDS", 60)
-    await desk.ask()  # the writer is waiting with the old patience
-    desk.logged()
-    answer = (await desk.ask()).json()
-    assert len(desk.records.interactions.find()) == 1
+    await harness.ask()  # the writer is waiting with the old patience
+    harness.logged()
+    answer = (await harness.ask()).json()
+    assert len(harness.records.interactions.find()) == 1
     began = time.monotonic()
-    await desk.http.post("/v1/feedback", json={"interaction_id": answer["id"], "thumb": "up"})
+    await harness.http.post("/v1/feedback", json={"interaction_id": answer["id"], "thumb": "up"})
     assert time.monotonic() - began < 30
-    assert desk.records.interactions.get(answer["id"]).id == answer["id"]
+    assert harness.records.interactions.get(answer["id"]).id == answer["id"]
 
 
 # ------------------------------------------------------------------------------------------------- the queue itself

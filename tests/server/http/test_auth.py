@@ -1,4 +1,4 @@
-"""Who is let in: roles, unknown and revoked keys, and what an open server asks of its callers."""
+"""Authentication: roles, unknown and revoked keys, and servers without keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.fakes import ADMIN_KEY, World, make_world
 HERE = ("127.0.0.1", 50000)
 
 
-def guarded(authenticator: Authenticator, world: World) -> FastAPI:
+def guarded(authenticator: Authenticator, world: World, cors_origins: tuple[str, ...] = ()) -> FastAPI:
     """One route for every role, which says who called."""
     app, routes = FastAPI(openapi_url=None), APIRouter()
     for role in Role:
@@ -26,7 +26,7 @@ def guarded(authenticator: Authenticator, world: World) -> FastAPI:
             return {"name": request.state.principal.name, "role": request.state.principal.role.value}
 
     app.include_router(routes)
-    edge.install(app, world.services.metrics)
+    edge.install(app, world.services.metrics, cors_origins)
     return app
 
 
@@ -49,6 +49,16 @@ def test_the_first_key_is_an_admins(locked: tuple[TestClient, World]) -> None:
     client, _ = locked
     assert client.post("/admin", headers=bearer(ADMIN_KEY)).json() == {"name": "first admin key", "role": "admin"}
     assert client.post("/admin", headers={"authorization": f"bearer  {ADMIN_KEY} "}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["x-api-key", "api-key", "X-API-Key"])
+def test_keys_come_in_the_headers_of_other_clients_too(locked: tuple[TestClient, World], header: str) -> None:
+    client, _ = locked
+    assert client.post("/admin", headers={header: ADMIN_KEY}).json()["name"] == "first admin key"
+    assert client.post("/admin", headers={header: "gw-wrong"}).status_code == 401
+    # A proxy's own bearer counts before it, if it is one.
+    assert client.post("/admin", headers={header: ADMIN_KEY, "authorization": "Basic eA=="}).status_code == 200
+    assert client.post("/admin", headers={header: ADMIN_KEY, **bearer("gw-wrong")}).status_code == 401
 
 
 @pytest.mark.parametrize("own", list(Role))
@@ -75,7 +85,8 @@ def test_a_role_may_do_what_the_ones_below_it_may(locked: tuple[TestClient, Worl
         {"authorization": f"Bearer {ADMIN_KEY}x"},
         {"authorization": f"Basic {ADMIN_KEY}"},
         {"authorization": ADMIN_KEY},
-        {"x-api-key": ADMIN_KEY},
+        {"x-api-key": f"{ADMIN_KEY}x"},
+        {"api-key": f"Bearer {ADMIN_KEY}"},
         {"authorization": "Bearer gw_0123456789ab_" + "0" * 64},
         {"authorization": b"Bearer \xff\xfe"},
     ],
@@ -128,6 +139,30 @@ def test_an_open_server_lets_no_page_from_elsewhere_in(open_world: World, header
     app = guarded(open_world.services.authenticator, open_world)
     response = TestClient(app, base_url="http://127.0.0.1:8000", client=HERE).post("/app", headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (403, "not_local")
+
+
+def test_pages_of_sites_that_were_named_may_call(tmp_path: Path) -> None:
+    named, other = {"origin": "https://app.example"}, {"origin": "https://app.example.attacker.example"}
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    for admin_key, keys in ((None, {}), (ADMIN_KEY, bearer(ADMIN_KEY))):
+        home = tmp_path / str(bool(admin_key))
+        home.mkdir()
+        world = make_world(home, admin_key=admin_key)
+        authenticator = Authenticator(world.keys, open_to_loopback=True, cors_origins=("https://app.example", "*"))
+        app = guarded(authenticator, world, cors_origins=("https://app.example",))
+        client = TestClient(app, base_url="http://127.0.0.1", client=HERE)
+        preflight = client.options("/app", headers={**named, **asked})
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, named["origin"])
+        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        answer = client.post("/app", headers={**named, **keys})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, named["origin"])
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        refused = client.post("/app", headers={**other, **keys})
+        assert "access-control-allow-origin" not in refused.headers
+        assert refused.status_code == (200 if admin_key else 403), "a key counts from anywhere; without one nobody else"
+        # Errors can be read, too.
+        unknown = client.post("/nothing", headers={**named, **keys})
+        assert (unknown.status_code, unknown.headers["access-control-allow-origin"]) == (404, named["origin"])
 
 
 @pytest.mark.parametrize("origin", ["http://localhost:3000", "http://127.0.0.1:8000", "http://[::1]:1"])

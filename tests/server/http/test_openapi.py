@@ -1,4 +1,4 @@
-"""``GET /openapi.json``: every route, what it takes and answers, and who may call it."""
+"""``GET /openapi.json``: routes, bodies, responses and security."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's end of the line, with a worker's end that a test holds: real sockets, no engine."""
+"""The engine client with a fake worker: real sockets, no engine."""
 
 from __future__ import annotations
 

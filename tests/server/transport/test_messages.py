@@ -1,4 +1,4 @@
-"""What goes over the line to the engine arrives as it was sent, however the bytes are cut."""
+"""Messages to the engine arrive unchanged, however the bytes are divided."""
 
 from __future__ import annotations
 

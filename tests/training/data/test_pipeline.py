@@ -1,4 +1,4 @@
-"""From sources to a data set: nothing is lost uncounted, nothing leaks, the outcome is the rows' alone."""
+"""The data pipeline: all rows are accounted for, splits do not leak, and the result is deterministic."""
 
 from __future__ import annotations
 

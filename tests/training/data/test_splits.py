@@ -1,4 +1,4 @@
-"""Sides of a split: by question, by user, as given, and for good."""
+"""Splits: by question, by user, as assigned by the source, and stable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets under names: whole or not there, never changed, forgotten when somebody asks."""
+"""The store of data sets: atomic, immutable, with erasure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows become the token ids that serving would make of them."""
+"""Tokenization of rows equals that of serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of a candidate, and what the gates make of it: numbers in, numbers and sentences out."""
+"""The evaluation of a candidate, and the decision of the gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method on the tiny base: it learns what it is for, and TRL's traps stay where they are."""
+"""Each training method on a tiny base: it learns its task, and known pitfalls of TRL are avoided."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ import torch
 
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
-from graftwork.adapters.learning.methods import TrainingMethod
+from graftwork.adapters.learning.methods import METHOD_TRAITS, TrainingMethod
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.row import Row
 from graftwork.training.data.tokens import (
     IGNORED,
+    TOKENIZE,
     JudgedTokens,
     LabeledTokens,
     PairTokens,
-    tokenize,
-    tokenize_judged,
-    tokenize_pairs,
 )
 from graftwork.training.methods import factory, kto
 from graftwork.training.methods.rows import rows_for_method
@@ -59,7 +57,7 @@ def token_ids(tiny_base: BaseInfo) -> Callable[..., Any]:
     prompts = Prompts(Path(tiny_base.path))
 
     def make(rows: Sequence[Row], method: TrainingMethod) -> Any:
-        how = {"dpo": tokenize_pairs, "kto": tokenize_judged}.get(method, tokenize)
+        how = TOKENIZE[METHOD_TRAITS[method].learns_from]
         return how(rows_for_method(rows, method).rows, prompts, max_length=128, eos_token_id=2).sequences
 
     return make

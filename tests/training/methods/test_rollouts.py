@@ -1,4 +1,4 @@
-"""GRPO and distillation, which have the model answer while it trains; a base trained as a whole; easy rows first."""
+"""Online methods (GRPO and distillation), full fine-tuning, and the ``easy_first`` curriculum."""
 
 from __future__ import annotations
 

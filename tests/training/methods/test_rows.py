@@ -1,4 +1,4 @@
-"""Which method learns from what."""
+"""The rows of each training method, and the automatic choice of a method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
-from graftwork.adapters.learning.methods import TRAINING_METHODS, TrainingMethod
+from graftwork.adapters.learning.methods import METHOD_TRAITS, TRAINING_METHODS, TrainingMethod
 from graftwork.training.data.row import Row
 from graftwork.training.methods.rows import (
     Signal,
@@ -57,10 +57,11 @@ def test_every_method_learns_from_its_column_of_the_table() -> None:
 
 
 def test_rows_come_out_in_the_kind_that_the_method_takes() -> None:
-    kinds = {"dpo": "preference", "kto": "judged", "pretrain": "text"}
-    for method in TRAINING_METHODS:
-        assert {one.kind for one in rows_for_method(ALL, method).rows} == {kinds.get(method, "example")}
-        assert not any(one.corrected for one in rows_for_method(ALL, method).rows if method != "dpo")
+    kinds = {"answers": "example", "pairs": "preference", "judgements": "judged", "questions": "example"}
+    for method, traits in METHOD_TRAITS.items():
+        kind = "text" if method == "pretrain" else kinds[traits.learns_from]
+        assert {one.kind for one in rows_for_method(ALL, method).rows} == {kind}
+        assert not any(one.corrected for one in rows_for_method(ALL, method).rows if kind != "preference")
 
 
 def test_what_a_method_cannot_use_is_counted() -> None:

@@ -1,4 +1,4 @@
-"""What a run holds on to: the base's own passages, the same ones for the same seed, and a model that stays near."""
+"""The anchor: deterministic passages of the base, and a penalty that keeps the model near it."""
 
 from __future__ import annotations
 

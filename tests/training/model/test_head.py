@@ -1,4 +1,4 @@
-"""The loss at learned places: as TRL's own function has it, and TRL's own where there are many."""
+"""The loss head equals TRL's implementation, which is used for many positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed rows: what is shared stands once, and the sums are those of padded rows."""
+"""Packed rows: the common prefix is computed once, and the result equals that of padded rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search: what is tried, what goes on, and that it goes on where it was ended."""
+"""Hyperparameter search: proposals, pruning, and resumption."""
 
 from __future__ import annotations
 

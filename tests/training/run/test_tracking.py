@@ -1,4 +1,4 @@
-"""Trackers: which there are, and a real one told of a real run."""
+"""Experiment trackers, with a real one and a real run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer on a tiny random Llama with the real tokenizer: seconds a run."""
+"""The trainer on a tiny random Llama with the real tokenizer; each run takes seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions in other words: written by the base, the same for the same seed, learned from beside the originals."""
+"""Generated paraphrases: deterministic for a seed, and added to the training rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A control learns from the base all that its adapter's earlier jobs learned from, and says what it is."""
+"""Control runs learn from the base all that the earlier jobs of their adapter learned."""
 
 from __future__ import annotations
 

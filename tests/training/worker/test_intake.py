@@ -1,4 +1,4 @@
-"""What a job learns from when that is feedback, and how what was erased goes from all that training keeps."""
+"""Feedback as the data of a job, and erasure from everything that training stores."""
 
 from __future__ import annotations
 

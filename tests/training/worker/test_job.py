@@ -1,4 +1,4 @@
-"""The run as a process in a folder: what it leaves, how it is ended, how it goes on."""
+"""The run as a process in a folder: its files, its termination, its resumption."""
 
 from __future__ import annotations
 

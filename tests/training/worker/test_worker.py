@@ -1,4 +1,4 @@
-"""The training worker against true routes, registry and store; runs are stand-ins that keep the contract."""
+"""The training worker with real routes, registry and store; runs are fakes with the same contract."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rows repaired, masked and compared for near duplicates."""
+"""Cleaning of rows: repair of text, masking of private data, near-duplicate detection."""

@@ -1,4 +1,4 @@
-"""Where something private stands in a text, and the text without it."""
+"""Findings of private data in a text, and how they are masked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """Characters ``start`` to ``end`` of a text, and the kind of what stands there."""
+    """A span of private data.
+
+    Attributes:
+        start: index of the first character.
+        end: index after the last character.
+        kind: ``email``, ``phone``, ``secret``, …
+    """
 
     start: int
     end: int
@@ -16,7 +22,7 @@ class Finding:
 
 
 def mask(text: str, findings: Iterable[Finding]) -> str:
-    """The text with ``[EMAIL]`` and the like in place of findings, which must not overlap."""
+    """Replace each finding by its kind, as in ``[EMAIL]``. Findings must not overlap; their order does not matter."""
     parts, position = [], 0
     for finding in sorted(findings):
         parts += [text[position : finding.start], f"[{finding.kind.upper()}]"]
@@ -25,7 +31,11 @@ def mask(text: str, findings: Iterable[Finding]) -> str:
 
 
 def without_overlaps(findings: Iterable[Finding]) -> list[Finding]:
-    """Of findings that overlap the one that begins first, and of those the longest."""
+    """Remove overlaps: the finding that begins first is kept, of several with the same beginning the longest.
+
+    Returns:
+        The remaining findings, ordered by position.
+    """
     chosen: list[Finding] = []
     for finding in sorted(findings, key=lambda finding: (finding.start, -finding.end, finding.kind)):
         if not chosen or finding.start >= chosen[-1].end:

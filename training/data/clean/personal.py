@@ -1,9 +1,9 @@
-"""Personal data in texts: e-mail addresses, phone numbers, card numbers, IBANs, public IP addresses, American social
+"""Detection of personal data: e-mail addresses, phone numbers, card numbers, IBANs, public IP addresses, US social
 security numbers. By patterns, check digits and Google's numbering plans; without a model and without a network.
 
-Not Presidio's recognizers: importing them loads spaCy and torch (11 s, 380 MB), and on the cases of the tests they take
-reserved addresses, private networks and order numbers for personal data and leave the social security number. Not
-python-stdnum for IBANs: it refuses BE68 5390 0754 7034, takes 49 µs instead of 13, and does not find where one ends.
+Presidio's recognizers are not used: importing them loads spaCy and torch (11 s, 380 MB), and on the cases of the tests
+they report reserved addresses, private networks and order numbers, and miss the social security number. python-stdnum
+is not used for IBANs: it rejects BE68 5390 0754 7034, takes 49 µs instead of 13, and does not find where an IBAN ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import phonenumbers
 from graftwork.training.data.clean.findings import Finding
 
 _MAYBE_PERSONAL: Final = re.compile(r"@|(?:\d\W{0,4}){6}\d|\d\.\d+\.\d+\.\d|:[0-9A-Fa-f]{0,4}:|[A-Z]{2}\d\d")
-"""What any finding has in it. Between two digits of a phone number the matcher takes up to four other characters."""
+"""Matches every text that can have a finding, as a fast filter. The phone number matcher allows up to four other
+characters between two digits."""
 
 _EMAIL: Final = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _CARD: Final = re.compile(
@@ -30,7 +31,7 @@ _IPV6: Final = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]
 _SSN: Final = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
 
 RESERVED_MAIL: Final = re.compile(r"[@.](?:example(?:\.(?:com|org|net))?|test|invalid|localhost)$", re.IGNORECASE)
-"""Domains that belong to nobody (RFC 2606): addresses in them stand in manuals."""
+"""Reserved domains (RFC 2606), which documentation uses."""
 
 IBAN_LENGTHS: Final = {
     country: int(length)
@@ -43,14 +44,15 @@ IBAN_LENGTHS: Final = {
         "YE30",
     )
 }
-"""By country, from the registry of SWIFT."""
+"""Length of an IBAN by country, from SWIFT's registry."""
 
 
 def find_personal(text: str, region: str | None) -> Iterator[Finding]:
-    """Personal data, in no order; findings may overlap.
+    """Find personal data. Findings are in no particular order and may overlap.
 
     Args:
-        region: where phone numbers without a country code are from; None finds only those with one.
+        text: the text.
+        region: country of phone numbers without a country code; None finds only those with one.
     """
     if not _MAYBE_PERSONAL.search(text):
         return
@@ -69,22 +71,23 @@ def find_personal(text: str, region: str | None) -> Iterator[Finding]:
                 yield Finding(*match.span(), "ip")
     for match in _SSN.finditer(text):
         yield Finding(*match.span(), "ssn")
-    # By default the matcher gives up after some numbers that are no phone's: a text of orders has hundreds.
+    # By default the matcher stops after some numbers that are not phone numbers; a list of orders has hundreds.
     numbers = phonenumbers.PhoneNumberMatcher(text, region, leniency=phonenumbers.Leniency.VALID, max_tries=len(text))
     for number in numbers:
-        # Ten digits in a row may be any number; a country code or the way they are grouped makes them a phone's.
+        # Ten digits in a row may be any number; a country code or grouping tells a phone number.
         if number.raw_string.startswith("+") or not number.raw_string.isdecimal():
             yield Finding(number.start, number.end, "phone")
 
 
 def _luhn(digits: list[int]) -> bool:
-    """The check digit of card numbers (ISO/IEC 7812)."""
+    """Whether the check digit of a card number is correct (Luhn, ISO/IEC 7812)."""
     doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[-2::-2]]
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def _iban_end(candidate: str) -> int | None:
-    """Where the IBAN at the start of ``candidate`` ends, by its country's length and check digits (ISO 13616)."""
+    """Return the end index of the IBAN at the start of ``candidate``, by its country's length and check digits (ISO
+    13616); None if it is not an IBAN."""
     length = IBAN_LENGTHS.get(candidate[:2])
     places = [place for place, character in enumerate(candidate) if character != " "]
     if length is None or len(places) < length:

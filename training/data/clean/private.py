@@ -1,6 +1,6 @@
-"""The finder of all that is private in a text: personal data, secrets, and what a custom finder adds.
+"""Detection of private data in a text: personal data, secrets, and what a custom finder adds.
 
-Names of people and postal addresses are not found: that takes a model. A finder of them can be added, as
+Names of people and postal addresses are not detected, which would take a model. A finder for them can be added, as
 ``module:function``.
 """
 
@@ -18,22 +18,23 @@ from graftwork.training.data.clean.personal import find_personal
 from graftwork.training.data.clean.secrets import find_secrets
 
 Action = Literal["mask", "drop", "refuse", "keep"]
-"""What a finding leads to: it is masked, its row is left out, the data set is refused, or nothing happens."""
+"""What is done with a finding: it is masked, its row is dropped, the data set is refused, or it is kept."""
 
 CustomFinder = Callable[[str], Iterable[tuple[int, int, str]]]
-"""A text → where findings begin and end in it, and their kinds."""
+"""Maps a text to its findings: start, end and kind, as in `Finding`."""
 
 
 class Finder:
-    """Finds what is private in a text.
+    """Finds private data in texts.
 
     Args:
-        region: where phone numbers without a country code are from (``US``, ``DE``); None finds only those with one.
-        keep: values that are not private: whole ones, or the ends of e-mail addresses, as in ``@acme.com``.
-        own: one more finder of personal data, as ``module:function``.
+        region: country of phone numbers without a country code (``US``, ``DE``); None finds only those with one.
+        keep: values that are not private: whole values, or the ends of e-mail addresses, as in ``@acme.com``. Case is
+            ignored.
+        own: an additional finder of personal data, as ``module:function``; see `CustomFinder`.
 
     Raises:
-        ConfigurationError: for a region or a finder that is not there.
+        ConfigurationError: if the region is unknown, or the finder cannot be imported.
     """
 
     def __init__(self, *, region: str | None = "US", keep: Sequence[str] = (), own: str | None = None) -> None:
@@ -47,11 +48,11 @@ class Finder:
         self._custom = None if own is None else _load(own)
 
     def secrets(self, text: str) -> list[Finding]:
-        """Keys, tokens and passwords, in order, none overlapping."""
+        """Find keys, tokens and passwords; ordered by position, without overlaps."""
         return without_overlaps(self._private(text, find_secrets(text)))
 
     def personal(self, text: str) -> list[Finding]:
-        """Personal data, in order, none overlapping."""
+        """Find personal data; ordered by position, without overlaps."""
         found = list(find_personal(text, self._region))
         if self._custom is not None:
             found += [
@@ -60,7 +61,7 @@ class Finder:
         return without_overlaps(self._private(text, found))
 
     def _private(self, text: str, found: Iterable[Finding]) -> Iterator[Finding]:
-        """Without values that are to be kept."""
+        """Remove findings whose value is in ``keep``."""
         for finding in found:
             value = text[finding.start : finding.end].casefold()
             if value not in self._keep and not (self._keep_ends and value.endswith(self._keep_ends)):

@@ -1,7 +1,7 @@
-"""Broken text made whole: wrongly decoded characters, control characters, line ends. What could be meant stays.
+"""Repair of broken text: wrongly decoded characters, control characters, line ends; by ``ftfy``.
 
-``ftfy`` does the work. Quotes, ligatures, wide letters and HTML entities are left as they are: a model may be meant to
-read or write them.
+Quotes, ligatures, full-width letters and HTML entities are left as they are, since a model may have to read or write
+them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _CONFIG: Final = ftfy.TextFixerConfig(
     normalization="NFC",
     explain=False,
 )
-_SOUND: Final = re.compile(r"[\t\n\x20-\x7e]*")
+_PLAIN_ASCII: Final = re.compile(r"[\t\n\x20-\x7e]*")
 
 
 def repair(text: str) -> str:
-    """The text as it was meant; the same object where nothing is wrong with it."""
-    if _SOUND.fullmatch(text):
+    """Return the repaired text; the same object if there is nothing to repair."""
+    if _PLAIN_ASCII.fullmatch(text):
         return text
     fixed = ftfy.fix_text(text, _CONFIG)
     return text if fixed == text else fixed

@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords in texts: by the patterns of ``detect-secrets`` and those below."""
+"""Detection of keys, tokens and passwords, by the patterns of ``detect-secrets`` and those below."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PATTERNS: Final = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-        r"(?<!\w)gw_[A-Za-z0-9]+_[0-9a-f]{64}(?!\w)",  # Graftwork's
-        r"(?<!\w)sk-[A-Za-z0-9_-]{20,}",  # OpenAI, Anthropic and those who write keys as they do
+        r"(?<!\w)gw_[A-Za-z0-9]+_[0-9a-f]{64}(?!\w)",  # Graftwork
+        r"(?<!\w)sk-[A-Za-z0-9_-]{20,}",  # OpenAI, Anthropic and others with the same format
         r"(?<!\w)github_pat_[A-Za-z0-9_]{22,}",
         r"(?<!\w)hf_[A-Za-z0-9]{30,}",
         r"(?<!\w)AKC[A-Za-z0-9]{20,}",  # Artifactory
@@ -29,7 +29,7 @@ _PATTERNS: Final = tuple(
         r"(?<!\w)(?:glpat|dop_v1|xox[abprs])[-_][A-Za-z0-9-]{16,}",
         r"(?<![\w-])eyJ[\w-]{10,}\.[\w-]{4,}(?:\.[\w-]*)?",  # JSON web tokens
         r"(?<=[Bb]earer )[A-Za-z0-9._~+/-]{20,}=*",
-        # What people write in a chat: a word with a digit or a sign in it, after "password is".
+        # In conversations: a word with a digit or a symbol in it, after "password is".
         r"(?i)(?<!\w)(?:password|passcode|passphrase|passwort|pwd)(?: is| was|:| =|=)\s*[\"'`]?"
         r"(?P<value>(?=\S*[\d#$%&*@^_])\S{5,63}[\w!#$%&*@^])",
     )
@@ -42,10 +42,10 @@ class _KeywordDetector(Protocol):
 
 @cache
 def _known_keys() -> tuple[re.Pattern[str], ...]:
-    """How keys look, by the detectors of ``detect-secrets``.
+    """Return the patterns of the detectors of ``detect-secrets``.
 
-    Left out: entropy (any quoted word of a text), public addresses (personal data here), Artifactory (many a word in
-    capitals), and what the patterns above see more of: private keys and web tokens.
+    Excluded are entropy (it matches any quoted word), public addresses (personal data here), Artifactory (it matches
+    many words in capitals), and private keys and web tokens, for which the patterns above find more.
     """
     modules = (
         "aws:AWSKeyDetector azure_storage_key:AzureStorageKeyDetector basic_auth:BasicAuthDetector "
@@ -64,13 +64,13 @@ def _known_keys() -> tuple[re.Pattern[str], ...]:
 
 @cache
 def _keyword_detector() -> _KeywordDetector:
-    """Finds what is assigned to ``password`` and its like in code."""
+    """Return the detector of values that code assigns to ``password`` and similar names."""
     detector: _KeywordDetector = importlib.import_module("detect_secrets.plugins.keyword").KeywordDetector()
     return detector
 
 
 def find_secrets(text: str) -> Iterator[Finding]:
-    """Keys, tokens and passwords, in no order; findings may overlap."""
+    """Find keys, tokens and passwords. Findings are in no particular order and may overlap."""
     if not _MAYBE_SECRET.search(text):
         return
     for pattern in _PATTERNS:
@@ -88,7 +88,7 @@ def find_secrets(text: str) -> Iterator[Finding]:
 def _keys(line: str) -> Iterator[tuple[int, int]]:
     for pattern in _known_keys():
         for match in pattern.finditer(line):
-            # A group at the start of a match is the prefix of a key, any other the key itself.
+            # A group at the start of a match is the prefix of a key; any other group is the key itself.
             inside = [place for place in range(1, pattern.groups + 1) if match.start(place) > match.start()]
             yield match.span(inside[0] if inside else 0)
     if _KEYWORD.search(line):

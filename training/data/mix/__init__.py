@@ -1,2 +1,1 @@
-"""Which rows are learned how often and in which order: class balance, curriculum, replay of older rounds,
-paraphrases."""
+"""Weights, order and additions of training rows: class balance, curriculum, replay of earlier rounds, paraphrases."""

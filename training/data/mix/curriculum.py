@@ -1,6 +1,6 @@
-"""In which order rows are learned from: easy ones first, but never sorted so finely that a batch is all of one kind.
+"""Curriculum learning: rows are learned from in stages from easy to hard, shuffled within a stage.
 
-Pure functions of numbers: what is difficult about a row (its length, the base's loss on it) is the caller's to say.
+The caller defines the difficulty of a row: its length, or the base's loss on it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from typing import Literal
 from graftwork.adapters.errors import ConfigurationError
 
 Curriculum = Literal["none", "short_first", "easy_first"]
-"""Every epoch goes, in stages: with ``short_first`` from the shortest rows to the longest, with ``easy_first`` from
-those that the model finds likeliest as the run begins to those it finds least likely. ``none``: in any order."""
+"""The order of rows in each epoch. ``short_first``: from short to long rows. ``easy_first``: from rows with a low loss
+before the run to rows with a high one. ``none``: shuffled."""
 
 STAGES = 4
 
 
 def easy_to_hard(difficulties: Sequence[float], *, seed: int, stages: int = STAGES) -> list[int]:
-    """Indices of the rows in the order to learn them: ``stages`` equal parts from the easiest to the hardest, each
-    shuffled by ``seed``. Of one part it is a plain shuffle; of as many as rows, a plain sort.
+    """Order rows in stages of equal size from the easiest to the hardest, shuffled within each stage.
 
-    Raises ConfigurationError for a difficulty that is no number, and for fewer than one stage.
+    Args:
+        difficulties: one number for each row; higher is harder.
+        seed: of the shuffles.
+        stages: number of stages. 1 is a plain shuffle; as many as there are rows is a plain sort.
+
+    Returns:
+        The indices of the rows, in order.
+
+    Raises:
+        ConfigurationError: if a difficulty is NaN, or ``stages`` is below 1.
     """
     if stages < 1:
         raise ConfigurationError(f"A curriculum has at least one stage, not {stages}.", param="stages")
@@ -36,5 +44,5 @@ def easy_to_hard(difficulties: Sequence[float], *, seed: int, stages: int = STAG
 
 
 def _shuffled(seed: int, index: int) -> bytes:
-    """A row's place in the shuffle: the same in every process and release of Python."""
+    """Return the sort key of a row in the shuffle; the same in every process and Python release."""
     return hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()

@@ -1,10 +1,9 @@
-"""Other wordings of questions: which rows can have some, and which of those that were written may be learned from.
+"""Filtering of paraphrases for data augmentation: which rows can be paraphrased, and which paraphrases are accepted.
 
-Whoever writes them may be a small base, most of whose wordings are none: it answers, it drifts, it says the question
-again. What is kept passes every check of this file, and nothing of it is near to a held-out question or to one that has
-another answer. Lists of words are English; in other languages the checks that need none are left.
-
-Pure Python; knows no model, and not how a wording came about.
+Paraphrases may come from a small base, most of whose outputs are not usable: it answers the question, changes its
+meaning, or repeats it. An accepted paraphrase ("wording") passes every check of this module, and is not near to a
+held-out question or to a question with another answer. The word lists are English; for other languages only the checks
+without word lists have an effect.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from graftwork.training.data.row import Row, is_system
 RejectionReason = Literal[
     "cut", "answer", "copy", "length", "far", "lost", "turned", "speaker", "held_out", "contradicting", "said"
 ]
-"""Why a wording is left out, in the order of the checks."""
+"""Why a wording is rejected, in the order of the checks."""
 
 REJECTION_REASONS: Final[Mapping[RejectionReason, str]] = {
     "cut": "empty or cut off",
@@ -39,29 +38,34 @@ REJECTION_REASONS: Final[Mapping[RejectionReason, str]] = {
     "contradicting": "near to questions with another answer",
     "said": "said already",
 }
-"""For people, after their number."""
+"""The reasons as text that follows a count."""
 
 assert REJECTION_REASONS.keys() == set(get_args(RejectionReason))
 
 FEWEST_WORDS: Final = 3
 MOST_WORDS: Final = 60
-"""Of a question: shorter ones leave nothing to say otherwise, longer ones are texts."""
+"""Bounds on the length of a question: shorter ones cannot be paraphrased, longer ones are whole texts."""
 
 SHORTEST: Final = 0.5
 LONGEST: Final = 2.0
-"""Of a wording, times the question's words."""
+"""Bounds on the length of a wording, as multiples of the question's number of words."""
 
 SHARED: Final = 0.75
-"""Share of the question's telling words that a wording must have, and of its own that must be the question's."""
+"""Minimum share of the question's content words that the wording has, and of the wording's that the question has."""
 
 
 COPIED: Final = 0.7
-"""Jaccard similarity of a wording and its question, in characters, from which nothing is said otherwise."""
+"""Jaccard similarity of the shingles of a wording and its question from which the wording is a copy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wording:
-    """What was written in place of a question, and whether it came to its end."""
+    """A generated paraphrase of a question.
+
+    Attributes:
+        text: the generated text, not cleaned yet.
+        ended: whether generation reached an end-of-turn token.
+    """
 
     text: str
     ended: bool = True
@@ -69,18 +73,24 @@ class Wording:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Rows with other wordings, in the order of the rows they were made of, and what became of all wordings."""
+    """The result of `accept_wordings`.
+
+    Attributes:
+        rows: rows with accepted wordings, in the order of the rows that they were made from.
+        num_questions: number of questions that wordings were generated for.
+        num_left_alone: number of rows that cannot be paraphrased.
+        num_wordings: number of wordings that were generated.
+        left_out: number of rejected wordings by reason.
+    """
 
     rows: tuple[Row, ...]
     num_questions: int
-    """That wordings were asked for."""
     num_left_alone: int
-    """Rows that cannot have any."""
     num_wordings: int
     left_out: Mapping[RejectionReason, int]
 
     def describe(self) -> Iterator[str]:
-        """For people."""
+        """Yield the numbers as sentences for people."""
         wrote = f"Wrote {self.num_wordings:,} other wordings of {self.num_questions:,} questions"
         yield f"{wrote}, kept {len(self.rows):,}."
         parts = [
@@ -98,7 +108,8 @@ class Augmentation:
 
 
 def can_be_reworded(row: Row) -> bool:
-    """Whether the row is one question of a user and its answer, with no more before it than the operator's words."""
+    """Whether the row is a single question of a user with its answer, after system messages at most, and of suitable
+    length."""
     asked = [turn for turn in row.messages[:-1] if not is_system(turn)]
     return (
         row.kind == "example"
@@ -109,19 +120,19 @@ def can_be_reworded(row: Row) -> bool:
 
 
 def reworded(row: Row, text: str) -> Row:
-    """The same row, asked in other words."""
+    """Return the row with ``text`` in place of the user's messages."""
     return row.with_texts(lambda role, was: text if role == "user" else was)
 
 
 def accept_wordings(
     rows: Sequence[Row], wordings: Sequence[Sequence[Wording]], *, held_out: Iterable[Row]
 ) -> Augmentation:
-    """The wordings that may be learned from, as rows.
+    """Filter generated wordings and turn the accepted ones into rows.
 
     Args:
-        rows: all that is learned from.
-        wordings: of those rows that `can_be_reworded`, in their order.
-        held_out: what nothing near to may be learned from.
+        rows: the rows of the training split.
+        wordings: the wordings of each row that `can_be_reworded`, in the order of ``rows``.
+        held_out: the rows of other splits; wordings near to one of their questions are rejected.
     """
     able = [row for row in rows if can_be_reworded(row)]
     left_out: Counter[RejectionReason] = Counter()
@@ -133,7 +144,7 @@ def accept_wordings(
             else:
                 candidates.append(reworded(row, clean_wording(wording.text)))
     chosen = []
-    for row, reason in zip(candidates, _beside(candidates, rows, list(held_out)), strict=True):
+    for row, reason in zip(candidates, _compare_with_others(candidates, rows, list(held_out)), strict=True):
         if reason is None:
             chosen.append(row)
         else:
@@ -151,7 +162,7 @@ def accept_wordings(
 
 
 def rejection_of(question: str, wording: Wording) -> RejectionReason | None:
-    """Why it is no other wording of the question, or None."""
+    """Return why the text is not a usable wording of the question; None if it is."""
     text = clean_wording(wording.text)
     checks: tuple[tuple[RejectionReason, bool], ...] = (
         ("cut", not wording.ended or not text),
@@ -167,7 +178,7 @@ def rejection_of(question: str, wording: Wording) -> RejectionReason | None:
 
 
 def clean_wording(text: str) -> str:
-    """Without white space and quotation marks around all of it."""
+    """Remove white space and quotation marks that surround the whole text."""
     text = text.strip()
     if len(text) > 1 and (text[0], text[-1]) in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
@@ -175,59 +186,60 @@ def clean_wording(text: str) -> str:
 
 
 def is_answer(question: str, text: str) -> bool:
-    """Whether it speaks as an assistant does, or as a transcript: what no user's question does unless this one did."""
+    """Whether the text reads like an assistant's answer or a transcript, and the question does not."""
     new_lines = "\n" in text and "\n" not in question
-    return new_lines or any(there.search(text) and not there.search(question) for there in _ASSISTANT)
+    return new_lines or any(pattern.search(text) and not pattern.search(question) for pattern in _ASSISTANT)
 
 
 def is_copy(question: str, text: str) -> bool:
-    """Whether it is the same words, or all but the same: by the measure for rows that say nearly the same."""
-    asked, said = shingles(question), shingles(text)
-    return len(np.intersect1d(asked, said)) >= COPIED * len(np.union1d(asked, said))
+    """Whether the text repeats the question: the Jaccard similarity of their shingles is at least `COPIED`."""
+    one, other = shingles(question), shingles(text)
+    return len(np.intersect1d(one, other)) >= COPIED * len(np.union1d(one, other))
 
 
 def has_fitting_length(question: str, text: str) -> bool:
-    """Whether it is about as long."""
+    """Whether the text has `SHORTEST` to `LONGEST` times as many words as the question."""
     return SHORTEST <= len(_words(text)) / max(len(_words(question)), 1) <= LONGEST
 
 
 def shares_enough(question: str, text: str) -> bool:
-    """Whether both tell of the same things: words count by their beginnings, those of grammar not at all."""
-    asked, said = _telling(question), _telling(text)
-    shared = len(asked & said)
-    return shared >= SHARED * len(asked) and shared >= SHARED * len(said)
+    """Whether text and question share enough content words, compared by their stems."""
+    one, other = _content_stems(question), _content_stems(text)
+    shared = len(one & other)
+    return shared >= SHARED * len(one) and shared >= SHARED * len(other)
 
 
 def keeps_what_must_stay(question: str, text: str) -> bool:
-    """Whether numbers, addresses, placeholders and abbreviations are the question's, and its quotes all there."""
+    """Whether the text has exactly the numbers, addresses, placeholders and abbreviations of the question, and contains
+    all of its quotations."""
     return _fixed(question) == _fixed(text) and all(quote in text for quote in _QUOTED.findall(question))
 
 
 def changes_negation(question: str, text: str) -> bool:
-    """Whether a question became none, or what asks nothing a question; or one says not and the other does not."""
-    marked, still_marked = (any(mark in said for mark in "?？؟") for said in (question, text))
+    """Whether a question became a statement or the reverse, or a negation was added or removed."""
+    marked, still_marked = (any(mark in each for mark in "?？؟") for each in (question, text))
     asked, asks = marked or bool(_ASKING.search(question)), still_marked or bool(_ASKING.search(text))
     return (marked and not still_marked) or asked != asks or bool(_NOT.search(question)) != bool(_NOT.search(text))
 
 
 def speaks_for_another(question: str, text: str) -> bool:
-    """Whether I and you are not who they were: one went away, one was added, or they changed places. That somebody
-    speaks of themselves who did not before is well."""
-    asked, said = _persons(question), _persons(text)
-    if set(asked) == set(said):
-        return bool(asked) and asked[0] != said[0]
-    return bool(asked) or "you" in said
+    """Whether the grammatical persons changed: first or second person was removed, added or swapped. A first person
+    may be added where the question has neither."""
+    before, after = _persons(question), _persons(text)
+    if set(before) == set(after):
+        return bool(before) and before[0] != after[0]
+    return bool(before) or "you" in after
 
 
-# --- a wording beside all others --------------------------------------------------------------------------------------
+# --- a wording compared with other rows -------------------------------------------------------------------------------
 
 NEAR: Final = DataPolicy().near or 1.0
 
 
-def _beside(
+def _compare_with_others(
     candidates: Sequence[Row], rows: Sequence[Row], held_out: Sequence[Row]
 ) -> Iterator[RejectionReason | None]:
-    """Of each candidate why it must not stand beside the others, in their order: of two the first stays."""
+    """Yield for each candidate why it is rejected, or None. Of two candidates that are near the first is accepted."""
     others = [*held_out, *rows]
     common, signatures = CommonShingles(), Signatures(NEAR)
     hashes = [shingles(row.question) for row in others]
@@ -238,25 +250,25 @@ def _beside(
     near: defaultdict[int, set[int]] = defaultdict(set)
     for one, other in signatures.near():
         near[other].add(one)
-    everyone = [*others, *candidates]
+    all_rows = [*others, *candidates]
     same: defaultdict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(others):
         same[row.question_key()].append(number)
-    out: set[int] = set()
-    for number in range(len(others), len(everyone)):
-        row = everyone[number]
-        beside = (near[number] | set(same[row.question_key()])) - out
+    rejected: set[int] = set()
+    for number in range(len(others), len(all_rows)):
+        row = all_rows[number]
+        neighbours = (near[number] | set(same[row.question_key()])) - rejected
         reason: RejectionReason | None = None
-        if any(one < len(held_out) for one in beside):
+        if any(one < len(held_out) for one in neighbours):
             reason = "held_out"
-        elif any(everyone[one].answer != row.answer for one in beside):
+        elif any(all_rows[one].answer != row.answer for one in neighbours):
             reason = "contradicting"
-        elif beside:
+        elif neighbours:
             reason = "said"
         if reason is None:
             same[row.question_key()].append(number)
         else:
-            out.add(number)
+            rejected.add(number)
         yield reason
 
 
@@ -267,14 +279,14 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold().replace("’", "'"))
 
 
-def _telling(text: str) -> set[str]:
-    """The beginnings of the words that are not of grammar alone; of all words, if those are all."""
+def _content_stems(text: str) -> set[str]:
+    """Return the stems of the words that are not function words; of all words if there are no others."""
     words = _words(text)
-    return {word[:_STEM] for word in words if word not in _GRAMMAR} or {word[:_STEM] for word in words}
+    return {word[:_STEM] for word in words if word not in _FUNCTION_WORDS} or {word[:_STEM] for word in words}
 
 
 def _persons(text: str) -> list[str]:
-    """I and you, as often as they are there, in their order."""
+    """Return ``i`` or ``you`` for each pronoun of the first or second person, in order."""
     return ["i" if found[1] else "you" for found in _PERSON.finditer(text)]
 
 
@@ -286,7 +298,7 @@ def _fixed(text: str) -> set[str]:
 _STEM: Final = 5
 _IDEOGRAMS: Final = "\u3040-\u30ff\u3400-\u9fff"
 _WORD: Final = re.compile(rf"[{_IDEOGRAMS}]|[^\W{_IDEOGRAMS}]+(?:'[^\W{_IDEOGRAMS}]+)*")
-"""Where no spaces are written every character is a word."""
+"""In scripts without spaces every character is a word."""
 
 _FIXED: Final = re.compile(r"\[[A-Z_]+\]|https?://\S+|www\.\S+|[\w.+-]+@[\w.-]+|\d+(?:[.,:/-]\d+)*")
 _ABBREVIATION: Final = re.compile(r"\b[A-Z]{2,}\b")
@@ -310,7 +322,7 @@ _ASKING: Final = re.compile(
     r"|may)\b",
     re.IGNORECASE,
 )
-"""In questions without a question mark."""
+"""Recognises questions without a question mark."""
 
 _NOT: Final = re.compile(
     r"n['’]t\b|\b(?:not|no|never|none|nothing|nobody|nor|without|cannot|cant|dont|didnt|doesnt|isnt|wasnt|wont|havent"
@@ -321,7 +333,7 @@ _PERSON: Final = re.compile(
     r"\b(?!(?-i:US)\b)(?:(i|im|ive|me|my|mine|myself|we|us|our|ours)|you|your|yours|yourself)\b", re.IGNORECASE
 )
 
-_GRAMMAR: Final = frozenset(
+_FUNCTION_WORDS: Final = frozenset(
     _WORD.findall(
         "a an the this that these those there here it its it's i i'm i've i'd i'll me my mine we us our you your "
         "you're he she they them their is are am was were be been being do does did done have has had having can "
@@ -330,4 +342,4 @@ _GRAMMAR: Final = frozenset(
         "won't hasn't haven't what what's which whom whose why how please tell know need want get got go any some"
     )
 )
-"""Where, when and who are not among them: they ask for something."""
+"""Where, when and who are not included: they carry the content of a question."""

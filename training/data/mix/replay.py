@@ -1,6 +1,7 @@
-"""Rows of older rounds that are learned again beside new ones, so that what was learned is not forgotten.
+"""Experience replay: rows of earlier rounds are learned again beside new ones, against forgetting.
 
-Chosen by hashes: the same seed chooses the same rows in any process, and most of them again when rows are added.
+Rows are chosen by hashes: the same seed chooses the same rows in any process, and most of them again when rows are
+added.
 """
 
 from __future__ import annotations
@@ -18,11 +19,22 @@ DEFAULT_REPLAY_SHARE = 0.25
 def sample_replay(
     older: Mapping[str, Sequence[Row]], num_new: int, *, share: float = DEFAULT_REPLAY_SHARE, seed: int = 0
 ) -> list[Row]:
-    """Rows of ``older`` rounds, by the rounds' names: so many that they are ``share`` of all that is learned from,
-    beside ``num_new`` new ones; every one, if there are fewer.
+    """Sample rows of earlier rounds, stratified by round, kind and answer.
 
-    Stratified: every round, and in a round every kind and every answer that several rows have, gives in proportion to
-    its rows, and the most even way of rounding is taken. Raises ConfigurationError for a share below 0, or 1 and above.
+    Strata contribute in proportion to their size, rounded by largest remainders. Answers that only one row of a round
+    has share a stratum.
+
+    Args:
+        older: the rows of each earlier round, by its name.
+        num_new: number of new rows that are learned from.
+        share: share of the sampled rows among all rows that are learned from, at least 0 and below 1.
+        seed: of the sample.
+
+    Returns:
+        The sampled rows, shuffled; all rows of ``older`` if there are fewer than needed.
+
+    Raises:
+        ConfigurationError: if the share is out of bounds.
     """
     if not 0 <= share < 1:
         raise ConfigurationError(f"The share of replayed rows is {share:g}: at least 0, below 1.", param="replay")
@@ -41,7 +53,7 @@ def sample_replay(
 
 
 def _quotas(sizes: Mapping[Hashable, int], num: int) -> dict[Hashable, int]:
-    """``num`` shared out in proportion to ``sizes``, by largest remainders; none gives more than it has."""
+    """Apportion ``num`` in proportion to ``sizes``, by largest remainders; no quota exceeds its size."""
     total = sum(sizes.values())
     if not total:
         return {}

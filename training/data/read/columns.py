@@ -1,4 +1,4 @@
-"""Which columns (or JSON fields) of a row are its question, its answer, its user and its side."""
+"""The columns (or JSON fields) of a record that hold its question, answer, user and split."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from graftwork.adapters.errors import ConfigurationError
 
 QUESTIONS: Final = ("prompt", "question", "query", "input", "instruction", "text", "utterance", "message", "ticket")
 ANSWERS: Final = ("completion", "answer", "response", "output", "category", "intent", "class", "target", "label")
-"""Names that columns of two-column data have in practice, the likeliest first."""
+"""Usual names of the columns of question and answer, in order of precedence."""
 
 USERS: Final = ("user", "user_id", "end_user")
-"""Fields that say whose row it is."""
+"""Usual names of the column of the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Where to find what. None is found by its usual names.
+    """The columns of a source. Those that are None are found by their usual names.
 
-    Raises ConfigurationError for a template that cannot be read and for settings that exclude each other.
+    Raises:
+        ConfigurationError: if the template is invalid, or settings exclude each other.
     """
 
     prompt: str | None = None
     completion: str | None = None
     template: str | None = None
-    """Builds the prompt from several columns, as in ``"{subject}: {body}"``; ``prompt`` is then not read."""
+    """Template of the prompt from several columns, as in ``"{subject}: {body}"``; ``prompt`` is then ignored."""
 
     system: str | None = None
-    """A system message before every prompt. Rows of chat messages carry their own."""
+    """System message before every prompt. Not used for rows of chat messages, which have their own."""
 
     plain: bool = False
-    """Prompt and completion are plain text as in ``/v1/completions``: no chat template around them."""
+    """Whether prompt and completion are plain text without a chat template, as in ``/v1/completions``."""
 
     user: str | None = None
-    """Rows with the same value stay on the same side of a split."""
+    """Column of the user. Rows of a user stay on the same side of a split."""
 
     split: str | None = None
-    """The column that says train, validation or test."""
+    """Column of the split: train, validation or test."""
 
     score_range: tuple[float, float] = (0.0, 1.0)
-    """The worst and the best score."""
+    """The worst and the best score; scores are scaled to 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.plain and self.system is not None:
@@ -56,7 +57,11 @@ class Columns:
         self.fields()
 
     def fields(self) -> tuple[str, ...]:
-        """The columns that the prompt is made of; empty when they are to be found by their usual names."""
+        """Return the columns that the prompt is made of; empty if they are found by their usual names.
+
+        Raises:
+            ConfigurationError: if the template is invalid.
+        """
         if self.template is None:
             return () if self.prompt is None else (self.prompt,)
         try:
@@ -67,7 +72,7 @@ class Columns:
         for _, field, spec, conversion in parts:
             if field is None:
                 continue
-            # An attribute or index after the name would let a template reach into Python's objects.
+            # An attribute or index after the name would give a template access to Python objects.
             if not field or spec or conversion or any(mark in field for mark in ".["):
                 raise ConfigurationError(
                     "The prompt template may only name columns in braces, as in '{subject}: {body}'; write {{ and }} "

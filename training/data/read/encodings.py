@@ -1,7 +1,7 @@
-"""Files opened as text: UTF-8, or UTF-16 or UTF-32 where the first bytes say so. Any other encoding is refused.
+"""Text files: UTF-8, or UTF-16 or UTF-32 where the first bytes tell so. Other encodings are refused.
 
-None is guessed: of twelve short tables in cp1252 (English, French, German, Spanish) charset-normalizer 3.5 named three
-rightly and made wrong letters of four. Wrong letters would be learned without a word, and a refusal costs a minute.
+Encodings are not guessed: of twelve short tables in cp1252 (English, French, German, Spanish), charset-normalizer 3.5
+recognised three and decoded four to wrong letters. Those would be learned silently.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _CHUNK: Final = 1 << 20
 
 @contextmanager
 def open_text(path: Path, *, newline: str | None = "") -> Iterator[TextIO]:
-    """The file as text, for the block. Bytes that are not UTF-8 become lone surrogates: see `undecoded_byte`.
+    """Open a file as text for the block. Bytes that are not UTF-8 become lone surrogates: see `undecoded_byte`.
 
     Args:
-        newline: as of the built-in ``open``: ``""`` ends lines at ``\\n``, ``\\r`` and ``\\r\\n`` and leaves them as
-            they are; None makes each of them ``\\n``.
+        path: the file.
+        newline: as for the built-in ``open``: ``""`` ends lines at ``\\n``, ``\\r`` and ``\\r\\n`` and leaves them
+            unchanged; None translates each of them to ``\\n``.
 
     Raises:
-        InvalidRequest: while it is opened or read, for a file that cannot be read or is not in the encoding that it
-            begins with.
+        InvalidRequest: on opening or reading, if the file cannot be read or is not in the encoding of its first bytes.
     """
     encoding = ""
     try:
@@ -52,7 +52,7 @@ def open_text(path: Path, *, newline: str | None = "") -> Iterator[TextIO]:
 
 
 def undecoded_byte(line: str) -> int | None:
-    """The first byte of a line (from 1) that was not UTF-8; None where all were."""
+    """Return the position (from 1) of the first byte of a line that was not UTF-8; None if all were."""
     try:
         line.encode()
     except UnicodeEncodeError as error:
@@ -61,13 +61,14 @@ def undecoded_byte(line: str) -> int | None:
 
 
 def require_utf8(path: Path) -> None:
-    """Refuses a file that is in another encoding as a whole, such as cp1252.
+    """Check that a file is not in another encoding as a whole, such as cp1252.
 
-    A single line that is not UTF-8, or some among lines that are, beyond ASCII, is left to the reader: these rows are
-    bad, the others are not.
+    Single lines that are not UTF-8 pass if there is only one, or if another line has non-ASCII characters in UTF-8.
+    They become bad rows later.
 
     Raises:
-        InvalidRequest: with the first line and byte that are not UTF-8.
+        InvalidRequest: naming the first line and byte that are not UTF-8.
+        OSError: if the file cannot be read.
     """
     with path.open("rb") as file:
         if not _is_utf8(json.detect_encoding(file.read(4))):

@@ -1,14 +1,13 @@
-"""Logged answers and what was said of them → rows.
+"""Conversion of logged answers and their feedback to rows.
 
-Takes plain dictionaries as the server exports them (``/v1/interactions/export`` and ``/v1/feedback/export``), or with
-the fields of ``adapters.interactions.Interaction`` and ``adapters.feedback.Feedback``, in any order and from several
-files: answers with their feedback, or either alone. They are held in memory. Knows no database.
+The records are those that the server exports (``/v1/interactions/export`` and ``/v1/feedback/export``), in any order
+and from several files: answers together with their feedback, or each alone. They are held in memory.
 
-What several people said of one answer becomes one verdict: a person's later word counts, then the majority of thumbs
-and the mean of scores. A correction says more than a thumb or a score: where one is, they are not rows of their own.
+Feedback of several users on one answer is aggregated: the last feedback of each user counts, then the majority of
+thumbs, and the mean of scores. Where there is a correction, thumbs and scores do not become rows.
 
-Rows are grouped by who asked, so that nobody is on both sides of a split, where enough people asked: sides made of a
-few people come out far from their shares, or empty. Otherwise rows have no group, and sides go by question.
+Rows are grouped by user, so that no user is on both sides of a split, if there are enough users; with few users the
+splits would be far from their shares, or empty. Otherwise rows have no group, and are split by question.
 """
 
 from __future__ import annotations
@@ -25,30 +24,36 @@ from graftwork.training.data.read.lines import Record
 from graftwork.training.data.row import BadRow, Row, Unusable, group_of, is_unicode
 
 FIELDS: Final = ({"interaction_id"}, {"interaction", "feedback"}, {"id", "completions"})
-"""A record that has all of one of these is an answer or feedback."""
+"""A record that has all fields of one of these sets is an answer or feedback."""
 
 FeedbackRecord = Mapping[str, Any]
 AnswerChoice = tuple[str, int]
-"""An answer's id and the index of one of its choices."""
+"""The id of a logged answer and the index of one of its choices."""
 
 WHOLE: Final = "stop"
-"""The finish reason of an answer that came to its end."""
+"""The finish reason of an answer that is complete."""
 
 ENOUGH_USERS: Final = 20
-"""So many must have asked, and none of them more than half of all, for sides to go by user."""
+"""Minimum number of users for a split by user; no user may have more than half of the rows."""
 
 
 def is_feedback(record: Any) -> bool:
+    """Whether a record is a logged answer or feedback on one, by its fields."""
     return isinstance(record, Mapping) and any(record.keys() >= fields for fields in FIELDS)
 
 
 def rows(files: Sequence[tuple[str, Iterable[Record]]]) -> Iterator[Row | BadRow]:
-    """Rows in the order of the answers they are about, and what could not be used, with the file and line it came from.
+    """Convert logged answers and feedback to rows.
 
-    ``files`` are names of files and the records in them: what one says may be about answers in another.
+    Args:
+        files: the name and the records of each file. Feedback may be about an answer in another file.
+
+    Yields:
+        Bad rows of unreadable records first; then the rows and bad rows of each answer, in the order in which the
+        answers first got feedback.
     """
     answers: dict[str, Mapping[str, Any]] = {}
-    said: defaultdict[str, _AnswerFeedback] = defaultdict(_AnswerFeedback)
+    feedback: defaultdict[str, _AnswerFeedback] = defaultdict(_AnswerFeedback)
     for name, records in files:
         for line, record in records:
             try:
@@ -56,31 +61,31 @@ def rows(files: Sequence[tuple[str, Iterable[Record]]]) -> Iterator[Row | BadRow
                     if kind == "answer":
                         answers.setdefault(_text(part, "id"), part)
                     else:
-                        said[_text(part, "interaction_id")].add((name, line), part)
+                        feedback[_text(part, "interaction_id")].add((name, line), part)
             except Unusable as problem:
                 yield problem.bad_row(name, line)
-    if answers and not said:
+    if answers and not feedback:
         reason = "there are answers and no feedback on any: give the file of the feedback as well"
         yield BadRow(source=files[0][0], line=1, reason=reason)
-    found = list(_rows(_Answers(answers), said))
-    grouped = _are_many(row.group for row in found if isinstance(row, Row))
+    found = list(_rows(_Answers(answers), feedback))
+    grouped = _has_enough_users(row.group for row in found if isinstance(row, Row))
     for row in found:
         yield row if grouped or isinstance(row, BadRow) else replace(row, group=None)
 
 
-def _rows(answers: _Answers, said: Mapping[str, _AnswerFeedback]) -> Iterator[Row | BadRow]:
-    for id, judgements in said.items():
-        source, line = judgements.place
-        for choice in judgements.choices():
+def _rows(answers: _Answers, feedback: Mapping[str, _AnswerFeedback]) -> Iterator[Row | BadRow]:
+    for id, of_answer in feedback.items():
+        source, line = of_answer.place
+        for choice in of_answer.choices():
             try:
-                for row in judgements.rows((id, choice), answers):
+                for row in of_answer.rows((id, choice), answers):
                     yield replace(row, source=source, line=line)
             except Unusable as problem:
                 yield problem.bad_row(source, line)
 
 
-def _are_many(groups: Iterable[str | None]) -> bool:
-    """Whether sides can go by user."""
+def _has_enough_users(groups: Iterable[str | None]) -> bool:
+    """Whether rows can be split by user; see `ENOUGH_USERS`."""
     counts = Counter(groups)
     num_rows = counts.total()
     del counts[None]
@@ -108,23 +113,24 @@ def _parts(record: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 @dataclass(slots=True)
 class _AnswerFeedback:
-    """What was said of one answer, in the order it was said."""
+    """The feedback on one answer, in the order of the files; ``place`` is the file and line of the first."""
 
     place: tuple[str, int] = ("", 0)
-    said: list[FeedbackRecord] = field(default_factory=list)
+    records: list[FeedbackRecord] = field(default_factory=list)
 
-    def add(self, place: tuple[str, int], said: FeedbackRecord) -> None:
-        if not self.said:
+    def add(self, place: tuple[str, int], record: FeedbackRecord) -> None:
+        if not self.records:
             self.place = place
-        self.said.append(said)
+        self.records.append(record)
 
     def choices(self) -> list[int]:
-        return sorted({_index(one, "choice") for one in self.said})
+        return sorted({_index(record, "choice") for record in self.records})
 
     def rows(self, which: AnswerChoice, answers: _Answers) -> Iterator[Row]:
-        said = sorted((one for one in self.said if _index(one, "choice") == which[1]), key=_order)
+        """Yield the rows that follow from the feedback on one choice."""
+        records = sorted((record for record in self.records if _index(record, "choice") == which[1]), key=_order)
         row, whole = answers.row(which)
-        corrected = _last(said, "correction")
+        corrected = _last(records, "correction")
         if corrected is not None:
             fixed = _with_answer(row, _not_empty(corrected, "correction"))
             if fixed.answer.split() != row.answer.split():
@@ -132,11 +138,11 @@ class _AnswerFeedback:
                 return
             yield replace(row, label=True)
             return
-        for one in said:
-            if one.get("preferred_over") is not None and whole:
-                yield answers.better(row, one)
-        thumbs = [value == "up" for value in _by_person(said, "thumb")]
-        scores = [value for value in _by_person(said, "score") if isinstance(value, int | float)]
+        for record in records:
+            if record.get("preferred_over") is not None and whole:
+                yield answers.preference(row, record)
+        thumbs = [value == "up" for value in _last_by_user(records, "thumb")]
+        scores = [value for value in _last_by_user(records, "score") if isinstance(value, int | float)]
         if 2 * sum(thumbs) != len(thumbs):
             liked = 2 * sum(thumbs) > len(thumbs)
             if whole or not liked:
@@ -149,13 +155,13 @@ class _AnswerFeedback:
 
 
 class _Answers:
-    """The logged answers, choice by choice."""
+    """The logged answers, by id."""
 
     def __init__(self, logged: Mapping[str, Mapping[str, Any]]) -> None:
         self._logged = logged
 
     def row(self, which: AnswerChoice) -> tuple[Row, bool]:
-        """The question and the answer, and whether the answer came to its end."""
+        """Return the row of one choice, and whether its answer is complete."""
         id, index = which
         if id not in self._logged:
             raise Unusable(f"feedback on {id[:40]!r}, which is not among the answers: export both together")
@@ -171,9 +177,9 @@ class _Answers:
         group = group_of(user) if isinstance(user, str) and user and is_unicode(user) else None
         return replace(row, interactions=(id,), group=group), completion.get("finish_reason", WHOLE) == WHOLE
 
-    def better(self, row: Row, said: FeedbackRecord) -> Row:
-        """The row with the answer it was preferred over."""
-        other, _ = self.row((_text(said, "preferred_over"), _index(said, "preferred_over_choice")))
+    def preference(self, row: Row, record: FeedbackRecord) -> Row:
+        """Return the row with the answer that it was preferred over as the rejected one."""
+        other, _ = self.row((_text(record, "preferred_over"), _index(record, "preferred_over_choice")))
         if (other.messages[:-1], other.prompt) != (row.messages[:-1], row.prompt):
             raise Unusable(
                 "preferred over the answer to another question: only answers to one question can be compared"
@@ -206,21 +212,21 @@ def _with_answer(row: Row, answer: str) -> Row:
     return replace(row, messages=(*row.messages[:-1], {"role": "assistant", "content": answer}))
 
 
-def _by_person(said: list[FeedbackRecord], name: str) -> list[Any]:
-    """What each said last."""
+def _last_by_user(records: list[FeedbackRecord], name: str) -> list[Any]:
+    """Return the last value of each user."""
     last: dict[Any, Any] = {}
-    for one in said:
-        if one.get(name) is not None:
-            last[str(one.get("user") or one.get("unit") or one.get("key_id"))] = one[name]
+    for record in records:
+        if record.get(name) is not None:
+            last[str(record.get("user") or record.get("unit") or record.get("key_id"))] = record[name]
     return list(last.values())
 
 
-def _last(said: list[FeedbackRecord], name: str) -> Any:
-    return next((one[name] for one in reversed(said) if one.get(name) is not None), None)
+def _last(records: list[FeedbackRecord], name: str) -> Any:
+    return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
 
 
-def _order(said: FeedbackRecord) -> tuple[int, str]:
-    id, at = said.get("id"), said.get("at")
+def _order(record: FeedbackRecord) -> tuple[int, str]:
+    id, at = record.get("id"), record.get("at")
     return (id if isinstance(id, int) else 0, at if isinstance(at, str) else "")
 
 

@@ -1,6 +1,6 @@
-"""What one record means: the shapes that training data comes in, recognised by their fields and made into rows.
+"""The formats of training records: how each is recognised by its fields and converted to a row.
 
-A record that cannot be used raises Unusable with what is wrong and, where it helps, what to do.
+For a record that cannot be used, converters raise `Unusable` with the reason and, where it helps, what to do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from graftwork.training.data.read.columns import ANSWERS, QUESTIONS, USERS, Colu
 from graftwork.training.data.row import SPLITS, Row, SplitName, Unusable, group_of, is_unicode
 
 PROMPT_CHANGING: Final = ("tools", "functions")
-"""Fields that would change what stands before the answer: refused rather than left out."""
+"""Fields that would change the prompt. Records with them are refused: ignoring them would train on another prompt."""
 
 SPEAKERS: Final = {
     "system": "system",
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
 }
-"""ShareGPT's words for roles."""
+"""ShareGPT's names of roles, and the role that each stands for."""
 
 LABELS: Final = {
     **dict.fromkeys(("true", "1", "yes", "up", "good", "desirable"), True),
@@ -42,7 +42,14 @@ Convert = Callable[[Fields, Columns], Row]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """A shape of records: its name for ``--format``, an example for people, and how it becomes a row."""
+    """A format of records.
+
+    Attributes:
+        name: its name, as for ``--format``.
+        looks_like: an example for people.
+        fits: whether a record with these fields has this format.
+        convert: converts a record to a row; raises Unusable.
+    """
 
     name: str
     looks_like: str
@@ -51,17 +58,21 @@ class Format:
 
 
 def recognise(fields: Set[str], columns: Columns) -> Format | None:
-    """The format of a record with these fields, or None."""
+    """Return the first format that fits a record with these fields; None if there is none."""
     return next((format for format in FORMATS.values() if format.fits(fields, columns)), None)
 
 
 def known_formats() -> str:
-    """All shapes, for messages that say what would have been understood."""
+    """List the examples of all formats, for error messages."""
     return "; ".join(format.looks_like for format in FORMATS.values())
 
 
 def convert(format: Format, fields: Fields, columns: Columns) -> Row:
-    """The row that a record is. Raises Unusable."""
+    """Convert a record to a row with its group and split.
+
+    Raises:
+        Unusable: if the record cannot be used.
+    """
     for name in PROMPT_CHANGING:
         if fields.get(name):
             raise Unusable(f"{name!r} is not supported in training data")
@@ -70,7 +81,7 @@ def convert(format: Format, fields: Fields, columns: Columns) -> Row:
 
 
 def question_and_answer(fields: Set[str], columns: Columns) -> tuple[tuple[str, ...], str] | None:
-    """The names of the columns with the question and the answer; None where there are none."""
+    """Return the columns of the question (several with a template) and of the answer; None if they are not found."""
     asked = columns.fields() or tuple(name for name in QUESTIONS if name in fields)[:1]
     if not asked or not fields >= {*asked}:
         return None
@@ -85,7 +96,11 @@ def question_and_answer(fields: Set[str], columns: Columns) -> tuple[tuple[str, 
 
 
 def conversation(turns: Any) -> Row:
-    """Messages that end with an answer; an assistant's message of weight 0 is read and not learned."""
+    """Build a row from chat messages that end with an answer. Assistant messages with ``weight`` 0 are not learned.
+
+    Raises:
+        Unusable: if these are not valid messages, or there is no answer to learn.
+    """
     if not isinstance(turns, list) or not turns:
         raise Unusable("'messages' must be a list of messages that is not empty")
     messages, learned = [], []
@@ -107,7 +122,17 @@ def conversation(turns: Any) -> Row:
 
 
 def pair(asked: Any, answer: Any, columns: Columns, *, names: tuple[str, str] = ("prompt", "completion")) -> Row:
-    """A question and its answer: texts, or messages on either side."""
+    """Build a row from a question and its answer, each a text or a list of messages.
+
+    Args:
+        asked: the question.
+        answer: the answer.
+        columns: the system message, and whether the row is plain text.
+        names: names of the two fields, for errors.
+
+    Raises:
+        Unusable: if question or answer is empty or of the wrong type.
+    """
     if not columns.plain and isinstance(asked, list):
         answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
         return conversation([*asked, *answers])
@@ -138,7 +163,7 @@ def _whole(text: str, name: str) -> str:
 
 
 def _only_answer(turns: list[Any], name: str) -> str:
-    """The text of a list of one assistant's message."""
+    """Return the content of a list that holds a single assistant message."""
     if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
         raise Unusable(f"{name!r} must be one message of the assistant")
     return _message(0, turns[0])["content"]
@@ -171,7 +196,7 @@ def _scored(fields: Fields, columns: Columns) -> Row:
 
 
 def _judged_pair(fields: Fields, columns: Columns) -> Row:
-    """The answer that is judged: after a prompt, or the last of a conversation."""
+    """Build the row of an answer with a label or score: a completion, or the last message of a conversation."""
     if "messages" in fields:
         return last_alone(_chat(fields, columns))
     without = {name: value for name, value in fields.items() if name not in ("label", "score")}
@@ -179,7 +204,7 @@ def _judged_pair(fields: Fields, columns: Columns) -> Row:
 
 
 def last_alone(row: Row) -> Row:
-    """A conversation of which only the last answer is meant."""
+    """Return the row with its last answer as the only learned one."""
     return replace(row, learned=(len(row.messages) - 1,)) if row.messages else row
 
 
@@ -282,7 +307,8 @@ def _has(*names: str) -> Callable[[Set[str], Columns], bool]:
 
 
 def _pairs_with(name: str) -> Callable[[Set[str], Columns], bool]:
-    """A question and an answer under the names that people chose, or under trainers' own, and a judgement beside."""
+    """Match records with the field ``name`` beside a question and an answer, whose columns are either configured or
+    called ``prompt`` and ``completion``."""
 
     def fits(fields: Set[str], columns: Columns) -> bool:
         if name not in fields or columns.completion == name:

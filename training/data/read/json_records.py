@@ -1,7 +1,7 @@
-"""Records of JSON: one object a line, or one array of objects.
+"""JSON records: one object per line, or one array of objects.
 
-A streaming parser such as ijson ends at the first error; here brackets and strings tell the elements of an array apart,
-so that one that is no JSON is one bad row and does not hide those that follow.
+A streaming parser such as ijson ends at the first error. Here the elements of an array are separated by counting
+brackets outside strings, so that an element that is not JSON is one bad row, and those after it are still read.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ _SHOWN_CHARS: Final = 20
 
 
 def json_records(file: TextIO, name: str) -> Iterator[Record]:
-    """The records of a file whose lines all end in ``\\n``. ``name`` is the file's, for messages.
+    """Read the records of a JSON or JSON Lines file.
+
+    Args:
+        file: the file, opened so that all lines end in ``\\n``.
+        name: the name of the file, for errors.
 
     Raises:
-        InvalidRequest: while it is read, where anything follows the end of an array.
+        InvalidRequest: while iterating, if anything follows the end of an array.
     """
     line = 1
     while (character := file.read(1)) and character in _SPACE:
@@ -44,7 +48,7 @@ def _lines(file: TextIO) -> Iterator[Record]:
             continue
         record = _json(text)
         if isinstance(record, Unusable) and BOM in text:
-            # Two files joined, the first of which did not end its last line.
+            # Two joined files, the first of which has no line end at its end.
             yield from ((line, _json(part)) for part in text.split(BOM) if part.strip())
         else:
             yield line, record
@@ -62,10 +66,10 @@ def _json(text: str) -> Any:
 
 
 def _array(file: TextIO, line: int, name: str) -> Iterator[Record]:
-    """The elements of an array whose opening bracket was read."""
+    """Yield the elements of an array, after its opening bracket."""
     element, first_line = "", line
     depth, in_string, is_too_long = 0, False, False
-    skip = 0  # characters of the next chunk that an escape has used up
+    skip = 0  # number of characters in the next chunk that belong to an escape in this one
     while chunk := file.read(_CHUNK):
         start, position, skip = 0, skip, 0
         while match := _SYNTAX.search(chunk, position):
@@ -102,7 +106,11 @@ def _array(file: TextIO, line: int, name: str) -> Iterator[Record]:
 
 
 def _require_end(rest: str, file: TextIO, line: int, name: str) -> None:
-    """Refuses what follows an array that ended on ``line``: it would be left out without a word."""
+    """Check that nothing follows the array, which ended on ``line``; it would be ignored silently.
+
+    Raises:
+        InvalidRequest: if something follows.
+    """
     end = line
     while True:
         following = rest.lstrip(_SPACE)

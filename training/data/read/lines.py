@@ -1,6 +1,6 @@
-"""Records and the lines of files that they are read from, a piece at a time.
+"""Records, and the lines of files that they are read from.
 
-However long a file, a line or a quoted field is, what is in memory is one record of `MAX_RECORD_CHARS` at most.
+However long a file, a line or a quoted field is, at most one record of `MAX_RECORD_CHARS` is in memory.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from graftwork.training.data.read.encodings import BOM, undecoded_byte
 from graftwork.training.data.row import Unusable
 
 Record = tuple[int, Any]
-"""The line (from 1) that a record begins on, and the record or the Unusable that says why it cannot be read."""
+"""The line (from 1) that a record begins on, and the record, or an Unusable with the reason why it cannot be read."""
 
 MAX_RECORD_CHARS: Final = 16 << 20
+"""Maximum length of a record, in characters."""
 
 
 def text_lines(file: TextIO) -> Iterator[str]:
-    """Lines with their ends, without the byte order marks that files joined by ``cat`` begin with.
+    """Yield the lines of a file with their ends, without byte order marks (which joined files have in the middle).
 
-    Of a line that is too long only the beginning comes, one character more than `MAX_RECORD_CHARS`.
+    Lines longer than `MAX_RECORD_CHARS` are truncated to one character more than that.
     """
     while line := file.readline(MAX_RECORD_CHARS + 1):
         end = line
@@ -30,7 +31,7 @@ def text_lines(file: TextIO) -> Iterator[str]:
 
 
 def unreadable(text: str) -> Unusable | None:
-    """Why a line or a record of a file cannot be used as text; None where it can."""
+    """Return why a line or record cannot be used as text, because of its length or encoding; None if it can."""
     if len(text) > MAX_RECORD_CHARS:
         return too_long()
     if (byte := undecoded_byte(text)) is not None:
@@ -39,4 +40,5 @@ def unreadable(text: str) -> Unusable | None:
 
 
 def too_long() -> Unusable:
+    """Return the reason for a record that is longer than `MAX_RECORD_CHARS`."""
     return Unusable(f"longer than {MAX_RECORD_CHARS:,} characters")

@@ -1,4 +1,4 @@
-"""Records of plain text: passages, for continued pretraining."""
+"""Passages of plain text, for continued pretraining."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from graftwork.training.data.read.lines import Record, text_lines, unreadable
 from graftwork.training.data.row import Unusable
 
 PASSAGE_CHARS: Final = 8_000
-"""A text is cut into passages of about this length, at an empty line where there is one."""
+"""Minimum length of a passage, in characters, before it is cut at an empty line; at twice as many it is cut anyway."""
 
 
 def passages(file: TextIO) -> Iterator[Record]:
-    """Of a plain text: passages of about `PASSAGE_CHARS`, cut at empty lines or else at line ends."""
+    """Cut a plain text into passages of about `PASSAGE_CHARS`, at empty lines or else at line ends.
+
+    Yields:
+        Records of the form ``{"text": …}``.
+    """
     lines: list[str] = []
     first_line, length = 1, 0
     for line, text in enumerate(text_lines(file), start=1):

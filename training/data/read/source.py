@@ -1,6 +1,6 @@
-"""Where rows come from: a file whose format is recognised by itself, or records that somebody holds in memory.
+"""Sources of rows: files, whose format is detected, and records in memory.
 
-Every row knows its source and line; so does every one that could not be used.
+Every row, and every row that cannot be used, carries the name of its source and its line.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ FORMAT_NAMES: Final = (*FORMATS, FEEDBACK)
 
 @dataclass(kw_only=True)
 class Source:
-    """Rows to come. ``formats`` counts what was recognised so far, ``mapped`` the columns that were found.
+    """A source of rows, which can be read several times.
 
     Attributes:
-        name: for people.
-        open: gives the records, from the start each time.
-        columns: where to find question and answer.
-        format: the only one that is read; None recognises each record's.
-        split: the side that all rows are put on.
+        name: name for people.
+        open: returns an iterator over the records, from the start each time.
+        columns: the columns of question and answer.
+        format: the format of all records; None detects the format of each record.
+        split: the split that all rows are assigned to.
         digest: ``sha256:…`` of the file; None for records in memory.
         others: further files of the same logged answers and feedback.
+        formats: number of rows by detected format, while and after `rows` is read.
+        mapped: the columns that were detected for question and answer.
     """
 
     name: str
@@ -58,17 +60,21 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The names of all its files."""
+        """The names of all files of the source."""
         return " + ".join(source.name for source in (self, *self.others))
 
     def rows(self) -> Iterator[Row | BadRow]:
-        """Rows and bad rows in the order of the source. Raises InvalidRequest when it cannot be read at all."""
+        """Yield rows and bad rows in the order of the source.
+
+        Raises:
+            InvalidRequest: while iterating, if the source as a whole cannot be read.
+        """
         self.formats.clear()
         if self.is_feedback():
             files = [(source.name, source.open()) for source in (self, *self.others)]
             for row in feedback.rows(files):
                 self.formats[FEEDBACK] += isinstance(row, Row)
-                yield self._placed(row) if isinstance(row, Row) else row
+                yield self._with_split(row) if isinstance(row, Row) else row
             return
         for line, record in self.open():
             try:
@@ -77,7 +83,7 @@ class Source:
                 yield problem.bad_row(self.name, line)
 
     def is_feedback(self) -> bool:
-        """Whether it holds logged answers or feedback: the first record that can be read tells."""
+        """Whether the source holds logged answers or feedback, by its format or its first readable record."""
         if self.format is not None:
             return self.format == FEEDBACK
         head = (record for _, record in itertools.islice(self.open(), 20) if not isinstance(record, Unusable))
@@ -97,19 +103,27 @@ class Source:
         if format.name not in self.formats:
             self.mapped = _mapped(record, self.columns, format.name) or self.mapped
         self.formats[format.name] += 1
-        return self._placed(replace(row, source=self.name, line=line))
+        return self._with_split(replace(row, source=self.name, line=line))
 
-    def _placed(self, row: Row) -> Row:
+    def _with_split(self, row: Row) -> Row:
         return row if self.split is None else replace(row, split=self.split)
 
 
 def file_source(
     path: Path, columns: Columns | None = None, *, format: str | None = None, split: SplitName | None = None
 ) -> Source:
-    """A file in UTF-8, or in UTF-16 or UTF-32 that begins as such: ``.jsonl``, ``.ndjson`` or ``.json``, ``.csv`` or
-    ``.tsv``, ``.txt`` or ``.md``.
+    """Return the source for a file: ``.jsonl``, ``.ndjson``, ``.json``, ``.csv``, ``.tsv``, ``.txt`` or ``.md``.
 
-    Raises InvalidRequest when it cannot be read, is none of these, or is a table without the columns.
+    The encoding is UTF-8, or UTF-16 or UTF-32 where the first bytes tell so.
+
+    Args:
+        path: the file.
+        columns: the columns of question and answer; detected by their usual names if None.
+        format: the name of a format in `FORMAT_NAMES`; detected for each record if None.
+        split: the split that all rows are assigned to.
+
+    Raises:
+        InvalidRequest: if the file cannot be read, is of another type, or is a table without the columns.
     """
     columns = columns or Columns()
     if format is not None and format not in FORMAT_NAMES:
@@ -125,7 +139,7 @@ def file_source(
     name = path.name.encode("utf-8", "replace").decode()
 
     def records() -> Iterator[Record]:
-        # JSON has no line ends in texts: they may all become one kind. In tables and texts they stay.
+        # Strings in JSON have no literal line ends, so that these can be normalised. In tables and texts they are kept.
         with open_text(path, newline=None if suffix in JSON_FILES else "") as file:
             if suffix in JSON_FILES:
                 yield from json_records(file, name)
@@ -146,8 +160,8 @@ def file_source(
 
 
 def file_sources(paths: Sequence[Path], columns: Columns | None = None, *, format: str | None = None) -> list[Source]:
-    """Several files, as ``file_source`` reads them; logged answers and what was said of them become one source,
-    whichever files they stand in."""
+    """Return the sources for several files. Files of logged answers and of feedback become one source, since feedback
+    in one file may be about answers in another. Arguments and errors as for `file_source`."""
     sources = [file_source(path, columns, format=format) for path in paths]
     about_answers = [source for source in sources if source.is_feedback()]
     if len(about_answers) < 2:
@@ -164,13 +178,17 @@ def file_sources(paths: Sequence[Path], columns: Columns | None = None, *, forma
 def record_source(
     name: str, records: Iterable[Mapping[str, Any]], *, columns: Columns | None = None, format: str | None = None
 ) -> Source:
-    """Records in memory, numbered from 1; feedback and the answers it is about, for example."""
-    kept = [dict(record) for record in records]
-    return Source(name=name, open=lambda: enumerate(kept, start=1), columns=columns or Columns(), format=format)
+    """Return the source for records in memory. Their lines are numbered from 1."""
+    copies = [dict(record) for record in records]
+    return Source(name=name, open=lambda: enumerate(copies, start=1), columns=columns or Columns(), format=format)
 
 
 def _check_header(records: Iterator[Record], columns: Columns, format: str | None) -> None:
-    """The header is only seen with the first row below it; a table of a header alone is an empty one."""
+    """Check that a table has the columns. A table with a header alone passes, since it has no record to check.
+
+    Raises:
+        InvalidRequest: if a column is missing, or question and answer are not recognised.
+    """
     fields = next((record for _, record in records if isinstance(record, dict)), None)
     if fields is None:
         return
@@ -191,7 +209,7 @@ def _check_header(records: Iterator[Record], columns: Columns, format: str | Non
 
 
 def _mapped(record: Mapping[str, Any], columns: Columns, format: str) -> tuple[str, ...]:
-    """The question's and the answer's column where they are not trainers' own names."""
+    """Return the columns of question and answer where they are not called ``prompt`` and ``completion``."""
     if format not in ("completion", "kto", "scored"):
         return ()
     found = question_and_answer(record.keys() - {"label", "score"}, columns) or question_and_answer(

@@ -13,10 +13,16 @@ from graftwork.training.data.row import Unusable
 
 
 def table_records(file: TextIO, delimiter: str) -> Iterator[Record]:
-    """Of a CSV or TSV file with a header: fields by column. A comma given as the delimiter may turn out to be a
-    semicolon, as spreadsheets write it where commas are decimal points.
+    """Read the records of a CSV or TSV file with a header, as values by column.
 
-    Raises InvalidRequest when there is no header, or a column has no name of its own.
+    Args:
+        file: the file, opened with its line ends unchanged.
+        delimiter: the delimiter. For a comma, a semicolon is used instead if the header has semicolons and no commas,
+            as spreadsheets write in countries with decimal commas.
+
+    Raises:
+        InvalidRequest: if there is no header, a column name is missing or repeated, or, while iterating, if a second
+            header has the columns in another order.
     """
     rows = text_lines(file)
     first = next(rows, "")
@@ -25,7 +31,7 @@ def table_records(file: TextIO, delimiter: str) -> Iterator[Record]:
     if delimiter == "," and "," not in first and ";" in first:
         delimiter = ";"
     csv.field_size_limit(lines.MAX_RECORD_CHARS)
-    # What is not UTF-8 stays half of a surrogate pair, which makes the row a bad one later.
+    # Bytes that are not UTF-8 are lone surrogates, which make the row a bad one later.
     reader = csv.reader(_after(first, rows), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])

@@ -1,1 +1,1 @@
-"""What a data set holds, in numbers, in words and as an HTML page."""
+"""The report of a data set: its statistics, their names, and an HTML page."""

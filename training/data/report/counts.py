@@ -1,4 +1,4 @@
-"""What is counted of the rows that are kept: kinds, labels, digests and lengths by split."""
+"""Counters over the rows of a data set: kinds, labels, digests and lengths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,22 @@ from graftwork.training.data.row import (
 
 @dataclass(kw_only=True)
 class RowCounts:
-    """What is counted of the rows that are kept."""
+    """Counters over the rows that are kept.
+
+    Attributes:
+        prompts: the tokenizer for lengths in tokens; None counts characters.
+        max_length: the longest row that training does not truncate, in tokens.
+        kinds: number of rows by kind.
+        num_corrections: number of rows that are a user's correction.
+        groups: the groups of all rows.
+        digests: the digests of the rows, by split.
+        labels: counts of answers that may be labels.
+        questions: lengths of the questions.
+        answers: lengths of the answers.
+        whole: lengths of the rows.
+        num_refused: number of rows that the chat template refuses.
+        refusal: where and why it refused the first of them.
+    """
 
     prompts: Prompts | None
     max_length: int | None
@@ -40,9 +55,11 @@ class RowCounts:
 
     @property
     def num(self) -> int:
+        """Number of rows in all splits."""
         return sum(map(len, self.digests.values()))
 
     def add(self, row: Row, side: SplitName) -> None:
+        """Count one row of a split."""
         self.kinds[row.kind] += 1
         self.num_corrections += row.corrected
         if row.group is not None:
@@ -61,6 +78,7 @@ class RowCounts:
         self.whole.append(whole)
 
     def lengths(self) -> Lengths:
+        """Summarise the lengths of the rows."""
         limit = self.max_length if self.prompts is not None else None
         return Lengths(
             unit="characters" if self.prompts is None else "tokens",
@@ -74,7 +92,11 @@ class RowCounts:
         )
 
     def _length(self, row: Row) -> tuple[int, int]:
-        """Of the question and of the row. Raises InvalidRequest when the base does not take it."""
+        """Return the length of the question and of the whole row.
+
+        Raises:
+            InvalidRequest: if the base's chat template refuses the row.
+        """
         if self.prompts is None:
             texts = [turn["content"] for turn in row.messages] or [row.prompt, row.completion]
             return sum(map(len, texts[:-1])), sum(map(len, texts))

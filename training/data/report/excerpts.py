@@ -1,4 +1,4 @@
-"""Excerpts of the few rows that a report shows: near duplicates and contradictions."""
+"""Excerpts of the rows that a report shows: near duplicates and conflicts."""
 
 from __future__ import annotations
 
@@ -20,22 +20,30 @@ EXCERPT_CHARS: Final = 200
 
 
 class RowExcerpts:
-    """Excerpts of the few rows that are shown."""
+    """Collects excerpts of selected rows while all rows pass.
+
+    Args:
+        wanted: indices of the rows to collect.
+    """
 
     def __init__(self, wanted: set[int]) -> None:
         self._wanted = wanted
-        self._seen: dict[int, tuple[str, str, str]] = {}
+        self._excerpts: dict[int, tuple[str, str, str]] = {}
 
-    def see(self, number: int, row: Row) -> None:
+    def add(self, number: int, row: Row) -> None:
+        """Collect the row if its index is wanted."""
         if number in self._wanted:
-            said = row.verdict() if row.kind == "judged" else row.answer
-            self._seen[number] = (_excerpt(row.question), _excerpt(said), row.place)
+            answer = row.verdict() if row.kind == "judged" else row.answer
+            self._excerpts[number] = (_excerpt(row.question), _excerpt(answer), row.place)
 
-    def knows(self, *numbers: int) -> bool:
-        return self._seen.keys() >= {*numbers}
+    def has(self, *numbers: int) -> bool:
+        """Whether all these rows were collected."""
+        return self._excerpts.keys() >= {*numbers}
 
-    def twins(self, one: int, other: int) -> NearDuplicates:
-        (question, answer, place), (other_question, other_answer, other_place) = self._seen[one], self._seen[other]
+    def near_duplicates(self, one: int, other: int) -> NearDuplicates:
+        """Return the excerpts of two rows. KeyError unless both were collected."""
+        question, answer, place = self._excerpts[one]
+        other_question, other_answer, other_place = self._excerpts[other]
         return NearDuplicates(
             text=f"{question} → {answer}",
             place=place,
@@ -44,15 +52,17 @@ class RowExcerpts:
         )
 
     def conflict(self, numbers: Sequence[int]) -> AnswerConflict:
+        """Return the question of these rows, and each of its answers with the places of its rows. KeyError unless all
+        rows were collected."""
         places: defaultdict[str, list[str]] = defaultdict(list)
         for number in numbers:
-            _, answer, place = self._seen[number]
+            _, answer, place = self._excerpts[number]
             places[answer].append(place)
         verdicts = tuple(
             ContradictingAnswer(text=answer, rows=len(where), places=tuple(where[:PLACES_SHOWN]))
             for answer, where in places.items()
         )
-        return AnswerConflict(question=self._seen[numbers[0]][0], verdicts=verdicts)
+        return AnswerConflict(question=self._excerpts[numbers[0]][0], verdicts=verdicts)
 
 
 def _excerpt(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a data set is made of and what became of its rows, in numbers. How that looks is ``show``'s and ``page``'s."""
+"""Statistics of a data set, as the terminal (`training.cli.data_show`) and the HTML page (`report.page`) show them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,31 @@ from graftwork.training.data.row import PLACES_SHOWN, SPLITS, BadRow, Kind, Spli
 MAX_LABEL_CHARS: Final = 80
 MAX_LABELS: Final = 1_000
 ROWS_PER_LABEL: Final = 4
-"""Answers are labels when they are short and there are at least so many rows for each."""
+"""Answers count as labels if they are short and have at least this many rows each on average."""
 
 FEW_ROWS: Final = 5
+"""Number of training rows below which a label is reported as rare."""
 BAR_COUNT: Final = 24
+"""Approximate number of bins of a histogram."""
 
 RowOutcome = Literal["kept", "bad", "private", "same", "near", "conflict", "held_out"]
-"""What became of a row. ``private``: left out for what it says of somebody; ``same`` and ``near``: another says it;
-``held_out``: it asks what is asked on another side of the split."""
+"""Whether a row was kept, or why it was left out. ``bad``: it is unusable. ``private``: it has private data. ``same``
+and ``near``: it is a duplicate or near duplicate. ``conflict``: another row with its question has another answer.
+``held_out``: its question is on another side of the split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceReport:
-    """One source: rows that could be used and rows that could not, by format; the columns that were found."""
+    """One source.
+
+    Attributes:
+        name: its name.
+        digest: ``sha256:…`` of the file; None for records in memory.
+        rows: number of usable rows.
+        bad: number of unusable rows.
+        formats: number of rows by format.
+        columns: detected columns of the question, then of the answer.
+    """
 
     name: str
     digest: str | None
@@ -40,7 +52,15 @@ class SourceReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivateDataCount:
-    """What was found of one kind of private data, where first, and what was done about it."""
+    """Findings of one kind of private data.
+
+    Attributes:
+        kind: ``email``, ``phone``, ``secret``, …
+        action: what was done with them; see `graftwork.training.data.clean.private.Action`.
+        findings: number of findings.
+        rows: number of rows with findings.
+        places: source and line of the first rows.
+    """
 
     kind: str
     action: str
@@ -51,7 +71,7 @@ class PrivateDataCount:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HistogramBin:
-    """Of a histogram: how many values are from ``low`` to ``high``, both included."""
+    """A bin of a histogram: ``count`` values are from ``low`` to ``high``, both inclusive."""
 
     low: int
     high: int
@@ -60,7 +80,7 @@ class HistogramBin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LengthDistribution:
-    """How many values lie where. All 0 and no bars where there are none."""
+    """Summary of a list of lengths: median, 95th percentile, maximum, sum and histogram; all 0 if the list is empty."""
 
     median: int
     p95: int
@@ -70,6 +90,7 @@ class LengthDistribution:
 
     @classmethod
     def of(cls, values: Sequence[int]) -> LengthDistribution:
+        """Summarise a list of lengths."""
         if not len(values):
             return cls(median=0, p95=0, longest=0, total=0, bars=())
         numbers = np.asarray(values, dtype=np.int64)
@@ -79,10 +100,17 @@ class LengthDistribution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Of the rows, in the base's tokens with the chat template, or in characters where no base was at hand.
+    """Lengths of the rows.
 
-    ``limit`` is the longest row that is trained on whole, and ``over`` counts those above it. ``refused`` are rows that
-    the base's chat template does not take.
+    Attributes:
+        unit: ``tokens`` of the base with its chat template, or ``characters`` without a base.
+        question: lengths of the questions.
+        answer: lengths of the answers.
+        row: lengths of the whole rows.
+        limit: the longest row that training does not truncate.
+        over: number of rows longer than that.
+        refused: number of rows that the base's chat template refuses; they have no length.
+        refusal: where and why it refused the first of them.
     """
 
     unit: Literal["tokens", "characters"]
@@ -97,7 +125,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelCount:
-    """An answer that many rows have."""
+    """A label, and its number of rows in each split."""
 
     text: str
     train: int
@@ -106,12 +134,13 @@ class LabelCount:
 
     @property
     def rows(self) -> int:
+        """Number of rows in all splits."""
         return self.train + self.validation + self.test
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContradictingAnswer:
-    """One of the answers to one question: how many rows give it, and where they stand."""
+    """One of several answers to a question: its text, its number of rows, and the places of the first rows."""
 
     text: str
     rows: int
@@ -120,7 +149,7 @@ class ContradictingAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerConflict:
-    """One question that has several answers."""
+    """A question with different answers in different rows."""
 
     question: str
     verdicts: tuple[ContradictingAnswer, ...]
@@ -128,7 +157,7 @@ class AnswerConflict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NearDuplicates:
-    """Two rows that are nearly the same; the second was left out, or has another answer."""
+    """Two rows that are near duplicates. The second was left out, or has another label."""
 
     text: str
     place: str
@@ -138,71 +167,87 @@ class NearDuplicates:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """All there is to say of a data set. ``fates`` add up to the rows that were read."""
+    """The report of a data set: its statistics, and examples of what needs attention."""
 
     sources: tuple[SourceReport, ...]
     fates: Mapping[RowOutcome, int]
+    """Number of rows by outcome; their sum is the number of rows read."""
     bad: tuple[BadRow, ...]
-    """The first of the rows that could not be used."""
+    """The first rows that could not be used."""
 
     repaired: int
+    """Number of rows with repaired text."""
     found: tuple[PrivateDataCount, ...]
     kinds: Mapping[Kind, int]
-    """Of the rows that are kept."""
+    """Number of rows by kind; of the rows that are kept, as all fields below."""
 
     corrections: int
+    """Number of rows that are a user's correction."""
     users: int
-    """Groups of rows that stay together, by user."""
+    """Number of groups of rows that stay on one side of the split."""
 
     sides: Mapping[SplitName, int]
+    """Number of rows by split."""
     side_digests: Mapping[SplitName, str]
     digest: str
     lengths: Lengths
     labels: tuple[LabelCount, ...]
-    """The most frequent first; empty when answers are no labels."""
+    """The labels by descending frequency; empty if answers are free-form texts."""
 
     num_conflicts: int
+    """Number of questions with different answers."""
     conflicts: tuple[AnswerConflict, ...]
+    """The first of them."""
     conflict_action: str
     twins: tuple[NearDuplicates, ...]
+    """The first near duplicates that were left out."""
     num_near_conflicts: int
+    """Number of pairs of near questions with different labels."""
     near_conflicts: tuple[NearDuplicates, ...]
+    """The first of them."""
     shares: Mapping[SplitName, float]
-    """Of the rows, as wished for."""
+    """The configured shares of the splits."""
 
     personal_in_system: int = 0
-    """Rows with personal data in a system message, where it was kept."""
+    """Number of rows with personal data in a system message that was kept."""
 
     notes: tuple[str, ...] = ()
-    """What somebody should look at, the gravest first."""
+    """What needs attention, the most important first."""
 
     @property
     def num_read(self) -> int:
+        """Number of rows that were read."""
         return sum(self.fates.values())
 
     @property
     def num_kept(self) -> int:
+        """Number of rows in the data set."""
         return self.fates.get("kept", 0)
 
     def to_json(self) -> dict[str, Any]:
-        """In JSON's types; `report_from_json` is the inverse."""
+        """Return the report in JSON's types; `report_from_json` is the inverse."""
         return asdict(self)
 
 
 def report_from_json(fields: Mapping[str, Any]) -> DataReport:
-    """A report that ``to_json`` wrote. ValueError for anything else."""
+    """Build a report from what `DataReport.to_json` returned.
+
+    Raises:
+        ValueError: if the fields are not those of a report.
+    """
     return TypeAdapter(DataReport).validate_python(dict(fields))
 
 
 @dataclass(kw_only=True)
 class LabelCounter:
-    """Counts answers as long as they may be labels."""
+    """Counts answers, until one is too long for a label or there are too many different ones."""
 
     counts: Counter[tuple[str, SplitName]] = field(default_factory=Counter)
     num_rows: int = 0
     are_texts: bool = False
 
     def add(self, answer: str, side: SplitName) -> None:
+        """Count the answer of a row in a split."""
         self.num_rows += 1
         if self.are_texts:
             return
@@ -212,6 +257,7 @@ class LabelCounter:
             self.counts.clear()
 
     def found(self) -> tuple[LabelCount, ...]:
+        """Return the labels by descending frequency; empty if the answers are free-form texts."""
         texts = {text for text, _ in self.counts}
         if self.are_texts or len(texts) < 2 or len(texts) * ROWS_PER_LABEL > self.num_rows:
             return ()
@@ -221,7 +267,7 @@ class LabelCounter:
 
 @dataclass(kw_only=True)
 class PrivateCounts:
-    """Counts what was found in rows, by kind."""
+    """Counts findings of private data by kind. ``action`` maps kinds to actions; ``personal`` is the default."""
 
     action: Mapping[str, str]
     findings: Counter[str] = field(default_factory=Counter)
@@ -229,6 +275,7 @@ class PrivateCounts:
     places: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kinds: Iterable[str], place: str) -> None:
+        """Count the findings of one row, by their kinds."""
         for kind, num in Counter(kinds).items():
             self.findings[kind] += num
             self.rows[kind] += 1
@@ -237,6 +284,7 @@ class PrivateCounts:
                 first.append(place)
 
     def found(self) -> tuple[PrivateDataCount, ...]:
+        """Return the counts by descending number of findings."""
         return tuple(
             PrivateDataCount(
                 kind=kind,
@@ -250,66 +298,66 @@ class PrivateCounts:
 
 
 def notes(report: DataReport) -> tuple[str, ...]:
-    """What in these numbers somebody should look at, the gravest first, each with what to do."""
-    said = []
+    """Return what needs attention in a report, the most important first, each with what to do about it."""
+    lines = []
     train, held = report.sides["train"], report.sides["validation"] + report.sides["test"]
     if report.num_kept and not train:
-        said.append("No row is left to train on: add rows, or hold out less.")
+        lines.append("No row is left to train on: add rows, or hold out less.")
     secrets = sum(found.findings for found in report.found if found.kind == "secret")
     if secrets:
-        said.append(f"{_count(secrets, 'secret')} found: whoever could read the data could use them. Change them.")
+        lines.append(f"{_count(secrets, 'secret')} found: whoever could read the data could use them. Change them.")
     if report.personal_in_system:
-        said.append(
+        lines.append(
             f"{_count(report.personal_in_system, 'row')} with personal data in the system message: it was kept, since "
             "whoever asks sends it as it is. Where it is a user's, use --clean-system."
         )
     if report.lengths.refused:
-        said.append(
+        lines.append(
             f"The base's chat template refuses {_count(report.lengths.refused, 'row')}: {report.lengths.refusal}"
         )
     if report.num_conflicts and report.conflict_action == "keep":
-        said.append(
+        lines.append(
             f"{_count(report.num_conflicts, 'question')} with several answers: where only one can be right, decide, or "
             "use --conflicts majority."
         )
     if report.num_near_conflicts:
-        said.append(
+        lines.append(
             f"{_count(report.num_near_conflicts, 'pair')} of nearly the same question with different labels: look "
             "whether one of the two is wrong."
         )
     if report.lengths.over:
-        said.append(
+        lines.append(
             f"{_count(report.lengths.over, 'row')} longer than {report.lengths.limit} {report.lengths.unit}: they lose "
             "their end, unless --max-length is raised."
         )
-    said += _label_notes(report.labels)
+    lines += _label_notes(report.labels)
     wished = report.shares["validation"] + report.shares["test"]
     if report.num_kept >= 50 and wished and held < wished * report.num_kept / 2:
-        said.append(
+        lines.append(
             f"Only {_count(held, 'row')} held out: many ask nearly the same, which is trained on. Give held-out rows "
             "of their own with --held-out."
         )
-    return tuple(said)
+    return tuple(lines)
 
 
 def _label_notes(labels: Sequence[LabelCount]) -> list[str]:
-    said = []
+    lines = []
     rare = [label for label in labels if label.train < FEW_ROWS]
     if rare:
         names = ", ".join(repr(label.text) for label in rare[:5]) + (", …" if len(rare) > 5 else "")
-        said.append(f"{_count(len(rare), 'label')} with fewer than {FEW_ROWS} rows to train on: {names}.")
+        lines.append(f"{_count(len(rare), 'label')} with fewer than {FEW_ROWS} rows to train on: {names}.")
     spelled: dict[str, list[str]] = {}
     for label in labels:
         spelled.setdefault("".join(filter(str.isalnum, label.text.casefold())), []).append(label.text)
     for texts in spelled.values():
         if len(texts) > 1:
-            said.append(f"One label in several spellings? {', '.join(map(repr, texts))}.")
+            lines.append(f"One label in several spellings? {', '.join(map(repr, texts))}.")
     if labels and labels[0].rows > 20 * labels[-1].rows:
-        said.append(
+        lines.append(
             f"{labels[0].text!r} has {labels[0].rows / labels[-1].rows:.0f} times as many rows as {labels[-1].text!r}: "
             "consider class weights."
         )
-    return said
+    return lines
 
 
 def _count(number: int, noun: str) -> str:

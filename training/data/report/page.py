@@ -1,7 +1,7 @@
-"""A report as one HTML page with its pictures inside: it can be mailed, and loads nothing from a network.
+"""The report of a data set as one self-contained HTML page, with histograms as inline SVG.
 
-``page.html`` and ``pictures.html`` say how it looks, and Jinja2 escapes all that comes from the data; here is what the
-pictures measure.
+The templates are ``page.html`` and ``pictures.html``; Jinja2 escapes all text from the data. This module computes the
+geometry of the pictures.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ COLOURS: Final = {
 }
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-"""A heading, the names of the columns, and the rows."""
+"""Heading, column names and rows of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BarPart:
-    """A part of a bar, in the units of its picture."""
+    """A segment of a stacked bar; ``x`` and ``width`` are in units of the picture."""
 
     x: float
     width: float
@@ -48,16 +48,19 @@ class BarPart:
 
     @property
     def text(self) -> str:
+        """Count and noun, with a thousands separator."""
         return f"{self.count:,} {self.noun}"
 
     @property
     def label(self) -> str:
-        """For a reader who sees no picture."""
+        """Text for screen readers."""
         return f"{self.count} {self.noun}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramBar:
+    """A bar of a histogram in units of the picture, and its tooltip."""
+
     x: float
     y: float
     width: float
@@ -67,18 +70,23 @@ class HistogramBar:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Where the bars of a distribution stand in a picture of 300 by 130."""
+    """The geometry of a histogram in a picture of 300 by 130 units."""
 
     bars: list[HistogramBar]
     low: int
     high: int
     most: str
     limit_x: float | None
-    """Where the limit is; None where it is not among the bars."""
+    """Position of the limit; None if it is outside the bars."""
 
 
 def render_page(report: DataReport, title: str) -> str:
-    """The whole page."""
+    """Render a report as an HTML page.
+
+    Args:
+        report: the report.
+        title: title of the page.
+    """
     lengths = report.lengths
     return (
         _environment()
@@ -102,7 +110,13 @@ def render_page(report: DataReport, title: str) -> str:
 
 
 def histogram(spread: LengthDistribution, name: str, limit: int | None = None) -> str:
-    """The picture of one distribution as SVG; empty where there are no values."""
+    """Render a distribution as SVG; empty if it has no values.
+
+    Args:
+        spread: the distribution.
+        name: title of the histogram.
+        limit: value to mark with a line.
+    """
     macros: Any = _environment().get_template("pictures.html").module
     return str(macros.histogram(_histogram(spread, limit), name))
 
@@ -131,7 +145,7 @@ def _facts(report: DataReport) -> str:
 
 
 def _parts(counts: Sequence[tuple[str, str, int]], width: float, total: int | None = None) -> list[BarPart]:
-    """The parts of a bar of ``width``, one beside the other: (name of the colour, noun, count)."""
+    """Lay out the segments of a stacked bar of ``width``, given as (name of the colour, noun, count)."""
     total = total or sum(count for _, _, count in counts) or 1
     parts, x = [], 0.0
     for name, noun, count in counts:
@@ -147,7 +161,7 @@ def _histogram(spread: LengthDistribution, limit: int | None) -> Histogram | Non
     step = 300 / len(spread.bars)
     bars = []
     for place, bar in enumerate(spread.bars):
-        # A bar with anything in it is seen.
+        # A bin with any value has a visible bar.
         height = max(100 * bar.count / most, 1.5 if bar.count else 0)
         text = f"{bar.low:,} to {bar.high:,}: {bar.count:,}"
         bars.append(
@@ -162,7 +176,7 @@ def _histogram(spread: LengthDistribution, limit: int | None) -> Histogram | Non
 
 
 def _labels(labels: Sequence[LabelCount]) -> list[dict[str, Any]]:
-    """Of each label its text and its bar, as wide as its rows beside the most frequent label's."""
+    """Return the text and bar of each label; widths are relative to the most frequent label."""
     return [
         {
             "text": label.text,
@@ -173,7 +187,7 @@ def _labels(labels: Sequence[LabelCount]) -> list[dict[str, Any]]:
 
 
 def _tables(report: DataReport) -> Iterator[tuple[Table, int]]:
-    """The tables below the pictures, each with how many there are of what it shows."""
+    """Yield the tables below the pictures, each with the total number of items, of which it may show only some."""
     private = [
         (found.kind, f"{found.findings:,}", f"{found.rows:,}", words.ACTIONS[found.action], ", ".join(found.places))
         for found in report.found

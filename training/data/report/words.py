@@ -1,4 +1,4 @@
-"""How a report's numbers are called, on a terminal and on a page alike. Knows no rich and no HTML."""
+"""Names for the numbers of a report, shared by the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ SIDE_NOUNS: Final = {"train": "training", "validation": "validation", "test": "t
 
 
 def count(number: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``."""
+    """Format a count with its noun: ``1 row``, ``2,000 rows``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def sources(report: DataReport) -> Iterator[tuple[str, str]]:
-    """Of each source its name, and what it was taken for."""
+    """Yield the name of each source, and a description of its rows, formats and columns."""
     for source in report.sources:
         formats = ", ".join(
             f"{number:,} {FORMATS[name]}" if len(source.formats) > 1 else FORMATS[name]
@@ -60,10 +60,10 @@ def sources(report: DataReport) -> Iterator[tuple[str, str]]:
 
 
 def fates(report: DataReport) -> list[tuple[RowOutcome, str, int]]:
-    """What became of the rows: those fates that any had, the kept ones first."""
+    """Return each outcome that any row had, with its name and number of rows; ``kept`` comes first."""
     return [(fate, noun, report.fates[fate]) for fate, noun in FATES.items() if report.fates.get(fate)]
 
 
 def split(report: DataReport) -> str:
-    """``240 training · 30 validation · 30 test``."""
+    """Format the number of rows by split: ``240 training · 30 validation · 30 test``."""
     return " · ".join(f"{report.sides[side]:,} {SIDE_NOUNS[side]}" for side in SPLITS)

@@ -9,7 +9,8 @@ from graftwork.training.worker.job.runner import JobRunner
 
 
 def main() -> int:
-    """The process: 0 with a result that succeeded, 1 with one that failed, 143 when it was asked to end."""
+    """Carry out the run, and return the exit code: 0 if it succeeded, 1 if it failed, 2 for a wrong command line, and
+    143 if it was terminated."""
     if len(sys.argv) != 2:
         print("usage: python -m graftwork.training.worker.job FOLDER", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""From a job's spec to its run: hyperparameters, data, older rounds, parent and teacher."""
+"""Planning of a job's run from its specification: hyperparameters, data, earlier rounds, parent and teacher."""
 
 from __future__ import annotations
 
@@ -37,12 +37,18 @@ UNSUPPORTED_METHODS: Final[Mapping[str, str]] = {
 }
 
 
-# --- from what is asked to a run --------------------------------------------------------------------------------------
-
-
 def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> TrainingRun:
-    """The run that a folder asks for. Raises ConfigurationError for what is not understood, InvalidRequest when there
-    is nothing to learn."""
+    """Plan the run of a job.
+
+    Args:
+        spec: the specification of the job.
+        folder: the folder of the run. Earlier rounds are found in the folders beside it.
+        say: called with messages for people.
+
+    Raises:
+        ConfigurationError: if the method or a hyperparameter is not supported.
+        InvalidRequest: if there is nothing to learn.
+    """
     if spec.method in UNSUPPORTED_METHODS:
         raise ConfigurationError(
             f"This version does not do {UNSUPPORTED_METHODS[spec.method]}. It does {', '.join(TRAINING_METHODS)}, "
@@ -53,10 +59,10 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     if CONTROL_KEY in spec.metadata:
         spec = with_all_rounds(folder, spec)
     older = dict(older_rounds(folder, spec)) if spec.parent is not None and spec.parent_folder is not None else {}
-    # Feedback comes again in every round, with more: what was learned from is not held out now.
+    # Each round has the feedback of earlier rounds, too: rows that were trained on must not be held out now.
     learned = [row for round_ in older.values() for row in round_.sides["train"]] if _is_feedback(spec) else []
     material = job_material(spec, earlier={row.question_key(): "train" for row in learned})
-    if _wants_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
+    if _may_hold_out_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
         say(
             f"{len(material.held_out):,} of {material.num_rows:,} rows are held out, more than the usual "
             f"{TrainConfig().validation:.0%}: with fewer, the gates could not say anything."
@@ -77,11 +83,11 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     try:
         config = TrainConfig.start(method, continuing=parent is not None, **{"seed": spec.seed, **given})
         config = dataclasses.replace(config, learning_rate=config.learning_rate * multiplier)
-    except TypeError as error:  # a word where a number belongs
+    except TypeError as error:  # for example a string in place of a number
         raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
     if config.variant == "full":
         raise ConfigurationError(f"Jobs do not do {UNSUPPORTED_METHODS['full']}.", param="variant")
-    _remember_answers(folder, (material, *older.values()))
+    _record_answers(folder, (material, *older.values()))
     writer = partial(default_writer, kept=folder / WORDINGS_FILE, on_progress=_wording_progress(say))
     return assemble_run(
         spec.name,
@@ -97,26 +103,30 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
 
 
 def _wording_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
-    """Says how far the other wordings are, at most ten times."""
+    """Return a callback that reports the progress of paraphrasing, at most ten times."""
     last = -1
 
-    def tell(written: int, of: int) -> None:
+    def report(written: int, of: int) -> None:
         nonlocal last
         if (tenth := 10 * written // of) > last:
             last = tenth
             say(f"Writing other wordings: {written:,} of {of:,}.")
 
-    return tell
+    return report
 
 
 def compared_version(spec: JobSpec, run: TrainingRun) -> str | None:
-    """The version that a candidate is held against: the one it continues; of a control, the one it might have."""
+    """Return the id of the version that a candidate is compared with: its parent, or for a control run the version that
+    it is a control for; None for the base."""
     return spec.metadata.get(CONTROL_KEY) if run.parent is None else parent_id(run)
 
 
 def parse_hyperparameters(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of TrainConfig by name, and ``learning_rate_multiplier``; ``"auto"`` is left out. ConfigurationError for a
-    name that is none."""
+    """Map hyperparameters of a job to fields of TrainConfig and ``learning_rate_multiplier``; ``"auto"`` is left out.
+
+    Raises:
+        ConfigurationError: if there is no such hyperparameter.
+    """
     found: dict[str, Any] = {}
     for name, value in hyperparameters.items():
         field = ALIASES.get(name, name)
@@ -130,17 +140,26 @@ def parse_hyperparameters(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FEWEST_HELD_OUT: Final = 25
-"""Rows of feedback that say what is right are held out: some more than the gates want, since not all can be asked."""
+"""Minimum number of held-out rows with a right answer, for feedback: more than the gates require, since some may be too
+long for the server."""
 
 
 def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None) -> Material:
-    """The rows of a run: of its files, or of the kept data set that its folder is. ``earlier``: on which side questions
-    were before."""
+    """Read the rows of a job, from its files or its stored data set.
+
+    Args:
+        spec: the specification of the job.
+        earlier: the split of each question in earlier rounds; see `graftwork.training.data.pipeline.prepare`.
+
+    Raises:
+        InvalidRequest: if a file cannot be read, or there is no usable row.
+        GraftworkError: if the data set was changed on disk.
+    """
     if len(spec.data) == 1 and spec.data[0].is_dir():
         folder = spec.data[0]
         return read_data_set(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
     share = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
-    fewest = FEWEST_HELD_OUT if _wants_more(spec) else 0
+    fewest = FEWEST_HELD_OUT if _may_hold_out_more(spec) else 0
     return read_files(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
 
 
@@ -148,24 +167,31 @@ def _is_feedback(spec: JobSpec) -> bool:
     return any(file.name == FEEDBACK_FILE for file in spec.data)
 
 
-def _wants_more(spec: JobSpec) -> bool:
-    """Whether a run may hold out more than the usual share: of feedback, where nobody said how much."""
+def _may_hold_out_more(spec: JobSpec) -> bool:
+    """Whether a run may hold out more than the default share: if it learns from feedback and no share was set."""
     return _is_feedback(spec) and "validation" not in parse_hyperparameters(spec.hyperparameters)
 
 
 def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
-    """What earlier runs of the same adapter learned from, by the runs' names, the oldest first: those beside this one
-    that succeeded, as far as their data is still there. Nothing is copied, so that what is erased is not replayed."""
+    """Yield the job id and the rows of each earlier successful run of the same adapter, the oldest first.
+
+    Their data is read again, so that erased rows are not replayed. Runs whose data was deleted are left out.
+
+    Args:
+        folder: the folder of this run; those of earlier runs are beside it.
+        spec: the specification of this run.
+    """
     for earlier in _earlier(folder, spec):
         try:
             yield earlier.job_id, job_material(earlier)
         except InvalidRequest as error:
-            if error.code != "no_usable_rows":  # all of it was erased since
+            if error.code != "no_usable_rows":  # all its rows may have been erased
                 raise
 
 
 def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
-    """The same run on all that it and earlier ones learn from, for a control. Of feedback the newest file has all."""
+    """Return the specification with the data of all earlier rounds, for a control run. Of feedback files only the
+    newest is used, which contains the earlier ones."""
     rounds = [*_earlier(folder, spec), spec]
     data = {file: None for earlier in rounds for file in earlier.data if file.is_file()}
     older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
@@ -176,9 +202,9 @@ def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
     )
 
 
-def _remember_answers(folder: Path, rounds: Iterable[Material]) -> None:
-    """Which logged answers are among the rows, also those of older rounds, of which any may be replayed: whoever erases
-    a user is told of this version."""
+def _record_answers(folder: Path, rounds: Iterable[Material]) -> None:
+    """Record which logged interactions the run may learn from, including replayed ones, so that an erasure of a user
+    finds this version."""
     path = folder / ANSWERS_FILE
     known = set(json.loads(path.read_bytes())) if path.exists() else set()
     found = {id for round_ in rounds for rows in round_.sides.values() for row in rows for id in row.interactions}
@@ -187,7 +213,7 @@ def _remember_answers(folder: Path, rounds: Iterable[Material]) -> None:
 
 
 def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
-    """Runs of the same adapter beside this one that succeeded and whose data is still there, the oldest first."""
+    """Yield the successful runs of the same adapter whose data still exists, the oldest first."""
     beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT_FILE).is_file()]
     for path in sorted(beside, key=lambda path: (path / RESULT_FILE).stat().st_mtime_ns):
         if not (path / SPEC_FILE).is_file():
@@ -200,4 +226,5 @@ def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
 
 
 def parent_id(run: TrainingRun) -> str:
+    """Return the id of the version that a run continues, or words for people if there is none."""
     return "no version, from the base" if run.parent is None else f"{run.parent.name}@{run.parent.version}"

@@ -1,5 +1,5 @@
-"""The run of one job in its folder: reads ``job.json``, trains, writes ``progress.jsonl``, leaves ``adapter/`` and
-``result.json``. Ended by SIGTERM or by force, it goes on from its newest whole checkpoint and ends in the same bits.
+"""The run of a job: reads ``job.json``, trains, writes ``progress.jsonl``, and results in ``adapter/`` and
+``result.json``. After SIGTERM or a kill it resumes from its newest checkpoint, and results in the same bits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TERMINATED: Final = 128 + signal.SIGTERM
 
 
 class JobRunner:
-    """The run in one folder."""
+    """Carries out the run in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,7 +48,11 @@ class JobRunner:
         self._phase = "data"
 
     def run(self) -> int:
-        """Learn, and leave a result. Only the main thread may call it: it takes SIGTERM."""
+        """Carry out the run, and write its result. Must be called from the main thread, as it handles SIGTERM.
+
+        Returns:
+            The exit code: 0 if the run succeeded (now or before), 1 if it failed, `TERMINATED` if it was stopped.
+        """
         signal.signal(signal.SIGTERM, self._on_sigterm)
         if (self._folder / RESULT_FILE).is_file():
             return (
@@ -70,7 +74,7 @@ class JobRunner:
                 traceback.print_exc()
                 return self._fail("internal_error", f"{type(error).__name__}: {error}")
             return self._fail(DISK_FULL, "The disk is full: make room where jobs are kept, and submit the job again.")
-        except Exception as error:  # whatever it is, somebody waits for a result
+        except Exception as error:  # the worker waits for a result in any case
             traceback.print_exc()
             return self._fail("internal_error", f"{type(error).__name__}: {error}")
         self._write_result(result)
@@ -97,7 +101,7 @@ class JobRunner:
         self._say(str(estimate.estimate_run(run.base, run.rows, run.config)))
         adapter = self._folder / ADAPTER_FOLDER
         for leftover in (adapter, *self._folder.glob(f".{ADAPTER_FOLDER}.partial-*")):
-            # Of an attempt that ended before it could say so: without a result nobody has seen it.
+            # Of an attempt that was killed: without a result it was not published.
             shutil.rmtree(leftover, ignore_errors=True)
         self._enter("model", "Loading the base.")
         keeping = checkpoints.Checkpointing(
@@ -123,7 +127,8 @@ class JobRunner:
         }
 
     def _fit_memory(self, run: TrainingRun) -> TrainingRun:
-        """The run in parts that memory has room for. Those that it began with stay: others end in other bits."""
+        """Reduce the micro-batch size to fit into memory. A resumed run keeps the size that it began with, since
+        another one would change the bits of the result."""
         from graftwork.training.run import estimate
 
         path, wanted = self._folder / PARTS_FILE, run.config.micro_batch_tokens
@@ -138,7 +143,7 @@ class JobRunner:
         return dataclasses.replace(run, config=dataclasses.replace(run.config, micro_batch_tokens=tokens))
 
     def _judge(self, spec: JobSpec, run: TrainingRun, adapter: Path) -> dict[str, Any]:
-        """The candidate's trial at the server, for the card; empty without a server to ask."""
+        """Evaluate the candidate on the server, and return the result for the model card; empty without a server."""
         if spec.server_url is None:
             return {}
         from graftwork.clients.client import Client
@@ -186,11 +191,11 @@ class JobRunner:
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
         if not self._stepping or self._asked_to_end.is_set():
-            # Nothing is under way that could be kept; or asked twice.
+            # There is no step to save yet; or this is the second signal.
             os._exit(TERMINATED)
         self._asked_to_end.set()
 
-    # --- what is told -----------------------------------------------------------------------------------------------
+    # --- progress and result ----------------------------------------------------------------------------------------
 
     def _enter(self, phase: str, message: str) -> None:
         self._phase = phase

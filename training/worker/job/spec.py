@@ -1,4 +1,4 @@
-"""What one run is asked to do (``job.json``), and what a line of its ``progress.jsonl`` holds."""
+"""The specification of a run (``job.json``), and the lines of its ``progress.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.run.folder import SPEC_FILE
 
 AUTO: Final = "auto"
+"""The value of a method or hyperparameter that is chosen automatically."""
 
 
 class ProgressLine(TypedDict, total=False):
-    """One line of ``progress.jsonl``. A line with a ``message`` is for people, one with a ``step`` is a measurement;
-    one with a ``checkpoint`` says that ``checkpoints/step-N`` is whole."""
+    """A line of ``progress.jsonl``. A line with a ``message`` is for people, one with a ``step`` is a measurement, and
+    one with a ``checkpoint`` reports that ``checkpoints/step-N`` was published."""
 
     step: int
     total: int
@@ -27,14 +28,14 @@ class ProgressLine(TypedDict, total=False):
     validation_loss: float | None
     reward: float | None
     validation_reward: float | None
-    """Of GRPO: means of the answers that were tried."""
+    """For GRPO: mean reward of the completions."""
     num_tokens: int
     eta_seconds: float | None
     trial: int
-    """Of a search: which one this is. Steps, tokens and the time that is left are then those of all ``trials``."""
+    """In a search: the number of the trial. Steps, tokens and the remaining time are then those of all ``trials``."""
     trials: int
     phase: str
-    """``data``, ``model``, ``train``, ``evaluate``, ``gates``, …: what it is doing."""
+    """What the run is doing: ``data``, ``model``, ``train``, ``evaluate`` or ``gates``."""
     message: str
     level: Literal["info", "warn", "error"]
     checkpoint: int
@@ -42,39 +43,40 @@ class ProgressLine(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """What one run is asked to do."""
+    """The specification of a run."""
 
     job_id: str
     name: str
-    """The adapter that gets a version."""
+    """The adapter that gets a new version."""
     base: BaseInfo
     parent: int | None = None
-    """The number of the version of ``name`` (or of ``parent_name``) to continue."""
+    """Number of the version that is trained further; None for a fresh adapter."""
     parent_name: str | None = None
-    """Whose version the parent is; None: of ``name``."""
+    """Name of the parent's adapter; `name` if None."""
     parent_folder: Path | None = None
-    """The parent's PEFT folder; there whenever ``parent`` is."""
+    """PEFT folder of the parent; set if and only if ``parent`` is."""
     method: str = AUTO
-    """``auto`` chooses by what the rows say, else one of TRAINING_METHODS."""
+    """``auto``, which chooses by the rows, or one of TRAINING_METHODS."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    """By name (learning_rate, learning_rate_multiplier, num_epochs, batch_size, rank, alpha, beta, …): ``"auto"`` or a
-    value. What is not there is ``"auto"``."""
+    """Hyperparameters by name (learning_rate, learning_rate_multiplier, num_epochs, batch_size, …). A value may be
+    ``"auto"``, which is the default of each."""
     data: tuple[Path, ...]
-    """Files of rows, or the folder of one kept data set."""
+    """Files of rows, or the folder of a stored data set."""
     validation: tuple[Path, ...] = ()
-    """Files of rows that are never learned from; none: a share of ``data`` is kept back."""
+    """Files of validation rows; if there are none, a share of ``data`` is held out."""
     seed: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     server_url: str | None = None
-    """Where candidates are judged, in the serving path; None: nobody is there to ask."""
+    """Address of the server that candidates are evaluated on; None skips the evaluation."""
     key_variable: str = "GRAFTWORK_API_KEY"
-    """The environment variable that holds a key for that server, if it asks for one."""
+    """Environment variable with the API key of that server, if it requires one."""
 
     def write(self, folder: Path) -> None:
-        """Leave it as the folder's ``job.json``, whole or not at all."""
+        """Write ``job.json`` to a folder, atomically and durably."""
         write_durably(folder / SPEC_FILE, json.dumps(self.to_json(), ensure_ascii=False, indent=1))
 
     def to_json(self) -> dict[str, Any]:
+        """Return every field by name, in JSON's types."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             **fields,
@@ -88,7 +90,11 @@ class JobSpec:
 
     @classmethod
     def read(cls, folder: Path) -> JobSpec:
-        """What a run's folder asks for."""
+        """Read ``job.json`` from a folder.
+
+        Raises:
+            OSError, ValueError, KeyError: if it does not exist or was not written by `write`.
+        """
         fields = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
         parent_folder = fields["parent_folder"]
         return cls(

@@ -17,6 +17,7 @@ TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the tables of the registry and of keys."""
     op.create_table(
         "adapters",
         sa.Column("name", sa.Text, nullable=False),

@@ -1,7 +1,7 @@
-"""Interactions, feedback, who may log what for how long, what versions learned from; secrets and leases.
+"""Tables of interactions, feedback, log policies, lineage (what versions were trained on), secrets and leases.
 
 ``adapter`` and ``version`` are an adapter's name and a version's number; both are NULL where the bare base answered.
-``key_id`` is the key's that asked, or ``local`` on a server without keys. ``unit`` is a keyed hash of the user or the
+``key_id`` is the key of the request, or ``local`` on a server without keys. ``unit`` is a keyed hash of the user or the
 session. ``at`` is when feedback was received, ``created_at`` when a request was admitted, to the second.
 """
 
@@ -18,6 +18,7 @@ TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the tables of interactions, feedback, log policies, lineage, settings and leases."""
     op.create_table(
         "settings",
         sa.Column("name", sa.Text, nullable=False),

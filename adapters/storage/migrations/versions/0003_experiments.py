@@ -1,8 +1,8 @@
-"""Experiments: what was asked, which weights held since when, what happened, who was exposed, and what came of it.
+"""Tables of experiments: plans, epochs of weights, events, exposures, closed units and readings.
 
-``salt`` and the arcs of an epoch decide who gets which arm. ``exposures`` gets a row by itself for each interaction
-that is logged with an experiment's arm: what the statistics need of it stays when the interaction goes. ``unit`` there
-is a keyed hash of the user or session, or the interaction's id where nobody was named.
+``salt`` and the arcs of an epoch determine the arm of each unit. A trigger adds a row to ``exposures`` for each
+interaction that is logged with an experiment's arm: what the statistics need of it stays when the interaction is
+erased. ``unit`` there is a keyed hash of the user or session, or the interaction's id if the request named neither.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
+    """Create the tables and triggers of experiments."""
     op.create_table(
         "experiments",
         sa.Column("name", sa.Text, nullable=False),

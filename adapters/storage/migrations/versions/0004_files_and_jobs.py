@@ -1,7 +1,7 @@
-"""Files that were uploaded, and jobs: what was asked, who works on it until when, what happened, what came of it.
+"""Tables of uploaded files, and of jobs with their claims, events and checkpoints.
 
-``owner``, ``token`` and ``lease_until`` are a job's claim: token grows with every change of hands. ``relayed_bytes`` is
-how much of the run's progress file has become events, in one transaction with them, so that none comes twice.
+``owner``, ``token`` and ``lease_until`` are a job's claim: token grows with every claim. ``relayed_bytes`` is
+how much of the run's progress file has become events, in one transaction with them, so that none is stored twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ STATUSES = "'validating_files', 'queued', 'running', 'succeeded', 'failed', 'can
 
 
 def upgrade() -> None:
+    """Create the tables of files, jobs, events and checkpoints."""
     op.create_table(
         "files",
         sa.Column("number", NUMBER, autoincrement=True, nullable=False),

@@ -1,4 +1,4 @@
-"""When adapters learn by themselves. What came of it are jobs, whose ``key_id`` says that a policy asked for them."""
+"""The table of learning policies. Their rounds are jobs, whose ``key_id`` says that a policy submitted them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 
 
 def upgrade() -> None:
+    """Create the table of learning policies."""
     op.create_table(
         "learning_policies",
         sa.Column("name", sa.Text, nullable=False),

@@ -1,7 +1,4 @@
-"""The threads and scratch memory that one engine's kernels run with, and the step's adapters as they read them.
-
-One thread at a time may use a machine.
-"""
+"""The threads and scratch memory of the CPU kernels, and a step's adapters in the layout that the kernels read."""
 
 from __future__ import annotations
 
@@ -16,7 +13,13 @@ from graftwork.server.engine.lora.plan import AdapterRun
 
 
 class RowAdapters:
-    """Which pages each of a step's rows goes through, as the kernels read it."""
+    """The bank's pages that each row of a step goes through, in the layout of the kernels.
+
+    Attributes:
+        first: [T + 1] int32. Row i uses ``pages[first[i] : first[i + 1]]``.
+        pages: int32 page numbers, one row's after another's.
+        fields: Pointers to both, for ``StepFields``.
+    """
 
     def __init__(self, runs: Sequence[AdapterRun], num_rows: int) -> None:
         counts = [0] * num_rows
@@ -36,13 +39,20 @@ LANES = 16
 
 
 class KernelContext:
+    """A thread pool and scratch memory for the kernels. One thread at a time may call ``run``.
+
+    Args:
+        library: The kernels, as ``library.load`` returns them.
+        num_threads: Threads of the pool.
+    """
+
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._library = library
         self._handle = library.graft_open(num_threads)
         self._newest: tuple[Sequence[AdapterRun], int, RowAdapters] | None = None
 
     def run(self, ops: ctypes.Array[OpFields], step: StepFields) -> None:
-        """Run ``ops`` one after another over the step's rows; other Python threads go on meanwhile."""
+        """Run ``ops`` one after another over the step's rows. The GIL is released meanwhile."""
         self._library.graft_run(self._handle, ops, len(ops), ctypes.byref(step))
 
     def sample(self, logits: Tensor, samplings: ctypes.Array[SamplingFields]) -> list[int]:
@@ -54,10 +64,16 @@ class KernelContext:
         return tokens.tolist()
 
     def pack(self, rows: Tensor, padded: int) -> tuple[Tensor, Tensor]:
-        """Any [n, k] float32 → bytes [ceil(n / 16), padded / 4, 16, 4] and scales [n rounded up to 16].
+        """Quantize a matrix to int8 in the panels that the kernels multiply by. Any thread may call this at any time.
 
-        Sixteen rows side by side, four inputs of each, 128 more than their value: what the kernels multiply by. Any
-        thread may call this at any time.
+        A panel holds 16 rows side by side, four inputs of each. A byte is the quantized value plus 128.
+
+        Args:
+            rows: [n, k] float32, with any strides.
+            padded: k rounded up to a multiple of 4; what is added is zero.
+
+        Returns:
+            The panels [ceil(n / 16), padded / 4, 16, 4] uint8, and one scale per row [n rounded up to 16] float32.
         """
         num_panels = -(-rows.shape[0] // LANES)
         panels = torch.empty(num_panels, padded // 4, LANES, 4, dtype=torch.uint8)
@@ -68,7 +84,7 @@ class KernelContext:
         return panels, scales
 
     def adapters_of(self, runs: Sequence[AdapterRun], num_rows: int) -> RowAdapters:
-        """The runs as the kernels read them; all layers of a step ask with the same ones."""
+        """The runs in the layout of the kernels; cached, since all layers of a step pass the same ones."""
         if self._newest is None or self._newest[0] is not runs or self._newest[1] != num_rows:
             self._newest = (runs, num_rows, RowAdapters(runs, num_rows))
         return self._newest[2]

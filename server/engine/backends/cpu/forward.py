@@ -1,11 +1,11 @@
 """A whole step of a decoder-only transformer as one list of kernel calls.
 
-Which architectures this covers is seen, not listed: a model fits whose layers are made of the parts below and nothing
-else (RMS norms before attention and MLP and perhaps after them, rotary positions, gated MLP, perhaps norms of queries
-and keys). Llama, Mistral, Qwen2, Qwen3 and Gemma are. What a name cannot tell, a trial does: the same tokens once
-through HF's own modules and once through here must give nearly the same logits, else the model is served through HF's.
+Architectures are recognized by their modules, not by name: a model is supported when its layers consist of the parts
+below and nothing else (RMS norms before attention and MLP and perhaps after them, rotary positions, gated MLP, perhaps
+norms of queries and keys). Llama, Mistral, Qwen2, Qwen3 and Gemma are. A check of the numbers comes on top: the same
+tokens through HF's own modules and through here must give nearly the same logits, else HF's modules are used.
 
-Shapes: T rows of a step, H hidden size, R rows kept for the head, V vocabulary, D head dimension.
+Shapes: T rows of a step, H hidden size, R rows that reach the head, V vocabulary, D head dimension.
 """
 
 from __future__ import annotations
@@ -47,24 +47,29 @@ _PROLOGUES = {
     "PytorchGELUTanh": GELU_TIMES,
 }
 
-#: How far the decoder may be from HF's unquantized model in mean Kullback-Leibler divergence (nats) over the trial's
+#: How far the decoder may be from HF's unquantized model in mean Kullback-Leibler divergence (nats) over the trace's
 #: tokens: 8-bit numbers alone make 0.03, a part that is missing makes more than 1.
 MAX_DIVERGENCE = 0.3
 
 
 class UnsupportedModel(Exception):
-    """The model has a part that the decoder does not know; the message names it."""
+    """The model has a module that ``CpuForward`` does not implement; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """y = x / rms(x) · weight, whatever the module calls them. ``weight`` [width] float32."""
+    """y = x / rms(x) · weight. ``weight`` is [width] float32, ``eps`` is added to the mean square."""
 
     weight: Tensor
     eps: float
 
     @classmethod
     def from_module(cls, module: nn.Module) -> RMSNorm:
+        """Read weight and eps of one of HF's RMS norms, also of those whose factor is 1 + weight.
+
+        Raises:
+            UnsupportedModel: ``module`` is no RMS norm.
+        """
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         weight = getattr(module, "weight", None)
         if not isinstance(eps, float) or not isinstance(weight, Tensor) or "RMSNorm" not in type(module).__name__:
@@ -74,12 +79,24 @@ class RMSNorm:
 
 
 class CpuForward:
-    """Computes steps of ``model``, whose linear layers ``grafts`` hold as ``CpuLinear``."""
+    """A ``Forward`` by the CPU kernels.
+
+    Args:
+        model: HF's model. Its embedding and rotary module are called; norms are read from it.
+        grafts: The model's linear layers, each a ``CpuLinear``.
+        trace: What ``trace_model`` recorded of the model.
+        cache: Must be float16.
+        context: Runs the kernels.
+        max_rows: The most tokens of a step.
+
+    Raises:
+        UnsupportedModel: The model has a module that is not implemented here.
+    """
 
     def __init__(
-        self, model: nn.Module, grafts: Grafts, trial: ModelTrace, cache: KVCache, machine: KernelContext, max_rows: int
+        self, model: nn.Module, grafts: Grafts, trace: ModelTrace, cache: KVCache, context: KernelContext, max_rows: int
     ) -> None:
-        self.context = machine
+        self.context = context
         self._cache = cache
         products: Mapping[str, CpuLinear] = {
             name: p.linear for p in grafts.merged_linears for name in p.names if isinstance(p.linear, CpuLinear)
@@ -93,20 +110,20 @@ class CpuForward:
         by_type = "layer_type" in inspect.signature(self._rotary.forward).parameters
         self._tables: list[str | None] = sorted(set(types)) if by_type else [None]
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._head = _product(products, names, [model.get_output_embeddings()])  # type: ignore[operator]
-        self._hidden = torch.zeros(max(max_rows, len(trial.logits)), config.hidden_size)
-        self._held: list[Any] = []  # what the kernels have only pointers to
+        self._head = _find_linear(products, names, [model.get_output_embeddings()])  # type: ignore[operator]
+        self._hidden = torch.zeros(max(max_rows, len(trace.logits)), config.hidden_size)
+        self._referenced: list[Any] = []  # the kernels hold only pointers to these
         self._buffers: dict[tuple[str, int], Tensor] = {}
         ops: list[OpFields] = []
         for index, layer in enumerate(body.layers):
             rope = self._tables.index(types[index]) if by_type else 0
-            ops += self._layer(layer, index, rope, trial, products, names)
+            ops += self._layer(layer, index, rope, trace, products, names)
         self._ops = (OpFields * len(ops))(*ops)
         self._final_norm = self._keep_norm(RMSNorm.from_module(_plain(body.norm)))
         self._logits = torch.empty(0, self._head.num_outputs)
 
     def __call__(self, rows: Batch) -> Tensor:
-        """Every token of ``rows`` through all layers, the kept ones through the head. → [R, V]"""
+        """Logits [R, V] float32; they are overwritten by the next call."""
         num_rows = len(rows.tokens)
         self._hidden[:num_rows] = self._embed(torch.tensor([rows.tokens]))[0]
         where = torch.tensor([rows.positions, rows.slots], dtype=torch.int32)
@@ -141,7 +158,7 @@ class CpuForward:
         return logits
 
     def _angles(self, positions: Tensor, table: str | None) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, rotary dimension], as the model's own module makes them."""
+        """cos and sin [T, rotary dimension] float32, computed by the model's own rotary module."""
         arguments = (positions,) if table is None else (positions, table)
         cos, sin = self._rotary(self._hidden[None, :1], *arguments)
         return cos[0].float().contiguous(), sin[0].float().contiguous()
@@ -152,7 +169,7 @@ class CpuForward:
         layer: Any,
         index: int,
         rope: int,
-        trial: ModelTrace,
+        trace: ModelTrace,
         products: Mapping[str, CpuLinear],
         names: Mapping[int, str],
     ) -> list[OpFields]:
@@ -166,10 +183,10 @@ class CpuForward:
         prologue = _PROLOGUES.get(type(mlp.act_fn).__name__)
         if prologue is None:
             raise UnsupportedModel(f"the activation {type(mlp.act_fn).__name__}")
-        qkv = _product(products, names, [attention.q_proj, attention.k_proj, attention.v_proj])
-        out = _product(products, names, [attention.o_proj])
-        gate_up = _product(products, names, [mlp.gate_proj, mlp.up_proj])
-        down = _product(products, names, [mlp.down_proj])
+        qkv = _find_linear(products, names, [attention.q_proj, attention.k_proj, attention.v_proj])
+        out = _find_linear(products, names, [attention.o_proj])
+        gate_up = _find_linear(products, names, [mlp.gate_proj, mlp.up_proj])
+        down = _find_linear(products, names, [mlp.down_proj])
 
         hidden, max_rows = self._hidden, len(self._hidden)
         projected, attended = self._buffer("qkv", max_rows, qkv), self._buffer("out", max_rows, out, of_inputs=True)
@@ -181,7 +198,7 @@ class CpuForward:
 
         ops = [
             qkv.op(hidden, projected, prologue=NORM, norm=before.weight, eps=before.eps, with_bias=True),
-            self._attend(attention, index, rope, trial, projected, attended),
+            self._attend(attention, index, rope, trace, projected, attended),
         ]
         ops += self._add_to_hidden(out, attended, layer.post_attention_layernorm if sandwich else None)
         ops.append(gate_up.op(hidden, opened, prologue=NORM, norm=between.weight, eps=between.eps, with_bias=True))
@@ -190,7 +207,7 @@ class CpuForward:
         return ops
 
     def _add_to_hidden(self, product: CpuLinear, x: Tensor, norm: nn.Module | None, **how: Any) -> list[OpFields]:
-        """hidden += W·x, through ``norm`` if there is one."""
+        """hidden += W·x, or hidden += norm(W·x)."""
         if norm is None:
             return [product.op(x, self._hidden, accumulate=True, with_bias=True, **how)]
         apart = self._buffer("apart", len(self._hidden), product)
@@ -206,8 +223,8 @@ class CpuForward:
         )
         return [product.op(x, apart, with_bias=True, **how), add]
 
-    def _attend(self, attention: Any, index: int, rope: int, trial: ModelTrace, x: Tensor, y: Tensor) -> OpFields:
-        traits = trial.attention[index]
+    def _attend(self, attention: Any, index: int, rope: int, trace: ModelTrace, x: Tensor, y: Tensor) -> OpFields:
+        traits = trace.attention[index]
         keys = self._cache.keys[index]
         if keys.dtype != torch.float16:
             raise UnsupportedModel(f"a cache of {keys.dtype}")
@@ -235,7 +252,7 @@ class CpuForward:
             k_norm=None if k_norm is None else k_norm.weight.data_ptr(),
             eps=0.0 if q_norm is None else q_norm.eps,
         )
-        self._held.append(fields)
+        self._referenced.append(fields)
         return OpFields(
             kind=ATTEND,
             x=x.data_ptr(),
@@ -246,29 +263,33 @@ class CpuForward:
         )
 
     def _buffer(self, name: str, max_rows: int, product: CpuLinear, *, of_inputs: bool = False) -> Tensor:
-        """One buffer a purpose, shared by the layers."""
+        """The buffer [max_rows, width] of that name; all layers share it."""
         width = product.num_inputs if of_inputs else product.num_outputs
         if (name, width) not in self._buffers:
             self._buffers[name, width] = torch.zeros(max_rows, width)
         return self._buffers[name, width]
 
     def _keep_norm(self, norm: RMSNorm) -> RMSNorm:
-        self._held.append(norm)
+        self._referenced.append(norm)
         return norm
 
 
-def mean_kl_divergence(decoder: CpuForward, trial: ModelTrace, cache: KVCache) -> float:
-    """Mean Kullback-Leibler divergence, in nats, of the decoder's words from those the trial's tokens had in HF's."""
-    tokens = list(range(len(trial.logits)))
+def mean_kl_divergence(decoder: CpuForward, trace: ModelTrace, cache: KVCache) -> float:
+    """Mean Kullback-Leibler divergence, in nats, of the decoder's distributions from those of HF's model.
+
+    Computed over the tokens of the trace. Slot 0 of the cache is overwritten and reset.
+    """
+    tokens = list(range(len(trace.logits)))
     rows = Batch(tokens=tokens, positions=tokens, slots=[0] * len(tokens), logits_indices=tokens)
     cache.reset(0)
     cache.extend(0, len(tokens))
-    said, expected = (torch.log_softmax(logits, dim=-1) for logits in (decoder(rows), trial.logits))
+    actual, expected = (torch.log_softmax(logits, dim=-1) for logits in (decoder(rows), trace.logits))
     cache.reset(0)
-    return float((expected.exp() * (expected - said)).sum(-1).mean())
+    return float((expected.exp() * (expected - actual)).sum(-1).mean())
 
 
-def _product(products: Mapping[str, CpuLinear], names: Mapping[int, str], layers: Sequence[Any]) -> CpuLinear:
+def _find_linear(products: Mapping[str, CpuLinear], names: Mapping[int, str], layers: Sequence[Any]) -> CpuLinear:
+    """The ``CpuLinear`` whose members are exactly ``layers``."""
     found = [products.get(names.get(id(layer), "")) for layer in layers]
     product = found[0]
     if product is None or any(other is not product for other in found) or len(product.members) != len(layers):
@@ -277,7 +298,7 @@ def _product(products: Mapping[str, CpuLinear], names: Mapping[int, str], layers
 
 
 def _plain(module: Any) -> nn.Module:
-    """The module inside a graft."""
+    """The module that a ``GraftedModule`` wraps, or ``module`` itself."""
     inner: nn.Module = getattr(module, "module", module)
     return inner
 

@@ -1,16 +1,19 @@
-"""The structures that Python fills for the CPU kernels. They mirror ``kernels/interface.h`` field by field."""
+"""The ctypes structures that the CPU kernels are called with. They mirror ``kernels/interface.h`` field by field."""
 
 from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 
+#: ``OpFields.prologue``: what is applied to the input of a PROJECT.
 PLAIN, NORM, SILU_TIMES, GELU_TIMES = range(4)
 
-
+#: ``OpFields.kind``.
 PROJECT, ATTEND, ADD_NORM = range(3)
 
 
 class LinearFields(Structure):
+    """The packed weights of one ``CpuLinear`` and its pages of the bank."""
+
     _fields_ = (
         ("num_inputs", c_int32),
         ("num_blocks", c_int32),
@@ -28,10 +31,14 @@ class LinearFields(Structure):
 
 
 class AdaptersFields(Structure):
+    """The pages of each row: ``RowAdapters``."""
+
     _fields_ = (("first", c_void_p), ("pages", c_void_p), ("num_groups", c_int32))
 
 
 class AttentionFields(Structure):
+    """One layer's attention: its part of the cache, head sizes, scale, window, soft cap, norms of queries and keys."""
+
     _fields_ = (
         ("keys", c_void_p),
         ("values", c_void_p),
@@ -51,6 +58,8 @@ class AttentionFields(Structure):
 
 
 class OpFields(Structure):
+    """One kernel call: ``kind`` (PROJECT, ATTEND or ADD_NORM), input ``x``, output ``y`` and what that kind needs."""
+
     _fields_ = (
         ("kind", c_int32),
         ("prologue", c_int32),
@@ -68,6 +77,8 @@ class OpFields(Structure):
 
 
 class StepFields(Structure):
+    """What all calls of a step share: slots and positions of its rows, rotary angles and adapters."""
+
     _fields_ = (
         ("num_rows", c_int32),
         ("slot", c_void_p),

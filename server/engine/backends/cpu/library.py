@@ -1,7 +1,7 @@
 """Builds the CPU kernels with the machine's C++ compiler, once, and loads them.
 
-The library's name is a digest of its sources, compiler and flags: another source is another file, and processes that
-build at the same time cannot harm each other.
+The library's file name is a digest of its sources, compiler and flags. So another source is another file, and processes
+that build at the same time do not disturb each other.
 """
 
 from __future__ import annotations
@@ -32,24 +32,21 @@ log = logging.getLogger(__name__)
 KERNELS = Path(__file__).with_name("kernels")
 SOURCE = KERNELS / "kernels.cpp"
 
-#: Named one by one, not -march=native: what is kept may be used on another machine that has these and no more.
+#: Named one by one, not -march=native: the built file may be used on another machine that has these and no more.
 INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni", "fma", "f16c")
-
 
 #: gcc 12 takes the intrinsics' own undefined registers for uninitialized ones.
 FLAGS = ("-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-shared", "-fPIC")
 
-
 COMPILERS = ("c++", "g++", "clang++")
 
-
-#: By itself it takes some seconds. On a machine that is busy with other things it may take many times as long, and to
-#: wait costs less than to answer slowly for good.
+#: Timeout of a build. It takes some seconds on an idle machine and many times as long on a busy one; waiting once costs
+#: less than running without the kernels from then on.
 BUILD_SECONDS = 600
 
 
 def unavailable_reason() -> str | None:
-    """Why the kernels cannot run here, or ``None`` when they can (as far as is known before building them)."""
+    """Why the kernels cannot run here, or ``None`` if nothing is known that prevents it before they are built."""
     capabilities = torch.cpu.get_capabilities()
     if not capabilities.get("avx512_vnni", False):
         return "this CPU has no AVX-512 VNNI"
@@ -59,16 +56,17 @@ def unavailable_reason() -> str | None:
 
 
 def compiler() -> str | None:
+    """The path of the first C++ compiler found, ``$CXX`` before the others; ``None`` without any."""
     names = ([os.environ["CXX"]] if os.environ.get("CXX") else []) + list(COMPILERS)
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @cache
 def load(folder: Path) -> ctypes.CDLL:
-    """The kernels, built into ``folder`` unless they are there.
+    """Load the kernels, and build them first unless ``folder`` has them. Cached per folder.
 
     Raises:
-        ConfigurationError: the compiler is missing or refuses; the message quotes it.
+        ConfigurationError: There is no compiler, it failed (the message quotes it), or the library cannot be loaded.
     """
     path = _build(folder)
     try:
@@ -116,13 +114,13 @@ def _sources() -> list[bytes]:
 
 
 def _run(command: Sequence[str]) -> None:
-    """Run a compiler in a group of its own: what it starts would outlive it, killed for taking too long."""
+    """Run a compiler in a process group of its own, so that a timeout also kills what the compiler started."""
     try:
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", process_group=0
         ) as compiling:
             try:
-                _, said = compiling.communicate(timeout=BUILD_SECONDS)
+                _, stderr = compiling.communicate(timeout=BUILD_SECONDS)
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(compiling.pid, signal.SIGKILL)
@@ -130,4 +128,4 @@ def _run(command: Sequence[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigurationError(f"{command[0]} cannot build the CPU kernels: {error}") from error
     if compiling.returncode != 0:
-        raise ConfigurationError(f"{command[0]} cannot build the CPU kernels: {said.strip()[-2000:]}")
+        raise ConfigurationError(f"{command[0]} cannot build the CPU kernels: {stderr.strip()[-2000:]}")

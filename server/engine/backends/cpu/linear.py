@@ -1,4 +1,4 @@
-"""Sibling linear layers and their adapters in the layout that kernels.cpp multiplies with.
+"""A ``LinearMethod`` by the CPU kernels: sibling linear layers and their adapters in the layout the kernels read.
 
 Shapes: K inputs padded to KP (a multiple of 64); the outputs of every member are cut into tiles of 32, the last one of
 a member padded; P pages of the bank.
@@ -24,10 +24,17 @@ TILE = 32
 
 
 class CpuLinear:
-    """Weights in 8 bits with a scale per output; the bank's pages of A with a scale per rank, of B per output."""
+    """Sibling linear layers in int8, with scales per output; pages of A have scales per rank, those of B per output.
 
-    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, num_pages: int, machine: KernelContext) -> None:
-        self.context = machine
+    Args:
+        weights: [outputs_i, K] of each member.
+        bias: [outputs of all members], or ``None``.
+        num_pages: Of the bank.
+        context: Packs weights and runs the kernels.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, num_pages: int, context: KernelContext) -> None:
+        self.context = context
         self.num_pages = num_pages
         self.num_inputs = weights[0].shape[1]
         self.num_outputs = sum(weight.shape[0] for weight in weights)
@@ -40,7 +47,7 @@ class CpuLinear:
             num_tiles = -(-outputs // TILE)
             tiles += [(member, column + t * TILE, min(TILE, outputs - t * TILE)) for t in range(num_tiles)]
             fill = num_tiles * TILE - outputs
-            packed, scale = machine.pack(F.pad(weight.float(), (0, 0, 0, fill)), padded)
+            packed, scale = context.pack(F.pad(weight.float(), (0, 0, 0, fill)), padded)
             panels.append(packed)
             scales.append(scale)
             if bias is not None:
@@ -65,7 +72,7 @@ class CpuLinear:
         )
 
     def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
-        """x [T, K] float32 → [T, outputs] float32: W·x and what each row's adapter adds, without the bias."""
+        """W·x plus each row's adapter, without the bias: x [T, K] float32 → [T, outputs] float32."""
         x = x.contiguous()
         y = torch.empty(x.shape[0], self.num_outputs)
         adapters = self.context.adapters_of(plan.runs if plan is not None else (), x.shape[0])
@@ -84,9 +91,19 @@ class CpuLinear:
         accumulate: bool = False,
         with_bias: bool = False,
     ) -> OpFields:
-        """y = W·prologue(x), or y += it. x and y may be views with rows of another width than K and the outputs.
+        """The kernel call for y = W·prologue(x), or y += W·prologue(x).
 
-        ``norm`` [K] float32 is the weight of the RMS norm that the prologue applies.
+        Args:
+            x: [rows, any width] float32. Its rows begin with the prologue's inputs.
+            y: [rows, any width] float32.
+            prologue: PLAIN, NORM, SILU_TIMES or GELU_TIMES.
+            norm: [K] float32, the weight of the RMS norm of NORM.
+            eps: Of that norm.
+            accumulate: Add to ``y`` instead of overwriting it.
+            with_bias: Add the bias, if there is one.
+
+        Returns:
+            A call that points to ``x`` and ``y``: the caller keeps both alive.
         """
         return OpFields(
             kind=PROJECT,
@@ -103,7 +120,7 @@ class CpuLinear:
         )
 
     def pack(self, grafts: Mapping[int, LinearGraft]) -> Int8LoraPages:
-        """An adapter's grafts on the members as pages hold them. Any thread may call this beside the steps."""
+        """Quantize an adapter's grafts, by member, into pages. Any thread may call this beside the steps."""
         num_pages = max(len(graft.a) for graft in grafts.values())
         packed = Int8LoraPages.empty(num_pages, len(self.members), self.padded, len(self.tiles))
         tile = 0
@@ -122,7 +139,10 @@ class CpuLinear:
         return packed
 
     def write(self, pages: Sequence[int], packed: Int8LoraPages | None) -> None:
-        """Copy an adapter's grafts to its pages; what it does not touch is zero there."""
+        """Copy an adapter's grafts to its pages; members that it does not change get scales of zero there.
+
+        The bank is allocated with the first adapter that touches these layers.
+        """
         if packed is not None and self.bank is None:
             self.bank = bank = Int8LoraPages.empty(self.num_pages, len(self.members), self.padded, len(self.tiles))
             self.fields.a, self.fields.a_scale = bank.a.data_ptr(), bank.a_scale.data_ptr()
@@ -138,7 +158,7 @@ class CpuLinear:
                 self.bank.b_scale[page] = 0
 
     def dense(self) -> Tensor:
-        """The weight as it acts, [outputs, K] float32."""
+        """The dequantized weight, [outputs, K] float32."""
         digits = self.panels.transpose(1, 2).reshape(-1, self.padded)[:, : self.num_inputs].float() - 128
         rows = digits * self.scale[:, None]
         kept = [rows[i * TILE : i * TILE + count] for i, (_, _, count) in enumerate(self.tiles.tolist())]
@@ -146,17 +166,26 @@ class CpuLinear:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the weights and their scales, without adapters."""
         return self.panels.nbytes + self.scale.nbytes
 
 
 def _member_columns(weights: Sequence[Tensor]) -> list[slice]:
+    """The columns of each member among the outputs of all."""
     stops = torch.tensor([weight.shape[0] for weight in weights]).cumsum(0).tolist()
     return [slice(stop - weight.shape[0], stop) for stop, weight in zip(stops, weights, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Int8LoraPages:
-    """Pages of A and B: ``a`` [P, members, KP/4, 16, 4] and ``b`` [P, tiles, 2, 4, 16, 4], a byte each, with scales."""
+    """Pages of A and B in int8.
+
+    Attributes:
+        a: [P, members, KP/4, 16, 4] uint8.
+        a_scale: [P, members, RANK_PAGE] float32.
+        b: [P, tiles, 2, 4, 16, 4] uint8.
+        b_scale: [P, tiles, TILE] float32.
+    """
 
     a: Tensor
     a_scale: Tensor
@@ -165,6 +194,7 @@ class Int8LoraPages:
 
     @classmethod
     def empty(cls, num_pages: int, num_members: int, padded: int, num_tiles: int) -> Int8LoraPages:
+        """Pages without adapters: all scales are zero."""
         return cls(
             a=torch.zeros(num_pages, num_members, padded // 4, LANES, 4, dtype=torch.uint8),
             a_scale=torch.zeros(num_pages, num_members, RANK_PAGE),
@@ -174,4 +204,5 @@ class Int8LoraPages:
 
     @property
     def num_bytes(self) -> int:
+        """Size of the pages and their scales."""
         return self.a.nbytes + self.a_scale.nbytes + self.b.nbytes + self.b_scale.nbytes

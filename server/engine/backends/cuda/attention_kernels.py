@@ -1,12 +1,15 @@
-"""Triton kernels of attention over the cache's slots: write what is new, attend, merge.
+"""Triton kernels of attention over the cache's slots: write the new keys and values, attend, merge.
 
-The cache is [slots, slot_length, kv_heads * DIM]. ``positions`` and ``slots`` say for every token of the step where it
-stands, so the number of visible positions is read on the card and a captured graph serves any lengths.
+The cache is [slots, slot_length, kv_heads * DIM]. ``positions`` and ``slots`` hold the place of every token of the
+step, so the number of visible positions is read on the device and a captured graph works for any lengths.
 
 ``attend_rows`` is for tokens that decode: a row's positions are cut at multiples of SPLIT, each piece is one program,
-``merge_rows`` puts the pieces together. ``attend_tiles`` is for chunks of prompts: a program has some consecutive
+``merge_rows`` merges the pieces. ``attend_tiles`` is for chunks of prompts: a program computes some consecutive
 tokens of one sequence and one head. Query heads that share a key-value head are rows of one matrix, so that a decoding
-row reads its keys once. Sums and softmax are float32; ``OPERAND`` is what ``tl.dot`` multiplies, see lora_kernels.
+row reads its keys once. Sums and softmax are float32; ``OPERAND`` is the dtype of ``tl.dot``'s operands, see
+lora_kernels.
+
+Shapes: T tokens of the step, H query heads, K key-value heads, DIM head dimension, n rows or tiles of the launch.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ def write_slots(
     PADDED_WIDTH: tl.constexpr,
     DIM: tl.constexpr,
 ) -> None:
+    """Write the step's keys and values to the cache. Grid: [T]."""
     token = tl.program_id(0).to(tl.int64)
     place = tl.load(slots + token) * slot_stride + tl.load(positions + token) * WIDTH
     columns = tl.arange(0, PADDED_WIDTH)
@@ -47,7 +51,7 @@ def write_slots(
 
 @triton.jit
 def scored(scores: tl.tensor, scale: tl.tensor, SOFTCAP: tl.constexpr) -> tl.tensor:
-    """q·k as exponents of 2, soft cap included."""
+    """Attention logits from q·k, scaled, soft-capped, and multiplied by log2(e): ``exp2`` of them is exp."""
     scores = scores * scale
     if SOFTCAP > 0:
         # tanh by exponentials that cannot overflow
@@ -84,6 +88,10 @@ def attend_rows(
     SOFTCAP: tl.constexpr,  # 0: none
     OPERAND: tl.constexpr,
 ) -> None:
+    """Attention of decoding tokens over one piece of their positions. Grid: [n, K, pieces].
+
+    A piece without visible positions writes nothing.
+    """
     row, kv_head, piece = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token = tl.load(rows + row)
     length = (tl.load(positions + token) + 1).to(tl.int32)
@@ -146,6 +154,7 @@ def merge_rows(
     BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
 ) -> None:
+    """Merge the pieces of ``attend_rows`` into ``out``, by their softmax maxima and sums. Grid: [n, H]."""
     row, head = tl.program_id(0), tl.program_id(1)
     num_heads = tl.num_programs(1)
     token = tl.load(rows + row)
@@ -190,6 +199,7 @@ def attend_tiles(
     SOFTCAP: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
+    """Causal attention of a tile of prompt tokens over their slot (FlashAttention's online softmax). Grid: [n, H]."""
     tile, head = tl.program_id(0), tl.program_id(1)
     num_heads = tl.num_programs(1)
     start = tl.load(tiles + tile * 2)

@@ -1,9 +1,9 @@
-"""From a step's tokens to logits on a card, through HF's own modules and our kernels.
+"""From a step's tokens to logits on a GPU, through HF's own modules and our kernels.
 
-``TritonForward`` launches kernel by kernel and can do everything. ``CudaGraphForward`` replays captured graphs for
-steps in which every row decodes, and hands the others on.
+``TritonForward`` launches kernel by kernel and computes any batch. ``CudaGraphForward`` replays captured graphs for
+steps in which every row decodes, and passes the others on.
 
-Shapes: T tokens in one packed row, R of them kept for the head, V vocabulary.
+Shapes: T tokens in one packed row, R of them that reach the head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ MAX_PAGES = 16
 
 
 class TritonForward:
-    """The model's linear layers are ``TritonLinear``s."""
+    """A ``Forward`` through HF's modules, whose linear layers are ``TritonLinear``s.
+
+    Args:
+        model: HF's model, with its layers replaced by ``graft_onto``.
+        bank: The adapters on the device; its ``plan`` is set during a call.
+        cache: On the same device.
+    """
 
     def __init__(self, model: nn.Module, bank: LoraBank, cache: KVCache) -> None:
         self.model = model
@@ -84,10 +90,10 @@ class TritonForward:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Have every kernel compiled that a step may need, before the first: what this writes to the cache is nobody's.
+        """Compile every kernel that a step may need. What this writes to the cache belongs to no sequence.
 
         Raises:
-            ConfigurationError: the kernels cannot be compiled for this base's sizes.
+            ConfigurationError: The kernels cannot be compiled for this base's sizes.
         """
         num_tokens = min(LONG_TILE, self.cache.shape.slot_length)
         last = num_tokens - 1
@@ -114,7 +120,18 @@ class TritonForward:
         head_plan: SegmentedPlan | None,
         kept: Tensor | None,
     ) -> Tensor:
-        """Everything is on the device already. ``kept=None`` keeps all tokens. → [R, V]"""
+        """Run the model on tensors that are on the device already.
+
+        Args:
+            tokens: [T] token ids.
+            attention: Positions, slots and the cut of the step.
+            plan: The adapters of all layers but the head; ``None`` without any.
+            head_plan: Those of the rows that reach the head.
+            kept: [R] tokens whose logits are computed; ``None``: all.
+
+        Returns:
+            Logits [R, V].
+        """
         self.bank.plan, self.bank.head_plan = plan, head_plan
         try:
             with use_device(self.device):
@@ -132,15 +149,23 @@ class TritonForward:
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph:
+    """A captured step: ``replay`` computes it again and writes to ``logits`` [rows, V]."""
+
     logits: Tensor
     replay: Callable[[], None]
 
 
 class CudaGraphForward:
-    """Graphs for some numbers of rows; a step takes the next larger one and repeats its last row.
+    """A ``Forward`` that replays graphs, captured for some numbers of rows.
 
-    Not for what depends on which adapters are in the batch (DoRA, biases, replaced modules): the runner keeps that
-    away. Adapters on the head go kernel by kernel, so that nobody else pays for looking.
+    A step takes the smallest graph that holds it and repeats its last row. Graphs cannot compute what depends on which
+    adapters are in the batch (DoRA, biases, replaced modules): the runner sends those rows elsewhere. Steps with an
+    adapter on the head are launched kernel by kernel, so that other steps need not look for one.
+
+    Args:
+        forward: Is captured, and computes the steps that no graph can.
+        recorder: Captures.
+        max_rows: The most rows of a captured step.
     """
 
     def __init__(self, forward: TritonForward, recorder: GraphRecorder, *, max_rows: int) -> None:
@@ -149,7 +174,7 @@ class CudaGraphForward:
         self._recorder = recorder
         self._sizes = graph_sizes(max_rows)
         self._graphs: dict[tuple[int, bool], CapturedGraph] = {}
-        self._mailbox = StaticInputs(
+        self._inputs = StaticInputs(
             {
                 "tokens": max_rows,
                 "positions": max_rows,
@@ -165,9 +190,9 @@ class CudaGraphForward:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Record all graphs, before the first step: what this writes to the cache is nobody's."""
+        """Capture all graphs, before the first step. What this writes to the cache belongs to no sequence."""
         began = time.perf_counter()
-        self._mailbox.fill({})
+        self._inputs.fill({})
         with use_device(self._forward.device):
             for size in reversed(self._sizes):  # the largest first: the others find room in its memory
                 for grafted in (False, True):
@@ -179,7 +204,7 @@ class CudaGraphForward:
         return self._forward(rows) if logits is None else logits
 
     def _replay(self, rows: Batch) -> Tensor | None:
-        """``None`` when no graph is for such a step."""
+        """Logits [rows, V], or ``None`` when no graph can compute this step."""
         num_rows = len(rows.tokens)
         size = smallest_fitting(self._sizes, num_rows) if rows.is_decode else None
         if size is None or any(self._touches_head(run.digest) for run in rows.runs):
@@ -189,7 +214,7 @@ class CudaGraphForward:
         if tiles.num_rows > self._num_h_rows(size):
             return None
         recorded = self._graphs[size, bool(rows.runs)]
-        self._mailbox.fill(
+        self._inputs.fill(
             {
                 "tokens": padded.tokens,
                 "positions": padded.positions,
@@ -204,17 +229,17 @@ class CudaGraphForward:
         return recorded.logits[:num_rows]
 
     def _record(self, size: int, grafted: bool) -> CapturedGraph:
-        mailbox = self._mailbox
-        tiles = DeviceTiles(SHORT_TILE, size, self._num_h_rows(size), mailbox["tiles"], mailbox["pages"])
+        inputs = self._inputs
+        tiles = DeviceTiles(SHORT_TILE, size, self._num_h_rows(size), inputs["tiles"], inputs["pages"])
         plan = SegmentedPlan([], [tiles], for_graph=True) if grafted else None
         attention = SlotAttention(
             cache=self._forward.cache,
-            positions=mailbox["positions"][:size],
-            slots=mailbox["slots"][:size],
+            positions=inputs["positions"][:size],
+            slots=inputs["slots"][:size],
             rows=self._all_rows[:size],
             tiles=self._all_rows[:0],
         )
-        tokens = mailbox["tokens"][:size]
+        tokens = inputs["tokens"][:size]
         return CapturedGraph(*self._recorder.record(lambda: self._forward.compute(tokens, attention, plan, None, None)))
 
     def _num_h_rows(self, size: int) -> int:
@@ -225,7 +250,11 @@ class CudaGraphForward:
 
 
 def capture_graphs(forward: TritonForward, recorder: GraphRecorder, *, max_rows: int) -> CudaGraphForward | None:
-    """Graphs for up to ``max_rows`` rows, or ``None`` where this base cannot be captured; then the log says why."""
+    """Capture graphs for up to ``max_rows`` rows.
+
+    Returns:
+        ``None`` where this base cannot be captured; the log says why.
+    """
     graphs = CudaGraphForward(forward, recorder, max_rows=max_rows)
     try:
         graphs.capture()
@@ -236,10 +265,10 @@ def capture_graphs(forward: TritonForward, recorder: GraphRecorder, *, max_rows:
 
 
 def graph_sizes(max_rows: int) -> list[int]:
-    """Numbers of rows that graphs are captured for: powers of two, and the most there can be."""
+    """The numbers of rows that graphs are captured for: powers of two below ``max_rows``, and ``max_rows``."""
     return [*(1 << i for i in range((max_rows - 1).bit_length())), max_rows]
 
 
 def smallest_fitting(sizes: Sequence[int], num_rows: int) -> int | None:
-    """The smallest of ``sizes`` that holds ``num_rows``."""
+    """The smallest of ``sizes`` that holds ``num_rows``, or ``None``."""
     return min((size for size in sizes if size >= num_rows), default=None)

@@ -1,7 +1,9 @@
-"""The bank on a card: tables as the kernels want them, and their launches.
+"""LoRA tables on a GPU in the layout of the Triton kernels, and the launches of these.
 
-Every table is made at the start, so the memory that ``--slots`` costs is taken before the key-value cache is sized, and
-captured graphs never see a table move. What an adapter does not touch costs memory, but is never read.
+Every table is allocated at the start, so the memory that ``--slots`` costs is taken before the key-value cache is
+sized, and captured graphs never see a table move. What an adapter does not touch takes memory, but is never read.
+
+Shapes: T tokens, P pages of the bank.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from graftwork.server.engine.lora.host_adapter import RANK_PAGE, LinearGraft
 from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 from graftwork.server.engine.model.weights import Weights
 
-#: A sum over inputs is cut into pieces of about this many, and at most so many pieces: a decoding step has few tiles,
-#: and a card has a hundred processors to feed.
+#: Split-K of ``shrink``: inputs of one split, about, and the most splits. A decoding step has few tiles, and a GPU has
+#: a hundred multiprocessors to keep busy.
 SPLIT_INPUTS = 512
 MAX_SPLITS = 8
 
@@ -38,7 +40,15 @@ BLOCK_INPUTS_LONG = 64
 
 @dataclass(frozen=True, slots=True)
 class DeviceTiles:
-    """``RunTiles`` on the device. ``num_tiles`` are launched, with room for ``num_rows`` of h."""
+    """``RunTiles`` on the device.
+
+    Attributes:
+        size: The most tokens of a tile.
+        num_tiles: Tiles that are launched.
+        num_rows: Rows of h that are allocated.
+        tiles: [num_tiles * 5], as ``RunTiles.tiles``.
+        pages: As ``RunTiles.pages``.
+    """
 
     size: int
     num_tiles: int
@@ -48,7 +58,13 @@ class DeviceTiles:
 
 
 class SegmentedPlan(LoraPlan):
-    """A step's runs, cut into tiles. ``for_graph``: what is launched now will be replayed with other adapters."""
+    """A step's runs, cut into tiles.
+
+    Args:
+        runs: The runs, sorted as the tokens are.
+        kinds: Their tiles: short ones, long ones, or both.
+        for_graph: The launches are captured, to be replayed with other adapters: no table may be skipped.
+    """
 
     def __init__(self, runs: Sequence[AdapterRun], kinds: Sequence[DeviceTiles], *, for_graph: bool = False) -> None:
         self.runs = runs
@@ -57,7 +73,7 @@ class SegmentedPlan(LoraPlan):
 
 
 def plan_for(runs: Sequence[AdapterRun], device: torch.device) -> SegmentedPlan:
-    """The plan of some runs, for who has nothing else to send to the device."""
+    """The plan of some runs, uploaded by itself. A whole step uploads all its lists at once."""
     kinds = []
     for cuts in tile_runs(runs):
         there = upload({"tiles": cuts.tiles, "pages": cuts.pages}, device)
@@ -67,9 +83,12 @@ def plan_for(runs: Sequence[AdapterRun], device: torch.device) -> SegmentedPlan:
 
 @dataclass(frozen=True, slots=True)
 class PinnedLoraPages:
-    """An adapter's grafts on sibling layers, page by page as the table has them, where a card can fetch them itself.
+    """An adapter's grafts on sibling layers, laid out like the table, in pinned host memory.
 
-    ``members[i]`` has a bit for each sibling that page i grafts onto.
+    Attributes:
+        a: [pages, members·RANK_PAGE, in].
+        b: [pages, RANK_PAGE, out].
+        members: For each page a bit mask of the siblings that it grafts onto.
     """
 
     a: Tensor
@@ -78,13 +97,17 @@ class PinnedLoraPages:
 
     @property
     def num_bytes(self) -> int:
+        """Size of ``a`` and ``b``."""
         return self.a.nbytes + self.b.nbytes
 
 
 class SegmentedTable:
-    """Grafts on sibling layers: ``a`` [P, members·RANK_PAGE, in], and all members' B side by side, [P, RANK_PAGE, out].
+    """Grafts of all resident adapters on sibling layers that read one input.
 
-    ``touched[page]`` has a bit for each member that the page's adapter grafts onto.
+    Attributes:
+        a: [P, members·RANK_PAGE, in].
+        b: [P, RANK_PAGE, out], all members' B side by side.
+        touched: [P] int32. Bit j of a page is set when the page's adapter grafts onto member j.
     """
 
     def __init__(
@@ -110,7 +133,7 @@ class SegmentedTable:
         self._num_splits = -(-num_inputs // self._chunk)
 
     def pack(self, grafts: Mapping[int, LinearGraft]) -> PinnedLoraPages:
-        """``grafts`` (at least one) by member. On the host; pinned, so that ``write`` does not wait for the copy."""
+        """Lay out ``grafts`` (at least one), by member, as ``write`` copies them. Pinned: the copy is asynchronous."""
         num_pages = max(len(graft.a) for graft in grafts.values())
         pinned = self.a.device.type == "cuda"
         a, b = (
@@ -126,7 +149,7 @@ class SegmentedTable:
         return PinnedLoraPages(a, b, tuple(members))
 
     def write(self, pages: Sequence[int], packed: PinnedLoraPages | None) -> None:
-        """Copy an adapter to its pages. What it does not touch keeps what was there, and is not looked at."""
+        """Copy an adapter to its pages. Members that it does not touch keep stale values there, which are not read."""
         for index, page in enumerate(pages):
             members = 0
             if packed is not None and index < len(packed.members):
@@ -138,7 +161,11 @@ class SegmentedTable:
                 self._members[page] = members
 
     def add(self, plan: SegmentedPlan, x: Tensor, y: Tensor) -> None:
-        """y [T, out] += B·A·x for every run of the plan, x [T, in]."""
+        """y [T, out] += B·A·x [T, in] for every run of the plan.
+
+        Raises:
+            ValueError: The rows of ``x`` or ``y`` are not contiguous.
+        """
         if plan.for_graph or any(self._members):
             for kind in plan.kinds:
                 self._launch(kind, x, y)
@@ -196,12 +223,19 @@ class SegmentedTable:
 
 
 def operand_type(dtype: torch.dtype, device: torch.device) -> Any:
-    """What ``tl.dot`` is given for tensors of ``dtype``: float32 where Triton interprets."""
+    """The Triton dtype of ``tl.dot``'s operands for tensors of ``dtype``: float32 where Triton interprets."""
     return tl.bfloat16 if dtype == torch.bfloat16 and device.type == "cuda" else tl.float32
 
 
 class TritonLinear:
-    """W·x by torch or bitsandbytes, then what the adapters add, by our kernels. A ``grafting.LinearMethod``."""
+    """W·x by torch or bitsandbytes, plus the adapters by our kernels. A ``LinearMethod``.
+
+    Args:
+        weights: Of the sibling layers, stacked.
+        bank: Sets the table's pages, dtype and device.
+        num_inputs: Inputs of the layers.
+        slices: Columns of each member among the outputs.
+    """
 
     def __init__(self, weights: Weights, bank: LoraBank, num_inputs: int, slices: Sequence[slice]) -> None:
         self.weights = weights
@@ -210,6 +244,11 @@ class TritonLinear:
         )
 
     def apply(self, x: Tensor, plan: LoraPlan | None) -> Tensor:
+        """x [T, in] → [T, out of all members], without biases.
+
+        Raises:
+            TypeError: ``plan`` is of another backend.
+        """
         y = self.weights.matmul(x)
         if isinstance(plan, SegmentedPlan):
             self.table.add(plan, x, y)
@@ -218,14 +257,18 @@ class TritonLinear:
         return y
 
     def pack(self, grafts: Mapping[int, LinearGraft]) -> PinnedLoraPages:
+        """See ``SegmentedTable.pack``."""
         return self.table.pack(grafts)
 
     def write(self, pages: Sequence[int], packed: PinnedLoraPages | None) -> None:
+        """See ``SegmentedTable.write``."""
         self.table.write(pages, packed)
 
     def dense(self) -> Tensor:
+        """The weight as it acts, [out, in] float32."""
         return self.weights.dense()
 
     @property
     def num_bytes(self) -> int:
+        """Size of the weights, without adapters."""
         return self.weights.num_bytes

@@ -1,15 +1,18 @@
-"""Triton kernels of the adapters' GEMMs: ``shrink`` makes h = A·x, ``expand`` adds B·h to y.
+"""Triton kernels of the adapters' GEMMs: ``shrink`` computes h = A·x, ``expand`` adds B·h to y.
 
-Tokens come sorted by adapter. A *tile* is a few consecutive tokens of one adapter, five numbers: first token, token
+Tokens are sorted by adapter. A *tile* is a few consecutive tokens of one adapter, five numbers: first token, token
 after the last, where its pages begin in ``pages``, how many pages, and where its rows of h begin. A tile without tokens
 is skipped: a captured graph launches as many tiles as there can be.
 
 ``touched[page]`` has a bit for each sibling layer that the page's adapter grafts onto; what is not touched is neither
 read nor added. h is float32, one row for each token and page, one slab for each split of the inputs; ``expand`` adds
-the slabs in their order. So a token's numbers depend on its adapter and on the layer's size, never on its neighbours.
+the slabs in their order. So a token's result depends on its adapter and on the layer's size, never on the rest of the
+batch.
 
-``OPERAND`` is what ``tl.dot`` multiplies: bfloat16 on a card where the tables hold that, float32 in Triton's
+``OPERAND`` is the dtype of ``tl.dot``'s operands: bfloat16 on a GPU where the tables hold that, float32 in Triton's
 interpreter, whose dot of bfloat16 is silently wrong.
+
+Shapes: T tokens, P pages of the bank, n tiles, m blocks of columns.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ def shrink(
     BLOCK_K: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
+    """h = A·x for every token and page of a tile. Grid: [n, parts]."""
     tile, part = tl.program_id(0), tl.program_id(1)
     start = tl.load(tiles + tile * 5)
     stop = tl.load(tiles + tile * 5 + 1)
@@ -80,7 +84,7 @@ def expand(
     touched: tl.tensor,  # [P]
     tiles: tl.tensor,  # [n, 5]
     pages: tl.tensor,
-    blocks: tl.tensor,  # [m, 3]: first column, column after the last, whose
+    blocks: tl.tensor,  # [m, 3]: first column, column after the last, member
     y: tl.tensor,  # [T, out]
     num_outputs: tl.tensor,
     y_stride: tl.tensor,
@@ -93,6 +97,7 @@ def expand(
     BLOCK_N: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
+    """y += B·h for one tile and one block of columns. Grid: [n, m]."""
     tile, block = tl.program_id(0), tl.program_id(1)
     start = tl.load(tiles + tile * 5)
     stop = tl.load(tiles + tile * 5 + 1)
@@ -101,7 +106,7 @@ def expand(
     first_page = tl.load(tiles + tile * 5 + 2)
     num_pages = tl.load(tiles + tile * 5 + 3)
     h_row = tl.load(tiles + tile * 5 + 4)
-    # Said of what comes from memory, or Triton would load column by column.
+    # Without this hint Triton assumes no alignment of values from memory, and would load column by column.
     first_column = tl.multiple_of(tl.load(blocks + block * 3), ALIGNMENT)
     last_column = tl.multiple_of(tl.load(blocks + block * 3 + 1), ALIGNMENT)
     member = tl.load(blocks + block * 3 + 2)

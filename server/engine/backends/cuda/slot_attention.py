@@ -1,6 +1,6 @@
-"""Attention of a step on a card: the plan that HF's modules are given, and the launches of its kernels.
+"""Attention of a step on a GPU: the ``AttentionBackend`` that HF's modules call, and the launches of its kernels.
 
-Stands where ``attention.AttentionPlan`` stands on a CPU. Knows no lengths: where a token stands is read on the card.
+It needs no lengths on the host: positions are read on the device.
 Shapes: T tokens, H query heads, K key-value heads, D head dimension.
 """
 
@@ -23,16 +23,24 @@ from graftwork.server.engine.kv.cache import KVCache
 SPLIT_POSITIONS = 256
 MAX_PIECES = 32
 
-#: Keys that a program holds at a time take this many bytes; values take as many again.
+#: Bytes of the keys that a program loads at a time; values take as many again.
 BLOCK_BYTES = 16 << 10
 
-#: ``tl.dot`` takes no fewer rows.
+#: The fewest rows of ``tl.dot``.
 MIN_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class SlotAttention:
-    """``positions`` and ``slots`` [T] of all tokens; ``rows`` [n] those that decode; ``tiles`` [m, 2] the others."""
+    """The attention of one step, an ``AttentionBackend``.
+
+    Attributes:
+        cache: Where keys and values are written and read.
+        positions: [T] of all tokens in their sequences.
+        slots: [T] of all tokens.
+        rows: [n] tokens that decode.
+        tiles: [m, 2] first token and token after the last, of all others.
+    """
 
     cache: KVCache
     positions: Tensor
@@ -50,7 +58,10 @@ class SlotAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """query [H, T, D], key and value [K, T, D] → [T, H, D]."""
+        """Write the layer's keys and values to the cache, then attend.
+
+        query [H, T, D], key and value [K, T, D] → [T, H, D].
+        """
         num_heads, num_tokens, dim = query.shape
         query, key, value = (t if t.stride(2) == 1 else t.contiguous() for t in (query, key, value))
         keys, values = self.cache.keys[layer], self.cache.values[layer]
@@ -157,9 +168,11 @@ class SlotAttention:
 
 
 def plan_for(cache: KVCache, spans: Sequence[tuple[int, int, int]]) -> SlotAttention:
-    """The plan of some sequences, for who has nothing else to send to the device.
+    """The attention of some sequences, uploaded by itself. A whole step uploads all its lists at once.
 
-    ``spans`` are their slots, how many of their tokens the cache holds, and how many come in this step.
+    Args:
+        cache: Holds the sequences.
+        spans: For each sequence its slot, how many of its tokens the cache holds, and how many this step adds.
     """
     lists: dict[str, list[int]] = {"positions": [], "slots": [], "rows": []}
     chunks: list[tuple[int, int]] = []
@@ -176,7 +189,7 @@ def plan_for(cache: KVCache, spans: Sequence[tuple[int, int, int]]) -> SlotAtten
 
 
 def pieces(slot_length: int, block: int) -> tuple[int, int]:
-    """How many positions a piece has, a multiple of ``block``, and how many pieces a whole slot makes."""
+    """How many positions a piece has, a multiple of ``block``, and how many pieces a whole slot has."""
     split = max(SPLIT_POSITIONS, -(-slot_length // MAX_PIECES))
     split = -(-split // block) * block
     return split, -(-slot_length // split)

@@ -1,7 +1,7 @@
-"""A step's numbers on their way to the device: many lists, one copy.
+"""Copies a step's index lists to the device: many lists, one copy.
 
-A copy costs the host about as much for three numbers as for a thousand, and one from pinned memory does not wait for
-the device. Every list begins at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not.
+A copy costs the host about as much for three numbers as for a thousand, and one from pinned memory is asynchronous.
+Every list begins at a multiple of 16 bytes: Triton compiles a kernel anew for pointers that do not.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from torch import Tensor
 
 
 def use_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes ``device`` the one that Triton launches on: every thread has its own idea of which that is."""
+    """A context in which Triton launches on ``device``: the current device is set per thread."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def upload(lists: Mapping[str, Sequence[int]], device: torch.device) -> dict[str, Tensor]:
-    """Each list as an int64 tensor on ``device``; all are views of one."""
+    """Copy each list to ``device`` as an int64 tensor; all are views of one allocation."""
     sizes = {name: len(values) for name, values in lists.items()}
     host = _pinned(_laid_out(lists, sizes), device)
     return _views(host.to(device, non_blocking=True), sizes)
 
 
 class StaticInputs:
-    """Tensors of fixed places and sizes on the device, refilled for each step: what a captured graph reads."""
+    """int64 tensors at fixed addresses on the device, refilled for each step: the inputs of captured graphs.
+
+    ``sizes`` is the length of each tensor, by name.
+    """
 
     def __init__(self, sizes: Mapping[str, int], device: torch.device) -> None:
         self._device = device
@@ -38,10 +41,10 @@ class StaticInputs:
         return self._views[name]
 
     def fill(self, lists: Mapping[str, Sequence[int]]) -> None:
-        """Put every list at the beginning of its place, zeros behind it. What is not named is all zeros.
+        """Copy every list to the beginning of its tensor and fill the rest with zeros, also tensors that are not named.
 
         Raises:
-            ValueError: a list is longer than its place, or has none.
+            ValueError: A list is longer than its tensor, or its name is unknown.
         """
         if too_long := [name for name, values in lists.items() if len(values) > self._sizes.get(name, 0)]:
             raise ValueError(f"no room for {', '.join(too_long)}")
@@ -49,11 +52,12 @@ class StaticInputs:
 
 
 def _padded(size: int) -> int:
-    """Numbers of 8 bytes: an even count is a multiple of 16 bytes."""
+    """``size`` rounded up to an even number: two numbers of 8 bytes are 16 bytes."""
     return size + size % 2
 
 
 def _laid_out(lists: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> list[int]:
+    """All lists one behind another, each filled with zeros to its padded size."""
     values: list[int] = []
     for name, size in sizes.items():
         given = lists.get(name, ())
@@ -62,11 +66,11 @@ def _laid_out(lists: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> l
     return values
 
 
-def _views(everything: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    parts = torch.split(everything, [_padded(size) for size in sizes.values()])
+def _views(packed: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    parts = torch.split(packed, [_padded(size) for size in sizes.values()])
     return {name: part[: sizes[name]] for name, part in zip(sizes, parts, strict=True)}
 
 
 def _pinned(values: list[int], device: torch.device) -> Tensor:
-    """On the host. Torch keeps pinned memory until the copy out of it is done, and hands it out again after that."""
+    """``values`` on the host, pinned for CUDA. Torch does not reuse pinned memory before copies from it are done."""
     return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")

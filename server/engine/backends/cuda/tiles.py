@@ -1,7 +1,7 @@
-"""How a step is cut up for the card: runs of tokens into tiles, prompts into tiles. Plain Python, no torch.
+"""Cuts a step into tiles for the GPU: runs of tokens, and chunks of prompts. Plain Python, no torch.
 
 A tile is what one program of a kernel computes. Decoding rows make short runs, one tile each; prompts make long ones,
-of several tiles. The two kinds are launched apart, with tiles of their own size.
+of several tiles. The two kinds are launched separately, with tiles of their own size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from graftwork.server.engine.lora.plan import AdapterRun
 
-#: Tokens of a tile: 16 is the least that a tensor core takes, and more than most decoding runs have.
+#: Tokens of a tile: 16 is the fewest that a tensor core takes, and more than most decoding runs have.
 SHORT_TILE = 16
 LONG_TILE = 64
 
@@ -24,10 +24,14 @@ ATTENTION_TILE = 64
 
 @dataclass(slots=True)
 class RunTiles:
-    """Runs cut into tiles of at most ``size`` tokens.
+    """Runs cut into tiles of at most ``size`` tokens. A tile has a row of h for each of its tokens and pages.
 
-    ``tiles`` is flat, five numbers a tile: first token, token after the last, where its pages begin in ``pages``, how
-    many pages it has, where its rows of h begin. A tile has a row of h for each token and page: ``num_rows`` in all.
+    Attributes:
+        size: The most tokens of a tile.
+        tiles: Flat, five numbers a tile: first token, token after the last, where its pages begin in ``pages``, how
+            many pages it has, where its rows of h begin.
+        pages: Pages of the runs, one run's after another's.
+        num_rows: Rows of h in all.
     """
 
     size: int
@@ -37,9 +41,11 @@ class RunTiles:
 
     @property
     def num_tiles(self) -> int:
+        """Number of tiles."""
         return len(self.tiles) // 5
 
     def add(self, run: AdapterRun) -> None:
+        """Cut a run and append its tiles."""
         for start in range(run.start, run.stop, self.size):
             stop = min(start + self.size, run.stop)
             self.tiles += (start, stop, len(self.pages), len(run.pages), self.num_rows)
@@ -48,7 +54,7 @@ class RunTiles:
 
 
 def tile_runs(runs: Iterable[AdapterRun]) -> list[RunTiles]:
-    """Short runs into short tiles, long ones into long tiles; kinds that do not occur are left out."""
+    """Cut short runs into short tiles, long ones into long tiles; kinds that do not occur are left out."""
     short, long = RunTiles(SHORT_TILE), RunTiles(LONG_TILE)
     for run in runs:
         (long if run.stop - run.start >= LONG_RUN else short).add(run)
@@ -56,7 +62,7 @@ def tile_runs(runs: Iterable[AdapterRun]) -> list[RunTiles]:
 
 
 def tile_short_runs(runs: Iterable[AdapterRun]) -> RunTiles:
-    """All runs into short tiles, whatever their length: what a captured graph launches."""
+    """Cut all runs into short tiles, whatever their length: what a captured graph launches."""
     short = RunTiles(SHORT_TILE)
     for run in runs:
         short.add(run)
@@ -64,7 +70,7 @@ def tile_short_runs(runs: Iterable[AdapterRun]) -> RunTiles:
 
 
 def tile_chunks(chunks: Sequence[tuple[int, int]]) -> list[int]:
-    """Chunks of prompts (first token, token after the last) into tiles of attention, flat."""
+    """Cut chunks of prompts (first token, token after the last) into tiles of attention. Flat: two numbers a tile."""
     tiles: list[int] = []
     for start, stop in chunks:
         for first in range(start, stop, ATTENTION_TILE):

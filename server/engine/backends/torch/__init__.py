@@ -1,1 +1,1 @@
-"""Every architecture and every adapter in plain torch."""
+"""The torch backend: computes every architecture and every adapter."""

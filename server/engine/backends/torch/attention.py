@@ -1,7 +1,7 @@
 """Attention of a mixed step over the cache's slots in plain torch: rows that decode, and chunks of prompts.
 
-Shapes: T tokens of the step, H query heads, K key-value heads, G = H/K, D head dimension, N decoding rows, L cache
-positions looked at.
+Shapes: T tokens of the step, H query heads, K key-value heads, G = H/K, D head dimension, N rows of a group's span,
+n decoding rows of a group, L cache positions looked at.
 """
 
 from __future__ import annotations
@@ -23,19 +23,32 @@ PAD_TOGETHER = 512
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """Decoding rows whose slots first .. first+N lie side by side (or were gathered), looked at up to L positions."""
+    """Decoding rows that are padded to one length and computed at once.
 
-    tokens: Tensor  # [n] places in the step
-    rows: Tensor | None  # [n] rows of the span, None when the span has no holes
-    span: slice | None  # slots as a view; None: gather ``slots``
+    Their slots are a contiguous span, perhaps with holes, or are gathered.
+
+    Attributes:
+        tokens: [n] places in the step.
+        rows: [n] rows of the span; ``None`` when the span has no holes.
+        span: Slots as a view; ``None``: gather ``slots``.
+        slots: [n] slots.
+        num_rows: N.
+        length: L, the longest row's.
+        lengths: [N] valid positions of each row of the span.
+        masks: By window.
+    """
+
+    tokens: Tensor
+    rows: Tensor | None
+    span: slice | None
     slots: Tensor
     num_rows: int
     length: int
-    lengths: Tensor  # [N] valid positions of each row of the span
+    lengths: Tensor
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[N, 1, 1, L] additive; made once per step and window, shared by the layers."""
+        """The additive mask [N, 1, 1, L]; built once per step and window, shared by the layers."""
         if window not in self.masks:
             positions = torch.arange(self.length, device=self.lengths.device)
             hidden = positions >= self.lengths[:, None]
@@ -48,7 +61,15 @@ class DecodeGroup:
 
 
 class AttentionPlan:
-    """Where the step's tokens go in the cache, and which of them look at what."""
+    """The attention of one step, an ``AttentionBackend``.
+
+    Args:
+        cache: Where keys and values are written and read.
+        rows: Tokens that decode.
+        chunks: All other tokens of the step.
+        positions: [T] of all tokens in their sequences.
+        slots: [T] of all tokens.
+    """
 
     def __init__(
         self,
@@ -73,7 +94,10 @@ class AttentionPlan:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """query [H, T, D], key and value [K, T, D] → [T, H, D]."""
+        """Write the layer's keys and values to the cache, then attend.
+
+        query [H, T, D], key and value [K, T, D] → [T, H, D].
+        """
         num_tokens, dim = query.shape[1:]
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         width = keys.shape[2]
@@ -101,12 +125,12 @@ def _group_by_length(rows: Sequence[DecodeRow]) -> list[list[DecodeRow]]:
 
 
 def _decode_group(rows: list[DecodeRow], device: torch.device) -> DecodeGroup:
-    """A view over the slots where they lie (nearly) side by side, a gathered copy where they do not."""
+    """A view over the slots where they are (nearly) contiguous, else a gathered copy."""
     first, last = rows[0].slot, rows[-1].slot
     width = last - first + 1
     as_view = width <= len(rows) + max(1, len(rows) // 4)
     if as_view:
-        lengths = [1] * width  # a hole's result is thrown away; one visible position keeps its softmax finite
+        lengths = [1] * width  # a hole's result is discarded; one visible position keeps its softmax finite
         for row in rows:
             lengths[row.slot - first] = row.length
     else:
@@ -133,7 +157,7 @@ def _attend_group(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Query heads that share a key-value head become rows of one small matrix: no key is read twice. → [n, H, D]."""
+    """Query heads that share a key-value head become rows of one small matrix: no key is read twice. → [n, H, D]"""
     num_heads, dim = query.shape[1], query.shape[2]
     q = query.index_select(0, group.tokens)
     if group.rows is not None:
@@ -163,7 +187,7 @@ def _attend_chunk(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """A chunk of one prompt over its own slot. → [count, H, D]."""
+    """Attention of one prompt's chunk over its slot. query [count, H, D] → [count, H, D]"""
     num_heads, dim = query.shape[1], query.shape[2]
     stop = chunk.start + chunk.count
     k, v = (

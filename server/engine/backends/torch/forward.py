@@ -1,6 +1,6 @@
-"""From a batch to logits through Hugging Face's own modules: serves every architecture and every adapter.
+"""From a batch to logits through Hugging Face's own modules: computes every architecture and every adapter.
 
-Shapes: T tokens in one packed row, R of them kept for the head, V vocabulary.
+Shapes: T tokens in one packed row, R of them that reach the head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
 
 
 class TorchForward:
+    """A ``Forward`` through HF's modules.
+
+    Args:
+        model: HF's model, with its layers replaced by ``graft_onto``.
+        bank: The adapters on the device; its ``plan`` is set during a call.
+        cache: On the same device.
+    """
+
     def __init__(self, model: nn.Module, bank: LoraBank, cache: KVCache) -> None:
         self.model = model
         self.bank = bank

@@ -1,4 +1,4 @@
-"""The native kernels against plain torch, part by part, and the decoder they make up against HF's modules."""
+"""The native kernels compared with plain torch, and the decoder compared with Hugging Face's modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the kernels' compiler is run, and on what; what it makes is tested in ``test_kernels``."""
+"""The compilation of the native kernels; the kernels are tested in ``test_kernels``."""
 
 from __future__ import annotations
 

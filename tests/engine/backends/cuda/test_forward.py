@@ -1,4 +1,4 @@
-"""How steps are cut up and padded for a card, and when a captured graph takes one. No card and no kernel is needed."""
+"""Tiling and padding of steps for a GPU, and when a captured graph is used. Runs without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiments over HTTP: started, taken part in, read, stopped; and everything that is refused."""
+"""Experiments over HTTP: start, assignment, readings, stop, and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from graftwork.server.generation import shadows
 from graftwork.server.transport.messages import EngineMessage, Generate
 from tests.adapters.running_experiments import same_draws
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
-from tests.server.scripted_engine import Desk
+from tests.server.scripted_engine import GatewayHarness
 
 PLAN = {
     "name": "first",
@@ -32,28 +32,28 @@ PLAN = {
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
     with same_draws():
-        desk = Desk(make_world(tmp_path))
-        desk.engine.connect()
+        harness = GatewayHarness(make_world(tmp_path))
+        harness.engine.connect()
         for seed in range(3):
-            await desk.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
-        desk.records.log.start()
-        yield desk
-    desk.records.log.stop()
-    await desk.http.aclose()
+            await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
+        harness.records.log.start()
+        yield harness
+    harness.records.log.stop()
+    await harness.http.aclose()
 
 
-async def start(desk: Desk, **changes: Any) -> Any:
-    answer = await desk.http.post("/v1/experiments", json={**PLAN, **changes})
+async def start(harness: GatewayHarness, **changes: Any) -> Any:
+    answer = await harness.http.post("/v1/experiments", json={**PLAN, **changes})
     assert answer.status_code == 201, answer.text
     return answer.json()
 
 
-def keep(desk: Desk, *, ahead: float = 0.0) -> None:
+def keep(harness: GatewayHarness, *, ahead: float = 0.0) -> None:
     """What the keeper does every second."""
-    assert desk.records.log.flush()
-    services = desk.world.services
+    assert harness.records.log.flush()
+    services = harness.world.services
     database = services.registry._database
     referee = ExperimentController(
         database,
@@ -72,8 +72,8 @@ def keep(desk: Desk, *, ahead: float = 0.0) -> None:
 # --- from start to stop -----------------------------------------------------------------------------------------------
 
 
-async def test_an_experiment_from_start_to_stop(desk: Desk) -> None:
-    started = await start(desk)
+async def test_an_experiment_from_start_to_stop(harness: GatewayHarness) -> None:
+    started = await start(harness)
     assert (started["status"], started["started_by"], started["outcome"], started["reading"]) == (
         "running",
         "local",
@@ -86,16 +86,16 @@ async def test_an_experiment_from_start_to_stop(desk: Desk) -> None:
     ]
     arms: dict[str, str] = {}
     for number in range(40):
-        answer = (await desk.ask(user=f"user-{number}")).json()
+        answer = (await harness.ask(user=f"user-{number}")).json()
         arms[f"user-{number}"] = answer["graftwork"]["arm"]
         body = {"interaction_id": answer["id"], "thumb": "up"}
-        assert (await desk.http.post("/v1/feedback", json=body)).status_code == 201
+        assert (await harness.http.post("/v1/feedback", json=body)).status_code == 201
     assert set(Counter(arms.values())) == {"intents@1", "intents@2"}
     for user, arm in arms.items():
-        again = await desk.ask(user=user)
+        again = await harness.ask(user=user)
         assert (again.headers["x-graftwork-arm"], again.headers["x-graftwork-adapter"]) == (arm, arm)
-    keep(desk, ahead=10)
-    shown = (await desk.http.get("/v1/experiments/first")).json()
+    keep(harness, ahead=10)
+    shown = (await harness.http.get("/v1/experiments/first")).json()
     assert shown["reading"]["units"] == 40
     assert [arm["requests"] for arm in shown["reading"]["arms"]] == [
         2 * list(arms.values()).count(arm) for arm in ("intents@1", "intents@2")
@@ -103,59 +103,59 @@ async def test_an_experiment_from_start_to_stop(desk: Desk) -> None:
     assert [arm["mean"] for arm in shown["reading"]["arms"]] == [1.0, 1.0]
     assert shown["readings"][-1]["units"] == 40
     assert [event["action"] for event in shown["history"]] == ["start"]
-    listed = (await desk.http.get("/v1/experiments", params={"status": "running"})).json()
+    listed = (await harness.http.get("/v1/experiments", params={"status": "running"})).json()
     assert listed["data"] == [{key: value for key, value in shown.items() if key not in ("history", "readings")}]
 
-    stopped = (await desk.http.post("/v1/experiments/first/stop", json={"reason": "seen enough"})).json()
+    stopped = (await harness.http.post("/v1/experiments/first/stop", json={"reason": "seen enough"})).json()
     assert stopped["status"] == "ended"
     assert stopped["outcome"]["decision"] == "stopped"
     assert stopped["outcome"]["reading"]["units"] == 40
-    assert (await desk.ask(user="user-0")).json()["graftwork"] == {"adapter": "intents@1"}
-    assert (await desk.http.get("/v1/experiments", params={"status": "running"})).json()["data"] == []
-    assert (await desk.http.post("/v1/experiments/first/stop")).json()["error"]["code"] == "experiment_ended"
+    assert (await harness.ask(user="user-0")).json()["graftwork"] == {"adapter": "intents@1"}
+    assert (await harness.http.get("/v1/experiments", params={"status": "running"})).json()["data"] == []
+    assert (await harness.http.post("/v1/experiments/first/stop")).json()["error"]["code"] == "experiment_ended"
 
 
-async def test_only_the_plain_name_takes_part(desk: Desk) -> None:
-    await start(desk, arms=[{"version": 1}, {"version": 2, "weight": 1.0}])
-    assert (await desk.ask()).json()["graftwork"]["arm"] == "intents@2"
+async def test_only_the_plain_name_takes_part(harness: GatewayHarness) -> None:
+    await start(harness, arms=[{"version": 1}, {"version": 2, "weight": 1.0}])
+    assert (await harness.ask()).json()["graftwork"]["arm"] == "intents@2"
     for model in ("intents@1", "intents@live", "tiny-base"):
-        assert "experiment" not in (await desk.ask(model=model)).json()["graftwork"]
+        assert "experiment" not in (await harness.ask(model=model)).json()["graftwork"]
 
 
-async def test_sessions_stick_wherever_they_are_named(desk: Desk) -> None:
-    await start(desk)
+async def test_sessions_stick_wherever_they_are_named(harness: GatewayHarness) -> None:
+    await start(harness)
     for number in range(12):
         session = f"visit-{number}"
-        by_header = await desk.ask(headers={"x-graftwork-session": session})
-        by_metadata = await desk.ask(metadata={"session": session})
+        by_header = await harness.ask(headers={"x-graftwork-session": session})
+        by_metadata = await harness.ask(metadata={"session": session})
         assert by_header.headers["x-graftwork-arm"] == by_metadata.headers["x-graftwork-arm"]
-    drawn = Counter([(await desk.ask()).headers["x-graftwork-arm"] for _ in range(40)])
+    drawn = Counter([(await harness.ask()).headers["x-graftwork-arm"] for _ in range(40)])
     assert len(drawn) == 2  # nobody is named: each for itself
 
 
-async def test_the_base_is_an_arm_and_says_so(desk: Desk) -> None:
-    started = await start(desk, arms=[{"version": 1}, {"version": "base", "weight": 1.0}])
+async def test_the_base_is_an_arm_and_says_so(harness: GatewayHarness) -> None:
+    started = await start(harness, arms=[{"version": 1}, {"version": "base", "weight": 1.0}])
     assert started["arms"][1]["adapter"] == "tiny-base"
-    answer = await desk.ask(user="ann")
+    answer = await harness.ask(user="ann")
     assert answer.json()["graftwork"] == {"adapter": "tiny-base", "experiment": "first", "arm": "base"}
-    assert desk.records.ids.read(answer.json()["id"]).adapter is None
+    assert harness.records.ids.read(answer.json()["id"]).adapter is None
 
 
-def asked(desk: Desk) -> list[Request]:
+def asked(harness: GatewayHarness) -> list[Request]:
     """Everything that is asked of the engine from now on."""
     found: list[Request] = []
-    send = desk.engine.send
+    send = harness.engine.send
 
     def look(message: EngineMessage) -> None:
         if isinstance(message, Generate):
             found.extend(message.requests)
         send(message)
 
-    desk.engine.send = look  # type: ignore[method-assign]
+    harness.engine.send = look  # type: ignore[method-assign]
     return found
 
 
-async def test_an_arm_has_its_own_system_prompt_and_sampling(desk: Desk) -> None:
+async def test_an_arm_has_its_own_system_prompt_and_sampling(harness: GatewayHarness) -> None:
     arm = {
         "version": 1,
         "name": "brief",
@@ -163,77 +163,77 @@ async def test_an_arm_has_its_own_system_prompt_and_sampling(desk: Desk) -> None
         "system": "Be brief.",
         "sampling": {"temperature": 0.25, "top_p": 0.5, "max_tokens": 3},
     }
-    await start(desk, arms=[{"version": 1}, arm])
+    await start(harness, arms=[{"version": 1}, arm])
     seen: list[Any] = []
-    desk.gateway.prompts.chat = lambda messages: seen.append(messages) or [104, 105]  # type: ignore[method-assign, func-returns-value]
-    requests = asked(desk)
+    harness.gateway.prompts.chat = lambda messages, **_: seen.append(messages) or [104, 105]  # type: ignore[assignment, func-returns-value]
+    requests = asked(harness)
     told = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "hi"}]
     for messages in (told, told[1:]):
-        await desk.ask(messages=messages, temperature=1.0)
+        await harness.ask(messages=messages, temperature=1.0)
     own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
     assert seen == [own, own]
     wishes: SamplingParams = requests[0].sampling
     assert (wishes.temperature, wishes.top_p, wishes.max_tokens) == (0.25, 0.5, 3)
     # What was asked is logged as it was asked.
-    assert sorted(len(row.prompt["messages"]) for row in desk.logged()) == [1, 2]
-    assert {row.sampling["temperature"] for row in desk.logged()} == {1.0}
+    assert sorted(len(row.prompt["messages"]) for row in harness.logged()) == [1, 2]
+    assert {row.sampling["temperature"] for row in harness.logged()} == {1.0}
     # Plain completions have no system prompt: no arm can answer them alike, so they go where they always went.
-    plain = await desk.http.post("/v1/completions", json={"model": "intents", "prompt": "hi"})
+    plain = await harness.http.post("/v1/completions", json={"model": "intents", "prompt": "hi"})
     assert plain.json()["graftwork"] == {"adapter": "intents@1"}
 
 
-async def test_widening_and_what_is_refused_of_it(desk: Desk) -> None:
-    await start(desk, arms=[{"version": 1}, {"version": 2, "weight": 0.1}])
+async def test_widening_and_what_is_refused_of_it(harness: GatewayHarness) -> None:
+    await start(harness, arms=[{"version": 1}, {"version": 2, "weight": 0.1}])
     path = "/v1/experiments/first"
-    wider = await desk.http.patch(path, json={"weights": {"intents@2": 0.5}, "reason": "looks good"})
+    wider = await harness.http.patch(path, json={"weights": {"intents@2": 0.5}, "reason": "looks good"})
     assert [epoch["weights"] for epoch in wider.json()["epochs"]] == [
         {"intents@1": 0.9, "intents@2": 0.1},
         {"intents@1": 0.5, "intents@2": 0.5},
     ]
     assert wider.json()["history"][0]["reason"] == "looks good"
     for weights, status in (({"intents@2": 0.2}, 409), ({"intents@1": 0.2}, 400), ({"x": 2.0}, 400), ({}, 400)):
-        refused = await desk.http.patch(path, json={"weights": weights})
+        refused = await harness.http.patch(path, json={"weights": weights})
         assert (refused.status_code, list(refused.json())) == (status, ["error"]), weights
 
 
-async def test_an_operator_can_promote_with_the_end(desk: Desk) -> None:
-    await start(desk)
-    assert (await desk.http.post("/v1/experiments/first/stop", json={"promote": "nobody"})).status_code == 400
-    ended = await desk.http.post("/v1/experiments/first/stop", json={"promote": "intents@2"})
+async def test_an_operator_can_promote_with_the_end(harness: GatewayHarness) -> None:
+    await start(harness)
+    assert (await harness.http.post("/v1/experiments/first/stop", json={"promote": "nobody"})).status_code == 400
+    ended = await harness.http.post("/v1/experiments/first/stop", json={"promote": "intents@2"})
     assert ended.json()["outcome"]["decision"] == "promoted"
-    assert (await desk.http.get("/v1/adapters/intents")).json()["aliases"]["live"] == 2
+    assert (await harness.http.get("/v1/adapters/intents")).json()["aliases"]["live"] == 2
 
 
-async def test_aliases_under_experiment_move_only_with_its_end(desk: Desk) -> None:
-    await start(desk)
+async def test_aliases_under_experiment_move_only_with_its_end(harness: GatewayHarness) -> None:
+    await start(harness)
     moves: list[tuple[str, str, dict[str, Any]]] = [
         ("PUT", "/v1/adapters/intents/aliases/live", {"version": 3}),
         ("POST", "/v1/adapters/intents/rollback", {}),
     ]
-    await desk.http.put("/v1/adapters/intents/aliases/other", json={"version": 3})
-    refused = await desk.http.put(moves[0][1], json=moves[0][2])
+    await harness.http.put("/v1/adapters/intents/aliases/other", json={"version": 3})
+    refused = await harness.http.put(moves[0][1], json=moves[0][2])
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "under_experiment")
-    pushed = await desk.http.post(
+    pushed = await harness.http.post(
         "/v1/adapters/intents/versions", files=form(adapter_files(9)), params={"alias": "live"}
     )
     assert pushed.status_code == 409
-    assert len((await desk.http.get("/v1/adapters/intents")).json()["versions"]) == 3
-    assert (await desk.http.delete("/v1/adapters/intents/versions/2")).status_code == 409
-    assert (await desk.http.get("/v1/experiments/first")).json()["status"] == "running"
-    moved = await desk.http.put(moves[0][1], json={**moves[0][2], "end_experiment": True})
+    assert len((await harness.http.get("/v1/adapters/intents")).json()["versions"]) == 3
+    assert (await harness.http.delete("/v1/adapters/intents/versions/2")).status_code == 409
+    assert (await harness.http.get("/v1/experiments/first")).json()["status"] == "running"
+    moved = await harness.http.put(moves[0][1], json={**moves[0][2], "end_experiment": True})
     assert moved.json()["to_version"] == 3
-    ended = (await desk.http.get("/v1/experiments/first")).json()
+    ended = (await harness.http.get("/v1/experiments/first")).json()
     assert (ended["status"], ended["outcome"]["decision"]) == ("ended", "stopped")
-    assert (await desk.http.post(moves[1][1], json={"end_experiment": True})).json()["to_version"] == 1
+    assert (await harness.http.post(moves[1][1], json={"end_experiment": True})).json()["to_version"] == 1
 
 
 # --- shadows ----------------------------------------------------------------------------------------------------------
 
 
-async def shadowed(desk: Desk, num: int) -> list[Any]:
+async def shadowed(harness: GatewayHarness, num: int) -> list[Any]:
     """The rows of the shadow arm, once there are ``num``."""
     for _ in range(400):
-        rows = [row for row in desk.logged(experiment="first") if row.arm == "intents@3"]
+        rows = [row for row in harness.logged(experiment="first") if row.arm == "intents@3"]
         if len(rows) >= num:
             return rows
         await asyncio.sleep(0.01)
@@ -243,58 +243,58 @@ async def shadowed(desk: Desk, num: int) -> list[Any]:
 SHADOWED = [{"version": 1}, {"version": 3, "shadow": 1.0}]
 
 
-async def test_a_shadow_arm_answers_copies_that_nobody_sees(desk: Desk) -> None:
-    desk.gateway.shadows.start()
-    await start(desk, arms=SHADOWED)
-    answers = [await desk.ask(user="ann", stream=stream) for stream in (False, True)]
-    unstored = await desk.ask(user="ann", store=False)
+async def test_a_shadow_arm_answers_copies_that_nobody_sees(harness: GatewayHarness) -> None:
+    harness.gateway.shadows.start()
+    await start(harness, arms=SHADOWED)
+    answers = [await harness.ask(user="ann", stream=stream) for stream in (False, True)]
+    unstored = await harness.ask(user="ann", store=False)
     assert unstored.status_code == 200
-    rows = await shadowed(desk, 2)
+    rows = await shadowed(harness, 2)
     await asyncio.sleep(0.1)
-    rows = await shadowed(desk, 2)
+    rows = await shadowed(harness, 2)
     assert len(rows) == 2
     assert {row.adapter for row in rows} == {"intents@3"}
     assert [answer.headers["x-graftwork-arm"] for answer in answers] == ["intents@1"] * 2
-    mine = {row.id for row in desk.logged() if row.arm == "intents@1"}
+    mine = {row.id for row in harness.logged() if row.arm == "intents@1"}
     assert {row.metadata["shadow_of"] for row in rows} == mine
     assert {row.status for row in rows} == {"ok"}
-    keep(desk, ahead=10)
-    (shadow,) = (await desk.http.get("/v1/experiments/first")).json()["reading"]["shadows"]
+    keep(harness, ahead=10)
+    (shadow,) = (await harness.http.get("/v1/experiments/first")).json()["reading"]["shadows"]
     assert (shadow["sampled"], shadow["answered"], shadow["pairs"], shadow["identical"]) == (2, 2, 2, 1.0)
-    assert 'graftwork_shadows_total{outcome="answered"} 2.0' in desk.world.services.metrics.render().decode()
-    completion = await desk.http.post("/v1/completions", json={"model": "intents", "prompt": ["hi", "ho"], "n": 2})
+    assert 'graftwork_shadows_total{outcome="answered"} 2.0' in harness.world.services.metrics.render().decode()
+    completion = await harness.http.post("/v1/completions", json={"model": "intents", "prompt": ["hi", "ho"], "n": 2})
     assert completion.status_code == 200
-    newest = (await shadowed(desk, 3))[0]
+    newest = (await shadowed(harness, 3))[0]
     assert (newest.prompt, newest.texts) == ({"prompt": ["hi"]}, ("hi",))
 
 
-async def test_shadows_give_way_to_users(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shadows_give_way_to_users(harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadows, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(shadows, "MAX_AGE_SECONDS", 0.05)
-    desk.gateway.shadows.start()
-    await start(desk, arms=SHADOWED)
+    harness.gateway.shadows.start()
+    await start(harness, arms=SHADOWED)
     busy = 99
-    desk.gateway.shadows._num_busy = lambda: busy
-    await desk.ask()
+    harness.gateway.shadows._num_busy = lambda: busy
+    await harness.ask()
     await asyncio.sleep(0.1)
-    assert 'outcome="skipped"} 1.0' in desk.world.services.metrics.render().decode()
+    assert 'outcome="skipped"} 1.0' in harness.world.services.metrics.render().decode()
     busy = 0
     monkeypatch.setattr(shadows, "MAX_AGE_SECONDS", 60.0)
-    await desk.ask()
-    await shadowed(desk, 1)
+    await harness.ask()
+    await shadowed(harness, 1)
 
 
-async def test_a_shadow_that_fails_is_logged_and_hurts_nobody(desk: Desk) -> None:
-    desk.gateway.shadows.start()
-    await start(desk, arms=[{"version": 1}, {"version": 3, "shadow": 1.0, "system": "x"}])
-    say = desk.gateway.prompts.chat
-    desk.gateway.prompts.chat = lambda m: list(b"fail") if m[0]["role"] == "system" else say(m)  # type: ignore[method-assign]
+async def test_a_shadow_that_fails_is_logged_and_hurts_nobody(harness: GatewayHarness) -> None:
+    harness.gateway.shadows.start()
+    await start(harness, arms=[{"version": 1}, {"version": 3, "shadow": 1.0, "system": "x"}])
+    say = harness.gateway.prompts.chat
+    harness.gateway.prompts.chat = lambda m, **_: list(b"fail") if m[0]["role"] == "system" else say(m)  # type: ignore[method-assign]
     for _ in range(2):
-        assert (await desk.ask()).status_code == 200
-    rows = await shadowed(desk, 2)
+        assert (await harness.ask()).status_code == 200
+    rows = await shadowed(harness, 2)
     assert {row.status for row in rows} == {"error"}
-    keep(desk, ahead=10)
-    (shadow,) = (await desk.http.get("/v1/experiments/first")).json()["reading"]["shadows"]
+    keep(harness, ahead=10)
+    (shadow,) = (await harness.http.get("/v1/experiments/first")).json()["reading"]["shadows"]
     assert (shadow["answered"], shadow["errors"], shadow["pairs"]) == (2, 2, 0)
 
 
@@ -327,24 +327,26 @@ BAD_BODIES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "param"), BAD_BODIES, ids=lambda value: value if isinstance(value, str) else None)
-async def test_what_makes_no_sense_is_refused_by_its_field(desk: Desk, wrong: dict[str, Any], param: str) -> None:
-    refused = await desk.http.post("/v1/experiments", json={**PLAN, **wrong})
+async def test_what_makes_no_sense_is_refused_by_its_field(
+    harness: GatewayHarness, wrong: dict[str, Any], param: str
+) -> None:
+    refused = await harness.http.post("/v1/experiments", json={**PLAN, **wrong})
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["param"] == param
-    assert (await desk.http.get("/v1/experiments")).json()["data"] == []
+    assert (await harness.http.get("/v1/experiments")).json()["data"] == []
 
 
-async def test_what_there_is_not_is_not_found(desk: Desk) -> None:
-    assert (await desk.http.post("/v1/experiments", json={**PLAN, "adapter": "nothing"})).status_code == 404
+async def test_what_there_is_not_is_not_found(harness: GatewayHarness) -> None:
+    assert (await harness.http.post("/v1/experiments", json={**PLAN, "adapter": "nothing"})).status_code == 404
     for method, path in (("GET", ""), ("PATCH", ""), ("POST", "/stop")):
         body = {"weights": {"x": 0.5}} if method == "PATCH" else None
-        refused = await desk.http.request(method, f"/v1/experiments/nothing{path}", json=body)
+        refused = await harness.http.request(method, f"/v1/experiments/nothing{path}", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "experiment_not_found")
 
 
-async def test_an_experiment_that_would_see_nothing_is_refused(desk: Desk) -> None:
-    await desk.http.put("/v1/log_policies/adapters/intents", json={"log": False})
-    refused = await desk.http.post("/v1/experiments", json=PLAN)
+async def test_an_experiment_that_would_see_nothing_is_refused(harness: GatewayHarness) -> None:
+    await harness.http.put("/v1/log_policies/adapters/intents", json={"log": False})
+    refused = await harness.http.post("/v1/experiments", json=PLAN)
     assert refused.status_code == 409
     assert "not logged" in refused.json()["error"]["message"]
 

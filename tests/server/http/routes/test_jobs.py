@@ -1,4 +1,4 @@
-"""Files and jobs over HTTP: OpenAI's shapes, roles, what is refused and how that is said."""
+"""Files and jobs over HTTP: OpenAI's formats, roles and refusals."""
 
 from __future__ import annotations
 

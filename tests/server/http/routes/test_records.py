@@ -1,4 +1,4 @@
-"""Feedback, interactions and log policies over HTTP: roles, shapes, filters, pages, exports, erasure."""
+"""Feedback, interactions and log policies over HTTP: roles, formats, filters, pages, exports, erasure."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
-"""The routes beside generation, over the true registry and store: what they answer, refuse and change."""
+"""The other routes, with the real registry and store."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import json
 import logging
+import random
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -521,7 +524,9 @@ def test_models_are_the_base_then_adapters_and_their_versions(client: TestClient
     push(client, seed=2)
     client.delete("/v1/adapters/intents/versions/3")
     models = client.get("/v1/models").json()["data"]
-    assert [model["id"] for model in models] == ["tiny-base", "intents", "intents@1", "intents@2"]
+    assert [model["id"] for model in models] == ["tiny-base", "intents", "intents@live", "intents@1", "intents@2"]
+    assert client.get("/v1/models/").json()["data"] == models
+    assert {model["max_model_len"] for model in models} == {world.services.base.max_positions}
     base, live, *_ = models
     assert base["graftwork"]["digest"] == world.services.base.digest
     assert (base["graftwork"]["quantize"], base["graftwork"]["memory_bytes"]) == ("int8", 1000)
@@ -540,7 +545,7 @@ def test_the_official_client_lists_models(client: TestClient, world: World) -> N
     ours = openai.OpenAI(
         base_url="http://127.0.0.1:8000/v1", api_key="any", http_client=client, _strict_response_validation=True
     )
-    assert [model.id for model in ours.models.list()] == ["tiny-base", "intents", "intents@1"]
+    assert [model.id for model in ours.models.list()] == ["tiny-base", "intents", "intents@live", "intents@1"]
     assert ours.models.retrieve("intents@1").owned_by == "graftwork"
     with pytest.raises(openai.NotFoundError) as caught:
         ours.models.retrieve("nothing")
@@ -774,3 +779,43 @@ async def test_a_body_beyond_the_limit_is_refused(world: World, declared: bool) 
         assert "larger than the 8388608 bytes" in error(response, 413)["message"]
         assert read == (0 if declared else MAX_JSON_BYTES)
         assert (await client.post("/test", content=b" " * MAX_JSON_BYTES)).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "identity", ""])
+async def test_packed_bodies_are_unpacked(world: World, encoding: str) -> None:
+    async def reader(request: Request) -> dict[str, int]:
+        return {"length": len(await request.body())}
+
+    world.app.add_api_route("/test", reader, methods=["POST"])
+    pack = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)
+    headers = {"content-encoding": encoding} if encoding else {}
+    transport = httpx.ASGITransport(world.app, client=HERE)
+
+    async def pieces(content: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 1000):
+            yield content[start : start + 1000]
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+        text = random.Random(0).randbytes(50_000)
+        for content in (pack(text), pieces(pack(text))):
+            assert (await client.post("/test", content=content)).json() == {"length": 50_000}
+        assert (await client.post("/test", content=pack(b" " * MAX_JSON_BYTES))).status_code == 200
+        response = await client.post("/test", content=pack(b" " * (MAX_JSON_BYTES + 1)))
+        assert "larger than the 8388608 bytes" in error(response, 413)["message"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "code"),
+    [
+        ("br", b"x", "unsupported_content_encoding"),
+        ("gzip, gzip", b"x", "unsupported_content_encoding"),
+        ("gzip", b"{}", "invalid_content_encoding"),
+        ("gzip", gzip.compress(b"{}")[:-1], "invalid_content_encoding"),
+        ("gzip", gzip.compress(b"{}") + b"{}", "invalid_content_encoding"),
+        ("gzip", b"", "invalid_content_encoding"),
+        ("deflate", gzip.compress(b"{}"), "invalid_content_encoding"),
+    ],
+)
+def test_what_cannot_be_unpacked_is_refused(client: TestClient, encoding: str, content: bytes, code: str) -> None:
+    response = client.post("/v1/feedback", content=content, headers={"content-encoding": encoding})
+    assert error(response, 400)["code"] == code

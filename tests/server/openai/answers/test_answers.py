@@ -1,4 +1,4 @@
-"""Answers: shapes that the official client accepts strictly, text that is never half a character or a stop string."""
+"""Answers: formats that the official client accepts, and text without partial characters and stop strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken text, personal data and secrets."""
+"""Repair of text, personal data and secrets."""
 
 from __future__ import annotations
 

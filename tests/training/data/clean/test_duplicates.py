@@ -1,4 +1,4 @@
-"""Which texts are near each other."""
+"""Near-duplicate detection."""
 
 from __future__ import annotations
 

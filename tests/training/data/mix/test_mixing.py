@@ -1,4 +1,4 @@
-"""Weights, order and replay: functions of numbers and rows."""
+"""Class weights, curriculum and replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other wordings of questions: each check with what passes it and what does not, and wordings beside other rows."""
+"""The filters of paraphrases: each check with positive and negative examples, and comparison with other rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server exports of answers and feedback becomes rows."""
+"""Exported interactions and feedback become rows."""
 
 from __future__ import annotations
 

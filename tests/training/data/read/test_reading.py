@@ -1,4 +1,4 @@
-"""Files become rows: every format by itself, every bad row with its line, never a traceback."""
+"""Files become rows: every format is detected, and every bad row has its line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as people see it: on a terminal, as a page, as JSON."""
+"""The report of a data set: terminal, HTML page and JSON."""
 
 from __future__ import annotations
 
