@@ -42,8 +42,8 @@ ORDER = {
         " < litserver < app"
     ),
     "server/engine": (
-        "request, config, kv, lora < logits_processors < sequence < batch, scheduler, proposer < sampler, model"
-        " < backends, runner < backend_selector, engine < loading"
+        "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer < sampler,"
+        " model < backends, runner < backend_selector, engine < loading"
     ),
     "training": "data < config < model < methods < evaluation, run < worker, cli",
     "training/data": "row < read, clean, splits, tokens, report < policy < mix, bad_rows, spool < pipeline < store",
@@ -87,7 +87,10 @@ LIGHT_MODULES = (
         f"graftwork.server.{name}"
         for name in ("http.routes", "openai.requests.chat", "http.auth", "generation.service", "app", "config")
     ),
-    *(f"graftwork.server.engine.{name}" for name in ("scheduler", "request", "kv.prefix_cache", "lora.adapter_cache")),
+    *(
+        f"graftwork.server.engine.{name}"
+        for name in ("scheduler", "request", "kv.prefix_cache", "lora.adapter_cache", "grammars.trial")
+    ),
     *("graftwork.training.methods.rows", "graftwork.training.data.pipeline", "graftwork.training.worker.worker"),
     *("graftwork.clients", "graftwork.clients.cli"),
 )

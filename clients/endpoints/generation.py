@@ -37,6 +37,8 @@ class GenerationOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     n: int | None
     ignore_eos: bool | None
+    response_format: Mapping[str, Any] | None
+    structured_outputs: Mapping[str, Any] | None
     user: str | None
     store: bool | None
     metadata: Mapping[str, str] | None
@@ -48,7 +50,6 @@ class ChatOptions(GenerationOptions, total=False):
 
     logprobs: bool | None
     top_logprobs: int | None
-    response_format: Mapping[str, Any] | None
 
 
 class CompletionOptions(GenerationOptions, total=False):

@@ -1,7 +1,7 @@
 """The engine: requests in, tokens out, one step at a time.
 
-``step`` is the whole loop: update adapters → schedule → run → process the output. One thread calls it. Adapters are
-read from the store by the thread of ``lora.fetcher``.
+``step`` is the whole loop: update grammars and adapters → schedule → run → process the output. One thread calls it.
+Adapters are read from the store by the thread of ``lora.fetcher``, grammars compiled by that of ``grammars.compiler``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from llguidance import LLTokenizer
 from torch import Tensor
 
+from graftwork.server.engine.grammars.compiler import CompiledGrammar, GrammarCompiler
 from graftwork.server.engine.logits_processors import LogitsProcessor, default_processors
 from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.lora.fetcher import AdapterFetcher, FetchAdapter, FetchedAdapter
@@ -32,7 +34,10 @@ class Engine:
         limits: How much may run at once.
         fetch: Reads an adapter from the store; called in a thread of its own.
         host_bytes: Host memory for adapters that were fetched and are not on the device.
-        on_arrival: Called in the fetcher's thread after each adapter; wakes the loop that calls ``step``.
+        on_arrival: Called in their threads after each adapter that was fetched and each grammar that was compiled;
+            wakes the loop that calls ``step``.
+        grammar_tokenizer: What grammars are compiled with, its vocabulary as wide as the logits; without it requests
+            that bring one are refused.
         logits_processors: The processors of a request, called once when it is added.
         proposer: Proposes draft tokens, of which a step can accept several.
     """
@@ -45,6 +50,7 @@ class Engine:
         *,
         host_bytes: int,
         on_arrival: Callable[[], None] = lambda: None,
+        grammar_tokenizer: LLTokenizer | None = None,
         logits_processors: Callable[[Request], tuple[LogitsProcessor, ...]] = default_processors,
         proposer: Proposer | None = None,
     ) -> None:
@@ -53,6 +59,7 @@ class Engine:
         self.scheduler = Scheduler(limits, self.adapter_cache)
         self.num_steps = 0
         self._fetcher = AdapterFetcher(fetch, runner.grafts.pack, on_arrival)
+        self._grammars = None if grammar_tokenizer is None else GrammarCompiler(grammar_tokenizer, on_arrival)
         self._logits_processors = logits_processors
         self._proposer = proposer
         self._refused: list[Delta] = []
@@ -60,13 +67,18 @@ class Engine:
     def close(self) -> None:
         """Stop the fetcher's thread. Requests that still run get no further deltas."""
         self._fetcher.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would compute something or return a delta now."""
         return bool(self.scheduler.running or self._refused) or any(
-            s.request.adapter is None
-            or self.adapter_cache.adapters[s.request.adapter].tier in ("store", "host", "device")
+            not s.awaits_grammar
+            and (
+                s.request.adapter is None
+                or self.adapter_cache.adapters[s.request.adapter].tier in ("store", "host", "device")
+            )
             for s in self.scheduler.waiting
         )
 
@@ -79,8 +91,16 @@ class Engine:
             self._refuse(request.id, "The prompt is empty.")
         elif len(request.prompt) + (request.sampling.max_tokens > 0) > min(limits.max_length, limits.cache_tokens):
             self._refuse(request.id, f"The prompt's {len(request.prompt)} tokens do not fit in the cache.")
+        elif request.sampling.grammar is not None and self._grammars is None:
+            self._refuse(request.id, "This base's tokenizer cannot be used for structured output.")
         else:
-            self.scheduler.add(request).logits_processors = self._logits_processors(request)
+            sequence = self.scheduler.add(request)
+            sequence.logits_processors = self._logits_processors(request)
+            if request.sampling.grammar is not None and self._grammars is not None:
+                if (compiled := self._grammars.get(request.sampling.grammar)) is not None:
+                    self._hold_to(sequence, compiled)
+                else:
+                    sequence.awaits_grammar = True
 
     def abort(self, request_id: str) -> None:
         """Forget a request, in whatever state it is; it gets no further deltas. Unknown ids are ignored."""
@@ -96,6 +116,7 @@ class Engine:
             What the step added, at most one delta per request that it computed.
         """
         deltas, self._refused = self._refused, []
+        deltas += self._update_grammars()
         deltas += self._update_adapters()
         scheduled = self.scheduler.schedule()
         try:
@@ -112,6 +133,26 @@ class Engine:
                 for item in scheduled
             ]
         return deltas
+
+    # -- grammars ------------------------------------------------------------------------------------------------
+    def _hold_to(self, sequence: SequenceState, compiled: CompiledGrammar) -> None:
+        sequence.awaits_grammar = False
+        sequence.grammar = compiled.processor(sequence.num_prompt)
+        sequence.logits_processors = (*sequence.logits_processors, sequence.grammar)
+
+    def _update_grammars(self) -> list[Delta]:
+        compiled = [] if self._grammars is None else list(self._grammars.completed())
+        return [delta for grammar in compiled for delta in self._on_compiled(grammar)]
+
+    def _on_compiled(self, compiled: CompiledGrammar) -> list[Delta]:
+        """Whoever waits for a grammar gets it, or hears why not."""
+        waiting = [s for s in self.scheduler if s.awaits_grammar and s.request.sampling.grammar == compiled.grammar]
+        if compiled.error is not None:
+            log.error("a grammar could not be compiled: %s", compiled.error)
+            return [self._fail(s, f"The answer's format could not be compiled: {compiled.error}") for s in waiting]
+        for sequence in waiting:
+            self._hold_to(sequence, compiled)
+        return []
 
     # -- adapters ------------------------------------------------------------------------------------------------
     def _update_adapters(self) -> list[Delta]:
@@ -261,6 +302,9 @@ class Engine:
             if token.token_id is None:
                 delta.finish_reason = FinishReason.ERROR
                 delta.error = "The model's output was not finite for this prompt."
+            elif sequence.grammar is not None and (problem := sequence.grammar.error) is not None:
+                delta.finish_reason = FinishReason.ERROR
+                delta.error = f"The answer could not be held to its format any longer: {problem}"
             elif token.token_id in sampling.stop_token_ids:
                 delta.finish_reason = FinishReason.STOP
             else:
@@ -271,7 +315,9 @@ class Engine:
                     delta.logprobs.append(token.logprob)
                 if token is not sampled[-1]:
                     sequence.num_computed += 1
-                if sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
+                if sequence.grammar is not None and sequence.grammar.is_complete(sequence.tokens):
+                    delta.finish_reason = FinishReason.STOP
+                elif sequence.num_generated >= sampling.max_tokens or len(sequence.tokens) >= min(
                     config.max_length, config.cache_tokens
                 ):
                     delta.finish_reason = FinishReason.LENGTH

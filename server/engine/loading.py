@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from llguidance import LLTokenizer
 from torch import nn
 
 from graftwork.adapters.base import BaseInfo, load_model
@@ -162,6 +164,20 @@ def build(info: BaseInfo, config: EngineConfig) -> tuple[Runner, SchedulerConfig
     )
     sampler: SampleTokens = sample_tokens if kernel_context is None else CpuSampler(kernel_context)
     return Runner(forward, decoder, sampler, grafts, bank, cache), limits, card
+
+
+def load_grammar_tokenizer(info: BaseInfo) -> LLTokenizer | None:
+    """The base's tokenizer as grammars need it; ``None``, with a warning, for one of a kind that they cannot use.
+
+    Takes a second and stops all threads meanwhile: call it before there are requests.
+    """
+    try:
+        return LLTokenizer(
+            str(Path(info.path, "tokenizer.json")), n_vocab=info.vocab_size, eos_token=list(info.eos_token_ids) or None
+        )
+    except Exception as error:  # it raises nothing more precise
+        log.warning("requests for structured output will be refused: %s", error)
+        return None
 
 
 def _can_use_triton(config: EngineConfig, chosen: numerics_module.Numerics) -> tuple[bool, str]:

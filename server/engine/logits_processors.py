@@ -3,8 +3,7 @@
 The processors of a request are chosen once, when it is added (``default_processors``); most requests have none, which
 costs nothing here. In each step every processor is called once for all rows that have it. Shapes: N rows, V vocabulary.
 
-The grammar of a structured output can be such a processor, too: one for each request, whose ``apply`` sets the logits
-of all tokens to -inf that the grammar does not allow after ``LogitsRow.tokens``.
+A grammar is such a processor, too, the last of its request: see ``grammars/processor.py``.
 """
 
 from __future__ import annotations

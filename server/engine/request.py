@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Literal
+
+#: What a grammar may be made of: ``grammars/grammar.py`` says how.
+GrammarKind = Literal["json", "regex", "choice", "grammar"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +30,7 @@ class SamplingParams:
         top_logprobs: Return the log-probability of each chosen token and of that many alternatives; ``None``: of none.
             They are the model's, before temperature and penalties.
         prompt_logprobs: The same for the prompt's own tokens.
+        grammar: What the answer keeps to, and ends with: a string that ``grammars/grammar.py`` makes.
     """
 
     max_tokens: int
@@ -42,6 +47,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +70,7 @@ class Request:
 class FinishReason(enum.StrEnum):
     """Why a request ended."""
 
-    STOP = "stop"  # a stop token was sampled
+    STOP = "stop"  # a stop token was sampled, or the grammar is complete
     LENGTH = "length"  # max_tokens, or the context is full
     ABORT = "abort"  # cancelled by the client
     ERROR = "error"  # the engine could not go on; Delta.error says why

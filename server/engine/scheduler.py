@@ -1,10 +1,10 @@
 """The scheduler: admission, chunked prefill, preemption. Plain Python, no torch.
 
-A sequence waits until its adapter is on the device, a slot of the key-value cache is free and the token budget has
-room. Then its prompt is computed in chunks beside the sequences that already decode, starting behind the prefix that
-``PrefixCache`` has, and after that it decodes one token a step. When the cache runs out of tokens, the youngest running
-sequence is preempted: it gives its slot back and is computed again later. Its generated tokens are kept, so the client
-only sees a delay.
+A sequence waits until its grammar is compiled, its adapter is on the device, a slot of the key-value cache is free and
+the token budget has room. Then its prompt is computed in chunks beside the sequences that already decode, starting
+behind the prefix that ``PrefixCache`` has, and after that it decodes one token a step. When the cache runs out of
+tokens, the youngest running sequence is preempted: it gives its slot back and is computed again later. Its generated
+tokens are kept, so the client only sees a delay.
 
 The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
 not wait for a long one. A quarter of it, and the first free slot, always belongs to the oldest sequence, so that none
@@ -198,9 +198,7 @@ class Scheduler:
         left = {s: s.num_left for s in self.running if not s.decoding}
         if len(self.running) == self.config.max_sequences:
             return left
-        for sequence in itertools.islice(
-            filter(self._is_adapter_available, self.waiting), 2 * self.config.max_sequences
-        ):
+        for sequence in itertools.islice(filter(self._can_start, self.waiting), 2 * self.config.max_sequences):
             if (leader := self._leader(sequence)) is not None:
                 left[leader] = min(left[leader], len(sequence.tokens) - leader.num_computed)
             else:
@@ -252,6 +250,9 @@ class Scheduler:
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += hit.count
         return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count
+
+    def _can_start(self, sequence: SequenceState) -> bool:
+        return not sequence.awaits_grammar and self._is_adapter_available(sequence)
 
     def _is_adapter_available(self, sequence: SequenceState) -> bool:
         adapter = sequence.request.adapter

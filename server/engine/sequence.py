@@ -21,6 +21,7 @@ from graftwork.server.engine.lora.adapter_cache import CachedAdapter
 from graftwork.server.engine.request import Request
 
 if TYPE_CHECKING:
+    from graftwork.server.engine.grammars.processor import GrammarProcessor
     from graftwork.server.engine.logits_processors import LogitsProcessor
 
 
@@ -44,6 +45,8 @@ class SequenceState:
         output_counts: How often each generated token occurs.
         num_scored: Prompt tokens whose log-probabilities have been sent.
         logits_processors: Applied to its logits before a token is chosen, in order.
+        awaits_grammar: Its grammar is being compiled: it cannot run yet.
+        grammar: What its answer is held to; also the last of ``logits_processors``.
         spec_token_ids: Draft tokens that may follow ``tokens``; the next step verifies as many as there is room for.
     """
 
@@ -62,6 +65,8 @@ class SequenceState:
     output_counts: dict[int, int] = field(default_factory=dict)
     num_scored: int = 0
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    awaits_grammar: bool = False
+    grammar: GrammarProcessor | None = None
     spec_token_ids: tuple[int, ...] = ()
 
     @property

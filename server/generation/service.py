@@ -11,7 +11,7 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.errors import GraftworkError
+from graftwork.adapters.errors import GraftworkError, InvalidRequest
 from graftwork.adapters.experiments.exposures import SHADOW_OF
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.experiments.store import Experiments
@@ -19,6 +19,7 @@ from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
 from graftwork.server.generation.admission import Admission
+from graftwork.server.generation.grammars import Grammars
 from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
@@ -32,6 +33,8 @@ from graftwork.server.openai.vocabulary import Vocabulary
 from graftwork.server.transport.engine import EngineInput, EngineProtocol, EngineStream
 from graftwork.version import __version__
 
+#: Of the grammars of one request's choices, each of which takes its own along to the engine.
+MAX_GRAMMAR_BYTES = 4 << 20
 #: Prompts that are tokenized at once; the others wait.
 TOKENIZING_THREADS = 4
 
@@ -87,6 +90,7 @@ class GenerationService:
         self._experiments = experiments
         self._ids = ids
         self._accounting = accounting
+        self._grammars = Grammars()
 
     # -- before the engine -----------------------------------------------------------------------------------------
     def admit(
@@ -120,35 +124,50 @@ class GenerationService:
         )
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
-        """Tokenize the prompts.
+        """Tokenize the prompts, and make the grammar of a structured output.
 
         Returns:
             The answer, still empty, and the engine's input for each of its choices.
 
         Raises:
-            InvalidRequest: A prompt does not fit into the context, or the chat template refuses it.
+            InvalidRequest: A prompt does not fit into the context, the chat template refuses it, or a grammar cannot be
+                followed.
         """
         draw, head = admission.route.draw, self._head(admission)
         body = admission.body if draw is None else admission.body.with_arm(draw.arm)
         body.check_token_ids(self.base.vocab_size)
+        grammar = await self._grammar(body)
         if isinstance(body, ChatCompletionRequest):
             chat = partial(self.prompts.chat, body.chat_messages(), max_length=self._max_length)
             prompt = await to_thread.run_sync(chat, limiter=self._tokenizing)
-            return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt])
+            return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt], grammar)
         assert isinstance(body, CompletionRequest)
         encode = partial(self.prompts.encode, max_length=self._max_length)
         prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
-        return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts)
+        return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
+
+    async def _grammar(self, body: GenerationRequest) -> str | None:
+        """What the answer is held to, tried out."""
+        source = body.grammar_source()
+        return None if source is None else await self._grammars.make(source)
 
     def _inputs(
-        self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]]
+        self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None
     ) -> list[EngineInput]:
+        if (total := len(grammar or "") * len(prompts) * body.choices) > MAX_GRAMMAR_BYTES:
+            raise InvalidRequest(
+                f"the answer's format, once for each of {len(prompts) * body.choices} answers, makes {total} bytes: at "
+                f"most {MAX_GRAMMAR_BYTES} are taken in one request; send several",
+                param="n",
+            )
         draw = admission.route.draw
         cap = None if draw is None else draw.arm.sampling.get("max_tokens")
         inputs: list[EngineInput] = []
         for prompt in prompts:
             for choice in range(body.choices):
-                params = body.sampling_params(len(prompt), self._max_length, self.prompts.eos_token_ids, choice=choice)
+                params = body.sampling_params(
+                    len(prompt), self._max_length, self.prompts.eos_token_ids, choice=choice, grammar=grammar
+                )
                 if cap is not None:
                     params = replace(params, max_tokens=max(min(params.max_tokens, cap), params.min_tokens))
                 inputs.append((tuple(prompt), params))

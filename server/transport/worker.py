@@ -106,7 +106,7 @@ class EngineAPI(ls.LitAPI):
         from graftwork.adapters.peft_format.spec import AdapterSpec
         from graftwork.server.engine.config import EngineConfig
         from graftwork.server.engine.engine import Engine
-        from graftwork.server.engine.loading import build
+        from graftwork.server.engine.loading import build, load_grammar_tokenizer
         from graftwork.server.engine.lora import host_adapter
 
         config = self.config
@@ -128,6 +128,7 @@ class EngineAPI(ls.LitAPI):
             fetch,
             host_bytes=config.engine.get("host_bytes", 2 << 30),
             on_arrival=lambda: self.wake.put(None),
+            grammar_tokenizer=load_grammar_tokenizer(config.base),
         )
         log.info(
             "%s: %s weights, %s activations on %s (%s); %.0f MB of weights, cache of %d tokens; up in %.1f s",
@@ -187,7 +188,7 @@ class StepLoop:
     def _take(self) -> list[tuple[int, EngineMessage]]:
         """Messages that have arrived; blocks only when there is nothing to compute.
 
-        ``None`` wakes it: an adapter was fetched.
+        ``None`` wakes it: an adapter was fetched, or a grammar compiled.
         """
         messages = [] if self.engine.has_work else [self.inbox.get()]
         while not self.inbox.empty():

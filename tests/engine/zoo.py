@@ -28,7 +28,7 @@ from graftwork.adapters.peft_format.folder import read_spec
 from graftwork.adapters.peft_format.limits import AdapterLimits as AdapterLimits
 from graftwork.server.engine.config import EngineConfig
 from graftwork.server.engine.engine import Engine
-from graftwork.server.engine.loading import build
+from graftwork.server.engine.loading import build, load_grammar_tokenizer
 from graftwork.server.engine.lora import host_adapter
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
 from tests.conftest import TEST_HOME
@@ -174,7 +174,9 @@ class Bench:
             "kernel_cache": TEST_HOME / "kernels",
         }
         runner, limits, self.card = build(info, EngineConfig(**{**options, **config}))
-        self.engine = Engine(runner, limits, self.fetch, host_bytes=1 << 30)
+        self.engine = Engine(
+            runner, limits, self.fetch, host_bytes=1 << 30, grammar_tokenizer=load_grammar_tokenizer(info)
+        )
 
     def register(self, name: str, folder: Path) -> None:
         spec = read_spec(folder, self.info, AdapterLimits())
@@ -199,7 +201,7 @@ class Bench:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if not self.engine.has_work:
-                time.sleep(0.001)  # an adapter is on its way: let the thread that reads it have the interpreter
+                time.sleep(0.001)  # an adapter or grammar is on its way: let that thread have the interpreter
             for delta in self.engine.step():
                 answers.setdefault(delta.request_id, Answered([], [], [])).take(delta)
             if not len(self.engine.scheduler) and not self.engine.has_work:

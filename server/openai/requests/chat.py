@@ -102,9 +102,6 @@ class ChatCompletionRequest(GenerationRequest):
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     # Accepted at the value that means what happens anyway.
-    response_format: Annotated[
-        Any, only_off({"type": "text"}, instead="only text can be asked for; say in the messages what to write")
-    ] = None
     modalities: Annotated[Any, only_off(["text"], instead='only ["text"] can be asked for')] = None
     service_tier: Annotated[Any, only_off("auto", "default", instead="there is one tier; leave it out")] = None
     reasoning_effort: Annotated[Any, only_off("none", instead="this server's models do not reason apart")] = None

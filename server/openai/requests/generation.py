@@ -24,6 +24,7 @@ from graftwork.server.bodies import (
     Label,
     Metadata,
     StrictModel,
+    Text,
     body_error,
     field_error,
     json_type,
@@ -31,7 +32,14 @@ from graftwork.server.bodies import (
     reject_nul,
     short_repr,
 )
-from graftwork.server.engine.request import SamplingParams
+from graftwork.server.engine.request import GrammarKind, SamplingParams
+from graftwork.server.openai.requests.structured_output import (
+    Choices,
+    GrammarSource,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+)
 
 MAX_CHOICES = 8
 MAX_STOPS = 4
@@ -82,6 +90,17 @@ def _stops(value: Any) -> tuple[str, ...]:
     return tuple(map(reject_nul, stops))
 
 
+#: What answers are held to: at most one of these. The older names of vLLM's are parts of ``structured_outputs``.
+_FORMATS: dict[str, GrammarKind | None] = {
+    "response_format": None,
+    "structured_outputs": None,
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
 _NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
     *("safety_identifier", "prompt_cache_key"),
@@ -121,6 +140,12 @@ class GenerationRequest(StrictModel):
     stop_token_ids: (
         Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_length=MAX_STOP_TOKEN_IDS)] | None
     ) = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: Annotated[Text, Field(min_length=1)] | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Annotated[Text, Field(min_length=1)] | None = None
     user: Label | None = None
     metadata: Metadata = None
     store: bool | None = None
@@ -137,6 +162,13 @@ class GenerationRequest(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_format(self) -> Self:
+        given = self._formats()
+        if len(given) > 1:
+            raise field_error(given[1], "invalid_value", f"and {given[0]} both say what to answer in: give one of them")
+        return self
+
     @property
     def choices(self) -> int:
         """How many answers to generate for each prompt."""
@@ -146,6 +178,24 @@ class GenerationRequest(StrictModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def grammar_source(self) -> GrammarSource | None:
+        """What the answer is held to; ``None``: nothing. Raises :class:`InvalidRequest` for what is too long."""
+        if self.response_format is not None and self.response_format.type != "text":
+            return self.response_format.source()
+        if self.structured_outputs is not None:
+            return self.structured_outputs.source()
+        for name in self._formats():
+            if kind := _FORMATS[name]:
+                return GrammarSource.of(kind, getattr(self, name), name)
+        return None
+
+    def _formats(self) -> list[str]:
+        """The fields that are given and hold the answer to anything."""
+        given = [name for name in _FORMATS if getattr(self, name) is not None]
+        if self.response_format is not None and self.response_format.type == "text":
+            given.remove("response_format")
+        return given
 
     def with_arm(self, arm: Arm) -> Self:
         """A copy with an experiment arm's sampling parameters.
@@ -161,7 +211,7 @@ class GenerationRequest(StrictModel):
 
     def logged_sampling(self) -> dict[str, Any]:
         """The sampling parameters as they are logged: given fields only, and none that has text or names a user."""
-        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING)
+        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING, by_alias=True)
 
     def _limit(self) -> tuple[str, int | None]:
         """The field that bounds the generated tokens, and its value."""
@@ -184,7 +234,13 @@ class GenerationRequest(StrictModel):
                 )
 
     def sampling_params(
-        self, num_prompt_tokens: int, max_positions: int, eos_token_ids: Collection[int], *, choice: int = 0
+        self,
+        num_prompt_tokens: int,
+        max_positions: int,
+        eos_token_ids: Collection[int],
+        *,
+        choice: int = 0,
+        grammar: str | None = None,
     ) -> SamplingParams:
         """The engine's parameters for one prompt.
 
@@ -193,6 +249,7 @@ class GenerationRequest(StrictModel):
             max_positions: Of the model's context, prompt and answer together.
             eos_token_ids: Stop tokens of the base.
             choice: From 0 to ``n - 1``. With a seed, each choice has its own: seed + choice.
+            grammar: What became of ``grammar_source``. Its end is the answer's, whatever ``ignore_eos`` says.
 
         Raises:
             InvalidRequest: Prompt and generated tokens do not fit into the context.
@@ -225,6 +282,7 @@ class GenerationRequest(StrictModel):
                 param="min_tokens",
             )
         top_logprobs, prompt_logprobs = self._logprobs()
+        ends = () if self.ignore_eos and grammar is None else eos_token_ids
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -237,9 +295,10 @@ class GenerationRequest(StrictModel):
             repetition_penalty=self.repetition_penalty or 1.0,
             logit_bias=self.logit_bias or {},
             seed=_choice_seed(self.seed, choice),
-            stop_token_ids=frozenset(() if self.ignore_eos else eos_token_ids).union(self.stop_token_ids or ()),
+            stop_token_ids=frozenset(ends).union(self.stop_token_ids or ()),
             top_logprobs=top_logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
         )
 
 

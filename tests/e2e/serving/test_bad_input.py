@@ -64,6 +64,10 @@ def complete(id: str, code: str, says: str, **body: Any) -> Case:
     return Case(id, 400, code, says, COMPLETE, {"json": {"model": BASE, "prompt": "hi", "max_tokens": 4, **body}})
 
 
+#: It takes minutes to compute what such a number looks like.
+REMAINDERS = {"type": "integer", "multipleOf": 999_983}
+
+
 def user(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
@@ -116,7 +120,12 @@ GENERATION = [
     chat("empty stop", "invalid_value", "1 to 256", stop=""),
     chat("misspelt field", "unknown_parameter", "did you mean max_tokens", max_token=4),
     chat("tools", "unsupported_parameter", "tool", tools=[{"type": "function", "function": {"name": "f"}}]),
-    chat("JSON wanted", "unsupported_parameter", "text", response_format={"type": "json_object"}),
+    chat("XML wanted", "invalid_value", "json_schema", response_format={"type": "xml"}),
+    chat("a schema beyond us", "unsupported_parameter", "uniqueItems", guided_json={"uniqueItems": True}),
+    chat("a schema without an end", "invalid_value", "too complex", guided_json=REMAINDERS),
+    chat("a schema of 300 KB", "invalid_value", "262144", guided_json={"enum": ["x" * 300_000]}),
+    chat("an expression that looks ahead", "unsupported_parameter", "look-around", guided_regex="(?=a)b"),
+    complete("two formats", "invalid_value", "guided_json", guided_json={}, guided_regex="a"),
     chat("options without a stream", "invalid_value", "stream", stream_options={"include_usage": True}),
     chat("alternatives without scores", "invalid_value", "logprobs", top_logprobs=2),
     complete("unknown token", "invalid_value", "0 to 49151", prompt=[49152]),

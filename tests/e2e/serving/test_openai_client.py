@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel, Field
 
 from tests.e2e.server_process import BASE, Server
 
@@ -232,6 +234,86 @@ def test_extras_as_vllm_has_them(client: openai.OpenAI) -> None:
         assert on.choices[0].message.content.startswith(ended.choices[0].message.content)
 
 
+# -------------------------------------------------------------------------------------------------- structured output
+
+FORMAT = "response_format.json_schema.schema"
+
+CLOSED = {"additionalProperties": False}
+
+
+def held_to(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+class Step(BaseModel):
+    number: int = Field(ge=1, le=9)
+    done: bool
+
+
+class Ticket(BaseModel):
+    topic: Literal["card", "transfer", "account"]
+    amount: float | None = Field(ge=0, le=1000)
+    note: str = Field(max_length=12)
+    steps: list[Step] = Field(max_length=2)
+
+
+def test_an_answer_is_an_object_of_a_pydantic_model(client: openai.OpenAI) -> None:
+    for temperature in (0, 1.0):
+        answer = client.chat.completions.parse(
+            model="intents", messages=MESSAGES, response_format=Ticket, temperature=temperature, seed=1, max_tokens=200
+        )
+        assert isinstance(answer.choices[0].message.parsed, Ticket)
+        assert answer.choices[0].finish_reason == "stop"
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model="intents", messages=MESSAGES, response_format=Ticket, max_tokens=3)
+
+
+async def test_a_streamed_answer_is_the_same_object(aclient: openai.AsyncOpenAI, client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "intents", "messages": MESSAGES, "temperature": 0, "max_tokens": 200}
+    async with aclient.chat.completions.stream(**options, response_format=Ticket) as stream:
+        kinds = {event.type async for event in stream}
+        streamed = (await stream.get_final_completion()).choices[0].message.parsed
+    assert "content.delta" in kinds
+    assert streamed == client.chat.completions.parse(**options, response_format=Ticket).choices[0].message.parsed
+
+
+def test_every_choice_keeps_to_the_schema(client: openai.OpenAI) -> None:
+    short = held_to({"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], **CLOSED})
+    answer = chat(client, n=4, temperature=1.5, seed=1, response_format=short, max_tokens=60)
+    assert {json.loads(choice.message.content)["n"] for choice in answer.choices} <= {1, 2, 3}
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+
+
+def test_any_json_object(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": 'Say {"a": 1}'}]
+    answer = chat(client, BASE, messages=messages, response_format={"type": "json_object"}, max_tokens=100)
+    text = answer.choices[0].message.content
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text), dict)
+    assert text.startswith("{")
+
+
+@pytest.mark.parametrize("name", ["structured_outputs", "guided"])
+def test_choices_expressions_and_grammars_as_vllm_has_them(client: openai.OpenAI, name: str) -> None:
+    asked = {"choice": ["yes", "no"], "regex": "[a-c]{4}x", "grammar": 'root ::= "<" [0-9] ">"', "json": {"const": "k"}}
+    matches = {"choice": "yes|no", "regex": "[a-c]{4}x", "grammar": "<[0-9]>", "json": '"k"'}
+    for kind, value in asked.items():
+        extra = {"structured_outputs": {kind: value}} if name == "structured_outputs" else {f"guided_{kind}": value}
+        extra |= {"ignore_eos": True, "min_tokens": 15}  # the end of a grammar is the end
+        answer = chat(client, temperature=1, seed=3, max_tokens=20, extra_body=extra)
+        assert re.fullmatch(matches[kind], answer.choices[0].message.content)
+        assert answer.choices[0].finish_reason == "stop"
+        text = client.completions.create(model="intents", prompt="So:", max_tokens=20, seed=3, extra_body=extra)
+        assert re.fullmatch(matches[kind], text.choices[0].text)
+
+
+def test_scores_of_a_held_answer_are_the_models_own(client: openai.OpenAI) -> None:
+    held = chat(client, logprobs=True, top_logprobs=1, extra_body={"structured_outputs": {"choice": ["xyzzy"]}})
+    scores = held.choices[0].logprobs.content
+    assert "".join(score.token for score in scores) == "xyzzy"
+    assert scores[0].logprob < -5, "it would not have said that"
+
+
 # ------------------------------------------------------------------------------------------------------- completions
 
 
@@ -319,7 +401,10 @@ def test_unknown_models(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "invalid_type"),
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": held_to({"uniqueItems": True})}, FORMAT, "unsupported_parameter"),
+        ({"response_format": held_to({"type": "strng"})}, FORMAT, "invalid_value"),
+        ({"extra_body": {"guided_regex": "(?=a)"}}, "guided_regex", "unsupported_parameter"),
         ({"logit_bias": {"999999": 10}}, "logit_bias", "invalid_value"),
         ({"max_tokens": 100_000}, "max_tokens", "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "word " * 9000}]}, "messages", "context_length_exceeded"),

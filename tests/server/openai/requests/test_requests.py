@@ -32,6 +32,11 @@ def says(content: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content, **fields}]}
 
 
+def json_schema(**fields: Any) -> dict[str, Any]:
+    described = {"name": "answer", "schema": {"type": "object"}, **fields}
+    return {"response_format": {"type": "json_schema", "json_schema": described}}
+
+
 # fields laid over a good body, the param that the error names, its code, a part of its message
 BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"messages": []}, "messages", "invalid_value", "must not be empty"),
@@ -114,7 +119,56 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "no tool calls"),
     ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", "no tool calls"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "no tool calls"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "only text"),
+    ({"response_format": "json"}, "response_format", "invalid_type", "must be an object, not a string"),
+    ({"response_format": {}}, "response_format.type", "missing_required_parameter", "is required"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_schema', got 'xml'"),
+    ({"response_format": {"type": "text", "x": 1}}, "response_format.x", "unknown_parameter", "remove it"),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+        "missing_required_parameter",
+        "where type is json_schema",
+    ),
+    (
+        {"response_format": {"type": "text", "json_schema": {"name": "a", "schema": {}}}},
+        "response_format.json_schema",
+        "invalid_value",
+        "is for type json_schema, not text",
+    ),
+    (json_schema(name="a b"), "response_format.json_schema.name", "invalid_value", "1 to 64 letters"),
+    (json_schema(name="a" * 65), "response_format.json_schema.name", "invalid_value", "1 to 64 letters"),
+    (json_schema(name=""), "response_format.json_schema.name", "invalid_value", "1 to 64 letters"),
+    (json_schema(name="é"), "response_format.json_schema.name", "invalid_value", "1 to 64 letters"),
+    (json_schema(schema=None), "response_format.json_schema.schema", "invalid_type", "an object, not null"),
+    (json_schema(schema=[]), "response_format.json_schema.schema", "invalid_type", "an object, not a list"),
+    (json_schema(strict="yes"), "response_format.json_schema.strict", "invalid_type", "true or false"),
+    (json_schema(strct=True), "response_format.json_schema.strct", "unknown_parameter", "not a field"),
+    ({"structured_outputs": {}}, "structured_outputs", "invalid_value", "takes one of json, json_object"),
+    (
+        {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+        "structured_outputs",
+        "invalid_value",
+        "got regex and choice",
+    ),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs", "invalid_value", "got none"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "invalid_value", "one choice at least"),
+    ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice", "invalid_value", "none that is empty"),
+    ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice", "invalid_type", "a list of strings"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "invalid_value", "must not be empty"),
+    ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex", "invalid_type", "must be a string"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "invalid_value", "but no JSON"),
+    ({"structured_outputs": {"json": "[" * 9999}}, "structured_outputs.json", "invalid_value", "but no JSON"),
+    ({"structured_outputs": {"json": 7}}, "structured_outputs.json", "invalid_type", "an object, not a number"),
+    ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag", "unknown_parameter", "not"),
+    ({"guided_choice": "a"}, "guided_choice", "invalid_type", "a list of strings, not a string"),
+    ({"guided_json": [1]}, "guided_json", "invalid_type", "an object, not a list"),
+    ({"guided_json": {}, "guided_regex": "a"}, "guided_regex", "invalid_value", "and guided_json both say"),
+    (
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
+        "invalid_value",
+        "and response_format both say what to answer in: give one",
+    ),
     ({"logit_bias": []}, "logit_bias", "invalid_type", "object of token ids and numbers, not a list"),
     ({"logit_bias": {"the": 1}}, "logit_bias", "invalid_value", "['the'] is not a token id"),
     ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value", "['-1'] is not a token id"),
@@ -416,3 +470,80 @@ def test_min_tokens_must_be_reachable() -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="no tokens"):
         completion(prompt="").sampling_params(0, 100, EOS)
+
+
+# ------------------------------------------------------------------------------------------- what answers are held to
+
+SCHEMA = {"type": "object", "properties": {"b": {"const": None}, "a": {"type": "integer"}}}
+
+HELD: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
+    ({"response_format": {"type": "json_object"}}, ("json", '{"type":"object"}', "response_format")),
+    (
+        json_schema(schema=SCHEMA, strict=True, description="d"),
+        ("json", json.dumps(SCHEMA), "response_format.json_schema.schema"),
+    ),
+    (
+        json_schema(name="a-B_9" * 12, schema={}, strict=False),
+        ("json", "{}", "response_format.json_schema.schema"),
+    ),
+    (
+        {"response_format": {"type": "text"}, "structured_outputs": {"json": SCHEMA}},
+        ("json", json.dumps(SCHEMA), "structured_outputs.json"),
+    ),
+    (
+        {"structured_outputs": {"json": json.dumps(SCHEMA)}},
+        ("json", json.dumps(SCHEMA), "structured_outputs.json"),
+    ),
+    ({"structured_outputs": {"json_object": True}}, ("json", '{"type":"object"}', "structured_outputs.json_object")),
+    (
+        {"structured_outputs": {"regex": "a+", "choice": None, "json_object": False}},
+        ("regex", "a+", "structured_outputs.regex"),
+    ),
+    ({"structured_outputs": {"choice": ["é", "b"]}}, ("choice", '["é", "b"]', "structured_outputs.choice")),
+    ({"structured_outputs": {"grammar": "start: a"}}, ("grammar", "start: a", "structured_outputs.grammar")),
+    ({"guided_json": SCHEMA}, ("json", json.dumps(SCHEMA), "guided_json")),
+    ({"guided_regex": "a+"}, ("regex", "a+", "guided_regex")),
+    ({"guided_choice": ["a"]}, ("choice", '["a"]', "guided_choice")),
+    ({"guided_grammar": "start: a"}, ("grammar", "start: a", "guided_grammar")),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), HELD, ids=lambda value: str(value)[:40])
+def test_what_an_answer_is_held_to(fields: dict[str, Any], expected: tuple[str, str, str]) -> None:
+    for request in (chat(**fields), completion(**fields)):
+        source = request.grammar_source()
+        assert source is not None
+        assert (source.kind, source.text, source.field) == expected
+        assert request.logged_sampling().items() >= {k: v for k, v in fields.items() if k.startswith("resp")}.items()
+    logged = chat(**fields).logged_sampling()
+    assert logged.keys() == fields.keys()
+    assert json.loads(json.dumps(logged)) == logged
+
+
+def test_most_answers_are_held_to_nothing() -> None:
+    for request in (chat(), chat(response_format={"type": "text"}), chat(structured_outputs=None)):
+        assert request.grammar_source() is None
+        assert request.sampling_params(10, 100, EOS).grammar is None
+
+
+def test_a_grammar_ends_an_answer_whatever_ignores_end_tokens() -> None:
+    request = chat(ignore_eos=True, response_format={"type": "json_object"})
+    sampling = request.sampling_params(10, 100, EOS, grammar="g")
+    assert (sampling.grammar, sampling.stop_token_ids) == ("g", EOS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (json_schema(schema={"enum": ["é" * (1 << 17)]}), "response_format.json_schema.schema"),
+        ({"structured_outputs": {"regex": "a" * (1 << 18 | 1)}}, "structured_outputs.regex"),
+        ({"guided_choice": ["a"] * 60_000}, "guided_choice"),
+        (json_schema(schema={"const": float("inf")}), "response_format.json_schema.schema"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_schemas_are_bounded(fields: dict[str, Any], param: str) -> None:
+    request = chat(**fields)
+    with pytest.raises(InvalidRequest, match=r"at most 262144 are taken|not finite") as caught:
+        request.grammar_source()
+    assert caught.value.param == param

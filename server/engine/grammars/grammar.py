@@ -1,0 +1,164 @@
+"""What a request may hold its answer to, as a grammar: one string, which llguidance reads and which travels with the
+sampling parameters. No torch here.
+
+A stranger's grammar can take any time and memory to check, or crash the process that does: see ``trial.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
+
+from graftwork.server.engine.request import GrammarKind
+
+
+def _limits(*, max_items_in_row: int, step_max_items: int) -> LLParserLimits:
+    return LLParserLimits(
+        max_items_in_row=max_items_in_row,
+        max_grammar_size=50_000,
+        initial_lexer_fuel=300_000,
+        step_lexer_fuel=100_000,
+        step_max_items=step_max_items,
+        max_lexer_states=20_000,
+        verbose_errors=False,
+    )
+
+
+#: Of the engine's matchers: one mask takes some 25 ms of CPU time at worst.
+LIMITS = _limits(max_items_in_row=1_100, step_max_items=20_000)
+
+#: Of a trial, which is stricter: what passes it must not fail in the middle of an answer, with a larger vocabulary.
+_TRIAL_LIMITS = _limits(max_items_in_row=1_000, step_max_items=5_000)
+
+#: Between the tokens of JSON: nothing, a space, or a new line with its indentation. Without a bound small models go on
+#: with white space for ever.
+WHITESPACE = r" |\n[ ]{0,20}"
+
+#: How many bytes of an answer a trial makes up: some limits show only there.
+_TRIAL_BYTES = 16
+
+
+class ProblemWithGrammar(ValueError):
+    """Why a grammar cannot be followed, in words for whoever sent it."""
+
+
+def make_grammar(kind: GrammarKind, source: str) -> str:
+    """The grammar for what was asked.
+
+    Args:
+        kind: ``json``: a JSON schema; ``regex``: what the whole answer matches, in Rust's syntax; ``choice``: a JSON
+            list of strings; ``grammar``: Lark or GBNF.
+        source: The text of it.
+
+    Raises:
+        ProblemWithGrammar: It is not well formed. Most problems show only in ``try_out``.
+    """
+    match kind:
+        case "json":
+            # A schema's own "x-guidance" would switch to ignoring what cannot be done: overrides win.
+            options: dict[str, object] = {
+                "lenient": False,
+                "coerce_one_of": False,
+                "whitespace_flexible": True,
+                "whitespace_pattern": WHITESPACE,
+                "item_separator": ",",
+                "key_separator": ":",
+            }
+            try:
+                return LLMatcher.grammar_from_json_schema(source, overrides=options)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ProblemWithGrammar(in_words(f"is not a JSON schema: {error}")) from None
+        case "regex":
+            return LLMatcher.grammar_from_regex(source)
+        case "choice":
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(source))
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+        case "grammar":
+            try:
+                return grammar_from("grammar", source)
+            except (ValueError, RecursionError) as error:
+                why = str(error).removeprefix("Failed to convert the grammar from GBNF to Lark: ")
+                raise ProblemWithGrammar(in_words(f"neither Lark, which has a rule start, nor GBNF: {why}")) from None
+
+
+def try_out(grammar: str) -> None:
+    """Check a grammar and begin an answer, with bytes for tokens: what fails so fails with every vocabulary.
+
+    Raises:
+        ProblemWithGrammar: It cannot be followed.
+    """
+    tokenizer = _byte_tokenizer()
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_TRIAL_LIMITS)
+    for warning in matcher.get_grammar_warnings():  # what would be ignored
+        raise ProblemWithGrammar(in_words(warning))
+    for _ in range(_TRIAL_BYTES):
+        if not matcher.is_stopped():
+            allowed = matcher.compute_bitmask()
+        if matcher.is_error():
+            raise ProblemWithGrammar(in_words(matcher.get_error()))
+        if matcher.is_stopped() or not (byte := _middle(allowed)):
+            return
+        matcher.consume_token(byte)
+
+
+def _middle(allowed: bytes) -> int:
+    """Of the allowed bytes the one in the middle: seldom white space, an escape, or the end. 0 if there is none."""
+    tokens = [token for token in range(256) if allowed[token // 8] >> token % 8 & 1]
+    return tokens[len(tokens) // 2] if tokens else 0
+
+
+_END = 256
+
+
+class _Bytes:
+    """Every byte is a token, and there is one more, which ends an answer."""
+
+    eos_token_id = _END
+    bos_token_id = None
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<the end>")
+    special_token_ids = (_END,)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+_SAYINGS: tuple[tuple[str, str], ...] = (
+    (r"Unimplemented keys: \[(.*)\]", r"\1 is not supported"),
+    (r"oneOf constraints are not supported.*", "oneOf whose branches overlap is not supported; use anyOf"),
+    (r"Unknown format: (.*)", r"format \1 is not supported"),
+    (r"(?:.*in regex.*: )?((?:lookarounds|look-around).*?)(?:;.*)?", r"pattern: \1"),
+    (r".*?regex parse error:.*error: (.*)", r"pattern: \1"),
+    (r"circular references with sibling keys.*", "$ref: loops with keywords beside $ref are not supported"),
+    (r"Resource '(.*)' is not present.*", r"$ref: \1 is not part of this schema, and nothing is fetched"),
+    (r"Pointer '(.*)' does not exist", r"$ref: \1 does not exist"),
+    (r".*recursion limit exceeded.*", "is nested too deeply"),
+    (r"patternProperty (.*)", r"patternProperties: \1"),
+    (r"Failed to generate regex for (?:integer|float) range.*", "minimum and maximum: these bounds are not supported"),
+    (r".*NoExtension.*", "allows no answer at all; does a $ref or a rule lead back to itself?"),
+    (r"Unable to determine if regex is empty.*", "pattern: this combination of patterns and lengths is too complex"),
+    (r"(schema too large|.*too big.*|.*[Tt]oo many.*|.*; max is .*)", r"is too large or too complex: \1"),
+)
+"""What llguidance says, and how it is told. The whole message must match."""
+
+
+def in_words(problem: str) -> str:
+    """llguidance's message on one line, with the keyword in front where there is one."""
+    line = _one_line(problem)
+    for pattern, words in _SAYINGS:
+        if found := re.fullmatch(pattern, line):
+            line = found.expand(words).replace('"', "")
+            break
+    return line if len(line) <= 300 else line[:299] + "…"
+
+
+def _one_line(text: str) -> str:
+    """A message without where in the grammar it stands."""
+    text = re.sub(r"<non-verbose/>|^at \d+\(\d+\): ", "", text)
+    text = " ".join(text.partition("\n   1 |")[0].split())
+    return text.partition("; following special tokens")[0].partition("; consider making")[0]
