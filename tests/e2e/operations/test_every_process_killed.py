@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from contextlib import suppress
 
@@ -9,7 +10,6 @@ import openai
 import psutil
 
 from tests.e2e.conftest import MakeServer
-from tests.e2e.requests import ask
 from tests.e2e.server_process import BASE, Server, eventually
 
 SECONDS = 15.0
@@ -17,6 +17,9 @@ SECONDS = 15.0
 
 TRACKER = "resource tracker"
 """Python's own, of multiprocessing: it serves nobody, and comes back when a process is started."""
+
+
+ROLES = {"main process", "API process", "engine worker", "training worker", "grammar trial", TRACKER}
 
 
 def roles(server: Server) -> dict[str, psutil.Process]:
@@ -30,6 +33,8 @@ def roles(server: Server) -> dict[str, psutil.Process]:
             role = "engine worker"
         elif "graftwork.training.worker" in words:
             role = "training worker"
+        elif "grammars.trial" in words:
+            role = "grammar trial"
         elif "resource_tracker" in words:
             role = "resource tracker"
         else:
@@ -39,13 +44,20 @@ def roles(server: Server) -> dict[str, psutil.Process]:
     return found
 
 
+NEW_WORDS = (f"yes, number {number}" for number in itertools.count())
+"""Answers that were not asked for before: their grammars have to be tried out."""
+
+
 def is_whole(server: Server) -> bool:
     """It answers, and every role is alive."""
     if server.status() != 200:
         return False
     with suppress(openai.APIError, psutil.NoSuchProcess), server.openai() as client:
-        ask(client, BASE, max_tokens=1)
-        return {*roles(server), TRACKER} == {"main process", "API process", "engine worker", "training worker", TRACKER}
+        word = next(NEW_WORDS)
+        structured = {"structured_outputs": {"choice": [word]}}
+        answer = client.completions.create(model=BASE, prompt="Well?", max_tokens=20, extra_body=structured)
+        assert answer.choices[0].text == word
+        return {*roles(server), TRACKER} == ROLES
     return False
 
 
