@@ -112,7 +112,7 @@ class ServerConfig:
         if self.host not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):
             raise ConfigurationError("--host takes 127.0.0.1 (this machine only), 0.0.0.0 or :: (every address).")
         for origin in self.cors_origins:
-            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s,]+", origin, re.ASCII):
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*\s,]+", origin, re.ASCII):
                 raise ConfigurationError(
                     f"--cors-origin {origin}: give an origin as browsers send it, like https://app.example:8443, or *."
                 )

@@ -20,9 +20,10 @@ from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 
 REMOTE = ("--url", "--api-key", "--json")
+#: Options that may be repeated: the field's name is their plural.
+REPEATED = {"allowed_roots": "--allowed-root", "cors_origins": "--cors-origin"}
 SERVE_FLAGS = tuple(
-    "--allowed-root" if field.name == "allowed_roots" else "--" + field.name.replace("_", "-")
-    for field in dataclasses.fields(ServerConfig)
+    REPEATED.get(field.name) or "--" + field.name.replace("_", "-") for field in dataclasses.fields(ServerConfig)
 )
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
@@ -128,7 +129,8 @@ GIVEN = {
 
 def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConfig]) -> None:
     values = {field.name: GIVEN.get(field.name, "3") for field in dataclasses.fields(ServerConfig)}
-    del values["allowed_roots"]
+    for name in REPEATED:
+        del values[name]
     switches = {field.name for field in dataclasses.fields(ServerConfig) if field.default is False}
     values |= dict.fromkeys(switches, "1")
     flags = [
@@ -137,17 +139,29 @@ def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConf
         for word in ("--" + name.replace("_", "-"), *([] if name in switches else [value]))
     ]
     roots = ["--allowed-root", "/a", "--allowed-root", "/b"]
-    assert CliRunner().invoke(app, ["serve", *flags, *roots]).exit_code == 7
+    origins = ["--cors-origin", "https://a.example", "--cors-origin", "*"]
+    assert CliRunner().invoke(app, ["serve", *flags, *roots, *origins]).exit_code == 7
     variables = {f"GRAFTWORK_{name.upper()}": value for name, value in values.items()}
-    assert CliRunner().invoke(app, ["serve"], env={**variables, "GRAFTWORK_ALLOWED_ROOT": "/a:/b"}).exit_code == 7
+    repeated = {"GRAFTWORK_ALLOWED_ROOT": "/a:/b", "GRAFTWORK_CORS_ORIGIN": "https://a.example *"}
+    assert CliRunner().invoke(app, ["serve"], env={**variables, **repeated}).exit_code == 7
     by_flag, by_variable = served
     assert by_flag == by_variable
     for field in dataclasses.fields(ServerConfig):
         assert getattr(by_flag, field.name) != getattr(ServerConfig(), field.name), field.name
+    assert by_flag.cors_origins == ("https://a.example", "*")
     assert (by_flag.allowed_roots, by_flag.home, by_flag.port) == ((Path("/a"), Path("/b")), Path("/tmp/home"), 9000)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--trainer-device", "gpu"), ("--trainer-memory-gb", "-1")])
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--trainer-device", "gpu"),
+        ("--trainer-memory-gb", "-1"),
+        ("--cors-origin", "app.example"),
+        ("--cors-origin", "https://app.example/"),
+        ("--cors-origin", "https://*"),
+    ],
+)
 def test_serve_refuses_a_trainer_that_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
     result = CliRunner().invoke(app, ["serve", flag, value])
     assert result.exit_code == 2
