@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from graftwork.adapters.base import BaseInfo, prepare
+from graftwork.adapters.base.folder import fingerprint
 
 if TYPE_CHECKING:
     from tests.e2e.peft_folders import SmallAdapters
@@ -102,9 +104,16 @@ def small(embedded_base: BaseInfo, adapter_store: Path) -> SmallAdapters:
 @pytest.fixture(scope="session")
 def home(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home that has the embedded base already: what ``graftwork serve`` makes on its first start."""
-    home = tmp_path_factory.mktemp("server") / "home"
-    (home / "base").mkdir(parents=True)
-    (home / "base" / Path(embedded_base.path).name).symlink_to(embedded_base.path)
+    return make_home(tmp_path_factory.mktemp("server") / "home", embedded_base)
+
+
+def make_home(home: Path, base: BaseInfo) -> Path:
+    """Make a home with a base in it that need not be read to be known, which takes as long as half a start."""
+    folder = home.resolve() / "base" / Path(base.path).name
+    info = folder.with_name("info")
+    info.mkdir(parents=True)
+    folder.symlink_to(base.path)
+    (info / f"{fingerprint(folder)}.json").write_text(dataclasses.replace(base, path=str(folder)).to_json())
     return home
 
 
