@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from hypothesis import settings
 
 from graftwork.adapters.base import BaseInfo, prepare
 from graftwork.adapters.base.folder import fingerprint
+from graftwork.adapters.collector import collector_paused
 
 if TYPE_CHECKING:
     from tests.e2e.peft_folders import SmallAdapters
@@ -135,6 +136,13 @@ def server(home: Path, pushable: Path) -> Iterator[Server]:
         assert "Traceback" not in server.log
     finally:
         server.put_down()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported to collect the tests is there until the last of them."""
+    with collector_paused():
+        return (yield)
 
 
 # --- two at a time ----------------------------------------------------------------------------------------------------
