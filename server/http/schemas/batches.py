@@ -7,8 +7,6 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from graftwork.server.http.schemas.lists import ListObject
-
 
 class BatchErrorObject(TypedDict):
     """What is wrong with a batch; ``line`` is that of its input file."""
@@ -67,8 +65,11 @@ class BatchObject(TypedDict):
     graftwork: BatchDetailsObject
 
 
-class BatchListObject(ListObject[BatchObject]):
-    """One page of batches."""
+class BatchListObject(TypedDict):
+    """One page of batches. With ``has_more``, ask again with ``last_id`` as ``after``."""
 
+    object: Literal["list"]
+    data: Sequence[BatchObject]
     first_id: str | None
     last_id: str | None
+    has_more: bool

@@ -107,7 +107,8 @@ def test_a_large_file_comes_in_whole(client: TestClient) -> None:
         ({"content": b""}, "file", "empty"),
         ({"content": b"oops\n"}, "file", "line 1"),
         ({"purpose": "assistants"}, "purpose", "not supported"),
-        ({"purpose": "fine-tune-results"}, "purpose", "written by jobs"),
+        ({"purpose": "fine-tune-results"}, "purpose", "written by the server"),
+        ({"purpose": "batch_output"}, "purpose", "written by the server"),
         ({"expires_after[seconds]": "3600"}, "expires_after[seconds]", "not supported here"),
     ],
 )
