@@ -1,0 +1,37 @@
+"""What the Python scripts ask for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+QUESTION: Any = [{"role": "user", "content": "What is the weather like in Paris?"}]
+
+PARAMETERS: Any = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+RESULT = "sunny, 21 degrees"
+
+
+class Ticket(BaseModel):
+    """What a message is about."""
+
+    topic: Literal["card", "transfer", "account"]
+    urgent: bool
+
+
+class Place(BaseModel):
+    """What the tools take, as ``PARAMETERS`` says."""
+
+    city: Literal["Paris", "Rome"]
+
+
+def city(arguments: str | dict[str, Any]) -> None:
+    """Check the arguments of a call. Raises if they are others than the tool takes."""
+    Place.model_validate(json.loads(arguments) if isinstance(arguments, str) else arguments)
