@@ -30,11 +30,9 @@ def run_all(clients: tuple[Client, ...] = CLIENTS) -> list[Result]:
 
         def run(client: Client, features: list[str]) -> None:
             command = environments[client.environment].command(script_of(client))
-            told = run_script(
-                client, command, features, url=server.url, key=KEY, model=ADAPTER, tokenizer=base.path
-            )
+            told = run_script(client, command, features, url=server.url, key=KEY, model=ADAPTER, tokenizer=base.path)
             for result in told:
-                print("ok " if result.ok else "NO ", client.title, "|", result.feature, "|", result.detail)
+                print("ok " if result.ok else "NO ", client.title, "|", result.feature, "|", result.detail, flush=True)
             results.extend(told)
 
         for client in clients:

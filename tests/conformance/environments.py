@@ -40,12 +40,12 @@ class Environment:
         shutil.rmtree(self.folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
         pip = [self._binary("python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--requirement", self._requirements], check=True)
+        subprocess.run([*pip, "--requirement", self._requirements], env=self._variables(), check=True)
         if self._is_node:
             for file in self._packages:
                 shutil.copy(file, self.folder)
             npm = [self._binary("npm"), "ci", "--no-audit", "--no-fund", "--loglevel", "error"]
-            subprocess.run(npm, cwd=self.folder, env=self._path(), check=True)
+            subprocess.run(npm, cwd=self.folder, env=self._variables(), check=True)
         stamp.write_text(self._digest())
 
     def command(self, script: Path) -> list[str]:
@@ -60,8 +60,10 @@ class Environment:
     def _binary(self, name: str) -> Path:
         return self.folder / "bin" / name
 
-    def _path(self) -> dict[str, str]:
-        return {**os.environ, "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    def _variables(self) -> dict[str, str]:
+        """For pip and npm: what is installed here comes first, and what is installed elsewhere not at all."""
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return {**own, "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     def _digest(self) -> str:
         files = (self._requirements, *(self._packages if self._is_node else ()))

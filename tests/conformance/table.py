@@ -13,7 +13,7 @@ PAGE = CHECKOUT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- Written by python -m tests.conformance: -->", "<!-- to here. -->"
 
 YES, NO, ABSENT = "yes", "no", "–"
-"""Cells. Where a client was to raise an error, the error's class stands for yes. A client without the feature has a dash."""
+"""Cells: where an error was asked for, its class stands for yes; a client that has no such feature has a dash."""
 
 MAX_DETAIL_CHARS = 160
 
@@ -68,7 +68,9 @@ def render(results: Sequence[Result]) -> str:
             shown = (cells.get((client.title, feature), ABSENT) for feature in features)
             lines.append(_row([_titled(client), *shown]))
         parts.append("\n".join(lines))
-    failures = [f"- {result.client}, {result.feature}: `{_short(result.detail)}`" for result in results if not result.ok]
+    failures = [
+        f"- {result.client}, {result.feature}: `{_short(result.detail)}`" for result in results if not result.ok
+    ]
     if failures:
         parts.append("\n".join(["Where it says no:\n", *failures]))
     return "\n\n".join(parts)

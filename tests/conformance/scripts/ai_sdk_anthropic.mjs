@@ -14,7 +14,7 @@ feature("messages: tools", async () => {
   await ai.goesOnAfterTool(messages, ai.NAMED);
   await ai.streamsToolCall(messages, "required");
 });
-feature("error 400", () => ai.fails(messages, 400, { stopSequences: ["a", "b", "c", "d", "e", "f"] }));
+feature("error 400", () => ai.fails(messages, 400, { topP: 7 }));
 feature("error 401", () => ai.fails(createAnthropic({ baseURL: BASE_URL, apiKey: "a-wrong-key" })(MODEL), 401));
 feature("error 404", () => ai.fails(provider("nobody"), 404));
 feature("error 429", () => ai.fails(messages, 429));

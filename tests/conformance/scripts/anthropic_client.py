@@ -14,7 +14,7 @@ WEATHER: Any = {"name": "get_weather", "description": "The weather of a city.", 
 
 
 def message(messages: Any = QUESTION, **options: Any) -> Any:
-    return client.messages.create(model=MODEL, messages=messages, **{"temperature": 0, "max_tokens": 16, **options})
+    return client.messages.create(model=MODEL, messages=messages, **{"max_tokens": 16, **options})
 
 
 @feature("models")
@@ -32,7 +32,7 @@ def messages() -> None:
 
 @feature("messages: streaming")
 def streaming() -> None:
-    with client.messages.stream(model=MODEL, messages=QUESTION, temperature=0, max_tokens=16) as stream:
+    with client.messages.stream(model=MODEL, messages=QUESTION, max_tokens=16) as stream:
         text = "".join(stream.text_stream)
         final: Any = stream.get_final_message()
     assert text
@@ -50,9 +50,7 @@ def tools() -> None:
     result = {"type": "tool_result", "tool_use_id": call.id, "content": RESULT}
     turns = [*QUESTION, {"role": "assistant", "content": answer.content}, {"role": "user", "content": [result]}]
     assert message(turns, **options).stop_reason
-    with client.messages.stream(
-        model=MODEL, messages=QUESTION, tool_choice={"type": "any"}, temperature=0, **options
-    ) as stream:
+    with client.messages.stream(model=MODEL, messages=QUESTION, tool_choice={"type": "any"}, **options) as stream:
         streamed: Any = stream.get_final_message()
     city(next(block for block in streamed.content if block.type == "tool_use").input)
 
@@ -64,7 +62,7 @@ def token_count() -> None:
 
 @feature("error 400")
 def error_400() -> str:
-    return raised(lambda: message(temperature=5), anthropic.BadRequestError)
+    return raised(lambda: message(extra_body={"temperature": 5}), anthropic.BadRequestError)
 
 
 @feature("error 401")

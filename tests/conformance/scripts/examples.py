@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 QUESTION: Any = [{"role": "user", "content": "What is the weather like in Paris?"}]
 
@@ -20,7 +20,9 @@ RESULT = "sunny, 21 degrees"
 
 
 class Ticket(BaseModel):
-    """What a message is about."""
+    """What a message is about. Closed: a small model finds no end to what an open object may have besides."""
+
+    model_config = ConfigDict(extra="forbid")
 
     topic: Literal["card", "transfer", "account"]
     urgent: bool

@@ -12,19 +12,24 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import redirect_stdout
+from typing import TypeVar
 
 URL = os.environ.get("CONFORMANCE_URL", "http://127.0.0.1:8000")
 BASE_URL = f"{URL}/v1"
 API_KEY = os.environ.get("CONFORMANCE_API_KEY", "none")
 MODEL = os.environ.get("CONFORMANCE_MODEL", "smollm2-135m-instruct")
 
+Error = TypeVar("Error", bound=Exception)
 Feature = Callable[[], Awaitable[str | None] | str | None]
 
 _FEATURES: dict[str, Feature] = {}
 
+#: One for all, as in a program: connections live as long as it does.
+_LOOP = asyncio.Runner()
+
 
 def feature(name: str) -> Callable[[Feature], Feature]:
-    """The function tries this feature of the server. What it returns is told beside "ok"; it raises if there is none."""
+    """The function tries this feature. What it returns is told beside "ok"; it raises if the server has none."""
 
     def register(function: Feature) -> Feature:
         _FEATURES[name] = function
@@ -33,13 +38,30 @@ def feature(name: str) -> Callable[[Feature], Feature]:
     return register
 
 
-def raised(call: Callable[[], object], *expected: type[BaseException]) -> str:
-    """The name of the class that ``call`` raises, which must be one of ``expected``."""
+def raised(
+    call: Callable[[], object], expected: type[Error], is_right: Callable[[Error], bool] = lambda error: True
+) -> str:
+    """The name of the class that ``call`` raises, which must be ``expected`` and, as an error, right."""
     try:
         call()
     except expected as error:
-        return type(error).__name__
+        return _named(error, is_right(error))
     raise AssertionError("no error was raised")
+
+
+async def raised_async(call: Awaitable[object], expected: type[Exception]) -> str:
+    """See :func:`raised`."""
+    try:
+        await call
+    except expected as error:
+        return _named(error, True)
+    raise AssertionError("no error was raised")
+
+
+def _named(error: Exception, is_right: bool) -> str:
+    if not is_right:
+        raise error
+    return type(error).__name__
 
 
 def main() -> None:
@@ -54,7 +76,7 @@ def main() -> None:
 def _try(function: Feature) -> tuple[bool, str]:
     try:
         outcome = function()
-        return True, (asyncio.run(_wait(outcome)) if isinstance(outcome, Awaitable) else outcome) or ""
+        return True, (_LOOP.run(_wait(outcome)) if isinstance(outcome, Awaitable) else outcome) or ""
     except Exception as error:
         traceback.print_exc()
         return False, f"{type(error).__name__}: {error}"

@@ -8,13 +8,13 @@ import instructor
 import openai
 from examples import QUESTION, Ticket
 from features import API_KEY, BASE_URL, MODEL, feature, main, raised
+from instructor.core import InstructorRetryException
 
 plain = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0)
 
 
-def ask(mode: instructor.Mode, **options: Any) -> Any:
-    client = instructor.from_openai(plain, mode=mode)
-    return client.chat.completions.create(
+def ask(mode: instructor.Mode, client: openai.OpenAI = plain, **options: Any) -> Any:
+    return instructor.from_openai(client, mode=mode).chat.completions.create(
         response_model=Ticket,
         messages=QUESTION,
         **{"model": MODEL, "temperature": 0, "max_tokens": 80, "max_retries": 0, **options},
@@ -58,29 +58,33 @@ def responses_structured() -> None:
     assert isinstance(answer, Ticket)
 
 
+def failed(status: int, **options: Any) -> str:
+    """The class of the error, which tells the status that is expected."""
+    return raised(
+        lambda: ask(instructor.Mode.JSON_SCHEMA, **options),
+        InstructorRetryException,
+        lambda error: f"Error code: {status}" in str(error),
+    )
+
+
 @feature("error 400")
 def error_400() -> str:
-    return raised(lambda: ask(instructor.Mode.JSON_SCHEMA, temperature=5), openai.BadRequestError)
+    return failed(400, temperature=5)
 
 
 @feature("error 401")
 def error_401() -> str:
-    global plain
-    known, plain = plain, plain.with_options(api_key="a-wrong-key")
-    try:
-        return raised(lambda: ask(instructor.Mode.JSON_SCHEMA), openai.AuthenticationError)
-    finally:
-        plain = known
+    return failed(401, client=plain.with_options(api_key="a-wrong-key"))
 
 
 @feature("error 404")
 def error_404() -> str:
-    return raised(lambda: ask(instructor.Mode.JSON_SCHEMA, model="nobody"), openai.NotFoundError)
+    return failed(404, model="nobody")
 
 
 @feature("error 429")
 def error_429() -> str:
-    return raised(lambda: ask(instructor.Mode.JSON_SCHEMA), openai.RateLimitError)
+    return failed(429)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,10 @@ def responses_tools() -> None:
     (call,) = answer.tool_calls
     city(call["args"])
     result = ToolMessage(RESULT, tool_call_id=call["id"])
-    assert model(use_responses_api=True).bind_tools([get_weather]).invoke(
-        [HumanMessage(QUESTION[0]["content"]), answer, result]
+    assert (
+        model(use_responses_api=True)
+        .bind_tools([get_weather])
+        .invoke([HumanMessage(QUESTION[0]["content"]), answer, result])
     )
 
 

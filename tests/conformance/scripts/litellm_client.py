@@ -71,9 +71,11 @@ def completions() -> None:
 
 @feature("tools: required")
 def tools_required() -> None:
-    (call,) = chat(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, max_tokens=80).choices[
-        0
-    ].message.tool_calls
+    (call,) = (
+        chat(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, max_tokens=80)
+        .choices[0]
+        .message.tool_calls
+    )
     city(call.function.arguments)
 
 

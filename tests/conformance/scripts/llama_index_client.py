@@ -1,6 +1,6 @@
 """LlamaIndex's ``OpenAILike`` and ``OpenAILikeEmbedding``."""
 
-from __future__ import annotations
+# It reads the annotations of functions: no strings, and so no import from __future__.
 
 from typing import Any, Literal
 

@@ -14,7 +14,7 @@ from agents import (
     function_tool,
 )
 from examples import RESULT, Ticket
-from features import API_KEY, BASE_URL, MODEL, feature, main, raised
+from features import API_KEY, BASE_URL, MODEL, feature, main, raised_async
 
 TEXT = "What is the weather like in Paris?"
 
@@ -88,28 +88,25 @@ async def responses_structured() -> None:
     assert isinstance((await Runner.run(agent(OpenAIResponsesModel, output_type=Ticket), TEXT)).final_output, Ticket)
 
 
-def run(**options: Any) -> Any:
-    return Runner.run_sync(agent(**options), TEXT)
-
-
 @feature("error 400")
-def error_400() -> str:
-    return raised(lambda: run(settings={"temperature": 5}), openai.BadRequestError)
+async def error_400() -> str:
+    return await raised_async(Runner.run(agent(settings={"temperature": 5}), TEXT), openai.BadRequestError)
 
 
 @feature("error 401")
-def error_401() -> str:
-    return raised(lambda: run(client=client.with_options(api_key="a-wrong-key")), openai.AuthenticationError)
+async def error_401() -> str:
+    stranger = client.with_options(api_key="a-wrong-key")
+    return await raised_async(Runner.run(agent(client=stranger), TEXT), openai.AuthenticationError)
 
 
 @feature("error 404")
-def error_404() -> str:
-    return raised(lambda: run(model="nobody"), openai.NotFoundError)
+async def error_404() -> str:
+    return await raised_async(Runner.run(agent(model="nobody"), TEXT), openai.NotFoundError)
 
 
 @feature("error 429")
-def error_429() -> str:
-    return raised(run, openai.RateLimitError)
+async def error_429() -> str:
+    return await raised_async(Runner.run(agent(), TEXT), openai.RateLimitError)
 
 
 if __name__ == "__main__":

@@ -184,9 +184,7 @@ def error_400() -> str:
 @feature("error 401")
 def error_401() -> str:
     stranger = client.with_options(api_key="a-wrong-key")
-    return raised(
-        lambda: stranger.chat.completions.create(model=MODEL, messages=QUESTION), openai.AuthenticationError
-    )
+    return raised(lambda: stranger.chat.completions.create(model=MODEL, messages=QUESTION), openai.AuthenticationError)
 
 
 @feature("error 404")
