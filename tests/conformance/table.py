@@ -68,12 +68,18 @@ def render(results: Sequence[Result]) -> str:
             shown = (cells.get((client.title, feature), ABSENT) for feature in features)
             lines.append(_row([_titled(client), *shown]))
         parts.append("\n".join(lines))
-    failures = [
-        f"- {result.client}, {result.feature}: `{_short(result.detail)}`" for result in results if not result.ok
-    ]
-    if failures:
+    if failures := _failures(results):
         parts.append("\n".join(["Where it says no:\n", *failures]))
     return "\n\n".join(parts)
+
+
+def _failures(results: Sequence[Result]) -> list[str]:
+    """The items of a list: what each client raised, and for which features."""
+    features: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if not result.ok:
+            features.setdefault((result.client, _short(result.detail)), []).append(result.feature)
+    return [f"- {client} ({', '.join(names)}): `{detail}`" for (client, detail), names in features.items()]
 
 
 def _titled(client: Client) -> str:

@@ -30,7 +30,7 @@ def test_tables_are_read_as_they_were_written(tmp_path: Path, monkeypatch: pytes
     table.write(RESULTS)
     assert page.read_text().startswith("Before.")
     assert page.read_text().endswith("After.\n")
-    assert "- openai, Python, batches: `NotFoundError: there is no 'route'`" in page.read_text()
+    assert "- openai, Python (batches): `NotFoundError: there is no 'route'`" in page.read_text()
     assert table.read() == {
         ("openai, Python", "chat"): "yes",
         ("openai, Python", "batches"): "no",
