@@ -12,6 +12,7 @@ from fastapi import APIRouter
 
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
+from graftwork.adapters.prompts.tool_calls import HERMES
 from graftwork.server.engine.request import Delta, FinishReason
 from graftwork.server.generation.accounting import Accounting
 from graftwork.server.generation.service import GenerationService
@@ -36,7 +37,11 @@ class StandInPrompts(ByteTokens):
     def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
         return list(text.encode())
 
-    def chat(self, messages: Sequence[dict[str, Any]], *, max_length: int | None = None) -> list[int]:
+    tool_call_format = HERMES
+
+    def chat(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), max_length: int | None = None
+    ) -> list[int]:
         return self.encode(messages[-1]["content"])
 
 
