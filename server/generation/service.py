@@ -131,6 +131,10 @@ class GenerationService:
             make_answer=make_answer,
         )
 
+    def check_model(self, model: str) -> None:
+        """Check that requests may name ``model``. Raises what ``admit`` raises of it."""
+        self._router.resolve(model, None, chat=True)
+
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
         """Tokenize the prompts, and make the grammar of a structured output.
 

@@ -52,8 +52,8 @@ class ScriptedEngine:
         self.link = EngineClient(board, max_open=8, canary_prompt=[1])
         self.queued = 0.0  # seconds
 
-    def connect(self) -> None:
-        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": 64})))
+    def connect(self, max_length: int = 64) -> None:
+        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": max_length})))
 
     def send(self, message: EngineMessage) -> None:
         if isinstance(message, Generate):
@@ -91,7 +91,7 @@ class GatewayHarness:
             metrics=services.metrics,
         )
         routes = APIRouter()
-        generation.add(routes, services.authenticator, self.gateway)
+        generation.add(routes, services.authenticator, self.gateway, services.records)
         world.app.include_router(routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")

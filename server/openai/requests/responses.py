@@ -24,7 +24,7 @@ from graftwork.server.bodies import (
 from graftwork.server.openai.requests.chat import MAX_MESSAGES, ChatCompletionRequest
 from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS
 from graftwork.server.openai.requests.structured_output import JsonSchema
-from graftwork.server.openai.requests.tools import MAX_TOOLS, Function, NamedTool
+from graftwork.server.openai.requests.tools import MAX_TOOLS, Function, NamedTool, only_functions
 
 #: What a response may be asked to include beside what it always has; it has none of the others' contents.
 _LOGPROBS = "message.output_text.logprobs"
@@ -109,16 +109,15 @@ def _string_or_empty(where: str, value: Any) -> str:
     return reject_nul(value)
 
 
-def _tool_type(value: Any) -> Any:
-    if value != "function":
-        raise body_error("unsupported_parameter", f"is {short_repr(value)}: only functions are supported")
-    return value
-
-
 class ResponsesTool(Function):
     """A function: as in chat completions, but flat."""
 
-    type: Annotated[Literal["function"], PlainValidator(_tool_type, json_schema_input_type=Literal["function"])]
+    type: Literal["function"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, value: Any) -> Any:
+        return only_functions(value)
 
     def for_chat(self) -> dict[str, Any]:
         """The tool as chat completions have it."""

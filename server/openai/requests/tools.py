@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.tool_calls import ToolCallFormat
@@ -42,17 +42,28 @@ class Function(StrictModel):
     strict: bool | None = None
 
 
-def _tool_type(value: Any) -> Any:
-    if value != "function":
-        raise body_error("unsupported_parameter", f"is {short_repr(value)}: only functions are supported")
-    return value
+def only_functions(tool: Any, *others: str | None) -> Any:
+    """A validator of whole tools, before their fields: whatever else another type of tool has, its type is the problem.
+
+    Args:
+        tool: As it was sent.
+        others: Types that are taken for functions as well.
+    """
+    if isinstance(tool, dict) and (kind := tool.get("type")) not in ("function", *others):
+        raise field_error("type", "unsupported_parameter", f"is {short_repr(kind)}: only functions are supported")
+    return tool
 
 
 class Tool(StrictModel):
     """One of OpenAI's ``tools``."""
 
-    type: Annotated[Literal["function"], PlainValidator(_tool_type, json_schema_input_type=Literal["function"])]
+    type: Literal["function"]
     function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_function(cls, value: Any) -> Any:
+        return only_functions(value)
 
     def as_json(self) -> dict[str, Any]:
         """The tool as templates show it: what was sent, without ``strict``, which is for the server."""
