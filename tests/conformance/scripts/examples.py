@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 QUESTION: Any = [{"role": "user", "content": "What is the weather like in Paris?"}]
 
+#: Answered in a few words: some clients take an answer that was cut for an error.
+SHORT = "What is the capital of France?"
+
 PARAMETERS: Any = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},

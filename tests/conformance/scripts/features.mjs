@@ -6,6 +6,7 @@ export const API_KEY = process.env.CONFORMANCE_API_KEY ?? "none";
 export const MODEL = process.env.CONFORMANCE_MODEL ?? "smollm2-135m-instruct";
 
 export const QUESTION = "What is the weather like in Paris?";
+export const SHORT = "What is the capital of France?"; // see examples.py
 export const CITIES = ["Paris", "Rome"];
 
 const features = new Map();

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import litellm
-from examples import PARAMETERS, QUESTION, RESULT, Ticket, city
+from examples import PARAMETERS, QUESTION, RESULT, SHORT, Ticket, city
 from features import API_KEY, BASE_URL, MODEL, URL, feature, main, raised
 
 litellm.suppress_debug_info = True
@@ -100,13 +100,13 @@ def tools_streaming() -> None:
 
 @feature("responses")
 def responses() -> None:
-    answer = litellm.responses(input="Say hello.", temperature=0, max_output_tokens=16, **SERVER)
+    answer = litellm.responses(input=SHORT, temperature=0, max_output_tokens=64, **SERVER)
     assert answer.output[0].content[0].text
 
 
 @feature("responses: streaming")
 def responses_streaming() -> None:
-    events = list(litellm.responses(input="Say hello.", temperature=0, max_output_tokens=16, stream=True, **SERVER))
+    events = list(litellm.responses(input=SHORT, temperature=0, max_output_tokens=64, stream=True, **SERVER))
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert events[-1].type in ("response.completed", "response.incomplete")
 

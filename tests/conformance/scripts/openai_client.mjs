@@ -6,7 +6,7 @@ import OpenAI, { toFile } from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
-import { API_KEY, BASE_URL, CITIES, MODEL, QUESTION, feature, main, raised } from "./features.mjs";
+import { API_KEY, BASE_URL, CITIES, MODEL, QUESTION, SHORT, feature, main, raised } from "./features.mjs";
 
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: API_KEY, maxRetries: 0 });
 
@@ -101,15 +101,15 @@ feature("tools: streaming", async () => {
   assertCity(message.tool_calls[0].function.arguments);
 });
 
-const respond = { model: MODEL, temperature: 0, max_output_tokens: 16 };
+const respond = { model: MODEL, temperature: 0, max_output_tokens: 64 };
 const flat = { type: "function", name: "get_weather", parameters, strict: true };
 
 feature("responses", async () => {
-  assert.ok((await client.responses.create({ ...respond, input: "Say hello." })).output_text);
+  assert.ok((await client.responses.create({ ...respond, input: SHORT })).output_text);
 });
 
 feature("responses: streaming", async () => {
-  const stream = client.responses.stream({ ...respond, input: "Say hello." });
+  const stream = client.responses.stream({ ...respond, input: SHORT });
   let text = "";
   for await (const event of stream) if (event.type === "response.output_text.delta") text += event.delta;
   assert.ok(text);

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import openai
-from examples import PARAMETERS, QUESTION, Ticket, city
+from examples import PARAMETERS, QUESTION, SHORT, Ticket, city
 from features import API_KEY, BASE_URL, MODEL, feature, main, raised
 
 client = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, _strict_response_validation=True)
@@ -116,7 +116,7 @@ def tools_streaming() -> None:
 
 @feature("responses")
 def responses() -> None:
-    answer = client.responses.create(model=MODEL, input="Say hello.", temperature=0, max_output_tokens=16)
+    answer = client.responses.create(model=MODEL, input=SHORT, temperature=0, max_output_tokens=64)
     assert answer.output_text
     assert answer.usage is not None
     assert answer.usage.output_tokens > 0
@@ -124,7 +124,7 @@ def responses() -> None:
 
 @feature("responses: streaming")
 def responses_streaming() -> None:
-    with client.responses.stream(model=MODEL, input="Say hello.", temperature=0, max_output_tokens=16) as stream:
+    with client.responses.stream(model=MODEL, input=SHORT, temperature=0, max_output_tokens=64) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         assert text
         assert stream.get_final_response().output_text == text

@@ -12,23 +12,34 @@ from typing import Any, get_args
 import pytest
 from openai.types import completion_create_params as openai_completions
 from openai.types.chat import completion_create_params as openai_chat
+from openai.types.responses import response_create_params as openai_responses
 
 from graftwork.adapters.errors import InvalidRequest
+from graftwork.server.anthropic.requests import MessagesRequest
 from graftwork.server.bodies import StrictModel, parse
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
+from graftwork.server.openai.requests.responses import ResponsesRequest
 from tests.test_docs import CHECKOUT, table
 
-MODELS: Mapping[str, type[StrictModel]] = {"chat": ChatCompletionRequest, "completions": CompletionRequest}
+MODELS: Mapping[str, type[StrictModel]] = {
+    "chat": ChatCompletionRequest,
+    "completions": CompletionRequest,
+    "responses": ResponsesRequest,
+    "messages": MessagesRequest,
+}
 OPENAI: Mapping[str, Any] = {
     "chat": openai_chat.CompletionCreateParams,
     "completions": openai_completions.CompletionCreateParams,
+    "responses": openai_responses.ResponseCreateParams,
 }
 """By the column that they are shown in."""
 
 LEAST: Mapping[str, dict[str, Any]] = {
     "chat": {"model": "intents", "messages": [{"role": "user", "content": "Hello"}]},
     "completions": {"model": "intents", "prompt": "Hello"},
+    "responses": {"model": "intents", "input": "Hello"},
+    "messages": {"model": "intents", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5},
 }
 """The least that each route takes."""
 
@@ -83,26 +94,58 @@ ON: Mapping[str, Any] = {
     "guided_choice": ["yes", "no"],
     "guided_grammar": 'root ::= "a"',
     "use_beam_search": True,
+    "instructions": "Be brief.",
+    "previous_response_id": "resp_1",
+    "max_output_tokens": 5,
+    "include": ["message.output_text.logprobs"],
+    "text": {"format": {"type": "json_object"}},
+    "max_tool_calls": 1,
+    "reasoning": {"effort": "high"},
+    "truncation": "auto",
+    "conversation": "conv_1",
+    "system": "Be brief.",
+    "stop_sequences": ["."],
+    "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "cache_control": {"type": "ephemeral"},
+    "thinking": {"type": "enabled", "budget_tokens": 1024},
 }
-"""A value with which a field does something. vLLM's fields that no body has are probed with true."""
+"""A value with which a field does something. Fields of others that no body has are probed with true."""
 
-BESIDE: Mapping[str, dict[str, Any]] = {
-    "top_logprobs": {"logprobs": True},
-    "stream_options": {"stream": True},
-    "tool_choice": {"tools": ON["tools"]},
-    "parallel_tool_calls": {"tools": ON["tools"]},
+ON_HERE: Mapping[tuple[str, str], Any] = {
+    ("completions", "logprobs"): 2,
+    ("responses", "tools"): [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+    ("responses", "stream_options"): {"include_obfuscation": True},
+    ("messages", "tools"): [{"name": "f", "input_schema": {"type": "object"}}],
+    ("messages", "tool_choice"): {"type": "any"},
+    ("messages", "metadata"): {"user_id": "ann"},
 }
-"""What a field needs beside it."""
+"""The same where a route has other values than the others."""
+
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "top_logprobs": ("logprobs",),
+    "stream_options": ("stream",),
+    "tool_choice": ("tools",),
+    "parallel_tool_calls": ("tools",),
+}
+"""What a field needs beside it, where the route has that."""
+
+TABLES = (
+    "### Chat and completions: OpenAI's fields",
+    "### Chat and completions: vLLM's fields",
+    "### Responses",
+    "### Messages",
+)
 
 
 def statuses(route: str) -> dict[str, str]:
     """What the page says of each field of a route."""
     found: dict[str, str] = {}
-    for heading in ("### OpenAI's fields", "### vLLM's fields"):
+    for heading in TABLES:
         rows = table("docs/compatibility.md", heading)
-        column = rows["field"].index(route)
-        for names, cells in rows.items():
-            found |= dict.fromkeys(re.findall(r"`(\w+)`", names), cells[column])
+        if route in rows["field"]:
+            column = rows["field"].index(route)
+            for names, cells in rows.items():
+                found |= dict.fromkeys(re.findall(r"`(\w+)`", names), cells[column])
     return {name: status for name, status in found.items() if status != "–"}
 
 
@@ -132,17 +175,16 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("route", "field", "status"), list(cells()))
 def test_a_field_does_what_the_page_says(route: str, field: str, status: str) -> None:
-    value = 2 if (route, field) == ("completions", "logprobs") else ON.get(field, True)
-    body = {**LEAST[route], **BESIDE.get(field, {})}
-    if field not in LEAST[route]:
-        body[field] = value
+    needed = [name for name in (*BESIDE.get(field, ()), field) if name in MODELS[route].model_fields or name == field]
+    on = {name: ON_HERE.get((route, name), ON.get(name, True)) for name in needed}
+    body = json.dumps({**on, **LEAST[route]}).encode()
     if status == "refused":
         with pytest.raises(InvalidRequest) as refusal:
-            parse(MODELS[route], json.dumps(body).encode())
-        assert refusal.value.param == field
+            parse(MODELS[route], body)
+        assert str(refusal.value.param).partition(".")[0] == field
         assert refusal.value.code in ("unsupported_parameter", "unknown_parameter")
         return
-    parse(MODELS[route], json.dumps(body).encode())
+    parse(MODELS[route], body)
     assert status == ("done" if _is_read(field) else "ignored")
 
 
