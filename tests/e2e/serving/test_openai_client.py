@@ -484,7 +484,7 @@ def test_unknown_models(client: openai.OpenAI) -> None:
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "invalid_type"),
         ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
         ({"response_format": held_to({"uniqueItems": True})}, FORMAT, "unsupported_parameter"),
         ({"response_format": held_to({"type": "strng"})}, FORMAT, "invalid_value"),
