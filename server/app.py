@@ -17,6 +17,7 @@ from typing import Any
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
@@ -38,6 +39,9 @@ from graftwork.server.background.trainer import PRINCIPAL as TRAINER
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.batches.capacity import BatchCapacity
+from graftwork.server.generation.batches.run import BatchServices
+from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.services import Records, Services
@@ -151,6 +155,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
         files=files,
+        batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         home=config.home,
@@ -171,6 +176,17 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         metrics=metrics,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
     )
+    batches = BatchRunner(
+        BatchServices(
+            batches=services.batches,
+            files=files,
+            generation=service,
+            capacity=BatchCapacity(engine_client, num_seats=config.max_batch, share=config.batch_share),
+            metrics=metrics,
+            find_principal=services.authenticator.find,
+        ),
+        Leases(database),
+    )
     listeners = [_listen() for _ in range(API_PROCESSES)]
     worker = WorkerConfig(
         base=info,
@@ -184,7 +200,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     )
     api = EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec())
     keeper = _keeper(database, services)
-    server = GraftServer(api, engine_client, listeners, service, services, shared_state, keeper, trainer)
+    server = GraftServer(api, engine_client, listeners, service, batches, services, shared_state, keeper, trainer)
     server.drain_seconds = config.drain_seconds
     return server
 

@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
+from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.http import edge
 from graftwork.server.http.routes import generation, router
@@ -52,6 +53,7 @@ class GraftServer(ls.LitServer):
         client: The connection to the engine worker.
         listeners: For each API process the socket on which it accepts the worker.
         service: Answers generation requests.
+        batches: Carries batches on in an API process.
         services: Everything else that routes need.
         shared_state: The server's phase and open answers.
         keeper: Started after the last fork.
@@ -68,6 +70,7 @@ class GraftServer(ls.LitServer):
         client: EngineClient,
         listeners: Sequence[socket.socket],
         service: GenerationService,
+        batches: BatchRunner,
         services: Services,
         shared_state: SharedState,
         keeper: Keeper,
@@ -76,6 +79,7 @@ class GraftServer(ls.LitServer):
         self.client = client
         self.listeners = listeners
         self.service = service
+        self.batches = batches
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
@@ -169,10 +173,12 @@ class GraftServer(ls.LitServer):
         await self.client.listen(api_process, self.listeners[api_process])
         self.service.shadows.start()
         self.services.records.log.start()
+        self.batches.start()
         try:
             async with super().lifespan(app):
                 yield
         finally:
+            await self.batches.stop()
             await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
 
     def _install_signal_handlers(self) -> None:
