@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from openai.types import batch_create_params as openai_batches
 from openai.types import completion_create_params as openai_completions
 from openai.types.chat import completion_create_params as openai_chat
 from openai.types.responses import response_create_params as openai_responses
@@ -17,6 +18,7 @@ from openai.types.responses import response_create_params as openai_responses
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.server.anthropic.requests import MessagesRequest
 from graftwork.server.bodies import StrictModel, parse
+from graftwork.server.http.routes.batches import CreatedBatch
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.responses import ResponsesRequest
@@ -27,11 +29,13 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "completions": CompletionRequest,
     "responses": ResponsesRequest,
     "messages": MessagesRequest,
+    "batches": CreatedBatch,
 }
 OPENAI: Mapping[str, Any] = {
     "chat": openai_chat.CompletionCreateParams,
     "completions": openai_completions.CompletionCreateParams,
     "responses": openai_responses.ResponseCreateParams,
+    "batches": openai_batches.BatchCreateParams,
 }
 """By the column that they are shown in."""
 
@@ -40,6 +44,7 @@ LEAST: Mapping[str, dict[str, Any]] = {
     "completions": {"model": "intents", "prompt": "Hello"},
     "responses": {"model": "intents", "input": "Hello"},
     "messages": {"model": "intents", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5},
+    "batches": {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
 }
 """The least that each route takes."""
 
@@ -134,6 +139,7 @@ TABLES = (
     "### Chat and completions: vLLM's fields",
     "### Responses",
     "### Messages",
+    "### Batches",
 )
 
 
@@ -162,7 +168,8 @@ def test_every_field_of_the_body_is_in_the_tables(route: str) -> None:
 
 @pytest.mark.parametrize("route", OPENAI)
 def test_every_field_of_openai_is_in_the_tables(route: str) -> None:
-    theirs = {name for kind in get_args(OPENAI[route]) for name in _annotations(kind)}
+    kinds = get_args(OPENAI[route]) or (OPENAI[route],)  # streamed and whole, or one for both
+    theirs = {name for kind in kinds for name in _annotations(kind)}
     assert theirs <= statuses(route).keys()
 
 
