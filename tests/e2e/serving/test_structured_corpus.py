@@ -1,8 +1,8 @@
 """Hundreds of schemas and of forced tool calls, answered at temperature 1: what is accepted is kept, always.
 
 Schemas are of the JSON Schema Test Suite (draft 2020-12, as jsonschema 4.26.0 ships it, MIT licence) and of the models
-that the official client is made of, as the client itself sends pydantic models. ``scripts/test --full``: some minutes on
-two cores.
+that the official client is made of, as the client itself sends pydantic models. ``scripts/test --full``: some minutes
+on two cores.
 """
 
 from __future__ import annotations
