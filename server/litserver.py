@@ -24,9 +24,11 @@ from fastapi import FastAPI
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
+from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http import edge
-from graftwork.server.http.routes import generation, router
+from graftwork.server.http.routes import embeddings, generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
 from graftwork.server.transport.client import EngineClient
@@ -52,6 +54,8 @@ class GraftServer(ls.LitServer):
         client: The connection to the engine worker.
         listeners: For each API process the socket on which it accepts the worker.
         service: Answers generation requests.
+        embedding_service: Answers embedding requests.
+        tokenization: Tokenizes prompts that are only counted.
         services: Everything else that routes need.
         shared_state: The server's phase and open answers.
         keeper: Started after the last fork.
@@ -68,6 +72,8 @@ class GraftServer(ls.LitServer):
         client: EngineClient,
         listeners: Sequence[socket.socket],
         service: GenerationService,
+        embedding_service: EmbeddingService,
+        tokenization: Tokenization,
         services: Services,
         shared_state: SharedState,
         keeper: Keeper,
@@ -76,6 +82,8 @@ class GraftServer(ls.LitServer):
         self.client = client
         self.listeners = listeners
         self.service = service
+        self.embedding_service = embedding_service
+        self.tokenization = tokenization
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
@@ -98,7 +106,8 @@ class GraftServer(ls.LitServer):
     # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
-        generation.add(routes, self.services.authenticator, self.service)
+        generation.add(routes, self.services.authenticator, self.service, self.tokenization)
+        embeddings.add(routes, self.services.authenticator, self.embedding_service)
         self.app.include_router(routes)
         edge.install(self.app, self.services.metrics, self.services.cors_origins)
 

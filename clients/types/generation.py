@@ -158,6 +158,23 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenized:
+    """The tokens of a prompt; ``token_strs`` are their texts, if asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: tuple[int, ...]
+    token_strs: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detokenized:
+    """The text of token ids."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatDelta:
     """What an event of a stream adds to the choice ``index``."""
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.openapi import openapi_schema
-from graftwork.server.http.routes import generation, router
+from graftwork.server.http.routes import embeddings, generation, router
 from graftwork.server.http.schemas.generation import ChatCompletionChunkObject, CompletionChunkObject
 from graftwork.server.http.schemas.lists import ErrorObject
 
@@ -27,7 +27,8 @@ def document() -> dict[str, Any]:
     services = MagicMock()
     services.authenticator = Authenticator(MagicMock(), open_to_loopback=True)
     routes = router(services)
-    generation.add(routes, services.authenticator, MagicMock())
+    generation.add(routes, services.authenticator, MagicMock(), MagicMock())
+    embeddings.add(routes, services.authenticator, MagicMock())
     app = FastAPI(openapi_url=None)
     app.include_router(routes)
     return openapi_schema(app)

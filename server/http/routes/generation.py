@@ -1,37 +1,40 @@
-"""``POST /v1/chat/completions`` and ``POST /v1/completions``."""
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``, and the tokens of their prompts."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.requests import ClientDisconnect
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.errors import GraftworkError, InvalidRequest
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
-from graftwork.server.generation.service import ActiveGeneration, GenerationService
+from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
+from graftwork.server.http.leaving import unless_client_leaves
 from graftwork.server.http.openapi import json_body, stream_of
 from graftwork.server.http.schemas.generation import (
     ChatCompletionChunkObject,
     ChatCompletionObject,
     CompletionChunkObject,
     CompletionObject,
+    DetokenizedObject,
+    TokenizedObject,
 )
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
+from graftwork.server.openai.requests.tokenization import DetokenizeRequest, TokenizeRequest
 
 #: Names a conversation or visitor, for experiments.
 SESSION_HEADER = "x-graftwork-session"
 
 
-def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
-    """Add the routes of generation."""
+def add(
+    routes: APIRouter, authenticator: Authenticator, service: GenerationService, tokenization: Tokenization
+) -> None:
+    """Add the routes of generation and tokenization."""
     reader = Depends(authenticator.require(Role.APP))
 
     @routes.post(
@@ -52,6 +55,27 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
     async def complete(request: Request) -> Response:
         return await _respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
 
+    # vLLM's addresses, which have no /v1.
+    @routes.post(
+        "/tokenize",
+        dependencies=[reader],
+        response_model=TokenizedObject,
+        openapi_extra=json_body(TokenizeRequest),
+    )
+    async def tokenize(request: Request) -> Response:
+        tokenized = await tokenization.tokenize(parse(TokenizeRequest, await request.body()))
+        return Response(tokenized, media_type="application/json")
+
+    @routes.post(
+        "/detokenize",
+        dependencies=[reader],
+        response_model=DetokenizedObject,
+        openapi_extra=json_body(DetokenizeRequest),
+    )
+    async def detokenize(request: Request) -> Response:
+        detokenized = await tokenization.detokenize(parse(DetokenizeRequest, await request.body()))
+        return Response(detokenized, media_type="application/json")
+
 
 async def _respond(service: GenerationService, request: Request, kind: IdKind, body: GenerationRequest) -> Response:
     admission = service.admit(
@@ -70,24 +94,8 @@ async def _respond(service: GenerationService, request: Request, kind: IdKind, b
         return StreamingResponse(
             service.events(active), media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
         )
-    await _collect(service, request, active)
+    await unless_client_leaves(request, service.collect(active))
     return Response(active.answer.body(), media_type="application/json", headers=headers)
-
-
-async def _collect(service: GenerationService, request: Request, active: ActiveGeneration) -> None:
-    """Wait for the whole answer, unless the client leaves."""
-    collecting = asyncio.ensure_future(service.collect(active))
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            raise ClientDisconnect
-        collecting.result()
-    finally:
-        for task in (collecting, leaving):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, GraftworkError):
-            await asyncio.gather(collecting, leaving, return_exceptions=True)
 
 
 def _session(request: Request, body: GenerationRequest) -> str | None:
@@ -102,9 +110,3 @@ def _session(request: Request, body: GenerationRequest) -> str | None:
             param=SESSION_HEADER,
         )
     return session or None
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client has disconnected. The body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -151,3 +151,18 @@ class CompletionChunkObject(_Head):
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
     usage: NotRequired[UsageObject | None]
+
+
+class TokenizedObject(TypedDict):
+    """A prompt's tokens; ``token_strs``, their texts, where asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizedObject(TypedDict):
+    """The text of token ids."""
+
+    prompt: str

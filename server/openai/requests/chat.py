@@ -5,6 +5,7 @@ OpenAI's fields that are not supported are accepted at the value that means "off
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -90,6 +91,11 @@ class Message(StrictModel):
         return value
 
 
+def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A conversation as ``Prompts.chat`` takes it."""
+    return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in messages]
+
+
 class ChatCompletionRequest(GenerationRequest):
     """The body of ``POST /v1/chat/completions``."""
 
@@ -136,7 +142,7 @@ class ChatCompletionRequest(GenerationRequest):
 
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as ``Prompts.chat`` takes it."""
-        return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
+        return template_messages(self.messages)
 
     def with_arm(self, arm: Arm) -> Self:
         """See ``GenerationRequest.with_arm``; the arm's system message replaces the conversation's."""
