@@ -44,13 +44,22 @@ def parse(model: type[StrictModelT], raw: bytes) -> StrictModelT:
     try:
         return model.model_validate_json(raw)
     except ValidationError as failure:
-        errors = failure.errors(include_url=False)
+        raise _refusal(model, failure) from None
+
+
+def parse_value(model: type[StrictModelT], value: Mapping[str, Any]) -> StrictModelT:
+    """``parse`` of what was read from another kind of body."""
+    return parse(model, to_json(value))
+
+
+def _refusal(model: type[StrictModel], failure: ValidationError) -> InvalidRequest:
+    errors = failure.errors(include_url=False)
     places = [(*error["loc"], *error.get("ctx", {}).get("field", ())) for error in errors]
     code, message = _explain(errors[0], places[0], model)
     if others := [_path(place) or "the body" for place in places[1:]]:
         shown = ", ".join(others[:MAX_OTHERS]) + (", …" if len(others) > MAX_OTHERS else "")
         message += f" (and {len(others)} more {'problem' if len(others) == 1 else 'problems'}: {shown})"
-    raise InvalidRequest(message, param=_path(places[0]) or None, code=code)
+    return InvalidRequest(message, param=_path(places[0]) or None, code=code)
 
 
 # ------------------------------------------------------------------------------------------------- field types

@@ -28,7 +28,7 @@ from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http import edge
-from graftwork.server.http.routes import embeddings, generation, router
+from graftwork.server.http.routes import generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
 from graftwork.server.transport.client import EngineClient
@@ -106,8 +106,14 @@ class GraftServer(ls.LitServer):
     # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
-        generation.add(routes, self.services.authenticator, self.service, self.tokenization)
-        embeddings.add(routes, self.services.authenticator, self.embedding_service)
+        generation.add(
+            routes,
+            self.services.authenticator,
+            self.service,
+            self.embedding_service,
+            self.tokenization,
+            self.services.records,
+        )
         self.app.include_router(routes)
         edge.install(self.app, self.services.metrics, self.services.cors_origins)
 

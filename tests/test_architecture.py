@@ -38,8 +38,8 @@ ORDER = {
         " < experiments < learning"
     ),
     "server": (
-        "config, processes, bodies, observability, engine < openai, transport < generation, background < http"
-        " < litserver < app"
+        "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"
+        " < http < litserver < app"
     ),
     "server/engine": (
         "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer, pooler"

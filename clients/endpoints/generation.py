@@ -58,6 +58,9 @@ class ChatOptions(GenerationOptions, total=False):
 
     logprobs: bool | None
     top_logprobs: int | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
 
 
 class CompletionOptions(GenerationOptions, total=False):
@@ -124,6 +127,7 @@ def tokenize(
     prompt: Messages,
     *,
     model: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     add_special_tokens: bool | None = None,
     add_generation_prompt: bool | None = None,
     return_token_strs: bool | None = None,
@@ -133,6 +137,7 @@ def tokenize(
     Args:
         prompt: a text as for ``complete``, or messages as for ``chat``.
         model: anything that the server answers by; all have the tokenizer of the base.
+        tools: the tools that the messages' answer may call.
         add_special_tokens: whether a text gets those that the tokenizer puts around it; by default it does.
         add_generation_prompt: whether messages end where an answer begins; by default they do.
         return_token_strs: whether the tokens' texts are returned, too.
@@ -144,6 +149,7 @@ def tokenize(
     body = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
     options = without_none(
         model=model,
+        tools=None if tools is None else list(tools),
         add_special_tokens=add_special_tokens,
         add_generation_prompt=add_generation_prompt,
         return_token_strs=return_token_strs,

@@ -16,7 +16,6 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.bodies import write_json
-from graftwork.server.openai.requests.chat import template_messages
 from graftwork.server.openai.requests.generation import check_token_ids
 from graftwork.server.openai.requests.tokenization import MAX_TEXT_CHARS, DetokenizeRequest, TokenizeRequest
 from graftwork.server.openai.vocabulary import Vocabulary
@@ -82,12 +81,15 @@ class Tokenization:
             self._router.resolve_control(model)
 
     def _tokenized(self, body: TokenizeRequest) -> bytes:
-        if body.messages is None:
+        if (chat := body.chat()) is None:
             assert body.prompt is not None
             ids = self.prompts.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
         else:
-            generation_prompt = body.add_generation_prompt is not False
-            text = self.prompts.render(template_messages(body.messages), add_generation_prompt=generation_prompt)
+            text = self.prompts.render(
+                chat.chat_messages(),
+                tools=chat.shown_tools(),
+                add_generation_prompt=body.add_generation_prompt is not False,
+            )
             if len(text) > MAX_TEXT_CHARS:
                 raise InvalidRequest(
                     f"the conversation has {len(text)} characters, and at most {MAX_TEXT_CHARS} are tokenized in one "

@@ -45,9 +45,9 @@ def stream_of(kind: Any, media_type: str = "text/event-stream") -> Json:
     return {"responses": {"200": {"content": {media_type: {"schema": _schema(kind, "serialization")}}}}}
 
 
-def error_answer() -> Json:
-    """For ``responses``: the body of every error."""
-    content = {"application/json": {"schema": _schema(ErrorObject, "serialization")}}
+def error_answer(kind: Any = ErrorObject) -> Json:
+    """For ``responses``: the body of every error, a ``kind``, which is a TypedDict."""
+    content = {"application/json": {"schema": _schema(kind, "serialization")}}
     return {"description": "An error; its message says what to do", "content": content}
 
 

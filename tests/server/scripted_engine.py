@@ -12,12 +12,13 @@ from fastapi import APIRouter
 
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
+from graftwork.adapters.prompts.tool_calls import HERMES
 from graftwork.server.engine.request import Delta, FinishReason, Request
 from graftwork.server.generation.accounting import Accounting
 from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
-from graftwork.server.http.routes import embeddings, generation
+from graftwork.server.http.routes import generation
 from graftwork.server.processes import SharedState
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.messages import Cancel, EngineMessage, Frame, Generate, Hello
@@ -38,10 +39,16 @@ class StandInPrompts(ByteTokens):
     def encode(self, text: str, *, max_length: int | None = None, add_special_tokens: bool = True) -> list[int]:
         return [*([] if add_special_tokens else [0]), *text.encode()]
 
-    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), add_generation_prompt: bool = True
+    ) -> str:
         return messages[-1]["content"] + (">" if add_generation_prompt else "")
 
-    def chat(self, messages: Sequence[dict[str, Any]], *, max_length: int | None = None) -> list[int]:
+    tool_call_format = HERMES
+
+    def chat(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), max_length: int | None = None
+    ) -> list[int]:
         return self.encode(messages[-1]["content"])
 
 
@@ -57,8 +64,8 @@ class ScriptedEngine:
         self.asked: list[Request] = []
         self.cancelled: list[str] = []
 
-    def connect(self) -> None:
-        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": 64})))
+    def connect(self, max_length: int = 64) -> None:
+        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": max_length})))
 
     def send(self, message: EngineMessage) -> None:
         if isinstance(message, Generate):
@@ -117,8 +124,7 @@ class GatewayHarness:
             traffic=services.traffic,
         )
         routes = APIRouter()
-        generation.add(routes, services.authenticator, self.gateway, tokenization)
-        embeddings.add(routes, services.authenticator, embedding_service)
+        generation.add(routes, services.authenticator, self.gateway, embedding_service, tokenization, services.records)
         world.app.include_router(routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")

@@ -6,9 +6,17 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from graftwork.server.bodies import MAX_LABEL_CHARS, StrictModel, Text, body_error, field_error, reject_nul
-from graftwork.server.openai.requests.chat import MAX_MESSAGES, Message
+from graftwork.server.bodies import (
+    MAX_LABEL_CHARS,
+    StrictModel,
+    Text,
+    body_error,
+    field_error,
+    reject_nul,
+)
+from graftwork.server.openai.requests.chat import MAX_MESSAGES, ChatCompletionRequest, Message
 from graftwork.server.openai.requests.prompts import token_ids
+from graftwork.server.openai.requests.tools import MAX_TOOLS, Tool
 
 #: Of a text, and of a conversation once it is rendered.
 MAX_TEXT_CHARS = 2**20
@@ -33,6 +41,7 @@ class TokenizeRequest(_OfModel):
 
     prompt: Annotated[Text, Field(max_length=MAX_TEXT_CHARS)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -42,13 +51,21 @@ class TokenizeRequest(_OfModel):
         if (self.prompt is None) == (self.messages is None):
             given = "is required, or messages" if self.prompt is None else "and messages are both given: give one"
             raise field_error("prompt", "invalid_value", given)
-        if self.messages is None and self.add_generation_prompt is not None:
-            raise field_error("add_generation_prompt", "invalid_value", "is for messages: leave it out")
+        for name in ("add_generation_prompt", "tools"):
+            if self.messages is None and getattr(self, name) is not None:
+                raise field_error(name, "invalid_value", "is for messages: leave it out")
         if self.messages is not None and self.add_special_tokens:
             raise field_error(
                 "add_special_tokens", "unsupported_parameter", "is for prompt: the chat template places special tokens"
             )
         return self
+
+    def chat(self) -> ChatCompletionRequest | None:
+        """The chat that has these messages; ``None`` for a text."""
+        if self.messages is None:
+            return None
+        # What it is made of was checked field by field.
+        return ChatCompletionRequest.model_construct(messages=self.messages, tools=self.tools)
 
 
 class DetokenizeRequest(_OfModel):

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import random
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def client(world: World) -> Any:
 
 @pytest.mark.parametrize("path", sorted(path for path, each in document()["paths"].items() if "get" in each))
 def test_head_is_answered_wherever_get_is(client: TestClient, path: str) -> None:
-    target = path.format_map(dict.fromkeys(("name", "model", "interaction_id", "file_id", "job_id"), "nothing"))
+    target = re.sub(r"\{\w+\}", "nothing", path)
     got, head = client.get(target), client.head(target)
     assert (head.status_code, head.content) == (got.status_code, b"")
     assert head.headers.keys() == got.headers.keys()

@@ -11,7 +11,7 @@ from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.leaving import unless_client_leaves
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.embeddings import EmbeddingListObject
+from graftwork.server.http.schemas.generation.embeddings import EmbeddingListObject
 from graftwork.server.openai.requests.embeddings import EmbeddingRequest
 
 

@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions`` and ``POST /v1/completions``, and the tokens of their prompts."""
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``, and how routes respond that become chats."""
 
 from __future__ import annotations
 
@@ -9,32 +9,28 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
+from graftwork.server.generation.admission import MakeAnswer
 from graftwork.server.generation.service import GenerationService
-from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.leaving import unless_client_leaves
 from graftwork.server.http.openapi import json_body, stream_of
-from graftwork.server.http.schemas.generation import (
+from graftwork.server.http.schemas.generation.chat import (
     ChatCompletionChunkObject,
     ChatCompletionObject,
     CompletionChunkObject,
     CompletionObject,
-    DetokenizedObject,
-    TokenizedObject,
 )
+from graftwork.server.openai.answers.chat import ChatAnswer
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
-from graftwork.server.openai.requests.tokenization import DetokenizeRequest, TokenizeRequest
 
 #: Names a conversation or visitor, for experiments.
 SESSION_HEADER = "x-graftwork-session"
 
 
-def add(
-    routes: APIRouter, authenticator: Authenticator, service: GenerationService, tokenization: Tokenization
-) -> None:
-    """Add the routes of generation and tokenization."""
+def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
+    """Add the routes of chats and completions."""
     reader = Depends(authenticator.require(Role.APP))
 
     @routes.post(
@@ -44,7 +40,7 @@ def add(
         openapi_extra={**json_body(ChatCompletionRequest), **stream_of(ChatCompletionChunkObject)},
     )
     async def chat(request: Request) -> Response:
-        return await _respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
+        return await respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
 
     @routes.post(
         "/v1/completions",
@@ -53,37 +49,32 @@ def add(
         openapi_extra={**json_body(CompletionRequest), **stream_of(CompletionChunkObject)},
     )
     async def complete(request: Request) -> Response:
-        return await _respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
-
-    # vLLM's addresses, which have no /v1.
-    @routes.post(
-        "/tokenize",
-        dependencies=[reader],
-        response_model=TokenizedObject,
-        openapi_extra=json_body(TokenizeRequest),
-    )
-    async def tokenize(request: Request) -> Response:
-        tokenized = await tokenization.tokenize(parse(TokenizeRequest, await request.body()))
-        return Response(tokenized, media_type="application/json")
-
-    @routes.post(
-        "/detokenize",
-        dependencies=[reader],
-        response_model=DetokenizedObject,
-        openapi_extra=json_body(DetokenizeRequest),
-    )
-    async def detokenize(request: Request) -> Response:
-        detokenized = await tokenization.detokenize(parse(DetokenizeRequest, await request.body()))
-        return Response(detokenized, media_type="application/json")
+        return await respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
 
 
-async def _respond(service: GenerationService, request: Request, kind: IdKind, body: GenerationRequest) -> Response:
+async def respond(
+    service: GenerationService,
+    request: Request,
+    kind: IdKind,
+    body: GenerationRequest,
+    make_answer: MakeAnswer = ChatAnswer,
+) -> Response:
+    """Generate the answer to a request, as a stream or whole.
+
+    Args:
+        service: Generates it.
+        request: Whose body was read.
+        kind: Of the answer's id.
+        body: The parsed body, or the chat that it became.
+        make_answer: Makes the answer to a chat, in the shape of the route.
+    """
     admission = service.admit(
         kind,
         body,
         session=_session(request, body),
         key_id=request.state.principal.key_id,
         num_bytes=len(await request.body()),
+        make_answer=make_answer,
     )
     prepared = await service.prepare(admission)
     route = admission.route
