@@ -24,6 +24,7 @@ import httpx
 
 from graftwork.clients.endpoints import (
     adapters,
+    batches,
     embeddings,
     experiments,
     feedback,
@@ -228,6 +229,16 @@ class AsyncFilesResource(_AsyncResource):
     delete = _call_method(files.delete)
 
 
+class AsyncBatchesResource(_AsyncResource):
+    """The calls for batches of requests: ``client.batches``."""
+
+    create = _call_method(batches.create)
+    list = _call_method(batches.list)
+    get = _call_method(batches.get)
+    cancel = _call_method(batches.cancel)
+    results = _lines_method(batches.results)
+
+
 class AsyncJobsResource(_AsyncResource):
     """The calls for training jobs: ``client.jobs``."""
 
@@ -297,6 +308,7 @@ class AsyncClient(_AsyncResource):
         self.interactions = AsyncInteractionsResource(self._connection)
         self.experiments = AsyncExperimentsResource(self._connection)
         self.files = AsyncFilesResource(self._connection)
+        self.batches = AsyncBatchesResource(self._connection)
         self.jobs = AsyncJobsResource(self._connection)
         self.learning_policies = AsyncLearningPoliciesResource(self._connection)
         self.log_policies = AsyncLogPoliciesResource(self._connection)

@@ -23,6 +23,7 @@ import httpx
 
 from graftwork.clients.endpoints import (
     adapters,
+    batches,
     embeddings,
     experiments,
     feedback,
@@ -225,6 +226,16 @@ class FilesResource(_Resource):
     delete = _call_method(files.delete)
 
 
+class BatchesResource(_Resource):
+    """The calls for batches of requests: ``client.batches``."""
+
+    create = _call_method(batches.create)
+    list = _call_method(batches.list)
+    get = _call_method(batches.get)
+    cancel = _call_method(batches.cancel)
+    results = _lines_method(batches.results)
+
+
 class JobsResource(_Resource):
     """The calls for training jobs: ``client.jobs``."""
 
@@ -294,6 +305,7 @@ class Client(_Resource):
         self.interactions = InteractionsResource(self._connection)
         self.experiments = ExperimentsResource(self._connection)
         self.files = FilesResource(self._connection)
+        self.batches = BatchesResource(self._connection)
         self.jobs = JobsResource(self._connection)
         self.learning_policies = LearningPoliciesResource(self._connection)
         self.log_policies = LogPoliciesResource(self._connection)

@@ -17,6 +17,7 @@ from typing import Any
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
@@ -38,6 +39,9 @@ from graftwork.server.background.trainer import PRINCIPAL as TRAINER
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.batches.capacity import BatchCapacity
+from graftwork.server.generation.batches.run import BatchServices
+from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
@@ -155,6 +159,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
         files=files,
+        batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         home=config.home,
@@ -184,6 +189,17 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         metrics=metrics,
         traffic=services.traffic,
     )
+    batches = BatchRunner(
+        BatchServices(
+            batches=services.batches,
+            files=files,
+            generation=service,
+            capacity=BatchCapacity(engine_client, num_seats=config.max_batch, share=config.batch_share),
+            metrics=metrics,
+            find_principal=services.authenticator.find,
+        ),
+        Leases(database),
+    )
     listeners = [_listen() for _ in range(API_PROCESSES)]
     worker = WorkerConfig(
         base=info,
@@ -204,6 +220,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         service,
         embedding_service,
         tokenization,
+        batches,
         services,
         shared_state,
         keeper,

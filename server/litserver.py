@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
+from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
@@ -56,6 +57,7 @@ class GraftServer(ls.LitServer):
         service: Answers generation requests.
         embedding_service: Answers embedding requests.
         tokenization: Tokenizes prompts that are only counted.
+        batches: Carries batches on in an API process.
         services: Everything else that routes need.
         shared_state: The server's phase and open answers.
         keeper: Started after the last fork.
@@ -74,6 +76,7 @@ class GraftServer(ls.LitServer):
         service: GenerationService,
         embedding_service: EmbeddingService,
         tokenization: Tokenization,
+        batches: BatchRunner,
         services: Services,
         shared_state: SharedState,
         keeper: Keeper,
@@ -84,6 +87,7 @@ class GraftServer(ls.LitServer):
         self.service = service
         self.embedding_service = embedding_service
         self.tokenization = tokenization
+        self.batches = batches
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
@@ -184,10 +188,12 @@ class GraftServer(ls.LitServer):
         await self.client.listen(api_process, self.listeners[api_process])
         self.service.shadows.start()
         self.services.records.log.start()
+        self.batches.start()
         try:
             async with super().lifespan(app):
                 yield
         finally:
+            await self.batches.stop()
             await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
 
     def _install_signal_handlers(self) -> None:

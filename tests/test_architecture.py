@@ -34,7 +34,7 @@ MAY_IMPORT = {
 
 ORDER = {
     "adapters": (
-        "errors, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
+        "errors, collector, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
         " < experiments < learning"
     ),
     "server": (

@@ -53,6 +53,10 @@ FLAGS_OF_OTHERS = {
     "--hypothesis-profile",  # pytest
     *("--build-arg", "--gpus"),  # docker
     *("--strict", "--wheel", "--no-isolation"),  # mypy, build
+    *("--enable-lora", "--lora-modules", "--max-lora-rank", "--max-loras", "--max-cpu-loras"),  # vLLM
+    *("--max-num-seqs", "--quantization"),  # vLLM
+    "--model-id",  # LoRAX
+    *("--only", "--check", "--package-lock-only"),  # tests.conformance, npm
 }
 SERVER_URL, SERVER_FOLDER = "http://127.0.0.1:8000", "/srv/adapters"
 FREE_FORM = {"aliases", "weights", "metadata", "peft_config", "sampling", "top_logprobs"}

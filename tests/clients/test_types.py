@@ -15,6 +15,7 @@ import pytest
 
 from graftwork.clients import types as client_types
 from graftwork.clients.types.adapters import Adapter, AdapterEvent, PushedVersion, Version
+from graftwork.clients.types.batches import Batch
 from graftwork.clients.types.embeddings import Embeddings
 from graftwork.clients.types.experiments import Experiment
 from graftwork.clients.types.feedback import Feedback, SentFeedback
@@ -75,6 +76,10 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("get", "/v1/files"): Page[UploadedFile],
     ("get", "/v1/files/{file_id}"): UploadedFile,
     ("delete", "/v1/files/{file_id}"): Deleted,
+    ("post", "/v1/batches"): Batch,
+    ("get", "/v1/batches"): Page[Batch],
+    ("get", "/v1/batches/{batch_id}"): Batch,
+    ("post", "/v1/batches/{batch_id}/cancel"): Batch,
     ("post", "/v1/fine_tuning/jobs"): Job,
     ("get", "/v1/fine_tuning/jobs"): Page[Job],
     ("get", "/v1/fine_tuning/jobs/{job_id}"): Job,
@@ -105,6 +110,8 @@ NOT_READ = {
     "Job.organization_id",
     "Job.integrations",
     "LogPolicyList.has_more",  # it never has
+    "Page.first_id",  # of the entries themselves
+    "Page.last_id",
     "ChatMessage.refusal",
     "ChatLogprobs.refusal",
     "Job.method",  # in graftwork.method by its own name

@@ -41,6 +41,11 @@ class CompletionRequest(GenerationRequest):
             raise field_error("best_of", "unsupported_parameter", "is not supported beyond n: leave it out")
         return self
 
+    @property
+    def num_answers(self) -> int:
+        """Those of every prompt."""
+        return self.choices * len(self.prompt)
+
     def logged_prompt(self) -> dict[str, Any]:
         """``{"prompt": […]}``."""
         return {"prompt": [prompt if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]}

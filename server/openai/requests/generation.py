@@ -194,6 +194,16 @@ class GenerationRequest(StrictModel):
         return self.n or 1
 
     @property
+    def num_answers(self) -> int:
+        """How many answers the engine computes for the whole request."""
+        return self.choices
+
+    @property
+    def session(self) -> str | None:
+        """The conversation or visitor that the metadata name, for experiments."""
+        return (self.metadata or {}).get("session") or None
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)

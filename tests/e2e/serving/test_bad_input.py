@@ -1,7 +1,7 @@
 """What strangers send, against the real server: refused with words that help, and nothing has changed afterwards.
 
-Every case is checked for both: the database row by row, the artifact store file by file. That the engine has not minded
-is seen at the end, and by the log, which holds no traceback when the shared server has stopped.
+Every case is checked for both: the database row by row, artifacts and uploads file by file. That the engine has not
+minded is seen at the end, and by the log, which holds no traceback when the shared server has stopped.
 """
 
 from __future__ import annotations
@@ -243,6 +243,62 @@ ROUTES = [
 ]  # fmt: skip
 
 
+BATCHES, FILES = "/v1/batches", "/v1/files"
+
+
+def batch(id: str, code: str, says: str, **body: Any) -> Case:
+    """A batch that is right but for ``body``, of a file that is not there."""
+    right = {"input_file_id": "file-nothing", "endpoint": CHAT, "completion_window": "24h"}
+    send = {"json": {name: value for name, value in {**right, **body}.items() if value is not ...}}
+    return Case(id, 400, code, says, BATCHES, send)
+
+
+def requests(id: str, code: str, says: str, content: bytes, purpose: str = "batch", name: str = "a.jsonl") -> Case:
+    """An upload of a batch's requests."""
+    send = {"files": {"file": (name, content)}, "data": {"purpose": purpose} if purpose else {}}
+    return Case(id, 400, code, says, FILES, send)
+
+
+BATCH = [
+    raw("a batch of no body", "invalid_json", "empty", b"", path=BATCHES),
+    raw("half a batch", "invalid_json", "JSON", b'{"endpoint": ', path=BATCHES),
+    raw("a list for a batch", "invalid_type", "an object", b"[]", path=BATCHES),
+    raw("a batch nested without end", "invalid_json", "JSON", b'{"metadata": ' + b"[" * 100_000, path=BATCHES),
+    batch("no file", "missing_required_parameter", "input_file_id", input_file_id=...),
+    batch("a file that is not there", "file_not_found", "no file"),
+    batch("a path for a file", "file_not_found", "no file", input_file_id="../../graftwork.db"),
+    batch("a file of nothing", "invalid_value", "input_file_id", input_file_id=""),
+    batch("a file of another type", "invalid_type", "string", input_file_id=["file-x"]),
+    batch("a file without end", "invalid_value", "too long", input_file_id="x" * 10_000),
+    batch("a NUL in a file", "invalid_value", "NUL", input_file_id="file\0"),
+    batch("no endpoint", "missing_required_parameter", "endpoint", endpoint=...),
+    batch("an endpoint without batches", "invalid_value", CHAT, endpoint="/v1/batches"),
+    batch("an endpoint elsewhere", "invalid_value", CHAT, endpoint=f"http://127.0.0.1{CHAT}"),
+    batch("no window", "missing_required_parameter", "completion_window", completion_window=...),
+    batch("another window", "invalid_value", "24h", completion_window="7d"),
+    batch("metadata of numbers", "invalid_type", "string", metadata={"a": 1}),
+    batch("too much metadata", "invalid_value", "16", metadata={str(number): "" for number in range(17)}),
+    batch("files that go by themselves", "unsupported_parameter", "deleted",
+          output_expires_after={"anchor": "created_at", "seconds": 3600}),
+    batch("misspelt", "unknown_parameter", "did you mean endpoint", endpiont=CHAT),
+    requests("an empty file", "empty_file", "empty", b""),
+    requests("a file of blanks", "empty_file", "empty", b"\n\n \n"),
+    requests("a file that is no JSON", "invalid_file", "line 1", b"hello\n"),
+    requests("a file of a text", "invalid_file", "line 1", b'"hello"\n'),
+    requests("a file for nothing", "missing_required_parameter", "batch", b"{}\n", purpose=""),
+    requests("a file for an assistant", "invalid_value", "batch", b"{}\n", purpose="assistants"),
+    requests("a result from outside", "invalid_value", "written by the server", b"{}\n", purpose="batch_output"),
+    requests("a name without end", "invalid_value", "shorten", b"{}\n", name="x" * 1000),
+    route("a batch that is not there", 404, "batch_not_found", "no batch", "GET", f"{BATCHES}/batch_x"),
+    route("cancel what is not there", 404, "batch_not_found", "no batch", "POST", f"{BATCHES}/batch_x/cancel"),
+    route("batches behind none", 400, "invalid_value", "after", "GET", f"{BATCHES}?after=batch_x"),
+    route("a page of too many batches", 400, "invalid_value", "limit", "GET", f"{BATCHES}?limit=1000"),
+    route("batches by a parameter that is none", 400, "unknown_parameter", "status", "GET", f"{BATCHES}?status=failed"),
+    route("delete a batch", 405, "method_not_allowed", "takes GET", "DELETE", f"{BATCHES}/batch_x"),
+    route("the content of no file", 404, "file_not_found", "no file", "GET", f"{FILES}/file-x/content"),
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -266,13 +322,14 @@ def unchanged(server: Server) -> Iterator[None]:
 
 
 def state(home: Path) -> tuple[list[Any], list[Any]]:
-    """Every row of the database, every file of the artifact store."""
+    """Every row of the database, every file of the artifact store and of uploads."""
     with closing(sqlite3.connect(f"file:{home / 'graftwork.db'}?mode=ro", uri=True)) as database:
         # Leases are the server's own heartbeat.
         query = "select name from sqlite_master where type = 'table' and name != 'leases'"
         tables = [name for (name,) in database.execute(query)]
         rows = [(table, row) for table in sorted(tables) for row in database.execute(f'select * from "{table}"')]
-    files = [(str(path), path.stat().st_size) for path in sorted((home / "artifacts").rglob("*"))]
+    folders = (home / "artifacts", home / "files")
+    files = [(str(path), path.stat().st_size) for folder in folders for path in sorted(folder.rglob("*"))]
     return rows, files
 
 
@@ -286,7 +343,7 @@ def check(answer: httpx.Response, status: int, code: str | None, says: str) -> N
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("case", [*GENERATION, *EMBEDDINGS, *ROUTES], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*GENERATION, *EMBEDDINGS, *ROUTES, *BATCH], ids=lambda case: case.id)
 def test_requests(http: httpx.Client, case: Case) -> None:
     check(http.request(case.method, case.path, **case.send), case.status, case.code, case.says)
 

@@ -109,5 +109,7 @@ def test_tokens(server: Server) -> None:
         assert client.detokenize(without.tokens).endswith("hi<|im_end|>\n")
         tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
         with_tool = client.chat(BASE, messages, tools=[tool], max_tokens=1, store=False)
-        assert client.tokenize(messages, tools=[tool]).count == with_tool.usage.prompt_tokens > asked.usage.prompt_tokens
+        assert (
+            client.tokenize(messages, tools=[tool]).count == with_tool.usage.prompt_tokens > asked.usage.prompt_tokens
+        )
         assert client.version()

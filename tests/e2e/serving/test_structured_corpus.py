@@ -56,8 +56,8 @@ def schemas() -> list[Schema]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    with server.openai(timeout=600) as client:
-        yield client
+    with server.openai() as client:
+        yield client.with_options(timeout=600)
 
 
 def test_what_is_accepted_of_500_schemas_is_kept(client: openai.OpenAI) -> None:

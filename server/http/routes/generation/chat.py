@@ -91,9 +91,8 @@ async def respond(
 
 def _session(request: Request, body: GenerationRequest) -> str | None:
     """The session of a request, for experiments: a conversation or a visitor where the body names no user."""
-    named = (body.metadata or {}).get("session")
-    if named:
-        return named
+    if body.session:
+        return body.session
     session = request.headers.get(SESSION_HEADER)
     if session is not None and len(session) > MAX_LABEL_CHARS:
         raise InvalidRequest(
