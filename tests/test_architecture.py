@@ -35,7 +35,7 @@ MAY_IMPORT = {
 ORDER = {
     "adapters": (
         "errors, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
-        " < experiments < learning"
+        " < experiments < learning < batches"
     ),
     "server": (
         "config, processes, bodies, observability, engine < openai, transport < generation, background < http"
