@@ -58,6 +58,11 @@ def parse(model: type[StrictModelT], raw: bytes, *, whole: str = "the body") -> 
     raise InvalidRequest(message, param=_path(places[0]) or None, code=code)
 
 
+def parse_value(model: type[StrictModelT], value: Mapping[str, Any]) -> StrictModelT:
+    """``parse`` of what was read from another kind of body."""
+    return parse(model, to_json(value))
+
+
 # ------------------------------------------------------------------------------------------------- field types
 
 

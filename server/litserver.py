@@ -102,7 +102,7 @@ class GraftServer(ls.LitServer):
     # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
-        generation.add(routes, self.services.authenticator, self.service)
+        generation.add(routes, self.services.authenticator, self.service, self.services.records)
         self.app.include_router(routes)
         edge.install(self.app, self.services.metrics, self.services.cors_origins)
 

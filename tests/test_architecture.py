@@ -34,12 +34,12 @@ MAY_IMPORT = {
 
 ORDER = {
     "adapters": (
-        "errors, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
+        "errors, collector, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
         " < experiments < learning < batches"
     ),
     "server": (
-        "config, processes, bodies, observability, engine < openai, transport < generation, background < http"
-        " < litserver < app"
+        "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"
+        " < http < litserver < app"
     ),
     "server/engine": (
         "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer < sampler,"

@@ -34,8 +34,8 @@ class Route:
         assigned = {} if self.draw is None else {"experiment": self.draw.experiment, "arm": self.draw.arm.name}
         return {"adapter": self.name, **assigned}
 
-    def mint_id(self, ids: InteractionIds, kind: IdKind, *, unit: str | None, at: int) -> str:
-        """A new answer's id, which encodes the version, the arm and its probability."""
+    def mint_id(self, ids: InteractionIds, kind: IdKind, *, unit: str | None, at: int, choices: int | None) -> str:
+        """A new answer's id, which encodes the version, the arm and its probability, and the number of choices."""
         return ids.mint(
             kind,
             adapter=None if self.adapter is None else self.name,
@@ -44,6 +44,7 @@ class Route:
             probability=None if self.draw is None else self.draw.probability,
             unit=unit,
             at=at,
+            choices=choices,
         )
 
 

@@ -101,6 +101,18 @@ class Erasure:
             continued=tuple(version.id for version in continued),
         )
 
+    def erase_interaction(self, id: str) -> bool:
+        """Erase one interaction; feedback on it stays.
+
+        Returns:
+            Whether it was there.
+        """
+        with self._database.write() as connection:
+            there = connection.execute(delete(interactions_table).where(interactions_table.c.id == id)).rowcount > 0
+            if there:
+                settings.put(connection, f"{_PENDING}{secrets.token_hex(8)}", json.dumps([id]))
+        return there
+
     def expire(self, policies: LogPolicies, *, now: datetime | None = None) -> ErasureResult:
         """Erase everything older than its policies, or else the default, allow. ``now`` is in UTC.
 

@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import Conflict, InvalidRequest
-from graftwork.adapters.feedback.ids import InteractionIds
+from graftwork.adapters.feedback.ids import InteractionIds, ParsedId
 from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on, version_columns
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
 
@@ -182,6 +182,7 @@ class FeedbackLog:
         """
         answer = self._ids.read(feedback.interaction_id)
         feedback = _validate(feedback, self._ids)
+        _check_choice(feedback.choice, answer, "choice")
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=MAX_LABEL_CHARS)
         adapter, version = version_columns(answer.adapter)
@@ -261,8 +262,8 @@ def _validate(feedback: SubmittedFeedback, ids: InteractionIds) -> SubmittedFeed
                 param="preferred_over_choice",
             )
         return feedback
-    ids.read(feedback.preferred_over, param="preferred_over")
     other = feedback.preferred_over_choice or 0
+    _check_choice(other, ids.read(feedback.preferred_over, param="preferred_over"), "preferred_over_choice")
     if (feedback.preferred_over, other) == (feedback.interaction_id, feedback.choice):
         raise InvalidRequest(
             "an answer cannot be preferred over itself: name the other one, or another of its choices with "
@@ -270,6 +271,12 @@ def _validate(feedback: SubmittedFeedback, ids: InteractionIds) -> SubmittedFeed
             param="preferred_over",
         )
     return SubmittedFeedback(**{**vars(feedback), "preferred_over_choice": other})
+
+
+def _check_choice(choice: int, answer: ParsedId, param: str) -> None:
+    if answer.choices is not None and choice >= answer.choices:
+        has = "one choice, 0" if answer.choices == 1 else f"choices from 0 to {answer.choices - 1}"
+        raise InvalidRequest(f"{param} is {choice}, but that answer has {has}", param=param)
 
 
 def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedback | None:

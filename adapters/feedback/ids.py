@@ -1,8 +1,8 @@
 """Ids of answers, which carry everything that feedback needs: version, arm and probability, under a MAC.
 
-An id is minted when a request is admitted and begins with ``chatcmpl-`` or ``cmpl-``, as OpenAI's do; the rest is
-URL-safe. With the secret it can be read before any row is written, in any process and after any crash; without the
-secret nobody can make one, and so forge which arm was rated.
+An id is minted when a request is admitted and begins as those of the API that was asked do: ``chatcmpl-``, ``cmpl-``,
+``resp_`` or ``msg_``; the rest is URL-safe. With the secret it can be read before any row is written, in any process
+and after any crash; without the secret nobody can make one, and so forge which arm was rated.
 
 Its content is signed, not hidden: the answer's headers have the same, and a user is in it as a keyed hash only.
 """
@@ -22,15 +22,15 @@ from typing import Final, Literal
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest
 
-IdKind = Literal["chatcmpl", "cmpl"]
+IdKind = Literal["chatcmpl", "cmpl", "resp", "msg"]
 
 MAX_CHARS: Final = 1024
 """Longer texts are refused unread: no id has as many characters."""
 
-_KINDS: Final[dict[str, IdKind]] = {"chatcmpl": "chatcmpl", "cmpl": "cmpl"}
+_PREFIXES: Final[dict[IdKind, str]] = {"chatcmpl": "chatcmpl-", "cmpl": "cmpl-", "resp": "resp_", "msg": "msg_"}
 _FORMAT: Final = 1
 _HEAD: Final = struct.Struct(">BBI8s")  # format, which of the fields below are there, seconds, nonce
-_ADAPTER, _EXPERIMENT, _UNIT = 1, 2, 4
+_ADAPTER, _EXPERIMENT, _UNIT, _CHOICES = 1, 2, 4, 8
 _PROBABILITY: Final = struct.Struct(">d")
 _UNIT_BYTES: Final = 8
 _MAC_BYTES: Final = 16
@@ -49,6 +49,7 @@ class ParsedId:
         unit: As ``InteractionIds.unit`` makes it; ``None`` if the request named nobody.
         at: When the request was admitted, Unix time in seconds.
         nonce: 16 random hexadecimal digits.
+        choices: How many choices the answer has; ``None``: the id is of version 0.1.0, which did not say.
     """
 
     kind: IdKind
@@ -59,6 +60,7 @@ class ParsedId:
     unit: str | None
     at: int
     nonce: str
+    choices: int | None = None
 
 
 class InteractionIds:
@@ -85,11 +87,12 @@ class InteractionIds:
         probability: float | None = None,
         unit: str | None = None,
         at: int | None = None,
+        choices: int | None = None,
     ) -> str:
         """Make a new id. The arguments are the fields of ``ParsedId``; ``at`` is now unless given.
 
         Raises:
-            ValueError: The fields contradict each other, or a name is longer than 255 bytes.
+            ValueError: The fields contradict each other, or a name or the number of choices needs more than a byte.
         """
         if len({experiment is None, arm is None, probability is None}) > 1:
             raise ValueError("experiment, arm and probability belong together")
@@ -97,6 +100,7 @@ class InteractionIds:
             raise ValueError(f"an arm that answered cannot have had probability {probability}")
         at = int(time.time()) if at is None else at
         flags = _ADAPTER * (adapter is not None) | _EXPERIMENT * (experiment is not None) | _UNIT * (unit is not None)
+        flags |= _CHOICES * (choices is not None)
         payload = _HEAD.pack(_FORMAT, flags, at, secrets.token_bytes(8))
         if adapter is not None:
             payload += _packed(adapter)
@@ -104,8 +108,10 @@ class InteractionIds:
             payload += _packed(experiment) + _packed(arm) + _PROBABILITY.pack(probability)
         if unit is not None:
             payload += _unit_bytes(unit)
+        if choices is not None:
+            payload += bytes([choices])
         signed = payload + self._mac(kind, payload)
-        return f"{kind}-{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
+        return f"{_PREFIXES[kind]}{base64.urlsafe_b64encode(signed).rstrip(b'=').decode()}"
 
     def read(self, id: str, *, param: str = "interaction_id") -> ParsedId:
         """The content of an id.
@@ -113,14 +119,15 @@ class InteractionIds:
         Raises:
             InvalidRequest: It is no id of this server; ``param`` names the field.
         """
-        prefix, _, encoded = id.partition("-") if len(id) <= MAX_CHARS else ("", "", "")
-        kind = _KINDS.get(prefix)
+        found = [kind for kind in _PREFIXES if id.startswith(_PREFIXES[kind])] if len(id) <= MAX_CHARS else []
+        kind = found[0] if found else None
+        encoded = "" if kind is None else id.removeprefix(_PREFIXES[kind])
         try:
             signed = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), b"-_", validate=True)
         except (binascii.Error, UnicodeEncodeError):
             signed = b""
         payload, mac = signed[:-_MAC_BYTES], signed[-_MAC_BYTES:]
-        genuine = hmac.compare_digest(mac, self._mac(prefix, payload))
+        genuine = kind is not None and hmac.compare_digest(mac, self._mac(kind, payload))
         # The last base64 digit has unused bits: with others there, the same bytes would have a second id.
         canonical = base64.urlsafe_b64encode(signed).rstrip(b"=").decode() == encoded
         if kind is not None and genuine and canonical and payload[:1] == bytes([_FORMAT]):
@@ -182,6 +189,7 @@ def _unpacked(kind: IdKind, payload: bytes) -> ParsedId:
         (text(), text(), _PROBABILITY.unpack(take(_PROBABILITY.size))[0]) if flags & _EXPERIMENT else (None, None, None)
     )
     unit = take(_UNIT_BYTES).hex() if flags & _UNIT else None
+    choices = take(1)[0] if flags & _CHOICES else None
     return ParsedId(
         kind=kind,
         adapter=adapter,
@@ -191,4 +199,5 @@ def _unpacked(kind: IdKind, payload: bytes) -> ParsedId:
         unit=unit,
         at=at,
         nonce=nonce.hex(),
+        choices=choices,
     )

@@ -43,11 +43,17 @@ READ_AT_ONCE: Final = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One of a request's answers. ``finish_reason`` is ``None`` if it was interrupted."""
+    """One of a request's answers.
+
+    Attributes:
+        finish_reason: ``None`` if it was interrupted.
+        tool_calls: As OpenAI's messages have them.
+    """
 
     index: int
     text: str
     finish_reason: str | None
+    tool_calls: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +254,7 @@ class Interactions:
             "completions": [asdict(completion) for completion in outcome.completions],
             "end_user": outcome.user,
             "created_at": datetime.fromtimestamp(parsed.at, UTC),
-            "kind": parsed.kind,
+            "kind": "cmpl" if parsed.kind == "cmpl" else "chatcmpl",  # of the prompt: the other routes have messages
             "adapter": adapter,
             "version": version,
             "experiment": parsed.experiment,
@@ -332,7 +338,10 @@ def _interaction(row: Row[*tuple[Any, ...]]) -> Interaction:
     return Interaction(
         **{field: getattr(row, field) for field in (*_PLAIN_FIELDS, *_ID_FIELDS)},
         adapter=None if row.adapter is None else f"{row.adapter}@{row.version}",
-        completions=tuple(Completion(**completion) for completion in row.completions),
+        completions=tuple(
+            Completion(**{**completion, "tool_calls": tuple(completion.get("tool_calls", ()))})
+            for completion in row.completions
+        ),
         user=row.end_user,
     )
 

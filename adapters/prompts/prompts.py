@@ -7,7 +7,8 @@ stays light. Agrees token for token with transformers' ``apply_chat_template``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.prompts.detokenizer import IncrementalDetokenizer, TokenBytes
-from graftwork.adapters.prompts.messages import check_unicode, read_message
+from graftwork.adapters.prompts.messages import check_unicode, read_conversation
 from graftwork.adapters.prompts.reading import read_json, read_text
 from graftwork.adapters.prompts.template import compile_template, read_chat_template
+from graftwork.adapters.prompts.tool_calls import ToolCallFormat, find_tool_call_format, write_as_text
 
 #: A text beyond it is tokenized without holding up other threads, which costs a little more for each call.
 _LONG_CHARS = 4096
@@ -77,38 +79,79 @@ class Prompts:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
         max_length: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation, ready for the base. The template places every special token, so none is added.
 
         Args:
-            messages: OpenAI's: ``role`` and ``content``, the content a string or a list of text parts.
+            messages: OpenAI's: ``role`` and ``content``, the content a string or a list of text parts; the assistant's
+                may have ``tool_calls``, and ``tool`` is a role.
+            tools: OpenAI's, which the answer may call.
             add_generation_prompt: Ends where an answer begins.
             max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
 
         Raises:
             InvalidRequest: a message is wrong, which is named; the base has no chat template; the text is too long.
         """
-        text = self.render(messages, add_generation_prompt=add_generation_prompt)
+        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         self._check_length(text, max_length, "messages")
         return self._encode(text, add_special_tokens=False)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The text of a conversation. See ``chat``."""
+        if not messages:
+            raise InvalidRequest("messages is empty. Send at least one message.", param="messages")
+        conversation: Sequence[Mapping[str, Any]] = read_conversation(messages)
+        has_tools = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in conversation)
+        if has_tools and self._template is not None and not self.tool_call_format.native:
+            conversation, tools = write_as_text(conversation, tools, system=self._takes_system), ()
+        return self._render(conversation, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    @cached_property
+    def tool_call_format(self) -> ToolCallFormat:
+        """How this base writes tool calls."""
+        ends = [token for token_id in self.eos_token_ids if (token := self._tokenizer.id_to_token(token_id))]
+        added = self._tokenizer.get_added_tokens_decoder()
+        return find_tool_call_format(self._render, ends).with_tokens({added[id].content: id for id in added})
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the chat template shows a system message."""
+        conversation = [{"role": "system", "content": "SystemProbe"}, {"role": "user", "content": "UserProbe"}]
+        try:
+            return "SystemProbe" in self._render(conversation)
+        except InvalidRequest:
+            return False
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
         if self._template is None:
             raise InvalidRequest(
                 "This base has no chat template, so it cannot take messages. Send the whole prompt to /v1/completions.",
                 param="messages",
                 code="no_chat_template",
             )
-        if not messages:
-            raise InvalidRequest("messages is empty. Send at least one message.", param="messages")
-        conversation = [self._message(index, message) for index, message in enumerate(messages)]
+        is_system = "developer" not in (self.chat_template or "")
         try:
             return self._template.render(
-                messages=conversation,
-                tools=None,
+                messages=[
+                    {**message, "role": "system"} if is_system and message["role"] == "developer" else message
+                    for message in messages
+                ],
+                tools=list(tools) if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._named_tokens,
@@ -137,9 +180,12 @@ class Prompts:
         stream = self.stream(skip_special_tokens=skip_special_tokens)
         return stream.push(token_ids) + stream.flush()
 
-    def stream(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        """A new incremental detokenizer for one answer."""
-        return IncrementalDetokenizer(self._pieces, self._special_ids if skip_special_tokens else frozenset())
+    def stream(
+        self, *, skip_special_tokens: bool = True, visible: Collection[int] = frozenset()
+    ) -> IncrementalDetokenizer:
+        """A new incremental detokenizer for one answer. The special tokens of ``visible`` are written all the same."""
+        skipped = self._special_ids.difference(visible) if skip_special_tokens else frozenset()
+        return IncrementalDetokenizer(self._pieces, skipped)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token inside a text; empty for an unknown id."""
@@ -173,13 +219,6 @@ class Prompts:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
-
-    def _message(self, index: int, message: Mapping[str, Any]) -> dict[str, str]:
-        """One message as the template gets it."""
-        fields = read_message(index, message)
-        if fields["role"] == "developer" and "developer" not in (self.chat_template or ""):
-            fields["role"] = "system"
-        return fields
 
     def _named_id(self, name: str) -> int | None:
         token = self._named_tokens.get(name)

@@ -50,6 +50,9 @@ class ChatOptions(GenerationOptions, total=False):
 
     logprobs: bool | None
     top_logprobs: int | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
 
 
 class CompletionOptions(GenerationOptions, total=False):

@@ -13,7 +13,14 @@ from typing import Generic, TypeVar
 from graftwork.clients.errors import GraftworkProtocolError, InterruptedAnswerError
 from graftwork.clients.http.calls import StreamChunk
 from graftwork.clients.http.wire import parse
-from graftwork.clients.types.generation import ChatDelta, ChatLogprobs, CompletionChoice, CompletionDelta, Usage
+from graftwork.clients.types.generation import (
+    ChatDelta,
+    ChatLogprobs,
+    CompletionChoice,
+    CompletionDelta,
+    ToolCallDelta,
+    Usage,
+)
 
 T = TypeVar("T")
 
@@ -22,6 +29,7 @@ T = TypeVar("T")
 class _ChunkMessage:
     role: str | None = None
     content: str | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +56,7 @@ class ChatChunk:
                 text=choice.delta.content or "",
                 finish_reason=choice.finish_reason,
                 logprobs=choice.logprobs,
+                tool_calls=choice.delta.tool_calls,
             )
             for choice in self.choices
         ]

@@ -60,11 +60,29 @@ class ChatLogprobs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FunctionCall:
+    """The name of a function, and its arguments: the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A tool call of an answer. Its result goes back in a message with ``role`` tool and this ``id``."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatMessage:
-    """A generated message."""
+    """A generated message. ``content`` is None if it has tool calls and no text."""
 
     role: str
     content: str | None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +110,11 @@ class ChatCompletion:
     def text(self) -> str:
         """What the first choice says."""
         return self.choices[0].message.content or ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls of the first choice."""
+        return self.choices[0].message.tool_calls
 
     @property
     def adapter(self) -> str:
@@ -158,6 +181,23 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FunctionCallDelta:
+    """What an event adds to a function's arguments. The name is set in the first event of a call only."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCallDelta:
+    """What an event of a stream adds to the tool call ``index``. ``id`` is set in the first event of a call only."""
+
+    index: int
+    function: FunctionCallDelta
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatDelta:
     """What an event of a stream adds to the choice ``index``."""
 
@@ -165,6 +205,7 @@ class ChatDelta:
     text: str
     finish_reason: str | None = None
     logprobs: ChatLogprobs | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

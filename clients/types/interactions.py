@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from graftwork.clients.types.feedback import Feedback
-from graftwork.clients.types.generation import Usage
+from graftwork.clients.types.generation import ToolCall, Usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +18,7 @@ class LoggedCompletion:
     index: int
     text: str
     finish_reason: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,7 @@ class Interaction:
     timings: Timings
     error: str | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
     prompt: tuple[Any, ...] | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     user: str | None = None

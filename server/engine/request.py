@@ -1,13 +1,89 @@
-"""The engine's input and output: requests and deltas, both in token ids. An adapter is named by its digest."""
+"""The engine's input and output: requests and deltas, both in token ids, and what grammars are made of.
+
+An adapter is named by its digest.
+"""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 #: What a grammar may be made of: ``grammars/grammar.py`` says how.
-GrammarKind = Literal["json", "regex", "choice", "grammar"]
+GrammarKind = Literal["json", "regex", "choice", "grammar", "tool_calls"]
+
+
+Pieces = Sequence[str | int]
+"""Text in which some tokens are named by their ids."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolSchema:
+    """A tool that may be called.
+
+    Attributes:
+        parameters: The JSON schema of its arguments.
+        field: Where in the body the schema stands, for errors.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    field: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCallsSpec:
+    """What an answer that calls tools has to look like.
+
+    Attributes:
+        tools: Any of which may be called.
+        marker: What announces a call within text; empty if only the answer's beginning tells.
+        opening: Between the marker and the name of the first call.
+        middle: Between a name and its arguments.
+        between: Between the arguments of a call and the next name; ``None``: one call is all.
+        closing: After the last arguments.
+        required: Whether there must be a call. If not, there may be text.
+        answer: The JSON schema of an answer without calls; ``None``: any text.
+        answer_field: Where in the body that stands.
+    """
+
+    tools: Sequence[ToolSchema]
+    marker: Pieces
+    opening: Pieces
+    middle: Pieces
+    between: Pieces | None
+    closing: Pieces
+    required: bool
+    answer: Mapping[str, Any] | None = None
+    answer_field: str = ""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether an answer may be any text with calls in it."""
+        return not self.required and self.answer is None
+
+    @classmethod
+    def from_json(cls, text: str) -> ToolCallsSpec:
+        """The inverse of ``to_json``."""
+        fields = json.loads(text)
+        return cls(**{**fields, "tools": [ToolSchema(**tool) for tool in fields["tools"]]})
+
+    def to_json(self) -> str:
+        """As a text, which travels to the process that tries grammars out.
+
+        Raises:
+            ValueError: A schema has a number that is not finite.
+        """
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    def schemas(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each schema, after the field where it stands."""
+        for tool in self.tools:
+            yield tool.field, tool.parameters
+        if self.answer is not None:
+            yield self.answer_field, self.answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

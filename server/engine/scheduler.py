@@ -296,7 +296,10 @@ class Scheduler:
         self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
     def _requeue(self, sequence: SequenceState) -> None:
-        """Put a preempted sequence back into the queue, in order of arrival, to be computed again."""
+        """Put a preempted sequence back into the queue, in order of arrival, to be computed again.
+
+        Its overtakes stay counted: ``max_overtakes`` holds for all its waits together, however often it is preempted.
+        """
         sequence.num_computed = 0
         if sequence.request.adapter is not None:
             self.adapter_cache.add_waiting(sequence.request.adapter)

@@ -112,7 +112,12 @@ class Accounting:
             prompt=body.logged_prompt(),
             sampling=body.logged_sampling(),
             completions=tuple(
-                Completion(index=choice.index, text=choice.text, finish_reason=choice.finish)
+                Completion(
+                    index=choice.index,
+                    text=choice.text,
+                    finish_reason=choice.finish,
+                    tool_calls=tuple(call.as_json() for call in choice.tool_calls),
+                )
                 for choice in answer.choices
             ),
             prompt_tokens=answer.num_prompt_tokens,

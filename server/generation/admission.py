@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from graftwork.adapters.experiments.routing import Route
 from graftwork.adapters.feedback.ids import IdKind
+from graftwork.adapters.prompts.tool_calls import ToolCallFormat
+from graftwork.server.openai.answers.answer import Answer, AnswerHead
+from graftwork.server.openai.answers.chat import ChatAnswer
+from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
+from graftwork.server.openai.vocabulary import Vocabulary
+
+
+class MakeAnswer(Protocol):
+    """``ChatAnswer``, or another answer that is made of the same."""
+
+    def __call__(
+        self,
+        request: ChatCompletionRequest,
+        head: AnswerHead,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        tool_calls: ToolCallFormat | None,
+        /,
+    ) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,15 +35,16 @@ class Admission:
     """A request that was accepted, before it is queued.
 
     Attributes:
-        kind: ``chatcmpl`` or ``cmpl``.
+        kind: Of the answer's id, which tells the route.
         id: The answer's id, which encodes its route.
         created: Unix time in seconds.
         unit: The unit of experiments that it belongs to: its user or session.
         route: The version that answers, or the arm of an experiment.
-        body: The parsed body.
+        body: The parsed body; of the routes that are like chats, the chat that it became.
         key_id: The caller's key.
         store: Whether it may be logged, as far as the request says.
         num_bytes: Size of its body.
+        make_answer: Makes the answer to a chat, in the shape of the route.
     """
 
     kind: IdKind
@@ -34,3 +56,4 @@ class Admission:
     key_id: str
     store: bool
     num_bytes: int
+    make_answer: MakeAnswer = ChatAnswer

@@ -50,9 +50,9 @@ class Grammars:
             outcome = await to_thread.run_sync(self._try_once, key, source, limiter=self._one)
         if "grammar" in outcome:
             return outcome["grammar"]
-        problem = outcome["problem"]
+        problem, field = outcome["problem"], outcome.get("field") or source.field
         code = "unsupported_parameter" if "not supported" in problem else "invalid_value"
-        raise InvalidRequest(f"{source.field}: {problem}", param=source.field, code=code)
+        raise InvalidRequest(f"{field}: {problem}", param=field, code=code)
 
     def close(self) -> None:
         """End the child."""

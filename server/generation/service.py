@@ -19,14 +19,13 @@ from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
-from graftwork.server.generation.admission import Admission
+from graftwork.server.generation.admission import Admission, MakeAnswer
 from graftwork.server.generation.grammars import Grammars
 from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
 from graftwork.server.openai.answers.chat import ChatAnswer
 from graftwork.server.openai.answers.completions import CompletionAnswer
-from graftwork.server.openai.events import error_frame
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
@@ -95,26 +94,34 @@ class GenerationService:
 
     # -- before the engine -----------------------------------------------------------------------------------------
     def admit(
-        self, kind: IdKind, body: GenerationRequest, *, session: str | None, key_id: str, num_bytes: int
+        self,
+        kind: IdKind,
+        body: GenerationRequest,
+        *,
+        session: str | None,
+        key_id: str,
+        num_bytes: int,
+        make_answer: MakeAnswer = ChatAnswer,
     ) -> Admission:
         """Route a request and mint the answer's id. Nothing is queued yet.
 
         Args:
-            kind: ``chatcmpl`` or ``cmpl``.
+            kind: Of the id, which tells the route.
             body: The parsed body.
             session: The session header: a unit of experiments where the body names no user.
             key_id: The caller's key.
             num_bytes: Size of the request's body.
+            make_answer: Makes the answer to a chat, in the shape of the route.
 
         Raises:
             GraftworkError: The model is unknown, or was made for another base.
         """
         unit = self._ids.unit(user=body.user or None, session=session)
-        route = self._router.resolve(body.model, unit, chat=kind == "chatcmpl")
+        route = self._router.resolve(body.model, unit, chat=kind != "cmpl")
         created = int(time.time())
         return Admission(
             kind=kind,
-            id=route.mint_id(self._ids, kind, unit=unit, at=created),
+            id=route.mint_id(self._ids, kind, unit=unit, at=created, choices=_num_choices(body)),
             created=created,
             unit=unit,
             route=route,
@@ -122,7 +129,12 @@ class GenerationService:
             key_id=key_id,
             store=body.store is not False,
             num_bytes=num_bytes,
+            make_answer=make_answer,
         )
+
+    def check_model(self, model: str) -> None:
+        """Check that requests may name ``model``. Raises what ``admit`` raises of it."""
+        self._router.resolve(model, None, chat=True)
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
         """Tokenize the prompts, and make the grammar of a structured output.
@@ -139,17 +151,28 @@ class GenerationService:
         body.check_token_ids(self.base.vocab_size)
         grammar = await self._grammar(body)
         if isinstance(body, ChatCompletionRequest):
-            chat = partial(self.prompts.chat, body.chat_messages(), max_length=self._max_length)
-            prompt = await to_thread.run_sync(chat, limiter=self._tokenizing)
-            return ChatAnswer(body, head, self.vocabulary, prompt), self._inputs(admission, body, [prompt], grammar)
+            prompt = await self.chat_tokens(body)
+            tool_calls = self.prompts.tool_call_format if body.shown_tools() else None
+            answer = admission.make_answer(body, head, self.vocabulary, prompt, tool_calls)
+            return answer, self._inputs(admission, body, [prompt], grammar)
         assert isinstance(body, CompletionRequest)
         encode = partial(self.prompts.encode, max_length=self._max_length)
         prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
 
+    async def chat_tokens(self, body: ChatCompletionRequest) -> list[int]:
+        """Token ids of a conversation, tools included.
+
+        Raises:
+            InvalidRequest: It does not fit into the context, or the chat template refuses it.
+        """
+        messages, tools = body.chat_messages(), body.shown_tools()
+        encode = partial(self.prompts.chat, messages, tools=tools, max_length=self._max_length)
+        return await to_thread.run_sync(encode, limiter=self._tokenizing)
+
     async def _grammar(self, body: GenerationRequest) -> str | None:
         """What the answer is held to, tried out."""
-        source = body.grammar_source()
+        source = body.grammar_source(self.prompts.tool_call_format)
         return None if source is None else await self._grammars.make(source)
 
     def _inputs(
@@ -265,7 +288,7 @@ class GenerationService:
             yield answer.closing()
         except GraftworkError as failure:
             error = failure
-            yield error_frame(failure)
+            yield answer.failure(failure)
         except Exception as failure:
             error = failure
             raise
@@ -304,13 +327,9 @@ class GenerationService:
         }
         if isinstance(original.body, CompletionRequest):
             changes["prompt"] = original.body.prompt[:1]
-        admission = replace(
-            original,
-            id=route.mint_id(self._ids, original.kind, unit=original.unit, at=created),
-            created=created,
-            route=route,
-            body=original.body.model_copy(update=changes),
-        )
+        body = original.body.model_copy(update=changes)
+        id = route.mint_id(self._ids, original.kind, unit=original.unit, at=created, choices=_num_choices(body))
+        admission = replace(original, id=id, created=created, route=route, body=body)
         active = self.start(admission, *await self.prepare(admission), background=True)
         error: Exception | None = None
         try:
@@ -321,3 +340,9 @@ class GenerationService:
         finally:
             self.engine.cancel(active.stream)
             self._accounting.log_interaction(admission, active.answer, active.timings, error)
+
+
+def _num_choices(body: GenerationRequest) -> int | None:
+    """How many choices the answer has; ``None`` if an id has no room for so many."""
+    number = body.choices * (len(body.prompt) if isinstance(body, CompletionRequest) else 1)
+    return number if number < 256 else None

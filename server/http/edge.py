@@ -15,6 +15,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -26,11 +27,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound, Overloaded, TooLarge
+from graftwork.server.anthropic import errors as anthropic
 from graftwork.server.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 8 << 20
+ANTHROPIC_PATH = "/v1/messages"
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
 
 #: What pages of other sites may read of an answer's headers.
@@ -59,8 +62,11 @@ def install(app: FastAPI, metrics: Metrics, cors_origins: Sequence[str] = ()) ->
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
-def error_response(error: GraftworkError) -> Response:
-    """The response for an error, with headers that tell OpenAI's client when to retry, and when not to."""
+def error_response(error: GraftworkError, path: str = "") -> Response:
+    """The response for an error, with headers that tell OpenAI's client when to retry, and when not to.
+
+    Routes of Anthropic's API have errors of its shape.
+    """
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after)
@@ -70,7 +76,8 @@ def error_response(error: GraftworkError) -> Response:
         headers["x-should-retry"] = "false"
     elif error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = 'Bearer realm="graftwork"'
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    body = anthropic.body_of(error) if path.startswith(ANTHROPIC_PATH) else error.body()
+    return JSONResponse(body, status_code=error.status, headers=headers)
 
 
 class EdgeMiddleware:
@@ -106,7 +113,7 @@ class EdgeMiddleware:
             if status:  # too late for another answer: only closing the connection tells the client
                 raise
             error = GraftworkError(f"the server failed at this request; its log says why, under {request_id}")
-            await error_response(error)(scope, receive, stamped_send)
+            await error_response(error, scope["path"])(scope, receive, stamped_send)
         finally:
             self._metrics.request_answered(
                 route=getattr(scope.get("route"), "path", "unknown"),
@@ -184,7 +191,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GraftworkError)
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("request %s failed: %s", request.state.request_id, error.message, exc_info=error)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
@@ -203,14 +210,19 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path[:128]}"
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return error_response(NotFound(f"there is no route {where}: check the address", code="unknown_url"))
+        unknown = NotFound(f"there is no route {where}: check the address", code="unknown_url")
+        return error_response(unknown, request.url.path)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = Headers(error.headers).get("allow", "another method")
         message = f"there is no route {where}: this address takes {allowed}"
     else:
         message = str(error.detail)
     kind = GraftworkError.type if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR else InvalidRequest.type
-    body = {"error": {"message": message, "type": kind, "param": None, "code": _code(error.status_code)}}
+    body: dict[str, Any] = {
+        "error": {"message": message, "type": kind, "param": None, "code": _code(error.status_code)}
+    }
+    if request.url.path.startswith(ANTHROPIC_PATH):
+        body = anthropic.error_body(error.status_code, message)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 

@@ -10,10 +10,14 @@ class StopStrings:
 
     The stop string that is complete first ends the text; of two that end together the longer one does. Only what may
     still become a stop string is held back: fewer characters than the longest of them.
+
+    Attributes:
+        found: The stop string that ended the text.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self.found: str | None = None
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -26,8 +30,10 @@ class StopStrings:
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
-        cut = min((_tail(text, stop) for stop in self._stops), default=len(text))
+            end, start = min(found)
+            self.found = text[start:end]
+            return text[:start], True
+        cut = min((begins_within(text, stop) for stop in self._stops), default=len(text))
         self._held = text[cut:]
         return text[:cut], False
 
@@ -37,7 +43,7 @@ class StopStrings:
         return held
 
 
-def _tail(text: str, stop: str) -> int:
+def begins_within(text: str, stop: str) -> int:
     """Where the longest suffix of ``text`` begins that is a prefix of ``stop``; the text's length if there is none."""
     start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while start >= 0 and not stop.startswith(text[start:]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 
@@ -28,8 +28,8 @@ class TokenDecoder(Protocol):
     def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str:
         """Tokens as text."""
 
-    def stream(self) -> DetokenizerLike:
-        """A detokenizer for one answer."""
+    def stream(self, *, visible: Collection[int] = frozenset()) -> DetokenizerLike:
+        """A detokenizer for one answer, which writes special tokens only if they are ``visible``."""
 
 
 class Vocabulary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 WORDS = [" hello", " world", "The", " end", "<|eos|>"]
 
@@ -38,7 +38,7 @@ class ByteTokens:
         kept = [token for token in token_ids if not (skip_special_tokens and token == EOS)]
         return b"".join(map(_bytes, kept)).decode(errors="replace")
 
-    def stream(self) -> ByteStream:
+    def stream(self, *, visible: Collection[int] = frozenset()) -> ByteStream:
         return ByteStream()
 
 

@@ -15,10 +15,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.openapi import openapi_schema
 from graftwork.server.http.routes import generation, router
-from graftwork.server.http.schemas.generation import ChatCompletionChunkObject, CompletionChunkObject
+from graftwork.server.http.schemas.generation.chat import ChatCompletionChunkObject, CompletionChunkObject
+from graftwork.server.http.schemas.generation.messages import AnthropicErrorObject, MessageEventObject
+from graftwork.server.http.schemas.generation.responses import ResponseEventObject
 from graftwork.server.http.schemas.lists import ErrorObject
 
-CHUNKS = {"/v1/chat/completions": ChatCompletionChunkObject, "/v1/completions": CompletionChunkObject}
+CHUNKS = {
+    "/v1/chat/completions": ChatCompletionChunkObject,
+    "/v1/completions": CompletionChunkObject,
+    "/v1/responses": ResponseEventObject,
+    "/v1/messages": MessageEventObject,
+}
 
 
 @functools.cache
@@ -27,7 +34,7 @@ def document() -> dict[str, Any]:
     services = MagicMock()
     services.authenticator = Authenticator(MagicMock(), open_to_loopback=True)
     routes = router(services)
-    generation.add(routes, services.authenticator, MagicMock())
+    generation.add(routes, services.authenticator, MagicMock(), services.records)
     app = FastAPI(openapi_url=None)
     app.include_router(routes)
     return openapi_schema(app)
@@ -61,7 +68,7 @@ class DocumentedAnswers:
 def check_answer(route: APIRoute, status: int, content_type: str, body: bytes) -> None:
     """Raises AssertionError, or pydantic's error, for a body that is not as documented."""
     if status >= 400 and status != 503:
-        check_object(ErrorObject, body)
+        check_object(AnthropicErrorObject if route.path.startswith("/v1/messages") else ErrorObject, body)
     elif content_type == "application/json" and status < 400:
         check_object(route.response_model, body)
     elif content_type == "application/jsonl":
@@ -70,7 +77,7 @@ def check_answer(route: APIRoute, status: int, content_type: str, body: bytes) -
     elif content_type.startswith("text/event-stream"):
         for event in body.split(b"\n\n"):
             if event and event != b"data: [DONE]" and not event.startswith(b'data: {"error"'):
-                check_object(CHUNKS[route.path], event.removeprefix(b"data: "))
+                check_object(CHUNKS[route.path], event.partition(b"data: ")[2])
 
 
 def check_object(kind: Any, body: bytes) -> None:

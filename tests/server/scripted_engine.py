@@ -12,6 +12,7 @@ from fastapi import APIRouter
 
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
+from graftwork.adapters.prompts.tool_calls import HERMES
 from graftwork.server.engine.request import Delta, FinishReason
 from graftwork.server.generation.accounting import Accounting
 from graftwork.server.generation.service import GenerationService
@@ -36,7 +37,11 @@ class StandInPrompts(ByteTokens):
     def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
         return list(text.encode())
 
-    def chat(self, messages: Sequence[dict[str, Any]], *, max_length: int | None = None) -> list[int]:
+    tool_call_format = HERMES
+
+    def chat(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), max_length: int | None = None
+    ) -> list[int]:
         return self.encode(messages[-1]["content"])
 
 
@@ -47,8 +52,8 @@ class ScriptedEngine:
         self.link = EngineClient(board, max_open=8, canary_prompt=[1])
         self.queued = 0.0  # seconds
 
-    def connect(self) -> None:
-        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": 64})))
+    def connect(self, max_length: int = 64) -> None:
+        self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": max_length})))
 
     def send(self, message: EngineMessage) -> None:
         if isinstance(message, Generate):
@@ -86,7 +91,7 @@ class GatewayHarness:
             metrics=services.metrics,
         )
         routes = APIRouter()
-        generation.add(routes, services.authenticator, self.gateway)
+        generation.add(routes, services.authenticator, self.gateway, services.records)
         world.app.include_router(routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")

@@ -11,7 +11,8 @@ import re
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
-from graftwork.server.engine.request import GrammarKind
+from graftwork.server.engine.grammars.tool_calls import tool_calls_grammar
+from graftwork.server.engine.request import GrammarKind, ToolCallsSpec
 
 
 def _limits(*, max_items_in_row: int, step_max_items: int) -> LLParserLimits:
@@ -40,34 +41,55 @@ WHITESPACE = r" |\n[ ]{0,20}"
 _TRIAL_BYTES = 16
 
 
+#: How JSON is written. A schema's own "x-guidance" would switch to ignoring what cannot be done: these win.
+JSON_OPTIONS: dict[str, object] = {
+    "lenient": False,
+    "coerce_one_of": False,
+    "whitespace_flexible": True,
+    "whitespace_pattern": WHITESPACE,
+    "item_separator": ",",
+    "key_separator": ":",
+}
+
+
+#: How the arguments of tool calls are written: as chat templates write those of the history, and in fewer tokens.
+_ARGUMENTS_OPTIONS: dict[str, object] = {
+    "lenient": False,
+    "coerce_one_of": False,
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+
+
 class ProblemWithGrammar(ValueError):
-    """Why a grammar cannot be followed, in words for whoever sent it."""
+    """Why a grammar cannot be followed, in words for whoever sent it.
+
+    Attributes:
+        field: Where in the body the problem is, if not where the whole grammar comes from.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
-def make_grammar(kind: GrammarKind, source: str) -> str:
+def make_grammar(kind: GrammarKind, source: str, *, as_text: bool = False) -> str:
     """The grammar for what was asked.
 
     Args:
         kind: ``json``: a JSON schema; ``regex``: what the whole answer matches, in Rust's syntax; ``choice``: a JSON
-            list of strings; ``grammar``: Lark or GBNF.
+            list of strings; ``grammar``: Lark or GBNF; ``tool_calls``: a ``ToolCallsSpec`` as JSON.
         source: The text of it.
+        as_text: For ``try_out``, which knows no vocabulary: tokens that are named by their ids are texts instead.
 
     Raises:
         ProblemWithGrammar: It is not well formed. Most problems show only in ``try_out``.
     """
     match kind:
         case "json":
-            # A schema's own "x-guidance" would switch to ignoring what cannot be done: overrides win.
-            options: dict[str, object] = {
-                "lenient": False,
-                "coerce_one_of": False,
-                "whitespace_flexible": True,
-                "whitespace_pattern": WHITESPACE,
-                "item_separator": ",",
-                "key_separator": ":",
-            }
             try:
-                return LLMatcher.grammar_from_json_schema(source, overrides=options)  # type: ignore[arg-type]
+                return LLMatcher.grammar_from_json_schema(source, overrides=JSON_OPTIONS)  # type: ignore[arg-type]
             except ValueError as error:
                 raise ProblemWithGrammar(in_words(f"is not a JSON schema: {error}")) from None
         case "regex":
@@ -75,12 +97,31 @@ def make_grammar(kind: GrammarKind, source: str) -> str:
         case "choice":
             choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(source))
             return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+        case "tool_calls":
+            spec = ToolCallsSpec.from_json(source)
+            return tool_calls_grammar(spec, arguments=_ARGUMENTS_OPTIONS, answer=JSON_OPTIONS, as_text=as_text)
         case "grammar":
             try:
                 return grammar_from("grammar", source)
             except (ValueError, RecursionError) as error:
                 why = str(error).removeprefix("Failed to convert the grammar from GBNF to Lark: ")
                 raise ProblemWithGrammar(in_words(f"neither Lark, which has a rule start, nor GBNF: {why}")) from None
+
+
+def make_and_try_out(kind: GrammarKind, source: str) -> str:
+    """The grammar for what was asked, tried out.
+
+    Raises:
+        ProblemWithGrammar: It cannot be followed.
+    """
+    if kind == "tool_calls":
+        for field, schema in ToolCallsSpec.from_json(source).schemas():  # each alone tells which is wrong
+            try:
+                try_out(make_grammar("json", json.dumps(schema)))
+            except ProblemWithGrammar as problem:
+                raise ProblemWithGrammar(str(problem), field) from None
+    try_out(make_grammar(kind, source, as_text=True))
+    return make_grammar(kind, source)
 
 
 def try_out(grammar: str) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any
 
-from graftwork.server.engine.grammars.grammar import ProblemWithGrammar, make_grammar, try_out
+from graftwork.server.engine.grammars.grammar import ProblemWithGrammar, make_and_try_out
 
 #: CPU time for one grammar. Schemas that people write take a hundredth of it.
 MAX_SECONDS = 1.0
@@ -25,11 +25,9 @@ MAX_BYTES = 2 << 30
 def answer(question: dict[str, Any]) -> dict[str, str]:
     """The grammar that was asked for, or what is wrong with it."""
     try:
-        grammar = make_grammar(question["kind"], question["source"])
-        try_out(grammar)
+        return {"grammar": make_and_try_out(question["kind"], question["source"])}
     except ProblemWithGrammar as problem:
-        return {"problem": str(problem)}
-    return {"grammar": grammar}
+        return {"problem": str(problem), "field": problem.field or ""}
 
 
 def main() -> None:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import parse
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.openai.answers.responses import ResponsesAnswer
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
+from graftwork.server.openai.requests.responses import ResponsesRequest
 
 
 class RequestBody(Protocol):
@@ -43,7 +46,26 @@ async def _generate(
     return await service.answer(service.admit(kind, body, session=body.session, key_id=key_id, num_bytes=num_bytes))
 
 
+def _parse_response(raw: bytes) -> ResponsesRequest:
+    asked = parse(ResponsesRequest, raw)
+    if asked.previous_response_id is not None:
+        raise InvalidRequest(
+            "previous_response_id is not supported in batches: send the history as input",
+            param="previous_response_id",
+            code="unsupported_parameter",
+        )
+    return asked
+
+
+async def _respond(service: GenerationService, asked: ResponsesRequest, key_id: str, num_bytes: int) -> bytes:
+    body, make_answer = asked.chat(), partial(ResponsesAnswer, echo=asked.echo())
+    return await service.answer(
+        service.admit("resp", body, session=body.session, key_id=key_id, num_bytes=num_bytes, make_answer=make_answer)
+    )
+
+
 ENDPOINTS: Final[Mapping[str, BatchEndpoint]] = {
     "/v1/chat/completions": BatchEndpoint(partial(parse, ChatCompletionRequest), partial(_generate, "chatcmpl")),
     "/v1/completions": BatchEndpoint(partial(parse, CompletionRequest), partial(_generate, "cmpl")),
+    "/v1/responses": BatchEndpoint(_parse_response, _respond),
 }

@@ -12,12 +12,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.feedback.feedback import FeedbackFilter
-from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter, InteractionStatus
+from graftwork.adapters.feedback.interactions import Completion, Interaction, InteractionFilter, InteractionStatus
 from graftwork.server.bodies import Label, Text
 from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
 from graftwork.server.http.openapi import stream_of
 from graftwork.server.http.routes import feedback
-from graftwork.server.http.schemas.interactions import ErasureObject, InteractionObject
+from graftwork.server.http.schemas.interactions import ErasureObject, InteractionObject, LoggedCompletionObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
@@ -112,7 +112,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
 def show(row: Interaction) -> InteractionObject:
     """The JSON of an interaction."""
-    return {
+    shown: InteractionObject = {
         "object": "interaction",
         "id": row.id,
         "created_at": int(row.created_at.timestamp()),
@@ -128,10 +128,7 @@ def show(row: Interaction) -> InteractionObject:
         "messages": row.prompt.get("messages"),
         "prompt": row.prompt.get("prompt"),
         "sampling": row.sampling,
-        "completions": [
-            {"index": completion.index, "text": completion.text, "finish_reason": completion.finish_reason}
-            for completion in row.completions
-        ],
+        "completions": [*map(_show_completion, row.completions)],
         "usage": {
             "prompt_tokens": row.prompt_tokens,
             "completion_tokens": row.completion_tokens,
@@ -142,3 +139,17 @@ def show(row: Interaction) -> InteractionObject:
         "metadata": row.metadata,
         "key_id": row.key_id,
     }
+    if "tools" in row.prompt:
+        shown["tools"] = row.prompt["tools"]
+    return shown
+
+
+def _show_completion(completion: Completion) -> LoggedCompletionObject:
+    shown: LoggedCompletionObject = {
+        "index": completion.index,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.tool_calls:
+        shown["tool_calls"] = completion.tool_calls
+    return shown

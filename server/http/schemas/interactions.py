@@ -16,6 +16,7 @@ class LoggedCompletionObject(TypedDict):
     index: int
     text: str
     finish_reason: str | None
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
 
 
 class LoggedUsageObject(TypedDict):
@@ -50,6 +51,7 @@ class InteractionObject(TypedDict):
     status: str
     error: str | None
     messages: Sequence[Mapping[str, Any]] | None
+    tools: NotRequired[Sequence[Mapping[str, Any]]]
     prompt: Sequence[Any] | None
     sampling: Mapping[str, Any]
     completions: Sequence[LoggedCompletionObject]

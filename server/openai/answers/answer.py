@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graftwork.adapters.errors import GraftworkError
 from graftwork.server.bodies import write_json
 from graftwork.server.engine.request import Delta
 from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice
-from graftwork.server.openai.events import DONE
+from graftwork.server.openai.answers.tool_calls import ToolCallDelta
+from graftwork.server.openai.events import DONE, error_frame
 from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 
@@ -44,40 +46,22 @@ class AnswerHead:
 
 
 class Answer(ABC):
-    """One request's answer, of chat or of a completion.
+    """One request's answer, of any route.
 
     Args:
         request: The parsed body.
-        head: The fields that every chunk and body repeats.
-        vocabulary: Tokens as text, for log-probabilities.
+        head: The fields that every event and body repeats.
         choices: In the order of the engine's inputs.
         num_prompt_tokens: Of all prompts.
-
-    Attributes:
-        chunk_kind: ``object`` of a chunk.
-        body_kind: ``object`` of the body.
     """
 
-    chunk_kind: str
-    body_kind: str
-
     def __init__(
-        self,
-        request: GenerationRequest,
-        head: AnswerHead,
-        vocabulary: Vocabulary,
-        choices: Sequence[GeneratedChoice],
-        num_prompt_tokens: int,
+        self, request: GenerationRequest, head: AnswerHead, choices: Sequence[GeneratedChoice], num_prompt_tokens: int
     ) -> None:
         self.head = head
         self.choices = choices
         self.num_prompt_tokens = num_prompt_tokens
         self._choices_a_prompt = request.choices
-        self._vocabulary = vocabulary
-        self._include_usage = request.include_usage
-        self._open = b"data: {" + head.json(self.chunk_kind) + b","
-        # With include_usage every chunk has the field, and only the last one a value.
-        self._close = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
 
     @property
     def num_completion_tokens(self) -> int:
@@ -103,23 +87,73 @@ class Answer(ABC):
         """The events before any text."""
         return b""
 
+    @abstractmethod
     def frames(self, index: int, piece: ChoiceDelta) -> bytes:
         """A piece of choice ``index`` as server-sent events; empty if it adds nothing yet."""
+
+    @abstractmethod
+    def closing(self) -> bytes:
+        """The events after the last piece."""
+
+    def failure(self, error: GraftworkError) -> bytes:
+        """The events that end a stream which failed."""
+        return error_frame(error)
+
+    @abstractmethod
+    def body(self) -> bytes:
+        """The whole answer as one JSON object."""
+
+
+class ChunkedAnswer(Answer):
+    """The answer to a chat or a completion, whose events are chunks of it.
+
+    Args:
+        request: The parsed body.
+        head: The fields that every chunk and body repeats.
+        vocabulary: Tokens as text, for log-probabilities.
+        choices: In the order of the engine's inputs.
+        num_prompt_tokens: Of all prompts.
+
+    Attributes:
+        chunk_kind: ``object`` of a chunk.
+        body_kind: ``object`` of the body.
+    """
+
+    chunk_kind: str
+    body_kind: str
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        head: AnswerHead,
+        vocabulary: Vocabulary,
+        choices: Sequence[GeneratedChoice],
+        num_prompt_tokens: int,
+    ) -> None:
+        super().__init__(request, head, choices, num_prompt_tokens)
+        self._vocabulary = vocabulary
+        self._include_usage = request.include_usage
+        self._open = b"data: {" + head.json(self.chunk_kind) + b","
+        # With include_usage every chunk has the field, and only the last one a value.
+        self._close = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
+
+    def frames(self, index: int, piece: ChoiceDelta) -> bytes:
         events = b""
         if piece.text or piece.scored:
             events = self._chunk(index, self._text_chunk(piece))
+        if piece.calls:
+            events += self._chunk(index, self._calls_chunk(piece.calls))
         if piece.finish is not None:
             events += self._chunk(index, self._last_chunk(piece.finish))
         return events
 
     def closing(self) -> bytes:
-        """The events after the last piece: the usage, if it was requested, and the end mark."""
+        """The usage, if it was requested, and the end mark."""
         if not self._include_usage:
             return DONE
         return self._open + b'"choices":[],"usage":' + write_json(self._usage()) + b"}\n\n" + DONE
 
     def body(self) -> bytes:
-        """The whole answer as one JSON object."""
         members = write_json({"choices": [*map(self._whole, self.choices)], "usage": self._usage()})
         return b"{" + self.head.json(self.body_kind) + b"," + members[1:]
 
@@ -138,6 +172,10 @@ class Answer(ABC):
     @abstractmethod
     def _text_chunk(self, piece: ChoiceDelta) -> dict[str, Any]:
         """The members of a choice for a piece of text."""
+
+    def _calls_chunk(self, calls: Sequence[ToolCallDelta]) -> dict[str, Any]:
+        """The members of a choice for a piece of tool calls, of answers that can have them."""
+        raise NotImplementedError
 
     @abstractmethod
     def _last_chunk(self, finish: Finish) -> dict[str, Any]:

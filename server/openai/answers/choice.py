@@ -1,18 +1,19 @@
-"""One choice of an answer while it is generated: its text so far, its tokens' log-probabilities, and how it ended."""
+"""One choice of an answer while it is generated: text, tool calls, log-probabilities, and how it ended."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from graftwork.adapters.errors import GraftworkError
 from graftwork.server.engine.request import Delta, FinishReason, TokenLogprob
+from graftwork.server.openai.answers.tool_calls import ToolCall, ToolCallDelta, ToolCallParser
 from graftwork.server.openai.stop_strings import StopStrings
 from graftwork.server.openai.vocabulary import TokenDecoder
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 """OpenAI's ``finish_reason``."""
 
 
@@ -38,6 +39,7 @@ class ChoiceDelta:
     text: str = ""
     scored: Sequence[ScoredToken] = ()
     finish: Finish | None = None
+    calls: Sequence[ToolCallDelta] = ()
 
 
 _EMPTY_DELTA = ChoiceDelta()
@@ -53,6 +55,8 @@ class GeneratedChoice:
         scored: Whether log-probabilities were requested.
         prompt: Token ids of the prompt, for ``echo``.
         echo: The prompt's text, returned before the generated text; ``None``: it is not.
+        calls: Finds tool calls; ``None``: there are none.
+        visible: Special tokens that are written as text.
 
     Attributes:
         num_tokens: Generated tokens.
@@ -69,6 +73,8 @@ class GeneratedChoice:
         scored: bool = False,
         prompt: Sequence[int] = (),
         echo: str | None = None,
+        calls: ToolCallParser | None = None,
+        visible: Collection[int] = frozenset(),
     ) -> None:
         self.index = index
         self.num_tokens = 0
@@ -80,7 +86,8 @@ class GeneratedChoice:
         self._prompt_scores: list[TokenLogprob | None] = []
         self._texts: list[str] = []
         self._scored: list[ScoredToken] | None = [] if scored else None
-        self._detokenizer = tokens.stream()
+        self._calls = calls
+        self._detokenizer = tokens.stream(visible=visible)
         self._stops = StopStrings(stop) if stop else None
         self._waiting: deque[ScoredToken] = deque()  # tokens whose text is not out yet
         self._decoded = self._written = len(echo or "")  # characters
@@ -89,6 +96,16 @@ class GeneratedChoice:
     def text(self) -> str:
         """The text so far, without what may become a stop string."""
         return "".join(self._texts)
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return None if self._stops is None else self._stops.found
+
+    @property
+    def tool_calls(self) -> Sequence[ToolCall]:
+        """The tool calls so far."""
+        return self._calls.calls if self._calls is not None else ()
 
     @property
     def scored(self) -> Sequence[ScoredToken] | None:
@@ -130,9 +147,14 @@ class GeneratedChoice:
         scored += self._visible_tokens(include_all=self.finish is not None and not stopped)
         if self._scored is not None:
             self._scored += scored
+        calls: Sequence[ToolCallDelta] = ()
+        if self._calls is not None:
+            text, calls = self._calls.push(text, last=self.finish is not None)
+            if self._calls.satisfied or (self.finish == "stop" and self._calls.calls):
+                self.finish = "tool_calls"
         if text := echo + text:
             self._texts.append(text)
-        return ChoiceDelta(text, scored, self.finish)
+        return ChoiceDelta(text, scored, self.finish, calls)
 
     def _decode(self, delta: Delta) -> str:
         if self._scored is None:

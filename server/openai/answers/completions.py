@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftwork.server.engine.request import TokenLogprob
-from graftwork.server.openai.answers.answer import Answer, AnswerHead
+from graftwork.server.openai.answers.answer import AnswerHead, ChunkedAnswer
 from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice, ScoredToken
 from graftwork.server.openai.events import json_logprob
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.vocabulary import TokenDecoder, Vocabulary
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(ChunkedAnswer):
     """``text_completion``, the same for chunks and bodies. Choice ``p * n + i`` is the i-th of prompt p.
 
     ``prompts`` are the token ids of the request's prompts, in order.

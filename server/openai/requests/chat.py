@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from graftwork.adapters.experiments.plan import Arm
+from graftwork.adapters.prompts.tool_calls import ToolCallFormat
 from graftwork.server.bodies import (
     Label,
     StrictModel,
@@ -26,6 +27,15 @@ from graftwork.server.bodies import (
     short_repr,
 )
 from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
+from graftwork.server.openai.requests.structured_output import GrammarSource
+from graftwork.server.openai.requests.tools import (
+    MAX_TOOLS,
+    MessageToolCall,
+    Tool,
+    ToolChoice,
+    check_names,
+    tool_calls_source,
+)
 
 MAX_MESSAGES = 4096
 
@@ -56,19 +66,20 @@ def _part(index: int, part: Any) -> dict[str, str]:
     return {"type": "text", "text": reject_nul(text)}
 
 
-_TEMPLATE_FIELDS = {"role", "content", "name", "reasoning_content"}
+_TEMPLATE_FIELDS = {"role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id"}
 
-
-NO_TOOLS = "this server makes no tool calls; leave it out"
+FUNCTIONS = "use tools, which replaced it"
 
 
 class Message(StrictModel):
     """A message of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         str | list[dict[str, str]], PlainValidator(_content, json_schema_input_type=str | list[dict[str, str]])
     ]
+    tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Label | None = None
     # For templates that use them.
     name: Label | None = None
     reasoning_content: Text | None = None
@@ -76,18 +87,31 @@ class Message(StrictModel):
     refusal: Annotated[Any, only_off(instead="put the text into the content")] = None
     annotations: Annotated[Any, only_off([], instead="leave it out")] = None
     audio: Annotated[Any, only_off(instead="only text is supported")] = None
-    tool_calls: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
-    function_call: Annotated[Any, only_off(instead=NO_TOOLS)] = None
+    function_call: Annotated[Any, only_off(instead=FUNCTIONS)] = None
 
     @model_validator(mode="before")
     @classmethod
     def _only_answers_may_be_empty(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("role") != "assistant" and "content" in value:
+        if not isinstance(value, dict):
+            return value
+        if "content" not in value and value.get("tool_calls"):
+            return {**value, "content": None}
+        if value.get("role") not in ("assistant", "tool") and "content" in value:
             if value["content"] is None:
                 raise field_error("content", "invalid_type", "must be text, not null: only an answer may be empty")
             if value["content"] == []:
                 raise field_error("content", "invalid_value", "is an empty list: give a string or a text part")
         return value
+
+    @model_validator(mode="after")
+    def _tools_where_they_belong(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise field_error("tool_calls", "invalid_value", "is for messages of the assistant")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            if self.role == "tool":
+                raise field_error("tool_call_id", "missing_required_parameter", "is required where role is tool")
+            raise field_error("tool_call_id", "invalid_value", "is for messages whose role is tool")
+        return self
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -97,6 +121,9 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
 
     # Accepted and ignored: they change no answer.
     safety_identifier: Label | None = None
@@ -106,11 +133,8 @@ class ChatCompletionRequest(GenerationRequest):
     service_tier: Annotated[Any, only_off("auto", "default", instead="there is one tier; leave it out")] = None
     reasoning_effort: Annotated[Any, only_off("none", instead="this server's models do not reason apart")] = None
     verbosity: Annotated[Any, only_off("medium", instead="say in the messages how long the answer should be")] = None
-    tools: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
-    tool_choice: Annotated[Any, only_off("none", "auto", instead=NO_TOOLS)] = None
-    parallel_tool_calls: Annotated[Any, only_off(True, False, instead=NO_TOOLS)] = None
-    functions: Annotated[Any, only_off([], instead=NO_TOOLS)] = None
-    function_call: Annotated[Any, only_off("none", "auto", instead=NO_TOOLS)] = None
+    functions: Annotated[Any, only_off([], instead=FUNCTIONS)] = None
+    function_call: Annotated[Any, only_off("none", "auto", instead=FUNCTIONS)] = None
     audio: Annotated[Any, only_off(instead="only text can be asked for")] = None
     prediction: Annotated[Any, only_off(instead="leave it out")] = None
     moderation: Annotated[Any, only_off(instead="leave it out")] = None
@@ -132,11 +156,25 @@ class ChatCompletionRequest(GenerationRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "invalid_value", "needs logprobs to be true")
+        if self.tools or self.tool_choice is not None:
+            check_names(self.tools or (), self.tool_choice)
         return self
 
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as ``Prompts.chat`` takes it."""
         return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
+
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """The tools that the answer may call, as ``Prompts.chat`` takes them."""
+        return [] if self.tool_choice == "none" else [tool.as_json() for tool in self.tools or ()]
+
+    def grammar_source(self, tool_calls: ToolCallFormat) -> GrammarSource | None:
+        """See ``GenerationRequest.grammar_source``."""
+        answer = super().grammar_source(tool_calls)
+        if not self.tools or self.tool_choice == "none":
+            return answer
+        parallel = self.parallel_tool_calls is not False
+        return tool_calls_source(self.tools, self.tool_choice, tool_calls, parallel=parallel, answer=answer)
 
     def with_arm(self, arm: Arm) -> Self:
         """See ``GenerationRequest.with_arm``; the arm's system message replaces the conversation's."""
@@ -148,8 +186,9 @@ class ChatCompletionRequest(GenerationRequest):
         return changed.model_copy(update={"messages": messages})
 
     def logged_prompt(self) -> dict[str, Any]:
-        """``{"messages": […]}``."""
-        return {"messages": self.chat_messages()}
+        """``{"messages": […]}``, and ``tools`` where there are any."""
+        tools = self.shown_tools()
+        return {"messages": self.chat_messages(), **({"tools": tools} if tools else {})}
 
     def _limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:

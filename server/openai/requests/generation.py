@@ -19,6 +19,7 @@ from pydantic import (
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.plan import Arm
+from graftwork.adapters.prompts.tool_calls import ToolCallFormat
 from graftwork.server.bodies import (
     MAX_LABEL_CHARS,
     Label,
@@ -103,7 +104,7 @@ _FORMATS: dict[str, GrammarKind | None] = {
 
 _NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
-    *("safety_identifier", "prompt_cache_key"),
+    *("safety_identifier", "prompt_cache_key", "tools"),
 }
 
 
@@ -189,8 +190,15 @@ class GenerationRequest(StrictModel):
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def grammar_source(self) -> GrammarSource | None:
-        """What the answer is held to; ``None``: nothing. Raises :class:`InvalidRequest` for what is too long."""
+    def grammar_source(self, tool_calls: ToolCallFormat) -> GrammarSource | None:
+        """What the answer is held to; ``None``: nothing.
+
+        Args:
+            tool_calls: How the base writes them.
+
+        Raises:
+            InvalidRequest: It is too long, or cannot be combined.
+        """
         if self.response_format is not None and self.response_format.type != "text":
             return self.response_format.source()
         if self.structured_outputs is not None:

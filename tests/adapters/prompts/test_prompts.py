@@ -129,7 +129,8 @@ def test_an_answer_sent_back_with_its_unused_fields_is_fine(prompts: Prompts) ->
         ([], "messages", "empty"),
         (["hi"], "messages[0]", "object"),
         ([{"role": "user", "content": "a"}, {"content": "b"}], "messages[1].role", "None"),
-        ([{"role": "tool", "content": "a"}], "messages[0].role", "system, developer, user, assistant"),
+        ([{"role": "robot", "content": "a"}], "messages[0].role", "system, developer, user, assistant"),
+        ([{"role": "tool", "content": "a"}], "messages[0].tool_call_id", "no tool call before it"),
         ([{"role": ["user"], "content": "a"}], "messages[0].role", "user"),
         ([{"role": "user"}], "messages[0].content", "null"),
         ([{"role": "user", "content": []}], "messages[0].content", "an empty list"),
@@ -144,7 +145,19 @@ def test_an_answer_sent_back_with_its_unused_fields_is_fine(prompts: Prompts) ->
         ([{"role": "user", "content": "half \ud83d a pair"}], "messages[0].content", "surrogate"),
         ([{"role": "user", "content": "a", "name": "\udc00"}], "messages[0].name", "surrogate"),
         ([{"role": "user", "content": "a", "name": 5}], "messages[0].name", "string"),
-        ([{"role": "assistant", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls", "not supported"),
+        ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls", "not supported"),
+        ([{"role": "assistant", "tool_calls": {"a": 1}}], "messages[0].tool_calls", "a list of tool calls"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls[0]", "an object like"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+            "no JSON",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+            "JSON object, not of a list",
+        ),
     ],
 )
 def test_a_wrong_message_is_named(prompts: Prompts, messages: Sequence[Any], param: str, says: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.prompts.tool_calls import HERMES
 from graftwork.server.bodies import parse
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
@@ -37,6 +38,13 @@ def json_schema(**fields: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def tools(**function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", **function}}]}
+
+
 # fields laid over a good body, the param that the error names, its code, a part of its message
 BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"messages": []}, "messages", "invalid_value", "must not be empty"),
@@ -45,7 +53,13 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"messages": ["hello"]}, "messages[0]", "invalid_type", "must be an object, not a string"),
     ({"messages": [{"content": "hello"}]}, "messages[0].role", "missing_required_parameter", "is required"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter", "is required"),
-    ({"messages": [{"role": "tool", "content": "4"}]}, "messages[0].role", "invalid_value", "got 'tool'"),
+    (
+        {"messages": [{"role": "tool", "content": "4"}]},
+        "messages[0].tool_call_id",
+        "missing_required_parameter",
+        "where role is tool",
+    ),
+    (says("a", tool_call_id="x"), "messages[0].tool_call_id", "invalid_value", "whose role is tool"),
     ({"messages": [*HELLO, {"role": "robot", "content": ""}]}, "messages[1].role", "invalid_value", "got 'robot'"),
     (says(None), "messages[0].content", "invalid_type", "not null"),
     (says(7), "messages[0].content", "invalid_type", "not a number"),
@@ -54,8 +68,21 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     (says([{"type": "text"}]), "messages[0].content", "invalid_type", "content[0].text must be a string"),
     (says([{"type": "image_url", "image_url": {}}]), "messages[0].content", "unsupported_parameter", "only text"),
     (says("a\0b"), "messages[0].content", "invalid_value", "NUL"),
-    (says("a", tool_calls=[{"id": "1"}]), "messages[0].tool_calls", "unsupported_parameter", "no tool calls"),
-    (says("a", function_call={"name": "f"}), "messages[0].function_call", "unsupported_parameter", "no tool calls"),
+    (says("a", tool_calls=[CALL]), "messages[0].tool_calls", "invalid_value", "messages of the assistant"),
+    (says("a", tool_calls=CALL), "messages[0].tool_calls", "invalid_type", "must be a list"),
+    (
+        says("a", tool_calls=[{"id": "1"}]),
+        "messages[0].tool_calls[0].function",
+        "missing_required_parameter",
+        "is required",
+    ),
+    (
+        says("a", tool_calls=[{**CALL, "function": {"name": "f", "arguments": {}}}]),
+        "messages[0].tool_calls[0].function.arguments",
+        "invalid_type",
+        "must be a string, not an object",
+    ),
+    (says("a", function_call={"name": "f"}), "messages[0].function_call", "unsupported_parameter", "use tools"),
     (says("a", audio={"id": "1"}), "messages[0].audio", "unsupported_parameter", "only text"),
     (says("a", refusal="no"), "messages[0].refusal", "unsupported_parameter", "into the content"),
     (says("a", contents="b"), "messages[0].contents", "unknown_parameter", "is not a field"),
@@ -116,9 +143,35 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str, str]] = [
     ({"metadata": {"k": "v" * 513}}, "metadata", "invalid_value", "too long"),
     ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "invalid_value", "at most 16 pairs, got 17"),
     ({"store": 1}, "store", "invalid_type", "true or false"),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "no tool calls"),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", "no tool calls"),
-    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "no tool calls"),
+    ({"tools": {}}, "tools", "invalid_type", "must be a list, not an object"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter", "is required"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter", "only functions are supported"),
+    (tools(name="a b"), "tools[0].function.name", "invalid_value", "1 to 128 letters"),
+    (tools(name="a" * 129), "tools[0].function.name", "invalid_value", "1 to 128 letters"),
+    (tools(parameters=[]), "tools[0].function.parameters", "invalid_type", "an object, not a list"),
+    (tools(parameters={"type": "string"}), "tools[0].function.parameters", "invalid_value", "must be of type object"),
+    (tools(strict="yes"), "tools[0].function.strict", "invalid_type", "true or false"),
+    (tools(returns={}), "tools[0].function.returns", "unknown_parameter", "not a field"),
+    ({"tools": tools()["tools"] * 2}, "tools", "invalid_value", "two functions called 'f'"),
+    ({"tools": tools()["tools"] * 129}, "tools", "invalid_value", "at most 128"),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_value", "needs tools"),
+    ({**tools(), "tool_choice": "maybe"}, "tool_choice", "invalid_value", "none, auto, required or a function"),
+    ({**tools(), "tool_choice": 3}, "tool_choice", "invalid_type", "a string or an object"),
+    (
+        {**tools(), "tool_choice": {"type": "custom"}},
+        "tool_choice",
+        "unsupported_parameter",
+        "tool_choice[type] is 'cu",
+    ),
+    ({**tools(), "tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "invalid_value", "must be like"),
+    (
+        {**tools(), "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+        "invalid_value",
+        "names 'g', which is not among tools",
+    ),
+    ({**tools(), "parallel_tool_calls": 1}, "parallel_tool_calls", "invalid_type", "true or false"),
+    ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter", "use tools"),
     ({"response_format": "json"}, "response_format", "invalid_type", "must be an object, not a string"),
     ({"response_format": {}}, "response_format.type", "missing_required_parameter", "is required"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_schema', got 'xml'"),
@@ -511,7 +564,7 @@ HELD: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
 @pytest.mark.parametrize(("fields", "expected"), HELD, ids=lambda value: str(value)[:40])
 def test_what_an_answer_is_held_to(fields: dict[str, Any], expected: tuple[str, str, str]) -> None:
     for request in (chat(**fields), completion(**fields)):
-        source = request.grammar_source()
+        source = request.grammar_source(HERMES)
         assert source is not None
         assert (source.kind, source.text, source.field) == expected
         assert request.logged_sampling().items() >= {k: v for k, v in fields.items() if k.startswith("resp")}.items()
@@ -522,7 +575,7 @@ def test_what_an_answer_is_held_to(fields: dict[str, Any], expected: tuple[str, 
 
 def test_most_answers_are_held_to_nothing() -> None:
     for request in (chat(), chat(response_format={"type": "text"}), chat(structured_outputs=None)):
-        assert request.grammar_source() is None
+        assert request.grammar_source(HERMES) is None
         assert request.sampling_params(10, 100, EOS).grammar is None
 
 
@@ -545,5 +598,5 @@ def test_a_grammar_ends_an_answer_whatever_ignores_end_tokens() -> None:
 def test_schemas_are_bounded(fields: dict[str, Any], param: str) -> None:
     request = chat(**fields)
     with pytest.raises(InvalidRequest, match=r"at most 262144 are taken|not finite") as caught:
-        request.grammar_source()
+        request.grammar_source(HERMES)
     assert caught.value.param == param

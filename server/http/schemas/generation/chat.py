@@ -52,12 +52,44 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class FunctionCallObject(TypedDict):
+    """A function's name, and the text of a JSON object with its arguments."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallObject(TypedDict):
+    """A call that the answer makes; its result goes back with this id."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallObject
+
+
+class FunctionCallDelta(TypedDict):
+    """What a chunk adds to a call; the name comes with the first."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallDeltaObject(TypedDict):
+    """What a chunk adds to the call ``index``; id and type come with the first."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionCallDelta
+
+
 class ChatMessage(TypedDict):
-    """One turn as the model wrote it."""
+    """One turn as the model wrote it. ``content`` is null where there are calls and no text."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ToolCallObject]]
 
 
 class ChatChoice(TypedDict):
@@ -66,7 +98,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class _Head(TypedDict):
@@ -91,6 +123,7 @@ class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
     refusal: NotRequired[None]
+    tool_calls: NotRequired[list[ToolCallDeltaObject]]
 
 
 class ChatChunkChoice(TypedDict):
@@ -99,7 +132,7 @@ class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatCompletionChunkObject(_Head):

@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions`` and ``POST /v1/completions``."""
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``, and how routes respond that become chats."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import GraftworkError, InvalidRequest
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
+from graftwork.server.generation.admission import MakeAnswer
 from graftwork.server.generation.service import ActiveGeneration, GenerationService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.openapi import json_body, stream_of
-from graftwork.server.http.schemas.generation import (
+from graftwork.server.http.schemas.generation.chat import (
     ChatCompletionChunkObject,
     ChatCompletionObject,
     CompletionChunkObject,
     CompletionObject,
 )
+from graftwork.server.openai.answers.chat import ChatAnswer
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
@@ -31,7 +33,7 @@ SESSION_HEADER = "x-graftwork-session"
 
 
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
-    """Add the routes of generation."""
+    """Add the routes of chats and completions."""
     reader = Depends(authenticator.require(Role.APP))
 
     @routes.post(
@@ -41,7 +43,7 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
         openapi_extra={**json_body(ChatCompletionRequest), **stream_of(ChatCompletionChunkObject)},
     )
     async def chat(request: Request) -> Response:
-        return await _respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
+        return await respond(service, request, "chatcmpl", parse(ChatCompletionRequest, await request.body()))
 
     @routes.post(
         "/v1/completions",
@@ -50,16 +52,32 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
         openapi_extra={**json_body(CompletionRequest), **stream_of(CompletionChunkObject)},
     )
     async def complete(request: Request) -> Response:
-        return await _respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
+        return await respond(service, request, "cmpl", parse(CompletionRequest, await request.body()))
 
 
-async def _respond(service: GenerationService, request: Request, kind: IdKind, body: GenerationRequest) -> Response:
+async def respond(
+    service: GenerationService,
+    request: Request,
+    kind: IdKind,
+    body: GenerationRequest,
+    make_answer: MakeAnswer = ChatAnswer,
+) -> Response:
+    """Generate the answer to a request, as a stream or whole.
+
+    Args:
+        service: Generates it.
+        request: Whose body was read.
+        kind: Of the answer's id.
+        body: The parsed body, or the chat that it became.
+        make_answer: Makes the answer to a chat, in the shape of the route.
+    """
     admission = service.admit(
         kind,
         body,
         session=_session(request, body),
         key_id=request.state.principal.key_id,
         num_bytes=len(await request.body()),
+        make_answer=make_answer,
     )
     prepared = await service.prepare(admission)
     route = admission.route
