@@ -35,7 +35,7 @@ MAY_IMPORT = {
 ORDER = {
     "adapters": (
         "errors, collector, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
-        " < experiments < learning"
+        " < experiments < learning < batches"
     ),
     "server": (
         "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"
