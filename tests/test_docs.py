@@ -463,7 +463,7 @@ def test_every_error_code_is_documented() -> None:
     for path in (*(CHECKOUT / "adapters").rglob("*.py"), *(CHECKOUT / "server").rglob("*.py")):
         said |= set(re.findall(r'(?:code="|default_code = "|_refuse\("|_at\("[a-z_]+", ")([a-z_]+)"', path.read_text()))
     inside = {"busy", "configuration_error"}  # these reach no client
-    documented = re.findall(r"^\| [0-9 or]+ \| ([^|]+)", read("docs/api.md"), re.MULTILINE)
+    documented = re.findall(r"^\| (?:[0-9 or]+|–) \| ([^|]+)", read("docs/api.md"), re.MULTILINE)
     assert said - inside <= {code for codes in documented for code in re.findall(r"`([a-z_]+)`", codes)}
 
 
