@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import AwareDatetime, Field
@@ -17,6 +18,7 @@ from graftwork.server.bodies import Label, Text
 from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
 from graftwork.server.http.openapi import stream_of
 from graftwork.server.http.routes import feedback
+from graftwork.server.http.schemas.generation.chat import ToolCallObject
 from graftwork.server.http.schemas.interactions import ErasureObject, InteractionObject, LoggedCompletionObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
@@ -151,5 +153,5 @@ def _show_completion(completion: Completion) -> LoggedCompletionObject:
         "finish_reason": completion.finish_reason,
     }
     if completion.tool_calls:
-        shown["tool_calls"] = completion.tool_calls
+        shown["tool_calls"] = cast(Sequence[ToolCallObject], completion.tool_calls)
     return shown
