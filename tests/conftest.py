@@ -151,10 +151,10 @@ FIRST = ("tests/e2e", "tests/test_docs.py", "tests/training", "tests/engine")
 """What takes longest begins first, so that nothing long is left for the end."""
 
 SHARES_SERVER = re.compile(
-    r"tests/(test_docs|e2e/learning/test_(demo|feedback|fine_tuning|judge)|e2e/operations/test_command_line"
+    r"tests/(test_docs|e2e/learning/test_(demo|feedback|fine_tuning|judge)|e2e/operations/test_(command_line|crashes)"
     r"|e2e/serving/test_(?!adapter_cache)\w+)\.py"
 )
-"""Files of tests that ask the shared server: one process runs them all, so that it starts once."""
+"""Files of tests that ask the shared server, or the exact one: one process runs them all, so that it starts once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

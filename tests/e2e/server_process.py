@@ -185,6 +185,16 @@ def command(home: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "graftwork", "serve", "--home", str(home), *flags]
 
 
+def refused(*flags: str, home: Path, changes: dict[str, str] | None = None, seconds: float = START_SECONDS) -> str:
+    """What ``graftwork serve`` says on standard error before it ends with an error, by itself and in time."""
+    done = subprocess.run(
+        command(home, *flags), env=environment(changes), capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode not in (0, None), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's, without settings for a server but where kernels are kept that were built before; threads of other
     tests' servers are not fought with spinning."""
