@@ -152,9 +152,8 @@ def responses_structured() -> None:
 @feature("embeddings")
 def embeddings() -> None:
     texts = ["a lost card", "a transfer"]
-    numbers = [
-        item.embedding for item in client.embeddings.create(model=MODEL, input=texts, encoding_format="float").data
-    ]
+    answer = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    numbers = [item.embedding for item in answer.data]
     assert len(numbers) == 2
     assert len(numbers[0]) == len(numbers[1]) > 100
     # The client's own choice is base64, which it decodes after its strict check has refused it.
