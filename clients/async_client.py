@@ -25,6 +25,7 @@ import httpx
 from graftwork.clients.endpoints import (
     adapters,
     batches,
+    embeddings,
     experiments,
     feedback,
     files,
@@ -315,6 +316,7 @@ class AsyncClient(_AsyncResource):
 
     health = _call_method(service.health)
     ready = _call_method(service.ready)
+    version = _call_method(service.version)
     metrics = _call_method(service.metrics)
     models = _call_method(service.models)
     model = _call_method(service.model)
@@ -323,6 +325,9 @@ class AsyncClient(_AsyncResource):
     complete = _call_method(generation.complete)
     complete_stream = _stream_method(generation.complete_stream)
     score = _call_method(generation.score)
+    embed = _call_method(embeddings.embed)
+    tokenize = _call_method(generation.tokenize)
+    detokenize = _call_method(generation.detokenize)
 
     async def close(self) -> None:
         """Close all connections."""

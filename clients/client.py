@@ -24,6 +24,7 @@ import httpx
 from graftwork.clients.endpoints import (
     adapters,
     batches,
+    embeddings,
     experiments,
     feedback,
     files,
@@ -312,6 +313,7 @@ class Client(_Resource):
 
     health = _call_method(service.health)
     ready = _call_method(service.ready)
+    version = _call_method(service.version)
     metrics = _call_method(service.metrics)
     models = _call_method(service.models)
     model = _call_method(service.model)
@@ -320,6 +322,9 @@ class Client(_Resource):
     complete = _call_method(generation.complete)
     complete_stream = _stream_method(generation.complete_stream)
     score = _call_method(generation.score)
+    embed = _call_method(embeddings.embed)
+    tokenize = _call_method(generation.tokenize)
+    detokenize = _call_method(generation.detokenize)
 
     def close(self) -> None:
         """Close all connections."""

@@ -25,7 +25,9 @@ from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.generation.batches.runner import BatchRunner
+from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http import edge
 from graftwork.server.http.routes import generation, router
 from graftwork.server.http.services import Services
@@ -53,6 +55,8 @@ class GraftServer(ls.LitServer):
         client: The connection to the engine worker.
         listeners: For each API process the socket on which it accepts the worker.
         service: Answers generation requests.
+        embedding_service: Answers embedding requests.
+        tokenization: Tokenizes prompts that are only counted.
         batches: Carries batches on in an API process.
         services: Everything else that routes need.
         shared_state: The server's phase and open answers.
@@ -70,6 +74,8 @@ class GraftServer(ls.LitServer):
         client: EngineClient,
         listeners: Sequence[socket.socket],
         service: GenerationService,
+        embedding_service: EmbeddingService,
+        tokenization: Tokenization,
         batches: BatchRunner,
         services: Services,
         shared_state: SharedState,
@@ -79,6 +85,8 @@ class GraftServer(ls.LitServer):
         self.client = client
         self.listeners = listeners
         self.service = service
+        self.embedding_service = embedding_service
+        self.tokenization = tokenization
         self.batches = batches
         self.services = services
         self.keeper = keeper
@@ -102,7 +110,14 @@ class GraftServer(ls.LitServer):
     # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
-        generation.add(routes, self.services.authenticator, self.service, self.services.records)
+        generation.add(
+            routes,
+            self.services.authenticator,
+            self.service,
+            self.embedding_service,
+            self.tokenization,
+            self.services.records,
+        )
         self.app.include_router(routes)
         edge.install(self.app, self.services.metrics, self.services.cors_origins)
 

@@ -33,6 +33,7 @@ from sqlalchemy import (
     Text,
     TypedColumns,
     delete,
+    func,
     insert,
     select,
     update,
@@ -205,9 +206,10 @@ class Batches:
 
     # -- for what carries batches on -------------------------------------------------------------------------------
     def unfinished(self, limit: int) -> list[Batch]:
-        """Batches that have not ended: those that are to be cancelled, then the oldest."""
+        """Batches that have not ended: those that are to be cancelled, then the oldest of every key, and so on."""
+        place = func.row_number().over(partition_by=_batches.c.key_id, order_by=_batches.c.number)
         query = select(_batches).where(_batches.c.status.not_in(ENDED_STATUSES)).limit(limit)
-        query = query.order_by(_batches.c.status != "cancelling", _batches.c.number)
+        query = query.order_by(_batches.c.status != "cancelling", place, _batches.c.number)
         with self._database.read() as connection:
             return [_batch(row) for row in connection.execute(query)]
 

@@ -80,6 +80,10 @@ class EngineProtocol(Protocol):
     def num_restarts(self) -> int:
         """How often the engine was started again."""
 
+    @property
+    def max_open(self) -> int:
+        """How many answers may be under way at once."""
+
     def num_open(self) -> int:
         """Answers that are under way."""
 

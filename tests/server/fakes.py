@@ -72,6 +72,7 @@ class StandInEngine:
     store: ArtifactStore
     state: EngineState = "ready"
     num_restarts: int = 0
+    max_open: int = 8
     adapters: dict[str, Placement] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
     refuse: bool = False

@@ -87,7 +87,6 @@ class BatchRun:
         self.batch = batch
         self._services = services
         self._fence = fence
-        self._endpoint = ENDPOINTS[batch.endpoint]
         self._stopped = asyncio.Event()
         self._errors: tuple[BatchError, ...] = ()
         self._unread: Iterator[BatchRequest] = iter(())
@@ -180,7 +179,7 @@ class BatchRun:
         """Begin to answer a request as soon as there is room."""
         capacity = self._services.capacity
         try:
-            body = self._endpoint.parse(request.body)
+            body = ENDPOINTS[self.batch.endpoint].parse(request.body)
             if body.num_answers > capacity.num_seats:
                 raise InvalidRequest(
                     f"the request asks for {body.num_answers} answers at once, and this server computes at most "
@@ -200,7 +199,8 @@ class BatchRun:
             self.look(batch)
             if self._stopped.is_set():
                 return
-            answer = await self._endpoint.answer(services.generation, body, batch.key_id, len(request.body))
+            endpoint = ENDPOINTS[batch.endpoint]
+            answer = await endpoint.answer(services.generation, body, batch.key_id, len(request.body))
         except (Unavailable, OperationalError) as error:
             await self._try_again(request, error)
         except GraftworkError as error:

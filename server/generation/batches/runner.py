@@ -21,9 +21,10 @@ from typing import Final
 
 from anyio import to_thread
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from graftwork.adapters.batches.batch import BatchError
-from graftwork.adapters.errors import Conflict
+from graftwork.adapters.errors import Conflict, Unavailable
 from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.server.generation.batches.run import BatchRun, BatchServices, cancel_all
 
@@ -89,11 +90,11 @@ class BatchRunner:
             await self._end_runs()
             return
         found = await to_thread.run_sync(self._services.batches.unfinished, MAX_RUNS)
-        for batch in found:
-            if batch.id not in self._runs:
-                self._begin(BatchRun(batch, self._services, self._fence))
-            else:
-                self._runs[batch.id][0].look(batch)
+        now = {batch.id: batch for batch in found}
+        for id, (run, _) in self._runs.items():
+            run.look(now.pop(id, run.batch))
+        for batch in now.values():
+            self._begin(BatchRun(batch, self._services, self._fence))
 
     def _begin(self, run: BatchRun) -> None:
         id = run.batch.id
@@ -107,9 +108,9 @@ class BatchRunner:
             batch = await run.carry_on()
             log.info("%s is %s: %d of %d requests answered", id, batch.status, batch.completed, batch.total)
             await to_thread.run_sync(self._services.batches.delete_results)
-            self._failures.pop(id, None)
-        except Exception:
-            if self._lease is None:
+        except Exception as failure:
+            if _passes(failure):
+                log.warning("%s cannot be carried on at the moment: %s", id, failure)
                 return
             log.exception("%s cannot be carried on", id)
             self._failures[id] = self._failures.get(id, 0) + 1
@@ -140,3 +141,9 @@ class BatchRunner:
         if self._lease is None:
             raise Conflict("another process carries batches on")
         self._leases.check(connection, self._lease)
+
+
+def _passes(failure: Exception) -> bool:
+    """Whether something failed for the moment: another process carries batches on, or the database cannot be used."""
+    passing = (Conflict, Unavailable, OperationalError)
+    return isinstance(failure, passing) or (isinstance(failure, ExceptionGroup) and failure.split(passing)[1] is None)

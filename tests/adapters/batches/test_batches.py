@@ -193,10 +193,11 @@ def test_what_failed_and_what_is_late(batches: Batches, begun: Batch, file: str)
     assert (ended.status, ended.errors) == ("failed", (error,))
 
 
-def test_those_to_be_cancelled_come_first(batches: Batches, file: str) -> None:
-    made = [batches.create(NewBatch(endpoint=CHAT, input_file=file), SHOP)[0].id for _ in range(3)]
-    batches.cancel(made[2])
-    assert [batch.id for batch in batches.unfinished(2)] == [made[2], made[0]]
+def test_those_to_be_cancelled_come_first_and_keys_take_turns(batches: Batches, file: str) -> None:
+    made = [batches.create(NewBatch(endpoint=CHAT, input_file=file), SHOP)[0].id for _ in range(4)]
+    anns = batches.create(NewBatch(endpoint=CHAT, input_file=file), ANN)[0].id
+    batches.cancel(made[3])
+    assert [batch.id for batch in batches.unfinished(4)] == [made[3], made[0], anns, made[1]]
 
 
 def test_its_times_are_in_order_whatever_the_clock_says(
