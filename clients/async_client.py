@@ -24,6 +24,8 @@ import httpx
 
 from graftwork.clients.endpoints import (
     adapters,
+    batches,
+    embeddings,
     experiments,
     feedback,
     files,
@@ -227,6 +229,16 @@ class AsyncFilesResource(_AsyncResource):
     delete = _call_method(files.delete)
 
 
+class AsyncBatchesResource(_AsyncResource):
+    """The calls for batches of requests: ``client.batches``."""
+
+    create = _call_method(batches.create)
+    list = _call_method(batches.list)
+    get = _call_method(batches.get)
+    cancel = _call_method(batches.cancel)
+    results = _lines_method(batches.results)
+
+
 class AsyncJobsResource(_AsyncResource):
     """The calls for training jobs: ``client.jobs``."""
 
@@ -296,6 +308,7 @@ class AsyncClient(_AsyncResource):
         self.interactions = AsyncInteractionsResource(self._connection)
         self.experiments = AsyncExperimentsResource(self._connection)
         self.files = AsyncFilesResource(self._connection)
+        self.batches = AsyncBatchesResource(self._connection)
         self.jobs = AsyncJobsResource(self._connection)
         self.learning_policies = AsyncLearningPoliciesResource(self._connection)
         self.log_policies = AsyncLogPoliciesResource(self._connection)
@@ -303,6 +316,7 @@ class AsyncClient(_AsyncResource):
 
     health = _call_method(service.health)
     ready = _call_method(service.ready)
+    version = _call_method(service.version)
     metrics = _call_method(service.metrics)
     models = _call_method(service.models)
     model = _call_method(service.model)
@@ -311,6 +325,9 @@ class AsyncClient(_AsyncResource):
     complete = _call_method(generation.complete)
     complete_stream = _stream_method(generation.complete_stream)
     score = _call_method(generation.score)
+    embed = _call_method(embeddings.embed)
+    tokenize = _call_method(generation.tokenize)
+    detokenize = _call_method(generation.detokenize)
 
     async def close(self) -> None:
         """Close all connections."""

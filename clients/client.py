@@ -23,6 +23,8 @@ import httpx
 
 from graftwork.clients.endpoints import (
     adapters,
+    batches,
+    embeddings,
     experiments,
     feedback,
     files,
@@ -224,6 +226,16 @@ class FilesResource(_Resource):
     delete = _call_method(files.delete)
 
 
+class BatchesResource(_Resource):
+    """The calls for batches of requests: ``client.batches``."""
+
+    create = _call_method(batches.create)
+    list = _call_method(batches.list)
+    get = _call_method(batches.get)
+    cancel = _call_method(batches.cancel)
+    results = _lines_method(batches.results)
+
+
 class JobsResource(_Resource):
     """The calls for training jobs: ``client.jobs``."""
 
@@ -293,6 +305,7 @@ class Client(_Resource):
         self.interactions = InteractionsResource(self._connection)
         self.experiments = ExperimentsResource(self._connection)
         self.files = FilesResource(self._connection)
+        self.batches = BatchesResource(self._connection)
         self.jobs = JobsResource(self._connection)
         self.learning_policies = LearningPoliciesResource(self._connection)
         self.log_policies = LogPoliciesResource(self._connection)
@@ -300,6 +313,7 @@ class Client(_Resource):
 
     health = _call_method(service.health)
     ready = _call_method(service.ready)
+    version = _call_method(service.version)
     metrics = _call_method(service.metrics)
     models = _call_method(service.models)
     model = _call_method(service.model)
@@ -308,6 +322,9 @@ class Client(_Resource):
     complete = _call_method(generation.complete)
     complete_stream = _stream_method(generation.complete_stream)
     score = _call_method(generation.score)
+    embed = _call_method(embeddings.embed)
+    tokenize = _call_method(generation.tokenize)
+    detokenize = _call_method(generation.detokenize)
 
     def close(self) -> None:
         """Close all connections."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
@@ -38,8 +39,14 @@ from graftwork.server.background.trainer import PRINCIPAL as TRAINER
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.batches.capacity import BatchCapacity
+from graftwork.server.generation.batches.run import BatchServices
+from graftwork.server.generation.batches.runner import BatchRunner
+from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
+from graftwork.server.http.protocol import HttpProtocol
 from graftwork.server.http.services import Records, Services
 from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
@@ -95,6 +102,7 @@ def serve(config: ServerConfig) -> int:
                 generate_client_file=False,
                 access_log=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                http=HttpProtocol,
             )
         finally:
             server.trainer.stop()
@@ -151,6 +159,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
         files=files,
+        batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         home=config.home,
@@ -160,16 +169,36 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         engine=engine_client,
     )
     services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
+    router = ModelRouter(info, registry, services.experiments)
     service = GenerationService(
         base=info,
         engine=engine_client,
         prompts=prompts,
-        router=ModelRouter(info, registry, services.experiments),
+        router=router,
         experiments=services.experiments,
         ids=records.ids,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
+    )
+    tokenization = Tokenization(info, engine_client, prompts, router)
+    embedding_service = EmbeddingService(
+        engine=engine_client,
+        tokenization=tokenization,
+        router=router,
+        metrics=metrics,
+        traffic=services.traffic,
+    )
+    batches = BatchRunner(
+        BatchServices(
+            batches=services.batches,
+            files=files,
+            generation=service,
+            capacity=BatchCapacity(engine_client, num_seats=config.max_batch, share=config.batch_share),
+            metrics=metrics,
+            find_principal=services.authenticator.find,
+        ),
+        Leases(database),
     )
     listeners = [_listen() for _ in range(API_PROCESSES)]
     worker = WorkerConfig(
@@ -184,7 +213,19 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     )
     api = EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec())
     keeper = _keeper(database, services)
-    server = GraftServer(api, engine_client, listeners, service, services, shared_state, keeper, trainer)
+    server = GraftServer(
+        api,
+        engine_client,
+        listeners,
+        service,
+        embedding_service,
+        tokenization,
+        batches,
+        services,
+        shared_state,
+        keeper,
+        trainer,
+    )
     server.drain_seconds = config.drain_seconds
     return server
 

@@ -33,33 +33,34 @@ Place = tuple[int | str, ...]
 """Where in the body: ``("messages", 0, "content")``."""
 
 
-def parse(model: type[StrictModelT], raw: bytes) -> StrictModelT:
+def parse(model: type[StrictModelT], raw: bytes, *, whole: str = "the body") -> StrictModelT:
     """Parse a request's body.
+
+    Args:
+        model: What it is read as.
+        raw: The body.
+        whole: What messages call it.
 
     Raises:
         InvalidRequest: For the body's first error, with the field's path as ``param``.
     """
     if not raw.strip():
-        raise InvalidRequest("the body is empty: send a JSON object", code="invalid_json")
+        raise InvalidRequest(f"{whole} is empty: send a JSON object", code="invalid_json")
     try:
         return model.model_validate_json(raw)
     except ValidationError as failure:
-        raise _refusal(model, failure) from None
+        errors = failure.errors(include_url=False)
+    places = [(*error["loc"], *error.get("ctx", {}).get("field", ())) for error in errors]
+    code, message = _explain(errors[0], places[0], model, whole)
+    if others := [_path(place) or whole for place in places[1:]]:
+        shown = ", ".join(others[:MAX_OTHERS]) + (", …" if len(others) > MAX_OTHERS else "")
+        message += f" (and {len(others)} more {'problem' if len(others) == 1 else 'problems'}: {shown})"
+    raise InvalidRequest(message, param=_path(places[0]) or None, code=code)
 
 
 def parse_value(model: type[StrictModelT], value: Mapping[str, Any]) -> StrictModelT:
     """``parse`` of what was read from another kind of body."""
     return parse(model, to_json(value))
-
-
-def _refusal(model: type[StrictModel], failure: ValidationError) -> InvalidRequest:
-    errors = failure.errors(include_url=False)
-    places = [(*error["loc"], *error.get("ctx", {}).get("field", ())) for error in errors]
-    code, message = _explain(errors[0], places[0], model)
-    if others := [_path(place) or "the body" for place in places[1:]]:
-        shown = ", ".join(others[:MAX_OTHERS]) + (", …" if len(others) > MAX_OTHERS else "")
-        message += f" (and {len(others)} more {'problem' if len(others) == 1 else 'problems'}: {shown})"
-    return InvalidRequest(message, param=_path(places[0]) or None, code=code)
 
 
 # ------------------------------------------------------------------------------------------------- field types
@@ -165,10 +166,10 @@ _BOUNDS = {
 }
 
 
-def _explain(error: ErrorDetails, place: Place, model: type[StrictModel]) -> tuple[str, str]:
+def _explain(error: ErrorDetails, place: Place, model: type[StrictModel], whole: str) -> tuple[str, str]:
     """The code and the message for one of pydantic's errors."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
-    field = _path(place) or "the body"
+    field = _path(place) or whole
     if kind == "graftwork":
         message = context["message"]
         return context["code"], field + message if message.startswith("[") else f"{field} {message}"
@@ -176,7 +177,7 @@ def _explain(error: ErrorDetails, place: Place, model: type[StrictModel]) -> tup
         reason = context["error"]
         if "hex escape" in reason:
             reason += " (half a surrogate pair is no character)"
-        return "invalid_json", f"the body is not valid JSON: {reason}"
+        return "invalid_json", f"{whole} is not valid JSON: {reason}"
     if kind == "missing":
         return "missing_required_parameter", f"{field} is required"
     if kind == "extra_forbidden":

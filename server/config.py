@@ -31,6 +31,7 @@ class ServerConfig:
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
         max_batch: Sequences that run at once.
         max_queue: Sequences that may be running or waiting; more are answered 429.
+        batch_share: The part of ``max_batch`` up to which requests of batches fill the engine; 0: none are answered.
         max_model_len: Longest prompt and answer in tokens; ``None``: what the base was made for, at most 8192.
         kv_memory_gb: Size of the key-value cache in GiB; ``None``: a quarter of the memory, at most 4.
         host_memory_gb: Host memory in GiB for adapters that are ready for the device.
@@ -43,7 +44,7 @@ class ServerConfig:
         no_interaction_log: Log no requests and answers, but where a policy of an adapter or a key says so.
         retention_days: How long they are stored where no policy says otherwise; 0 is for good.
         max_adapter_gb: The largest adapter, in GiB, that may be pushed.
-        max_file_gb: The largest file of training data, in GiB, that may be uploaded.
+        max_file_gb: The largest file, in GiB, that may be uploaded.
         no_trainer: Start no worker for training jobs: they wait in the queue until another one claims them.
         trainer_share: The fraction of the time that a training run may use while requests are being answered: 0 pauses
             it then, 1 never does; in between it is stopped and continued. It never pauses on an idle server.
@@ -69,6 +70,7 @@ class ServerConfig:
     slots: int = 16
     max_batch: int = 32
     max_queue: int = 256
+    batch_share: float = 0.25
     max_model_len: int | None = None
     kv_memory_gb: float | None = None
     host_memory_gb: float = 2.0
@@ -99,6 +101,8 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")
+        if not 0 <= self.batch_share <= 1:
+            raise ConfigurationError("--batch-share is a share of --max-batch: 0 to 1.")
         if not 0 <= self.trainer_share <= 1:
             raise ConfigurationError("--trainer-share is a share of the time: 0 to 1.")
         if not 0 <= self.trainer_nice <= 19:

@@ -24,7 +24,10 @@ from fastapi import FastAPI
 from graftwork.adapters.access.keys import Role
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
+from graftwork.server.generation.batches.runner import BatchRunner
+from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http import edge
 from graftwork.server.http.routes import generation, router
 from graftwork.server.http.services import Services
@@ -52,6 +55,9 @@ class GraftServer(ls.LitServer):
         client: The connection to the engine worker.
         listeners: For each API process the socket on which it accepts the worker.
         service: Answers generation requests.
+        embedding_service: Answers embedding requests.
+        tokenization: Tokenizes prompts that are only counted.
+        batches: Carries batches on in an API process.
         services: Everything else that routes need.
         shared_state: The server's phase and open answers.
         keeper: Started after the last fork.
@@ -68,6 +74,9 @@ class GraftServer(ls.LitServer):
         client: EngineClient,
         listeners: Sequence[socket.socket],
         service: GenerationService,
+        embedding_service: EmbeddingService,
+        tokenization: Tokenization,
+        batches: BatchRunner,
         services: Services,
         shared_state: SharedState,
         keeper: Keeper,
@@ -76,6 +85,9 @@ class GraftServer(ls.LitServer):
         self.client = client
         self.listeners = listeners
         self.service = service
+        self.embedding_service = embedding_service
+        self.tokenization = tokenization
+        self.batches = batches
         self.services = services
         self.keeper = keeper
         self.trainer = trainer
@@ -98,7 +110,14 @@ class GraftServer(ls.LitServer):
     # LitServe would add / and /health itself, with other bodies.
     def _register_internal_endpoints(self) -> None:
         routes = router(self.services)
-        generation.add(routes, self.services.authenticator, self.service, self.services.records)
+        generation.add(
+            routes,
+            self.services.authenticator,
+            self.service,
+            self.embedding_service,
+            self.tokenization,
+            self.services.records,
+        )
         self.app.include_router(routes)
         edge.install(self.app, self.services.metrics, self.services.cors_origins)
 
@@ -169,10 +188,12 @@ class GraftServer(ls.LitServer):
         await self.client.listen(api_process, self.listeners[api_process])
         self.service.shadows.start()
         self.services.records.log.start()
+        self.batches.start()
         try:
             async with super().lifespan(app):
                 yield
         finally:
+            await self.batches.stop()
             await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
 
     def _install_signal_handlers(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ import pytest
 from hypothesis import settings
 
 from graftwork.adapters.base import BaseInfo, prepare
+from graftwork.adapters.base.folder import fingerprint
+from graftwork.adapters.collector import collector_paused
 
 if TYPE_CHECKING:
     from tests.e2e.peft_folders import SmallAdapters
@@ -102,9 +105,16 @@ def small(embedded_base: BaseInfo, adapter_store: Path) -> SmallAdapters:
 @pytest.fixture(scope="session")
 def home(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home that has the embedded base already: what ``graftwork serve`` makes on its first start."""
-    home = tmp_path_factory.mktemp("server") / "home"
-    (home / "base").mkdir(parents=True)
-    (home / "base" / Path(embedded_base.path).name).symlink_to(embedded_base.path)
+    return make_home(tmp_path_factory.mktemp("server") / "home", embedded_base)
+
+
+def make_home(home: Path, base: BaseInfo) -> Path:
+    """Make a home with a base in it that need not be read to be known, which takes as long as half a start."""
+    folder = home.resolve() / "base" / Path(base.path).name
+    info = folder.with_name("info")
+    info.mkdir(parents=True)
+    folder.symlink_to(base.path)
+    (info / f"{fingerprint(folder)}.json").write_text(dataclasses.replace(base, path=str(folder)).to_json())
     return home
 
 
@@ -128,16 +138,23 @@ def server(home: Path, pushable: Path) -> Iterator[Server]:
         server.put_down()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported to collect the tests is there until the last of them."""
+    with collector_paused():
+        return (yield)
+
+
 # --- two at a time ----------------------------------------------------------------------------------------------------
 
 FIRST = ("tests/e2e", "tests/test_docs.py", "tests/training", "tests/engine")
 """What takes longest begins first, so that nothing long is left for the end."""
 
 SHARES_SERVER = re.compile(
-    r"tests/(test_docs|e2e/learning/test_(demo|feedback|fine_tuning|judge)|e2e/operations/test_command_line"
+    r"tests/(test_docs|e2e/learning/test_(demo|feedback|fine_tuning|judge)|e2e/operations/test_(command_line|crashes)"
     r"|e2e/serving/test_(?!adapter_cache)\w+)\.py"
 )
-"""Files of tests that ask the shared server: one process runs them all, so that it starts once."""
+"""Files of tests that ask the shared server, or the exact one: one process runs them all, so that it starts once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,16 +34,16 @@ MAY_IMPORT = {
 
 ORDER = {
     "adapters": (
-        "errors, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
-        " < experiments < learning"
+        "errors, collector, parent_death < names < storage, prompts < base, access < peft_format < registry < feedback"
+        " < experiments < learning < batches"
     ),
     "server": (
         "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"
         " < http < litserver < app"
     ),
     "server/engine": (
-        "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer < sampler,"
-        " model < backends, runner < backend_selector, engine < loading"
+        "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer, pooler"
+        " < sampler, model < backends, runner < backend_selector, engine < loading"
     ),
     "training": "data < config < model < methods < evaluation, run < worker, cli",
     "training/data": "row < read, clean, splits, tokens < report < policy < mix, bad_rows, spool < pipeline < store",

@@ -53,6 +53,10 @@ FLAGS_OF_OTHERS = {
     "--hypothesis-profile",  # pytest
     *("--build-arg", "--gpus"),  # docker
     *("--strict", "--wheel", "--no-isolation"),  # mypy, build
+    *("--enable-lora", "--lora-modules", "--max-lora-rank", "--max-loras", "--max-cpu-loras"),  # vLLM
+    *("--max-num-seqs", "--quantization"),  # vLLM
+    "--model-id",  # LoRAX
+    *("--only", "--check", "--package-lock-only"),  # tests.conformance, npm
 }
 SERVER_URL, SERVER_FOLDER = "http://127.0.0.1:8000", "/srv/adapters"
 FREE_FORM = {"aliases", "weights", "metadata", "peft_config", "sampling", "top_logprobs"}
@@ -459,7 +463,7 @@ def test_every_error_code_is_documented() -> None:
     for path in (*(CHECKOUT / "adapters").rglob("*.py"), *(CHECKOUT / "server").rglob("*.py")):
         said |= set(re.findall(r'(?:code="|default_code = "|_refuse\("|_at\("[a-z_]+", ")([a-z_]+)"', path.read_text()))
     inside = {"busy", "configuration_error"}  # these reach no client
-    documented = re.findall(r"^\| [0-9 or]+ \| ([^|]+)", read("docs/api.md"), re.MULTILINE)
+    documented = re.findall(r"^\| (?:[0-9 or]+|–) \| ([^|]+)", read("docs/api.md"), re.MULTILINE)
     assert said - inside <= {code for codes in documented for code in re.findall(r"`([a-z_]+)`", codes)}
 
 

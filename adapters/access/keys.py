@@ -177,6 +177,13 @@ class Keys:
         secret_sha256, key = found
         return key if hmac.compare_digest(sha256, secret_sha256) and key.revoked_at is None else None
 
+    def get(self, key_id: str) -> Key | None:
+        """The key with this id, or ``None`` when it is unknown or revoked."""
+        if key_id == self._admin.id:
+            return self._admin if self._admin_sha256 is not None else None
+        found = self._find(key_id)
+        return None if found is None or found[1].revoked_at is not None else found[1]
+
     def _find(self, key_id: str) -> tuple[str, Key] | None:
         """The stored hash and the record, from memory where nothing has changed since they were read."""
         found = self._found.get()

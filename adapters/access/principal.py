@@ -15,6 +15,11 @@ class Principal:
     role: Role
     key_id: str = "local"
 
+    @property
+    def owner(self) -> str | None:
+        """The key whose files and batches alone this caller may see; ``None``: everybody's."""
+        return self.key_id if self.role is Role.APP else None
+
 
 LOCAL_PRINCIPAL = Principal("local", Role.ADMIN)
 """The caller of a server without keys."""

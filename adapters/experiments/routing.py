@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import Conflict
 from graftwork.adapters.experiments.experiment import Assignment
+from graftwork.adapters.experiments.plan import Arm
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.ids import IdKind, InteractionIds
 from graftwork.adapters.names import TRIAL, is_trial
@@ -68,13 +69,28 @@ class ModelRouter:
             NotFound: Nothing has that name.
             Conflict: The version was made for another base.
         """
+        # A plain name takes part in the adapter's experiment; a version or an alias is answered as it is.
+        assigned = self._experiments.assign(model, unit, chat=chat)
+        return self._version(model) if assigned is None else self.route_to_arm(assigned, model)
+
+    def resolve_control(self, model: str) -> Route:
+        """Resolve ``model`` for what is no part of any experiment: under one, a plain name is its control.
+
+        Raises:
+            NotFound: Nothing has that name.
+            Conflict: The version was made for another base.
+        """
+        experiment = self._experiments.running_on(model)
+        return self._version(model) if experiment is None else self._arm(experiment.plan.control, model)
+
+    def route_to_arm(self, assigned: Assignment, adapter: str) -> Route:
+        """The route to an arm. Its version was checked when the experiment began."""
+        return replace(self._arm(assigned.arm, adapter), draw=assigned)
+
+    def _version(self, model: str) -> Route:
         base = self._base
         if model == base.id:
             return Route(base.id, None, None)
-        # A plain name takes part in the adapter's experiment; a version or an alias is answered as it is.
-        assigned = self._experiments.assign(model, unit, chat=chat)
-        if assigned is not None:
-            return self.route_to_arm(assigned, model)
         version = self._registry.resolve(model)
         if version.base_digest != base.digest:
             raise Conflict(
@@ -86,9 +102,8 @@ class ModelRouter:
         # All trials share one label in the metrics.
         return Route(version.id, TRIAL if is_trial(version.name) else version.name, version.digest)
 
-    def route_to_arm(self, assigned: Assignment, adapter: str) -> Route:
-        """The route to an arm. Its version was checked when the experiment began."""
-        if assigned.arm.version is None:
-            return Route(self._base.id, None, None, assigned)
-        version = self._registry.version(adapter, assigned.arm.version)
-        return Route(version.id, version.name, version.digest, assigned)
+    def _arm(self, arm: Arm, adapter: str) -> Route:
+        if arm.version is None:
+            return Route(self._base.id, None, None)
+        version = self._registry.version(adapter, arm.version)
+        return Route(version.id, version.name, version.digest)

@@ -1,4 +1,4 @@
-"""Uploaded training files, and the results of jobs: bytes in a folder, rows in the database.
+"""Uploaded files, and the results of jobs and batches: bytes in a folder, rows in the database.
 
 ::
 
@@ -7,7 +7,8 @@
       <id>.jsonl           complete; the suffix is the uploaded file's
 
 A file is acknowledged when its bytes and its name are on disk and its row is committed. A kill at any time leaves at
-worst bytes without a row, which ``Files.clean`` removes. Uploaded names are labels, never paths.
+worst bytes without a row, which ``Files.clean`` removes. Uploaded names are labels, never paths. A file belongs to the
+key that made it: methods that take an ``owner`` find the files of that key alone, or everybody's for ``None``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,14 @@ from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLar
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, schema
 from graftwork.adapters.storage.durable import disk_full_as_unavailable, sync_folder
 
-Purpose = Literal["fine-tune", "fine-tune-results"]
-PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
+UploadPurpose = Literal["fine-tune", "batch"]
+UPLOAD_PURPOSES: Final[tuple[UploadPurpose, ...]] = get_args(UploadPurpose)
+
+Purpose = Literal[UploadPurpose, "fine-tune-results", "batch_output"]
+"""The last two are results, which the server writes."""
+
+MAX_BATCH_BYTES: Final = 200_000_000
+"""The largest file of the purpose ``batch``, as OpenAI has it."""
 
 MAX_FILENAME_CHARS: Final = 256
 MAX_PAGE: Final = 10_000
@@ -95,7 +102,7 @@ class FileUpload:
         head: The first megabyte.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int | None) -> None:
         self.num_bytes = 0
         self.head = b""
         self._path = path
@@ -111,7 +118,7 @@ class FileUpload:
             Unavailable: The disk is full.
         """
         self.num_bytes += len(chunk)
-        if self.num_bytes > self._max_bytes:
+        if self._max_bytes is not None and self.num_bytes > self._max_bytes:
             raise TooLarge(
                 f"the file is larger than the {self._max_bytes} bytes that this server takes: split it, or raise "
                 "--max-file-gb",
@@ -154,7 +161,7 @@ class Files:
     Args:
         database: Has their rows.
         root: Has their bytes.
-        max_bytes: The largest file.
+        max_bytes: The largest uploaded file.
     """
 
     def __init__(self, database: Database, root: Path, *, max_bytes: int = 1 << 29) -> None:
@@ -165,30 +172,30 @@ class Files:
         self._staging.mkdir(parents=True, exist_ok=True, mode=0o700)
         sync_folder(root.parent)
 
-    def upload(self) -> FileUpload:
-        """A new file to write into, for ``keep``."""
+    def upload(self, *, bounded: bool = True) -> FileUpload:
+        """A new file to write into, for ``keep``; ``bounded``: of at most ``max_bytes``."""
         with disk_full_as_unavailable("file"):
-            return FileUpload(self._staging / uuid.uuid4().hex, self.max_bytes)
+            return FileUpload(self._staging / uuid.uuid4().hex, self.max_bytes if bounded else None)
 
-    def keep(self, upload: FileUpload, *, filename: str, purpose: str, key_id: str, id: str | None = None) -> File:
+    def keep(self, upload: FileUpload, *, filename: str, purpose: Purpose, key_id: str, id: str | None = None) -> File:
         """Store an uploaded file; it is durable when this returns.
 
         Args:
             upload: Written completely.
             filename: A label, without meaning as a path.
-            purpose: One of ``PURPOSES``.
-            key_id: The caller's key.
+            purpose: What it is for.
+            key_id: The key that owns it.
             id: Of the new file; if a file has it already, that one is returned.
 
         Raises:
-            InvalidRequest: The purpose or name is invalid, the file is empty, or the first of its JSON lines is none.
+            InvalidRequest: The name is invalid, the file is empty, or the first of its JSON lines is none.
+            TooLarge: It is larger than a file of this purpose may be.
             Unavailable: The disk is full.
         """
-        if purpose not in PURPOSES:
-            raise InvalidRequest(
-                f"the purpose {names.quoted(purpose)} is not supported: files here are to learn from, with the "
-                "purpose fine-tune",
-                param="purpose",
+        if purpose == "batch" and upload.num_bytes > MAX_BATCH_BYTES:
+            raise TooLarge(
+                f"the file has {upload.num_bytes} bytes, and a batch's takes {MAX_BATCH_BYTES}: make several batches",
+                param="file",
             )
         filename = filename.replace("\\", "/").rpartition("/")[2] or "file.jsonl"
         names.check_text(filename, param="file", max_chars=MAX_FILENAME_CHARS)
@@ -208,23 +215,29 @@ class Files:
             if (known := _find(connection, id)) is not None:
                 return known
             connection.execute(insert(files_table).values(row))
-            return _get(connection, id)
+            return get_file(connection, id)
 
-    def get(self, id: str) -> File:
+    def get(self, id: str, *, owner: str | None = None) -> File:
         """A file by its id.
 
         Raises:
-            NotFound: It does not exist, or was deleted.
+            NotFound: It does not exist, was deleted, or is another key's.
         """
         with self._database.read() as connection:
-            return _get(connection, id)
+            return get_file(connection, id, owner=owner)
 
     def path(self, file: File) -> Path:
         """Where a file's bytes are."""
         return self.root / f"{file.id}{_suffix(file.filename)}"
 
     def find(
-        self, *, purpose: str | None = None, after: str | None = None, limit: int = MAX_PAGE, ascending: bool = False
+        self,
+        *,
+        purpose: str | None = None,
+        after: str | None = None,
+        limit: int = MAX_PAGE,
+        ascending: bool = False,
+        owner: str | None = None,
     ) -> Page[File]:
         """A page of files, newest first unless ``ascending``.
 
@@ -237,9 +250,11 @@ class Files:
         query = query.order_by(files_table.c.number if ascending else files_table.c.number.desc())
         if purpose is not None:
             query = query.where(files_table.c.purpose == purpose)
+        if owner is not None:
+            query = query.where(files_table.c.key_id == owner)
         with self._database.read() as connection:
             if after is not None:
-                if (last := _find(connection, after, deleted=True)) is None:
+                if (last := _find(connection, after, owner=owner, deleted=True)) is None:
                     raise InvalidRequest(
                         "after names no file: give the id of the last one of the page before", param="after"
                     )
@@ -248,21 +263,22 @@ class Files:
                 )
             return Page.of([_file(row) for row in connection.execute(query)], limit)
 
-    def delete(self, id: str, *, in_use: str | None = None) -> File:
+    def delete(self, id: str, *, in_use: str | None = None, owner: str | None = None) -> File:
         """Delete the bytes, for good; the row stays as a record.
 
         Args:
             id: The file.
-            in_use: An unfinished job that needs it.
+            in_use: An unfinished job or batch that needs it.
+            owner: The key that alone may own it.
 
         Raises:
-            NotFound: It does not exist.
-            Conflict: A job needs it.
+            NotFound: It does not exist, or is another key's.
+            Conflict: A job or batch needs it.
         """
-        if in_use is not None:
-            raise Conflict(f"{id} is needed by the job {in_use}: cancel the job first, or wait for its end")
         with self._database.write() as connection:
-            file = _get(connection, id)
+            file = get_file(connection, id, owner=owner)
+            if in_use is not None:
+                raise Conflict(f"{id} is needed by {in_use}: cancel that first, or wait for its end")
             connection.execute(update(files_table).where(files_table.c.id == id).values(deleted_at=datetime.now(UTC)))
         self.path(file).unlink(missing_ok=True)
         return file
@@ -283,7 +299,7 @@ class Files:
 
 def _check_content(upload: FileUpload, filename: str) -> None:
     if not upload.num_bytes or not upload.head.strip():
-        raise InvalidRequest("the file is empty: upload rows to learn from", param="file", code="empty_file")
+        raise InvalidRequest("the file is empty: upload some lines", param="file", code="empty_file")
     if _suffix(filename) not in _JSON_LINES:
         return
     first, newline, _ = upload.head.lstrip(b"\xef\xbb\xbf\r\n\t ").partition(b"\n")
@@ -311,17 +327,20 @@ def _suffix(filename: str) -> str:
     return suffix if _SUFFIX.fullmatch(suffix) else ".jsonl"
 
 
-def _find(connection: Connection, id: str, *, deleted: bool = False) -> File | None:
-    row = connection.execute(select(files_table).where(files_table.c.id == id)).one_or_none()
-    return None if row is None or (row.deleted_at is not None and not deleted) else _file(row)
-
-
-def _get(connection: Connection, id: str) -> File:
-    if (file := _find(connection, id)) is None:
+def get_file(connection: Connection, id: str, *, owner: str | None = None) -> File:
+    """A file, in a transaction of the caller's. See ``Files.get``."""
+    if (file := _find(connection, id, owner=owner)) is None:
         raise NotFound(
             f"there is no file {names.quoted(id)}: it was never uploaded here, or deleted", code="file_not_found"
         )
     return file
+
+
+def _find(connection: Connection, id: str, *, owner: str | None = None, deleted: bool = False) -> File | None:
+    row = connection.execute(select(files_table).where(files_table.c.id == id)).one_or_none()
+    if row is None or (row.deleted_at is not None and not deleted) or owner not in (None, row.key_id):
+        return None
+    return _file(row)
 
 
 def _file(row: Row[*tuple[Any, ...]]) -> File:

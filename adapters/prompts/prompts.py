@@ -163,17 +163,18 @@ class Prompts:
                 param="messages",
             ) from error
 
-    def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
-        """Token ids of a plain prompt, with the special tokens that the tokenizer's own post-processor adds.
+    def encode(self, text: str, *, max_length: int | None = None, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain prompt.
 
         Args:
+            add_special_tokens: Those that the tokenizer's own post-processor adds.
             max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
 
         Raises:
             InvalidRequest: the text is too long, or no text.
         """
         self._check_length(text, max_length, "prompt")
-        return self._encode(check_unicode(text, "prompt"), add_special_tokens=True)
+        return self._encode(check_unicode(text, "prompt"), add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these tokens, equal to that of ``stream``. Unknown ids have no text."""

@@ -62,20 +62,20 @@ class Leases:
             The lease; ``None`` while another owner holds it.
         """
         # Usually another owner holds it: a read does not block writers.
-        held = self.holder(name)
-        if held is not None and held.owner != owner:
+        if _is_others(self.holder(name), owner, seconds):
             return None
         with self._database.write() as connection:
             now = datetime.now(UTC)
             row = _row(connection, name)
             held = _held(row, now)
-            if held is not None and held.owner != owner:
+            if _is_others(held, owner, seconds):
                 return None
+            mine = held if held is not None and held.owner == owner else None
             lease = Lease(
                 name=name,
                 owner=owner,
-                token=held.token if held else (row.token if row else 0) + 1,
-                acquired_at=held.acquired_at if held else now,
+                token=mine.token if mine else (row.token if row else 0) + 1,
+                acquired_at=mine.acquired_at if mine else now,
                 expires_at=now + timedelta(seconds=seconds),
             )
             values = {key: value for key, value in vars(lease).items() if key != "name"}
@@ -129,6 +129,17 @@ def _held(row: Row[*tuple[Any, ...]] | None, now: datetime) -> Lease | None:
     return Lease(
         name=row.name, owner=row.owner, token=row.token, acquired_at=row.acquired_at, expires_at=row.expires_at
     )
+
+
+def _is_others(held: Lease | None, owner: str, seconds: float) -> bool:
+    """Whether another owner than ``owner``, who asks for ``seconds``, holds a lease.
+
+    One that has far longer left was taken before the clock was set back. A holder that lives renews it, which
+    shortens it: this one is dead, and must not be waited for until the wrong time.
+    """
+    if held is None or held.owner == owner:
+        return False
+    return held.expires_at <= datetime.now(UTC) + timedelta(seconds=2 * seconds)
 
 
 Fence = Callable[[Connection], None]

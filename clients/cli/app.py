@@ -8,6 +8,7 @@ import typer
 
 from graftwork.clients.cli import (
     adapters,
+    batches,
     chat,
     exit_codes,
     experiments,
@@ -55,6 +56,7 @@ def common(
 
 
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(batches.app, name="batches")
 app.command("chat")(chat.chat)
 app.add_typer(experiments.app, name="experiments")
 app.add_typer(feedback.app, name="feedback")

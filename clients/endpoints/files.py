@@ -1,4 +1,4 @@
-"""Files: uploaded training data, and the results of jobs."""
+"""Files: training data and requests that were uploaded, and the results of jobs and batches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from graftwork.clients.types.files import Deleted, UploadedFile
 from graftwork.clients.types.pages import Page
 
 
-def upload(path: str | Path, *, progress: ProgressCallback | None = None) -> Call[UploadedFile]:
-    """Upload a file of training data, streamed from disk.
+def upload(
+    path: str | Path, *, purpose: str = "fine-tune", progress: ProgressCallback | None = None
+) -> Call[UploadedFile]:
+    """Upload a file, streamed from disk.
 
     Args:
         path: the file.
+        purpose: fine-tune for training data, batch for the requests of a batch.
         progress: called with the bytes sent so far and the total.
 
     Raises:
         LocalFileError: if the file cannot be read.
     """
-    upload = MultipartUpload(files=(Path(path),), fields={"purpose": "fine-tune"}, progress=progress, field="file")
+    upload = MultipartUpload(files=(Path(path),), fields={"purpose": purpose}, progress=progress, field="file")
     return Call(
         request=CallRequest(method="POST", path=path_of("files"), upload=upload, read_timeout=SLOW_TIMEOUT),
         read=reader_of(UploadedFile),
@@ -28,8 +31,13 @@ def upload(path: str | Path, *, progress: ProgressCallback | None = None) -> Cal
 
 
 def list(*, purpose: str | None = None, after: str | None = None, limit: int | None = None) -> Call[Page[UploadedFile]]:
-    """List files, newest first; ``purpose`` is fine-tune or fine-tune-results, ``after`` the last id of the previous
-    page."""
+    """List files, newest first.
+
+    Args:
+        purpose: fine-tune, fine-tune-results, batch or batch_output.
+        after: the last id of the previous page.
+        limit: the most files of the page.
+    """
     query = without_none(purpose=purpose, after=after, limit=limit)
     return Call(
         request=CallRequest(method="GET", path=path_of("files"), query=query), read=reader_of(Page[UploadedFile])
@@ -55,6 +63,6 @@ def delete(id: str) -> Call[Deleted]:
     """Delete a file.
 
     Raises:
-        ConflictError: if a job needs it.
+        ConflictError: if a job or batch needs it.
     """
     return Call(request=CallRequest(method="DELETE", path=path_of("files", id)), read=reader_of(Deleted))

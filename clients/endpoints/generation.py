@@ -1,4 +1,4 @@
-"""Chat and text completions, complete or streamed, and scores of texts."""
+"""Chat and text completions, complete or streamed, scores of texts, and the tokens of prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from graftwork.clients.errors import GraftworkProtocolError
 from graftwork.clients.http.calls import SLOW_TIMEOUT, Call, CallRequest, CallResponse, StreamCall
 from graftwork.clients.http.streams import ChatChunk, CompletionChunk
 from graftwork.clients.http.wire import parse
-from graftwork.clients.types.generation import ChatCompletion, ChatDelta, Completion, CompletionDelta, Score
+from graftwork.clients.types.generation import (
+    ChatCompletion,
+    ChatDelta,
+    Completion,
+    CompletionDelta,
+    Detokenized,
+    Score,
+    Tokenized,
+)
 
 Messages = str | Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int]
@@ -113,6 +121,56 @@ def score(model: str, prompt: Prompt, *, top: int = 1) -> Call[Score]:
     """
     options = CompletionOptions(echo=True, logprobs=top, max_tokens=0, temperature=0.0)
     return Call(request=_completion_request(model, prompt, options), read=_read_score)
+
+
+def tokenize(
+    prompt: Messages,
+    *,
+    model: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_special_tokens: bool | None = None,
+    add_generation_prompt: bool | None = None,
+    return_token_strs: bool | None = None,
+) -> Call[Tokenized]:
+    """Get the tokens of a prompt.
+
+    Args:
+        prompt: a text as for ``complete``, or messages as for ``chat``.
+        model: anything that the server answers by; all have the tokenizer of the base.
+        tools: the tools that the messages' answer may call.
+        add_special_tokens: whether a text gets those that the tokenizer puts around it; by default it does.
+        add_generation_prompt: whether messages end where an answer begins; by default they do.
+        return_token_strs: whether the tokens' texts are returned, too.
+
+    Raises:
+        BadRequestError: if the prompt is too long, or the chat template refuses the messages.
+        NotFoundError: if there is no such model.
+    """
+    body = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+    options = without_none(
+        model=model,
+        tools=None if tools is None else list(tools),
+        add_special_tokens=add_special_tokens,
+        add_generation_prompt=add_generation_prompt,
+        return_token_strs=return_token_strs,
+    )
+    request = CallRequest(method="POST", path="/tokenize", json=body | options, idempotent=True)
+    return Call(request=request, read=reader_of(Tokenized))
+
+
+def detokenize(tokens: Sequence[int], *, model: str | None = None) -> Call[str]:
+    """Get the text of token ids, special tokens included.
+
+    Args:
+        tokens: token ids.
+        model: as for ``tokenize``.
+
+    Raises:
+        BadRequestError: if the base lacks one of the tokens.
+    """
+    body = {"tokens": list(tokens), **without_none(model=model)}
+    request = CallRequest(method="POST", path="/detokenize", json=body, idempotent=True)
+    return Call(request=request, read=lambda reply: parse(Detokenized, reply.json()).prompt)
 
 
 def _read_score(reply: CallResponse) -> Score:

@@ -49,11 +49,16 @@ def reader_of(kind: type[T]) -> Callable[[CallResponse], T]:
 def export_call(noun: str, which: Mapping[str, Any], kind: type[T]) -> LinesCall[T]:
     """Describe the export of all records of a noun that match a filter; each line is one of a type."""
     request = CallRequest(method="GET", path=path_of(noun, "export"), query=query_of(which), read_timeout=SLOW_TIMEOUT)
-    return LinesCall(request=request, read=lambda line: parse(kind, _decoded(line)))
+    return LinesCall(request=request, read=lambda line: parse(kind, read_line(line)))
 
 
-def _decoded(line: bytes) -> Any:
+def read_line(line: bytes) -> Any:
+    """Parse a line of JSON lines.
+
+    Raises:
+        GraftworkProtocolError: if it is no JSON.
+    """
     try:
         return json.loads(line)
     except ValueError as error:
-        raise GraftworkProtocolError(f"the export has a line that is no JSON: {line[:200]!r}") from error
+        raise GraftworkProtocolError(f"there is a line that is no JSON: {line[:200]!r}") from error

@@ -1,11 +1,12 @@
-"""The server: health, readiness, metrics and models."""
+"""The server: health, readiness, version, metrics and models."""
 
 from __future__ import annotations
 
 from graftwork.clients.endpoints.parts import path_of, reader_of
 from graftwork.clients.http.calls import Call, CallRequest
+from graftwork.clients.http.wire import parse
 from graftwork.clients.types.pages import Page
-from graftwork.clients.types.service import Health, Model, Readiness
+from graftwork.clients.types.service import Health, Model, Readiness, ServerVersion
 
 
 def health() -> Call[Health]:
@@ -18,6 +19,12 @@ def ready() -> Call[Readiness]:
     return Call(
         request=CallRequest(method="GET", path="/ready", accepted_statuses=frozenset({503})), read=reader_of(Readiness)
     )
+
+
+def version() -> Call[str]:
+    """Get the version of the server."""
+    request = CallRequest(method="GET", path="/version")
+    return Call(request=request, read=lambda reply: parse(ServerVersion, reply.json()).version)
 
 
 def metrics() -> Call[str]:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UploadedFile:
-    """An uploaded file, or a result file of a job. ``bytes`` is its size."""
+    """An uploaded file, or a result file of a job or batch. ``bytes`` is its size."""
 
     id: str
     bytes: int

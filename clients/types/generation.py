@@ -181,6 +181,23 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tokenized:
+    """The tokens of a prompt; ``token_strs`` are their texts, if asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: tuple[int, ...]
+    token_strs: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Detokenized:
+    """The text of token ids."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FunctionCallDelta:
     """What an event adds to a function's arguments. The name is set in the first event of a call only."""
 

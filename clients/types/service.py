@@ -29,6 +29,13 @@ class Readiness:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServerVersion:
+    """The version of the server."""
+
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
     """Something that can be named as ``model``: the base, an adapter, a version or an alias."""
 

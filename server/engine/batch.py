@@ -1,6 +1,6 @@
 """The batch of a step: the tokens of several sequences as one packed row.
 
-Shapes: T tokens of a batch, R rows of logits, V vocabulary.
+Shapes: T tokens of a batch, R rows of logits, V vocabulary, S rows of hidden states, H hidden size.
 """
 
 from __future__ import annotations
@@ -49,22 +49,26 @@ class Batch:
         positions: [T] their places in their sequences.
         slots: [T] the key-value cache's slots of their sequences.
         logits_indices: [R] tokens whose logits are computed, in ascending order.
+        hidden_indices: [S] tokens whose hidden states are returned, in ascending order.
         decoding: Tokens that are alone of their sequence; ``chunks`` are all others.
         chunks: Several tokens of a sequence: a part of a prompt, or the newest token with drafts behind it.
         runs: Neighbours that go through the same adapter. Tokens of the bare base are in none.
         scheduled: The scheduler's items, in the order of their tokens.
         logits_ranges: For each of ``scheduled`` its rows among the R.
+        hidden_ranges: For each of ``scheduled`` its rows among the S.
     """
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     logits_indices: list[int] = field(default_factory=list)
+    hidden_indices: list[int] = field(default_factory=list)
     decoding: list[DecodeRow] = field(default_factory=list)
     chunks: list[PrefillChunk] = field(default_factory=list)
     runs: list[AdapterRun] = field(default_factory=list)
     scheduled: list[ScheduledTokens] = field(default_factory=list)
     logits_ranges: list[range] = field(default_factory=list)
+    hidden_ranges: list[range] = field(default_factory=list)
 
     @classmethod
     def of(cls, scheduled: Sequence[ScheduledTokens]) -> Batch:
@@ -80,9 +84,9 @@ class Batch:
                 batch.decoding.append(DecodeRow(first, slot, stop))
             else:
                 batch.chunks.append(PrefillChunk(first, item.count, slot, item.start))
-            first_row, offset = len(batch.logits_indices), first - item.start
-            batch.logits_indices += range(offset + item.logits.start, offset + item.logits.stop)
-            batch.logits_ranges.append(range(first_row, len(batch.logits_indices)))
+            offset = first - item.start
+            batch.logits_ranges.append(_add(batch.logits_indices, item.logits, offset))
+            batch.hidden_ranges.append(_add(batch.hidden_indices, item.hidden, offset))
         return batch
 
     @property
@@ -117,12 +121,33 @@ class Batch:
         return runs
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """What a backend computed of a batch.
+
+    Attributes:
+        logits: [R, V] of ``batch.logits_indices``, in that order. The next call may overwrite them.
+        hidden_states: [S, H] of ``batch.hidden_indices``, in that order, as the head would read them: behind the last
+            norm. ``None`` where S is 0.
+    """
+
+    logits: Tensor
+    hidden_states: Tensor | None = None
+
+
 class Forward(Protocol):
     """A backend: computes a batch, and writes its keys and values to the cache."""
 
-    def __call__(self, batch: Batch, /) -> Tensor:
-        """Logits [R, V] of ``batch.logits_indices``, in that order."""
+    def __call__(self, batch: Batch, /) -> ForwardOutput:
+        """Compute the batch; the head for ``batch.logits_indices`` alone."""
         ...
+
+
+def _add(indices: list[int], positions: range, offset: int) -> range:
+    """Append the tokens at ``positions`` of a sequence that would begin at token ``offset``; returns their rows."""
+    first = len(indices)
+    indices += range(offset + positions.start, offset + positions.stop)
+    return range(first, len(indices))
 
 
 def _sort_by_adapter(scheduled: Sequence[ScheduledTokens]) -> list[ScheduledTokens]:

@@ -16,6 +16,7 @@ from graftwork.server.engine.grammars.compiler import CompiledGrammar, GrammarCo
 from graftwork.server.engine.logits_processors import LogitsProcessor, default_processors
 from graftwork.server.engine.lora.adapter_cache import AdapterCache
 from graftwork.server.engine.lora.fetcher import AdapterFetcher, FetchAdapter, FetchedAdapter
+from graftwork.server.engine.pooler import add_hidden_states, pooled_vector
 from graftwork.server.engine.proposer import Proposer
 from graftwork.server.engine.request import Delta, FinishReason, Request, TokenLogprob
 from graftwork.server.engine.runner import Runner, StepOutput
@@ -24,6 +25,8 @@ from graftwork.server.engine.scheduler import Scheduler, SchedulerConfig
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
 log = logging.getLogger(__name__)
+
+NOT_FINITE = "The model's output was not finite for this prompt."
 
 
 class Engine:
@@ -205,7 +208,9 @@ class Engine:
 
     # -- answers -------------------------------------------------------------------------------------------------
     def _process_output(self, output: StepOutput) -> list[Delta]:
-        """Sample tokens where sequences go on, and apply them."""
+        """Sample tokens where sequences go on, and apply them; pool prompts where that is requested."""
+        for item, states in output.pooled():
+            add_hidden_states(item, states)
         items = output.items()
         sampled = self._sample(output.logits, items)
         deltas = []
@@ -218,7 +223,9 @@ class Engine:
                 delta.num_cached, delta.queued_seconds = sequence.num_cached or 0, sequence.queued_seconds
             if sequence.request.sampling.prompt_logprobs is not None and item.start < sequence.num_prompt:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
-            if item.needs_sample:
+            if item.needs_sample and sequence.request.sampling.pooling is not None:
+                self._end_pooled(sequence, delta)
+            elif item.needs_sample:
                 self._append_tokens(sequence, sampled.get(sequence.request.id, ()), delta)
                 if not delta.done:
                     continuing.append(sequence)
@@ -286,6 +293,15 @@ class Engine:
         sequence.num_scored = max(first, stop)
         delta.prompt_logprobs = scores or None
 
+    def _end_pooled(self, sequence: SequenceState, delta: Delta) -> None:
+        """End a sequence whose prompt is computed with the vector that it became."""
+        delta.embedding = pooled_vector(sequence)
+        delta.finish_reason = FinishReason.LENGTH if delta.embedding is not None else FinishReason.ERROR
+        delta.error = None if delta.embedding is not None else NOT_FINITE
+        # The mean of a whole prompt finds nothing in the prefix cache, and would drive out what others find there.
+        keep = delta.embedding is not None and sequence.request.sampling.pooling != "mean"
+        self.scheduler.finish(sequence, keep=keep)
+
     def _append_tokens(self, sequence: SequenceState, sampled: Sequence[SampledToken], delta: Delta) -> None:
         """Append tokens, or end the sequence: at a stop token, at a limit, or because there is none.
 
@@ -301,7 +317,7 @@ class Engine:
         for token in sampled:
             if token.token_id is None:
                 delta.finish_reason = FinishReason.ERROR
-                delta.error = "The model's output was not finite for this prompt."
+                delta.error = NOT_FINITE
             elif sequence.grammar is not None and (problem := sequence.grammar.error) is not None:
                 delta.finish_reason = FinishReason.ERROR
                 delta.error = f"The answer could not be held to its format any longer: {problem}"

@@ -86,6 +86,10 @@ class ToolCallsSpec:
             yield self.answer_field, self.answer
 
 
+#: How a prompt's hidden states become one vector: their mean, or the last token's alone.
+Pooling = Literal["mean", "last"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How the tokens of one request are chosen.
@@ -107,6 +111,7 @@ class SamplingParams:
             They are the model's, before temperature and penalties.
         prompt_logprobs: The same for the prompt's own tokens.
         grammar: What the answer keeps to, and ends with: a string that ``grammars/grammar.py`` makes.
+        pooling: Return the prompt's hidden states as one vector. No logits are computed and no token is generated.
     """
 
     max_tokens: int
@@ -124,6 +129,7 @@ class SamplingParams:
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: str | None = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +153,7 @@ class FinishReason(enum.StrEnum):
     """Why a request ended."""
 
     STOP = "stop"  # a stop token was sampled, or the grammar is complete
-    LENGTH = "length"  # max_tokens, or the context is full
+    LENGTH = "length"  # max_tokens, or the context is full; also of a prompt that is only scored or pooled
     ABORT = "abort"  # cancelled by the client
     ERROR = "error"  # the engine could not go on; Delta.error says why
 
@@ -170,6 +176,7 @@ class Delta:
         token_ids: New tokens, without the stop token that ended it.
         logprobs: Of the new tokens, if requested.
         prompt_logprobs: Of prompt tokens that this step computed, if requested; ``None`` for the first token.
+        embedding: The pooled prompt, of length 1, if requested: with the request's last delta.
         num_cached: With the first token: prompt tokens that the prefix cache had.
         queued_seconds: With the first token: how long the request waited in the engine before its first step.
         finish_reason: Why it ended; ``None``: it goes on.
@@ -180,6 +187,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    embedding: list[float] | None = None
     num_cached: int = 0
     queued_seconds: float | None = None
     finish_reason: FinishReason | None = None

@@ -1,14 +1,14 @@
-"""Computes one step on the device: lays out what the scheduler chose as batches, runs the model, returns logits."""
+"""Computes one step on the device: lays out what the scheduler chose as batches, and runs the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from graftwork.server.engine.batch import Batch, Forward
+from graftwork.server.engine.batch import Batch, Forward, ForwardOutput
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.kv.prefix_cache import SlotMove
 from graftwork.server.engine.lora.bank import LoraBank
@@ -19,10 +19,17 @@ from graftwork.server.engine.sequence import ScheduledTokens
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Logits of a step, [R, V]: those of each batch in its order, one batch after another."""
+    """What a step computed: one batch after another, each in its order.
 
-    logits: Tensor
+    Attributes:
+        batches: The batches.
+        logits: [R, V] of all of them.
+        hidden_states: [S, H] of each of them, ``None`` where S is 0.
+    """
+
     batches: tuple[Batch, ...]
+    logits: Tensor
+    hidden_states: tuple[Tensor | None, ...]
 
     def items(self) -> list[tuple[ScheduledTokens, range]]:
         """Each scheduled item with its rows of ``logits``."""
@@ -35,6 +42,14 @@ class StepOutput:
             items += zip(batch.scheduled, ranges, strict=True)
             first += len(batch.logits_indices)
         return items
+
+    def pooled(self) -> Iterator[tuple[ScheduledTokens, Tensor]]:
+        """Each scheduled item that has hidden states, [count, H], with them."""
+        for batch, states in zip(self.batches, self.hidden_states, strict=True):
+            if states is not None:
+                for item, rows in zip(batch.scheduled, batch.hidden_ranges, strict=True):
+                    if rows:
+                        yield item, states[rows.start : rows.stop]
 
 
 class Runner:
@@ -87,13 +102,14 @@ class Runner:
                 self.cache.reset(slot)
             self.cache.extend(slot, item.start + item.count)
             (rest if self.fast_path is None or self._is_special(item) else quick).append(item)
-        logits: list[Tensor] = []
+        outputs: list[ForwardOutput] = []
         batches: list[Batch] = []
         for forward, items in ((self.fast_path, quick), (self.forward, rest)):
             if forward is not None and items:
                 batches.append(Batch.of(items))
-                logits.append(forward(batches[-1]))
-        return StepOutput(torch.cat(logits) if len(logits) > 1 else logits[0], tuple(batches))
+                outputs.append(forward(batches[-1]))
+        logits = torch.cat([output.logits for output in outputs]) if len(outputs) > 1 else outputs[0].logits
+        return StepOutput(tuple(batches), logits, tuple(output.hidden_states for output in outputs))
 
     def _is_special(self, item: ScheduledTokens) -> bool:
         adapter = item.sequence.cached_adapter

@@ -112,6 +112,7 @@ class Scheduler:
         tokens = list(request.prompt)
         sequence = SequenceState(
             request=request,
+            num_pooled=len(tokens) - 1 if request.sampling.pooling == "last" else 0,
             arrival_index=self._arrivals,
             tokens=tokens,
             prefix=Prefix(request.adapter, tokens),
@@ -208,8 +209,7 @@ class Scheduler:
     def _fits(self, sequence: SequenceState) -> bool:
         """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted."""
         room = self.config.cache_tokens - self._held_tokens()
-        needed = len(sequence.tokens) + (sequence.request.sampling.max_tokens > 0)
-        return len(self.running) < self.config.max_sequences and needed <= room
+        return len(self.running) < self.config.max_sequences and sequence.num_held <= room
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
         """The longest prefix of a waiting sequence that is in the cache."""
@@ -276,14 +276,15 @@ class Scheduler:
             if drafts := sequence.spec_token_ids[: max(0, min(budget, left - 1))]:
                 budget -= len(drafts)
                 count = 1 + len(drafts)
-                item = ScheduledTokens(sequence, item.start, count, range(item.start, item.start + count), drafts)
+                logits = range(item.start, item.start + count)
+                item = ScheduledTokens(sequence, item.start, count, logits, spec_token_ids=drafts)
             items.append(item)
         return items
 
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
         """Tokens of running sequences, and the token by which each of them may grow in this step."""
-        return sum(len(s.tokens) for s in self.running) + len(self.running)
+        return sum(s.num_held for s in self.running)
 
     def _preempt(self) -> None:
         """Make room for one more token of every running sequence: evict retained ones, preempt the youngest running."""
@@ -296,7 +297,10 @@ class Scheduler:
         self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
     def _requeue(self, sequence: SequenceState) -> None:
-        """Put a preempted sequence back into the queue, in order of arrival, to be computed again."""
+        """Put a preempted sequence back into the queue, in order of arrival, to be computed again.
+
+        Its overtakes stay counted: ``max_overtakes`` holds for all its waits together, however often it is preempted.
+        """
         sequence.num_computed = 0
         if sequence.request.adapter is not None:
             self.adapter_cache.add_waiting(sequence.request.adapter)
@@ -316,10 +320,16 @@ class Scheduler:
 
 
 def _scheduled(sequence: SequenceState, count: int) -> ScheduledTokens:
-    """The next ``count`` tokens, with logits for all if the prompt's are requested, else for the newest token."""
+    """The next ``count`` tokens, with logits for all if the prompt's are requested, else for the newest token.
+
+    A pooled prompt has hidden states in their place.
+    """
     start = sequence.num_computed
     stop = start + count
     first = stop
+    if sequence.request.sampling.pooling is not None:
+        hidden = range(min(max(start, sequence.num_pooled), stop), stop)
+        return ScheduledTokens(sequence, start, count, range(stop, stop), hidden)
     if sequence.request.sampling.prompt_logprobs is not None:
         first = start
     elif stop == len(sequence.tokens):

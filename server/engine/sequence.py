@@ -1,10 +1,10 @@
 """A sequence: a request being computed, with its tokens, slot and adapter; and the part of it that a step computes.
 
-A step: the scheduler decides which tokens of which sequences are computed, and for which of them logits are needed
-(``ScheduledTokens``); the runner computes them (``Batch``, ``StepOutput``); the sampler chooses a token at each
-position that a sequence continues from; the engine appends them, one or several a sequence. There are several with
-*draft tokens*: a proposer puts them into ``SequenceState.spec_token_ids``, and of the tokens chosen at their positions
-all up to the first that differs from its draft are accepted.
+A step: the scheduler decides which tokens of which sequences are computed, and for which of them logits or hidden
+states are needed (``ScheduledTokens``); the runner computes them (``Batch``, ``StepOutput``); the sampler chooses a
+token at each position that a sequence continues from; the engine appends them, one or several a sequence. There are
+several with *draft tokens*: a proposer puts them into ``SequenceState.spec_token_ids``, and of the tokens chosen at
+their positions all up to the first that differs from its draft are accepted.
 
 Plain Python, no torch.
 """
@@ -21,6 +21,8 @@ from graftwork.server.engine.lora.adapter_cache import CachedAdapter
 from graftwork.server.engine.request import Request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from graftwork.server.engine.grammars.processor import GrammarProcessor
     from graftwork.server.engine.logits_processors import LogitsProcessor
 
@@ -44,6 +46,9 @@ class SequenceState:
         overtaken: How often younger sequences were admitted while this one waited for its adapter.
         output_counts: How often each generated token occurs.
         num_scored: Prompt tokens whose log-probabilities have been sent.
+        num_pooled: Prompt tokens that the pooled vector needs no more: their hidden states are in ``pooled``, or the
+            pooling leaves them out.
+        pooled: [H] the sum of the hidden states so far, if the prompt is pooled.
         logits_processors: Applied to its logits before a token is chosen, in order.
         awaits_grammar: Its grammar is being compiled: it cannot run yet.
         grammar: What its answer is held to; also the last of ``logits_processors``.
@@ -64,6 +69,8 @@ class SequenceState:
     overtaken: int = 0
     output_counts: dict[int, int] = field(default_factory=dict)
     num_scored: int = 0
+    num_pooled: int = 0
+    pooled: Tensor | None = None
     logits_processors: tuple[LogitsProcessor, ...] = ()
     awaits_grammar: bool = False
     grammar: GrammarProcessor | None = None
@@ -85,8 +92,18 @@ class SequenceState:
         return len(self.tokens) - self.num_computed
 
     @property
+    def num_held(self) -> int:
+        """Tokens that the cache must have room for: these, and the one by which it may grow in a step."""
+        return len(self.tokens) + (self.request.sampling.max_tokens > 0)
+
+    @property
     def num_reusable(self) -> int:
-        """How many leading tokens may come from the prefix cache: not the last, nor any whose logits are requested."""
+        """How many leading tokens may come from the prefix cache, which has keys and values alone.
+
+        Not the last, nor any whose logits or hidden states are requested.
+        """
+        if self.request.sampling.pooling is not None:
+            return self.num_pooled
         if self.request.sampling.prompt_logprobs is None or self.num_scored >= self.num_prompt:
             return len(self.tokens) - 1
         return max(self.num_scored - 1, 0)
@@ -116,6 +133,7 @@ class ScheduledTokens:
         start: The position of the first.
         count: How many, ``spec_token_ids`` included.
         logits: Positions whose logits are computed: the last ones, or none.
+        hidden: Positions whose hidden states are pooled: the last ones, or none.
         spec_token_ids: Draft tokens, computed behind the sequence's newest token.
     """
 
@@ -123,6 +141,7 @@ class ScheduledTokens:
     start: int
     count: int
     logits: range
+    hidden: range = range(0)
     spec_token_ids: tuple[int, ...] = ()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -213,7 +214,7 @@ class GenerationService:
 
     # -- while the engine answers ----------------------------------------------------------------------------------
     def start(
-        self, admission: Admission, answer: Answer, inputs: Sequence[EngineInput], *, measured: bool = True
+        self, admission: Admission, answer: Answer, inputs: Sequence[EngineInput], *, background: bool = False
     ) -> ActiveGeneration:
         """Send a prepared request to the engine.
 
@@ -221,14 +222,33 @@ class GenerationService:
             admission: As ``admit`` returned it.
             answer: As ``prepare`` returned it.
             inputs: As ``prepare`` returned them.
-            measured: Whether metrics count it.
+            background: Whether no user waits for it: it does not count as waiting, nor in the metrics of latency.
 
         Raises:
             Overloaded: The queue is full.
             Unavailable: There is no engine at the moment.
         """
-        timings = GenerationTimings(measured=measured)
-        return ActiveGeneration(admission, answer, self.engine.open(inputs, adapter=admission.route.digest), timings)
+        stream = self.engine.open(inputs, adapter=admission.route.digest, background=background)
+        return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background))
+
+    async def answer(self, admission: Admission) -> bytes:
+        """The body of an answer that no user waits for. If cancelled, nothing is counted or logged: it is asked again.
+
+        Raises:
+            Unavailable: There is no engine at the moment, or it was lost.
+            GraftworkError: The request cannot be answered, or the engine failed at it.
+        """
+        active = self.start(admission, *await self.prepare(admission), background=True)
+        try:
+            await self._take_all(active)
+        except asyncio.CancelledError:
+            self.engine.cancel(active.stream)
+            raise
+        except Exception as failure:
+            self._finish(active, failure)
+            raise
+        self._finish(active, None)
+        return active.answer.body()
 
     async def collect(self, active: ActiveGeneration) -> None:
         """Wait for the whole answer. If cancelled, what has come by then is counted and logged.
@@ -310,7 +330,7 @@ class GenerationService:
         body = original.body.model_copy(update=changes)
         id = route.mint_id(self._ids, original.kind, unit=original.unit, at=created, choices=_num_choices(body))
         admission = replace(original, id=id, created=created, route=route, body=body)
-        active = self.start(admission, *await self.prepare(admission), measured=False)
+        active = self.start(admission, *await self.prepare(admission), background=True)
         error: Exception | None = None
         try:
             await self._take_all(active)

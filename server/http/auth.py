@@ -32,6 +32,9 @@ class KeyRing(Protocol):
     def authenticate(self, bearer: str, /) -> Key | None:
         """The key whose secret this is, or ``None`` if it is unknown or revoked."""
 
+    def get(self, key_id: str, /) -> Key | None:
+        """The key with this id, or ``None`` if it is unknown or revoked."""
+
     def configured(self) -> bool:
         """Whether any key exists."""
 
@@ -91,13 +94,22 @@ class Authenticator:
             return self._own[1]
         key = self._keys.authenticate(bearer) if bearer else None
         if key is not None:
-            return Principal(key.name, key.role, key.id)
+            return _principal(key)
         if self.open:
             _check_local(connection, self._cors_origins)
             return LOCAL_PRINCIPAL
         if bearer:
             raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
         raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
+
+    def find(self, key_id: str) -> Principal | None:
+        """Who has called with the key of this id, if they still may: for what is done later than it was asked for."""
+        if self._own is not None and key_id == self._own[1].key_id:
+            return self._own[1]
+        if key_id == LOCAL_PRINCIPAL.key_id:
+            return LOCAL_PRINCIPAL if self.open else None
+        key = self._keys.get(key_id)
+        return None if key is None else _principal(key)
 
     @property
     def open(self) -> bool:
@@ -110,6 +122,10 @@ class Authenticator:
         """Look for a key in the database now. Once there is one, this server always requires a key."""
         self._open = self._open and not self._keys.configured()
         self._checked_at = time.monotonic()
+
+
+def _principal(key: Key) -> Principal:
+    return Principal(key.name, key.role, key.id)
 
 
 def _key(connection: HTTPConnection) -> str:

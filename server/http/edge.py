@@ -1,7 +1,8 @@
 """Middleware and error handlers around all routes.
 
 Every request gets a request id, a limit on its body and an entry in the metrics, and every error has one shape: ours,
-FastAPI's, and unexpected ones, which are logged with their traceback and returned without it.
+FastAPI's, and unexpected ones, which are logged with their traceback and returned without it. ``HEAD`` is answered
+wherever ``GET`` is.
 
 A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
 """
@@ -14,9 +15,11 @@ import time
 import uuid
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,6 +36,7 @@ from graftwork.server.observability.metrics import Metrics
 log = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 8 << 20
+MAX_PACKED_INLINE = 1024  # bytes of packed bodies that are unpacked on the event loop
 ANTHROPIC_PATH = "/v1/messages"
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
 
@@ -96,6 +100,9 @@ class EdgeMiddleware:
         state["request_id"] = request_id = _request_id(scope)
         state["max_body_bytes"] = MAX_JSON_BYTES
         status = 0
+        if scope["method"] == "HEAD":
+            # A copy: the server that sends the answer must still see the request for what it is.
+            scope, send = {**scope, "method": "GET"}, _bodiless(send)
 
         async def stamped_send(message: Message) -> None:
             nonlocal status
@@ -108,6 +115,8 @@ class EdgeMiddleware:
             await self.app(scope, _limited(scope, receive), stamped_send)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
+        except _HeadersSent:
+            pass
         except Exception:
             log.exception("request %s, %s %s, failed", request_id, scope["method"], scope["path"])
             if status:  # too late for another answer: only closing the connection tells the client
@@ -121,6 +130,23 @@ class EdgeMiddleware:
                 adapter=state.get("adapter"),
                 seconds=time.perf_counter() - began,
             )
+
+
+class _HeadersSent(Exception):
+    """The answer to ``HEAD`` is complete, and there is more to come that nobody wants."""
+
+
+def _bodiless(send: Send) -> Send:
+    """``send`` for an answer without its body. A stream is ended with its first piece."""
+
+    async def headers_only(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+        elif message.get("more_body"):
+            raise _HeadersSent
+
+    return headers_only
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
@@ -140,8 +166,11 @@ def _limited(scope: Scope, receive: Receive) -> Receive:
         message = await receive()
         if unpacker is not None and message["type"] == "http.request":
             # No more than a byte beyond the limit is unpacked, whatever a small body says it holds.
-            last = not message.get("more_body", False)
-            message = {**message, "body": _unpack(unpacker, message.get("body", b""), limit + 1 - num_bytes, last=last)}
+            packed, last = message.get("body", b""), not message.get("more_body", False)
+            unpack = partial(_unpack, unpacker, packed, limit + 1 - num_bytes, last=last)
+            # A kilobyte may hold a megabyte, which takes some milliseconds.
+            body = unpack() if len(packed) <= MAX_PACKED_INLINE else await to_thread.run_sync(unpack)
+            message = {**message, "body": body}
         num_bytes += len(message.get("body", b""))
         if num_bytes > limit:
             raise _too_large(limit)

@@ -6,6 +6,7 @@ the document they declare ``response_model`` and, with the functions here, ``ope
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any, Final
 
@@ -68,6 +69,7 @@ def openapi_schema(app: FastAPI) -> Json:
         for operation in path.values():
             bodies = [operation.get("requestBody", {}), *operation["responses"].values()]
             for content in [content for body in bodies for content in body.get("content", {}).values()]:
+                content["schema"] = dict(content["schema"])  # those of `_schema` are kept
                 for name, definition in content["schema"].pop("$defs", {}).items():
                     if components.setdefault(name, definition) != definition:
                         raise ValueError(f"two schemas are called {name}")
@@ -79,6 +81,7 @@ def _request_body(models: dict[str, type[BaseModel]], *, required: bool) -> Json
     return {"requestBody": {"required": required, "content": content}}
 
 
+@functools.cache
 def _schema(kind: Any, mode: Any) -> Json:
     """A reference to ``kind``, with the definitions that it needs under ``$defs``; ``openapi_schema`` moves them."""
     references, definitions = TypeAdapter.json_schemas([(0, mode, TypeAdapter(kind))], ref_template=_REF)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure
@@ -90,6 +91,7 @@ class Services:
     experiments: Experiments
     exposures: Exposures
     files: Files
+    batches: Batches
     jobs: Jobs
     learning: LearningPolicies
     home: Path

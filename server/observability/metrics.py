@@ -103,6 +103,8 @@ class Metrics:
             "shadows", "Copies of requests for shadow arms, by what became of them.", "outcome"
         )
 
+        self._batch_results = self._counter("batch_results", "Requests of batches, by what became of them.", "outcome")
+
         self._rounds = self._gauge(
             "learning_rounds", "Rounds of learning policies, by the status of their jobs.", "adapter", "status"
         )
@@ -159,6 +161,10 @@ class Metrics:
     def shadow(self, outcome: str) -> None:
         """Count a shadow copy: ``answered``, ``failed``, or ``skipped`` for lack of capacity."""
         self._shadows.labels(outcome).inc()
+
+    def batch_result(self, outcome: str) -> None:
+        """Count a batch's request that has a result: ``completed`` or ``failed``."""
+        self._batch_results.labels(outcome).inc()
 
     def first_token(self, seconds: float) -> None:
         """Observe the time from a generation's admission to its first token."""

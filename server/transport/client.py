@@ -56,7 +56,7 @@ class EngineClient:
 
     Args:
         shared_state: Receives the number of open answers; has the server's phase.
-        max_open: The most answers of this process that may run or wait at once.
+        max_open: The most answers of this process that users may have running or waiting at once.
         canary_prompt: Token ids that adapters are tried on.
 
     Attributes:
@@ -97,6 +97,10 @@ class EngineClient:
         """Answers that are under way in all API processes."""
         return self._shared_state.total_open
 
+    def num_background(self) -> int:
+        """Answers under way that no user of this process waits for."""
+        return sum(stream.background for stream, _ in self._streams.values())
+
     def _ready_connection(self) -> Connection:
         state = self.state
         if state == "ready" and self._connection is not None:
@@ -109,12 +113,15 @@ class EngineClient:
         raise Unavailable(messages.get(state, "Not ready."), code=state)
 
     # -- requests ------------------------------------------------------------------------------------------------
-    def open(self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None) -> EngineStream:
+    def open(
+        self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None, background: bool = False
+    ) -> EngineStream:
         """Send the choices of one request to the engine.
 
         Args:
             work: For each choice the prompt's token ids and the sampling.
             adapter: The digest of a published adapter; ``None``: the bare base.
+            background: Whether no user waits for it: it is not counted among ``max_open``.
 
         Raises:
             InvalidRequest: There are more choices than this server takes at all.
@@ -127,12 +134,14 @@ class EngineClient:
                 f"The request asks for {len(work)} answers at once; this server takes {self.max_open}. Send several.",
                 param="n",
             )
-        if len(self._streams) + len(work) > self.max_open:
+        num_open = len(self._streams) - self.num_background()
+        if num_open + len(work) > self.max_open and not background:
             raise Overloaded(
-                f"{len(self._streams)} answers are running or waiting, which is all this server takes. Try again soon.",
+                f"{num_open} answers are running or waiting, which is all this server takes. Try again soon.",
                 retry_after=1,
             )
-        stream = EngineStream([f"{self._api_process}-{next(self._numbers)}" for _ in work])
+        ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
+        stream = EngineStream(ids, background)
         requests = [
             Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter)
             for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)

@@ -30,9 +30,11 @@ class EngineStream:
         ids: The engine's request id of each choice.
         items: Deltas that were received, or the error that ends all choices.
         open: Ids of choices that have not ended.
+        background: Whether no user waits for it.
     """
 
     ids: list[str]
+    background: bool = False
     items: asyncio.Queue[tuple[int, Delta] | Exception] = field(default_factory=asyncio.Queue)
     open: set[str] = field(default_factory=set)
 
@@ -78,15 +80,23 @@ class EngineProtocol(Protocol):
     def num_restarts(self) -> int:
         """How often the engine was started again."""
 
+    @property
+    def max_open(self) -> int:
+        """How many answers may be under way at once."""
+
     def num_open(self) -> int:
         """Answers that are under way."""
 
-    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None) -> EngineStream:
+    def num_background(self) -> int:
+        """Those of them that no user of this process waits for."""
+
+    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None, background: bool = False) -> EngineStream:
         """Send the choices of one request.
 
         Args:
             inputs: One for each choice.
             adapter: The digest of a published adapter; ``None``: the bare base.
+            background: Whether no user waits for it: it takes no place in the queue, of which others would be refused.
 
         Raises:
             Overloaded: The queue is full.

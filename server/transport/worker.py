@@ -22,6 +22,7 @@ import litserve as ls
 import psutil
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.collector import collector_paused
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.peft_format.limits import AdapterLimits as AdapterLimits
 from graftwork.server.processes import STOPPING, SharedState, die_with_parent, keep_freed_memory
@@ -93,7 +94,8 @@ class EngineAPI(ls.LitAPI):
             level=self.config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         try:
-            self._build()
+            with collector_paused():
+                self._build()
         except ConfigurationError as error:
             log.error("%s", error.message)
             os._exit(EXIT_CONFIGURATION)

@@ -57,6 +57,9 @@ def serve(
     max_queue: Annotated[
         int, _option("--max-queue", _ENGINE, "Sequences that run or wait; more are answered 429.")
     ] = 256,
+    batch_share: Annotated[
+        float, _option("--batch-share", _ENGINE, "Share of --max-batch that requests of batches may fill; 0: none run.")
+    ] = 0.25,
     max_model_len: Annotated[
         int | None,
         _option("--max-model-len", _ENGINE, "Longest prompt and answer, in tokens. Default: the base's, at most 8192."),
@@ -99,9 +102,7 @@ def serve(
     retention_days: Annotated[
         float, _option("--retention-days", _LOG, "How long they are kept, unless a policy says otherwise; 0: for good.")
     ] = 90.0,
-    max_file_gb: Annotated[
-        float, _option("--max-file-gb", _TRAINER, "The largest file of training data that may be uploaded.")
-    ] = 0.5,
+    max_file_gb: Annotated[float, _option("--max-file-gb", _TRAINER, "The largest file that may be uploaded.")] = 0.5,
     no_trainer: Annotated[
         bool, _option("--no-trainer", _TRAINER, "Start no worker for training jobs; they wait for another one.")
     ] = False,
@@ -144,6 +145,7 @@ def serve(
             slots=slots,
             max_batch=max_batch,
             max_queue=max_queue,
+            batch_share=batch_share,
             max_model_len=max_model_len,
             kv_memory_gb=kv_memory_gb,
             host_memory_gb=host_memory_gb,

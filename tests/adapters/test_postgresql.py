@@ -27,13 +27,17 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.keys import Keys, Role
+from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.batches.batch import BatchError, BatchResult, NewBatch
+from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
 from graftwork.adapters.feedback.feedback import FeedbackFilter, SubmittedFeedback
 from graftwork.adapters.feedback.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.feedback.policies import LogPolicies
+from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
 from graftwork.adapters.registry import Registry
@@ -294,6 +298,40 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
         with pytest.raises(IntegrityError), records.database.write() as connection:
             connection.execute(text(statement))
     records.database.close()
+
+
+def test_a_batch_and_its_files(create: Callable[[], str], tmp_path: Path) -> None:
+    database = Database(create())
+    migrate(database)
+    batches, files = Batches(database), Files(database, tmp_path / "files")
+    shop, ann = Principal("shop", Role.APP, "k1"), Principal("ann", Role.OPERATOR, "k2")
+    with files.upload() as upload:
+        upload.write(b"{}\n")
+        file = files.keep(upload, filename="a.jsonl", purpose="batch", key_id=shop.key_id)
+    assert list(files.find(owner="k1")) == [file]
+    assert list(files.find(owner="k3")) == []
+    new = NewBatch(endpoint="/v1/completions", input_file=file.id, metadata={"größe": "1"})
+    made = [batches.create(new, who)[0].id for who in (shop, shop, ann)]
+    assert [batch.id for batch in batches.unfinished(9)] == [made[0], made[2], made[1]]
+    batches.cancel(made[1], owner=shop.owner)
+    assert [batch.id for batch in batches.unfinished(1)] == [made[1]]
+    batches.begin(made[0], 2, fence=lambda _: None)
+    results = [BatchResult(line=line, failed=line == 2, content='"\\u0000"') for line in (1, 2)]
+    batches.add_results(made[0], results, fence=lambda _: None)
+    with pytest.raises(IntegrityError):
+        batches.add_results(made[0], results[:1], fence=lambda _: None)
+    assert [list(batches.results(made[0], failed=failed)) for failed in (False, True)] == [results[:1], results[1:]]
+    batches.finalize(made[0], fence=lambda _: None)
+    ended = batches.end(made[0], output_file="file-1", error_file=None, fence=lambda _: None)
+    assert (ended.status, ended.completed, ended.failed, ended.metadata) == ("completed", 1, 1, {"größe": "1"})
+    batches.delete_results()
+    assert batches.answered_lines(made[0]) == set()
+    error = BatchError(code="invalid_json_line", message="no JSON", line=3)
+    assert batches.fail(made[2], [error], fence=lambda _: None).errors == (error,)
+    for statement in ("UPDATE batches SET total = 9", "DELETE FROM batches", "TRUNCATE batches CASCADE"):
+        with pytest.raises(IntegrityError), database.write() as connection:
+            connection.execute(text(statement))
+    database.close()
 
 
 def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:

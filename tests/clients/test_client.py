@@ -63,6 +63,14 @@ LOGPROBS = {
     "top_logprobs": [None, {"b": -1.5}, {"c": -0.5}],
 }
 TEXT = {**HEAD, "choices": [{"index": 0, "text": "abc", "finish_reason": "length", "logprobs": LOGPROBS}]}
+EMBEDDINGS = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": index, "embedding": [0.6, 0.8]} for index in range(2)],
+    "model": "intents",
+    "usage": {"prompt_tokens": 2, "total_tokens": 2},
+    "graftwork": {"adapter": "intents@2", "pooling": "mean"},
+}
+TOKENS = {"count": 2, "max_model_len": 64, "tokens": [1, 2], "token_strs": ["ab", "c"]}
 FEEDBACK = {"object": "feedback", "id": 7, "at": 1.5, "interaction_id": "chatcmpl-1", "adapter": "intents@7"}
 INTERACTION = {
     "object": "interaction",
@@ -113,6 +121,7 @@ def refused(status: int, **headers: str) -> httpx.Response:
     [
         (lambda c: c.health(), {"status": "ok"}, "GET", "/health", None),
         (lambda c: c.ready(), {"status": "ready"}, "GET", "/ready", None),
+        (lambda c: c.version(), {"version": "1.2"}, "GET", "/version", None),
         (lambda c: c.models(), EMPTY, "GET", "/v1/models", None),
         (
             lambda c: c.model("org/base"),
@@ -142,6 +151,35 @@ def refused(status: int, **headers: str) -> httpx.Response:
             "/v1/completions",
             {"model": "intents", "prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": 0, "temperature": 0.0},
         ),
+        (
+            lambda c: c.embed("intents", ["a", "b"], pooling="last"),
+            EMBEDDINGS,
+            "POST",
+            "/v1/embeddings",
+            {"model": "intents", "input": ["a", "b"], "pooling": "last"},
+        ),
+        (
+            lambda c: c.embed("intents", [(1, 2), (3,)]),
+            EMBEDDINGS,
+            "POST",
+            "/v1/embeddings",
+            {"model": "intents", "input": [[1, 2], [3]]},
+        ),
+        (
+            lambda c: c.tokenize("abc", return_token_strs=True),
+            TOKENS,
+            "POST",
+            "/tokenize",
+            {"prompt": "abc", "return_token_strs": True},
+        ),
+        (
+            lambda c: c.tokenize([{"role": "user", "content": "a"}], model="intents", add_generation_prompt=False),
+            TOKENS,
+            "POST",
+            "/tokenize",
+            {"messages": [{"role": "user", "content": "a"}], "model": "intents", "add_generation_prompt": False},
+        ),
+        (lambda c: c.detokenize((1, 2)), {"prompt": "ab"}, "POST", "/detokenize", {"tokens": [1, 2]}),
         (lambda c: c.adapters.list(after="a", limit=5), EMPTY, "GET", "/v1/adapters?after=a&limit=5", None),
         (
             lambda c: c.adapters.push("intents", server_path="/data/a", alias="candidate", parent=1, metadata={"k": 1}),
@@ -220,6 +258,10 @@ def test_answers_are_typed(make_client: MakeClient) -> None:
     assert score.total == -2.0
     assert score.top is not None
     assert score.top[1] == {"b": -1.5}
+    embeddings = make_client(transport=Recorder(EMBEDDINGS).transport).embed("intents", ["a", "b"])
+    assert (embeddings.vectors, embeddings.adapter) == (((0.6, 0.8), (0.6, 0.8)), "intents@2")
+    assert make_client(transport=Recorder(TOKENS).transport).tokenize("abc").token_strs == ("ab", "c")
+    assert make_client(transport=Recorder({"prompt": "ab"}).transport).detokenize([1, 2]) == "ab"
     event = make_client(transport=Recorder(EVENT).transport).adapters.promote("intents", 2)
     assert (event.from_version, event.to_version, event.at.timestamp()) == (1, 2, 1_700_000_000.5)
 

@@ -32,6 +32,9 @@ STOP_SECONDS = 30.0
 
 T = TypeVar("T")
 
+#: ``httpx.get`` over plain HTTP. It would read all certificates each time, which takes longer than asking a server.
+get = partial(httpx.get, verify=False)
+
 
 class Server:
     """One home and the server on it, which may be started and stopped several times."""
@@ -77,7 +80,7 @@ class Server:
     def status(self) -> int | None:
         """What /ready answers; None while nobody listens."""
         try:
-            return httpx.get(f"{self.url}/ready", timeout=5).status_code
+            return get(f"{self.url}/ready", timeout=5).status_code
         except httpx.TransportError:
             return None
 
@@ -169,7 +172,7 @@ class Server:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of a metric with these labels."""
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
-        text = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30).raise_for_status().text
+        text = get(f"{self.url}/metrics", headers=headers, timeout=30).raise_for_status().text
         return sum(
             sample.value
             for family in text_string_to_metric_families(text)
@@ -180,6 +183,16 @@ class Server:
 
 def command(home: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "graftwork", "serve", "--home", str(home), *flags]
+
+
+def refused(*flags: str, home: Path, changes: dict[str, str] | None = None, seconds: float = START_SECONDS) -> str:
+    """What ``graftwork serve`` says on standard error before it ends with an error, by itself and in time."""
+    done = subprocess.run(
+        command(home, *flags), env=environment(changes), capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode not in (0, None), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -112,19 +112,25 @@ def adapters(base: zoo.BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def check(bench: zoo.Bench, adapters: dict[str, Path], asked: list[tuple[str | None, int]]) -> None:
-    """Prompts of some lengths at once, four tokens each; then each alone through PEFT."""
+    """Prompts of some lengths at once, four tokens each, then an embedding each; then each alone through PEFT."""
     rng = random.Random(0)
     prompts = {f"{name}-{i}": (name, [rng.randrange(256) for _ in range(n)]) for i, (name, n) in enumerate(asked)}
     for request_id, (name, prompt) in prompts.items():
         bench.add(request_id, prompt, name, max_tokens=4)
     answers = bench.run()
+    for index, (request_id, (name, prompt)) in enumerate(prompts.items()):
+        bench.embed(request_id, prompt, name)
+        if index % 2:
+            bench.add(f"beside {request_id}", prompt, name, max_tokens=1)
+    embedded = bench.run()
     for request_id, (name, prompt) in prompts.items():
-        answer = answers[request_id]
+        answer, embedding = answers[request_id], embedded[request_id].embedding
         assert answer.error is None
         model = zoo.load_reference(bench.info) if name is None else zoo.with_adapter(bench.info, adapters[name])
         expected = zoo.reference_logprobs(model, prompt + answer.tokens)
         said = answer.prompt_logprobs + answer.logprobs
         assert max(abs(a - b) for a, b in zip(said, expected, strict=True)) < 1e-3, request_id
+        assert embedding == pytest.approx(zoo.reference_embedding(model, prompt, "mean").tolist(), abs=1e-4), request_id
 
 
 def test_the_smallest_engine(base: zoo.BaseInfo, adapters: dict[str, Path], on_gpu: Callable[..., zoo.Bench]) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from graftwork.server.engine.kv.prefix_cache import Prefix, SlotMove
 from graftwork.server.engine.lora.adapter_cache import AdapterCache
-from graftwork.server.engine.request import Request, SamplingParams
+from graftwork.server.engine.request import Pooling, Request, SamplingParams
 from graftwork.server.engine.scheduler import Scheduler, SchedulerConfig
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
@@ -48,18 +48,20 @@ def ask(
     adapter: str | None = None,
     max_tokens: int = 8,
     prompt_logprobs: int | None = None,
+    pooling: Pooling | None = None,
 ) -> Request:
     """A number is a prompt of so many tokens that no other request begins with."""
     if isinstance(prompt, int):
         prompt = [hash((request_id, index)) for index in range(prompt)]
-    sampling = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
+    sampling = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs, pooling=pooling)
     return Request(id=request_id, prompt=tuple(prompt), adapter=adapter, sampling=sampling)
 
 
 class Driver:
     """``fetch_steps`` after it was wanted an adapter arrives. ``say`` chooses tokens: by default none is like another.
 
-    ``first_token`` and ``ended`` are the steps after which requests had their first token, and ended.
+    ``first_token`` and ``ended`` are the steps after which requests had their first token, and ended; ``pooled`` are
+    the positions whose hidden states were asked for.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Driver:
         self.first_token: dict[str, int] = {}
         self.ended: dict[str, int] = {}
         self.said: dict[str, list[int]] = {}
+        self.pooled: dict[str, list[int]] = {}
         self.memory: list[list[Cell]] = [[] for _ in range(scheduler.prefix_cache.num_slots)]
         self._numbers = itertools.count(-1, -1)
         self._arriving: dict[str, int] = {}
@@ -156,7 +159,14 @@ class Driver:
         self.num_computed += item.count
         if sequence.request.sampling.prompt_logprobs is not None:
             sequence.num_scored = min(max(sequence.num_scored, sequence.num_computed + 1), sequence.num_prompt)
-        if completes:
+        if sequence.request.sampling.pooling is not None:
+            assert item.hidden.start == max(item.start, sequence.num_pooled) or not item.hidden
+            self.pooled.setdefault(sequence.request.id, []).extend(item.hidden)
+            sequence.num_pooled = max(sequence.num_pooled, item.hidden.stop)
+        if completes and sequence.request.sampling.max_tokens == 0:
+            self.scheduler.finish(sequence)
+            self.ended[sequence.request.id] = self.steps
+        elif completes:
             token = self.say(sequence)
             sequence.tokens.append(token)
             request_id = sequence.request.id

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graftwork.server.engine.request import Pooling
 from graftwork.server.engine.sequence import SequenceState
 from tests.engine.scheduler_driver import Driver, ask, make
 
@@ -105,6 +106,15 @@ def test_the_youngest_gives_way_when_the_cache_is_full_and_says_the_same_in_the_
     assert sorted(driver.finished) == ["a", "b", "c"]
 
 
+def test_prompts_that_are_only_read_may_fill_the_cache_to_its_last_token() -> None:
+    driver = Driver(make(max_sequences=2, cache_tokens=60, max_length=60, step_tokens=8))
+    driver.ask("scored", 35, max_tokens=0, prompt_logprobs=0)
+    driver.ask("pooled", 25, max_tokens=0, pooling="mean")
+    driver.run()
+    assert driver.scheduler.num_preemptions == 0
+    assert driver.pooled["pooled"] == list(range(25))
+
+
 def test_one_fetch_however_many_wait() -> None:
     scheduler = make()
     for index in range(5):
@@ -178,18 +188,24 @@ def test_random_traffic_ends_and_keeps_every_promise(seed: int, data: st.DataObj
         pages=pages,
     )
     driver = Driver(scheduler, pages_of={f"x{i}": rng.choice([1, 1, 2]) for i in range(6)})
-    asked: set[str] = set()
+    asked: dict[str, tuple[int, Pooling | None]] = {}
     aborted: set[str] = set()
     for index in range(40):
         for _ in range(rng.choice([0, 0, 1, 3])):
             name = f"{index}-{len(asked)}"
             adapter = rng.choice([None, *(f"x{i}" for i in range(6))])
-            scheduler.add(ask(name, rng.randint(1, 39), adapter=adapter, max_tokens=rng.randint(1, 8)))
-            asked.add(name)
+            length, max_tokens = rng.randint(1, 39), rng.randint(0, 8)
+            pooling: Pooling | None = None if max_tokens else rng.choice([None, "mean", "last"])
+            scheduler.add(ask(name, length, adapter=adapter, max_tokens=max_tokens, pooling=pooling))
+            asked[name] = length, pooling
         if rng.random() < 0.2 and len(scheduler):
             sequence: SequenceState = rng.choice(list(scheduler))
             scheduler.finish(sequence)
             aborted.add(sequence.request.id)
         driver.step()
     driver.run()
-    assert sorted(driver.finished) == sorted(asked - aborted)
+    assert sorted(driver.finished) == sorted(asked.keys() - aborted)
+    for name in driver.finished:
+        length, pooling = asked[name]
+        wanted = {"mean": range(length), "last": range(length - 1, length), None: range(0)}
+        assert driver.pooled.get(name, []) == list(wanted[pooling])

@@ -30,7 +30,7 @@ from graftwork.server.engine.config import EngineConfig
 from graftwork.server.engine.engine import Engine
 from graftwork.server.engine.loading import build, load_grammar_tokenizer
 from graftwork.server.engine.lora import host_adapter
-from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
+from graftwork.server.engine.request import Delta, FinishReason, Pooling, Request, SamplingParams
 from tests.conftest import TEST_HOME
 
 VOCABULARY = 258
@@ -148,11 +148,13 @@ class Answered:
     prompt_logprobs: list[float]
     finish_reason: FinishReason | None = None
     error: str | None = None
+    embedding: list[float] | None = None
 
     def take(self, delta: Delta) -> None:
         self.tokens += delta.token_ids
         self.logprobs += [s.logprob for s in delta.logprobs]
         self.prompt_logprobs += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
+        self.embedding = delta.embedding
         self.finish_reason, self.error = delta.finish_reason, delta.error
 
 
@@ -193,6 +195,9 @@ class Bench:
             Request(id=request_id, prompt=tuple(prompt), adapter=digest, sampling=SamplingParams(**options))
         )
 
+    def embed(self, request_id: str, prompt: list[int], adapter: str | None = None, pooling: Pooling = "mean") -> None:
+        self.add(request_id, prompt, adapter, max_tokens=0, top_logprobs=None, prompt_logprobs=None, pooling=pooling)
+
     def run(self, told: Iterable[Delta] = ()) -> dict[str, Answered]:
         """To the end, after what was ``told`` already."""
         answers: dict[str, Answered] = {}
@@ -214,6 +219,13 @@ def reference_logprobs(model: torch.nn.Module, tokens: list[int]) -> list[float]
     """What a plain forward says of tokens[1:], each given all before it."""
     logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
+
+
+@torch.no_grad()
+def reference_embedding(model: torch.nn.Module, tokens: list[int], pooling: Pooling) -> torch.Tensor:
+    """What a plain forward's last hidden states, which are normed, become."""
+    states = model(input_ids=torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states[-1][0]
+    return torch.nn.functional.normalize(states.mean(0) if pooling == "mean" else states[-1], dim=0)
 
 
 def with_adapter(info: BaseInfo, folder: Path) -> PeftModel:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from graftwork.server.engine.backends.cuda.forward import CudaGraphForward
 from graftwork.server.engine.backends.cuda.graphs import CudaGraphRecorder
-from graftwork.server.engine.batch import Batch
+from graftwork.server.engine.batch import Batch, ForwardOutput
 from graftwork.server.engine.model.weights import NF4Weights
 from tests.conftest import CHECKOUT
 from tests.engine import zoo
@@ -67,7 +66,7 @@ def test_a_step_never_waits_for_the_card(
     ask(bench)  # everything is compiled
     compute = kind.__call__
 
-    def strictly(self: TritonForward | CudaGraphForward, rows: Batch) -> Tensor:
+    def strictly(self: TritonForward | CudaGraphForward, rows: Batch) -> ForwardOutput:
         torch.cuda.set_sync_debug_mode("error")
         try:
             return compute(self, rows)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def document() -> dict[str, Any]:
     services = MagicMock()
     services.authenticator = Authenticator(MagicMock(), open_to_loopback=True)
     routes = router(services)
-    generation.add(routes, services.authenticator, MagicMock(), services.records)
+    generation.add(routes, services.authenticator, MagicMock(), MagicMock(), MagicMock(), services.records)
     app = FastAPI(openapi_url=None)
     app.include_router(routes)
     return openapi_schema(app)

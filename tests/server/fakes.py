@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo, ModuleShape
+from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
@@ -71,6 +72,7 @@ class StandInEngine:
     store: ArtifactStore
     state: EngineState = "ready"
     num_restarts: int = 0
+    max_open: int = 8
     adapters: dict[str, Placement] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
     refuse: bool = False
@@ -84,7 +86,10 @@ class StandInEngine:
     def num_open(self) -> int:
         return 0
 
-    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None) -> EngineStream:
+    def num_background(self) -> int:
+        return 0
+
+    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None, background: bool = False) -> EngineStream:
         raise AssertionError("nobody asks this engine for an answer")
 
     def cancel(self, stream: EngineStream, choice: int | None = None, /) -> None:
@@ -164,6 +169,7 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
         experiments=Experiments(database, registry),
         exposures=Exposures(database),
         files=Files(database, home / "files", max_bytes=1 << 20),
+        batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         limits=LIMITS,

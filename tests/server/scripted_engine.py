@@ -13,13 +13,15 @@ from fastapi import APIRouter
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.feedback.interactions import Interaction, InteractionFilter
 from graftwork.adapters.prompts.tool_calls import HERMES
-from graftwork.server.engine.request import Delta, FinishReason
+from graftwork.server.engine.request import Delta, FinishReason, Request
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.routes import generation
 from graftwork.server.processes import SharedState
 from graftwork.server.transport.client import EngineClient
-from graftwork.server.transport.messages import EngineMessage, Frame, Generate, Hello
+from graftwork.server.transport.messages import Cancel, EngineMessage, Frame, Generate, Hello
 from tests.server.byte_tokens import EOS, ByteTokens
 from tests.server.fakes import World
 
@@ -30,12 +32,17 @@ ASK = {"model": "intents", "messages": [{"role": "user", "content": "hi"}], "max
 
 
 class StandInPrompts(ByteTokens):
-    """A byte is a token; a conversation is what was said last."""
+    """A byte is a token, and a 0 says that none was added; a conversation is what was said last."""
 
     eos_token_ids = (EOS,)
 
-    def encode(self, text: str, *, max_length: int | None = None) -> list[int]:
-        return list(text.encode())
+    def encode(self, text: str, *, max_length: int | None = None, add_special_tokens: bool = True) -> list[int]:
+        return [*([] if add_special_tokens else [0]), *text.encode()]
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), add_generation_prompt: bool = True
+    ) -> str:
+        return messages[-1]["content"] + (">" if add_generation_prompt else "")
 
     tool_call_format = HERMES
 
@@ -46,11 +53,16 @@ class StandInPrompts(ByteTokens):
 
 
 class ScriptedEngine:
-    """Repeats the prompt, a byte a frame, and ends; ``fail`` fails after a byte, ``stall`` says no more after one."""
+    """Repeats the prompt, a byte a frame, and ends; ``fail`` fails after a byte, ``stall`` says no more after one.
+
+    A prompt that is to be pooled becomes (its length, its last byte), or what ``fail`` and ``stall`` say.
+    """
 
     def __init__(self, board: SharedState) -> None:
         self.link = EngineClient(board, max_open=8, canary_prompt=[1])
         self.queued = 0.0  # seconds
+        self.asked: list[Request] = []
+        self.cancelled: list[str] = []
 
     def connect(self, max_length: int = 64) -> None:
         self.link.receive(self, Frame(hello=Hello(os.getpid(), {"quantize": "int8", "max_length": max_length})))
@@ -58,7 +70,11 @@ class ScriptedEngine:
     def send(self, message: EngineMessage) -> None:
         if isinstance(message, Generate):
             for request in message.requests:
-                asyncio.get_running_loop().call_soon(self.answer, request.id, bytes(request.prompt))
+                self.asked.append(request)
+                tell = self.answer if request.sampling.pooling is None else self.embed
+                asyncio.get_running_loop().call_soon(tell, request.id, bytes(request.prompt))
+        elif isinstance(message, Cancel):
+            self.cancelled += message.request_ids
 
     def close(self) -> None: ...
 
@@ -71,6 +87,13 @@ class ScriptedEngine:
         for delta in deltas:
             self.link.receive(self, Frame([delta]))
 
+    def embed(self, id: str, prompt: bytes) -> None:
+        delta = Delta(id, embedding=[float(len(prompt)), float(prompt[-1])], finish_reason=FinishReason.LENGTH)
+        if prompt == b"fail":
+            delta = Delta(id, finish_reason=FinishReason.ERROR, error="it broke")
+        if prompt != b"stall":
+            self.link.receive(self, Frame([delta]))
+
 
 class GatewayHarness:
     """A world with a gateway, and a client in the same event loop."""
@@ -80,18 +103,28 @@ class GatewayHarness:
         self.records = world.services.records
         self.engine = ScriptedEngine(SharedState(1))
         services = world.services
+        router = ModelRouter(services.base, services.registry, services.experiments)
+        stand_in: Any = StandInPrompts()
+        tokenization = Tokenization(services.base, self.engine.link, stand_in, router)
         self.gateway = GenerationService(
             base=services.base,
             engine=self.engine.link,
-            prompts=StandInPrompts(),  # type: ignore[arg-type]
-            router=ModelRouter(services.base, services.registry, services.experiments),
+            prompts=stand_in,
+            router=router,
             experiments=services.experiments,
             ids=self.records.ids,
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
         )
+        embedding_service = EmbeddingService(
+            engine=self.engine.link,
+            tokenization=tokenization,
+            router=router,
+            metrics=services.metrics,
+            traffic=services.traffic,
+        )
         routes = APIRouter()
-        generation.add(routes, services.authenticator, self.gateway, services.records)
+        generation.add(routes, services.authenticator, self.gateway, embedding_service, tokenization, services.records)
         world.app.include_router(routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")

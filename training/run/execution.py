@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from graftwork.adapters.collector import collector_paused
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.run.card import Card, seal
 from graftwork.training.run.checkpoints import Checkpointing
@@ -72,7 +73,8 @@ def _published_when_complete(folder: Path) -> Iterator[Path]:
 def _train(
     run: TrainingRun, folder: Path, on_step: StepListener, checkpointing: Checkpointing | None, run_name: str
 ) -> RunMetrics:
-    from graftwork.training.run import trainer  # torch
+    with collector_paused():
+        from graftwork.training.run import trainer  # TRL
 
     return trainer.train(
         run.base,

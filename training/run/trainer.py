@@ -15,6 +15,8 @@ from typing import Any, Final
 from graftwork.training.run import tracking
 
 os.environ.update(tracking.SILENT)  # otherwise TRL sends telemetry for each run
+# Where bitsandbytes is installed PEFT imports it, and it torch's compiler: two seconds for what no run uses.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 import huggingface_hub.constants
 import peft
 import tokenizers

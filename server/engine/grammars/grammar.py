@@ -11,6 +11,7 @@ import re
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
+from graftwork.server.engine.grammars.numbers import bound_numbers
 from graftwork.server.engine.grammars.tool_calls import tool_calls_grammar
 from graftwork.server.engine.request import GrammarKind, ToolCallsSpec
 
@@ -114,14 +115,27 @@ def make_and_try_out(kind: GrammarKind, source: str) -> str:
     Raises:
         ProblemWithGrammar: It cannot be followed.
     """
+    if kind == "json":
+        return _try_bounded(source)
     if kind == "tool_calls":
-        for field, schema in ToolCallsSpec.from_json(source).schemas():  # each alone tells which is wrong
+        spec = ToolCallsSpec.from_json(source)
+        for field, schema in spec.schemas():  # each alone tells which is wrong
             try:
-                try_out(make_grammar("json", json.dumps(schema)))
+                _try_bounded(json.dumps(schema))
             except ProblemWithGrammar as problem:
                 raise ProblemWithGrammar(str(problem), field) from None
     try_out(make_grammar(kind, source, as_text=True))
     return make_grammar(kind, source)
+
+
+def _try_bounded(schema: str) -> str:
+    """The grammar of a JSON schema whose numbers are bounded, or as they are where that cannot be combined."""
+    try:
+        bounded = json.dumps(bound_numbers(json.loads(schema)), ensure_ascii=False)
+        try_out(grammar := make_grammar("json", bounded))
+    except (ProblemWithGrammar, RecursionError):
+        try_out(grammar := make_grammar("json", schema))
+    return grammar
 
 
 def try_out(grammar: str) -> None:

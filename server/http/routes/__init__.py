@@ -1,8 +1,9 @@
 """The routes, one module per noun, each with a function ``add(routes, services)``.
 
-Reading takes any key, changing adapters and reading users' texts an operator's, keys an admin's; health, readiness and
-the operator's page take none. Blocking calls run in threads. ``schemas`` describes the responses, ``edge`` words the
-errors. ``generation`` is added by ``GraftServer``, since it needs the engine.
+Reading takes any key, and so do batches and files of one's own; changing adapters and reading users' texts take an
+operator's, keys an admin's; health, readiness and the operator's page take none. Blocking calls run in threads.
+``schemas`` describes the responses, ``edge`` words the errors. ``generation`` is added by ``GraftServer``, since it
+needs the engine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse
 from graftwork.server.http.openapi import error_answer
 from graftwork.server.http.routes import (
     adapters,
+    batches,
     experiments,
     feedback,
     files,
@@ -36,6 +38,7 @@ NOUNS = (
     log_policies,
     experiments,
     files,
+    batches,
     jobs,
     learning_policies,
 )

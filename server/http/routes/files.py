@@ -1,6 +1,7 @@
-"""``/v1/files``: OpenAI's files, as far as fine-tuning needs them. They take an operator's key: they hold users' texts.
+"""``/v1/files``: OpenAI's files, as far as fine-tuning and batches need them.
 
-A response means that the file is durable. Rows are checked by the job that trains on them, which reports the lines.
+Files of batches take an app's key, which sees its own; all others take an operator's: they hold users' texts. An
+answer means that the file is durable. Its lines are checked by the job or batch that uses it, which reports them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
-from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.learning.files import MAX_PAGE, PURPOSES, File
+from graftwork.adapters.errors import Forbidden, InvalidRequest
+from graftwork.adapters.learning.files import MAX_PAGE, UPLOAD_PURPOSES, File, UploadPurpose
+from graftwork.adapters.names import quoted
 from graftwork.server.bodies import Label
 from graftwork.server.http.lists import Parameters, in_thread, page_body
 from graftwork.server.http.openapi import form_body
@@ -38,7 +40,7 @@ class FileForm(BaseModel):
     """The multipart form of an upload."""
 
     file: bytes
-    purpose: Literal["fine-tune"]
+    purpose: UploadPurpose
 
 
 class FilesParameters(Parameters):
@@ -52,55 +54,74 @@ class FilesParameters(Parameters):
 
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of files."""
-    files, jobs = services.files, services.jobs
-    operator = Depends(services.authenticator.require(Role.OPERATOR))
+    files, jobs, batches = services.files, services.jobs, services.batches
+    caller = Depends(services.authenticator.require(Role.APP))
 
     @routes.post("/v1/files", response_model=FileObject, openapi_extra=form_body(FileForm))
-    async def create_file(request: Request, who: Principal = operator) -> Response:
+    async def create_file(request: Request, who: Principal = caller) -> Response:
         request.state.max_body_bytes = files.max_bytes + SLACK_BYTES
         upload = await in_thread(files.upload)
         with upload:
             filename, fields = await receive_file(request, upload, file="file", fields=("purpose",))
-            if "purpose" not in fields:
-                raise InvalidRequest(
-                    "purpose is required: send fine-tune", param="purpose", code="missing_required_parameter"
-                )
-            if fields["purpose"] == PURPOSES[1]:
-                raise InvalidRequest(
-                    "results are written by jobs: upload files with the purpose fine-tune", param="purpose"
-                )
+            purpose = _purpose(fields.get("purpose"), who)
             file = await to_thread.run_sync(
-                lambda: files.keep(upload, filename=filename, purpose=fields["purpose"], key_id=who.key_id)
+                lambda: files.keep(upload, filename=filename, purpose=purpose, key_id=who.key_id)
             )
         log.info("%s uploaded %s (%d bytes)", who.name, file.id, file.num_bytes)
         return JSONResponse(show(file))
 
-    @routes.get("/v1/files", dependencies=[operator], response_model=ListObject[FileObject])
-    async def list_files(page: Annotated[FilesParameters, Query()]) -> Response:
+    @routes.get("/v1/files", response_model=ListObject[FileObject])
+    async def list_files(page: Annotated[FilesParameters, Query()], who: Principal = caller) -> Response:
         found = await in_thread(
-            files.find, purpose=page.purpose, after=page.after, limit=page.limit, ascending=page.order == "asc"
+            files.find,
+            purpose=page.purpose,
+            after=page.after,
+            limit=page.limit,
+            ascending=page.order == "asc",
+            owner=who.owner,
         )
         return JSONResponse(page_body(found, show))
 
-    @routes.get("/v1/files/{file_id}", dependencies=[operator], response_model=FileObject)
-    async def get_file(file_id: str) -> Response:
-        return JSONResponse(show(await in_thread(files.get, file_id)))
+    @routes.get("/v1/files/{file_id}", response_model=FileObject)
+    async def get_file(file_id: str, who: Principal = caller) -> Response:
+        return JSONResponse(show(await in_thread(files.get, file_id, owner=who.owner)))
 
-    @routes.get(
-        "/v1/files/{file_id}/content",
-        dependencies=[operator],
-        response_class=OctetStream,
-    )
-    async def get_content(file_id: str) -> Response:
-        file = await in_thread(files.get, file_id)
+    @routes.get("/v1/files/{file_id}/content", response_class=OctetStream)
+    async def get_content(file_id: str, who: Principal = caller) -> Response:
+        file = await in_thread(files.get, file_id, owner=who.owner)
         return OctetStream(files.path(file), media_type=OctetStream.media_type, filename=file.filename)
 
     @routes.delete("/v1/files/{file_id}", response_model=DeletedFileObject)
-    async def delete_file(file_id: str, who: Principal = operator) -> Response:
+    async def delete_file(file_id: str, who: Principal = caller) -> Response:
         in_use = await in_thread(jobs.unfinished_job_using, file_id)
-        file = await in_thread(files.delete, file_id, in_use=in_use)
+        in_use = in_use or await in_thread(batches.unfinished_batch_using, file_id)
+        file = await in_thread(files.delete, file_id, in_use=in_use, owner=who.owner)
         log.info("%s deleted %s", who.name, file.id)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
+
+
+def _purpose(given: str | None, who: Principal) -> UploadPurpose:
+    """What a file is uploaded for.
+
+    Raises:
+        InvalidRequest: The form does not say it, or it is not supported.
+        Forbidden: The caller may not upload files for it.
+    """
+    choices = "send fine-tune for rows to learn from, batch for the requests of a batch"
+    if given is None:
+        raise InvalidRequest(f"purpose is required: {choices}", param="purpose", code="missing_required_parameter")
+    for purpose in UPLOAD_PURPOSES:
+        if given == purpose:
+            if purpose != "batch" and who.role < Role.OPERATOR:
+                raise Forbidden(
+                    f"files of the purpose {purpose} take a key of role {Role.OPERATOR.value} or above, and yours is "
+                    f"{who.role.value}: ask an admin for one, or send batch"
+                )
+            return purpose
+    raise InvalidRequest(
+        f"the purpose {quoted(given)} is not supported for uploads: {choices}; results are written by the server",
+        param="purpose",
+    )
 
 
 def show(file: File) -> FileObject:

@@ -151,5 +151,7 @@ def _show_completion(completion: Completion) -> LoggedCompletionObject:
         "finish_reason": completion.finish_reason,
     }
     if completion.tool_calls:
-        shown["tool_calls"] = completion.tool_calls
+        shown["tool_calls"] = [
+            {"id": call["id"], "type": "function", "function": call["function"]} for call in completion.tool_calls
+        ]
     return shown

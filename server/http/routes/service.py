@@ -17,9 +17,10 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
 from graftwork.server.http.openapi import openapi_document
 from graftwork.server.http.routes.adapters import adapter_states, all_adapters, live_version, tier_of
-from graftwork.server.http.schemas.service import HealthObject, ReadinessObject
+from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, VersionObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
+from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.get("/health", response_model=HealthObject)
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
+
+    @routes.get("/version", response_model=VersionObject)
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
 
     @routes.get(
         "/ready", response_model=ReadinessObject, responses={503: {"model": ReadinessObject, "description": "Not yet"}}

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 
 class FileObject(TypedDict):
-    """An uploaded file, or the results of a job."""
+    """An uploaded file, or the results of a job or batch."""
 
     id: str
     object: Literal["file"]

@@ -8,6 +8,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from graftwork.server.http.schemas.feedback import FeedbackObject
+from graftwork.server.http.schemas.generation.chat import ToolCallObject
 
 
 class LoggedCompletionObject(TypedDict):
@@ -16,7 +17,7 @@ class LoggedCompletionObject(TypedDict):
     index: int
     text: str
     finish_reason: str | None
-    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_calls: NotRequired[Sequence[ToolCallObject]]
 
 
 class LoggedUsageObject(TypedDict):

@@ -21,6 +21,12 @@ class ReadinessObject(TypedDict):
     base: str
 
 
+class VersionObject(TypedDict):
+    """The server's version."""
+
+    version: str
+
+
 class ModelObject(TypedDict):
     """The base, with ``graftwork`` about how it was loaded; or an adapter, version or alias, whose ``parent`` it is.
 

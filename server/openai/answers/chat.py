@@ -75,14 +75,13 @@ def chat_choices(
     request: ChatCompletionRequest, vocabulary: Vocabulary, tool_calls: ToolCallFormat | None
 ) -> list[GeneratedChoice]:
     """The choices of a chat before they are generated. ``tool_calls`` as ``ChatAnswer`` takes it."""
-    parallel = request.parallel_tool_calls is not False
     return [
         GeneratedChoice(
             index,
             vocabulary.tokens,
             stop=request.stop,
             scored=bool(request.logprobs),
-            calls=ToolCallParser(tool_calls, parallel=parallel) if tool_calls else None,
+            calls=ToolCallParser(tool_calls, parallel=request.takes_several_calls) if tool_calls else None,
             visible=frozenset(tool_calls.tokens.values() if tool_calls else ()),
         )
         for index in range(request.choices)

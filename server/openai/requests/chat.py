@@ -31,6 +31,7 @@ from graftwork.server.openai.requests.structured_output import GrammarSource
 from graftwork.server.openai.requests.tools import (
     MAX_TOOLS,
     MessageToolCall,
+    NamedTool,
     Tool,
     ToolChoice,
     check_names,
@@ -168,13 +169,19 @@ class ChatCompletionRequest(GenerationRequest):
         """The tools that the answer may call, as ``Prompts.chat`` takes them."""
         return [] if self.tool_choice == "none" else [tool.as_json() for tool in self.tools or ()]
 
+    @property
+    def takes_several_calls(self) -> bool:
+        """Whether an answer may have more than one call. A function that is named is called once, as at OpenAI."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
+
     def grammar_source(self, tool_calls: ToolCallFormat) -> GrammarSource | None:
         """See ``GenerationRequest.grammar_source``."""
         answer = super().grammar_source(tool_calls)
         if not self.tools or self.tool_choice == "none":
             return answer
-        parallel = self.parallel_tool_calls is not False
-        return tool_calls_source(self.tools, self.tool_choice, tool_calls, parallel=parallel, answer=answer)
+        return tool_calls_source(
+            self.tools, self.tool_choice, tool_calls, parallel=self.takes_several_calls, answer=answer
+        )
 
     def with_arm(self, arm: Arm) -> Self:
         """See ``GenerationRequest.with_arm``; the arm's system message replaces the conversation's."""

@@ -5,61 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import (
-    Field,
-    PlainValidator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from graftwork.adapters.errors import InvalidRequest
-from graftwork.server.bodies import body_error, field_error, json_type, only_off, reject_nul, short_repr
-from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
+from graftwork.server.bodies import field_error, only_off
+from graftwork.server.openai.requests.generation import (
+    INT64_MAX,
+    MAX_TOP_LOGPROBS,
+    GenerationRequest,
+    check_token_ids,
+)
+from graftwork.server.openai.requests.prompts import Prompt, prompts_field
 
 MAX_PROMPTS = 32
-MAX_PROMPT_TOKENS = 2**20  # more than any model's context: the model is not resolved yet
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default
-
-Prompt = str | tuple[int, ...]
-"""A text or token ids."""
-
-_PROMPT_FORMS: Any = str | list[str] | list[int] | list[list[int]]
-"""For the OpenAPI document."""
-
-
-def _prompts(value: Any) -> tuple[Prompt, ...]:
-    """Parse the four forms of ``prompt`` into one."""
-    if isinstance(value, str):
-        return (reject_nul(value),)
-    if not isinstance(value, list):
-        raise body_error("invalid_type", f"must be a string, token ids, or a list of either, not {json_type(value)}")
-    if not value:
-        raise body_error("invalid_value", "is an empty list: give at least one prompt")
-    if type(value[0]) is int:
-        return (_token_ids("", value),)
-    if len(value) > MAX_PROMPTS:
-        raise body_error("invalid_value", f"takes at most {MAX_PROMPTS} prompts in one request, got {len(value)}")
-    if all(isinstance(item, str) for item in value):
-        return tuple(map(reject_nul, value))
-    if all(isinstance(item, list) for item in value):
-        return tuple(_token_ids(f"[{index}]", item) for index, item in enumerate(value))
-    raise body_error("invalid_type", "must not mix kinds: a list of strings, of token ids, or of lists of token ids")
-
-
-def _token_ids(where: str, value: list[Any]) -> tuple[int, ...]:
-    if not value:
-        raise body_error("invalid_value", f"{where} is an empty list of token ids: give at least one")
-    if len(value) > MAX_PROMPT_TOKENS:
-        raise body_error("invalid_value", f"{where} has {len(value)} token ids: no model here takes that many")
-    for index, item in enumerate(value):
-        if type(item) is not int or item < 0:
-            raise body_error("invalid_type", f"{where}[{index}] must be a token id, not {short_repr(item)}")
-    return tuple(value)
 
 
 class CompletionRequest(GenerationRequest):
     """The body of ``POST /v1/completions``."""
 
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts, json_schema_input_type=_PROMPT_FORMS)]
+    prompt: Annotated[tuple[Prompt, ...], prompts_field(most=MAX_PROMPTS, noun="prompts")]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None
@@ -77,6 +41,11 @@ class CompletionRequest(GenerationRequest):
             raise field_error("best_of", "unsupported_parameter", "is not supported beyond n: leave it out")
         return self
 
+    @property
+    def num_answers(self) -> int:
+        """Those of every prompt."""
+        return self.choices * len(self.prompt)
+
     def logged_prompt(self) -> dict[str, Any]:
         """``{"prompt": […]}``."""
         return {"prompt": [prompt if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]}
@@ -93,12 +62,7 @@ class CompletionRequest(GenerationRequest):
         """
         tokens = [tuple(encode(prompt)) if isinstance(prompt, str) else prompt for prompt in self.prompt]
         for ids in tokens:
-            if (largest := max(ids, default=0)) >= vocab_size:
-                raise InvalidRequest(
-                    f"the prompt has token id {short_repr(largest)}, but this model's ids go "
-                    f"from 0 to {vocab_size - 1}",
-                    param="prompt",
-                )
+            check_token_ids("prompt", ids, vocab_size)
         return tokens
 
     def _default_tokens(self, left: int) -> int:

@@ -6,7 +6,7 @@ A new sampling parameter begins here.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -108,6 +108,24 @@ _NOT_SAMPLING = {
 }
 
 
+def check_token_ids(param: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Check that a base has these tokens.
+
+    Args:
+        param: Where they stand in the body.
+        ids: Token ids.
+        vocab_size: The base's.
+
+    Raises:
+        InvalidRequest: It lacks one.
+    """
+    if (largest := max(ids, default=0)) >= vocab_size:
+        raise InvalidRequest(
+            f"{param} has token id {short_repr(largest)}, but this model's ids go from 0 to {vocab_size - 1}",
+            param=param,
+        )
+
+
 class StreamOptions(StrictModel):
     """OpenAI's options of a stream."""
 
@@ -176,6 +194,16 @@ class GenerationRequest(StrictModel):
         return self.n or 1
 
     @property
+    def num_answers(self) -> int:
+        """How many answers the engine computes for the whole request."""
+        return self.choices
+
+    @property
+    def session(self) -> str | None:
+        """The conversation or visitor that the metadata name, for experiments."""
+        return (self.metadata or {}).get("session") or None
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -235,11 +263,8 @@ class GenerationRequest(StrictModel):
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Refuse what names a token that the vocabulary does not have. Raises :class:`InvalidRequest`."""
-        for param, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids or ())):
-            if (largest := max(ids, default=0)) >= vocab_size:
-                raise InvalidRequest(
-                    f"{param} has token id {largest}, but this model's ids go from 0 to {vocab_size - 1}", param=param
-                )
+        check_token_ids("logit_bias", self.logit_bias or (), vocab_size)
+        check_token_ids("stop_token_ids", self.stop_token_ids or (), vocab_size)
 
     def sampling_params(
         self,

@@ -256,6 +256,11 @@ class ResponsesRequest(StrictModel):
         return parse_value(ChatCompletionRequest, {name: value for name, value in fields.items() if value is not None})
 
     @property
+    def num_answers(self) -> int:
+        """How many answers the engine computes for it: one."""
+        return 1
+
+    @property
     def wants_logprobs(self) -> bool:
         """Whether the response shows log-probabilities."""
         return _LOGPROBS in (self.include or ()) or bool(self.top_logprobs)

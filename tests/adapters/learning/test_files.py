@@ -71,7 +71,6 @@ def test_a_file_is_stored_listed_read_and_deleted(files: Files) -> None:
         (b" \n\n", "rows.jsonl", {}, InvalidRequest),
         (b"not json\n", "rows.jsonl", {}, InvalidRequest),
         (b'"a string"\n', "rows.jsonl", {}, InvalidRequest),
-        (ROWS, "rows.jsonl", {"purpose": "assistants"}, InvalidRequest),
         (ROWS, "x" * 300, {}, InvalidRequest),
         (ROWS * 100, "rows.jsonl", {}, TooLarge),
     ],

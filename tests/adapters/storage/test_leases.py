@@ -78,6 +78,16 @@ def test_who_does_not_renew_loses_it_and_finds_out(leases: Leases, database: Dat
     assert longer.expires_at > theirs.expires_at
 
 
+def test_a_lease_of_a_wrong_clock_is_not_waited_for(leases: Leases, database: Database) -> None:
+    assert leases.acquire("keeper", "dead", seconds=15) is not None
+    with database.write() as connection:
+        connection.execute(text("UPDATE leases SET expires_at = '2099-01-01T00:00:00.000000Z'"))
+    theirs = leases.acquire("keeper", "b", seconds=15)
+    assert theirs is not None
+    assert theirs.token == 2
+    assert theirs.expires_at.timestamp() - time.time() == pytest.approx(15, abs=5)
+
+
 def test_being_refused_writes_nothing(leases: Leases, database: Database) -> None:
     leases.acquire("keeper", "a", seconds=60)
     before = database.data_version()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +13,14 @@ import psutil
 import pytest
 from rich.console import Console
 
+from graftwork.adapters.base import BaseInfo
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.demo.display import LoopDisplay, render_result
 from graftwork.clients.demo.loop import DemoLoop, DemoSizes
 from graftwork.clients.demo.processes import DemoProcesses
 from graftwork.clients.demo.queries import read, split_queries
 from graftwork.clients.errors import InvalidArgumentError
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, make_home
 from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.server_process import Server, environment, eventually
 
@@ -100,10 +100,8 @@ def servers_on(home: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def own_home(home: Path, tmp_path: Path) -> Path:
-    """A home that has the embedded base already."""
-    shutil.copytree(home / "base", tmp_path / "home" / "base", symlinks=True)
-    return tmp_path / "home"
+def own_home(embedded_base: BaseInfo, tmp_path: Path) -> Path:
+    return make_home(tmp_path / "home", embedded_base)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

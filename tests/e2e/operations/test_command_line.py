@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.peft_folders import SmallAdapters
 from tests.e2e.requests import PROMPT, ask
-from tests.e2e.server_process import BASE, Server, environment, free_port
+from tests.e2e.server_process import BASE, Server, environment, free_port, refused
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -149,3 +149,10 @@ def test_the_python_client(server: Server, adapters: tuple[str, ...]) -> None:
         assert version.rank == 16
         assert not version.verified
         assert "graftwork_requests_total" in client.metrics()
+
+
+def test_one_server_a_home(server: Server) -> None:
+    said = refused("--port", str(free_port()), home=server.home, seconds=30)
+    assert "already running" in said
+    assert str(server.process.pid) in said
+    assert server.status() == 200

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import openai
@@ -100,6 +103,53 @@ def test_the_main_process_is_killed(new_server: MakeServer, small: SmallAdapters
             assert again.adapter == answer.adapter
             assert again.text == answer.text
     assert server.stop() == 0
+
+
+def test_the_server_is_killed_in_the_middle_of_a_batch(new_server: MakeServer) -> None:
+    """What was answered and stored by then is not computed again; everything stands in the output file, once."""
+    server = new_server().start_and_wait()
+    body = {"model": BASE, "max_tokens": 12, "ignore_eos": True}
+    lines = [
+        {
+            "custom_id": f"request-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {**body, "messages": [{"role": "user", "content": f"Count from {number}."}]},
+        }
+        for number in range(60)
+    ]
+    with server.openai() as client:
+        file = client.files.create(file=("a.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+        id = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+        eventually(lambda: completed(client, id) >= 5, 120, "some are answered")
+        server.worker.kill()  # the engine's alone, first
+        server.wait_until_ready()
+        eventually(lambda: completed(client, id) >= 20, 120, "more are answered")
+        server.process.kill()
+        server.wait(seconds=2)
+    with closing(sqlite3.connect(server.home / "graftwork.db")) as database:
+        stored = {line: json.loads(said) for line, said in database.execute("SELECT line, content FROM batch_results")}
+    assert 20 <= len(stored) < 60
+
+    server.start_and_wait()
+    with server.openai() as client:
+        eventually(lambda: client.batches.retrieve(id).status == "completed", 120, "the batch is completed")
+        batch = client.batches.retrieve(id)
+        assert batch.request_counts is not None
+        assert (batch.request_counts.total, batch.request_counts.completed, batch.error_file_id) == (60, 60, None)
+        assert batch.output_file_id is not None
+        results = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [result["custom_id"] for result in results] == [f"request-{number}" for number in range(60)]
+    assert len({result["response"]["body"]["id"] for result in results}) == 60
+    assert {line: results[line - 1] for line in stored} == stored
+    assert {result["response"]["body"]["usage"]["completion_tokens"] for result in results} == {12}
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def completed(client: openai.OpenAI, id: str) -> int:
+    counts = client.batches.retrieve(id).request_counts
+    return 0 if counts is None else counts.completed
 
 
 @pytest.mark.slow

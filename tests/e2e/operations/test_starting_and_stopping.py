@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 
 from tests.e2e.conftest import MakeServer
 from tests.e2e.requests import OpenStream, ask
-from tests.e2e.server_process import BASE, START_SECONDS, Server, command, environment, eventually, free_port
+from tests.e2e.server_process import BASE, eventually, get, refused
 
 
 def test_from_the_first_second_to_the_last(new_server: MakeServer) -> None:
     """It listens before it can answer, says so, answers, is told to go, and lets open answers finish."""
     server = new_server("--drain-seconds", "120").start()
     eventually(lambda: server.status() is not None, 60, "it listens")
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    starting = httpx.get(f"{server.url}/ready")
+    assert get(f"{server.url}/health").status_code == 200
+    starting = get(f"{server.url}/ready")
     assert (starting.status_code, starting.json()["status"]) == (503, "starting")
     assert starting.headers["retry-after"]
     with server.openai() as client:
@@ -36,7 +34,7 @@ def test_from_the_first_second_to_the_last(new_server: MakeServer) -> None:
         whole = openai.OpenAI(**server.openai_options())
         server.send(signal.SIGTERM)
         eventually(lambda: server.status() == 503, 5, "it drains")
-        assert httpx.get(f"{server.url}/ready").json()["status"] == "draining"
+        assert get(f"{server.url}/ready").json()["status"] == "draining"
         with whole, pytest.raises(openai.InternalServerError, match="shutting down"):
             ask(whole, BASE)
         for stream in streams:
@@ -80,23 +78,6 @@ def test_stopped_while_it_starts(new_server: MakeServer) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- what cannot start
-
-
-def refused(*flags: str, home: Path, changes: dict[str, str] | None = None, seconds: float = START_SECONDS) -> str:
-    """What ``graftwork serve`` says on standard error before it ends with an error, by itself and in time."""
-    done = subprocess.run(
-        command(home, *flags), env=environment(changes), capture_output=True, text=True, timeout=seconds, check=False
-    )
-    assert done.returncode not in (0, None), done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def test_one_server_a_home(server: Server) -> None:
-    said = refused("--port", str(free_port()), home=server.home, seconds=30)
-    assert "already running" in said
-    assert str(server.process.pid) in said
-    assert server.status() == 200
 
 
 def test_a_port_that_is_taken(new_server: MakeServer) -> None:

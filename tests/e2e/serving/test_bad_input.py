@@ -1,7 +1,7 @@
 """What strangers send, against the real server: refused with words that help, and nothing has changed afterwards.
 
-Every case is checked for both: the database row by row, the artifact store file by file. That the engine has not minded
-is seen at the end, and by the log, which holds no traceback when the shared server has stopped.
+Every case is checked for both: the database row by row, artifacts and uploads file by file. That the engine has not
+minded is seen at the end, and by the log, which holds no traceback when the shared server has stopped.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.e2e.server_process import BASE, Server
 
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
+EMBED = "/v1/embeddings"
 PUSH = "/v1/adapters/intents/versions"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -62,6 +63,15 @@ def raw(id: str, code: str, says: str, content: bytes | str, status: int = 400, 
 
 def complete(id: str, code: str, says: str, **body: Any) -> Case:
     return Case(id, 400, code, says, COMPLETE, {"json": {"model": BASE, "prompt": "hi", "max_tokens": 4, **body}})
+
+
+def embed(id: str, code: str, says: str, status: int = 400, **body: Any) -> Case:
+    """An embedding request that is right but for ``body``."""
+    return Case(id, status, code, says, EMBED, {"json": {"model": BASE, "input": "hi", **body}})
+
+
+def tokens(id: str, code: str, says: str, path: str = "/tokenize", status: int = 400, **body: Any) -> Case:
+    return Case(id, status, code, says, path, {"json": body})
 
 
 #: It takes minutes to compute what such a number looks like.
@@ -140,6 +150,48 @@ GENERATION = [
 ]
 
 
+EMBEDDINGS = [
+    raw("embed nothing", "invalid_json", "empty", b"", path=EMBED),
+    Case("embed without a model", 400, "missing_required_parameter", "model", EMBED, {"json": {"input": "hi"}}),
+    Case("embed no input", 400, "missing_required_parameter", "input", EMBED, {"json": {"model": BASE}}),
+    embed("embed for an unknown model", "model_not_found", "intents", status=404, model="intends"),
+    embed("embed for an unknown version", "model_not_found", "intents", status=404, model="intents@99"),
+    embed("embed an object", "invalid_type", "input must be a string", input={"text": "hi"}),
+    embed("embed an empty list", "invalid_value", "empty list", input=[]),
+    embed("embed an empty text", "invalid_value", "input has no tokens", input=""),
+    embed("embed an empty text among others", "invalid_value", "input[1] has no tokens", input=["hi", ""]),
+    embed("embed no token ids", "invalid_value", "[1] is an empty list", input=[[1], []]),
+    embed("embed a mix", "invalid_type", "must not mix", input=["hi", [1]]),
+    embed("embed half a token", "invalid_type", "token id", input=[1, 2.5]),
+    embed("embed an unknown token", "invalid_value", "input[1] has token id 49152", input=[[1], [49152]]),
+    embed("embed a NUL", "invalid_value", "NUL", input="a\0b"),
+    embed("embed too many texts", "invalid_value", "at most 2048 inputs", input=["x"] * 2049),
+    embed("embed too long a text", "context_length_exceeded", "input[1]", input=["hi", "word " * 9000]),
+    embed("embed far too long a text", "context_length_exceeded", "input: the prompt", input="word " * 1_000_000),
+    embed("embed too many token ids", "context_length_exceeded", "8192", input=[7] * 8193),
+    embed("embed too much in all", "invalid_value", "300000", input=[[7] * 8192] * 40),
+    embed("embed to a part", "unsupported_parameter", "Matryoshka", dimensions=64),
+    embed("embed to no dimension", "invalid_value", "at least 1", dimensions=0),
+    embed("embed in hexadecimal", "invalid_value", "'float' or 'base64'", encoding_format="hex"),
+    embed("embed by the greatest", "invalid_value", "'mean' or 'last'", pooling="max"),
+    embed("embed without a length", "unsupported_parameter", "length 1", normalize=False),
+    embed("embed what is cut off", "unsupported_parameter", "nothing is cut off", truncate_prompt_tokens=10),
+    embed("embed with a temperature", "unknown_parameter", "temperature", temperature=1),
+    embed("embed for a list of users", "invalid_type", "user", user=["ann"]),
+    tokens("tokenize nothing", "invalid_value", "prompt is required"),
+    tokens("tokenize two things", "invalid_value", "both given", prompt="a", messages=user("a")),
+    tokens("tokenize a list", "invalid_type", "prompt must be a string", prompt=["a"]),
+    tokens("tokenize a book", "invalid_value", "at most 1048576", prompt="word " * 300_000),
+    tokens("tokenize a NUL", "invalid_value", "NUL", prompt="a\0b"),
+    tokens("tokenize for an unknown model", "model_not_found", "intents", status=404, model="intends", prompt="a"),
+    tokens("tokenize a picture", "unsupported_parameter", "text", messages=user([{"type": "image_url"}])),
+    tokens("detokenize nothing", "missing_required_parameter", "tokens", path="/detokenize"),
+    tokens("detokenize a text", "invalid_type", "token ids", path="/detokenize", tokens="hi"),
+    tokens("detokenize an unknown token", "invalid_value", "0 to 49151", path="/detokenize", tokens=[49152]),
+    tokens("detokenize too many", "invalid_value", "at most 131072", path="/detokenize", tokens=[1] * 140_000),
+]
+
+
 def route(id: str, status: int, code: str, says: str, method: str, path: str, **send: Any) -> Case:
     return Case(id, status, code, says, path, send, method)
 
@@ -148,6 +200,7 @@ ALIAS = "/v1/adapters/intents/aliases/live"
 ROUTES = [
     route("unknown route", 404, "unknown_url", "check the address", "GET", "/v1/nothing"),
     route("unknown method", 405, "method_not_allowed", "takes POST", "DELETE", CHAT),
+    route("embeddings are not got", 405, "method_not_allowed", "takes POST", "GET", "/v1/embeddings"),
     route("a page above", 404, "unknown_url", "check the address", "GET", "/v1/../../etc/passwd"),
     route("unknown model", 404, "model_not_found", "intents", "GET", "/v1/models/intends"),
     route("unknown adapter", 404, "adapter_not_found", "intents", "GET", "/v1/adapters/intends"),
@@ -190,6 +243,62 @@ ROUTES = [
 ]  # fmt: skip
 
 
+BATCHES, FILES = "/v1/batches", "/v1/files"
+
+
+def batch(id: str, code: str, says: str, **body: Any) -> Case:
+    """A batch that is right but for ``body``, of a file that is not there."""
+    right = {"input_file_id": "file-nothing", "endpoint": CHAT, "completion_window": "24h"}
+    send = {"json": {name: value for name, value in {**right, **body}.items() if value is not ...}}
+    return Case(id, 400, code, says, BATCHES, send)
+
+
+def requests(id: str, code: str, says: str, content: bytes, purpose: str = "batch", name: str = "a.jsonl") -> Case:
+    """An upload of a batch's requests."""
+    send = {"files": {"file": (name, content)}, "data": {"purpose": purpose} if purpose else {}}
+    return Case(id, 400, code, says, FILES, send)
+
+
+BATCH = [
+    raw("a batch of no body", "invalid_json", "empty", b"", path=BATCHES),
+    raw("half a batch", "invalid_json", "JSON", b'{"endpoint": ', path=BATCHES),
+    raw("a list for a batch", "invalid_type", "an object", b"[]", path=BATCHES),
+    raw("a batch nested without end", "invalid_json", "JSON", b'{"metadata": ' + b"[" * 100_000, path=BATCHES),
+    batch("no file", "missing_required_parameter", "input_file_id", input_file_id=...),
+    batch("a file that is not there", "file_not_found", "no file"),
+    batch("a path for a file", "file_not_found", "no file", input_file_id="../../graftwork.db"),
+    batch("a file of nothing", "invalid_value", "input_file_id", input_file_id=""),
+    batch("a file of another type", "invalid_type", "string", input_file_id=["file-x"]),
+    batch("a file without end", "invalid_value", "too long", input_file_id="x" * 10_000),
+    batch("a NUL in a file", "invalid_value", "NUL", input_file_id="file\0"),
+    batch("no endpoint", "missing_required_parameter", "endpoint", endpoint=...),
+    batch("an endpoint without batches", "invalid_value", CHAT, endpoint="/v1/batches"),
+    batch("an endpoint elsewhere", "invalid_value", CHAT, endpoint=f"http://127.0.0.1{CHAT}"),
+    batch("no window", "missing_required_parameter", "completion_window", completion_window=...),
+    batch("another window", "invalid_value", "24h", completion_window="7d"),
+    batch("metadata of numbers", "invalid_type", "string", metadata={"a": 1}),
+    batch("too much metadata", "invalid_value", "16", metadata={str(number): "" for number in range(17)}),
+    batch("files that go by themselves", "unsupported_parameter", "deleted",
+          output_expires_after={"anchor": "created_at", "seconds": 3600}),
+    batch("misspelt", "unknown_parameter", "did you mean endpoint", endpiont=CHAT),
+    requests("an empty file", "empty_file", "empty", b""),
+    requests("a file of blanks", "empty_file", "empty", b"\n\n \n"),
+    requests("a file that is no JSON", "invalid_file", "line 1", b"hello\n"),
+    requests("a file of a text", "invalid_file", "line 1", b'"hello"\n'),
+    requests("a file for nothing", "missing_required_parameter", "batch", b"{}\n", purpose=""),
+    requests("a file for an assistant", "invalid_value", "batch", b"{}\n", purpose="assistants"),
+    requests("a result from outside", "invalid_value", "written by the server", b"{}\n", purpose="batch_output"),
+    requests("a name without end", "invalid_value", "shorten", b"{}\n", name="x" * 1000),
+    route("a batch that is not there", 404, "batch_not_found", "no batch", "GET", f"{BATCHES}/batch_x"),
+    route("cancel what is not there", 404, "batch_not_found", "no batch", "POST", f"{BATCHES}/batch_x/cancel"),
+    route("batches behind none", 400, "invalid_value", "after", "GET", f"{BATCHES}?after=batch_x"),
+    route("a page of too many batches", 400, "invalid_value", "limit", "GET", f"{BATCHES}?limit=1000"),
+    route("batches by a parameter that is none", 400, "unknown_parameter", "status", "GET", f"{BATCHES}?status=failed"),
+    route("delete a batch", 405, "method_not_allowed", "takes GET", "DELETE", f"{BATCHES}/batch_x"),
+    route("the content of no file", 404, "file_not_found", "no file", "GET", f"{FILES}/file-x/content"),
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -213,13 +322,14 @@ def unchanged(server: Server) -> Iterator[None]:
 
 
 def state(home: Path) -> tuple[list[Any], list[Any]]:
-    """Every row of the database, every file of the artifact store."""
+    """Every row of the database, every file of the artifact store and of uploads."""
     with closing(sqlite3.connect(f"file:{home / 'graftwork.db'}?mode=ro", uri=True)) as database:
         # Leases are the server's own heartbeat.
         query = "select name from sqlite_master where type = 'table' and name != 'leases'"
         tables = [name for (name,) in database.execute(query)]
         rows = [(table, row) for table in sorted(tables) for row in database.execute(f'select * from "{table}"')]
-    files = [(str(path), path.stat().st_size) for path in sorted((home / "artifacts").rglob("*"))]
+    folders = (home / "artifacts", home / "files")
+    files = [(str(path), path.stat().st_size) for folder in folders for path in sorted(folder.rglob("*"))]
     return rows, files
 
 
@@ -233,7 +343,7 @@ def check(answer: httpx.Response, status: int, code: str | None, says: str) -> N
     assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("case", [*GENERATION, *ROUTES], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*GENERATION, *EMBEDDINGS, *ROUTES, *BATCH], ids=lambda case: case.id)
 def test_requests(http: httpx.Client, case: Case) -> None:
     check(http.request(case.method, case.path, **case.send), case.status, case.code, case.says)
 

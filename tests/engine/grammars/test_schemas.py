@@ -12,7 +12,15 @@ from llguidance import LLMatcher
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.server.engine.grammars.grammar import LIMITS, WHITESPACE, ProblemWithGrammar, make_grammar, try_out
+from graftwork.server.engine.grammars.grammar import (
+    LIMITS,
+    WHITESPACE,
+    ProblemWithGrammar,
+    make_and_try_out,
+    make_grammar,
+    try_out,
+)
+from graftwork.server.engine.grammars.numbers import bound_numbers
 from graftwork.server.engine.loading import load_grammar_tokenizer
 from graftwork.server.engine.request import FinishReason
 from tests.engine import zoo
@@ -132,3 +140,24 @@ def test_white_space_is_bounded(tiny_base: BaseInfo) -> None:
     assert not accepts('{"a":  [1]}')
     assert not accepts('{\n\n"a": [1]}')
     assert not accepts("{\n" + " " * 21 + '"a": [1]}')
+
+
+def test_numbers_come_to_an_end() -> None:
+    assert bound_numbers({"type": "integer"}) == {"type": "integer", "minimum": 1 - 2**53, "maximum": 2**53 - 1}
+    number = {"type": "number", "minimum": -(10**15), "maximum": 10**15, "multipleOf": 1e-9}
+    assert bound_numbers({"type": "number"}) == number
+    for same in (
+        {"type": "integer", "minimum": 2**60},
+        {"type": "number", "enum": [1e300]},
+        {"type": "string"},
+        {"properties": {"type": "integer"}},
+        True,
+    ):
+        assert bound_numbers(same) == same
+    nested = {"anyOf": [{"items": {"type": "number"}}], "$defs": {"a": {"properties": {"type": {"type": "number"}}}}}
+    assert bound_numbers(nested) == {
+        "anyOf": [{"items": number}],
+        "$defs": {"a": {"properties": {"type": number}}},
+    }
+    # Where a bound cannot be combined with the rest, the schema stays as it is.
+    assert make_and_try_out("json", '{"allOf": [{"type": "integer"}, {"minimum": 1e17}]}')

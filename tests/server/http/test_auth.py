@@ -8,7 +8,9 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.testclient import TestClient
 
-from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.keys import Keys, Role
+from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
+from graftwork.adapters.storage.database import Database
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from tests.server.fakes import ADMIN_KEY, World, make_world
@@ -109,6 +111,26 @@ def test_a_revoked_key_opens_nothing(locked: tuple[TestClient, World]) -> None:
     assert client.post("/app", headers=bearer(secret)).status_code == 200
     world.keys.revoke(key.id)
     assert client.post("/app", headers=bearer(secret)).status_code == 401
+
+
+def test_who_has_called_is_found_as_long_as_they_may_call(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    own = Principal("trainer", Role.OPERATOR, "trainer")
+    authenticator = Authenticator(world.keys, open_to_loopback=True, own=("secret-of-its-own", own))
+    assert authenticator.find("local") == LOCAL_PRINCIPAL
+    _, key = world.keys.create("desk", Role.ADMIN)
+    authenticator.recheck()
+    assert authenticator.find("local") is None, "a key is asked for now"
+    assert authenticator.find(key.id) == Principal("desk", Role.ADMIN, key.id)
+    assert authenticator.find("trainer") == own
+    assert authenticator.find("first-admin") is None
+    assert authenticator.find("0123456789ab") is None
+    world.keys.revoke(key.id)
+    assert authenticator.find(key.id) is None
+    first = Authenticator(Keys(Database(world.home / "graftwork.db"), admin_key=ADMIN_KEY), open_to_loopback=False)
+    found = first.find("first-admin")
+    assert found is not None
+    assert found.role is Role.ADMIN
 
 
 @pytest.mark.parametrize("headers", [{}, bearer("anything"), {"authorization": "Basic eA=="}])

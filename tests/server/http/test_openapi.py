@@ -13,7 +13,7 @@ from tests.server.documented import document
 from tests.server.fakes import make_world
 from tests.server.http_errors import HERE
 
-PUBLIC = {"/", "/health", "/ready", "/openapi.json"}
+PUBLIC = {"/", "/health", "/ready", "/version", "/openapi.json"}
 TEXTS = {"/": "text/html", "/metrics": "text/plain", "/v1/files/{file_id}/content": "application/octet-stream"}
 
 
@@ -38,7 +38,7 @@ def test_it_is_served_without_a_key(tmp_path: Path) -> None:
     generation = {path for path in document()["paths"] if path not in served["paths"]}  # there where the engine is
     assert generation == {
         *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens"),
-        *("/v1/responses", "/v1/responses/{response_id}"),
+        *("/v1/responses", "/v1/responses/{response_id}", "/v1/embeddings", "/tokenize", "/detokenize"),
     }
     assert set(served["paths"]) < set(document()["paths"])
 
@@ -66,7 +66,7 @@ def test_all_but_the_public_routes_ask_for_a_bearer_key() -> None:
 
 
 def test_every_route_describes_what_it_takes_and_answers() -> None:
-    bodiless = {"/v1/fine_tuning/jobs/{job_id}/cancel"}
+    bodiless = {"/v1/fine_tuning/jobs/{job_id}/cancel", "/v1/batches/{batch_id}/cancel"}
     for path, method, operation in operations():
         takes = operation.get("requestBody", {}).get("content", {})
         assert bool(takes) == (method in ("post", "put", "patch") and path not in bodiless), (method, path)

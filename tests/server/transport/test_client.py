@@ -105,6 +105,20 @@ async def test_a_full_queue(client: EngineClient) -> None:
         client.open([([1], GREEDY)], adapter=None)
 
 
+async def test_what_runs_in_the_background_takes_no_users_place(client: EngineClient) -> None:
+    await start(client)
+    background = client.open([([1], GREEDY)] * 4, adapter=None, background=True)
+    users = client.open([([1], GREEDY)] * 4, adapter=None)
+    with pytest.raises(Overloaded, match="4 answers"):
+        client.open([([1], GREEDY)], adapter=None)
+    client.open([([1], GREEDY)], adapter=None, background=True)
+    assert (client.num_open(), client.num_background()) == (9, 5)
+    client.cancel(background)
+    assert (client.num_open(), client.num_background()) == (5, 1)
+    client.cancel(users, 0)
+    client.open([([1], GREEDY)], adapter=None)
+
+
 async def test_when_the_worker_dies_its_answers_end_and_the_next_one_serves(client: EngineClient) -> None:
     worker = await start(client)
     stream = client.open([([1], GREEDY)], adapter=None)

@@ -5,7 +5,8 @@ below and nothing else (RMS norms before attention and MLP and perhaps after the
 norms of queries and keys). Llama, Mistral, Qwen2, Qwen3 and Gemma are. A check of the numbers comes on top: the same
 tokens through HF's own modules and through here must give nearly the same logits, else HF's modules are used.
 
-Shapes: T rows of a step, H hidden size, R rows that reach the head, V vocabulary, D head dimension.
+Shapes: T rows of a step, H hidden size, R rows that reach the head, V vocabulary, D head dimension, S rows whose hidden
+states are wanted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from graftwork.server.engine.backends.cpu.interface import (
     StepFields,
 )
 from graftwork.server.engine.backends.cpu.linear import CpuLinear
-from graftwork.server.engine.batch import Batch
+from graftwork.server.engine.batch import Batch, ForwardOutput
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.model.layers import Grafts
 from graftwork.server.engine.model.trace import ModelTrace
@@ -76,6 +77,10 @@ class RMSNorm:
             raise UnsupportedModel(f"a norm of type {type(module).__name__}")
         ones = torch.ones(1, weight.shape[0], dtype=torch.float32)
         return cls(weight=(module(ones)[0].float() * (1 + eps) ** 0.5).contiguous(), eps=eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalize x [..., width], float32; the kernels norm what they read themselves."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
 class CpuForward:
@@ -122,8 +127,8 @@ class CpuForward:
         self._final_norm = self._keep_norm(RMSNorm.from_module(_plain(body.norm)))
         self._logits = torch.empty(0, self._head.num_outputs)
 
-    def __call__(self, rows: Batch) -> Tensor:
-        """Logits [R, V] float32; they are overwritten by the next call."""
+    def __call__(self, rows: Batch) -> ForwardOutput:
+        """Compute a batch, in float32."""
         num_rows = len(rows.tokens)
         self._hidden[:num_rows] = self._embed(torch.tensor([rows.tokens]))[0]
         where = torch.tensor([rows.positions, rows.slots], dtype=torch.int32)
@@ -138,9 +143,11 @@ class CpuForward:
             adapters=adapters.fields,
         )
         self.context.run(self._ops, step)
-        return self._logits_of(rows)
+        hidden = self._final_norm(self._hidden[torch.tensor(rows.hidden_indices)]) if rows.hidden_indices else None
+        return ForwardOutput(self._logits_of(rows), hidden)
 
     def _logits_of(self, rows: Batch) -> Tensor:
+        """[R, V] float32; they are overwritten by the next call."""
         kept = len(rows.logits_indices)
         if kept > len(self._logits):
             self._logits = torch.empty(kept, self._head.num_outputs)
@@ -283,7 +290,7 @@ def mean_kl_divergence(decoder: CpuForward, trace: ModelTrace, cache: KVCache) -
     rows = Batch(tokens=tokens, positions=tokens, slots=[0] * len(tokens), logits_indices=tokens)
     cache.reset(0)
     cache.extend(0, len(tokens))
-    actual, expected = (torch.log_softmax(logits, dim=-1) for logits in (decoder(rows), trace.logits))
+    actual, expected = (torch.log_softmax(logits, dim=-1) for logits in (decoder(rows).logits, trace.logits))
     cache.reset(0)
     return float((expected.exp() * (expected - actual)).sum(-1).mean())
 

@@ -90,6 +90,9 @@ class StepFields(Structure):
 
 
 class SamplingFields(Structure):
+    """How a row's token is chosen: temperature 0 is the likeliest, ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off;
+    ``uniform`` is drawn from [0, 1)."""
+
     _fields_ = (
         ("temperature", c_float),
         ("top_p", c_float),

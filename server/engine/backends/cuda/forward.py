@@ -1,9 +1,9 @@
-"""From a step's tokens to logits on a GPU, through HF's own modules and our kernels.
+"""Computes a step on a GPU, through HF's own modules and our kernels.
 
 ``TritonForward`` launches kernel by kernel and computes any batch. ``CudaGraphForward`` replays captured graphs for
 steps in which every row decodes, and passes the others on.
 
-Shapes: T tokens in one packed row, R of them that reach the head, V vocabulary.
+Shapes: T tokens in one packed row, R of them that reach the head, V vocabulary, S whose hidden states are wanted.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from graftwork.server.engine.backends.cuda.tiles import (
     tile_runs,
     tile_short_runs,
 )
-from graftwork.server.engine.batch import Batch
+from graftwork.server.engine.batch import Batch, ForwardOutput
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.lora.plan import AdapterRun
+from graftwork.server.engine.model.causal_lm import CausalLM
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,12 @@ class TritonForward:
 
     def __init__(self, model: nn.Module, bank: LoraBank, cache: KVCache) -> None:
         self.model = model
+        self._causal_lm = CausalLM(model)
         self.bank = bank
         self.cache = cache
         self.device = cache.shape.device
 
-    def __call__(self, rows: Batch) -> Tensor:
+    def __call__(self, rows: Batch) -> ForwardOutput:
         body, head = tile_runs(rows.runs), tile_runs(rows.head_runs())
         lists: dict[str, Sequence[int]] = {
             "tokens": rows.tokens,
@@ -63,7 +65,8 @@ class TritonForward:
             "slots": rows.slots,
             "decoding": [row.token for row in rows.decoding],
             "chunks": tile_chunks([(chunk.token, chunk.token + chunk.count) for chunk in rows.chunks]),
-            "kept": rows.logits_indices or [0],
+            "kept": rows.logits_indices,
+            "hidden": rows.hidden_indices,
         }
         for place, cuts in (("body", body), ("head", head)):
             for index, tiles in enumerate(cuts):
@@ -85,8 +88,7 @@ class TritonForward:
             tiles=there["chunks"].view(-1, 2),
         )
         plans = plan("body", rows.runs, body), plan("head", rows.head_runs(), head)
-        logits = self.compute(there["tokens"], attention, *plans, there["kept"])
-        return logits[: len(rows.logits_indices)]
+        return self.compute(there["tokens"], attention, *plans, there["kept"], there["hidden"])
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -119,7 +121,8 @@ class TritonForward:
         plan: SegmentedPlan | None,
         head_plan: SegmentedPlan | None,
         kept: Tensor | None,
-    ) -> Tensor:
+        hidden: Tensor | None = None,
+    ) -> ForwardOutput:
         """Run the model on tensors that are on the device already.
 
         Args:
@@ -128,23 +131,14 @@ class TritonForward:
             plan: The adapters of all layers but the head; ``None`` without any.
             head_plan: Those of the rows that reach the head.
             kept: [R] tokens whose logits are computed; ``None``: all.
-
-        Returns:
-            Logits [R, V].
+            hidden: [S] tokens whose hidden states are returned.
         """
         self.bank.plan, self.bank.head_plan = plan, head_plan
         try:
             with use_device(self.device):
-                logits: Tensor = self.model(
-                    input_ids=tokens[None],
-                    position_ids=attention.positions[None],
-                    use_cache=False,
-                    logits_to_keep=0 if kept is None else kept,
-                    graft_attention=attention,
-                ).logits[0]
+                return self._causal_lm(tokens, attention.positions, attention, logits_at=kept, hidden_at=hidden)
         finally:
             self.bank.plan = self.bank.head_plan = None
-        return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +193,9 @@ class CudaGraphForward:
                     self._graphs[size, grafted] = self._record(size, grafted)
         log.info("captured %d graphs in %.1f s", len(self._graphs), time.perf_counter() - began)
 
-    def __call__(self, rows: Batch) -> Tensor:
+    def __call__(self, rows: Batch) -> ForwardOutput:
         logits = self._replay(rows)
-        return self._forward(rows) if logits is None else logits
+        return self._forward(rows) if logits is None else ForwardOutput(logits)
 
     def _replay(self, rows: Batch) -> Tensor | None:
         """Logits [rows, V], or ``None`` when no graph can compute this step."""
@@ -240,7 +234,9 @@ class CudaGraphForward:
             tiles=self._all_rows[:0],
         )
         tokens = inputs["tokens"][:size]
-        return CapturedGraph(*self._recorder.record(lambda: self._forward.compute(tokens, attention, plan, None, None)))
+        return CapturedGraph(
+            *self._recorder.record(lambda: self._forward.compute(tokens, attention, plan, None, None).logits)
+        )
 
     def _num_h_rows(self, size: int) -> int:
         return size * min(MAX_PAGES, self._forward.bank.num_pages)

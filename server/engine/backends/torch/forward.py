@@ -1,7 +1,4 @@
-"""From a batch to logits through Hugging Face's own modules: computes every architecture and every adapter.
-
-Shapes: T tokens in one packed row, R of them that reach the head, V vocabulary.
-"""
+"""Computes a batch through Hugging Face's own modules: every architecture and every adapter."""
 
 from __future__ import annotations
 
@@ -11,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.server.engine.backends.torch.attention import AttentionPlan
-from graftwork.server.engine.batch import Batch
+from graftwork.server.engine.batch import Batch, ForwardOutput
 from graftwork.server.engine.kv.cache import KVCache
 from graftwork.server.engine.lora.bank import LoraBank
 from graftwork.server.engine.lora.plan import AdapterRun, LoraPlan
+from graftwork.server.engine.model.causal_lm import CausalLM
 
 
 class TorchForward:
@@ -27,27 +25,29 @@ class TorchForward:
     """
 
     def __init__(self, model: nn.Module, bank: LoraBank, cache: KVCache) -> None:
-        self.model = model
+        self.model = CausalLM(model)
         self.bank = bank
         self.cache = cache
         self.device = cache.shape.device
 
-    def __call__(self, rows: Batch) -> Tensor:
+    def __call__(self, rows: Batch) -> ForwardOutput:
         where = torch.tensor([rows.positions, rows.slots], device=self.device)
         plan = AttentionPlan(self.cache, rows.decoding, rows.chunks, where[0], where[1])
         self.bank.plan = self._plan(rows.runs)
         self.bank.head_plan = self._plan(rows.head_runs())
         try:
-            logits: Tensor = self.model(
-                input_ids=torch.tensor([rows.tokens], device=self.device),
-                position_ids=where[0][None],
-                use_cache=False,
-                logits_to_keep=torch.tensor(rows.logits_indices or [0], device=self.device),
-                graft_attention=plan,
-            ).logits[0]
+            return self.model(
+                torch.tensor(rows.tokens, device=self.device),
+                where[0],
+                plan,
+                logits_at=self._indices(rows.logits_indices),
+                hidden_at=self._indices(rows.hidden_indices),
+            )
         finally:
             self.bank.plan = self.bank.head_plan = None
-        return logits[: len(rows.logits_indices)]
+
+    def _indices(self, indices: Sequence[int]) -> Tensor:
+        return torch.tensor(indices, dtype=torch.long, device=self.device)
 
     def _plan(self, runs: Sequence[AdapterRun]) -> LoraPlan | None:
         return LoraPlan(runs, self.device) if runs else None

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.requests import ClientDisconnect
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.errors import GraftworkError, InvalidRequest
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
 from graftwork.server.generation.admission import MakeAnswer
-from graftwork.server.generation.service import ActiveGeneration, GenerationService
+from graftwork.server.generation.service import GenerationService
 from graftwork.server.http.auth import Authenticator
+from graftwork.server.http.leaving import unless_client_leaves
 from graftwork.server.http.openapi import json_body, stream_of
 from graftwork.server.http.schemas.generation.chat import (
     ChatCompletionChunkObject,
@@ -88,31 +85,14 @@ async def respond(
         return StreamingResponse(
             service.events(active), media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
         )
-    await _collect(service, request, active)
+    await unless_client_leaves(request, service.collect(active))
     return Response(active.answer.body(), media_type="application/json", headers=headers)
-
-
-async def _collect(service: GenerationService, request: Request, active: ActiveGeneration) -> None:
-    """Wait for the whole answer, unless the client leaves."""
-    collecting = asyncio.ensure_future(service.collect(active))
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            raise ClientDisconnect
-        collecting.result()
-    finally:
-        for task in (collecting, leaving):
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, GraftworkError):
-            await asyncio.gather(collecting, leaving, return_exceptions=True)
 
 
 def _session(request: Request, body: GenerationRequest) -> str | None:
     """The session of a request, for experiments: a conversation or a visitor where the body names no user."""
-    named = (body.metadata or {}).get("session")
-    if named:
-        return named
+    if body.session:
+        return body.session
     session = request.headers.get(SESSION_HEADER)
     if session is not None and len(session) > MAX_LABEL_CHARS:
         raise InvalidRequest(
@@ -120,9 +100,3 @@ def _session(request: Request, body: GenerationRequest) -> str | None:
             param=SESSION_HEADER,
         )
     return session or None
-
-
-async def _disconnected(request: Request) -> None:
-    """Return when the client has disconnected. The body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -26,7 +26,7 @@ from graftwork.server.engine.backends.cuda.forward import (
     smallest_fitting,
 )
 from graftwork.server.engine.backends.cuda.staging import StaticInputs, upload
-from graftwork.server.engine.batch import Batch, DecodeRow, PrefillChunk
+from graftwork.server.engine.batch import Batch, DecodeRow, ForwardOutput, PrefillChunk
 from graftwork.server.engine.config import EngineConfig
 from graftwork.server.engine.lora.plan import AdapterRun
 from graftwork.server.engine.model import numerics as numerics_module
@@ -195,6 +195,9 @@ class Model(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def get_decoder(self) -> nn.Module:
+        return nn.Identity()
+
 
 class Forward(TritonForward):
     """Logits that tell which token stands where; ``calls`` are the steps launched kernel by kernel."""
@@ -205,20 +208,29 @@ class Forward(TritonForward):
         super().__init__(Model(), bank, SimpleNamespace(shape=SimpleNamespace(device=CPU)))  # type: ignore[arg-type]
         self.calls: list[Batch] = []
 
-    def __call__(self, rows: Batch) -> Tensor:
+    def __call__(self, rows: Batch) -> ForwardOutput:
         self.calls.append(rows)
-        return torch.tensor([rows.tokens]).T
+        return ForwardOutput(torch.tensor([rows.tokens]).T)
 
-    def compute(self, tokens: Tensor, attention: Any, plan: Any, head_plan: Any, kept: Tensor | None) -> Tensor:
+    def compute(
+        self,
+        tokens: Tensor,
+        attention: Any,
+        plan: Any,
+        head_plan: Any,
+        kept: Tensor | None,
+        hidden: Tensor | None = None,
+    ) -> ForwardOutput:
         assert head_plan is None
         assert kept is None
+        assert hidden is None
         columns = [tokens, attention.positions, attention.slots, attention.rows]
         if plan is not None:
             (kind,) = plan.kinds
             assert plan.for_graph
             assert kind.num_tiles == len(tokens)
             columns.append(kind.tiles[: 5 * len(tokens)].view(-1, 5)[:, 3])
-        return torch.stack(columns, 1)
+        return ForwardOutput(torch.stack(columns, 1))
 
 
 class Replayer:
@@ -247,9 +259,9 @@ def graphs(forward: Forward) -> CudaGraphForward:
 
 
 def test_decoding_steps_are_replayed(graphs: CudaGraphForward, forward: Forward) -> None:
-    logits = graphs(decoding(3))
+    logits = graphs(decoding(3)).logits
     assert logits.tolist() == [[100, 10, 0, 0], [101, 11, 1, 1], [102, 12, 2, 2]]
-    with_adapters = graphs(decoding(5, [AdapterRun(1, 2, "a", (3,)), AdapterRun(2, 5, "b", (0, 1))]))
+    with_adapters = graphs(decoding(5, [AdapterRun(1, 2, "a", (3,)), AdapterRun(2, 5, "b", (0, 1))])).logits
     assert with_adapters[:, :3].tolist() == [[100 + i, 10 + i, i] for i in range(5)]
     assert with_adapters[:, 4].tolist() == [1, 2, 0, 0, 0]  # a tile of one page, one of two, and none
     assert not forward.calls

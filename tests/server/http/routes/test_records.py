@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,32 @@ def records(world: World) -> Iterator[Records]:
 
 @pytest.fixture
 def client(world: World) -> Iterator[TestClient]:
+    with asking(world) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def still_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One for requests that are refused: all may ask it, since none changes it."""
+    return make_world(tmp_path_factory.mktemp("still"))
+
+
+@pytest.fixture(scope="module")
+def still_records(still_world: World) -> Iterator[Records]:
+    records = Records.at(still_world.home / "graftwork.db")
+    yield records
+    records.database.close()
+
+
+@pytest.fixture(scope="module")
+def still_client(still_world: World) -> Iterator[TestClient]:
+    with asking(still_world) as client:
+        yield client
+
+
+@contextmanager
+def asking(world: World) -> Iterator[TestClient]:
+    """A client, when an adapter has two versions."""
     with TestClient(world.app, base_url="http://127.0.0.1:8000", client=HERE) as client:
         for seed in range(2):
             client.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
@@ -132,12 +159,12 @@ BAD_FEEDBACK: dict[str, tuple[dict[str, Any], str | None, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_FEEDBACK)
-def test_bad_feedback_is_refused_and_not_kept(client: TestClient, records: Records, case: str) -> None:
+def test_bad_feedback_is_refused_and_not_kept(still_client: TestClient, still_records: Records, case: str) -> None:
     said, param, says = BAD_FEEDBACK[case]
-    found = error(client.post(FEEDBACK, json={"interaction_id": records.mint(), **said}), 400)
+    found = error(still_client.post(FEEDBACK, json={"interaction_id": still_records.mint(), **said}), 400)
     assert found["param"] == param
     assert says in found["message"]
-    assert list(records.feedback.find()) == []
+    assert list(still_records.feedback.find()) == []
 
 
 def test_feedback_filters_pages_and_export(client: TestClient, records: Records) -> None:
@@ -193,8 +220,8 @@ def test_feedback_filters_pages_and_export(client: TestClient, records: Records)
         (f"{INTERACTIONS}/export", {"after": "x"}, "after"),
     ],
 )
-def test_bad_parameters_are_refused(client: TestClient, path: str, params: dict[str, Any], param: str) -> None:
-    assert error(client.get(path, params=params), 400)["param"] == param
+def test_bad_parameters_are_refused(still_client: TestClient, path: str, params: dict[str, Any], param: str) -> None:
+    assert error(still_client.get(path, params=params), 400)["param"] == param
 
 
 # --------------------------------------------------------------------------------------------------- interactions
@@ -329,9 +356,9 @@ def test_policies_are_set_listed_and_removed(client: TestClient, world: World) -
         ("adapters/intents", {"log": True, "days": 1}, 400),
     ],
 )
-def test_bad_policies_are_refused(client: TestClient, path: str, body: dict[str, Any], status: int) -> None:
-    error(client.put(f"/v1/log_policies/{path}", json=body), status)
-    assert client.get("/v1/log_policies").json()["data"] == []
+def test_bad_policies_are_refused(still_client: TestClient, path: str, body: dict[str, Any], status: int) -> None:
+    error(still_client.put(f"/v1/log_policies/{path}", json=body), status)
+    assert still_client.get("/v1/log_policies").json()["data"] == []
 
 
 # ---------------------------------------------------------------------------------------------------------- roles

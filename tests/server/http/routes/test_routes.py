@@ -46,8 +46,31 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def client(world: World) -> Iterator[TestClient]:
-    with TestClient(world.app, base_url="http://127.0.0.1:8000", client=HERE) as client:
+    with asking(world) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def still_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One with an adapter and folders to push, for requests that are refused: all may ask it, since none changes it."""
+    world = make_world(tmp_path_factory.mktemp("still"))
+    write_adapter(world.home / "private")
+    for name in ("good", "pickled"):
+        write_adapter(world.home / "shared" / name)
+    (world.home / "shared" / "pickled" / "adapter_model.bin").write_bytes(b"\x80")
+    (world.home / "shared" / "link").symlink_to(world.home / "private")
+    return world
+
+
+@pytest.fixture(scope="module")
+def still_client(still_world: World) -> Iterator[TestClient]:
+    with asking(still_world) as client:
+        push(client, seed=7)
+        yield client
+
+
+def asking(world: World) -> TestClient:
+    return TestClient(world.app, base_url="http://127.0.0.1:8000", client=HERE)
 
 
 def push(client: TestClient, seed: int = 0, name: str = "intents", **options: Any) -> Any:
@@ -227,20 +250,14 @@ BAD_PUSHES: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_PUSHES)
-def test_a_bad_push_is_refused_and_changes_nothing(client: TestClient, world: World, case: str) -> None:
-    write_adapter(world.home / "private")
-    for name in ("good", "pickled"):
-        write_adapter(world.home / "shared" / name)
-    (world.home / "shared" / "pickled" / "adapter_model.bin").write_bytes(b"\x80")
-    (world.home / "shared" / "link").symlink_to(world.home / "private")
-    push(client, seed=7)
-    before = world.state()
+def test_a_bad_push_is_refused_and_changes_nothing(still_client: TestClient, still_world: World, case: str) -> None:
+    before = still_world.state()
     arguments, status, says = BAD_PUSHES[case]
     if isinstance(body := arguments.get("json"), dict) and isinstance(body.get("path"), str):
-        arguments = {"json": {**body, "path": body["path"].replace("{home}", str(world.home))}}
-    found = error(client.post(VERSIONS, **arguments), status)
+        arguments = {"json": {**body, "path": body["path"].replace("{home}", str(still_world.home))}}
+    found = error(still_client.post(VERSIONS, **arguments), status)
     assert says in found["message"]
-    assert world.state() == before
+    assert still_world.state() == before
 
 
 @pytest.mark.parametrize("name", ["Intents", "a" * 65, "_x", "intents@2", "tiny-base", "%00", "ünïcode"])
@@ -473,15 +490,14 @@ BAD_CHANGES: list[tuple[str, str, Any, int, str]] = [
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "says"), BAD_CHANGES)
 def test_a_bad_change_is_refused_and_changes_nothing(
-    client: TestClient, world: World, method: str, path: str, body: Any, status: int, says: str
+    still_client: TestClient, still_world: World, method: str, path: str, body: Any, status: int, says: str
 ) -> None:
-    push(client)
-    before = world.state()
+    before = still_world.state()
     content = None if body is None else json.dumps(body).encode()
-    response = client.request(method, f"/v1/adapters/{path}", content=content)
+    response = still_client.request(method, f"/v1/adapters/{path}", content=content)
     assert says in error(response, status)["message"]
     assert (response.headers.get("x-should-retry") == "false") == (status == 409)
-    assert world.state() == before
+    assert still_world.state() == before
 
 
 # ----------------------------------------------------------------------------------------------- what can be read

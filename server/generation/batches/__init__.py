@@ -1,0 +1,1 @@
+"""Carries batches on: from the requests of a file to the file of their results."""

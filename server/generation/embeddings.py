@@ -1,0 +1,177 @@
+"""Embeddings from a body to an answer. They are no answers of a model that could be rated: nothing is logged, and no
+experiment is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
+from graftwork.adapters.experiments.routing import ModelRouter, Route
+from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
+from graftwork.server.generation.tokenization import Tokenization
+from graftwork.server.observability.metrics import Metrics
+from graftwork.server.observability.traffic import Traffic
+from graftwork.server.openai.answers.embeddings import EmbeddingAnswer
+from graftwork.server.openai.requests.embeddings import EmbeddingRequest
+from graftwork.server.openai.requests.generation import check_token_ids
+from graftwork.server.openai.requests.prompts import Prompt
+from graftwork.server.transport.engine import EngineProtocol, EngineStream
+
+#: Tokens of all inputs of a request. OpenAI's.
+MAX_TOKENS = 300_000
+
+#: Inputs of one request that the engine has at a time: the queue's other places are for other requests.
+MAX_OPEN_INPUTS = 32
+
+#: Pauses between two tries to place the next inputs of a request in a queue that is full.
+RETRY_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class ActiveEmbeddings:
+    """A request whose first inputs the engine has.
+
+    Attributes:
+        route: The version that answers.
+        answer: The answer as far as it has come.
+        pooling: How hidden states become vectors.
+        stream: What the engine says to the inputs from ``first`` on.
+        first: The first input of ``stream``.
+    """
+
+    route: Route
+    answer: EmbeddingAnswer
+    pooling: Pooling
+    stream: EngineStream
+    first: int = 0
+
+
+class EmbeddingService:
+    """Answers embedding requests.
+
+    Args:
+        engine: Computes the vectors.
+        tokenization: Tokenizes inputs.
+        router: Resolves ``model`` to a version.
+        metrics: Counts tokens.
+        traffic: Counts requests.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: EngineProtocol,
+        tokenization: Tokenization,
+        router: ModelRouter,
+        metrics: Metrics,
+        traffic: Traffic,
+    ) -> None:
+        self._engine = engine
+        self._tokenization = tokenization
+        self._router = router
+        self._metrics = metrics
+        self._traffic = traffic
+
+    async def start(self, body: EmbeddingRequest) -> ActiveEmbeddings:
+        """Resolve the model, tokenize the inputs, and send the first of them to the engine.
+
+        Raises:
+            InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
+            NotFound: Nothing has the model's name.
+            Conflict: The version was made for another base.
+            Overloaded: The queue is full.
+            Unavailable: There is no engine at the moment.
+        """
+        route = self._router.resolve_control(body.model)
+        body.check_dimensions(self._tokenization.base.hidden_size)
+        prompts = await self._tokenization.run(partial(self._tokenize, body.input))
+        pooling: Pooling = body.pooling or "mean"
+        answer = EmbeddingAnswer(
+            model=body.model,
+            graftwork={**route.labels(), "pooling": pooling},
+            prompts=prompts,
+            as_base64=body.encoding_format == "base64",
+        )
+        return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling))
+
+    async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
+        """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
+
+        Raises:
+            Unavailable: The engine was lost.
+            GraftworkError: The engine failed at an input.
+        """
+        prompts = active.answer.prompts
+        try:
+            await self._take(active)
+            while (first := active.first + len(active.stream.ids)) < len(prompts):
+                active.stream = await self._open_in_turn(active.route, prompts[first:], active.pooling)
+                active.first = first
+                await self._take(active)
+        finally:
+            self._engine.cancel(active.stream)
+            route = active.route
+            self._traffic.add(route.name, 0)
+            self._metrics.tokens(adapter=route.adapter or route.name, prompt=active.answer.num_tokens, completion=0)
+        return active.answer
+
+    def _tokenize(self, inputs: Sequence[Prompt]) -> list[Sequence[int]]:
+        prompts: list[Sequence[int]] = []
+        total = 0
+        for index, text in enumerate(inputs):
+            prompts.append(self._token_ids(f"input[{index}]" if len(inputs) > 1 else "input", text))
+            if (total := total + len(prompts[-1])) > MAX_TOKENS:
+                raise InvalidRequest(
+                    f"the inputs up to input[{index}] have {total} tokens, and one request takes {MAX_TOKENS} at most: "
+                    "send several",
+                    param="input",
+                )
+        return prompts
+
+    def _token_ids(self, place: str, text: Prompt) -> Sequence[int]:
+        """The token ids of the input at ``place``."""
+        tokenization, most = self._tokenization, self._tokenization.max_length
+        if isinstance(text, str):
+            try:
+                ids: Sequence[int] = tokenization.prompts.encode(text, max_length=most)
+            except InvalidRequest as refused:
+                raise InvalidRequest(f"{place}: {refused.message}", param=place, code=refused.code) from None
+        else:
+            ids = text
+            check_token_ids(place, ids, tokenization.base.vocab_size)
+        if not ids:
+            raise InvalidRequest(f"{place} has no tokens: send some text", param=place)
+        if len(ids) > most:
+            raise InvalidRequest(
+                f"{place} has {len(ids)} tokens, but this model's context is {most} tokens: shorten it or split it",
+                param=place,
+                code="context_length_exceeded",
+            )
+        return ids
+
+    # -- the engine ------------------------------------------------------------------------------------------------
+    def _open(self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling) -> EngineStream:
+        """Send the first of ``prompts`` to the engine."""
+        params = SamplingParams(max_tokens=0, pooling=pooling)
+        count = min(MAX_OPEN_INPUTS, self._engine.max_open)
+        return self._engine.open([(ids, params) for ids in prompts[:count]], adapter=route.digest)
+
+    async def _open_in_turn(self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling) -> EngineStream:
+        """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
+        while True:
+            try:
+                return self._open(route, prompts, pooling)
+            except Overloaded:
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _take(self, active: ActiveEmbeddings) -> None:
+        """Take all vectors of the stream."""
+        async for choice, delta in active.stream:
+            if delta.finish_reason is FinishReason.ERROR:
+                raise GraftworkError(delta.error or "the engine could not embed this input: try again")
+            if delta.embedding is not None:
+                active.answer.put(active.first + choice, delta.embedding)

@@ -1,0 +1,32 @@
+"""``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from graftwork.adapters.access.keys import Role
+from graftwork.server.bodies import parse
+from graftwork.server.generation.embeddings import EmbeddingService
+from graftwork.server.http.auth import Authenticator
+from graftwork.server.http.leaving import unless_client_leaves
+from graftwork.server.http.openapi import json_body
+from graftwork.server.http.schemas.generation.embeddings import EmbeddingListObject
+from graftwork.server.openai.requests.embeddings import EmbeddingRequest
+
+
+def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingService) -> None:
+    """Add the route of embeddings."""
+
+    @routes.post(
+        "/v1/embeddings",
+        dependencies=[Depends(authenticator.require(Role.APP))],
+        response_model=EmbeddingListObject,
+        openapi_extra=json_body(EmbeddingRequest),
+    )
+    async def embed(request: Request) -> Response:
+        active = await service.start(parse(EmbeddingRequest, await request.body()))
+        request.state.adapter = active.route.adapter or active.route.name
+        answer = await unless_client_leaves(request, service.collect(active))
+        headers = {f"x-graftwork-{name}": value for name, value in active.route.labels().items()}
+        return Response(answer.body(), media_type="application/json", headers=headers)

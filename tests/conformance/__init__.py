@@ -1,0 +1,1 @@
+"""Unchanged clients of others, each against a real server: what works with which. See :mod:`__main__`."""
