@@ -122,6 +122,7 @@ def _read_arguments(arguments: Any, where: str) -> dict[str, Any]:
         check_unicode(arguments, where)
         try:
             arguments = json.loads(arguments or "{}")
+            check_unicode(json.dumps(arguments, ensure_ascii=False), where)  # escapes may stand for half a pair
         except (ValueError, RecursionError):
             raise InvalidRequest(f"{where} must be the text of a JSON object; it is no JSON.", param=where) from None
     if not isinstance(arguments, Mapping):

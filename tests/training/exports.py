@@ -25,7 +25,8 @@ def answer(id: str, *texts: str, prompt: Any = None, finish: str | None = "stop"
         status="ok",
         prompt=prompt or {"messages": ASKED},
         sampling=more.pop("sampling", {}),
-        completions=tuple(
+        completions=more.pop("completions", None)
+        or tuple(
             Completion(index=index, text=text, finish_reason=finish) for index, text in enumerate(texts or ("pause",))
         ),
         prompt_tokens=1,

@@ -44,7 +44,6 @@ from graftwork.training.data.row import (
     BadRow,
     Row,
     SplitName,
-    is_system,
     plain_words,
     set_digest,
 )
@@ -329,7 +328,7 @@ class _Pipeline:
         for number, row in enumerate(self.spool):
             questions.add(self.common.without(shingles(row.question)))
             # A text alone has no answer. Short answers must be equal, since they may differ in one letter only.
-            answer = "" if row.kind == "text" else plain_words(f"{row.answer}\n{row.rejected or ''}")
+            answer = "" if row.kind == "text" else plain_words(f"{row.answer}\n{row.rejected_answer}")
             words.append(_hash64(answer))
             is_long = len(answer) > MAX_LABEL_CHARS
             long_answer.append(len(answers) if is_long else -1)
@@ -424,11 +423,10 @@ class _Pipeline:
 
 
 def _exact_parts(row: Row) -> str:
-    """The parts that must be equal in near duplicates: feedback, system message, and the numbers in the question, which
-    tell two orders, amounts or dates apart."""
-    system = "\n".join(turn["content"] for turn in row.messages if is_system(turn))
+    """The parts that must be equal in near duplicates: feedback, system message, tools, and the numbers in the
+    question, which tell two orders, amounts or dates apart."""
     numbers = "" if row.kind == "text" else " ".join(_NUMBERS.findall(row.question))
-    return f"{row.kind}\0{row.label}\0{row.score}\0{numbers}\0{plain_words(system)}"
+    return f"{row.kind}\0{row.label}\0{row.score}\0{numbers}\0{plain_words(row.setting)}"
 
 
 def _hash64(text: str) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 Kind = Literal["example", "preference", "judged", "scored", "text"]
@@ -23,7 +24,14 @@ SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
 OPERATORS: Final = ("system", "developer")
 """Roles of messages that are written by the operator, as opposed to a user or the model."""
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""A chat message as `graftwork.adapters.prompts.messages.read_conversation` returns it: contents are texts, the
+arguments of tool calls are objects."""
+
+ToolCall = Mapping[str, Any]
+
+TextChange = Callable[[str, str], str]
+"""Maps the role of a message and one of its texts to a new text."""
 
 MAX_REASON_CHARS: Final = 300
 PLACES_SHOWN: Final = 10
@@ -63,11 +71,13 @@ class Row:
     """A conversation that ends with the assistant's answer, or a plain prompt with its completion, or a text alone.
 
     Attributes:
-        messages: chat messages with ``role`` and ``content``; the last one is the answer. Empty for plain rows.
+        messages: chat messages; the last one is the answer. Empty for plain rows.
+        tools: what the answers may call, as chat templates show it; see `graftwork.adapters.prompts.tools`.
         learned: indices of the assistant messages that get a loss, for kind ``example``.
         prompt: the prompt of a plain row, as in ``/v1/completions``; empty for a text alone.
         completion: the completion of a plain row, or the text.
         rejected: a worse answer to the same question.
+        rejected_calls: the tool calls of that answer.
         label: whether the answer is good.
         score: how good the answer is, 0 to 1.
         corrected: whether the answer is a user's correction; ``rejected`` is then the model's answer.
@@ -80,10 +90,12 @@ class Row:
     """
 
     messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
     learned: tuple[int, ...] = ()
     prompt: str = ""
     completion: str = ""
     rejected: str | None = None
+    rejected_calls: tuple[ToolCall, ...] = ()
     label: bool | None = None
     score: float | None = None
     corrected: bool = False
@@ -107,16 +119,27 @@ class Row:
 
     @property
     def answer(self) -> str:
-        """The text of the last message, or the completion."""
-        return self.messages[-1]["content"] if self.messages else self.completion
+        """The text of the last message with its tool calls (`text_of`), or the completion."""
+        return text_of(self.messages[-1]) if self.messages else self.completion
+
+    @property
+    def rejected_answer(self) -> str:
+        """The rejected answer, as `answer` would be; empty if there is none."""
+        return "" if self.rejected is None else self.with_rejected().answer
 
     @property
     def question(self) -> str:
-        """The content of all messages before the answer except the operator's, or the plain prompt. Of a text alone,
+        """The texts of all messages before the answer except the operator's, or the plain prompt. Of a text alone,
         the text."""
         if self.messages:
-            return "\n".join(turn["content"] for turn in self.messages[:-1] if not is_system(turn))
+            return "\n".join(text_of(turn) for turn in self.messages[:-1] if not is_system(turn))
         return self.prompt or self.completion
+
+    @property
+    def setting(self) -> str:
+        """What the operator gives beside the question: system messages and tools."""
+        tools = [json.dumps(tool, ensure_ascii=False, sort_keys=True) for tool in self.tools]
+        return "\n".join((*(turn["content"] for turn in self.messages if is_system(turn)), *tools))
 
     @property
     def place(self) -> str:
@@ -126,7 +149,11 @@ class Row:
     def digest(self) -> bytes:
         """SHA-256 over everything that is learned from, 32 bytes. It does not depend on the source or file format."""
         feedback = [self.rejected, self.label, self.score, self.corrected, self.weight]
-        return _hash([self.messages, self.learned, self.prompt, self.completion, *feedback])
+        calls = [turn["tool_calls"] for turn in self.messages if "tool_calls" in turn]
+        # As one text, since the order of the fields of tools and arguments is learned, too. Rows without have none, so
+        # that their digests are those of versions that knew no tools.
+        calling = [json.dumps([self.tools, calls, self.rejected_calls])] if self.tools or calls else []
+        return _hash([self.messages, self.learned, self.prompt, self.completion, *feedback, *calling])
 
     def question_key(self) -> int:
         """64-bit hash of the question that ignores case, spacing and punctuation."""
@@ -135,16 +162,15 @@ class Row:
     def task_key(self) -> int:
         """64-bit hash that is equal for rows that should have the same `verdict`.
 
-        It covers the operator's messages and the question. For judged and scored rows it covers the answer too, for
-        preferences both answers in either order.
+        It covers the operator's messages, the tools and the question. For judged and scored rows it covers the answer
+        too, for preferences both answers in either order.
         """
-        system = "\n".join(turn["content"] for turn in self.messages if is_system(turn))
-        task = f"{plain_words(system)}\0{plain_words(self.question)}"
+        task = f"{plain_words(self.setting)}\0{plain_words(self.question)}"
         match self.kind:
             case "judged" | "scored":
                 task += f"\0{plain_words(self.answer)}"
             case "preference":
-                task += "\0" + "\0".join(sorted((plain_words(self.answer), plain_words(self.rejected or ""))))
+                task += "\0" + "\0".join(sorted((plain_words(self.answer), plain_words(self.rejected_answer))))
         return _key(f"{self.kind}\0{task}")
 
     def verdict(self) -> str:
@@ -160,25 +186,49 @@ class Row:
 
     def same_key(self) -> int:
         """64-bit hash that is equal for rows with the same texts and feedback; it ignores white space."""
-        parts = [turn["role"] + "\0" + " ".join(turn["content"].split()) for turn in self.messages]
-        parts += [" ".join(text.split()) for text in (self.prompt, self.completion, self.rejected or "")]
+        parts = [turn["role"] + "\0" + " ".join(text_of(turn).split()) for turn in self.messages]
+        parts += [" ".join(text.split()) for text in (self.prompt, self.completion, self.rejected_answer)]
+        parts.append(json.dumps(self.tools, sort_keys=True))
         parts.append(f"{self.kind} {self.label} {self.score} {self.learned}")
         return _key("\1".join(parts))
 
-    def with_texts(self, change: Callable[[str, str], str]) -> Row:
-        """Replace each text by ``change(role, text)``.
+    def with_answer(self, text: str, tool_calls: Sequence[ToolCall] = ()) -> Row:
+        """Return the row with another answer in place of its own."""
+        if not self.messages:
+            return replace(self, completion=text)
+        return replace(self, messages=(*self.messages[:-1], assistant_message(text, tool_calls)))
+
+    def with_rejected(self) -> Row:
+        """Return the row with the rejected answer in place of its own."""
+        return self.with_answer(self.rejected or "", self.rejected_calls)
+
+    def over(self, worse: Row) -> Row:
+        """Return the preference for this row's answer over that of another row with the same question."""
+        if not worse.messages:
+            return replace(self, rejected=worse.completion)
+        rejected = worse.messages[-1]
+        return replace(self, rejected=rejected["content"], rejected_calls=tuple(rejected.get("tool_calls", ())))
+
+    def with_texts(self, change: TextChange) -> Row:
+        """Replace each text by ``change(role, text)``: contents, thoughts, and what the JSON of calls and tools says.
 
         Args:
-            change: maps the role of a message and its text to a new text. The role is empty for plain rows.
+            change: the role that it gets is empty for plain rows, and the operator's for tools.
 
         Returns:
             The changed row; the same object if no text changed.
         """
-        messages = tuple(_changed(turn, change) for turn in self.messages)
         prompt, completion = (change("", text) if text else text for text in (self.prompt, self.completion))
         answering = "assistant" if self.messages else ""
-        rejected = None if self.rejected is None else change(answering, self.rejected)
-        changed = replace(self, messages=messages, prompt=prompt, completion=completion, rejected=rejected)
+        changed = replace(
+            self,
+            messages=tuple(_changed(turn, change) for turn in self.messages),
+            tools=tuple(_changed_tool(tool, partial(change, OPERATORS[0])) for tool in self.tools),
+            prompt=prompt,
+            completion=completion,
+            rejected=None if self.rejected is None else change(answering, self.rejected),
+            rejected_calls=tuple(_changed_call(call, partial(change, answering)) for call in self.rejected_calls),
+        )
         return self if changed == self else changed
 
     def to_json(self) -> dict[str, Any]:
@@ -196,7 +246,7 @@ class Row:
                 fields = {"messages": turns}
             case "preference":
                 asked, chosen, rejected = (
-                    (turns[:-1], turns[-1:], [{"role": "assistant", "content": self.rejected}])
+                    (turns[:-1], turns[-1:], [assistant_message(self.rejected or "", self.rejected_calls)])
                     if turns
                     else (self.prompt, self.completion, self.rejected)
                 )
@@ -217,8 +267,7 @@ class Row:
             KeyError, TypeError, ValueError: if the fields were not written by `to_json`.
         """
         given = {name: fields[name] for name in (*_EXTRA, "source", "line") if name in fields}
-        if "interactions" in given:
-            given["interactions"] = tuple(given["interactions"])
+        given |= {name: tuple(given[name]) for name in ("interactions", "tools") if name in given}
         if "text" in fields:
             return cls(completion=fields["text"], **given)
         if "messages" in fields:
@@ -233,12 +282,12 @@ class Row:
         if isinstance(answer, str):
             return cls(prompt=fields["prompt"], completion=answer, rejected=rejected, **given)
         messages = (*fields["prompt"], *answer)
-        if rejected is not None:
-            rejected = rejected[0]["content"]
-        return cls(messages=messages, learned=(len(messages) - 1,), rejected=rejected, **given)
+        row = cls(messages=messages, learned=(len(messages) - 1,), **given)
+        return row if rejected is None else row.over(cls(messages=tuple(rejected)))
 
 
 _EXTRA: Final[dict[str, Any]] = {
+    "tools": (),
     "label": None,
     "score": None,
     "corrected": False,
@@ -252,6 +301,22 @@ _EXTRA: Final[dict[str, Any]] = {
 def is_system(message: Message) -> bool:
     """Whether a message is one of the operator's, by its role."""
     return message["role"] in OPERATORS
+
+
+def assistant_message(text: str, tool_calls: Sequence[ToolCall] = ()) -> Message:
+    """Return a message of the assistant."""
+    calls = {"tool_calls": list(tool_calls)} if tool_calls else {}
+    return {"role": "assistant", "content": text, **calls}
+
+
+def text_of(message: Message) -> str:
+    """Return what a message says, as people read and compare it: its content, and each tool call on a line of its own,
+    written ``weather({"city": "Paris"})``. Equal arguments in another order are the same text."""
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    calls = [
+        f"{each['name']}({json.dumps(each['arguments'], ensure_ascii=False, sort_keys=True)})" for each in functions
+    ]
+    return "\n".join((message["content"], *calls) if message["content"] else calls)
 
 
 def plain_words(text: str) -> str:
@@ -284,9 +349,41 @@ def set_digest(digests: list[bytes]) -> str:
 _WORDS = re.compile(r"\w+")
 
 
-def _changed(turn: Message, change: Callable[[str, str], str]) -> Message:
-    content = change(turn["role"], turn["content"])
-    return turn if content == turn["content"] else {**turn, "content": content}
+def _changed(turn: Message, change: TextChange) -> Message:
+    of_role = partial(change, turn["role"])
+    changed: dict[str, Any] = {name: of_role(turn[name]) for name in ("content", "reasoning_content") if name in turn}
+    if "tool_calls" in turn:
+        changed["tool_calls"] = [_changed_call(call, of_role) for call in turn["tool_calls"]]
+    return {**turn, **changed}
+
+
+def _changed_call(call: ToolCall, change: Callable[[str], str]) -> ToolCall:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": _changed_json(function["arguments"], change)}}
+
+
+def _changed_tool(tool: Mapping[str, Any], change: Callable[[str], str]) -> Mapping[str, Any]:
+    function = tool["function"]
+    return {**tool, "function": {**_changed_json(function, change), "name": function["name"]}}
+
+
+def _changed_json(value: Any, change: Callable[[str], str], name: str = "") -> Any:
+    """Change the texts, keys and whole numbers within a JSON value. A number that is changed becomes a text.
+
+    ``change`` sees a value behind the name of its field, ``password: …``, which tells what it is.
+    """
+    match value:
+        case dict():
+            return {change(key): _changed_json(inner, change, key) for key, inner in value.items()}
+        case list():
+            return [_changed_json(inner, change, name) for inner in value]
+        case str() | int() if not isinstance(value, bool):
+            lead = f"{name}: " if name else ""
+            changed = change(f"{lead}{value}")
+            changed = changed.removeprefix(lead) if changed.startswith(lead) else change(str(value))
+            return value if changed == str(value) else changed
+        case _:
+            return value
 
 
 def _hash(value: Any) -> bytes:

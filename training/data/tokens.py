@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 from graftwork.adapters.errors import InvalidRequest
@@ -71,7 +71,7 @@ class QuestionTokens:
     Attributes:
         prompt: token ids of the prompt as it is served.
         question: the prompt as JSON, for reward functions and for people: a list of messages, or a plain prompt's text.
-        answer: the reference answer of the row.
+        answer: the reference answer of the row; one with tool calls as the model writes it.
     """
 
     prompt: list[int]
@@ -146,8 +146,8 @@ def tokenize_pairs(
 
     def convert(row: Row) -> tuple[list[PairTokens], bool]:
         assert row.rejected is not None
-        prompt, chosen = _prompt_and_answer(row, row.answer, prompts, eos_token_id)
-        _, rejected = _prompt_and_answer(row, row.rejected, prompts, eos_token_id)
+        prompt, chosen = _prompt_and_answer(row, prompts, eos_token_id)
+        _, rejected = _prompt_and_answer(row.with_rejected(), prompts, eos_token_id)
         room = max_length - len(prompt)
         if room <= 0 or chosen[:room] == rejected[:room]:
             raise _nothing_left(len(prompt) + max(len(chosen), len(rejected)), max_length)
@@ -168,7 +168,7 @@ def tokenize_judged(
 
     def convert(row: Row) -> tuple[list[JudgedTokens], bool]:
         assert row.label is not None
-        prompt, answer = _prompt_and_answer(row, row.answer, prompts, eos_token_id)
+        prompt, answer = _prompt_and_answer(row, prompts, eos_token_id)
         room = max_length - len(prompt)
         if room <= 0:
             raise _nothing_left(len(prompt) + len(answer), max_length)
@@ -188,11 +188,13 @@ def tokenize_questions(
 
     def convert(row: Row) -> tuple[list[QuestionTokens], bool]:
         asked: Any = [dict(turn) for turn in row.messages[:-1]] if row.messages else row.prompt
-        prompt = prompts.chat(asked) if row.messages else prompts.encode(row.prompt)
+        prompt = _prompt(row, prompts)
         if len(prompt) >= max_length:
             raise _nothing_left(len(prompt) + 1, max_length)
         question = json.dumps(asked, ensure_ascii=False)
-        return [QuestionTokens(prompt=prompt, question=question, answer=row.answer)], False
+        has_calls = bool(row.messages) and "tool_calls" in row.messages[-1]
+        answer = prompts.decode(_prompt_and_answer(row, prompts, eos_token_id)[1]) if has_calls else row.answer
+        return [QuestionTokens(prompt=prompt, question=question, answer=answer)], False
 
     return _each(rows, convert)
 
@@ -227,20 +229,30 @@ def _nothing_left(length: int, max_length: int) -> Unusable:
     return Unusable(f"{length} tokens: nothing of the answer is left within the limit of {max_length} (--max-length)")
 
 
-def _prompt_and_answer(
-    row: Row, answer: str, prompts: Prompts, eos_token_id: int | None
-) -> tuple[list[int], list[int]]:
-    """Return the token ids of the served prompt, and those of the answer including its end-of-turn token."""
-    if not row.messages:
-        prompt = prompts.encode(row.prompt)
-        turn = prompts.encode(row.prompt + answer)
-    else:
-        *asked, last = row.messages
-        if answer != row.answer:
-            last = {"role": "assistant", "content": answer}
-        prompt = prompts.chat(asked)
-        turn = prompts.chat([*asked, last], add_generation_prompt=False)
-    return prompt, _answer(prompt, turn, prompts.eos_token_ids, eos_token_id)
+def count_tokens(row: Row, prompts: Prompts) -> tuple[int, int]:
+    """Return the number of tokens of the row's prompt as it is served, 0 for a text alone, and of the whole row.
+
+    Raises:
+        InvalidRequest: if the base's chat template refuses the row.
+    """
+    return 0 if row.kind == "text" else len(_prompt(row, prompts)), len(_whole(row, prompts))
+
+
+def _prompt(row: Row, prompts: Prompts) -> list[int]:
+    """Return the token ids of everything before the last answer, as it is served."""
+    return prompts.chat(row.messages[:-1], tools=row.tools) if row.messages else prompts.encode(row.prompt)
+
+
+def _whole(row: Row, prompts: Prompts) -> list[int]:
+    if row.messages:
+        return prompts.chat(row.messages, tools=row.tools, add_generation_prompt=False)
+    return prompts.encode(row.prompt + row.completion)
+
+
+def _prompt_and_answer(row: Row, prompts: Prompts, eos_token_id: int | None) -> tuple[list[int], list[int]]:
+    """Return the token ids of the served prompt, and those of the last answer including its end-of-turn token."""
+    prompt = _prompt(row, prompts)
+    return prompt, _answer(prompt, _whole(row, prompts), prompts.eos_token_ids, eos_token_id)
 
 
 def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator[LabeledTokens]:
@@ -248,15 +260,14 @@ def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator
     differently once further turns follow becomes a sequence of its own, so that its prompt is the one that is
     served."""
     if not row.messages:
-        prompt, answer = _prompt_and_answer(row, row.completion, prompts, eos_token_id)
+        prompt, answer = _prompt_and_answer(row, prompts, eos_token_id)
         yield _learning(prompt + answer, [(len(prompt), len(prompt) + len(answer))], row.weight)
         return
-    whole = prompts.chat(row.messages, add_generation_prompt=False)
+    whole = _whole(row, prompts)
     spans: list[tuple[int, int]] = []
     for index in reversed(row.learned):
-        prompt = prompts.chat(row.messages[:index])
-        turn = prompts.chat(row.messages[: index + 1], add_generation_prompt=False)
-        answer = _answer(prompt, turn, prompts.eos_token_ids, eos_token_id)
+        up_to_here = replace(row, messages=row.messages[: index + 1])
+        prompt, answer = _prompt_and_answer(up_to_here, prompts, eos_token_id)
         served = prompt + answer
         if index == len(row.messages) - 1:
             whole = served

@@ -103,7 +103,8 @@ def _pair(row: Row, number: int) -> tuple[Row, Row] | None:
         one, other = swap_identity(row.prompt, number)
         return replace(row, prompt=one), replace(row, prompt=other)
     *before, asked, answer = row.messages
-    if asked["role"] != "user" or not isinstance(asked["content"], str):
+    # Arguments of tool calls repeat the names of a question, so that they differ for good reason.
+    if asked["role"] != "user" or row.tools:
         return None
     turns = [{**asked, "content": text} for text in swap_identity(asked["content"], number)]
     one_row, other_row = (replace(row, messages=(*before, turn, answer)) for turn in turns)

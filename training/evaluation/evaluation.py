@@ -189,7 +189,7 @@ def evaluate(
     rows = sample_rows(fitting, MAX_LOSS_ROWS if passages else MAX_ROWS, random_generator)
     replay = sample_rows(replay, MAX_LOSS_ROWS, random_generator)
     kind = "passages" if passages else kind_of([row.answer for row in rows])
-    longest = max_tokens or max(len(prompts.encode(row.answer)) for row in rows) + SPARE
+    longest = max_tokens or max(map(served.answer_tokens, rows)) + SPARE
     tokens = served.tokens(rows)
     scored = sample_rows(tokens, MAX_LOSS_ROWS, random_generator)
     scores: dict[str, list[Score]] = {}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.clients.client import Client
-from graftwork.clients.types.generation import Score
-from graftwork.training.data.row import Row
-from graftwork.training.data.tokens import LabeledTokens, tokenize, tokenize_questions
+from graftwork.clients.types.generation import ChatMessage, Score
+from graftwork.training.data.row import Message, Row, assistant_message, text_of
+from graftwork.training.data.tokens import LabeledTokens, count_tokens, tokenize, tokenize_questions
 from graftwork.training.evaluation.metrics import mean_loss
 
 AT_ONCE: Final = 8
@@ -46,7 +48,19 @@ class ServedModels:
         """Whether the server accepts the row's prompt with an answer as long as its reference answer."""
         if row.kind == "text":
             return bool(self.tokens([row]))
-        return self._max_answer_tokens(row) >= len(self._prompts.encode(row.answer)) + SPARE
+        try:
+            return self._max_answer_tokens(row) >= self.answer_tokens(row) + SPARE
+        except InvalidRequest:  # of the chat template
+            return False
+
+    def answer_tokens(self, row: Row) -> int:
+        """Return the length of the row's reference answer as the model writes it, in tokens.
+
+        Raises:
+            InvalidRequest: if the base's chat template refuses the row.
+        """
+        question, whole = count_tokens(row, self._prompts)
+        return max(whole - question, 0)
 
     def _max_answer_tokens(self, row: Row) -> int:
         """Return the maximum length of an answer in tokens; 0 if the prompt alone is too long."""
@@ -60,8 +74,10 @@ class ServedModels:
             max_tokens = min(longest, self._max_answer_tokens(row))
             options: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, "store": False}
             if row.messages:
-                answer = self._client.chat(model, [dict(turn) for turn in row.messages[:-1]], **options)
-                return answer.choices[0].message.content or ""
+                if row.tools:
+                    options["tools"] = row.tools
+                answer = self._client.chat(model, list(map(_as_sent, row.messages[:-1])), **options)
+                return _text_of_answer(answer.choices[0].message)
             return self._client.complete(model, row.prompt, **options).choices[0].text
 
         return _all(ask, rows)
@@ -94,6 +110,34 @@ class ServedModels:
 
 MAX_LENGTH: Final = 1024
 """Maximum length of a sequence whose loss is measured, in tokens."""
+
+
+def _as_sent(message: Message) -> Message:
+    """A message as requests have it: the arguments of tool calls are texts."""
+    if "tool_calls" not in message:
+        return message
+    functions = [(call, call["function"]) for call in message["tool_calls"]]
+    calls = [
+        {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+        for call, function in functions
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _text_of_answer(answer: ChatMessage) -> str:
+    """A generated answer as `Row.answer` has it, to be compared with one."""
+    calls = [
+        {"function": {"name": call.function.name, "arguments": _parsed(call.function.arguments)}}
+        for call in answer.tool_calls
+    ]
+    return text_of(assistant_message(answer.content or "", calls))
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):  # a model may write anything
+        return arguments
 
 
 def _all(ask: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -199,8 +200,8 @@ def _kto(row: Row) -> Iterator[Row]:
         case "judged":
             yield row
         case "preference":
-            yield replace(row, rejected=None, corrected=False, label=True)
-            yield replace(_with_answer(row, row.rejected or ""), rejected=None, corrected=False, label=False)
+            yield replace(_example(row), label=True)
+            yield replace(_example(row.with_rejected()), label=False)
         case "scored" if row.score is not None and not BAD_SCORE < row.score < GOOD_SCORE:
             yield replace(row, score=None, label=row.score >= GOOD_SCORE)
 
@@ -227,13 +228,7 @@ _ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
 
 
 def _example(row: Row) -> Row:
-    return replace(row, rejected=None, label=None, score=None, corrected=False)
-
-
-def _with_answer(row: Row, answer: str) -> Row:
-    if not row.messages:
-        return replace(row, completion=answer)
-    return replace(row, messages=(*row.messages[:-1], {"role": "assistant", "content": answer}))
+    return replace(row, rejected=None, rejected_calls=(), label=None, score=None, corrected=False)
 
 
 def _paired(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
@@ -241,18 +236,18 @@ def _paired(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, Row]]:
 
     Each answer is in one pair at most, so that a question with many answers does not outweigh the others.
     """
-    by_question: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
+    by_question: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.kind in ("judged", "scored"):
-            asked = tuple(tuple(sorted(turn.items())) for turn in row.messages[:-1])
-            by_question[row.kind, asked, row.prompt].append(row)
+            asked = json.dumps([row.messages[:-1], row.tools, row.prompt], sort_keys=True)
+            by_question[row.kind, asked].append(row)
     for judged in by_question.values():
         ranked = sorted(judged, key=_goodness, reverse=True)
         for better, worse in zip(ranked, reversed(ranked), strict=True):
             if _goodness(better) - _goodness(worse) < SCORE_MARGIN or better.answer.split() == worse.answer.split():
                 break
             ids = tuple(dict.fromkeys((*better.interactions, *worse.interactions)))
-            yield replace(_example(better), rejected=worse.answer, interactions=ids), better, worse
+            yield replace(_example(better).over(worse), interactions=ids), better, worse
 
 
 def _goodness(row: Row) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.tool_calls import ToolCallFormat
+from graftwork.adapters.prompts.tools import FUNCTION_NAME, shown_tool
 from graftwork.server.bodies import StrictModel, Text, body_error, field_error, json_type, short_repr
 from graftwork.server.engine.request import ToolCallsSpec, ToolSchema
 from graftwork.server.openai.requests.structured_output import GrammarSource, Schema
@@ -19,7 +19,7 @@ MAX_TOOLS = 128
 
 
 def _function_name(value: str) -> str:
-    if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,128}", value):
+    if not FUNCTION_NAME.fullmatch(value):
         raise body_error("invalid_value", "must have 1 to 128 letters of a-z, A-Z, 0-9, _, . and -")
     return value
 
@@ -67,8 +67,7 @@ class Tool(StrictModel):
 
     def as_json(self) -> dict[str, Any]:
         """The tool as templates show it: what was sent, without ``strict``, which is for the server."""
-        function = self.function.model_dump(exclude_none=True, exclude={"strict"})
-        return {"type": "function", "function": function}
+        return shown_tool(self.function.name, self.function.description, self.function.parameters)
 
 
 class FunctionCall(StrictModel):

@@ -121,6 +121,60 @@ def test_private_data_is_masked_where_users_and_the_model_wrote_it(make: Callabl
     assert preference.rejected == "mail [EMAIL]"
 
 
+def test_private_data_is_masked_in_thoughts_calls_results_and_tools(make: Callable[..., PreparedDataSet]) -> None:
+    arguments = {
+        "to": "ann@acme.com",
+        "card": 4111111111111111,
+        "password": "hunter2!",
+        "cc": [{"ann@acme.com": 2}, True],
+    }
+    call = {"id": "a", "type": "function", "function": {"name": "send", "arguments": json.dumps(arguments)}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "To ann@acme.com."}
+    turns = [*chat("Send it", "Sent to ann@acme.com")["messages"]]
+    turns[1:1] = [calling, {"role": "tool", "tool_call_id": "a", "content": "sent to ann@acme.com"}]
+    parameters = {"type": "object", "properties": {"key": {"default": "sk-" + "a1" * 20, "examples": ["us@acme.com"]}}}
+    tool = {"type": "function", "function": {"name": "send", "parameters": parameters}}
+    row = {"messages": turns, "tools": [tool]}
+    (cleaned,) = make(row).rows()
+    assert cleaned.messages[1]["reasoning_content"] == "To [EMAIL]."
+    assert cleaned.messages[1]["tool_calls"][0]["function"] == {
+        "name": "send",
+        "arguments": {"to": "[EMAIL]", "card": "[CARD]", "password": "[SECRET]", "cc": [{"[EMAIL]": 2}, True]},
+    }
+    assert [turn["content"] for turn in cleaned.messages[2:]] == ["sent to [EMAIL]", "Sent to [EMAIL]"]
+    # What the operator sends keeps its personal data, as system messages do.
+    properties = cleaned.tools[0]["function"]["parameters"]["properties"]
+    assert properties == {"key": {"default": "[SECRET]", "examples": ["us@acme.com"]}}
+
+    clean = {"messages": chat("Send it", "Sent")["messages"], "tools": [tool]}
+    rejected = {
+        "prompt": clean["messages"][:1],
+        "chosen": clean["messages"][1:],
+        "rejected": [calling],
+        "tools": [tool],
+    }
+    (preference,) = make(rejected).rows()
+    assert preference.rejected_calls[0]["function"]["arguments"]["to"] == "[EMAIL]"
+
+
+def test_rows_with_other_tools_or_calls_neither_repeat_nor_contradict(make: Callable[..., PreparedDataSet]) -> None:
+    def row(city: str, *names: str) -> dict[str, Any]:
+        call = {"id": "a", "type": "function", "function": {"name": names[0], "arguments": json.dumps({"city": city})}}
+        tools = [{"type": "function", "function": {"name": name}} for name in names]
+        turns = [{"role": "user", "content": "Weather there?"}, {"role": "assistant", "tool_calls": [call]}]
+        return {"messages": turns, "tools": tools}
+
+    report = make(row("Paris", "weather"), row("Paris", "forecast"), row("Paris", "weather", "forecast")).report
+    assert (report.num_kept, report.conflicts) == (3, ())
+    report = make(row("Paris", "weather"), row("Paris", "weather"), row("Rome", "weather")).report
+    assert report.fates == {"kept": 2, "same": 1}
+    (conflict,) = report.conflicts
+    assert [verdict.text for verdict in conflict.verdicts] == [
+        'weather({"city": "Paris"})',
+        'weather({"city": "Rome"})',
+    ]
+
+
 def test_personal_data_in_system_messages_is_reported_or_masked_too(make: Callable[..., PreparedDataSet]) -> None:
     asked = {"messages": [{"role": "system", "content": "You talk to ann@acme.com."}, *chat("hi", "yes")["messages"]]}
     report = make(asked, pair("hi there", "no")).report

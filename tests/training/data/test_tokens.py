@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from graftwork.adapters.prompts.messages import read_conversation
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.source import file_source
@@ -18,10 +22,13 @@ from graftwork.training.data.tokens import (
     LabeledTokens,
     PairTokens,
     Tokenized,
+    count_tokens,
     tokenize,
     tokenize_judged,
     tokenize_pairs,
+    tokenize_questions,
 )
+from tests.adapters.prompts.test_tool_calls import CONVERSATION, QUESTION, TOOLS, call, template_of
 from tests.training.conftest import EXAMPLES, chat
 
 EOS = 2
@@ -144,6 +151,97 @@ def test_sequences_keep_the_order_of_the_rows(write_rows: Callable[..., Path], p
     random.Random(1).shuffle(rows)
     sequences = tokenized(read(write_rows(*rows)), prompts).sequences
     assert [prompts.decode(learned(tokens)) for tokens in sequences] == [row["messages"][1]["content"] for row in rows]
+
+
+# --- tool calls -------------------------------------------------------------------------------------------------------
+
+#: What stands before a call in the answer. Qwen 3 is prompted before its thoughts, and so writes them, if empty.
+FAMILIES = {"qwen2_5": "", "qwen3": "<think>\n\n</think>\n\n", "llama3_1": "", "embedded": ""}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(
+    request: pytest.FixtureRequest, templated: Callable[[str], Prompts], prompts: Prompts
+) -> tuple[str, Prompts]:
+    """The name of a model family, and prompts by its template."""
+    name: str = request.param
+    if name == "embedded":
+        return name, prompts
+    return name, templated(for_the_embedded_tokenizer(template_of(name)))
+
+
+def for_the_embedded_tokenizer(template: str) -> str:
+    """A template with the embedded base's end of turn, and without the two line breaks at once which its tokenizer, as
+    opposed to Llama's, makes other tokens of where a text follows."""
+    return template.replace("<|eot_id|>", "<|im_end|>").replace(r"<|end_header_id|>\n\n", r"<|end_header_id|>\n")
+
+
+def calls_of(row: Row, prompts: Prompts) -> str:
+    """The calls of the last message, as the base writes them."""
+    format = prompts.tool_call_format
+    functions = [each["function"] for each in row.messages[-1]["tool_calls"]]
+    texts = [f["name"] + format.middle + json.dumps(f["arguments"], ensure_ascii=False) for f in functions]
+    return format.opening + (format.between or "").join(texts) + format.closing
+
+
+def test_a_call_is_learned_as_the_model_writes_it_after_what_is_served(
+    family: tuple[str, Prompts], write_rows: Callable[..., Path]
+) -> None:
+    name, prompts = family
+    calls = [call("Kraków", "a"), call("Paris", "b")][: 2 if prompts.tool_call_format.between else 1]
+    results = [{"role": "tool", "tool_call_id": each["id"], "content": "18 °C"} for each in calls]
+    answer = {"role": "assistant", "content": "18 and 20."}
+    messages = [{"role": "system", "content": "Be brief."}, QUESTION]
+    messages += [{"role": "assistant", "content": None, "tool_calls": calls}, *results, answer]
+    (row,) = read(write_rows({"messages": messages, "tools": TOOLS}))
+    rows = tokenized([row], prompts, max_length=2048)
+    assert not rows.bad
+
+    spans = {}
+    for tokens in rows.sequences:
+        for start, end in spans_of(tokens):
+            spans[prompts.decode(tokens.input_ids[start:end], skip_special_tokens=False)] = tokens.input_ids[:start]
+    first = replace(row, messages=row.messages[:3])
+    learned = {f"{FAMILIES[name]}{calls_of(first, prompts)}<|im_end|>": 2, f"{FAMILIES[name]}18 and 20.<|im_end|>": -1}
+    assert spans == {text: prompts.chat(messages[:end], tools=TOOLS) for text, end in learned.items()}
+
+
+def spans_of(tokens: LabeledTokens) -> list[tuple[int, int]]:
+    """Where tokens with labels stand: begins and ends."""
+    has_label = [False, *(label != IGNORED for label in tokens.labels), False]
+    edges = [place for place in range(len(has_label) - 1) if has_label[place] != has_label[place + 1]]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def test_pairs_and_judged_answers_and_questions_know_tools(family: tuple[str, Prompts]) -> None:
+    name, prompts = family
+    paris = {"role": "assistant", "content": "", "tool_calls": [{**call("P"), "function": {**CALLED, "arguments": {}}}]}
+    row = Row(messages=(QUESTION, paris), tools=tuple(TOOLS), learned=(1,), rejected="No idea.")
+    served = prompts.chat([QUESTION], tools=TOOLS)
+    written = f"{FAMILIES[name]}{calls_of(row, prompts)}"
+    (pair,) = tokenize_pairs([row], prompts, max_length=2048, eos_token_id=EOS).sequences
+    assert pair.prompt_ids == served
+    assert prompts.decode(pair.chosen_ids, skip_special_tokens=False) == f"{written}<|im_end|>"
+    assert prompts.decode(pair.rejected_ids, skip_special_tokens=False) == f"{FAMILIES[name]}No idea.<|im_end|>"
+    (turned,) = tokenize_pairs([row.with_rejected().over(row)], prompts, max_length=2048, eos_token_id=EOS).sequences
+    assert (turned.chosen_ids, turned.rejected_ids) == (pair.rejected_ids, pair.chosen_ids)
+    judged = replace(row, rejected=None, label=True)
+    (one,) = tokenize_judged([judged], prompts, max_length=2048, eos_token_id=EOS).sequences
+    assert (one.prompt_ids, one.completion_ids) == (served, pair.chosen_ids)
+    (question,) = tokenize_questions([judged], prompts, max_length=2048, eos_token_id=EOS).sequences
+    assert (question.prompt, question.answer) == (served, written), "what a reward function compares completions with"
+    assert count_tokens(judged, prompts)[0] == len(served)
+
+
+CALLED = {"name": "weather"}
+
+
+def test_a_template_with_one_call_an_answer_refuses_two(templated: Callable[[str], Prompts]) -> None:
+    prompts = templated(for_the_embedded_tokenizer(template_of("llama3_1")))
+    row = Row(messages=tuple(read_conversation(CONVERSATION[1:3])), tools=tuple(TOOLS), learned=(1,), line=7)
+    (bad,) = tokenized([row], prompts, max_length=2048).bad
+    assert bad.line == 7
+    assert "only supports single tool-calls" in bad.reason
 
 
 # --- preferences, judged answers, texts -------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import pytest
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.clients.types.generation import Score, Usage
-from graftwork.training.data.row import Row
+from graftwork.clients.types.generation import ChatMessage, FunctionCall, Score, ToolCall, Usage
+from graftwork.training.data.row import Row, assistant_message
 from graftwork.training.data.tokens import IGNORED, LabeledTokens
 from graftwork.training.evaluation import bias, report
 from graftwork.training.evaluation import evaluation as evaluation_module
@@ -186,9 +186,15 @@ class Asked:
         return SimpleNamespace(graftwork={"max_length": self.max_length})
 
     def chat(self, model: str, messages: Any, *, max_tokens: int, **options: Any) -> Any:
-        assert len(self.prompts.chat(messages)) + max_tokens <= self.max_length
-        answer = "yes" if model == "new" else "no"
-        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=answer))])
+        tools = options.get("tools", ())
+        assert len(self.prompts.chat(messages, tools=tools)) + max_tokens <= self.max_length
+        for message in messages:
+            assert all(isinstance(call["function"]["arguments"], str) for call in message.get("tool_calls", ()))
+        message = ChatMessage(role="assistant", content="yes" if model == "new" else "no")
+        if tools and model == "new":
+            call = ToolCall(id="x", function=FunctionCall(name="track", arguments='{"b":2,"a":1}'))
+            message = ChatMessage(role="assistant", content=None, tool_calls=(call,))
+        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
 
     def score(self, model: str, ids: list[int], *, top: int) -> Score:
         assert len(ids) <= self.max_length
@@ -212,6 +218,22 @@ def test_rows_that_the_server_has_no_room_for_are_left_out_and_counted(embedded_
     assert "3 held-out rows, 2 left out" in report.render_page("t", found, decide_gates(found))
     with pytest.raises(evaluation_module.NoMeasurableRows, match="none of 2 held-out rows"):
         evaluation_module.evaluate(client, rows[3:], prompts, candidate="new", base="base")
+
+
+def test_tool_calls_are_asked_for_and_compared(embedded_base: BaseInfo) -> None:
+    prompts = Prompts(Path(embedded_base.path))
+    call = {"id": "a", "type": "function", "function": {"name": "track", "arguments": {"a": 1, "b": 2}}}
+    calling = assistant_message("", [call])
+    result = {"role": "tool", "tool_call_id": "a", "content": "lost", "name": "track"}
+    tools = ({"type": "function", "function": {"name": "track"}},)
+    user = {"role": "user", "content": "Where is it?"}
+    once, twice = (user, calling), (user, calling, result, calling)
+    rows = [Row(messages=turns, tools=tools, learned=(len(turns) - 1,)) for turns in (once, twice)]
+    client: Any = Asked(prompts, 512)
+    found = evaluation_module.evaluate(client, rows, prompts, candidate="new", base="base")
+    assert (found.candidate.right, found.base.right) == ((1.0, 1.0), (0.0, 0.0))
+    assert found.candidate.answers[0] == rows[0].answer == 'track({"a": 1, "b": 2})'
+    assert found.bias.num_pairs == 0
 
 
 def test_texts_without_questions_are_compared_by_how_likely_they_are(embedded_base: BaseInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.learning.methods import METHOD_TRAITS, TRAINING_METHODS, TrainingMethod
-from graftwork.training.data.row import Row
+from graftwork.training.data.row import Row, assistant_message
 from graftwork.training.methods.rows import (
     Signal,
     choose_method,
@@ -90,6 +91,25 @@ def test_separate_judgements_of_one_question_are_paired() -> None:
     assert not rows_for_method([row("same", label=True), row(" same", label=False)], "dpo").rows
     system = Row(messages=({"role": "system", "content": "S"}, *thumbs[1].messages), learned=(2,), label=False)
     assert not rows_for_method([thumbs[0], system], "dpo").rows
+
+
+def test_tool_calls_go_where_answers_go() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "track", "arguments": {}}}
+    tools = ({"type": "function", "function": {"name": "track"}},)
+    asked = {"role": "user", "content": "Q"}
+    said = Row(messages=(asked, assistant_message("No idea.")), tools=tools, learned=(1,))
+    called = Row(messages=(asked, assistant_message("", [call])), tools=tools, learned=(1,))
+    preference = called.over(said)
+    good, bad = rows_for_method([said.over(called)], "kto").rows
+    assert [(one.messages, one.tools, one.label) for one in (good, bad)] == [
+        (said.messages, tools, True),
+        (called.messages, tools, False),
+    ]
+    assert (good.rejected_calls, bad.rejected_calls) == ((), ())
+    assert rows_for_method([preference], "sft").rows == (called,)
+    thumbs = [replace(called, label=True), replace(said, label=False)]
+    assert rows_for_method(thumbs, "dpo").rows == (preference,)
+    assert not rows_for_method([thumbs[0], replace(thumbs[1], tools=())], "dpo").rows
 
 
 def test_the_same_said_twice_of_an_answer_is_learned_once() -> None:

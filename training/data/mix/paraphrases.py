@@ -103,18 +103,19 @@ class Augmentation:
         if self.num_left_alone:
             yield (
                 f"{self.num_left_alone:,} of the rows were left alone: other wordings are for single questions of "
-                f"{FEWEST_WORDS} to {MOST_WORDS} words."
+                f"{FEWEST_WORDS} to {MOST_WORDS} words that call no tool."
             )
 
 
 def can_be_reworded(row: Row) -> bool:
     """Whether the row is a single question of a user with its answer, after system messages at most, and of suitable
-    length."""
+    length. Arguments of a tool call may repeat the question's words, so that its wording has to stay."""
     asked = [turn for turn in row.messages[:-1] if not is_system(turn)]
     return (
         row.kind == "example"
         and len(asked) == 1
         and asked[0]["role"] == "user"
+        and "tool_calls" not in row.messages[-1]
         and FEWEST_WORDS <= len(_words(row.question)) <= MOST_WORDS
     )
 

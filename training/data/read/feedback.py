@@ -6,6 +6,9 @@ and from several files: answers together with their feedback, or each alone. The
 Feedback of several users on one answer is aggregated: the last feedback of each user counts, then the majority of
 thumbs, and the mean of scores. Where there is a correction, thumbs and scores do not become rows.
 
+Feedback on an answer with tool calls is about all of it, text and calls. So is a correction, which is a text: the right
+answer would have been to say it, and to call nothing.
+
 Rows are grouped by user, so that no user is on both sides of a split, if there are enough users; with few users the
 splits would be far from their shares, or empty. Otherwise rows have no group, and are split by question.
 """
@@ -19,7 +22,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from graftwork.training.data.read.columns import Columns
-from graftwork.training.data.read.formats import conversation, last_alone, pair
+from graftwork.training.data.read.formats import conversation, last_alone, pair, with_tools
 from graftwork.training.data.read.lines import Record
 from graftwork.training.data.row import BadRow, Row, Unusable, group_of, is_unicode
 
@@ -30,8 +33,8 @@ FeedbackRecord = Mapping[str, Any]
 AnswerChoice = tuple[str, int]
 """The id of a logged answer and the index of one of its choices."""
 
-WHOLE: Final = "stop"
-"""The finish reason of an answer that is complete."""
+WHOLE: Final = ("stop", "tool_calls")
+"""The finish reasons of answers that are complete."""
 
 ENOUGH_USERS: Final = 20
 """Minimum number of users for a split by user; no user may have more than half of the rows."""
@@ -132,9 +135,9 @@ class _AnswerFeedback:
         row, whole = answers.row(which)
         corrected = _last(records, "correction")
         if corrected is not None:
-            fixed = _with_answer(row, _not_empty(corrected, "correction"))
+            fixed = row.with_answer(_not_empty(corrected, "correction"))
             if fixed.answer.split() != row.answer.split():
-                yield replace(fixed, rejected=row.answer, corrected=True)
+                yield replace(fixed.over(row), corrected=True)
                 return
             yield replace(row, label=True)
             return
@@ -170,32 +173,31 @@ class _Answers:
         if completion is None:
             raise Unusable(f"feedback on choice {index} of {id[:40]!r}, which has no such choice")
         answer = _text(completion, "text")
-        asked = _question(logged, index)
-        turns = [*asked, {"role": "assistant", "content": answer}] if isinstance(asked, list) else None
-        row = pair(asked, answer, Columns(plain=True)) if turns is None else last_alone(conversation(turns))
+        request = logged["prompt"] if isinstance(logged.get("prompt"), Mapping) else logged
+        if isinstance(messages := request.get("messages"), list):
+            last = {"role": "assistant", "content": answer, "tool_calls": completion.get("tool_calls")}
+            row = with_tools(last_alone(conversation([*messages, last])), request)
+        else:
+            row = pair(_plain_prompt(request.get("prompt"), logged, index), answer, Columns(plain=True))
         user = logged.get("unit") or logged.get("user")
         group = group_of(user) if isinstance(user, str) and user and is_unicode(user) else None
-        return replace(row, interactions=(id,), group=group), completion.get("finish_reason", WHOLE) == WHOLE
+        return replace(row, interactions=(id,), group=group), completion.get("finish_reason", WHOLE[0]) in WHOLE
 
     def preference(self, row: Row, record: FeedbackRecord) -> Row:
         """Return the row with the answer that it was preferred over as the rejected one."""
         other, _ = self.row((_text(record, "preferred_over"), _index(record, "preferred_over_choice")))
-        if (other.messages[:-1], other.prompt) != (row.messages[:-1], row.prompt):
+        if (other.messages[:-1], other.tools, other.prompt) != (row.messages[:-1], row.tools, row.prompt):
             raise Unusable(
                 "preferred over the answer to another question: only answers to one question can be compared"
             )
         if other.answer.split() == row.answer.split():
             raise Unusable("preferred over an answer that says the same")
         ids = tuple(dict.fromkeys((*row.interactions, *other.interactions)))
-        return replace(row, rejected=other.answer, interactions=ids)
+        return replace(row.over(other), interactions=ids)
 
 
-def _question(logged: Mapping[str, Any], index: int) -> list[Any] | str:
-    prompt = logged.get("prompt")
-    asked = prompt if isinstance(prompt, Mapping) else logged
-    messages, texts = asked.get("messages"), asked.get("prompt")
-    if isinstance(messages, list):
-        return messages
+def _plain_prompt(texts: Any, logged: Mapping[str, Any], index: int) -> str:
+    """Return the prompt of a choice: there are ``n`` choices of each prompt."""
     if isinstance(texts, list):
         sampling = logged.get("sampling")
         each = sampling.get("n") if isinstance(sampling, Mapping) else None
@@ -204,12 +206,6 @@ def _question(logged: Mapping[str, Any], index: int) -> list[Any] | str:
     if not isinstance(texts, str):
         raise Unusable("the prompt was sent as token ids, or is missing: only prompts in words can be learned from")
     return texts
-
-
-def _with_answer(row: Row, answer: str) -> Row:
-    if not row.messages:
-        return replace(row, completion=answer)
-    return replace(row, messages=(*row.messages[:-1], {"role": "assistant", "content": answer}))
 
 
 def _last_by_user(records: list[FeedbackRecord], name: str) -> list[Any]:

@@ -11,12 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.prompts.messages import read_message
+from graftwork.adapters.prompts.messages import read_conversation
+from graftwork.adapters.prompts.tools import read_tools
 from graftwork.training.data.read.columns import ANSWERS, QUESTIONS, USERS, Columns
-from graftwork.training.data.row import SPLITS, Row, SplitName, Unusable, group_of, is_unicode
-
-PROMPT_CHANGING: Final = ("tools", "functions")
-"""Fields that would change the prompt. Records with them are refused: ignoring them would train on another prompt."""
+from graftwork.training.data.row import (
+    SPLITS,
+    Message,
+    Row,
+    SplitName,
+    Unusable,
+    assistant_message,
+    group_of,
+    is_unicode,
+    text_of,
+)
 
 SPEAKERS: Final = {
     "system": "system",
@@ -73,10 +81,8 @@ def convert(format: Format, fields: Fields, columns: Columns) -> Row:
     Raises:
         Unusable: if the record cannot be used.
     """
-    for name in PROMPT_CHANGING:
-        if fields.get(name):
-            raise Unusable(f"{name!r} is not supported in training data")
     row = format.convert(fields, columns)
+    row = row if row.tools else with_tools(row, fields)
     return replace(row, group=_group(fields, columns), split=_split(fields, columns))
 
 
@@ -103,17 +109,16 @@ def conversation(turns: Any) -> Row:
     """
     if not isinstance(turns, list) or not turns:
         raise Unusable("'messages' must be a list of messages that is not empty")
-    messages, learned = [], []
-    for index, turn in enumerate(turns):
-        weight = turn.get("weight", 1) if isinstance(turn, dict) else 1
+    learned = []
+    messages = _messages(turns)
+    for index, (turn, message) in enumerate(zip(turns, messages, strict=True)):
+        weight = turn.get("weight", 1)
         if isinstance(weight, bool | list | dict) or weight not in (0, 1):
             raise Unusable(f"messages[{index}].weight is {weight!r}; it may be 1, or 0 for an answer not to learn")
-        message = _message(index, turn)
         if message["role"] == "assistant" and weight == 1:
-            if not message["content"].strip():
+            if not text_of(message).strip():
                 raise Unusable(f"messages[{index}] is an empty answer")
             learned.append(index)
-        messages.append(message)
     if messages[-1]["role"] != "assistant":
         raise Unusable("the last message is not the assistant's: there is no answer to learn")
     if not learned:
@@ -136,24 +141,49 @@ def pair(asked: Any, answer: Any, columns: Columns, *, names: tuple[str, str] = 
     if not columns.plain and isinstance(asked, list):
         answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
         return conversation([*asked, *answers])
+    last: Any = {"role": "assistant", "content": answer}
     if isinstance(answer, list) and not columns.plain:
-        answer = _only_answer(answer, names[1])
+        last = _only_answer(answer, names[1])
+        answer = text_of(last)
     for name, text in zip(names, (asked, answer), strict=True):
         if not isinstance(text, str) or not text.strip():
             raise Unusable(f"{name!r} must be a text that is not empty")
     if columns.plain:
         return Row(prompt=_whole(asked, names[0]), completion=_whole(answer, names[1]))
     system = [{"role": "system", "content": columns.system}] if columns.system is not None else []
-    return conversation([*system, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}])
+    return conversation([*system, {"role": "user", "content": asked}, last])
 
 
-def _message(index: int, turn: Any) -> dict[str, str]:
+def with_tools(row: Row, fields: Fields) -> Row:
+    """Return the row with the ``tools`` of these fields, which the answers may call.
+
+    Raises:
+        Unusable: if they are invalid; if there are none, and an answer that is learned calls one; if the row is plain.
+    """
+    if fields.get("functions"):
+        raise Unusable("'functions' is not supported in training data: give 'tools', which replaced it")
     try:
-        return read_message(
-            index, {key: value for key, value in turn.items() if key != "weight"} if isinstance(turn, dict) else turn
-        )
+        tools = read_tools(fields.get("tools") or [])
     except InvalidRequest as error:
         raise Unusable(error.message.removesuffix(".")) from None
+    if tools and not row.messages:
+        raise Unusable("'tools' are for chat messages, and this is plain text")
+    calling = [index for index in row.learned if "tool_calls" in row.messages[index]]
+    if (calling or row.rejected_calls) and not tools:
+        where = f"messages[{calling[0]}]" if calling else "the rejected answer"
+        raise Unusable(f"{where} has tool_calls, and the row has no 'tools' that it could call")
+    return replace(row, tools=tuple(tools))
+
+
+def _messages(turns: list[Any]) -> list[dict[str, Any]]:
+    try:
+        return read_conversation([_without_weight(turn) for turn in turns])
+    except InvalidRequest as error:
+        raise Unusable(error.message.removesuffix(".")) from None
+
+
+def _without_weight(turn: Any) -> Any:
+    return {key: value for key, value in turn.items() if key != "weight"} if isinstance(turn, dict) else turn
 
 
 def _whole(text: str, name: str) -> str:
@@ -162,11 +192,12 @@ def _whole(text: str, name: str) -> str:
     return text
 
 
-def _only_answer(turns: list[Any], name: str) -> str:
-    """Return the content of a list that holds a single assistant message."""
+def _only_answer(turns: list[Any], name: str) -> Message:
+    """Return content and tool calls of a list that holds a single assistant message."""
     if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
         raise Unusable(f"{name!r} must be one message of the assistant")
-    return _message(0, turns[0])["content"]
+    (message,) = _messages(turns)
+    return assistant_message(message["content"], message.get("tool_calls", ()))
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
@@ -215,9 +246,8 @@ def _preference(fields: Fields, columns: Columns) -> Row:
     if columns.plain or not isinstance(better, list):
         if asked is None:
             raise Unusable("has no 'prompt', and 'chosen' is no list of messages that could begin with it")
-        if isinstance(worse, list):
-            worse = _only_answer(worse, "rejected")
-        return _better(pair(asked, better, columns, names=("prompt", "chosen")), worse)
+        rejected = _only_answer(worse, "rejected") if isinstance(worse, list) else assistant_message(worse)
+        return _better(pair(asked, better, columns, names=("prompt", "chosen")), rejected)
     if not isinstance(worse, list):
         raise Unusable("'chosen' is a list of messages, so 'rejected' must be one too")
     if asked is None:
@@ -232,17 +262,13 @@ def _preference(fields: Fields, columns: Columns) -> Row:
     )
     if isinstance(asked, str) and columns.system is not None:
         question = [{"role": "system", "content": columns.system}, *question]
-    answer = {"role": "assistant", "content": _only_answer(better, "chosen")}
-    return _better(conversation([*question, answer]), _only_answer(worse, "rejected"))
+    return _better(conversation([*question, _only_answer(better, "chosen")]), _only_answer(worse, "rejected"))
 
 
 def _openai_dpo(fields: Fields, columns: Columns) -> Row:
     given = _field(fields, "input")
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise Unusable("'input' must be an object with messages")
-    for name in PROMPT_CHANGING:
-        if given.get(name):
-            raise Unusable(f"'input.{name}' is not supported in training data")
     outputs = []
     for name in ("preferred_output", "non_preferred_output"):
         turns = _field(fields, name)
@@ -250,16 +276,17 @@ def _openai_dpo(fields: Fields, columns: Columns) -> Row:
             raise Unusable(f"{name!r} must be a list of one message")
         outputs.append(_only_answer(turns, name))
     chosen, rejected = outputs
-    return _better(conversation([*given["messages"], {"role": "assistant", "content": chosen}]), rejected)
+    return with_tools(_better(conversation([*given["messages"], chosen]), rejected), given)
 
 
-def _better(row: Row, rejected: Any) -> Row:
-    if not isinstance(rejected, str) or not rejected.strip():
+def _better(row: Row, rejected: Message) -> Row:
+    text, calls = rejected["content"], rejected.get("tool_calls", ())
+    if not isinstance(text, str) or not (text.strip() or calls):
         raise Unusable("the rejected answer must be a text that is not empty")
-    _whole(rejected, "rejected")
-    if rejected.split() == row.answer.split():
+    worse = row.with_answer(_whole(text, "rejected"), calls)
+    if worse.answer.split() == row.answer.split():
         raise Unusable("the chosen and the rejected answer are the same")
-    return replace(last_alone(row), rejected=rejected)
+    return last_alone(row).over(worse)
 
 
 def _alpaca(fields: Fields, columns: Columns) -> Row:

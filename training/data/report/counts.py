@@ -18,7 +18,9 @@ from graftwork.training.data.row import (
     Kind,
     Row,
     SplitName,
+    text_of,
 )
+from graftwork.training.data.tokens import count_tokens
 
 
 @dataclass(kw_only=True)
@@ -98,10 +100,6 @@ class RowCounts:
             InvalidRequest: if the base's chat template refuses the row.
         """
         if self.prompts is None:
-            texts = [turn["content"] for turn in row.messages] or [row.prompt, row.completion]
+            texts = [text_of(turn) for turn in row.messages] or [row.prompt, row.completion]
             return sum(map(len, texts[:-1])), sum(map(len, texts))
-        if row.messages:
-            question = len(self.prompts.chat(row.messages[:-1]))
-            return question, len(self.prompts.chat(row.messages, add_generation_prompt=False))
-        question = len(self.prompts.encode(row.prompt)) if row.prompt else 0
-        return question, len(self.prompts.encode(row.prompt + row.completion))
+        return count_tokens(row, self.prompts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from graftwork.adapters.feedback.interactions import Completion
 from graftwork.training.data.read import feedback
 from graftwork.training.data.read.source import file_sources
 from graftwork.training.data.row import BadRow, Row
@@ -132,6 +133,39 @@ def test_answers_and_feedback_may_stand_in_one_record_or_in_two_files(tmp_path: 
     assert (row.source, export.title) == ("feedback.jsonl", "feedback.jsonl + interactions.jsonl")
     assert dict(export.formats) == {"feedback": 1}
     assert len(list(other.rows())) == 1
+
+
+TOOLS = [{"type": "function", "function": {"name": "track", "parameters": {"type": "object"}}}]
+
+
+def calling(id: str, *cities: str, text: str = "", finish: str = "tool_calls") -> dict[str, Any]:
+    """A logged answer with tool calls as the server exports it."""
+    calls = [
+        {"id": f"call_{city}", "type": "function", "function": {"name": "track", "arguments": json.dumps({"to": city})}}
+        for city in cities
+    ]
+    completion = Completion(index=0, text=text, finish_reason=finish, tool_calls=calls)
+    return answer(id, prompt={"messages": ASKED, "tools": TOOLS}, completions=(completion,))
+
+
+def test_answers_with_tool_calls_are_judged_as_a_whole() -> None:
+    (row,) = rows_of(calling("a", "Paris", "Rome", text="One moment."), said("a", thumb="up"))
+    assert row.answer == 'One moment.\ntrack({"to": "Paris"})\ntrack({"to": "Rome"})'
+    assert (row.label, row.tools, row.learned) == (True, tuple(TOOLS), (2,))
+    # The worker's own file has the tools inside the prompt.
+    logged = calling("a", "Paris")
+    inside = {**logged, "prompt": {"messages": logged.pop("messages"), "tools": logged.pop("tools")}}
+    assert rows_of(inside, said("a", thumb="up")) == rows_of(calling("a", "Paris"), said("a", thumb="up"))
+    (row,) = rows_of(calling("a", "Paris"), calling("b", "Rome"), said("a", preferred_over="b"))
+    assert (row.answer, row.rejected_answer) == ('track({"to": "Paris"})', 'track({"to": "Rome"})')
+    assert "another question" in read(calling("a", "Paris"), answer("b"), said("a", preferred_over="b"))[1][0].reason
+    assert rows_of(calling("a", "Paris", finish="length"), said("a", thumb="up")) == []
+
+
+def test_a_correction_of_tool_calls_is_an_answer_without_any() -> None:
+    (row,) = rows_of(calling("a", "Paris"), said("a", correction="Which parcel?"))
+    assert (row.kind, row.answer, row.rejected_answer) == ("preference", "Which parcel?", 'track({"to": "Paris"})')
+    assert row.tools == tuple(TOOLS)
 
 
 def test_texts_that_were_erased_leave_what_is_left() -> None:

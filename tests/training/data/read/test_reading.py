@@ -24,6 +24,28 @@ PAIR = {"prompt": "Where is my parcel?", "completion": "delivery"}
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 B = {"role": "assistant", "content": "B"}
 DPO = {"input": {"messages": [Q], "tools": []}, "preferred_output": [A], "non_preferred_output": [B]}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "strict": True,
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            "description": "The weather in a city",
+            "name": "weather",
+        },
+    }
+]
+SHOWN = {key: TOOLS[0]["function"][key] for key in ("name", "description", "parameters")}  # type: ignore[index]
+
+
+def calling(arguments: Any, **more: Any) -> dict[str, Any]:
+    """An answer that calls the tool."""
+    function = {"name": "weather", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}], **more}
+
+
+CALL, PARSED = calling('{"city": "Paris"}', content=None), calling({"city": "Paris"}, content="")
+RESULT = {"role": "tool", "tool_call_id": "a", "content": "20 °C"}
 
 
 def read(source: Source | Path, columns: Columns | None = None) -> tuple[list[Row], list[BadRow]]:
@@ -122,6 +144,53 @@ def test_content_in_parts_is_joined_as_serving_joins_it() -> None:
     assert row_of({"messages": [{"role": "user", "content": parts}, A]}).question == "one\ntwo"
 
 
+def test_tools_calls_and_results_are_read_as_requests_are() -> None:
+    row = row_of({"messages": [Q, CALL, RESULT, A], "tools": TOOLS, "parallel_tool_calls": False})
+    assert row.messages == (Q, PARSED, {**RESULT, "name": "weather"}, A)
+    assert row.tools == ({"type": "function", "function": SHOWN},)
+    assert list(row.tools[0]["function"]) == ["name", "description", "parameters"], "their order is part of the prompt"
+    assert row.learned == (1, 3)
+    assert row.question == 'Q\nweather({"city": "Paris"})\n20 °C'
+    saved = json.loads(json.dumps(row.to_json()))
+    assert Row.from_json(saved) == row
+    assert row_of(saved).digest() == row.digest()
+    unlearned = row_of({"messages": [Q, {**CALL, "weight": 0}, RESULT, A], "tools": TOOLS})
+    assert unlearned.learned == (3,)
+    digests = {
+        row.digest(),
+        unlearned.digest(),
+        row_of({"messages": [Q, CALL, RESULT, A, Q, A], "tools": TOOLS}).digest(),
+    }
+    others = [
+        calling('{"city": "Rome"}'),
+        calling('{"city": "Paris", "day": 1}'),
+        calling('{"day": 1, "city": "Paris"}'),
+    ]
+    digests |= {row_of({"messages": [Q, other], "tools": TOOLS}).digest() for other in others}
+    assert len(digests) == 6
+
+
+@pytest.mark.parametrize(
+    ("record", "rejected"),
+    [
+        ({**DPO, "input": {"messages": [Q], "tools": TOOLS}, "preferred_output": [CALL]}, "B"),
+        ({"prompt": [Q], "chosen": [CALL], "rejected": [B], "tools": TOOLS}, "B"),
+        ({"prompt": "Q", "chosen": [CALL], "rejected": [B], "tools": TOOLS}, "B"),
+        ({"chosen": [Q, CALL], "rejected": [Q, B], "tools": TOOLS}, "B"),
+        ({"prompt": "Q", "chosen": [CALL], "rejected": [calling("{}")], "tools": TOOLS}, "weather({})"),
+        ({"prompt": [Q], "completion": [CALL], "label": True, "tools": TOOLS}, ""),
+        ({"prompt": "Q", "completion": [CALL], "score": 1, "tools": TOOLS}, ""),
+    ],
+)
+def test_answers_that_call_tools_are_judged_in_every_format(record: dict[str, Any], rejected: str) -> None:
+    row = row_of(record)
+    assert row.messages == (Q, PARSED)
+    assert row.answer == 'weather({"city": "Paris"})'
+    assert row.rejected_answer == rejected
+    assert [tool["function"]["name"] for tool in row.tools] == ["weather"]
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
@@ -132,10 +201,21 @@ def test_content_in_parts_is_joined_as_serving_joins_it() -> None:
         ({"messages": [Q, {**A, "weight": 0}]}, "every answer has weight 0"),
         ({"messages": [Q, {**A, "weight": 0.5}]}, "it may be 1, or 0"),
         ({"messages": [{**Q, "role": "robot"}, A]}, r"messages\[0\].role is 'robot'"),
-        ({"messages": [Q, {**A, "tool_calls": [1]}]}, r"messages\[1\].tool_calls is not supported"),
+        ({"messages": [Q, {**A, "tool_calls": [1]}]}, r"messages\[1\].tool_calls\[0\] must be an object like"),
+        ({"messages": [Q, CALL]}, r"messages\[1\] has tool_calls, and the row has no 'tools'"),
+        ({"messages": [Q, calling("{")], "tools": TOOLS}, "arguments must be the text of a JSON object; it is no JSON"),
+        ({"messages": [Q, calling('{"a": "\\ud800"}')], "tools": TOOLS}, "half of a surrogate pair"),
+        (
+            {"messages": [Q, RESULT, A], "tools": TOOLS},
+            r"messages\[1\].tool_call_id is 'a', which is the id of no tool",
+        ),
         ({"messages": [{**Q, "content": [{"type": "image_url"}]}, A]}, "only text parts"),
         ({"messages": [{**Q, "content": "\ud800"}, A]}, "half of a surrogate pair"),
-        ({"messages": [Q, A], "tools": [{}]}, "'tools' is not supported"),
+        ({"messages": [Q, A], "tools": [{}]}, r"tools\[0\] must be an object like"),
+        ({"messages": [Q, A], "tools": "weather"}, "tools must be a list of functions"),
+        ({"messages": [Q, A], "tools": TOOLS * 2}, "two functions called 'weather'"),
+        ({"messages": [Q, A], "functions": TOOLS}, "'functions' is not supported in training data: give 'tools'"),
+        ({"text": "Q", "tools": TOOLS}, "'tools' are for chat messages"),
         ({"prompt": "Q"}, r"no known format: the fields are 'prompt'. Name the columns with --prompt-column"),
         ({}, "no known format: there are no fields"),
         ({"prompt": "", "completion": "A"}, "'prompt' must be a text that is not empty"),
@@ -150,7 +230,8 @@ def test_content_in_parts_is_joined_as_serving_joins_it() -> None:
         ({"chosen": [A], "rejected": [B]}, "no beginning in common"),
         ({"prompt": "Q", "chosen": [Q, A, Q, A], "rejected": [Q, B]}, "'chosen' must be one message"),
         ({**DPO, "input": {}}, "'input' must be an object with messages"),
-        ({**DPO, "input": {"messages": [Q], "tools": [1]}}, "'input.tools' is not supported"),
+        ({**DPO, "input": {"messages": [Q], "tools": [1]}}, r"tools\[0\] must be an object like"),
+        ({**DPO, "non_preferred_output": [CALL]}, "the rejected answer has tool_calls, and the row has no 'tools'"),
         ({**DPO, "preferred_output": "A"}, "'preferred_output' must be a list"),
         ({"conversations": [{"from": "tool", "value": "Q"}]}, r"conversations\[0\].from is 'tool'"),
         ({"conversations": "Q"}, "'conversations' must be a list"),
