@@ -32,7 +32,8 @@ def cells_of(results: Sequence[Result]) -> Cells:
 def read() -> Cells:
     """What stands in the page's tables."""
     cells: Cells = {}
-    for columns, rows in _tables(_between(PAGE.read_text(encoding="utf-8"))):
+    written = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    for columns, rows in _tables(written):
         for title, *values in rows:
             client = title.partition(" (")[0]
             cells |= {(client, column): value for column, value in zip(columns, values, strict=True) if value != ABSENT}
@@ -41,8 +42,9 @@ def read() -> Cells:
 
 def write(results: Sequence[Result]) -> None:
     """Put the tables into the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.replace(_between(page), f"\n\n{render(results)}\n"), encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{render(results)}\n\n{END}{after}", encoding="utf-8")
 
 
 def worse(before: Cells, now: Cells) -> list[str]:
@@ -94,10 +96,6 @@ def _short(detail: str) -> str:
 
 def _row(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
-
-
-def _between(page: str) -> str:
-    return page.partition(BEGIN)[2].partition(END)[0]
 
 
 def _tables(text: str) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:

@@ -37,7 +37,8 @@ export async function main() {
   for (const [name, attempt] of features) {
     if (!process.argv.slice(2).includes(name)) continue;
     try {
-      say({ feature: name, ok: true, detail: (await attempt()) ?? "" });
+      const told = await attempt();
+      say({ feature: name, ok: true, detail: typeof told === "string" ? told : "" });
     } catch (error) {
       console.error(error);
       say({ feature: name, ok: false, detail: `${error.constructor.name}: ${error.message}` });
