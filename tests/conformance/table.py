@@ -32,8 +32,7 @@ def cells_of(results: Sequence[Result]) -> Cells:
 def read() -> Cells:
     """What stands in the page's tables."""
     cells: Cells = {}
-    written = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    for columns, rows in _tables(written):
+    for columns, rows in _tables(_between(PAGE.read_text(encoding="utf-8"))):
         for title, *values in rows:
             client = title.partition(" (")[0]
             cells |= {(client, column): value for column, value in zip(columns, values, strict=True) if value != ABSENT}
@@ -42,9 +41,9 @@ def read() -> Cells:
 
 def write(results: Sequence[Result]) -> None:
     """Put the tables into the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{render(results)}\n\n{END}{after}", encoding="utf-8")
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    PAGE.write_text(f"{before}{begin}\n\n{render(results)}\n{end}{after}", encoding="utf-8")
 
 
 def worse(before: Cells, now: Cells) -> list[str]:
@@ -96,6 +95,10 @@ def _short(detail: str) -> str:
 
 def _row(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
+
+
+def _between(page: str) -> str:
+    return page.partition(BEGIN)[2].partition(END)[0]
 
 
 def _tables(text: str) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:

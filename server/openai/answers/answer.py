@@ -133,6 +133,7 @@ class ChunkedAnswer(Answer):
         super().__init__(request, head, choices, num_prompt_tokens)
         self._vocabulary = vocabulary
         self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
         self._num_prompt_logprobs = request.prompt_logprobs
         self._open = b"data: {" + head.json(self.chunk_kind) + b","
         # With include_usage every chunk has the field, and only the last one a value.
@@ -187,7 +188,8 @@ class ChunkedAnswer(Answer):
         return {"prompt_logprobs": [None if score is None else position(score) for score in choice.prompt_scores]}
 
     def _chunk(self, index: int, members: dict[str, Any]) -> bytes:
-        return self._open + b'"choices":[' + write_json({"index": index, **members}) + b"]" + self._close
+        close = b',"usage":' + write_json(self._usage()) + b"}\n\n" if self._continuous_usage else self._close
+        return self._open + b'"choices":[' + write_json({"index": index, **members}) + b"]" + close
 
     def _usage(self) -> dict[str, Any]:
         prompt, completion = self.num_prompt_tokens, self.num_completion_tokens

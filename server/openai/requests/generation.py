@@ -130,7 +130,7 @@ class StreamOptions(StrictModel):
     """OpenAI's options of a stream."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: Annotated[Any, only_off(False, instead="usage comes with the last chunk")] = None
+    continuous_usage_stats: bool | None = None  # vLLM's
     include_obfuscation: Annotated[Any, only_off(False, instead="chunks are not padded; leave it out")] = None
 
 
@@ -221,6 +221,11 @@ class GenerationRequest(StrictModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def grammar_source(self, tool_calls: ToolCallFormat) -> GrammarSource | None:
         """What the answer is held to; ``None``: nothing.
