@@ -81,6 +81,8 @@ class Prompts:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
         max_length: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation, ready for the base. The template places every special token, so none is added.
@@ -90,12 +92,20 @@ class Prompts:
                 may have ``tool_calls``, and ``tool`` is a role.
             tools: OpenAI's, which the answer may call.
             add_generation_prompt: Ends where an answer begins.
+            continue_final_message: Ends where the text of the last message does, which the answer goes on from.
+            template_kwargs: What else the template may ask for: ``enable_thinking``.
             max_length: Tokens. What cannot fit, whatever its tokens are, is refused before it is tokenized.
 
         Raises:
             InvalidRequest: a message is wrong, which is named; the base has no chat template; the text is too long.
         """
-        text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        text = self.render(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
+        )
         self._check_length(text, max_length, "messages")
         return self._encode(text, add_special_tokens=False)
 
@@ -105,6 +115,8 @@ class Prompts:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation. See ``chat``."""
         if not messages:
@@ -113,7 +125,13 @@ class Prompts:
         has_tools = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in conversation)
         if has_tools and self._template is not None and not self.tool_call_format.native:
             conversation, tools = write_as_text(conversation, tools, system=self._takes_system), ()
-        return self._render(conversation, tools=tools, add_generation_prompt=add_generation_prompt)
+        text = self._render(
+            conversation,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            template_kwargs=template_kwargs,
+        )
+        return _cut_behind(text, conversation[-1]) if continue_final_message else text
 
     @cached_property
     def tool_call_format(self) -> ToolCallFormat:
@@ -137,6 +155,7 @@ class Prompts:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         if self._template is None:
             raise InvalidRequest(
@@ -154,7 +173,7 @@ class Prompts:
                 tools=list(tools) if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._named_tokens,
+                **{**(template_kwargs or {}), **self._named_tokens},
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             # A template is a program that runs on the user's messages and may fail in any way.
@@ -233,6 +252,21 @@ class Prompts:
         ids = {token_id for source in sources for token_id in _as_list(source.get("eos_token_id"))}
         named = self._named_id("eos_token")
         return frozenset(ids if named is None else ids | {named})
+
+
+def _cut_behind(text: str, message: Mapping[str, Any]) -> str:
+    """A rendered conversation up to the end of its last message's text, as transformers cuts it."""
+    content = message.get("content") or ""
+    said: str = content if isinstance(content, str) else content[-1]["text"]
+    begin = text.rfind(said.strip())
+    if not said.strip() or begin < 0:
+        raise InvalidRequest(
+            "The last message cannot be continued: it has no text, or the base's chat template changes it.",
+            param="messages",
+        )
+    whole = said.lstrip()
+    # Many templates strip messages: then the text ends where the stripped one does.
+    return text[: begin + len(whole if text.startswith(whole, begin) else said.strip())]
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:

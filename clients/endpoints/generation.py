@@ -47,6 +47,8 @@ class GenerationOptions(TypedDict, total=False):
     ignore_eos: bool | None
     response_format: Mapping[str, Any] | None
     structured_outputs: Mapping[str, Any] | None
+    prompt_logprobs: int | None
+    skip_special_tokens: bool | None
     user: str | None
     store: bool | None
     metadata: Mapping[str, str] | None
@@ -58,6 +60,9 @@ class ChatOptions(GenerationOptions, total=False):
 
     logprobs: bool | None
     top_logprobs: int | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: Mapping[str, Any] | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
@@ -130,6 +135,8 @@ def tokenize(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_special_tokens: bool | None = None,
     add_generation_prompt: bool | None = None,
+    continue_final_message: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     return_token_strs: bool | None = None,
 ) -> Call[Tokenized]:
     """Get the tokens of a prompt.
@@ -140,6 +147,8 @@ def tokenize(
         tools: the tools that the messages' answer may call.
         add_special_tokens: whether a text gets those that the tokenizer puts around it; by default it does.
         add_generation_prompt: whether messages end where an answer begins; by default they do.
+        continue_final_message: whether messages end where the text of the last one does; by default they do not.
+        chat_template_kwargs: what else the chat template may ask for.
         return_token_strs: whether the tokens' texts are returned, too.
 
     Raises:
@@ -152,6 +161,8 @@ def tokenize(
         tools=None if tools is None else list(tools),
         add_special_tokens=add_special_tokens,
         add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        chat_template_kwargs=chat_template_kwargs,
         return_token_strs=return_token_strs,
     )
     request = CallRequest(method="POST", path="/tokenize", json=body | options, idempotent=True)

@@ -53,6 +53,19 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromptLogprob:
+    """The log-probability of a token, in nats, at a position of the prompt; ``rank`` is known of the likeliest only."""
+
+    logprob: float
+    decoded_token: str
+    rank: int | None = None
+
+
+PromptLogprobs = tuple[Mapping[str, PromptLogprob] | None, ...]
+"""For each token of a prompt: its own log-probability and those of the likeliest, by token id. The first has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatLogprobs:
     """Log-probabilities of the tokens of a chat answer."""
 
@@ -105,6 +118,7 @@ class ChatCompletion:
     choices: tuple[ChatChoice, ...]
     usage: Usage
     graftwork: Origin
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def text(self) -> str:
@@ -140,6 +154,7 @@ class CompletionChoice:
     text: str
     finish_reason: str | None
     logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -166,8 +166,8 @@ class GenerationService:
         Raises:
             InvalidRequest: It does not fit into the context, or the chat template refuses it.
         """
-        messages, tools = body.chat_messages(), body.shown_tools()
-        encode = partial(self.prompts.chat, messages, tools=tools, max_length=self._max_length)
+        options = body.template_options()
+        encode = partial(self.prompts.chat, body.chat_messages(), **options, max_length=self._max_length)
         return await to_thread.run_sync(encode, limiter=self._tokenizing)
 
     async def _grammar(self, body: GenerationRequest) -> str | None:

@@ -85,11 +85,7 @@ class Tokenization:
             assert body.prompt is not None
             ids = self.prompts.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
         else:
-            text = self.prompts.render(
-                chat.chat_messages(),
-                tools=chat.shown_tools(),
-                add_generation_prompt=body.add_generation_prompt is not False,
-            )
+            text = self.prompts.render(chat.chat_messages(), **chat.template_options())
             if len(text) > MAX_TEXT_CHARS:
                 raise InvalidRequest(
                     f"the conversation has {len(text)} characters, and at most {MAX_TEXT_CHARS} are tokenized in one "

@@ -28,8 +28,8 @@ class TokenDecoder(Protocol):
     def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str:
         """Tokens as text."""
 
-    def stream(self, *, visible: Collection[int] = frozenset()) -> DetokenizerLike:
-        """A detokenizer for one answer, which writes special tokens only if they are ``visible``."""
+    def stream(self, *, skip_special_tokens: bool = True, visible: Collection[int] = frozenset()) -> DetokenizerLike:
+        """A detokenizer for one answer. It may skip special tokens, but for those that are ``visible``."""
 
 
 class Vocabulary:

@@ -41,8 +41,9 @@ def read() -> Cells:
 
 def write(results: Sequence[Result]) -> None:
     """Put the tables into the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.replace(_between(page), f"\n\n{render(results)}\n"), encoding="utf-8")
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    PAGE.write_text(f"{before}{begin}\n\n{render(results)}\n{end}{after}", encoding="utf-8")
 
 
 def worse(before: Cells, now: Cells) -> list[str]:

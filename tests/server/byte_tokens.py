@@ -38,7 +38,7 @@ class ByteTokens:
         kept = [token for token in token_ids if not (skip_special_tokens and token == EOS)]
         return b"".join(map(_bytes, kept)).decode(errors="replace")
 
-    def stream(self, *, visible: Collection[int] = frozenset()) -> ByteStream:
+    def stream(self, *, skip_special_tokens: bool = True, visible: Collection[int] = frozenset()) -> ByteStream:
         return ByteStream()
 
 

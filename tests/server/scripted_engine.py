@@ -39,16 +39,12 @@ class StandInPrompts(ByteTokens):
     def encode(self, text: str, *, max_length: int | None = None, add_special_tokens: bool = True) -> list[int]:
         return [*([] if add_special_tokens else [0]), *text.encode()]
 
-    def render(
-        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), add_generation_prompt: bool = True
-    ) -> str:
+    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **_: Any) -> str:
         return messages[-1]["content"] + (">" if add_generation_prompt else "")
 
     tool_call_format = HERMES
 
-    def chat(
-        self, messages: Sequence[dict[str, Any]], *, tools: Sequence[Any] = (), max_length: int | None = None
-    ) -> list[int]:
+    def chat(self, messages: Sequence[dict[str, Any]], *, max_length: int | None = None, **_: Any) -> list[int]:
         return self.encode(messages[-1]["content"])
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from graftwork.adapters.errors import GraftworkError
 from graftwork.server.bodies import write_json
-from graftwork.server.engine.request import Delta
+from graftwork.server.engine.request import Delta, TokenLogprob
 from graftwork.server.openai.answers.choice import ChoiceDelta, Finish, GeneratedChoice
 from graftwork.server.openai.answers.tool_calls import ToolCallDelta
-from graftwork.server.openai.events import DONE, error_frame
+from graftwork.server.openai.events import DONE, error_frame, json_logprob
 from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 
@@ -133,6 +133,8 @@ class ChunkedAnswer(Answer):
         super().__init__(request, head, choices, num_prompt_tokens)
         self._vocabulary = vocabulary
         self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
+        self._num_prompt_logprobs = request.prompt_logprobs
         self._open = b"data: {" + head.json(self.chunk_kind) + b","
         # With include_usage every chunk has the field, and only the last one a value.
         self._close = b',"usage":null}\n\n' if request.include_usage else b"}\n\n"
@@ -154,11 +156,40 @@ class ChunkedAnswer(Answer):
         return self._open + b'"choices":[],"usage":' + write_json(self._usage()) + b"}\n\n" + DONE
 
     def body(self) -> bytes:
-        members = write_json({"choices": [*map(self._whole, self.choices)], "usage": self._usage()})
+        choices = [*map(self._whole, self.choices)]
+        members = write_json({"choices": choices, "usage": self._usage(), **self._more()})
         return b"{" + self.head.json(self.body_kind) + b"," + members[1:]
 
+    def _more(self) -> dict[str, Any]:
+        """Further members of the body."""
+        return {}
+
+    def _prompt_logprobs(self, choice: GeneratedChoice) -> dict[str, Any]:
+        """vLLM's ``prompt_logprobs`` as a member, where it was asked for.
+
+        For each token of the prompt its log-probability and those of the likeliest, by token id; the first has none. A
+        rank is known of the likeliest alone.
+        """
+        if (most := self._num_prompt_logprobs) is None:
+            return {}
+
+        def shown(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
+            text = self._vocabulary.text(token_id)
+            return {"logprob": json_logprob(logprob), "rank": rank, "decoded_token": text}
+
+        def position(score: TokenLogprob) -> dict[str, Any]:
+            top = {
+                str(token_id): shown(token_id, logprob, rank)
+                for rank, (token_id, logprob) in enumerate(score.top[:most], 1)
+            }
+            own = str(score.token_id)
+            return {own: top.get(own) or shown(score.token_id, score.logprob, None), **top}
+
+        return {"prompt_logprobs": [None if score is None else position(score) for score in choice.prompt_scores]}
+
     def _chunk(self, index: int, members: dict[str, Any]) -> bytes:
-        return self._open + b'"choices":[' + write_json({"index": index, **members}) + b"]" + self._close
+        close = b',"usage":' + write_json(self._usage()) + b"}\n\n" if self._continuous_usage else self._close
+        return self._open + b'"choices":[' + write_json({"index": index, **members}) + b"]" + close
 
     def _usage(self) -> dict[str, Any]:
         prompt, completion = self.num_prompt_tokens, self.num_completion_tokens

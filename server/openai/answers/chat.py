@@ -45,6 +45,9 @@ class ChatAnswer(ChunkedAnswer):
         members = {"delta": delta, "logprobs": None, "finish_reason": None}
         return b"".join(self._chunk(choice.index, members) for choice in self.choices)
 
+    def _more(self) -> dict[str, Any]:
+        return self._prompt_logprobs(self.choices[0])
+
     def _text_chunk(self, piece: ChoiceDelta) -> dict[str, Any]:
         logprobs = self._logprobs(piece.scored) if piece.scored else None
         return {"delta": {"content": piece.text}, "logprobs": logprobs, "finish_reason": None}
@@ -83,6 +86,7 @@ def chat_choices(
             scored=bool(request.logprobs),
             calls=ToolCallParser(tool_calls, parallel=request.takes_several_calls) if tool_calls else None,
             visible=frozenset(tool_calls.tokens.values() if tool_calls else ()),
+            skip_special_tokens=not request.shows_special_tokens,
         )
         for index in range(request.choices)
     ]

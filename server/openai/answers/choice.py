@@ -57,11 +57,13 @@ class GeneratedChoice:
         echo: The prompt's text, returned before the generated text; ``None``: it is not.
         calls: Finds tool calls; ``None``: there are none.
         visible: Special tokens that are written as text.
+        skip_special_tokens: Whether the others are not.
 
     Attributes:
         num_tokens: Generated tokens.
         num_cached: Prompt tokens that the prefix cache had.
         finish: How it ended; ``None`` before.
+        prompt_scores: Log-probabilities of the prompt's tokens so far, if they were requested.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class GeneratedChoice:
         echo: str | None = None,
         calls: ToolCallParser | None = None,
         visible: Collection[int] = frozenset(),
+        skip_special_tokens: bool = True,
     ) -> None:
         self.index = index
         self.num_tokens = 0
@@ -83,11 +86,11 @@ class GeneratedChoice:
         self._tokens = tokens
         self._prompt = prompt
         self._echo = echo
-        self._prompt_scores: list[TokenLogprob | None] = []
+        self.prompt_scores: list[TokenLogprob | None] = []
         self._texts: list[str] = []
         self._scored: list[ScoredToken] | None = [] if scored else None
         self._calls = calls
-        self._detokenizer = tokens.stream(visible=visible)
+        self._detokenizer = tokens.stream(skip_special_tokens=skip_special_tokens, visible=visible)
         self._stops = StopStrings(stop) if stop else None
         self._waiting: deque[ScoredToken] = deque()  # tokens whose text is not out yet
         self._decoded = self._written = len(echo or "")  # characters
@@ -128,8 +131,8 @@ class GeneratedChoice:
         self.num_cached += delta.num_cached
         scored: list[ScoredToken] = []
         echo = ""
+        self.prompt_scores += delta.prompt_logprobs or ()
         if self._echo is not None:
-            self._prompt_scores += delta.prompt_logprobs or ()
             if not delta.token_ids and not delta.done:
                 return _EMPTY_DELTA  # a long prompt is scored in several steps
             echo, self._echo = self._echo, None
@@ -177,7 +180,7 @@ class GeneratedChoice:
         if self._scored is None:
             return []
         offsets = _offsets(echo, map(self._tokens.token_bytes, self._prompt))
-        scores = zip(self._prompt, offsets, self._prompt_scores, strict=True)
+        scores = zip(self._prompt, offsets, self.prompt_scores, strict=True)
         return [ScoredToken(token_id, offset, score) for token_id, offset, score in scores]
 
 

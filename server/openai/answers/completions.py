@@ -32,11 +32,13 @@ class CompletionAnswer(ChunkedAnswer):
                 scored=request.logprobs is not None,
                 prompt=prompt,
                 echo=_echoed_text(original, vocabulary.tokens) if request.echo else None,
+                skip_special_tokens=not request.shows_special_tokens,
             )
             for place, (original, prompt) in enumerate(zip(request.prompt, prompts, strict=True))
             for number in range(request.choices)
         ]
         super().__init__(request, head, vocabulary, choices, sum(map(len, prompts)))
+        self._num_logprobs = request.logprobs
 
     def _text_chunk(self, piece: ChoiceDelta) -> dict[str, Any]:
         logprobs = self._logprobs(piece.scored) if piece.scored else None
@@ -51,6 +53,7 @@ class CompletionAnswer(ChunkedAnswer):
             "text": choice.text,
             "logprobs": None if choice.scored is None else self._logprobs(choice.scored),
             "finish_reason": choice.finish,
+            **self._prompt_logprobs(choice),
         }
 
     def _logprobs(self, scored: Sequence[ScoredToken]) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class CompletionAnswer(ChunkedAnswer):
     def _top(self, score: TokenLogprob) -> dict[str, float]:
         """The alternatives and the token itself. Of tokens with the same text the most likely counts."""
         best: dict[str, float] = {}
-        for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
+        for token_id, logprob in (*score.top[: self._num_logprobs], (score.token_id, score.logprob)):
             best.setdefault(self._vocabulary.text(token_id), json_logprob(logprob))
         return best
 

@@ -5,6 +5,8 @@ OpenAI's fields that are not supported are accepted at the value that means "off
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -25,6 +27,7 @@ from graftwork.server.bodies import (
     only_off,
     reject_nul,
     short_repr,
+    write_json,
 )
 from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
 from graftwork.server.openai.requests.structured_output import GrammarSource
@@ -115,6 +118,45 @@ class Message(StrictModel):
         return self
 
 
+#: What a chat template is given by others than the client.
+_GIVEN_TO_TEMPLATES = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("chat_template", "tokenize", "raise_exception", "strftime_now"),
+}
+MAX_TEMPLATE_KWARGS_BYTES = 16 << 10
+
+
+def _template_kwargs(value: Any) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise body_error("invalid_type", f"must be an object, not {json_type(value)}")
+    for name in value:
+        if not re.fullmatch(r"[A-Za-z_]\w{0,63}", name, re.ASCII):
+            raise body_error("invalid_value", f"[{short_repr(name)}] is no name that a template could ask for")
+        if name in _GIVEN_TO_TEMPLATES or name.endswith("_token"):
+            raise body_error("invalid_value", f"[{short_repr(name)}] is not yours to set: leave it out")
+    if len(write_json(value)) > MAX_TEMPLATE_KWARGS_BYTES:
+        raise body_error("invalid_value", f"is too long: at most {MAX_TEMPLATE_KWARGS_BYTES} bytes of JSON")
+    return value
+
+
+#: What the base's chat template may ask for beside the conversation; each template has its own.
+TemplateKwargs = Annotated[
+    Mapping[str, Any] | None, PlainValidator(_template_kwargs, json_schema_input_type=Mapping[str, Any] | None)
+]
+
+
+def check_continuation(continue_final_message: bool | None, add_generation_prompt: bool | None) -> None:
+    """A validator: a prompt ends where the last message goes on, or where an answer begins."""
+    if continue_final_message and add_generation_prompt:
+        raise field_error(
+            "continue_final_message",
+            "invalid_value",
+            "and add_generation_prompt exclude one another: an answer that begins anew continues nothing",
+        )
+
+
 class ChatCompletionRequest(GenerationRequest):
     """The body of ``POST /v1/chat/completions``."""
 
@@ -125,6 +167,10 @@ class ChatCompletionRequest(GenerationRequest):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
+    # vLLM's: how the conversation becomes a prompt.
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateKwargs = None
 
     # Accepted and ignored: they change no answer.
     safety_identifier: Label | None = None
@@ -157,6 +203,7 @@ class ChatCompletionRequest(GenerationRequest):
             )
         if self.top_logprobs and not self.logprobs:
             raise field_error("top_logprobs", "invalid_value", "needs logprobs to be true")
+        check_continuation(self.continue_final_message, self.add_generation_prompt)
         if self.tools or self.tool_choice is not None:
             check_names(self.tools or (), self.tool_choice)
         return self
@@ -164,6 +211,15 @@ class ChatCompletionRequest(GenerationRequest):
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as ``Prompts.chat`` takes it."""
         return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
+
+    def template_options(self) -> dict[str, Any]:
+        """How ``Prompts.chat`` and ``Prompts.render`` use the chat template."""
+        return {
+            "tools": self.shown_tools(),
+            "add_generation_prompt": self.add_generation_prompt is not False,
+            "continue_final_message": bool(self.continue_final_message),
+            "template_kwargs": self.chat_template_kwargs,
+        }
 
     def shown_tools(self) -> list[dict[str, Any]]:
         """The tools that the answer may call, as ``Prompts.chat`` takes them."""
@@ -206,4 +262,4 @@ class ChatCompletionRequest(GenerationRequest):
         return left
 
     def _logprobs(self) -> tuple[int | None, int | None]:
-        return (self.top_logprobs or 0) if self.logprobs else None, None
+        return (self.top_logprobs or 0) if self.logprobs else None, self.prompt_logprobs

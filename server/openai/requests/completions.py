@@ -69,4 +69,5 @@ class CompletionRequest(GenerationRequest):
         return min(DEFAULT_COMPLETION_TOKENS, left)
 
     def _logprobs(self) -> tuple[int | None, int | None]:
-        return self.logprobs, self.logprobs if self.echo else None
+        echoed = self.logprobs if self.echo else None
+        return self.logprobs, max((n for n in (echoed, self.prompt_logprobs) if n is not None), default=None)

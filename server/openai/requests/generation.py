@@ -104,7 +104,7 @@ _FORMATS: dict[str, GrammarKind | None] = {
 
 _NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
-    *("safety_identifier", "prompt_cache_key", "tools"),
+    *("safety_identifier", "prompt_cache_key", "tools", "chat_template_kwargs"),
 }
 
 
@@ -130,7 +130,7 @@ class StreamOptions(StrictModel):
     """OpenAI's options of a stream."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: Annotated[Any, only_off(False, instead="usage comes with the last chunk")] = None
+    continuous_usage_stats: bool | None = None  # vLLM's
     include_obfuscation: Annotated[Any, only_off(False, instead="chunks are not padded; leave it out")] = None
 
 
@@ -165,6 +165,9 @@ class GenerationRequest(StrictModel):
     guided_regex: Annotated[Text, Field(min_length=1)] | None = None
     guided_choice: Choices | None = None
     guided_grammar: Annotated[Text, Field(min_length=1)] | None = None
+    # vLLM's: what of prompt and answer is shown.
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    skip_special_tokens: bool | None = None
     user: Label | None = None
     metadata: Metadata = None
     store: bool | None = None
@@ -182,6 +185,12 @@ class GenerationRequest(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _prompt_logprobs_need_a_whole_answer(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise field_error("prompt_logprobs", "invalid_value", "is not for streams: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
     def _one_format(self) -> Self:
         given = self._formats()
         if len(given) > 1:
@@ -192,6 +201,11 @@ class GenerationRequest(StrictModel):
     def choices(self) -> int:
         """How many answers to generate for each prompt."""
         return self.n or 1
+
+    @property
+    def shows_special_tokens(self) -> bool:
+        """Whether answers have special tokens in their text."""
+        return self.skip_special_tokens is False
 
     @property
     def num_answers(self) -> int:
@@ -207,6 +221,11 @@ class GenerationRequest(StrictModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def grammar_source(self, tool_calls: ToolCallFormat) -> GrammarSource | None:
         """What the answer is held to; ``None``: nothing.

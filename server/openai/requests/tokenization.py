@@ -14,7 +14,13 @@ from graftwork.server.bodies import (
     field_error,
     reject_nul,
 )
-from graftwork.server.openai.requests.chat import MAX_MESSAGES, ChatCompletionRequest, Message
+from graftwork.server.openai.requests.chat import (
+    MAX_MESSAGES,
+    ChatCompletionRequest,
+    Message,
+    TemplateKwargs,
+    check_continuation,
+)
 from graftwork.server.openai.requests.prompts import token_ids
 from graftwork.server.openai.requests.tools import MAX_TOOLS, Tool
 
@@ -44,6 +50,8 @@ class TokenizeRequest(_OfModel):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateKwargs = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
@@ -51,13 +59,14 @@ class TokenizeRequest(_OfModel):
         if (self.prompt is None) == (self.messages is None):
             given = "is required, or messages" if self.prompt is None else "and messages are both given: give one"
             raise field_error("prompt", "invalid_value", given)
-        for name in ("add_generation_prompt", "tools"):
+        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"):
             if self.messages is None and getattr(self, name) is not None:
                 raise field_error(name, "invalid_value", "is for messages: leave it out")
         if self.messages is not None and self.add_special_tokens:
             raise field_error(
                 "add_special_tokens", "unsupported_parameter", "is for prompt: the chat template places special tokens"
             )
+        check_continuation(self.continue_final_message, self.add_generation_prompt)
         return self
 
     def chat(self) -> ChatCompletionRequest | None:
@@ -65,7 +74,13 @@ class TokenizeRequest(_OfModel):
         if self.messages is None:
             return None
         # What it is made of was checked field by field.
-        return ChatCompletionRequest.model_construct(messages=self.messages, tools=self.tools)
+        return ChatCompletionRequest.model_construct(
+            messages=self.messages,
+            tools=self.tools,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
 
 class DetokenizeRequest(_OfModel):

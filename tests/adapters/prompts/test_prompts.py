@@ -196,6 +196,31 @@ TEMPLATES = [
 ]
 
 
+@pytest.mark.parametrize("said", ["It is", " It is ", "It is\n", "ä"])
+@pytest.mark.parametrize("trims", [False, True])
+def test_a_message_is_continued_as_in_transformers(
+    tmp_path: Path, embedded_base: BaseInfo, said: str, trims: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    content = "m.content | trim" if trims else "m.content"
+    template = "{% for m in messages %}<{{ m.role }}>{{ " + content + " }}</>{% endfor %}{{ tone }}"
+    ours = with_template(tmp_path, embedded_base, template)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    messages = [{"role": "user", "content": "It is?"}, {"role": "assistant", "content": said}]
+    expected = theirs.apply_chat_template(messages, continue_final_message=True, tokenize=False)
+    assert ours.render(messages, continue_final_message=True) == expected
+    assert ours.render(messages, continue_final_message=True).rstrip().endswith(said.strip())
+    loud = ours.render(messages, add_generation_prompt=False, template_kwargs={"tone": "loud", "bos_token": "x"})
+    assert loud == theirs.apply_chat_template(messages, tokenize=False, tone="loud")
+
+
+def test_a_message_without_a_text_is_not_continued(prompts: Prompts) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]
+    with pytest.raises(InvalidRequest, match="cannot be continued"):
+        prompts.render(messages, continue_final_message=True)
+
+
 @pytest.mark.parametrize("template", TEMPLATES, ids=range(len(TEMPLATES)))
 def test_templates_render_as_in_transformers(tmp_path: Path, embedded_base: BaseInfo, template: str) -> None:
     from transformers import AutoTokenizer

@@ -119,6 +119,7 @@ GIVEN = {
     "device": "cpu",
     "kernels": "torch",
     "trainer_share": "0.25",
+    "batch_share": "0.5",
     "home": "/tmp/home",
     "host": "0.0.0.0",
     "port": "9000",

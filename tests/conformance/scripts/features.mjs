@@ -11,7 +11,7 @@ export const CITIES = ["Paris", "Rome"];
 
 const features = new Map();
 
-/** The function tries this feature. What it returns is told beside "ok"; it throws if there is none. */
+/** The function tries this feature. The text that it returns is told beside "ok"; it throws if there is none. */
 export function feature(name, attempt) {
   features.set(name, attempt);
 }
@@ -37,7 +37,8 @@ export async function main() {
   for (const [name, attempt] of features) {
     if (!process.argv.slice(2).includes(name)) continue;
     try {
-      say({ feature: name, ok: true, detail: (await attempt()) ?? "" });
+      const detail = await attempt();
+      say({ feature: name, ok: true, detail: typeof detail === "string" ? detail : "" });
     } catch (error) {
       console.error(error);
       say({ feature: name, ok: false, detail: `${error.constructor.name}: ${error.message}` });

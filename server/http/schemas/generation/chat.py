@@ -109,12 +109,25 @@ class _Head(TypedDict):
     graftwork: OriginObject
 
 
+class PromptLogprob(TypedDict):
+    """A token at a position of the prompt. ``rank`` is null beyond the likeliest that were asked for."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+#: Of each token of a prompt, by token id: its own and those of the likeliest. The first has none.
+PromptLogprobs = list[Mapping[str, PromptLogprob] | None]
+
+
 class ChatCompletionObject(_Head):
     """A whole chat answer."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: UsageObject
+    prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class ChatDelta(TypedDict):
@@ -159,6 +172,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class CompletionObject(_Head):

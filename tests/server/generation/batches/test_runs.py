@@ -98,6 +98,19 @@ async def test_completions_are_answered_too(harness: BatchesHarness) -> None:
     assert "several requests" in results["too many"]["response"]["body"]["error"]["message"]
 
 
+async def test_responses_are_answered_too(harness: BatchesHarness) -> None:
+    def asked(id: str, **body: Any) -> dict[str, Any]:
+        body = {"model": "intents", "input": "hi", **body}
+        return {"custom_id": id, "method": "POST", "url": "/v1/responses", "body": body}
+
+    lines = [asked("one"), asked("history", previous_response_id="resp-x"), asked("odd", max_output_tokens=0)]
+    batch, results = await harness.run(lines, endpoint="/v1/responses")
+    assert (batch.completed, batch.failed) == (1, 2)
+    answer = results["one"]["response"]["body"]
+    assert (answer["object"], answer["output"][0]["content"][0]["text"]) == ("response", "hi")
+    assert results["history"]["response"]["body"]["error"]["param"] == "previous_response_id"
+
+
 async def test_experiments_draw_arms_for_them(harness: BatchesHarness) -> None:
     plan = {
         "name": "seven",

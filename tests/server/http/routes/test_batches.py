@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from openai.types import Batch as OpenAIBatch
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.batches.batch import BatchError, BatchResult
 from graftwork.adapters.learning import files as files_module
+from graftwork.server.generation.batches.endpoints import ENDPOINTS
+from tests.conftest import CHECKOUT
 from tests.server.fakes import ADMIN_KEY, World, make_world
 from tests.server.http_errors import HERE, error
 
@@ -189,6 +192,12 @@ def test_a_bad_batch_is_refused_and_leaves_nothing(
     assert (found["code"], found["param"]) == (code, param)
     assert says in found["message"]
     assert client.get(BATCHES).json()["data"] == []
+
+
+def test_the_docs_name_every_endpoint() -> None:
+    text = (CHECKOUT / "docs" / "api.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| `endpoint` |")]
+    assert set(re.findall(r"`(/v1/[^`]+)`", row)) == ENDPOINTS.keys()
 
 
 def test_a_file_to_learn_from_is_no_file_of_requests(client_of: Client) -> None:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 from openai.types import batch_create_params as openai_batches
 from openai.types import completion_create_params as openai_completions
+from openai.types import embedding_create_params as openai_embeddings
 from openai.types.chat import completion_create_params as openai_chat
 from openai.types.responses import response_create_params as openai_responses
 
@@ -21,6 +22,7 @@ from graftwork.server.bodies import StrictModel, parse
 from graftwork.server.http.routes.batches import CreatedBatch
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
+from graftwork.server.openai.requests.embeddings import EmbeddingRequest
 from graftwork.server.openai.requests.responses import ResponsesRequest
 from tests.test_docs import CHECKOUT, table
 
@@ -29,12 +31,14 @@ MODELS: Mapping[str, type[StrictModel]] = {
     "completions": CompletionRequest,
     "responses": ResponsesRequest,
     "messages": MessagesRequest,
+    "embeddings": EmbeddingRequest,
     "batches": CreatedBatch,
 }
 OPENAI: Mapping[str, Any] = {
     "chat": openai_chat.CompletionCreateParams,
     "completions": openai_completions.CompletionCreateParams,
     "responses": openai_responses.ResponseCreateParams,
+    "embeddings": openai_embeddings.EmbeddingCreateParams,
     "batches": openai_batches.BatchCreateParams,
 }
 """By the column that they are shown in."""
@@ -44,6 +48,7 @@ LEAST: Mapping[str, dict[str, Any]] = {
     "completions": {"model": "intents", "prompt": "Hello"},
     "responses": {"model": "intents", "input": "Hello"},
     "messages": {"model": "intents", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5},
+    "embeddings": {"model": "intents", "input": "Hello"},
     "batches": {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
 }
 """The least that each route takes."""
@@ -99,6 +104,10 @@ ON: Mapping[str, Any] = {
     "guided_choice": ["yes", "no"],
     "guided_grammar": 'root ::= "a"',
     "use_beam_search": True,
+    "prompt_logprobs": 1,
+    "skip_special_tokens": False,
+    "add_generation_prompt": False,
+    "chat_template_kwargs": {"thinking": True},
     "instructions": "Be brief.",
     "previous_response_id": "resp_1",
     "max_output_tokens": 5,
@@ -110,6 +119,9 @@ ON: Mapping[str, Any] = {
     "conversation": "conv_1",
     "system": "Be brief.",
     "stop_sequences": ["."],
+    "encoding_format": "base64",
+    "dimensions": 576,
+    "pooling": "last",
     "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
     "cache_control": {"type": "ephemeral"},
     "thinking": {"type": "enabled", "budget_tokens": 1024},
@@ -117,6 +129,7 @@ ON: Mapping[str, Any] = {
 """A value with which a field does something. Fields of others that no body has are probed with true."""
 
 ON_HERE: Mapping[tuple[str, str], Any] = {
+    **dict.fromkeys((("embeddings", "normalize"), ("embeddings", "add_special_tokens")), False),
     ("completions", "logprobs"): 2,
     ("responses", "tools"): [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
     ("responses", "stream_options"): {"include_obfuscation": True},
@@ -139,6 +152,7 @@ TABLES = (
     "### Chat and completions: vLLM's fields",
     "### Responses",
     "### Messages",
+    "### Embeddings",
     "### Batches",
 )
 
