@@ -25,12 +25,15 @@ def test_nothing_became_worse() -> None:
 
 def test_tables_are_read_as_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"Before.\n\n{table.BEGIN}\nold\n{table.END}\n\nAfter.\n")
+    page.write_text(f"Before.\n\n{table.BEGIN}\n{table.END}\n\nAfter.\n")
     monkeypatch.setattr(table, "PAGE", page)
     table.write(RESULTS)
-    assert page.read_text().startswith("Before.")
-    assert page.read_text().endswith("After.\n")
-    assert "- openai, Python (batches): `NotFoundError: there is no 'route'`" in page.read_text()
+    written = page.read_text()
+    assert written.startswith(f"Before.\n\n{table.BEGIN}\n")
+    assert written.endswith(f"{table.END}\n\nAfter.\n")
+    table.write(RESULTS)
+    assert page.read_text() == written
+    assert "- openai, Python (batches): `NotFoundError: there is no 'route'`" in written
     assert table.read() == {
         ("openai, Python", "chat"): "yes",
         ("openai, Python", "batches"): "no",

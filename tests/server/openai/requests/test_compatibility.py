@@ -107,7 +107,7 @@ ON: Mapping[str, Any] = {
     "prompt_logprobs": 1,
     "skip_special_tokens": False,
     "add_generation_prompt": False,
-    "chat_template_kwargs": {"thinking": True},
+    "chat_template_kwargs": {"enable_thinking": False},
     "instructions": "Be brief.",
     "previous_response_id": "resp_1",
     "max_output_tokens": 5,
