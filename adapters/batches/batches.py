@@ -286,10 +286,11 @@ class Batches:
             return _move(connection, batch, "failed", errors=[asdict(error) for error in errors], waiting=None)
 
     def note_waiting(self, id: str, waiting: str | None, *, fence: Fence) -> None:
-        """Note what a batch waits for, or that it does not wait any more."""
+        """Note what a batch waits for, or that it does not wait any more; one that has ended does not."""
         with self._database.write() as connection:
             fence(connection)
-            _change(connection, id, waiting=waiting)
+            if not _get(connection, id).ended:
+                _change(connection, id, waiting=waiting)
 
     def delete_results(self) -> None:
         """Delete the stored results of batches that have ended; they are in files. A few at a time: users write too."""

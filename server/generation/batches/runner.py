@@ -87,7 +87,6 @@ class BatchRunner:
     async def _look(self) -> None:
         """Begin batches that are not carried on yet, and tell the others how they stand in the database."""
         if not await self._has_lease():
-            await self._end_runs()
             return
         found = await to_thread.run_sync(self._services.batches.unfinished, MAX_RUNS)
         now = {batch.id: batch for batch in found}
@@ -123,14 +122,18 @@ class BatchRunner:
 
     # -- the lease -------------------------------------------------------------------------------------------------
     async def _has_lease(self) -> bool:
-        """Whether this process has the lease, which is renewed or acquired when it is time."""
+        """Whether this process has the lease, which is renewed or acquired when it is time.
+
+        What was begun under a lease ends with it.
+        """
         if time.monotonic() - self._renewed_at < LEASE_SECONDS / 3:
             return self._lease is not None
-        had = self._lease
-        self._lease = await to_thread.run_sync(self._renew)
+        had, self._lease = self._lease, await to_thread.run_sync(self._renew)
         self._renewed_at = time.monotonic()
-        if had is None and self._lease is not None:
-            await to_thread.run_sync(self._services.batches.delete_results)
+        if self._lease is None or had is None or had.token != self._lease.token:
+            await self._end_runs()
+            if self._lease is not None:
+                await to_thread.run_sync(self._services.batches.delete_results)
         return self._lease is not None
 
     def _renew(self) -> Lease | None:

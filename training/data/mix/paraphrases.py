@@ -103,7 +103,7 @@ class Augmentation:
         if self.num_left_alone:
             yield (
                 f"{self.num_left_alone:,} of the rows were left alone: other wordings are for single questions of "
-                f"{FEWEST_WORDS} to {MOST_WORDS} words that call no tool."
+                f"{FEWEST_WORDS} to {MOST_WORDS} words."
             )
 
 

@@ -270,8 +270,17 @@ def test_impossible_tokens_have_a_score_that_json_can_say() -> None:
 # ---------------------------------------------------------------------------------------------------- completions
 
 
+def test_with_continuous_usage_every_chunk_has_it() -> None:
+    options = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
+    answer = completion([[65]], **options)
+    frames = b"".join(answer.frames(0, answer.push(0, delta)) for delta in deltas([word(" hello")], FinishReason.STOP))
+    usages = [json.loads(line[6:])["usage"] for line in frames.decode().splitlines() if line.startswith("data: {")]
+    assert [usage["completion_tokens"] for usage in usages] == [1, 1]
+    assert answer.closing() == b"data: [DONE]\n\n"
+
+
 def test_completion_body_is_what_the_official_client_expects() -> None:
-    answer = completion([[65], [66, 67]], n=2, logprobs=1)
+    answer = completion([[65], [66, 67]], n=2, logprobs=2)
     for index in range(4):
         for delta in deltas([word(" hello")], FinishReason.LENGTH, scored=True):
             answer.push(index, delta)

@@ -25,6 +25,9 @@ def row(question: str, answer: str = "a", *, before: Sequence[Message] = (), **f
     return Row(messages=messages, learned=(len(messages) - 1,), **fields)  # type: ignore[arg-type]
 
 
+CALL = {"id": "a", "type": "function", "function": {"name": "why", "arguments": {"what": "card declined"}}}
+
+
 @pytest.mark.parametrize(
     ("question", "text", "reason"),
     [
@@ -110,6 +113,7 @@ OPERATOR = {"role": "system", "content": "Sort it, in one word."}
             False,
         ),
         (row("Why was my card declined?", label=True), False),
+        (row("Why was my card declined?").with_answer("", [CALL]), False),
         (Row(prompt="Why was my card declined?", completion="a"), False),
         (Row(completion="A text of several words."), False),
     ],
