@@ -1,8 +1,10 @@
 """Unchanged clients of others against a real server: ``python -m tests.conformance`` writes docs/compatibility.md.
 
 Each client's script in ``scripts/`` is what a user would write, and runs in an environment of its own. With ``--check``
-the page is left alone, and the run fails where a cell has become worse. To take newer clients: change a version at the
-top of a file in ``requirements/``, or in ``node/package.json``, and run this with ``--refresh``.
+the page is left alone, and the run fails where a cell has become worse.
+
+To take newer clients, install them into an environment of their own, and write what ``pip freeze`` says into their file
+in ``requirements/``; for Node, change ``node/package.json`` and run ``npm install --package-lock-only`` beside it.
 """
 
 from __future__ import annotations
