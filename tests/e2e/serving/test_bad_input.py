@@ -108,7 +108,12 @@ GENERATION = [
     chat("no messages", "invalid_value", "messages must not be empty", messages=[]),
     chat("messages of another type", "invalid_type", "messages must be a list", messages="hi"),
     chat("unknown role", "invalid_value", "messages[0].role", messages=[{"role": "boss", "content": "hi"}]),
-    chat("a tool's message", "invalid_value", "role", messages=[{"role": "tool", "content": "", "tool_call_id": "1"}]),
+    chat(
+        "a tool's result of no call",
+        "missing_required_parameter",
+        "tool_call_id",
+        messages=[{"role": "tool", "content": ""}],
+    ),
     chat(
         "an image", "unsupported_parameter", "text", messages=user([{"type": "image_url", "image_url": {"url": "x"}}])
     ),
@@ -129,7 +134,7 @@ GENERATION = [
     chat("too many stops", "invalid_value", "at most 4", stop=list("abcde")),
     chat("empty stop", "invalid_value", "1 to 256", stop=""),
     chat("misspelt field", "unknown_parameter", "did you mean max_tokens", max_token=4),
-    chat("tools", "unsupported_parameter", "tool", tools=[{"type": "function", "function": {"name": "f"}}]),
+    chat("a tool of another kind", "unsupported_parameter", "only functions", tools=[{"type": "retrieval"}]),
     chat("XML wanted", "invalid_value", "json_schema", response_format={"type": "xml"}),
     chat("a schema beyond us", "unsupported_parameter", "uniqueItems", guided_json={"uniqueItems": True}),
     chat("a schema without an end", "invalid_value", "too complex", guided_json=REMAINDERS),
