@@ -40,6 +40,7 @@ from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
 from graftwork.server.generation.batches.capacity import BatchCapacity
+from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
 from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.embeddings import EmbeddingService
@@ -193,7 +194,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         BatchServices(
             batches=services.batches,
             files=files,
-            generation=service,
+            answering=AnsweringServices(service, embedding_service),
             capacity=BatchCapacity(engine_client, num_seats=config.max_batch, share=config.batch_share),
             metrics=metrics,
             find_principal=services.authenticator.find,

@@ -76,8 +76,12 @@ class EmbeddingService:
         self._metrics = metrics
         self._traffic = traffic
 
-    async def start(self, body: EmbeddingRequest) -> ActiveEmbeddings:
+    async def start(self, body: EmbeddingRequest, *, background: bool = False) -> ActiveEmbeddings:
         """Resolve the model, tokenize the inputs, and send the first of them to the engine.
+
+        Args:
+            body: The parsed body.
+            background: Whether no user waits for it.
 
         Raises:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
@@ -96,7 +100,7 @@ class EmbeddingService:
             prompts=prompts,
             as_base64=body.encoding_format == "base64",
         )
-        return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling))
+        return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling, background=background))
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
@@ -109,7 +113,10 @@ class EmbeddingService:
         try:
             await self._take(active)
             while (first := active.first + len(active.stream.ids)) < len(prompts):
-                active.stream = await self._open_in_turn(active.route, prompts[first:], active.pooling)
+                background = active.stream.background
+                active.stream = await self._open_in_turn(
+                    active.route, prompts[first:], active.pooling, background=background
+                )
                 active.first = first
                 await self._take(active)
         finally:
@@ -154,17 +161,22 @@ class EmbeddingService:
         return ids
 
     # -- the engine ------------------------------------------------------------------------------------------------
-    def _open(self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling) -> EngineStream:
+    def _open(
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+    ) -> EngineStream:
         """Send the first of ``prompts`` to the engine."""
         params = SamplingParams(max_tokens=0, pooling=pooling)
         count = min(MAX_OPEN_INPUTS, self._engine.max_open)
-        return self._engine.open([(ids, params) for ids in prompts[:count]], adapter=route.digest)
+        inputs = [(ids, params) for ids in prompts[:count]]
+        return self._engine.open(inputs, adapter=route.digest, background=background)
 
-    async def _open_in_turn(self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling) -> EngineStream:
+    async def _open_in_turn(
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+    ) -> EngineStream:
         """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
         while True:
             try:
-                return self._open(route, prompts, pooling)
+                return self._open(route, prompts, pooling, background=background)
             except Overloaded:
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -19,6 +19,7 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Leases
 from graftwork.server.engine.request import Request
 from graftwork.server.generation.batches.capacity import BatchCapacity
+from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
 from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.transport.messages import EngineMessage, Generate
@@ -26,6 +27,9 @@ from tests.server.fakes import make_world
 from tests.server.scripted_engine import CHAT, GatewayHarness
 
 NUM_SEATS = 4
+
+#: What the scripted engine takes of users at once.
+NUM_OPEN = 8
 
 
 def line(custom_id: str, say: str = "hi", **body: Any) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class BatchesHarness:
         needed = BatchServices(
             batches=batches or services.batches,
             files=files or services.files,
-            generation=self.gateway.gateway,
+            answering=AnsweringServices(self.gateway.gateway, self.gateway.embeddings),
             capacity=self.capacity,
             metrics=services.metrics,
             find_principal=services.authenticator.find,

@@ -112,7 +112,7 @@ class GatewayHarness:
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
         )
-        embedding_service = EmbeddingService(
+        self.embeddings = EmbeddingService(
             engine=self.engine.link,
             tokenization=tokenization,
             router=router,
@@ -120,7 +120,7 @@ class GatewayHarness:
             traffic=services.traffic,
         )
         routes = APIRouter()
-        generation.add(routes, services.authenticator, self.gateway, embedding_service, tokenization, services.records)
+        generation.add(routes, services.authenticator, self.gateway, self.embeddings, tokenization, services.records)
         world.app.include_router(routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")

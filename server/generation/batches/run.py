@@ -29,10 +29,9 @@ from graftwork.adapters.learning.files import Files
 from graftwork.adapters.storage.durable import DISK_FULL
 from graftwork.adapters.storage.leases import Fence
 from graftwork.server.generation.batches.capacity import BatchCapacity
-from graftwork.server.generation.batches.endpoints import ENDPOINTS, RequestBody
+from graftwork.server.generation.batches.endpoints import ENDPOINTS, AnsweringServices, RequestBody
 from graftwork.server.generation.batches.input import BatchInput
 from graftwork.server.generation.batches.output import write_files
-from graftwork.server.generation.service import GenerationService
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.openai.batch_lines import BatchRequest, error_response_line, response_line
 from graftwork.server.transport.engine import EngineState
@@ -60,7 +59,7 @@ class BatchServices:
     Attributes:
         batches: Where they are stored.
         files: Where their files are.
-        generation: Answers requests.
+        answering: Answers requests.
         capacity: Lets requests begin.
         metrics: Counts results.
         find_principal: The caller with a key's id, as long as it may call.
@@ -68,7 +67,7 @@ class BatchServices:
 
     batches: Batches
     files: Files
-    generation: GenerationService
+    answering: AnsweringServices
     capacity: BatchCapacity
     metrics: Metrics
     find_principal: Callable[[str], Principal | None]
@@ -180,11 +179,6 @@ class BatchRun:
         capacity = self._services.capacity
         try:
             body = ENDPOINTS[self.batch.endpoint].parse(request.body)
-            if body.num_answers > capacity.num_seats:
-                raise InvalidRequest(
-                    f"the request asks for {body.num_answers} answers at once, and this server computes at most "
-                    f"{capacity.num_seats} of a batch at once: make several requests of it"
-                )
         except InvalidRequest as error:
             self._refuse(request, error)
             return
@@ -200,7 +194,7 @@ class BatchRun:
             if self._stopped.is_set():
                 return
             endpoint = ENDPOINTS[batch.endpoint]
-            answer = await endpoint.answer(services.generation, body, batch.key_id, len(request.body))
+            answer = await endpoint.answer(services.answering, body, batch.key_id, len(request.body))
         except (Unavailable, OperationalError) as error:
             await self._try_again(request, error)
         except GraftworkError as error:

@@ -30,6 +30,11 @@ class EmbeddingRequest(StrictModel):
     add_special_tokens: Annotated[Any, only_off(True, instead="send token ids to decide on each token")] = None
     truncate_prompt_tokens: Annotated[Any, only_off(instead="nothing is cut off; send shorter inputs")] = None
 
+    @property
+    def num_answers(self) -> int:
+        """How many vectors are computed."""
+        return len(self.input)
+
     def check_dimensions(self, width: int) -> None:
         """Refuse a width that is not the model's. Raises :class:`InvalidRequest`."""
         if self.dimensions is not None and self.dimensions != width:

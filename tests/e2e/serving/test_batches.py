@@ -88,6 +88,16 @@ def test_completions(client: openai.OpenAI) -> None:
     assert (answer["object"], len(answer["choices"])) == ("text_completion", 2)
 
 
+@pytest.mark.parametrize(("endpoint", "kind"), [("/v1/responses", "response"), ("/v1/embeddings", "list")])
+def test_other_endpoints(client: openai.OpenAI, endpoint: str, kind: str) -> None:
+    body = {"model": "intents", "input": "My card has not arrived."}
+    lines = [{"custom_id": str(number), "method": "POST", "url": endpoint, "body": body} for number in range(3)]
+    batch = ended(client, create(client, lines, endpoint=endpoint))
+    answers = lines_of(client, batch.output_file_id)
+    assert {answer["response"]["body"]["object"] for answer in answers.values()} == {kind}
+    assert len(answers) == 3
+
+
 def test_a_broken_file(client: openai.OpenAI) -> None:
     batch = ended(client, create(client, [chat("a"), chat("b", stream=True), chat("a")]))
     assert batch.status == "failed"

@@ -24,7 +24,7 @@ from graftwork.adapters.feedback.interactions import InteractionFilter
 from graftwork.adapters.learning.files import Files
 from graftwork.server.generation.batches import input as batch_input
 from graftwork.server.generation.batches import run, runner
-from tests.server.batches_harness import NUM_SEATS, BatchesHarness, line, said
+from tests.server.batches_harness import NUM_OPEN, NUM_SEATS, BatchesHarness, line, said
 from tests.server.fakes import adapter_files, form
 from tests.server.scripted_engine import ASK, CHAT
 
@@ -90,12 +90,12 @@ async def test_completions_are_answered_too(harness: BatchesHarness) -> None:
         return {"custom_id": id, "method": "POST", "url": "/v1/completions", "body": body}
 
     batch, results = await harness.run(
-        [asked("one"), asked("many", prompt=["a", "b", "c"]), asked("too many", prompt=["x"] * (NUM_SEATS + 1))],
+        [asked("one"), asked("many", prompt=["a", "b", "c"]), asked("too many", prompt=["x"] * (NUM_OPEN + 1))],
         endpoint="/v1/completions",
     )
     assert (batch.completed, batch.failed) == (2, 1)
     assert [choice["text"] for choice in results["many"]["response"]["body"]["choices"]] == ["a", "b", "c"]
-    assert "several requests" in results["too many"]["response"]["body"]["error"]["message"]
+    assert "Send several" in results["too many"]["response"]["body"]["error"]["message"]
 
 
 async def test_responses_are_answered_too(harness: BatchesHarness) -> None:
@@ -109,6 +109,19 @@ async def test_responses_are_answered_too(harness: BatchesHarness) -> None:
     answer = results["one"]["response"]["body"]
     assert (answer["object"], answer["output"][0]["content"][0]["text"]) == ("response", "hi")
     assert results["history"]["response"]["body"]["error"]["param"] == "previous_response_id"
+
+
+async def test_embeddings_are_answered_too(harness: BatchesHarness) -> None:
+    def asked(id: str, **body: Any) -> dict[str, Any]:
+        body = {"model": "tiny-base", "input": "hi", **body}
+        return {"custom_id": id, "method": "POST", "url": "/v1/embeddings", "body": body}
+
+    batch, results = await harness.run(
+        [asked("one"), asked("many", input=["a", "b", "c"]), asked("odd", dimensions=3)], endpoint="/v1/embeddings"
+    )
+    assert (batch.completed, batch.failed) == (2, 1)
+    assert [len(results[name]["response"]["body"]["data"]) for name in ("one", "many")] == [1, 3]
+    assert results["odd"]["response"]["body"]["error"]["param"] == "dimensions"
 
 
 async def test_experiments_draw_arms_for_them(harness: BatchesHarness) -> None:
@@ -306,10 +319,25 @@ async def test_a_batch_waits_while_users_fill_its_seats(harness: BatchesHarness)
     assert (await harness.ended(batch)).completed == 1
 
 
-async def test_one_large_request_has_an_idle_engine(harness: BatchesHarness) -> None:
-    batch, results = await harness.run([line("a", n=NUM_SEATS), line("b", n=NUM_SEATS + 1)])
-    assert (batch.completed, batch.failed) == (1, 1)
-    assert len(results["a"]["response"]["body"]["choices"]) == NUM_SEATS
+async def test_large_requests_run_alone(harness: BatchesHarness) -> None:
+    batch, results = await harness.run([line("a", n=NUM_SEATS), line("b"), line("c", n=NUM_SEATS + 3), line("d")])
+    assert (batch.completed, batch.failed) == (4, 0)
+    assert len(results["c"]["response"]["body"]["choices"]) == NUM_SEATS + 3
+
+
+async def test_a_large_request_that_waits_for_users_holds_no_other_batch_up(harness: BatchesHarness) -> None:
+    harness.hold = True
+    asking = asyncio.ensure_future(harness.gateway.http.post(CHAT, json=ASK))
+    await harness.until(lambda: len(harness.asked) == 1)
+    large = harness.create([line("a", n=NUM_SEATS)])
+    fitting = harness.create([line("a", "fits", n=NUM_SEATS - 1)])
+    harness.runner.start()
+    await harness.until(lambda: "fits" in harness.asked)
+    await asyncio.sleep(0.2)
+    assert Counter(harness.asked) == {"hi": 1, "fits": NUM_SEATS - 1}
+    harness.release()
+    await asking
+    assert [(await harness.ended(batch)).completed for batch in (fitting, large)] == [1, 1]
 
 
 # ------------------------------------------------------------------------------------------------- engines and disks
