@@ -88,9 +88,12 @@ def test_completions(client: openai.OpenAI) -> None:
     assert (answer["object"], len(answer["choices"])) == ("text_completion", 2)
 
 
-@pytest.mark.parametrize(("endpoint", "kind"), [("/v1/responses", "response"), ("/v1/embeddings", "list")])
-def test_other_endpoints(client: openai.OpenAI, endpoint: str, kind: str) -> None:
-    body = {"model": "intents", "input": "My card has not arrived."}
+@pytest.mark.parametrize(
+    ("endpoint", "kind", "more"),
+    [("/v1/responses", "response", {"max_output_tokens": 16}), ("/v1/embeddings", "list", {})],
+)
+def test_other_endpoints(client: openai.OpenAI, endpoint: str, kind: str, more: dict[str, Any]) -> None:
+    body = {"model": "intents", "input": "My card has not arrived.", **more}
     lines = [{"custom_id": str(number), "method": "POST", "url": endpoint, "body": body} for number in range(3)]
     batch = ended(client, create(client, lines, endpoint=endpoint))
     answers = lines_of(client, batch.output_file_id)
