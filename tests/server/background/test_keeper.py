@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -123,15 +124,15 @@ def test_when_a_keeper_is_killed_another_one_goes_on(
 def test_a_keeper_whose_lease_was_taken_begins_nothing_more(make: Callable[..., Keeper], database: Database) -> None:
     """As after a long sleep of its machine."""
     done: list[float] = []
-    keeper = make(seconds=0.6)
+    keeper = make(seconds=3.0)
     keeper.add_duty("count", lambda _: done.append(time.monotonic()), every=0.05)
     keeper.start()
     eventually(lambda: bool(done))
     with database.write() as connection:
-        taken = (
-            "UPDATE leases SET owner = 'another machine', token = token + 1, expires_at = '2999-01-01T00:00:00.000000Z'"
-        )
-        connection.execute(text(taken))
+        # No later than another machine would have it: a lease for longer is one of a wrong clock, and is not heeded.
+        expires_at = f"{datetime.now(UTC) + timedelta(seconds=5):%Y-%m-%dT%H:%M:%S.%fZ}"
+        taken = "UPDATE leases SET owner = 'another machine', token = token + 1, expires_at = :expires_at"
+        connection.execute(text(taken), {"expires_at": expires_at})
     eventually(lambda: not keeper._held.is_set())
     time.sleep(0.2)  # for one under way
     num_done = len(done)
