@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 #: What a grammar may be made of: ``grammars/grammar.py`` says how.
@@ -66,24 +66,15 @@ class ToolCallsSpec:
 
     @classmethod
     def from_json(cls, text: str) -> ToolCallsSpec:
-        """The inverse of ``to_json``."""
+        """From what ``dataclasses.asdict`` makes of one, as JSON: so it travels."""
         fields = json.loads(text)
         return cls(**{**fields, "tools": [ToolSchema(**tool) for tool in fields["tools"]]})
 
-    def to_json(self) -> str:
-        """As a text, which travels to the process that tries grammars out.
-
-        Raises:
-            ValueError: A schema has a number that is not finite.
-        """
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
-
-    def schemas(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Each schema, after the field where it stands."""
-        for tool in self.tools:
-            yield tool.field, tool.parameters
-        if self.answer is not None:
-            yield self.answer_field, self.answer
+    def with_schemas(self, change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> ToolCallsSpec:
+        """The same with ``change(field, schema)`` for each schema and the field where it stands."""
+        tools = [replace(tool, parameters=change(tool.field, tool.parameters)) for tool in self.tools]
+        answer = None if self.answer is None else change(self.answer_field, self.answer)
+        return replace(self, tools=tools, answer=answer)
 
 
 #: How a prompt's hidden states become one vector: their mean, or the last token's alone.

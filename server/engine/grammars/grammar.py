@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
@@ -116,26 +119,31 @@ def make_and_try_out(kind: GrammarKind, source: str) -> str:
         ProblemWithGrammar: It cannot be followed.
     """
     if kind == "json":
-        return _try_bounded(source)
+        return make_grammar("json", _bounded(source))
     if kind == "tool_calls":
-        spec = ToolCallsSpec.from_json(source)
-        for field, schema in spec.schemas():  # each alone tells which is wrong
-            try:
-                _try_bounded(json.dumps(schema))
-            except ProblemWithGrammar as problem:
-                raise ProblemWithGrammar(str(problem), field) from None
+        source = json.dumps(asdict(ToolCallsSpec.from_json(source).with_schemas(_bounded_at)), ensure_ascii=False)
     try_out(make_grammar(kind, source, as_text=True))
     return make_grammar(kind, source)
 
 
-def _try_bounded(schema: str) -> str:
-    """The grammar of a JSON schema whose numbers are bounded, or as they are where that cannot be combined."""
+def _bounded(schema: str) -> str:
+    """A JSON schema with bounds for its numbers, or as it is where that cannot be combined; tried out."""
     try:
         bounded = json.dumps(bound_numbers(json.loads(schema)), ensure_ascii=False)
-        try_out(grammar := make_grammar("json", bounded))
+        try_out(make_grammar("json", bounded))
     except (ProblemWithGrammar, RecursionError):
-        try_out(grammar := make_grammar("json", schema))
-    return grammar
+        try_out(make_grammar("json", schema))
+        return schema
+    return bounded
+
+
+def _bounded_at(field: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """``_bounded`` of one of the schemas of tool calls; each alone tells which is wrong."""
+    try:
+        bounded: dict[str, Any] = json.loads(_bounded(json.dumps(schema)))
+    except ProblemWithGrammar as problem:
+        raise ProblemWithGrammar(str(problem), field) from None
+    return bounded
 
 
 def try_out(grammar: str) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from graftwork.server.engine.grammars.numbers import bound_numbers
 from graftwork.server.engine.request import ToolCallsSpec
 
 #: Of one answer. Without a bound small models go on with calls for ever.
@@ -31,7 +30,7 @@ def tool_calls_grammar(
         return " ".join(_quoted(piece) if isinstance(piece, str) else f"<[{piece}]>" for piece in pieces if piece != "")
 
     def schema(value: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-        return f"%json {json.dumps({**bound_numbers(value), 'x-guidance': options}, ensure_ascii=False)}"
+        return f"%json {json.dumps({**value, 'x-guidance': options}, ensure_ascii=False)}"
 
     rules = [f"call: {' | '.join(f'call_{number}' for number in range(len(spec.tools)))}"]
     for number, tool in enumerate(spec.tools):

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.server.bodies import StrictModel, Text, body_error, field_error, json_type
-from graftwork.server.engine.request import GrammarKind, ToolCallsSpec
+from graftwork.server.engine.request import GrammarKind
 
 #: Of a schema, an expression, all choices or a grammar.
 MAX_SOURCE_BYTES = 256 << 10
@@ -69,10 +69,7 @@ class GrammarSource:
     def of(cls, kind: GrammarKind, value: Any, field: str) -> GrammarSource:
         """From a field's value. Raises :class:`InvalidRequest` for one that is too long, or not JSON."""
         try:
-            if isinstance(value, ToolCallsSpec):
-                text = value.to_json()
-            else:
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
         except ValueError:
             raise InvalidRequest(f"{field} has a number that is not finite", param=field) from None
         if (size := len(text.encode())) > MAX_SOURCE_BYTES:

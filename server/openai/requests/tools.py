@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
@@ -176,7 +177,7 @@ def tool_calls_source(
         answer=None if required or answer is None else json.loads(answer.text),
         answer_field="" if answer is None else answer.field,
     )
-    return GrammarSource.of("tool_calls", spec, "tools")
+    return GrammarSource.of("tool_calls", asdict(spec), "tools")
 
 
 _ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object"}

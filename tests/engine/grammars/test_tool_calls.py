@@ -169,6 +169,14 @@ def test_what_a_schema_cannot_have_is_named_with_its_place() -> None:
     assert tool_calls_source(tools, "auto", HERMES, parallel=True, answer=None) is None, "nothing holds these"
 
 
+def test_numbers_that_cannot_be_bounded_stay_as_they_are(taker: Taker) -> None:
+    """A bound beside ``allOf`` could leave no number at all: then the schema is kept without it, as elsewhere."""
+    far = tool("far", n={"allOf": [{"type": "integer"}, {"minimum": 10**17}]})
+    required = grammar([far, ADD], "required", taker.hermes)
+    assert taker.takes(required, written("far", '{"n": 100000000000000001}'))
+    assert not taker.takes(required, written("add", '{"a": 1, "b": 100000000000000001}'))
+
+
 def replace_parameters(given: Tool, more: dict[str, Any]) -> Tool:
     changed = given.model_dump(exclude_none=True)
     changed["function"]["parameters"] |= more
