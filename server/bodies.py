@@ -82,11 +82,25 @@ def reject_nul(value: str) -> str:
     return value
 
 
+def string_at(where: str, value: Any) -> str:
+    """A text within a field that a validator reads itself; ``where`` is its place in the field.
+
+    Raises:
+        PydanticCustomError: It is none.
+    """
+    if not isinstance(value, str):
+        raise body_error("invalid_type", f"{where} must be a string, not {json_type(value)}")
+    return reject_nul(value)
+
+
 #: A text of any length.
 Text = Annotated[str, AfterValidator(reject_nul)]
 
 #: A short text that names something.
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
+
+#: What names the base, an adapter, a version or an alias.
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
 
 
 def only_off(*values: Any, instead: str) -> BeforeValidator:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.server.bodies import (
-    MAX_LABEL_CHARS,
     Label,
+    ModelName,
     StrictModel,
     Text,
     body_error,
@@ -19,6 +19,7 @@ from graftwork.server.bodies import (
     parse_value,
     reject_nul,
     short_repr,
+    string_at,
 )
 from graftwork.server.openai.requests.chat import MAX_MESSAGES, ChatCompletionRequest
 from graftwork.server.openai.requests.generation import INT32_MAX, INT64_MAX, MAX_STOP_CHARS, MAX_STOPS
@@ -42,14 +43,8 @@ def _blocks(where: str, content: Any, types: Sequence[str]) -> list[dict[str, An
             takes = " and ".join(types)
             raise body_error("unsupported_parameter", f"{where}[{place}] is of type {short_repr(kind)}, not {takes}")
         if kind == "text":
-            block["text"] = _string(f"{where}[{place}].text", block.get("text"))
+            block["text"] = string_at(f"{where}[{place}].text", block.get("text"))
     return content
-
-
-def _string(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise body_error("invalid_type", f"{where} must be a string, not {json_type(value)}")
-    return reject_nul(value)
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
@@ -82,7 +77,7 @@ def _user(where: str, content: Any) -> list[dict[str, Any]]:
     messages = [
         {
             "role": "tool",
-            "tool_call_id": _string(f"{where}[{place}].tool_use_id", block.get("tool_use_id")),
+            "tool_call_id": string_at(f"{where}[{place}].tool_use_id", block.get("tool_use_id")),
             "content": _texts(f"{where}[{place}].content", block.get("content") or ""),
         }
         for place, block in enumerate(blocks)
@@ -104,9 +99,9 @@ def _assistant(where: str, content: Any) -> dict[str, Any]:
                 raise body_error(
                     "invalid_type", f"{where}[{place}].input must be an object, not {json_type(arguments)}"
                 )
-            name = _string(f"{where}[{place}].name", block.get("name"))
+            name = string_at(f"{where}[{place}].name", block.get("name"))
             function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-            calls.append({"id": _string(f"{where}[{place}].id", block.get("id")), "function": function})
+            calls.append({"id": string_at(f"{where}[{place}].id", block.get("id")), "function": function})
     text = "\n".join(block["text"] for block in blocks if block["type"] == "text")
     return {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
 
@@ -191,7 +186,7 @@ def _stops(value: list[str]) -> list[str]:
 class CountTokensRequest(StrictModel):
     """The body of ``POST /v1/messages/count_tokens``."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
+    model: ModelName
     messages: Annotated[list[dict[str, Any]], PlainValidator(_messages, json_schema_input_type=list[dict[str, Any]])]
     system: Annotated[
         str | None,

@@ -27,6 +27,7 @@ from graftwork.server.bodies import (
     only_off,
     reject_nul,
     short_repr,
+    string_at,
     write_json,
 )
 from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS, GenerationRequest
@@ -65,9 +66,7 @@ def _part(index: int, part: Any) -> dict[str, str]:
             "unsupported_parameter", f"[{index}] is of type {short_repr(part['type'])}: only text is supported"
         )
     # What else a part has are hints (cache_control) and notes of an answer that is sent back (annotations).
-    if not isinstance(text := part.get("text"), str):
-        raise body_error("invalid_type", f"[{index}].text must be a string, not {json_type(text)}")
-    return {"type": "text", "text": reject_nul(text)}
+    return {"type": "text", "text": string_at(f"[{index}].text", part.get("text"))}
 
 
 _TEMPLATE_FIELDS = {"role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id"}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.server.bodies import MAX_LABEL_CHARS, Label, StrictModel, only_off, reject_nul
+from graftwork.server.bodies import (
+    Label,
+    ModelName,
+    StrictModel,
+    only_off,
+)
 from graftwork.server.engine.request import Pooling
 from graftwork.server.openai.requests.generation import INT64_MAX
 from graftwork.server.openai.requests.prompts import Prompt, prompts_field
@@ -19,7 +24,7 @@ MAX_INPUTS = 2048
 class EmbeddingRequest(StrictModel):
     """The body of ``POST /v1/embeddings``."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
+    model: ModelName
     input: Annotated[tuple[Prompt, ...], prompts_field(most=MAX_INPUTS, noun="inputs")]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PlainValidator,
@@ -21,9 +20,9 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.plan import Arm
 from graftwork.adapters.prompts.tool_calls import ToolCallFormat
 from graftwork.server.bodies import (
-    MAX_LABEL_CHARS,
     Label,
     Metadata,
+    ModelName,
     StrictModel,
     Text,
     body_error,
@@ -137,7 +136,7 @@ class StreamOptions(StrictModel):
 class GenerationRequest(StrictModel):
     """What chat completions and completions have in common."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
+    model: ModelName
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None

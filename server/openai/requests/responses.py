@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from graftwork.server.bodies import (
-    MAX_LABEL_CHARS,
     Label,
     Metadata,
+    ModelName,
     StrictModel,
     Text,
     body_error,
@@ -20,6 +20,7 @@ from graftwork.server.bodies import (
     parse_value,
     reject_nul,
     short_repr,
+    string_at,
 )
 from graftwork.server.openai.requests.chat import MAX_MESSAGES, ChatCompletionRequest
 from graftwork.server.openai.requests.generation import INT64_MAX, MAX_TOP_LOGPROBS
@@ -99,14 +100,8 @@ def _text(where: str, content: Any) -> str | list[dict[str, str]]:
             raise body_error(
                 "unsupported_parameter", f"{where}[{place}] is of type {short_repr(kind)}: only text is supported"
             )
-        parts.append({"type": "text", "text": _string_or_empty(f"{where}[{place}].text", part.get("text"))})
+        parts.append({"type": "text", "text": string_at(f"{where}[{place}].text", part.get("text"))})
     return parts or ""
-
-
-def _string_or_empty(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise body_error("invalid_type", f"{where} must be a string, not {json_type(value)}")
-    return reject_nul(value)
 
 
 class ResponsesTool(Function):
@@ -188,7 +183,7 @@ def _include(value: list[str]) -> list[str]:
 class ResponsesRequest(StrictModel):
     """The body of ``POST /v1/responses``."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)]
+    model: ModelName
     input: Annotated[list[dict[str, Any]], PlainValidator(_input, json_schema_input_type=str | list[dict[str, Any]])]
     instructions: Text | None = None
     previous_response_id: Annotated[str, Field(max_length=1024)] | None = None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from graftwork.server.bodies import (
-    MAX_LABEL_CHARS,
+    ModelName,
     StrictModel,
     Text,
     body_error,
     field_error,
-    reject_nul,
 )
 from graftwork.server.openai.requests.chat import (
     MAX_MESSAGES,
@@ -39,7 +38,7 @@ def _tokens(value: Any) -> tuple[int, ...]:
 
 class _OfModel(StrictModel):
     # The base, or any adapter: all of them have the base's tokenizer.
-    model: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS), AfterValidator(reject_nul)] | None = None
+    model: ModelName | None = None
 
 
 class TokenizeRequest(_OfModel):
