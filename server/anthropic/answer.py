@@ -7,47 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftwork.adapters.errors import GraftworkError
-from graftwork.adapters.prompts.tool_calls import ToolCallFormat
 from graftwork.server.anthropic.errors import body_of
 from graftwork.server.bodies import write_json
-from graftwork.server.engine.request import Delta
-from graftwork.server.openai.answers.answer import Answer, AnswerHead
-from graftwork.server.openai.answers.chat import chat_choices
-from graftwork.server.openai.answers.choice import ChoiceDelta
-from graftwork.server.openai.answers.parts import Part, PartEvent, Parts
-from graftwork.server.openai.requests.chat import ChatCompletionRequest
-from graftwork.server.openai.vocabulary import Vocabulary
+from graftwork.server.openai.answers.parts import Part, PartEvent, PartsAnswer
+from graftwork.server.openai.events import event_frame
 
 
-class MessageAnswer(Answer):
+class MessageAnswer(PartsAnswer):
     """A ``message`` of Anthropic's. The arguments are those of ``ChatAnswer``."""
-
-    def __init__(
-        self,
-        request: ChatCompletionRequest,
-        head: AnswerHead,
-        vocabulary: Vocabulary,
-        prompt: Sequence[int],
-        tool_calls: ToolCallFormat | None,
-    ) -> None:
-        super().__init__(request, head, chat_choices(request, vocabulary, tool_calls), len(prompt))
-        self._parts = Parts()
-        self._events: list[PartEvent] = []  # of the piece that was pushed last
-
-    def push(self, index: int, delta: Delta) -> ChoiceDelta:
-        """See ``Answer.push``."""
-        piece = super().push(index, delta)
-        self._events = list(self._parts.push(piece))
-        return piece
 
     def opening(self) -> bytes:
         """The message before any content."""
         usage = {"input_tokens": self.num_prompt_tokens, "output_tokens": 0}
         return _event("message_start", message={**self._message([], None, None), "usage": usage})
-
-    def frames(self, index: int, piece: ChoiceDelta) -> bytes:
-        """See ``Answer.frames``."""
-        return b"".join(map(_frame, self._events))
 
     def closing(self) -> bytes:
         """Why it stopped, the tokens of all, and the end."""
@@ -63,6 +35,19 @@ class MessageAnswer(Answer):
         content = [_block(part) for part in self._parts.all]
         message = self._message(content, self._stop_reason(), self.choices[0].stop_string)
         return write_json({**message, "usage": self._usage()})
+
+    def _frames(self, event: PartEvent) -> bytes:
+        part, call = event.part, event.part.call
+        if event.kind == "begins":
+            block: dict[str, Any] = {"type": "text", "text": ""}
+            if call is not None:
+                block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+            return _event("content_block_start", index=part.index, content_block=block)
+        if event.kind == "grows":
+            text = {"type": "text_delta", "text": event.text}
+            delta = text if call is None else {"type": "input_json_delta", "partial_json": event.text}
+            return _event("content_block_delta", index=part.index, delta=delta)
+        return _event("content_block_stop", index=part.index)
 
     def _message(
         self, content: Sequence[dict[str, Any]], stop_reason: str | None, stop_sequence: str | None
@@ -107,19 +92,5 @@ def _block(part: Part) -> dict[str, Any]:
     return {"type": "tool_use", "id": part.call.id, "name": part.call.name, "input": arguments}
 
 
-def _frame(event: PartEvent) -> bytes:
-    part, call = event.part, event.part.call
-    if event.kind == "begins":
-        block: dict[str, Any] = {"type": "text", "text": ""}
-        if call is not None:
-            block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
-        return _event("content_block_start", index=part.index, content_block=block)
-    if event.kind == "grows":
-        text = {"type": "text_delta", "text": event.text}
-        delta = text if call is None else {"type": "input_json_delta", "partial_json": event.text}
-        return _event("content_block_delta", index=part.index, delta=delta)
-    return _event("content_block_stop", index=part.index)
-
-
 def _event(type: str, **members: Any) -> bytes:
-    return b"event: " + type.encode() + b"\ndata: " + write_json({"type": type, **members}) + b"\n\n"
+    return event_frame(type, {"type": type, **members})

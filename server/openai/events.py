@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from graftwork.adapters.errors import GraftworkError
 from graftwork.server.bodies import write_json
@@ -11,6 +13,11 @@ from graftwork.server.bodies import write_json
 DONE = b"data: [DONE]\n\n"
 
 _ZERO_PROBABILITY = -9999.0  # OpenAI's number for log(0): JSON has no infinities
+
+
+def event_frame(kind: str, event: Mapping[str, Any]) -> bytes:
+    """An event with its name, for clients that tell events by it."""
+    return b"event: " + kind.encode() + b"\ndata: " + write_json(event) + b"\n\n"
 
 
 def error_frame(error: GraftworkError) -> bytes:

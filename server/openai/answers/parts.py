@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from graftwork.adapters.prompts.tool_calls import ToolCallFormat
+from graftwork.server.engine.request import Delta
+from graftwork.server.openai.answers.answer import Answer, AnswerHead
+from graftwork.server.openai.answers.chat import chat_choices
 from graftwork.server.openai.answers.choice import ChoiceDelta
 from graftwork.server.openai.answers.tool_calls import ToolCall
+from graftwork.server.openai.requests.chat import ChatCompletionRequest
+from graftwork.server.openai.vocabulary import Vocabulary
 
 
 @dataclass(slots=True)
@@ -75,3 +82,33 @@ class Parts:
             self._open.complete = complete
             yield PartEvent("ends", self._open)
             self._open = None
+
+
+class PartsAnswer(Answer):
+    """An answer of one choice whose events are about its parts. The arguments are those of ``ChatAnswer``."""
+
+    def __init__(
+        self,
+        request: ChatCompletionRequest,
+        head: AnswerHead,
+        vocabulary: Vocabulary,
+        prompt: Sequence[int],
+        tool_calls: ToolCallFormat | None,
+    ) -> None:
+        super().__init__(request, head, chat_choices(request, vocabulary, tool_calls), len(prompt))
+        self._parts = Parts()
+        self._events: list[PartEvent] = []  # of the piece that was pushed last
+
+    def push(self, index: int, delta: Delta) -> ChoiceDelta:
+        """See ``Answer.push``."""
+        piece = super().push(index, delta)
+        self._events = list(self._parts.push(piece))
+        return piece
+
+    def frames(self, index: int, piece: ChoiceDelta) -> bytes:
+        """See ``Answer.frames``. ``piece`` is the one that was pushed last."""
+        return b"".join(map(self._frames, self._events))
+
+    @abstractmethod
+    def _frames(self, event: PartEvent) -> bytes:
+        """What happens to a part as server-sent events."""

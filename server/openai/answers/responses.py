@@ -8,16 +8,16 @@ from typing import Any
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.prompts.tool_calls import ToolCallFormat
 from graftwork.server.bodies import write_json
-from graftwork.server.engine.request import Delta
-from graftwork.server.openai.answers.answer import Answer, AnswerHead
-from graftwork.server.openai.answers.chat import chat_choices, token_logprobs
+from graftwork.server.openai.answers.answer import AnswerHead
+from graftwork.server.openai.answers.chat import token_logprobs
 from graftwork.server.openai.answers.choice import ChoiceDelta, ScoredToken
-from graftwork.server.openai.answers.parts import Part, PartEvent, Parts
+from graftwork.server.openai.answers.parts import Part, PartEvent, PartsAnswer
+from graftwork.server.openai.events import event_frame
 from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.vocabulary import Vocabulary
 
 
-class ResponsesAnswer(Answer):
+class ResponsesAnswer(PartsAnswer):
     """A ``response``.
 
     Args:
@@ -39,19 +39,11 @@ class ResponsesAnswer(Answer):
         *,
         echo: Mapping[str, Any],
     ) -> None:
-        super().__init__(request, head, chat_choices(request, vocabulary, tool_calls), len(prompt))
+        super().__init__(request, head, vocabulary, prompt, tool_calls)
         self._vocabulary = vocabulary
         self._echo = echo
-        self._parts = Parts()
-        self._events: list[PartEvent] = []  # of the piece that was pushed last
-        self._scored: list[ScoredToken] = []  # likewise
+        self._scored: list[ScoredToken] = []  # tokens that no event has shown yet
         self._number = 0
-
-    def push(self, index: int, delta: Delta) -> ChoiceDelta:
-        """See ``Answer.push``."""
-        piece = super().push(index, delta)
-        self._events = list(self._parts.push(piece))
-        return piece
 
     def opening(self) -> bytes:
         """The response before anything is generated."""
@@ -63,7 +55,7 @@ class ResponsesAnswer(Answer):
     def frames(self, index: int, piece: ChoiceDelta) -> bytes:
         """See ``Answer.frames``."""
         self._scored += piece.scored
-        return b"".join(map(self._frames, self._events))
+        return super().frames(index, piece)
 
     def closing(self) -> bytes:
         """The complete response."""
@@ -132,7 +124,7 @@ class ResponsesAnswer(Answer):
     def _event(self, kind: str, **members: Any) -> bytes:
         event = {"type": kind, "sequence_number": self._number, **members}
         self._number += 1
-        return b"event: " + kind.encode() + b"\ndata: " + write_json(event) + b"\n\n"
+        return event_frame(kind, event)
 
 
 def response_object(
