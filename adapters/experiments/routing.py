@@ -30,6 +30,11 @@ class Route:
     digest: str | None
     draw: Assignment | None = None
 
+    @property
+    def label(self) -> str:
+        """What metrics and log policies know it by: its adapter's label, or the base's id."""
+        return self.adapter or self.name
+
     def labels(self) -> dict[str, str]:
         """The fields of an answer that name the version and arm."""
         assigned = {} if self.draw is None else {"experiment": self.draw.experiment, "arm": self.draw.arm.name}

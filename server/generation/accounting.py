@@ -77,7 +77,7 @@ class Accounting:
         self.log_interaction(admission, answer, timings, error)
         self._traffic.add(route.name, answer.num_completion_tokens)
         self._metrics.tokens(
-            adapter=route.adapter or route.name,
+            adapter=route.label,
             prompt=answer.num_prompt_tokens,
             completion=answer.num_completion_tokens,
         )
@@ -91,7 +91,7 @@ class Accounting:
         self._log.put(
             EndedAnswer(
                 id=admission.id,
-                adapter=admission.route.adapter or admission.route.name,
+                adapter=admission.route.label,
                 key_id=admission.key_id,
                 num_bytes=admission.num_bytes + 64 * answer.num_completion_tokens,
                 outcome=partial(self._outcome, admission, answer, timings, time.monotonic(), error),

@@ -123,7 +123,7 @@ class EmbeddingService:
             self._engine.cancel(active.stream)
             route = active.route
             self._traffic.add(route.name, 0)
-            self._metrics.tokens(adapter=route.adapter or route.name, prompt=active.answer.num_tokens, completion=0)
+            self._metrics.tokens(adapter=route.label, prompt=active.answer.num_tokens, completion=0)
         return active.answer
 
     def _tokenize(self, inputs: Sequence[Prompt]) -> list[Sequence[int]]:

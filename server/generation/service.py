@@ -30,7 +30,7 @@ from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.completions import CompletionRequest
 from graftwork.server.openai.requests.generation import GenerationRequest
 from graftwork.server.openai.vocabulary import Vocabulary
-from graftwork.server.transport.engine import EngineInput, EngineProtocol, EngineStream
+from graftwork.server.transport.engine import EngineInput, EngineProtocol, EngineStream, context_length
 from graftwork.version import __version__
 
 #: Of the grammars of one request's choices, each of which takes its own along to the engine.
@@ -132,10 +132,6 @@ class GenerationService:
             make_answer=make_answer,
         )
 
-    def check_model(self, model: str) -> None:
-        """Check that requests may name ``model``. Raises what ``admit`` raises of it."""
-        self._router.resolve(model, None, chat=True)
-
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
         """Tokenize the prompts, and make the grammar of a structured output.
 
@@ -151,7 +147,9 @@ class GenerationService:
         body.check_token_ids(self.base.vocab_size)
         grammar = await self._grammar(body)
         if isinstance(body, ChatCompletionRequest):
-            prompt = await self.chat_tokens(body)
+            options = body.template_options()
+            encode = partial(self.prompts.chat, body.chat_messages(), **options, max_length=self._max_length)
+            prompt = await to_thread.run_sync(encode, limiter=self._tokenizing)
             tool_calls = self.prompts.tool_call_format if body.shown_tools() else None
             answer = admission.make_answer(body, head, self.vocabulary, prompt, tool_calls)
             return answer, self._inputs(admission, body, [prompt], grammar)
@@ -159,16 +157,6 @@ class GenerationService:
         encode = partial(self.prompts.encode, max_length=self._max_length)
         prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
-
-    async def chat_tokens(self, body: ChatCompletionRequest) -> list[int]:
-        """Token ids of a conversation, tools included.
-
-        Raises:
-            InvalidRequest: It does not fit into the context, or the chat template refuses it.
-        """
-        options = body.template_options()
-        encode = partial(self.prompts.chat, body.chat_messages(), **options, max_length=self._max_length)
-        return await to_thread.run_sync(encode, limiter=self._tokenizing)
 
     async def _grammar(self, body: GenerationRequest) -> str | None:
         """What the answer is held to, tried out."""
@@ -200,7 +188,7 @@ class GenerationService:
     @property
     def _max_length(self) -> int:
         """Tokens of the context, prompt and answer together."""
-        return int(self.engine.base_card.get("max_length", self.base.max_positions))
+        return context_length(self.engine, self.base)
 
     def _head(self, admission: Admission) -> AnswerHead:
         digest = self.base.digest.removeprefix("sha256:")

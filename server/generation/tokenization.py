@@ -16,10 +16,11 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.bodies import write_json
+from graftwork.server.openai.requests.chat import ChatCompletionRequest
 from graftwork.server.openai.requests.generation import check_token_ids
 from graftwork.server.openai.requests.tokenization import MAX_TEXT_CHARS, DetokenizeRequest, TokenizeRequest
 from graftwork.server.openai.vocabulary import Vocabulary
-from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.engine import EngineProtocol, context_length
 
 #: Texts that are tokenized at once; the others wait.
 MAX_THREADS = 2
@@ -48,7 +49,7 @@ class Tokenization:
     @property
     def max_length(self) -> int:
         """Tokens of the context, prompt and answer together."""
-        return int(self._engine.base_card.get("max_length", self.base.max_positions))
+        return context_length(self._engine, self.base)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in one of the threads, and return or raise what it does."""
@@ -75,6 +76,18 @@ class Tokenization:
         check_token_ids("tokens", body.tokens, self.base.vocab_size)
         decode = partial(self.prompts.decode, body.tokens, skip_special_tokens=False)
         return write_json({"prompt": await self.run(decode)})
+
+    async def count(self, chat: ChatCompletionRequest) -> int:
+        """How many tokens a conversation has, tools included.
+
+        Raises:
+            InvalidRequest: It does not fit into the context, or the chat template refuses it.
+            NotFound: Nothing has the model's name.
+        """
+        self._check_model(chat.model)
+        options = chat.template_options()
+        encode = partial(self.prompts.chat, chat.chat_messages(), **options, max_length=self.max_length)
+        return len(await self.run(encode))
 
     def _check_model(self, model: str | None) -> None:
         if model is not None:

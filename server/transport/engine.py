@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.server.engine.request import Delta, SamplingParams
 from graftwork.server.observability.metrics import EngineStats
@@ -63,6 +64,11 @@ class AdapterPlacement(Protocol):
     @property
     def load_ms(self) -> float | None:
         """How long its last fetch took, in milliseconds; ``None`` before the first."""
+
+
+def context_length(engine: EngineProtocol, base: BaseInfo) -> int:
+    """Tokens of the context, prompt and answer together: as the engine was started, or as the base has it."""
+    return int(engine.base_card.get("max_length", base.max_positions))
 
 
 class EngineProtocol(Protocol):

@@ -13,6 +13,7 @@ from graftwork.server.http.routes.adapters import all_adapters, live_version
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.schemas.service import ModelObject
 from graftwork.server.http.services import Services
+from graftwork.server.transport.engine import context_length
 
 
 def add(routes: APIRouter, services: Services) -> None:
@@ -57,7 +58,7 @@ def _base_model(services: Services) -> ModelObject:
         "object": "model",
         "created": services.started_at,
         "owned_by": "graftwork",
-        "max_model_len": _max_length(services),
+        "max_model_len": context_length(services.engine, services.base),
         "graftwork": facts,
     }
 
@@ -68,12 +69,7 @@ def _model(services: Services, model: str, version: Version) -> ModelObject:
         "object": "model",
         "created": int(version.created_at.timestamp()),
         "owned_by": "graftwork",
-        "max_model_len": _max_length(services),
+        "max_model_len": context_length(services.engine, services.base),
         "parent": services.base.id,
         "root": version.id,
     }
-
-
-def _max_length(services: Services) -> int:
-    """Tokens of the context, prompt and answer together."""
-    return int(services.engine.base_card.get("max_length", services.base.max_positions))

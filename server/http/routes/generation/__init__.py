@@ -23,6 +23,6 @@ def add(
     """Add the routes of generation, embeddings and tokenization."""
     chat.add(routes, authenticator, service)
     responses.add(routes, authenticator, service, records)
-    messages.add(routes, authenticator, service)
+    messages.add(routes, authenticator, service, tokenizer)
     embeddings.add(routes, authenticator, embedding_service)
     tokenization.add(routes, authenticator, tokenizer)

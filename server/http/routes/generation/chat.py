@@ -7,6 +7,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.experiments.routing import Route
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
 from graftwork.server.generation.admission import MakeAnswer
@@ -77,16 +78,20 @@ async def respond(
         make_answer=make_answer,
     )
     prepared = await service.prepare(admission)
-    route = admission.route
-    request.state.adapter = route.adapter or route.name
+    headers = note_route(request, admission.route)
     active = service.start(admission, *prepared)
-    headers = {f"x-graftwork-{name}": value for name, value in route.labels().items()}
     if body.stream:
         return StreamingResponse(
             service.events(active), media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
         )
     await unless_client_leaves(request, service.collect(active))
     return Response(active.answer.body(), media_type="application/json", headers=headers)
+
+
+def note_route(request: Request, route: Route) -> dict[str, str]:
+    """Note for the metrics what answers a request, and return the headers that tell the client."""
+    request.state.adapter = route.label
+    return {f"x-graftwork-{name}": value for name, value in route.labels().items()}
 
 
 def _session(request: Request, body: GenerationRequest) -> str | None:

@@ -11,6 +11,7 @@ from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.leaving import unless_client_leaves
 from graftwork.server.http.openapi import json_body
+from graftwork.server.http.routes.generation.chat import note_route
 from graftwork.server.http.schemas.generation.embeddings import EmbeddingListObject
 from graftwork.server.openai.requests.embeddings import EmbeddingRequest
 
@@ -26,7 +27,6 @@ def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingServi
     )
     async def embed(request: Request) -> Response:
         active = await service.start(parse(EmbeddingRequest, await request.body()))
-        request.state.adapter = active.route.adapter or active.route.name
+        headers = note_route(request, active.route)
         answer = await unless_client_leaves(request, service.collect(active))
-        headers = {f"x-graftwork-{name}": value for name, value in active.route.labels().items()}
         return Response(answer.body(), media_type="application/json", headers=headers)

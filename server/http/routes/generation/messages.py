@@ -10,6 +10,7 @@ from graftwork.server.anthropic.answer import MessageAnswer
 from graftwork.server.anthropic.requests import CountTokensRequest, MessagesRequest
 from graftwork.server.bodies import parse
 from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.openapi import error_answer, json_body, stream_of
 from graftwork.server.http.routes.generation.chat import respond
@@ -23,7 +24,9 @@ from graftwork.server.http.schemas.generation.messages import (
 ERRORS = error_answer(AnthropicErrorObject)
 
 
-def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
+def add(
+    routes: APIRouter, authenticator: Authenticator, service: GenerationService, tokenization: Tokenization
+) -> None:
     """Add the routes of messages."""
     reader = Depends(authenticator.require(Role.APP))
 
@@ -47,5 +50,4 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
     )
     async def count_tokens(request: Request) -> Response:
         chat = parse(CountTokensRequest, await request.body()).chat()
-        service.check_model(chat.model)
-        return JSONResponse({"input_tokens": len(await service.chat_tokens(chat))})
+        return JSONResponse({"input_tokens": await tokenization.count(chat)})
