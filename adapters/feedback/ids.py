@@ -119,8 +119,8 @@ class InteractionIds:
         Raises:
             InvalidRequest: It is no id of this server; ``param`` names the field.
         """
-        found = [kind for kind in _PREFIXES if id.startswith(_PREFIXES[kind])] if len(id) <= MAX_CHARS else []
-        kind = found[0] if found else None
+        known = _PREFIXES if len(id) <= MAX_CHARS else ()
+        kind = next((kind for kind in known if id.startswith(_PREFIXES[kind])), None)
         encoded = "" if kind is None else id.removeprefix(_PREFIXES[kind])
         try:
             signed = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), b"-_", validate=True)

@@ -48,6 +48,11 @@ class ToolCallFormat:
         """What ends a call; empty if nothing does but the end of the JSON."""
         return self.closing.lstrip("}").strip()
 
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """One call."""
+        quoted, written = (json.dumps(value, ensure_ascii=False) for value in (name, arguments))
+        return f"{self.opening}{quoted[1:-1]}{self.middle}{written}{self.closing}"
+
     def with_tokens(self, added: Mapping[str, int]) -> ToolCallFormat:
         """The format of a base with these added tokens."""
         texts = self.opening, self.middle, self.closing, self.between or ""
@@ -85,9 +90,10 @@ class Render(Protocol):
 
 
 # ------------------------------------------------------------------------------------- what a template tells of itself
+_TOOL_NAME = "ToolProbe"
 _TOOL = {
     "type": "function",
-    "function": {"name": "ToolProbe", "description": "", "parameters": {"type": "object", "properties": {}}},
+    "function": {"name": _TOOL_NAME, "description": "", "parameters": {"type": "object", "properties": {}}},
 }
 _USER = {"role": "user", "content": "UserProbe"}
 _PLAIN = {"role": "assistant", "content": "PlainProbe"}
@@ -115,7 +121,7 @@ def find_tool_call_format(render: Render, end_texts: Collection[str]) -> ToolCal
     written = one[same:]
     opening, found_name, rest = written.partition(_NAMES[0])
     arguments = _ARGUMENTS.search(rest)
-    if _TOOL["function"]["name"] not in prompt or "ResultProbe" not in answered or not found_name or not arguments:  # type: ignore[index]
+    if _TOOL_NAME not in prompt or "ResultProbe" not in answered or not found_name or not arguments:
         return HERMES
     closing = rest[arguments.end() :].removesuffix(plain.rpartition("PlainProbe")[2])
     for end in end_texts:
@@ -189,11 +195,7 @@ def write_as_text(messages: Sequence[Message], tools: Sequence[Message], *, syst
 def _calls_as_text(message: Message) -> Message:
     if not (calls := message.get("tool_calls")):
         return message
-    functions = [call["function"] for call in calls]
-    texts = [
-        f"<tool_call>\n{json.dumps({'name': f['name'], 'arguments': f['arguments']}, ensure_ascii=False)}\n</tool_call>"
-        for f in functions
-    ]
+    texts = [HERMES.write(call["function"]["name"], call["function"]["arguments"]) for call in calls]
     others = {key: value for key, value in message.items() if key != "tool_calls"}
     return {**others, "content": "\n".join(filter(None, (message["content"], *texts)))}
 
