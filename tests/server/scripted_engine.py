@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,7 +25,7 @@ from graftwork.server.processes import SharedState
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.messages import Cancel, EngineMessage, Frame, Generate, Hello
 from tests.server.byte_tokens import EOS, ByteTokens
-from tests.server.fakes import World
+from tests.server.fakes import World, adapter_files, form, make_world
 
 CHAT = "/v1/chat/completions"
 
@@ -131,3 +133,25 @@ class GatewayHarness:
     def logged(self, **which: Any) -> list[Interaction]:
         assert self.records.log.flush()
         return list(self.records.interactions.find(InteractionFilter(**which), limit=100))
+
+
+@asynccontextmanager
+async def connected_harness(
+    folder: Path, *, versions: Sequence[int] = (1,), max_length: int = 64
+) -> AsyncIterator[GatewayHarness]:
+    """A harness whose engine is connected, whose log is written, and that has these versions of ``intents``.
+
+    Args:
+        folder: Of its home.
+        versions: Seeds of the adapters.
+        max_length: Of the context, in tokens.
+    """
+    harness = GatewayHarness(make_world(folder))
+    harness.engine.connect(max_length)
+    for seed in versions:
+        await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
+    harness.records.log.start()
+    yield harness
+    harness.records.log.stop()
+    await harness.http.aclose()
+    harness.gateway._grammars.close()

@@ -17,23 +17,16 @@ from graftwork.adapters.errors import Overloaded
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation import embeddings
 from graftwork.server.openai.requests.embeddings import EmbeddingRequest
-from tests.server.fakes import adapter_files, form, make_world
 from tests.server.http_errors import error
-from tests.server.scripted_engine import GatewayHarness
+from tests.server.scripted_engine import GatewayHarness, connected_harness
 
 EMBED = "/v1/embeddings"
 
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
-    harness = GatewayHarness(make_world(tmp_path))
-    harness.engine.connect()
-    for seed in range(2):
-        await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
-    harness.records.log.start()
-    yield harness
-    harness.records.log.stop()
-    await harness.http.aclose()
+    async with connected_harness(tmp_path, versions=range(2)) as harness:
+        yield harness
 
 
 async def embed(harness: GatewayHarness, input: Any, **changes: Any) -> httpx.Response:

@@ -18,20 +18,14 @@ from graftwork.server.generation import interaction_log
 from graftwork.server.generation.interaction_log import EndedAnswer
 from tests.adapters.records import Records, outcome
 from tests.e2e.server_process import eventually
-from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
-from tests.server.scripted_engine import ASK, CHAT, GatewayHarness
+from tests.server.fakes import ADMIN_KEY, World, make_world
+from tests.server.scripted_engine import ASK, CHAT, GatewayHarness, connected_harness
 
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
-    harness = GatewayHarness(make_world(tmp_path))
-    harness.engine.connect()
-    for seed in range(2):
-        await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
-    harness.records.log.start()
-    yield harness
-    harness.records.log.stop()
-    await harness.http.aclose()
+    async with connected_harness(tmp_path, versions=range(2)) as harness:
+        yield harness
 
 
 def events(body: str) -> list[dict[str, Any]]:

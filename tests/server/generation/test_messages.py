@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.fakes import adapter_files, form, make_world
-from tests.server.scripted_engine import GatewayHarness
+from tests.server.scripted_engine import GatewayHarness, connected_harness
 
 MESSAGES = "/v1/messages"
 ASK = {"model": "intents", "max_tokens": 60, "messages": [{"role": "user", "content": "Hey"}]}
@@ -20,13 +19,8 @@ TOOLS = [{"name": "f", "input_schema": {"type": "object"}, "cache_control": {"ty
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
-    harness = GatewayHarness(make_world(tmp_path))
-    harness.engine.connect(max_length=256)
-    await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(1)))
-    harness.records.log.start()
-    yield harness
-    harness.records.log.stop()
-    await harness.http.aclose()
+    async with connected_harness(tmp_path, max_length=256) as harness:
+        yield harness
 
 
 def events(text: str) -> list[tuple[str, dict[str, Any]]]:

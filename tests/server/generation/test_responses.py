@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from graftwork.adapters.access.keys import Role
-from tests.server.fakes import ADMIN_KEY, adapter_files, form, make_world
-from tests.server.scripted_engine import GatewayHarness
+from tests.server.fakes import ADMIN_KEY
+from tests.server.scripted_engine import GatewayHarness, connected_harness
 
 RESPONSES = "/v1/responses"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -21,13 +21,8 @@ TOOLS: list[Any] = [{"type": "function", "name": "f", "parameters": {"properties
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
-    harness = GatewayHarness(make_world(tmp_path))
-    harness.engine.connect(max_length=256)
-    await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(1)))
-    harness.records.log.start()
-    yield harness
-    harness.records.log.stop()
-    await harness.http.aclose()
+    async with connected_harness(tmp_path, max_length=256) as harness:
+        yield harness
 
 
 @pytest.fixture

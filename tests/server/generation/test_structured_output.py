@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from graftwork.server.engine.request import Request
 from graftwork.server.generation import service
-from graftwork.server.transport.messages import EngineMessage, Generate
-from tests.server.fakes import adapter_files, form, make_world
-from tests.server.scripted_engine import GatewayHarness
+from tests.server.scripted_engine import GatewayHarness, connected_harness
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"enum": ["x", None]}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
@@ -20,32 +17,12 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "strict": Tru
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
-    harness = GatewayHarness(make_world(tmp_path))
-    harness.engine.connect()
-    await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(1)))
-    harness.records.log.start()
-    yield harness
-    harness.records.log.stop()
-    await harness.http.aclose()
-    harness.gateway._grammars.close()
+    async with connected_harness(tmp_path) as harness:
+        yield harness
 
 
-def sent(harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """What the engine is asked from now on."""
-    requests: list[Request] = []
-    true = harness.engine.send
-
-    def send(message: EngineMessage) -> None:
-        if isinstance(message, Generate):
-            requests.extend(message.requests)
-        true(message)
-
-    monkeypatch.setattr(harness.engine, "send", send)
-    return requests
-
-
-async def test_every_choice_takes_the_grammar_along(harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = sent(harness, monkeypatch)
+async def test_every_choice_takes_the_grammar_along(harness: GatewayHarness) -> None:
+    requests = harness.engine.asked
     assert (await harness.ask(response_format=FORMAT, n=2)).status_code == 200
     assert (await harness.ask(response_format=FORMAT, stream=True)).status_code == 200
     body = {"model": "intents", "prompt": ["a", "b"], "structured_outputs": {"choice": ["yes", "no"]}}
@@ -70,7 +47,7 @@ async def test_what_an_answer_was_held_to_is_logged_as_it_was_asked(harness: Gat
 async def test_what_cannot_be_followed_reaches_no_engine(
     harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    requests = sent(harness, monkeypatch)
+    requests = harness.engine.asked
     refused: list[dict[str, Any]] = [
         {"guided_json": {"uniqueItems": True}},
         {"response_format": FORMAT | {"json_schema": {"name": "a", "schema": {"not": {}}}}},

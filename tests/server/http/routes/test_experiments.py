@@ -15,12 +15,11 @@ from fastapi.testclient import TestClient
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.storage.leases import Leases
 from graftwork.server.background.experiments import ExperimentController
-from graftwork.server.engine.request import Request, SamplingParams
+from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation import shadows
-from graftwork.server.transport.messages import EngineMessage, Generate
 from tests.adapters.running_experiments import same_draws
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
-from tests.server.scripted_engine import GatewayHarness
+from tests.server.scripted_engine import GatewayHarness, connected_harness
 
 PLAN = {
     "name": "first",
@@ -34,14 +33,8 @@ PLAN = {
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
     with same_draws():
-        harness = GatewayHarness(make_world(tmp_path))
-        harness.engine.connect()
-        for seed in range(3):
-            await harness.http.post("/v1/adapters/intents/versions", files=form(adapter_files(seed)))
-        harness.records.log.start()
-        yield harness
-    harness.records.log.stop()
-    await harness.http.aclose()
+        async with connected_harness(tmp_path, versions=range(3)) as harness:
+            yield harness
 
 
 async def start(harness: GatewayHarness, **changes: Any) -> Any:
@@ -141,20 +134,6 @@ async def test_the_base_is_an_arm_and_says_so(harness: GatewayHarness) -> None:
     assert harness.records.ids.read(answer.json()["id"]).adapter is None
 
 
-def asked(harness: GatewayHarness) -> list[Request]:
-    """Everything that is asked of the engine from now on."""
-    found: list[Request] = []
-    send = harness.engine.send
-
-    def look(message: EngineMessage) -> None:
-        if isinstance(message, Generate):
-            found.extend(message.requests)
-        send(message)
-
-    harness.engine.send = look  # type: ignore[method-assign]
-    return found
-
-
 async def test_an_arm_has_its_own_system_prompt_and_sampling(harness: GatewayHarness) -> None:
     arm = {
         "version": 1,
@@ -166,7 +145,7 @@ async def test_an_arm_has_its_own_system_prompt_and_sampling(harness: GatewayHar
     await start(harness, arms=[{"version": 1}, arm])
     seen: list[Any] = []
     harness.gateway.prompts.chat = lambda messages, **_: seen.append(messages) or [104, 105]  # type: ignore[assignment, func-returns-value]
-    requests = asked(harness)
+    requests = harness.engine.asked
     told = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "hi"}]
     for messages in (told, told[1:]):
         await harness.ask(messages=messages, temperature=1.0)
