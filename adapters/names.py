@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from graftwork.adapters.errors import InvalidRequest
 
@@ -24,6 +25,7 @@ _TRIAL = re.compile(f"{TRIAL}[0-9a-f]{{16}}")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 # An experiment's arm may be "base", the model without any adapter: no alias may have that name.
 _RESERVED_ALIASES = frozenset({"base"})
+_RESERVED_NAMES = _RESERVED_ALIASES
 
 
 def is_name(text: str) -> bool:
@@ -38,9 +40,16 @@ def check_name(name: str, *, base_id: str) -> None:
         InvalidRequest: It is no valid name, or the base's id.
     """
     if not is_name(name):
+        nearest = nearest_name(name)
         raise InvalidRequest(
             f"{quoted(name)} cannot be an adapter's name: use 1 to 64 characters out of a-z, 0-9, '.', '_' and '-', "
-            "the first one a letter or a digit",
+            f"the first one a letter or a digit{f', for example {nearest!r}' if nearest else ''}",
+            param="name",
+            code="invalid_name",
+        )
+    if name in _RESERVED_NAMES:
+        raise InvalidRequest(
+            f"{name!r} cannot be an adapter's name: it means the model without an adapter",
             param="name",
             code="invalid_name",
         )
@@ -48,6 +57,13 @@ def check_name(name: str, *, base_id: str) -> None:
         raise InvalidRequest(
             f"{name!r} is the base model's own id: choose another name for the adapter", param="name", code="name_taken"
         )
+
+
+def nearest_name(text: str) -> str | None:
+    """The valid name most like ``text``, ``"acme-support"`` for ``"Acme/support"``; ``None`` where nothing is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", plain).lstrip("._-")[:64].rstrip("-")
+    return name or None
 
 
 def is_trial(name: str) -> bool:

@@ -330,16 +330,26 @@ def test_ruff_sees_every_file_once() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built in a copy so that the checkout stays clean."""
-    copy, out = tmp_path_factory.mktemp("checkout") / "copy", tmp_path_factory.mktemp("wheel")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout to build wheels in, so that the checkout stays clean."""
+    copy = tmp_path_factory.mktemp("checkout") / "copy"
     skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests", "examples")
     shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=skip)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (found,) = out.glob("*.whl")
-    return found
+    return copy
+
+
+def built(project: Path, out: Path) -> Path:
+    """The wheel of a project."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(copy, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +367,7 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: Path) -> None:
     expected = {f"graftwork/{path.name}" for path in package.iterdir() if path.is_file()}
     for folder in PACKAGES:
         files = [path for path in (CHECKOUT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        files = [path for path in files if path.name != "pyproject.toml"]  # of the client's own wheel
         expected |= {f"graftwork/{path.relative_to(CHECKOUT).as_posix()}" for path in files}
     assert packed == expected
     assert "graftwork/py.typed" in packed
@@ -384,6 +395,34 @@ def test_the_wheel_brings_the_command(unzipped: Path) -> None:
     assert "graftwork = graftwork.__main__:main" in entry_points.read_text()
     (metadata,) = unzipped.glob("*.dist-info/METADATA")
     assert "License-Expression: Apache-2.0" in metadata.read_text()
+
+
+def test_the_client_is_a_wheel_of_its_own_that_needs_no_server(copy: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(built(copy / "clients", tmp_path / "wheel")) as archive:
+        archive.extractall(tmp_path / "installed")
+    (metadata,) = (tmp_path / "installed").glob("graftwork_client-*.dist-info/METADATA")
+    required = {
+        line.split(": ")[1].split("<")[0] for line in metadata.read_text().splitlines() if "Requires-Dist" in line
+    }
+    assert required == {"httpx", "rich", "typer"}
+    assert (tmp_path / "installed/graftwork/py.typed").is_file()
+    script = (
+        "import sys, graftwork.__main__ as command\n"
+        "from graftwork import AsyncClient, Client\n"
+        f"assert not sys.modules.keys() & {HEAVY | {'fastapi', 'sqlalchemy', 'numpy'}}\n"
+        "command.main()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("--version").stdout.startswith("graftwork ")
+    assert "adapters" in run("--help").stdout
+    for needs_more in (["serve", "--port", "1"], ["train"], ["demo", "--help"], ["data", "check"]):
+        done = run(*needs_more)
+        assert (done.returncode, "pip install graftwork" in done.stderr) == (2, True), done
 
 
 def test_the_version_is_said_once() -> None:

@@ -47,8 +47,12 @@ class Vocabulary:
         return cached
 
     def members(self, token_id: int) -> dict[str, Any]:
-        """``token`` and ``bytes`` of a token, as chat's log-probabilities have them. Shared: not to be changed."""
+        r"""``token`` and ``bytes`` of a token, as chat's log-probabilities have them. Shared: not to be changed.
+
+        OpenAI's chats write a part of a character as ``\xe2\x82``, its completions as ``bytes:\xe2\x82``.
+        """
         if (cached := self._members.get(token_id)) is None:
-            octets = list(self.tokens.token_bytes(token_id))
-            cached = self._members[token_id] = {"token": self.text(token_id), "bytes": octets}
+            octets = self.tokens.token_bytes(token_id)
+            token = octets.decode(errors="backslashreplace")
+            cached = self._members[token_id] = {"token": token, "bytes": list(octets)}
         return cached

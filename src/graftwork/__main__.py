@@ -1,5 +1,7 @@
 """The command line's top: the one file that may import all four packages.
 
+Where only ``graftwork-client`` is installed there are no other packages than ``clients``, and no commands of theirs.
+
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
 ``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the demo in
 ``graftwork.clients.demo.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
@@ -8,6 +10,7 @@ The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the o
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +18,9 @@ import typer
 
 from graftwork.clients.cli.app import app
 from graftwork.clients.cli.exit_codes import ExitCode
-from graftwork.clients.demo.cli import demo
-from graftwork.training.cli.data import app as data
-from graftwork.training.cli.train import train
+
+#: Commands that need the packages which ``graftwork-client`` does not bring.
+_SERVER_COMMANDS = ("bench", "data", "demo", "serve", "train")
 
 _BASE = "The base"
 _ENGINE = "The engine"
@@ -32,7 +35,6 @@ def _option(flag: str, panel: str, help: str) -> Any:
     return typer.Option(flag, envvar=variable, help=help, rich_help_panel=panel)
 
 
-@app.command()
 def serve(
     base: Annotated[
         str | None, _option("--base", _BASE, "Hub id or folder. Default: the embedded SmolLM2-135M-Instruct.")
@@ -179,7 +181,6 @@ def serve(
         raise typer.Exit(ExitCode.FAILED) from error
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def bench() -> None:
     """Say where the benchmarks are: they come with a checkout and not with the installed package."""
     typer.echo(
@@ -188,9 +189,28 @@ def bench() -> None:
     raise typer.Exit(ExitCode.USAGE)
 
 
-app.command()(train)
-app.add_typer(data, name="data")
-app.command()(demo)
+def needs_the_server() -> None:
+    """Say what to install for this command."""
+    typer.echo("Only graftwork-client is installed. This command comes with: pip install graftwork", err=True)
+    raise typer.Exit(ExitCode.USAGE)
+
+
+#: Of a command that says something else instead of reading its arguments.
+_ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+if find_spec("graftwork.server"):
+    from graftwork.clients.demo.cli import demo
+    from graftwork.training.cli.data import app as data
+    from graftwork.training.cli.train import train
+
+    app.command()(serve)
+    app.command(context_settings=_ANY_ARGUMENTS, add_help_option=False)(bench)
+    app.command()(train)
+    app.add_typer(data, name="data")
+    app.command()(demo)
+else:
+    for _command in _SERVER_COMMANDS:
+        app.command(_command, context_settings=_ANY_ARGUMENTS, add_help_option=False, hidden=True)(needs_the_server)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,34 @@ def test_bad_names(name: str) -> None:
     with pytest.raises(InvalidRequest, match="1 to 64 characters") as caught:
         names.check_name(name, base_id="smollm2")
     assert (caught.value.param, caught.value.code) == ("name", "invalid_name")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Intents", "intents"),
+        ("acme/Support", "acme-support"),
+        ("registry.example/acme/support:v2", "registry.example-acme-support-v2"),
+        ("Café 7", "cafe-7"),
+        ("_hidden", "hidden"),
+        ("x" * 80, "x" * 64),
+    ],
+)
+def test_the_nearest_valid_name_is_proposed(name: str, nearest: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"for example '{re.escape(nearest)}'"):
+        names.check_name(name, base_id="smollm2")
+    names.check_name(nearest, base_id="smollm2")
+
+
+@given(st.text())
+def test_what_is_proposed_is_valid(text: str) -> None:
+    nearest = names.nearest_name(text)
+    assert nearest is None or names.is_name(nearest)
+
+
+def test_base_is_reserved() -> None:
+    with pytest.raises(InvalidRequest, match="without an adapter"):
+        names.check_name("base", base_id="smollm2")
 
 
 def test_the_bases_own_id_is_taken() -> None:

@@ -115,6 +115,9 @@ NOT_READ = {
     "Job.organization_id",
     "Job.integrations",
     "LogPolicyList.has_more",  # it never has
+    "Model.type",  # Anthropic's clients read these
+    "Model.display_name",
+    "Model.created_at",
     "Page.first_id",  # of the entries themselves
     "Page.last_id",
     "ChatMessage.refusal",

@@ -12,6 +12,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from graftwork.server.engine.grammars.grammar import LIMITS, in_words
 from graftwork.server.engine.grammars.processor import GrammarProcessor
+from graftwork.server.engine.grammars.token_prefixes import TokenPrefixes
 
 #: Grammars that are kept for the next request that brings them. One takes up to some ten megabytes.
 MAX_KEPT = 32
@@ -25,10 +26,11 @@ class CompiledGrammar:
     error: str | None
     _matcher: LLMatcher  # at the beginning
     _tokenizer: LLTokenizer
+    _prefixes: TokenPrefixes
 
     def processor(self, num_prompt: int) -> GrammarProcessor:
         """What holds one answer, to a prompt of ``num_prompt`` tokens, to this grammar."""
-        return GrammarProcessor(self._matcher.deep_copy(), self._tokenizer, num_prompt)
+        return GrammarProcessor(self._matcher.deep_copy(), self._tokenizer, self._prefixes, num_prompt)
 
 
 class GrammarCompiler:
@@ -75,9 +77,11 @@ class GrammarCompiler:
         self._thread.join(timeout=5)
 
     def _work(self) -> None:
+        prefixes = TokenPrefixes(self._tokenizer)
         while (grammar := self._wanted.get()) is not None:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
             if not matcher.is_error():
                 matcher.compute_bitmask()  # the first mask takes longest
-            self._arrived.put(CompiledGrammar(grammar, in_words(matcher.get_error()) or None, matcher, self._tokenizer))
+            error = in_words(matcher.get_error()) or None
+            self._arrived.put(CompiledGrammar(grammar, error, matcher, self._tokenizer, prefixes))
             self._on_arrival()

@@ -10,6 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from graftwork.server.engine.grammars.grammar import in_words
+from graftwork.server.engine.grammars.token_prefixes import TokenPrefixes
 from graftwork.server.engine.logits_processors import LogitsRow
 
 #: Tokens that end an answer are always fewer.
@@ -22,11 +23,13 @@ class GrammarProcessor:
     Args:
         matcher: At the beginning of an answer, and nobody else's.
         tokenizer: What it was compiled with.
+        prefixes: Of its tokens.
         num_prompt: Tokens before the answer.
     """
 
-    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, num_prompt: int) -> None:
+    def __init__(self, matcher: LLMatcher, tokenizer: LLTokenizer, prefixes: TokenPrefixes, num_prompt: int) -> None:
         self._matcher = matcher
+        self._prefixes = prefixes
         self._vocab_size = tokenizer.vocab_size
         self._mask = np.zeros((self._vocab_size + 31) // 32, dtype=np.int32)
         self._ends = tokenizer.eos_tokens
@@ -61,6 +64,7 @@ class GrammarProcessor:
             allowed = bits.view(np.bool_)
             if not self._matcher.is_accepting():
                 allowed[self._ends] = False  # a base may call it an end and yet have it in texts
+            self._prefixes.hand_over(logits[row.index], allowed)
             _leave(logits[row.index], allowed)
 
     def _follow(self, tokens: Sequence[int]) -> bool:

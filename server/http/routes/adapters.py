@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import NotFound, Unavailable
-from graftwork.adapters.names import LIVE
+from graftwork.adapters.names import LIVE, check_name
 from graftwork.adapters.registry import Adapter, AliasEvent, Version
 from graftwork.server.bodies import StrictModel, Text, parse
 from graftwork.server.http.lists import PageParameters, Parameters, in_thread, page_body
@@ -96,6 +96,11 @@ def add(routes: APIRouter, services: Services) -> None:
     ) -> Response:
         version, new = await pushes.push(name, request, alias=to.alias, actor=who.name)
         return JSONResponse(_version(version, await adapter_states(engine), traffic), 201 if new else 200)
+
+    @routes.post("/v1/adapters/{name:path}/versions", include_in_schema=False, dependencies=[operator])
+    async def push_of_a_path(name: str) -> None:
+        """Names as other servers have them, ``acme/intents``: refused with the nearest that can be."""
+        check_name(name, base_id=services.base.id)
 
     @routes.put(
         "/v1/adapters/{name}/aliases/{alias}",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.registry import Version
-from graftwork.server.http.lists import list_body
+from graftwork.server.anthropic.models import VERSION_HEADER, with_anthropics_members
 from graftwork.server.http.routes.adapters import all_adapters, live_version
-from graftwork.server.http.schemas.lists import ListObject
-from graftwork.server.http.schemas.service import ModelObject
+from graftwork.server.http.schemas.service import ModelListObject, ModelObject
 from graftwork.server.http.services import Services
 from graftwork.server.transport.engine import context_length
 
@@ -20,25 +19,29 @@ def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of models."""
     reader = Depends(services.authenticator.require(Role.APP))
 
-    @routes.get("/v1/models", dependencies=[reader], response_model=ListObject[ModelObject])
-    async def list_models() -> Response:
+    @routes.get("/v1/models", dependencies=[reader], response_model=ModelListObject)
+    async def list_models(request: Request) -> Response:
         # Thousands of models take some milliseconds to serialize, for which streams would wait.
-        return await to_thread.run_sync(_all_models, services)
+        return await to_thread.run_sync(lambda: _shown(request, _all_models(services)))
 
-    @routes.get("/v1/models/", dependencies=[reader], include_in_schema=False, response_model=ListObject[ModelObject])
-    async def list_models_slash() -> Response:
-        return await list_models()
+    @routes.get("/v1/models/", dependencies=[reader], include_in_schema=False, response_model=ModelListObject)
+    async def list_models_slash(request: Request) -> Response:
+        return await list_models(request)
 
     # Hub ids have a slash within.
     @routes.get("/v1/models/{model:path}", dependencies=[reader], response_model=ModelObject)
-    async def get_model(model: str) -> Response:
+    async def get_model(request: Request, model: str) -> Response:
         if model == services.base.id:
-            return JSONResponse(_base_model(services))
+            return _shown(request, _base_model(services))
         version = await to_thread.run_sync(services.registry.resolve, model)
-        return JSONResponse(_model(services, model, version))
+        return _shown(request, _model(services, model, version))
 
 
-def _all_models(services: Services) -> Response:
+def _shown(request: Request, body: ModelObject | ModelListObject) -> Response:
+    return JSONResponse(with_anthropics_members(body) if VERSION_HEADER in request.headers else body)
+
+
+def _all_models(services: Services) -> ModelListObject:
     models = [_base_model(services)]
     for adapter in all_adapters(services):
         models.append(_model(services, adapter.name, live_version(adapter)))
@@ -47,7 +50,7 @@ def _all_models(services: Services) -> Response:
             for alias, number in adapter.aliases.items()
         ]
         models += [_model(services, version.id, version) for version in adapter.versions if not version.retired_at]
-    return JSONResponse(list_body(models))
+    return {"object": "list", "data": models, "has_more": False}
 
 
 def _base_model(services: Services) -> ModelObject:

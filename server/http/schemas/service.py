@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
@@ -30,7 +30,8 @@ class VersionObject(TypedDict):
 class ModelObject(TypedDict):
     """The base, with ``graftwork`` about how it was loaded; or an adapter, version or alias, whose ``parent`` it is.
 
-    ``max_model_len`` is vLLM's name for the tokens of the context, prompt and answer together.
+    ``max_model_len`` is vLLM's name for the tokens of the context, prompt and answer together. The last three are for
+    Anthropic's clients.
     """
 
     id: str
@@ -41,3 +42,16 @@ class ModelObject(TypedDict):
     parent: NotRequired[str]
     root: NotRequired[str]
     graftwork: NotRequired[Mapping[str, Any]]
+    type: NotRequired[Literal["model"]]
+    display_name: NotRequired[str]
+    created_at: NotRequired[str]
+
+
+class ModelListObject(TypedDict):
+    """All models. The ids of the first and the last are for Anthropic's clients."""
+
+    object: Literal["list"]
+    data: Sequence[ModelObject]
+    has_more: bool
+    first_id: NotRequired[str]
+    last_id: NotRequired[str]

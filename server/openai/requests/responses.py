@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, model_validator
 
 from graftwork.server.bodies import (
     Label,
@@ -180,6 +180,16 @@ def _include(value: list[str]) -> list[str]:
     return value
 
 
+class ResponsesChat(ChatCompletionRequest):
+    """The chat that a response is computed as; its log says whether the first message is the instructions."""
+
+    _has_instructions: bool = PrivateAttr(default=False)
+
+    def logged_prompt(self) -> dict[str, Any]:
+        """As a chat's, and ``instructions`` where the first message is those of this response alone."""
+        return {**super().logged_prompt(), **({"instructions": True} if self._has_instructions else {})}
+
+
 class ResponsesRequest(StrictModel):
     """The body of ``POST /v1/responses``."""
 
@@ -219,7 +229,7 @@ class ResponsesRequest(StrictModel):
     context_management: Annotated[Any, only_off([], instead="leave it out")] = None
     moderation: Annotated[Any, only_off(instead="leave it out")] = None
 
-    def chat(self, before: Sequence[Mapping[str, Any]] = ()) -> ChatCompletionRequest:
+    def chat(self, before: Sequence[Mapping[str, Any]] = ()) -> ResponsesChat:
         """The chat that this becomes.
 
         Args:
@@ -248,7 +258,9 @@ class ResponsesRequest(StrictModel):
             "user": self.user,
             "metadata": self.metadata,
         }
-        return parse_value(ChatCompletionRequest, {name: value for name, value in fields.items() if value is not None})
+        chat = parse_value(ResponsesChat, {name: value for name, value in fields.items() if value is not None})
+        chat._has_instructions = bool(instructions)
+        return chat
 
     @property
     def num_answers(self) -> int:

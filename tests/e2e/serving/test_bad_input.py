@@ -626,7 +626,20 @@ def test_an_upload_larger_than_allowed(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Intents", "-intents", "in tents", "x" * 65, "intents@2", "..", "ìntents", BASE],
+    [
+        "Intents",
+        "-intents",
+        "in tents",
+        "x" * 65,
+        "intents@2",
+        "..",
+        "ìntents",
+        "acme/intents",
+        "acme%2Fintents",
+        "intents:v2",
+        "base",
+        BASE,
+    ],
 )
 def test_names(http: httpx.Client, good: Path, name: str) -> None:
     answer = upload(http, contents(good), f"/v1/adapters/{name.replace('..', '%2e%2e')}/versions")

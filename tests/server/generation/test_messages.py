@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,20 @@ async def test_all_errors_of_these_routes_have_anthropics_shape(harness: Gateway
     assert (nowhere.status_code, nowhere.json()["error"]["type"]) == (404, "not_found_error")
     large = await harness.http.post(MESSAGES, json={**ASK, "system": "x" * (9 << 20)})
     assert (large.status_code, large.json()["error"]["type"]) == (413, "request_too_large")
+
+
+async def test_models_are_shown_in_anthropics_shape_to_its_clients(harness: GatewayHarness) -> None:
+    theirs = {"anthropic-version": "2023-06-01"}
+    page = (await harness.http.get("/v1/models", headers=theirs, params={"limit": 20})).json()
+    usual = (await harness.http.get("/v1/models")).json()
+    assert (page.keys() - usual.keys(), page["has_more"]) == ({"first_id", "last_id"}, False)
+    assert [model["id"] for model in page["data"]] == [model["id"] for model in usual["data"]]
+    assert (page["has_more"], page["first_id"], page["last_id"]) == (
+        False,
+        page["data"][0]["id"],
+        page["data"][-1]["id"],
+    )
+    for model in page["data"]:
+        assert (await harness.http.get(f"/v1/models/{model['id']}", headers=theirs)).json() == model
+        assert (model["type"], model["display_name"]) == ("model", model["id"])
+        assert datetime.fromisoformat(model["created_at"]).tzinfo is UTC

@@ -46,6 +46,7 @@ async def test_a_response_is_a_text(client: openai.AsyncOpenAI, harness: Gateway
     (row,) = harness.logged()
     assert row.prompt == {
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        "instructions": True,
     }
     assert (row.kind, row.user) == ("chatcmpl", "ann")
 
@@ -125,6 +126,22 @@ async def test_a_response_goes_on_from_another(client: openai.AsyncOpenAI, harne
     unstored = await client.responses.create(model="intents", input="One", store=False)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(unstored.id)
+
+
+async def test_a_system_message_of_the_input_stays_in_the_conversation(
+    client: openai.AsyncOpenAI, harness: GatewayHarness
+) -> None:
+    input: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "One"}]
+    first = await client.responses.create(model="intents", input=input)
+    assert (await client.responses.retrieve(first.id)).instructions is None
+    second = await client.responses.create(
+        model="intents", input="Two", previous_response_id=first.id, instructions="Be brief."
+    )
+    row = next(row for row in harness.logged() if row.id == second.id)
+    assert [message["content"] for message in row.prompt["messages"]] == ["Be brief.", "Be kind.", "One", "One", "Two"]
+    third = await client.responses.create(model="intents", input="Three", previous_response_id=second.id)
+    row = next(row for row in harness.logged() if row.id == third.id)
+    assert [message["content"] for message in row.prompt["messages"][:2]] == ["Be kind.", "One"]
 
 
 async def test_an_app_sees_its_own_responses_only(client: openai.AsyncOpenAI, harness: GatewayHarness) -> None:

@@ -85,9 +85,7 @@ async def _logged(records: Records, id: str, who: Principal) -> Interaction:
 
 def _history(row: Interaction) -> list[dict[str, Any]]:
     """The conversation up to a response, and the response. Its instructions were for itself only."""
-    messages = list(row.prompt["messages"])
-    if messages and messages[0]["role"] == "system":
-        del messages[0]
+    messages = row.prompt["messages"][1 if row.prompt.get("instructions") else 0 :]
     completion = row.completions[0]
     answer: dict[str, Any] = {"role": "assistant", "content": completion.text}
     if completion.tool_calls:
@@ -110,7 +108,7 @@ def _show(row: Interaction) -> dict[str, Any]:
     """The JSON of a response that was logged."""
     completion, messages, sampling = row.completions[0], row.prompt["messages"], row.sampling
     cut = completion.finish_reason == "length"
-    instructions = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    instructions = messages[0]["content"] if row.prompt.get("instructions") else None
     status = {"ok": "incomplete" if cut else "completed", "error": "failed"}.get(row.status, "cancelled")
     return {
         **response_object(

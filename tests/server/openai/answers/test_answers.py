@@ -195,7 +195,7 @@ def test_chat_body_is_what_the_official_client_expects() -> None:
     assert parsed.choices[0].logprobs is not None
     content = parsed.choices[0].logprobs.content
     assert content is not None
-    assert [entry.token for entry in content] == ["The", "bytes:\\xc3", "bytes:\\xa9"]
+    assert [entry.token for entry in content] == ["The", "\\xc3", "\\xa9"]
     assert b"".join(bytes(entry.bytes or ()) for entry in content).decode() == "Theé"
     assert [(top.token, top.logprob) for top in content[0].top_logprobs] == [("The", -0.5), ("A", -2.0)]
     assert parsed.usage is not None
