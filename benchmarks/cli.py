@@ -39,7 +39,7 @@ def bench(
         str | None,
         typer.Option(
             "--loads",
-            help="Which loads: CLIENTSxADAPTERS (-t1, -top-p), short, long, system, poisson, zipf, cold, prefix.",
+            help="Which: CLIENTSxADAPTERS (-t1, -top-p, -schema), short, long, system, poisson, zipf, cold, prefix.",
             rich_help_panel=_WHAT,
         ),
     ] = None,

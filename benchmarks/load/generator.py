@@ -45,6 +45,7 @@ class Load:
         prompt_words: number of words in the random part of each prompt.
         max_tokens: length of each answer, in tokens.
         temperature: sampling temperature.
+        held: whether every second answer is held to a JSON schema, which no answer of this length fills.
         rate: mean number of requests per second that arrive at random (Poisson), instead of clients in a loop.
         system_words: number of words in a system message that all requests share.
         zipf: whether adapters are chosen at random, the n-th with a weight of 1/n, instead of in turn.
@@ -61,6 +62,7 @@ class Load:
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
+    held: bool = False
     rate: float = 0.0
     system_words: int = 0
     zipf: bool = False
@@ -150,6 +152,31 @@ def _zipf(count: int) -> list[float]:
     return list(itertools.accumulate(1 / rank for rank in range(1, count + 1)))
 
 
+#: Of answers that are held to a schema: a list so long that the tokens run out first.
+_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "parcels",
+        "strict": True,
+        "schema": {
+            "type": "array",
+            "minItems": 500,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string", "maxLength": 40},
+                    "state": {"enum": ["sent", "lost", "here"]},
+                    "weight": {"type": "number", "minimum": 0, "maximum": 1000},
+                    "fragile": {"type": ["boolean", "null"]},
+                },
+                "required": ["place", "state", "weight", "fragile"],
+                "additionalProperties": False,
+            },
+        },
+    },
+}
+
+
 async def ask(
     client: httpx.AsyncClient,
     endpoint: Endpoint,
@@ -160,6 +187,7 @@ async def ask(
     max_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    held: bool = False,
 ) -> None:
     """Send a streamed request, and add its times, tokens or error to the statistics."""
     body = {
@@ -170,6 +198,7 @@ async def ask(
         "stream": True,
         "stream_options": {"include_usage": True},
         "ignore_eos": True,
+        **({"response_format": _FORMAT} if held else {}),
         **endpoint.fields(model),
     }
     began = time.perf_counter()
@@ -242,6 +271,7 @@ async def run(endpoint: Endpoint, load: Load) -> dict[str, Any]:
                 max_tokens=load.max_tokens,
                 temperature=load.temperature,
                 top_p=load.top_p,
+                held=load.held and number % 2 == 1,
             )
 
         async def client_loop() -> None:

@@ -12,19 +12,21 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.load.generator import Load
 from benchmarks.load.request_pairs import RequestPairs
 
-QUICK = ("1x0", "16x0", "16x1", "16x8", "16x8-t1", "16x8-top-p", "16x32")
+QUICK = ("1x0", "16x0", "16x1", "16x8", "16x8-t1", "16x8-top-p", "16x8-schema", "16x32")
 SPECIAL = ("short", "long", "system", "poisson", "zipf", "cold", "prefix")
 FULL = (
     *(f"{clients}x{adapters}" for adapters in (0, 1, 8, 32) for clients in (1, 4, 16, 64)),
     "16x8-t1",
     "16x8-top-p",
+    "16x8-schema",
     *SPECIAL,
 )
 
-#: How people sample; every other load is greedy.
-_SAMPLING: dict[str, dict[str, Any]] = {
-    "-t1": {"temperature": 1.0},
-    "-top-p": {"temperature": 0.7, "top_p": 0.9},
+#: What people ask for beside; every other load is greedy and free. With how its title says so.
+_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "-t1": ({"temperature": 1.0}, "temperature 1"),
+    "-top-p": ({"temperature": 0.7, "top_p": 0.9}, "temperature 0.7, top_p 0.9"),
+    "-schema": ({"held": True}, "half under a schema"),
 }
 
 #: Staggered requests arrive at this share of what a closed loop answers.
@@ -106,20 +108,16 @@ def _sized(job: Workload, first_number: int, requests: int | None, max_tokens: i
 
 
 def _job(key: str, registered: int) -> Workload:
-    if matched := re.fullmatch(r"([1-9]\d{0,3})x(0|[1-9]\d{0,2})(-t1|-top-p)?", key):
-        clients, adapters, sampled = int(matched[1]), int(matched[2]), matched[3]
-        sampling: dict[str, Any] = _SAMPLING[sampled] if sampled else {}
+    if matched := re.fullmatch(r"([1-9]\d{0,3})x(0|[1-9]\d{0,2})(-[a-z1-]+)?", key):
+        clients, adapters, option = int(matched[1]), int(matched[2]), matched[3]
+        if option and option not in _OPTIONS:
+            raise BenchmarkError(f"There is no load {key!r}: after {clients}x{adapters} comes {', '.join(_OPTIONS)}.")
+        fields, said = _OPTIONS[option] if option else ({}, "")
         return Workload(
             key=key,
-            title=", ".join(
-                (
-                    _count(clients, "client"),
-                    _count(adapters, "adapter"),
-                    *(f"{name} {value:g}" for name, value in sampling.items()),
-                )
-            ),
-            load=_load(clients=clients, adapters=named("a", adapters), **sampling),
-            baseline=key.removesuffix(sampled) if sampled else f"{clients}x0" if adapters else None,
+            title=", ".join((_count(clients, "client"), _count(adapters, "adapter"), *([said] if said else []))),
+            load=_load(clients=clients, adapters=named("a", adapters), **fields),
+            baseline=key.removesuffix(option) if option else f"{clients}x0" if adapters else None,
         )
     mixed: dict[str, Any] = {"clients": 16, "adapters": named("a", 8)}
     match key:
@@ -144,8 +142,8 @@ def _job(key: str, registered: int) -> Workload:
             return Workload(key=key, title="a prefix of 1,000 words again", load=pairs)
         case _:
             raise BenchmarkError(
-                f"There is no load {key!r}. Take {', '.join(SPECIAL)}, or CLIENTSxADAPTERS, also with -t1 or -top-p, "
-                f"like {', '.join(QUICK)}."
+                f"There is no load {key!r}. Take {', '.join(SPECIAL)}, or CLIENTSxADAPTERS, also with "
+                f"{', '.join(_OPTIONS)}, like {', '.join(QUICK)}."
             )
     return Workload(key=key, title=f"16 clients, 8 adapters, {title}", load=load, baseline="16x8")
 

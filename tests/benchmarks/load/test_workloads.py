@@ -19,25 +19,27 @@ def test_the_quick_selection_is_the_usual_table() -> None:
         ("16x8", "16 clients, 8 adapters", "16x0"),
         ("16x8-t1", "16 clients, 8 adapters, temperature 1", "16x8"),
         ("16x8-top-p", "16 clients, 8 adapters, temperature 0.7, top_p 0.9", "16x8"),
+        ("16x8-schema", "16 clients, 8 adapters, half under a schema", "16x8"),
         ("16x32", "16 clients, 32 adapters", "16x0"),
     ]
     loads = [job.load for job in jobs]
     assert all(isinstance(load, Load) and (load.prompt_words, load.max_tokens) == (60, 64) for load in loads)
     assert all(isinstance(load, Load) and load.warm_up and load.warm_adapters for load in loads)
-    assert [load.requests for load in loads if isinstance(load, Load)] == [16, 64, 64, 64, 64, 64, 64]
-    assert [(load.temperature, load.top_p) for load in loads if isinstance(load, Load)] == [
-        *[(0.0, 1.0)] * 4,
-        (1.0, 1.0),
-        (0.7, 0.9),
-        (0.0, 1.0),
+    assert [load.requests for load in loads if isinstance(load, Load)] == [16, *[64] * 7]
+    assert [(load.temperature, load.top_p, load.held) for load in loads if isinstance(load, Load)] == [
+        *[(0.0, 1.0, False)] * 4,
+        (1.0, 1.0, False),
+        (0.7, 0.9, False),
+        (0.0, 1.0, True),
+        (0.0, 1.0, False),
     ]
-    assert [len(job.adapters) for job in jobs] == [0, 0, 1, 8, 8, 8, 32]
+    assert [len(job.adapters) for job in jobs] == [0, 0, 1, 8, 8, 8, 8, 32]
     assert {job.context for job in jobs} == {256}, "slots of llama.cpp are no larger than the load needs"
 
 
 def test_the_full_selection_has_every_pairing_and_the_special_ones() -> None:
     jobs = {job.key: job for job in make_workloads(FULL)}
-    assert len(jobs) == 16 + 2 + len(SPECIAL) == len(FULL)
+    assert len(jobs) == 16 + 3 + len(SPECIAL) == len(FULL)
     assert {f"{clients}x{adapters}" for clients in (1, 4, 16, 64) for adapters in (0, 1, 8, 32)} < set(jobs)
     assert jobs["zipf"].many
     assert len(jobs["zipf"].adapters) == 2000
