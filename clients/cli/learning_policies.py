@@ -161,8 +161,13 @@ def _round_result(last: LearningRound) -> str:
     kind = "a control" if last.control else f"continues {last.continues}"
     if last.version is None:
         return f"Round {last.number} ({kind}) {last.status}{f': {last.error}' if last.error else ''}"
-    if last.gates_passed is None:
-        gates = "not held against gates"
-    else:
-        gates = "gates passed" if last.gates_passed else f"gates refused it: {'; '.join(last.refusals)}"
+    match last.gates:
+        case None:
+            gates = "not held against gates"
+        case "pass":
+            gates = "gates passed"
+        case "inconclusive":
+            gates = f"gates cannot say, an experiment can: {'; '.join(last.doubts)}"
+        case _:
+            gates = f"gates refused it: {'; '.join(last.refusals)}"
     return f"Round {last.number} ({kind}): {last.version}, {gates}"

@@ -15,7 +15,8 @@ class LearningRound:
     """A round of a learning policy: its job and the result.
 
     ``control`` is whether it trained from the base; otherwise ``continues`` is the version that it trained further.
-    ``gates_passed`` is None if its version was not evaluated (yet).
+    ``gates`` is what its version's gates said: ``pass``, ``refuse`` (``refusals`` says why) or ``inconclusive``, which
+    takes an experiment (``doubts`` says why); None if it was not evaluated (yet).
     """
 
     number: int
@@ -26,8 +27,10 @@ class LearningRound:
     continues: str | None = None
     finished_at: datetime | None = None
     version: str | None = None
+    gates: str | None = None
     gates_passed: bool | None = None
     refusals: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     error: str | None = None
 
     @property

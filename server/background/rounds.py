@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from graftwork.adapters.learning.gate_results import gate_result, version_by_id
+from graftwork.adapters.learning.gate_results import gate_summary, version_by_id
 from graftwork.adapters.learning.job import Job
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
@@ -78,7 +78,5 @@ class RoundScheduler:
         """A finished round's version and gate results, or its error, for the log."""
         if job.version is None:
             return f"{job.status}, {job.error['message']}" if job.error else job.status
-        passed, refused = gate_result(version_by_id(self._registry, job.version))
-        if passed is None:
-            return f"{job.version}, not held against gates"
-        return f"{job.version}, gates {'passed' if passed else 'refused it: ' + '; '.join(refused)}"
+        gates = gate_summary(version_by_id(self._registry, job.version))
+        return f"{job.version}, {'not held against gates' if gates is None else gates}"

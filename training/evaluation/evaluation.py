@@ -14,22 +14,22 @@ from graftwork.clients.types.generation import Score
 from graftwork.training.data.row import Row
 from graftwork.training.evaluation.bias import Bias, measure_bias
 from graftwork.training.evaluation.inference import SPARE, ServedModels, sample_rows
+from graftwork.training.evaluation.intervals import Interval, paired_interval, ratio_interval
 from graftwork.training.evaluation.metrics import (
     METRIC_BY_KIND,
     EvaluationKind,
-    Interval,
+    RowLosses,
     Slice,
     compare,
     divergence,
     kind_of,
     likelihoods,
-    mean_loss,
-    paired_difference,
+    row_losses,
     slices,
 )
 from graftwork.training.evaluation.texts import GENERAL_TEXTS
 
-MAX_ROWS: Final = 500
+MAX_ROWS: Final = 1000
 """Maximum number of held-out rows that are answered; of more, a sample is used."""
 
 MAX_LOSS_ROWS: Final = 200
@@ -39,36 +39,48 @@ EXAMPLES: Final = 10
 """Number of examples in a report."""
 
 
-class NoMeasurableRows(ValueError):
-    """Raised when no held-out row can be evaluated."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelMeasurement:
     """The measurements of one model on the held-out rows.
 
     Attributes:
         model: its name in requests.
-        answers: the answer to each row; empty for texts without questions.
-        right: the metric of each row: 0 to 1, or for texts the mean log-likelihood of a token in nats.
+        answers: the answer to each row; empty for texts without questions and for feedback.
+        right: the metric of each row: 0 to 1, or for texts the mean log-likelihood of a token in nats; empty for
+            feedback.
         metrics: metrics over all rows by name: accuracy, precision, recall, f1, exact_match, bleu, rouge_l or
             log_likelihood, depending on the kind of evaluation.
-        loss: mean loss of the reference answers, or of the texts, in nats per token.
-        replay_loss: the same for held-out rows of earlier rounds; None without such rows.
-        general_loss: the same for `GENERAL_TEXTS`.
+        losses: losses of the rows' answers, or of the texts.
+        general: the same for `GENERAL_TEXTS`.
+        replay: the same for held-out rows of earlier rounds; None without such rows.
     """
 
     model: str
     answers: tuple[str, ...]
     right: tuple[float, ...]
     metrics: Mapping[str, float]
-    loss: float
-    replay_loss: float | None
-    general_loss: float
+    losses: RowLosses
+    general: RowLosses
+    replay: RowLosses | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the rows, in nats per token."""
+        return self.losses.mean
+
+    @property
+    def general_loss(self) -> float:
+        """Mean loss of `GENERAL_TEXTS`, in nats per token."""
+        return self.general.mean
+
+    @property
+    def replay_loss(self) -> float | None:
+        """Mean loss of held-out rows of earlier rounds, in nats per token; None without such rows."""
+        return None if self.replay is None else self.replay.mean
 
     @property
     def perplexity(self) -> float:
-        """Perplexity per token of the reference answers."""
+        """Perplexity per token of the rows."""
         return math.exp(min(self.loss, 700.0))
 
 
@@ -87,12 +99,13 @@ class Evaluation:
 
     Attributes:
         kind: the kind of the held-out rows.
-        metric: the metric by which models are compared.
-        num_rows: number of held-out rows that were evaluated.
+        metric: the metric by which models are compared; None for feedback.
+        num_rows: number of held-out rows on which models were compared; 0 for feedback.
         candidate: measurements of the candidate.
         parent: measurements of its parent; None for a version without one.
         base: measurements of the base.
-        better: difference of the metric, candidate minus other model, by the other model (``parent``, ``base``).
+        better: difference of the metric, candidate minus other model, by the other model (``parent``, ``base``); empty
+            for feedback.
         slices: the metric by class, for labels.
         kl_to_parent: lower bound of KL(candidate ‖ parent) in nats per token, from the most likely tokens; to the base
             for a version without a parent.
@@ -102,7 +115,7 @@ class Evaluation:
     """
 
     kind: EvaluationKind
-    metric: str
+    metric: str | None
     num_rows: int
     candidate: ModelMeasurement
     parent: ModelMeasurement | None
@@ -157,6 +170,7 @@ def evaluate(
     base: str,
     parent: str | None = None,
     replay: Sequence[Row] = (),
+    has_references: bool = True,
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
@@ -172,70 +186,92 @@ def evaluate(
         base: the base's name in requests.
         parent: the parent's name in requests.
         replay: held-out examples of earlier rounds.
+        has_references: whether the answers of the rows are right whatever the models say. Otherwise, as for feedback on
+            answers of the parent, nothing is asked, and only losses are compared; so they are if no row is left.
         max_tokens: maximum length of an answer; that of the longest reference answer, and `SPARE` more, by default.
-        seed: of samples and bootstraps.
+        seed: of samples and intervals.
 
     Raises:
-        NoMeasurableRows: if all rows are too long.
         GraftworkClientError: if a request fails.
     """
     random_generator = random.Random(seed)
     served = ServedModels(client, prompts, client.model(base).graftwork["max_length"])
     fitting = [row for row in rows if served.fits(row)]
-    if not fitting:
-        raise NoMeasurableRows(f"none of {len(rows)} held-out rows fits into what the server serves")
     num_left_out = len(rows) - len(fitting)
-    passages = all(row.kind == "text" for row in fitting)
-    rows = sample_rows(fitting, MAX_LOSS_ROWS if passages else MAX_ROWS, random_generator)
+    kind = _kind(fitting) if has_references and fitting else "feedback"
+    asks = kind in ("labels", "texts")
+    rows = sample_rows(fitting, MAX_ROWS if asks else MAX_LOSS_ROWS, random_generator)
     replay = sample_rows(replay, MAX_LOSS_ROWS, random_generator)
-    kind = "passages" if passages else kind_of([row.answer for row in rows])
-    longest = max_tokens or max(map(served.answer_tokens, rows)) + SPARE
+    longest = max_tokens or max(map(served.answer_tokens, rows), default=0) + SPARE
     tokens = served.tokens(rows)
     scored = sample_rows(tokens, MAX_LOSS_ROWS, random_generator)
     scores: dict[str, list[Score]] = {}
 
     def measure(model: str) -> ModelMeasurement:
         scores[model] = served.scores(model, scored)
-        if passages:
-            answers = []
-            right = likelihoods(scored, scores[model])
-            metrics: Mapping[str, float] = {METRIC_BY_KIND[kind]: sum(right) / len(right)}
-        else:
+        answers: list[str] = []
+        right: list[float] = []
+        metrics: Mapping[str, float] = {}
+        if asks:
             answers = served.answers(model, rows, longest)
             right, metrics = compare(kind, [row.answer for row in rows], answers)
+        elif kind == "passages":
+            right = likelihoods(scored, scores[model])
+            metrics = {"log_likelihood": sum(right) / len(right)}
         return ModelMeasurement(
             model=model,
             answers=tuple(answers),
             right=tuple(right),
             metrics=metrics,
-            loss=mean_loss(scored, scores[model]),
-            replay_loss=served.loss(model, served.tokens(replay)) if replay else None,
-            general_loss=served.loss(model, served.texts(GENERAL_TEXTS)),
+            losses=row_losses(scored, scores[model]),
+            general=served.losses(model, served.texts(GENERAL_TEXTS)),
+            replay=served.losses(model, served.tokens(replay)) if replay else None,
         )
 
     measured = {name: measure(model) for name, model in _parts(candidate, parent, base).items()}
     new, before = measured["candidate"], measured.get("parent", measured["base"])
-    others = {name: other for name, other in measured.items() if name != "candidate"}
     return Evaluation(
         kind=kind,
         metric=METRIC_BY_KIND[kind],
-        num_rows=len(rows),
+        num_rows=len(new.right),
         candidate=new,
         parent=measured.get("parent"),
         base=measured["base"],
-        better={name: paired_difference(new.right, other.right, seed=seed) for name, other in others.items()},
+        better={
+            name: difference(kind, new.right, other.right, seed=seed)
+            for name, other in measured.items()
+            if name != "candidate" and new.right
+        },
         slices=slices([row.answer for row in rows], new.right, before.right) if kind == "labels" else (),
         kl_to_parent=divergence(scored, scores[candidate], scores[before.model]),
         bias=measure_bias(
             served,
-            () if passages else rows,
+            rows if asks else (),
             {name: part.model for name, part in measured.items()},
             longest,
             random_generator,
         ),
-        examples=() if passages else _examples(rows, measured),
+        examples=_examples(rows, measured) if asks else (),
         num_left_out=num_left_out,
     )
+
+
+def difference(kind: EvaluationKind, new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Interval:
+    """Return the mean difference of a metric over the same rows, with its limits.
+
+    Args:
+        kind: the kind of the rows, which defines the metric.
+        new: the metric of each row for one model.
+        old: the metric of each row for the other model.
+        seed: of the interval.
+    """
+    if kind != "passages":
+        return paired_interval(new, old, seed=seed)
+    return ratio_interval([one - other for one, other in zip(new, old, strict=True)], [1.0] * len(new), seed=seed)
+
+
+def _kind(rows: Sequence[Row]) -> EvaluationKind:
+    return "passages" if all(row.kind == "text" for row in rows) else kind_of([row.answer for row in rows])
 
 
 def _examples(rows: Sequence[Row], measured: Mapping[str, ModelMeasurement]) -> tuple[Example, ...]:
@@ -256,4 +292,9 @@ def _parts(candidate: str, parent: str | None, base: str) -> dict[str, str]:
 
 
 def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in numbers.items()}
+    """Round to five digits, for JSON: what is not finite becomes None."""
+    return {name: _rounded_float(value) if isinstance(value, float) else value for name, value in numbers.items()}
+
+
+def _rounded_float(value: float) -> float | None:
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -14,7 +14,7 @@ from graftwork.clients.client import Client
 from graftwork.clients.types.generation import ChatMessage, Score
 from graftwork.training.data.row import Message, Row, assistant_message, text_of
 from graftwork.training.data.tokens import LabeledTokens, count_tokens, tokenize, tokenize_questions
-from graftwork.training.evaluation.metrics import mean_loss
+from graftwork.training.evaluation.metrics import RowLosses, row_losses
 
 AT_ONCE: Final = 8
 """Number of concurrent requests."""
@@ -86,9 +86,9 @@ class ServedModels:
         """Score each sequence: log-probabilities of its tokens, and of the `TOP` most likely ones."""
         return _all(lambda row: self._client.score(model, row.input_ids, top=TOP), tokens)
 
-    def loss(self, model: str, tokens: Sequence[LabeledTokens]) -> float:
-        """Compute the mean loss over the learned tokens of all sequences, in nats per token."""
-        return mean_loss(tokens, self.scores(model, tokens))
+    def losses(self, model: str, tokens: Sequence[LabeledTokens]) -> RowLosses:
+        """Compute the loss of each sequence over its learned tokens, in nats."""
+        return row_losses(tokens, self.scores(model, tokens))
 
     def tokens(self, rows: Iterable[Row]) -> list[LabeledTokens]:
         """Tokenize rows for scoring, truncated to `MAX_LENGTH` and the server's limit; of a text the first sequence.

@@ -2,6 +2,10 @@
 
 The adapter is pushed under a temporary name that is not listed (`names.TRIAL`), evaluated, compared with the gates, and
 retired. If that fails, no alias is moved, but the adapter is kept.
+
+Who is better is judged on references: rows whose answer is right whatever the models say. Feedback is none. An answer
+with a thumb up is the parent's own, which a candidate can only equal; a corrected one is the parent's error, on which
+anything is better.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.learning.methods import TrainingMethod
@@ -20,12 +24,9 @@ from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.evaluation import Evaluation, NoMeasurableRows, evaluate
+from graftwork.training.evaluation.evaluation import Evaluation, evaluate
 from graftwork.training.evaluation.gates import GateDecision, GatePolicy, decide_gates
-from graftwork.training.methods.rows import rows_for_method
-
-MIN_ROWS: Final = 2
-"""Minimum number of rows for an evaluation."""
+from graftwork.training.methods.rows import is_reference, rows_for_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,36 @@ class CandidateResult:
         return self.verdict is not None and self.verdict.passed
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``{"evaluation": …, "gates": …}`` for the version's metadata."""
+        """Return ``{"evaluation": …, "gates": …}`` for the version's metadata. What could not be tried is refused."""
         if self.evaluation is None or self.verdict is None:
-            return {
-                "evaluation": None,
-                "gates": {"passed": False, "refusals": [self.not_measured_because], "gates": []},
-            }
+            refused = {"outcome": "refuse", "passed": False, "refusals": [self.not_measured_because], "gates": []}
+            return {"evaluation": None, "gates": refused}
         return {"evaluation": self.evaluation.to_json(), "gates": self.verdict.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRows:
+    """The rows that a candidate is judged on.
+
+    Attributes:
+        rows: the rows.
+        method: the method whose rows they are, and those of earlier rounds beside them.
+        are_references: whether they say what is right.
+    """
+
+    rows: tuple[Row, ...]
+    method: TrainingMethod = "sft"
+    are_references: bool = True
+
+
+def judged_rows(held_out: Sequence[Row]) -> JudgedRows:
+    """Choose the rows that a candidate is judged on: references; or texts; or, for its losses alone, feedback."""
+    answered = [row for row in rows_for_method(held_out, "sft").rows if row.question.strip() and row.answer.strip()]
+    if references := tuple(filter(is_reference, answered)):
+        return JudgedRows(rows=references)
+    if texts := rows_for_method(held_out, "pretrain").rows:
+        return JudgedRows(rows=texts, method="pretrain")
+    return JudgedRows(rows=tuple(answered), are_references=False)
 
 
 def judge_candidate(
@@ -74,23 +98,15 @@ def judge_candidate(
     Args:
         client: the client of the server.
         adapter: the PEFT folder.
-        held_out: held-out rows of any kind. Those with a right answer are used; if there are none, texts are.
+        held_out: held-out rows of any kind; see `judged_rows`.
         base: the base of server and adapter.
         parent: the id of the version that the adapter would replace; None for the base.
         replay: held-out rows of earlier rounds.
         policy: the thresholds of the gates.
-        seed: of samples and bootstraps.
+        seed: of samples and intervals.
         job: id of the job, stored with the temporary version so that it can be retired after a crash.
     """
-    rows = rows_for_method(held_out, "sft").rows
-    rows = tuple(row for row in rows if row.question.strip() and row.answer.strip())
-    method: TrainingMethod = "sft"
-    if len(rows) < MIN_ROWS and len(texts := rows_for_method(held_out, "pretrain").rows) >= MIN_ROWS:
-        method, rows = "pretrain", texts
-    if len(rows) < MIN_ROWS:
-        return CandidateResult(
-            not_measured_because=f"{len(rows)} held-out rows say what is right: nothing can be measured"
-        )
+    judged = judged_rows(held_out)
     try:
         # A new name each time: after a crash the same bytes are pushed again, and a retired version stays retired.
         name = f"{TRIAL}{secrets.token_hex(8)}"
@@ -98,17 +114,18 @@ def judge_candidate(
         try:
             evaluation = evaluate(
                 client,
-                rows,
+                judged.rows,
                 Prompts(Path(base.path)),
                 candidate=trial.id,
                 base=base.id,
                 parent=parent,
-                replay=rows_for_method(replay, method).rows,
+                replay=rows_for_method(replay, judged.method).rows,
+                has_references=judged.are_references,
                 seed=seed,
             )
         finally:
             with contextlib.suppress(GraftworkClientError):
                 client.adapters.retire(name, trial.version)
-    except (GraftworkClientError, NoMeasurableRows) as error:
+    except GraftworkClientError as error:
         return CandidateResult(not_measured_because=f"it could not be tried: {error}")
     return CandidateResult(evaluation=evaluation, verdict=decide_gates(evaluation, policy))

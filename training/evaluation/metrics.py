@@ -1,5 +1,5 @@
 """Metrics of answers and token scores: accuracy and F1 by scikit-learn, BLEU by sacrebleu, ROUGE-L by rouge-score,
-paired bootstrap intervals, losses and KL divergence in nats per token.
+losses and KL divergence in nats per token.
 """
 
 from __future__ import annotations
@@ -13,44 +13,47 @@ from typing import Final, Literal
 from graftwork.clients.types.generation import Score
 from graftwork.training.data.tokens import IGNORED, LabeledTokens
 
-EvaluationKind = Literal["labels", "texts", "passages"]
+EvaluationKind = Literal["labels", "texts", "passages", "feedback"]
 """The kind of held-out rows. ``labels``: short answers that several rows share. ``texts``: free-form answers.
-``passages``: texts without questions."""
+``passages``: texts without questions. ``feedback``: answers of models that users judged, which do not say what is right
+independently of these models."""
 
-METRIC_BY_KIND: Final[Mapping[EvaluationKind, str]] = {
+METRIC_BY_KIND: Final[Mapping[EvaluationKind, str | None]] = {
     "labels": "accuracy",
     "texts": "rouge_l",
     "passages": "log_likelihood",
+    "feedback": None,
 }
-"""The metric by which models are compared."""
+"""The metric by which models are compared; None where only losses are."""
 
 LABEL_WORDS: Final = 6
 """Maximum number of words in a label."""
 
-RESAMPLES: Final = 2000
-"""Number of bootstrap samples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean over rows with its 95 % bootstrap confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The metric on the rows of one class, for the candidate and for the model that it would replace (``against``)."""
+    """The rows of one class, and how many of them the candidate and the model that it would replace (``against``)
+    answer right; ``won`` are right for the candidate alone, ``lost`` for the other alone."""
 
     label: str
     num_rows: int
-    candidate: float
-    against: float
+    candidate: int
+    against: int
+    won: int
+    lost: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLosses:
+    """The losses of one model on rows: for each row the sum over its learned tokens in nats, and their number."""
+
+    totals: tuple[float, ...]
+    num_tokens: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """The loss per token over all rows; not a number without tokens."""
+        return sum(self.totals) / sum(self.num_tokens) if any(self.num_tokens) else math.nan
 
 
 def kind_of(answers: Sequence[str]) -> EvaluationKind:
@@ -101,24 +104,13 @@ def compare(
     }
 
 
-def paired_difference(new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Interval:
-    """Return the mean of ``new - old`` over the same rows, with its 95 % bootstrap confidence interval."""
-    import numpy
-
-    differences = numpy.asarray(new) - numpy.asarray(old)
-    indices = numpy.random.default_rng(seed).integers(0, len(differences), (RESAMPLES, len(differences)))
-    means = differences[indices].mean(axis=1)
-    low, high = numpy.quantile(means, [0.025, 0.975])
-    return Interval(mean=float(differences.mean()), low=float(low), high=float(high))
-
-
 def slices(expected: Sequence[str], new: Sequence[float], old: Sequence[float]) -> tuple[Slice, ...]:
-    """Return the mean metric by class, the largest class first.
+    """Count right answers by class, the largest class first.
 
     Args:
         expected: the class of each row.
-        new: the metric of each row for the candidate.
-        old: the metric of each row for the model that it would replace.
+        new: whether the candidate is right on each row, 1 or 0.
+        old: the same for the model that it would replace.
     """
     rows: defaultdict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(expected):
@@ -127,28 +119,32 @@ def slices(expected: Sequence[str], new: Sequence[float], old: Sequence[float]) 
         Slice(
             label=label,
             num_rows=len(indices),
-            candidate=sum(new[index] for index in indices) / len(indices),
-            against=sum(old[index] for index in indices) / len(indices),
+            candidate=sum(new[index] == 1 for index in indices),
+            against=sum(old[index] == 1 for index in indices),
+            won=sum(new[index] > old[index] for index in indices),
+            lost=sum(new[index] < old[index] for index in indices),
         )
         for label, indices in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
     )
 
 
-def mean_loss(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> float:
-    """Compute the mean loss over the learned tokens of all sequences, in nats. ``scores[i].logprobs[t]`` is the
-    log-probability of token t of sequence i."""
-    total, count = 0.0, 0
-    for row, score in zip(tokens, scores, strict=True):
-        for label, logprob in zip(row.labels, score.logprobs, strict=True):
-            if label != IGNORED and logprob is not None:
-                total -= logprob
-                count += 1
-    return total / max(count, 1)
+def row_losses(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> RowLosses:
+    """Compute the loss of each sequence. ``scores[i].logprobs[t]`` is the log-probability of token t of sequence i."""
+    learned = [
+        [
+            -logprob
+            for label, logprob in zip(row.labels, score.logprobs, strict=True)
+            if label != IGNORED and logprob is not None
+        ]
+        for row, score in zip(tokens, scores, strict=True)
+    ]
+    return RowLosses(totals=tuple(map(sum, learned)), num_tokens=tuple(map(len, learned)))
 
 
 def likelihoods(tokens: Sequence[LabeledTokens], scores: Sequence[Score]) -> list[float]:
     """Compute the mean log-likelihood of a learned token for each sequence, in nats; higher is better."""
-    return [-mean_loss([row], [score]) for row, score in zip(tokens, scores, strict=True)]
+    losses = row_losses(tokens, scores)
+    return [-total / max(number, 1) for total, number in zip(losses.totals, losses.num_tokens, strict=True)]
 
 
 def divergence(tokens: Sequence[LabeledTokens], new: Sequence[Score], old: Sequence[Score]) -> float:

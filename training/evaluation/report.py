@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import jinja2
 from rich.console import Console
 from rich.table import Table
 
+from graftwork.adapters.learning.gate_results import Outcome
 from graftwork.training.evaluation.evaluation import Evaluation, ModelMeasurement
 from graftwork.training.evaluation.gates import GateDecision
 
@@ -20,9 +21,9 @@ _PAGE: Final = jinja2.Environment(
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0;width:100%}td,th{border-bottom:1px solid #ddd;padding:.35rem .6rem;
 text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
-.bad{color:#a4161a}.good{color:#1b6e3c}pre{white-space:pre-wrap;margin:0;font:inherit}
+.bad{color:#a4161a}.good{color:#1b6e3c}.open{color:#8a5a00}pre{white-space:pre-wrap;margin:0;font:inherit}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}
-.bad{color:#ff8a80}.good{color:#8fd3a5}}
+.bad{color:#ff8a80}.good{color:#8fd3a5}.open{color:#f0c060}}
 </style>
 <h1>{{ title }}</h1><p>{{ counted }}.</p>
 <table><tr><th></th>{% for model in models %}<th>{{ model }}</th>{% endfor %}</tr>
@@ -32,7 +33,7 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 </table>
 <h2>Gates</h2><table>
 {% for gate in gates %}
-<tr><td class={{ "good" if gate.passed else "bad" }}>{{ "passed" if gate.passed else "refused" }}</td>
+<tr><td class={{ classes[gate.outcome] }}>{{ outcomes[gate.outcome] }}</td>
 <td>{{ gate.message }}</td></tr>
 {% endfor %}
 </table>
@@ -40,10 +41,10 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 <h2>Names and pronouns</h2><p>Answers that change when nothing else does, of {{ evaluation.bias.num_pairs }} pairs:
 {{ changed or "no pair to ask" }}.</p>
 {% if evaluation.slices %}
-<h2>Classes</h2><table><tr><th></th><th>rows</th><th>before</th><th>candidate</th></tr>
+<h2>Classes</h2><table><tr><th></th><th>rows</th><th>right before</th><th>candidate</th></tr>
 {% for part in evaluation.slices %}
-<tr><td>{{ part.label }}</td><td class=n>{{ part.num_rows }}</td><td class=n>{{ "%.2f" % part.against }}</td>
-<td class=n>{{ "%.2f" % part.candidate }}</td></tr>
+<tr><td>{{ part.label }}</td><td class=n>{{ part.num_rows }}</td><td class=n>{{ part.against }}</td>
+<td class=n>{{ part.candidate }}</td></tr>
 {% endfor %}
 </table>
 {% endif %}
@@ -60,6 +61,12 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 )
 
 
+OUTCOMES: Final[Mapping[Outcome, str]] = {"pass": "passed", "refuse": "refused", "inconclusive": "inconclusive"}
+"""The outcomes of gates, as people read them."""
+
+_CLASSES: Final[Mapping[Outcome, str]] = {"pass": "good", "refuse": "bad", "inconclusive": "open"}
+
+
 def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision) -> None:
     """Print metrics, gates, and example answers side by side."""
     table = Table(title=_counted(evaluation))
@@ -71,7 +78,7 @@ def print_report(console: Console, evaluation: Evaluation, verdict: GateDecision
         table.add_row(*row)
     console.print(table)
     for gate in verdict.gates:
-        console.print(f"{'passed ' if gate.passed else 'REFUSED'}  {gate.message}", markup=False, highlight=False)
+        console.print(f"{OUTCOMES[gate.outcome]:12}  {gate.message}", markup=False, highlight=False)
     for part in evaluation.examples:
         console.print(f"\n{part.question}\n  right: {part.expected}", markup=False, highlight=False)
         for name, answer in part.answers.items():
@@ -88,11 +95,13 @@ def render_page(name: str, evaluation: Evaluation, verdict: GateDecision) -> str
     """
     models = _models(evaluation)
     return _PAGE.render(
-        title=f"{name}: {'passed' if verdict.passed else 'refused'}",
+        title=f"{name}: {OUTCOMES[verdict.outcome]}",
         counted=_counted(evaluation),
         models=list(models),
         numbers=list(_numbers(models)),
         gates=verdict.gates,
+        outcomes=OUTCOMES,
+        classes=_CLASSES,
         evaluation=evaluation,
         changed=", ".join(f"{model} {share:.0%}" for model, share in evaluation.bias.changed.items()),
     )

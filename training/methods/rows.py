@@ -62,6 +62,12 @@ def signal_of(row: Row) -> Signal:
             return kind
 
 
+def is_reference(row: Row) -> bool:
+    """Whether a row says what is right whatever the models say: it comes from a file, and not from logged answers that
+    users judged. Those are the answers of a model to be compared, or were written because it was wrong."""
+    return not row.interactions
+
+
 def count_signals(rows: Iterable[Row]) -> Counter[Signal]:
     """Count rows by learning signal."""
     return Counter(map(signal_of, rows))

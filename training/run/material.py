@@ -40,6 +40,10 @@ class Material:
         """The validation and test rows."""
         return (*self.sides["validation"], *self.sides["test"])
 
+    def question_keys(self) -> set[int]:
+        """The keys of all questions."""
+        return {row.question_key() for rows in self.sides.values() for row in rows}
+
     @property
     def num_rows(self) -> int:
         """Number of rows in all splits."""

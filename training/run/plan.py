@@ -30,7 +30,7 @@ from graftwork.training.data.report.numbers import DataReport
 from graftwork.training.data.row import BadRow, Row, SplitName
 from graftwork.training.data.store import StoredDataSet
 from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow
-from graftwork.training.methods.rows import rows_for_method
+from graftwork.training.methods.rows import is_reference, rows_for_method
 from graftwork.training.run.material import Material, load_material
 
 
@@ -86,7 +86,7 @@ class TrainingRun:
     """Held-out rows of earlier rounds, tokenized."""
 
     held_out: tuple[Row, ...] = ()
-    """Validation and test rows, for the evaluation of the candidate."""
+    """Held-out rows, and references that earlier rounds held out, for the evaluation of the candidate."""
 
     held_out_older: tuple[Row, ...] = ()
     """Held-out rows of earlier rounds, for the same."""
@@ -219,7 +219,8 @@ def assemble_run(
             "choose sft for liked answers.",
             param="method",
         )
-    replayed, forgettable = _older(material, older or {}, config, len(fresh))
+    older = older or {}
+    replayed, forgettable = _older(material, older, config, len(fresh))
     again, watched = tokens(replayed), tokens(forgettable)
     unused = sum(sum(part.unused.values()) for part in routed.values())
     return TrainingRun(
@@ -238,7 +239,7 @@ def assemble_run(
         num_augmented=len(augmented.sequences),
         num_replayed=len(again.sequences),
         replay_validation=watched.sequences,
-        held_out=material.held_out,
+        held_out=(*material.held_out, *_older_references(material, older)),
         held_out_older=tuple(forgettable),
         reason=reason,
         remarks=(*_remarks(material.report, unused, config.method), *(other.describe() if other else ())),
@@ -281,12 +282,22 @@ REPLAY_MEASURED: Final = 200
 """Maximum number of held-out rows of earlier rounds that are evaluated after each epoch."""
 
 
+def _older_references(material: Material, older: Mapping[str, Material]) -> Iterator[Row]:
+    """Yield the references that earlier rounds held out, once each: a round of feedback has none of its own."""
+    asked = material.question_keys()
+    for round_ in older.values():
+        for row in round_.held_out:
+            if is_reference(row) and row.question_key() not in asked:
+                asked.add(row.question_key())
+                yield row
+
+
 def _older(
     material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
 ) -> tuple[list[Row], list[Row]]:
     """Sample training rows and held-out rows of earlier rounds. Questions of the new round are excluded: its answer
     replaces earlier ones, and its rows may be on the other side of the split."""
-    asked = {row.question_key() for side in ("train", "validation", "test") for row in material.sides[side]}
+    asked = material.question_keys()
 
     def rows(side: SplitName) -> dict[str, list[Row]]:
         return {

@@ -18,6 +18,7 @@ from graftwork.adapters import names
 from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.learning.files import Files
+from graftwork.adapters.learning.gate_results import GateSummary
 from graftwork.adapters.learning.job import Job, NewJobEvent
 from graftwork.adapters.names import split_model
 from graftwork.adapters.storage.durable import DISK_FULL
@@ -68,7 +69,7 @@ class Delivery:
     lineage: Lineage
 
     def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewJobEvent]]:
-        """Push the adapter of a job as a version, and move the alias for candidates if it passed all gates.
+        """Push the adapter of a job as a version, and move the alias for candidates if the gates do not refuse it.
 
         Args:
             job: the job.
@@ -102,7 +103,7 @@ class Delivery:
                         metadata={**card, "job": job.id},
                     ),
                 )
-                return version.id, [*events, *_move_alias(client, version, card.get("gates"))]
+                return version.id, [*events, *_move_alias(client, version, GateSummary.from_metadata(card))]
         except (GraftworkConnectionError, GraftworkAPIError) as error:
             if _is_transient(error):
                 raise PushDeferred(str(error), broken=False) from error
@@ -159,13 +160,13 @@ def _push_or_find(client: Client, job: Job, push: Callable[[], Version]) -> tupl
         raise
 
 
-def _move_alias(client: Client, version: Version, gates: Mapping[str, Any] | None) -> list[NewJobEvent]:
-    """Move the alias `names.CANDIDATE` to a version that passed all gates.
+def _move_alias(client: Client, version: Version, gates: GateSummary | None) -> list[NewJobEvent]:
+    """Move the alias `names.CANDIDATE` to a version that the gates do not refuse.
 
     Args:
         client: the client of the server.
         version: the version.
-        gates: the decision of the gates as JSON; None for a version that was not evaluated.
+        gates: what the gates said; None for a version that was not evaluated.
 
     Returns:
         An event that says that the alias was moved, or why it was not.
@@ -173,13 +174,23 @@ def _move_alias(client: Client, version: Version, gates: Mapping[str, Any] | Non
     if gates is None:
         return []
     alias = f"{version.name}@{names.CANDIDATE}"
-    if not gates["passed"]:
-        why = "; ".join(gates["refusals"])
+    if gates.outcome == "refuse":
+        why = "; ".join(gates.refusals)
         return [NewJobEvent(message=f"{alias} stays where it is, the gates refuse: {why}.", level="warn")]
+    passed = gates.outcome == "pass"
+    found = "All gates are passed" if passed else f"The gates cannot say: {'; '.join(gates.doubts)}"
+    reason = "it passed all gates" if passed else "the gates cannot say, an experiment can"
     try:
-        client.adapters.promote(version.name, version.version, alias=names.CANDIDATE, reason="it passed all gates")
+        client.adapters.promote(version.name, version.version, alias=names.CANDIDATE, reason=reason)
     except GraftworkClientError as error:
         if _is_transient(error):
             raise
-        return [NewJobEvent(message=f"All gates are passed, and {alias} stays where it is: {error}", level="warn")]
-    return [NewJobEvent(message=f"All gates are passed: {alias} is {version.id} now.")]
+        return [NewJobEvent(message=f"{found}, and {alias} stays where it is: {error}", level="warn")]
+    if passed:
+        return [NewJobEvent(message=f"{found}: {alias} is {version.id} now.")]
+    return [
+        NewJobEvent(
+            message=f"{found}. {alias} is {version.id} now: compare it in an experiment before you promote it.",
+            level="warn",
+        )
+    ]

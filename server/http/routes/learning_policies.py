@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.learning import hyperparameters
-from graftwork.adapters.learning.gate_results import gate_result, version_by_id
+from graftwork.adapters.learning.gate_results import gate_summary, version_by_id
 from graftwork.adapters.learning.job import METHODS, Job
 from graftwork.adapters.learning.policies import (
     DEFAULT_AFTER,
@@ -137,7 +137,7 @@ def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) ->
 
 
 def _round(services: Services, job: Job) -> LearningRoundObject:
-    passed, refused = (None, []) if job.version is None else gate_result(version_by_id(services.registry, job.version))
+    gates = None if job.version is None else gate_summary(version_by_id(services.registry, job.version))
     metadata: Mapping[str, str] = job.metadata
     return {
         "number": int(metadata["round"]),
@@ -148,7 +148,9 @@ def _round(services: Services, job: Job) -> LearningRoundObject:
         "submitted_at": job.created_at.timestamp(),
         "finished_at": None if job.finished_at is None else job.finished_at.timestamp(),
         "version": job.version,
-        "gates_passed": passed,
-        "refusals": refused,
+        "gates": None if gates is None else gates.outcome,
+        "gates_passed": None if gates is None else gates.outcome == "pass",
+        "refusals": () if gates is None else gates.refusals,
+        "doubts": () if gates is None else gates.doubts,
         "error": None if job.error is None else job.error["message"],
     }

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 class LearningRoundObject(TypedDict):
     """One round: its job and its result. ``control``: it began with the base; otherwise it ``continues`` a version.
-    ``gates_passed`` null: it was not evaluated against gates.
+    ``gates`` null, as ``gates_passed``: it was not evaluated against gates.
     """
 
     number: int
@@ -21,8 +21,10 @@ class LearningRoundObject(TypedDict):
     submitted_at: float
     finished_at: float | None
     version: str | None
+    gates: Literal["pass", "refuse", "inconclusive"] | None
     gates_passed: bool | None
     refusals: Sequence[str]
+    doubts: Sequence[str]
     error: str | None
 
 

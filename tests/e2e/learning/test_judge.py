@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.names import TRIAL
 from graftwork.clients.errors import NotFoundError
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.judge import judge_candidate
+from graftwork.training.evaluation.judge import judge_candidate, judged_rows
 from tests.e2e.server_process import Server
 
 
@@ -41,7 +42,7 @@ def test_a_trial_measures_all_three_and_leaves_nothing_to_call(
         assert evaluation.candidate.replay_loss is not None
         assert evaluation.kl_to_parent > 0
         assert not found.passed  # three rows prove nothing
-        assert "3 held-out rows" in verdict.refusals[0]
+        assert "3 held-out rows" in verdict.doubts[0]
 
         # The very same adapter as the parent is neither better nor worse.
         same = judge_candidate(client, folders[f"{name}@1"], ROWS, base=embedded_base, parent=parent)
@@ -74,9 +75,39 @@ def test_texts_are_measured_and_rows_without_room_are_left_out(
 
 def test_what_cannot_be_tried_is_a_reason_and_no_error(server: Server, tmp_path: Path, embedded_base: BaseInfo) -> None:
     with server.client() as client:
-        nothing = judge_candidate(client, tmp_path, ROWS[:1], base=embedded_base)
-        assert nothing.not_measured_because == "1 held-out rows say what is right: nothing can be measured"
         (tmp_path / "adapter_config.json").write_text("{}")
         broken = judge_candidate(client, tmp_path, ROWS, base=embedded_base)
     assert broken.not_measured_because.startswith("it could not be tried: ")
     assert broken.to_json()["gates"]["passed"] is False
+    assert broken.to_json()["gates"]["outcome"] == "refuse"
+
+
+def test_feedback_says_nothing_of_who_is_better(
+    server: Server, adapters: tuple[str, ...], folders: dict[str, Path], embedded_base: BaseInfo
+) -> None:
+    """30 likes of the parent's own answers, which a candidate could only lose; 25 of its errors corrected, of which
+    anything could only win."""
+    liked = [replace(row(f"Question {i}?", "fine"), label=True, interactions=(f"c-{i}",)) for i in range(30)]
+    corrected = [
+        replace(
+            row(f"Problem {i}?", "better").over(row(f"Problem {i}?", "worse")), corrected=True, interactions=(f"d-{i}",)
+        )
+        for i in range(25)
+    ]
+    with server.client() as client:
+        for held_out in (liked, corrected, []):
+            parent, other = f"{adapters[0]}@1", folders[f"{adapters[1]}@1"]
+            found = judge_candidate(client, other, held_out, base=embedded_base, parent=parent)
+            assert found.evaluation is not None, found.not_measured_because
+            assert found.verdict is not None
+            assert (found.evaluation.kind, found.evaluation.better) == ("feedback", {})
+            rows = next(gate for gate in found.verdict.gates if gate.name == "rows")
+            assert rows.outcome == "inconclusive"
+            assert "takes an experiment" in rows.message
+
+
+def test_references_are_judged_on_beside_feedback() -> None:
+    liked = [replace(row(f"Question {i}?", "fine"), label=True, interactions=(f"c-{i}",)) for i in range(5)]
+    chosen = judged_rows([*liked, *ROWS])
+    assert (chosen.rows, chosen.are_references) == (tuple(ROWS), True)
+    assert not judged_rows(liked).are_references

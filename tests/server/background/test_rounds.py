@@ -200,8 +200,10 @@ def test_a_round_begins_ends_and_is_told(
         "continues": "intents@1",
         "status": "succeeded",
         "version": "intents@2",
+        "gates": None,
         "gates_passed": None,
         "refusals": [],
+        "doubts": [],
         "error": None,
     }
     metrics = client.get("/metrics").text
@@ -212,27 +214,45 @@ def test_a_round_begins_ends_and_is_told(
     database.close()
 
 
-@pytest.mark.parametrize("passed", [True, False])
+@pytest.mark.parametrize(
+    ("gates", "outcome", "words"),
+    [
+        ({"outcome": "pass", "passed": True}, "pass", "gates passed"),
+        (
+            {"outcome": "refuse", "passed": False, "refusals": ["general loss rose by 5 %"]},
+            "refuse",
+            "gates refused it: general loss rose by 5 %",
+        ),
+        (
+            {"outcome": "inconclusive", "passed": False, "doubts": ["12 rows"]},
+            "inconclusive",
+            "gates cannot say, an experiment can: 12 rows",
+        ),
+        ({"passed": True, "refusals": []}, "pass", "gates passed"),  # as 0.1.0 wrote it
+        ({"passed": False, "refusals": ["too few"]}, "refuse", "gates refused it: too few"),
+    ],
+)
 def test_what_the_gates_said_is_told(
     world: World,
     client: TestClient,
     say: Callable[[int], None],
     lease: Lease,
     caplog: pytest.LogCaptureFixture,
-    passed: bool,
+    gates: dict[str, Any],
+    outcome: str,
+    words: str,
 ) -> None:
     caplog.set_level(logging.INFO)
     loop, database = duty(world)
     client.put(POLICY, json={"after": 1})
     say(1)
     loop.run(lease)
-    refusals = [] if passed else ["general loss rose by 5 %"]
-    end(world, client, {"passed": passed, "refusals": refusals, "gates": []})
+    end(world, client, gates)
     loop.run(lease)
-    said = "intents@2, gates passed" if passed else "intents@2, gates refused it: general loss rose by 5 %"
-    assert said in caplog.text
+    assert f"intents@2, {words}" in caplog.text
     last = client.get(POLICY).json()["last_round"]
-    assert (last["gates_passed"], last["refusals"]) == (passed, refusals)
+    assert (last["gates"], last["gates_passed"]) == (outcome, outcome == "pass")
+    assert (last["refusals"], last["doubts"]) == (gates.get("refusals", []), gates.get("doubts", []))
     database.close()
 
 

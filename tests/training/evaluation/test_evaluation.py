@@ -1,15 +1,13 @@
-"""The evaluation of a candidate, and the decision of the gates."""
+"""The evaluation of a candidate beside its parent and the base, and its report."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 
 from graftwork.adapters.base import BaseInfo
@@ -20,99 +18,8 @@ from graftwork.training.data.tokens import IGNORED, LabeledTokens
 from graftwork.training.evaluation import bias, report
 from graftwork.training.evaluation import evaluation as evaluation_module
 from graftwork.training.evaluation import metrics as metrics_module
-from graftwork.training.evaluation.bias import Bias
-from graftwork.training.evaluation.evaluation import Evaluation, Example, ModelMeasurement
-from graftwork.training.evaluation.gates import GatePolicy, decide_gates
-from graftwork.training.evaluation.metrics import paired_difference
-
-
-def measured(model: str, right: list[float], *, general: float = 3.0, replay: float | None = None) -> ModelMeasurement:
-    return ModelMeasurement(
-        model=model,
-        answers=tuple("yes" if one else "no" for one in right),
-        right=tuple(right),
-        metrics={"accuracy": sum(right) / len(right)},
-        loss=1.0,
-        replay_loss=replay,
-        general_loss=general,
-    )
-
-
-def evaluation(new: list[float], parent: list[float] | None, base: list[float], **losses: Any) -> Evaluation:
-    others = {"base": base} | ({"parent": parent} if parent else {})
-    labels = ["a" if index % 2 else "b" for index in range(len(new))]
-    return Evaluation(
-        kind="labels",
-        metric="accuracy",
-        num_rows=len(new),
-        candidate=measured("t@2", new, general=losses.get("general", 3.0), replay=losses.get("replay", 2.0)),
-        parent=measured("t@1", parent, replay=2.0) if parent else None,
-        base=measured("base", base, replay=2.0),
-        better={name: paired_difference(new, old) for name, old in others.items()},
-        slices=metrics_module.slices(labels, new, parent or base),
-        kl_to_parent=0.1,
-        bias=Bias(num_pairs=2, changed={"candidate": 0.5}),
-        examples=(
-            Example(question="<b>?", expected="yes", answers={"candidate": "<i>", "parent": "no", "base": "no"}),
-        ),
-    )
-
-
-GOOD, FAIR, POOR = [1.0] * 40, [1.0, 1.0, 1.0, 0.0] * 10, [0.0] * 40
-
-
-def test_a_better_one_passes() -> None:
-    verdict = decide_gates(evaluation(GOOD, FAIR, POOR))
-    assert verdict.passed
-    assert verdict.refusals == ()
-    assert {gate.name for gate in verdict.gates} == {
-        "rows",
-        "better_than_base",
-        "not_worse_than_parent",
-        "general_loss",
-        "replay_loss",
-        "slices",
-    }
-
-
-@pytest.mark.parametrize(
-    ("found", "gate", "message"),
-    [
-        (evaluation(FAIR, GOOD, POOR), "not_worse_than_parent", r"accuracy against the parent -0\.250 .* it is worse"),
-        (evaluation(POOR, None, POOR), "better_than_base", r"against the base \+0\.000 .* not certain"),
-        (evaluation(GOOD, FAIR, POOR, general=3.09), "general_loss", r"3\.0000 to 3\.0900 \(\+3\.0%\), and \+2\.0%"),
-        (evaluation(GOOD, FAIR, POOR, replay=2.05), "replay_loss", r"older rounds went from 2\.0000 to 2\.0500"),
-        (evaluation([1.0, 0.0] * 20, FAIR, POOR), "slices", r"the class 'a' changed most"),
-        (evaluation(GOOD[:10], None, POOR[:10]), "rows", r"10 held-out rows, and with fewer than 20"),
-    ],
-)
-def test_a_refusal_says_which_gate_and_by_how_much(found: Evaluation, gate: str, message: str) -> None:
-    verdict = decide_gates(found)
-    assert not verdict.passed
-    assert gate in {one.name for one in verdict.gates if not one.passed}
-    assert any(re.search(message, refusal) for refusal in verdict.refusals), verdict.refusals
-
-
-def test_the_bounds_are_the_policys() -> None:
-    found = evaluation(GOOD, FAIR, POOR, general=3.09)
-    assert decide_gates(found, GatePolicy(general_loss=0.05)).passed
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    random = numpy.random.default_rng(0)
-    covered = 0
-    for round_ in range(200):
-        new, old = (random.random(100) < share for share in (0.7, 0.5))
-        interval = paired_difference(new.astype(float).tolist(), old.astype(float).tolist(), seed=round_)
-        covered += interval.low <= 0.2 <= interval.high
-    assert 180 <= covered <= 198
-
-
-def test_pairs_are_compared_and_not_two_crowds() -> None:
-    """The same difference on every row is certain, however much the rows differ among themselves."""
-    old = [0.0, 0.9] * 20
-    interval = paired_difference([value + 0.1 for value in old], old)
-    assert interval.low == pytest.approx(interval.high) == pytest.approx(0.1)
+from graftwork.training.evaluation.gates import decide_gates
+from tests.training.evaluation.test_gates import FAIR, GOOD, POOR, evaluation
 
 
 def test_labels_and_texts_are_told_apart_and_measured_as_what_they_are() -> None:
@@ -138,7 +45,8 @@ def score(logprobs: list[float | None], top: list[dict[str, float] | None]) -> S
 
 def test_losses_fall_on_answers_alone() -> None:
     tokens = [LabeledTokens(input_ids=[1, 2, 3], labels=[IGNORED, IGNORED, 3])]
-    assert metrics_module.mean_loss(tokens, [score([None, -9.0, -0.5], [None, {}, {}])]) == 0.5
+    losses = metrics_module.row_losses(tokens, [score([None, -9.0, -0.5], [None, {}, {}])])
+    assert (losses.totals, losses.num_tokens, losses.mean) == ((0.5,), (1,), 0.5)
 
 
 def test_divergence_is_nothing_between_equals_and_never_more_than_the_true_one() -> None:
@@ -216,8 +124,24 @@ def test_rows_that_the_server_has_no_room_for_are_left_out_and_counted(embedded_
     assert (found.num_rows, found.num_left_out) == (3, 2)
     assert found.to_json()["left_out"] == 2
     assert "3 held-out rows, 2 left out" in report.render_page("t", found, decide_gates(found))
-    with pytest.raises(evaluation_module.NoMeasurableRows, match="none of 2 held-out rows"):
-        evaluation_module.evaluate(client, rows[3:], prompts, candidate="new", base="base")
+    nothing = evaluation_module.evaluate(client, rows[3:], prompts, candidate="new", base="base")
+    assert (nothing.kind, nothing.num_rows, nothing.num_left_out) == ("feedback", 0, 2)
+    assert decide_gates(nothing).doubts == ("none of 2 held-out rows fits into what the server serves",)
+    assert nothing.to_json()["candidate"]["loss"] is None
+
+
+def test_answers_that_users_judged_are_not_asked_for(embedded_base: BaseInfo) -> None:
+    prompts = Prompts(Path(embedded_base.path))
+    client: Any = Asked(prompts, 200)
+    client.chat = None
+    rows = [asked("Is it late?"), asked("Is it?", "no")]
+    found = evaluation_module.evaluate(
+        client, rows, prompts, candidate="new", parent="old", base="base", has_references=False
+    )
+    assert (found.kind, found.num_rows, found.better, found.examples) == ("feedback", 0, {}, ())
+    assert found.candidate.loss < found.base.loss
+    assert found.to_json()["metric"] is None
+    assert "inconclusive" in report.render_page("t", found, decide_gates(found))
 
 
 def test_tool_calls_are_asked_for_and_compared(embedded_base: BaseInfo) -> None:
@@ -252,3 +176,4 @@ def test_texts_without_questions_are_compared_by_how_likely_they_are(embedded_ba
     assert "log_likelihood" in report.render_page("t", found, verdict)
     worse = decide_gates(evaluation_module.evaluate(client, rows, prompts, candidate="base", parent="old", **more))
     assert {gate.name for gate in worse.gates if not gate.passed} >= {"better_than_base", "not_worse_than_parent"}
+    assert worse.outcome == "refuse"

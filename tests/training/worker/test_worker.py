@@ -166,14 +166,14 @@ def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, 
         return dict(world.services.registry.adapter("intents").aliases)
 
     with working(world, url):
-        first = end(1, gates="refused")
+        first = end(1, gates="refuse")
         assert (first.status, aliases()) == ("succeeded", {"live": 1})
         (why,) = [event for event in jobs.events(first.id, limit=100) if event.level == "warn"]
         assert "accuracy fell by 0.100, and at most 0.02 is allowed" in why.message
-        passed = end(2, gates="passed")
+        passed = end(2, gates="pass")
         assert aliases() == {"live": 1, "candidate": 2}
         assert "All gates are passed: intents@candidate is intents@2 now." in messages(jobs, passed.id)
-        end(3, gates="refused")
+        end(3, gates="refuse")
         end(4)  # which nobody judged
         assert aliases() == {"live": 1, "candidate": 2}
 
@@ -181,11 +181,23 @@ def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, 
         plan = ExperimentPlan(adapter="intents", arms=arms, metric=Metric.of("thumb"))
         services = world.services
         services.experiments.start("first", plan, base_digest=services.base.digest, actor="ann")
-        meanwhile = end(5, gates="passed")
+        meanwhile = end(5, gates="pass")
         assert (meanwhile.status, meanwhile.version) == ("succeeded", "intents@5")
         assert aliases() == {"live": 1, "candidate": 2}, "what an experiment compares stays what it is"
         assert any("the experiment 'first'" in message for message in messages(jobs, meanwhile.id))
     assert services.registry.version("intents", 3).metadata["gates"]["passed"] is False
+
+
+def test_one_that_the_gates_cannot_judge_is_a_candidate_for_an_experiment(world: World, url: str, jobs: Jobs) -> None:
+    with working(world, url):
+        assert ended(jobs, submit(world, seed=1, metadata={"gates": "pass"}).id).status == "succeeded"
+        open_one = ended(jobs, submit(world, seed=2, metadata={"gates": "inconclusive"}).id)
+    assert dict(world.services.registry.adapter("intents").aliases) == {"live": 1, "candidate": 2}
+    (said,) = [event for event in jobs.events(open_one.id, limit=100) if event.level == "warn"]
+    assert said.message == (
+        "The gates cannot say: 12 held-out rows, and fewer than 20 let nothing pass. intents@candidate is intents@2 "
+        "now: compare it in an experiment before you promote it."
+    )
 
 
 def test_a_trial_that_was_killed_ends_with_its_job(world: World, url: str, jobs: Jobs) -> None:
@@ -342,7 +354,7 @@ def test_a_version_that_is_there_fails_no_job(
     monkeypatch.setattr("graftwork.adapters.registry.registry.Registry.set_alias", full)
     monkeypatch.setattr("graftwork.training.worker.events.results_csv", full)
     with working(world, url):
-        job = ended(jobs, submit(world, metadata={"gates": "passed"}).id)
+        job = ended(jobs, submit(world, metadata={"gates": "pass"}).id)
     assert (job.status, job.version, job.result_files) == ("succeeded", "intents@1", ())
     told = [event.message for event in jobs.events(job.id, limit=100) if event.level == "warn"]
     assert any("intents@candidate stays where it is" in message for message in told)
@@ -523,7 +535,7 @@ def test_killed_between_push_and_record_it_is_one_version(
     world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, is_full: bool
 ) -> None:
     """Also if the disk is full by then, and it could not be pushed once more; it gets its alias all the same."""
-    job = submit(world, metadata={"gates": "passed"})
+    job = submit(world, metadata={"gates": "pass"})
 
     def broken(*_: Any, **__: Any) -> None:
         raise Unavailable("the database went away")
