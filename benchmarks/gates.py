@@ -1,4 +1,4 @@
-"""Simulated rounds of training: how often the gates of ``training/evaluation/gates.py`` let a candidate pass, refuse it,
+"""Simulated rounds of training: how often the gates (``training/evaluation/gates.py``) let a candidate pass, refuse it
 or cannot say.
 
     python -m benchmarks.gates

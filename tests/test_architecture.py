@@ -48,7 +48,7 @@ ORDER = {
     "training": "data < config < model < methods < evaluation, run < worker, cli",
     "training/data": "row < read, clean, splits, tokens < report < policy < mix, bad_rows, spool < pipeline < store",
     "clients": "errors, types < http < endpoints < client, async_client < cli < demo",
-    "benchmarks": "harness < load < systems < serving, engine, learning, experiments < cli < __main__",
+    "benchmarks": "harness < load < systems < serving, engine, learning, experiments, gates < cli < __main__",
 }
 """Inside a package: each of its members may import those that stand before it, and neither its neighbours between two
 commas nor what comes after. Imports for type checkers alone count as well."""

@@ -107,7 +107,7 @@ def prepare(
     Args:
         sources: the sources. Of duplicate rows the first is kept, but a source of held-out rows comes before others.
         policy: the settings; the defaults if None.
-        earlier: the split that an earlier version of the data set had a question in, by `Row.question_key`.
+        earlier: the split that earlier data had a question in, by `Row.question_key`; it is in that one again.
         prompts: the tokenizer for lengths in tokens; without it lengths are in characters.
         max_length: the longest row that training does not truncate, in tokens.
         on_progress: called with the name of a stage and the number of rows processed.
@@ -346,6 +346,8 @@ class _Pipeline:
             if words[one] == words[other] or (both_long and answers.similar(long_answer[one], long_answer[other])):
                 self.excluded[other] = "near"
                 self.twins.append((one, other))
+                if self.places[one].earlier is None:
+                    self.places[one] = replace(self.places[one], earlier=self.places[other].earlier)
             elif not both_long and self.tasks[one] != self.tasks[other]:
                 self.near_conflicts.append((one, other))
 

@@ -1,12 +1,12 @@
-"""Deterministic train, validation and test splits that stay stable when rows are added.
+"""Deterministic train, validation and test splits: **a question that was once on a side stays there for good.**
 
-The initial split of a row depends on a hash of its user, or of its question where it has no user, compared with the
-shares. Then leakage is removed: no question may be on two sides of the split. Where questions are (nearly) the same,
-all their rows move to the most trained-on side, because a row that was once trained on must never be evaluated on
-later: **a row can only move towards training** (test → validation → train). A row with a user does not move without the
-user's other rows; where it would have to, it is left out.
+The split of a new question depends on a hash of its user, or of the question where it has no user, compared with the
+shares. Then leakage is removed: no question may be on two sides of the split. Where new questions are (nearly) the
+same, all their rows are on the most trained-on side (test → validation → train). A row with a user does not move
+without the user's other rows; where it would have to, it is left out.
 
-Rows whose split is assigned by the source stay there. In that case the held-out row has priority, and rows near it on
+A question that earlier data had on a side is there again, whatever the shares are now, and so are rows whose split is
+assigned by the source. Where these two differ, the row is left out. Held-out rows have priority: rows near them on
 other sides are left out.
 """
 
@@ -71,6 +71,21 @@ class Shares:
         return "validation" if place < self.test + self.validation else "train"
 
 
+WATCHED: Final = 4
+"""One of so many validation rows is watched while a run learns; see `is_watched`."""
+
+
+def is_watched(question: int) -> bool:
+    """Whether a question of the validation side is for choices within a run, such as an early end or a search.
+
+    The gates judge by the others, so that no run is chosen by what it is judged by.
+
+    Args:
+        question: `Row.question_key`.
+    """
+    return question % WATCHED == 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitKey:
     """What the split of a row depends on.
@@ -79,13 +94,18 @@ class SplitKey:
         question: `Row.question_key`.
         group: `Row.group`.
         given: the split that the source assigns.
-        earlier: the split that an earlier version of the data set had the question in.
+        earlier: the split that earlier data had the question in.
     """
 
     question: int
     group: str | None = None
     given: SplitName | None = None
     earlier: SplitName | None = None
+
+    @property
+    def fixed(self) -> SplitName | None:
+        """The split that is not to be chosen any more."""
+        return self.earlier or self.given
 
 
 def assign(places: Sequence[SplitKey], near: Iterable[tuple[int, int]], shares: Shares) -> list[SplitName | None]:
@@ -104,7 +124,7 @@ def assign(places: Sequence[SplitKey], near: Iterable[tuple[int, int]], shares: 
     out = {
         number
         for number, place in enumerate(places)
-        if place.question in barriers and place.given != barriers[place.question]
+        if place.given not in (None, place.fixed) or barriers.get(place.question, place.fixed) != place.fixed
     }
     clusters = _Clusters(len(places))
     for one, other in (*near, *_same_question(places)):
@@ -120,16 +140,15 @@ def assign(places: Sequence[SplitKey], near: Iterable[tuple[int, int]], shares: 
     sides: list[SplitName | None] = []
     for number, place in enumerate(places):
         side = None if number in out else seen[clusters.root(number)]
-        may_move = place.group is None and place.given is None
+        may_move = place.group is None and place.fixed is None
         sides.append(side if may_move or side == own[number] else None)
     return sides
 
 
 def _own_side(place: SplitKey, shares: Shares) -> SplitName:
-    if place.given is not None:
-        return place.given
-    own = shares.side(f"{place.question}" if place.group is None else f"user {place.group}")
-    return own if place.earlier is None else _more_exposed(own, place.earlier)
+    if place.fixed is not None:
+        return place.fixed
+    return shares.side(f"{place.question}" if place.group is None else f"user {place.group}")
 
 
 def _same_question(places: Sequence[SplitKey]) -> Iterable[tuple[int, int]]:
@@ -140,11 +159,11 @@ def _same_question(places: Sequence[SplitKey]) -> Iterable[tuple[int, int]]:
 
 
 def _barriers(places: Sequence[SplitKey], near: Iterable[tuple[int, int]]) -> dict[int, SplitName]:
-    """The only split that a question may be in, by question key, where a source holds it or a near one out."""
+    """The only split that a question may be in, by question key, where it or a near one is held out for good."""
     held: dict[int, SplitName] = {}
     for place in places:
-        if place.given is not None and place.given != "train":
-            held[place.question] = _less_exposed(held.get(place.question, place.given), place.given)
+        if place.fixed is not None and place.fixed != "train":
+            held[place.question] = _less_exposed(held.get(place.question, place.fixed), place.fixed)
     barriers = dict(held)
     for pair in near:
         for one, other in (pair, pair[::-1]):

@@ -207,7 +207,7 @@ class DataStore:
 
     def earlier_sides(self, name: str) -> dict[int, SplitName]:
         """Return the split of each question in the newest version, by `Row.question_key`. Given to ``prepare``, it
-        ensures that no question that was trained on is held out later."""
+        ensures that no question changes sides."""
         newest = self.newest(name)
         if newest is None:
             return {}

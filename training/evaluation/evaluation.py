@@ -94,6 +94,19 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinalReading:
+    """Metrics on held-out rows that neither runs nor gates know, so that nothing was chosen by them.
+
+    Attributes:
+        num_rows: number of rows.
+        metrics: metrics over all rows by name, by model (``candidate``, ``parent``, ``base``).
+    """
+
+    num_rows: int
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The result of an evaluation.
 
@@ -112,6 +125,7 @@ class Evaluation:
         bias: how often answers depend on a name or pronoun.
         examples: questions with the answers of all models, those with different answers first.
         num_left_out: number of held-out rows that were not evaluated because they are longer than the server accepts.
+        final: the final reading, which decides nothing; None without rows for it.
     """
 
     kind: EvaluationKind
@@ -126,6 +140,7 @@ class Evaluation:
     bias: Bias
     examples: tuple[Example, ...] = field(repr=False)
     num_left_out: int = 0
+    final: FinalReading | None = None
 
     @property
     def before(self) -> ModelMeasurement:
@@ -156,6 +171,9 @@ class Evaluation:
             "base": numbers(self.base),
             "better": {name: _rounded(asdict(interval)) for name, interval in self.better.items()},
             "slices": [_rounded(asdict(part)) for part in self.slices],
+            "final": None
+            if self.final is None
+            else {"rows": self.final.num_rows, **{name: _rounded(part) for name, part in self.final.metrics.items()}},
             "kl_to_parent": _rounded({"": self.kl_to_parent})[""],
             "bias": {"pairs": self.bias.num_pairs, "changed": _rounded(self.bias.changed)},
         }
@@ -170,6 +188,7 @@ def evaluate(
     base: str,
     parent: str | None = None,
     replay: Sequence[Row] = (),
+    final: Sequence[Row] = (),
     has_references: bool = True,
     max_tokens: int | None = None,
     seed: int = 0,
@@ -186,6 +205,7 @@ def evaluate(
         base: the base's name in requests.
         parent: the parent's name in requests.
         replay: held-out examples of earlier rounds.
+        final: held-out references for the final reading.
         has_references: whether the answers of the rows are right whatever the models say. Otherwise, as for feedback on
             answers of the parent, nothing is asked, and only losses are compared; so they are if no row is left.
         max_tokens: maximum length of an answer; that of the longest reference answer, and `SPARE` more, by default.
@@ -202,6 +222,7 @@ def evaluate(
     asks = kind in ("labels", "texts")
     rows = sample_rows(fitting, MAX_ROWS if asks else MAX_LOSS_ROWS, random_generator)
     replay = sample_rows(replay, MAX_LOSS_ROWS, random_generator)
+    final = sample_rows([row for row in final if row.kind != "text" and served.fits(row)], MAX_ROWS, random_generator)
     longest = max_tokens or max(map(served.answer_tokens, rows), default=0) + SPARE
     tokens = served.tokens(rows)
     scored = sample_rows(tokens, MAX_LOSS_ROWS, random_generator)
@@ -253,7 +274,18 @@ def evaluate(
         ),
         examples=_examples(rows, measured) if asks else (),
         num_left_out=num_left_out,
+        final=_read_final(served, final, {name: part.model for name, part in measured.items()}) if final else None,
     )
+
+
+def _read_final(served: ServedModels, rows: Sequence[Row], models: Mapping[str, str]) -> FinalReading:
+    expected = [row.answer for row in rows]
+    longest = max(map(served.answer_tokens, rows)) + SPARE
+    metrics = {
+        name: compare(kind_of(expected), expected, served.answers(model, rows, longest))[1]
+        for name, model in models.items()
+    }
+    return FinalReading(num_rows=len(rows), metrics=metrics)
 
 
 def difference(kind: EvaluationKind, new: Sequence[float], old: Sequence[float], *, seed: int = 0) -> Interval:

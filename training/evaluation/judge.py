@@ -89,6 +89,7 @@ def judge_candidate(
     base: BaseInfo,
     parent: str | None = None,
     replay: Sequence[Row] = (),
+    final: Sequence[Row] = (),
     policy: GatePolicy | None = None,
     seed: int = 0,
     job: str | None = None,
@@ -102,6 +103,7 @@ def judge_candidate(
         base: the base of server and adapter.
         parent: the id of the version that the adapter would replace; None for the base.
         replay: held-out rows of earlier rounds.
+        final: held-out rows of any kind for the final reading, which the gates do not know.
         policy: the thresholds of the gates.
         seed: of samples and intervals.
         job: id of the job, stored with the temporary version so that it can be retired after a crash.
@@ -120,6 +122,7 @@ def judge_candidate(
                 base=base.id,
                 parent=parent,
                 replay=rows_for_method(replay, judged.method).rows,
+                final=[row for row in judged_rows(final).rows if is_reference(row)],
                 has_references=judged.are_references,
                 seed=seed,
             )

@@ -35,3 +35,6 @@ FEEDBACK_FILE: Final = "feedback.jsonl"
 
 ANSWERS_FILE: Final = "answers.json"
 """Ids of the logged interactions that the run learns from."""
+
+SIDES_FILE: Final = "sides.json"
+"""The split of each question of the adapter, by the question's key in hexadecimal digits."""

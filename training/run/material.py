@@ -6,17 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.source import file_sources
-from graftwork.training.data.report.numbers import DataReport
-from graftwork.training.data.row import SPLITS, BadRow, Row, SplitName
+from graftwork.training.data.report.numbers import DataReport, RowOutcome
+from graftwork.training.data.row import SPLITS, BadRow, Row, SplitName, set_digest
 from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import StoredDataSet
-from graftwork.training.methods.rows import rows_for_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +38,9 @@ class Material:
         """The validation and test rows."""
         return (*self.sides["validation"], *self.sides["test"])
 
-    def question_keys(self) -> set[int]:
-        """The keys of all questions."""
-        return {row.question_key() for rows in self.sides.values() for row in rows}
+    def question_sides(self) -> dict[int, SplitName]:
+        """The split of each question, by `Row.question_key`."""
+        return {row.question_key(): side for side in SPLITS for row in self.sides[side]}
 
     @property
     def num_rows(self) -> int:
@@ -66,7 +64,7 @@ def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format
     return (
         read_data_set(data)
         if isinstance(data, StoredDataSet)
-        else read_files([data], columns=columns, format=format, share=share)
+        else read_files([data], columns=columns, format=format, shares=Shares(validation=share, test=0.0))
     )
 
 
@@ -76,20 +74,17 @@ def read_files(
     *,
     columns: Columns | None = None,
     format: str | None = None,
-    share: float,
-    fewest: int = 0,
+    shares: Shares,
     earlier: Mapping[int, SplitName] | None = None,
 ) -> Material:
     """Read files, clean their rows by the default policy, and split them.
 
     Args:
         data: files of rows.
-        validation: files of validation rows; if there are none, a share of ``data`` is held out.
+        validation: files of validation rows; if there are none, rows of ``data`` are held out.
         columns: the columns of all files.
         format: the format of all files; detected if None.
-        share: share of the rows that are held out. Rows that are held out at a smaller share are so at a larger one.
-        fewest: minimum number of held-out rows with a right answer. The share is increased to reach it, as long as at
-            most half of the rows are held out.
+        shares: shares of the rows that are held out.
         earlier: the split of each question in earlier data; see `prepare`.
 
     Raises:
@@ -98,47 +93,59 @@ def read_files(
     sources = file_sources(data, columns, format=format)
     for source in file_sources(validation, columns, format=format):
         sources.append(dataclasses.replace(source, split="validation"))
-
-    def at(share: float) -> Material:
-        policy = DataPolicy(shares=Shares(validation=share, test=0.0))
-        with prepare(sources, policy, earlier=earlier) as prepared:
-            return Material(
-                label=" + ".join(path.name for path in data),
-                sides={side: tuple(prepared.rows(side)) for side in SPLITS},
-                report=prepared.report,
-                bad=prepared.bad,
-            )
-
-    def too_few(found: Material) -> bool:
-        return len(rows_for_method(found.held_out, "sft").rows) < fewest and 2 * len(found.held_out) < found.num_rows
-
-    found = at(0.0 if validation else share)
-    if validation or not too_few(found):
-        return found
-    # Near rows stay on one side, so that the number of held-out rows for a share is found by bisection.
-    enough: Material | None = None
-    low, high = share, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        tried = at(middle)
-        if too_few(tried):
-            low, found = middle, tried
-        else:
-            high = middle
-            enough = tried if 2 * len(tried.held_out) <= tried.num_rows else enough
-    return enough or found
+    policy = DataPolicy(shares=Shares(validation=0.0, test=0.0) if validation else shares)
+    with prepare(sources, policy, earlier=earlier) as prepared:
+        return Material(
+            label=" + ".join(path.name for path in data),
+            sides={side: tuple(prepared.rows(side)) for side in SPLITS},
+            report=prepared.report,
+            bad=prepared.bad,
+        )
 
 
-_HALVINGS: Final = 8
-"""Steps of the bisection: the share is found to 1/256."""
-
-
-def read_data_set(data: StoredDataSet) -> Material:
+def read_data_set(data: StoredDataSet, *, earlier: Mapping[int, SplitName] | None = None) -> Material:
     """Read a stored data set with its splits. Its report does not repeat what was left out when it was made.
+
+    Args:
+        data: the data set.
+        earlier: the split of each question in earlier data; rows on another side now are left out.
 
     Raises:
         GraftworkError: if the data set was changed on disk.
     """
     data.verify()
-    report = dataclasses.replace(data.report, fates={"kept": sum(data.num_rows.values())}, found=(), repaired=0)
-    return Material(label=data.id, sides={side: tuple(data.rows(side)) for side in SPLITS}, report=report, bad=())
+    known = earlier or {}
+    sides = {
+        side: tuple(row for row in data.rows(side) if known.get(row.question_key(), side) == side) for side in SPLITS
+    }
+    kept = sum(map(len, sides.values()))
+    fates: dict[RowOutcome, int] = {"kept": kept, "held_out": sum(data.num_rows.values()) - kept}
+    report = dataclasses.replace(
+        data.report, fates={fate: number for fate, number in fates.items() if number}, found=(), repaired=0
+    )
+    return Material(label=data.id, sides=sides, report=report, bad=())
+
+
+def merge(materials: Sequence[Material]) -> Material:
+    """Put several materials together; of a question that is on different sides the first side counts.
+
+    The report is that of the first one, with a digest of all.
+    """
+    if len(materials) == 1:
+        return materials[0]
+    side_of: dict[int, SplitName] = {}
+    for material in materials:
+        for key, side in material.question_sides().items():
+            side_of.setdefault(key, side)
+    digests = [bytes.fromhex(material.report.digest.removeprefix("sha256:")) for material in materials]
+    return Material(
+        label=" + ".join(material.label for material in materials),
+        sides={
+            side: tuple(
+                row for material in materials for row in material.sides[side] if side_of[row.question_key()] == side
+            )
+            for side in SPLITS
+        },
+        report=dataclasses.replace(materials[0].report, digest=set_digest(digests)),
+        bad=tuple(row for material in materials for row in material.bad),
+    )

@@ -28,6 +28,7 @@ from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import DataReport
 from graftwork.training.data.row import BadRow, Row, SplitName
+from graftwork.training.data.splits import is_watched
 from graftwork.training.data.store import StoredDataSet
 from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow
 from graftwork.training.methods.rows import is_reference, rows_for_method
@@ -83,13 +84,16 @@ class TrainingRun:
     num_replayed: int = 0
     """Number of training rows from earlier rounds."""
     replay_validation: tuple[TokenRow, ...] = ()
-    """Held-out rows of earlier rounds, tokenized."""
+    """Held-out rows of earlier rounds that the run watches, tokenized."""
 
     held_out: tuple[Row, ...] = ()
-    """Held-out rows, and references that earlier rounds held out, for the evaluation of the candidate."""
+    """Validation rows, and references that earlier rounds held out, for the gates; none is watched by the run."""
+
+    final: tuple[Row, ...] = ()
+    """The same of the test side, for the final reading alone."""
 
     held_out_older: tuple[Row, ...] = ()
-    """Held-out rows of earlier rounds, for the same."""
+    """Held-out rows of earlier rounds, for the gates, too."""
 
     reason: str = ""
     """Why the method was chosen, if it was chosen automatically."""
@@ -209,7 +213,8 @@ def assemble_run(
     if config.method in SUPERVISED:
         fresh = tuple(balanced(fresh, config.balance))
     learned, augmented = tokens(fresh[: len(originals)]), tokens(fresh[len(originals) :])
-    measured = tokens(routed["validation"].rows)
+    # A search chooses by the loss on these rows, so they must not be those that the gates judge by.
+    measured = tokens(row for row in routed["validation"].rows if not config.search or is_watched(row.question_key()))
     bad = (*material.bad, *learned.bad, *measured.bad)
     if not learned.sequences:
         raise _nothing_to_learn(material, config, len(measured.sequences), bad)
@@ -220,8 +225,8 @@ def assemble_run(
             param="method",
         )
     older = older or {}
-    replayed, forgettable = _older(material, older, config, len(fresh))
-    again, watched = tokens(replayed), tokens(forgettable)
+    replayed, watched_rows, remembered = _older(material, older, config, len(fresh))
+    again, watched = tokens(replayed), tokens(watched_rows)
     unused = sum(sum(part.unused.values()) for part in routed.values())
     return TrainingRun(
         name=name,
@@ -239,8 +244,9 @@ def assemble_run(
         num_augmented=len(augmented.sequences),
         num_replayed=len(again.sequences),
         replay_validation=watched.sequences,
-        held_out=(*material.held_out, *_older_references(material, older)),
-        held_out_older=tuple(forgettable),
+        held_out=tuple(_judged(material, older, "validation")),
+        final=tuple(_judged(material, older, "test")),
+        held_out_older=tuple(remembered),
         reason=reason,
         remarks=(*_remarks(material.report, unused, config.method), *(other.describe() if other else ())),
     )
@@ -282,38 +288,42 @@ REPLAY_MEASURED: Final = 200
 """Maximum number of held-out rows of earlier rounds that are evaluated after each epoch."""
 
 
-def _older_references(material: Material, older: Mapping[str, Material]) -> Iterator[Row]:
-    """Yield the references that earlier rounds held out, once each: a round of feedback has none of its own."""
-    asked = material.question_keys()
+def _judged(material: Material, older: Mapping[str, Material], side: SplitName) -> Iterator[Row]:
+    """Yield the rows of a held-out side, and references that earlier rounds had there, since a round of feedback has
+    none of its own; none of them is watched by the run."""
+    yield from (row for row in material.sides[side] if side == "test" or not is_watched(row.question_key()))
+    asked = set(material.question_sides())
     for round_ in older.values():
-        for row in round_.held_out:
-            if is_reference(row) and row.question_key() not in asked:
-                asked.add(row.question_key())
+        for row in round_.sides[side]:
+            key = row.question_key()
+            if is_reference(row) and key not in asked and (side == "test" or not is_watched(key)):
+                asked.add(key)
                 yield row
 
 
 def _older(
     material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
-) -> tuple[list[Row], list[Row]]:
-    """Sample training rows and held-out rows of earlier rounds. Questions of the new round are excluded: its answer
-    replaces earlier ones, and its rows may be on the other side of the split."""
-    asked = material.question_keys()
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Sample rows of earlier rounds: to learn again, to watch, and for the gates. Questions of the new round are
+    excluded: its answer replaces earlier ones."""
+    asked = material.question_sides()
 
-    def rows(side: SplitName) -> dict[str, list[Row]]:
+    def rows(side: SplitName, watched: bool | None = None) -> dict[str, list[Row]]:
         return {
             name: [
                 row
                 for row in rows_for_method(round_.sides[side], config.method).rows
-                if row.question_key() not in asked
+                if row.question_key() not in asked and watched in (None, is_watched(row.question_key()))
             ]
             for name, round_ in older.items()
         }
 
+    def held_out(watched: bool) -> list[Row]:
+        # A share of one half beside as many new rows is that number of rows.
+        return sample_replay(rows("validation", watched), REPLAY_MEASURED, share=0.5, seed=config.seed)
+
     replayed = sample_replay(rows("train"), num_new, share=config.replay, seed=config.seed)
-    held_out = rows("validation")
-    # A share of one half beside as many new rows is that number of rows.
-    watched = sample_replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
-    return replayed, watched
+    return replayed, held_out(watched=True), held_out(watched=False)
 
 
 def _nothing_to_learn(

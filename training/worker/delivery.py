@@ -20,6 +20,7 @@ from graftwork.adapters.feedback.lineage import Lineage
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.gate_results import GateSummary
 from graftwork.adapters.learning.job import Job, NewJobEvent
+from graftwork.adapters.learning.split_ledger import SplitLedger
 from graftwork.adapters.names import split_model
 from graftwork.adapters.storage.durable import DISK_FULL
 from graftwork.clients.client import Client
@@ -61,12 +62,14 @@ class Delivery:
         key: API key of the server, if it requires one.
         files: the store of result files.
         lineage: the record of interactions that versions learned from.
+        ledger: the record of the questions that they learned from, or held out.
     """
 
     url: str
     key: str | None = field(repr=False)
     files: Files
     lineage: Lineage
+    ledger: SplitLedger
 
     def push(self, job: Job, folder: Path, result: Mapping[str, Any]) -> tuple[str, list[NewJobEvent]]:
         """Push the adapter of a job as a version, and move the alias for candidates if the gates do not refuse it.
@@ -88,6 +91,9 @@ class Delivery:
         if digest and answers.exists():
             # Before the version is visible, so that an erasure finds all versions that learned from a user.
             self.lineage.record(digest, json.loads(answers.read_bytes()))
+        sides = folder / folder_module.SIDES_FILE
+        if sides.exists():
+            self.ledger.record(job.name, json.loads(sides.read_bytes()))
         card = result.get("card") or {}
         parent_name, number = split_model(job.parent) if job.parent else (None, "0")
         try:

@@ -66,7 +66,7 @@ class JobFolders:
         folder = self._root / job.id
         for name in (CHECKPOINTS_FOLDER, TRIALS_FOLDER, ADAPTER_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (folder_module.ANSWERS_FILE, WORDINGS_FILE):
+        for name in (folder_module.ANSWERS_FILE, folder_module.SIDES_FILE, WORDINGS_FILE):
             (folder / name).unlink(missing_ok=True)
         if job.status == "succeeded":
             erasing.erase_in_folder(self._database, folder)

@@ -21,6 +21,7 @@ from graftwork.adapters.learning import data_sets
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.job import FEEDBACK_FILE, Claim, ClaimLost, Job, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.split_ledger import SplitLedger
 from graftwork.adapters.names import split_model
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
@@ -150,8 +151,14 @@ class TrainingWorker:
         self._registry = Registry(self._database)
         self._store = ArtifactStore(config.home / "artifacts", limits=AdapterLimits())
         self._folders = JobFolders(config.home, self._database)
-        lineage = Lineage(self._database)
-        self._delivery = Delivery(url=config.url, key=config.key, files=self._files, lineage=lineage)
+        self._ledger = SplitLedger(self._database)
+        self._delivery = Delivery(
+            url=config.url,
+            key=config.key,
+            files=self._files,
+            lineage=Lineage(self._database),
+            ledger=self._ledger,
+        )
         # There is one worker per home: once it holds the lock, it may release the claims of its predecessor.
         self._owner = f"{os.uname().nodename}:{config.home.resolve()}"
         self._heartbeat = Heartbeat(self._jobs, config.lease_seconds)
@@ -246,6 +253,7 @@ class TrainingWorker:
         with self._requeue_when_unavailable(claim), self._fail_job_on_error(claim):
             folder = self._folders.of(job)
             if not (folder / RESULT_FILE).exists():
+                self._write_sides(job, folder)
                 self._spec(job).write(folder)
                 process = self._start(folder)
             self._current = CurrentJob(
@@ -256,6 +264,13 @@ class TrainingWorker:
                 progress=dict(job.progress),
             )
             log.info("%s: attempt %d for %s", job.id, job.attempts, job.name)
+
+    def _write_sides(self, job: Job, folder: Path) -> None:
+        """Write down on which sides questions are, for the run. One that is started again keeps what it began with."""
+        path = folder / folder_module.SIDES_FILE
+        if not path.exists():
+            parents = [split_model(job.parent)[0]] if job.parent else []
+            write_durably(path, json.dumps(self._ledger.sides(job.name, *parents)))
 
     def _start(self, folder: Path) -> RunProcess:
         config = self.config

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.data.row import SplitName
-from graftwork.training.data.splits import EXPOSURE, Shares, SplitKey, assign
+from graftwork.training.data.splits import EXPOSURE, Shares, SplitKey, assign, is_watched
 
 SHARES = Shares()
 HALF = Shares(validation=0.3, test=0.3)
@@ -85,11 +85,67 @@ def test_a_given_held_out_row_stays_and_what_is_near_it_leaves() -> None:
     assert sides == ["test", None, None, None, None, None, "validation"]
 
 
-def test_what_an_earlier_version_trained_on_is_never_held_out() -> None:
+def test_what_was_once_on_a_side_stays_there() -> None:
     test, train = question_on("test"), question_on("train")
-    assert assign([SplitKey(question=test, earlier="train")], [], HALF) == ["train"]
-    assert assign([SplitKey(question=test, earlier="validation")], [], HALF) == ["validation"]
-    assert assign([SplitKey(question=train, earlier="test")], [], HALF) == ["train"]
+    for side in ("train", "validation", "test"):
+        for question in (test, train):
+            assert assign([SplitKey(question=question, earlier=side)], [], HALF) == [side]
+            assert assign([SplitKey(question=question, earlier=side, group="ann")], [], HALF) == [side]
+            assert assign([SplitKey(question=question, earlier=side)], [], Shares(validation=0, test=0)) == [side]
+
+
+def test_who_holds_out_what_was_learned_holds_out_less() -> None:
+    places = [
+        SplitKey(question=1, given="validation", earlier="train"),
+        SplitKey(question=2, given="train", earlier="test"),
+        SplitKey(question=3, given="validation", earlier="validation"),
+    ]
+    assert assign(places, [], HALF) == [None, None, "validation"]
+
+
+def test_a_new_question_near_to_a_known_one_is_on_its_side_or_leaves() -> None:
+    test, train = question_on("test"), question_on("train")
+    known = SplitKey(question=1000, earlier="train")
+    assert assign([known, SplitKey(question=test)], [(0, 1)], HALF) == ["train", "train"]
+    held = SplitKey(question=1000, earlier="validation")
+    assert assign([held, SplitKey(question=train)], [(0, 1)], HALF) == ["validation", None]
+    assert assign([held, SplitKey(question=1001, earlier="train")], [(0, 1)], HALF) == ["validation", None]
+
+
+@settings(max_examples=200)
+@given(
+    rounds=st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.integers(0, 40), st.sampled_from([None, None, "ann", "bob"])), max_size=20),
+            st.sampled_from([Shares(), HALF, Shares(validation=0, test=0), Shares(validation=0.6, test=0.1)]),
+        ),
+        max_size=6,
+    ),
+    links=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=20),
+)
+def test_no_question_ever_changes_sides(
+    rounds: list[tuple[list[tuple[int, str | None]], Shares]], links: list[tuple[int, int]]
+) -> None:
+    linked = {frozenset(link) for link in links}
+    known: dict[int, SplitName] = {}
+    for questions, shares in rounds:
+        places = [SplitKey(question=key, group=group, earlier=known.get(key)) for key, group in questions]
+        near = [
+            (one, other)
+            for other in range(len(places))
+            for one in range(other)
+            if frozenset((places[one].question, places[other].question)) in linked
+        ]
+        sides = assign(places, near, shares)
+        for place, side in zip(places, sides, strict=True):
+            if side is not None:
+                assert known.setdefault(place.question, side) == side
+        for one, other in near:
+            assert sides[one] == sides[other] or None in (sides[one], sides[other])
+
+
+def test_a_quarter_of_the_validation_side_is_watched() -> None:
+    assert sum(map(is_watched, range(1000))) == 250
 
 
 PLACES = st.lists(

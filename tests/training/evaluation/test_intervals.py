@@ -1,4 +1,4 @@
-"""Intervals of paired differences: right at any number of rows, which is shown by enumeration where that is possible."""
+"""Intervals of paired differences: right at any number of rows, which is shown by enumeration where possible."""
 
 from __future__ import annotations
 

@@ -17,16 +17,18 @@ from graftwork.adapters.learning.methods import TRAINING_METHODS
 from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.row import SplitName
+from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import DataStore
 from graftwork.training.methods.rows import choose_method, count_signals, method_named
 from graftwork.training.run.folder import (
     ANSWERS_FILE,
     FEEDBACK_FILE,
     RESULT_FILE,
+    SIDES_FILE,
     SPEC_FILE,
     WORDINGS_FILE,
 )
-from graftwork.training.run.material import Material, read_data_set, read_files
+from graftwork.training.run.material import Material, merge, read_data_set, read_files
 from graftwork.training.run.plan import ParentVersion, TrainingRun, assemble_run, default_writer
 from graftwork.training.worker.job.spec import AUTO, JobSpec
 
@@ -56,17 +58,13 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
             param="method",
         )
     given = parse_hyperparameters(spec.hyperparameters)
-    if CONTROL_KEY in spec.metadata:
-        spec = with_all_rounds(folder, spec)
-    older = dict(older_rounds(folder, spec)) if spec.parent is not None and spec.parent_folder is not None else {}
-    # Each round has the feedback of earlier rounds, too: rows that were trained on must not be held out now.
-    learned = [row for round_ in older.values() for row in round_.sides["train"]] if _is_feedback(spec) else []
-    material = job_material(spec, earlier={row.question_key(): "train" for row in learned})
-    if _may_hold_out_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
-        say(
-            f"{len(material.held_out):,} of {material.num_rows:,} rows are held out, more than the usual "
-            f"{TrainConfig().validation:.0%}: with fewer, the gates could not say anything."
-        )
+    is_control, continues = CONTROL_KEY in spec.metadata, spec.parent is not None and spec.parent_folder is not None
+    sides = read_sides(folder)
+    older = dict(older_rounds(folder, spec, sides)) if continues or is_control else {}
+    if is_control:
+        spec, older = with_all_rounds(folder, spec), {}
+    material = job_material(spec, earlier=sides)
+    write_sides(folder, {**material.question_sides(), **sides})
     if spec.method == AUTO:
         choice = choose_method(count_signals(row for rows in material.sides.values() for row in rows))
         method, reason = choice.method, choice.reason
@@ -139,13 +137,12 @@ def parse_hyperparameters(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-FEWEST_HELD_OUT: Final = 25
-"""Minimum number of held-out rows with a right answer, for feedback: more than the gates require, since some may be too
-long for the server."""
+FINAL_SHARE: Final = 0.2
+"""Share of the held-out rows of files that is kept for the final reading."""
 
 
 def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None) -> Material:
-    """Read the rows of a job, from its files or its stored data set.
+    """Read the rows of a job, from its files and stored data sets.
 
     Args:
         spec: the specification of the job.
@@ -153,26 +150,33 @@ def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = Non
 
     Raises:
         InvalidRequest: if a file cannot be read, or there is no usable row.
-        GraftworkError: if the data set was changed on disk.
+        GraftworkError: if a data set was changed on disk.
     """
-    if len(spec.data) == 1 and spec.data[0].is_dir():
-        folder = spec.data[0]
-        return read_data_set(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
-    share = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
-    fewest = FEWEST_HELD_OUT if _may_hold_out_more(spec) else 0
-    return read_files(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
+    held_out = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
+    shares = Shares(validation=held_out * (1 - FINAL_SHARE), test=held_out * FINAL_SHARE)
+    folders = [path for path in spec.data if path.is_dir()]
+    files = [path for path in spec.data if path not in folders]
+    found = [read_files(files, spec.validation, shares=shares, earlier=earlier)] if files else []
+    for folder in folders:
+        data_set = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
+        found.append(read_data_set(data_set, earlier=earlier))
+    return merge(found)
 
 
-def _is_feedback(spec: JobSpec) -> bool:
-    return any(file.name == FEEDBACK_FILE for file in spec.data)
+def read_sides(folder: Path) -> dict[int, SplitName]:
+    """Return the split of each question of earlier rounds, by `Row.question_key`, as the worker wrote it down."""
+    path = folder / SIDES_FILE
+    if not path.exists():
+        return {}
+    return {int(key, 16): side for key, side in json.loads(path.read_bytes()).items()}
 
 
-def _may_hold_out_more(spec: JobSpec) -> bool:
-    """Whether a run may hold out more than the default share: if it learns from feedback and no share was set."""
-    return _is_feedback(spec) and "validation" not in parse_hyperparameters(spec.hyperparameters)
+def write_sides(folder: Path, sides: Mapping[int, SplitName]) -> None:
+    """Write down the split of each question, for the ledger. A run that is started again finds the same ones."""
+    write_durably(folder / SIDES_FILE, json.dumps({f"{key:016x}": side for key, side in sides.items()}))
 
 
-def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
+def older_rounds(folder: Path, spec: JobSpec, sides: dict[int, SplitName]) -> Iterator[tuple[str, Material]]:
     """Yield the job id and the rows of each earlier successful run of the same adapter, the oldest first.
 
     Their data is read again, so that erased rows are not replayed. Runs whose data was deleted are left out.
@@ -180,20 +184,25 @@ def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
     Args:
         folder: the folder of this run; those of earlier runs are beside it.
         spec: the specification of this run.
+        sides: the split of each question, to which those of rounds before there was a ledger are added.
     """
     for earlier in _earlier(folder, spec):
         try:
-            yield earlier.job_id, job_material(earlier)
+            material = job_material(earlier, earlier=sides)
         except InvalidRequest as error:
             if error.code != "no_usable_rows":  # all its rows may have been erased
                 raise
+            continue
+        for key, side in material.question_sides().items():
+            sides.setdefault(key, side)
+        yield earlier.job_id, material
 
 
 def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
     """Return the specification with the data of all earlier rounds, for a control run. Of feedback files only the
     newest is used, which contains the earlier ones."""
     rounds = [*_earlier(folder, spec), spec]
-    data = {file: None for earlier in rounds for file in earlier.data if file.is_file()}
+    data = {file: None for earlier in rounds for file in earlier.data}
     older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
     return dataclasses.replace(
         spec,

@@ -158,6 +158,7 @@ class JobRunner:
                 base=run.base,
                 parent=compared_version(spec, run),
                 replay=run.held_out_older,
+                final=run.final,
                 seed=spec.seed,
                 job=spec.job_id,
             )
