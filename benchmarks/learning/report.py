@@ -27,7 +27,7 @@ class VersionResult:
         server_bytes: peak memory of the server, in bytes.
         corrections: number of corrections that it was trained on.
         thumbs_up: number of thumbs up that it was trained on.
-        gates: the refusals of the gates; empty if all passed.
+        gates: what the gates refuse or doubt; empty if all passed.
     """
 
     model: str

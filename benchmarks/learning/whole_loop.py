@@ -160,7 +160,7 @@ class LoopBenchmark:
             self._client.adapters.promote(ADAPTER, version.version, reason="the benchmark's next step")
         metrics = job.graftwork.metrics
         run_bytes, server_bytes = self._memory.run_bytes, self._memory.other_bytes
-        refusals = (version.metadata.get("gates") or {}).get("refusals", ())
+        gates = version.metadata.get("gates") or {}
         self._show.end(f"{version.id} after {seconds:.0f} s, {metrics['seconds']:.0f} of them training; live now")
         return self._measured(
             version.id,
@@ -170,7 +170,7 @@ class LoopBenchmark:
             tokens=job.trained_tokens,
             run_bytes=run_bytes,
             server_bytes=server_bytes,
-            gates=tuple(refusals),
+            gates=(*gates.get("refusals", ()), *gates.get("doubts", ())),
         )
 
     def _ended(self, job: Job) -> Job:

@@ -106,7 +106,7 @@ class Server:
         return self.job(status="succeeded", fine_tuned_model=f"intents@{len(self.jobs_asked)}")
 
     def adapter(self, name: str) -> Any:
-        refused = {"gates": {"refusals": ["too bold"]}}
+        refused = {"gates": {"refusals": ["too bold"], "doubts": ["few rows"]}}
         versions = [
             SimpleNamespace(id=f"intents@{number}", version=number, metadata=refused if number == 2 else {})
             for number in range(1, len(self.jobs_asked) + 1)
@@ -163,7 +163,7 @@ def test_three_versions_each_from_what_users_said_of_the_one_before(
     assert [step.right for step in steps] == right
     assert {step.general_loss for step in steps} == {2.5}
     assert [step.train_seconds for step in steps] == [None, 10.0, 20.0, 30.0]
-    assert [step.gates for step in steps] == [None, (), ("too bold",), ()]
+    assert [step.gates for step in steps] == [None, (), ("too bold", "few rows"), ()]
     assert server.live == 3
 
     # What was asked of the server.
