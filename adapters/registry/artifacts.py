@@ -33,6 +33,7 @@ from graftwork.adapters.names import escaped
 from graftwork.adapters.peft_format.files import (
     CONFIG_FILE,
     MODEL_CARD_FILE,
+    TOKENIZER_FILES,
     WEIGHTS_FILE,
     check_filename,
     check_listing,
@@ -136,8 +137,9 @@ class ArtifactStore:
         roots = [os.path.realpath(root) for root in allowed_roots]
         staged = self.stage()
         try:
-            check_listing(_list_beneath(source, roots), source)
-            for filename in (CONFIG_FILE, WEIGHTS_FILE):
+            listed = _list_beneath(source, roots)
+            check_listing(listed, source)
+            for filename in (CONFIG_FILE, WEIGHTS_FILE, *listed.intersection(TOKENIZER_FILES)):
                 with (
                     _open_file_beneath(source / filename, roots) as reader,
                     self.open_staged(staged, filename) as writer,
@@ -153,7 +155,7 @@ class ArtifactStore:
         """Publish a staged adapter; it is durable when this returns.
 
         Args:
-            staged: Is moved, or dropped if the artifact is there already.
+            staged: Is moved, or dropped if the artifact is there already. A tokenizer's files in it are dropped.
             spec: As ``read_spec`` read it from this folder.
 
         Returns:
@@ -164,6 +166,8 @@ class ArtifactStore:
         """
         self._check_staged(staged)
         target = self._folder(spec.digest)
+        for name in TOKENIZER_FILES:
+            (staged / name).unlink(missing_ok=True)
         names = sorted(entry.name for entry in os.scandir(staged))
         if names != [CONFIG_FILE, WEIGHTS_FILE]:
             raise InvalidAdapter(f"an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: staged were {escaped(names)}.")

@@ -110,6 +110,7 @@ class EngineAPI(ls.LitAPI):
         from graftwork.server.engine.engine import Engine
         from graftwork.server.engine.loading import build, load_grammar_tokenizer
         from graftwork.server.engine.lora import host_adapter
+        from graftwork.server.engine.proposer import ForcedTokenProposer
 
         config = self.config
         runner, limits, card = build(config.base, EngineConfig(**config.engine))
@@ -131,6 +132,7 @@ class EngineAPI(ls.LitAPI):
             host_bytes=config.engine.get("host_bytes", 2 << 30),
             on_arrival=lambda: self.wake.put(None),
             grammar_tokenizer=load_grammar_tokenizer(config.base),
+            proposer=ForcedTokenProposer(),
         )
         log.info(
             "%s: %s weights, %s activations on %s (%s); %.0f MB of weights, cache of %d tokens; up in %.1f s",

@@ -285,7 +285,7 @@ def test_what_a_trainer_leaves_beside_an_adapter_stays_there(store: ArtifactStor
         "Adapter_Config.json",
         "adapter_config.json.gz",
         "adapter_model-00001-of-00002.safetensors",
-        "tokenizer.json",
+        "vocab.json",
         "\ud800",
         "x" * 10_000,
     ],
