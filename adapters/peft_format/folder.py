@@ -59,6 +59,7 @@ from graftwork.adapters.storage.safetensors_header import TensorEntry
 from graftwork.adapters.storage.strict_json import parse_object
 
 _PREFIX = "base_model.model."
+_CHUNK_BYTES = 1 << 20
 
 # The role of a tensor in its module, by the suffix of its name. Longer suffixes come first.
 _ROLES = {
@@ -161,6 +162,21 @@ def _read_config(path: Path, limits: AdapterLimits) -> tuple[dict[str, Any], int
     if len(raw) > limits.max_config_bytes:
         raise TooLarge(f"{CONFIG_FILE} is larger than {limits.max_config_bytes} bytes.", param=CONFIG_FILE)
     return parse_object(raw, what=CONFIG_FILE), len(raw)
+
+
+def digest_of(folder: Path, limits: AdapterLimits) -> str:
+    """The digest of a folder's files, as ``read_spec`` gives it, without any other check.
+
+    Raises:
+        InvalidAdapter: A file is missing, or the config is no JSON.
+        TooLarge: The config is beyond its limit.
+    """
+    config, _ = _read_config(folder / CONFIG_FILE, limits)
+    digest = _digest_of(config)
+    with open_regular(folder / WEIGHTS_FILE) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _digest_of(config: Mapping[str, Any]) -> hashlib._Hash:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import shutil
@@ -40,9 +41,12 @@ from graftwork.adapters.peft_format.files import (
     open_regular,
     os_error_reason,
 )
+from graftwork.adapters.peft_format.folder import digest_of
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.storage.durable import sync_folder
+
+log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
@@ -181,10 +185,22 @@ class ArtifactStore:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # A folder is not renamed over one with files in it: the same bytes are published already.
-            self.discard(staged)
+            # A folder is not renamed over one with files in it: the same bytes were published before.
+            if self.is_intact(spec.digest):
+                self.discard(staged)
+            else:
+                log.warning("the files of %s changed on the disk: those pushed now take their place", target)
+                os.rename(target, self.stage() / "changed")
+                os.rename(staged, target)
         sync_folder(self.root)
         return target
+
+    def is_intact(self, digest: str) -> bool:
+        """Whether the files of a published artifact are those that were pushed. Reads all of them."""
+        try:
+            return digest_of(self.path(digest), self.limits) == digest
+        except GraftworkError:
+            return False
 
     def path(self, digest: str) -> Path:
         """The folder of a published artifact.

@@ -185,8 +185,7 @@ class Bench:
         self.folders[spec.digest], self.digests[name] = folder, spec.digest
 
     def fetch(self, digest: str) -> host_adapter.HostAdapter:
-        folder = self.folders[digest]
-        return host_adapter.read(folder, read_spec(folder, self.info, AdapterLimits()), torch.float32)
+        return host_adapter.read_artifact(self.folders[digest], digest, self.info, AdapterLimits(), torch.float32)
 
     def add(self, request_id: str, prompt: list[int], adapter: str | None = None, **sampling: Any) -> None:
         options = {"max_tokens": 8, "temperature": 0.0, "top_logprobs": 0, "prompt_logprobs": 0, **sampling}
