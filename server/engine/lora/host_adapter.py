@@ -6,7 +6,7 @@ They are read from a PEFT folder that was checked before.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from graftwork.adapters.errors import InvalidAdapter, TooLarge
-from graftwork.adapters.peft_format.folder import read_spec
+from graftwork.adapters.peft_format.folder import digest_of
 
 if TYPE_CHECKING:
-    from graftwork.adapters.base.info import BaseInfo
     from graftwork.adapters.peft_format.limits import AdapterLimits
     from graftwork.adapters.peft_format.spec import AdapterSpec
 
@@ -101,13 +100,15 @@ def num_pages(rank: int) -> int:
     return -(-rank // RANK_PAGE)
 
 
-def read_artifact(folder: Path, digest: str, base: BaseInfo, limits: AdapterLimits, dtype: torch.dtype) -> HostAdapter:
+def read_artifact(
+    folder: Path, digest: str, spec_of: Callable[[Path], AdapterSpec], limits: AdapterLimits, dtype: torch.dtype
+) -> HostAdapter:
     """Read a published adapter, if its files are still those that were pushed.
 
     Args:
         folder: The artifact.
         digest: What it is known by.
-        base: The base that it fits.
+        spec_of: Reads its structure, or has it from before.
         limits: The largest sizes.
         dtype: Of the bank.
 
@@ -115,9 +116,8 @@ def read_artifact(folder: Path, digest: str, base: BaseInfo, limits: AdapterLimi
         InvalidAdapter: Its files are not those of ``digest``: artifacts never change, but disks do.
     """
     try:
-        spec = read_spec(folder, base, limits)
-        if spec.digest == digest:
-            return read(folder, spec, dtype)
+        if digest_of(folder, limits) == digest:
+            return read(folder, spec_of(folder), dtype)
     except (InvalidAdapter, TooLarge):
         pass
     raise InvalidAdapter("its files changed on the disk. Push the same adapter again: that puts them right")
