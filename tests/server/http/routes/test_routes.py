@@ -108,6 +108,7 @@ def test_an_uploaded_adapter_becomes_a_version(client: TestClient, world: World)
         "load_ms": None,
         "requests": 0,
         "tokens": 0,
+        "warnings": [],
     }
     assert world.services.registry.adapter("intents").aliases == {"live": 1, "candidate": 2}
     assert world.engine.tried[-1] == registered.digest
@@ -119,6 +120,37 @@ def test_an_uploaded_adapter_becomes_a_version(client: TestClient, world: World)
 def test_a_model_card_may_come_along(client: TestClient) -> None:
     files = [*form(adapter_files()), ("files", ("README.md", b"# mine"))]
     assert client.post(VERSIONS, files=files).status_code == 201
+
+
+def test_a_tokenizer_may_come_along_and_is_told_where_it_differs(client: TestClient, world: World) -> None:
+    tokenizer = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "<|call|>"}]}
+    base = Path(world.services.base.path)
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (base / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    same = [("files", (file.name, file.read_bytes())) for file in base.iterdir() if file.name != "config.json"]
+    assert client.post(VERSIONS, files=[*form(adapter_files()), *same]).json()["warnings"] == []
+    theirs = {
+        "tokenizer.json": json.dumps(tokenizer),
+        "chat_template.jinja": "{{ messages[0] }}",
+        "tokenizer_config.json": '{"eos_token": {"content": "<|end|>"}}',
+    }
+    others = [("files", (name, text.encode())) for name, text in theirs.items()]
+    uploaded = client.post(VERSIONS, files=[*form(adapter_files(1)), *others]).json()
+    template, tokens, end = uploaded["warnings"]
+    assert "chat template" in template
+    assert "'<|call|>'" in tokens
+    assert "'<|end|>'" in end
+    assert "'</s>'" in end
+    assert len(list(world.services.store.path(uploaded["digest"]).iterdir())) == 2
+    folder = write_adapter(world.home / "shared" / "run-1")
+    for name, text in theirs.items():
+        (folder / name).write_text(text)
+    assert client.post(VERSIONS, json={"path": str(folder)}).json()["warnings"] == uploaded["warnings"]
+    broken = [("files", ("tokenizer.json", b"\x00{"))]
+    (warning,) = client.post(VERSIONS, files=[*form(adapter_files(2)), *broken]).json()["warnings"]
+    assert "cannot be read" in warning
 
 
 def test_a_folder_below_an_allowed_root_becomes_a_version(client: TestClient, world: World) -> None:
