@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from graftwork.adapters.learning.gate_results import Outcome
 from graftwork.training.evaluation.evaluation import Evaluation
 from graftwork.training.evaluation.intervals import LEVEL, Interval, ratio_interval, sign_test
 from graftwork.training.evaluation.metrics import RowLosses, Slice
+
+_TOLERANCE: Final = 1e-9
+"""Of sums in floating point: an increase as large as is allowed is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +182,17 @@ def _losses(
     lost = 0.0
     if parent is not None:
         yield _increase(name, f"{noun} against the parent", new, parent, allowed)
-        lost = parent.mean / base.mean - 1
+        lost = _relative_increase(parent, base).mean
     yield _increase(f"{name}_to_base", f"{noun} against the base", new, base, max(allowed, lost))
 
 
 def _increase(name: str, noun: str, new: RowLosses, old: RowLosses, allowed: float) -> GateResult:
     increase = _relative_increase(new, old)
-    outcome: Outcome = "pass" if increase.high <= allowed else "refuse" if increase.low > allowed else "inconclusive"
+    outcome: Outcome = "inconclusive"
+    if increase.high <= allowed + _TOLERANCE:
+        outcome = "pass"
+    elif increase.low > allowed + _TOLERANCE:
+        outcome = "refuse"
     remarks = {
         "pass": "",
         "refuse": f", and {allowed:+.1%} is the most that is allowed",

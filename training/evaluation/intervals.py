@@ -91,8 +91,8 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
 def sign_test(wins: ArrayLike, losses: ArrayLike) -> Floats:
     """Return the one-sided p-values of McNemar's exact test: how likely as many wins are if wins and losses are equally
     likely. Inputs are broadcast."""
-    wins = numpy.asarray(wins, dtype=float)
-    return numpy.asarray(bdtrc(wins - 1, wins + numpy.asarray(losses), 0.5))
+    wins, losses = numpy.asarray(wins, dtype=numpy.int64), numpy.asarray(losses, dtype=numpy.int64)
+    return numpy.asarray(bdtrc(wins - 1.0, wins + losses, 0.5))
 
 
 def _lower_limit(differences: Floats, seed: int) -> float:

@@ -137,7 +137,7 @@ def test_no_question_ever_changes_sides(rounds: Rounds, tmp_path: Path) -> None:
     final = set().union(*(rounds.numbers(run.final) for run in runs))
     watched = set().union(*(rounds.numbers(run.replay_validation) for run in runs))
     watched |= rounds.numbers(runs[7].validation)
-    assert len(learned) > 250
+    assert len(learned) > 200
     assert len(judged) > 40
     assert final
     assert watched
