@@ -8,6 +8,7 @@ The decision depends on an evaluation and a policy only. A version that is refus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -198,13 +199,14 @@ def _increase(name: str, noun: str, new: RowLosses, old: RowLosses, allowed: flo
         "refuse": f", and {allowed:+.1%} is the most that is allowed",
         "inconclusive": f", and it is not certain that it is at most the {allowed:+.1%} that are allowed",
     }
+    limits = f"{increase.low:+.1%} to {increase.high:+.1%}" if math.isfinite(increase.low) else "of too few rows"
     return GateResult(
         name=name,
         outcome=outcome,
         found=increase.mean,
         asked=allowed,
-        message=f"the loss on {noun} went from {old.mean:.4f} to {new.mean:.4f} ({increase.mean:+.1%}, "
-        f"{increase.low:+.1%} to {increase.high:+.1%}){remarks[outcome]}",
+        message=f"the loss on {noun} went from {old.mean:.4f} to {new.mean:.4f} ({increase.mean:+.1%}, {limits})"
+        f"{remarks[outcome]}",
     )
 
 

@@ -164,7 +164,7 @@ def test_texts_without_questions_are_compared_by_how_likely_they_are(embedded_ba
     prompts = Prompts(Path(embedded_base.path))
     rows = [Row(completion=f"Chapter {number}. The harbour lay still. " * (number + 1)) for number in range(30)]
     client: Any = Asked(prompts, 64)
-    more: Any = {"base": "base", "replay": rows[:3]}
+    more: Any = {"base": "base", "replay": rows[:10]}
     found = evaluation_module.evaluate(client, rows, prompts, candidate="new", parent="old", **more)
     assert found.num_rows == 30
     assert found.better["base"].mean == pytest.approx(1.0)

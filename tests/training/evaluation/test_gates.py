@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -188,6 +189,18 @@ def test_small_increases_of_a_loss_do_not_add_up() -> None:
         general, passed = general * 1.015, passed + 1
     assert passed == 1
     assert outcomes(decide_gates(found)) == {"general_loss_to_base": "refuse"}
+
+
+def test_too_few_older_rows_say_nothing() -> None:
+    found = evaluation(GOOD, FAIR, POOR)
+    few = {
+        name: dataclasses.replace(model, replay=losses(2.0, 2.0))
+        for name, model in (("candidate", found.candidate), ("parent", found.parent), ("base", found.base))
+        if model
+    }
+    verdict = decide_gates(dataclasses.replace(found, **few))
+    assert outcomes(verdict) == {"replay_loss": "inconclusive", "replay_loss_to_base": "inconclusive"}
+    assert "(+0.0%, of too few rows)" in verdict.doubts[0]
 
 
 def test_what_a_parent_lost_its_children_need_not_win_back() -> None:

@@ -238,7 +238,8 @@ def test_a_kept_data_set_keeps_its_sides(tiny_base: BaseInfo, write_rows: Callab
     JobSpec(job_id="ftjob-1", name="tickets", base=tiny_base, data=(stored.folder,), hyperparameters=few).write(folder)
     run = plan_job(JobSpec.read(folder), folder)
     assert len(run.rows) == stored.num_rows["train"]
-    assert len(run.held_out) == stored.num_rows["validation"] + stored.num_rows["test"] > 0
+    assert len(run.validation) == stored.num_rows["validation"] > len(run.held_out) > 0
+    assert len(run.final) == stored.num_rows["test"] > 0
     assert intake.check_data_set(stored.folder) == ([], set())
     assert JobRunner(folder).run() == 0
     assert result(folder)["card"]["data"] == "support@1"
