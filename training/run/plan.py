@@ -172,6 +172,7 @@ def assemble_run(
     parent: ParentVersion | None = None,
     teacher: BaseInfo | None = None,
     older: Mapping[str, Material] | None = None,
+    is_judged: bool = False,
     reason: str = "",
     writer: WordingWriter = default_writer,
 ) -> TrainingRun:
@@ -185,6 +186,7 @@ def assemble_run(
         parent: the version that is trained further.
         teacher: the teacher of a distillation.
         older: the rows of earlier rounds by name, of which ``config.replay`` are learned again.
+        is_judged: whether gates will judge the result.
         reason: why the method was chosen automatically.
         writer: generates paraphrases, if ``config.augment`` is set.
 
@@ -214,7 +216,8 @@ def assemble_run(
         fresh = tuple(balanced(fresh, config.balance))
     learned, augmented = tokens(fresh[: len(originals)]), tokens(fresh[len(originals) :])
     # A search chooses by the loss on these rows, so they must not be those that the gates judge by.
-    measured = tokens(row for row in routed["validation"].rows if not config.search or is_watched(row.question_key()))
+    all_watched = not (is_judged and config.search)
+    measured = tokens(row for row in routed["validation"].rows if all_watched or is_watched(row.question_key()))
     bad = (*material.bad, *learned.bad, *measured.bad)
     if not learned.sequences:
         raise _nothing_to_learn(material, config, len(measured.sequences), bad)

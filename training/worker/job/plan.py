@@ -95,6 +95,7 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         parent=parent,
         teacher=teacher,
         older=older,
+        is_judged=True,
         reason=reason,
         writer=writer,
     )
