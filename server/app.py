@@ -180,6 +180,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         ids=records.ids,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
+        shares_prefixes=config.share_prefix_cache,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
     )
     tokenization = Tokenization(info, engine_client, prompts, router)

@@ -36,6 +36,7 @@ class ServerConfig:
         kv_memory_gb: Size of the key-value cache in GiB; ``None``: a quarter of the memory, at most 4.
         host_memory_gb: Host memory in GiB for adapters that are ready for the device.
         prefill_tokens: Prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
+        share_prefix_cache: Keys share prefixes, and so can tell by the time what others have asked.
         no_prefix_cache: Compute every prompt from its start, whatever was computed before.
         threads: CPU threads of the engine; ``None``: torch's choice.
         cors_origins: Sites whose pages may call this server from a browser, ``https://app.example``; ``*`` is any.
@@ -75,6 +76,7 @@ class ServerConfig:
     kv_memory_gb: float | None = None
     host_memory_gb: float = 2.0
     prefill_tokens: int = 256
+    share_prefix_cache: bool = False
     no_prefix_cache: bool = False
     threads: int | None = None
     cors_origins: tuple[str, ...] = ()

@@ -61,6 +61,7 @@ class GenerationService:
         ids: Mints the ids of answers.
         accounting: Counts and logs answers.
         metrics: Counts shadow copies.
+        shares_prefixes: Whether keys share the prefix cache, and so can tell by the time what others have asked.
         max_busy_for_shadows: Shadow copies are computed while at most this many answers are under way.
     """
 
@@ -75,6 +76,7 @@ class GenerationService:
         ids: InteractionIds,
         accounting: Accounting,
         metrics: Metrics,
+        shares_prefixes: bool = False,
         max_busy_for_shadows: int = 8,
     ) -> None:
         self.base = base
@@ -91,6 +93,7 @@ class GenerationService:
         self._ids = ids
         self._accounting = accounting
         self._grammars = Grammars()
+        self._shares_prefixes = shares_prefixes
 
     # -- before the engine -----------------------------------------------------------------------------------------
     def admit(
@@ -216,7 +219,10 @@ class GenerationService:
             Overloaded: The queue is full.
             Unavailable: There is no engine at the moment.
         """
-        stream = self.engine.open(inputs, adapter=admission.route.digest, background=background)
+        salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
+        stream = self.engine.open(
+            inputs, adapter=admission.route.digest, cache_salt="/".join(salts), background=background
+        )
         return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background))
 
     async def answer(self, admission: Admission) -> bytes:

@@ -114,13 +114,19 @@ class EngineClient:
 
     # -- requests ------------------------------------------------------------------------------------------------
     def open(
-        self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None, background: bool = False
+        self,
+        work: Sequence[tuple[Sequence[int], SamplingParams]],
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
     ) -> EngineStream:
         """Send the choices of one request to the engine.
 
         Args:
             work: For each choice the prompt's token ids and the sampling.
             adapter: The digest of a published adapter; ``None``: the bare base.
+            cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it is not counted among ``max_open``.
 
         Raises:
@@ -143,7 +149,7 @@ class EngineClient:
         ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
         stream = EngineStream(ids, background)
         requests = [
-            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter)
+            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter, cache_salt=cache_salt)
             for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)
         ]
         self._streams.update({request_id: (stream, choice) for choice, request_id in enumerate(stream.ids)})

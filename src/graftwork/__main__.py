@@ -76,6 +76,9 @@ def serve(
     prefill_tokens: Annotated[
         int, _option("--prefill-tokens", _ENGINE, "Prompt tokens computed beside each step; fewer is smoother.")
     ] = 256,
+    share_prefix_cache: Annotated[
+        bool, _option("--share-prefix-cache", _ENGINE, "Let all keys use what was computed for one of them.")
+    ] = False,
     no_prefix_cache: Annotated[
         bool, _option("--no-prefix-cache", _ENGINE, "Compute every prompt from its start.")
     ] = False,
@@ -152,6 +155,7 @@ def serve(
             kv_memory_gb=kv_memory_gb,
             host_memory_gb=host_memory_gb,
             prefill_tokens=prefill_tokens,
+            share_prefix_cache=share_prefix_cache,
             no_prefix_cache=no_prefix_cache,
             threads=threads,
             host=host,

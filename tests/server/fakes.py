@@ -89,7 +89,9 @@ class StandInEngine:
     def num_background(self) -> int:
         return 0
 
-    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None, background: bool = False) -> EngineStream:
+    def open(
+        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+    ) -> EngineStream:
         raise AssertionError("nobody asks this engine for an answer")
 
     def cancel(self, stream: EngineStream, choice: int | None = None, /) -> None:
