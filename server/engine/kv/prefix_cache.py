@@ -3,8 +3,8 @@
 A sequence that leaves its slot leaves keys and values behind: the slot is *retained*, and its content is indexed by the
 adapter's digest, a salt and the tokens. A new sequence of the same adapter and salt finds the longest prefix that it
 shares with any slot. It either *takes over* a retained slot (a chat that grows: nothing is copied) or has the common
-prefix *copied* from the slot that holds it, running or retained (a system prompt that many share). A slot is free, running or
-retained::
+prefix *copied* from the slot that holds it, running or retained (a system prompt that many share). A slot is free,
+running or retained::
 
     free ──allocate──▶ running ──release──▶ retained ──take over──▶ running
                                                 └──evict──▶ free
