@@ -88,7 +88,9 @@ def serve(config: ServerConfig) -> int:
     # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
     # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.umask(0o077)  # of all processes: what is kept is for this user alone
     with home_lock(config.home):
+        close_to_others(config.home)
         _check_port(config)
         admin_key = _admin_key(config)
         info = _prepare_base(config)
@@ -109,6 +111,13 @@ def serve(config: ServerConfig) -> int:
             server.trainer.stop()
             server.keeper.stop()
         return server.exit_code
+
+
+def close_to_others(home: Path) -> None:
+    """Keep other users out of a home's folders, also of one that an older release or a restored backup left open."""
+    for name in ("artifacts", "datasets", "files", "jobs"):
+        if (home / name).is_dir():
+            (home / name).chmod(0o700)
 
 
 def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftServer:
