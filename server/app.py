@@ -146,7 +146,12 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     prompts = Prompts(Path(info.path))
     shared_state = SharedState(API_PROCESSES)
     trainer = TrainerProcess(config, info, shared_state)
-    engine_client = EngineClient(shared_state, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
+    engine_client = EngineClient(
+        shared_state,
+        max_open=config.max_queue,
+        canary_prompt=prompts.encode(CANARY_TEXT),
+        stall_seconds=config.stall_seconds,
+    )
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,

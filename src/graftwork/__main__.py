@@ -127,6 +127,9 @@ def serve(
         float,
         _option("--trainer-memory-gb", _TRAINER, "Of the card's memory, what the key-value cache leaves to runs."),
     ] = 0.0,
+    stall_seconds: Annotated[
+        float, _option("--stall-seconds", _ENGINE, "An engine that makes no progress for so long is replaced.")
+    ] = 60.0,
     drain_seconds: Annotated[
         float, _option("--drain-seconds", _SERVER, "How long SIGTERM waits for answers that are under way.")
     ] = 30.0,
@@ -173,6 +176,7 @@ def serve(
             trainer_threads=trainer_threads,
             trainer_device=trainer_device,
             trainer_memory_gb=trainer_memory_gb,
+            stall_seconds=stall_seconds,
             drain_seconds=drain_seconds,
             log_level=log_level,
         )
