@@ -148,7 +148,7 @@ class GenerationService:
         draw, head = admission.route.draw, self._head(admission)
         body = admission.body if draw is None else admission.body.with_arm(draw.arm)
         body.check_token_ids(self.base.vocab_size)
-        grammar = await self._grammar(body)
+        grammar = await self._grammar(body, admission.key_id)
         if isinstance(body, ChatCompletionRequest):
             options = body.template_options()
             encode = partial(self.prompts.chat, body.chat_messages(), **options, max_length=self._max_length)
@@ -161,10 +161,10 @@ class GenerationService:
         prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
 
-    async def _grammar(self, body: GenerationRequest) -> str | None:
+    async def _grammar(self, body: GenerationRequest, key_id: str) -> str | None:
         """What the answer is held to, tried out."""
         source = body.grammar_source(self.prompts.tool_call_format)
-        return None if source is None else await self._grammars.make(source)
+        return None if source is None else await self._grammars.make(source, key_id)
 
     def _inputs(
         self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None
