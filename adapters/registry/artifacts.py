@@ -177,7 +177,7 @@ class ArtifactStore:
             raise InvalidAdapter(f"an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: staged were {escaped(names)}.")
         for name in names:
             with open_regular(staged / name) as file:
-                os.fchmod(file.fileno(), 0o444)
+                os.fchmod(file.fileno(), 0o400)
                 os.fsync(file.fileno())
         sync_folder(staged)
         try:

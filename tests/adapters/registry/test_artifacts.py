@@ -67,7 +67,7 @@ def test_publish(store: ArtifactStore, good: Path, base: BaseInfo) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         assert (folder / name).read_bytes() == (good / name).read_bytes()
-        assert mode_of(folder / name) == 0o444
+        assert mode_of(folder / name) == 0o400
     assert read_spec(folder, base, store.limits) == spec
 
 

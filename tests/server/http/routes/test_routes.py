@@ -22,6 +22,7 @@ from openai.types import Model
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Overloaded
+from graftwork.adapters.storage.database import _databases
 from graftwork.server.http.edge import MAX_JSON_BYTES
 from tests.server.fakes import (
     ADMIN_KEY,
@@ -341,6 +342,23 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert error(response, 503)["code"] == "disk_full"
     assert world.state() == ([], [], [], [])
     assert push(client).json()["id"] == "intents@1"
+
+
+def test_a_full_disk_is_said_by_whatever_writes_to_the_database(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    with asking(world) as client:
+        push(client)
+        push(client, seed=1)
+        (database,) = [each for each in _databases if each.url.database == str(tmp_path / "graftwork.db")]
+        database.close()
+        with database.write() as connection:  # the only connection of the pool from here on
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        moves = [{"version": number % 2 + 1, "reason": "x" * 1900} for number in range(60)]
+        answers = [client.put("/v1/adapters/intents/aliases/live", json=move) for move in moves]
+        assert {answer.status_code for answer in answers} == {200, 503}
+        assert {error(answer, 503)["code"] for answer in answers if answer.status_code != 200} == {"disk_full"}
+        assert client.get("/v1/adapters/intents").status_code == 200
 
 
 @pytest.mark.parametrize("state", ["starting", "recovering", "draining"])
