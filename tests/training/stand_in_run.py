@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from graftwork.training.run.folder import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, PROGRESS_FILE, RESULT_FILE
+from graftwork.training.run.folder import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, PROGRESS_FILE, RESULT_FILE, SIDES_FILE
 from graftwork.training.worker.job.spec import JobSpec
 
 STEP_SECONDS = 0.02
@@ -50,6 +50,9 @@ def main(folder: Path) -> int:
             checkpoint(folder, step, state)
         if spec.metadata.get("hang"):
             time.sleep(600)
+    if side := spec.metadata.get("side"):  # of the one question that there is, unless it is known
+        sides = json.loads((folder / SIDES_FILE).read_text())
+        (folder / SIDES_FILE).write_text(json.dumps({"0" * 16: side, **sides}))
     write_adapter(folder / ADAPTER_FOLDER, spec, int(state[:8], 16))
     result = {
         "status": "succeeded",

@@ -30,6 +30,8 @@ from graftwork.adapters.feedback.erasure import pending_erasures
 from graftwork.adapters.feedback.lineage import Lineage, interaction_hash
 from graftwork.adapters.learning.job import Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.split_ledger import SplitLedger
+from graftwork.adapters.storage.database import Database
 from graftwork.server.processes import die_with_parent
 from graftwork.training.run import folder as folder_module
 from graftwork.training.worker import events
@@ -186,6 +188,18 @@ def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, 
         assert aliases() == {"live": 1, "candidate": 2}, "what an experiment compares stays what it is"
         assert any("the experiment 'first'" in message for message in messages(jobs, meanwhile.id))
     assert services.registry.version("intents", 3).metadata["gates"]["passed"] is False
+
+
+def test_the_sides_of_questions_outlive_their_jobs(world: World, url: str, jobs: Jobs) -> None:
+    ledger = SplitLedger(Database(world.home / "graftwork.db"))
+    with working(world, url):
+        assert ended(jobs, submit(world, seed=1, metadata={"side": "train", "fail": "yes"}).id).status == "failed"
+        assert ledger.sides("intents") == {}, "nothing was learned"
+        for seed, side in ((2, "validation"), (3, "train")):
+            job = ended(jobs, submit(world, seed=seed, metadata={"side": side}).id)
+            assert job.status == "succeeded"
+            assert not (world.home / "jobs" / job.id / folder_module.SIDES_FILE).exists()
+            assert ledger.sides("intents") == {"0" * 16: "validation"}
 
 
 def test_one_that_the_gates_cannot_judge_is_a_candidate_for_an_experiment(world: World, url: str, jobs: Jobs) -> None:
