@@ -1,10 +1,14 @@
 """The formats of training records: how each is recognised by its fields and converted to a row.
 
 For a record that cannot be used, converters raise `Unusable` with the reason and, where it helps, what to do.
+
+A label or score beside an answer is about that answer, in whatever format the answer is: ignored, it would let bad
+answers be learned as good ones.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
@@ -13,7 +17,7 @@ from typing import Any, Final
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.prompts.messages import read_conversation
 from graftwork.adapters.prompts.tools import read_tools
-from graftwork.training.data.read.columns import ANSWERS, QUESTIONS, USERS, Columns
+from graftwork.training.data.read.columns import ANSWERS, CLASSES, LABEL_COLUMNS, QUESTIONS, USERS, Columns
 from graftwork.training.data.row import (
     SPLITS,
     Message,
@@ -96,6 +100,22 @@ def question_and_answer(fields: Set[str], columns: Columns) -> tuple[tuple[str, 
     else:
         answers = tuple(name for name in ANSWERS if name in fields and name not in asked)
     return (asked, answers[0]) if answers and answers[0] in fields else None
+
+
+def answer_format(fields: Set[str], columns: Columns) -> Format | None:
+    """Return the format in which these fields give an answer, apart from a label or score of it; None if in none."""
+    without = fields - _judgements(fields, columns)
+    return next((FORMATS[name] for name in _ANSWERING if FORMATS[name].fits(without, columns)), None)
+
+
+def answer_columns(format: str, fields: Set[str], columns: Columns) -> tuple[tuple[str, ...], str] | None:
+    """Return the columns of question and answer of a record in this format; None if they are in no columns."""
+    if format == "completion":
+        return question_and_answer(fields, columns)
+    inner = answer_format(fields, columns) if format in ("kto", "scored") else None
+    if inner is None or inner.name != "completion":
+        return None
+    return question_and_answer(fields - _judgements(fields, columns), columns)
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
@@ -214,24 +234,57 @@ def _completion(fields: Fields, columns: Columns) -> Row:
     if found is None:
         raise Unusable("has no question and answer: name their columns with --prompt-column and --completion-column")
     asked, answer = found
+    if answer in CLASSES and isinstance(label := fields.get("label"), bool):
+        raise Unusable(
+            f"'label' is {json.dumps(label)} beside the class {answer!r}: if it says whether that is right, name both "
+            "columns with --prompt-column and --completion-column, else leave it out"
+        )
     name = " and ".join(asked)
     return pair(_prompt(fields, asked, columns), fields[answer], columns, names=(name, answer))
 
 
 def _kto(fields: Fields, columns: Columns) -> Row:
-    return replace(_judged_pair(fields, columns), label=_label(_field(fields, "label")))
+    name = _label_column(fields.keys(), columns) or LABEL_COLUMNS[0]
+    return replace(_judged_answer(fields, columns, name), label=_label(name, _field(fields, name)))
 
 
 def _scored(fields: Fields, columns: Columns) -> Row:
-    return replace(_judged_pair(fields, columns), score=_score(_field(fields, "score"), columns.score_range))
+    return replace(_judged_answer(fields, columns, "score"), score=_score(_field(fields, "score"), columns.score_range))
 
 
-def _judged_pair(fields: Fields, columns: Columns) -> Row:
-    """Build the row of an answer with a label or score: a completion, or the last message of a conversation."""
-    if "messages" in fields:
-        return last_alone(_chat(fields, columns))
-    without = {name: value for name, value in fields.items() if name not in ("label", "score")}
-    return last_alone(_completion(without, columns))
+def _judged_answer(fields: Fields, columns: Columns, judgement: str) -> Row:
+    """Build the row of an answer with a label or score, of a conversation's last one."""
+    format = answer_format(fields.keys(), columns) or FORMATS["completion"]
+    others = fields.keys() - _judgements(fields.keys(), columns) - {judgement}
+    return last_alone(format.convert({name: fields[name] for name in fields if name in others}, columns))
+
+
+def _judgements(fields: Set[str], columns: Columns) -> set[str]:
+    """Return the columns that say how good the answer is."""
+    label = _label_column(fields, columns)
+    return ({label} if label else set()) | ({"score"} & fields - {columns.completion or ""})
+
+
+def _label_column(fields: Set[str], columns: Columns) -> str | None:
+    """Return the column that says whether the answer is good; None if there is none.
+
+    ``label`` may also be the answer itself, or beside the name of a class its number: neither says so.
+    """
+    for name in LABEL_COLUMNS:
+        if name not in fields or columns.completion == name:
+            continue
+        without = fields - {name}
+        if any(FORMATS[format].fits(without, columns) for format in ("chat", "sharegpt", "alpaca")):
+            return name
+        found = question_and_answer(without, columns)
+        named = columns.completion is not None and bool(columns.fields())
+        if found is not None and (named or found[1] not in CLASSES):
+            return name
+    return None
+
+
+def _is_scored(fields: Set[str], columns: Columns) -> bool:
+    return "score" in _judgements(fields, columns) and answer_format(fields, columns) is not None
 
 
 def last_alone(row: Row) -> Row:
@@ -240,6 +293,7 @@ def last_alone(row: Row) -> Row:
 
 
 def _preference(fields: Fields, columns: Columns) -> Row:
+    _require_unjudged(fields)
     better, worse = _field(fields, "chosen"), _field(fields, "rejected")
     asked_of = question_and_answer({*fields, "chosen"}, replace(columns, completion="chosen"))
     asked = _prompt(fields, asked_of[0], columns) if asked_of else None
@@ -266,6 +320,7 @@ def _preference(fields: Fields, columns: Columns) -> Row:
 
 
 def _openai_dpo(fields: Fields, columns: Columns) -> Row:
+    _require_unjudged(fields)
     given = _field(fields, "input")
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise Unusable("'input' must be an object with messages")
@@ -277,6 +332,13 @@ def _openai_dpo(fields: Fields, columns: Columns) -> Row:
         outputs.append(_only_answer(turns, name))
     chosen, rejected = outputs
     return with_tools(_better(conversation([*given["messages"], chosen]), rejected), given)
+
+
+def _require_unjudged(fields: Fields) -> None:
+    """Check that nothing beside two answers could say that the first is not the better one."""
+    for name in (*LABEL_COLUMNS, "score"):
+        if fields.get(name) is not None:
+            raise Unusable(f"{name!r} beside two answers says nothing that is known: leave it out, or give one answer")
 
 
 def _better(row: Row, rejected: Message) -> Row:
@@ -333,21 +395,6 @@ def _has(*names: str) -> Callable[[Set[str], Columns], bool]:
     return lambda fields, columns: fields >= {*names}
 
 
-def _pairs_with(name: str) -> Callable[[Set[str], Columns], bool]:
-    """Match records with the field ``name`` beside a question and an answer, whose columns are either configured or
-    called ``prompt`` and ``completion``."""
-
-    def fits(fields: Set[str], columns: Columns) -> bool:
-        if name not in fields or columns.completion == name:
-            return False
-        named = columns.completion is not None and bool(columns.fields())
-        if not named and not fields >= {"prompt", "completion"}:
-            return False
-        return question_and_answer(fields - {name}, columns) is not None
-
-    return fits
-
-
 def _is_alpaca(fields: Set[str], columns: Columns) -> bool:
     return fields >= {"instruction", "output"} and not columns.fields() and columns.completion is None
 
@@ -371,24 +418,24 @@ FORMATS: Final = {
             fits=_has("chosen", "rejected"),
             convert=_preference,
         ),
+        Format(
+            name="kto",
+            looks_like='{"prompt": …, "completion": …, "label": true}',
+            fits=lambda fields, columns: _label_column(fields, columns) is not None,
+            convert=_kto,
+        ),
+        Format(
+            name="scored",
+            looks_like='{"prompt": …, "completion": …, "score": 0.8}',
+            fits=_is_scored,
+            convert=_scored,
+        ),
         Format(name="chat", looks_like='{"messages": […]}', fits=_has("messages"), convert=_chat),
         Format(
             name="sharegpt",
             looks_like='{"conversations": [{"from": "human", "value": …}, …]}',
             fits=_has("conversations"),
             convert=_sharegpt,
-        ),
-        Format(
-            name="kto",
-            looks_like='{"prompt": …, "completion": …, "label": true}',
-            fits=_pairs_with("label"),
-            convert=_kto,
-        ),
-        Format(
-            name="scored",
-            looks_like='{"prompt": …, "completion": …, "score": 0.8}',
-            fits=_pairs_with("score"),
-            convert=_scored,
         ),
         Format(
             name="alpaca",
@@ -405,6 +452,9 @@ FORMATS: Final = {
         Format(name="text", looks_like='{"text": …}', fits=_is_text_alone, convert=_text),
     )
 }
+
+_ANSWERING: Final = ("chat", "sharegpt", "alpaca", "completion")
+"""The formats of answers, which may have a label or score, in order of precedence."""
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -426,12 +476,15 @@ def _prompt(fields: Fields, names: tuple[str, ...], columns: Columns) -> Any:
     return columns.template.format_map(values)
 
 
-def _label(value: Any) -> bool:
+def _label(name: str, value: Any) -> bool:
     if isinstance(value, bool | int | str):
         known = LABELS.get(str(value).strip().lower())
         if known is not None:
             return known
-    raise Unusable(f"'label' is {value!r}; it says whether the answer is good: true or false")
+    raise Unusable(
+        f"{name!r} is {value!r}; beside an answer it says whether that is good: true or false. A column about "
+        "something else must have another name"
+    )
 
 
 def _score(value: Any, score_range: tuple[float, float]) -> float:
