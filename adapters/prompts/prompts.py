@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class Prompts:
 
     Args:
         folder: The base's.
+        now: The time for templates that ask for the date; that of each call if ``None``, as in serving. Training fixes
+            it, since an interrupted run must find the same tokens after midnight.
 
     Attributes:
         chat_template: Its source; ``None`` if the base has none.
@@ -47,7 +50,7 @@ class Prompts:
         ConfigurationError: Files of the folder are missing or broken, or the tokenizer cannot be streamed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, now: datetime | None = None) -> None:
         source = read_text(folder / "tokenizer.json")
         try:
             self._tokenizer = Tokenizer.from_str(source)
@@ -68,7 +71,7 @@ class Prompts:
         self._pieces = TokenBytes(self._tokenizer, json.loads(source).get("decoder"))
 
         self.chat_template: str | None = read_chat_template(folder)
-        self._template = None if self.chat_template is None else compile_template(self.chat_template, folder)
+        self._template = None if self.chat_template is None else compile_template(self.chat_template, folder, now=now)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self._longest_token = max(map(len, vocabulary), default=1)
