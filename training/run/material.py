@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from graftwork.training.data.kept import KeptRows
 from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.columns import Columns
@@ -28,12 +29,14 @@ class Material:
         sides: the rows of each split.
         report: the report of the data set.
         bad: the first rows that could not be used.
+        kept: what was found out about the rows of files, so that they can be read again; None for a stored data set.
     """
 
     label: str
     sides: Mapping[SplitName, Sequence[Row]]
     report: DataReport
     bad: tuple[BadRow, ...]
+    kept: KeptRows | None = None
 
     @property
     def held_out(self) -> tuple[Row, ...]:
@@ -75,6 +78,7 @@ def read_files(
     share: float,
     fewest: int = 0,
     earlier: Mapping[int, SplitName] | None = None,
+    kept: KeptRows | None = None,
 ) -> Material:
     """Read files, clean their rows by the default policy, and split them.
 
@@ -87,6 +91,7 @@ def read_files(
         fewest: minimum number of held-out rows with a right answer. The share is increased to reach it, as long as at
             most half of the rows are held out.
         earlier: the split of each question in earlier data; see `prepare`.
+        kept: what was found out when the same files were read before, which settles the split; see `prepare`.
 
     Raises:
         InvalidRequest: if a file cannot be read, or there is no usable row.
@@ -97,19 +102,20 @@ def read_files(
 
     def at(share: float) -> Material:
         policy = DataPolicy(shares=Shares(validation=share, test=0.0))
-        with prepare(sources, policy, earlier=earlier) as prepared:
+        with prepare(sources, policy, earlier=earlier, kept=kept) as prepared:
             return Material(
                 label=" + ".join(path.name for path in data),
                 sides={side: tuple(prepared.rows(side)) for side in SPLITS},
                 report=prepared.report,
                 bad=prepared.bad,
+                kept=prepared.kept,
             )
 
     def too_few(found: Material) -> bool:
         return len(rows_for_method(found.held_out, "sft").rows) < fewest and 2 * len(found.held_out) < found.num_rows
 
     found = at(0.0 if validation else share)
-    if validation or not too_few(found):
+    if validation or kept is not None or not too_few(found):
         return found
     # Near rows stay on one side, so that the number of held-out rows for a share is found by bisection.
     enough: Material | None = None

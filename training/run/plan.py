@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from graftwork.training.data.bad_rows import no_usable_rows
 from graftwork.training.data.mix.balance import balanced
 from graftwork.training.data.mix.paraphrases import Augmentation, Wording, can_be_reworded
 from graftwork.training.data.mix.paraphrases import accept_wordings as kept_wordings
-from graftwork.training.data.mix.replay import sample_replay
+from graftwork.training.data.mix.replay import sample_replay, sample_rows, split_learned
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import DataReport
@@ -47,6 +48,19 @@ class ParentVersion:
     name: str
     version: int
     folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedBefore:
+    """What the parent and the versions that it continues had of the same rows, by `Row.same_key`.
+
+    Attributes:
+        train: the rows that they were trained on by the method of the run.
+        held_out: the rows that they held out.
+    """
+
+    train: frozenset[int] = frozenset()
+    held_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +122,7 @@ def default_writer(
     questions: Sequence[str],
     *,
     kept: Path | None = None,
+    began: datetime | None = None,
     on_progress: Callable[[int, int], None] = lambda written, of: None,
 ) -> Sequence[Sequence[Wording]]:
     """Generate paraphrases with the base; see `graftwork.training.run.wordings.generate_wordings`."""
@@ -121,6 +136,7 @@ def default_writer(
         seed=config.seed,
         precision=precision.compute_precision(config),
         kept=kept,
+        began=began,
         on_progress=on_progress,
     )
 
@@ -168,6 +184,9 @@ def assemble_run(
     parent: ParentVersion | None = None,
     teacher: BaseInfo | None = None,
     older: Mapping[str, Material] | None = None,
+    before: LearnedBefore = LearnedBefore(),
+    turn: int = 0,
+    began: datetime | None = None,
     reason: str = "",
     writer: WordingWriter = default_writer,
 ) -> TrainingRun:
@@ -181,6 +200,10 @@ def assemble_run(
         parent: the version that is trained further.
         teacher: the teacher of a distillation.
         older: the rows of earlier rounds by name, of which ``config.replay`` are learned again.
+        before: which of the rows the parent learned already. Of many rows these are replayed like those of ``older``.
+        turn: number of earlier rounds; each replays other rows.
+        began: the time that a chat template sees which asks for the date; None is now. A run that is resumed must keep
+            the one that it began with.
         reason: why the method was chosen automatically.
         writer: generates paraphrases, if ``config.augment`` is set.
 
@@ -193,18 +216,26 @@ def assemble_run(
     if teacher is not None:
         _check_same_vocabulary(base, teacher)
     config = dataclasses.replace(config, max_length=min(config.max_length, base.max_positions))
-    prompts = Prompts(Path(base.path))
+    prompts = Prompts(Path(base.path), now=began)
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
 
     def tokens(rows: Iterable[Row]) -> Tokenized[Any]:
         tokenize = TOKENIZE[METHOD_TRAITS[config.method].learns_from]
         return tokenize(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
 
+    older = dict(older or {})
+    now, known = _divide(material.sides["train"], before, config, turn)
+    again_held_out = [row for row in material.sides["validation"] if row.same_key() in before.held_out]
+    if known or again_held_out:
+        older[_SAME_ROWS] = dataclasses.replace(
+            material, sides={"train": known, "validation": again_held_out, "test": ()}
+        )
+    material = dataclasses.replace(material, sides={**material.sides, "train": now})
     routed = {side: rows_for_method(material.sides[side], config.method) for side in ("train", "validation")}
     originals, other = routed["train"].rows, None
     fresh = originals
     if config.augment:
-        other = _augment(originals, material, older or {}, base, config, writer)
+        other = _augment(originals, material, older, base, config, writer)
         fresh = (*originals, *other.rows)
     if config.method in SUPERVISED:
         fresh = tuple(balanced(fresh, config.balance))
@@ -219,7 +250,7 @@ def assemble_run(
             "choose sft for liked answers.",
             param="method",
         )
-    replayed, forgettable = _older(material, older or {}, config, len(fresh))
+    replayed, forgettable = _older(material, older, config, len(fresh), turn)
     again, watched = tokens(replayed), tokens(forgettable)
     unused = sum(sum(part.unused.values()) for part in routed.values())
     return TrainingRun(
@@ -236,7 +267,7 @@ def assemble_run(
         parent=parent,
         teacher=teacher,
         num_augmented=len(augmented.sequences),
-        num_replayed=len(again.sequences),
+        num_replayed=len(again.sequences) + sum(row.same_key() in before.train for row in now),
         replay_validation=watched.sequences,
         held_out=material.held_out,
         held_out_older=tuple(forgettable),
@@ -277,31 +308,51 @@ def _augment(
     return kept_wordings(rows, wordings, held_out=held_out)
 
 
+LEARNED_AGAIN: Final = 1024
+"""Number of rows up to which a round from feedback learns all feedback again. A few new rows alone are a few steps; but
+with all of many rows each round would take longer than the one before."""
+
+_SAME_ROWS: Final = "the same feedback"
+"""The name, among earlier rounds, of the rows that a round has in common with the ones before."""
+
+
+def _divide(
+    rows: Sequence[Row], before: LearnedBefore, config: TrainConfig, turn: int
+) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Divide training rows into those to learn now, and those that the parent learned already."""
+    if not before.train:
+        return rows, ()
+    now, known = split_learned(rows, before.train, fewest=LEARNED_AGAIN, seed=config.seed, turn=turn)
+    labels = {row.label for row in rows_for_method(now, config.method).rows}
+    if config.method == "kto" and len(labels) < 2:  # it learns from a contrast
+        return rows, ()
+    return now, known
+
+
 REPLAY_MEASURED: Final = 200
 """Maximum number of held-out rows of earlier rounds that are evaluated after each epoch."""
 
 
 def _older(
-    material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
+    material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int, turn: int
 ) -> tuple[list[Row], list[Row]]:
     """Sample training rows and held-out rows of earlier rounds. Questions of the new round are excluded: its answer
-    replaces earlier ones, and its rows may be on the other side of the split."""
-    asked = {row.question_key() for side in ("train", "validation", "test") for row in material.sides[side]}
+    replaces earlier ones, and its rows may be on the other side of the split. Rows that are held out again stay."""
+    asked = {row.question_key() for rows in material.sides.values() for row in rows}
+    held_out = {row.same_key() for row in material.held_out}
 
-    def rows(side: SplitName) -> dict[str, list[Row]]:
+    def rows(side: SplitName, same: Collection[int] = ()) -> dict[str, Sequence[Row]]:
         return {
-            name: [
-                row
-                for row in rows_for_method(round_.sides[side], config.method).rows
-                if row.question_key() not in asked
-            ]
+            name: rows_for_method(
+                [row for row in round_.sides[side] if row.question_key() not in asked or row.same_key() in same],
+                config.method,
+            ).rows
             for name, round_ in older.items()
         }
 
-    replayed = sample_replay(rows("train"), num_new, share=config.replay, seed=config.seed)
-    held_out = rows("validation")
-    # A share of one half beside as many new rows is that number of rows.
-    watched = sample_replay(held_out, REPLAY_MEASURED, share=0.5, seed=config.seed)
+    replayed = sample_replay(rows("train"), num_new, share=config.replay, seed=config.seed, turn=turn)
+    # The same ones in every turn, so that rounds can be compared.
+    watched = sample_rows(rows("validation", held_out), REPLAY_MEASURED, seed=config.seed)
     return replayed, watched
 
 

@@ -23,10 +23,11 @@ FEW_ROWS: Final = 5
 BAR_COUNT: Final = 24
 """Approximate number of bins of a histogram."""
 
-RowOutcome = Literal["kept", "bad", "private", "same", "near", "conflict", "held_out"]
-"""Whether a row was kept, or why it was left out. ``bad``: it is unusable. ``private``: it has private data. ``same``
-and ``near``: it is a duplicate or near duplicate. ``conflict``: another row with its question has another answer.
-``held_out``: its question is on another side of the split."""
+RowOutcome = Literal["kept", "bad", "expired", "private", "same", "near", "conflict", "held_out"]
+"""Whether a row was kept, or why it was left out. ``bad``: it is unusable. ``expired``: it is feedback on an answer
+that is gone. ``private``: it has private data. ``same`` and ``near``: it is a duplicate or near duplicate.
+``conflict``: another row with its question has another answer. ``held_out``: its question is on another side of the
+split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class SourceReport:
         bad: number of unusable rows.
         formats: number of rows by format.
         columns: detected columns of the question, then of the answer.
+        expired: number of pieces of feedback whose answer is gone.
     """
 
     name: str
@@ -48,6 +50,7 @@ class SourceReport:
     bad: int
     formats: Mapping[str, int]
     columns: tuple[str, ...]
+    expired: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,6 +309,11 @@ def notes(report: DataReport) -> tuple[str, ...]:
     secrets = sum(found.findings for found in report.found if found.kind == "secret")
     if secrets:
         lines.append(f"{_count(secrets, 'secret')} found: whoever could read the data could use them. Change them.")
+    if expired := report.fates.get("expired"):
+        lines.append(
+            f"{_count(expired, 'judged answer')} no longer there: their retention has ended, they were erased or never "
+            "logged, or they were not exported. What was said of them is left out."
+        )
     if report.personal_in_system:
         lines.append(
             f"{_count(report.personal_in_system, 'row')} with personal data in the system message: it was kept, since "

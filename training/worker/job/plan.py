@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,18 +17,19 @@ from graftwork.adapters.learning.knobs import ALIASES, KNOBS
 from graftwork.adapters.learning.methods import TRAINING_METHODS
 from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.config import TrainConfig
+from graftwork.training.data.kept import KeptRows
 from graftwork.training.data.row import SplitName
 from graftwork.training.data.store import DataStore
 from graftwork.training.methods.rows import choose_method, count_signals, method_named
 from graftwork.training.run.folder import (
     ANSWERS_FILE,
+    BEGAN_FILE,
     FEEDBACK_FILE,
-    RESULT_FILE,
-    SPEC_FILE,
     WORDINGS_FILE,
 )
 from graftwork.training.run.material import Material, read_data_set, read_files
 from graftwork.training.run.plan import ParentVersion, TrainingRun, assemble_run, default_writer
+from graftwork.training.worker.job.rounds import Round, RoundRecord, earlier_rounds, learned_before
 from graftwork.training.worker.job.spec import AUTO, JobSpec
 
 UNSUPPORTED_METHODS: Final[Mapping[str, str]] = {
@@ -58,10 +60,12 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     given = parse_hyperparameters(spec.hyperparameters)
     if CONTROL_KEY in spec.metadata:
         spec = with_all_rounds(folder, spec)
-    older = dict(older_rounds(folder, spec)) if spec.parent is not None and spec.parent_folder is not None else {}
+    continues = spec.parent is not None and spec.parent_folder is not None
+    rounds = list(earlier_rounds(folder, spec)) if continues else []
     # Each round has the feedback of earlier rounds, too: rows that were trained on must not be held out now.
-    learned = [row for round_ in older.values() for row in round_.sides["train"]] if _is_feedback(spec) else []
-    material = job_material(spec, earlier={row.question_key(): "train" for row in learned})
+    trained = {key for round_ in rounds for key in _trained_questions(round_)} if _is_feedback(spec) else set()
+    material = job_material(spec, earlier=dict.fromkeys(trained, "train"))
+    older = dict(_older_material(rounds, spec))
     if _may_hold_out_more(spec) and material.report.shares["validation"] > TrainConfig().validation:
         say(
             f"{len(material.held_out):,} of {material.num_rows:,} rows are held out, more than the usual "
@@ -88,8 +92,9 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     if config.variant == "full":
         raise ConfigurationError(f"Jobs do not do {UNSUPPORTED_METHODS['full']}.", param="variant")
     _record_answers(folder, (material, *older.values()))
-    writer = partial(default_writer, kept=folder / WORDINGS_FILE, on_progress=_wording_progress(say))
-    return assemble_run(
+    began = _began(folder)
+    writer = partial(default_writer, kept=folder / WORDINGS_FILE, began=began, on_progress=_wording_progress(say))
+    run = assemble_run(
         spec.name,
         material,
         base=spec.base,
@@ -97,9 +102,23 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         parent=parent,
         teacher=teacher,
         older=older,
+        before=learned_before(rounds, spec.ancestors, method),
+        turn=len(rounds),
+        began=began,
         reason=reason,
         writer=writer,
     )
+    if material.kept is not None:
+        RoundRecord(method=method, rows=material.kept).write(folder)
+    return run
+
+
+def _began(folder: Path) -> datetime:
+    """Return when the run first began; recorded, since a chat template may write the date into every prompt."""
+    path = folder / BEGAN_FILE
+    if not path.exists():
+        write_durably(path, json.dumps({"at": datetime.now().isoformat()}))
+    return datetime.fromisoformat(json.loads(path.read_bytes())["at"])
 
 
 def _wording_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
@@ -144,12 +163,15 @@ FEWEST_HELD_OUT: Final = 25
 long for the server."""
 
 
-def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None) -> Material:
+def job_material(
+    spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None, kept: KeptRows | None = None
+) -> Material:
     """Read the rows of a job, from its files or its stored data set.
 
     Args:
         spec: the specification of the job.
         earlier: the split of each question in earlier rounds; see `graftwork.training.data.pipeline.prepare`.
+        kept: what the run recorded of its rows, if it was planned before.
 
     Raises:
         InvalidRequest: if a file cannot be read, or there is no usable row.
@@ -160,7 +182,7 @@ def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = Non
         return read_data_set(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
     share = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
     fewest = FEWEST_HELD_OUT if _may_hold_out_more(spec) else 0
-    return read_files(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier)
+    return read_files(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier, kept=kept)
 
 
 def _is_feedback(spec: JobSpec) -> bool:
@@ -172,27 +194,46 @@ def _may_hold_out_more(spec: JobSpec) -> bool:
     return _is_feedback(spec) and "validation" not in parse_hyperparameters(spec.hyperparameters)
 
 
-def older_rounds(folder: Path, spec: JobSpec) -> Iterator[tuple[str, Material]]:
-    """Yield the job id and the rows of each earlier successful run of the same adapter, the oldest first.
+def _older_material(rounds: Iterable[Round], spec: JobSpec) -> Iterator[tuple[str, Material]]:
+    """Yield the job id and the rows of each earlier round, the oldest first.
 
-    Their data is read again, so that erased rows are not replayed. Runs whose data was deleted are left out.
-
-    Args:
-        folder: the folder of this run; those of earlier runs are beside it.
-        spec: the specification of this run.
+    Their data is read again, so that erased rows are not replayed, and only once where several rounds had the same. The
+    newest feedback contains the earlier ones; so does that of this run, if it has any.
     """
-    for earlier in _earlier(folder, spec):
-        try:
-            yield earlier.job_id, job_material(earlier)
-        except InvalidRequest as error:
-            if error.code != "no_usable_rows":  # all its rows may have been erased
-                raise
+    newest: dict[Hashable, Round] = {}
+    for round_ in rounds:
+        key = FEEDBACK_FILE if _is_feedback(round_.spec) else (round_.spec.data, round_.spec.validation)
+        newest.pop(key, None)
+        newest[key] = round_
+    if _is_feedback(spec):
+        newest.pop(FEEDBACK_FILE, None)
+    for round_ in newest.values():
+        if (material := _read_again(round_)) is not None:
+            yield round_.spec.job_id, material
+
+
+def _read_again(round_: Round) -> Material | None:
+    """Return the rows of an earlier round; None if there are none left."""
+    try:
+        return job_material(round_.spec, kept=None if round_.record is None else round_.record.rows)
+    except InvalidRequest as error:
+        if error.code != "no_usable_rows":  # all its rows may have been erased
+            raise
+        return None
+
+
+def _trained_questions(round_: Round) -> Iterator[int]:
+    """Yield the questions that an earlier round was trained on, by `Row.question_key`."""
+    if round_.record is not None:
+        yield from (row.question for row in round_.record.rows.sides["train"])
+    elif (material := _read_again(round_)) is not None:
+        yield from (row.question_key() for row in material.sides["train"])
 
 
 def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
     """Return the specification with the data of all earlier rounds, for a control run. Of feedback files only the
     newest is used, which contains the earlier ones."""
-    rounds = [*_earlier(folder, spec), spec]
+    rounds = [*(round_.spec for round_ in earlier_rounds(folder, spec)), spec]
     data = {file: None for earlier in rounds for file in earlier.data if file.is_file()}
     older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
     return dataclasses.replace(
@@ -210,19 +251,6 @@ def _record_answers(folder: Path, rounds: Iterable[Material]) -> None:
     found = {id for round_ in rounds for rows in round_.sides.values() for row in rows for id in row.interactions}
     if found - known:
         write_durably(path, json.dumps(sorted(found | known)))
-
-
-def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
-    """Yield the successful runs of the same adapter whose data still exists, the oldest first."""
-    beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT_FILE).is_file()]
-    for path in sorted(beside, key=lambda path: (path / RESULT_FILE).stat().st_mtime_ns):
-        if not (path / SPEC_FILE).is_file():
-            continue
-        earlier = JobSpec.read(path)
-        succeeded = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))["status"] == "succeeded"
-        wanted = earlier.name in {spec.name, spec.parent_name} and earlier.data != spec.data
-        if succeeded and wanted and all(file.exists() for file in (*earlier.data, *earlier.validation)):
-            yield earlier
 
 
 def parent_id(run: TrainingRun) -> str:
