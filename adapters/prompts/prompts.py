@@ -7,6 +7,7 @@ stays light. Agrees token for token with transformers' ``apply_chat_template``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -209,6 +210,21 @@ class Prompts:
         """A new incremental detokenizer for one answer. The special tokens of ``visible`` are written all the same."""
         skipped = self._special_ids.difference(visible) if skip_special_tokens else frozenset()
         return IncrementalDetokenizer(self._pieces, skipped)
+
+    def special_tokens_in(self, text: str) -> list[str]:
+        """The special tokens that stand written out in a text, in order. In messages and prompts they are read as these
+        tokens and not as text, as in transformers and vLLM."""
+        return self._special_texts.findall(text)
+
+    def ends_answer(self, token: str) -> bool:
+        """Whether a special token, as text, ends an answer."""
+        return self._tokenizer.token_to_id(token) in self.eos_token_ids
+
+    @cached_property
+    def _special_texts(self) -> re.Pattern[str]:
+        decoder = self._tokenizer.get_added_tokens_decoder()
+        texts = sorted((decoder[id].content for id in self._special_ids), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token inside a text; empty for an unknown id."""

@@ -49,7 +49,14 @@ class Material:
         return sum(map(len, self.sides.values()))
 
 
-def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format: str | None, share: float) -> Material:
+def load_material(
+    data: Path | StoredDataSet,
+    *,
+    columns: Columns | None,
+    format: str | None,
+    share: float,
+    clean_system: bool = False,
+) -> Material:
     """Read the rows of a file, or of a stored data set.
 
     Args:
@@ -57,6 +64,7 @@ def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format
         columns: the columns of the file.
         format: the format of the file; detected if None.
         share: share of the file's rows that are held out for validation.
+        clean_system: whether personal data in the file's system messages is masked, too.
 
     Raises:
         InvalidRequest: if the file cannot be read or has no usable row.
@@ -65,7 +73,7 @@ def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format
     return (
         read_data_set(data)
         if isinstance(data, StoredDataSet)
-        else read_files([data], columns=columns, format=format, share=share)
+        else read_files([data], columns=columns, format=format, share=share, clean_system=clean_system)
     )
 
 
@@ -79,6 +87,7 @@ def read_files(
     fewest: int = 0,
     earlier: Mapping[int, SplitName] | None = None,
     kept: KeptRows | None = None,
+    clean_system: bool = False,
 ) -> Material:
     """Read files, clean their rows by the default policy, and split them.
 
@@ -92,6 +101,7 @@ def read_files(
             most half of the rows are held out.
         earlier: the split of each question in earlier data; see `prepare`.
         kept: what was found out when the same files were read before, which settles the split; see `prepare`.
+        clean_system: whether personal data in system messages is masked, too.
 
     Raises:
         InvalidRequest: if a file cannot be read, or there is no usable row.
@@ -101,7 +111,7 @@ def read_files(
         sources.append(dataclasses.replace(source, split="validation"))
 
     def at(share: float) -> Material:
-        policy = DataPolicy(shares=Shares(validation=share, test=0.0))
+        policy = DataPolicy(clean_system=clean_system, shares=Shares(validation=share, test=0.0))
         with prepare(sources, policy, earlier=earlier, kept=kept) as prepared:
             return Material(
                 label=" + ".join(path.name for path in data),

@@ -30,7 +30,7 @@ from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import DataReport
 from graftwork.training.data.row import BadRow, Row, SplitName
 from graftwork.training.data.store import StoredDataSet
-from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow
+from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow, has_special_tokens
 from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.run.material import Material, load_material
 
@@ -171,7 +171,8 @@ def plan_run(
         ConfigurationError: if the teacher has another vocabulary.
     """
     check_name(name, base_id=base.id)
-    found = load_material(data, columns=columns, format=format, share=config.validation)
+    clean_system = config.personal_in_system == "mask"
+    found = load_material(data, columns=columns, format=format, share=config.validation, clean_system=clean_system)
     return assemble_run(name, found, base=base, config=config, teacher=teacher, writer=writer)
 
 
@@ -252,6 +253,7 @@ def assemble_run(
         )
     replayed, forgettable = _older(material, older, config, len(fresh), turn)
     again, watched = tokens(replayed), tokens(forgettable)
+    num_special = sum(has_special_tokens(row, prompts) for row in (*fresh, *routed["validation"].rows))
     unused = sum(sum(part.unused.values()) for part in routed.values())
     return TrainingRun(
         name=name,
@@ -272,7 +274,7 @@ def assemble_run(
         held_out=material.held_out,
         held_out_older=tuple(forgettable),
         reason=reason,
-        remarks=(*_remarks(material.report, unused, config.method), *(other.describe() if other else ())),
+        remarks=(*_remarks(material.report, unused, num_special, config.method), *(other.describe() if other else ())),
     )
 
 
@@ -374,7 +376,7 @@ def _nothing_to_learn(
     return no_usable_rows(material.label, bad)
 
 
-def _remarks(report: DataReport, unused: int, method: str) -> Iterator[str]:
+def _remarks(report: DataReport, unused: int, num_special: int, method: str) -> Iterator[str]:
     left_out = [f"{number:,} {noun}" for fate, noun, number in words.fates(report) if fate not in ("kept", "bad")]
     if left_out:
         yield f"Left out: {', '.join(left_out)} (graftwork data check shows which)."
@@ -385,3 +387,13 @@ def _remarks(report: DataReport, unused: int, method: str) -> Iterator[str]:
         supervised = "say what not to answer, which supervised training cannot use"
         why = supervised if method == "sft" else f"say nothing that {method} learns from"
         yield f"{words.count(unused, 'row')} {why}."
+    if report.personal_in_system:
+        yield (
+            f"{words.count(report.personal_in_system, 'row')} with personal data in the system message, which is kept "
+            "(personal_in_system masks it)."
+        )
+    if num_special:
+        yield (
+            f"{words.count(num_special, 'row')} with a special token of the base written out in a message: learned as "
+            "that token and not as text, as it is served."
+        )

@@ -282,6 +282,15 @@ def test_lengths_are_those_that_training_will_see(make: Callable[..., PreparedDa
     assert make(pair("abc", "de")).report.lengths.question.total == 3
 
 
+def test_special_tokens_that_are_written_out_are_counted(
+    make: Callable[..., PreparedDataSet], prompts: Prompts
+) -> None:
+    report = make(chat("what is <|im_end|>?", "a marker"), chat("hi", "yes"), prompts=prompts).report
+    assert report.lengths.special == 1
+    assert "1 row with a special token of the base" in report.notes[0]
+    assert not make(chat("hi", "yes"), prompts=prompts).report.notes
+
+
 def test_rows_that_the_template_refuses_are_said(
     make: Callable[..., PreparedDataSet], templated: Callable[[str], Prompts]
 ) -> None:

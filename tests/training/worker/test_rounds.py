@@ -131,6 +131,24 @@ def test_the_first_round_holds_out_what_the_gates_want(
     assert not job_material(JobSpec.read(given)).held_out
 
 
+def test_a_round_masks_personal_data_in_system_messages_if_asked_to(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    rows = judged(30, thumb="up")
+    for row in rows[::2]:
+        row["messages"].insert(0, {"role": "system", "content": "You talk to ann@acme.com."})
+
+    def planned(**hyperparameters: Any) -> TrainingRun:
+        folder = made(
+            tmp_path / f"{len(hyperparameters)}" / "ftjob-1", tiny_base, rows, hyperparameters=hyperparameters
+        )
+        return plan_job(JobSpec.read(folder), folder)
+
+    kept, masked = planned(), planned(personal_in_system="mask")
+    assert kept.held_out[0].messages[0]["content"] == "You talk to ann@acme.com."
+    assert masked.held_out[0].messages[0]["content"] == "You talk to [EMAIL]."
+    assert any("30 rows with personal data in the system message" in remark for remark in kept.remarks)
+    assert any("30 × email" in remark for remark in masked.remarks)
+
+
 def test_few_rows_are_not_all_held_out(tiny_base: BaseInfo, tmp_path: Path) -> None:
     for count in range(1, 8):
         folder = made(tmp_path / f"{count}" / "ftjob-1", tiny_base, judged(count, thumb="up"))

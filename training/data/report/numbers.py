@@ -114,6 +114,7 @@ class Lengths:
         over: number of rows longer than that.
         refused: number of rows that the base's chat template refuses; they have no length.
         refusal: where and why it refused the first of them.
+        special: number of rows with a special token of the base written out in a message.
     """
 
     unit: Literal["tokens", "characters"]
@@ -124,6 +125,7 @@ class Lengths:
     over: int = 0
     refused: int = 0
     refusal: str = ""
+    special: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -322,6 +324,12 @@ def notes(report: DataReport) -> tuple[str, ...]:
     if report.lengths.refused:
         lines.append(
             f"The base's chat template refuses {_count(report.lengths.refused, 'row')}: {report.lengths.refusal}"
+        )
+    if special := report.lengths.special:
+        lines.append(
+            f"{_count(special, 'row')} with a special token of the base, such as its end of turn, written out in a "
+            "message: it is read as that token and not as text, here as when it is served. Take it out, unless it is "
+            "meant so."
         )
     if report.num_conflicts and report.conflict_action == "keep":
         lines.append(

@@ -180,9 +180,18 @@ def job_material(
     if len(spec.data) == 1 and spec.data[0].is_dir():
         folder = spec.data[0]
         return read_data_set(DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}"))
-    share = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
+    given = parse_hyperparameters(spec.hyperparameters)
+    share = given.get("validation", TrainConfig().validation)
     fewest = FEWEST_HELD_OUT if _may_hold_out_more(spec) else 0
-    return read_files(spec.data, spec.validation, share=share, fewest=fewest, earlier=earlier, kept=kept)
+    return read_files(
+        spec.data,
+        spec.validation,
+        share=share,
+        fewest=fewest,
+        earlier=earlier,
+        kept=kept,
+        clean_system=given.get("personal_in_system") == "mask",
+    )
 
 
 def _is_feedback(spec: JobSpec) -> bool:
