@@ -325,9 +325,8 @@ def _divide(
     if not before.train:
         return rows, ()
     now, known = split_learned(rows, before.train, fewest=LEARNED_AGAIN, seed=config.seed, turn=turn)
-    labels = {row.label for row in rows_for_method(now, config.method).rows}
-    if config.method == "kto" and len(labels) < 2:  # it learns from a contrast
-        return rows, ()
+    if config.method == "kto" and len({row.label for row in rows_for_method(now, "kto").rows}) < 2:
+        return rows, ()  # it learns from a contrast
     return now, known
 
 
