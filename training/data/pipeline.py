@@ -185,6 +185,7 @@ class _Pipeline:
     exact_parts: array[int] = field(default_factory=lambda: array("Q"))
     copies: array[int] = field(default_factory=lambda: array("L"))
     copied_from: defaultdict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    judged_copies: list[tuple[int, int, bool]] = field(default_factory=list)
     excluded: dict[int, RowOutcome] = field(default_factory=dict)
     conflicting: list[list[int]] = field(default_factory=list)
     common: CommonShingles = field(default_factory=CommonShingles)
@@ -261,6 +262,7 @@ class _Pipeline:
             self.copies[first] += 1
             if row.interactions:
                 self.copied_from[first] += row.interactions
+                self.judged_copies.append((first, raw, is_changed))
             return
         write(row)
         question = row.question_key()
@@ -268,6 +270,7 @@ class _Pipeline:
         self.same_keys.append(same)
         self.question_keys.append(question)
         self.changed.append(is_changed)
+        self.copies.append(1)
         if kept is not None:
             self.sides.append(kept[0])
             return
@@ -277,7 +280,6 @@ class _Pipeline:
         self.tasks.append(row.task_key())
         self.verdicts.append(_hash64(row.verdict()))
         self.exact_parts.append(_hash64(_exact_parts(row)))
-        self.copies.append(1)
         if self.policy.near is not None:
             self.common.count(shingles(row.question))
 
@@ -472,10 +474,11 @@ class _Pipeline:
     def kept_rows(self) -> KeptRows:
         """What was found out about the rows that are kept."""
         by_side: dict[SplitName, list[KeptRow]] = {side: [] for side in SPLITS}
-        found = zip(self.raw_keys, self.same_keys, self.question_keys, self.changed, self.sides, strict=True)
-        for raw, same, question, changed, side in found:
-            if side is not None:
-                by_side[side].append(KeptRow(raw, same, question, bool(changed)))
+        firsts = zip(range(self.spool.num), self.raw_keys, map(bool, self.changed), strict=True)
+        # Copies, too, whose interactions belong to the row.
+        for number, raw, changed in (*firsts, *self.judged_copies):
+            if (side := self.sides[number]) is not None:
+                by_side[side].append(KeptRow(raw, self.same_keys[number], self.question_keys[number], changed))
         return KeptRows(sides=by_side)
 
     def _shown(self) -> Iterator[Sequence[int]]:

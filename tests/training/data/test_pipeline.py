@@ -117,6 +117,8 @@ def test_a_text_that_two_users_said_is_found_by_the_erasure_of_either(make: Call
 
     prepared = make(*asked("a", "ann@acme.com"), *asked("b", "bob@acme.com"), *asked("c", "nobody"))
     assert [row.interactions for row in prepared.rows()] == [("a", "b"), ("c",)]
+    again = make(*asked("a", "ann@acme.com"), *asked("b", "bob@acme.com"), kept=prepared.kept)
+    assert [row.interactions for row in again.rows()] == [("a", "b")]
     assert prepared.report.fates == {"kept": 2, "same": 1}
 
 
@@ -431,7 +433,10 @@ def test_rows_that_were_kept_are_read_again_without_being_cleaned_and_compared(
     assert [row.to_json() for row in again.rows()] == [row.to_json() for row in before.rows()]
     assert again.digest == before.digest
     assert texts == ["I am ann@acme.com", "yes"], "what cleaning changed is cleaned again"
-    assert list(make(*records[10:], kept=kept).rows()) == [row for row in before.rows() if row.line > 10]
+    fewer = make(*records[10:60], kept=kept).rows()
+    assert [(row.digest(), row.split) for row in fewer] == [
+        (row.digest(), row.split) for row in before.rows() if 10 < row.line <= 60
+    ]
 
 
 # --- determinism and memory -------------------------------------------------------------------------------------------

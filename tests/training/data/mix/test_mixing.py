@@ -79,8 +79,8 @@ def test_replay_is_decided_by_its_seed_and_stays_much_the_same_as_rounds_grow() 
 
 def test_small_classes_are_replayed_in_turn() -> None:
     rows = [row(f"{number} of {label}", f"class {label}") for label in range(77) for number in range(5 + label % 3)]
-    turns = [sample_replay({"v1": rows}, num_new=60, turn=turn) for turn in range(6)]
-    assert [len({one.answer for one in chosen}) for chosen in turns] == [20] * 6
+    turns = [sample_replay({"v1": rows}, num_new=60, turn=turn) for turn in range(8)]
+    assert [len({one.answer for one in chosen}) for chosen in turns] == [20] * 8
     assert {one.answer for chosen in turns for one in chosen} == {f"class {label}" for label in range(77)}
     often = Counter(one.answer for turn in range(77) for one in sample_replay({"v1": rows}, num_new=60, turn=turn))
     assert 15 <= min(often.values()) <= max(often.values()) <= 25
