@@ -211,14 +211,19 @@ def _older_material(rounds: Iterable[Round], spec: JobSpec) -> Iterator[tuple[st
     """
     newest: dict[Hashable, Round] = {}
     for round_ in rounds:
-        key = FEEDBACK_FILE if _is_feedback(round_.spec) else (round_.spec.data, round_.spec.validation)
+        key = _data_of(round_.spec)
         newest.pop(key, None)
         newest[key] = round_
     if _is_feedback(spec):
-        newest.pop(FEEDBACK_FILE, None)
+        newest.pop(_data_of(spec), None)
     for round_ in newest.values():
         if (material := _read_again(round_)) is not None:
             yield round_.spec.job_id, material
+
+
+def _data_of(spec: JobSpec) -> Hashable:
+    """What a round learned from: files, or the feedback on an adapter's answers."""
+    return spec.name if _is_feedback(spec) else (spec.data, spec.validation)
 
 
 def _read_again(round_: Round) -> Material | None:
