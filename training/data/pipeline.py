@@ -45,6 +45,7 @@ from graftwork.training.data.row import (
     BadRow,
     Row,
     SplitName,
+    Unusable,
     plain_words,
     set_digest,
 )
@@ -245,16 +246,16 @@ class _Pipeline:
         kept = None if self.kept is None else self.kept.get(raw)
         if self.kept is not None and kept is None:
             return
-        cleaned = row if kept is not None and not kept[1].changed else self._clean(row)
+        try:
+            cleaned = row if kept is not None and not kept[1].changed else self._clean(row)
+        except Unusable as problem:
+            self._add_bad(problem.bad_row(row.source, row.line))
+            return
         if cleaned is None:
             self.fates["private"] += 1
             return
         is_changed = cleaned is not row
         row = cleaned
-        if row.rejected is not None and row.answer.split() == row.rejected_answer.split():
-            reason = "the chosen and the rejected answer are the same once text is repaired and private data is masked"
-            self._add_bad(BadRow(source=row.source, line=row.line, reason=reason))
-            return
         same = row.same_key()
         key = (same, row.split if kept is None else None)
         if (first := seen.setdefault(key, self.spool.num)) != self.spool.num:
@@ -284,11 +285,18 @@ class _Pipeline:
             self.common.count(shingles(row.question))
 
     def _clean(self, row: Row) -> Row | None:
-        """Return the row repaired and masked; None if the policy drops it."""
+        """Return the row repaired and masked; None if the policy drops it, or nothing but private data told its answers
+        apart.
+
+        Raises:
+            Unusable: if nothing but broken text did.
+        """
         if self.policy.repair:
             repaired = row.with_texts(lambda role, text: repair(text))
             self.num_repaired += repaired is not row
             row = repaired
+            if _answers_alike(row):
+                raise Unusable("the chosen and the rejected answer are the same once broken text is repaired")
         policy, finder = self.policy, self._finder
         kinds: list[str] = []
         kept: list[Finding] = []
@@ -313,7 +321,7 @@ class _Pipeline:
         if kinds:
             self.private.add(kinds, row.place)
             actions = {policy.secrets if kind == SECRET else policy.personal for kind in kinds}
-            if "drop" in actions:
+            if "drop" in actions or _answers_alike(row):
                 return None
         return row
 
@@ -485,6 +493,11 @@ class _Pipeline:
         yield from self.conflicting[:EXAMPLES_SHOWN]
         yield from self.twins[:EXAMPLES_SHOWN]
         yield from self.near_conflicts[: 5 * EXAMPLES_SHOWN]
+
+
+def _answers_alike(row: Row) -> bool:
+    """Whether a row prefers an answer to the same one."""
+    return row.rejected is not None and row.answer.split() == row.rejected_answer.split()
 
 
 def _exact_parts(row: Row) -> str:
