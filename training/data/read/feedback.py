@@ -25,7 +25,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from graftwork.training.data.read.columns import Columns
-from graftwork.training.data.read.formats import conversation, last_alone, pair, with_tools
+from graftwork.training.data.read.conversations import conversation, last_alone, pair, with_tools
 from graftwork.training.data.read.lines import Record
 from graftwork.training.data.row import BadRow, Expired, Row, Unusable, group_of, is_unicode
 

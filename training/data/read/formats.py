@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.prompts.messages import read_conversation
-from graftwork.adapters.prompts.tools import read_tools
 from graftwork.training.data.read.columns import ANSWERS, CLASSES, LABEL_COLUMNS, QUESTIONS, USERS, Columns
+from graftwork.training.data.read.conversations import (
+    Fields,
+    conversation,
+    last_alone,
+    only_answer,
+    pair,
+    whole_text,
+    with_tools,
+)
 from graftwork.training.data.row import (
     SPLITS,
     Message,
@@ -26,8 +32,6 @@ from graftwork.training.data.row import (
     Unusable,
     assistant_message,
     group_of,
-    is_unicode,
-    text_of,
 )
 
 SPEAKERS: Final = {
@@ -48,7 +52,6 @@ SIDE_NAMES: Final[dict[str, SplitName]] = {
     "test": "test",
 }
 
-Fields = Mapping[str, Any]
 Convert = Callable[[Fields, Columns], Row]
 
 
@@ -118,108 +121,6 @@ def answer_columns(format: str, fields: Set[str], columns: Columns) -> tuple[tup
     return question_and_answer(fields - _judgements(fields, columns), columns)
 
 
-# --- conversations ----------------------------------------------------------------------------------------------------
-
-
-def conversation(turns: Any) -> Row:
-    """Build a row from chat messages that end with an answer. Assistant messages with ``weight`` 0 are not learned.
-
-    Raises:
-        Unusable: if these are not valid messages, or there is no answer to learn.
-    """
-    if not isinstance(turns, list) or not turns:
-        raise Unusable("'messages' must be a list of messages that is not empty")
-    learned = []
-    messages = _messages(turns)
-    for index, (turn, message) in enumerate(zip(turns, messages, strict=True)):
-        weight = turn.get("weight", 1)
-        if isinstance(weight, bool | list | dict) or weight not in (0, 1):
-            raise Unusable(f"messages[{index}].weight is {weight!r}; it may be 1, or 0 for an answer not to learn")
-        if message["role"] == "assistant" and weight == 1:
-            if not text_of(message).strip():
-                raise Unusable(f"messages[{index}] is an empty answer")
-            learned.append(index)
-    if messages[-1]["role"] != "assistant":
-        raise Unusable("the last message is not the assistant's: there is no answer to learn")
-    if not learned:
-        raise Unusable("every answer has weight 0: there is nothing to learn")
-    return Row(messages=tuple(messages), learned=tuple(learned))
-
-
-def pair(asked: Any, answer: Any, columns: Columns, *, names: tuple[str, str] = ("prompt", "completion")) -> Row:
-    """Build a row from a question and its answer, each a text or a list of messages.
-
-    Args:
-        asked: the question.
-        answer: the answer.
-        columns: the system message, and whether the row is plain text.
-        names: names of the two fields, for errors.
-
-    Raises:
-        Unusable: if question or answer is empty or of the wrong type.
-    """
-    if not columns.plain and isinstance(asked, list):
-        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        return conversation([*asked, *answers])
-    last: Any = {"role": "assistant", "content": answer}
-    if isinstance(answer, list) and not columns.plain:
-        last = _only_answer(answer, names[1])
-        answer = text_of(last)
-    for name, text in zip(names, (asked, answer), strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise Unusable(f"{name!r} must be a text that is not empty")
-    if columns.plain:
-        return Row(prompt=_whole(asked, names[0]), completion=_whole(answer, names[1]))
-    system = [{"role": "system", "content": columns.system}] if columns.system is not None else []
-    return conversation([*system, {"role": "user", "content": asked}, last])
-
-
-def with_tools(row: Row, fields: Fields) -> Row:
-    """Return the row with the ``tools`` of these fields, which the answers may call.
-
-    Raises:
-        Unusable: if they are invalid; if there are none, and an answer that is learned calls one; if the row is plain.
-    """
-    if fields.get("functions"):
-        raise Unusable("'functions' is not supported in training data: give 'tools', which replaced it")
-    try:
-        tools = read_tools(fields.get("tools") or [])
-    except InvalidRequest as error:
-        raise Unusable(error.message.removesuffix(".")) from None
-    if tools and not row.messages:
-        raise Unusable("'tools' are for chat messages, and this is plain text")
-    calling = [index for index in row.learned if "tool_calls" in row.messages[index]]
-    if (calling or row.rejected_calls) and not tools:
-        where = f"messages[{calling[0]}]" if calling else "the rejected answer"
-        raise Unusable(f"{where} has tool_calls, and the row has no 'tools' that it could call")
-    return replace(row, tools=tuple(tools))
-
-
-def _messages(turns: list[Any]) -> list[dict[str, Any]]:
-    try:
-        return read_conversation([_without_weight(turn) for turn in turns])
-    except InvalidRequest as error:
-        raise Unusable(error.message.removesuffix(".")) from None
-
-
-def _without_weight(turn: Any) -> Any:
-    return {key: value for key, value in turn.items() if key != "weight"} if isinstance(turn, dict) else turn
-
-
-def _whole(text: str, name: str) -> str:
-    if not is_unicode(text):
-        raise Unusable(f"{name!r} holds bytes that are no UTF-8, or half a character: save the file as UTF-8")
-    return text
-
-
-def _only_answer(turns: list[Any], name: str) -> Message:
-    """Return content and tool calls of a list that holds a single assistant message."""
-    if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
-        raise Unusable(f"{name!r} must be one message of the assistant")
-    (message,) = _messages(turns)
-    return assistant_message(message["content"], message.get("tool_calls", ()))
-
-
 # --- the formats ------------------------------------------------------------------------------------------------------
 
 
@@ -287,11 +188,6 @@ def _is_scored(fields: Set[str], columns: Columns) -> bool:
     return "score" in _judgements(fields, columns) and answer_format(fields, columns) is not None
 
 
-def last_alone(row: Row) -> Row:
-    """Return the row with its last answer as the only learned one."""
-    return replace(row, learned=(len(row.messages) - 1,)) if row.messages else row
-
-
 def _preference(fields: Fields, columns: Columns) -> Row:
     _require_unjudged(fields)
     better, worse = _field(fields, "chosen"), _field(fields, "rejected")
@@ -300,7 +196,7 @@ def _preference(fields: Fields, columns: Columns) -> Row:
     if columns.plain or not isinstance(better, list):
         if asked is None:
             raise Unusable("has no 'prompt', and 'chosen' is no list of messages that could begin with it")
-        rejected = _only_answer(worse, "rejected") if isinstance(worse, list) else assistant_message(worse)
+        rejected = only_answer(worse, "rejected") if isinstance(worse, list) else assistant_message(worse)
         return _better(pair(asked, better, columns, names=("prompt", "chosen")), rejected)
     if not isinstance(worse, list):
         raise Unusable("'chosen' is a list of messages, so 'rejected' must be one too")
@@ -316,7 +212,7 @@ def _preference(fields: Fields, columns: Columns) -> Row:
     )
     if isinstance(asked, str) and columns.system is not None:
         question = [{"role": "system", "content": columns.system}, *question]
-    return _better(conversation([*question, _only_answer(better, "chosen")]), _only_answer(worse, "rejected"))
+    return _better(conversation([*question, only_answer(better, "chosen")]), only_answer(worse, "rejected"))
 
 
 def _openai_dpo(fields: Fields, columns: Columns) -> Row:
@@ -329,7 +225,7 @@ def _openai_dpo(fields: Fields, columns: Columns) -> Row:
         turns = _field(fields, name)
         if not isinstance(turns, list):
             raise Unusable(f"{name!r} must be a list of one message")
-        outputs.append(_only_answer(turns, name))
+        outputs.append(only_answer(turns, name))
     chosen, rejected = outputs
     return with_tools(_better(conversation([*given["messages"], chosen]), rejected), given)
 
@@ -345,7 +241,7 @@ def _better(row: Row, rejected: Message) -> Row:
     text, calls = rejected["content"], rejected.get("tool_calls", ())
     if not isinstance(text, str) or not (text.strip() or calls):
         raise Unusable("the rejected answer must be a text that is not empty")
-    worse = row.with_answer(_whole(text, "rejected"), calls)
+    worse = row.with_answer(whole_text(text, "rejected"), calls)
     if worse.answer.split() == row.answer.split():
         raise Unusable("the chosen and the rejected answer are the same")
     return last_alone(row).over(worse)
@@ -388,7 +284,7 @@ def _text(fields: Fields, columns: Columns) -> Row:
     text = _field(fields, "text")
     if not isinstance(text, str) or not text.strip():
         raise Unusable("'text' must be a text that is not empty")
-    return Row(completion=_whole(text, "text"))
+    return Row(completion=whole_text(text, "text"))
 
 
 def _has(*names: str) -> Callable[[Set[str], Columns], bool]:
@@ -503,7 +399,7 @@ def _group(fields: Fields, columns: Columns) -> str | None:
     user = None if name is None else fields.get(name)
     if isinstance(user, bool) or not isinstance(user, str | int) or user == "":
         return None
-    return group_of(_whole(str(user), str(name)))
+    return group_of(whole_text(str(user), str(name)))
 
 
 def _split(fields: Fields, columns: Columns) -> SplitName | None:
