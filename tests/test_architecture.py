@@ -46,7 +46,9 @@ ORDER = {
         " < sampler, model < backends, runner < backend_selector, engine < loading"
     ),
     "training": "data < config < model < methods < evaluation, run < worker, cli",
-    "training/data": "row < read, clean, splits, tokens < report < policy < mix, bad_rows, spool < pipeline < store",
+    "training/data": (
+        "row < read, clean, splits, tokens < report < policy < mix, bad_rows, kept, spool < pipeline < store"
+    ),
     "clients": "errors, types < http < endpoints < client, async_client < cli < demo",
     "benchmarks": "harness < load < systems < serving, engine, learning, experiments, gates < cli < __main__",
 }

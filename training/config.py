@@ -35,6 +35,8 @@ Reference = Literal["parent", "base"]
 
 Precision = Literal["auto", "bfloat16", "float32"]
 
+PersonalInSystem = Literal["keep", "mask"]
+
 FRESH_RATES: Final[Mapping[TrainingMethod, float]] = {
     "sft": 5e-4,
     "weighted_sft": 5e-4,
@@ -140,6 +142,7 @@ class TrainConfig:
     max_grad_norm: float = _DEFAULTS["max_grad_norm"]
     max_length: int = _DEFAULTS["max_length"]
     validation: float = _DEFAULTS["validation"]
+    personal_in_system: PersonalInSystem = _DEFAULTS["personal_in_system"]
     seed: int = _DEFAULTS["seed"]
     search: int = _DEFAULTS["search"]
     report_to: tuple[str, ...] = _DEFAULTS["report_to"]

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Column, Named, Table, Text, TypedColumns, insert, select
 
+from graftwork.adapters.errors import NotFound
+from graftwork.adapters.names import split_model
 from graftwork.adapters.registry import Registry, Version
 from graftwork.adapters.storage.database import Database, schema
 
@@ -90,6 +92,29 @@ def continued_version(version: Version) -> str | None:
         return f"{version.name}@{version.parent}"
     parent = version.metadata.get("continues")
     return parent if isinstance(parent, str) else None
+
+
+def jobs_behind(registry: Registry, version: Version) -> tuple[str, ...]:
+    """The ids of the jobs that made a version and those that it continues, as far as they are known."""
+    jobs: list[str] = []
+    seen: set[str] = set()
+    behind: Version | None = version
+    while behind is not None and behind.id not in seen:
+        seen.add(behind.id)
+        job = behind.metadata.get("job")
+        jobs += [job] if isinstance(job, str) else []
+        behind = _continued(registry, behind)
+    return tuple(jobs)
+
+
+def _continued(registry: Registry, version: Version) -> Version | None:
+    name, number = split_model(continued_version(version) or "")
+    if not (number.isdecimal() and len(number) < 10):  # metadata may be anything
+        return None
+    try:
+        return registry.version(name, int(number))
+    except NotFound:
+        return None
 
 
 def _versions(registry: Registry) -> Iterator[Version]:

@@ -314,6 +314,18 @@ _TABLE: Final = (
         ),
     ),
     Knob(
+        name="personal_in_system",
+        kind="choice",
+        default="keep",
+        choices=("keep", "mask"),
+        help="What becomes of personal data in system messages: kept, since whoever asks sends it again, or masked as "
+        "elsewhere. Of files and feedback; a stored data set is as it was made.",
+        job=Hyperparameter(choices=("keep", "mask")),
+        option=Option(
+            flag="--personal-in-system", help="Personal data in system messages: keep it, or mask it.", panel="The data"
+        ),
+    ),
+    Knob(
         name="micro_batch_tokens",
         kind="integer",
         default=2048,

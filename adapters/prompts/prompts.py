@@ -7,7 +7,9 @@ stays light. Agrees token for token with transformers' ``apply_chat_template``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ class Prompts:
 
     Args:
         folder: The base's.
+        now: The time for templates that ask for the date; that of each call if ``None``, as in serving. Training fixes
+            it, since an interrupted run must find the same tokens after midnight.
 
     Attributes:
         chat_template: Its source; ``None`` if the base has none.
@@ -47,7 +51,7 @@ class Prompts:
         ConfigurationError: Files of the folder are missing or broken, or the tokenizer cannot be streamed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, now: datetime | None = None) -> None:
         source = read_text(folder / "tokenizer.json")
         try:
             self._tokenizer = Tokenizer.from_str(source)
@@ -68,7 +72,7 @@ class Prompts:
         self._pieces = TokenBytes(self._tokenizer, json.loads(source).get("decoder"))
 
         self.chat_template: str | None = read_chat_template(folder)
-        self._template = None if self.chat_template is None else compile_template(self.chat_template, folder)
+        self._template = None if self.chat_template is None else compile_template(self.chat_template, folder, now=now)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self._longest_token = max(map(len, vocabulary), default=1)
@@ -206,6 +210,21 @@ class Prompts:
         """A new incremental detokenizer for one answer. The special tokens of ``visible`` are written all the same."""
         skipped = self._special_ids.difference(visible) if skip_special_tokens else frozenset()
         return IncrementalDetokenizer(self._pieces, skipped)
+
+    def special_tokens_in(self, text: str) -> list[str]:
+        """The special tokens that stand written out in a text, in order. In messages and prompts they are read as these
+        tokens and not as text, as in transformers and vLLM."""
+        return self._special_texts.findall(text)
+
+    def ends_answer(self, token: str) -> bool:
+        """Whether a special token, as text, ends an answer."""
+        return self._tokenizer.token_to_id(token) in self.eos_token_ids
+
+    @cached_property
+    def _special_texts(self) -> re.Pattern[str]:
+        decoder = self._tokenizer.get_added_tokens_decoder()
+        texts = sorted((decoder[id].content for id in self._special_ids), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token inside a text; empty for an unknown id."""

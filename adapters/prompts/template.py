@@ -40,8 +40,13 @@ class _GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def compile_template(template: str, folder: Path) -> jinja2.Template:
+def compile_template(template: str, folder: Path, *, now: datetime | None = None) -> jinja2.Template:
     """Compile a template. It is untrusted, so it runs in the sandbox, with the helpers that transformers gives it.
+
+    Args:
+        template: Its source.
+        folder: The base's, for errors.
+        now: What ``strftime_now`` tells; the time of each call if ``None``.
 
     Raises:
         ConfigurationError: Its syntax is wrong.
@@ -51,7 +56,7 @@ def compile_template(template: str, folder: Path) -> jinja2.Template:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    environment.globals["strftime_now"] = lambda pattern: (now or datetime.now()).strftime(pattern)
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:

@@ -130,7 +130,13 @@ def _train(remote: CommandContext, wish: LocalTraining) -> Card:
     check_name(wish.name, base_id=info.id)
     if wish.push:
         _check_same_base(remote, info)
-    read = load_material(data, columns=columns, format=wish.format, share=wish.hyperparameters["validation"])
+    read = load_material(
+        data,
+        columns=columns,
+        format=wish.format,
+        share=wish.hyperparameters["validation"],
+        clean_system=wish.hyperparameters.get("personal_in_system") == "mask",
+    )
     method, reason = wish.method, ""
     if wish.method == "auto":
         choice = rows_module.choose_method(

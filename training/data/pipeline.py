@@ -26,6 +26,7 @@ from graftwork.training.data.clean.findings import Finding, mask
 from graftwork.training.data.clean.private import Action, Finder
 from graftwork.training.data.clean.repair import repair
 from graftwork.training.data.clean.secrets import SECRET
+from graftwork.training.data.kept import KeptRow, KeptRows
 from graftwork.training.data.policy import FEW_BAD_ROWS, DataPolicy
 from graftwork.training.data.read.source import Source
 from graftwork.training.data.report.counts import RowCounts
@@ -44,6 +45,7 @@ from graftwork.training.data.row import (
     BadRow,
     Row,
     SplitName,
+    Unusable,
     plain_words,
     set_digest,
 )
@@ -79,6 +81,14 @@ class PreparedDataSet:
     policy: DataPolicy
     _spool: RowSpool
     _sides: Sequence[SplitName | None]
+    _copied_from: Mapping[int, Sequence[str]]
+    """Ids of the interactions that the exact duplicates of a row were made from, by the row's index in the spool."""
+    _found: Callable[[], KeptRows]
+
+    @property
+    def kept(self) -> KeptRows:
+        """What was found out about the rows, for a later `prepare` of the same ones."""
+        return self._found()
 
     @property
     def digest(self) -> str:
@@ -87,9 +97,11 @@ class PreparedDataSet:
 
     def rows(self, side: SplitName | None = None) -> Iterator[Row]:
         """Yield the rows of one split, or of all splits, in the order of their sources."""
-        for row, own in zip(self._spool, self._sides, strict=True):
+        for number, (row, own) in enumerate(zip(self._spool, self._sides, strict=True)):
             if own is not None and side in (None, own):
-                yield replace(row, split=own)
+                # Whose words were said by another user, too, must still be found by both users' erasure.
+                ids = dict.fromkeys((*row.interactions, *self._copied_from.get(number, ())))
+                yield replace(row, split=own, interactions=tuple(ids))
 
 
 @contextmanager
@@ -98,6 +110,7 @@ def prepare(
     policy: DataPolicy | None = None,
     *,
     earlier: Mapping[int, SplitName] | None = None,
+    kept: KeptRows | None = None,
     prompts: Prompts | None = None,
     max_length: int | None = None,
     on_progress: RowProgress = lambda title, num_rows: None,
@@ -108,6 +121,8 @@ def prepare(
         sources: the sources. Of duplicate rows the first is kept, but a source of held-out rows comes before others.
         policy: the settings; the defaults if None.
         earlier: the split that earlier data had a question in, by `Row.question_key`; it is in that one again.
+        kept: what was found out when the same sources were prepared before. Their rows are then neither cleaned nor
+            compared again, and have the splits that they had; what was left out then, or is new, is left out.
         prompts: the tokenizer for lengths in tokens; without it lengths are in characters.
         max_length: the longest row that training does not truncate, in tokens.
         on_progress: called with the name of a stage and the number of rows processed.
@@ -127,15 +142,17 @@ def prepare(
         pipeline = _Pipeline(
             policy=policy,
             earlier=earlier or {},
+            kept=None if kept is None else kept.by_raw_key(),
             prompts=prompts,
             max_length=max_length,
             spool=RowSpool(path=Path(folder, "rows.jsonl")),
             on_progress=on_progress,
         )
         pipeline.read(ordered)
-        pipeline.resolve_conflicts()
-        pipeline.find_near_duplicates()
-        pipeline.assign_splits()
+        if kept is None:
+            pipeline.resolve_conflicts()
+            pipeline.find_near_duplicates()
+            pipeline.assign_splits()
         yield pipeline.finish()
 
 
@@ -145,6 +162,7 @@ class _Pipeline:
 
     policy: DataPolicy
     earlier: Mapping[int, SplitName]
+    kept: Mapping[int, tuple[SplitName, KeptRow]] | None
     prompts: Prompts | None
     max_length: int | None
     spool: RowSpool
@@ -152,16 +170,23 @@ class _Pipeline:
 
     fates: Counter[RowOutcome] = field(default_factory=Counter)
     bad: list[BadRow] = field(default_factory=list)
+    expired: list[BadRow] = field(default_factory=list)
     sources: list[SourceReport] = field(default_factory=list)
     private: PrivateCounts = field(init=False)
     num_repaired: int = 0
     num_personal_in_system: int = 0
 
+    raw_keys: array[int] = field(default_factory=lambda: array("Q"))
+    same_keys: array[int] = field(default_factory=lambda: array("Q"))
+    question_keys: array[int] = field(default_factory=lambda: array("Q"))
+    changed: array[int] = field(default_factory=lambda: array("B"))
     places: list[SplitKey] = field(default_factory=list)
     tasks: array[int] = field(default_factory=lambda: array("Q"))
     verdicts: array[int] = field(default_factory=lambda: array("Q"))
     exact_parts: array[int] = field(default_factory=lambda: array("Q"))
     copies: array[int] = field(default_factory=lambda: array("L"))
+    copied_from: defaultdict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    judged_copies: list[tuple[int, int, bool]] = field(default_factory=list)
     excluded: dict[int, RowOutcome] = field(default_factory=dict)
     conflicting: list[list[int]] = field(default_factory=list)
     common: CommonShingles = field(default_factory=CommonShingles)
@@ -184,13 +209,12 @@ class _Pipeline:
         seen: dict[tuple[int, SplitName | None], int] = {}
         with self.spool.writing() as write:
             for source in sources:
-                rows = bad = 0
+                rows = bad = expired = 0
                 for row in source.rows():
                     if isinstance(row, BadRow):
-                        bad += 1
-                        self.fates["bad"] += 1
-                        if len(self.bad) < BAD_ROWS_SHOWN:
-                            self.bad.append(row)
+                        self._add_bad(row)
+                        expired += row.expired
+                        bad += not row.expired
                         if bad == HOPELESS_AFTER and not rows:
                             raise no_usable_rows(source.title, self.bad)
                         continue
@@ -204,41 +228,75 @@ class _Pipeline:
                         digest=source.digest,
                         rows=rows,
                         bad=bad,
+                        expired=expired,
                         formats=dict(source.formats),
                         columns=source.mapped,
                     )
                 )
         self._refuse_if_bad(" and ".join(source.title for source in sources))
 
+    def _add_bad(self, row: BadRow) -> None:
+        shown = self.expired if row.expired else self.bad
+        self.fates["expired" if row.expired else "bad"] += 1
+        if len(shown) < BAD_ROWS_SHOWN:
+            shown.append(row)
+
     def _add(self, row: Row, seen: dict[tuple[int, SplitName | None], int], write: Callable[[Row], None]) -> None:
-        cleaned = self._clean(row)
+        raw = row.raw_key()
+        kept = None if self.kept is None else self.kept.get(raw)
+        if self.kept is not None and kept is None:
+            return
+        try:
+            cleaned = row if kept is not None and not kept[1].changed else self._clean(row)
+        except Unusable as problem:
+            self._add_bad(problem.bad_row(row.source, row.line))
+            return
         if cleaned is None:
             self.fates["private"] += 1
             return
+        is_changed = cleaned is not row
         row = cleaned
-        key = (row.same_key(), row.split)
+        same = row.same_key()
+        key = (same, row.split if kept is None else None)
         if (first := seen.setdefault(key, self.spool.num)) != self.spool.num:
             self.fates["same"] += 1
             self.copies[first] += 1
+            if row.interactions:
+                self.copied_from[first] += row.interactions
+                self.judged_copies.append((first, raw, is_changed))
             return
         write(row)
         question = row.question_key()
+        self.raw_keys.append(raw)
+        self.same_keys.append(same)
+        self.question_keys.append(question)
+        self.changed.append(is_changed)
+        self.copies.append(1)
+        if kept is not None:
+            self.sides.append(kept[0])
+            return
         self.places.append(
             SplitKey(question=question, group=row.group, given=row.split, earlier=self.earlier.get(question))
         )
         self.tasks.append(row.task_key())
         self.verdicts.append(_hash64(row.verdict()))
         self.exact_parts.append(_hash64(_exact_parts(row)))
-        self.copies.append(1)
         if self.policy.near is not None:
             self.common.count(shingles(row.question))
 
     def _clean(self, row: Row) -> Row | None:
-        """Return the row repaired and masked; None if the policy drops it."""
+        """Return the row repaired and masked; None if the policy drops it, or nothing but private data told its answers
+        apart.
+
+        Raises:
+            Unusable: if nothing but broken text did.
+        """
         if self.policy.repair:
             repaired = row.with_texts(lambda role, text: repair(text))
             self.num_repaired += repaired is not row
             row = repaired
+            if _answers_alike(row):
+                raise Unusable("the chosen and the rejected answer are the same once broken text is repaired")
         policy, finder = self.policy, self._finder
         kinds: list[str] = []
         kept: list[Finding] = []
@@ -263,14 +321,17 @@ class _Pipeline:
         if kinds:
             self.private.add(kinds, row.place)
             actions = {policy.secrets if kind == SECRET else policy.personal for kind in kinds}
-            if "drop" in actions:
+            if "drop" in actions or _answers_alike(row):
                 return None
         return row
 
     def _refuse_if_bad(self, name: str) -> None:
         num_bad, num_good = self.fates["bad"], self.spool.num
         if not num_good and not self.fates["private"]:
-            raise no_usable_rows(name, self.bad)
+            raise no_usable_rows(name, self.bad or self.expired)
+        if self.kept is not None:
+            return  # they passed before
+        # Without what has expired, which is no sign that something is wrong with the others.
         num_read = num_bad + num_good + self.fates["same"] + self.fates["private"]
         if num_bad > max(FEW_BAD_ROWS, self.policy.max_bad * num_read):
             raise InvalidRequest(
@@ -416,12 +477,29 @@ class _Pipeline:
             policy=self.policy,
             _spool=self.spool,
             _sides=self.sides,
+            _copied_from=self.copied_from,
+            _found=self.kept_rows,
         )
+
+    def kept_rows(self) -> KeptRows:
+        """What was found out about the rows that are kept."""
+        by_side: dict[SplitName, list[KeptRow]] = {side: [] for side in SPLITS}
+        firsts = zip(range(self.spool.num), self.raw_keys, map(bool, self.changed), strict=True)
+        # Copies, too, whose interactions belong to the row.
+        for number, raw, changed in (*firsts, *self.judged_copies):
+            if (side := self.sides[number]) is not None:
+                by_side[side].append(KeptRow(raw, self.same_keys[number], self.question_keys[number], changed))
+        return KeptRows(sides=by_side)
 
     def _shown(self) -> Iterator[Sequence[int]]:
         yield from self.conflicting[:EXAMPLES_SHOWN]
         yield from self.twins[:EXAMPLES_SHOWN]
         yield from self.near_conflicts[: 5 * EXAMPLES_SHOWN]
+
+
+def _answers_alike(row: Row) -> bool:
+    """Whether a row prefers an answer to the same one."""
+    return row.rejected is not None and row.answer.split() == row.rejected_answer.split()
 
 
 def _exact_parts(row: Row) -> str:

@@ -45,11 +45,14 @@ class BadRow:
         line: the line of the source that the row begins on, from 1.
         reason: why it cannot be used, for people.
         source: the name of the source.
+        expired: whether nothing is wrong with it but that the answer it is about is gone. That happens to old feedback,
+            and is never a reason to refuse the others.
     """
 
     line: int
     reason: str
     source: str = ""
+    expired: bool = False
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.reason}"
@@ -63,7 +66,11 @@ class Unusable(Exception):
         reason = str(self)
         if len(reason) > MAX_REASON_CHARS:
             reason = f"{reason[:MAX_REASON_CHARS]}…"
-        return BadRow(source=source, line=line, reason=reason)
+        return BadRow(source=source, line=line, reason=reason, expired=isinstance(self, Expired))
+
+
+class Expired(Unusable):
+    """Raised for feedback on an answer that is gone; see `BadRow.expired`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +161,10 @@ class Row:
         # that their digests are those of versions that knew no tools.
         calling = [json.dumps([self.tools, calls, self.rejected_calls])] if self.tools or calls else []
         return _hash([self.messages, self.learned, self.prompt, self.completion, *feedback, *calling])
+
+    def raw_key(self) -> int:
+        """64-bit hash of `digest`: equal for the same row alone, to the last character."""
+        return int.from_bytes(self.digest()[:8])
 
     def question_key(self) -> int:
         """64-bit hash of the question that ignores case, spacing and punctuation."""

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.learning.methods import LearnsFrom
 from graftwork.adapters.prompts.prompts import Prompts
-from graftwork.training.data.row import BadRow, Row, Unusable
+from graftwork.training.data.row import BadRow, Row, Unusable, text_of
 
 IGNORED: Final = -100
 """The label of a token without a loss: the ``ignore_index`` of torch's cross entropy."""
@@ -238,6 +238,14 @@ def count_tokens(row: Row, prompts: Prompts) -> tuple[int, int]:
     return 0 if row.kind == "text" else len(_prompt(row, prompts)), len(_whole(row, prompts))
 
 
+def has_special_tokens(row: Row, prompts: Prompts) -> bool:
+    """Whether a special token stands written out in a message of a row. It is learned as that token, as it is served:
+    the base may read the end of a turn in the middle of it. In plain prompts that is how it is meant."""
+    return any(prompts.special_tokens_in(text_of(turn)) for turn in row.messages) or bool(
+        row.messages and prompts.special_tokens_in(row.rejected_answer)
+    )
+
+
 def _prompt(row: Row, prompts: Prompts) -> list[int]:
     """Return the token ids of everything before the last answer, as it is served."""
     return prompts.chat(row.messages[:-1], tools=row.tools) if row.messages else prompts.encode(row.prompt)
@@ -251,6 +259,12 @@ def _whole(row: Row, prompts: Prompts) -> list[int]:
 
 def _prompt_and_answer(row: Row, prompts: Prompts, eos_token_id: int | None) -> tuple[list[int], list[int]]:
     """Return the token ids of the served prompt, and those of the last answer including its end-of-turn token."""
+    ends = [token for token in prompts.special_tokens_in(row.answer) if prompts.ends_answer(token)]
+    if ends and row.answer.partition(ends[0])[2].strip():
+        raise Unusable(
+            f"the answer has {ends[0]!r} within it, which the base reads as its end, so that what follows could not be "
+            "learned: take it out, or write it otherwise"
+        )
     prompt = _prompt(row, prompts)
     return prompt, _answer(prompt, _whole(row, prompts), prompts.eos_token_ids, eos_token_id)
 

@@ -16,6 +16,12 @@ RESULT_FILE: Final = "result.json"
 PARTS_FILE: Final = "parts.json"
 """The micro-batch size that the run began with."""
 
+BEGAN_FILE: Final = "began.json"
+"""When it first began, which a chat template may write into prompts."""
+
+ROWS_FILE: Final = "rows.json"
+"""What became of its rows, as hashes: `graftwork.training.worker.job.rounds`."""
+
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 
 ADAPTER_FOLDER: Final = "adapter"

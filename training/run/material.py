@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftwork.training.data.kept import KeptRows
 from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.columns import Columns
@@ -26,12 +27,14 @@ class Material:
         sides: the rows of each split.
         report: the report of the data set.
         bad: the first rows that could not be used.
+        kept: what was found out about the rows of files, so that they can be read again; None for a stored data set.
     """
 
     label: str
     sides: Mapping[SplitName, Sequence[Row]]
     report: DataReport
     bad: tuple[BadRow, ...]
+    kept: KeptRows | None = None
 
     @property
     def held_out(self) -> tuple[Row, ...]:
@@ -42,13 +45,28 @@ class Material:
         """The split of each question, by `Row.question_key`."""
         return {row.question_key(): side for side in SPLITS for row in self.sides[side]}
 
+    def where(self, sides: Mapping[int, SplitName]) -> Material:
+        """Return the rows without those whose question is known to be on another side."""
+        kept = {
+            side: tuple(row for row in rows if sides.get(row.question_key(), side) == side)
+            for side, rows in self.sides.items()
+        }
+        return dataclasses.replace(self, sides=kept)
+
     @property
     def num_rows(self) -> int:
         """Number of rows in all splits."""
         return sum(map(len, self.sides.values()))
 
 
-def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format: str | None, share: float) -> Material:
+def load_material(
+    data: Path | StoredDataSet,
+    *,
+    columns: Columns | None,
+    format: str | None,
+    share: float,
+    clean_system: bool = False,
+) -> Material:
     """Read the rows of a file, or of a stored data set.
 
     Args:
@@ -56,6 +74,7 @@ def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format
         columns: the columns of the file.
         format: the format of the file; detected if None.
         share: share of the file's rows that are held out for validation.
+        clean_system: whether personal data in the file's system messages is masked, too.
 
     Raises:
         InvalidRequest: if the file cannot be read or has no usable row.
@@ -64,7 +83,13 @@ def load_material(data: Path | StoredDataSet, *, columns: Columns | None, format
     return (
         read_data_set(data)
         if isinstance(data, StoredDataSet)
-        else read_files([data], columns=columns, format=format, shares=Shares(validation=share, test=0.0))
+        else read_files(
+            [data],
+            columns=columns,
+            format=format,
+            shares=Shares(validation=share, test=0.0),
+            clean_system=clean_system,
+        )
     )
 
 
@@ -76,6 +101,8 @@ def read_files(
     format: str | None = None,
     shares: Shares,
     earlier: Mapping[int, SplitName] | None = None,
+    kept: KeptRows | None = None,
+    clean_system: bool = False,
 ) -> Material:
     """Read files, clean their rows by the default policy, and split them.
 
@@ -86,6 +113,8 @@ def read_files(
         format: the format of all files; detected if None.
         shares: shares of the rows that are held out.
         earlier: the split of each question in earlier data; see `prepare`.
+        kept: what was found out when the same files were read before, which settles the split; see `prepare`.
+        clean_system: whether personal data in system messages is masked, too.
 
     Raises:
         InvalidRequest: if a file cannot be read, or there is no usable row.
@@ -93,13 +122,14 @@ def read_files(
     sources = file_sources(data, columns, format=format)
     for source in file_sources(validation, columns, format=format):
         sources.append(dataclasses.replace(source, split="validation"))
-    policy = DataPolicy(shares=Shares(validation=0.0, test=0.0) if validation else shares)
-    with prepare(sources, policy, earlier=earlier) as prepared:
+    policy = DataPolicy(clean_system=clean_system, shares=Shares(validation=0.0, test=0.0) if validation else shares)
+    with prepare(sources, policy, earlier=earlier, kept=kept) as prepared:
         return Material(
             label=" + ".join(path.name for path in data),
             sides={side: tuple(prepared.rows(side)) for side in SPLITS},
             report=prepared.report,
             bad=prepared.bad,
+            kept=prepared.kept,
         )
 
 

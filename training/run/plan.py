@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +24,14 @@ from graftwork.training.data.bad_rows import no_usable_rows
 from graftwork.training.data.mix.balance import balanced
 from graftwork.training.data.mix.paraphrases import Augmentation, Wording, can_be_reworded
 from graftwork.training.data.mix.paraphrases import accept_wordings as kept_wordings
-from graftwork.training.data.mix.replay import sample_replay
+from graftwork.training.data.mix.replay import sample_replay, sample_rows, split_learned
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.report import words
 from graftwork.training.data.report.numbers import DataReport
 from graftwork.training.data.row import BadRow, Row, SplitName
 from graftwork.training.data.splits import is_watched
 from graftwork.training.data.store import StoredDataSet
-from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow
+from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow, has_special_tokens
 from graftwork.training.methods.rows import is_reference, rows_for_method
 from graftwork.training.run.material import Material, load_material
 
@@ -48,6 +49,19 @@ class ParentVersion:
     name: str
     version: int
     folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedBefore:
+    """What the parent and the versions that it continues had of the same rows, by `Row.same_key`.
+
+    Attributes:
+        train: the rows that they were trained on by the method of the run.
+        held_out: the rows that they held out.
+    """
+
+    train: frozenset[int] = frozenset()
+    held_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +126,7 @@ def default_writer(
     questions: Sequence[str],
     *,
     kept: Path | None = None,
+    began: datetime | None = None,
     on_progress: Callable[[int, int], None] = lambda written, of: None,
 ) -> Sequence[Sequence[Wording]]:
     """Generate paraphrases with the base; see `graftwork.training.run.wordings.generate_wordings`."""
@@ -125,6 +140,7 @@ def default_writer(
         seed=config.seed,
         precision=precision.compute_precision(config),
         kept=kept,
+        began=began,
         on_progress=on_progress,
     )
 
@@ -159,7 +175,8 @@ def plan_run(
         ConfigurationError: if the teacher has another vocabulary.
     """
     check_name(name, base_id=base.id)
-    found = load_material(data, columns=columns, format=format, share=config.validation)
+    clean_system = config.personal_in_system == "mask"
+    found = load_material(data, columns=columns, format=format, share=config.validation, clean_system=clean_system)
     return assemble_run(name, found, base=base, config=config, teacher=teacher, writer=writer)
 
 
@@ -173,6 +190,9 @@ def assemble_run(
     teacher: BaseInfo | None = None,
     older: Mapping[str, Material] | None = None,
     is_judged: bool = False,
+    before: LearnedBefore = LearnedBefore(),
+    turn: int = 0,
+    began: datetime | None = None,
     reason: str = "",
     writer: WordingWriter = default_writer,
 ) -> TrainingRun:
@@ -187,6 +207,10 @@ def assemble_run(
         teacher: the teacher of a distillation.
         older: the rows of earlier rounds by name, of which ``config.replay`` are learned again.
         is_judged: whether gates will judge the result.
+        before: which of the rows the parent learned already. Of many rows these are replayed like those of ``older``.
+        turn: number of earlier rounds; each replays other rows.
+        began: the time that a chat template sees which asks for the date; None is now. A run that is resumed must keep
+            the one that it began with.
         reason: why the method was chosen automatically.
         writer: generates paraphrases, if ``config.augment`` is set.
 
@@ -199,18 +223,26 @@ def assemble_run(
     if teacher is not None:
         _check_same_vocabulary(base, teacher)
     config = dataclasses.replace(config, max_length=min(config.max_length, base.max_positions))
-    prompts = Prompts(Path(base.path))
+    prompts = Prompts(Path(base.path), now=began)
     eos_token_id = base.eos_token_ids[0] if base.eos_token_ids else None
 
     def tokens(rows: Iterable[Row]) -> Tokenized[Any]:
         tokenize = TOKENIZE[METHOD_TRAITS[config.method].learns_from]
         return tokenize(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
 
+    older = dict(older or {})
+    now, known = _divide(material.sides["train"], before, config, turn)
+    again_held_out = [row for row in material.sides["validation"] if row.same_key() in before.held_out]
+    if known or again_held_out:
+        older[_SAME_ROWS] = dataclasses.replace(
+            material, sides={"train": known, "validation": again_held_out, "test": ()}
+        )
+    material = dataclasses.replace(material, sides={**material.sides, "train": now})
     routed = {side: rows_for_method(material.sides[side], config.method) for side in ("train", "validation")}
     originals, other = routed["train"].rows, None
     fresh = originals
     if config.augment:
-        other = _augment(originals, material, older or {}, base, config, writer)
+        other = _augment(originals, material, older, base, config, writer)
         fresh = (*originals, *other.rows)
     if config.method in SUPERVISED:
         fresh = tuple(balanced(fresh, config.balance))
@@ -227,9 +259,9 @@ def assemble_run(
             "choose sft for liked answers.",
             param="method",
         )
-    older = older or {}
-    replayed, watched_rows, remembered = _older(material, older, config, len(fresh))
+    replayed, watched_rows, remembered = _older(material, older, config, len(fresh), turn)
     again, watched = tokens(replayed), tokens(watched_rows)
+    num_special = sum(has_special_tokens(row, prompts) for row in (*fresh, *routed["validation"].rows))
     unused = sum(sum(part.unused.values()) for part in routed.values())
     return TrainingRun(
         name=name,
@@ -245,13 +277,13 @@ def assemble_run(
         parent=parent,
         teacher=teacher,
         num_augmented=len(augmented.sequences),
-        num_replayed=len(again.sequences),
+        num_replayed=len(again.sequences) + sum(row.same_key() in before.train for row in now),
         replay_validation=watched.sequences,
         held_out=tuple(_judged(material, older, "validation")),
         final=tuple(_judged(material, older, "test")),
         held_out_older=tuple(remembered),
         reason=reason,
-        remarks=(*_remarks(material.report, unused, config.method), *(other.describe() if other else ())),
+        remarks=(*_remarks(material.report, unused, num_special, config.method), *(other.describe() if other else ())),
     )
 
 
@@ -287,6 +319,26 @@ def _augment(
     return kept_wordings(rows, wordings, held_out=held_out)
 
 
+LEARNED_AGAIN: Final = 1024
+"""Number of rows up to which a round from feedback learns all feedback again. A few new rows alone are a few steps; but
+with all of many rows each round would take longer than the one before."""
+
+_SAME_ROWS: Final = "the same feedback"
+"""The name, among earlier rounds, of the rows that a round has in common with the ones before."""
+
+
+def _divide(
+    rows: Sequence[Row], before: LearnedBefore, config: TrainConfig, turn: int
+) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Divide training rows into those to learn now, and those that the parent learned already."""
+    if not before.train:
+        return rows, ()
+    now, known = split_learned(rows, before.train, fewest=LEARNED_AGAIN, seed=config.seed, turn=turn)
+    if config.method == "kto" and len({row.label for row in rows_for_method(now, "kto").rows}) < 2:
+        return rows, ()  # it learns from a contrast
+    return now, known
+
+
 REPLAY_MEASURED: Final = 200
 """Maximum number of held-out rows of earlier rounds that are evaluated after each epoch."""
 
@@ -305,27 +357,29 @@ def _judged(material: Material, older: Mapping[str, Material], side: SplitName) 
 
 
 def _older(
-    material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int
+    material: Material, older: Mapping[str, Material], config: TrainConfig, num_new: int, turn: int
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """Sample rows of earlier rounds: to learn again, to watch, and for the gates. Questions of the new round are
-    excluded: its answer replaces earlier ones."""
+    excluded: its answer replaces earlier ones. Rows that are held out again stay."""
     asked = material.question_sides()
+    same = {row.same_key() for row in material.held_out}
 
-    def rows(side: SplitName, watched: bool | None = None) -> dict[str, list[Row]]:
+    def rows(side: SplitName, wanted: Callable[[Row], bool]) -> dict[str, Sequence[Row]]:
         return {
-            name: [
-                row
-                for row in rows_for_method(round_.sides[side], config.method).rows
-                if row.question_key() not in asked and watched in (None, is_watched(row.question_key()))
-            ]
+            name: rows_for_method(filter(wanted, round_.sides[side]), config.method).rows
             for name, round_ in older.items()
         }
 
     def held_out(watched: bool) -> list[Row]:
-        # A share of one half beside as many new rows is that number of rows.
-        return sample_replay(rows("validation", watched), REPLAY_MEASURED, share=0.5, seed=config.seed)
+        def is_wanted(row: Row) -> bool:
+            key = row.question_key()
+            return is_watched(key) == watched and (key not in asked or row.same_key() in same)
 
-    replayed = sample_replay(rows("train"), num_new, share=config.replay, seed=config.seed)
+        # The same ones in every turn, so that rounds can be compared.
+        return sample_rows(rows("validation", is_wanted), REPLAY_MEASURED, seed=config.seed)
+
+    new = rows("train", lambda row: row.question_key() not in asked)
+    replayed = sample_replay(new, num_new, share=config.replay, seed=config.seed, turn=turn)
     return replayed, held_out(watched=True), held_out(watched=False)
 
 
@@ -347,7 +401,7 @@ def _nothing_to_learn(
     return no_usable_rows(material.label, bad)
 
 
-def _remarks(report: DataReport, unused: int, method: str) -> Iterator[str]:
+def _remarks(report: DataReport, unused: int, num_special: int, method: str) -> Iterator[str]:
     left_out = [f"{number:,} {noun}" for fate, noun, number in words.fates(report) if fate not in ("kept", "bad")]
     if left_out:
         yield f"Left out: {', '.join(left_out)} (graftwork data check shows which)."
@@ -358,3 +412,13 @@ def _remarks(report: DataReport, unused: int, method: str) -> Iterator[str]:
         supervised = "say what not to answer, which supervised training cannot use"
         why = supervised if method == "sft" else f"say nothing that {method} learns from"
         yield f"{words.count(unused, 'row')} {why}."
+    if report.personal_in_system:
+        yield (
+            f"{words.count(report.personal_in_system, 'row')} with personal data in the system message, which is kept "
+            "(personal_in_system masks it)."
+        )
+    if num_special:
+        yield (
+            f"{words.count(num_special, 'row')} with a special token of the base written out in a message: learned as "
+            "that token and not as text, as it is served."
+        )

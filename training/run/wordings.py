@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +58,7 @@ def generate_wordings(
     seed: int,
     precision: str,
     kept: Path | None = None,
+    began: datetime | None = None,
     on_progress: WordingProgress = lambda written, of: None,
 ) -> list[list[Wording]]:
     """Generate wordings of questions.
@@ -69,6 +71,7 @@ def generate_wordings(
         precision: torch's name of the dtype of the forward pass.
         kept: file in which generated wordings are stored, and from which generation resumes if it was written for the
             same arguments. The caller deletes it.
+        began: the time that a chat template sees which asks for the date; None is now.
         on_progress: called with the number of generated wordings and the total.
 
     Returns:
@@ -76,7 +79,7 @@ def generate_wordings(
     """
     if not questions:
         return []
-    prompts = Prompts(Path(base.path))
+    prompts = Prompts(Path(base.path), now=began)
     prefix, asked = _asked(prompts, questions)
     # Questions of similar length together, for little padding; and all wordings of one question, of similar length.
     order = [

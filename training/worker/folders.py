@@ -60,8 +60,8 @@ class JobFolders:
     def tidy(self, job: Job) -> None:
         """Delete what is no longer needed from the folder of a job that has ended.
 
-        Weights are deleted. Specification, progress, result and log remain; of a job that succeeded the report and the
-        feedback, too, which later rounds replay, as far as it is still in the log.
+        Weights are deleted. Specification, progress, result and log remain; of a job that succeeded the report, too,
+        and for later rounds what was recorded of its rows, and the feedback, as far as it is still in the log.
         """
         folder = self._root / job.id
         for name in (CHECKPOINTS_FOLDER, TRIALS_FOLDER, ADAPTER_FOLDER):
@@ -71,5 +71,5 @@ class JobFolders:
         if job.status == "succeeded":
             erasing.erase_in_folder(self._database, folder)
             return
-        for name in (folder_module.FEEDBACK_FILE, REPORT_FILE):
+        for name in (folder_module.FEEDBACK_FILE, folder_module.ROWS_FILE, REPORT_FILE):
             (folder / name).unlink(missing_ok=True)

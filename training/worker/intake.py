@@ -24,7 +24,6 @@ from graftwork.training.data.store import DataStore
 
 _BAD_ROWS_KEPT: Final = 10
 
-
 _AT_ONCE: Final = 500
 """Number of interactions in a query."""
 
@@ -43,7 +42,8 @@ def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], s
         InvalidRequest: if a file cannot be read, or there is no usable row; the message names the first bad rows.
     """
     bad: list[BadRow] = []
-    num_bad = num_good = 0
+    expired: list[BadRow] = []
+    num_bad = num_expired = num_good = 0
     answers: set[str] = set()
     names = []
     try:
@@ -54,10 +54,12 @@ def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], s
                     num_good += 1
                     answers.update(row.interactions)
                 else:
-                    num_bad += 1
-                    bad += [row] if len(bad) < _BAD_ROWS_KEPT else []
+                    num_expired += row.expired
+                    num_bad += not row.expired
+                    shown = expired if row.expired else bad
+                    shown += [row] if len(shown) < _BAD_ROWS_KEPT else []
         if not num_good:
-            raise no_usable_rows(" and ".join(names), bad)
+            raise no_usable_rows(" and ".join(names), bad or expired)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=param, code=error.code) from None
     events = []
@@ -66,6 +68,12 @@ def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], s
         events.append(
             NewJobEvent(message=f"{num_bad} of {num_bad + num_good} rows cannot be used: {lines}", level="warn")
         )
+    if num_expired:
+        message = (
+            f"{num_expired} of {num_expired + num_bad + num_good} judged answers are no longer in the log: what was "
+            "said of them is left out"
+        )
+        events.append(NewJobEvent(message=message))
     return events, answers
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError, Unavailable
-from graftwork.adapters.feedback.lineage import Lineage
+from graftwork.adapters.feedback.lineage import Lineage, jobs_behind
 from graftwork.adapters.learning import data_sets
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.job import FEEDBACK_FILE, Claim, ClaimLost, Job, NewJobEvent
@@ -280,8 +280,10 @@ class TrainingWorker:
         data, validation = self._data(job)
         parent_name, number = split_model(job.parent) if job.parent else (None, None)
         folder = None
+        ancestors: tuple[str, ...] = ()
         if parent_name is not None and number is not None:
-            folder = self._store.path(self._registry.version(parent_name, int(number)).digest)
+            parent = self._registry.version(parent_name, int(number))
+            folder, ancestors = self._store.path(parent.digest), jobs_behind(self._registry, parent)
         return JobSpec(
             job_id=job.id,
             name=job.name,
@@ -289,6 +291,7 @@ class TrainingWorker:
             parent=None if number is None else int(number),
             parent_name=parent_name,
             parent_folder=folder,
+            ancestors=ancestors,
             method=job.method,
             hyperparameters={
                 HYPERPARAMETER_NAMES.get(name, name): value for name, value in job.hyperparameters.items()

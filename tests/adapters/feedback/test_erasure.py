@@ -13,7 +13,7 @@ from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.experiments.contamination import learned_from
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
 from graftwork.adapters.feedback.feedback import SubmittedFeedback
-from graftwork.adapters.feedback.lineage import Lineage
+from graftwork.adapters.feedback.lineage import Lineage, jobs_behind
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.registry import Registry
 from tests.adapters.records import BASE_ID, Records
@@ -133,6 +133,25 @@ def test_a_version_continues_one_of_another_adapter(records: Records, erasure: E
     assert not learned_from(registry, ["odd@1", "odd@2"], **log)
     erased = erasure.erase_user("ann")
     assert (erased.learned_from, erased.continued) == (("intents@1",), ("above@1", "circle@1", "circle@2"))
+
+
+def test_the_jobs_behind_a_version_are_those_of_what_it_continues(records: Records) -> None:
+    registry = Registry(records.database)
+
+    def push(name: str, content: int, job: Any = None, **facts: Any) -> None:
+        facts["metadata"] = {**facts.get("metadata", {}), "job": job}
+        registry.add_version(name, spec(content), base=BASE, alias=None, **facts)
+
+    push("intents", 1, "ftjob-1")
+    push("intents", 2, parent=1)  # by hand
+    push("intents", 3, "ftjob-3", parent=2)
+    push("intents", 4, "ftjob-4", parent=1)
+    push("above", 5, "ftjob-5", metadata={"continues": "intents@3"})
+    push("circle", 6, ["ftjob-6"], metadata={"continues": "circle@1"})
+    push("odd", 7, "ftjob-7", metadata={"continues": f"odd@{'9' * 5000}"})
+    behind = {id: jobs_behind(registry, registry.version(*id)) for id in (("above", 1), ("circle", 1), ("odd", 1))}
+    assert behind == {("above", 1): ("ftjob-5", "ftjob-3", "ftjob-1"), ("circle", 1): (), ("odd", 1): ("ftjob-7",)}
+    assert jobs_behind(registry, registry.version("intents", 4)) == ("ftjob-4", "ftjob-1")
 
 
 @pytest.fixture

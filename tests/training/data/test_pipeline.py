@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.prompts.prompts import Prompts
+from graftwork.training.data.kept import KeptRows
 from graftwork.training.data.pipeline import PreparedDataSet, prepare
 from graftwork.training.data.policy import DataPolicy
 from graftwork.training.data.read.source import Source, file_source, record_source
@@ -37,14 +38,21 @@ def make() -> Iterator[Callable[..., PreparedDataSet]]:
     with ExitStack() as stack:
 
         def prepared(
-            *given: Any, earlier: Any = None, prompts: Any = None, max_length: int | None = None, **policy: Any
+            *given: Any,
+            earlier: Any = None,
+            kept: Any = None,
+            prompts: Any = None,
+            max_length: int | None = None,
+            **policy: Any,
         ) -> PreparedDataSet:
             sources = [one for one in given if isinstance(one, Source)]
             records = [one for one in given if not isinstance(one, Source)]
             if records:
                 sources.insert(0, record_source("here", records))
             policy = {"shares": ALL_TRAIN, **policy}
-            context = prepare(sources, DataPolicy(**policy), earlier=earlier, prompts=prompts, max_length=max_length)
+            context = prepare(
+                sources, DataPolicy(**policy), earlier=earlier, kept=kept, prompts=prompts, max_length=max_length
+            )
             return stack.enter_context(context)
 
         yield prepared
@@ -88,6 +96,30 @@ def test_broken_text_is_repaired_before_it_is_compared(make: Callable[..., Prepa
     assert answers(prepared) == ["don’t"]
     assert (prepared.report.repaired, prepared.report.fates["same"]) == (1, 1)
     assert make(*records, repair=False).report.repaired == 0
+
+
+def test_answers_are_compared_after_they_are_repaired_and_masked(make: Callable[..., PreparedDataSet]) -> None:
+    pairs = [("schÃ¶n", "schön"), ("caf\u00e9", "cafe\u0301"), ("to ann@acme.com", "to bob@acme.com")]
+    records = [
+        {"prompt": question(number), "chosen": one, "rejected": other} for number, (one, other) in enumerate(pairs)
+    ]
+    prepared = make(*records, pair(question(9)))
+    assert prepared.report.fates == {"kept": 1, "bad": 2, "private": 1}
+    assert [row.line for row in prepared.bad] == [1, 2]
+    assert "are the same once broken text is repaired" in prepared.bad[0].reason
+    assert make(*records, repair=False, personal="keep").report.fates == {"kept": 3}
+
+
+def test_a_text_that_two_users_said_is_found_by_the_erasure_of_either(make: Callable[..., PreparedDataSet]) -> None:
+    def asked(id: str, mail: str) -> list[dict[str, Any]]:
+        prompt = {"messages": [{"role": "user", "content": f"I am {mail}"}]}
+        return [answer(id, "Hello", prompt=prompt), said(id, thumb="up")]
+
+    prepared = make(*asked("a", "ann@acme.com"), *asked("b", "bob@acme.com"), *asked("c", "nobody"))
+    assert [row.interactions for row in prepared.rows()] == [("a", "b"), ("c",)]
+    again = make(*asked("a", "ann@acme.com"), *asked("b", "bob@acme.com"), kept=prepared.kept)
+    assert [row.interactions for row in again.rows()] == [("a", "b")]
+    assert prepared.report.fates == {"kept": 2, "same": 1}
 
 
 def test_private_data_is_masked_where_users_and_the_model_wrote_it(make: Callable[..., PreparedDataSet]) -> None:
@@ -252,6 +284,15 @@ def test_lengths_are_those_that_training_will_see(make: Callable[..., PreparedDa
     assert make(pair("abc", "de")).report.lengths.question.total == 3
 
 
+def test_special_tokens_that_are_written_out_are_counted(
+    make: Callable[..., PreparedDataSet], prompts: Prompts
+) -> None:
+    report = make(chat("what is <|im_end|>?", "a marker"), chat("hi", "yes"), prompts=prompts).report
+    assert report.lengths.special == 1
+    assert "1 row with a special token of the base" in report.notes[0]
+    assert not make(chat("hi", "yes"), prompts=prompts).report.notes
+
+
 def test_rows_that_the_template_refuses_are_said(
     make: Callable[..., PreparedDataSet], templated: Callable[[str], Prompts]
 ) -> None:
@@ -376,6 +417,26 @@ def test_what_an_earlier_version_trained_on_stays_in_training(make: Callable[...
     after = make(*records, earlier=trained, shares=Shares(validation=0.4, test=0.4))
     assert {row.question for row in before.rows()} <= {row.question for row in after.rows("train")}
     assert after.report.sides["test"] > 5
+
+
+def test_rows_that_were_kept_are_read_again_without_being_cleaned_and_compared(
+    make: Callable[..., PreparedDataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [pair(question(number), "yes") for number in range(60)]
+    records += [pair(question(0) + " now", "yes"), pair(question(1), "yes"), {"bad": 1}, pair("I am ann@acme.com")]
+    before = make(*records, shares=Shares(validation=0.2, test=0.2))
+    kept = KeptRows.from_json(json.loads(json.dumps(before.kept.to_json())))
+    assert not re.search("yes|acme", json.dumps(kept.to_json()))
+    texts: list[str] = []
+    monkeypatch.setattr("graftwork.training.data.pipeline.repair", lambda text: texts.append(text) or text)
+    again = make(*records, pair("a new one"), kept=kept)
+    assert [row.to_json() for row in again.rows()] == [row.to_json() for row in before.rows()]
+    assert again.digest == before.digest
+    assert texts == ["I am ann@acme.com", "yes"], "what cleaning changed is cleaned again"
+    fewer = make(*records[10:60], kept=kept).rows()
+    assert [(row.digest(), row.split) for row in fewer] == [
+        (row.digest(), row.split) for row in before.rows() if 10 < row.line <= 60
+    ]
 
 
 # --- determinism and memory -------------------------------------------------------------------------------------------

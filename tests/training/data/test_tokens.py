@@ -23,6 +23,7 @@ from graftwork.training.data.tokens import (
     PairTokens,
     Tokenized,
     count_tokens,
+    has_special_tokens,
     tokenize,
     tokenize_judged,
     tokenize_pairs,
@@ -124,6 +125,28 @@ def test_an_answer_that_grows_into_the_prompt_is_refused(write_rows: Callable[..
     rows = tokenized(read(write_rows(chat("hi", "\n\nyes"), chat("hi", " yes"))), prompts)
     assert [row.line for row in rows.bad] == [1]
     assert "white space" in rows.bad[0].reason
+
+
+def test_an_answer_that_goes_on_after_its_end_is_refused_and_a_question_is_read_as_it_is_served(
+    write_rows: Callable[..., Path], prompts: Prompts
+) -> None:
+    marked = "the marker is <|im_end|> in ChatML"
+    data = read(write_rows(chat("hi", marked), chat("one", marked, "two", "yes"), chat(marked, "yes")))
+    rows = tokenized(data, prompts)
+    assert [row.line for row in rows.bad] == [1, 2]
+    assert "has '<|im_end|>' within it, which the base reads as its end" in rows.bad[0].reason
+    (tokens,) = rows.sequences
+    assert tokens.input_ids[: -len(learned(tokens))] == prompts.chat(data[2].messages[:-1])
+    assert [has_special_tokens(row, prompts) for row in (*data, *read(write_rows(chat("hi", "yes"))))] == [True] * 3 + [
+        False
+    ]
+    (ended,) = tokenized(read(write_rows(chat("hi", "yes<|im_end|>\n"))), prompts).sequences
+    assert prompts.decode(learned(ended), skip_special_tokens=False) == "yes<|im_end|>", "nothing is lost of this one"
+    worse = Row(messages=data[2].messages, learned=(1,), rejected=marked)
+    (bad,) = tokenize_pairs([worse], prompts, max_length=512, eos_token_id=EOS).bad
+    assert "within it" in bad.reason
+    (plain,) = tokenized([Row(prompt="<|im_start|>user\nhi", completion=" yes")], prompts).sequences
+    assert plain.input_ids[:3] == prompts.encode("<|im_start|>user\n")
 
 
 def test_no_answer_is_learned_that_was_cut_off_whole(write_rows: Callable[..., Path], prompts: Prompts) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,7 +162,7 @@ def test_a_job_learns_from_the_same_wordings_when_it_is_begun_again(
 
 
 def test_the_card_says_how_many(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(*args: Any, kept: Path, on_progress: Callable[[int, int], None]) -> list[list[Wording]]:
+    def write(*args: Any, kept: Path, began: datetime, on_progress: Callable[[int, int], None]) -> list[list[Wording]]:
         kept.write_text("somebody's words")
         on_progress(0, 24)
         return about(*args)

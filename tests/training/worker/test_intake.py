@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.feedback.erasure import Erasure, pending_erasures
 from graftwork.adapters.feedback.feedback import SubmittedFeedback
-from graftwork.adapters.feedback.interactions import Completion
+from graftwork.adapters.feedback.interactions import Completion, interactions_table
 from graftwork.adapters.feedback.lineage import Lineage
+from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning import data_sets
 from graftwork.adapters.registry import Registry
 from graftwork.training.data.pipeline import prepare
@@ -22,9 +26,11 @@ from graftwork.training.data.row import Row
 from graftwork.training.data.store import DataStore
 from graftwork.training.run import folder as folder_module
 from graftwork.training.run.folder import REPORT_FILE, RESULT_FILE, SPEC_FILE
+from graftwork.training.run.material import read_files
 from graftwork.training.worker import erasing
 from graftwork.training.worker import intake as intake_module
 from tests.adapters.records import BASE_ID, Records
+from tests.training.records import question
 
 
 @pytest.fixture
@@ -34,10 +40,17 @@ def records(tmp_path: Path) -> Iterator[Records]:
     records.database.close()
 
 
-def answer(records: Records, text: str, *, user: str = "ann", arm: str | None = None, **more: Any) -> str:
+def answer(
+    records: Records, text: str, *, user: str = "ann", arm: str | None = None, days_ago: float = 0, **more: Any
+) -> str:
     drawn = {} if arm is None else {"experiment": "first", "arm": arm, "probability": 1.0}
     completions = (Completion(index=0, text=text, finish_reason="stop"),)
-    return records.log(records.mint(user=user, **drawn), user=user, completions=completions, **more)
+    id = records.mint(user=user, days_ago=days_ago, **drawn)
+    return records.log(id, user=user, completions=completions, **more)
+
+
+def asked(number: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question(number)}]
 
 
 def say(records: Records, id: str, **said: Any) -> None:
@@ -65,6 +78,44 @@ def test_of_a_shadows_answers_only_the_judged_ones_are_learned_from(records: Rec
     assert (liked.answer, liked.label) == ("shown 0", True)
     assert (compared.answer, compared.rejected) == ("shown 1", "copy 1")
     assert (corrected.answer, corrected.rejected) == ("what a reviewer wrote", "copy 2")
+
+
+def test_feedback_outlives_its_answers_and_is_never_a_reason_to_refuse(records: Records, tmp_path: Path) -> None:
+    """400 thumbs over 120 days, of which the log keeps 90."""
+    old = [
+        answer(records, f"card {number}", days_ago=120 * (1 - number / 400), prompt={"messages": asked(number)})
+        for number in range(400)
+    ]
+    for id in old:
+        say(records, id, thumb="up")
+    policies = LogPolicies(records.database, retention_days=90)
+    erasure = Erasure(records.database, records.ids, Registry(records.database), base_id=BASE_ID)
+    gone = erasure.expire(policies).num_interactions
+    assert 95 <= gone <= 101
+    kept = tmp_path / "feedback.jsonl"
+    assert intake_module.write_feedback(records.database, "intents", kept) == 400
+    events, ids = intake_module.check_files([kept], "training_file")
+    assert ids == set(old[gone:])
+    assert [(event.level, event.message) for event in events] == [
+        ("info", f"{gone} of 400 judged answers are no longer in the log: what was said of them is left out")
+    ]
+    found = read_files([kept], share=0.1)
+    assert found.num_rows == 400 - gone
+    assert found.report.fates == {"kept": 400 - gone, "expired": gone}
+    assert found.report.sources[0].expired == gone
+    assert (found.bad, found.report.sources[0].bad) == ((), 0)
+    assert f"{gone} judged answers no longer there" in found.report.notes[0]
+
+    with records.database.write() as connection:  # more than any share of the rows, and the first 200 of them
+        connection.execute(delete(interactions_table).where(interactions_table.c.id.in_(old[:395])))
+    kept.unlink()
+    intake_module.write_feedback(records.database, "intents", kept)
+    assert read_files([kept], share=0.0).report.fates == {"kept": 5, "expired": 395}
+    assert erasure.expire(policies, now=datetime.now(UTC) + timedelta(days=100)).num_interactions == 5
+    kept.unlink()
+    intake_module.write_feedback(records.database, "intents", kept)
+    with pytest.raises(InvalidRequest, match=r"no usable row .*its retention has ended"):
+        intake_module.check_files([kept], "training_file")
 
 
 class Home:

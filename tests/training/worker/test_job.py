@@ -145,11 +145,11 @@ def test_the_next_round_continues_and_replays_the_one_before(make_job: Callable[
     assert run.num_replayed == round((len(run.rows) - run.num_replayed) / 3)  # a quarter of all
     assert run.replay_validation
     assert run.config.learning_rate == 1e-2  # given
-    assert (
-        plan_job(JobSpec.read(make_job("ftjob-3", rows=new, hyperparameters={})), second).config.learning_rate == 5e-4
-    )
+    # Twice the usual rates, since there are few rows.
+    fresh = make_job("ftjob-3", rows=new, hyperparameters={})
+    assert plan_job(JobSpec.read(fresh), fresh).config.learning_rate == 1e-3
     continued = make_job("ftjob-4", rows=new, parent=1, parent_folder=first / "adapter", hyperparameters={})
-    assert plan_job(JobSpec.read(continued), continued).config.learning_rate == 1e-4
+    assert plan_job(JobSpec.read(continued), continued).config.learning_rate == 2e-4
     assert JobRunner(second).run() == 0
     card = result(second)["card"]
     assert card["continues"] == "tickets@1"

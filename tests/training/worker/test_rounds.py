@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Leases
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.rounds import RoundScheduler
-from graftwork.training.run.folder import FEEDBACK_FILE
+from graftwork.training.run.folder import BEGAN_FILE, FEEDBACK_FILE
+from graftwork.training.run.plan import TrainingRun
 from graftwork.training.worker.job.plan import job_material, plan_job
+from graftwork.training.worker.job.rounds import RoundRecord
 from graftwork.training.worker.job.spec import JobSpec
 from tests.adapters.records import Records
 from tests.e2e.server_process import eventually
@@ -125,6 +129,24 @@ def test_feedback_holds_out_a_tenth(
     assert not job_material(JobSpec.read(given)).held_out
 
 
+def test_a_round_masks_personal_data_in_system_messages_if_asked_to(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    rows = judged(30, thumb="up")
+    for row in rows[::2]:
+        row["messages"].insert(0, {"role": "system", "content": "You talk to ann@acme.com."})
+
+    def planned(**hyperparameters: Any) -> TrainingRun:
+        folder = made(
+            tmp_path / f"{len(hyperparameters)}" / "ftjob-1", tiny_base, rows, hyperparameters=hyperparameters
+        )
+        return plan_job(JobSpec.read(folder), folder)
+
+    kept, masked = planned(), planned(personal_in_system="mask")
+    assert kept.held_out[0].messages[0]["content"] == "You talk to ann@acme.com."
+    assert masked.held_out[0].messages[0]["content"] == "You talk to [EMAIL]."
+    assert any("30 rows with personal data in the system message" in remark for remark in kept.remarks)
+    assert any("30 × email" in remark for remark in masked.remarks)
+
+
 def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tmp_path: Path) -> None:
     def questions(rows: Any) -> set[str]:
         return {row.question for row in rows}
@@ -141,6 +163,11 @@ def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tm
     run = plan_job(JobSpec.read(second), second)
     assert run.held_out
     assert not questions(run.held_out) & questions(before.sides["train"])
+    # Read again, the first round is as it was: nothing is compared again.
+    plan_job(JobSpec.read(first), first)
+    record = RoundRecord.read(first)
+    assert record is not None
+    assert job_material(JobSpec.read(first), kept=record.rows).sides == before.sides
     # A smaller share keeps what it holds out.
     for count in (60, 80, 120, 200):
         wide, narrow = (
@@ -148,3 +175,80 @@ def test_what_a_round_learned_from_is_not_held_out_later(tiny_base: BaseInfo, tm
             for number in (count, count + 5)
         )
         assert questions(narrow.held_out) & questions(wide.sides["train"]) == set()
+
+
+def test_of_much_feedback_a_round_learns_what_is_new_and_a_share_of_the_rest(
+    tiny_base: BaseInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = tmp_path / "jobs"
+
+    def round_(number: int, count: int, **fields: Any) -> TrainingRun:
+        parent = {"parent": number - 1, "parent_folder": tmp_path} if number > 1 else {}
+        given = {"method": "sft", "hyperparameters": {"validation": 0.1}, **parent, **fields}
+        folder = made(jobs / f"ftjob-{number}", tiny_base, judged(count, thumb="up"), **given)
+        run = plan_job(JobSpec.read(folder), folder)
+        (folder / "result.json").write_text(json.dumps({"status": "succeeded"}))
+        return run
+
+    def num_held_out(run: TrainingRun) -> int:
+        return len(run.validation) + len(run.final)
+
+    first = round_(1, 80)
+    few = round_(2, 120, ancestors=("ftjob-1",))
+    assert len(few.rows) + num_held_out(few) == 120, "little feedback is learned as a whole"
+    assert few.num_replayed == len(first.rows)
+    assert {row.question for row in first.held_out} == {row.question for row in few.held_out_older}
+    assert few.replay_validation
+
+    monkeypatch.setattr("graftwork.training.run.plan.LEARNED_AGAIN", 60)
+    monkeypatch.setattr("graftwork.training.worker.job.plan._read_again", pytest.fail)  # nothing is cleaned again
+    many = round_(3, 160, ancestors=("ftjob-2", "ftjob-1"))
+    new = 160 - num_held_out(many) - len(few.rows)
+    assert 30 < new < 60
+    assert (len(many.rows), many.num_replayed) == (60 + 20, 60 - new + 20)
+    # A candidate that was refused has taught its parent nothing.
+    apart = round_(4, 160, ancestors=("ftjob-1",))
+    new = 160 - num_held_out(apart) - len(first.rows)
+    assert (len(apart.rows), apart.num_replayed) == (new + round(new / 3), round(new / 3))
+    other_method = round_(5, 160, ancestors=("ftjob-2", "ftjob-1"), method="weighted_sft")
+    assert (other_method.num_replayed, len(other_method.rows)) == (0, 160 - num_held_out(other_method))
+
+
+def test_files_that_earlier_rounds_learned_from_are_read_once(
+    tiny_base: BaseInfo, tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_rows(*({"prompt": f"{number:x} " * 9, "completion": "yes"} for number in range(40)))
+    jobs = tmp_path / "jobs"
+    for number in (1, 2):
+        folder = jobs / f"ftjob-{number}"
+        folder.mkdir(parents=True)
+        JobSpec(job_id=folder.name, name="tickets", base=tiny_base, data=(file,), hyperparameters={"rank": 4}).write(
+            folder
+        )
+        plan_job(JobSpec.read(folder), folder)
+        (folder / "result.json").write_text(json.dumps({"status": "succeeded"}))
+    folder = made(jobs / "ftjob-3", tiny_base, judged(60, thumb="up"), parent=2, parent_folder=tmp_path)
+    monkeypatch.setattr(
+        "graftwork.training.data.pipeline._Pipeline.find_near_duplicates", lambda self: compared.append(1)
+    )
+    compared: list[int] = []
+    material = job_material(JobSpec.read(folder))
+    own = len(compared)
+    run = plan_job(JobSpec.read(folder), folder)
+    assert run.num_replayed == round((len(run.rows) - run.num_replayed) / 3)
+    assert len(compared) == 2 * own, "for the rows of this round alone"
+    assert material.num_rows == 60
+
+
+DATED = "{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_a_run_that_goes_on_after_midnight_reads_what_it_began_with(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    dated = shutil.copytree(tiny_base.path, tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text(DATED)
+    base = replace(tiny_base, path=str(dated))
+    folder = made(tmp_path / "jobs" / "ftjob-1", base, judged(30, thumb="up"))
+    first, again = (plan_job(JobSpec.read(folder), folder) for _ in range(2))
+    assert first.rows == again.rows
+    (folder / BEGAN_FILE).unlink()
+    assert plan_job(JobSpec.read(folder), folder).rows != first.rows

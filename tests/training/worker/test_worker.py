@@ -35,6 +35,7 @@ from graftwork.adapters.storage.database import Database
 from graftwork.server.processes import die_with_parent
 from graftwork.training.run import folder as folder_module
 from graftwork.training.worker import events
+from graftwork.training.worker.job.spec import JobSpec
 from graftwork.training.worker.throttle import LINGER_SECONDS, PERIOD_SECONDS, Throttle
 from graftwork.training.worker.worker import TrainingWorker
 from tests.adapters.records import Records
@@ -155,6 +156,7 @@ def test_a_job_becomes_a_version(world: World, url: str, jobs: Jobs) -> None:
         other = ended(jobs, submit(world, seed=1, parent="intents@1", model="intents").id)
         assert other.version == "intents@2"
         assert world.services.registry.version("intents", 2).parent == 1
+        assert JobSpec.read(world.home / "jobs" / other.id).ancestors == (first.id,)
         assert world.services.registry.adapter("intents").aliases == {"live": 1}, "no alias moves by itself"
         left = {path.name for path in (world.home / "jobs" / job.id).iterdir()}
         assert left == {"job.json", "progress.jsonl", "result.json", "run.log", "run.lock"}

@@ -13,6 +13,12 @@ QUESTIONS: Final = ("prompt", "question", "query", "input", "instruction", "text
 ANSWERS: Final = ("completion", "answer", "response", "output", "category", "intent", "class", "target", "label")
 """Usual names of the columns of question and answer, in order of precedence."""
 
+CLASSES: Final = ("category", "intent", "class", "target")
+"""Those of answers that are names of classes. A ``label`` beside one is usually the number of the class."""
+
+LABEL_COLUMNS: Final = ("label", "kto_tag")
+"""Usual names of the column that says whether an answer is good, in order of precedence."""
+
 USERS: Final = ("user", "user_id", "end_user")
 """Usual names of the column of the user."""
 

@@ -6,6 +6,9 @@ and from several files: answers together with their feedback, or each alone. The
 Feedback of several users on one answer is aggregated: the last feedback of each user counts, then the majority of
 thumbs, and the mean of scores. Where there is a correction, thumbs and scores do not become rows.
 
+Answers are deleted when their retention ends, or when they are erased or were never logged; the feedback on them stays.
+Such feedback has `expired`: it is counted, and the rest is used.
+
 Feedback on an answer with tool calls is about all of it, text and calls. So is a correction, which is a text: the right
 answer would have been to say it, and to call nothing.
 
@@ -22,9 +25,9 @@ from statistics import fmean
 from typing import Any, Final
 
 from graftwork.training.data.read.columns import Columns
-from graftwork.training.data.read.formats import conversation, last_alone, pair, with_tools
+from graftwork.training.data.read.conversations import conversation, last_alone, pair, with_tools
 from graftwork.training.data.read.lines import Record
-from graftwork.training.data.row import BadRow, Row, Unusable, group_of, is_unicode
+from graftwork.training.data.row import BadRow, Expired, Row, Unusable, group_of, is_unicode
 
 FIELDS: Final = ({"interaction_id"}, {"interaction", "feedback"}, {"id", "completions"})
 """A record that has all fields of one of these sets is an answer or feedback."""
@@ -82,7 +85,10 @@ def _rows(answers: _Answers, feedback: Mapping[str, _AnswerFeedback]) -> Iterato
         for choice in of_answer.choices():
             try:
                 for row in of_answer.rows((id, choice), answers):
-                    yield replace(row, source=source, line=line)
+                    if isinstance(row, Unusable):
+                        yield row.bad_row(source, line)
+                    else:
+                        yield replace(row, source=source, line=line)
             except Unusable as problem:
                 yield problem.bad_row(source, line)
 
@@ -129,8 +135,8 @@ class _AnswerFeedback:
     def choices(self) -> list[int]:
         return sorted({_index(record, "choice") for record in self.records})
 
-    def rows(self, which: AnswerChoice, answers: _Answers) -> Iterator[Row]:
-        """Yield the rows that follow from the feedback on one choice."""
+    def rows(self, which: AnswerChoice, answers: _Answers) -> Iterator[Row | Unusable]:
+        """Yield the rows that follow from the feedback on one choice, and what is wrong with single pieces of it."""
         records = sorted((record for record in self.records if _index(record, "choice") == which[1]), key=_order)
         row, whole = answers.row(which)
         corrected = _last(records, "correction")
@@ -143,7 +149,10 @@ class _AnswerFeedback:
             return
         for record in records:
             if record.get("preferred_over") is not None and whole:
-                yield answers.preference(row, record)
+                try:
+                    yield answers.preference(row, record)
+                except Unusable as problem:
+                    yield problem
         thumbs = [value == "up" for value in _last_by_user(records, "thumb")]
         scores = [value for value in _last_by_user(records, "score") if isinstance(value, int | float)]
         if 2 * sum(thumbs) != len(thumbs):
@@ -167,7 +176,10 @@ class _Answers:
         """Return the row of one choice, and whether its answer is complete."""
         id, index = which
         if id not in self._logged:
-            raise Unusable(f"feedback on {id[:40]!r}, which is not among the answers: export both together")
+            raise Expired(
+                f"feedback on {id[:40]!r}, which is not among the answers: its retention has ended, it was erased or "
+                "never logged, or the answers were not exported together with the feedback"
+            )
         logged = self._logged[id]
         completion = next((one for one in _objects(logged, "completions") if one.get("index", 0) == index), None)
         if completion is None:

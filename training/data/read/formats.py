@@ -1,19 +1,29 @@
 """The formats of training records: how each is recognised by its fields and converted to a row.
 
 For a record that cannot be used, converters raise `Unusable` with the reason and, where it helps, what to do.
+
+A label or score beside an answer is about that answer, in whatever format the answer is: ignored, it would let bad
+answers be learned as good ones.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.prompts.messages import read_conversation
-from graftwork.adapters.prompts.tools import read_tools
-from graftwork.training.data.read.columns import ANSWERS, QUESTIONS, USERS, Columns
+from graftwork.training.data.read.columns import ANSWERS, CLASSES, LABEL_COLUMNS, QUESTIONS, USERS, Columns
+from graftwork.training.data.read.conversations import (
+    Fields,
+    conversation,
+    last_alone,
+    only_answer,
+    pair,
+    whole_text,
+    with_tools,
+)
 from graftwork.training.data.row import (
     SPLITS,
     Message,
@@ -22,8 +32,6 @@ from graftwork.training.data.row import (
     Unusable,
     assistant_message,
     group_of,
-    is_unicode,
-    text_of,
 )
 
 SPEAKERS: Final = {
@@ -44,7 +52,6 @@ SIDE_NAMES: Final[dict[str, SplitName]] = {
     "test": "test",
 }
 
-Fields = Mapping[str, Any]
 Convert = Callable[[Fields, Columns], Row]
 
 
@@ -98,106 +105,20 @@ def question_and_answer(fields: Set[str], columns: Columns) -> tuple[tuple[str, 
     return (asked, answers[0]) if answers and answers[0] in fields else None
 
 
-# --- conversations ----------------------------------------------------------------------------------------------------
+def answer_format(fields: Set[str], columns: Columns) -> Format | None:
+    """Return the format in which these fields give an answer, apart from a label or score of it; None if in none."""
+    without = fields - _judgements(fields, columns)
+    return next((FORMATS[name] for name in _ANSWERING if FORMATS[name].fits(without, columns)), None)
 
 
-def conversation(turns: Any) -> Row:
-    """Build a row from chat messages that end with an answer. Assistant messages with ``weight`` 0 are not learned.
-
-    Raises:
-        Unusable: if these are not valid messages, or there is no answer to learn.
-    """
-    if not isinstance(turns, list) or not turns:
-        raise Unusable("'messages' must be a list of messages that is not empty")
-    learned = []
-    messages = _messages(turns)
-    for index, (turn, message) in enumerate(zip(turns, messages, strict=True)):
-        weight = turn.get("weight", 1)
-        if isinstance(weight, bool | list | dict) or weight not in (0, 1):
-            raise Unusable(f"messages[{index}].weight is {weight!r}; it may be 1, or 0 for an answer not to learn")
-        if message["role"] == "assistant" and weight == 1:
-            if not text_of(message).strip():
-                raise Unusable(f"messages[{index}] is an empty answer")
-            learned.append(index)
-    if messages[-1]["role"] != "assistant":
-        raise Unusable("the last message is not the assistant's: there is no answer to learn")
-    if not learned:
-        raise Unusable("every answer has weight 0: there is nothing to learn")
-    return Row(messages=tuple(messages), learned=tuple(learned))
-
-
-def pair(asked: Any, answer: Any, columns: Columns, *, names: tuple[str, str] = ("prompt", "completion")) -> Row:
-    """Build a row from a question and its answer, each a text or a list of messages.
-
-    Args:
-        asked: the question.
-        answer: the answer.
-        columns: the system message, and whether the row is plain text.
-        names: names of the two fields, for errors.
-
-    Raises:
-        Unusable: if question or answer is empty or of the wrong type.
-    """
-    if not columns.plain and isinstance(asked, list):
-        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        return conversation([*asked, *answers])
-    last: Any = {"role": "assistant", "content": answer}
-    if isinstance(answer, list) and not columns.plain:
-        last = _only_answer(answer, names[1])
-        answer = text_of(last)
-    for name, text in zip(names, (asked, answer), strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise Unusable(f"{name!r} must be a text that is not empty")
-    if columns.plain:
-        return Row(prompt=_whole(asked, names[0]), completion=_whole(answer, names[1]))
-    system = [{"role": "system", "content": columns.system}] if columns.system is not None else []
-    return conversation([*system, {"role": "user", "content": asked}, last])
-
-
-def with_tools(row: Row, fields: Fields) -> Row:
-    """Return the row with the ``tools`` of these fields, which the answers may call.
-
-    Raises:
-        Unusable: if they are invalid; if there are none, and an answer that is learned calls one; if the row is plain.
-    """
-    if fields.get("functions"):
-        raise Unusable("'functions' is not supported in training data: give 'tools', which replaced it")
-    try:
-        tools = read_tools(fields.get("tools") or [])
-    except InvalidRequest as error:
-        raise Unusable(error.message.removesuffix(".")) from None
-    if tools and not row.messages:
-        raise Unusable("'tools' are for chat messages, and this is plain text")
-    calling = [index for index in row.learned if "tool_calls" in row.messages[index]]
-    if (calling or row.rejected_calls) and not tools:
-        where = f"messages[{calling[0]}]" if calling else "the rejected answer"
-        raise Unusable(f"{where} has tool_calls, and the row has no 'tools' that it could call")
-    return replace(row, tools=tuple(tools))
-
-
-def _messages(turns: list[Any]) -> list[dict[str, Any]]:
-    try:
-        return read_conversation([_without_weight(turn) for turn in turns])
-    except InvalidRequest as error:
-        raise Unusable(error.message.removesuffix(".")) from None
-
-
-def _without_weight(turn: Any) -> Any:
-    return {key: value for key, value in turn.items() if key != "weight"} if isinstance(turn, dict) else turn
-
-
-def _whole(text: str, name: str) -> str:
-    if not is_unicode(text):
-        raise Unusable(f"{name!r} holds bytes that are no UTF-8, or half a character: save the file as UTF-8")
-    return text
-
-
-def _only_answer(turns: list[Any], name: str) -> Message:
-    """Return content and tool calls of a list that holds a single assistant message."""
-    if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
-        raise Unusable(f"{name!r} must be one message of the assistant")
-    (message,) = _messages(turns)
-    return assistant_message(message["content"], message.get("tool_calls", ()))
+def answer_columns(format: str, fields: Set[str], columns: Columns) -> tuple[tuple[str, ...], str] | None:
+    """Return the columns of question and answer of a record in this format; None if they are in no columns."""
+    if format == "completion":
+        return question_and_answer(fields, columns)
+    inner = answer_format(fields, columns) if format in ("kto", "scored") else None
+    if inner is None or inner.name != "completion":
+        return None
+    return question_and_answer(fields - _judgements(fields, columns), columns)
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
@@ -214,39 +135,68 @@ def _completion(fields: Fields, columns: Columns) -> Row:
     if found is None:
         raise Unusable("has no question and answer: name their columns with --prompt-column and --completion-column")
     asked, answer = found
+    if answer in CLASSES and isinstance(label := fields.get("label"), bool):
+        raise Unusable(
+            f"'label' is {json.dumps(label)} beside the class {answer!r}: if it says whether that is right, name both "
+            "columns with --prompt-column and --completion-column, else leave it out"
+        )
     name = " and ".join(asked)
     return pair(_prompt(fields, asked, columns), fields[answer], columns, names=(name, answer))
 
 
 def _kto(fields: Fields, columns: Columns) -> Row:
-    return replace(_judged_pair(fields, columns), label=_label(_field(fields, "label")))
+    name = _label_column(fields.keys(), columns) or LABEL_COLUMNS[0]
+    return replace(_judged_answer(fields, columns, name), label=_label(name, _field(fields, name)))
 
 
 def _scored(fields: Fields, columns: Columns) -> Row:
-    return replace(_judged_pair(fields, columns), score=_score(_field(fields, "score"), columns.score_range))
+    return replace(_judged_answer(fields, columns, "score"), score=_score(_field(fields, "score"), columns.score_range))
 
 
-def _judged_pair(fields: Fields, columns: Columns) -> Row:
-    """Build the row of an answer with a label or score: a completion, or the last message of a conversation."""
-    if "messages" in fields:
-        return last_alone(_chat(fields, columns))
-    without = {name: value for name, value in fields.items() if name not in ("label", "score")}
-    return last_alone(_completion(without, columns))
+def _judged_answer(fields: Fields, columns: Columns, judgement: str) -> Row:
+    """Build the row of an answer with a label or score, of a conversation's last one."""
+    format = answer_format(fields.keys(), columns) or FORMATS["completion"]
+    others = fields.keys() - _judgements(fields.keys(), columns) - {judgement}
+    return last_alone(format.convert({name: fields[name] for name in fields if name in others}, columns))
 
 
-def last_alone(row: Row) -> Row:
-    """Return the row with its last answer as the only learned one."""
-    return replace(row, learned=(len(row.messages) - 1,)) if row.messages else row
+def _judgements(fields: Set[str], columns: Columns) -> set[str]:
+    """Return the columns that say how good the answer is."""
+    label = _label_column(fields, columns)
+    return ({label} if label else set()) | ({"score"} & fields - {columns.completion or ""})
+
+
+def _label_column(fields: Set[str], columns: Columns) -> str | None:
+    """Return the column that says whether the answer is good; None if there is none.
+
+    ``label`` may also be the answer itself, or beside the name of a class its number: neither says so.
+    """
+    for name in LABEL_COLUMNS:
+        if name not in fields or columns.completion == name:
+            continue
+        without = fields - {name}
+        if any(FORMATS[format].fits(without, columns) for format in ("chat", "sharegpt", "alpaca")):
+            return name
+        found = question_and_answer(without, columns)
+        named = columns.completion is not None and bool(columns.fields())
+        if found is not None and (named or found[1] not in CLASSES):
+            return name
+    return None
+
+
+def _is_scored(fields: Set[str], columns: Columns) -> bool:
+    return "score" in _judgements(fields, columns) and answer_format(fields, columns) is not None
 
 
 def _preference(fields: Fields, columns: Columns) -> Row:
+    _require_unjudged(fields)
     better, worse = _field(fields, "chosen"), _field(fields, "rejected")
     asked_of = question_and_answer({*fields, "chosen"}, replace(columns, completion="chosen"))
     asked = _prompt(fields, asked_of[0], columns) if asked_of else None
     if columns.plain or not isinstance(better, list):
         if asked is None:
             raise Unusable("has no 'prompt', and 'chosen' is no list of messages that could begin with it")
-        rejected = _only_answer(worse, "rejected") if isinstance(worse, list) else assistant_message(worse)
+        rejected = only_answer(worse, "rejected") if isinstance(worse, list) else assistant_message(worse)
         return _better(pair(asked, better, columns, names=("prompt", "chosen")), rejected)
     if not isinstance(worse, list):
         raise Unusable("'chosen' is a list of messages, so 'rejected' must be one too")
@@ -262,10 +212,11 @@ def _preference(fields: Fields, columns: Columns) -> Row:
     )
     if isinstance(asked, str) and columns.system is not None:
         question = [{"role": "system", "content": columns.system}, *question]
-    return _better(conversation([*question, _only_answer(better, "chosen")]), _only_answer(worse, "rejected"))
+    return _better(conversation([*question, only_answer(better, "chosen")]), only_answer(worse, "rejected"))
 
 
 def _openai_dpo(fields: Fields, columns: Columns) -> Row:
+    _require_unjudged(fields)
     given = _field(fields, "input")
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise Unusable("'input' must be an object with messages")
@@ -274,16 +225,23 @@ def _openai_dpo(fields: Fields, columns: Columns) -> Row:
         turns = _field(fields, name)
         if not isinstance(turns, list):
             raise Unusable(f"{name!r} must be a list of one message")
-        outputs.append(_only_answer(turns, name))
+        outputs.append(only_answer(turns, name))
     chosen, rejected = outputs
     return with_tools(_better(conversation([*given["messages"], chosen]), rejected), given)
+
+
+def _require_unjudged(fields: Fields) -> None:
+    """Check that nothing beside two answers could say that the first is not the better one."""
+    for name in (*LABEL_COLUMNS, "score"):
+        if fields.get(name) is not None:
+            raise Unusable(f"{name!r} beside two answers says nothing that is known: leave it out, or give one answer")
 
 
 def _better(row: Row, rejected: Message) -> Row:
     text, calls = rejected["content"], rejected.get("tool_calls", ())
     if not isinstance(text, str) or not (text.strip() or calls):
         raise Unusable("the rejected answer must be a text that is not empty")
-    worse = row.with_answer(_whole(text, "rejected"), calls)
+    worse = row.with_answer(whole_text(text, "rejected"), calls)
     if worse.answer.split() == row.answer.split():
         raise Unusable("the chosen and the rejected answer are the same")
     return last_alone(row).over(worse)
@@ -326,26 +284,11 @@ def _text(fields: Fields, columns: Columns) -> Row:
     text = _field(fields, "text")
     if not isinstance(text, str) or not text.strip():
         raise Unusable("'text' must be a text that is not empty")
-    return Row(completion=_whole(text, "text"))
+    return Row(completion=whole_text(text, "text"))
 
 
 def _has(*names: str) -> Callable[[Set[str], Columns], bool]:
     return lambda fields, columns: fields >= {*names}
-
-
-def _pairs_with(name: str) -> Callable[[Set[str], Columns], bool]:
-    """Match records with the field ``name`` beside a question and an answer, whose columns are either configured or
-    called ``prompt`` and ``completion``."""
-
-    def fits(fields: Set[str], columns: Columns) -> bool:
-        if name not in fields or columns.completion == name:
-            return False
-        named = columns.completion is not None and bool(columns.fields())
-        if not named and not fields >= {"prompt", "completion"}:
-            return False
-        return question_and_answer(fields - {name}, columns) is not None
-
-    return fits
 
 
 def _is_alpaca(fields: Set[str], columns: Columns) -> bool:
@@ -371,24 +314,24 @@ FORMATS: Final = {
             fits=_has("chosen", "rejected"),
             convert=_preference,
         ),
+        Format(
+            name="kto",
+            looks_like='{"prompt": …, "completion": …, "label": true}',
+            fits=lambda fields, columns: _label_column(fields, columns) is not None,
+            convert=_kto,
+        ),
+        Format(
+            name="scored",
+            looks_like='{"prompt": …, "completion": …, "score": 0.8}',
+            fits=_is_scored,
+            convert=_scored,
+        ),
         Format(name="chat", looks_like='{"messages": […]}', fits=_has("messages"), convert=_chat),
         Format(
             name="sharegpt",
             looks_like='{"conversations": [{"from": "human", "value": …}, …]}',
             fits=_has("conversations"),
             convert=_sharegpt,
-        ),
-        Format(
-            name="kto",
-            looks_like='{"prompt": …, "completion": …, "label": true}',
-            fits=_pairs_with("label"),
-            convert=_kto,
-        ),
-        Format(
-            name="scored",
-            looks_like='{"prompt": …, "completion": …, "score": 0.8}',
-            fits=_pairs_with("score"),
-            convert=_scored,
         ),
         Format(
             name="alpaca",
@@ -405,6 +348,9 @@ FORMATS: Final = {
         Format(name="text", looks_like='{"text": …}', fits=_is_text_alone, convert=_text),
     )
 }
+
+_ANSWERING: Final = ("chat", "sharegpt", "alpaca", "completion")
+"""The formats of answers, which may have a label or score, in order of precedence."""
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -426,12 +372,15 @@ def _prompt(fields: Fields, names: tuple[str, ...], columns: Columns) -> Any:
     return columns.template.format_map(values)
 
 
-def _label(value: Any) -> bool:
+def _label(name: str, value: Any) -> bool:
     if isinstance(value, bool | int | str):
         known = LABELS.get(str(value).strip().lower())
         if known is not None:
             return known
-    raise Unusable(f"'label' is {value!r}; it says whether the answer is good: true or false")
+    raise Unusable(
+        f"{name!r} is {value!r}; beside an answer it says whether that is good: true or false. A column about "
+        "something else must have another name"
+    )
 
 
 def _score(value: Any, score_range: tuple[float, float]) -> float:
@@ -450,7 +399,7 @@ def _group(fields: Fields, columns: Columns) -> str | None:
     user = None if name is None else fields.get(name)
     if isinstance(user, bool) or not isinstance(user, str | int) or user == "":
         return None
-    return group_of(_whole(str(user), str(name)))
+    return group_of(whole_text(str(user), str(name)))
 
 
 def _split(fields: Fields, columns: Columns) -> SplitName | None:

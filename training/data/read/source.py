@@ -17,7 +17,7 @@ from graftwork.adapters.errors import InvalidRequest
 from graftwork.training.data.read import feedback
 from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.encodings import open_text, require_utf8
-from graftwork.training.data.read.formats import FORMATS, convert, known_formats, question_and_answer, recognise
+from graftwork.training.data.read.formats import FORMATS, answer_columns, convert, known_formats, recognise
 from graftwork.training.data.read.json_records import json_records
 from graftwork.training.data.read.lines import Record
 from graftwork.training.data.read.passages import passages
@@ -210,11 +210,7 @@ def _check_header(records: Iterator[Record], columns: Columns, format: str | Non
 
 def _mapped(record: Mapping[str, Any], columns: Columns, format: str) -> tuple[str, ...]:
     """Return the columns of question and answer where they are not called ``prompt`` and ``completion``."""
-    if format not in ("completion", "kto", "scored"):
-        return ()
-    found = question_and_answer(record.keys() - {"label", "score"}, columns) or question_and_answer(
-        record.keys(), columns
-    )
+    found = answer_columns(format, record.keys(), columns)
     if found is None or found == (("prompt",), "completion"):
         return ()
     return (*found[0], found[1])

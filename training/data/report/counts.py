@@ -20,7 +20,7 @@ from graftwork.training.data.row import (
     SplitName,
     text_of,
 )
-from graftwork.training.data.tokens import count_tokens
+from graftwork.training.data.tokens import count_tokens, has_special_tokens
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,7 @@ class RowCounts:
         questions: lengths of the questions.
         answers: lengths of the answers.
         whole: lengths of the rows.
+        num_special: number of rows with a special token of the base written out in a message.
         num_refused: number of rows that the chat template refuses.
         refusal: where and why it refused the first of them.
     """
@@ -52,6 +53,7 @@ class RowCounts:
     questions: array[int] = field(default_factory=lambda: array("L"))
     answers: array[int] = field(default_factory=lambda: array("L"))
     whole: array[int] = field(default_factory=lambda: array("L"))
+    num_special: int = 0
     num_refused: int = 0
     refusal: str = ""
 
@@ -91,6 +93,7 @@ class RowCounts:
             over=0 if limit is None else sum(length > limit for length in self.whole),
             refused=self.num_refused,
             refusal=self.refusal,
+            special=self.num_special,
         )
 
     def _length(self, row: Row) -> tuple[int, int]:
@@ -102,4 +105,5 @@ class RowCounts:
         if self.prompts is None:
             texts = [text_of(turn) for turn in row.messages] or [row.prompt, row.completion]
             return sum(map(len, texts[:-1])), sum(map(len, texts))
+        self.num_special += has_special_tokens(row, self.prompts)
         return count_tokens(row, self.prompts)

@@ -23,10 +23,11 @@ FEW_ROWS: Final = 5
 BAR_COUNT: Final = 24
 """Approximate number of bins of a histogram."""
 
-RowOutcome = Literal["kept", "bad", "private", "same", "near", "conflict", "held_out"]
-"""Whether a row was kept, or why it was left out. ``bad``: it is unusable. ``private``: it has private data. ``same``
-and ``near``: it is a duplicate or near duplicate. ``conflict``: another row with its question has another answer.
-``held_out``: its question is on another side of the split."""
+RowOutcome = Literal["kept", "bad", "expired", "private", "same", "near", "conflict", "held_out"]
+"""Whether a row was kept, or why it was left out. ``bad``: it is unusable. ``expired``: it is feedback on an answer
+that is gone. ``private``: it has private data. ``same`` and ``near``: it is a duplicate or near duplicate.
+``conflict``: another row with its question has another answer. ``held_out``: its question is on another side of the
+split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class SourceReport:
         bad: number of unusable rows.
         formats: number of rows by format.
         columns: detected columns of the question, then of the answer.
+        expired: number of pieces of feedback whose answer is gone.
     """
 
     name: str
@@ -48,6 +50,7 @@ class SourceReport:
     bad: int
     formats: Mapping[str, int]
     columns: tuple[str, ...]
+    expired: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +114,7 @@ class Lengths:
         over: number of rows longer than that.
         refused: number of rows that the base's chat template refuses; they have no length.
         refusal: where and why it refused the first of them.
+        special: number of rows with a special token of the base written out in a message.
     """
 
     unit: Literal["tokens", "characters"]
@@ -121,6 +125,7 @@ class Lengths:
     over: int = 0
     refused: int = 0
     refusal: str = ""
+    special: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,6 +311,11 @@ def notes(report: DataReport) -> tuple[str, ...]:
     secrets = sum(found.findings for found in report.found if found.kind == "secret")
     if secrets:
         lines.append(f"{_count(secrets, 'secret')} found: whoever could read the data could use them. Change them.")
+    if expired := report.fates.get("expired"):
+        lines.append(
+            f"{_count(expired, 'judged answer')} no longer there: their retention has ended, they were erased or never "
+            "logged, or they were not exported. What was said of them is left out."
+        )
     if report.personal_in_system:
         lines.append(
             f"{_count(report.personal_in_system, 'row')} with personal data in the system message: it was kept, since "
@@ -314,6 +324,12 @@ def notes(report: DataReport) -> tuple[str, ...]:
     if report.lengths.refused:
         lines.append(
             f"The base's chat template refuses {_count(report.lengths.refused, 'row')}: {report.lengths.refusal}"
+        )
+    if special := report.lengths.special:
+        lines.append(
+            f"{_count(special, 'row')} with a special token of the base, such as its end of turn, written out in a "
+            "message: it is read as that token and not as text, here as when it is served. Take it out, unless it is "
+            "meant so."
         )
     if report.num_conflicts and report.conflict_action == "keep":
         lines.append(

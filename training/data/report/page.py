@@ -29,6 +29,7 @@ COLOURS: Final = {
     "conflict": "var(--orange)",
     "held_out": "var(--violet)",
     "private": "var(--red)",
+    "expired": "var(--soft)",
     "bad": "var(--dark)",
 }
 

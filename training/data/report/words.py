@@ -15,6 +15,7 @@ FATES: Final[dict[RowOutcome, str]] = {
     "conflict": "contradicted",
     "held_out": "asked on another side",
     "private": "private",
+    "expired": "about answers no longer there",
     "bad": "unusable",
 }
 KINDS: Final = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,20 +17,21 @@ from graftwork.adapters.learning.knobs import ALIASES, KNOBS
 from graftwork.adapters.learning.methods import TRAINING_METHODS
 from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.config import TrainConfig
+from graftwork.training.data.kept import KeptRows
 from graftwork.training.data.row import SplitName
 from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import DataStore
 from graftwork.training.methods.rows import choose_method, count_signals, method_named
 from graftwork.training.run.folder import (
     ANSWERS_FILE,
+    BEGAN_FILE,
     FEEDBACK_FILE,
-    RESULT_FILE,
     SIDES_FILE,
-    SPEC_FILE,
     WORDINGS_FILE,
 )
 from graftwork.training.run.material import Material, merge, read_data_set, read_files
 from graftwork.training.run.plan import ParentVersion, TrainingRun, assemble_run, default_writer
+from graftwork.training.worker.job.rounds import Round, RoundRecord, earlier_rounds, learned_before
 from graftwork.training.worker.job.spec import AUTO, JobSpec
 
 UNSUPPORTED_METHODS: Final[Mapping[str, str]] = {
@@ -59,12 +61,16 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         )
     given = parse_hyperparameters(spec.hyperparameters)
     is_control, continues = CONTROL_KEY in spec.metadata, spec.parent is not None and spec.parent_folder is not None
+    rounds = list(earlier_rounds(folder, spec)) if continues or is_control else []
     sides = read_sides(folder)
-    older = dict(older_rounds(folder, spec, sides)) if continues or is_control else {}
+    for round_ in rounds:
+        # Of rounds before there was a ledger.
+        sides = {**_question_sides(round_), **sides}
     if is_control:
-        spec, older = with_all_rounds(folder, spec), {}
+        spec, rounds = with_all_rounds(folder, spec), []
     material = job_material(spec, earlier=sides)
     write_sides(folder, {**material.question_sides(), **sides})
+    older = dict(_older_material(rounds, spec, sides))
     if spec.method == AUTO:
         choice = choose_method(count_signals(row for rows in material.sides.values() for row in rows))
         method, reason = choice.method, choice.reason
@@ -91,8 +97,9 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     if config.variant == "full":
         raise ConfigurationError(f"Jobs do not do {UNSUPPORTED_METHODS['full']}.", param="variant")
     _record_answers(folder, (material, *older.values()))
-    writer = partial(default_writer, kept=folder / WORDINGS_FILE, on_progress=_wording_progress(say))
-    return assemble_run(
+    began = _began(folder)
+    writer = partial(default_writer, kept=folder / WORDINGS_FILE, began=began, on_progress=_wording_progress(say))
+    run = assemble_run(
         spec.name,
         material,
         base=spec.base,
@@ -101,9 +108,23 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         teacher=teacher,
         older=older,
         is_judged=True,
+        before=learned_before(rounds, spec.ancestors, method),
+        turn=len(rounds),
+        began=began,
         reason=reason,
         writer=writer,
     )
+    if material.kept is not None:
+        RoundRecord(method=method, rows=material.kept).write(folder)
+    return run
+
+
+def _began(folder: Path) -> datetime:
+    """Return when the run first began; recorded, since a chat template may write the date into every prompt."""
+    path = folder / BEGAN_FILE
+    if not path.exists():
+        write_durably(path, json.dumps({"at": datetime.now().isoformat()}))
+    return datetime.fromisoformat(json.loads(path.read_bytes())["at"])
 
 
 def _wording_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
@@ -147,22 +168,35 @@ FINAL_SHARE: Final = 0.2
 """Share of the held-out rows of files that is kept for the final reading."""
 
 
-def job_material(spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None) -> Material:
+def job_material(
+    spec: JobSpec, *, earlier: Mapping[int, SplitName] | None = None, kept: KeptRows | None = None
+) -> Material:
     """Read the rows of a job, from its files and stored data sets.
 
     Args:
         spec: the specification of the job.
         earlier: the split of each question in earlier rounds; see `graftwork.training.data.pipeline.prepare`.
+        kept: what the run recorded of its rows, if it was planned before.
 
     Raises:
         InvalidRequest: if a file cannot be read, or there is no usable row.
         GraftworkError: if a data set was changed on disk.
     """
-    held_out = parse_hyperparameters(spec.hyperparameters).get("validation", TrainConfig().validation)
-    shares = Shares(validation=held_out * (1 - FINAL_SHARE), test=held_out * FINAL_SHARE)
+    given = parse_hyperparameters(spec.hyperparameters)
+    held_out = given.get("validation", TrainConfig().validation)
     folders = [path for path in spec.data if path.is_dir()]
     files = [path for path in spec.data if path not in folders]
-    found = [read_files(files, spec.validation, shares=shares, earlier=earlier)] if files else []
+    found = []
+    if files:
+        of_files = read_files(
+            files,
+            spec.validation,
+            shares=Shares(validation=held_out * (1 - FINAL_SHARE), test=held_out * FINAL_SHARE),
+            earlier=earlier,
+            kept=kept,
+            clean_system=given.get("personal_in_system") == "mask",
+        )
+        found.append(of_files)
     for folder in folders:
         data_set = DataStore(folder.parent.parent).get(f"{folder.parent.name}@{folder.name}")
         found.append(read_data_set(data_set, earlier=earlier))
@@ -182,32 +216,57 @@ def write_sides(folder: Path, sides: Mapping[int, SplitName]) -> None:
     write_durably(folder / SIDES_FILE, json.dumps({f"{key:016x}": side for key, side in sides.items()}))
 
 
-def older_rounds(folder: Path, spec: JobSpec, sides: dict[int, SplitName]) -> Iterator[tuple[str, Material]]:
-    """Yield the job id and the rows of each earlier successful run of the same adapter, the oldest first.
+def _older_material(
+    rounds: Iterable[Round], spec: JobSpec, sides: Mapping[int, SplitName]
+) -> Iterator[tuple[str, Material]]:
+    """Yield the job id and the rows of each earlier round, the oldest first.
 
-    Their data is read again, so that erased rows are not replayed. Runs whose data was deleted are left out.
-
-    Args:
-        folder: the folder of this run; those of earlier runs are beside it.
-        spec: the specification of this run.
-        sides: the split of each question, to which those of rounds before there was a ledger are added.
+    Their data is read again, so that erased rows are not replayed, and only once where several rounds had the same. The
+    newest feedback contains the earlier ones; so does that of this run, if it has any.
     """
-    for earlier in _earlier(folder, spec):
-        try:
-            material = job_material(earlier, earlier=sides)
-        except InvalidRequest as error:
-            if error.code != "no_usable_rows":  # all its rows may have been erased
-                raise
-            continue
-        for key, side in material.question_sides().items():
-            sides.setdefault(key, side)
-        yield earlier.job_id, material
+    newest: dict[Hashable, Round] = {}
+    for round_ in rounds:
+        key = _data_of(round_.spec)
+        newest.pop(key, None)
+        newest[key] = round_
+    if _is_feedback(spec):
+        newest.pop(_data_of(spec), None)
+    for round_ in newest.values():
+        if (material := _read_again(round_)) is not None:
+            yield round_.spec.job_id, material.where(sides)
+
+
+def _data_of(spec: JobSpec) -> Hashable:
+    """What a round learned from: files, or the feedback on an adapter's answers."""
+    return spec.name if _is_feedback(spec) else (spec.data, spec.validation)
+
+
+def _read_again(round_: Round) -> Material | None:
+    """Return the rows of an earlier round; None if there are none left."""
+    try:
+        return job_material(round_.spec, kept=None if round_.record is None else round_.record.rows)
+    except InvalidRequest as error:
+        if error.code != "no_usable_rows":  # all its rows may have been erased
+            raise
+        return None
+
+
+def _question_sides(round_: Round) -> dict[int, SplitName]:
+    """Return the split that an earlier round had each question in, by `Row.question_key`."""
+    if round_.record is not None:
+        return {row.question: side for side, rows in round_.record.rows.sides.items() for row in rows}
+    material = _read_again(round_)
+    return {} if material is None else material.question_sides()
+
+
+def _is_feedback(spec: JobSpec) -> bool:
+    return any(file.name == FEEDBACK_FILE for file in spec.data)
 
 
 def with_all_rounds(folder: Path, spec: JobSpec) -> JobSpec:
     """Return the specification with the data of all earlier rounds, for a control run. Of feedback files only the
     newest is used, which contains the earlier ones."""
-    rounds = [*_earlier(folder, spec), spec]
+    rounds = [*(round_.spec for round_ in earlier_rounds(folder, spec)), spec]
     data = {file: None for earlier in rounds for file in earlier.data}
     older_feedback = {file for file in data if file.name == FEEDBACK_FILE and file not in spec.data}
     return dataclasses.replace(
@@ -225,19 +284,6 @@ def _record_answers(folder: Path, rounds: Iterable[Material]) -> None:
     found = {id for round_ in rounds for rows in round_.sides.values() for row in rows for id in row.interactions}
     if found - known:
         write_durably(path, json.dumps(sorted(found | known)))
-
-
-def _earlier(folder: Path, spec: JobSpec) -> Iterator[JobSpec]:
-    """Yield the successful runs of the same adapter whose data still exists, the oldest first."""
-    beside = [path for path in folder.parent.iterdir() if path != folder and (path / RESULT_FILE).is_file()]
-    for path in sorted(beside, key=lambda path: (path / RESULT_FILE).stat().st_mtime_ns):
-        if not (path / SPEC_FILE).is_file():
-            continue
-        earlier = JobSpec.read(path)
-        succeeded = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))["status"] == "succeeded"
-        wanted = earlier.name in {spec.name, spec.parent_name} and earlier.data != spec.data
-        if succeeded and wanted and all(file.exists() for file in (*earlier.data, *earlier.validation)):
-            yield earlier
 
 
 def parent_id(run: TrainingRun) -> str:

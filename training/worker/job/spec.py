@@ -55,6 +55,8 @@ class JobSpec:
     """Name of the parent's adapter; `name` if None."""
     parent_folder: Path | None = None
     """PEFT folder of the parent; set if and only if ``parent`` is."""
+    ancestors: tuple[str, ...] = ()
+    """Ids of the jobs that made the parent and the versions that it continues."""
     method: str = AUTO
     """``auto``, which chooses by the rows, or one of TRAINING_METHODS."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class JobSpec:
                 **fields,
                 "base": BaseInfo.from_json(json.dumps(fields["base"])),
                 "parent_folder": None if parent_folder is None else Path(parent_folder),
+                "ancestors": tuple(fields.get("ancestors", ())),
                 "data": tuple(map(Path, fields["data"])),
                 "validation": tuple(map(Path, fields["validation"])),
             }

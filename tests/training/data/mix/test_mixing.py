@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.training.data.mix.balance import balanced, class_weights
 from graftwork.training.data.mix.curriculum import easy_to_hard
-from graftwork.training.data.mix.replay import sample_replay
+from graftwork.training.data.mix.replay import sample_replay, split_learned
 from graftwork.training.data.row import Row
 
 
@@ -75,6 +75,36 @@ def test_replay_is_decided_by_its_seed_and_stays_much_the_same_as_rounds_grow() 
     more = [row(f"new question {number}", f"a free text, {number}") for number in range(20)]
     grown = sample_replay({"v1": rows + more}, num_new=60, seed=1)
     assert len(set(grown) & set(chosen)) >= 14
+
+
+def test_small_classes_are_replayed_in_turn() -> None:
+    rows = [row(f"{number} of {label}", f"class {label}") for label in range(77) for number in range(5 + label % 3)]
+    turns = [sample_replay({"v1": rows}, num_new=60, turn=turn) for turn in range(8)]
+    assert [len({one.answer for one in chosen}) for chosen in turns] == [20] * 8
+    assert {one.answer for chosen in turns for one in chosen} == {f"class {label}" for label in range(77)}
+    often = Counter(one.answer for turn in range(77) for one in sample_replay({"v1": rows}, num_new=60, turn=turn))
+    assert 15 <= min(often.values()) <= max(often.values()) <= 25
+    # Larger strata, too: not the same rows of them each time.
+    one_class = [row(f"{number}", "x") for number in range(40)]
+    assert sample_replay({"v1": one_class}, num_new=30, turn=1) != sample_replay({"v1": one_class}, num_new=30, turn=2)
+
+
+def test_what_was_learned_before_is_learned_again_while_rows_are_few() -> None:
+    before, new = (
+        [row(f"old {number}", "x") for number in range(30)],
+        [row(f"new {number}", "x") for number in range(9)],
+    )
+    learned = {one.same_key() for one in before}
+    assert split_learned([*before, *new], learned, fewest=39) == ([*before, *new], [])
+    now, left = split_learned([*before, *new], learned, fewest=20)
+    assert (len(now), now[-9:], len(left)) == (20, new, 19)
+    assert sorted(one.prompt for one in (*now, *left)) == sorted(one.prompt for one in (*before, *new))
+    assert split_learned([*before, *new], learned, fewest=5)[0] == new
+    corrected = row("old 3", "y")
+    assert split_learned([*before, corrected], learned, fewest=0) == (
+        [before[3], corrected],
+        [one for one in before if one != before[3]],
+    )
 
 
 def test_replay_gives_what_there_is() -> None:

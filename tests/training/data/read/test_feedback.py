@@ -73,6 +73,14 @@ def test_many_judgements_make_one_verdict() -> None:
     assert row.score == pytest.approx(0.45)
 
 
+def test_an_answer_that_is_gone_takes_nothing_else_with_it() -> None:
+    rows, gone = read(answer("a"), said("a", preferred_over="b"), said("a", 2, thumb="up"), said("c", 3, thumb="up"))
+    assert [row.label for row in rows] == [True]
+    assert [row.expired for row in gone] == [True, True]
+    assert "'b', which is not among the answers: its retention has ended" in gone[0].reason
+    assert not any(row.expired for row in read(answer("a"), said("a", choice=3, thumb="up"))[1])
+
+
 def test_choices_are_answers_of_their_own() -> None:
     records = (answer("a", "pause", "cancel"), said("a", choice=1, thumb="up"), said("a", 2, thumb="down"))
     assert [(row.answer, row.label) for row in rows_of(*records)] == [("pause", False), ("cancel", True)]

@@ -90,7 +90,20 @@ def reason(record: Any, columns: Columns | None = None, format: str | None = Non
         ("openai-dpo", DPO, "preference"),
         ("kto", {"prompt": "Q", "completion": "A", "label": True}, "judged"),
         ("kto", {"prompt": [Q], "completion": [A], "label": "up"}, "judged"),
+        ("kto", {"messages": [Q, A], "label": False}, "judged"),
+        ("kto", {"question": "Q", "answer": "A", "label": False}, "judged"),
+        ("kto", {"instruction": "Q", "output": "A", "kto_tag": "false"}, "judged"),
+        (
+            "kto",
+            {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "label": 1},
+            "judged",
+        ),
+        ("kto", {"prompt": "Q", "response": "A", "label": 0, "score": 0.9}, "judged"),
         ("scored", {"prompt": "Q", "completion": "A", "score": 0.75}, "scored"),
+        ("scored", {"instruction": "Q", "output": "A", "score": 0.1}, "scored"),
+        ("scored", {"messages": [Q, A], "score": 0.1}, "scored"),
+        ("scored", {"text": "Q", "label": "A", "score": 0.1}, "scored"),
+        ("completion", {"text": "Q", "category": "A", "label": 0}, "example"),
     ],
 )
 def test_every_format_is_recognised_and_makes_the_same_conversation(
@@ -124,6 +137,10 @@ def test_columns_of_other_names_are_found_and_said() -> None:
     assert row_of({"subject": "Q", "verdict": "A", "text": "C", "output": "D"}, named).messages == (Q, A)
     assert row_of({"subject": "Q", "verdict": "A", "label": True}, named).label is True
     assert row_of({"subject": "Q", "verdict": "A", "score": 1}, named).score == 1
+    judged = record_source("here", [{"question": "Q", "answer": "A", "label": False}])
+    assert read(judged)[0][0].label is False
+    assert judged.mapped == ("question", "answer")
+    assert row_of({"text": "Q", "class": "A", "label": 0}, Columns(prompt="text", completion="class")).label is False
 
 
 def test_what_belongs_to_a_row_comes_with_it() -> None:
@@ -223,6 +240,11 @@ def test_answers_that_call_tools_are_judged_in_every_format(record: dict[str, An
         ({"prompt": "Q", "completion": "A", "label": "billing"}, "true or false"),
         ({"prompt": "Q", "completion": "A", "score": 4}, "it must be 0 to 1, or say the range with --score-range"),
         ({"prompt": "Q", "completion": "A", "score": "much"}, "'score' is 'much'"),
+        ({"messages": [Q, A], "label": "billing"}, "'label' is 'billing'; beside an answer it says .* true or false"),
+        ({"messages": [Q, A], "score": 8}, "'score' is 8; it must be 0 to 1"),
+        ({"text": "Q", "intent": "A", "label": False}, "'label' is false beside the class 'intent'"),
+        ({"prompt": "Q", "chosen": "A", "rejected": "B", "label": False}, "'label' beside two answers"),
+        ({**DPO, "score": 0.1}, "'score' beside two answers"),
         ({"prompt": "Q", "chosen": "A", "rejected": " A "}, "are the same"),
         ({"prompt": "Q", "chosen": "A", "rejected": ""}, "the rejected answer must be a text"),
         ({"chosen": "A", "rejected": "B"}, "has no 'prompt'"),
