@@ -193,11 +193,13 @@ def test_of_arms_that_are_equally_good_the_first_of_the_plan_is_promoted(metric:
     reading = analysis.reading(of.weights)
     same = replace(reading, comparisons=tuple(replace(reading.comparisons[0], arm=name) for name in "cb"))
     assert kinds(recommend(of, analysis, same, T)) == [("promote", "c")]
-    lower, upper = same.comparisons[1].lower, same.comparisons[1].upper
-    assert lower is not None
-    assert upper is not None
-    middle = upper if metric == "thumb" else lower
-    better = replace(same, comparisons=(same.comparisons[0], replace(same.comparisons[1], difference=middle)))
+    sign = 1 if metric == "thumb" else -1
+    better = replace(
+        same,
+        comparisons=tuple(
+            replace(found, difference=sign * middle) for found, middle in zip(same.comparisons, (0.3, 0.4), strict=True)
+        ),
+    )
     assert kinds(recommend(of, analysis, better, T)) == [("promote", "b")]
 
 

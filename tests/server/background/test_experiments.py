@@ -367,13 +367,15 @@ def test_thompson_sampling_without_a_treatment_of_weight_changes_nothing(harness
 def test_its_end_comes_after_advice_and_after_an_alarm(
     harness: ExperimentsHarness, rule: DecisionRule, lost: bool
 ) -> None:
-    harness.start(of=plan(rule=rule, window_seconds=50, **QUIET))
+    harness.start(of=plan(rule=rule, window_seconds=150, **QUIET))
     for number in range(200):
         drawn = harness.experiments.assign("intents", harness.records.ids.unit(user=f"user-{number}"), chat=True)
         assert drawn is not None
         if not lost or drawn.arm.name == "intents@1":
             harness.ask(f"user-{number}", thumb="up" if drawn.arm.name == "intents@2" else "down")
-    Table(harness).look()
+    table = Table(harness)
+    table.ahead = timedelta(seconds=100)
+    table.look()
     outcome = harness.experiments.get("first").outcome
     assert outcome is not None
     assert (outcome.decision, outcome.arm, harness.live()) == ("undecided", None, 1)
