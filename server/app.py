@@ -88,7 +88,9 @@ def serve(config: ServerConfig) -> int:
     # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
     # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    os.umask(0o077)  # of all processes: what is kept is for this user alone
     with home_lock(config.home):
+        close_to_others(config.home)
         _check_port(config)
         admin_key = _admin_key(config)
         info = _prepare_base(config)
@@ -109,6 +111,13 @@ def serve(config: ServerConfig) -> int:
             server.trainer.stop()
             server.keeper.stop()
         return server.exit_code
+
+
+def close_to_others(home: Path) -> None:
+    """Keep other users out of a home's folders, also of one that an older release or a restored backup left open."""
+    for name in ("artifacts", "datasets", "files", "jobs"):
+        if (home / name).is_dir():
+            (home / name).chmod(0o700)
 
 
 def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftServer:
@@ -137,7 +146,12 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     prompts = Prompts(Path(info.path))
     shared_state = SharedState(API_PROCESSES)
     trainer = TrainerProcess(config, info, shared_state)
-    engine_client = EngineClient(shared_state, max_open=config.max_queue, canary_prompt=prompts.encode(CANARY_TEXT))
+    engine_client = EngineClient(
+        shared_state,
+        max_open=config.max_queue,
+        canary_prompt=prompts.encode(CANARY_TEXT),
+        stall_seconds=config.stall_seconds,
+    )
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -180,6 +194,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         ids=records.ids,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
+        shares_prefixes=config.share_prefix_cache,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
     )
     tokenization = Tokenization(info, engine_client, prompts, router)

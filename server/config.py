@@ -36,6 +36,7 @@ class ServerConfig:
         kv_memory_gb: Size of the key-value cache in GiB; ``None``: a quarter of the memory, at most 4.
         host_memory_gb: Host memory in GiB for adapters that are ready for the device.
         prefill_tokens: Prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
+        share_prefix_cache: Keys share prefixes, and so can tell by the time what others have asked.
         no_prefix_cache: Compute every prompt from its start, whatever was computed before.
         threads: CPU threads of the engine; ``None``: torch's choice.
         cors_origins: Sites whose pages may call this server from a browser, ``https://app.example``; ``*`` is any.
@@ -52,6 +53,7 @@ class ServerConfig:
         trainer_threads: CPU threads of a training run; ``None``: torch's choice.
         trainer_device: Where runs compute: ``cpu``, or the number of a GPU; ``None``: where serving does.
         trainer_memory_gb: Memory of the GPU in GiB that the key-value cache leaves to runs, where both share one.
+        stall_seconds: An engine that makes no progress for so long is replaced.
         drain_seconds: How long SIGTERM waits for answers that are under way.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
 
@@ -75,6 +77,7 @@ class ServerConfig:
     kv_memory_gb: float | None = None
     host_memory_gb: float = 2.0
     prefill_tokens: int = 256
+    share_prefix_cache: bool = False
     no_prefix_cache: bool = False
     threads: int | None = None
     cors_origins: tuple[str, ...] = ()
@@ -90,6 +93,7 @@ class ServerConfig:
     trainer_threads: int | None = None
     trainer_device: str | None = None
     trainer_memory_gb: float = 0.0
+    stall_seconds: float = 60.0
     drain_seconds: float = 30.0
     log_level: str = "info"
 
@@ -97,7 +101,7 @@ class ServerConfig:
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
-        for name in ("kv_memory_gb", "max_model_len", "threads", "trainer_threads", "max_file_gb"):
+        for name in ("stall_seconds", "kv_memory_gb", "max_model_len", "threads", "trainer_threads", "max_file_gb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")

@@ -95,7 +95,7 @@ def home_lock(home: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: Another process holds it; the message names its pid.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = home / "server.lock"
     with path.open("a+") as lock:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,12 @@ class LoraConfig:
         """The factor of B·A of module ``name``: alpha / rank, or alpha / √rank with rsLoRA."""
         override = _look_up(self._alphas, name)
         return (override.value if override else self._alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def unmatched_patterns(self, grafted: Iterable[str]) -> Iterator[str]:
+        """The entries of rank_pattern and alpha_pattern that hold for none of the grafted modules."""
+        for overrides in (self._ranks, self._alphas):
+            used = {override.source for name in grafted if (override := _look_up(overrides, name))}
+            yield from (override.source for override in overrides if override.source not in used)
 
     # --- fields -------------------------------------------------------------------------------------------------------
 

@@ -16,18 +16,21 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 MODEL_CARD_FILE = "README.md"  # PEFT writes a model card beside every adapter
 
+TOKENIZER_FILES = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "added_tokens.json")
+"""What trainers save beside an adapter: compared with the base's, and dropped."""
+
 _PICKLE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt)\Z", re.IGNORECASE)
 # What a Trainer leaves beside an adapter. These are pickles too, but no part of the adapter: they are never opened.
 _TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)\Z")
 
 
 def check_filename(filename: str) -> None:
-    """Check the name of a pushed file. README.md is allowed, and dropped.
+    """Check the name of a pushed file. A model card and a tokenizer's files are allowed, and dropped.
 
     Raises:
         InvalidAdapter: It is no file of an adapter.
     """
-    if filename in (CONFIG_FILE, WEIGHTS_FILE, MODEL_CARD_FILE):
+    if filename in (CONFIG_FILE, WEIGHTS_FILE, MODEL_CARD_FILE, *TOKENIZER_FILES):
         return
     if _PICKLE.search(filename):
         raise InvalidAdapter(

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ from graftwork.adapters.storage.safetensors_header import TensorEntry
 from graftwork.adapters.storage.strict_json import parse_object
 
 _PREFIX = "base_model.model."
+_CHUNK_BYTES = 1 << 20
 
 # The role of a tensor in its module, by the suffix of its name. Longer suffixes come first.
 _ROLES = {
@@ -139,6 +140,19 @@ def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpe
             replaced=replaced,
             base_digest=lora.base_digest,
             config=config,
+            warnings=tuple(_warnings([graft.name for graft in grafts], lora, base)),
+        )
+
+
+def _warnings(grafted: Sequence[str], lora: LoraConfig, base: BaseInfo) -> Iterator[str]:
+    for source in lora.unmatched_patterns(grafted):
+        yield f"{CONFIG_FILE}: {source} matches none of the modules that have tensors."
+    targeted = [name for name, shape in base.modules.items() if shape.kind != "other" and lora.targets(name)]
+    left_out = [name for name in targeted if name not in set(grafted)]
+    if left_out:
+        yield (
+            f"{len(left_out)} of the {len(targeted)} modules that the config targets have no tensors, among them "
+            f"{left_out[0]}: they stay the base's."
         )
 
 
@@ -148,6 +162,21 @@ def _read_config(path: Path, limits: AdapterLimits) -> tuple[dict[str, Any], int
     if len(raw) > limits.max_config_bytes:
         raise TooLarge(f"{CONFIG_FILE} is larger than {limits.max_config_bytes} bytes.", param=CONFIG_FILE)
     return parse_object(raw, what=CONFIG_FILE), len(raw)
+
+
+def digest_of(folder: Path, limits: AdapterLimits) -> str:
+    """The digest of a folder's files, as ``read_spec`` gives it, without any other check.
+
+    Raises:
+        InvalidAdapter: A file is missing, or the config is no JSON.
+        TooLarge: The config is beyond its limit.
+    """
+    config, _ = _read_config(folder / CONFIG_FILE, limits)
+    digest = _digest_of(config)
+    with open_regular(folder / WEIGHTS_FILE) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _digest_of(config: Mapping[str, Any]) -> hashlib._Hash:

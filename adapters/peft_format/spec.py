@@ -46,3 +46,5 @@ class AdapterSpec:
     """The base that it was trained on; ``None`` for a plain PEFT folder, which does not say."""
     config: Mapping[str, Any]
     """adapter_config.json."""
+    warnings: tuple[str, ...] = ()
+    """What is taken and yet may not be what was meant, for whoever pushes it."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import shutil
@@ -33,15 +34,19 @@ from graftwork.adapters.names import escaped
 from graftwork.adapters.peft_format.files import (
     CONFIG_FILE,
     MODEL_CARD_FILE,
+    TOKENIZER_FILES,
     WEIGHTS_FILE,
     check_filename,
     check_listing,
     open_regular,
     os_error_reason,
 )
+from graftwork.adapters.peft_format.folder import digest_of
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.storage.durable import sync_folder
+
+log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 
@@ -136,8 +141,9 @@ class ArtifactStore:
         roots = [os.path.realpath(root) for root in allowed_roots]
         staged = self.stage()
         try:
-            check_listing(_list_beneath(source, roots), source)
-            for filename in (CONFIG_FILE, WEIGHTS_FILE):
+            listed = _list_beneath(source, roots)
+            check_listing(listed, source)
+            for filename in (CONFIG_FILE, WEIGHTS_FILE, *listed.intersection(TOKENIZER_FILES)):
                 with (
                     _open_file_beneath(source / filename, roots) as reader,
                     self.open_staged(staged, filename) as writer,
@@ -153,7 +159,7 @@ class ArtifactStore:
         """Publish a staged adapter; it is durable when this returns.
 
         Args:
-            staged: Is moved, or dropped if the artifact is there already.
+            staged: Is moved, or dropped if the artifact is there already. A tokenizer's files in it are dropped.
             spec: As ``read_spec`` read it from this folder.
 
         Returns:
@@ -164,12 +170,14 @@ class ArtifactStore:
         """
         self._check_staged(staged)
         target = self._folder(spec.digest)
+        for name in TOKENIZER_FILES:
+            (staged / name).unlink(missing_ok=True)
         names = sorted(entry.name for entry in os.scandir(staged))
         if names != [CONFIG_FILE, WEIGHTS_FILE]:
             raise InvalidAdapter(f"an adapter is {CONFIG_FILE} and {WEIGHTS_FILE}: staged were {escaped(names)}.")
         for name in names:
             with open_regular(staged / name) as file:
-                os.fchmod(file.fileno(), 0o444)
+                os.fchmod(file.fileno(), 0o400)
                 os.fsync(file.fileno())
         sync_folder(staged)
         try:
@@ -177,10 +185,22 @@ class ArtifactStore:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # A folder is not renamed over one with files in it: the same bytes are published already.
-            self.discard(staged)
+            # A folder is not renamed over one with files in it: the same bytes were published before.
+            if self.is_intact(spec.digest):
+                self.discard(staged)
+            else:
+                log.warning("the files of %s changed on the disk: those pushed now take their place", target)
+                os.rename(target, self.stage() / "changed")
+                os.rename(staged, target)
         sync_folder(self.root)
         return target
+
+    def is_intact(self, digest: str) -> bool:
+        """Whether the files of a published artifact are those that were pushed. Reads all of them."""
+        try:
+            return digest_of(self.path(digest), self.limits) == digest
+        except GraftworkError:
+            return False
 
     def path(self, digest: str) -> Path:
         """The folder of a published artifact.

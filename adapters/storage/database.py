@@ -45,6 +45,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
@@ -52,12 +53,15 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeEngine
 
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
+from graftwork.adapters.storage.durable import DISK_FULL
 
 # How long a writer waits for the others. Writes take milliseconds: after this long another process must be stuck.
 BUSY_TIMEOUT_SECONDS = 10.0
 
 # The key of PostgreSQL's advisory lock behind write(): "graftwrk" in ASCII.
 _WRITE_LOCK = int.from_bytes(b"graftwrk")
+
+_POSTGRESQL_DISK_FULL = "53100"
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -170,7 +174,7 @@ class Database:
         Does not nest.
 
         Raises:
-            Unavailable: Other writers held the lock for ``BUSY_TIMEOUT_SECONDS``.
+            Unavailable: Other writers held the lock for ``BUSY_TIMEOUT_SECONDS``, or the disk is full.
         """
         with self._writing.begin() as connection:
             if not self.is_sqlite:
@@ -294,18 +298,32 @@ def _create_engine(url: URL) -> Engine:
     serializer = partial(json.dumps, allow_nan=False)
     if url.get_backend_name() != "sqlite":
         try:
-            return create_engine(url, json_serializer=serializer, pool_pre_ping=True)
+            engine = create_engine(url, json_serializer=serializer, pool_pre_ping=True)
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"PostgreSQL needs the driver {error.name!r}: install it with pip install 'psycopg[binary]'"
             ) from error
+        event.listen(engine, "handle_error", _say_that_the_disk_is_full)
+        return engine
     # No bound on connections: the number of threads is bounded, and waiting for a connection would be invisible.
     engine = create_engine(
         url, json_serializer=serializer, max_overflow=-1, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
     )
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "handle_error", _say_that_the_disk_is_full)
     return engine
+
+
+def _say_that_the_disk_is_full(context: ExceptionContext) -> None:
+    original = context.original_exception
+    if (
+        getattr(original, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(original, "sqlstate", None) == _POSTGRESQL_DISK_FULL
+    ):
+        raise Unavailable(
+            "the server's disk is full, and nothing of this was kept: make room and send it again", code=DISK_FULL
+        ) from original
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:

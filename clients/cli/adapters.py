@@ -178,6 +178,8 @@ def _say_what_next(remote: CommandContext, version: PushedVersion) -> None:
         remote.print_message(
             "The folder does not say which base it was trained on; shapes fit, so it is taken as unverified."
         )
+    for warning in version.warnings:
+        remote.print_message(f"Note: {warning}")
     aliases = remote.client.adapters.get(version.name).aliases_of(version.version)
     if "live" in aliases:
         remote.print_message(f'Live: requests for model "{version.name}" are answered by {version.id}.')

@@ -24,6 +24,7 @@ from graftwork.clients.types.pages import Page
 CONFIG_FILE = "adapter_config.json"
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+TOKENIZER_FILES = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "added_tokens.json")
 
 
 def list(*, after: str | None = None, limit: int | None = None) -> Call[Page[Adapter]]:
@@ -148,7 +149,10 @@ def _read_pushed(reply: CallResponse) -> PushedVersion:
 
 
 def _adapter_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a PEFT folder in the order that the server expects: the configuration first."""
+    """Return the files of a PEFT folder in the order that the server expects: the configuration first.
+
+    A tokenizer's are among them, where there are any: the server says how they differ from the base's.
+    """
     if not folder.is_dir():
         raise LocalFileError(f"{folder} is no folder; push takes the folder that PEFT's save_pretrained wrote")
     files = tuple(folder / name for name in (CONFIG_FILE, WEIGHTS_FILE))
@@ -161,4 +165,4 @@ def _adapter_files(folder: Path) -> tuple[Path, ...]:
                 else "push takes the folder that PEFT's save_pretrained wrote"
             )
             raise LocalFileError(f"{folder} has no {file.name}; {advice}")
-    return files
+    return (*files, *(folder / name for name in TOKENIZER_FILES if (folder / name).is_file()))

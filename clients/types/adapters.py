@@ -35,9 +35,14 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushedVersion(Version):
-    """The version that a push resulted in. ``created`` is False if the same files had been pushed before."""
+    """The version that a push resulted in.
+
+    ``created`` is False if the same files had been pushed before. ``warnings`` say what was taken and yet may not be
+    what was meant, such as a chat template that is not the base's.
+    """
 
     created: bool
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,3 +23,15 @@ class Proposer(Protocol):
         room for beside prompts.
         """
         ...
+
+
+class ForcedTokenProposer:
+    """Proposes what a grammar leaves no choice about, such as the names of required fields.
+
+    A grammar forces bytes. Where the sampler puts them into other tokens than the tokenizer does, the drafts were in
+    vain.
+    """
+
+    def propose(self, sequences: Sequence[SequenceState]) -> Sequence[Sequence[int]]:
+        """The tokens that must follow; none for a sequence without a grammar."""
+        return [sequence.grammar.forced_tokens(sequence.tokens) if sequence.grammar else () for sequence in sequences]

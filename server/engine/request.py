@@ -132,12 +132,14 @@ class Request:
         prompt: Token ids.
         sampling: How its tokens are chosen.
         adapter: A digest; ``None``: the bare base.
+        cache_salt: Requests of another salt share no prefixes with it.
     """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     adapter: str | None = None
+    cache_salt: str = ""
 
 
 class FinishReason(enum.StrEnum):

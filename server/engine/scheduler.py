@@ -115,7 +115,7 @@ class Scheduler:
             num_pooled=len(tokens) - 1 if request.sampling.pooling == "last" else 0,
             arrival_index=self._arrivals,
             tokens=tokens,
-            prefix=Prefix(request.adapter, tokens),
+            prefix=Prefix(request.adapter, tokens, request.cache_salt),
             rng=random.Random(seed) if seed is not None else random.Random(),
         )
         self._arrivals += 1

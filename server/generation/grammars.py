@@ -9,6 +9,7 @@ import logging
 import signal
 import subprocess
 import sys
+from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 
@@ -36,10 +37,12 @@ class Grammars:
     def __init__(self) -> None:
         self._kept: dict[bytes, dict[str, str]] = {}
         self._one = CapacityLimiter(1)  # thread beside the event loop, which alone talks to the child
+        # One grammar of each key waits for it: keys take turns, and one that asks for much delays itself.
+        self._turns: WeakValueDictionary[str, CapacityLimiter] = WeakValueDictionary()
         self._child: subprocess.Popen[str] | None = None
 
-    async def make(self, source: GrammarSource) -> str:
-        """The grammar of ``source``. Takes a second of CPU time at most, of another process.
+    async def make(self, source: GrammarSource, key_id: str) -> str:
+        """The grammar of ``source``, for a request of a key. Takes a second of CPU time at most, of another process.
 
         Raises:
             InvalidRequest: It cannot be followed; the message names the field and the keyword.
@@ -47,7 +50,8 @@ class Grammars:
         """
         key = hashlib.sha256(f"{source.kind}\n{source.text}".encode()).digest()
         if (outcome := self._kept.get(key)) is None:
-            outcome = await to_thread.run_sync(self._try_once, key, source, limiter=self._one)
+            async with self._turns.setdefault(key_id, CapacityLimiter(1)):
+                outcome = await to_thread.run_sync(self._try_once, key, source, limiter=self._one)
         if "grammar" in outcome:
             return outcome["grammar"]
         problem, field = outcome["problem"], outcome.get("field") or source.field

@@ -61,6 +61,7 @@ class GenerationService:
         ids: Mints the ids of answers.
         accounting: Counts and logs answers.
         metrics: Counts shadow copies.
+        shares_prefixes: Whether keys share the prefix cache, and so can tell by the time what others have asked.
         max_busy_for_shadows: Shadow copies are computed while at most this many answers are under way.
     """
 
@@ -75,6 +76,7 @@ class GenerationService:
         ids: InteractionIds,
         accounting: Accounting,
         metrics: Metrics,
+        shares_prefixes: bool = False,
         max_busy_for_shadows: int = 8,
     ) -> None:
         self.base = base
@@ -91,6 +93,7 @@ class GenerationService:
         self._ids = ids
         self._accounting = accounting
         self._grammars = Grammars()
+        self._shares_prefixes = shares_prefixes
 
     # -- before the engine -----------------------------------------------------------------------------------------
     def admit(
@@ -144,7 +147,7 @@ class GenerationService:
         """
         body, head = admission.answered_body, self._head(admission)
         body.check_token_ids(self.base.vocab_size)
-        grammar = await self._grammar(body)
+        grammar = await self._grammar(body, admission.key_id)
         if isinstance(body, ChatCompletionRequest):
             options = body.template_options()
             encode = partial(self.prompts.chat, body.chat_messages(), **options, max_length=self._max_length)
@@ -157,10 +160,10 @@ class GenerationService:
         prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
         return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(body, prompts, grammar)
 
-    async def _grammar(self, body: GenerationRequest) -> str | None:
+    async def _grammar(self, body: GenerationRequest, key_id: str) -> str | None:
         """What the answer is held to, tried out."""
         source = body.grammar_source(self.prompts.tool_call_format)
-        return None if source is None else await self._grammars.make(source)
+        return None if source is None else await self._grammars.make(source, key_id)
 
     def _inputs(
         self, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None
@@ -211,7 +214,10 @@ class GenerationService:
             Overloaded: The queue is full.
             Unavailable: There is no engine at the moment.
         """
-        stream = self.engine.open(inputs, adapter=admission.route.digest, background=background)
+        salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
+        stream = self.engine.open(
+            inputs, adapter=admission.route.digest, cache_salt="/".join(salts), background=background
+        )
         return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background))
 
     async def answer(self, admission: Admission) -> bytes:

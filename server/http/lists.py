@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 
 from graftwork.adapters.errors import InvalidRequest, NotFound
@@ -23,6 +24,17 @@ T = TypeVar("T")
 ShownT = TypeVar("ShownT")
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A moment with its time zone, or in seconds since 1970."""
 
 
 class Parameters(BaseModel):

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,6 +26,7 @@ from starlette.requests import Request
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest, Unavailable
+from graftwork.adapters.peft_format import tokenizer_files
 from graftwork.adapters.peft_format.folder import read_spec
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Version
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FORM_LIMITS = multipart.FormLimits(max_parts=16, max_field_bytes=128 << 10, hint="an adapter's two files")
+_FORM_LIMITS = multipart.FormLimits(max_parts=16, max_field_bytes=128 << 10, hint="an adapter's files")
 _UPLOAD_SLACK_BYTES = 4 << 20  # boundaries, headers, form fields, a README.md
 _CONCURRENT_PUSHES = 4  # each one reads or writes gigabytes: more at once would be slower for all
 
@@ -67,6 +69,21 @@ class PushForm(BaseModel):
     metadata: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PushedAdapter:
+    """What became of a push.
+
+    Attributes:
+        version: The version.
+        is_new: Whether it was made by this push: the same bytes may be there already.
+        warnings: What was taken and yet may not be what was meant.
+    """
+
+    version: Version
+    is_new: bool
+    warnings: list[str]
+
+
 class Pushes:
     """Adds versions, for one server process."""
 
@@ -75,7 +92,7 @@ class Pushes:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._workers = anyio.CapacityLimiter(_CONCURRENT_PUSHES)
 
-    async def push(self, name: str, request: Request, *, alias: str | None, actor: str) -> tuple[Version, bool]:
+    async def push(self, name: str, request: Request, *, alias: str | None, actor: str) -> PushedAdapter:
         """Add the version that a request uploads, or whose folder it names.
 
         Args:
@@ -85,7 +102,7 @@ class Pushes:
             actor: For the history.
 
         Returns:
-            The version, and whether it is new: the same bytes may be there already.
+            The version, and what its sender should know.
 
         Raises:
             GraftworkError: Something in the request or the adapter is refused; see ``check_name``, ``read_spec`` and
@@ -104,10 +121,12 @@ class Pushes:
             staged, fields = await self._receive(request)
             try:
                 spec = await self._in_thread(read_spec, staged, services.base, services.limits)
+                warnings = await self._in_thread(tokenizer_files.differences, staged, services.base)
                 services.engine.takes(spec)
                 async with self._lock(spec.digest):
                     add = partial(self._register, name, spec, fields, alias, actor)
-                    return await self._publish(staged, spec, add)
+                    version, new = await self._publish(staged, spec, add)
+                return PushedAdapter(version, new, [*spec.warnings, *warnings])
             finally:
                 await self._clean_up(services.store.discard, staged)
 
@@ -119,7 +138,7 @@ class Pushes:
             body = parse(PushedPath, await request.body())
             return await self._in_thread(store.stage_folder, Path(body.path), self._services.allowed_roots), body
         limits = self._services.limits
-        request.state.max_body_bytes = limits.max_adapter_bytes + limits.max_config_bytes + _UPLOAD_SLACK_BYTES
+        request.state.max_body_bytes = limits.max_folder_bytes + _UPLOAD_SLACK_BYTES
         staged = await self._in_thread(store.stage)
         try:
             return staged, await _receive_form(request, boundary, store, staged, self._in_thread)

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import os
+import signal
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,9 @@ from graftwork.server.transport.messages import (
 
 log = logging.getLogger(__name__)
 
+#: An engine that was silent for too long is asked once more, for so many seconds: perhaps this process stood still.
+GRACE_SECONDS = 5.0
+
 #: Log-probabilities that differ by no more than this count as equal: float32 differs by as much between batches.
 INERT_LOGPROB_DIFFERENCE = 1e-6
 
@@ -58,30 +62,66 @@ class EngineClient:
         shared_state: Receives the number of open answers; has the server's phase.
         max_open: The most answers of this process that users may have running or waiting at once.
         canary_prompt: Token ids that adapters are tried on.
+        stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
 
     Attributes:
         base_card: How the base was loaded; empty before the first hello.
         num_restarts: How often the engine was started again.
     """
 
-    def __init__(self, shared_state: SharedState, *, max_open: int, canary_prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        shared_state: SharedState,
+        *,
+        max_open: int,
+        canary_prompt: Sequence[int],
+        stall_seconds: float = 60.0,
+    ) -> None:
         self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
         self.max_open = max_open
         self._shared_state = shared_state
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
+        self._stall_seconds = stall_seconds
         self._connection: Connection | None = None
+        self._worker_pid = 0
         self._was_ready = False
         self._streams: dict[str, tuple[EngineStream, int]] = {}
         self._stats_futures: dict[str, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
 
     async def listen(self, api_process: int, listener: socket.socket) -> None:
-        """Accept engine workers on a listening socket, until the event loop ends."""
+        """Accept engine workers on a listening socket and watch them, until the event loop ends."""
         self._api_process = api_process
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=listener)
+        self._watchdog = loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Kill an engine worker that makes no progress: a stopped process keeps its connections open for ever."""
+        while True:
+            await asyncio.sleep(self._stall_seconds / 4)
+            watched = self._connection
+            if watched is None or self.state != "ready":
+                continue
+            if await self._answers(self._stall_seconds) or await self._answers(GRACE_SECONDS):
+                continue
+            if watched is self._connection:
+                log.error(
+                    "engine worker %d has made no progress for %.0f s: it is killed, and another one is started",
+                    self._worker_pid,
+                    self._stall_seconds,
+                )
+                os.kill(self._worker_pid, signal.SIGKILL)
+
+    async def _answers(self, seconds: float) -> bool:
+        """Whether the engine answers within so many seconds, or is gone."""
+        try:
+            await self.stats(timeout=seconds)
+        except Unavailable as error:
+            return error.code != "busy"
+        return True
 
     # -- state ---------------------------------------------------------------------------------------------------
     @property
@@ -114,13 +154,19 @@ class EngineClient:
 
     # -- requests ------------------------------------------------------------------------------------------------
     def open(
-        self, work: Sequence[tuple[Sequence[int], SamplingParams]], *, adapter: str | None, background: bool = False
+        self,
+        work: Sequence[tuple[Sequence[int], SamplingParams]],
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
     ) -> EngineStream:
         """Send the choices of one request to the engine.
 
         Args:
             work: For each choice the prompt's token ids and the sampling.
             adapter: The digest of a published adapter; ``None``: the bare base.
+            cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it is not counted among ``max_open``.
 
         Raises:
@@ -143,7 +189,7 @@ class EngineClient:
         ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
         stream = EngineStream(ids, background)
         requests = [
-            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter)
+            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter, cache_salt=cache_salt)
             for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)
         ]
         self._streams.update({request_id: (stream, choice) for choice, request_id in enumerate(stream.ids)})
@@ -203,7 +249,8 @@ class EngineClient:
         self._stats_futures[stats_id] = answer
         connection.send(StatsRequest(stats_id))
         try:
-            stats = await asyncio.wait_for(answer, timeout)
+            async with asyncio.timeout(timeout):  # before Python 3.12 wait_for may lose a cancellation
+                stats = await answer
         except TimeoutError:
             raise Unavailable("The engine is too busy to say how it is.", code="busy") from None
         finally:
@@ -254,7 +301,7 @@ class EngineClient:
         if self._connection is not None:
             self._connection.close()
             self._disconnect("The engine was started again.")
-        self._connection, self.base_card = connection, hello.card
+        self._connection, self.base_card, self._worker_pid = connection, hello.card, hello.pid
         self.num_restarts += self._was_ready
         self._was_ready = True
         log.info("engine worker %d is ready", hello.pid)

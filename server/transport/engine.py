@@ -96,12 +96,15 @@ class EngineProtocol(Protocol):
     def num_background(self) -> int:
         """Those of them that no user of this process waits for."""
 
-    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None, background: bool = False) -> EngineStream:
+    def open(
+        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+    ) -> EngineStream:
         """Send the choices of one request.
 
         Args:
             inputs: One for each choice.
             adapter: The digest of a published adapter; ``None``: the bare base.
+            cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it takes no place in the queue, of which others would be refused.
 
         Raises:

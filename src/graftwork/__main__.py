@@ -76,6 +76,9 @@ def serve(
     prefill_tokens: Annotated[
         int, _option("--prefill-tokens", _ENGINE, "Prompt tokens computed beside each step; fewer is smoother.")
     ] = 256,
+    share_prefix_cache: Annotated[
+        bool, _option("--share-prefix-cache", _ENGINE, "Let all keys use what was computed for one of them.")
+    ] = False,
     no_prefix_cache: Annotated[
         bool, _option("--no-prefix-cache", _ENGINE, "Compute every prompt from its start.")
     ] = False,
@@ -124,6 +127,9 @@ def serve(
         float,
         _option("--trainer-memory-gb", _TRAINER, "Of the card's memory, what the key-value cache leaves to runs."),
     ] = 0.0,
+    stall_seconds: Annotated[
+        float, _option("--stall-seconds", _ENGINE, "An engine that makes no progress for so long is replaced.")
+    ] = 60.0,
     drain_seconds: Annotated[
         float, _option("--drain-seconds", _SERVER, "How long SIGTERM waits for answers that are under way.")
     ] = 30.0,
@@ -152,6 +158,7 @@ def serve(
             kv_memory_gb=kv_memory_gb,
             host_memory_gb=host_memory_gb,
             prefill_tokens=prefill_tokens,
+            share_prefix_cache=share_prefix_cache,
             no_prefix_cache=no_prefix_cache,
             threads=threads,
             host=host,
@@ -169,6 +176,7 @@ def serve(
             trainer_threads=trainer_threads,
             trainer_device=trainer_device,
             trainer_memory_gb=trainer_memory_gb,
+            stall_seconds=stall_seconds,
             drain_seconds=drain_seconds,
             log_level=log_level,
         )

@@ -144,6 +144,7 @@ def test_a_stream_that_is_refused(make_client: MakeClient, server: FakeServer, n
 
 
 def test_an_upload_is_what_is_on_the_disk(make_client: MakeClient, server: FakeServer, peft_folder: Path) -> None:
+    (peft_folder / "chat_template.jinja").write_text("{{ messages }}")
     seen: list[tuple[int, int]] = []
     client = make_client(server.url)
     client.adapters.push(
@@ -156,7 +157,7 @@ def test_an_upload_is_what_is_on_the_disk(make_client: MakeClient, server: FakeS
         progress=lambda sent, total: seen.append((sent, total)),
     )
     (body,) = server.asked("POST", "/v1/adapters/intents/versions")
-    names = ("adapter_config.json", "adapter_model.safetensors")
+    names = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja")
     assert body["files"] == {name: (peft_folder / name).read_bytes() for name in names}
     assert (body["parent"], body["data_digest"], body["metadata"]) == ("3", "sha256:12", '{"note": "gr\\u00fcn"}')
     total = sum(len(data) for data in body["files"].values())

@@ -49,12 +49,13 @@ def ask(
     max_tokens: int = 8,
     prompt_logprobs: int | None = None,
     pooling: Pooling | None = None,
+    cache_salt: str = "",
 ) -> Request:
     """A number is a prompt of so many tokens that no other request begins with."""
     if isinstance(prompt, int):
         prompt = [hash((request_id, index)) for index in range(prompt)]
     sampling = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs, pooling=pooling)
-    return Request(id=request_id, prompt=tuple(prompt), adapter=adapter, sampling=sampling)
+    return Request(id=request_id, prompt=tuple(prompt), adapter=adapter, sampling=sampling, cache_salt=cache_salt)
 
 
 class Driver:
@@ -207,5 +208,5 @@ class Driver:
         cells = self._cells.setdefault(prefix, [])
         while len(cells) < count:
             before = cells[-1][1] if cells else 0
-            cells.append((prefix.adapter, hash((before, prefix.tokens[len(cells)]))))
+            cells.append((prefix.shared_by, hash((before, prefix.tokens[len(cells)]))))
         return cells[:count]

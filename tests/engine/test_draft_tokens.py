@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from graftwork.server.engine.engine import Engine
+from graftwork.server.engine.grammars.grammar import make_grammar
+from graftwork.server.engine.proposer import ForcedTokenProposer
 from graftwork.server.engine.request import Delta, FinishReason, Request, SamplingParams
 from graftwork.server.engine.sampler import SampledToken, accept
 from graftwork.server.engine.sequence import SequenceState
@@ -180,3 +182,22 @@ def test_drafts_take_what_prompts_leave_and_nobody_gives_way_to_them() -> None:
     mine, other = (item for item in scheduler.schedule() if item.sequence is not scheduler.get("second"))
     assert mine.count == 1, "the third's prompt takes the whole budget"
     assert other.sequence is full
+
+
+def test_what_a_grammar_forces_takes_one_step(base: zoo.BaseInfo) -> None:
+    grammar = make_grammar("regex", "(yes|no), I am quite sure[.!]")
+    held = {"grammar": grammar, "max_tokens": 40, "temperature": 1.0, "seed": 5}
+
+    def answered(proposer: ForcedTokenProposer | None) -> tuple[dict[str, list[int]], int]:
+        bench = zoo.Bench(base, {})
+        bench.engine._proposer = proposer
+        bench.add("held", list(range(5, 17)), **held)
+        bench.add("free", list(range(9, 30)), max_tokens=4, temperature=1.0, seed=6)
+        answers = bench.run()
+        return {name: answer.tokens for name, answer in answers.items()}, bench.engine.num_steps
+
+    alone, num_steps = answered(None)
+    drafted, fewer_steps = answered(ForcedTokenProposer())
+    assert drafted == alone
+    assert len(alone["held"]) > 20
+    assert fewer_steps < num_steps / 3

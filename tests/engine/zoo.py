@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,9 @@ class Bench:
         self.folders[spec.digest], self.digests[name] = folder, spec.digest
 
     def fetch(self, digest: str) -> host_adapter.HostAdapter:
-        folder = self.folders[digest]
-        return host_adapter.read(folder, read_spec(folder, self.info, AdapterLimits()), torch.float32)
+        limits = AdapterLimits()
+        spec_of = partial(read_spec, base=self.info, limits=limits)
+        return host_adapter.read_artifact(self.folders[digest], digest, spec_of, limits, torch.float32)
 
     def add(self, request_id: str, prompt: list[int], adapter: str | None = None, **sampling: Any) -> None:
         options = {"max_tokens": 8, "temperature": 0.0, "top_logprobs": 0, "prompt_logprobs": 0, **sampling}

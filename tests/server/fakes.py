@@ -89,7 +89,9 @@ class StandInEngine:
     def num_background(self) -> int:
         return 0
 
-    def open(self, inputs: Sequence[EngineInput], /, *, adapter: str | None, background: bool = False) -> EngineStream:
+    def open(
+        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+    ) -> EngineStream:
         raise AssertionError("nobody asks this engine for an answer")
 
     def cancel(self, stream: EngineStream, choice: int | None = None, /) -> None:
@@ -135,7 +137,10 @@ class World:
         return list(adapters), events, artifacts, sorted((self.services.store.root / "staging").iterdir())
 
 
-def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bool = True) -> World:
+def make_world(
+    home: Path, *, admin_key: str | None = None, open_to_loopback: bool = True, migrated: bool = True
+) -> World:
+    """A world on ``home``; ``migrated=False``: on the database that is there."""
     base = BaseInfo(
         id="tiny-base",
         path=str(home / "base"),
@@ -151,7 +156,8 @@ def make_world(home: Path, *, admin_key: str | None = None, open_to_loopback: bo
         modules={name: ModuleShape(kind="linear", shape=(8, 8), bias=False) for name in MODULES},
         tied=(),
     )
-    shutil.copy(_migrated(), home / "graftwork.db")
+    if migrated:
+        shutil.copy(_migrated(), home / "graftwork.db")
     database = Database(home / "graftwork.db")
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)

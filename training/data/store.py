@@ -340,7 +340,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> int:
             num += 1
         file.flush()
         os.fsync(file.fileno())
-    path.chmod(0o444)
+    path.chmod(0o400)
     return num
 
 
@@ -350,7 +350,7 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    path.chmod(0o444)
+    path.chmod(0o400)
 
 
 def _digest(path: Path) -> str:

@@ -45,6 +45,10 @@ class GrammarProcessor:
         """Whether nothing may follow ``tokens``, the prompt and all that was generated."""
         return self._follow(tokens) and self._matcher.is_stopped() and not self._matcher.is_error()
 
+    def forced_tokens(self, tokens: Sequence[int]) -> Sequence[int]:
+        """What must follow ``tokens``, the prompt and all that was generated; nothing where there is a choice."""
+        return self._matcher.compute_ff_tokens() if self._follow(tokens) else ()
+
     def is_active(self, row: LogitsRow) -> bool:
         return True
 

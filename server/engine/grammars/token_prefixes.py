@@ -55,8 +55,20 @@ class TokenPrefixes:
         if not len(givers):
             return
         longest = possible[giving].argmax(axis=1)
-        receivers, places = np.unique(self._prefixes[giving][np.arange(len(givers)), longest], return_inverse=True)
-        values = logits[torch.from_numpy(np.concatenate([givers, receivers])).to(logits.device)].cpu().numpy()
-        sums = values[len(givers) :]
-        np.logaddexp.at(sums, places, values[: len(givers)])
-        logits[torch.from_numpy(receivers).to(logits.device)] = torch.from_numpy(sums).to(logits.device)
+        receivers = self._prefixes[giving][np.arange(len(givers)), longest]
+        (_add_on_cpu if logits.device.type == "cpu" else _add_on_device)(logits, receivers, givers)
+
+
+def _add_on_cpu(logits: Tensor, receivers: np.ndarray, givers: np.ndarray) -> None:
+    """By numpy: less than half of torch's time for so few numbers."""
+    values = logits.numpy()
+    np.logaddexp.at(values, receivers, values[givers])
+
+
+def _add_on_device(logits: Tensor, receivers: np.ndarray, givers: np.ndarray) -> None:
+    """Through the host: one copy there and one back."""
+    changed, places = np.unique(receivers, return_inverse=True)
+    values = logits[torch.from_numpy(np.concatenate([changed, givers])).to(logits.device)].cpu().numpy()
+    sums = values[: len(changed)]
+    np.logaddexp.at(sums, places, values[len(changed) :])
+    logits[torch.from_numpy(changed).to(logits.device)] = torch.from_numpy(sums).to(logits.device)

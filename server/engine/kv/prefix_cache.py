@@ -1,10 +1,10 @@
 """Automatic prefix caching: which slot of the key-value cache holds which tokens, so that they are not computed again.
 
 A sequence that leaves its slot leaves keys and values behind: the slot is *retained*, and its content is indexed by the
-adapter's digest and the tokens. A new sequence of the same adapter finds the longest prefix that it shares with any
-slot. It either *takes over* a retained slot (a chat that grows: nothing is copied) or has the common prefix *copied*
-from the slot that holds it, running or retained (a system prompt that many share). A slot is free, running or
-retained::
+adapter's digest, a salt and the tokens. A new sequence of the same adapter and salt finds the longest prefix that it
+shares with any slot. It either *takes over* a retained slot (a chat that grows: nothing is copied) or has the common
+prefix *copied* from the slot that holds it, running or retained (a system prompt that many share). A slot is free,
+running or retained::
 
     free ──allocate──▶ running ──release──▶ retained ──take over──▶ running
                                                 └──evict──▶ free
@@ -57,10 +57,11 @@ class Prefix:
     Args:
         adapter: Its digest; ``None`` is the bare base.
         tokens: Token ids; the sequence may append to them.
+        salt: Of those with whom prefixes are shared.
     """
 
-    def __init__(self, adapter: str | None, tokens: list[int]) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: str | None, tokens: list[int], salt: str = "") -> None:
+        self.shared_by = (adapter, salt)
         self.tokens = tokens
         self._keys: list[int] = []
 
@@ -69,7 +70,7 @@ class Prefix:
         num_blocks = length // BLOCK_SIZE
         while len(self._keys) < num_blocks:
             start = len(self._keys) * BLOCK_SIZE
-            before = self._keys[-1] if self._keys else hash(self.adapter)
+            before = self._keys[-1] if self._keys else hash(self.shared_by)
             self._keys.append(hash((before, *self.tokens[start : start + BLOCK_SIZE])))
         return self._keys[:num_blocks]
 
@@ -325,7 +326,7 @@ def _common_length(wanted: Prefix, holding: CachedSlot, count: int, limit: int) 
 
 
 def _is_same(wanted: Prefix, holding: CachedSlot, count: int) -> bool:
-    return wanted.adapter == holding.prefix.adapter and wanted.tokens[:count] == holding.prefix.tokens[:count]
+    return wanted.shared_by == holding.prefix.shared_by and wanted.tokens[:count] == holding.prefix.tokens[:count]
 
 
 def _cost(hit: PrefixHit) -> float:

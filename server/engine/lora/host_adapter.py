@@ -6,7 +6,7 @@ They are read from a PEFT folder that was checked before.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from graftwork.adapters.errors import InvalidAdapter, TooLarge
+from graftwork.adapters.peft_format.folder import digest_of
+
 if TYPE_CHECKING:
+    from graftwork.adapters.peft_format.limits import AdapterLimits
     from graftwork.adapters.peft_format.spec import AdapterSpec
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -94,6 +98,29 @@ def _has_more(part: HostAdapter | LinearGraft) -> bool:
 def num_pages(rank: int) -> int:
     """How many pages a LoRA of this rank takes."""
     return -(-rank // RANK_PAGE)
+
+
+def read_artifact(
+    folder: Path, digest: str, spec_of: Callable[[Path], AdapterSpec], limits: AdapterLimits, dtype: torch.dtype
+) -> HostAdapter:
+    """Read a published adapter, if its files are still those that were pushed.
+
+    Args:
+        folder: The artifact.
+        digest: What it is known by.
+        spec_of: Reads its structure, or has it from before.
+        limits: The largest sizes.
+        dtype: Of the bank.
+
+    Raises:
+        InvalidAdapter: Its files are not those of ``digest``: artifacts never change, but disks do.
+    """
+    try:
+        if digest_of(folder, limits) == digest:
+            return read(folder, spec_of(folder), dtype)
+    except (InvalidAdapter, TooLarge):
+        pass
+    raise InvalidAdapter("its files changed on the disk. Push the same adapter again: that puts them right")
 
 
 def read(folder: Path, spec: AdapterSpec, dtype: torch.dtype) -> HostAdapter:

@@ -21,7 +21,13 @@ from graftwork.server.bodies import StrictModel, Text, parse
 from graftwork.server.http.lists import PageParameters, Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body, json_or_form_body
 from graftwork.server.http.push import PushedPath, Pushes, PushForm
-from graftwork.server.http.schemas.adapters import AdapterEventObject, AdapterObject, Residency, VersionObject
+from graftwork.server.http.schemas.adapters import (
+    AdapterEventObject,
+    AdapterObject,
+    PushedVersionObject,
+    Residency,
+    VersionObject,
+)
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability.traffic import Traffic
@@ -87,15 +93,16 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.post(
         "/v1/adapters/{name}/versions",
         status_code=201,
-        response_model=VersionObject,
-        responses={200: {"model": VersionObject, "description": "The same bytes were there already"}},
+        response_model=PushedVersionObject,
+        responses={200: {"model": PushedVersionObject, "description": "The same bytes were there already"}},
         openapi_extra=json_or_form_body(PushedPath, PushForm),
     )
     async def push(
         request: Request, name: str, to: Annotated[PushParameters, Query()], who: Principal = operator
     ) -> Response:
-        version, new = await pushes.push(name, request, alias=to.alias, actor=who.name)
-        return JSONResponse(_version(version, await adapter_states(engine), traffic), 201 if new else 200)
+        pushed = await pushes.push(name, request, alias=to.alias, actor=who.name)
+        shown = _version(pushed.version, await adapter_states(engine), traffic)
+        return JSONResponse({**shown, "warnings": pushed.warnings}, 201 if pushed.is_new else 200)
 
     @routes.post("/v1/adapters/{name:path}/versions", include_in_schema=False, dependencies=[operator])
     async def push_of_a_path(name: str) -> None:

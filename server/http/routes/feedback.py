@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
@@ -24,7 +24,7 @@ from graftwork.adapters.feedback.feedback import (
     Thumb,
 )
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
-from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.lists import Moment, Parameters, answered_by, in_thread, json_lines, page_body
 from graftwork.server.http.openapi import json_body, stream_of
 from graftwork.server.http.schemas.feedback import FeedbackObject
 from graftwork.server.http.schemas.lists import ListObject
@@ -58,8 +58,8 @@ class FeedbackParameters(Parameters):
     arm: Label | None = None
     kind: FeedbackKind | None = None
     user: Label | None = None
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
     def filter(self, services: Services) -> FeedbackFilter:
         """The filter with ``adapter`` resolved.

@@ -6,7 +6,7 @@ import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from graftwork.adapters.access.keys import Role
@@ -14,7 +14,7 @@ from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.feedback.feedback import FeedbackFilter
 from graftwork.adapters.feedback.interactions import Completion, Interaction, InteractionFilter, InteractionStatus
 from graftwork.server.bodies import Label, Text
-from graftwork.server.http.lists import Parameters, answered_by, in_thread, json_lines, page_body
+from graftwork.server.http.lists import Moment, Parameters, answered_by, in_thread, json_lines, page_body
 from graftwork.server.http.openapi import stream_of
 from graftwork.server.http.routes import feedback
 from graftwork.server.http.schemas.interactions import ErasureObject, InteractionObject, LoggedCompletionObject
@@ -33,8 +33,8 @@ class InteractionParameters(Parameters):
     status: InteractionStatus | None = None
     user: Label | None = None
     key_id: Label | None = None
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
 
     def filter(self, services: Services) -> InteractionFilter:
         """The filter with ``adapter`` resolved.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
@@ -34,6 +34,12 @@ class VersionObject(TypedDict):
     load_ms: float | None
     requests: int
     tokens: int
+
+
+class PushedVersionObject(VersionObject):
+    """What a push resulted in. ``warnings`` say what was taken and yet may not be what was meant."""
+
+    warnings: Sequence[str]
 
 
 class AdapterObject(TypedDict):

@@ -104,7 +104,7 @@ _FORMATS: dict[str, GrammarKind | None] = {
 
 _NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
-    *("safety_identifier", "prompt_cache_key", "tools", "chat_template_kwargs"),
+    *("safety_identifier", "prompt_cache_key", "cache_salt", "tools", "chat_template_kwargs"),
 }
 
 
@@ -143,6 +143,7 @@ class GenerationRequest(StrictModel):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    cache_salt: Label | None = None  # vLLM's: prompts of another salt share no prefixes with it
     ignore_eos: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -737,6 +738,25 @@ def test_refused_for_its_tensors(
 @pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in RAW_CONFIGS])
 def test_refused_for_the_config_as_a_file(raw: bytes, tmp_path: Path, base: BaseInfo, store: ArtifactStore) -> None:
     check_refused(store, files.write(tmp_path / "pushed", raw, files.tensors(base)), base, CONFIG_FILE)
+
+
+def test_patterns_that_match_nothing_are_said(tmp_path: Path, base: BaseInfo) -> None:
+    config = files.config(rank_pattern={"no_proj": 8}, alpha_pattern={"no_proj": 3, "q_proj": 4})
+    spec = spec_of(tmp_path, base, config, files.tensors(base))
+    assert [warning.split(" matches")[0] for warning in spec.warnings] == [
+        f"{CONFIG_FILE}: rank_pattern 'no_proj'",
+        f"{CONFIG_FILE}: alpha_pattern 'no_proj'",
+    ]
+
+
+def test_targets_without_tensors_are_said(tmp_path: Path, base: BaseInfo) -> None:
+    whole = files.tensors(base)
+    assert spec_of(tmp_path / "whole", base, files.config(), whole).warnings == ()
+    first = {key: value for key, value in whole.items() if ".layers.0." in key}
+    (warning,) = spec_of(tmp_path / "first", base, files.config(), first).warnings
+    assert re.match(
+        r"\d+ of the \d+ modules that the config targets have no tensors, among them .*layers\.1\.", warning
+    )
 
 
 @pytest.mark.parametrize("text", [r"(a+)+$", r"(\w*\w*)*!", r"((.*)*)*x", r"(\w|\w\w|.)*#", r"(?:.?){99}.{99}x"])

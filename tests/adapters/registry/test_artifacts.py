@@ -67,7 +67,7 @@ def test_publish(store: ArtifactStore, good: Path, base: BaseInfo) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         assert (folder / name).read_bytes() == (good / name).read_bytes()
-        assert mode_of(folder / name) == 0o444
+        assert mode_of(folder / name) == 0o400
     assert read_spec(folder, base, store.limits) == spec
 
 
@@ -77,6 +77,24 @@ def test_publishing_twice_is_publishing_once(store: ArtifactStore, good: Path, b
     assert files.push(store, good, base) == spec
     assert {path: path.stat().st_ino for path in store.path(spec.digest).iterdir()} == before
     assert len(files.published(store)) == 1
+
+
+@pytest.mark.parametrize("change", ["a byte", "cut", "gone"])
+def test_what_changed_on_the_disk_is_put_right_by_a_push(
+    change: str, store: ArtifactStore, good: Path, base: BaseInfo
+) -> None:
+    spec = files.push(store, good, base)
+    weights = store.path(spec.digest) / WEIGHTS_FILE
+    assert store.is_intact(spec.digest)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    if change != "gone":
+        weights.write_bytes(content if change == "a byte" else content[:-8])
+    assert not store.is_intact(spec.digest)
+    assert files.push(store, good, base) == spec
+    assert store.is_intact(spec.digest)
+    assert weights.read_bytes() == (good / WEIGHTS_FILE).read_bytes()
 
 
 def test_many_publish_the_same_at_once(store: ArtifactStore, good: Path, base: BaseInfo) -> None:
@@ -285,7 +303,7 @@ def test_what_a_trainer_leaves_beside_an_adapter_stays_there(store: ArtifactStor
         "Adapter_Config.json",
         "adapter_config.json.gz",
         "adapter_model-00001-of-00002.safetensors",
-        "tokenizer.json",
+        "vocab.json",
         "\ud800",
         "x" * 10_000,
     ],

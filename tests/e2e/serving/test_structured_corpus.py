@@ -111,7 +111,8 @@ def test_what_is_accepted_of_500_schemas_is_kept(client: openai.OpenAI) -> None:
 
 def test_1000_forced_tool_calls_parse_and_keep_to_their_schemas(client: openai.OpenAI) -> None:
     draw = random.Random(2)
-    models = [schema for schema in of_the_clients_models() if schema.get("type") == "object"]
+    objects = (schema for schema in of_the_clients_models() if schema.get("type") == "object")
+    models = [schema for schema in objects if len(json.dumps(schema)) < 1000]  # three are in each prompt
     tools: list[Any] = [
         {"type": "function", "function": {"name": f"tool_{place}", "parameters": schema}}
         for place, schema in enumerate(draw.sample(models, 100))

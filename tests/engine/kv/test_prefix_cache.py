@@ -141,6 +141,20 @@ def test_only_the_same_adapter_finds_it() -> None:
     assert again.num_cached == 99
 
 
+def test_only_the_same_salt_finds_it() -> None:
+    driver = roomy()
+    driver.ask("one key's", tokens(1, 100), cache_salt="key_1")
+    driver.run()
+    another = driver.ask("another's", tokens(1, 100), cache_salt="key_2")
+    driver.step()
+    assert (another.num_cached, driver.num_copied) == (0, 0)
+    driver.run()
+    same = driver.ask("the first again", tokens(1, 100), cache_salt="key_1")
+    driver.step()
+    assert same.num_cached == 99
+    driver.run()
+
+
 def test_prompts_to_be_scored_are_computed_and_serve_others() -> None:
     driver = roomy(step_tokens=32)
     driver.ask("first", tokens(1, 100))

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from graftwork.server.engine.lora.host_adapter import PLAIN_FIELDS, HostAdapter, LinearGraft, _tensors
+from tests.engine import zoo
 
 PLAIN_LAYER = LinearGraft(a=torch.ones(1, 16, 4), b=torch.ones(1, 16, 4), magnitude=None, bias=None)
 PLAIN = HostAdapter(
@@ -51,3 +52,23 @@ def test_every_dtype_wherever_it_lies(padding: int, tmp_path: Path) -> None:
         for key, tensor in tensors.items():
             assert tensor.dtype == made[key].dtype
             assert torch.equal(tensor, expected.get_tensor(key))
+
+
+def test_files_that_changed_on_the_disk_are_not_served(tmp_path: Path) -> None:
+    base = zoo.make_base("llama", tmp_path / "base", tmp_path / "home")
+    zoo.make_adapter(base, tmp_path / "a", zoo.KINDS["rank-16"], seed=1)
+    zoo.make_adapter(base, tmp_path / "b", zoo.KINDS["rank-16"], seed=2)
+    bench = zoo.Bench(base, {"a": tmp_path / "a", "b": tmp_path / "b"})
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    bench.add("damaged", [1, 2, 3], "a")
+    bench.add("intact", [1, 2, 3], "b")
+    answers = bench.run()
+    assert "changed on the disk" in answers["damaged"].error
+    assert (answers["intact"].error, len(answers["intact"].tokens)) == (None, 8)
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    bench.add("repaired", [1, 2, 3], "a")
+    assert len(bench.run()["repaired"].tokens) == 8

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from graftwork.adapters.access.keys import Role
 from graftwork.server.generation import interaction_log
 from graftwork.server.generation.interaction_log import EndedAnswer
 from tests.adapters.records import Records, outcome
@@ -385,3 +386,17 @@ def test_stopping_waits_for_a_database_that_is_locked_for_a_while(
 def test_nobody_waits_for_what_is_not_on_its_way(world: World) -> None:
     assert world.services.records.log.wait_until_durable("chatcmpl-x", seconds=0)
     assert world.services.records.log.flush(seconds=0)
+
+
+async def test_each_key_has_its_own_prefixes(harness: GatewayHarness) -> None:
+    keys = [harness.world.services.keys.create(name, Role.APP) for name in ("one", "other")]
+    for secret, _ in keys:
+        await harness.ask(headers={"authorization": f"Bearer {secret}"})
+    await harness.ask(headers={"authorization": f"Bearer {keys[0][0]}"}, cache_salt="ann")
+    salts = [request.cache_salt for request in harness.engine.asked]
+    assert len(set(salts)) == 3
+    harness.gateway._shares_prefixes = True
+    for secret, _ in keys:
+        await harness.ask(headers={"authorization": f"Bearer {secret}"})
+    assert len({request.cache_salt for request in harness.engine.asked[3:]}) == 1
+    assert all("cache_salt" not in row.sampling for row in harness.logged())

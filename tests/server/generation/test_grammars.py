@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 
@@ -75,11 +76,11 @@ HOSTILE: dict[str, tuple[GrammarKind, Any, str]] = {
 async def test_what_is_hostile_is_refused_in_bounded_time(made: Grammars, name: str) -> None:
     kind, text, says = HOSTILE[name]
     with pytest.raises(InvalidRequest) as refused:
-        await made.make(source(kind, text))
+        await made.make(source(kind, text), "key")
     assert refused.value.message.startswith("the.field: ")
     assert says in refused.value.message
     assert refused.value.param == "the.field"
-    assert await made.make(source("regex", "abc")), "the next one is served"
+    assert await made.make(source("regex", "abc"), "key"), "the next one is served"
 
 
 #: In themselves harmless, however they look: they are followed within the limits of a mask.
@@ -95,7 +96,7 @@ LARGE: dict[str, tuple[GrammarKind, Any]] = {
 
 @pytest.mark.parametrize("name", LARGE)
 async def test_what_is_only_large_is_taken(made: Grammars, name: str) -> None:
-    assert await made.make(source(*LARGE[name]))
+    assert await made.make(source(*LARGE[name]), "key")
 
 
 async def test_a_refusal_names_field_and_keyword(made: Grammars) -> None:
@@ -104,7 +105,7 @@ async def test_a_refusal_names_field_and_keyword(made: Grammars) -> None:
         ("json", {"type": "strng"}, "the.field: Invalid type: strng", "invalid_value"),
     ):
         with pytest.raises(InvalidRequest) as refused:
-            await made.make(source(kind, text))  # type: ignore[arg-type]
+            await made.make(source(kind, text), "key")  # type: ignore[arg-type]
         assert (refused.value.message, refused.value.code) == (message, code)
 
 
@@ -115,20 +116,20 @@ async def test_the_same_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> No
     true = made._try_out
     monkeypatch.setattr(made, "_try_out", lambda asked: tried.append(asked.text) or true(asked))
     for text in ("a", "a", "b", "a", "c", "b"):
-        assert await made.make(source("regex", text))
+        assert await made.make(source("regex", text), "key")
     with pytest.raises(InvalidRequest):
-        await made.make(source("regex", "("))
+        await made.make(source("regex", "("), "key")
     assert tried == ["a", "b", "c", "("]
     made.close()
 
 
 async def test_a_process_that_was_killed_is_started_again() -> None:
     made = Grammars()
-    assert await made.make(source("regex", "a"))
+    assert await made.make(source("regex", "a"), "key")
     assert made._child is not None
     os.kill(made._child.pid, signal.SIGKILL)
     made._child.wait()
-    assert await made.make(source("regex", "b"))
+    assert await made.make(source("regex", "b"), "key")
     made.close()
 
 
@@ -137,16 +138,16 @@ async def test_a_process_that_cannot_start_is_no_fault_of_the_request(
 ) -> None:
     monkeypatch.setattr(grammars, "_TRIAL", "no_such_module")
     with pytest.raises(Unavailable):
-        await Grammars().make(source("regex", "a"))
+        await Grammars().make(source("regex", "a"), "key")
 
 
 async def test_the_process_ends_with_its_parent_and_not_by_ctrl_c() -> None:
     made = Grammars()
-    await made.make(source("regex", "a"))
+    await made.make(source("regex", "a"), "key")
     assert made._child is not None
     child = psutil.Process(made._child.pid)
     os.kill(child.pid, signal.SIGINT)
-    assert await made.make(source("regex", "b"))
+    assert await made.make(source("regex", "b"), "key")
     assert child.memory_info().rss < 200 << 20
     assert made._child.stdin is not None
     made._child.stdin.close()  # as the kernel does when the parent is gone
@@ -166,3 +167,22 @@ def test_an_answer_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     began = time.monotonic()
     assert "grammar" in trial.answer({"kind": "choice", "source": '["a", "b"]'})
     assert time.monotonic() - began < 60
+
+
+async def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks for many grammars delays its own."""
+    made, order = Grammars(), []
+
+    def slow(source: GrammarSource) -> dict[str, str]:
+        time.sleep(0.02)
+        order.append(source.text)
+        return {"grammar": source.text}
+
+    monkeypatch.setattr(made, "_try_out", slow)
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(made.make, source("regex", f"many {number}"), "greedy")
+        await anyio.sleep(0.01)
+        tasks.start_soon(made.make, source("regex", "one"), "modest")
+    assert order.index("one") <= 2
+    assert len(order) == 21

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 
 from graftwork.adapters.errors import Overloaded, Unavailable
 from graftwork.server.engine.request import Delta, FinishReason, SamplingParams
 from graftwork.server.processes import SharedState
+from graftwork.server.transport import client as client_module
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.messages import (
     Cancel,
@@ -19,6 +25,7 @@ from graftwork.server.transport.messages import (
     Generate,
     Hello,
     MessageBuffer,
+    Stats,
     StatsRequest,
     decode_message,
     encode,
@@ -143,3 +150,39 @@ async def test_bytes_that_are_no_frame_end_nothing(client: EngineClient) -> None
     worker.writer.write(b"\0\0\0\x02{]")
     worker.send(Frame([Delta(stream.ids[0], finish_reason=FinishReason.STOP)]))
     assert [delta.done async for _, delta in stream] == [True]
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """Stands for the engine worker's process."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+async def test_an_engine_without_progress_is_killed(
+    client: EngineClient, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "GRACE_SECONDS", 0.05)
+    watchdog, client._stall_seconds = client._watchdog, 0.2
+    watchdog.cancel()
+    client._watchdog = asyncio.create_task(client._watch())
+    worker = await start(client, process.pid)
+    async with asyncio.timeout(10):
+        while process.poll() is None:
+            await asyncio.sleep(0.05)
+    assert process.returncode == -signal.SIGKILL
+    worker.die()
+
+
+async def test_an_engine_that_answers_is_left_alone(client: EngineClient, process: subprocess.Popen[bytes]) -> None:
+    client._watchdog.cancel()
+    client._stall_seconds = 0.4
+    client._watchdog = asyncio.create_task(client._watch())
+    worker = await start(client, process.pid)
+    stats = Stats(**{field.name: {} if field.name == "adapters" else 0 for field in fields(Stats)})
+    for _ in range(5):
+        asked = await worker.receive()
+        assert isinstance(asked, StatsRequest)
+        worker.send(Frame(stats=[(asked.id, stats)]))
+    assert process.poll() is None

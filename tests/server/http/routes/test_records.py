@@ -209,6 +209,8 @@ def test_feedback_filters_pages_and_export(client: TestClient, records: Records)
         (FEEDBACK, {"since": "yesterday"}, "since"),
         (FEEDBACK, {"since": "2026-01-01T00:00:00"}, "since"),
         (FEEDBACK, {"since": "1e300"}, "since"),
+        (FEEDBACK, {"since": "0001-01-01T00:00:00+14:00"}, "since"),
+        (INTERACTIONS, {"until": "9999-12-31T23:59:59-14:00"}, "until"),
         (FEEDBACK, {"limit": 0}, "limit"),
         (FEEDBACK, {"after": "x"}, "after"),
         (FEEDBACK, {"user": "a\0"}, "user"),

@@ -22,6 +22,7 @@ from openai.types import Model
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Overloaded
+from graftwork.adapters.storage.database import _databases
 from graftwork.server.http.edge import MAX_JSON_BYTES
 from tests.server.fakes import (
     ADMIN_KEY,
@@ -108,6 +109,7 @@ def test_an_uploaded_adapter_becomes_a_version(client: TestClient, world: World)
         "load_ms": None,
         "requests": 0,
         "tokens": 0,
+        "warnings": [],
     }
     assert world.services.registry.adapter("intents").aliases == {"live": 1, "candidate": 2}
     assert world.engine.tried[-1] == registered.digest
@@ -119,6 +121,37 @@ def test_an_uploaded_adapter_becomes_a_version(client: TestClient, world: World)
 def test_a_model_card_may_come_along(client: TestClient) -> None:
     files = [*form(adapter_files()), ("files", ("README.md", b"# mine"))]
     assert client.post(VERSIONS, files=files).status_code == 201
+
+
+def test_a_tokenizer_may_come_along_and_is_told_where_it_differs(client: TestClient, world: World) -> None:
+    tokenizer = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "<|call|>"}]}
+    base = Path(world.services.base.path)
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    (base / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    same = [("files", (file.name, file.read_bytes())) for file in base.iterdir() if file.name != "config.json"]
+    assert client.post(VERSIONS, files=[*form(adapter_files()), *same]).json()["warnings"] == []
+    theirs = {
+        "tokenizer.json": json.dumps(tokenizer),
+        "chat_template.jinja": "{{ messages[0] }}",
+        "tokenizer_config.json": '{"eos_token": {"content": "<|end|>"}}',
+    }
+    others = [("files", (name, text.encode())) for name, text in theirs.items()]
+    uploaded = client.post(VERSIONS, files=[*form(adapter_files(1)), *others]).json()
+    template, tokens, end = uploaded["warnings"]
+    assert "chat template" in template
+    assert "'<|call|>'" in tokens
+    assert "'<|end|>'" in end
+    assert "'</s>'" in end
+    assert len(list(world.services.store.path(uploaded["digest"]).iterdir())) == 2
+    folder = write_adapter(world.home / "shared" / "run-1")
+    for name, text in theirs.items():
+        (folder / name).write_text(text)
+    assert client.post(VERSIONS, json={"path": str(folder)}).json()["warnings"] == uploaded["warnings"]
+    broken = [("files", ("tokenizer.json", b"\x00{"))]
+    (warning,) = client.post(VERSIONS, files=[*form(adapter_files(2)), *broken]).json()["warnings"]
+    assert "cannot be read" in warning
 
 
 def test_a_folder_below_an_allowed_root_becomes_a_version(client: TestClient, world: World) -> None:
@@ -309,6 +342,23 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert error(response, 503)["code"] == "disk_full"
     assert world.state() == ([], [], [], [])
     assert push(client).json()["id"] == "intents@1"
+
+
+def test_a_full_disk_is_said_by_whatever_writes_to_the_database(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    with asking(world) as client:
+        push(client)
+        push(client, seed=1)
+        (database,) = [each for each in _databases if each.url.database == str(tmp_path / "graftwork.db")]
+        database.close()
+        with database.write() as connection:  # the only connection of the pool from here on
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        moves = [{"version": number % 2 + 1, "reason": "x" * 1900} for number in range(60)]
+        answers = [client.put("/v1/adapters/intents/aliases/live", json=move) for move in moves]
+        assert {answer.status_code for answer in answers} == {200, 503}
+        assert {error(answer, 503)["code"] for answer in answers if answer.status_code != 200} == {"disk_full"}
+        assert client.get("/v1/adapters/intents").status_code == 200
 
 
 @pytest.mark.parametrize("state", ["starting", "recovering", "draining"])

@@ -98,6 +98,7 @@ ON: Mapping[str, Any] = {
     "min_tokens": 2,
     "ignore_eos": True,
     "stop_token_ids": [5],
+    "cache_salt": "ann",
     "structured_outputs": {"choice": ["yes", "no"]},
     "guided_json": {"type": "object"},
     "guided_regex": "a+",
