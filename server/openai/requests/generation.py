@@ -273,7 +273,8 @@ class GenerationRequest(StrictModel):
         if self._token_cap is None:
             return logged
         field, requested = self._limit()
-        return logged | {field: self._capped(self._default_tokens(self._token_cap) if requested is None else requested)}
+        limit = self._capped(self._default_tokens(self._token_cap) if requested is None else requested)
+        return logged | dict.fromkeys({field, *logged.keys() & {"max_tokens"}}, limit)
 
     def _capped(self, max_tokens: int) -> int:
         """At most as many tokens as an arm allows, and at least as many as the request wants."""
