@@ -137,6 +137,7 @@ class ExperimentAnalysis:
                     rail.add(arm, value, probability)
         value = unit.outcome.get(plan.metric.label)
         if value is not None and plan.metric.rated:
+            # Where the unrated count, too, it is fair that they are more in one arm.
             self._count(self._rated_ratios, unit, alarming=plan.unrated == "leave_out")
         if value is None and plan.unrated == "neutral" and plan.metric.bounds is not None:
             value = sum(plan.metric.bounds) / 2
@@ -188,9 +189,7 @@ class ExperimentAnalysis:
         )
 
     def _count(self, ratios: dict[int, SampleRatioTest], unit: ClosedUnit, *, alarming: bool = True) -> None:
-        """Count a unit in a test of the shares. Where units that nobody rated count, too, it makes no difference unfair
-        that they are more in one arm: that test is then for people, and not ``alarming``.
-        """
+        """Count a unit in a test of the shares. A mismatch that makes no comparison unfair is not ``alarming``."""
         weights = self._weights[unit.epoch]
         # One test per epoch. Their evidence multiplies, in whatever order units of neighbouring epochs close.
         if unit.epoch not in ratios:

@@ -1,8 +1,8 @@
 """Which users and prompts versions were trained on: their answers to these are no evidence of quality.
 
 A version was trained on its own data set and on those of the versions that it continues. Users are identified by the
-keyed hash in the ids of their answers, prompts by their exact text. Prompts are learned by heart; what was learned of a
-user is no more than what is to be found out once some time has passed, so that a closed group of users can be asked.
+keyed hash in the ids of their answers, prompts by their exact text. A prompt is learned by heart, for good. Users are
+left out for some time only: of a closed group, whom every version learns from, there would never be any evidence.
 """
 
 from __future__ import annotations
