@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import Any, Final, Literal, get_args, get_origin
 
 from graftwork.adapters.errors import ConfigurationError
@@ -58,12 +59,42 @@ CONTINUED_RATES: Final[Mapping[TrainingMethod, float]] = {
 depends on the rate more than on anything else."""
 
 
+ENOUGH_STEPS: Final = 60
+"""Optimizer steps that a run of few rows takes at least, where its batch size and epochs are not given. With a quarter
+of them a small model learns next to nothing, whatever the rows."""
+
+FEW_STEPS: Final = 120
+"""A run of fewer steps learns at twice the rate."""
+
+SMALLEST_BATCH: Final = 4
+MOST_EPOCHS: Final = 10.0
+"""The bounds within which the batch size and the epochs follow from the rows."""
+
 FULL_RATE: Final = 0.1
 """Factor on the learning rate where all weights are trained: LoRA's best rate is about ten times that of full
 fine-tuning."""
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {name: knob.default for name, knob in KNOBS.items()}
+
+
+def _for_few_rows(num_rows: int, usual: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Batch size, epochs and rate with which so few rows are learned; see docs/learning.md#few-rows.
+
+    Args:
+        num_rows: rows to learn from.
+        usual: the values of many rows, and those that are given.
+        given: names of the latter.
+    """
+    batch_size, epochs, rate = usual["batch_size"], usual["epochs"], usual["learning_rate"]
+    if "batch_size" not in given:
+        enough = 2 ** int(log2(max(1.0, num_rows * epochs / ENOUGH_STEPS)))
+        batch_size = max(SMALLEST_BATCH, min(batch_size, enough))
+    if "epochs" not in given:
+        epochs = max(epochs, min(MOST_EPOCHS, float(ceil(ENOUGH_STEPS * batch_size / num_rows))))
+    if num_rows * epochs / batch_size < FEW_STEPS:
+        rate *= 2
+    return {"batch_size": batch_size, "epochs": epochs, "learning_rate": rate}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +190,15 @@ class TrainConfig:
             self._require(self.targets == "all-linear", "targets", "is all-linear or a tuple of module names")
 
     @classmethod
-    def start(cls, method: TrainingMethod, *, continuing: bool, **given: Any) -> TrainConfig:
+    def start(
+        cls, method: TrainingMethod, *, continuing: bool, num_rows: int | None = None, **given: Any
+    ) -> TrainConfig:
         """Build a configuration from the defaults of a method.
 
         Args:
             method: the training method.
             continuing: whether an existing adapter is trained further; its defaults forget less.
+            num_rows: rows to learn from. Of few rows supervised methods learn in smaller batches, longer and faster.
             **given: fields that replace the defaults. Where ``rank`` is given and ``alpha`` is not, alpha is twice the
                 rank.
 
@@ -187,6 +221,8 @@ class TrainConfig:
             defaults["epochs"] = 8.0
         if "rank" in given and "alpha" not in given:
             defaults["alpha"] = 2 * given["rank"]
+        if num_rows and method in SUPERVISED:
+            defaults |= _for_few_rows(num_rows, {**_DEFAULTS, **defaults, **given}, given)
         return cls(**{**defaults, **given})
 
     @property

@@ -15,4 +15,5 @@ def with_anthropics_members(model: Any) -> dict[str, Any]:
         models = [*map(with_anthropics_members, model["data"])]
         return {**model, "data": models, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
     created_at = datetime.fromtimestamp(model["created"], UTC).isoformat().replace("+00:00", "Z")
-    return {**model, "type": "model", "display_name": model["id"], "created_at": created_at}
+    theirs = {"type": "model", "display_name": model["id"], "created_at": created_at, "lifecycle": "active"}
+    return {**model, **theirs, "max_input_tokens": model["max_model_len"]}

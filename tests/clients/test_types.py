@@ -118,6 +118,8 @@ NOT_READ = {
     "Model.type",  # Anthropic's clients read these
     "Model.display_name",
     "Model.created_at",
+    "Model.lifecycle",
+    "Model.max_input_tokens",
     "Page.first_id",  # of the entries themselves
     "Page.last_id",
     "ChatMessage.refusal",

@@ -64,3 +64,32 @@ def test_forgetting_may_be_without_a_limit_and_no_other_number_without_a_value()
     for name in ("rank", "learning_rate", "batch_size", "validation"):
         with pytest.raises((ConfigurationError, TypeError)):
             TrainConfig(**{name: None})
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "given", "batch_size", "epochs", "rate"),
+    [
+        (20, {}, 4, 10, 1e-3),
+        (80, {}, 4, 3, 1e-3),
+        (80, {"epochs": 10.0}, 8, 10, 1e-3),
+        (160, {}, 8, 3, 1e-3),
+        (480, {}, 16, 3, 1e-3),
+        (5000, {}, 16, 3, 5e-4),
+        (80, {"batch_size": 16}, 16, 10, 1e-3),
+        (80, {"batch_size": 2, "epochs": 3.0}, 2, 3, 5e-4),
+        (80, {"learning_rate": 2e-4}, 4, 3, 2e-4),
+        (1, {}, 4, 10, 1e-3),
+        (None, {}, 16, 3, 5e-4),
+    ],
+)
+def test_few_rows_are_learned_in_enough_steps(
+    num_rows: int | None, given: dict[str, Any], batch_size: int, epochs: float, rate: float
+) -> None:
+    config = TrainConfig.start("sft", continuing=False, num_rows=num_rows, **given)
+    assert (config.batch_size, config.epochs, config.learning_rate) == (batch_size, epochs, rate)
+
+
+def test_other_methods_and_rounds_keep_their_own() -> None:
+    assert TrainConfig.start("dpo", continuing=False, num_rows=20).batch_size == 16
+    continued = TrainConfig.start("sft", continuing=True, num_rows=30)
+    assert (continued.batch_size, continued.epochs, continued.learning_rate) == (4, 8, 2e-4)

@@ -122,7 +122,8 @@ def _train(remote: CommandContext, wish: LocalTraining) -> Card:
     if wish.push:
         _check_reachable(remote)  # before the base, which may take minutes to fetch
     teacher = wish.hyperparameters.get("teacher")
-    config = None if wish.method == "auto" else _config(wish, wish.method)
+    if wish.method != "auto":
+        _config(wish, wish.method)  # what is wrong with it is said before anything is fetched
     with display.preparing(remote.err) as progress:
         info = prepare(wish.base, wish.home, progress)
         teacher = None if teacher is None else prepare(teacher, wish.home, progress)
@@ -130,13 +131,14 @@ def _train(remote: CommandContext, wish: LocalTraining) -> Card:
     if wish.push:
         _check_same_base(remote, info)
     read = load_material(data, columns=columns, format=wish.format, share=wish.hyperparameters["validation"])
-    reason = ""
-    if config is None:
+    method, reason = wish.method, ""
+    if wish.method == "auto":
         choice = rows_module.choose_method(
             rows_module.count_signals(row for rows in read.sides.values() for row in rows)
         )
-        config, reason = _config(wish, choice.method), choice.reason
-        remote.print_message(f"Method {choice.method}: {reason}")
+        method, reason = choice.method, choice.reason
+        remote.print_message(f"Method {method}: {reason}")
+    config = _config(wish, method, num_rows=len(read.sides["train"]))
     with display.writing(remote.err) as on_progress:
         writer = partial(default_writer, on_progress=on_progress)
         run = assemble_run(wish.name, read, base=info, config=config, teacher=teacher, reason=reason, writer=writer)
@@ -149,12 +151,12 @@ def _train(remote: CommandContext, wish: LocalTraining) -> Card:
     return card
 
 
-def _config(wish: LocalTraining, method: str) -> TrainConfig:
+def _config(wish: LocalTraining, method: str, num_rows: int | None = None) -> TrainConfig:
     found = rows_module.method_named(METHODS.get(method, method))
     knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in wish.hyperparameters.items()}
     if wish.hyperparameters.get("teacher") is not None:
         knobs["teacher"] = Path(wish.hyperparameters["teacher"]).name
-    return TrainConfig.start(found, continuing=False, **knobs)
+    return TrainConfig.start(found, continuing=False, num_rows=num_rows, **knobs)
 
 
 def _search(remote: CommandContext, run: TrainingRun, folder: Path) -> Card:

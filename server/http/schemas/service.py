@@ -30,8 +30,8 @@ class VersionObject(TypedDict):
 class ModelObject(TypedDict):
     """The base, with ``graftwork`` about how it was loaded; or an adapter, version or alias, whose ``parent`` it is.
 
-    ``max_model_len`` is vLLM's name for the tokens of the context, prompt and answer together. The last three are for
-    Anthropic's clients.
+    ``max_model_len`` is vLLM's name for the tokens of the context, prompt and answer together. From ``type`` on the
+    members are for Anthropic's clients.
     """
 
     id: str
@@ -45,6 +45,8 @@ class ModelObject(TypedDict):
     type: NotRequired[Literal["model"]]
     display_name: NotRequired[str]
     created_at: NotRequired[str]
+    lifecycle: NotRequired[Literal["active"]]
+    max_input_tokens: NotRequired[int]
 
 
 class ModelListObject(TypedDict):

@@ -70,7 +70,7 @@ def logprobs() -> None:
 @feature("structured output")
 def structured() -> None:
     answer = client.chat.completions.parse(
-        model=MODEL, messages=QUESTION, response_format=Ticket, temperature=0, max_tokens=80
+        model=MODEL, messages=QUESTION, response_format=Ticket, temperature=0, max_tokens=200
     )
     assert isinstance(answer.choices[0].message.parsed, Ticket)
 
@@ -144,7 +144,7 @@ def responses_tools() -> None:
 @feature("responses: structured output")
 def responses_structured() -> None:
     answer = client.responses.parse(
-        model=MODEL, input="My card is lost!", text_format=Ticket, temperature=0, max_output_tokens=80
+        model=MODEL, input="My card is lost!", text_format=Ticket, temperature=0, max_output_tokens=200
     )
     assert isinstance(answer.output_parsed, Ticket)
 

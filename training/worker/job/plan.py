@@ -81,7 +81,12 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         given["teacher"] = teacher.id
     multiplier = given.pop("learning_rate_multiplier", 1.0)
     try:
-        config = TrainConfig.start(method, continuing=parent is not None, **{"seed": spec.seed, **given})
+        config = TrainConfig.start(
+            method,
+            continuing=parent is not None,
+            num_rows=len(material.sides["train"]),
+            **{"seed": spec.seed, **given},
+        )
         config = dataclasses.replace(config, learning_rate=config.learning_rate * multiplier)
     except TypeError as error:  # for example a string in place of a number
         raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
