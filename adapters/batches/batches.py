@@ -198,12 +198,6 @@ class Batches:
                 raise Conflict(f"{id} is {batch.status} already: there is nothing left to cancel", code="batch_ended")
             return _move(connection, batch, "cancelling")
 
-    def unfinished_batch_using(self, file_id: str) -> str | None:
-        """The id of a batch that has not ended and needs this file, if there is one."""
-        uses = (_batches.c.input_file == file_id, _batches.c.status.not_in(ENDED_STATUSES))
-        with self._database.read() as connection:
-            return connection.scalar(select(_batches.c.id).where(*uses).limit(1))
-
     # -- for what carries batches on -------------------------------------------------------------------------------
     def unfinished(self, limit: int) -> list[Batch]:
         """Batches that have not ended: those that are to be cancelled, then the oldest of every key, and so on."""
@@ -309,6 +303,12 @@ class Batches:
 
 
 # --- inside a transaction ---------------------------------------------------------------------------------------------
+
+
+def unfinished_batch_using(connection: Connection, file_id: str) -> str | None:
+    """The id of a batch that has not ended and needs this file, if there is one."""
+    uses = (_batches.c.input_file == file_id, _batches.c.status.not_in(ENDED_STATUSES))
+    return connection.scalar(select(_batches.c.id).where(*uses).limit(1))
 
 
 def _check_file(connection: Connection, id: str, owner: str | None) -> None:

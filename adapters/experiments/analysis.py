@@ -69,6 +69,7 @@ class ExperimentAnalysis:
         self._num_units: Counter[str] = Counter()
         self._in_epoch: Counter[tuple[int, str]] = Counter()
         self._learned = 0
+        self._left_out: set[str] = set()
         self._means = {arm.name: _Means() for arm in self._arms}
         self._tallies = {arm.name: _PrimaryMetric(plan.metric, plan.alpha) for arm in self._arms}
         # Bonferroni: each of several treatments gets its part of alpha, so that alpha holds for all of them together.
@@ -120,6 +121,7 @@ class ExperimentAnalysis:
     def add_unit(self, unit: ClosedUnit) -> None:
         """Add a closed unit; call it in the order of their numbers."""
         plan, arm, weights = self._plan, unit.arm, self._weights[unit.epoch]
+        self._left_out.discard(unit.unit)
         self._num_units[arm] += 1
         self._in_epoch[unit.epoch, arm] += 1
         self._count(self._ratios, unit)
@@ -135,7 +137,8 @@ class ExperimentAnalysis:
                     rail.add(arm, value, probability)
         value = unit.outcome.get(plan.metric.label)
         if value is not None and plan.metric.rated:
-            self._count(self._rated_ratios, unit)
+            # Where the unrated count, too, it is fair that they are more in one arm.
+            self._count(self._rated_ratios, unit, alarming=plan.unrated == "leave_out")
         if value is None and plan.unrated == "neutral" and plan.metric.bounds is not None:
             value = sum(plan.metric.bounds) / 2
         if value is None:
@@ -145,6 +148,10 @@ class ExperimentAnalysis:
             probability = _probability(weights, name, plan.control.name)
             if arm in (name, plan.control.name) and probability is not None:
                 contrast.add(value, treated=arm == name, probability=probability)
+
+    def leave_out(self, unit: str) -> None:
+        """Count a unit as left out, because a version was trained on it, until it is added."""
+        self._left_out.add(unit)
 
     def units_in_epoch(self, epoch: int, arm: str) -> int:
         """The number of closed units that were assigned to an arm in an epoch."""
@@ -163,7 +170,7 @@ class ExperimentAnalysis:
         """The state of the experiment; ``weights`` are the current ones."""
         return Reading(
             units=self.num_units,
-            learned=self._learned,
+            learned=self._learned + len(self._left_out),
             arms=tuple(
                 ArmReading(
                     arm=arm.name,
@@ -181,14 +188,16 @@ class ExperimentAnalysis:
             shadows=tuple(shadow.reading() for shadow in self._shadows.values()),
         )
 
-    def _count(self, ratios: dict[int, SampleRatioTest], unit: ClosedUnit) -> None:
+    def _count(self, ratios: dict[int, SampleRatioTest], unit: ClosedUnit, *, alarming: bool = True) -> None:
+        """Count a unit in a test of the shares. A mismatch that makes no comparison unfair is not ``alarming``."""
         weights = self._weights[unit.epoch]
         # One test per epoch. Their evidence multiplies, in whatever order units of neighbouring epochs close.
         if unit.epoch not in ratios:
             shares = [weights.get(arm.name, 0.0) for arm in self._arms]
             ratios[unit.epoch] = SampleRatioTest(shares, alpha=SAMPLE_RATIO_ALPHA)
         ratios[unit.epoch].add([arm.name for arm in self._arms].index(unit.arm))
-        self._mismatch = self._mismatch or _log_e(ratios.values()) >= -math.log(SAMPLE_RATIO_ALPHA)
+        if alarming:
+            self._mismatch = self._mismatch or _log_e(ratios.values()) >= -math.log(SAMPLE_RATIO_ALPHA)
 
     def _ratio_reading(self) -> SampleRatioReading:
         return SampleRatioReading(

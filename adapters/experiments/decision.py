@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from graftwork.adapters.experiments.analysis import ExperimentAnalysis
 from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.metrics import Metric
+from graftwork.adapters.experiments.plan import ExperimentPlan
 from graftwork.adapters.experiments.readings import Comparison, GuardrailReading, Reading
 
 
@@ -17,8 +19,8 @@ class Recommendation:
     """What the rule recommends.
 
     Attributes:
-        kind: ``promote`` or ``roll_back`` an arm, ``end`` the experiment, ``widen`` an arm to ``weight``, or raise an
-            ``alarm``, after which nothing else is recommended.
+        kind: ``promote`` or ``roll_back`` an arm, ``end`` the experiment undecided, ``widen`` an arm to ``weight``, or
+            raise an ``alarm``, after which no difference between arms is relied on.
         reason: In words.
         arm: The arm that it is about.
         weight: The new weight, for ``widen``.
@@ -35,7 +37,9 @@ class Recommendation:
 def recommend(
     experiment: Experiment, analysis: ExperimentAnalysis, reading: Reading, now: datetime
 ) -> list[Recommendation]:
-    """What the rule recommends now, the most urgent first. Guardrails come before everything else.
+    """What the rule recommends now, the most urgent first: guardrails, an alarm, verdicts, the end, the next weight.
+
+    The end comes after so many units or at its time, whatever else there is: no alarm keeps an experiment going.
 
     Args:
         experiment: The experiment.
@@ -43,7 +47,7 @@ def recommend(
         reading: Its current reading.
         now: The time, in UTC.
     """
-    plan, rule = experiment.plan, experiment.plan.rule
+    plan = experiment.plan
     running = {arm.name for arm in plan.treatments if experiment.weight(arm.name) > 0}
     recommended = [
         Recommendation(kind="roll_back", arm=rail.arm, is_breach=True, reason=_breach(rail))
@@ -51,30 +55,60 @@ def recommend(
         if rail.breached and rail.arm in running
     ]
     if reading.sample_ratio.mismatch:
-        what = "units, or of the rated ones," if plan.metric.rated else "units"
-        reason = (
-            f"the arms' shares of the {what} are not what their weights promise: something but chance decides who is "
-            "counted where, and no difference can be trusted"
-        )
-        return [*recommended, Recommendation(kind="alarm", reason=reason)]
+        recommended.append(Recommendation(kind="alarm", reason=_mismatch(plan)))
+    else:
+        recommended += _verdicts(plan, reading, running)
+    if (moment := _end(plan, reading, now)) is not None:
+        recommended.append(Recommendation(kind="end", reason=f"undecided {moment}"))
+    if not recommended and (wider := _next_weight(experiment, analysis, now)) is not None:
+        recommended.append(wider)
+    return recommended
+
+
+def _mismatch(plan: ExperimentPlan) -> str:
+    what = "units, or of the rated ones," if plan.metric.rated and plan.unrated == "leave_out" else "units"
+    return (
+        f"the arms' shares of the {what} are not what their weights promise: something but chance decides who is "
+        "counted where, and no difference can be trusted"
+    )
+
+
+def _verdicts(plan: ExperimentPlan, reading: Reading, running: Collection[str]) -> list[Recommendation]:
+    """What the comparisons of running arms say: which to roll back, and then the one to promote, if there is any.
+
+    Several arms may be better than the control. Each was compared at its part of alpha, so any may be chosen of them.
+    """
+    rule, control = plan.rule, plan.control.name
+    harmful, better = [], []
     for found in reading.comparisons:
         low, high = found.improvement_lower, found.improvement_upper
         if found.arm not in running or low is None or high is None:
             continue
         if rule.promote_above is not None and low >= rule.promote_above:
-            why = f"better than {plan.control.name} by more than {rule.promote_above:g}: {describe(plan.metric, found)}"
-            recommended.append(Recommendation(kind="promote", arm=found.arm, reason=why))
+            better.append(found)
         elif rule.stop_below is not None and high <= rule.stop_below:
             short = "worse than" if rule.stop_below <= 0 else f"not better by {rule.stop_below:g} than"
-            why = f"{short} {plan.control.name}: {describe(plan.metric, found)}"
-            recommended.append(Recommendation(kind="roll_back", arm=found.arm, reason=why))
+            reason = f"{short} {control}: {describe(plan.metric, found)}"
+            harmful.append(Recommendation(kind="roll_back", arm=found.arm, reason=reason))
+    if not better:
+        return harmful
+    sign = 1 if plan.metric.goal == "up" else -1
+    # Of equal ones the first of the plan.
+    best = max(better, key=lambda found: (sign * (found.difference or 0.0), found.improvement_lower or 0.0))
+    reason = f"better than {control} by more than {rule.promote_above:g}: {describe(plan.metric, best)}"
+    if len(better) > 1:
+        reason += f"; the best of {', '.join(found.arm for found in better)}"
+    return [*harmful, Recommendation(kind="promote", arm=best.arm, reason=reason)]
+
+
+def _end(plan: ExperimentPlan, reading: Reading, now: datetime) -> str | None:
+    """When the experiment ends without a verdict, in words; ``None``: not yet."""
+    rule = plan.rule
     if rule.max_units is not None and reading.units >= rule.max_units:
-        recommended.append(Recommendation(kind="end", reason=f"undecided after {reading.units} units"))
-    elif rule.until is not None and now >= rule.until:
-        recommended.append(Recommendation(kind="end", reason=f"undecided at {rule.until:%Y-%m-%d %H:%M} UTC"))
-    if not recommended and (wider := _next_weight(experiment, analysis, now)) is not None:
-        recommended.append(wider)
-    return recommended
+        return f"after {reading.units} units"
+    if rule.until is not None and now >= rule.until:
+        return f"at {rule.until:%Y-%m-%d %H:%M} UTC"
+    return None
 
 
 def describe(metric: Metric, found: Comparison) -> str:

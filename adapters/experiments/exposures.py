@@ -58,7 +58,8 @@ class ClosedUnit:
         arm: Its first arm.
         epoch: The epoch in which it was assigned.
         first_at: When its first request was logged.
-        learned: An arm's version was trained on this user or prompt, so that the unit is left out of the metrics.
+        learned: An arm's version was trained on this user or prompt, so that the unit is left out of the metrics. True
+            in units of 0.1.0 alone: since then such a unit stays open until it has a request that counts.
         outcome: Its value of each metric, by label.
     """
 

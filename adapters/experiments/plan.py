@@ -24,6 +24,7 @@ BASE: Final = "base"
 MAX_ARMS: Final = 8
 MAX_SYSTEM_CHARS: Final = 1 << 16
 MAX_WINDOW_SECONDS: Final = 30 * 86_400.0
+MAX_LEARNED_DAYS: Final = 365.0
 THOMPSON_FLOOR: Final = 0.05
 """The least weight of an arm under Thompson sampling, so that an improvement would be noticed."""
 
@@ -78,7 +79,7 @@ class DecisionRule:
         stop_below: Roll one back once its improvement is surely below this; ``None``: never.
         max_units: End undecided after so many units.
         until: End undecided at this time.
-        automatic: Apply the decision; otherwise it is only advice.
+        automatic: Apply promotions and roll-backs; otherwise they are only advice. The end comes in either case.
     """
 
     promote_above: float | None = 0.0
@@ -117,6 +118,7 @@ class ExperimentPlan:
         window_seconds: How long a unit's requests and feedback count, from its first request on.
         alpha: The largest probability of taking a treatment for better that is not, or for worse that is not.
         unrated: What to do with units without feedback, where the metric is about feedback.
+        learned_days: How long a user's requests do not count after an answer that an arm's version learned from.
         allocation: Who sets the weights.
     """
 
@@ -129,6 +131,7 @@ class ExperimentPlan:
     window_seconds: float = 3600.0
     alpha: float = 0.05
     unrated: Unrated = "leave_out"
+    learned_days: float = 7.0
     allocation: Allocation = "fixed"
 
     @cached_property
@@ -227,6 +230,8 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
     _check_rule(plan)
     if not 0 <= plan.window_seconds <= MAX_WINDOW_SECONDS:
         raise InvalidRequest("window_seconds is from 0 to 30 days", param="window_seconds")
+    if not 0 <= plan.learned_days <= MAX_LEARNED_DAYS:
+        raise InvalidRequest("learned_days is from 0 to 365", param="learned_days")
     if not 0 < plan.alpha <= 0.5:
         raise InvalidRequest("alpha is above 0 and at most 0.5: 0.05, say", param="alpha")
     if plan.unrated == "neutral" and (not plan.metric.rated or plan.metric.bounds is None):
@@ -237,6 +242,12 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
     if plan.allocation == "thompson" and plan.metric.bounds is None:
         raise InvalidRequest(
             f"Thompson sampling needs a metric with bounds, and {plan.metric.label} has none: give over or range",
+            param="allocation",
+        )
+    if plan.allocation == "thompson" and not any(weights.values()):
+        raise InvalidRequest(
+            "Thompson sampling shifts weight between the control and treatments that have some, and none has any: give "
+            "one a weight, or leave allocation out",
             param="allocation",
         )
     shares = {plan.control.name: max(left, 0.0), **weights}
@@ -306,6 +317,8 @@ def _check_guardrail(guardrail: Guardrail, param: str) -> None:
 
 def _check_rule(plan: ExperimentPlan) -> None:
     rule = plan.rule
+    if rule.max_units is not None and rule.max_units < 1:
+        raise InvalidRequest("max_units is at least 1", param="decision.max_units")
     if not plan.treatments:
         return
     if plan.metric.bounds is not None:
@@ -315,8 +328,6 @@ def _check_rule(plan: ExperimentPlan) -> None:
                 raise InvalidRequest(f"no difference can be that large: {reach:g} is all", param=f"decision.{field_}")
     if rule.promote_above is not None and rule.stop_below is not None and rule.stop_below > rule.promote_above:
         raise InvalidRequest("stop_below is at most promote_above", param="decision.stop_below")
-    if rule.max_units is not None and rule.max_units < 1:
-        raise InvalidRequest("max_units is at least 1", param="decision.max_units")
     if rule.automatic and rule.promote_above is not None:
         for arm in plan.treatments:
             if not arm.is_promotable:

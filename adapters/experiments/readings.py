@@ -114,9 +114,18 @@ class ShadowReading:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The state of an experiment. ``learned`` are units that were left out because a version was trained on them."""
+    """The state of an experiment.
+
+    Attributes:
+        units: Closed units.
+        waiting: Units whose window has not ended.
+        next_at: When the first of these counts, as Unix time in seconds; ``None`` if none waits.
+        learned: Units that were left out so far, because a version was trained on them.
+    """
 
     units: int
+    waiting: int = 0
+    next_at: float | None = None
     learned: int
     arms: tuple[ArmReading, ...]
     comparisons: tuple[Comparison, ...]

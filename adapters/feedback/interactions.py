@@ -66,8 +66,9 @@ class NewInteraction:
         model: What the request named.
         status: ``ok``; ``error``; or ``cancelled``, because the client left.
         error: The message of an error.
-        prompt: The request's own field: ``{"messages": […]}``, or ``{"prompt": […]}`` with texts or lists of token ids.
-        sampling: The sampling parameters that the request gave.
+        prompt: What the model saw: ``{"messages": […]}``, or ``{"prompt": […]}`` with texts or lists of token ids. See
+            ``prompt_as_sent`` for what the client sent.
+        sampling: The sampling parameters that the request gave, or the arm of an experiment instead.
         completions: One per choice, as far as they were generated.
         prompt_tokens: Of all prompts.
         completion_tokens: Generated tokens of all choices.
@@ -262,6 +263,17 @@ class Interactions:
             "probability": parsed.probability,
             "unit": parsed.unit,
         }
+
+
+def prompt_as_sent(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A logged prompt as the client sent it, without an arm's system message.
+
+    Where an arm's system message stands first, ``replaced`` has the messages that stood there: one or none.
+    """
+    if "replaced" not in prompt:
+        return prompt
+    sent = {name: value for name, value in prompt.items() if name != "replaced"}
+    return sent | {"messages": [*prompt["replaced"], *prompt["messages"][1:]]}
 
 
 _PLAIN_FIELDS = [field for field in NewInteraction.__dataclass_fields__ if field not in ("completions", "user")]

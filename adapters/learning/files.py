@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import uuid
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,6 +52,9 @@ UPLOAD_PURPOSES: Final[tuple[UploadPurpose, ...]] = get_args(UploadPurpose)
 
 Purpose = Literal[UploadPurpose, "fine-tune-results", "batch_output"]
 """The last two are results, which the server writes."""
+
+FindUser = Callable[[Connection, str], str | None]
+"""Finds an unfinished job or batch that needs a file, in a transaction: from the file's id to its id."""
 
 MAX_BATCH_BYTES: Final = 200_000_000
 """The largest file of the purpose ``batch``, as OpenAI has it."""
@@ -130,8 +134,8 @@ class FileUpload:
         if len(self.head) < _HEAD_BYTES:
             self.head += chunk[: _HEAD_BYTES - len(self.head)]
 
-    def finish(self, target: Path) -> str:
-        """Make the file durable under its final name, and return its digest.
+    def finish(self) -> str:
+        """Make the bytes durable, and return their digest.
 
         Raises:
             Unavailable: The disk is full.
@@ -140,9 +144,17 @@ class FileUpload:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+        return f"sha256:{self._digest.hexdigest()}"
+
+    def move(self, target: Path) -> None:
+        """Give the finished file its final name, durably.
+
+        Raises:
+            Unavailable: The disk is full.
+        """
+        with disk_full_as_unavailable("file"):
             os.rename(self._path, target)
             sync_folder(target.parent)
-        return f"sha256:{self._digest.hexdigest()}"
 
     def __enter__(self) -> FileUpload:
         return self
@@ -185,7 +197,7 @@ class Files:
             filename: A label, without meaning as a path.
             purpose: What it is for.
             key_id: The key that owns it.
-            id: Of the new file; if a file has it already, that one is returned.
+            id: Of the new file; if a file has it already, that one is returned as it is, even if it was deleted.
 
         Raises:
             InvalidRequest: The name is invalid, the file is empty, or the first of its JSON lines is none.
@@ -201,7 +213,7 @@ class Files:
         names.check_text(filename, param="file", max_chars=MAX_FILENAME_CHARS)
         _check_content(upload, filename)
         id = id or f"file-{secrets.token_hex(12)}"
-        digest = upload.finish(self.root / f"{id}{_suffix(filename)}")
+        digest = upload.finish()
         row = {
             "id": id,
             "created_at": datetime.now(UTC),
@@ -212,10 +224,13 @@ class Files:
             "key_id": key_id,
         }
         with self._database.write() as connection:
-            if (known := _find(connection, id)) is not None:
+            # Of two that keep a file under one id, the later one must not touch the bytes of the first.
+            if (known := _find(connection, id, deleted=True)) is not None:
                 return known
             connection.execute(insert(files_table).values(row))
-            return get_file(connection, id)
+            file = get_file(connection, id)
+            upload.move(self.path(file))
+            return file
 
     def get(self, id: str, *, owner: str | None = None) -> File:
         """A file by its id.
@@ -263,12 +278,12 @@ class Files:
                 )
             return Page.of([_file(row) for row in connection.execute(query)], limit)
 
-    def delete(self, id: str, *, in_use: str | None = None, owner: str | None = None) -> File:
+    def delete(self, id: str, *, users: Sequence[FindUser] = (), owner: str | None = None) -> File:
         """Delete the bytes, for good; the row stays as a record.
 
         Args:
             id: The file.
-            in_use: An unfinished job or batch that needs it.
+            users: Find jobs and batches that need it. Called in the transaction, so that none can begin meanwhile.
             owner: The key that alone may own it.
 
         Raises:
@@ -277,8 +292,9 @@ class Files:
         """
         with self._database.write() as connection:
             file = get_file(connection, id, owner=owner)
-            if in_use is not None:
-                raise Conflict(f"{id} is needed by {in_use}: cancel that first, or wait for its end")
+            for find_user in users:
+                if (user := find_user(connection, id)) is not None:
+                    raise Conflict(f"{id} is needed by {user}: cancel that first, or wait for its end")
             connection.execute(update(files_table).where(files_table.c.id == id).values(deleted_at=datetime.now(UTC)))
         self.path(file).unlink(missing_ok=True)
         return file
@@ -290,11 +306,12 @@ class Files:
         """
         for staged in self._staging.iterdir():
             staged.unlink()
-        with self._database.read() as connection:
+        # By the only writer: a file that is kept meanwhile has its row when its bytes are seen here.
+        with self._database.write() as connection:
             known = set(connection.scalars(select(files_table.c.id).where(files_table.c.deleted_at.is_(None))))
-        for path in self.root.iterdir():
-            if path.is_file() and path.name.partition(".")[0] not in known:
-                path.unlink()
+            for path in self.root.iterdir():
+                if path.is_file() and path.name.partition(".")[0] not in known:
+                    path.unlink()
 
 
 def _check_content(upload: FileUpload, filename: str) -> None:

@@ -33,7 +33,10 @@ from sqlalchemy import (
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
+from graftwork.adapters.learning.data_sets import is_reference
+from graftwork.adapters.learning.files import get_file
 from graftwork.adapters.learning.job import (
+    FEEDBACK_FILE,
     Checkpoint,
     Claim,
     ClaimLost,
@@ -98,6 +101,7 @@ class Jobs:
             The job, and whether it is new.
 
         Raises:
+            InvalidRequest: There is no such file.
             Conflict: The idempotency key was used for another job.
         """
         if idempotency_key is not None:
@@ -107,6 +111,9 @@ class Jobs:
             known = None if idempotency_key is None else _of_key(connection, key_id, idempotency_key)
             if known is not None:
                 return _repeated(known, new), False
+            # In this transaction, so that no file is deleted before there is a job that needs it.
+            _check_file(connection, "training_file", new.training_file)
+            _check_file(connection, "validation_file", new.validation_file)
             connection.execute(
                 insert(jobs_table).values(
                     {name: getattr(new, name) for name in _NEW_JOB_FIELDS}
@@ -226,12 +233,6 @@ class Jobs:
             _end(connection, id, "cancelled")
             _record(connection, id, [NewJobEvent(message=f"The job was cancelled by {actor}.", level="warn")])
             return _get(connection, id)
-
-    def unfinished_job_using(self, file_id: str) -> str | None:
-        """The id of a job that has not ended and needs this file, if there is one."""
-        uses = or_(jobs_table.c.training_file == file_id, jobs_table.c.validation_file == file_id)
-        with self._database.read() as connection:
-            return connection.scalar(select(jobs_table.c.id).where(uses, jobs_table.c.finished_at.is_(None)).limit(1))
 
     # -- for workers -------------------------------------------------------------------------------------------------
 
@@ -416,6 +417,21 @@ class Jobs:
 
 
 # --- inside a transaction ---------------------------------------------------------------------------------------------
+
+
+def unfinished_job_using(connection: Connection, file_id: str) -> str | None:
+    """The id of a job that has not ended and needs this file, if there is one."""
+    uses = or_(jobs_table.c.training_file == file_id, jobs_table.c.validation_file == file_id)
+    return connection.scalar(select(jobs_table.c.id).where(uses, jobs_table.c.finished_at.is_(None)).limit(1))
+
+
+def _check_file(connection: Connection, param: str, id: str | None) -> None:
+    if id is None or id == FEEDBACK_FILE or is_reference(id):
+        return
+    try:
+        get_file(connection, id)
+    except NotFound as error:
+        raise InvalidRequest(error.message, param=param, code=error.code) from None
 
 
 def _check_claim(connection: Connection, claim: Claim) -> Job:

@@ -140,6 +140,10 @@ def _head(shown: Experiment) -> Text:
         head.append(shown.outcome.decision, style="bold")
         head.append(f" by {shown.outcome.actor}, {format_time(shown.ended_at) if shown.ended_at else ''}")
         head.append(f"\n{shown.outcome.reason}")
+    if shown.running and shown.reading is not None and shown.reading.next_at is not None:
+        waiting = shown.reading.waiting
+        wait = "unit waits for the end of its window and" if waiting == 1 else "units wait, the first"
+        head.append(f"\n{waiting} {wait} counts at {format_time(shown.reading.next_at)}", style="dim")
     if shown.reading is not None and shown.reading.learned:
         head.append(f"\n{shown.reading.learned} units left out: a version has learned from them", style="dim")
     return head

@@ -82,6 +82,10 @@ def start(
     unrated: Annotated[
         Literal["leave_out", "neutral"] | None, typer.Option("--unrated", help="What becomes of units nobody rated.")
     ] = None,
+    learned_days: Annotated[
+        float | None,
+        typer.Option("--learned-days", min=0, help="How long users a version learned from do not count. (7)"),
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="FILE", help="The rest, as JSON: what POST /v1/experiments takes."),
@@ -114,6 +118,7 @@ def start(
         alpha=alpha,
         allocation=allocation,
         unrated=unrated,
+        learned_days=learned_days,
     )
     body = {"metric": "thumb", **(_plan_in(plan) if plan else {}), **told}
     body.pop("name", None)

@@ -23,6 +23,7 @@ def start(
     window_seconds: float | None = None,
     alpha: float | None = None,
     unrated: str | None = None,
+    learned_days: float | None = None,
     allocation: str | None = None,
 ) -> Call[Experiment]:
     """Start an experiment. From then on its arms answer the requests that name the adapter without a version.
@@ -40,6 +41,7 @@ def start(
         window_seconds: time in which feedback on a unit's answers counts.
         alpha: the significance level.
         unrated: how units without feedback count.
+        learned_days: days for which users do not count after an answer that an arm's version learned from.
         allocation: what a unit is.
 
     Raises:
@@ -58,6 +60,7 @@ def start(
             window_seconds=window_seconds,
             alpha=alpha,
             unrated=unrated,
+            learned_days=learned_days,
             allocation=allocation,
         ),
     }

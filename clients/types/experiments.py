@@ -152,11 +152,13 @@ class ShadowReading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentReading:
-    """The statistics of an experiment at one time. ``learned`` is the number of units that were excluded because a
-    version had learned from them."""
+    """The statistics of an experiment at one time. ``waiting`` units count when their windows have ended, the first of
+    them at ``next_at``. ``learned`` is the number of units excluded because a version had learned from them."""
 
     at: datetime | None = None
     units: int
+    waiting: int = 0
+    next_at: datetime | None = None
     learned: int
     arms: tuple[ArmReading, ...]
     comparisons: tuple[ArmComparison, ...]
@@ -221,6 +223,7 @@ class Experiment:
     window_seconds: float
     alpha: float
     unrated: str
+    learned_days: float | None = None
     allocation: str
     epochs: tuple[ExperimentEpoch, ...]
     outcome: ExperimentOutcome | None

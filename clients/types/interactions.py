@@ -34,7 +34,8 @@ class Timings:
 class Interaction:
     """A logged request and its answers. ``status`` is ok, error or cancelled; either ``messages`` or ``prompt`` is set.
 
-    ``feedback`` is set by ``get`` only, and is empty in lists.
+    Both are what the model saw. Where the system message of an experiment's arm comes first, ``replaced`` is what came
+    first before: one message, or none; else it is None. ``feedback`` is set by ``get`` only, and is empty in lists.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Interaction:
     error: str | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    replaced: tuple[Mapping[str, Any], ...] | None = None
     prompt: tuple[Any, ...] | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     user: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from difflib import SequenceMatcher
 
@@ -131,7 +131,7 @@ class ExperimentController:
         state.experiment = experiment
         self._collect(state)
         self._close_due(state, fence)
-        reading = state.analysis.reading(experiment.weights)
+        reading = replace(state.analysis.reading(experiment.weights), waiting=len(state.open), next_at=state.next_at)
         self._store_reading(state, reading, fence)
         for move in recommend(experiment, state.analysis, reading, self._now()):
             if self._apply(state, move, reading, fence):
@@ -176,7 +176,11 @@ class ExperimentController:
             for arm, share in shadow_arms.items():
                 sampled = is_sampled(experiment.salt, arm, exposure.interaction_id, share)
                 state.analysis.add_shadow_counts(arm, sampled=int(sampled and exposure.status == "ok"))
-            if exposure.unit not in state.closed:
+            if exposure.unit in state.closed:
+                continue
+            if state.is_taught(exposure):
+                state.analysis.leave_out(exposure.unit)
+            else:
                 state.open.setdefault(exposure.unit, _OpenUnit(exposure)).answers.append(exposure)
         self._compare(state, shadows)
         # Feedback on older requests belongs to units that closed long ago.
@@ -206,60 +210,70 @@ class ExperimentController:
 
     # -- units ---------------------------------------------------------------------------------------------------
     def _close_due(self, state: _ExperimentState, fence: Fence) -> None:
-        """Close the units whose windows have ended, in the order in which they began."""
-        window = timedelta(seconds=state.experiment.plan.window_seconds)
-        before = self._now() - window - timedelta(seconds=GRACE_SECONDS)
+        """Close the units whose windows have ended, in the order in which they began.
+
+        One that asked only what a version was trained on stays open for what else it asks, if anything.
+        """
+        before = self._now() - state.until_counted
         due = [unit for unit in state.open.values() if unit.first.created_at <= before]
-        if not due:
-            return
         due.sort(key=lambda unit: (unit.first.created_at, unit.first.seq))
-        closed = [self._closed(state, unit, window) for unit in due]
-        self._exposures.close(state.experiment.name, closed, fence=fence)
-        for unit, settled in zip(due, closed, strict=True):
+        closed: list[tuple[_OpenUnit, ClosedUnit]] = []
+        for unit in due:
+            if (settled := self._closed(state, unit)) is not None:
+                closed.append((unit, settled))
+                continue
+            name, end = unit.first.unit, state.end_of(unit)
+            state.analysis.leave_out(name)
+            del state.open[name]
+            if later := [answer for answer in unit.answers if answer.created_at >= end]:
+                state.open[name] = _OpenUnit(later[0], later)
+        if not closed:
+            return
+        self._exposures.close(state.experiment.name, [settled for _, settled in closed], fence=fence)
+        for unit, settled in closed:
             del state.open[settled.unit]
             state.closed.add(settled.unit)
             state.analysis.add_unit(settled)
             for answer in unit.answers:
                 state.feedback.pop(answer.interaction_id, None)
 
-    def _closed(self, state: _ExperimentState, unit: _OpenUnit, window: timedelta) -> ClosedUnit:
-        """The unit's outcome, from requests and feedback within its window."""
-        # Times of requests are whole seconds.
-        end = unit.first.created_at + window + timedelta(seconds=1)
+    def _closed(self, state: _ExperimentState, unit: _OpenUnit) -> ClosedUnit | None:
+        """The unit's outcome, from requests and feedback within its window; ``None`` if none of these count."""
+        end = state.end_of(unit)
         answers = [answer for answer in unit.answers if answer.arm == unit.first.arm and answer.created_at < end]
-        uncontaminated = self._uncontaminated(state.learned, answers)
-        counted = uncontaminated or answers
-        feedback = [f for answer in counted for f in state.feedback.get(answer.interaction_id, ()) if f.at < end]
+        answers = self._uncontaminated(state.learned, answers)
+        if not answers:
+            return None
+        feedback = [f for answer in answers for f in state.feedback.get(answer.interaction_id, ()) if f.at < end]
         feedback.sort(key=lambda entry: entry.id)
         return ClosedUnit(
             unit=unit.first.unit,
             arm=unit.first.arm,
             epoch=_epoch_of(state.experiment, unit.first),
             first_at=unit.first.created_at,
-            learned=not uncontaminated,
-            outcome=unit_metrics(state.experiment.plan.metrics, counted, feedback),
+            learned=False,
+            outcome=unit_metrics(state.experiment.plan.metrics, answers, feedback),
         )
 
     def _uncontaminated(self, learned: TrainedOn, answers: list[Exposure]) -> list[Exposure]:
-        """Those of the requests on which no arm's version was trained."""
-        if not learned:
+        """Those of the requests on whose prompts no arm's version was trained."""
+        if not learned.prompts:
             return answers
-        if answers[0].unit in learned.units:
-            return []
         logged = self._interactions.get_many([answer.interaction_id for answer in answers])
         known = {id for id, row in logged.items() if prompt_hash(row.prompt) in learned.prompts}
         return [answer for answer in answers if answer.interaction_id not in known]
 
     # -- decisions -----------------------------------------------------------------------------------------------
     def _apply(self, state: _ExperimentState, move: Recommendation, reading: Reading, fence: Fence) -> bool:
-        """Apply a recommendation, or record it as advice where the rule is not automatic.
+        """Apply a recommendation, or record it: an alarm, and a verdict where the rule is not automatic.
 
         Returns:
             Whether the experiment changed.
         """
         experiment, plan = state.experiment, state.experiment.plan
         reading_json = reading.to_json()
-        if move.kind == "alarm" or (move.kind != "widen" and not move.is_breach and not plan.rule.automatic):
+        is_verdict = move.kind in ("promote", "roll_back") and not move.is_breach
+        if move.kind == "alarm" or (is_verdict and not plan.rule.automatic):
             if (move.kind, move.arm) not in state.announced:
                 self._experiments.add_event(
                     experiment.name,
@@ -327,7 +341,8 @@ class ExperimentController:
         )
         wanted = dict(zip(arms, shares, strict=True))
         control = wanted.pop(experiment.plan.control.name, 0.0)
-        if max(abs(share - experiment.weight(name)) for name, share in wanted.items()) < 0.01:
+        # All treatments may have been taken out, or none has begun.
+        if all(abs(share - experiment.weight(name)) < 0.01 for name, share in wanted.items()):
             return
         reason = f"Thompson sampling after {state.analysis.num_units} units; the control keeps {control:.3g}"
         self._experiments.set_weights(experiment.name, wanted, actor=ACTOR, reason=reason, fence=fence)
@@ -348,6 +363,32 @@ class _ExperimentState:
     announced: set[tuple[str, str | None]] = field(default_factory=set)
     stored_reading: Reading | None = None
     stored_units: int = 0
+
+    @property
+    def window(self) -> timedelta:
+        """How long a unit's requests and feedback count."""
+        return timedelta(seconds=self.experiment.plan.window_seconds)
+
+    @property
+    def until_counted(self) -> timedelta:
+        """The time from a unit's first request until the unit counts."""
+        return self.window + timedelta(seconds=GRACE_SECONDS)
+
+    @property
+    def next_at(self) -> float | None:
+        """When the first of the open units counts, in Unix seconds; ``None`` if there is none."""
+        first = min((unit.first.created_at for unit in self.open.values()), default=None)
+        return None if first is None else (first + self.until_counted).timestamp()
+
+    def end_of(self, unit: _OpenUnit) -> datetime:
+        """The end of a unit's window. Times of requests are whole seconds."""
+        return unit.first.created_at + self.window + timedelta(seconds=1)
+
+    def is_taught(self, exposure: Exposure) -> bool:
+        """Whether a version learned from an answer to this user not long before."""
+        taught_at = self.learned.units.get(exposure.unit)
+        days = timedelta(days=self.experiment.plan.learned_days)
+        return taught_at is not None and exposure.created_at < taught_at + days
 
 
 def _epoch_of(experiment: Experiment, exposure: Exposure) -> int:

@@ -102,7 +102,7 @@ class Accounting:
         self, admission: Admission, answer: Answer, timings: GenerationTimings, ended: float, error: Exception | None
     ) -> NewInteraction:
         """The row of an answer that has ended. Called in the log's thread, when nothing changes any more."""
-        body = admission.body
+        body = admission.answered_body
         return NewInteraction(
             id=admission.id,
             base=self._base_id,

@@ -40,7 +40,7 @@ class Admission:
         created: Unix time in seconds.
         unit: The unit of experiments that it belongs to: its user or session.
         route: The version that answers, or the arm of an experiment.
-        body: The parsed body; of the routes that are like chats, the chat that it became.
+        body: The parsed body as it was sent; of the routes that are like chats, the chat that it became.
         key_id: The caller's key.
         store: Whether it may be logged, as far as the request says.
         num_bytes: Size of its body.
@@ -57,3 +57,8 @@ class Admission:
     store: bool
     num_bytes: int
     make_answer: MakeAnswer = ChatAnswer
+
+    @property
+    def answered_body(self) -> GenerationRequest:
+        """The body as the model sees it and as it is logged: with the system message and the sampling of the arm."""
+        return self.body if self.route.draw is None else self.body.with_arm(self.route.draw.arm)

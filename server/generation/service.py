@@ -145,8 +145,7 @@ class GenerationService:
             InvalidRequest: A prompt does not fit into the context, the chat template refuses it, or a grammar cannot be
                 followed.
         """
-        draw, head = admission.route.draw, self._head(admission)
-        body = admission.body if draw is None else admission.body.with_arm(draw.arm)
+        body, head = admission.answered_body, self._head(admission)
         body.check_token_ids(self.base.vocab_size)
         grammar = await self._grammar(body, admission.key_id)
         if isinstance(body, ChatCompletionRequest):
@@ -155,11 +154,11 @@ class GenerationService:
             prompt = await to_thread.run_sync(encode, limiter=self._tokenizing)
             tool_calls = self.prompts.tool_call_format if body.shown_tools() else None
             answer = admission.make_answer(body, head, self.vocabulary, prompt, tool_calls)
-            return answer, self._inputs(admission, body, [prompt], grammar)
+            return answer, self._inputs(body, [prompt], grammar)
         assert isinstance(body, CompletionRequest)
         encode = partial(self.prompts.encode, max_length=self._max_length)
         prompts = await to_thread.run_sync(body.prompts, encode, self.base.vocab_size, limiter=self._tokenizing)
-        return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(admission, body, prompts, grammar)
+        return CompletionAnswer(body, head, self.vocabulary, prompts), self._inputs(body, prompts, grammar)
 
     async def _grammar(self, body: GenerationRequest, key_id: str) -> str | None:
         """What the answer is held to, tried out."""
@@ -167,7 +166,7 @@ class GenerationService:
         return None if source is None else await self._grammars.make(source, key_id)
 
     def _inputs(
-        self, admission: Admission, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None
+        self, body: GenerationRequest, prompts: Sequence[Sequence[int]], grammar: str | None
     ) -> list[EngineInput]:
         if (total := len(grammar or "") * len(prompts) * body.choices) > MAX_GRAMMAR_BYTES:
             raise InvalidRequest(
@@ -175,16 +174,12 @@ class GenerationService:
                 f"most {MAX_GRAMMAR_BYTES} are taken in one request; send several",
                 param="n",
             )
-        draw = admission.route.draw
-        cap = None if draw is None else draw.arm.sampling.get("max_tokens")
         inputs: list[EngineInput] = []
         for prompt in prompts:
             for choice in range(body.choices):
                 params = body.sampling_params(
                     len(prompt), self._max_length, self.prompts.eos_token_ids, choice=choice, grammar=grammar
                 )
-                if cap is not None:
-                    params = replace(params, max_tokens=max(min(params.max_tokens, cap), params.min_tokens))
                 inputs.append((tuple(prompt), params))
         return inputs
 

@@ -142,14 +142,26 @@ def test_the_command_line_from_start_to_promotion(harness: ClientsHarness) -> No
     assert len(said["readings"]) == 5
 
 
+def test_the_command_line_says_how_many_units_wait_and_until_when(harness: ClientsHarness) -> None:
+    harness.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2", "--window", "1h")
+    traffic(harness, 20, control=0.5, treatment=0.5)
+    reading = harness.json("experiments", "status", "first")["reading"]
+    assert (reading["units"], reading["waiting"]) == (0, 20)
+    at = datetime.fromtimestamp(reading["next_at"], UTC)
+    assert timedelta(minutes=50) < at - datetime.now(UTC) < timedelta(hours=1)
+    shown = " ".join(harness.run("experiments", "status", "first").stdout.split())
+    assert f"20 units wait, the first counts at {at.astimezone():%Y-%m-%d %H:%M:%S}" in shown
+
+
 def test_start_says_everything_that_the_server_takes(harness: ClientsHarness, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     arms = [{"version": 1}, {"version": 2, "system": "Be brief.", "sampling": {"temperature": 0.1}, "name": "brief"}]
     plan.write_text(json.dumps({"name": "other", "adapter": "intents", "arms": arms, "alpha": 0.1, "metric": "score"}))
     said = harness.json("experiments", "start", "first", "--plan", plan, "--alpha", "0.2", "--ramp", "0.05,0.5",
                      "--ramp-units", "7", "--ramp-wait", "90s", "--max-units", "900", "--for", "7d", "--promote-above",
-                     "0.02", "--stop-below", "-0.1", "--unrated", "neutral")  # fmt: skip
+                     "0.02", "--stop-below", "-0.1", "--unrated", "neutral", "--learned-days", "2")  # fmt: skip
     assert (said["name"], said["alpha"], said["metric"]["name"], said["unrated"]) == ("first", 0.2, "score", "neutral")
+    assert said["learned_days"] == 2.0
     assert (said["arms"][1]["name"], said["arms"][1]["system"], said["arms"][1]["weight"]) == (
         "brief",
         "Be brief.",

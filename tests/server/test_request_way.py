@@ -23,7 +23,7 @@ LISTENERS = {
     *("processes.py", "http/leaving.py"),
 }
 #: Data, its iteration and its look-up.
-CARRIERS = {"engine/request.py", "transport/engine.py", "openai/vocabulary.py"}
+CARRIERS = {"engine/request.py", "generation/admission.py", "transport/engine.py", "openai/vocabulary.py"}
 
 
 def listed() -> list[str]:

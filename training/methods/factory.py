@@ -57,9 +57,8 @@ def make_trainer(
     trainer = recipe.trainer(
         model=model,
         args=settings,
-        train_dataset=_table(rows, config, micro, weighted=True),
-        eval_dataset={name: _table(part, config, micro, weighted=False) for name, part in measured.items() if part}
-        or None,
+        train_dataset=_table(rows, config, weighted=True),
+        eval_dataset={name: _table(part, config, weighted=False) for name, part in measured.items() if part} or None,
         callbacks=callbacks,
         **recipe.given,
     )
@@ -102,18 +101,14 @@ def _order(
     )
 
 
-def _table(rows: Sequence[TokenRow], config: TrainConfig, micro: int, *, weighted: bool) -> datasets.Dataset:
+def _table(rows: Sequence[TokenRow], config: TrainConfig, *, weighted: bool) -> datasets.Dataset:
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
     weights = columns.pop("weight", None)
     if weights is not None and weighted and len(set(weights)) > 1:
         mean = sum(weights) / len(weights)
         columns["weight"] = [weight / mean for weight in weights]
-    if config.method == "kto" and micro > 1:
-        # Each prompt with the completion of its neighbour in the batch, for KTO's estimate of the KL divergence.
+    if config.method == "kto":
+        # Each prompt with the completion of its neighbour, for KTO's estimate of the KL divergence.
         answers = columns["completion_ids"]
-        columns["KL_completion_ids"] = [
-            answer
-            for start in range(0, len(answers), micro)
-            for answer in (*answers[start : start + micro][-1:], *answers[start : start + micro][:-1])
-        ]
+        columns["KL_completion_ids"] = [*answers[-1:], *answers[:-1]]
     return datasets.Dataset.from_dict(columns)

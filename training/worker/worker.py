@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sqlalchemy.exc import DBAPIError
+
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.lineage import Lineage, jobs_behind
@@ -215,7 +217,7 @@ class TrainingWorker:
 
     def _check(self, claim: Claim) -> None:
         job = claim.job
-        with self._requeue_when_unavailable(claim), self._fail_job_on_error(claim):
+        with self._give_back_on_error(claim), self._fail_job_on_error(claim):
             folder = self._folders.of(job)
             if job.training_file == FEEDBACK_FILE:
                 intake_module.write_feedback(self._database, job.name, folder / folder_module.FEEDBACK_FILE)
@@ -250,7 +252,7 @@ class TrainingWorker:
             return
         self._heartbeat.hold(claim)
         job, process = claim.job, None
-        with self._requeue_when_unavailable(claim), self._fail_job_on_error(claim):
+        with self._give_back_on_error(claim), self._fail_job_on_error(claim):
             folder = self._folders.of(job)
             if not (folder / RESULT_FILE).exists():
                 self._write_sides(job, folder)
@@ -413,14 +415,18 @@ class TrainingWorker:
             self._heartbeat.let_go(claim)
 
     @contextlib.contextmanager
-    def _requeue_when_unavailable(self, claim: Claim) -> Iterator[None]:
-        """Return the job to the queue if the database is busy."""
+    def _give_back_on_error(self, claim: Claim) -> Iterator[None]:
+        """Return the job to the queue for an error in the block, which is the database's or the worker's own. If not
+        even that can be written, the claim expires: it must not be renewed for a job that nobody works on.
+        """
         try:
             yield
-        except Unavailable:
+        except Exception as error:
             self._heartbeat.let_go(claim)
-            with contextlib.suppress(ClaimLost):
-                self._jobs.release(claim, "The server's database was busy; the job is tried again.", forgiven=True)
+            busy = isinstance(error, Unavailable | DBAPIError)
+            reason = "The server's database was busy" if busy else f"The worker failed ({type(error).__name__})"
+            with contextlib.suppress(ClaimLost, Unavailable, DBAPIError):
+                self._jobs.release(claim, f"{reason}; the job is tried again.", forgiven=busy)
             raise
 
     def _fail(self, claim: Claim, code: str, message: str, param: str | None = None) -> None:

@@ -126,6 +126,7 @@ class NewExperiment(StrictModel):
     window_seconds: float = 3600.0
     alpha: float = 0.05
     unrated: Unrated = "leave_out"
+    learned_days: float = 7.0
     allocation: Allocation = "fixed"
 
 
@@ -244,6 +245,7 @@ def _plan(body: NewExperiment) -> ExperimentPlan:
         window_seconds=body.window_seconds,
         alpha=body.alpha,
         unrated=body.unrated,
+        learned_days=body.learned_days,
         allocation=body.allocation,
     )
 
@@ -352,6 +354,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
         "window_seconds": plan.window_seconds,
         "alpha": plan.alpha,
         "unrated": plan.unrated,
+        "learned_days": plan.learned_days,
         "allocation": plan.allocation,
         "epochs": [
             {"number": epoch.number, "at": epoch.at.timestamp(), "weights": epoch.split.weights}

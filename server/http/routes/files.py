@@ -16,8 +16,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.batches.batches import unfinished_batch_using
 from graftwork.adapters.errors import Forbidden, InvalidRequest
 from graftwork.adapters.learning.files import MAX_PAGE, UPLOAD_PURPOSES, File, UploadPurpose
+from graftwork.adapters.learning.jobs import unfinished_job_using
 from graftwork.adapters.names import quoted
 from graftwork.server.bodies import Label
 from graftwork.server.http.lists import Parameters, in_thread, page_body
@@ -54,7 +56,7 @@ class FilesParameters(Parameters):
 
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of files."""
-    files, jobs, batches = services.files, services.jobs, services.batches
+    files = services.files
     caller = Depends(services.authenticator.require(Role.APP))
 
     @routes.post("/v1/files", response_model=FileObject, openapi_extra=form_body(FileForm))
@@ -93,9 +95,8 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.delete("/v1/files/{file_id}", response_model=DeletedFileObject)
     async def delete_file(file_id: str, who: Principal = caller) -> Response:
-        in_use = await in_thread(jobs.unfinished_job_using, file_id)
-        in_use = in_use or await in_thread(batches.unfinished_batch_using, file_id)
-        file = await in_thread(files.delete, file_id, in_use=in_use, owner=who.owner)
+        users = (unfinished_job_using, unfinished_batch_using)
+        file = await in_thread(files.delete, file_id, users=users, owner=who.owner)
         log.info("%s deleted %s", who.name, file.id)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 

@@ -141,6 +141,8 @@ def show(row: Interaction) -> InteractionObject:
     }
     if "tools" in row.prompt:
         shown["tools"] = row.prompt["tools"]
+    if "replaced" in row.prompt:
+        shown["replaced"] = row.prompt["replaced"]
     return shown
 
 

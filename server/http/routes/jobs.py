@@ -167,11 +167,6 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
         _as_param("training_file", lambda: data_sets.find(services.home, body.training_file))
         if body.validation_file is not None:
             raise InvalidRequest("a data set has held-out rows of its own: leave it out", param="validation_file")
-    else:
-        _as_param("training_file", lambda: services.files.get(body.training_file))
-    if body.validation_file is not None:
-        validation_file = body.validation_file
-        _as_param("validation_file", lambda: services.files.get(validation_file))
     return NewJob(
         model=body.model,
         name=name,

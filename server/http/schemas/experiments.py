@@ -149,6 +149,7 @@ class ExperimentObject(TypedDict):
     window_seconds: float
     alpha: float
     unrated: str
+    learned_days: float
     allocation: str
     epochs: list[ExperimentEpochObject]
     outcome: ExperimentOutcomeObject | None

@@ -37,7 +37,9 @@ class TimingsObject(TypedDict):
 
 
 class InteractionObject(TypedDict):
-    """A logged request: ``messages`` or ``prompt``. ``feedback`` comes with a single interaction only."""
+    """A logged request: ``messages`` or ``prompt``, as the model saw them. Where the system message of an experiment's
+    arm stands first, ``replaced`` has what stood there. ``feedback`` comes with a single interaction only.
+    """
 
     object: Literal["interaction"]
     id: str
@@ -53,6 +55,7 @@ class InteractionObject(TypedDict):
     error: str | None
     messages: Sequence[Mapping[str, Any]] | None
     tools: NotRequired[Sequence[Mapping[str, Any]]]
+    replaced: NotRequired[Sequence[Mapping[str, Any]]]
     prompt: Sequence[Any] | None
     sampling: Mapping[str, Any]
     completions: Sequence[LoggedCompletionObject]

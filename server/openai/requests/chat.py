@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import (
     Field,
     PlainValidator,
+    PrivateAttr,
     model_validator,
 )
 
@@ -190,6 +191,9 @@ class ChatCompletionRequest(GenerationRequest):
 
     prompt_field: ClassVar[str] = "messages"
 
+    #: The messages in whose place an arm's system message stands: one, or none; ``None`` without such a message.
+    _replaced: list[Message] | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_tokens == 0:
@@ -209,7 +213,7 @@ class ChatCompletionRequest(GenerationRequest):
 
     def chat_messages(self) -> list[dict[str, Any]]:
         """The conversation as ``Prompts.chat`` takes it."""
-        return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in self.messages]
+        return _for_template(self.messages)
 
     def template_options(self) -> dict[str, Any]:
         """How ``Prompts.chat`` and ``Prompts.render`` use the chat template."""
@@ -245,12 +249,18 @@ class ChatCompletionRequest(GenerationRequest):
             return changed
         has_system = self.messages[0].role in ("system", "developer")
         messages = [Message(role="system", content=arm.system), *self.messages[has_system:]]
-        return changed.model_copy(update={"messages": messages})
+        changed = changed.model_copy(update={"messages": messages})
+        changed._replaced = self.messages[:has_system]
+        return changed
 
     def logged_prompt(self) -> dict[str, Any]:
-        """``{"messages": […]}``, and ``tools`` where there are any."""
-        tools = self.shown_tools()
-        return {"messages": self.chat_messages(), **({"tools": tools} if tools else {})}
+        """``{"messages": […]}``; ``tools`` where there are any; what an arm ``replaced``, see ``prompt_as_sent``."""
+        tools, replaced = self.shown_tools(), self._replaced
+        return {
+            "messages": _for_template(self.messages),
+            **({"tools": tools} if tools else {}),
+            **({} if replaced is None else {"replaced": _for_template(replaced)}),
+        }
 
     def _limit(self) -> tuple[str, int | None]:
         if self.max_completion_tokens is not None:
@@ -262,3 +272,7 @@ class ChatCompletionRequest(GenerationRequest):
 
     def _logprobs(self) -> tuple[int | None, int | None]:
         return (self.top_logprobs or 0) if self.logprobs else None, self.prompt_logprobs
+
+
+def _for_template(messages: list[Message]) -> list[dict[str, Any]]:
+    return [message.model_dump(exclude_none=True, include=_TEMPLATE_FIELDS) for message in messages]

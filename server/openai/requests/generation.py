@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainValidator,
+    PrivateAttr,
     model_validator,
 )
 
@@ -176,6 +177,9 @@ class GenerationRequest(StrictModel):
 
     prompt_field: ClassVar[str]
 
+    #: An arm's ``max_tokens``: it shortens an answer, and makes no request impossible that would be answered without.
+    _token_cap: int | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -253,12 +257,11 @@ class GenerationRequest(StrictModel):
         return given
 
     def with_arm(self, arm: Arm) -> Self:
-        """A copy with an experiment arm's sampling parameters.
-
-        Its ``max_tokens`` is an upper bound, which ``GenerationService`` applies when the prompt's length is known.
-        """
+        """A copy with an experiment arm's sampling parameters, as the model sees it; ``max_tokens`` is a bound."""
         changes = {name: value for name, value in arm.sampling.items() if name != "max_tokens"}
-        return self.model_copy(update=changes)
+        changed = self.model_copy(update=changes)
+        changed._token_cap = arm.sampling.get("max_tokens")
+        return changed
 
     def logged_prompt(self) -> dict[str, Any]:
         """The prompt as it is logged: ``{"messages": […]}`` or ``{"prompt": […]}``."""
@@ -266,7 +269,17 @@ class GenerationRequest(StrictModel):
 
     def logged_sampling(self) -> dict[str, Any]:
         """The sampling parameters as they are logged: given fields only, and none that has text or names a user."""
-        return self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING, by_alias=True)
+        logged = self.model_dump(exclude_none=True, exclude_unset=True, exclude=_NOT_SAMPLING, by_alias=True)
+        if self._token_cap is None:
+            return logged
+        field, requested = self._limit()
+        limit = self._capped(self._default_tokens(self._token_cap) if requested is None else requested)
+        return logged | dict.fromkeys({field, *logged.keys() & {"max_tokens"}}, limit)
+
+    def _capped(self, max_tokens: int) -> int:
+        """At most as many tokens as an arm allows, and at least as many as the request wants."""
+        cap = max_tokens if self._token_cap is None else self._token_cap
+        return max(min(max_tokens, cap), self.min_tokens or 0)
 
     def _limit(self) -> tuple[str, int | None]:
         """The field that bounds the generated tokens, and its value."""
@@ -336,7 +349,7 @@ class GenerationRequest(StrictModel):
         top_logprobs, prompt_logprobs = self._logprobs()
         ends = () if self.ignore_eos and grammar is None else eos_token_ids
         return SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=self._capped(max_tokens),
             min_tokens=min_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,

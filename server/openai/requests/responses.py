@@ -186,7 +186,7 @@ class ResponsesChat(ChatCompletionRequest):
     _has_instructions: bool = PrivateAttr(default=False)
 
     def logged_prompt(self) -> dict[str, Any]:
-        """As a chat's, and ``instructions`` where the first message is those of this response alone."""
+        """As a chat's, and ``instructions`` where the first message that was sent is those of this response alone."""
         return {**super().logged_prompt(), **({"instructions": True} if self._has_instructions else {})}
 
 

@@ -18,7 +18,7 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.batches import batches as batches_module
 from graftwork.adapters.batches.batch import Batch, BatchError, BatchResult, NewBatch
-from graftwork.adapters.batches.batches import Batches
+from graftwork.adapters.batches.batches import Batches, unfinished_batch_using
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.learning.files import Files, Purpose
 from graftwork.adapters.storage.database import Database, migrate
@@ -107,10 +107,11 @@ def test_one_idempotency_key_is_one_batch(batches: Batches, file: str) -> None:
     assert batches.create(new, ANN, idempotency_key="once")[1]
 
 
-def test_from_its_creation_to_its_files(batches: Batches, begun: Batch) -> None:
+def test_from_its_creation_to_its_files(batches: Batches, begun: Batch, database: Database) -> None:
     id = begun.id
     assert (begun.status, begun.total, begun.in_progress_at is not None) == ("in_progress", 3, True)
-    assert batches.unfinished_batch_using(begun.input_file) == id
+    with database.read() as connection:
+        assert unfinished_batch_using(connection, begun.input_file) == id
     batches.add_results(id, results(3), fence=unfenced)
     now = batches.add_results(id, [*results(1), *results(2, failed=True)], fence=unfenced)
     assert (now.completed, now.failed, now.outcome) == (2, 1, "completed")
@@ -123,7 +124,8 @@ def test_from_its_creation_to_its_files(batches: Batches, begun: Batch) -> None:
     ended = batches.end(id, output_file="file-1", error_file=None, fence=unfenced)
     assert (ended.status, ended.output_file, ended.completed_at is not None) == ("completed", "file-1", True)
     assert batches.unfinished(10) == []
-    assert batches.unfinished_batch_using(begun.input_file) is None
+    with database.read() as connection:
+        assert unfinished_batch_using(connection, begun.input_file) is None
     batches.delete_results()
     assert batches.answered_lines(id) == set()
     with pytest.raises(Conflict):

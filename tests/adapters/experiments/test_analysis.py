@@ -132,6 +132,17 @@ def test_units_without_a_value_do_not_count_unless_they_are_half_good() -> None:
         assert reading.units == 400
 
 
+def test_who_is_left_out_is_counted_until_there_is_a_unit() -> None:
+    of = experiment()
+    analysis = ExperimentAnalysis(of)
+    for _ in range(2):
+        analysis.leave_out("1")
+        analysis.leave_out("2")
+    assert (analysis.num_units, analysis.reading(of.weights).learned) == (0, 2)
+    analysis.add_unit(unit(2, "a", thumb=1.0))
+    assert (analysis.num_units, analysis.reading(of.weights).learned) == (1, 1)
+
+
 def test_what_was_learned_from_is_left_out_of_everything_but_the_shares() -> None:
     of = experiment()
     analysis, without = ExperimentAnalysis(of), ExperimentAnalysis(of)
@@ -159,6 +170,37 @@ def test_each_treatment_is_compared_with_the_control_alone() -> None:
     b, c = reading.comparisons
     assert b.units + c.units == reading.units + next(found.units for found in reading.arms if found.arm == "a")
     assert kinds(recommend(of, analysis, reading, T)) == [("promote", "c")]
+
+
+def test_of_the_arms_that_pass_the_best_is_promoted() -> None:
+    of = experiment(plan(arm(1, name="a"), arm(2, 0.25, name="b"), arm(3, 0.25, name="c"), arm(4, 0.25, name="d")))
+    weights = dict.fromkeys("abcd", 0.25)
+    analysis = ExperimentAnalysis(of)
+    for one in units(4000, {"a": 0.4, "b": 0.6, "c": 0.9, "d": 0.1}, weights, seed=1):
+        analysis.add_unit(one)
+    (worse, best) = recommend(of, analysis, analysis.reading(of.weights), T)
+    assert kinds([worse, best]) == [("roll_back", "d"), ("promote", "c")]
+    assert best.reason.endswith("the best of b, c")
+
+
+@pytest.mark.parametrize("metric", ["thumb", "correction_rate"])
+def test_of_arms_that_are_equally_good_the_first_of_the_plan_is_promoted(metric: str) -> None:
+    of = experiment(plan(arm(1, name="a"), arm(3, 0.25, name="c"), arm(2, 0.25, name="b"), metric=metric))
+    analysis = ExperimentAnalysis(of)
+    for number in range(400):
+        for name in "aacb":
+            analysis.add_unit(unit(number, name, **{metric: float((name == "a") != (metric == "thumb"))}))
+    reading = analysis.reading(of.weights)
+    same = replace(reading, comparisons=tuple(replace(reading.comparisons[0], arm=name) for name in "cb"))
+    assert kinds(recommend(of, analysis, same, T)) == [("promote", "c")]
+    sign = 1 if metric == "thumb" else -1
+    better = replace(
+        same,
+        comparisons=tuple(
+            replace(found, difference=sign * middle) for found, middle in zip(same.comparisons, (0.3, 0.4), strict=True)
+        ),
+    )
+    assert kinds(recommend(of, analysis, better, T)) == [("promote", "b")]
 
 
 def test_epochs_with_other_weights_are_weighed_by_their_own() -> None:
@@ -332,14 +374,46 @@ def test_after_a_mismatch_nothing_is_decided_but_guardrails_hold() -> None:
 
 def test_ratings_that_come_from_one_arm_more_than_from_the_other_are_a_mismatch() -> None:
     of = experiment()
+    ratio = rate_unequally(of).reading(of.weights).sample_ratio
+    assert ratio.mismatch
+    assert ratio.evidence < ratio.threshold < (ratio.evidence_rated or 0)
+
+
+def rate_unequally(of: Experiment) -> ExperimentAnalysis:
+    """Four in five users of b say that they like it, and three in ten of a."""
     analysis, chance = ExperimentAnalysis(of), random.Random(1)
     for number in range(800):
         name = chance.choice("ab")
         rated = chance.random() < (0.8 if name == "b" else 0.3)
         analysis.add_unit(unit(number, name, thumb=1.0 if rated else None))
-    ratio = analysis.reading(of.weights).sample_ratio
-    assert ratio.mismatch
-    assert ratio.evidence < ratio.threshold < (ratio.evidence_rated or 0)
+    return analysis
+
+
+@pytest.mark.parametrize(("unrated", "expected"), [("leave_out", [("alarm", None)]), ("neutral", [("promote", "b")])])
+@pytest.mark.parametrize(
+    ("ends", "end"),
+    [({}, []), ({"max_units": 800}, [("end", None)]), ({"until": T}, [("end", None)]), ({"max_units": 801}, [])],
+)
+def test_ratings_may_be_unequally_frequent_where_the_unrated_count_and_every_experiment_ends(
+    unrated: Any, expected: list[Any], ends: dict[str, Any], end: list[Any]
+) -> None:
+    rule = DecisionRule(**ends)
+    of = experiment(plan(arm(1, name="a"), arm(2, 0.5, name="b"), unrated=unrated, rule=rule))
+    analysis = rate_unequally(of)
+    reading = analysis.reading(of.weights)
+    assert reading.sample_ratio.mismatch == (unrated == "leave_out")
+    assert (reading.sample_ratio.evidence_rated or 0) > reading.sample_ratio.threshold, "it is shown in either case"
+    assert kinds(recommend(of, analysis, reading, T)) == [*expected, *end]
+
+
+def test_wrong_shares_of_the_units_raise_the_alarm_even_where_the_unrated_count() -> None:
+    of = experiment(plan(arm(1, name="a"), arm(2, 0.5, name="b"), unrated="neutral", rule=DecisionRule(max_units=600)))
+    analysis = ExperimentAnalysis(of)
+    for one in units(600, {"a": 0.2, "b": 0.9}, {"a": 0.7, "b": 0.3}):
+        analysis.add_unit(one)
+    found = recommend(of, analysis, analysis.reading(of.weights), T)
+    assert kinds(found) == [("alarm", None), ("end", None)]
+    assert "rated" not in found[0].reason
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_a_version_continues_one_of_another_adapter(records: Records, erasure: E
     push("odd", 5, metadata={"continues": ["intents@1"]})
     push("odd", 6, metadata={"continues": "nothing@x"})
     log: Any = {"database": records.database, "interactions": records.interactions, "feedback": records.feedback}
-    assert learned_from(registry, ["above@1"], **log).units == {records.ids.unit(user="ann")}
+    assert learned_from(registry, ["above@1"], **log).units.keys() == {records.ids.unit(user="ann")}
     assert not learned_from(registry, ["odd@1", "odd@2"], **log)
     erased = erasure.erase_user("ann")
     assert (erased.learned_from, erased.continued) == (("intents@1",), ("above@1", "circle@1", "circle@2"))

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_file_is_stored_listed_read_and_deleted(files: Files) -> None:
     assert list(files.find(after=page[0].id)) == [first]
     assert list(files.find(purpose="fine-tune-results")) == []
     with pytest.raises(Conflict, match="ftjob-1"):
-        files.delete(first.id, in_use="ftjob-1")
+        files.delete(first.id, users=[lambda connection, id: "ftjob-1" if id == first.id else None])
     files.delete(first.id)
     with pytest.raises(NotFound):
         files.get(first.id)
@@ -86,7 +87,20 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
 
 def test_stored_again_under_its_id_it_is_the_same(files: Files) -> None:
     first = keep(files, id="file-results", purpose="fine-tune-results")
-    assert keep(files, id="file-results", purpose="fine-tune-results") == first
+    assert keep(files, b"[1]\n", id="file-results", purpose="fine-tune-results") == first
+    assert names_on_disk(files) == ["file-results.jsonl"]
+    assert files.path(first).read_bytes() == ROWS, "its digest is of these bytes"
+    files.delete(first.id)
+    assert keep(files, id="file-results", purpose="fine-tune-results").deleted_at is not None
+    assert names_on_disk(files) == []
+
+
+def test_of_many_that_store_it_at_once_one_does(files: Files) -> None:
+    contents = [f'{{"row": {number}}}\n'.encode() for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(pool.map(lambda content: keep(files, content, id="file-results"), contents))
+    assert len(set(kept)) == 1
+    assert kept[0].digest == f"sha256:{hashlib.sha256(files.path(kept[0]).read_bytes()).hexdigest()}"
     assert names_on_disk(files) == ["file-results.jsonl"]
 
 

@@ -11,8 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
+from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.job import Claim, ClaimLost, Job, NewJob, NewJobEvent
-from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.jobs import Jobs, unfinished_job_using
 from graftwork.adapters.storage.database import Database, migrate
 
 NEW = NewJob(model="tiny-base", name="intents", training_file="file-1", hyperparameters={"n": 1}, metadata={"a": "b"})
@@ -27,7 +28,18 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def jobs(database: Database) -> Jobs:
+def files(database: Database, tmp_path: Path) -> Files:
+    """With the files ``file-1`` and ``file-2``."""
+    files = Files(database, tmp_path / "files")
+    for id in ("file-1", "file-2"):
+        with files.upload() as upload:
+            upload.write(b"{}\n")
+            files.keep(upload, filename="rows.jsonl", purpose="fine-tune", key_id="k", id=id)
+    return files
+
+
+@pytest.fixture
+def jobs(database: Database, files: Files) -> Jobs:
     return Jobs(database)
 
 
@@ -221,11 +233,30 @@ def test_an_idempotency_key(jobs: Jobs) -> None:
     assert jobs.submit(nameless, actor="ann", key_id="k", idempotency_key="b") == (kept, False)
 
 
-def test_files_that_unfinished_jobs_need(jobs: Jobs) -> None:
+def test_files_that_unfinished_jobs_need(jobs: Jobs, files: Files) -> None:
     job = submit(jobs, NewJob(**{**vars(NEW), "validation_file": "file-2"}))
-    assert jobs.unfinished_job_using("file-1") == jobs.unfinished_job_using("file-2") == job.id
+    for id in ("file-1", "file-2"):
+        with pytest.raises(Conflict, match=job.id):
+            files.delete(id, users=[unfinished_job_using])
     jobs.cancel(job.id, actor="ann")
-    assert jobs.unfinished_job_using("file-1") is None
+    files.delete("file-2", users=[unfinished_job_using])
+    with pytest.raises(InvalidRequest, match="file-2") as refused:
+        submit(jobs, NewJob(**{**vars(NEW), "validation_file": "file-2"}))
+    assert (refused.value.param, refused.value.code) == ("validation_file", "file_not_found")
+    assert len(jobs.find()) == 1
+
+
+def test_a_file_is_deleted_or_used_and_never_both(jobs: Jobs, files: Files) -> None:
+    """While a file is being deleted a job is made from it, by another thread."""
+    for _ in range(20):
+        with files.upload() as upload:
+            upload.write(b"{}\n")
+            id = files.keep(upload, filename="rows.jsonl", purpose="fine-tune", key_id="k").id
+        with ThreadPoolExecutor(2) as pool:
+            deleted = pool.submit(files.delete, id, users=[unfinished_job_using])
+            used = pool.submit(submit, jobs, NewJob(**{**vars(NEW), "training_file": id}))
+        assert isinstance(deleted.exception(), Conflict) != isinstance(used.exception(), InvalidRequest)
+        assert files.path(deleted.result()).exists() is False if deleted.exception() is None else files.get(id)
 
 
 def test_many_workers_one_claim_each(jobs: Jobs) -> None:

@@ -164,10 +164,8 @@ def test_so_many_judgements_are_a_round(home: Home) -> None:
 
 def test_nothing_begins_while_a_job_of_the_adapter_is_under_way(home: Home) -> None:
     home.policies.set("intents", after=1, actor="ann")
-    by_hand, _ = home.jobs.submit(
-        NewJob(model="intents", name="intents", training_file="file-1"), actor="ann", key_id="k"
-    )
-    home.jobs.submit(NewJob(model="other", name="other", training_file="file-1"), actor="ann", key_id="k")
+    by_hand, _ = home.jobs.submit(HAND, actor="ann", key_id="k")
+    home.jobs.submit(NewJob(model="other", name="other", training_file=FEEDBACK_FILE), actor="ann", key_id="k")
     home.say()
     assert home.stands.waits_for == f"the end of {by_hand.id}"
     assert home.policies.begin("intents") is None

@@ -147,6 +147,16 @@ def test_epochs_are_told_apart_by_probability_and_time(harness: ExperimentsHarne
     assert not reading["sample_ratio"]["mismatch"]
 
 
+def teach(harness: ExperimentsHarness, *learned: str) -> int:
+    """A version that learned from these answers, and one that continues it; the number of the latter."""
+    Lineage(harness.database).record("sha256:data", learned)
+    parent, _ = harness.registry.add_version(
+        "intents", spec("taught"), base=BASE, alias=None, data_digest="sha256:data"
+    )
+    child, _ = harness.registry.add_version("intents", spec("child"), base=BASE, alias=None, parent=parent.number)
+    return child.number
+
+
 def test_users_and_prompts_that_a_version_learned_from_are_left_out(harness: ExperimentsHarness) -> None:
     bob, prompt = "bob", {"messages": [{"role": "user", "content": "learned by heart"}]}
     other = {"messages": [{"role": "user", "content": "never seen"}]}
@@ -154,12 +164,7 @@ def test_users_and_prompts_that_a_version_learned_from_are_left_out(harness: Exp
         harness.records.log(harness.records.mint(user=bob)),
         harness.records.log(harness.records.mint(), prompt=prompt),
     ]
-    Lineage(harness.database).record("sha256:data", learned)
-    parent, _ = harness.registry.add_version(
-        "intents", spec("taught"), base=BASE, alias=None, data_digest="sha256:data"
-    )
-    harness.registry.add_version("intents", spec("child"), base=BASE, alias=None, parent=parent.number)
-    harness.start(of=plan(arm(1), arm(5, 0.5), window_seconds=50))
+    harness.start(of=plan(arm(1), arm(teach(harness, *learned), 0.5), window_seconds=50))
     harness.ask("bob", prompt=other, seconds_ago=90)
     harness.ask("carl", prompt=prompt, seconds_ago=89)
     harness.ask("dora", prompt=prompt, seconds_ago=88, status="error")
@@ -167,9 +172,53 @@ def test_users_and_prompts_that_a_version_learned_from_are_left_out(harness: Exp
     harness.ask("emil", prompt=other, seconds_ago=86)
     table = Table(harness)
     reading = table.look()
-    assert [unit.learned for unit in table.closed()] == [True, True, False, False]
-    assert table.closed()[2].outcome["error_rate"] == 0.0
-    assert (reading["units"], reading["learned"]) == (4, 2)
+    assert [unit.unit for unit in table.closed()] == [harness.records.ids.unit(user=user) for user in ("dora", "emil")]
+    assert table.closed()[0].outcome["error_rate"] == 0.0
+    assert (reading["units"], reading["learned"], reading["waiting"]) == (2, 2, 0)
+
+
+def test_a_closed_group_of_users_counts_again_some_days_after_it_was_learned_from(harness: ExperimentsHarness) -> None:
+    group = [f"user-{number}" for number in range(10)]
+    prompts = [{"messages": [{"role": "user", "content": user}]} for user in group]
+    learned = [
+        harness.records.log(harness.records.mint(user=user, days_ago=2.0), user=user, prompt=prompt)
+        for user, prompt in zip(group, prompts, strict=True)
+    ]
+    taught = teach(harness, *learned)
+    harness.start(of=plan(arm(1), arm(taught, 0.5), window_seconds=50, learned_days=3.0))
+    for user in group:
+        harness.ask(user, seconds_ago=100)
+    table = Table(harness)
+    reading = table.look(2)
+    assert (reading["units"], reading["learned"], table.closed()) == (0, 10, [])
+    for user, prompt in zip(group, prompts, strict=True):
+        harness.ask(user, seconds_ago=-86400 - 100, prompt=prompt)  # by heart
+        harness.ask(user, seconds_ago=-86400 - 200, thumb="up")
+    table.ahead = timedelta(days=1, seconds=170)
+    reading = table.look(2)
+    assert (reading["units"], reading["learned"], reading["waiting"]) == (0, 10, 10), "they asked what was learned"
+    table.ahead = timedelta(days=1, seconds=300)
+    reading = table.look(2)
+    assert (reading["units"], reading["learned"], reading["waiting"]) == (10, 0, 0)
+    assert not any(unit.learned for unit in table.closed())
+    Leases(harness.database).release(table.lease)
+    second = Table(harness)
+    second.ahead = table.ahead
+    assert second.look() == reading
+
+
+def test_units_wait_for_the_end_of_their_window(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=300))
+    table = Table(harness)
+    for number in range(20):
+        harness.ask(f"user-{number}", seconds_ago=100 - number)
+    reading = table.look()
+    first = min(exposure.created_at for exposure in Exposures(harness.database).since("first", 0))
+    assert (reading["units"], reading["waiting"]) == (0, 20)
+    assert reading["next_at"] == first.timestamp() + 300 + experiments.GRACE_SECONDS
+    table.ahead = timedelta(seconds=500)
+    reading = table.look()
+    assert (reading["units"], reading["waiting"], reading["next_at"]) == (20, 0, None)
 
 
 def test_shadows_are_no_units_and_are_compared(harness: ExperimentsHarness) -> None:
@@ -300,6 +349,38 @@ def test_thompson_sampling_follows_the_better_arm(harness: ExperimentsHarness) -
     assert weights["intents@1"] >= 0.05
     table.look()
     assert len(harness.experiments.get("first").epochs) == 2
+
+
+def test_thompson_sampling_without_a_treatment_of_weight_changes_nothing(harness: ExperimentsHarness) -> None:
+    """Its treatments may be taken out by an operator; plans of 0.1.0 may have had none from the beginning."""
+    harness.start(of=plan(allocation="thompson", window_seconds=50, **QUIET))
+    harness.experiments.set_weights("first", {"intents@2": 0.0}, actor="ann")
+    ask_and_rate(harness, 20, control=0.3, treatment=0.9)
+    table = Table(harness)
+    table.ahead = timedelta(seconds=110)
+    assert table.look(2)["units"] == 20
+    assert harness.experiments.get("first").weights == {"intents@1": 1.0}
+
+
+@pytest.mark.parametrize("rule", [DecisionRule(max_units=40), DecisionRule(until=datetime(2020, 1, 1, tzinfo=UTC))])
+@pytest.mark.parametrize("lost", [False, True])
+def test_its_end_comes_after_advice_and_after_an_alarm(
+    harness: ExperimentsHarness, rule: DecisionRule, lost: bool
+) -> None:
+    harness.start(of=plan(rule=rule, window_seconds=150, **QUIET))
+    for number in range(200):
+        drawn = harness.experiments.assign("intents", harness.records.ids.unit(user=f"user-{number}"), chat=True)
+        assert drawn is not None
+        if not lost or drawn.arm.name == "intents@1":
+            harness.ask(f"user-{number}", thumb="up" if drawn.arm.name == "intents@2" else "down")
+    table = Table(harness)
+    table.ahead = timedelta(seconds=100)
+    table.look()
+    outcome = harness.experiments.get("first").outcome
+    assert outcome is not None
+    assert (outcome.decision, outcome.arm, harness.live()) == ("undecided", None, 1)
+    first = "alarm" if lost else "advice"
+    assert [event.action for event in harness.experiments.history("first")] == ["stop", first, "start"]
 
 
 def test_shares_that_are_wrong_raise_one_alarm_and_nothing_is_promoted(harness: ExperimentsHarness) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import peft
@@ -136,20 +137,51 @@ def test_kto_reads_labels_mixed(
 
 def test_kto_pairs_each_question_with_a_neighbours_answer(config: TrainConfig) -> None:
     rows = [JudgedTokens(prompt_ids=[n], completion_ids=[100 + n], label=n % 2 == 0) for n in range(32)]
-    table = factory._table(rows, dataclasses.replace(config, method="kto"), 4, weighted=True)
-    for start in range(0, 32, 4):
-        part = table[start : start + 4]
-        assert sorted(part["completion_ids"]) == sorted(part["KL_completion_ids"])
-        assert all(own != other for own, other in zip(part["completion_ids"], part["KL_completion_ids"], strict=True))
+    table = factory._table(rows, dataclasses.replace(config, method="kto"), weighted=True)
+    assert table["KL_completion_ids"] == [[131], *([100 + n] for n in range(31))]
 
 
-def test_kto_one_row_at_a_time_uses_a_loss_without_neighbours(
+def test_kto_is_the_same_however_a_batch_is_split(
     tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path
 ) -> None:
-    judged = token_ids([row(n, ("refund", "invoice")[n % 2], label=n % 2 == 0) for n in range(6)], "kto")
-    one = dataclasses.replace(config, method="kto", micro_batch_tokens=1, batch_size=2, epochs=1)
-    metrics, _ = run(tiny_base, judged, one, tmp_path / "out")
-    assert math.isfinite(metrics.last_loss)
+    """One long row makes micro-batches small; the last batch of an epoch, of 5 rows, is split unevenly."""
+    answers = ("refund", "invoice, please, as soon as you can")
+    judged = token_ids([row(n, answers[n % 2], label=n % 3 == 0) for n in range(21)], "kto")
+    longest = max(map(len, judged))
+    config = dataclasses.replace(config, method="kto", epochs=2, batch_size=8, learning_rate=1e-3)
+
+    def of(micro: int) -> tuple[RunMetrics, dict[str, torch.Tensor]]:
+        limited = dataclasses.replace(config, micro_batch_tokens=micro * longest)
+        return run(tiny_base, judged, limited, tmp_path / f"micro-{micro}", validation=judged[:5])
+
+    whole, weights = of(8)
+    for micro in (1, 2, 4):
+        metrics, found = of(micro)
+        for name in ("first_loss", "last_loss", "base_validation_loss", "validation_loss"):
+            assert getattr(metrics, name) == pytest.approx(getattr(whole, name), rel=1e-5), (micro, name)
+        assert all(torch.allclose(found[name], weights[name], atol=1e-5) for name in weights), micro
+
+
+def test_the_loss_of_kto_is_that_of_the_paper(
+    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path
+) -> None:
+    judged = token_ids([row(n, ("refund", "invoice")[n % 2], label=n % 2 == 0) for n in range(16)], "kto")
+    held_out = token_ids([row(n, "refund", label=n > 20) for n in range(20, 23)], "kto")
+    config = dataclasses.replace(config, method="kto", beta=0.5, micro_batch_tokens=1)
+    metrics, _ = run(tiny_base, judged, config, tmp_path / "out", validation=held_out)
+
+    def log_ratio(example: JudgedTokens, answer: JudgedTokens) -> float:
+        prompt, ids = example.prompt_ids, answer.completion_ids
+        return score(tiny_base, tmp_path / "out", prompt, ids) - score(tiny_base, None, prompt, ids)
+
+    neighbours = [held_out[-1], *held_out[:-1]]
+    kl = max(fmean(log_ratio(own, other) for own, other in zip(held_out, neighbours, strict=True)), 0.0)
+    losses = [
+        1 - 1 / (1 + math.exp(-config.beta * (1 if example.label else -1) * (log_ratio(example, example) - kl)))
+        for example in held_out
+    ]
+    assert kl > 0
+    assert metrics.validation_loss == pytest.approx(fmean(losses), rel=1e-4)
 
 
 def test_rows_learn_in_proportion_to_their_weights(

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import httpx
 import psutil
 import pytest
 import uvicorn
+from sqlalchemy.exc import OperationalError
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import Unavailable
@@ -290,6 +291,56 @@ def test_some_bad_rows_are_told(world: World, url: str, jobs: Jobs) -> None:
     (warning,) = [event for event in jobs.events(job.id, limit=100) if event.level == "warn"]
     assert warning.message.startswith("1 of 3 rows cannot be used: ")
     assert "2" in warning.message
+
+
+@pytest.mark.parametrize("down_for", [1, 2])
+def test_a_database_that_fails_before_the_run_leaves_no_claim_behind(
+    world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, down_for: int
+) -> None:
+    """It fails once; or again, when the job is to be given back, and then the claim expires."""
+    failures = [OperationalError("SELECT", {}, Exception("the connection was lost")) for _ in range(down_for)]
+
+    def failing(before: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return before(*args, **kwargs)
+
+        return call
+
+    spec, release = TrainingWorker._spec, Jobs.release
+    monkeypatch.setattr(TrainingWorker, "_spec", failing(spec))
+    monkeypatch.setattr(Jobs, "release", failing(release))
+    first = submit(world)
+    with working(world, url) as worker:
+        job = ended(jobs, first.id)
+        assert (job.status, job.version) == ("succeeded", "intents@1")
+        assert worker._heartbeat._claims == {}
+    said = [message for message in messages(jobs, job.id) if "database was busy" in message]
+    assert len(said) == (down_for == 1)
+
+
+def test_a_worker_that_fails_at_a_job_ends_it(
+    world: World, url: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("embedded null byte")
+
+    monkeypatch.setattr(TrainingWorker, "_spec", fail)
+    worker, id = TrainingWorker(worker_process.config(world.home, url)), submit(world).id
+
+    def step() -> bool:
+        with suppress(ValueError):
+            worker.step()
+        return jobs.get(id).ended
+
+    eventually(step, SECONDS, "the job has ended")
+    worker._stop()
+    error = jobs.get(id).error
+    assert error is not None
+    assert error["code"] == "too_many_attempts"
+    assert "ValueError" in error["message"]
+    assert worker._heartbeat._claims == {}
 
 
 def test_a_run_that_fails_says_why_and_publishes_nothing(world: World, url: str, jobs: Jobs) -> None:

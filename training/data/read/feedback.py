@@ -150,7 +150,7 @@ class _AnswerFeedback:
         for record in records:
             if record.get("preferred_over") is not None and whole:
                 try:
-                    yield answers.preference(row, record)
+                    yield answers.preference(which, record)
                 except Unusable as problem:
                     yield problem
         thumbs = [value == "up" for value in _last_by_user(records, "thumb")]
@@ -175,17 +175,11 @@ class _Answers:
     def row(self, which: AnswerChoice) -> tuple[Row, bool]:
         """Return the row of one choice, and whether its answer is complete."""
         id, index = which
-        if id not in self._logged:
-            raise Expired(
-                f"feedback on {id[:40]!r}, which is not among the answers: its retention has ended, it was erased or "
-                "never logged, or the answers were not exported together with the feedback"
-            )
-        logged = self._logged[id]
+        logged, request = self._request(id)
         completion = next((one for one in _objects(logged, "completions") if one.get("index", 0) == index), None)
         if completion is None:
             raise Unusable(f"feedback on choice {index} of {id[:40]!r}, which has no such choice")
         answer = _text(completion, "text")
-        request = logged["prompt"] if isinstance(logged.get("prompt"), Mapping) else logged
         if isinstance(messages := request.get("messages"), list):
             last = {"role": "assistant", "content": answer, "tool_calls": completion.get("tool_calls")}
             row = with_tools(last_alone(conversation([*messages, last])), request)
@@ -195,10 +189,15 @@ class _Answers:
         group = group_of(user) if isinstance(user, str) and user and is_unicode(user) else None
         return replace(row, interactions=(id,), group=group), completion.get("finish_reason", WHOLE[0]) in WHOLE
 
-    def preference(self, row: Row, record: FeedbackRecord) -> Row:
-        """Return the row with the answer that it was preferred over as the rejected one."""
-        other, _ = self.row((_text(record, "preferred_over"), _index(record, "preferred_over_choice")))
-        if (other.messages[:-1], other.tools, other.prompt) != (row.messages[:-1], row.tools, row.prompt):
+    def preference(self, which: AnswerChoice, record: FeedbackRecord) -> Row:
+        """Return the row of one choice with the answer that it was preferred over as the rejected one.
+
+        The question is what the client sent: arms of an experiment may have answered it under system messages of their
+        own. The row has that of the better answer.
+        """
+        worse = _text(record, "preferred_over"), _index(record, "preferred_over_choice")
+        row, other = self.row(which)[0], self.row(worse)[0]
+        if self._question(which) != self._question(worse):
             raise Unusable(
                 "preferred over the answer to another question: only answers to one question can be compared"
             )
@@ -206,6 +205,24 @@ class _Answers:
             raise Unusable("preferred over an answer that says the same")
         ids = tuple(dict.fromkeys((*row.interactions, *other.interactions)))
         return replace(row.over(other), interactions=ids)
+
+    def _request(self, id: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return a logged answer, and what it has of its request."""
+        if id not in self._logged:
+            raise Expired(
+                f"feedback on {id[:40]!r}, which is not among the answers: its retention has ended, it was erased or "
+                "never logged, or the answers were not exported together with the feedback"
+            )
+        logged = self._logged[id]
+        return logged, logged["prompt"] if isinstance(logged.get("prompt"), Mapping) else logged
+
+    def _question(self, which: AnswerChoice) -> tuple[Any, ...]:
+        """Return what a choice is an answer to, for comparison."""
+        row, (_, request) = self.row(which)[0], self._request(which[0])
+        if "replaced" not in request:
+            return row.messages[:-1], row.tools, row.prompt
+        sent = [*_objects(request, "replaced"), *_objects(request, "messages")[1:]]
+        return conversation([*sent, {"role": "assistant", "content": "…"}]).messages[:-1], row.tools, row.prompt
 
 
 def _plain_prompt(texts: Any, logged: Mapping[str, Any], index: int) -> str:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest, NotFound
-from graftwork.adapters.feedback.interactions import Completion, Interaction
+from graftwork.adapters.feedback.interactions import Completion, Interaction, prompt_as_sent
 from graftwork.adapters.names import quoted
 from graftwork.server.bodies import parse
 from graftwork.server.generation.service import GenerationService
@@ -84,8 +84,11 @@ async def _logged(records: Records, id: str, who: Principal) -> Interaction:
 
 
 def _history(row: Interaction) -> list[dict[str, Any]]:
-    """The conversation up to a response, and the response. Its instructions were for itself only."""
-    messages = row.prompt["messages"][1 if row.prompt.get("instructions") else 0 :]
+    """The conversation up to a response, and the response. Its instructions, and the system message of an arm, were for
+    itself only.
+    """
+    sent = prompt_as_sent(row.prompt)
+    messages = sent["messages"][1 if sent.get("instructions") else 0 :]
     completion = row.completions[0]
     answer: dict[str, Any] = {"role": "assistant", "content": completion.text}
     if completion.tool_calls:
@@ -106,9 +109,9 @@ def _parts(completion: Completion) -> list[Part]:
 
 def _show(row: Interaction) -> dict[str, Any]:
     """The JSON of a response that was logged."""
-    completion, messages, sampling = row.completions[0], row.prompt["messages"], row.sampling
+    completion, sent, sampling = row.completions[0], prompt_as_sent(row.prompt), row.sampling
     cut = completion.finish_reason == "length"
-    instructions = messages[0]["content"] if row.prompt.get("instructions") else None
+    instructions = sent["messages"][0]["content"] if sent.get("instructions") else None
     status = {"ok": "incomplete" if cut else "completed", "error": "failed"}.get(row.status, "cancelled")
     return {
         **response_object(

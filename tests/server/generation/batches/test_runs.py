@@ -81,7 +81,7 @@ async def test_every_request_is_answered_as_if_it_came_alone(harness: BatchesHar
     assert 'graftwork_batch_results_total{outcome="completed"} 3.0' in rendered
     assert 'graftwork_batch_results_total{outcome="failed"} 3.0' in rendered
     assert 'graftwork_completion_tokens_total{adapter="intents"}' in rendered
-    assert harness.services.batches.answered_lines(batch.id) == set()
+    await harness.until(lambda: not harness.services.batches.answered_lines(batch.id))
 
 
 async def test_completions_are_answered_too(harness: BatchesHarness) -> None:

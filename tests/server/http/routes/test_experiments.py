@@ -17,6 +17,8 @@ from graftwork.adapters.storage.leases import Leases
 from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation import shadows
+from graftwork.training.data.read.feedback import rows as feedback_rows
+from graftwork.training.data.row import Row
 from tests.adapters.running_experiments import same_draws
 from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.scripted_engine import GatewayHarness, connected_harness
@@ -153,12 +155,86 @@ async def test_an_arm_has_its_own_system_prompt_and_sampling(harness: GatewayHar
     assert seen == [own, own]
     wishes: SamplingParams = requests[0].sampling
     assert (wishes.temperature, wishes.top_p, wishes.max_tokens) == (0.25, 0.5, 3)
-    # What was asked is logged as it was asked.
-    assert sorted(len(row.prompt["messages"]) for row in harness.logged()) == [1, 2]
-    assert {row.sampling["temperature"] for row in harness.logged()} == {1.0}
     # Plain completions have no system prompt: no arm can answer them alike, so they go where they always went.
     plain = await harness.http.post("/v1/completions", json={"model": "intents", "prompt": "hi"})
     assert plain.json()["graftwork"] == {"adapter": "intents@1"}
+
+
+BRIEF = {"role": "system", "content": "Be brief."}
+LONG = {"role": "system", "content": "Be long."}
+HI = {"role": "user", "content": "hi"}
+
+#: Requests of every route with a system message: the path, the body without it, and the fields that have it.
+ROUTES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": [HI], "max_tokens": 8}, {"messages": [LONG, HI]}),
+    ("/v1/responses", {"input": "hi", "max_output_tokens": 16}, {"instructions": "Be long."}),
+    ("/v1/messages", {"messages": [HI], "max_tokens": 8}, {"system": "Be long."}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body", "system"), ROUTES)
+async def test_what_the_model_saw_is_logged(
+    harness: GatewayHarness, path: str, body: dict[str, Any], system: dict[str, Any], stream: bool
+) -> None:
+    sampling = {"temperature": 0.25, "max_tokens": 3}
+    arm = {"version": 1, "name": "brief", "weight": 1.0, "system": "Be brief.", "sampling": sampling}
+    await start(harness, arms=[{"version": 2}, arm])
+    for own in ({}, system):
+        asked = {"model": "intents", **body, **own, "temperature": 1.0, "stream": stream}
+        assert (await harness.http.post(path, json=asked)).status_code == 200
+    for replaced in ([], [LONG]):
+        (row,) = [row for row in harness.logged() if row.prompt.get("replaced") == replaced]
+        limit = "max_completion_tokens" if path == "/v1/responses" else "max_tokens"
+        assert (row.sampling["temperature"], row.sampling[limit]) == (0.25, 3)
+        await harness.http.post("/v1/feedback", json={"interaction_id": row.id, "thumb": "up"})
+        shown = (await harness.http.get(f"/v1/interactions/{row.id}")).json()
+        assert (shown["messages"], shown["replaced"], shown["arm"]) == ([BRIEF, HI], replaced, "brief")
+        (taught,) = feedback_rows([("export", enumerate([shown]))])
+        assert isinstance(taught, Row)
+        assert [message["content"] for message in taught.messages[:-1]] == ["Be brief.", "hi"]
+
+
+async def test_the_sampling_of_a_completion_is_logged_as_it_was(harness: GatewayHarness) -> None:
+    arm = {"version": 1, "name": "cool", "weight": 1.0, "sampling": {"top_p": 0.5, "max_tokens": 20}}
+    await start(harness, arms=[{"version": 2}, arm])
+    limits = [({}, 16), ({"max_tokens": 30}, 20), ({"max_tokens": 3}, 3), ({"max_tokens": 30, "min_tokens": 25}, 25)]
+    for limit, logged in limits:
+        asked = {"model": "intents", "prompt": "hi", **limit}
+        answer = await harness.http.post("/v1/completions", json=asked)
+        assert harness.logged()
+        row, engine = harness.records.interactions.get(answer.json()["id"]), harness.engine.asked[-1].sampling
+        assert row.sampling["top_p"] == engine.top_p == 0.5
+        assert row.sampling["max_tokens"] == engine.max_tokens == logged
+
+
+async def test_an_arm_speaks_in_no_later_response(harness: GatewayHarness) -> None:
+    await start(harness, arms=[{"version": 2}, {"version": 1, "name": "brief", "weight": 1.0, "system": "Be brief."}])
+    kind = {"role": "system", "content": "Be kind."}
+
+    async def respond(**asked: Any) -> tuple[str, list[str]]:
+        answer = await harness.http.post("/v1/responses", json={"model": "intents", **asked})
+        assert answer.status_code == 200, answer.text
+        row = harness.records.interactions.get(answer.json()["id"]) if harness.logged() else None
+        assert row is not None
+        shown = (await harness.http.get(f"/v1/responses/{row.id}")).json()
+        assert shown["instructions"] == answer.json()["instructions"] == asked.get("instructions")
+        return row.id, [message["content"] for message in row.prompt["messages"]]
+
+    # The conversation's own system message comes back when the experiment is over, and neither instructions nor the
+    # arm's message do.
+    first, seen = await respond(input=[kind, {"role": "user", "content": "One"}])
+    assert seen == ["Be brief.", "One"]
+    second, seen = await respond(input="Two", previous_response_id=first)
+    assert seen == ["Be brief.", "One", "One", "Two"]
+    third, seen = await respond(input="Three", previous_response_id=second, instructions="Be long.")
+    assert seen == ["Be brief.", "Be kind.", "One", "One", "Two", "Two", "Three"]
+    await harness.http.post("/v1/experiments/first/stop")
+    _, seen = await respond(input="Four", previous_response_id=third)
+    assert seen == ["Be kind.", "One", "One", "Two", "Two", "Three", "Three", "Four"]
+    alone, _ = await respond(input="Five")
+    _, seen = await respond(input="Six", previous_response_id=alone)
+    assert seen == ["Five", "Five", "Six"]
 
 
 async def test_widening_and_what_is_refused_of_it(harness: GatewayHarness) -> None:
@@ -247,6 +323,20 @@ async def test_a_shadow_arm_answers_copies_that_nobody_sees(harness: GatewayHarn
     assert (newest.prompt, newest.texts) == ({"prompt": ["hi"]}, ("hi",))
 
 
+async def test_a_shadow_arm_is_logged_with_what_it_saw(harness: GatewayHarness) -> None:
+    harness.gateway.shadows.start()
+    own = {"system": "Be kind.", "sampling": {"temperature": 0.5}}
+    shadow = {"version": 3, "shadow": 1.0, "system": "Be brief.", "sampling": {"temperature": 0.25, "max_tokens": 3}}
+    await start(harness, arms=[{"version": 1, **own}, shadow])
+    await harness.ask(messages=[LONG, HI], temperature=1.0)
+    (copy,) = await shadowed(harness, 1)
+    (original,) = [row for row in harness.logged() if row.arm == "intents@1"]
+    assert copy.prompt == {"messages": [BRIEF, HI], "replaced": [LONG]}
+    assert original.prompt == {"messages": [{"role": "system", "content": "Be kind."}, HI], "replaced": [LONG]}
+    assert (copy.sampling["temperature"], copy.sampling["max_tokens"]) == (0.25, 3)
+    assert (original.sampling["temperature"], original.sampling["max_tokens"]) == (0.5, 8)
+
+
 async def test_shadows_give_way_to_users(harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadows, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(shadows, "MAX_AGE_SECONDS", 0.05)
@@ -301,6 +391,11 @@ BAD_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"ramp": {"weights": [0.5, 0.1]}, "arms": [{"version": 1}, {"version": 2}]}, "ramp.weights"),
     ({"window_seconds": 1e12}, "window_seconds"),
     ({"allocation": "magic"}, "allocation"),
+    ({"allocation": "thompson", "arms": [{"version": 1, "weight": 1}, {"version": 2}]}, "allocation"),
+    ({"allocation": "thompson", "arms": [{"version": 1}, {"version": 2, "shadow": 0.5}]}, "allocation"),
+    ({"decision": {"max_units": 0}, "arms": [{"version": 1}, {"version": 2, "shadow": 0.5}]}, "decision.max_units"),
+    ({"learned_days": -1}, "learned_days"),
+    ({"learned_days": 400}, "learned_days"),
     ({"unknown": 1}, "unknown"),
 ]
 

@@ -61,6 +61,17 @@ def test_a_preference_is_over_the_other_answer() -> None:
     assert (row.answer, row.rejected, row.interactions) == ("pause", "cancel", ("a", "b"))
 
 
+def test_answers_of_arms_with_system_messages_of_their_own_are_compared_by_what_was_sent() -> None:
+    brief = {"messages": [{"role": "system", "content": "Be brief."}, *ASKED[1:]], "replaced": ASKED[:1]}
+    (row,) = rows_of(answer("a", prompt=brief), answer("b", "cancel"), said("a", preferred_over="b"))
+    assert (row.messages[0]["content"], row.answer, row.rejected) == ("Be brief.", "pause", "cancel")
+    (row,) = rows_of(answer("a", prompt=brief), answer("b", "cancel"), said("b", preferred_over="a"))
+    assert (row.messages[0]["content"], row.answer, row.rejected) == ("Sort.", "cancel", "pause")
+    other = {**brief, "replaced": []}
+    _, (bad,) = read(answer("a", prompt=other), answer("b", "cancel"), said("a", preferred_over="b"))
+    assert "another question" in bad.reason
+
+
 def test_many_judgements_make_one_verdict() -> None:
     def thumbs(*votes: tuple[str, str]) -> list[Row]:
         cast = [said("a", number, user=user, thumb=thumb) for number, (user, thumb) in enumerate(votes, start=1)]
