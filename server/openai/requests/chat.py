@@ -175,6 +175,7 @@ class ChatCompletionRequest(GenerationRequest):
     # Accepted and ignored: they change no answer.
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
     # Accepted at the value that means what happens anyway.
     modalities: Annotated[Any, only_off(["text"], instead='only ["text"] can be asked for')] = None
     service_tier: Annotated[Any, only_off("auto", "default", instead="there is one tier; leave it out")] = None
@@ -186,7 +187,6 @@ class ChatCompletionRequest(GenerationRequest):
     prediction: Annotated[Any, only_off(instead="leave it out")] = None
     moderation: Annotated[Any, only_off(instead="leave it out")] = None
     prompt_cache_options: Annotated[Any, only_off(instead="leave it out")] = None
-    prompt_cache_retention: Annotated[Any, only_off(instead="leave it out")] = None
     web_search_options: Annotated[Any, only_off(instead="leave it out")] = None
 
     prompt_field: ClassVar[str] = "messages"

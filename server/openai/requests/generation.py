@@ -104,7 +104,7 @@ _FORMATS: dict[str, GrammarKind | None] = {
 
 _NOT_SAMPLING = {
     *("model", "messages", "prompt", "user", "metadata", "store", "stream_options"),
-    *("safety_identifier", "prompt_cache_key", "cache_salt", "tools", "chat_template_kwargs"),
+    *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "cache_salt", "tools", "chat_template_kwargs"),
 }
 
 
