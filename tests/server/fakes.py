@@ -41,7 +41,7 @@ from tests.server.documented import DocumentedAnswers
 
 ADMIN_KEY = "the-first-key-of-all"
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj")
-LIMITS = AdapterLimits(max_adapter_bytes=64 << 10, max_config_bytes=16 << 10, max_rank=16)
+LIMITS = AdapterLimits(max_adapter_bytes=64 << 10, max_config_bytes=16 << 10, max_tokenizer_bytes=64 << 10, max_rank=16)
 
 
 @dataclass(frozen=True)

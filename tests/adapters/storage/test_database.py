@@ -26,7 +26,7 @@ from graftwork.adapters.experiments import exposures
 from graftwork.adapters.experiments import tables as experiment_tables
 from graftwork.adapters.feedback import feedback, interactions, lineage
 from graftwork.adapters.feedback import policies as log_policies
-from graftwork.adapters.learning import files, job_tables
+from graftwork.adapters.learning import files, job_tables, split_ledger
 from graftwork.adapters.learning import policies as learning_policies
 from graftwork.adapters.storage import database as db
 from graftwork.adapters.storage import leases
@@ -35,7 +35,18 @@ from graftwork.adapters.storage.database import Database, UtcDateTime, migrate
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
-    *(experiment_tables, exposures, feedback, files, interactions, job_tables, keys, learning_policies, leases),
+    *(
+        experiment_tables,
+        exposures,
+        feedback,
+        files,
+        interactions,
+        job_tables,
+        keys,
+        learning_policies,
+        leases,
+        split_ledger,
+    ),
     *(lineage, log_policies, registry),
     secrets,
 )

@@ -17,6 +17,7 @@ from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.storage.database import Database
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.mix.paraphrases import Wording, rejection_of
+from graftwork.training.data.splits import Shares
 from graftwork.training.run import wordings as augment
 from graftwork.training.run.folder import WORDINGS_FILE
 from graftwork.training.run.material import read_files
@@ -119,7 +120,7 @@ TICKETS = [chat(f"Ticket {number} is about {what}", what) for number in range(15
 def test_other_wordings_are_learned_from_beside_the_originals(
     tiny_base: BaseInfo, write_rows: Callable[..., Path]
 ) -> None:
-    material = read_files([write_rows(*TICKETS, chat("Hi", "greeting"))], share=0.2)
+    material = read_files([write_rows(*TICKETS, chat("Hi", "greeting"))], shares=Shares(validation=0.2, test=0))
     asked: list[str] = []
 
     def write(base: BaseInfo, config: TrainConfig, questions: Sequence[str]) -> list[list[Wording]]:

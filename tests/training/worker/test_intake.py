@@ -23,6 +23,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.training.data.pipeline import prepare
 from graftwork.training.data.read.source import file_sources, record_source
 from graftwork.training.data.row import Row
+from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import DataStore
 from graftwork.training.run import folder as folder_module
 from graftwork.training.run.folder import REPORT_FILE, RESULT_FILE, SPEC_FILE
@@ -99,7 +100,7 @@ def test_feedback_outlives_its_answers_and_is_never_a_reason_to_refuse(records: 
     assert [(event.level, event.message) for event in events] == [
         ("info", f"{gone} of 400 judged answers are no longer in the log: what was said of them is left out")
     ]
-    found = read_files([kept], share=0.1)
+    found = read_files([kept], shares=Shares(validation=0.1, test=0))
     assert found.num_rows == 400 - gone
     assert found.report.fates == {"kept": 400 - gone, "expired": gone}
     assert found.report.sources[0].expired == gone
@@ -110,7 +111,7 @@ def test_feedback_outlives_its_answers_and_is_never_a_reason_to_refuse(records: 
         connection.execute(delete(interactions_table).where(interactions_table.c.id.in_(old[:395])))
     kept.unlink()
     intake_module.write_feedback(records.database, "intents", kept)
-    assert read_files([kept], share=0.0).report.fates == {"kept": 5, "expired": 395}
+    assert read_files([kept], shares=Shares(validation=0, test=0)).report.fates == {"kept": 5, "expired": 395}
     assert erasure.expire(policies, now=datetime.now(UTC) + timedelta(days=100)).num_interactions == 5
     kept.unlink()
     intake_module.write_feedback(records.database, "intents", kept)

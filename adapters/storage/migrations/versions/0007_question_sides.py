@@ -14,9 +14,9 @@ def upgrade() -> None:
     op.create_table(
         "question_sides",
         sa.Column("adapter", sa.Text, nullable=False),
-        sa.Column("question", sa.Text, nullable=False, comment="a 64-bit hash of the question, in hexadecimal digits"),
+        sa.Column("question", sa.Text, nullable=False),
         sa.Column("side", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("adapter", "question", name="pk_question_sides"),
         sa.CheckConstraint("side IN ('train', 'validation', 'test')", name="ck_question_sides_side"),
-        comment="which questions an adapter's versions learn from, and which are held out; written once",
+        comment="which questions, by their hashes, an adapter's versions learn from or hold out; written once",
     )
