@@ -23,9 +23,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TRIAL = re.compile(f"{TRIAL}[0-9a-f]{{16}}")
 # An alias starts with a letter: after the @, digits are always a version's number.
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-# An experiment's arm may be "base", the model without any adapter: no alias may have that name.
-_RESERVED_ALIASES = frozenset({"base"})
-_RESERVED_NAMES = _RESERVED_ALIASES
+# An experiment's arm may be "base", the model without any adapter: no adapter and no alias may have that name.
+_RESERVED = frozenset({"base"})
 
 
 def is_name(text: str) -> bool:
@@ -47,7 +46,7 @@ def check_name(name: str, *, base_id: str) -> None:
             param="name",
             code="invalid_name",
         )
-    if name in _RESERVED_NAMES:
+    if name in _RESERVED:
         raise InvalidRequest(
             f"{name!r} cannot be an adapter's name: it means the model without an adapter",
             param="name",
@@ -84,7 +83,7 @@ def check_alias(alias: str) -> None:
             param="alias",
             code="invalid_alias",
         )
-    if alias in _RESERVED_ALIASES:
+    if alias in _RESERVED:
         raise InvalidRequest(
             f"{alias!r} cannot be an alias: in experiments it means the model without an adapter",
             param="alias",

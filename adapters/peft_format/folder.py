@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +140,15 @@ def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpe
             replaced=replaced,
             base_digest=lora.base_digest,
             config=config,
-            warnings=tuple(_warnings([graft.name for graft in grafts], lora, base)),
+            warnings=tuple(_warnings({graft.name for graft in grafts}, lora, base)),
         )
 
 
-def _warnings(grafted: Sequence[str], lora: LoraConfig, base: BaseInfo) -> Iterator[str]:
+def _warnings(grafted: Set[str], lora: LoraConfig, base: BaseInfo) -> Iterator[str]:
     for source in lora.unmatched_patterns(grafted):
         yield f"{CONFIG_FILE}: {source} matches none of the modules that have tensors."
     targeted = [name for name, shape in base.modules.items() if shape.kind != "other" and lora.targets(name)]
-    left_out = [name for name in targeted if name not in set(grafted)]
+    left_out = [name for name in targeted if name not in grafted]
     if left_out:
         yield (
             f"{len(left_out)} of the {len(targeted)} modules that the config targets have no tensors, among them "

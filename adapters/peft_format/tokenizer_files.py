@@ -6,13 +6,13 @@ pushes it is told where that makes a difference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from graftwork.adapters.base.info import BaseInfo
+from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.names import escaped
+from graftwork.adapters.prompts.reading import read_json
 from graftwork.adapters.prompts.template import read_chat_template
 
 #: Tokens that a warning names.
@@ -23,7 +23,7 @@ def differences(folder: Path, base: BaseInfo) -> list[str]:
     """How the tokenizer in an adapter's folder differs from its base's, in sentences; nothing if there is none."""
     try:
         return [*_differences(folder, Path(base.path))]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ConfigurationError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return ["The adapter's tokenizer files cannot be read; they are not used, the base's are."]
 
 
@@ -36,21 +36,16 @@ def _differences(own: Path, base: Path) -> Iterator[str]:
         shown = ", ".join(escaped(token) for token in sorted(own_tokens)[:_SHOWN])
         more = f" and {len(own_tokens) - _SHOWN} more" if len(own_tokens) > _SHOWN else ""
         yield f"The adapter's tokenizer has tokens that the base's has not, and is not used: {shown}{more}."
-    ends = [_read(folder / "tokenizer_config.json").get("eos_token") for folder in (own, base)]
+    ends = [read_json(folder / "tokenizer_config.json").get("eos_token") for folder in (own, base)]
     own_end, base_end = (end.get("content") if isinstance(end, dict) else end for end in ends)
     if own_end is not None and own_end != base_end:
-        yield (f"The adapter's eos_token is {escaped(own_end)}: answers end with the base's, {escaped(base_end)}.")
+        yield f"The adapter's eos_token is {escaped(own_end)}: answers end with the base's, {escaped(base_end)}."
 
 
 def _tokens(folder: Path) -> set[str]:
     """The whole vocabulary, as far as the folder says."""
-    tokenizer = _read(folder / "tokenizer.json")
+    tokenizer = read_json(folder / "tokenizer.json")
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
     pieces = vocabulary if isinstance(vocabulary, dict) else (piece for piece, _ in vocabulary)
     added = (token["content"] for token in tokenizer.get("added_tokens", ()))
-    return {*pieces, *added, *_read(folder / "added_tokens.json")}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_bytes()) if path.is_file() else {}
-    return value if isinstance(value, dict) else {}
+    return {*pieces, *added, *read_json(folder / "added_tokens.json")}

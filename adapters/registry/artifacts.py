@@ -190,7 +190,7 @@ class ArtifactStore:
                 self.discard(staged)
             else:
                 log.warning("the files of %s changed on the disk: those pushed now take their place", target)
-                os.rename(target, self.stage() / "changed")
+                self.withdraw(spec.digest)
                 os.rename(staged, target)
         sync_folder(self.root)
         return target
@@ -212,6 +212,16 @@ class ArtifactStore:
         if not folder.is_dir():
             raise NotFound(f"no artifact {digest} in the store: push the adapter again.")
         return folder
+
+    def withdraw(self, digest: str) -> None:
+        """Delete a published artifact, at once for all who look for it.
+
+        Raises:
+            NotFound: The store does not have it.
+        """
+        staged = self.stage()
+        os.rename(self.path(digest), staged / "withdrawn")
+        self.discard(staged)
 
     def discard(self, staged: Path) -> None:
         """Delete a staged folder, if it is still there."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -183,12 +182,8 @@ class Pushes:
 
     def _withdraw(self, digest: str) -> None:
         """Remove a published artifact, unless a version refers to it."""
-        if self._services.registry.with_digest(digest):
-            return
-        store = self._services.store
-        staged = store.stage()
-        os.rename(store.path(digest), staged / "refused")
-        store.discard(staged)
+        if not self._services.registry.with_digest(digest):
+            self._services.store.withdraw(digest)
 
     def _lock(self, digest: str) -> asyncio.Lock:
         # A lock that nobody holds is garbage-collected.

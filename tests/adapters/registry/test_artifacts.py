@@ -95,6 +95,7 @@ def test_what_changed_on_the_disk_is_put_right_by_a_push(
     assert files.push(store, good, base) == spec
     assert store.is_intact(spec.digest)
     assert weights.read_bytes() == (good / WEIGHTS_FILE).read_bytes()
+    assert not list((store.root / "staging").iterdir()), "what was changed is deleted"
 
 
 def test_many_publish_the_same_at_once(store: ArtifactStore, good: Path, base: BaseInfo) -> None:

@@ -149,9 +149,10 @@ def test_a_tokenizer_may_come_along_and_is_told_where_it_differs(client: TestCli
     for name, text in theirs.items():
         (folder / name).write_text(text)
     assert client.post(VERSIONS, json={"path": str(folder)}).json()["warnings"] == uploaded["warnings"]
-    broken = [("files", ("tokenizer.json", b"\x00{"))]
-    (warning,) = client.post(VERSIONS, files=[*form(adapter_files(2)), *broken]).json()["warnings"]
-    assert "cannot be read" in warning
+    damaged = {"tokenizer.json": b"\x00{", "tokenizer_config.json": b"[]", "chat_template.jinja": b"\xff\xfe"}
+    for broken in damaged.items():
+        (warning,) = client.post(VERSIONS, files=[*form(adapter_files(2)), ("files", broken)]).json()["warnings"]
+        assert "cannot be read" in warning
 
 
 def test_a_folder_below_an_allowed_root_becomes_a_version(client: TestClient, world: World) -> None:
