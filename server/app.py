@@ -179,6 +179,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         home=config.home,
         allowed_roots=config.allowed_roots,
+        allow_python_graders=config.allow_python_graders,
         cors_origins=config.cors_origins,
         limits=config.adapter_limits,
         engine=engine_client,

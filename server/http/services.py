@@ -17,6 +17,7 @@ from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.feedback.interactions import Interactions
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
+from graftwork.adapters.learning.graders.reading import GraderRules
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.policies import LearningPolicies
 from graftwork.adapters.peft_format.limits import AdapterLimits
@@ -96,7 +97,16 @@ class Services:
     learning: LearningPolicies
     home: Path
     allowed_roots: tuple[Path, ...] = ()
+    allow_python_graders: bool = False
     cors_origins: tuple[str, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
     started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def grader_rules(self) -> GraderRules:
+        """What graders may use: programs if the operator allows them, and models as the versions that they are now."""
+        return GraderRules(allows_python=self.allow_python_graders, resolve_model=self._resolve_model)
+
+    def _resolve_model(self, model: str) -> str:
+        return model if model == self.base.id else self.registry.resolve(model).id
