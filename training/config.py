@@ -130,6 +130,7 @@ class TrainConfig:
     judge: Mapping[str, Any] | None = _DEFAULTS["judge"]
     response_format: Mapping[str, Any] | None = _DEFAULTS["response_format"]
     generations: int = _DEFAULTS["generations"]
+    temperature: float = _DEFAULTS["temperature"]
     answer_tokens: int = _DEFAULTS["answer_tokens"]
     replay: float = _DEFAULTS["replay"]
     forgetting: float | None = _DEFAULTS["forgetting"]

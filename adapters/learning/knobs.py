@@ -393,6 +393,14 @@ _TABLE: Final = (
         job=Hyperparameter(least=2, most=64),
     ),
     Knob(
+        name="temperature",
+        kind="number",
+        default=1.0,
+        bounds=(Bounds(above=0, most=2, expectation="must be above 0 and at most 2"),),
+        help="Of GRPO: the temperature at which answers are drawn. Below 1 a small model is right more often.",
+        job=Hyperparameter(least=0.1, most=2),
+    ),
+    Knob(
         name="answer_tokens",
         kind="integer",
         default=64,

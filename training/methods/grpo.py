@@ -46,6 +46,7 @@ def grpo_recipe(
             beta=config.beta,
             num_generations=config.generations,
             num_generations_eval=1,
+            temperature=config.temperature,
             max_completion_length=config.answer_tokens,
         ),
         given={
