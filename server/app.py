@@ -32,6 +32,7 @@ from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
 from graftwork.server.background.experiments import ExperimentController
+from graftwork.server.background.graders import GraderTrials
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.retention import expire
 from graftwork.server.background.rounds import RoundScheduler
@@ -177,6 +178,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
+        grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,
         allow_python_graders=config.allow_python_graders,

@@ -25,6 +25,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.server.background.graders import GraderTrials
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
@@ -95,6 +96,7 @@ class Services:
     batches: Batches
     jobs: Jobs
     learning: LearningPolicies
+    grader_trials: GraderTrials
     home: Path
     allowed_roots: tuple[Path, ...] = ()
     allow_python_graders: bool = False

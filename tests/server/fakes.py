@@ -31,6 +31,7 @@ from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
+from graftwork.server.background.graders import GraderTrials
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import router
@@ -178,6 +179,7 @@ def make_world(
         batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
+        grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,
         allowed_roots=(home / "shared",),

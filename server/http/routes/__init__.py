@@ -18,6 +18,7 @@ from graftwork.server.http.routes import (
     experiments,
     feedback,
     files,
+    graders,
     interactions,
     jobs,
     keys,
@@ -40,6 +41,7 @@ NOUNS = (
     files,
     batches,
     jobs,
+    graders,
     learning_policies,
 )
 
