@@ -240,9 +240,9 @@ GRADER = {
 }
 QUESTIONS = [
     {"messages": [{"role": "user", "content": f"Ticket {number}, {LABELS[number % 3]}?"}], "label": LABELS[number % 3]}
-    for number in range(24)
+    for number in range(14)
 ]
-GRADED: dict[str, Any] = {**QUICK, "grader": GRADER, "generations": 4, "num_epochs": 2, "answer_tokens": 2}
+GRADED: dict[str, Any] = {**QUICK, "grader": GRADER, "generations": 4, "num_epochs": 1, "answer_tokens": 2}
 
 
 def test_a_job_learns_from_a_grader(make_job: Callable[..., Path]) -> None:
@@ -250,7 +250,7 @@ def test_a_job_learns_from_a_grader(make_job: Callable[..., Path]) -> None:
     folder = make_job(
         method="grpo",
         rows=[*QUESTIONS, lacking, {"nothing": 1}],
-        hyperparameters={**GRADED, "validation": 0.4, "eval_interval": 1},
+        hyperparameters={**GRADED, "validation": 0.4, "eval_interval": 2},
     )
     assert JobRunner(folder).run() == 0, result(folder)
     card = result(folder)["card"]
@@ -273,7 +273,7 @@ def test_a_grader_that_may_not_be_is_refused_again_when_the_run_begins(
 ) -> None:
     program = {"type": "python", "name": "p", "source": "def grade(sample, item): return float(len(item['label']))"}
     asking = {"type": "reward", "name": "r", "function": "of-nobody"}
-    graded = {**GRADED, "grader": program if grader == "python" else asking, "num_epochs": 1}
+    graded = {**GRADED, "grader": program if grader == "python" else asking}
     folder = make_job(method="grpo", rows=QUESTIONS, hyperparameters=graded)
     assert JobRunner(folder).run() == 1
     assert result(folder)["error"]["code"] == (

@@ -6,12 +6,11 @@ An answer that lacks what a grader reads of it, a field of its JSON for example,
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graftwork.adapters.errors import ConfigurationError, GraftworkError
+from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.learning.graders.grader import (
     Grader,
     LabelModel,
@@ -30,6 +29,7 @@ from graftwork.adapters.learning.graders.templates import NotThere, look_up
 from graftwork.clients.client import Client
 from graftwork.training.data.row import BadRow, Row, Unusable
 from graftwork.training.methods.grading import model_graders, python_graders, similarity
+from graftwork.training.methods.grading.failures import grader_failed
 from graftwork.training.methods.reward_functions import load_reward, rewards_of
 
 
@@ -193,11 +193,6 @@ def gradable_rows(rows: Sequence[Row], grader: Mapping[str, Any] | None) -> tupl
     return good, bad
 
 
-def failed(name: str, why: str) -> GraftworkError:
-    """Return the error for a grader that failed."""
-    return GraftworkError(f"The grader {name} failed: {why}.", code="reward_failed")
-
-
 def _where_there(
     grader: SimpleGrader, told: Sequence[Mapping[str, Any]], grade: Callable[[Mapping[str, Any]], float]
 ) -> list[float | None]:
@@ -228,8 +223,6 @@ def _combined(grader: Multi, grades: Mapping[str, float | None]) -> float | None
     if not grader.formula.names <= values.keys():
         return None
     try:
-        value = grader.formula.compute(values)
+        return grader.formula.compute(values)
     except (ArithmeticError, ValueError) as error:
-        raise failed(grader.name, f"{grader.formula.text} has no value for {dict(values)} ({error})") from error
-    assert math.isfinite(value)
-    return value
+        raise grader_failed(grader.name, f"{grader.formula.text} has no value for {dict(values)} ({error})") from error

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.graders.grader import LabelModel, ScoreModel
 from graftwork.adapters.learning.graders.templates import NotThere
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkAPIError, GraftworkClientError, GraftworkConnectionError
+from graftwork.training.methods.grading.failures import grader_failed
 
 AT_ONCE: Final = 8
 """Number of concurrent requests."""
@@ -98,7 +98,5 @@ def _patiently(
                 isinstance(error, GraftworkAPIError) and error.status in TRANSIENT
             )
             if not passing or time.monotonic() - began > PATIENCE_SECONDS:
-                raise GraftworkError(
-                    f"The grader {grader.name} failed: {grader.model} cannot be asked: {error}.", code="reward_failed"
-                ) from error
+                raise grader_failed(grader.name, f"{grader.model} cannot be asked: {error}") from error
         time.sleep(PAUSE_SECONDS)

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.graders.grader import Python
 from graftwork.training.methods.grading import sandbox
+from graftwork.training.methods.grading.failures import grader_failed
 
 MAX_SECONDS: Final = 30
 """CPU time of a batch; of the clock it may take twice as long."""
@@ -53,18 +53,14 @@ def _grade_batch(grader: Python, answers: Sequence[Mapping[str, Any]]) -> list[f
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _failed(grader, f"it took more than {2 * MAX_SECONDS} s for {len(answers)} answers") from None
+        raise grader_failed(grader.name, f"it took more than {2 * MAX_SECONDS} s for {len(answers)} answers") from None
     try:
         reply = json.loads(ended.stdout)
     except ValueError:
         reply = {"error": f"its process ended (exit code {ended.returncode}): it may take {MAX_SECONDS} s and 1 GiB"}
     if "error" in reply:
-        raise _failed(grader, reply["error"])
+        raise grader_failed(grader.name, reply["error"])
     grades = [float(value) for value in reply["grades"]]
     if not all(map(math.isfinite, grades)):
-        raise _failed(grader, "it returned a grade that is no number")
+        raise grader_failed(grader.name, "it returned a grade that is no number")
     return grades
-
-
-def _failed(grader: Python, why: str) -> GraftworkError:
-    return GraftworkError(f"The grader {grader.name} failed: {why}.", code="reward_failed")
