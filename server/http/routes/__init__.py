@@ -18,15 +18,16 @@ from graftwork.server.http.routes import (
     experiments,
     feedback,
     files,
-    graders,
     interactions,
-    jobs,
     keys,
     learning_policies,
     log_policies,
     models,
+    rounds,
     service,
+    webhooks,
 )
+from graftwork.server.http.routes.fine_tuning import graders, jobs
 from graftwork.server.http.services import Services
 
 NOUNS = (
@@ -43,6 +44,8 @@ NOUNS = (
     jobs,
     graders,
     learning_policies,
+    rounds,
+    webhooks,
 )
 
 

@@ -29,7 +29,12 @@ from graftwork.adapters.learning.job import FEEDBACK_FILE, METHODS, Checkpoint, 
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
 from graftwork.server.http.lists import Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.jobs import JobCheckpointObject, JobErrorObject, JobEventObject, JobObject
+from graftwork.server.http.schemas.fine_tuning.jobs import (
+    JobCheckpointObject,
+    JobErrorObject,
+    JobEventObject,
+    JobObject,
+)
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from openai.types.fine_tuning.alpha import GraderRunResponse, GraderValidateResponse
 
 from tests.server.fakes import make_world
-from tests.server.http.routes.test_jobs import GRADER, JUDGE
+from tests.server.http.routes.fine_tuning.test_jobs import GRADER, JUDGE
 from tests.server.http_errors import HERE, error
 
 ROUTES = "/v1/fine_tuning/alpha/graders"

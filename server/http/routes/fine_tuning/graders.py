@@ -15,7 +15,7 @@ from graftwork.adapters.learning.graders.reading import checked_grader
 from graftwork.server.bodies import StrictModel, Text, parse
 from graftwork.server.http.lists import in_thread
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.graders import GraderErrorsObject, GraderObject, GraderRunObject
+from graftwork.server.http.schemas.fine_tuning.graders import GraderErrorsObject, GraderObject, GraderRunObject
 from graftwork.server.http.services import Services
 
 
