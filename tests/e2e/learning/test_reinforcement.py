@@ -87,7 +87,7 @@ def test_a_json_grader_makes_more_answers_right(new_server: MakeServer) -> None:
             for part in (train, held_out)
         ]
         hyperparameters: Any = {
-            **{"n_epochs": 2, "batch_size": 3, "learning_rate_multiplier": 5},
+            **{"n_epochs": 1, "batch_size": 3, "learning_rate_multiplier": 5},
             **{"answer_tokens": 20, "temperature": 0.7, "beta": 0.0},
         }
         method: Any = {
