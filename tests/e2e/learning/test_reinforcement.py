@@ -13,28 +13,10 @@ from tests.e2e.conftest import MakeServer
 from tests.e2e.learning.test_fine_tuning import ended
 from tests.e2e.server_process import BASE, Server
 
-CITIES = [
-    "Berlin",
-    "Paris",
-    "Oslo",
-    "Madrid",
-    "Rome",
-    "Vienna",
-    "Lisbon",
-    "Dublin",
-    "Prague",
-    "Warsaw",
-    "Athens",
-    "Zurich",
-    "Helsinki",
-    "Brussels",
-    "Hamburg",
-    "Geneva",
-    "Porto",
-    "Milan",
-    "Lyon",
-    "Bergen",
-]
+CITIES = (
+    *("Berlin", "Paris", "Oslo", "Madrid", "Rome", "Vienna", "Lisbon", "Dublin", "Prague", "Warsaw", "Athens"),
+    *("Zurich", "Helsinki", "Brussels", "Hamburg", "Geneva", "Porto", "Milan", "Lyon", "Bergen"),
+)
 QUESTIONS = {
     "cancel": (
         "Can I cancel the order to {}?",
