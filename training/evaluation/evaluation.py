@@ -125,7 +125,7 @@ class Evaluation:
             for feedback.
         slices: the metric by class, for labels.
         kl_to_parent: lower bound of KL(candidate ‖ parent) in nats per token, from the most likely tokens; to the base
-            for a version without a parent.
+            for a version without a parent; not a number for rows without answers.
         bias: how often answers depend on a name or pronoun.
         examples: questions with the answers of all models, those with different answers first.
         num_left_out: number of held-out rows that were not evaluated because they are longer than the server accepts.
@@ -273,7 +273,7 @@ def evaluate(
             if name != "candidate" and new.right
         },
         slices=slices([row.answer for row in rows], new.right, before.right) if kind == "labels" else (),
-        kl_to_parent=divergence(scored, scores[candidate], scores[before.model]),
+        kl_to_parent=divergence(scored, scores[candidate], scores[before.model]) if scored else math.nan,
         bias=measure_bias(
             served,
             rows if asks else (),
