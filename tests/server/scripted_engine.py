@@ -111,6 +111,7 @@ class GatewayHarness:
             router=router,
             experiments=services.experiments,
             ids=self.records.ids,
+            policies=self.records.policies,
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
         )
