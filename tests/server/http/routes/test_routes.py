@@ -806,6 +806,16 @@ ROUTES: list[tuple[str, str, Role | None]] = [
     ("GET", "/v1/adapters/intents/learning_policy", Role.OPERATOR),
     ("PUT", "/v1/adapters/intents/learning_policy", Role.OPERATOR),
     ("DELETE", "/v1/adapters/intents/learning_policy", Role.OPERATOR),
+    ("GET", "/v1/adapters/intents/next_round", Role.OPERATOR),
+    ("POST", "/v1/rounds", Role.OPERATOR),
+    ("GET", "/v1/rounds", Role.OPERATOR),
+    ("GET", "/v1/rounds/none", Role.OPERATOR),
+    ("POST", "/v1/rounds/none/undo", Role.OPERATOR),
+    ("POST", "/v1/webhooks", Role.OPERATOR),
+    ("GET", "/v1/webhooks", Role.OPERATOR),
+    ("DELETE", "/v1/webhooks/none", Role.OPERATOR),
+    ("POST", "/v1/webhooks/none/test", Role.OPERATOR),
+    ("GET", "/v1/webhooks/none/deliveries", Role.OPERATOR),
 ]
 EXAMPLES = {
     **{"name": "intents", "alias": "live", "number": "1"},
