@@ -17,6 +17,8 @@ Allocation = Literal["fixed", "thompson"]
 """Whether weights are set by operators, or follow the outcomes by Thompson sampling."""
 Unrated = Literal["leave_out", "neutral"]
 """What to do with units without feedback: leave them out, or count them as the middle of the bounds."""
+Ratings = Literal["all", "asked"]
+"""Whose feedback counts: everybody's, or only what a random draw asked for, whoever likes to rate."""
 
 BASE: Final = "base"
 """The version of an arm that is the base without any adapter."""
@@ -118,6 +120,7 @@ class ExperimentPlan:
         window_seconds: How long a unit's requests and feedback count, from its first request on.
         alpha: The largest probability of taking a treatment for better that is not, or for worse that is not.
         unrated: What to do with units without feedback, where the metric is about feedback.
+        ratings: Which feedback counts, for every metric that is about feedback.
         learned_days: How long a user's requests do not count after an answer that an arm's version learned from.
         allocation: Who sets the weights.
     """
@@ -131,6 +134,7 @@ class ExperimentPlan:
     window_seconds: float = 3600.0
     alpha: float = 0.05
     unrated: Unrated = "leave_out"
+    ratings: Ratings = "all"
     learned_days: float = 7.0
     allocation: Allocation = "fixed"
 
@@ -238,6 +242,11 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
         raise InvalidRequest(
             "unrated says what becomes of units that nobody rated: it is for thumb, score, and metadata with a range",
             param="unrated",
+        )
+    if plan.ratings == "asked" and all(metric.is_per_request for metric in plan.metrics):
+        raise InvalidRequest(
+            "ratings says whose feedback counts, and no metric of this plan is about feedback: leave it out",
+            param="ratings",
         )
     if plan.allocation == "thompson" and plan.metric.bounds is None:
         raise InvalidRequest(

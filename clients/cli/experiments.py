@@ -82,6 +82,10 @@ def start(
     unrated: Annotated[
         Literal["leave_out", "neutral"] | None, typer.Option("--unrated", help="What becomes of units nobody rated.")
     ] = None,
+    ratings: Annotated[
+        Literal["all", "asked"] | None,
+        typer.Option("--ratings", help="Count all feedback, or only what a log policy asked for. (all)"),
+    ] = None,
     learned_days: Annotated[
         float | None,
         typer.Option("--learned-days", min=0, help="How long users a version learned from do not count. (7)"),
@@ -118,6 +122,7 @@ def start(
         alpha=alpha,
         allocation=allocation,
         unrated=unrated,
+        ratings=ratings,
         learned_days=learned_days,
     )
     body = {"metric": "thumb", **(_plan_in(plan) if plan else {}), **told}

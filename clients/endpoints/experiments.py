@@ -23,6 +23,7 @@ def start(
     window_seconds: float | None = None,
     alpha: float | None = None,
     unrated: str | None = None,
+    ratings: str | None = None,
     learned_days: float | None = None,
     allocation: str | None = None,
 ) -> Call[Experiment]:
@@ -41,6 +42,7 @@ def start(
         window_seconds: time in which feedback on a unit's answers counts.
         alpha: the significance level.
         unrated: how units without feedback count.
+        ratings: which feedback counts: ``all``, or ``asked``: what a log policy's ``ask_feedback`` asked for.
         learned_days: days for which users do not count after an answer that an arm's version learned from.
         allocation: what a unit is.
 
@@ -60,6 +62,7 @@ def start(
             window_seconds=window_seconds,
             alpha=alpha,
             unrated=unrated,
+            ratings=ratings,
             learned_days=learned_days,
             allocation=allocation,
         ),

@@ -207,6 +207,7 @@ class Experiment:
     """An experiment, and its latest statistics (``reading``; None before the first).
 
     ``history``, newest first, and ``readings``, oldest first, are set by ``get`` only, and are empty in lists.
+    ``warnings`` say what keeps a running one from what its plan wants.
     """
 
     name: str
@@ -223,11 +224,13 @@ class Experiment:
     window_seconds: float
     alpha: float
     unrated: str
+    ratings: str = "all"
     learned_days: float | None = None
     allocation: str
     epochs: tuple[ExperimentEpoch, ...]
     outcome: ExperimentOutcome | None
     reading: ExperimentReading | None
+    warnings: tuple[str, ...] = ()
     history: tuple[ExperimentEvent, ...] = ()
     readings: tuple[ReadingPoint, ...] = ()
 

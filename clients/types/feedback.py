@@ -11,7 +11,8 @@ from datetime import datetime
 class Feedback:
     """Feedback on a choice of an answer. ``adapter`` is the version that answered, or the base's id.
 
-    If ``erased_at`` is set, its texts were erased at that time.
+    ``asked`` if a random draw had marked the answer, so that its user was asked. If ``erased_at`` is set, its texts
+    were erased at that time.
     """
 
     id: int
@@ -31,6 +32,7 @@ class Feedback:
     arm: str | None = None
     probability: float | None = None
     unit: str | None = None
+    asked: bool = False
     key_id: str | None = None
     erased_at: datetime | None = None
 

@@ -68,7 +68,15 @@ class ExperimentsHarness:
     def start(self, name: str = "first", of: ExperimentPlan | None = None) -> Experiment:
         return self.experiments.start(name, of or plan(), base_digest=BASE.digest, actor="ann")
 
-    def ask(self, user: str | None, *, seconds_ago: float = 100, thumb: str | None = None, **outcome: Any) -> str:
+    def ask(
+        self,
+        user: str | None,
+        *,
+        seconds_ago: float = 100,
+        thumb: str | None = None,
+        asked: bool = False,
+        **outcome: Any,
+    ) -> str:
         """A request for ``intents`` as the gateway would send it: drawn, minted, logged; and what was said of it."""
         unit = self.records.ids.unit(user=user)
         drawn = self.experiments.assign("intents", unit, chat=True)
@@ -80,6 +88,7 @@ class ExperimentsHarness:
             experiment=drawn.experiment,
             arm=drawn.arm.name,
             probability=drawn.probability,
+            asked=asked,
         )
         self.records.log(id, user=user, **outcome)
         if thumb is not None:

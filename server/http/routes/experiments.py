@@ -31,6 +31,7 @@ from graftwork.adapters.experiments.plan import (
     ExperimentPlan,
     Guardrail,
     Ramp,
+    Ratings,
     Unrated,
 )
 from graftwork.server.bodies import Label, StrictModel, Text, parse
@@ -127,6 +128,7 @@ class NewExperiment(StrictModel):
     window_seconds: float = 3600.0
     alpha: float = 0.05
     unrated: Unrated = "leave_out"
+    ratings: Ratings = "all"
     learned_days: float = 7.0
     allocation: Allocation = "fixed"
 
@@ -170,14 +172,14 @@ def add(routes: APIRouter, services: Services) -> None:
         await in_thread(_check_logged, services, plan)
         started = await in_thread(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
-        return JSONResponse(_experiment(started, None, base.id), 201)
+        return JSONResponse(_experiment(services, started, None), 201)
 
     @routes.get("/v1/experiments", dependencies=[operator], response_model=ListObject[ExperimentObject])
     async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
         running = None if page.status is None else page.status == "running"
         found = await in_thread(experiments.find, running=running, after=page.after, limit=page.limit)
         readings = {each.name: await in_thread(services.exposures.last_reading, each.name) for each in found}
-        return JSONResponse(page_body(found, lambda each: _experiment(each, readings[each.name], base.id)))
+        return JSONResponse(page_body(found, lambda each: _experiment(services, each, readings[each.name])))
 
     @routes.get("/v1/experiments/{name}", dependencies=[operator], response_model=ExperimentObject)
     async def get_experiment(name: str) -> Response:
@@ -236,6 +238,7 @@ def _plan(body: NewExperiment) -> ExperimentPlan:
         window_seconds=body.window_seconds,
         alpha=body.alpha,
         unrated=body.unrated,
+        ratings=body.ratings,
         learned_days=body.learned_days,
         allocation=body.allocation,
     )
@@ -315,13 +318,13 @@ def _whole(services: Services, name: str) -> ExperimentObject:
     experiment = services.experiments.get(name)
     readings = services.exposures.readings(name)
     return {
-        **_experiment(experiment, readings[-1] if readings else None, services.base.id),
+        **_experiment(services, experiment, readings[-1] if readings else None),
         "history": [_event(event) for event in services.experiments.history(name)],
         "readings": [_point(reading) for reading in readings],
     }
 
 
-def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str) -> ExperimentObject:
+def _experiment(services: Services, experiment: Experiment, last: StoredReading | None) -> ExperimentObject:
     plan, outcome = experiment.plan, experiment.outcome
     return {
         "object": "experiment",
@@ -331,7 +334,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
         "started_at": experiment.started_at.timestamp(),
         "started_by": experiment.started_by,
         "ended_at": None if experiment.ended_at is None else experiment.ended_at.timestamp(),
-        "arms": [_shown_arm(experiment, arm, base_id) for arm in plan.arms],
+        "arms": [_shown_arm(experiment, arm, services.base.id) for arm in plan.arms],
         "metric": _shown_metric(plan.metric),
         "guardrails": [
             {
@@ -359,6 +362,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
         "window_seconds": plan.window_seconds,
         "alpha": plan.alpha,
         "unrated": plan.unrated,
+        "ratings": plan.ratings,
         "learned_days": plan.learned_days,
         "allocation": plan.allocation,
         "epochs": [
@@ -375,7 +379,18 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
             "reading": outcome.reading,
         },
         "reading": None if last is None else {"at": last.at.timestamp(), **last.reading},
+        "warnings": _warnings(services, plan) if experiment.running else [],
     }
+
+
+def _warnings(services: Services, plan: ExperimentPlan) -> list[str]:
+    """What keeps a running experiment from what its plan wants, in words."""
+    if plan.ratings == "all" or services.records.policies.may_ask(plan.adapter):
+        return []
+    return [
+        f"only feedback that was asked for counts (ratings), and no user of {plan.adapter} is asked: set ask_feedback "
+        "in its log policy"
+    ]
 
 
 def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> ExperimentArmObject:

@@ -58,6 +58,7 @@ class FeedbackParameters(Parameters):
     arm: Label | None = None
     kind: FeedbackKind | None = None
     user: Label | None = None
+    asked: bool | None = None
     since: Moment | None = None
     until: Moment | None = None
 
@@ -144,6 +145,7 @@ def show(row: Feedback, base_id: str) -> FeedbackObject:
         "arm": row.arm,
         "probability": row.probability,
         "unit": row.unit,
+        "asked": row.asked,
         "choice": row.choice,
         "thumb": row.thumb,
         "score": row.score,

@@ -132,7 +132,10 @@ class ExperimentEventObject(TypedDict):
 
 
 class ExperimentObject(TypedDict):
-    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only."""
+    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only.
+
+    ``warnings`` say what keeps it from what its plan wants, while it runs.
+    """
 
     object: Literal["experiment"]
     name: str
@@ -149,10 +152,12 @@ class ExperimentObject(TypedDict):
     window_seconds: float
     alpha: float
     unrated: str
+    ratings: str
     learned_days: float
     allocation: str
     epochs: list[ExperimentEpochObject]
     outcome: ExperimentOutcomeObject | None
     reading: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler(TimedReading))] | None
+    warnings: list[str]
     history: NotRequired[list[ExperimentEventObject]]
     readings: NotRequired[list[ReadingPointObject]]

@@ -9,7 +9,10 @@ from typing_extensions import TypedDict
 
 
 class FeedbackObject(TypedDict):
-    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id."""
+    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id.
+
+    ``asked``: a random draw had marked the answer, so that its user was asked.
+    """
 
     object: Literal["feedback"]
     id: int
@@ -20,6 +23,7 @@ class FeedbackObject(TypedDict):
     arm: str | None
     probability: float | None
     unit: str | None
+    asked: bool
     choice: int
     thumb: str | None
     score: float | None

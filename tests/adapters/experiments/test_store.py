@@ -119,6 +119,7 @@ def test_a_plan_survives_the_database(harness: ExperimentsHarness) -> None:
         window_seconds=12.5,
         alpha=0.1,
         unrated="neutral",
+        ratings="asked",
     )
     started = harness.start(of=wanted)
     assert harness.experiments.get("first").plan == started.plan
@@ -154,6 +155,7 @@ BAD_PLANS: list[tuple[dict[str, Any], str]] = [
     ({"window_seconds": -1.0}, "window_seconds"),
     ({"alpha": 0.0}, "alpha"),
     ({"metric": "error_rate", "unrated": "neutral"}, "unrated"),
+    ({"metric": "error_rate", "ratings": "asked"}, "ratings"),
     ({"metric": "latency", "allocation": "thompson"}, "allocation"),
 ]
 
