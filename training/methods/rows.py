@@ -137,9 +137,10 @@ def method_named(text: str) -> TrainingMethod:
 def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
     """Select and convert the rows that a method learns from.
 
-    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, judged answers for
-    ``kto``, texts for ``pretrain``, and examples, of which the questions are used, for ``distillation`` and ``grpo``.
-    Rows keep their order; duplicates, which arise where two signals agree on an answer, are removed.
+    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, ``orpo`` and
+    ``simpo``, judged answers for ``kto``, texts for ``pretrain``, and examples, of which the questions are used, for
+    ``distillation`` and ``grpo``. Rows keep their order; duplicates, which arise where two signals agree on an answer,
+    are removed.
 
     Raises:
         ConfigurationError: if there is no such method.
@@ -196,7 +197,7 @@ def _weighted_sft(row: Row) -> Iterator[Row]:
         yield replace(_example(row), weight=row.weight * (row.score - BAD_SCORE) / (1 - BAD_SCORE))
 
 
-def _dpo(row: Row) -> Iterator[Row]:
+def _pairs(row: Row) -> Iterator[Row]:
     if row.kind == "preference":
         yield row
 
@@ -225,7 +226,9 @@ def _distillation(row: Row) -> Iterator[Row]:
 _ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
     "sft": _sft,
     "weighted_sft": _weighted_sft,
-    "dpo": _dpo,
+    "dpo": _pairs,
+    "orpo": _pairs,
+    "simpo": _pairs,
     "kto": _kto,
     "pretrain": _pretrain,
     "distillation": _distillation,

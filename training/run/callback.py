@@ -172,8 +172,8 @@ class RunCallback(transformers.TrainerCallback):
 
     @property
     def _forgetting_limit(self) -> float | None:
-        """Maximum relative increase of the loss on earlier rounds; None for DPO and KTO, whose losses do not measure
-        forgetting."""
+        """Maximum relative increase of the loss on earlier rounds; None for methods that compare answers, whose losses
+        do not measure forgetting."""
         learns_from = METHOD_TRAITS[self._config.method].learns_from
         return self._config.forgetting if learns_from == "answers" else None
 

@@ -17,6 +17,7 @@ from graftwork.training.run import tracking
 os.environ.update(tracking.SILENT)  # otherwise TRL sends telemetry for each run
 # Where bitsandbytes is installed PEFT imports it, and it torch's compiler: two seconds for what no run uses.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+import datasets
 import huggingface_hub.constants
 import peft
 import tokenizers
@@ -305,9 +306,11 @@ def _quiet() -> Iterator[None]:
     """Suppress the libraries' own progress bars and warnings; the step listener reports the progress."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
+        datasets.enable_progress_bars()
         transformers.logging.set_verbosity(verbosity)
