@@ -47,6 +47,7 @@ FRESH_RATES: Final[Mapping[TrainingMethod, float]] = {
     "kto": 5e-6,
     "distillation": 1e-3,
     "grpo": 1e-4,
+    "reward_model": 1e-4,
 }
 """Peak learning rate by method, for a fresh adapter."""
 
@@ -60,6 +61,7 @@ CONTINUED_RATES: Final[Mapping[TrainingMethod, float]] = {
     "kto": 2e-6,
     "distillation": 2e-4,
     "grpo": 5e-5,
+    "reward_model": 5e-5,
 }
 """Peak learning rate by method, for an adapter that is trained further. Lower than for a fresh one, since forgetting
 depends on the rate more than on anything else."""

@@ -18,6 +18,7 @@ from graftwork.training.methods.grpo import grpo_recipe
 from graftwork.training.methods.kto import kto_recipe
 from graftwork.training.methods.recipe import Recipe, RecipeInputs
 from graftwork.training.methods.reference_free import orpo_recipe, simpo_recipe
+from graftwork.training.methods.reward_model import reward_model_recipe
 from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
 from graftwork.training.methods.sft import sft_recipe
 from graftwork.training.model.adapter import base_model_of
@@ -83,6 +84,7 @@ _RECIPES: Final[Mapping[TrainingMethod, Callable[..., Recipe]]] = {
     "pretrain": sft_recipe,
     "distillation": distillation_recipe,
     "grpo": grpo_recipe,
+    "reward_model": reward_model_recipe,
 }
 
 

@@ -34,7 +34,7 @@ def grpo_recipe(
             max_completion_length=config.answer_tokens,
         ),
         given={
-            "reward_funcs": reward_functions.load_reward_functions(config.rewards),
+            "reward_funcs": reward_functions.load_reward_functions(config.rewards, sources.reward_models),
             "processing_class": online.rollout_tokenizer(sources.tokenizer, base, sources.eos_token_ids),
         },
     )

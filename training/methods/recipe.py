@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from graftwork.training.model.anchor import Anchor
+from graftwork.training.model.reward_model import RewardModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +23,14 @@ class RecipeInputs:
         eos_token_ids: the tokens that end an answer in serving.
         anchor: the anchor of a supervised run.
         teacher: the teacher of a distillation.
+        reward_models: the reward models among the rewards, by their ids.
     """
 
     tokenizer: Path
     eos_token_ids: Sequence[int]
     anchor: Anchor | None = None
     teacher: PreTrainedModel | None = None
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,10 +137,10 @@ def method_named(text: str) -> TrainingMethod:
 def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
     """Select and convert the rows that a method learns from.
 
-    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, ``orpo`` and
-    ``simpo``, judged answers for ``kto``, texts for ``pretrain``, and examples, of which the questions are used, for
-    ``distillation`` and ``grpo``. Rows keep their order; duplicates, which arise where two signals agree on an answer,
-    are removed.
+    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, ``orpo``, ``simpo`` and
+    ``reward_model``, judged answers for ``kto``, texts for ``pretrain``, and examples, of which the questions are used,
+    for ``distillation`` and ``grpo``. Rows keep their order; duplicates, which arise where two signals agree on an
+    answer, are removed.
 
     Raises:
         ConfigurationError: if there is no such method.
@@ -233,6 +233,7 @@ _ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
     "pretrain": _pretrain,
     "distillation": _distillation,
     "grpo": _sft,
+    "reward_model": _pairs,
 }
 
 

@@ -57,6 +57,6 @@ class RowMeanTrainer(TokenIdTrainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a micro-batch, as TRL's method."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        if not model.training:
+        if not self.model.training:  # type: ignore[attr-defined]
             return loss
         return loss * (self.num_rows_in(inputs) * self.current_gradient_accumulation_steps / self._num_rows)

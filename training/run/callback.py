@@ -214,6 +214,7 @@ class RunCallback(transformers.TrainerCallback):
             base_validation_loss=looks[0].get(f"eval_{VALIDATION}_loss"),
             validation_loss=looks[-1].get(f"eval_{VALIDATION}_loss"),
             validation_token_accuracy=looks[-1].get("eval_mean_token_accuracy"),
+            validation_pair_accuracy=looks[-1].get("eval_accuracy"),
             first_reward=rewards[0] if rewards else None,
             last_reward=statistics.fmean(rewards[-last_tenth:]) if rewards else None,
             base_validation_reward=rewarded[0] if rewarded else None,

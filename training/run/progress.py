@@ -68,6 +68,8 @@ class RunMetrics:
     """Validation loss of the finished adapter."""
     validation_token_accuracy: float | None
     """Share of the learned tokens of validation rows that were the most likely ones."""
+    validation_pair_accuracy: float | None = None
+    """For reward models: share of the validation pairs whose better answer had the higher score."""
     first_reward: float | None = None
     """For GRPO: mean reward of the first step's completions."""
     last_reward: float | None = None

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,7 @@ from graftwork.training.model import adapter, head, whole_model
 from graftwork.training.model.adapter import trainable_parameters
 from graftwork.training.model.anchor import PASSAGES, Anchor
 from graftwork.training.model.precision import compute_precision
+from graftwork.training.model.reward_model import RewardModel
 from graftwork.training.run import checkpoints
 from graftwork.training.run.callback import REPLAY, VALIDATION, RunCallback, diverged
 from graftwork.training.run.checkpoints import Checkpointing, RunStopped
@@ -59,6 +60,7 @@ def train(
     *,
     parent: Path | None = None,
     teacher: BaseInfo | None = None,
+    reward_models: Mapping[str, Path] | None = None,
     replay_validation: Sequence[TokenRow] = (),
     keeping: Checkpointing | None = None,
     run_name: str | None = None,
@@ -77,6 +79,7 @@ def train(
         on_step: called after each step.
         parent: PEFT folder of the version that is trained further; None for a fresh adapter.
         teacher: the teacher of a distillation.
+        reward_models: PEFT folders of the reward models among ``config.rewards``, by their ids.
         replay_validation: held-out rows of earlier rounds, evaluated like ``validation``.
         keeping: how checkpoints are saved; None saves none. The run resumes from the newest checkpoint, and its result
             has the same bits as that of an uninterrupted run.
@@ -106,6 +109,7 @@ def train(
                 on_step,
                 parent,
                 teacher,
+                reward_models or {},
                 replay_validation,
                 keeping,
                 micro,
@@ -134,6 +138,7 @@ def _attempt(
     on_step: StepListener,
     parent: Path | None,
     teacher: BaseInfo | None,
+    reward_models: Mapping[str, Path],
     replay_validation: Sequence[TokenRow],
     keeping: Checkpointing | None,
     micro: int,
@@ -146,12 +151,18 @@ def _attempt(
     with _quiet(), head.fast_loss_head(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
         # Trained weights are float32; the forward pass is computed in ``precision``.
-        bare = load_model(base, dtype="float32" if config.variant == "full" else precision, device=device)
+        bare = load_model(
+            base,
+            dtype="float32" if config.variant == "full" else precision,
+            device=device,
+            scalar_head=config.method == "reward_model",
+        )
         sources = recipe.RecipeInputs(
             tokenizer=Path(base.path, "tokenizer.json"),
             eos_token_ids=base.eos_token_ids,
             anchor=_anchor(bare, base, config, len(rows)),
             teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
+            reward_models={name: RewardModel.load(path, base) for name, path in reward_models.items()},
         )
         model = prepare_model(bare, base, config, parent)
         measured = {VALIDATION: validation, REPLAY: () if config.is_online else replay_validation}
@@ -203,7 +214,9 @@ def prepare_model(
         return model.requires_grad_(True)
     if config.quantization == "nf4":
         model = adapter.quantize_nf4(model)
-    grafted = adapter.add_adapter(model, base, config) if parent is None else adapter.load_adapter(model, parent)
+    grafted = (
+        adapter.add_adapter(model, base, config) if parent is None else adapter.load_adapter(model, parent, config)
+    )
     adapter.use_fused_lora(grafted)
     return grafted
 

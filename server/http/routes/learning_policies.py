@@ -25,6 +25,7 @@ from graftwork.adapters.learning.policies import (
     LearningPolicy,
     PolicyStatus,
 )
+from graftwork.adapters.registry import reward_models
 from graftwork.server.bodies import StrictModel, parse
 from graftwork.server.http.lists import in_thread, list_body
 from graftwork.server.http.openapi import json_body
@@ -73,6 +74,12 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def set_learning_policy(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(NewLearningPolicy, await request.body() or b"{}")
+        reward_models.check_method(METHODS[body.method], name, services.registry)
+        chosen = hyperparameters.validate_hyperparameters(
+            body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
+        )
+        if "rewards" in chosen:
+            chosen["rewards"] = reward_models.pinned(chosen["rewards"], services.registry)
         policy = await in_thread(
             policies.set,
             name,
@@ -81,9 +88,7 @@ def add(routes: APIRouter, services: Services) -> None:
             at_least=body.at_least,
             control_every=body.control_every,
             method=METHODS[body.method],
-            hyperparameters=hyperparameters.validate_hyperparameters(
-                body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
-            ),
+            hyperparameters=chosen,
             actor=who.name,
         )
         log.info("%s: %s learns by itself, %s", who.name, policy.name, when(policy))

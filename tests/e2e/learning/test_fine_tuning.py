@@ -126,6 +126,34 @@ def test_preferences_continue_an_earlier_version(
     assert list(client.fine_tuning.jobs.list(metadata={"owner": "nobody"})) == []
 
 
+@pytest.mark.slow
+def test_a_reward_model_is_trained_and_learned_from(server: Server, client: openai.OpenAI) -> None:
+    def done(**body: Any) -> FineTuningJob:
+        job = ended(client, client.fine_tuning.jobs.create(model=BASE, **body).id)
+        assert (job.status, job.error) == ("succeeded", None), server.log[-3000:]
+        return job
+
+    pairs = client.files.create(file=("preferences.jsonl", preferences(40)), purpose="fine-tune")
+    method: Any = {"type": "reward_model", "reward_model": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}}
+    job = done(training_file=pairs.id, suffix="polite", method=method)
+    assert job.fine_tuned_model == "polite@1"
+    said = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    assert any(message.startswith("Gate better_than_chance: pair_accuracy") for message in said)
+    with server.client() as ours:
+        version = ours.adapters.get("polite").versions[0]
+    assert version.metadata is not None
+    assert version.metadata["evaluation"]["metric"] == "pair_accuracy"
+    with pytest.raises(openai.BadRequestError, match="polite@1 is a reward model") as refused:
+        client.chat.completions.create(model="polite", messages=[{"role": "user", "content": "Hello"}])
+    assert refused.value.code == "not_a_chat_model"
+
+    knobs = {"rewards": "polite@live", "generations": 2, "answer_tokens": 4, "batch_size": 8, "n_epochs": 1}
+    method = {"type": "grpo", "grpo": {"hyperparameters": knobs}}
+    questions = client.files.create(file=("tickets.jsonl", rows(9)), purpose="fine-tune")
+    learned = done(training_file=questions.id, suffix="nicer", method=method)
+    assert (learned.model_extra or {})["graftwork"]["metrics"]["last_reward"] is not None
+
+
 def test_cancelled_it_stops(server: Server, client: openai.OpenAI) -> None:
     file = client.files.create(file=("many.jsonl", rows(400)), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=BASE, training_file=file.id, suffix="never")

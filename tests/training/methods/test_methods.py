@@ -143,7 +143,7 @@ def test_kto_pairs_each_question_with_a_neighbours_answer(config: TrainConfig) -
     assert table["KL_completion_ids"] == [[131], *([100 + n] for n in range(31))]
 
 
-@pytest.mark.parametrize("method", ["kto", "orpo", "simpo"])
+@pytest.mark.parametrize("method", ["kto", "orpo", "simpo", "reward_model"])
 def test_the_result_is_the_same_however_a_batch_is_split(
     tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, method: TrainingMethod
 ) -> None:
@@ -169,7 +169,8 @@ def test_the_result_is_the_same_however_a_batch_is_split(
         metrics, found = of(micro)
         for name in ("first_loss", "last_loss", "base_validation_loss", "validation_loss"):
             assert getattr(metrics, name) == pytest.approx(getattr(whole, name), rel=1e-5), (micro, name)
-        assert all(torch.allclose(found[name], weights[name], atol=1e-5) for name in weights), micro
+        # Adam divides by gradients that are all but nothing: a step of 1e-3 shows rounding.
+        assert all(torch.allclose(found[name], weights[name], atol=3e-5) for name in weights), micro
 
 
 def test_the_loss_of_kto_is_that_of_the_paper(
@@ -454,7 +455,7 @@ def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
     ("method", "end"),
     [
         pytest.param(method, end, marks=[] if fast == end else pytest.mark.slow)
-        for method, fast in (("sft", 3), ("dpo", 1), ("orpo", 3), ("simpo", 1), ("kto", 4))
+        for method, fast in (("sft", 3), ("dpo", 1), ("orpo", 3), ("simpo", 1), ("reward_model", 4), ("kto", 4))
         for end in (1, 3, 4)
     ],
 )
