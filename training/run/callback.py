@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
-from graftwork.training.run import checkpoints
+from graftwork.training.run import checkpoints, rehearsal
 from graftwork.training.run.checkpoints import Checkpointing
 from graftwork.training.run.progress import RunMetrics, StepListener, TrainingStep
 
@@ -90,13 +90,21 @@ class RunCallback(transformers.TrainerCallback):
     # --- called by transformers -------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the token count of a resumed run, and report the step that it begins at."""
+        """Restore the token count of a resumed run, and report the step that it begins at; of a fresh run also how long
+        it will take."""
         self._first_step = state.global_step
         logged = [line for line in state.log_history if "num_tokens" in line and "loss" in line]
         if logged:
             self._trainer._total_train_tokens = logged[-1]["num_tokens"]
             self._tokens_before = int(logged[-1]["num_tokens"])
-        self._report(step=state.global_step, num_steps=state.max_steps, num_tokens=self._tokens_before)
+        fresh = state.global_step == 0 and not self._config.search
+        expected = rehearsal.expected_seconds(self._trainer, state.max_steps) if fresh else None
+        self._report(
+            step=state.global_step,
+            num_steps=state.max_steps,
+            num_tokens=self._tokens_before,
+            expected_seconds=expected,
+        )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock at the first step."""

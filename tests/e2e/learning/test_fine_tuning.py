@@ -134,7 +134,8 @@ def test_a_reward_model_is_trained_and_learned_from(server: Server, client: open
         return job
 
     pairs = client.files.create(file=("preferences.jsonl", preferences(40)), purpose="fine-tune")
-    method: Any = {"type": "reward_model", "reward_model": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}}}
+    knobs: dict[str, Any] = {"n_epochs": 2, "batch_size": 4, "validation": 0.5}
+    method: Any = {"type": "reward_model", "reward_model": {"hyperparameters": knobs}}
     job = done(training_file=pairs.id, suffix="polite", method=method)
     assert job.fine_tuned_model == "polite@1"
     said = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]

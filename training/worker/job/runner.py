@@ -195,6 +195,8 @@ class JobRunner:
     def _on_step(self, step: TrainingStep) -> None:
         self._stepping = True
         self._phase = "train"
+        if step.step == 0 and step.expected_seconds and step.validation_loss is None:
+            self._say_expected(step)
         self._append(
             {
                 "step": step.step,
@@ -209,6 +211,12 @@ class JobRunner:
                 **({"trial": step.trial, "trials": step.trials} if step.trials else {}),
             }
         )
+
+    def _say_expected(self, step: TrainingStep) -> None:
+        from graftwork.training.run.estimate import duration
+
+        took = duration(step.expected_seconds or 0.0)
+        self._say(f"The {step.num_steps:,} steps will take about {took}, by one that was tried.")
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
         if not self._stepping or self._asked_to_end.is_set():
