@@ -128,6 +128,8 @@ def test_learning_policies_keep_to_the_kind(client: TestClient) -> None:
     path = "/v1/adapters/{}/learning_policy"
     assert "polite is a reward model" in error(client.put(path.format("polite"), json={}), 400)["message"]
     assert client.put(path.format("polite"), json={"method": "reward_model"}).json()["method"] == "reward_model"
+    compared = error(client.put(path.format("polite"), json={"method": "reward_model", "experiment": True}), 400)
+    assert compared["param"] == "experiment"
     learning = {"method": "grpo", "hyperparameters": {"rewards": "polite@live"}}
     policy = client.put(path.format("intents"), json=learning).json()
     assert policy["hyperparameters"]["rewards"] == ["polite@1"]
