@@ -12,6 +12,12 @@ import torch
 from graftwork.training.methods.samplers import LengthGroupedSampler
 from graftwork.training.model.adapter import base_model_of
 
+MOST_TRIED: Final = 0.05
+"""Share of a run's rows, times its epochs, that are tried out at most."""
+
+FEWEST_TRIED: Final = 4
+"""Number of rows that are tried out at least."""
+
 FORWARD_SHARE: Final = 0.4
 """Time of measuring a row, as a share of that of learning from it, which goes backward as well."""
 
@@ -29,11 +35,12 @@ def expected_seconds(trainer: Any, num_steps: int) -> float | None:
     if not isinstance(order, LengthGroupedSampler) or not num_steps:
         return None
     batch = order.typical_batch()
+    # All rows of a step, unless that is much of a short run.
+    tried = batch[: max(FEWEST_TRIED, int(num_steps * len(batch) * MOST_TRIED))]
     tokens_before = trainer._total_train_tokens
     with torch.random.fork_rng():
-        # The first pass allocates memory that later ones find there.
-        _seconds_of_step(trainer, batch[: trainer.args.per_device_train_batch_size])
-        step = _seconds_of_step(trainer, batch)
+        _seconds_of_step(trainer, batch[:1])  # the first pass allocates memory that later ones find there
+        step = _seconds_of_step(trainer, tried) * len(batch) / len(tried)
         penalty = _seconds_of_penalty(trainer, num_steps)
     trainer._total_train_tokens = tokens_before
     for measured in (getattr(trainer, "_metrics", {}), getattr(trainer, "_stored_metrics", {})):

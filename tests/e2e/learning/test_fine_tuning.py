@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import openai
@@ -42,6 +43,17 @@ def preferences(num_rows: int) -> bytes:
         asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} Order {number}."}
         better, worse = ([{"role": "assistant", "content": said}] for said in ("delivery", f"billing {number}"))
         return {"input": {"messages": [asked]}, "preferred_output": better, "non_preferred_output": worse}
+
+    return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
+
+
+def varied_preferences(num_rows: int) -> bytes:
+    """Questions that are not nearly the same, which would all stand on one side of a split."""
+    words = [f"{first}{second}" for first in ("tele", "micro", "photo", "auto") for second in ("graph", "scope", "mat")]
+
+    def row(number: int) -> dict[str, Any]:
+        asked = " ".join(Random(number).sample(words, 5))
+        return {"prompt": asked, "chosen": "delivery", "rejected": f"billing {number}"}
 
     return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
 
@@ -133,13 +145,13 @@ def test_a_reward_model_is_trained_and_learned_from(server: Server, client: open
         assert (job.status, job.error) == ("succeeded", None), server.log[-3000:]
         return job
 
-    pairs = client.files.create(file=("preferences.jsonl", preferences(40)), purpose="fine-tune")
+    pairs = client.files.create(file=("preferences.jsonl", varied_preferences(40)), purpose="fine-tune")
     knobs: dict[str, Any] = {"n_epochs": 2, "batch_size": 4, "validation": 0.5}
     method: Any = {"type": "reward_model", "reward_model": {"hyperparameters": knobs}}
     job = done(training_file=pairs.id, suffix="polite", method=method)
     assert job.fine_tuned_model == "polite@1"
     said = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
-    assert any(message.startswith("Gate better_than_chance: pair_accuracy") for message in said)
+    assert any(message.startswith("Gate better_than_chance: pair_accuracy") for message in said), said
     with server.client() as ours:
         version = ours.adapters.get("polite").versions[0]
     assert version.metadata is not None
