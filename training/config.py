@@ -42,9 +42,12 @@ FRESH_RATES: Final[Mapping[TrainingMethod, float]] = {
     "weighted_sft": 5e-4,
     "pretrain": 2e-4,
     "dpo": 1e-5,
+    "orpo": 1e-4,
+    "simpo": 1e-5,
     "kto": 5e-6,
     "distillation": 1e-3,
     "grpo": 1e-4,
+    "reward_model": 1e-4,
 }
 """Peak learning rate by method, for a fresh adapter."""
 
@@ -53,9 +56,12 @@ CONTINUED_RATES: Final[Mapping[TrainingMethod, float]] = {
     "weighted_sft": 1e-4,
     "pretrain": 5e-5,
     "dpo": 5e-6,
+    "orpo": 5e-5,
+    "simpo": 5e-6,
     "kto": 2e-6,
     "distillation": 2e-4,
     "grpo": 5e-5,
+    "reward_model": 5e-5,
 }
 """Peak learning rate by method, for an adapter that is trained further. Lower than for a fresh one, since forgetting
 depends on the rate more than on anything else."""
@@ -224,6 +230,9 @@ class TrainConfig:
         if method == "grpo":
             # Its answers are as many per question as ``generations``: one pass sees each question so often.
             defaults |= {"epochs": 1.0, "batch_size": 32, "beta": 0.04}
+        if method == "simpo":
+            # Its rewards are means over tokens, which differ by less than the sums of other methods.
+            defaults["beta"] = 2.0
         if method == "distillation":
             # A pass is one answer to each question, and the first ones are far from the teacher's.
             defaults["epochs"] = 8.0

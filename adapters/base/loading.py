@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, first_line
@@ -15,36 +15,47 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def load_model(info: BaseInfo, *, dtype: str, device: str) -> PreTrainedModel:
+SCALAR_HEAD: Final = "score.weight"
+"""The weight of a scalar head, in transformers' models for sequence classification."""
+
+
+def load_model(info: BaseInfo, *, dtype: str, device: str, scalar_head: bool = False) -> PreTrainedModel:
     """Load the base with transformers, in eval mode: safetensors only, nothing downloaded, no code from the base.
 
     Args:
         info: The base.
         dtype: torch's name of it: ``bfloat16`` or ``float32``.
         device: torch's name of it.
+        scalar_head: Whether it gets a scalar head, for a reward model, in place of the vocabulary's. The head is
+            random, by torch's generator, and float32.
 
     Raises:
         ConfigurationError: transformers cannot load it, or the files lack a weight that the architecture has, which
             transformers would initialize at random.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    with transformers_reads(Path(info.path)):
-        model, report = AutoModelForCausalLM.from_pretrained(
+    kind, more = (AutoModelForSequenceClassification, {"num_labels": 1}) if scalar_head else (AutoModelForCausalLM, {})
+    with transformers_reads(Path(info.path), warns=not scalar_head):
+        model, report = kind.from_pretrained(
             info.path,
+            **more,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+    new = {SCALAR_HEAD} if scalar_head else set()
+    wrong = sorted({str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])} - new)
+    if wrong:
         raise ConfigurationError(
             f"{info.path} lacks {len(wrong)} weights that {info.architecture} has, or has them in another shape, "
             f"first {wrong[0]}. Fetch the base again."
         )
+    if scalar_head:
+        model.score.float()
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
@@ -78,22 +89,28 @@ _one_at_a_time = threading.RLock()
 
 
 @contextmanager
-def transformers_reads(folder: Path) -> Iterator[None]:
+def transformers_reads(folder: Path, *, warns: bool = True) -> Iterator[None]:
     """A context for loading ``folder`` with transformers: progress bars are off, and one thread at a time is in it.
+
+    Args:
+        folder: Of the base.
+        warns: Whether transformers' warnings are shown; it warns of a head that the base does not have.
 
     Raises:
         ConfigurationError: transformers cannot load it.
     """
-    with _one_at_a_time, _explained(folder):
+    with _one_at_a_time, _explained(folder, warns):
         yield
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(folder: Path, warns: bool) -> Iterator[None]:
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if not warns:
+        logging.set_verbosity_error()
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -102,5 +119,6 @@ def _explained(folder: Path) -> Iterator[None]:
             "of transformers knows without code of the model's own."
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -82,6 +82,7 @@ class ModelRouter:
 
         Raises:
             NotFound: Nothing has that name.
+            InvalidRequest: It is a reward model.
             Conflict: The version was made for another base.
         """
         # A plain name takes part in the adapter's experiment; a version or an alias is answered as it is.
@@ -93,6 +94,7 @@ class ModelRouter:
 
         Raises:
             NotFound: Nothing has that name.
+            InvalidRequest: It is a reward model.
             Conflict: The version was made for another base.
         """
         experiment = self._experiments.running_on(model)
@@ -107,6 +109,7 @@ class ModelRouter:
         if model == base.id:
             return Route(base.id, None, None)
         version = self._registry.resolve(model)
+        version.check_answers()
         if version.base_digest != base.digest:
             raise Conflict(
                 f"{version.id} was pushed for another base ({version.base_digest}); this server runs {base.id} "

@@ -355,6 +355,7 @@ class Experiments:
                         code="version_not_found",
                     )
                 version = adapter.versions[arm.version - 1]
+                version.check_answers()
                 if version.retired_at is not None or version.base_digest != base_digest:
                     why = "was retired" if version.retired_at is not None else "was pushed for another base"
                     raise Conflict(f"{version.id} {why}: choose another version", param=param)

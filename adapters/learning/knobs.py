@@ -201,7 +201,7 @@ _TABLE: Final = (
         default=0.1,
         bounds=(Bounds(least=0, below=float("inf"), expectation="must be above 0"),),
         help="Of DPO, KTO and GRPO: how near to the reference the answers must stay; more is nearer. GRPO also takes "
-        "0, which lets go.",
+        "0, which lets go. Of ORPO the weight of the odds ratio, of SimPO the factor of the difference.",
         job=Hyperparameter(least=0.0, most=100.0),
     ),
     Knob(
@@ -283,8 +283,9 @@ _TABLE: Final = (
         kind="number",
         default=0.2,
         bounds=(_NOT_NEGATIVE,),
-        help="Of DPO: the weight of learning the better answer itself beside preferring it. 1 for corrections, where "
-        "the better answer is known to be right: then it is SFT on the fix and DPO on the pair in one.",
+        help="Of DPO and SimPO: the weight of learning the better answer itself beside preferring it. 1 for "
+        "corrections, where the better answer is known to be right: then it is SFT on the fix and DPO on the pair in "
+        "one.",
         job=Hyperparameter(least=0.0, most=100.0),
     ),
     Knob(

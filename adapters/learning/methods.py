@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-TrainingMethod = Literal["sft", "dpo", "kto", "weighted_sft", "pretrain", "distillation", "grpo"]
+TrainingMethod = Literal[
+    "sft", "dpo", "orpo", "simpo", "kto", "weighted_sft", "pretrain", "distillation", "grpo", "reward_model"
+]
 """In the order in which people see them listed."""
 
 TRAINING_METHODS: Final[tuple[TrainingMethod, ...]] = get_args(TrainingMethod)
@@ -46,6 +48,8 @@ METHOD_TRAITS: Final[Mapping[TrainingMethod, MethodTraits]] = {
         trains_whole_base=True,
     ),
     "dpo": MethodTraits(full_name="direct preference optimization", learns_from="pairs", has_reference=True),
+    "orpo": MethodTraits(full_name="odds ratio preference optimization", learns_from="pairs"),
+    "simpo": MethodTraits(full_name="simple preference optimization", learns_from="pairs"),
     "kto": MethodTraits(full_name="Kahneman-Tversky optimization", learns_from="judgements", has_reference=True),
     "weighted_sft": MethodTraits(
         full_name="supervised fine-tuning, weighted by scores",
@@ -62,6 +66,7 @@ METHOD_TRAITS: Final[Mapping[TrainingMethod, MethodTraits]] = {
     "grpo": MethodTraits(
         full_name="group relative policy optimization, from rewards", learns_from="questions", has_reference=True
     ),
+    "reward_model": MethodTraits(full_name="a reward model, from preferences", learns_from="pairs"),
 }
 
 SUPERVISED: Final = frozenset(method for method, traits in METHOD_TRAITS.items() if traits.is_supervised)

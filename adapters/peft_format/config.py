@@ -56,6 +56,9 @@ UNSUPPORTED = {
     "velora_config": "VeLoRA is not served: train a plain LoRA",
 }
 
+SEQ_CLS = "SEQ_CLS"
+"""The task type of reward models."""
+
 _INIT_CHANGES_BASE = ("pissa", "corda", "olora", "lora_ga")
 _INIT_OF_ADAPTER = ("gaussian", "eva", "mica", "orthogonal")
 
@@ -88,6 +91,7 @@ class LoraConfig:
         use_dora: Whether linear modules have a magnitude.
         lora_bias: Whether linear modules have a bias.
         fills_gaps_at_random: Whether PEFT initializes missing tensors at random.
+        is_reward_model: Whether it has a scalar head in place of the vocabulary's.
         tied_saved: Tied modules that are replaced together.
         tied_targets: Tied modules that are grafted together.
 
@@ -101,6 +105,7 @@ class LoraConfig:
         self._limits = limits
         self._budget = Budget()
         self._check_fields()
+        self.is_reward_model = config.get("task_type") == SEQ_CLS
         self.base_digest = self._read_base_digest()
         self.use_rslora = self._flag("use_rslora")
         self.use_dora = self._flag("use_dora")
@@ -164,8 +169,11 @@ class LoraConfig:
             why = UNSUPPORTED.get(field, "the field is unknown here (of a newer PEFT?) and may change what is computed")
             raise _wrong(field, f"is {escaped(value)}: {why}")
         task = self._config.get("task_type")
-        if task not in (None, "CAUSAL_LM"):
-            raise _wrong("task_type", f"is {escaped(task)}: only CAUSAL_LM adapters are served")
+        if task not in (None, "CAUSAL_LM", SEQ_CLS):
+            raise _wrong(
+                "task_type",
+                f"is {escaped(task)}: CAUSAL_LM adapters are served, and SEQ_CLS ones are kept as reward models",
+            )
         bias = self._config.get("bias", "none")
         if bias != "none":
             raise _wrong("bias", f"is {escaped(bias)}: biases of the base are not replaced; train with bias='none'")

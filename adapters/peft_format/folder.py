@@ -59,6 +59,7 @@ from graftwork.adapters.storage.safetensors_header import TensorEntry
 from graftwork.adapters.storage.strict_json import parse_object
 
 _PREFIX = "base_model.model."
+_SCALAR_HEAD = "base_model.model.score.weight"
 _CHUNK_BYTES = 1 << 20
 
 # The role of a tensor in its module, by the suffix of its name. Longer suffixes come first.
@@ -108,7 +109,9 @@ def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpe
                 f"{WEIGHTS_FILE} has {file.num_bytes} bytes: this server takes {limits.max_adapter_bytes}.",
                 param=WEIGHTS_FILE,
             )
-        modules = _by_module(file, base)
+        tensors = dict(file.tensors)
+        head = _pop_scalar_head(tensors, base, lora)
+        modules = _by_module(tensors, base)
         grafts: list[GraftSpec] = []
         replaced: dict[str, Mapping[str, str]] = {}
         copies: list[tuple[str, TensorEntry]] = []
@@ -122,6 +125,11 @@ def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpe
                 grafts.append(graft)
             for left in parts.values():
                 raise _tensor_error(left, f"belongs to {name}, which is not in modules_to_save: correct one of the two")
+            if lora.is_reward_model and is_head(name, base) and (whole or graft):
+                raise InvalidAdapter(
+                    f"{WEIGHTS_FILE} changes {name}, which a reward model does not have: train its other modules.",
+                    param="target_modules",
+                )
         if not grafts:
             raise InvalidAdapter(f"{WEIGHTS_FILE} holds no LoRA tensors: push a trained LoRA.", param=WEIGHTS_FILE)
         digest = _digest_of(config)
@@ -131,6 +139,7 @@ def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpe
         _check_ties(file, {graft.name: graft for graft in grafts}, replaced, base, lora)
         used = [key for graft in grafts for key in (graft.a, graft.b, graft.magnitude, graft.bias) if key]
         used += [key for whole in replaced.values() for key in whole.values()]
+        used += [head] if head else []
         return AdapterSpec(
             digest=f"sha256:{digest.hexdigest()}",
             num_bytes=config_bytes + file.num_bytes,
@@ -140,6 +149,7 @@ def read_spec(folder: Path, base: BaseInfo, limits: AdapterLimits) -> AdapterSpe
             replaced=replaced,
             base_digest=lora.base_digest,
             config=config,
+            head=head,
             warnings=tuple(_warnings({graft.name for graft in grafts}, lora, base)),
         )
 
@@ -192,9 +202,29 @@ def _digest_of(config: Mapping[str, Any]) -> hashlib._Hash:
     return hashlib.sha256(b"graftwork adapter 1\n" + len(encoded).to_bytes(8, "little") + encoded)
 
 
-def _by_module(file: TensorFile, base: BaseInfo) -> dict[str, ModuleTensors]:
+def _pop_scalar_head(tensors: dict[str, TensorEntry], base: BaseInfo, lora: LoraConfig) -> str | None:
+    """Remove the head of a reward model from ``tensors``: its key, or ``None`` for an adapter that answers."""
+    if not lora.is_reward_model:
+        return None
+    head = tensors.pop(_SCALAR_HEAD, None)
+    if head is None or not lora.saves("score"):
+        raise InvalidAdapter(
+            f"{WEIGHTS_FILE} has no {_SCALAR_HEAD}, the head of a reward model (task_type SEQ_CLS): save the whole "
+            'adapter, with modules_to_save=["score"].',
+            param="modules_to_save",
+        )
+    if head.shape != (1, base.hidden_size):
+        raise _tensor_error(
+            head,
+            f"has shape {list(head.shape)} where a reward model of {base.id} has [1, {base.hidden_size}]: a classifier "
+            "of several labels is none",
+        )
+    return head.name
+
+
+def _by_module(tensors: Mapping[str, TensorEntry], base: BaseInfo) -> dict[str, ModuleTensors]:
     modules: dict[str, ModuleTensors] = {}
-    for key, tensor in file.tensors.items():
+    for key, tensor in tensors.items():
         suffix = next((suffix for suffix in _ROLES if key.endswith(suffix)), None)
         name = key.removeprefix(_PREFIX).removesuffix(suffix or "")
         if suffix is None or not key.startswith(_PREFIX) or name not in base.modules:

@@ -46,5 +46,7 @@ class AdapterSpec:
     """The base that it was trained on; ``None`` for a plain PEFT folder, which does not say."""
     config: Mapping[str, Any]
     """adapter_config.json."""
+    head: str | None = None
+    """Of a reward model, the tensor of its scalar head: (1, hidden size). ``None``: it answers."""
     warnings: tuple[str, ...] = ()
     """What is taken and yet may not be what was meant, for whoever pushes it."""

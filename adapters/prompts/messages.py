@@ -14,6 +14,14 @@ ROLES = ("system", "developer", "user", "assistant")
 A template that does not mention ``developer``, the newest one, gets ``system``.
 """
 
+_MEDIA = {
+    **dict.fromkeys(("image_url", "input_image", "image"), "images"),
+    **dict.fromkeys(("input_audio", "audio_url", "audio"), "audio"),
+    **dict.fromkeys(("video_url", "input_video", "video"), "video"),
+    **dict.fromkeys(("file", "input_file", "document"), "files"),
+}
+"""What parts of contents hold that is no text, by their types in OpenAI's and other APIs."""
+
 _EXTRA_FIELDS = frozenset({"name", "reasoning_content"})
 
 
@@ -142,6 +150,12 @@ def _flatten(content: Any, where: str) -> str:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind in _MEDIA:
+            raise InvalidRequest(
+                f"{where}.content[{number}] is of type {kind!r}, and bases here read only text, no {_MEDIA[kind]}. "
+                "Leave the part out, or say in a text part what it holds.",
+                param=f"{where}.content[{number}].type",
+            )
         if kind != "text":
             raise InvalidRequest(
                 f"{where}.content[{number}] is of type {kind!r}; only text parts are supported.",

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.peft_format.config import SEQ_CLS
+
 AliasAction = Literal["push", "promote", "rollback", "retire"]
 
 
@@ -44,6 +47,25 @@ class Version:
     def id(self) -> str:
         """``name@number``."""
         return f"{self.name}@{self.number}"
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether it scores answers instead of giving them."""
+        return self.config.get("task_type") == SEQ_CLS
+
+    def check_answers(self) -> None:
+        """Check that it can be asked for answers.
+
+        Raises:
+            InvalidRequest: It is a reward model.
+        """
+        if self.is_reward_model:
+            raise InvalidRequest(
+                f"{self.id} is a reward model: it scores answers and gives none. Name it in the rewards of a grpo job, "
+                "or export it; ask another model for answers.",
+                param="model",
+                code="not_a_chat_model",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,10 @@ class Registry:
         """
         return self._snapshot.get().adapter(name)
 
+    def find(self, name: str) -> Adapter | None:
+        """An adapter by name, if it exists; none of those that are temporary."""
+        return self._snapshot.get().find(name)
+
     def trials(self) -> list[Version]:
         """Versions of temporary adapters (``names.is_trial``) that are not retired.
 
@@ -122,7 +126,8 @@ class Registry:
             InvalidRequest: A name, alias or text is invalid.
             InvalidAdapter: It was trained on another base.
             Conflict: These bytes are a version that was retired (which is for good: it must not come back because a
-                pipeline ran again), or one that was registered for another base.
+                pipeline ran again), or one that was registered for another base; or it is a reward model and the other
+                versions are not, or the other way round.
         """
         if not is_trial(name):
             names.check_name(name, base_id=base.id)
@@ -154,6 +159,13 @@ class Registry:
             created_at=datetime.now(UTC),
         )
         with self._change(name, actor) as change:
+            first = change.version(1)
+            if first is not None and first.is_reward_model != new.is_reward_model:
+                raise Conflict(
+                    f"the versions of {name} are reward models, and this is none: push it under another name"
+                    if first.is_reward_model
+                    else f"this is a reward model, and the versions of {name} are none: push it under another name"
+                )
             known = change.version_where(versions_table.c.digest == spec.digest)
             if known is not None:
                 _refuse_retired(known, "push a changed adapter")

@@ -66,6 +66,11 @@ class RegistrySnapshot:
             raise NotFound(unknown_adapter_message(name, self.entries), param="name", code="adapter_not_found")
         return self.entries[name].adapter
 
+    def find(self, name: str) -> Adapter | None:
+        """See ``Registry.find``."""
+        entry = self.entries.get(name)
+        return None if entry is None else entry.adapter
+
     def trials(self) -> list[Version]:
         """See ``Registry.trials``."""
         versions = (version for entry in self.tried.values() for version in entry.adapter.versions)

@@ -121,7 +121,8 @@ class Pushes:
             try:
                 spec = await self._in_thread(read_spec, staged, services.base, services.limits)
                 warnings = await self._in_thread(tokenizer_files.differences, staged, services.base)
-                services.engine.takes(spec)
+                if spec.head is None:
+                    services.engine.takes(spec)
                 async with self._lock(spec.digest):
                     add = partial(self._register, name, spec, fields, alias, actor)
                     version, new = await self._publish(staged, spec, add)
@@ -152,7 +153,7 @@ class Pushes:
         tried = await to_thread.run_sync(self._was_tried, spec.digest)
         await self._in_thread(services.store.publish, staged, spec)
         try:
-            if not tried:
+            if not tried and spec.head is None:  # a reward model is not served
                 await services.engine.canary(spec.digest)
             return await to_thread.run_sync(register)
         except BaseException:

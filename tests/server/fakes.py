@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo, ModuleShape
@@ -216,6 +216,14 @@ def adapter_files(seed: int = 0, *, rank: int = 2, config: Mapping[str, Any] | N
     }
     fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"], **(config or {})}
     return {"adapter_config.json": json.dumps(fields).encode(), "adapter_model.safetensors": save(tensors)}
+
+
+def reward_model_files(seed: int = 0) -> dict[str, bytes]:
+    """The same with a scalar head."""
+    files = adapter_files(seed, config={"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]})
+    head = np.random.default_rng(seed).normal(size=(1, 8)).astype(np.float32)
+    tensors = {**load(files["adapter_model.safetensors"]), "base_model.model.score.weight": head}
+    return {**files, "adapter_model.safetensors": save(tensors)}
 
 
 def write_adapter(folder: Path, seed: int = 0) -> Path:

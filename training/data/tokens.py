@@ -148,8 +148,8 @@ def tokenize_pairs(
 
     def convert(row: Row) -> tuple[list[PairTokens], bool]:
         assert row.rejected is not None
-        prompt, chosen = _prompt_and_answer(row, prompts, eos_token_id)
-        _, rejected = _prompt_and_answer(row.with_rejected(), prompts, eos_token_id)
+        prompt, chosen = prompt_and_answer(row, prompts, eos_token_id)
+        _, rejected = prompt_and_answer(row.with_rejected(), prompts, eos_token_id)
         room = max_length - len(prompt)
         if room <= 0 or chosen[:room] == rejected[:room]:
             raise _nothing_left(len(prompt) + max(len(chosen), len(rejected)), max_length)
@@ -170,7 +170,7 @@ def tokenize_judged(
 
     def convert(row: Row) -> tuple[list[JudgedTokens], bool]:
         assert row.label is not None
-        prompt, answer = _prompt_and_answer(row, prompts, eos_token_id)
+        prompt, answer = prompt_and_answer(row, prompts, eos_token_id)
         room = max_length - len(prompt)
         if room <= 0:
             raise _nothing_left(len(prompt) + len(answer), max_length)
@@ -195,7 +195,7 @@ def tokenize_questions(
             raise _nothing_left(len(prompt) + 1, max_length)
         question = json.dumps(asked, ensure_ascii=False)
         has_calls = bool(row.messages) and "tool_calls" in row.messages[-1]
-        answer = prompts.decode(_prompt_and_answer(row, prompts, eos_token_id)[1]) if has_calls else row.answer
+        answer = prompts.decode(prompt_and_answer(row, prompts, eos_token_id)[1]) if has_calls else row.answer
         item = json.dumps(row.grader_item, ensure_ascii=False)
         return [QuestionTokens(prompt=prompt, question=question, answer=answer, item=item)], False
 
@@ -260,7 +260,7 @@ def _whole(row: Row, prompts: Prompts) -> list[int]:
     return prompts.encode(row.prompt + row.completion)
 
 
-def _prompt_and_answer(row: Row, prompts: Prompts, eos_token_id: int | None) -> tuple[list[int], list[int]]:
+def prompt_and_answer(row: Row, prompts: Prompts, eos_token_id: int | None) -> tuple[list[int], list[int]]:
     """Return the token ids of the served prompt, and those of the last answer including its end-of-turn token."""
     ends = [token for token in prompts.special_tokens_in(row.answer) if prompts.ends_answer(token)]
     if ends and row.answer.partition(ends[0])[2].strip():
@@ -277,14 +277,14 @@ def _sequences(row: Row, prompts: Prompts, eos_token_id: int | None) -> Iterator
     differently once further turns follow becomes a sequence of its own, so that its prompt is the one that is
     served."""
     if not row.messages:
-        prompt, answer = _prompt_and_answer(row, prompts, eos_token_id)
+        prompt, answer = prompt_and_answer(row, prompts, eos_token_id)
         yield _learning(prompt + answer, [(len(prompt), len(prompt) + len(answer))], row.weight)
         return
     whole = _whole(row, prompts)
     spans: list[tuple[int, int]] = []
     for index in reversed(row.learned):
         up_to_here = replace(row, messages=row.messages[: index + 1])
-        prompt, answer = _prompt_and_answer(up_to_here, prompts, eos_token_id)
+        prompt, answer = prompt_and_answer(up_to_here, prompts, eos_token_id)
         served = prompt + answer
         if index == len(row.messages) - 1:
             whole = served

@@ -106,11 +106,11 @@ class GateDecision:
 def decide_gates(evaluation: Evaluation, policy: GatePolicy | None = None) -> GateDecision:
     """Apply the gates to the evaluation of a candidate; with the default policy if None."""
     policy = policy or GatePolicy()
-    gates = [_enough_rows(evaluation, policy)]
+    gates = [enough_rows(evaluation.num_rows, policy, none_because=_no_metric(evaluation))]
     if evaluation.metric is not None:
         gates.append(_better_than_base(evaluation))
         if evaluation.parent is not None:
-            gates.append(_not_worse_than_parent(evaluation, policy))
+            gates.append(not_worse(_metric(evaluation), evaluation.better["parent"], policy))
     new, parent, base = evaluation.candidate, evaluation.parent, evaluation.base
     general, replay = (None, None) if parent is None else (parent.general, parent.replay)
     gates += _losses("general_loss", "general text", policy.general_loss, new.general, general, base.general)
@@ -119,24 +119,48 @@ def decide_gates(evaluation: Evaluation, policy: GatePolicy | None = None) -> Ga
     return GateDecision(policy=policy, gates=tuple(gates))
 
 
-def _enough_rows(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
-    few = evaluation.num_rows < policy.fewest_rows
-    message = f"{evaluation.num_rows} held-out rows, which is enough"
-    if evaluation.metric is None:
-        message = (
-            "no held-out row says what is right, whoever answers, and no grader judges: which is better takes an "
-            "experiment"
-        )
-        if evaluation.num_left_out:
-            message = f"none of {evaluation.num_left_out} held-out rows fits into what the server serves"
-    elif few:
-        message = f"{evaluation.num_rows} held-out rows, and fewer than {policy.fewest_rows} let nothing pass"
+def enough_rows(num_rows: int, policy: GatePolicy, *, none_because: str = "") -> GateResult:
+    """Return the gate of the number of held-out rows.
+
+    Args:
+        num_rows: number of held-out rows.
+        policy: the thresholds.
+        none_because: why there is no metric on them, for people.
+    """
+    few = num_rows < policy.fewest_rows
+    message = f"{num_rows} held-out rows, which is enough"
+    if few:
+        message = f"{num_rows} held-out rows, and fewer than {policy.fewest_rows} let nothing pass"
     return GateResult(
         name="rows",
         outcome="inconclusive" if few else "pass",
-        found=evaluation.num_rows,
+        found=num_rows,
         asked=policy.fewest_rows,
-        message=message,
+        message=none_because or message,
+    )
+
+
+def _no_metric(evaluation: Evaluation) -> str:
+    """Why there is no metric, if there is none."""
+    if evaluation.metric is not None:
+        return ""
+    if evaluation.num_left_out:
+        return f"none of {evaluation.num_left_out} held-out rows fits into what the server serves"
+    return (
+        "no held-out row says what is right, whoever answers, and no grader judges: which is better takes an experiment"
+    )
+
+
+def better_than_chance(metric: str, share: Interval) -> GateResult:
+    """Return the gate of a share that is a half by chance."""
+    outcome: Outcome = "pass" if share.low > 0.5 else "refuse" if share.high < 0.5 else "inconclusive"
+    remarks = {"pass": "", "refuse": ": it is worse", "inconclusive": ": it is not certain that it is better"}
+    return GateResult(
+        name="better_than_chance",
+        outcome=outcome,
+        found=share.low,
+        asked=0.5,
+        message=f"{metric} {share.mean:.3f} ({share.low:.3f} to {share.high:.3f}), 0.5 by chance{remarks[outcome]}",
     )
 
 
@@ -159,9 +183,10 @@ def _better_than_base(evaluation: Evaluation) -> GateResult:
     )
 
 
-def _not_worse_than_parent(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
+def not_worse(metric: str, interval: Interval, policy: GatePolicy) -> GateResult:
+    """Return the gate of a metric against the parent, by the interval of the difference."""
     # Limits are whole numbers of rows divided once, as the threshold is a decimal fraction read once: equal is equal.
-    interval, allowed = evaluation.better["parent"], policy.worse_than_parent
+    allowed = policy.worse_than_parent
     outcome: Outcome = "inconclusive"
     remark = f": it is not certain that it is at most {allowed:g} worse"
     if interval.high < -allowed:
@@ -175,7 +200,7 @@ def _not_worse_than_parent(evaluation: Evaluation, policy: GatePolicy) -> GateRe
         outcome=outcome,
         found=interval.low,
         asked=-allowed,
-        message=f"{_metric(evaluation)} against the parent {interval}{remark}",
+        message=f"{metric} against the parent {interval}{remark}",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import numpy
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtrc
+from scipy.stats import binomtest
 
 LEVEL: Final = 0.05
 """Probability with which the true value lies below an interval, and the same for above."""
@@ -86,6 +87,12 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
         low=float(ratios[beyond]) if beyond >= 0 else -math.inf,
         high=float(ratios[-1 - beyond]) if beyond >= 0 else math.inf,
     )
+
+
+def share_interval(num_right: int, num_rows: int) -> Interval:
+    """Return a share with its exact limits (Clopper and Pearson, 1934)."""
+    limits = binomtest(num_right, num_rows).proportion_ci(1 - 2 * LEVEL)
+    return Interval(mean=num_right / num_rows, low=float(limits.low), high=float(limits.high))
 
 
 def sign_test(wins: ArrayLike, losses: ArrayLike) -> Floats:

@@ -17,6 +17,8 @@ from graftwork.training.methods.dpo import dpo_recipe
 from graftwork.training.methods.grpo import grpo_recipe
 from graftwork.training.methods.kto import kto_recipe
 from graftwork.training.methods.recipe import Recipe, RecipeInputs
+from graftwork.training.methods.reference_free import orpo_recipe, simpo_recipe
+from graftwork.training.methods.reward_model import reward_model_recipe
 from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
 from graftwork.training.methods.sft import sft_recipe
 from graftwork.training.model.adapter import base_model_of
@@ -58,7 +60,10 @@ def make_trainer(
         model=model,
         args=settings,
         train_dataset=_table(rows, config, weighted=True),
-        eval_dataset={name: _table(part, config, weighted=False) for name, part in measured.items() if part} or None,
+        eval_dataset=datasets.DatasetDict(
+            {name: _table(part, config, weighted=False) for name, part in measured.items() if part}
+        )
+        or None,
         callbacks=callbacks,
         **recipe.given,
     )
@@ -72,11 +77,14 @@ def make_trainer(
 _RECIPES: Final[Mapping[TrainingMethod, Callable[..., Recipe]]] = {
     "sft": sft_recipe,
     "dpo": dpo_recipe,
+    "orpo": orpo_recipe,
+    "simpo": simpo_recipe,
     "kto": kto_recipe,
     "weighted_sft": sft_recipe,
     "pretrain": sft_recipe,
     "distillation": distillation_recipe,
     "grpo": grpo_recipe,
+    "reward_model": reward_model_recipe,
 }
 
 

@@ -35,7 +35,7 @@ def grpo_recipe(
         ConfigurationError: if a reward function cannot be imported, or there is no server whose models could grade.
     """
     if config.grader is None:
-        rewards = reward_functions.load_reward_functions(config.rewards)
+        rewards = reward_functions.load_reward_functions(config.rewards, sources.reward_models)
     else:
         grading = Grading(config.grader, response_format=config.response_format, client=sources.client)
         rewards = [grader_reward(grading)]

@@ -17,7 +17,7 @@ from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import JudgedTokens, TokenRow
 from graftwork.training.methods.recipe import Recipe, RecipeInputs, placeholder_tokenizer
 from graftwork.training.methods.rows import kto_weights
-from graftwork.training.methods.token_ids import PAD_TOKEN_ID, TokenIdTrainer
+from graftwork.training.methods.token_ids import PAD_TOKEN_ID, RowMeanTrainer
 
 
 def kto_recipe(
@@ -56,24 +56,25 @@ def shuffle_for_kto(rows: Sequence[TokenRow], seed: int) -> list[TokenRow]:
     return [rows[index] for index in order]
 
 
-class TokenIdKTOTrainer(TokenIdTrainer, trl.KTOTrainer):
+class TokenIdKTOTrainer(RowMeanTrainer, trl.KTOTrainer):
     """TRL's KTO trainer for rows that are token ids.
 
-    TRL estimates the KL divergence of the policy from the reference in each micro-batch, and takes the mean of their
-    mean losses. Here the estimate is of the whole batch, and each row weighs the same, so that the result does not
-    depend on how many rows fit into a forward pass. An evaluation set is one batch.
+    TRL estimates the KL divergence of the policy from the reference in each micro-batch. Here the estimate is of the
+    whole batch, so that the result does not depend on how many rows fit into a forward pass. An evaluation set is one
+    batch.
     """
 
     _kl: torch.Tensor
     """The estimate for the current batch, (1,)."""
-    _num_rows: int
-    """Number of rows of the current batch."""
     _kl_terms: Iterator[torch.Tensor]
+
+    def num_rows_in(self, batch: Any) -> int:
+        """Return the number of judged answers."""
+        return len(batch["label"])
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of the next step, as transformers' method."""
         micro_batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._num_rows = sum(len(batch["label"]) for batch in micro_batches)
         self._estimate_kl(micro_batches)
         return micro_batches, num_items
 
@@ -86,11 +87,7 @@ class TokenIdKTOTrainer(TokenIdTrainer, trl.KTOTrainer):
         """Return the loss of a micro-batch, as TRL's method."""
         # TRL takes the KL of the policy's log-probabilities and then of the reference's, and subtracts.
         self._kl_terms = iter((self._kl, torch.zeros_like(self._kl)))
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not model.training:
-            return loss
-        # The trainer divides the sum over micro-batches by their number.
-        return loss * (len(inputs["label"]) * self.current_gradient_accumulation_steps / self._num_rows)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _compute_kl_logps(self, model: Any, batch: Any) -> torch.Tensor:
         return next(self._kl_terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from graftwork.clients.client import Client
 from graftwork.training.model.anchor import Anchor
+from graftwork.training.model.reward_model import RewardModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class RecipeInputs:
         anchor: the anchor of a supervised run.
         teacher: the teacher of a distillation.
         client: the client of the server whose models grade; None if there is no server.
+        reward_models: the reward models among the rewards, by their ids.
     """
 
     tokenizer: Path
@@ -31,6 +33,7 @@ class RecipeInputs:
     anchor: Anchor | None = None
     teacher: PreTrainedModel | None = None
     client: Client | None = None
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.learning.graders import reward_plugins
+from graftwork.training.model.reward_model import RewardModel
 
 
 class RewardFunction(Protocol):
@@ -46,8 +47,24 @@ def similar(*, completions: Sequence[str], answers: Sequence[str], **others: Any
     ]
 
 
-def load_reward_functions(names: Iterable[str]) -> list[Callable[..., list[float | None]]]:
-    """Load reward functions by the names of their entry points, with the signature that TRL expects.
+def by_reward_model(model: RewardModel) -> RewardFunction:
+    """Return the reward function whose rewards are the scores of a reward model."""
+
+    def score(*, prompts: Sequence[Any], completions: Sequence[str], **others: Any) -> list[float]:
+        return model.scores(zip(prompts, completions, strict=True))
+
+    return score
+
+
+def load_reward_functions(
+    names: Iterable[str], models: Mapping[str, RewardModel] | None = None
+) -> list[Callable[..., list[float | None]]]:
+    """Load rewards by their names, with the signature that TRL expects: the reward models among them, and for others
+    the entry points of that name.
+
+    Args:
+        names: the names.
+        models: reward models, by their ids.
 
     The returned functions raise GraftworkError with code ``reward_failed`` if a reward function raises, or does not
     return a finite number or None for each completion.
@@ -56,7 +73,11 @@ def load_reward_functions(names: Iterable[str]) -> list[Callable[..., list[float
         InvalidRequest: if there is no reward function of a name.
         ConfigurationError: if a reward function cannot be imported or called.
     """
-    return [_with_trl_signature(name, load_reward(name)) for name in names]
+    models = models or {}
+    return [
+        _with_trl_signature(name, by_reward_model(models[name]) if name in models else load_reward(name))
+        for name in names
+    ]
 
 
 def load_reward(name: str) -> RewardFunction:

@@ -138,10 +138,10 @@ def method_named(text: str) -> TrainingMethod:
 def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
     """Select and convert the rows that a method learns from.
 
-    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, judged answers for
-    ``kto``, texts for ``pretrain``, and examples and questions, of which the questions are used, for ``distillation``
-    and ``grpo``.
-    Rows keep their order; duplicates, which arise where two signals agree on an answer, are removed.
+    These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, ``orpo``, ``simpo`` and
+    ``reward_model``, judged answers for ``kto``, texts for ``pretrain``, and examples and questions, of which the
+    questions are used, for ``distillation`` and ``grpo``. Rows keep their order; duplicates, which arise where two
+    signals agree on an answer, are removed.
 
     Raises:
         ConfigurationError: if there is no such method.
@@ -198,7 +198,7 @@ def _weighted_sft(row: Row) -> Iterator[Row]:
         yield replace(_example(row), weight=row.weight * (row.score - BAD_SCORE) / (1 - BAD_SCORE))
 
 
-def _dpo(row: Row) -> Iterator[Row]:
+def _pairs(row: Row) -> Iterator[Row]:
     if row.kind == "preference":
         yield row
 
@@ -234,11 +234,14 @@ def _distillation(row: Row) -> Iterator[Row]:
 _ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
     "sft": _sft,
     "weighted_sft": _weighted_sft,
-    "dpo": _dpo,
+    "dpo": _pairs,
+    "orpo": _pairs,
+    "simpo": _pairs,
     "kto": _kto,
     "pretrain": _pretrain,
     "distillation": _distillation,
     "grpo": _grpo,
+    "reward_model": _pairs,
 }
 
 

@@ -45,6 +45,17 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
         """Set the epoch of the next iteration, from 0; the trainer calls it."""
         self._epoch = epoch
 
+    def typical_batch(self) -> list[int]:
+        """Return the rows of a batch as long as the mean."""
+        size = min(self._batch_size, len(self))
+        if not self._shuffled or self._difficulties is not None:  # rows of all lengths, mixed
+            return list(islice(self, size))
+        mean = sum(self._lengths) / len(self)
+        by_length = sorted(range(len(self)), key=self._lengths.__getitem__)
+        num_shorter = sum(length < mean for length in self._lengths)
+        start = min(max(num_shorter - size // 2, 0), len(self) - size)
+        return by_length[start : start + size]
+
     def __len__(self) -> int:
         return len(self._lengths)
 

@@ -38,7 +38,7 @@ def add_adapter(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> 
             param="layers",
         )
     lora = peft.LoraConfig(
-        task_type=peft.TaskType.CAUSAL_LM,
+        task_type=task_type_of(config),
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -60,6 +60,17 @@ def add_adapter(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> 
     return cast_trainable_to_float32(grafted)
 
 
+def task_type_of(config: TrainConfig) -> peft.TaskType:
+    """Return PEFT's name for what the adapter of a run does."""
+    return peft.TaskType.SEQ_CLS if config.method == "reward_model" else peft.TaskType.CAUSAL_LM
+
+
+def head_of(model: PreTrainedModel) -> nn.Module | None:
+    """Return the output head: that of the vocabulary, or the scalar one of a reward model."""
+    found: nn.Module | None = model.get_output_embeddings() or getattr(model, "score", None)
+    return found
+
+
 def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str | list[str]:
     if config.targets != "all-linear":
         return list(config.targets)
@@ -67,21 +78,27 @@ def _targets(model: PreTrainedModel, base: BaseInfo, config: TrainConfig) -> str
         return "all-linear"
     # PEFT accepts layer indices only together with a list of module names.
     names = {name: module for name, module in model.named_modules() if name in base.modules}
-    head = model.get_output_embeddings()
+    head = head_of(model)
     linear = (name for name, module in names.items() if base.modules[name].kind == "linear" and module is not head)
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
-def load_adapter(model: PreTrainedModel, parent: Path) -> peft.PeftModel:
+def load_adapter(model: PreTrainedModel, parent: Path, config: TrainConfig) -> peft.PeftModel:
     """Load the adapter of an earlier version, to train it further. Rank, targets and variant are those of the adapter.
 
     Args:
         model: the base model; its modules are changed in place.
         parent: the PEFT folder of the version.
+        config: the configuration of the run.
 
     Raises:
-        ConfigurationError: if the adapter has no trainable weight.
+        ConfigurationError: if the adapter has no trainable weight, or is a reward model and is to answer, or the other
+            way round.
     """
+    if (peft.PeftConfig.from_pretrained(str(parent)).task_type == "SEQ_CLS") != (config.method == "reward_model"):
+        raise ConfigurationError(
+            f"A reward model is continued by reward_model, and by it alone; this is {config.method}.", param="method"
+        )
     # Without is_trainable PEFT loads the adapter for inference, and training would succeed without changing a weight.
     grafted = peft.PeftModel.from_pretrained(model, str(parent), adapter_name=ADAPTER_NAME, is_trainable=True)
     if not trainable_parameters(grafted):
@@ -116,7 +133,7 @@ def quantize_nf4(model: PreTrainedModel) -> PreTrainedModel:
     2023), and return the same model."""
     import bitsandbytes
 
-    head = model.get_output_embeddings()
+    head = head_of(model)
     for name, module in list(model.named_modules()):
         if type(module) is not nn.Linear or module is head:
             continue

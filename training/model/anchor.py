@@ -112,9 +112,13 @@ class Anchor:
             step: index of the step, from 0.
             num_steps: number of steps of the run.
         """
-        interval = min(max(num_steps // len(self._ids), 1), MAX_INTERVAL)
+        interval = self.interval(num_steps)
         index, remainder = divmod(step, interval)
         return None if remainder else interval * self.divergence(model, index)
+
+    def interval(self, num_steps: int) -> int:
+        """Return the number of steps from one penalty to the next, in a run of so many."""
+        return min(max(num_steps // len(self._ids), 1), MAX_INTERVAL)
 
     def divergence(self, model: PreTrainedModel, index: int) -> Tensor:
         """Return KL(base ‖ model) on a passage: the mean over its tokens, a scalar in nats. ``index`` may exceed the

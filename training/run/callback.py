@@ -22,7 +22,7 @@ from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
 from graftwork.training.methods.grpo import GRADE, PASSED
-from graftwork.training.run import checkpoints
+from graftwork.training.run import checkpoints, rehearsal
 from graftwork.training.run.checkpoints import Checkpointing
 from graftwork.training.run.progress import RunMetrics, StepListener, TrainingStep
 
@@ -92,13 +92,21 @@ class RunCallback(transformers.TrainerCallback):
     # --- called by transformers -------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the token count of a resumed run, and report the step that it begins at."""
+        """Restore the token count of a resumed run, and report the step that it begins at; of a fresh run also how long
+        it will take."""
         self._first_step = state.global_step
         logged = [line for line in state.log_history if "num_tokens" in line and "loss" in line]
         if logged:
             self._trainer._total_train_tokens = logged[-1]["num_tokens"]
             self._tokens_before = int(logged[-1]["num_tokens"])
-        self._report(step=state.global_step, num_steps=state.max_steps, num_tokens=self._tokens_before)
+        fresh = state.global_step == 0 and not self._config.search
+        expected = rehearsal.expected_seconds(self._trainer, state.max_steps) if fresh else None
+        self._report(
+            step=state.global_step,
+            num_steps=state.max_steps,
+            num_tokens=self._tokens_before,
+            expected_seconds=expected,
+        )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock at the first step."""
@@ -184,8 +192,8 @@ class RunCallback(transformers.TrainerCallback):
 
     @property
     def _forgetting_limit(self) -> float | None:
-        """Maximum relative increase of the loss on earlier rounds; None for DPO and KTO, whose losses do not measure
-        forgetting."""
+        """Maximum relative increase of the loss on earlier rounds; None for methods that compare answers, whose losses
+        do not measure forgetting."""
         learns_from = METHOD_TRAITS[self._config.method].learns_from
         return self._config.forgetting if learns_from == "answers" else None
 
@@ -226,6 +234,7 @@ class RunCallback(transformers.TrainerCallback):
             base_validation_loss=looks[0].get(f"eval_{VALIDATION}_loss"),
             validation_loss=looks[-1].get(f"eval_{VALIDATION}_loss"),
             validation_token_accuracy=looks[-1].get("eval_mean_token_accuracy"),
+            validation_pair_accuracy=looks[-1].get("eval_accuracy"),
             first_reward=rewards[0] if rewards else None,
             last_reward=statistics.fmean(rewards[-last_tenth:]) if rewards else None,
             base_validation_reward=rewarded[0]["eval_reward"] if rewarded else None,

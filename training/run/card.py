@@ -24,6 +24,11 @@ _NO_ADAPTER: Final = (
     "with `graftwork serve --base FOLDER`."
 )
 
+_NO_ANSWERS: Final = (
+    "It has a scalar head and scores answers, at their last token, instead of giving them. Load the base with "
+    "`AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=1)`, and this folder with PEFT."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -87,7 +92,9 @@ class Card:
         """Render the model card in Markdown, with the front matter of the Hugging Face Hub."""
         full = self.config.variant == "full"
         library = "transformers" if full else "peft"
-        front = [f"base_model: {self.base_id}", f"library_name: {library}", "pipeline_tag: text-generation"]
+        scores = self.config.method == "reward_model"
+        pipeline = "text-classification" if scores else "text-generation"
+        front = [f"base_model: {self.base_id}", f"library_name: {library}", f"pipeline_tag: {pipeline}"]
         facts = {
             "base": f"`{self.base_id}`",
             "base digest": f"`{self.base_digest}`",
@@ -107,8 +114,9 @@ class Card:
                 f"{'All weights of' if full else 'A LoRA adapter for'} `{self.base_id}`, trained with Graftwork "
                 f"{__version__} ({METHOD_TRAITS[self.config.method].full_name}).",
                 *(("", _NO_ADAPTER) if full else ()),
+                *(("", _NO_ANSWERS) if scores else ()),
                 *("", *_table("fact", "value", facts)),
-                *("", "## Metrics", "", "Losses are in nats per learned token.", ""),
+                *("", "## Metrics", "", f"Losses are in nats per {'pair' if scores else 'learned token'}.", ""),
                 *_table("metric", "value", self.metrics.to_json()),
                 *_search(self.trials),
                 *("", "## Configuration", "", *_table("field", "value", self.config.to_json()), ""),

@@ -37,6 +37,12 @@ _WRITING: Final = 4
 """How many times slower a token is generated than read: each step of a small batch reads all weights."""
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: ``40 seconds``, ``3 minutes``."""
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} seconds"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """The estimated memory and duration of a run."""
@@ -45,6 +51,8 @@ class Estimate:
     seconds: float
     free_bytes: int | None
     """Free memory of this machine; None if it is unknown."""
+    is_timed_later: bool = False
+    """Whether the time is measured before the first step, which is right where this is rough; see `rehearsal`."""
 
     @property
     def is_tight(self) -> bool:
@@ -52,9 +60,8 @@ class Estimate:
         return self.free_bytes is not None and self.memory_bytes > self.free_bytes
 
     def __str__(self) -> str:
-        minutes = self.seconds / 60
-        took = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{self.seconds:.0f} seconds"
-        text = f"It will take about {took} and {self.memory_bytes / GIGABYTE:.1f} GB of memory"
+        took = "" if self.is_timed_later else f"{duration(self.seconds)} and "
+        text = f"It will take about {took}{self.memory_bytes / GIGABYTE:.1f} GB of memory"
         if self.is_tight and self.free_bytes is not None:
             return f"{text}, and {self.free_bytes / GIGABYTE:.1f} GB are free: it may run out of it."
         return f"{text}."
@@ -103,6 +110,7 @@ def estimate_cost(
         memory_bytes=int(memory),
         seconds=max(config.search, 1) * operations / (_operations_per_second(precision) * _SHARE_OF_PEAK),
         free_bytes=_free_bytes(),
+        is_timed_later=not (config.is_online or config.search),
     )
 
 

@@ -93,6 +93,7 @@ def _train(
         on_step,
         parent=run.parent.folder if run.parent else None,
         teacher=run.teacher,
+        reward_models=run.reward_models,
         replay_validation=run.replay_validation,
         keeping=checkpointing,
         run_name=run_name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -93,6 +93,9 @@ class TrainingRun:
     """The version that is trained further; None for a fresh adapter."""
     teacher: BaseInfo | None = None
     """The teacher of a distillation."""
+
+    reward_models: Mapping[str, Path] = field(default_factory=dict)
+    """PEFT folders of the reward models among ``config.rewards``, by their ids."""
 
     num_augmented: int = 0
     """Number of training rows that are paraphrases."""
@@ -190,6 +193,7 @@ def assemble_run(
     config: TrainConfig,
     parent: ParentVersion | None = None,
     teacher: BaseInfo | None = None,
+    reward_models: Mapping[str, Path] | None = None,
     older: Mapping[str, Material] | None = None,
     is_judged: bool = False,
     before: LearnedBefore = LearnedBefore(),
@@ -207,6 +211,7 @@ def assemble_run(
         config: the configuration. Its ``max_length`` is reduced to the context length of the base.
         parent: the version that is trained further.
         teacher: the teacher of a distillation.
+        reward_models: PEFT folders of the reward models that the configuration names, by their ids.
         older: the rows of earlier rounds by name, of which ``config.replay`` are learned again.
         is_judged: whether gates will judge the result.
         before: which of the rows the parent learned already. Of many rows these are replayed like those of ``older``.
@@ -279,6 +284,7 @@ def assemble_run(
         num_cut=learned.num_cut + augmented.num_cut + measured.num_cut,
         parent=parent,
         teacher=teacher,
+        reward_models=reward_models or {},
         num_augmented=len(augmented.sequences),
         num_replayed=len(again.sequences) + sum(row.same_key() in before.train for row in now),
         replay_validation=watched.sequences,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+EXPECTED_WEIGHT: Final = 4
+"""As how many steps of a run the measurement before the first one counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,8 @@ class TrainingStep:
     """With a grader of several: mean grade of the step's completions by each."""
     validation_grades: Mapping[str, float] = field(default_factory=dict)
     """The same on the validation rows."""
+    expected_seconds: float | None = None
+    """How long all steps will take, as measured before the first one; None if that was not possible."""
     trial: int = 0
     """In a search: the number of the trial, from 1. Steps, tokens and seconds are then those of all trials."""
     trials: int = 0
@@ -48,8 +53,13 @@ class TrainingStep:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated remaining time; None before the first step."""
-        return self.seconds / self.step * (self.num_steps - self.step) if self.step else None
+        """Estimated remaining time; None before the first step, unless it was measured how long one takes."""
+        left = self.num_steps - self.step
+        if self.expected_seconds is None:
+            return self.seconds / self.step * left if self.step else None
+        # The first steps say less than what was measured: some have an evaluation, and some a penalty.
+        expected = EXPECTED_WEIGHT * self.expected_seconds / self.num_steps
+        return (self.seconds + expected) / (self.step + EXPECTED_WEIGHT) * left
 
 
 StepListener = Callable[[TrainingStep], None]
@@ -76,6 +86,8 @@ class RunMetrics:
     """Validation loss of the finished adapter."""
     validation_token_accuracy: float | None
     """Share of the learned tokens of validation rows that were the most likely ones."""
+    validation_pair_accuracy: float | None = None
+    """For reward models: share of the validation pairs whose better answer had the higher score."""
     first_reward: float | None = None
     """For GRPO: mean reward of the first step's completions."""
     last_reward: float | None = None

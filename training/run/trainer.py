@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from graftwork.training.run import tracking
 os.environ.update(tracking.SILENT)  # otherwise TRL sends telemetry for each run
 # Where bitsandbytes is installed PEFT imports it, and it torch's compiler: two seconds for what no run uses.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+import datasets
 import huggingface_hub.constants
 import peft
 import tokenizers
@@ -35,6 +36,7 @@ from graftwork.training.model import adapter, head, whole_model
 from graftwork.training.model.adapter import trainable_parameters
 from graftwork.training.model.anchor import PASSAGES, Anchor
 from graftwork.training.model.precision import compute_precision
+from graftwork.training.model.reward_model import RewardModel
 from graftwork.training.run import checkpoints
 from graftwork.training.run.callback import REPLAY, VALIDATION, RunCallback, diverged
 from graftwork.training.run.checkpoints import Checkpointing, RunStopped
@@ -59,6 +61,7 @@ def train(
     *,
     parent: Path | None = None,
     teacher: BaseInfo | None = None,
+    reward_models: Mapping[str, Path] | None = None,
     replay_validation: Sequence[TokenRow] = (),
     keeping: Checkpointing | None = None,
     run_name: str | None = None,
@@ -78,6 +81,7 @@ def train(
         on_step: called after each step.
         parent: PEFT folder of the version that is trained further; None for a fresh adapter.
         teacher: the teacher of a distillation.
+        reward_models: PEFT folders of the reward models among ``config.rewards``, by their ids.
         replay_validation: held-out rows of earlier rounds, evaluated like ``validation``.
         keeping: how checkpoints are saved; None saves none. The run resumes from the newest checkpoint, and its result
             has the same bits as that of an uninterrupted run.
@@ -108,6 +112,7 @@ def train(
                 on_step,
                 parent,
                 teacher,
+                reward_models or {},
                 replay_validation,
                 keeping,
                 micro,
@@ -137,6 +142,7 @@ def _attempt(
     on_step: StepListener,
     parent: Path | None,
     teacher: BaseInfo | None,
+    reward_models: Mapping[str, Path],
     replay_validation: Sequence[TokenRow],
     keeping: Checkpointing | None,
     micro: int,
@@ -150,13 +156,19 @@ def _attempt(
     with _quiet(), head.fast_loss_head(), _scratch(keeping) as scratch, tracking.tracked(config.report_to):
         transformers.set_seed(config.seed)
         # Trained weights are float32; the forward pass is computed in ``precision``.
-        bare = load_model(base, dtype="float32" if config.variant == "full" else precision, device=device)
+        bare = load_model(
+            base,
+            dtype="float32" if config.variant == "full" else precision,
+            device=device,
+            scalar_head=config.method == "reward_model",
+        )
         sources = recipe.RecipeInputs(
             tokenizer=Path(base.path, "tokenizer.json"),
             eos_token_ids=base.eos_token_ids,
             anchor=_anchor(bare, base, config, len(rows)),
             teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
             client=client,
+            reward_models={name: RewardModel.load(path, base) for name, path in reward_models.items()},
         )
         model = prepare_model(bare, base, config, parent)
         measured = {VALIDATION: validation, REPLAY: () if config.is_online else replay_validation}
@@ -208,7 +220,9 @@ def prepare_model(
         return model.requires_grad_(True)
     if config.quantization == "nf4":
         model = adapter.quantize_nf4(model)
-    grafted = adapter.add_adapter(model, base, config) if parent is None else adapter.load_adapter(model, parent)
+    grafted = (
+        adapter.add_adapter(model, base, config) if parent is None else adapter.load_adapter(model, parent, config)
+    )
     adapter.use_fused_lora(grafted)
     return grafted
 
@@ -311,9 +325,11 @@ def _quiet() -> Iterator[None]:
     """Suppress the libraries' own progress bars and warnings; the step listener reports the progress."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
+        datasets.enable_progress_bars()
         transformers.logging.set_verbosity(verbosity)

@@ -183,6 +183,8 @@ def _move_alias(client: Client, version: Version, gates: GateSummary | None) -> 
     if gates.outcome == "refuse":
         why = "; ".join(gates.refusals)
         return [NewJobEvent(message=f"{alias} stays where it is, the gates refuse: {why}.", level="warn")]
+    scores = (version.metadata or {}).get("method") == "reward_model"
+    then = "train it on more pairs" if scores else "compare it in an experiment before you promote it"
     passed = gates.outcome == "pass"
     found = "All gates are passed" if passed else f"The gates cannot say: {'; '.join(gates.doubts)}"
     reason = "it passed all gates" if passed else "the gates cannot say, an experiment can"
@@ -196,7 +198,7 @@ def _move_alias(client: Client, version: Version, gates: GateSummary | None) -> 
         return [NewJobEvent(message=f"{found}: {alias} is {version.id} now.")]
     return [
         NewJobEvent(
-            message=f"{found}. {alias} is {version.id} now: compare it in an experiment before you promote it.",
+            message=f"{found}. {alias} is {version.id} now: {then}.",
             level="warn",
         )
     ]

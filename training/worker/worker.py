@@ -27,7 +27,7 @@ from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.split_ledger import SplitLedger
 from graftwork.adapters.names import split_model
 from graftwork.adapters.peft_format.limits import AdapterLimits
-from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry import Registry, reward_models
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
@@ -301,6 +301,10 @@ class TrainingWorker:
             method=job.method,
             hyperparameters={
                 HYPERPARAMETER_NAMES.get(name, name): value for name, value in job.hyperparameters.items()
+            },
+            reward_models={
+                version.id: self._store.path(version.digest)
+                for version in reward_models.named(job.hyperparameters.get("rewards", ()), self._registry)
             },
             data=data,
             validation=validation,

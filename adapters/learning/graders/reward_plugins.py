@@ -16,6 +16,7 @@ from typing import Final
 
 from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.names import quoted
+from graftwork.adapters.registry.reward_models import is_named
 
 GROUP: Final = "graftwork.rewards"
 
@@ -43,10 +44,11 @@ def find(name: str, *, param: str = "rewards") -> EntryPoint:
 
 
 def check(names: Iterable[str], *, param: str = "rewards") -> None:
-    """Check that reward functions are installed.
+    """Check that reward functions are installed. Reward models (``polite@3``) are none: they are versions.
 
     Raises:
         InvalidRequest: One is not.
     """
     for name in names:
-        find(name, param=param)
+        if not is_named(name):
+            find(name, param=param)

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.plan import DEFAULT_GUARDRAILS
 from graftwork.adapters.learning import hyperparameters
 from graftwork.adapters.learning.job import METHODS
@@ -25,6 +26,7 @@ from graftwork.adapters.learning.rounds.policies import (
     LearningPolicy,
     PolicyStatus,
 )
+from graftwork.adapters.registry import reward_models
 from graftwork.server.bodies import Label, StrictModel, parse
 from graftwork.server.http.lists import in_thread, list_body
 from graftwork.server.http.openapi import json_body
@@ -96,6 +98,7 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def set_learning_policy(request: Request, name: str, who: Principal = operator) -> Response:
         body = parse(NewLearningPolicy, await request.body() or b"{}")
+        chosen = await in_thread(_hyperparameters, services, name, body)
         policy = await in_thread(
             policies.set,
             name,
@@ -104,13 +107,7 @@ def add(routes: APIRouter, services: Services) -> None:
             at_least=body.at_least,
             control_every=body.control_every,
             method=METHODS[body.method],
-            hyperparameters=hyperparameters.validate_hyperparameters(
-                body.hyperparameters,
-                "hyperparameters",
-                method=METHODS[body.method],
-                roots=services.allowed_roots,
-                rules=services.grader_rules,
-            ),
+            hyperparameters=chosen,
             experiment=_experiment(body.experiment),
             actor=who.name,
         )
@@ -123,6 +120,26 @@ def add(routes: APIRouter, services: Services) -> None:
         await in_thread(policies.remove, name)
         log.info("%s: %s no longer learns by itself", who.name, name)
         return JSONResponse(was)
+
+
+def _hyperparameters(services: Services, name: str, body: NewLearningPolicy) -> dict[str, Any]:
+    """The hyperparameters of a policy, when its method suits its adapter."""
+    method = METHODS[body.method]
+    reward_models.check_method(method, name, services.registry)
+    if method == "reward_model" and body.experiment:
+        raise InvalidRequest(
+            "reward models give no answers that an experiment could compare: leave it out", param="experiment"
+        )
+    chosen = hyperparameters.validate_hyperparameters(
+        body.hyperparameters,
+        "hyperparameters",
+        method=method,
+        roots=services.allowed_roots,
+        rules=services.grader_rules,
+    )
+    if "rewards" in chosen:
+        chosen["rewards"] = reward_models.pinned(chosen["rewards"], services.registry)
+    return chosen
 
 
 def when(policy: LearningPolicy) -> str:

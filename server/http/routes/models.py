@@ -34,6 +34,7 @@ def add(routes: APIRouter, services: Services) -> None:
         if model == services.base.id:
             return _shown(request, _base_model(services))
         version = await to_thread.run_sync(services.registry.resolve, model)
+        version.check_answers()
         return _shown(request, _model(services, model, version))
 
 
@@ -44,6 +45,8 @@ def _shown(request: Request, body: ModelObject | ModelListObject) -> Response:
 def _all_models(services: Services) -> ModelListObject:
     models = [_base_model(services)]
     for adapter in all_adapters(services):
+        if live_version(adapter).is_reward_model:
+            continue
         models.append(_model(services, adapter.name, live_version(adapter)))
         models += [
             _model(services, f"{adapter.name}@{alias}", adapter.versions[number - 1])

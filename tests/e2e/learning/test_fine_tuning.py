@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import openai
@@ -42,6 +43,17 @@ def preferences(num_rows: int) -> bytes:
         asked = {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} Order {number}."}
         better, worse = ([{"role": "assistant", "content": said}] for said in ("delivery", f"billing {number}"))
         return {"input": {"messages": [asked]}, "preferred_output": better, "non_preferred_output": worse}
+
+    return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
+
+
+def varied_preferences(num_rows: int) -> bytes:
+    """Questions that are not nearly the same, which would all stand on one side of a split."""
+    words = [f"{first}{second}" for first in ("tele", "micro", "photo", "auto") for second in ("graph", "scope", "mat")]
+
+    def row(number: int) -> dict[str, Any]:
+        asked = " ".join(Random(number).sample(words, 5))
+        return {"prompt": asked, "chosen": "delivery", "rejected": f"billing {number}"}
 
     return "".join(json.dumps(row(number)) + "\n" for number in range(num_rows)).encode()
 
@@ -124,6 +136,35 @@ def test_preferences_continue_an_earlier_version(
     assert (answer.model_extra or {})["graftwork"]["adapter"] == "preferred@1"
     assert [found.id for found in client.fine_tuning.jobs.list(metadata={"owner": "eve"})] == [job.id]
     assert list(client.fine_tuning.jobs.list(metadata={"owner": "nobody"})) == []
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_trained_and_learned_from(server: Server, client: openai.OpenAI) -> None:
+    def done(**body: Any) -> FineTuningJob:
+        job = ended(client, client.fine_tuning.jobs.create(model=BASE, **body).id)
+        assert (job.status, job.error) == ("succeeded", None), server.log[-3000:]
+        return job
+
+    pairs = client.files.create(file=("preferences.jsonl", varied_preferences(40)), purpose="fine-tune")
+    knobs: dict[str, Any] = {"n_epochs": 2, "batch_size": 4, "validation": 0.5}
+    method: Any = {"type": "reward_model", "reward_model": {"hyperparameters": knobs}}
+    job = done(training_file=pairs.id, suffix="polite", method=method)
+    assert job.fine_tuned_model == "polite@1"
+    said = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    assert any(message.startswith("Gate better_than_chance: pair_accuracy") for message in said), said
+    with server.client() as ours:
+        version = ours.adapters.get("polite").versions[0]
+    assert version.metadata is not None
+    assert version.metadata["evaluation"]["metric"] == "pair_accuracy"
+    with pytest.raises(openai.BadRequestError, match="polite@1 is a reward model") as refused:
+        client.chat.completions.create(model="polite", messages=[{"role": "user", "content": "Hello"}])
+    assert refused.value.code == "not_a_chat_model"
+
+    knobs = {"rewards": "polite@live", "generations": 2, "answer_tokens": 4, "batch_size": 8, "n_epochs": 1}
+    method = {"type": "grpo", "grpo": {"hyperparameters": knobs}}
+    questions = client.files.create(file=("tickets.jsonl", rows(9)), purpose="fine-tune")
+    learned = done(training_file=questions.id, suffix="nicer", method=method)
+    assert (learned.model_extra or {})["graftwork"]["metrics"]["last_reward"] is not None
 
 
 def test_cancelled_it_stops(server: Server, client: openai.OpenAI) -> None:

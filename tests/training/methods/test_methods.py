@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -27,7 +28,7 @@ from graftwork.training.data.tokens import (
     LabeledTokens,
     PairTokens,
 )
-from graftwork.training.methods import factory, kto
+from graftwork.training.methods import factory, kto, reference_free
 from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.methods.samplers import LengthGroupedSampler
 from graftwork.training.model import adapter
@@ -83,12 +84,13 @@ def score(base: BaseInfo, folder: Path | None, prompt: list[int], answer: list[i
     return float(sum(logits[place, token] for place, token in zip(places, answer, strict=True)))
 
 
-def test_dpo_prefers_the_better_answer_more_than_before(
-    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path
+@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
+def test_the_better_answer_is_preferred_more_than_before(
+    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, method: TrainingMethod
 ) -> None:
-    pairs = token_ids([row(n, "refund", rejected="invoice", corrected=True) for n in range(16)], "dpo")
+    pairs = token_ids([row(n, "refund", rejected="invoice", corrected=True) for n in range(16)], method)
     assert isinstance(pairs[0], PairTokens)
-    metrics, _ = run(tiny_base, pairs, dataclasses.replace(config, method="dpo"), tmp_path / "out")
+    metrics, _ = run(tiny_base, pairs, dataclasses.replace(config, method=method), tmp_path / "out")
     assert metrics.last_loss < metrics.first_loss
 
     def margin(folder: Path | None) -> float:
@@ -141,25 +143,34 @@ def test_kto_pairs_each_question_with_a_neighbours_answer(config: TrainConfig) -
     assert table["KL_completion_ids"] == [[131], *([100 + n] for n in range(31))]
 
 
-def test_kto_is_the_same_however_a_batch_is_split(
-    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path
+@pytest.mark.parametrize("method", ["kto", "orpo", "simpo", "reward_model"])
+def test_the_result_is_the_same_however_a_batch_is_split(
+    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, method: TrainingMethod
 ) -> None:
     """One long row makes micro-batches small; the last batch of an epoch, of 5 rows, is split unevenly."""
     answers = ("refund", "invoice, please, as soon as you can")
-    judged = token_ids([row(n, answers[n % 2], label=n % 3 == 0) for n in range(21)], "kto")
-    longest = max(map(len, judged))
-    config = dataclasses.replace(config, method="kto", epochs=2, batch_size=8, learning_rate=1e-3)
+    judged = method == "kto"
+    rows = token_ids(
+        [
+            row(n, answers[n % 2], **({"label": n % 3 == 0} if judged else {"rejected": answers[1 - n % 2]}))
+            for n in range(21)
+        ],
+        method,
+    )
+    longest = max(map(len, rows)) * (1 if judged else 2)
+    config = dataclasses.replace(config, method=method, epochs=2, batch_size=8, learning_rate=1e-3)
 
     def of(micro: int) -> tuple[RunMetrics, dict[str, torch.Tensor]]:
         limited = dataclasses.replace(config, micro_batch_tokens=micro * longest)
-        return run(tiny_base, judged, limited, tmp_path / f"micro-{micro}", validation=judged[:5])
+        return run(tiny_base, rows, limited, tmp_path / f"micro-{micro}", validation=rows[:5])
 
     whole, weights = of(8)
     for micro in (1, 2, 4):
         metrics, found = of(micro)
         for name in ("first_loss", "last_loss", "base_validation_loss", "validation_loss"):
             assert getattr(metrics, name) == pytest.approx(getattr(whole, name), rel=1e-5), (micro, name)
-        assert all(torch.allclose(found[name], weights[name], atol=1e-5) for name in weights), micro
+        # Adam divides by gradients that are all but nothing: a step of 1e-3 shows rounding.
+        assert all(torch.allclose(found[name], weights[name], atol=3e-5) for name in weights), micro
 
 
 def test_the_loss_of_kto_is_that_of_the_paper(
@@ -182,6 +193,48 @@ def test_the_loss_of_kto_is_that_of_the_paper(
     ]
     assert kl > 0
     assert metrics.validation_loss == pytest.approx(fmean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["orpo", "simpo"])
+def test_the_losses_without_a_reference_are_those_of_the_papers(
+    tiny_base: BaseInfo, token_ids: Callable[..., Any], config: TrainConfig, tmp_path: Path, method: TrainingMethod
+) -> None:
+    pairs = token_ids([row(n, "refund, as you asked", rejected="invoice") for n in range(16)], method)
+    held_out = token_ids([row(n, "refund", rejected="an invoice", corrected=True) for n in range(20, 23)], method)
+    config = dataclasses.replace(config, method=method, beta=0.5, micro_batch_tokens=1)
+    metrics, _ = run(tiny_base, pairs, config, tmp_path / "out", validation=held_out)
+
+    def loss(pair: PairTokens) -> float:
+        better, worse = (
+            score(tiny_base, tmp_path / "out", pair.prompt_ids, ids) / len(ids)
+            for ids in (pair.chosen_ids, pair.rejected_ids)
+        )
+        if method == "orpo":  # equations 6 and 7, with beta for lambda
+            odds = [math.exp(mean) / (1 - math.exp(mean)) for mean in (better, worse)]
+            return -better + config.beta * math.log(1 + odds[1] / odds[0])
+        # equation 6, with a margin of half of beta; and the share of the better answer itself
+        return math.log(1 + math.exp(-config.beta * (better - worse - 0.5))) - config.sft_share * better
+
+    assert metrics.validation_loss == pytest.approx(fmean(map(loss, held_out)), rel=1e-4)
+
+
+def test_the_odds_of_an_answer_that_is_certain_are_finite() -> None:
+    """A short answer that is learned by heart has probability 1 in float32."""
+
+    log_probs = torch.zeros(4, 2, requires_grad=True)
+
+    def certain(**inputs: Any) -> Any:
+        return SimpleNamespace(log_probs=log_probs, aux_loss=None)
+
+    batch = {name: torch.ones(4, 3, dtype=torch.long) for name in ("input_ids", "attention_mask", "completion_mask")}
+    trainer = object.__new__(reference_free.TokenIdORPOTrainer)
+    trainer.beta, trainer.accelerator = 0.1, SimpleNamespace(device="cpu")
+    better, worse, *_ = trainer.concatenated_forward(certain, batch)
+    losses, *_ = trainer.odds_ratio_loss(better, worse)
+    losses.sum().backward()
+    assert log_probs.grad is not None
+    assert torch.isfinite(losses).all()
+    assert torch.isfinite(log_probs.grad).all()
 
 
 def test_rows_learn_in_proportion_to_their_weights(
@@ -402,7 +455,7 @@ def test_a_curriculum_begins_every_epoch_with_the_shortest_rows(
     ("method", "end"),
     [
         pytest.param(method, end, marks=[] if fast == end else pytest.mark.slow)
-        for method, fast in (("sft", 3), ("dpo", 1), ("kto", 4))
+        for method, fast in (("sft", 3), ("dpo", 1), ("orpo", 3), ("simpo", 1), ("reward_model", 4), ("kto", 4))
         for end in (1, 3, 4)
     ],
 )
@@ -416,9 +469,8 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(
 ) -> None:
     rows = {
         "sft": [row(n) for n in range(20)],
-        "dpo": [row(n, "refund", rejected="invoice") for n in range(20)],
         "kto": [row(n, label=n % 2 == 0) for n in range(20)],
-    }[method]
+    }.get(method, [row(n, "refund", rejected="invoice") for n in range(20)])
     sequences = token_ids(rows, method)
     config = dataclasses.replace(config, method=method, epochs=2, checkpoint_steps=1, dropout=0.1)
     whole, expected = run(tiny_base, sequences, config, tmp_path / "whole", validation=sequences[:4])

@@ -54,6 +54,9 @@ SIDE_NAMES: Final[dict[str, SplitName]] = {
     "test": "test",
 }
 
+MEDIA_FIELDS: Final = ("image", "images", "audio", "audios", "video", "videos")
+"""Fields in which TRL's and LLaVA's data sets have what is no text."""
+
 Convert = Callable[[Fields, Columns], Row]
 
 
@@ -90,9 +93,19 @@ def convert(format: Format, fields: Fields, columns: Columns) -> Row:
     Raises:
         Unusable: if the record cannot be used.
     """
+    _require_text_alone(fields)
     row = format.convert(fields, columns)
     row = row if row.tools else with_tools(row, fields)
     return replace(row, group=_group(fields, columns), split=_split(fields, columns))
+
+
+def _require_text_alone(fields: Fields) -> None:
+    """Check that a record has no images or recordings beside its texts, as vision data sets have: without them the
+    answers would be learned as guesses. In a table of texts a column of this name may be anything."""
+    for name in MEDIA_FIELDS:
+        value = fields.get(name)
+        if value and (not isinstance(value, str) or fields.keys() & {"messages", "conversations"}):
+            raise Unusable(f"{name!r} is not empty, and bases here read only text: leave out what the answer needs not")
 
 
 def question_and_answer(fields: Set[str], columns: Columns) -> tuple[tuple[str, ...], str] | None:

@@ -110,6 +110,7 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         config=config,
         parent=parent,
         teacher=teacher,
+        reward_models=spec.reward_models,
         older=older,
         is_judged=True,
         before=learned_before(rounds, spec.ancestors, method),

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.job import CONTROL_KEY
@@ -36,6 +36,9 @@ from graftwork.training.run.plan import TrainingRun
 from graftwork.training.run.progress import TrainingStep
 from graftwork.training.worker.job.plan import compared_version, parent_id, plan_job
 from graftwork.training.worker.job.spec import JobSpec, ProgressLine
+
+if TYPE_CHECKING:
+    from graftwork.training.evaluation.gates import GateDecision
 
 TERMINATED: Final = 128 + signal.SIGTERM
 
@@ -119,7 +122,8 @@ class JobRunner:
         else:
             with _client(spec) as client:
                 card = execute(run, adapter, self._on_step, keeping, run_name=run_name, client=client)
-        judgement = self._judge(spec, run, adapter)
+        judge = self._judge_reward_model if run.config.method == "reward_model" else self._judge
+        judgement = judge(spec, run, adapter)
         return {
             "status": "succeeded",
             "adapter": str(adapter),
@@ -170,15 +174,33 @@ class JobRunner:
         if judgement.evaluation is None or judgement.verdict is None:
             self._append({"message": f"Not judged: {judgement.not_measured_because}.", "level": "warn"})
             return judgement.to_json()
-        for gate in judgement.verdict.gates:
-            self._append({"message": f"Gate {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"})
+        self._say_gates(judgement.verdict)
         page = report.render_page(spec.name, judgement.evaluation, judgement.verdict)
         (self._folder / REPORT_FILE).write_text(page, encoding="utf-8")
         return judgement.to_json()
 
+    def _judge_reward_model(self, spec: JobSpec, run: TrainingRun, adapter: Path) -> dict[str, Any]:
+        """Evaluate a reward model in this process, as no server serves it, and return the result for the model card."""
+        from graftwork.training.evaluation.pairs import decide_pair_gates, evaluate_pairs
+
+        # Still in the phase of training: it is paused like it while requests are answered.
+        self._say(f"Trying it on the pairs of {len(run.held_out):,} held-out rows.")
+        parent = None if run.parent is None else run.parent.folder
+        evaluation = evaluate_pairs(run.held_out, adapter, run.base, parent=parent)
+        self._phase = "gates"
+        verdict = decide_pair_gates(evaluation)
+        self._say_gates(verdict)
+        return {"evaluation": evaluation.to_json(), "gates": verdict.to_json()}
+
+    def _say_gates(self, verdict: GateDecision) -> None:
+        for gate in verdict.gates:
+            self._append({"message": f"Gate {gate.name}: {gate.message}.", "level": "info" if gate.passed else "warn"})
+
     def _on_step(self, step: TrainingStep) -> None:
         self._stepping = True
         self._phase = "train"
+        if step.step == 0 and step.expected_seconds and step.validation_loss is None:
+            self._say_expected(step)
         self._append(
             {
                 "step": step.step,
@@ -197,6 +219,12 @@ class JobRunner:
                 **({"trial": step.trial, "trials": step.trials} if step.trials else {}),
             }
         )
+
+    def _say_expected(self, step: TrainingStep) -> None:
+        from graftwork.training.run.estimate import duration
+
+        took = duration(step.expected_seconds or 0.0)
+        self._say(f"The {step.num_steps:,} steps will take about {took}, by one that was tried.")
 
     def _on_sigterm(self, number: int, frame: Any) -> None:
         if not self._stepping or self._asked_to_end.is_set():

@@ -73,6 +73,8 @@ class JobSpec:
     """Files of rows, or the folder of a stored data set."""
     validation: tuple[Path, ...] = ()
     """Files of validation rows; if there are none, a share of ``data`` is held out."""
+    reward_models: Mapping[str, Path] = field(default_factory=dict)
+    """PEFT folders of the reward models that the hyperparameters name, by their ids."""
     seed: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
     server_url: str | None = None
@@ -100,6 +102,7 @@ class JobSpec:
             "parent_folder": None if self.parent_folder is None else str(self.parent_folder),
             "data": [str(path) for path in self.data],
             "validation": [str(path) for path in self.validation],
+            "reward_models": {name: str(path) for name, path in self.reward_models.items()},
             "hyperparameters": dict(self.hyperparameters),
             "metadata": dict(self.metadata),
         }
@@ -118,6 +121,7 @@ class JobSpec:
                 **fields,
                 "base": BaseInfo.from_json(json.dumps(fields["base"])),
                 "parent_folder": None if parent_folder is None else Path(parent_folder),
+                "reward_models": {name: Path(path) for name, path in fields.get("reward_models", {}).items()},
                 "ancestors": tuple(fields.get("ancestors", ())),
                 "data": tuple(map(Path, fields["data"])),
                 "validation": tuple(map(Path, fields["validation"])),

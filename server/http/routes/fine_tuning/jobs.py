@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
@@ -26,6 +27,8 @@ from graftwork.adapters.learning import data_sets, hyperparameters
 from graftwork.adapters.learning.graders import reinforcement
 from graftwork.adapters.learning.graders.reading import GraderRules
 from graftwork.adapters.learning.job import FEEDBACK_FILE, METHODS, Checkpoint, Job, JobEvent, Method, NewJob
+from graftwork.adapters.names import split_model
+from graftwork.adapters.registry import reward_models
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
 from graftwork.server.http.lists import Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
@@ -165,6 +168,10 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
     if name:
         _as_param("suffix", lambda: names.check_name(name, base_id=services.base.id))
     method, chosen = _method(body, services.allowed_roots, services.grader_rules)
+    for param, adapter in (("model", "" if parent is None else split_model(parent)[0]), ("suffix", name)):
+        _as_param(param, partial(reward_models.check_method, method, adapter, services.registry))
+    if "rewards" in chosen:
+        chosen["rewards"] = _as_param("rewards", partial(reward_models.pinned, chosen["rewards"], services.registry))
     if body.training_file == FEEDBACK_FILE:
         if not name:
             raise InvalidRequest(

@@ -24,6 +24,8 @@ from tests.training.conftest import EXAMPLES, chat
 PAIR = {"prompt": "Where is my parcel?", "completion": "delivery"}
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 B = {"role": "assistant", "content": "B"}
+PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+RECORDING = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
 DPO = {"input": {"messages": [Q], "tools": []}, "preferred_output": [A], "non_preferred_output": [B]}
 TOOLS = [
     {
@@ -227,7 +229,21 @@ def test_answers_that_call_tools_are_judged_in_every_format(record: dict[str, An
             {"messages": [Q, RESULT, A], "tools": TOOLS},
             r"messages\[1\].tool_call_id is 'a', which is the id of no tool",
         ),
-        ({"messages": [{**Q, "content": [{"type": "image_url"}]}, A]}, "only text parts"),
+        (
+            {"messages": [{**Q, "content": [PICTURE, {"type": "text", "text": "Q"}]}, A]},
+            r"^messages\[0\].content\[0\] is of type 'image_url', and bases here read only text, no images. "
+            "Leave the part out, or say in a text part what it holds$",
+        ),
+        ({"messages": [{**Q, "content": [RECORDING]}, A]}, "'input_audio', and bases here read only text, no audio"),
+        ({**DPO, "input": {"messages": [{**Q, "content": [PICTURE]}]}}, "bases here read only text, no images"),
+        ({"messages": [Q, {"role": "assistant", "audio": {"id": "a"}}]}, r"messages\[1\]"),
+        ({"messages": [Q, A], "images": ["a.png"]}, "'images' is not empty, and bases here read only text"),
+        (
+            {"conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}], "image": "a.png"},
+            "'image' is not empty, and bases here read only text",
+        ),
+        ({"prompt": "Q", "completion": "A", "audio": {"path": "a.wav"}}, "'audio' is not empty"),
+        ({"messages": [{**Q, "content": [{"type": "refusal"}]}, A]}, "only text parts"),
         ({"messages": [{**Q, "content": "\ud800"}, A]}, "half of a surrogate pair"),
         ({"messages": [Q, A], "tools": [{}]}, r"tools\[0\] must be an object like"),
         ({"messages": [Q, A], "tools": "weather"}, "tools must be a list of functions"),
@@ -304,6 +320,11 @@ def test_what_is_no_question_for_graders_is_said(record: dict[str, Any], why: st
     (row,) = record_source("rows", [record], columns=Columns(graded=True)).rows()
     assert isinstance(row, BadRow)
     assert why in row.reason
+
+
+def test_in_a_table_a_column_of_pictures_is_no_part_of_the_row() -> None:
+    assert row_of({"prompt": "Q", "completion": "A", "image": "https://example.com/a.png"}).answer == "A"
+    assert row_of({"messages": [Q, A], "images": [], "audio": None}).answer == "A"
 
 
 def test_long_values_make_no_long_reasons() -> None:

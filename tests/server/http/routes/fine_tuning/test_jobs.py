@@ -228,7 +228,9 @@ def test_what_is_continued_and_what_it_is_called(client: TestClient) -> None:
     assert (name.startswith("ftjob-"), parent) == (True, None)
 
 
-@pytest.mark.parametrize(("type", "shown"), [("dpo", "dpo"), ("kto", None), ("auto", None), ("pretrain", None)])
+@pytest.mark.parametrize(
+    ("type", "shown"), [("dpo", "dpo"), ("kto", None), ("orpo", None), ("auto", None), ("pretrain", None)]
+)
 def test_methods_beyond_openais_are_none_of_its_field(client: TestClient, type: str, shown: str | None) -> None:
     job = submit(client, training_file=file_id(client), method={"type": type, type: {"hyperparameters": {"beta": 0.2}}})
     FineTuningJob.model_validate(job, strict=True)
