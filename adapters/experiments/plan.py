@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -115,7 +115,8 @@ class ExperimentPlan:
         guardrails: Metrics that must not become worse.
         rule: When to decide.
         ramp: Weights of the treatment over time.
-        window_seconds: How long a unit's requests and feedback count, from its first request on.
+        window_seconds: How long a unit's requests and feedback count, from its first request on; ``None`` before the
+            start: as long as fits the metric.
         alpha: The largest probability of taking a treatment for better that is not, or for worse that is not.
         unrated: What to do with units without feedback, where the metric is about feedback.
         learned_days: How long a user's requests do not count after an answer that an arm's version learned from.
@@ -128,7 +129,7 @@ class ExperimentPlan:
     guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
     rule: DecisionRule = DecisionRule()
     ramp: Ramp | None = None
-    window_seconds: float = 3600.0
+    window_seconds: float | None = None
     alpha: float = 0.05
     unrated: Unrated = "leave_out"
     learned_days: float = 7.0
@@ -153,6 +154,12 @@ class ExperimentPlan:
     def chat_only(self) -> bool:
         """Whether an arm has a system prompt, which text completions cannot have: these then do not take part."""
         return any(arm.system is not None for arm in self.arms)
+
+    @property
+    def window(self) -> timedelta:
+        """How long a unit's requests and feedback count, of an experiment that was started."""
+        assert self.window_seconds is not None
+        return timedelta(seconds=self.window_seconds)
 
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
@@ -228,7 +235,7 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
     for place, guardrail in enumerate(plan.guardrails):
         _check_guardrail(guardrail, f"guardrails[{place}]")
     _check_rule(plan)
-    if not 0 <= plan.window_seconds <= MAX_WINDOW_SECONDS:
+    if plan.window_seconds is not None and not 0 <= plan.window_seconds <= MAX_WINDOW_SECONDS:
         raise InvalidRequest("window_seconds is from 0 to 30 days", param="window_seconds")
     if not 0 <= plan.learned_days <= MAX_LEARNED_DAYS:
         raise InvalidRequest("learned_days is from 0 to 365", param="learned_days")

@@ -33,6 +33,7 @@ from graftwork.adapters.experiments.experiment import (
     ExperimentOutcome,
     Json,
 )
+from graftwork.adapters.experiments.past.windows import suggest_window
 from graftwork.adapters.experiments.plan import ExperimentPlan, validate_plan
 from graftwork.adapters.experiments.tables import (
     epochs_table,
@@ -141,7 +142,8 @@ class Experiments:
 
         Args:
             name: Used once: another experiment never gets it.
-            plan: Arms with an alias are pinned to the version that it points to.
+            plan: Arms with an alias are pinned to the version that it points to. Without a window it gets one that fits
+                its metric; one that does not fit is warned of in the history.
             base_digest: The served base's.
             actor: For the history.
 
@@ -170,6 +172,10 @@ class Experiments:
                     f"experiments stop {other.name})",
                     code="under_experiment",
                 )
+            suggested = suggest_window(connection, plan.adapter, plan.metric)
+            if plan.window_seconds is None:
+                plan = replace(plan, window_seconds=suggested.seconds)
+            warning = suggested.warning(plan.window.total_seconds())
             now = datetime.now(UTC)
             epoch = Epoch(number=1, at=now, split=Split.of(plan.control.name, plan.first_weights()))
             experiment = Experiment(
@@ -185,7 +191,10 @@ class Experiments:
             }
             connection.execute(insert(experiments_table).values(values))
             _add_epoch(connection, name, epoch)
-            _record(connection, name, "start", actor=actor, details={"weights": experiment.weights})
+            details: Json = {"weights": experiment.weights}
+            if warning is not None:
+                details["warnings"] = [warning]
+            _record(connection, name, "start", actor=actor, details=details)
             return experiment
 
     def set_weights(

@@ -140,6 +140,8 @@ def _head(shown: Experiment) -> Text:
         head.append(shown.outcome.decision, style="bold")
         head.append(f" by {shown.outcome.actor}, {format_time(shown.ended_at) if shown.ended_at else ''}")
         head.append(f"\n{shown.outcome.reason}")
+    for warning in shown.warnings if shown.running else ():
+        head.append(f"\n{warning}", style="yellow")
     if shown.running and shown.reading is not None and shown.reading.next_at is not None:
         waiting = shown.reading.waiting
         wait = "unit waits for the end of its window and" if waiting == 1 else "units wait, the first"

@@ -73,7 +73,8 @@ def start(
         str | None, typer.Option("--ramp-wait", metavar="TIME", help="Time at each weight. (0s)")
     ] = None,
     window: Annotated[
-        str | None, typer.Option("--window", metavar="TIME", help="How long what comes of a unit counts. (1h)")
+        str | None,
+        typer.Option("--window", metavar="TIME", help="How long what comes of a unit counts. (fits the metric)"),
     ] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="How often it may be wrong. (0.05)")] = None,
     allocation: Annotated[

@@ -38,7 +38,7 @@ def start(
         guardrails: limits for other metrics.
         decision: when the experiment is decided, and whether the decision is applied automatically.
         ramp: increasing weights of the treatment.
-        window_seconds: time in which feedback on a unit's answers counts.
+        window_seconds: time in which feedback on a unit's answers counts. By default it fits the metric.
         alpha: the significance level.
         unrated: how units without feedback count.
         learned_days: days for which users do not count after an answer that an arm's version learned from.

@@ -207,6 +207,7 @@ class Experiment:
     """An experiment, and its latest statistics (``reading``; None before the first).
 
     ``history``, newest first, and ``readings``, oldest first, are set by ``get`` only, and are empty in lists.
+    ``warnings``, what may be wrong with its plan, are set by ``start`` and ``get``.
     """
 
     name: str
@@ -228,6 +229,7 @@ class Experiment:
     epochs: tuple[ExperimentEpoch, ...]
     outcome: ExperimentOutcome | None
     reading: ExperimentReading | None
+    warnings: tuple[str, ...] = ()
     history: tuple[ExperimentEvent, ...] = ()
     readings: tuple[ReadingPoint, ...] = ()
 

@@ -184,7 +184,7 @@ class ExperimentController:
                 state.open.setdefault(exposure.unit, _OpenUnit(exposure)).answers.append(exposure)
         self._compare(state, shadows)
         # Feedback on older requests belongs to units that closed long ago.
-        too_old = self._now() - timedelta(seconds=experiment.plan.window_seconds) - _LATE
+        too_old = self._now() - experiment.plan.window - _LATE
         for entry in self._feedback.each(FeedbackFilter(experiment=experiment.name), after=state.feedback_id):
             state.feedback_id = entry.id
             if entry.preferred_over is not None and entry.arm is not None:
@@ -367,7 +367,7 @@ class _ExperimentState:
     @property
     def window(self) -> timedelta:
         """How long a unit's requests and feedback count."""
-        return timedelta(seconds=self.experiment.plan.window_seconds)
+        return self.experiment.plan.window
 
     @property
     def until_counted(self) -> timedelta:

@@ -7,6 +7,7 @@ explained in ``adapters/experiments/readings.py``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -123,7 +124,7 @@ class NewExperiment(StrictModel):
     guardrails: list[NewGuardrail] | None = None
     decision: NewDecision = NewDecision()
     ramp: NewRamp | None = None
-    window_seconds: float = 3600.0
+    window_seconds: float | None = None
     alpha: float = 0.05
     unrated: Unrated = "leave_out"
     learned_days: float = 7.0
@@ -169,7 +170,8 @@ def add(routes: APIRouter, services: Services) -> None:
         await in_thread(_check_logged, services, plan)
         started = await in_thread(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
-        return JSONResponse(_experiment(started, None, base.id), 201)
+        history = await in_thread(experiments.history, started.name)
+        return JSONResponse({**_experiment(started, None, base.id), "warnings": _warnings(history)}, 201)
 
     @routes.get("/v1/experiments", dependencies=[operator], response_model=ListObject[ExperimentObject])
     async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
@@ -309,11 +311,18 @@ def _whole(services: Services, name: str) -> ExperimentObject:
     """An experiment with its history and all its readings."""
     experiment = services.experiments.get(name)
     readings = services.exposures.readings(name)
+    history = services.experiments.history(name)
     return {
         **_experiment(experiment, readings[-1] if readings else None, services.base.id),
-        "history": [_event(event) for event in services.experiments.history(name)],
+        "warnings": _warnings(history),
+        "history": [_event(event) for event in history],
         "readings": [_point(reading) for reading in readings],
     }
+
+
+def _warnings(history: Sequence[ExperimentEvent]) -> list[str]:
+    """What may be wrong with an experiment's plan, as it was found at the start."""
+    return [warning for event in history for warning in (event.details or {}).get("warnings", ())]
 
 
 def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str) -> ExperimentObject:
@@ -351,7 +360,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
             "min_units": plan.ramp.min_units,
             "min_seconds": plan.ramp.min_seconds,
         },
-        "window_seconds": plan.window_seconds,
+        "window_seconds": plan.window.total_seconds(),
         "alpha": plan.alpha,
         "unrated": plan.unrated,
         "learned_days": plan.learned_days,

@@ -132,7 +132,8 @@ class ExperimentEventObject(TypedDict):
 
 
 class ExperimentObject(TypedDict):
-    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only."""
+    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only, and
+    ``warnings`` of its plan also when it starts."""
 
     object: Literal["experiment"]
     name: str
@@ -154,5 +155,6 @@ class ExperimentObject(TypedDict):
     epochs: list[ExperimentEpochObject]
     outcome: ExperimentOutcomeObject | None
     reading: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler(TimedReading))] | None
+    warnings: NotRequired[list[str]]
     history: NotRequired[list[ExperimentEventObject]]
     readings: NotRequired[list[ReadingPointObject]]

@@ -99,7 +99,9 @@ async def test_an_experiment_from_start_to_stop(harness: GatewayHarness) -> None
     assert shown["readings"][-1]["units"] == 40
     assert [event["action"] for event in shown["history"]] == ["start"]
     listed = (await harness.http.get("/v1/experiments", params={"status": "running"})).json()
-    assert listed["data"] == [{key: value for key, value in shown.items() if key not in ("history", "readings")}]
+    assert listed["data"] == [
+        {key: value for key, value in shown.items() if key not in ("history", "readings", "warnings")}
+    ]
 
     stopped = (await harness.http.post("/v1/experiments/first/stop", json={"reason": "seen enough"})).json()
     assert stopped["status"] == "ended"
@@ -108,6 +110,16 @@ async def test_an_experiment_from_start_to_stop(harness: GatewayHarness) -> None
     assert (await harness.ask(user="user-0")).json()["graftwork"] == {"adapter": "intents@1"}
     assert (await harness.http.get("/v1/experiments", params={"status": "running"})).json()["data"] == []
     assert (await harness.http.post("/v1/experiments/first/stop")).json()["error"]["code"] == "experiment_ended"
+
+
+async def test_an_experiment_gets_a_window_that_fits_its_metric_or_a_warning(harness: GatewayHarness) -> None:
+    started = await start(harness, metric="latency", window_seconds=None)
+    assert (started["window_seconds"], started["warnings"]) == (300.0, [])
+    await harness.http.post("/v1/experiments/first/stop")
+    started = await start(harness, name="second", metric="latency", window_seconds=7200)
+    assert (started["window_seconds"], len(started["warnings"])) == (7200.0, 1)
+    assert "a window of 5 min fits (window_seconds 300)" in started["warnings"][0]
+    assert (await harness.http.get("/v1/experiments/second")).json()["warnings"] == started["warnings"]
 
 
 async def test_only_the_plain_name_takes_part(harness: GatewayHarness) -> None:
