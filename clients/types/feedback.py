@@ -11,7 +11,8 @@ from datetime import datetime
 class Feedback:
     """Feedback on a choice of an answer. ``adapter`` is the version that answered, or the base's id.
 
-    If ``erased_at`` is set, its texts were erased at that time.
+    With ``episode`` it judges all answers of that episode, of which this is the last. If ``erased_at`` is set, its
+    texts were erased at that time.
     """
 
     id: int
@@ -31,6 +32,7 @@ class Feedback:
     arm: str | None = None
     probability: float | None = None
     unit: str | None = None
+    episode: str | None = None
     key_id: str | None = None
     erased_at: datetime | None = None
 

@@ -105,6 +105,7 @@ class GenerationService:
         key_id: str,
         num_bytes: int,
         make_answer: MakeAnswer = ChatAnswer,
+        episode: str | None = None,
     ) -> Admission:
         """Route a request and mint the answer's id. Nothing is queued yet.
 
@@ -115,12 +116,14 @@ class GenerationService:
             key_id: The caller's key.
             num_bytes: Size of the request's body.
             make_answer: Makes the answer to a chat, in the shape of the route.
+            episode: The name of the episode that the request is part of.
 
         Raises:
             GraftworkError: The model is unknown, or was made for another base.
         """
         unit = self._ids.unit(user=body.user or None, session=session)
-        route = self._router.resolve(body.model, unit, chat=kind != "cmpl")
+        judged_as = self._ids.episode(episode, key_id=key_id) if episode else None
+        route = self._router.resolve(body.model, unit, chat=kind != "cmpl", episode=judged_as)
         created = int(time.time())
         return Admission(
             kind=kind,
@@ -133,6 +136,7 @@ class GenerationService:
             store=body.store is not False,
             num_bytes=num_bytes,
             make_answer=make_answer,
+            episode=judged_as,
         )
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
@@ -318,7 +322,8 @@ class GenerationService:
             changes["prompt"] = original.body.prompt[:1]
         body = original.body.model_copy(update=changes)
         id = route.mint_id(self._ids, original.kind, unit=original.unit, at=created, choices=_num_choices(body))
-        admission = replace(original, id=id, created=created, route=route, body=body)
+        # A copy is no part of the episode, whose judgement is about what the user saw.
+        admission = replace(original, id=id, created=created, route=route, body=body, episode=None)
         active = self.start(admission, *await self.prepare(admission), background=True)
         error: Exception | None = None
         try:

@@ -68,10 +68,19 @@ class ExperimentsHarness:
     def start(self, name: str = "first", of: ExperimentPlan | None = None) -> Experiment:
         return self.experiments.start(name, of or plan(), base_digest=BASE.digest, actor="ann")
 
-    def ask(self, user: str | None, *, seconds_ago: float = 100, thumb: str | None = None, **outcome: Any) -> str:
+    def ask(
+        self,
+        user: str | None,
+        *,
+        seconds_ago: float = 100,
+        thumb: str | None = None,
+        episode: str | None = None,
+        **outcome: Any,
+    ) -> str:
         """A request for ``intents`` as the gateway would send it: drawn, minted, logged; and what was said of it."""
         unit = self.records.ids.unit(user=user)
-        drawn = self.experiments.assign("intents", unit, chat=True)
+        hashed = None if episode is None else self.records.ids.episode(episode, key_id="local")
+        drawn = self.experiments.assign("intents", unit, chat=True, episode=hashed)
         assert drawn is not None
         id = self.records.mint(
             None if drawn.arm.version is None else f"intents@{drawn.arm.version}",
@@ -81,7 +90,7 @@ class ExperimentsHarness:
             arm=drawn.arm.name,
             probability=drawn.probability,
         )
-        self.records.log(id, user=user, **outcome)
+        self.records.log(id, user=user, episode=hashed, **outcome)
         if thumb is not None:
             self.say(id, thumb=thumb)
         return id

@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 
 
 class FeedbackObject(TypedDict):
-    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id."""
+    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id. With
+    ``episode`` it judges all answers of that episode, of which this is the last."""
 
     object: Literal["feedback"]
     id: int
@@ -20,6 +21,7 @@ class FeedbackObject(TypedDict):
     arm: str | None
     probability: float | None
     unit: str | None
+    episode: str | None
     choice: int
     thumb: str | None
     score: float | None
