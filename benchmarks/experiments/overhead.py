@@ -1,4 +1,4 @@
-"""What an experiment costs a request: time of its route and its id, and of its row in the log."""
+"""What an experiment costs a request: CPU time of its route and its id, and of its row in the log."""
 
 from __future__ import annotations
 
@@ -112,20 +112,20 @@ def costs(num_calls: int) -> Iterable[str]:
         num_batches = -(-num_calls // (10 * ROWS_AT_ONCE))
 
         def microseconds(call: Callable[[str], object], adapter: str, num: int, each: int = 1) -> float:
-            """The least time of a call: whatever else the machine does only adds to it."""
+            """The least CPU time of a call: whatever else the machine does only adds to it."""
             taken: list[float] = []
             for _ in range(REPEATS):
-                began = time.perf_counter()
+                began = time.process_time()
                 for _ in range(num):
                     call(adapter)
-                taken.append((time.perf_counter() - began) / (num * each) * 1e6)
+                taken.append((time.process_time() - began) / (num * each) * 1e6)
             return min(taken)
 
         def row(what: str, call: Callable[[str], object], paid_by: str, num: int, each: int = 1) -> str:
             without, within = (microseconds(call, adapter, num, each) for adapter in (PLAIN, TESTED))
             return f"| {what} | {without:.1f} | {within:.1f} | {within - without:+.1f} | {paid_by} |"
 
-        yield "| microseconds | without | in an experiment | more | paid by |"
+        yield "| microseconds of a core | without | in an experiment | more | paid by |"
         yield "| --- | --- | --- | --- | --- |"
         yield row(
             "to a version or an arm", lambda name: site.router.resolve(name, unit, chat=True), "request", num_calls
