@@ -81,6 +81,9 @@ def intervals(points: Sequence[tuple[int, ArmComparison]], metric: ExperimentMet
 def _over_time(shown: Experiment, arm: str) -> list[RenderableType]:
     title = Text.assemble((arm, "bold"), f" − {shown.control.name}, difference of {shown.metric.label}")
     title.append(f" ({_better(shown.metric)} is better)", style="dim")
+    now = None if shown.reading is None else next((c for c in shown.reading.comparisons if c.arm == arm), None)
+    if now is not None and now.explained >= 0.01:
+        title.append(f", of whose variance the units' past explains {now.explained:.0%}", style="dim")
     points = [(found.units, found) for point in shown.readings for found in point.comparisons if found.arm == arm]
     if not points and shown.reading is not None:
         points = [(found.units, found) for found in shown.reading.comparisons if found.arm == arm]
