@@ -31,12 +31,12 @@ from graftwork.clients.endpoints import (
     files,
     generation,
     interactions,
-    jobs,
     keys,
-    learning_policies,
     log_policies,
     service,
+    webhooks,
 )
+from graftwork.clients.endpoints.learning import jobs, learning_policies, rounds
 from graftwork.clients.http.calls import Call, CallRequest, CallResponse, LinesCall, StreamCall, with_signature_of
 from graftwork.clients.http.streams import EventReader, LineReader
 from graftwork.clients.http.transport import AttemptResult, ConnectionSettings
@@ -260,6 +260,26 @@ class AsyncLearningPoliciesResource(_AsyncResource):
     remove = _call_method(learning_policies.remove)
 
 
+class AsyncRoundsResource(_AsyncResource):
+    """The calls for rounds of learning: ``client.rounds``."""
+
+    begin = _call_method(rounds.begin)
+    plan = _call_method(rounds.plan)
+    list = _call_method(rounds.list)
+    get = _call_method(rounds.get)
+    undo = _call_method(rounds.undo)
+
+
+class AsyncWebhooksResource(_AsyncResource):
+    """The calls for webhooks: ``client.webhooks``."""
+
+    create = _call_method(webhooks.create)
+    list = _call_method(webhooks.list)
+    delete = _call_method(webhooks.delete)
+    test = _call_method(webhooks.test)
+    deliveries = _call_method(webhooks.deliveries)
+
+
 class AsyncLogPoliciesResource(_AsyncResource):
     """The calls for log policies: ``client.log_policies``."""
 
@@ -312,6 +332,8 @@ class AsyncClient(_AsyncResource):
         self.batches = AsyncBatchesResource(self._connection)
         self.jobs = AsyncJobsResource(self._connection)
         self.learning_policies = AsyncLearningPoliciesResource(self._connection)
+        self.rounds = AsyncRoundsResource(self._connection)
+        self.webhooks = AsyncWebhooksResource(self._connection)
         self.log_policies = AsyncLogPoliciesResource(self._connection)
         self.keys = AsyncKeysResource(self._connection)
 

@@ -30,12 +30,12 @@ from graftwork.clients.endpoints import (
     files,
     generation,
     interactions,
-    jobs,
     keys,
-    learning_policies,
     log_policies,
     service,
+    webhooks,
 )
+from graftwork.clients.endpoints.learning import jobs, learning_policies, rounds
 from graftwork.clients.http.calls import Call, CallRequest, CallResponse, LinesCall, StreamCall, with_signature_of
 from graftwork.clients.http.streams import EventReader, LineReader
 from graftwork.clients.http.transport import AttemptResult, ConnectionSettings
@@ -257,6 +257,26 @@ class LearningPoliciesResource(_Resource):
     remove = _call_method(learning_policies.remove)
 
 
+class RoundsResource(_Resource):
+    """The calls for rounds of learning: ``client.rounds``."""
+
+    begin = _call_method(rounds.begin)
+    plan = _call_method(rounds.plan)
+    list = _call_method(rounds.list)
+    get = _call_method(rounds.get)
+    undo = _call_method(rounds.undo)
+
+
+class WebhooksResource(_Resource):
+    """The calls for webhooks: ``client.webhooks``."""
+
+    create = _call_method(webhooks.create)
+    list = _call_method(webhooks.list)
+    delete = _call_method(webhooks.delete)
+    test = _call_method(webhooks.test)
+    deliveries = _call_method(webhooks.deliveries)
+
+
 class LogPoliciesResource(_Resource):
     """The calls for log policies: ``client.log_policies``."""
 
@@ -309,6 +329,8 @@ class Client(_Resource):
         self.batches = BatchesResource(self._connection)
         self.jobs = JobsResource(self._connection)
         self.learning_policies = LearningPoliciesResource(self._connection)
+        self.rounds = RoundsResource(self._connection)
+        self.webhooks = WebhooksResource(self._connection)
         self.log_policies = LogPoliciesResource(self._connection)
         self.keys = KeysResource(self._connection)
 

@@ -25,18 +25,21 @@ from graftwork.adapters.experiments.routing import ModelRouter
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.retention import expire
 from graftwork.server.background.rounds import RoundScheduler
 from graftwork.server.background.trainer import PRINCIPAL as TRAINER
 from graftwork.server.background.trainer import TrainerProcess
+from graftwork.server.background.webhooks import WebhookSender
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
 from graftwork.server.generation.batches.capacity import BatchCapacity
@@ -68,6 +71,7 @@ API_PROCESSES = 1
 RETENTION_SECONDS = 3600.0
 EXPERIMENTS_SECONDS = 1.0  # a breached guardrail waits no longer than this
 LEARNING_SECONDS = 5.0  # a round takes minutes and may begin this late
+WEBHOOKS_SECONDS = 2.0
 
 #: How long a connection may idle before the server closes it. Clients close theirs sooner, openai's and httpx's after
 #: five seconds: at Uvicorn's default of five, one would now and then be closed just when a request is sent on it.
@@ -161,6 +165,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         log=not config.no_interaction_log,
         retention_days=config.retention_days or None,
     )
+    experiments = Experiments(database, registry)
     services = Services(
         base=info,
         registry=registry,
@@ -171,12 +176,14 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         ),
         metrics=metrics,
         records=records,
-        experiments=Experiments(database, registry),
+        experiments=experiments,
         exposures=Exposures(database),
         files=files,
         batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
+        rounds=Rounds(database, registry, jobs, experiments, base_digest=info.digest),
+        webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
         home=config.home,
         allowed_roots=config.allowed_roots,
         cors_origins=config.cors_origins,
@@ -266,8 +273,11 @@ def _keeper(database: Database, services: Services) -> Keeper:
         database, services.registry, services.experiments, records.interactions, records.feedback, records.ids
     )
     keeper.add_duty("experiments", controller.run, every=EXPERIMENTS_SECONDS)
-    learning = RoundScheduler(services.learning, services.jobs, services.registry, leases)
+    learning = RoundScheduler(services.learning, services.rounds, leases)
     keeper.add_duty("learning", learning.run, every=LEARNING_SECONDS)
+    sender = WebhookSender(services.webhooks, leases)
+    keeper.add_duty("webhooks", sender.run, every=WEBHOOKS_SECONDS)
+    keeper.add_duty("old deliveries", sender.clean, every=RETENTION_SECONDS)
     keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
     return keeper
 

@@ -41,6 +41,7 @@ class ServerConfig:
         threads: CPU threads of the engine; ``None``: torch's choice.
         cors_origins: Sites whose pages may call this server from a browser, ``https://app.example``; ``*`` is any.
         allowed_roots: Folders below which adapters may be pushed by path.
+        allow_private_webhooks: Webhooks may have addresses of this machine and its network.
         admin_key_file: File with the first key; ``GRAFTWORK_ADMIN_KEY`` does the same.
         no_interaction_log: Log no requests and answers, but where a policy of an adapter or a key says so.
         retention_days: How long they are stored where no policy says otherwise; 0 is for good.
@@ -82,6 +83,7 @@ class ServerConfig:
     threads: int | None = None
     cors_origins: tuple[str, ...] = ()
     allowed_roots: tuple[Path, ...] = ()
+    allow_private_webhooks: bool = False
     admin_key_file: Path | None = None
     no_interaction_log: bool = False
     retention_days: float = 90.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -141,7 +141,9 @@ class Experiments:
             return [ExperimentEvent(**row._mapping) for row in connection.execute(query)]
 
     # -- changes -------------------------------------------------------------------------------------------------
-    def start(self, name: str, plan: ExperimentPlan, *, base_digest: str, actor: str) -> Experiment:
+    def start(
+        self, name: str, plan: ExperimentPlan, *, base_digest: str, actor: str, within: Connection | None = None
+    ) -> Experiment:
         """Start an experiment; requests take part from now on.
 
         Args:
@@ -150,6 +152,7 @@ class Experiments:
                 its metric; one that does not fit is warned of in the history.
             base_digest: The served base's.
             actor: For the history.
+            within: A write transaction of the caller's to be part of.
 
         Raises:
             InvalidRequest: The plan or the name is invalid.
@@ -164,7 +167,7 @@ class Experiments:
                 code="invalid_name",
             )
         self._registry.adapter(plan.adapter)
-        with self._database.write() as connection:
+        with nullcontext(within) if within is not None else self._database.write() as connection:
             # The only writer: what is pinned here can be neither moved nor retired before it is stored.
             plan = validate_plan(self._pinned(plan, base_digest))
             if find_experiment(connection, name) is not None:
@@ -308,15 +311,26 @@ class Experiments:
         reason: str,
         reading: Json | None = None,
         fence: Fence | None = None,
+        within: Connection | None = None,
     ) -> Experiment:
         """End an experiment, for good. With the decision ``promoted``, ``live`` then points to ``arm``'s version.
+
+        Args:
+            name: The experiment's.
+            decision: What is decided.
+            arm: The arm that it is about.
+            actor: For the history.
+            reason: For the history.
+            reading: How the experiment stands.
+            fence: Called with the connection, in the transaction; may raise.
+            within: A write transaction of the caller's to be part of.
 
         Raises:
             InvalidRequest: There is no such arm.
             NotFound: There is no such experiment.
             Conflict: It has ended, or the arm is not promotable.
         """
-        with self._change(name, fence) as (connection, experiment):
+        with self._change(name, fence, within) as (connection, experiment):
             if decision == "promoted":
                 self._promote(connection, experiment, arm, actor, reason)
             outcome = ExperimentOutcome(decision=decision, arm=arm, reason=reason, actor=actor, reading=reading)
@@ -355,9 +369,11 @@ class Experiments:
 
     # -- helpers -------------------------------------------------------------------------------------------------
     @contextmanager
-    def _change(self, name: str, fence: Fence | None) -> Iterator[tuple[Connection, Experiment]]:
+    def _change(
+        self, name: str, fence: Fence | None, within: Connection | None = None
+    ) -> Iterator[tuple[Connection, Experiment]]:
         """A transaction that changes a running experiment."""
-        with self._database.write() as connection:
+        with nullcontext(within) if within is not None else self._database.write() as connection:
             if fence is not None:
                 fence(connection)
             experiment = require_experiment(connection, name)

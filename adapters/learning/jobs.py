@@ -55,6 +55,7 @@ from graftwork.adapters.learning.job_tables import (
     jobs_table,
 )
 from graftwork.adapters.storage.database import Database, Page, check_limit
+from graftwork.adapters.webhooks.outbox import add_event
 
 MAX_ATTEMPTS: Final = 3
 """Attempts in a row that may end without a new checkpoint."""
@@ -212,14 +213,19 @@ class Jobs:
             found = [Checkpoint(**row._mapping) for row in connection.execute(query.limit(limit + 1))]
         return Page.of(found, limit)
 
-    def cancel(self, id: str, *, actor: str) -> Job:
+    def cancel(self, id: str, *, actor: str, within: Connection | None = None) -> Job:
         """Cancel a job; its worker notices at its next write. Idempotent.
+
+        Args:
+            id: The job.
+            actor: Who cancels it.
+            within: A transaction of the caller's, to be part of.
 
         Raises:
             NotFound: It does not exist.
             Conflict: It has ended otherwise, or its version is being registered.
         """
-        with self._database.write() as connection:
+        with nullcontext(within) if within is not None else self._database.write() as connection:
             job = _get(connection, id)
             if job.status == "cancelled":
                 return job
@@ -473,6 +479,7 @@ def _fail(connection: Connection, id: str, error: Mapping[str, Any]) -> None:
 
 def _end(connection: Connection, id: str, status: JobStatus, **facts: Any) -> None:
     _change(connection, id, {"status": status, "finished_at": datetime.now(UTC), **_FREE, **facts})
+    add_event(connection, f"fine_tuning.job.{status}", {"id": id})
 
 
 def _change(connection: Connection, id: str, values: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ from graftwork.adapters.errors import GraftworkError
 from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
 from graftwork.clients.client import Client
 from graftwork.clients.errors import GraftworkClientError
-from graftwork.clients.types.jobs import Job
+from graftwork.clients.types.learning.jobs import Job
 
 ROWS: Final = 1000
 """Of the job: it must outlast the load, and is cancelled after it."""

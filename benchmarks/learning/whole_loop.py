@@ -46,7 +46,7 @@ from graftwork.clients.demo.loop import write_rows
 from graftwork.clients.demo.queries import Query, read
 from graftwork.clients.demo.users import MAX_TOKENS, Users, conversation, run_concurrently
 from graftwork.clients.errors import GraftworkClientError
-from graftwork.clients.types.jobs import Job
+from graftwork.clients.types.learning.jobs import Job
 from graftwork.training.evaluation.texts import GENERAL_TEXTS
 
 ADAPTER: Final = "intents"

@@ -14,11 +14,11 @@ from graftwork.clients.cli import (
     experiments,
     feedback,
     interactions,
-    jobs,
     keys,
-    learning_policies,
+    webhooks,
 )
 from graftwork.clients.cli.context import CommonOptions
+from graftwork.clients.cli.learning import jobs, learning_policies, rounds
 from graftwork.version import __version__
 
 app = typer.Typer(
@@ -64,3 +64,5 @@ app.add_typer(interactions.app, name="interactions")
 jobs.app.command("policies")(learning_policies.policies)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(rounds.app, name="rounds")
+app.add_typer(webhooks.app, name="webhooks")

@@ -18,12 +18,14 @@ from graftwork.adapters.feedback.interactions import Interactions
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
@@ -94,6 +96,8 @@ class Services:
     batches: Batches
     jobs: Jobs
     learning: LearningPolicies
+    rounds: Rounds
+    webhooks: Webhooks
     home: Path
     allowed_roots: tuple[Path, ...] = ()
     cors_origins: tuple[str, ...] = ()

@@ -106,7 +106,7 @@ class Metrics:
         self._batch_results = self._counter("batch_results", "Requests of batches, by what became of them.", "outcome")
 
         self._rounds = self._gauge(
-            "learning_rounds", "Rounds of learning policies, by the status of their jobs.", "adapter", "status"
+            "learning_rounds", "Rounds of adapters that learn by themselves, by their state.", "adapter", "state"
         )
         self._judgements = self._gauge(
             "learning_judgements", "New judgements that an adapter's learning policy has counted.", "adapter"
@@ -212,15 +212,15 @@ class Metrics:
         """Set the state of learning policies.
 
         Args:
-            standings: By adapter, its new judgements and how many rounds are in each status.
+            standings: By adapter, its new judgements and how many rounds are in each state.
         """
         self._rounds.clear()
         self._judgements.clear()
         for name, (judgements, rounds) in standings.items():
             if (label := self._adapter(name)) != OTHERS:
                 self._judgements.labels(label).set(judgements)
-                for status, count in rounds.items():
-                    self._rounds.labels(label, status).set(count)
+                for state, count in rounds.items():
+                    self._rounds.labels(label, state).set(count)
 
     # -- this server ---------------------------------------------------------------------------------------------
     def set_build(self, **facts: str) -> None:

@@ -91,6 +91,9 @@ def serve(
         list[str] | None,
         _option("--cors-origin", _SERVER, "Site whose pages may call this server from a browser; may be repeated."),
     ] = None,
+    allow_private_webhooks: Annotated[
+        bool, _option("--allow-private-webhooks", _SERVER, "Webhooks may have addresses that are not public.")
+    ] = False,
     admin_key_file: Annotated[
         Path | None, _option("--admin-key-file", _SERVER, "File with the first key; GRAFTWORK_ADMIN_KEY does the same.")
     ] = None,
@@ -164,6 +167,7 @@ def serve(
             host=host,
             port=port,
             cors_origins=tuple(cors_origin or ()),
+            allow_private_webhooks=allow_private_webhooks,
             admin_key_file=admin_key_file,
             allowed_roots=tuple(allowed_root or ()),
             no_interaction_log=no_interaction_log,

@@ -21,7 +21,7 @@ from graftwork.adapters.feedback.interactions import Interactions
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.peft_format.folder import read_spec
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry

@@ -33,13 +33,15 @@ from graftwork.adapters.batches.batch import BatchError, BatchResult, NewBatch
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
+from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
 from graftwork.adapters.feedback.feedback import FeedbackFilter, SubmittedFeedback
 from graftwork.adapters.feedback.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage import database as db
 from graftwork.adapters.storage.database import Database, migrate
@@ -367,13 +369,19 @@ def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:
         assert policies.begin("intents") is None
         records.feedback.add(SubmittedFeedback(interaction_id=records.mint("intents@1"), thumb=thumb), key_id="k")
     with ThreadPoolExecutor(4) as pool:
-        begun = [job for job in pool.map(lambda _: policies.begin("intents"), range(4)) if job is not None]
-    assert [(job.model, job.hyperparameters) for job in begun] == [(BASE_ID, {"rank": 8})]
-    jobs.cancel(begun[0].id, actor="ann")
+        begun = [found for found in pool.map(lambda _: policies.begin("intents"), range(4)) if found is not None]
+    job = jobs.get(begun[0].job)
+    assert (len(begun), job.model, job.hyperparameters) == (1, BASE_ID, {"rank": 8})
+    rounds = Rounds(
+        records.database, registry, jobs, Experiments(records.database, registry), base_digest="sha256:base"
+    )
+    assert rounds.get(begun[0].id) == begun[0] == rounds.find(adapter="intents", state="collecting")[0]
+    assert rounds.undo(begun[0].id, actor="ann", reason="a try").state == "undone"
+    assert (jobs.get(job.id).status, rounds.unended()) == ("cancelled", [])
     ((policy, standing),) = policies.all()
     assert (standing.judgements, standing.rounds, standing.waits_for[:19]) == (
         2,
-        {"cancelled": 1},
+        {"undone": 1},
         "2 more judgements, ",
     )
     assert policies.remove("intents") == policy

@@ -15,7 +15,7 @@ from graftwork.adapters.learning.jobs import Jobs
 from graftwork.clients import errors
 from graftwork.clients.async_client import AsyncClient
 from graftwork.clients.cli.exit_codes import ExitCode
-from graftwork.clients.cli.jobs import _progress_text
+from graftwork.clients.cli.learning.jobs import _progress_text
 from graftwork.clients.client import Client
 from tests.clients.test_records import ClientsHarness
 from tests.clients.test_records import harness as harness  # the fixture
@@ -168,7 +168,7 @@ def test_ctrl_c_leaves_the_job_alone(harness: ClientsHarness, rows: Path, monkey
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("graftwork.clients.cli.jobs.time.sleep", interrupt)
+    monkeypatch.setattr("graftwork.clients.cli.learning.jobs.time.sleep", interrupt)
     done = harness.run("train", "tickets", "--data", rows)
     assert done.exit_code == ExitCode.INTERRUPTED
     assert "graftwork jobs watch ftjob-" in done.stderr

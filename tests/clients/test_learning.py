@@ -15,7 +15,7 @@ from graftwork.clients.cli.exit_codes import ExitCode
 from tests.clients.test_records import ClientsHarness, MakeClient
 from tests.clients.test_records import harness as harness  # the fixture
 
-WAIT = "graftwork.clients.cli.learning_policies.time.sleep"
+WAIT = "graftwork.clients.cli.learning.learning_policies.time.sleep"
 
 
 def say(harness: ClientsHarness, count: int) -> None:
@@ -26,9 +26,9 @@ def say(harness: ClientsHarness, count: int) -> None:
 
 
 def begin(harness: ClientsHarness) -> Job:
-    job = harness.world.services.learning.begin("intents")
-    assert job is not None
-    return job
+    begun = harness.world.services.learning.begin("intents")
+    assert begun is not None
+    return harness.world.services.jobs.get(begun.job)
 
 
 def end(harness: ClientsHarness, *, fail: bool = False) -> None:
@@ -43,6 +43,14 @@ def end(harness: ClientsHarness, *, fail: bool = False) -> None:
         jobs.fail(claim, code="nan_loss", message="It diverged.")
     else:
         jobs.succeed(claim, "intents@1", metrics={}, trained_tokens=1)
+    look(harness)
+
+
+def look(harness: ClientsHarness) -> None:
+    """What the keeper does when a job has ended."""
+    rounds = harness.world.services.rounds
+    for round_ in rounds.unended():
+        rounds.advance(round_.id, fence=lambda connection: None)
 
 
 def test_both_clients_set_look_and_remove(make_client: MakeClient, harness: ClientsHarness) -> None:
@@ -61,7 +69,7 @@ def test_both_clients_set_look_and_remove(make_client: MakeClient, harness: Clie
     policy = client.learning_policies.get("intents")
     last = policy.last_round
     assert last is not None
-    assert (last.job, last.number, last.control, last.continues, last.status, last.ended, last.error) == (
+    assert (last.job, last.number, last.control, last.continues, last.state, last.ended, last.reason) == (
         job.id, 1, True, None, "failed", True, "It diverged.",
     )  # fmt: skip
     assert list(client.learning_policies.list()) == [policy]
@@ -112,8 +120,8 @@ def test_watch_sets_a_policy_and_tells_what_happens(harness: ClientsHarness, mon
     assert "2 new judgements: a round is due" in lines
     said = "Round 1 of the learning policy of intents: 2 new judgements; it continues intents@1."
     assert lines.count(f"{jobs[0].id}  {said}") == 1
-    assert "Round 1 (continues intents@1): intents@1, not held against gates" in lines
-    assert "Round 2 (a control) failed: It diverged." in lines
+    assert "Round 1 (continues intents@1): intents@1, set aside: it is intents@1 again, which was live already" in lines
+    assert "Round 2 (a control): failed: It diverged." in lines
     assert lines[-1].startswith("intents goes on learning by itself.")
     policy = harness.world.services.learning.get("intents")[0]
     assert (policy.after, policy.every_days, policy.control_every, policy.method, policy.hyperparameters) == (
@@ -136,7 +144,8 @@ def test_watching_again_changes_what_is_said_and_nothing_else(harness: ClientsHa
     job = begin(harness)
     gone = harness.run("train", "intents", "--no-watch")
     assert "no longer learns by itself" in gone.stdout
-    assert f"graftwork jobs cancel {job.id}" in gone.stderr
+    (round_,) = harness.world.services.rounds.find()
+    assert (round_.job, f"graftwork rounds undo {round_.id}" in gone.stderr) == (job.id, True)
     assert "No adapter learns by itself" in harness.run("jobs", "policies").stdout
     assert harness.run("train", "intents", "--no-watch").exit_code == ExitCode.NOT_FOUND
     assert harness.run("train", "nobody", "--watch").exit_code == ExitCode.NOT_FOUND

@@ -32,12 +32,14 @@ from graftwork.clients.types.generation import (
     ToolCallDelta,
 )
 from graftwork.clients.types.interactions import ErasureResult, Interaction
-from graftwork.clients.types.jobs import Job, JobCheckpoint, JobEvent
 from graftwork.clients.types.keys import Key
-from graftwork.clients.types.learning_policies import LearningPolicy
+from graftwork.clients.types.learning.jobs import Job, JobCheckpoint, JobEvent
+from graftwork.clients.types.learning.learning_policies import LearningPolicy
+from graftwork.clients.types.learning.rounds import Round, RoundPlan
 from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 from graftwork.clients.types.pages import Page
 from graftwork.clients.types.service import Health, Model, Readiness, ServerVersion
+from graftwork.clients.types.webhooks import Webhook, WebhookDelivery
 from tests.server.documented import document
 
 Seen = dict[Any, set[str]]
@@ -89,6 +91,16 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("post", "/v1/fine_tuning/jobs/{job_id}/cancel"): Job,
     ("get", "/v1/fine_tuning/jobs/{job_id}/events"): Page[JobEvent],
     ("get", "/v1/fine_tuning/jobs/{job_id}/checkpoints"): Page[JobCheckpoint],
+    ("get", "/v1/rounds"): Page[Round],
+    ("post", "/v1/rounds"): Round,
+    ("get", "/v1/rounds/{id}"): Round,
+    ("post", "/v1/rounds/{id}/undo"): Round,
+    ("get", "/v1/adapters/{name}/next_round"): RoundPlan,
+    ("get", "/v1/webhooks"): Page[Webhook],
+    ("post", "/v1/webhooks"): Webhook,
+    ("delete", "/v1/webhooks/{id}"): Webhook,
+    ("post", "/v1/webhooks/{id}/test"): Webhook,
+    ("get", "/v1/webhooks/{id}/deliveries"): Page[WebhookDelivery],
     ("get", "/v1/learning_policies"): Page[LearningPolicy],
     ("get", "/v1/adapters/{name}/learning_policy"): LearningPolicy,
     ("put", "/v1/adapters/{name}/learning_policy"): LearningPolicy,

@@ -25,12 +25,14 @@ from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import router
@@ -163,6 +165,7 @@ def make_world(
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
+    experiments = Experiments(database, registry)
     services = Services(
         base=base,
         registry=registry,
@@ -172,12 +175,14 @@ def make_world(
         engine=engine,
         metrics=metrics,
         records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
-        experiments=Experiments(database, registry),
+        experiments=experiments,
         exposures=Exposures(database),
         files=Files(database, home / "files", max_bytes=1 << 20),
         batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
+        rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
+        webhooks=Webhooks(database),
         limits=LIMITS,
         home=home,
         allowed_roots=(home / "shared",),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -144,6 +144,15 @@ def train(
             rich_help_panel=_LOOP,
         ),
     ] = None,
+    auto: Annotated[
+        Literal["candidate", "experiment"] | None,
+        typer.Option(
+            "--auto",
+            help="What becomes of a candidate: it waits for a person, as by default, or an experiment decides.",
+            rich_help_panel=_LOOP,
+            show_default=False,
+        ),
+    ] = None,
     **knobs: Any,
 ) -> None:
     """Train an adapter, and make it the next version.
@@ -153,7 +162,7 @@ def train(
     it again and again, also after Ctrl-C, until --no-watch.
     """
     if watch is not None:
-        loop = {"after": after, "every": every, "at_least": at_least, "control_every": control_every}
+        loop = {"after": after, "every": every, "at_least": at_least, "control_every": control_every, "auto": auto}
         _loop(remote, name, knobs, loop, on=watch, method=method, detach=detach)
         return
     for option in LOOP_ONLY:
@@ -205,7 +214,7 @@ LOCAL_ONLY = (
 )
 """Options that jobs do not have."""
 
-LOOP_ONLY = ("after", "every", "at_least", "control_every")
+LOOP_ONLY = ("after", "every", "at_least", "control_every", "auto")
 """Options of learning policies only."""
 
 
@@ -224,7 +233,7 @@ def _submit(
     Raises:
         typer.BadParameter: for an option that jobs do not have.
     """
-    from graftwork.clients.cli import jobs
+    from graftwork.clients.cli.learning import jobs
 
     jobs.submit(
         remote,
@@ -274,7 +283,7 @@ def _loop(
     detach: bool,
 ) -> None:
     """Set or remove the learning policy of an adapter; 0 turns a trigger off."""
-    from graftwork.clients.cli import learning_policies
+    from graftwork.clients.cli.learning import learning_policies
 
     for option in ("data", "local", "continued", "seed"):
         if option in remote.explicit:
@@ -294,6 +303,8 @@ def _loop(
     settings = {option: value or None for option, value in loop.items() if option in remote.explicit}
     if "every" in settings:
         settings["every_days"] = settings.pop("every")
+    if "auto" in settings:
+        settings["experiment"] = settings.pop("auto") == "experiment"
     settings |= {"hyperparameters": given} if given else {}
     settings |= {"method": method} if method else {}
     learning_policies.watch(remote, name, settings, detach=detach)

@@ -24,7 +24,9 @@ from graftwork.server.http.routes import (
     learning_policies,
     log_policies,
     models,
+    rounds,
     service,
+    webhooks,
 )
 from graftwork.server.http.services import Services
 
@@ -41,6 +43,8 @@ NOUNS = (
     batches,
     jobs,
     learning_policies,
+    rounds,
+    webhooks,
 )
 
 

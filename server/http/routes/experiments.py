@@ -251,18 +251,8 @@ def _plan(body: NewExperiment) -> ExperimentPlan:
     return ExperimentPlan(
         adapter=body.adapter,
         arms=tuple(_arm(arm, f"arms[{place}].", equal) for place, arm in enumerate(body.arms)),
-        metric=_metric(body.metric, "metric"),
-        guardrails=DEFAULT_GUARDRAILS
-        if body.guardrails is None
-        else tuple(
-            Guardrail(
-                metric=_metric(rail.metric, f"guardrails[{place}].metric"),
-                limit=rail.limit,
-                margin=rail.margin,
-                alpha=rail.alpha,
-            )
-            for place, rail in enumerate(body.guardrails)
-        ),
+        metric=metric_of(body.metric, "metric"),
+        guardrails=DEFAULT_GUARDRAILS if body.guardrails is None else guardrails_of(body.guardrails, "guardrails"),
         rule=DecisionRule(
             promote_above=body.decision.promote_above,
             stop_below=body.decision.stop_below,
@@ -310,7 +300,21 @@ def _arm(arm: NewArm, at: str, equal: float) -> Arm:
     )
 
 
-def _metric(given: str | NewMetric, param: str) -> Metric:
+def guardrails_of(given: Sequence[NewGuardrail], param: str) -> tuple[Guardrail, ...]:
+    """The guardrails of a body; ``param`` is their field there."""
+    return tuple(
+        Guardrail(
+            metric=metric_of(rail.metric, f"{param}[{place}].metric"),
+            limit=rail.limit,
+            margin=rail.margin,
+            alpha=rail.alpha,
+        )
+        for place, rail in enumerate(given)
+    )
+
+
+def metric_of(given: str | NewMetric, param: str) -> Metric:
+    """The metric of a body; ``param`` is its field there."""
     if isinstance(given, str):
         return Metric.of(given, param=param)
     return Metric.of(given.name, over=given.over, range=given.range, goal=given.goal, param=param)

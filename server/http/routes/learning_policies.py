@@ -6,29 +6,31 @@ They take an operator's key: a policy submits jobs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.experiments.plan import DEFAULT_GUARDRAILS
 from graftwork.adapters.learning import hyperparameters
-from graftwork.adapters.learning.gate_results import gate_summary, version_by_id
-from graftwork.adapters.learning.job import METHODS, Job
-from graftwork.adapters.learning.policies import (
+from graftwork.adapters.learning.job import METHODS
+from graftwork.adapters.learning.rounds.experiment import DEFAULT_DAYS, RoundExperiment
+from graftwork.adapters.learning.rounds.policies import (
     DEFAULT_AFTER,
     DEFAULT_AT_LEAST,
     DEFAULT_EVERY_DAYS,
     LearningPolicy,
     PolicyStatus,
 )
-from graftwork.server.bodies import StrictModel, parse
+from graftwork.server.bodies import Label, StrictModel, parse
 from graftwork.server.http.lists import in_thread, list_body
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.learning_policies import LearningPolicyObject, LearningRoundObject
+from graftwork.server.http.routes.experiments import NewGuardrail, NewMetric, guardrails_of, metric_of
+from graftwork.server.http.routes.rounds import shown
+from graftwork.server.http.schemas.learning_policies import LearningPolicyObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
@@ -42,6 +44,23 @@ else:
     MethodName = Literal[tuple(METHODS)]
 
 
+class NewRoundExperiment(StrictModel):
+    """How a candidate is compared with the live version, see ``RoundExperiment``."""
+
+    metric: Label | NewMetric | None = None
+    weight: float = 0.5
+    guardrails: list[NewGuardrail] | None = None
+    window_seconds: float | None = None
+    max_units: Annotated[int, Field(ge=1)] | None = None
+    days: float = DEFAULT_DAYS
+    alpha: float = 0.05
+
+
+def _settings(given: Any) -> Any:
+    """``true`` and ``false`` as settings: the defaults, and none."""
+    return ({} if given else None) if isinstance(given, bool) else given
+
+
 class NewLearningPolicy(StrictModel):
     """The body that sets an adapter's learning policy."""
 
@@ -51,6 +70,10 @@ class NewLearningPolicy(StrictModel):
     control_every: Annotated[int, Field(ge=1)] | None = None
     method: MethodName = "auto"
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    experiment: Annotated[
+        NewRoundExperiment | None,
+        BeforeValidator(_settings, json_schema_input_type=bool | NewRoundExperiment | None),
+    ] = None
 
 
 def add(routes: APIRouter, services: Services) -> None:
@@ -84,6 +107,7 @@ def add(routes: APIRouter, services: Services) -> None:
             hyperparameters=hyperparameters.validate_hyperparameters(
                 body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
             ),
+            experiment=_experiment(body.experiment),
             actor=who.name,
         )
         log.info("%s: %s learns by itself, %s", who.name, policy.name, when(policy))
@@ -124,6 +148,7 @@ def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) ->
         "control_every": policy.control_every,
         "method": _METHOD_NAMES[policy.method],
         "hyperparameters": dict(policy.hyperparameters),
+        "experiment": None if policy.experiment is None else policy.experiment.to_json(),
         "actor": policy.actor,
         "created_at": policy.created_at.timestamp(),
         "updated_at": policy.updated_at.timestamp(),
@@ -132,25 +157,21 @@ def _show(services: Services, policy: LearningPolicy, standing: PolicyStatus) ->
         "waits_for": standing.waits_for or None,
         "rounds": standing.num_rounds,
         "next_is_control": standing.next_is_control,
-        "last_round": None if standing.last is None else _round(services, standing.last),
+        "last_round": None if standing.last is None else shown(standing.last),
     }
 
 
-def _round(services: Services, job: Job) -> LearningRoundObject:
-    gates = None if job.version is None else gate_summary(version_by_id(services.registry, job.version))
-    metadata: Mapping[str, str] = job.metadata
-    return {
-        "number": int(metadata["round"]),
-        "job": job.id,
-        "control": job.parent is None,
-        "continues": job.parent,
-        "status": job.status,
-        "submitted_at": job.created_at.timestamp(),
-        "finished_at": None if job.finished_at is None else job.finished_at.timestamp(),
-        "version": job.version,
-        "gates": None if gates is None else gates.outcome,
-        "gates_passed": None if gates is None else gates.outcome == "pass",
-        "refusals": () if gates is None else gates.refusals,
-        "doubts": () if gates is None else gates.doubts,
-        "error": None if job.error is None else job.error["message"],
-    }
+def _experiment(given: NewRoundExperiment | None) -> RoundExperiment | None:
+    if given is None:
+        return None
+    return RoundExperiment(
+        metric=None if given.metric is None else metric_of(given.metric, "experiment.metric"),
+        weight=given.weight,
+        guardrails=DEFAULT_GUARDRAILS
+        if given.guardrails is None
+        else guardrails_of(given.guardrails, "experiment.guardrails"),
+        window_seconds=given.window_seconds,
+        max_units=given.max_units,
+        days=given.days,
+        alpha=given.alpha,
+    )

@@ -1,31 +1,13 @@
-"""Learning policies: when adapters are trained by themselves, and the rounds of that."""
+"""The JSON of answers: learning policies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-
-class LearningRoundObject(TypedDict):
-    """One round: its job and its result. ``control``: it began with the base; otherwise it ``continues`` a version.
-    ``gates`` null, as ``gates_passed``: it was not evaluated against gates.
-    """
-
-    number: int
-    job: str
-    control: bool
-    continues: str | None
-    status: str
-    submitted_at: float
-    finished_at: float | None
-    version: str | None
-    gates: Literal["pass", "refuse", "inconclusive"] | None
-    gates_passed: bool | None
-    refusals: Sequence[str]
-    doubts: Sequence[str]
-    error: str | None
+from graftwork.server.http.schemas.rounds import RoundObject
 
 
 class LearningPolicyObject(TypedDict):
@@ -39,6 +21,7 @@ class LearningPolicyObject(TypedDict):
     control_every: int | None
     method: str
     hyperparameters: Mapping[str, Any]
+    experiment: Mapping[str, Any] | None
     actor: str
     created_at: float
     updated_at: float
@@ -47,4 +30,4 @@ class LearningPolicyObject(TypedDict):
     waits_for: str | None
     rounds: int
     next_is_control: bool
-    last_round: LearningRoundObject | None
+    last_round: RoundObject | None

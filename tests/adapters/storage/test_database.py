@@ -27,11 +27,13 @@ from graftwork.adapters.experiments import tables as experiment_tables
 from graftwork.adapters.feedback import feedback, interactions, lineage
 from graftwork.adapters.feedback import policies as log_policies
 from graftwork.adapters.learning import files, job_tables, split_ledger
-from graftwork.adapters.learning import policies as learning_policies
+from graftwork.adapters.learning.rounds import policies as learning_policies
+from graftwork.adapters.learning.rounds import table as rounds
 from graftwork.adapters.storage import database as db
 from graftwork.adapters.storage import leases
 from graftwork.adapters.storage import settings as secrets
 from graftwork.adapters.storage.database import Database, UtcDateTime, migrate
+from graftwork.adapters.webhooks import outbox
 
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
@@ -45,10 +47,12 @@ MODULES_WITH_TABLES = (
         keys,
         learning_policies,
         leases,
+        rounds,
         split_ledger,
     ),
     *(lineage, log_policies, registry),
     secrets,
+    outbox,
 )
 
 

@@ -20,7 +20,7 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.learning import own_server, serving_while_training
 from benchmarks.learning.serving_while_training import ServingWhileTraining, TrainerOptions, to_markdown
 from benchmarks.load.generator import Load
-from graftwork.clients.types.jobs import Job, JobDetails
+from graftwork.clients.types.learning.jobs import Job, JobDetails
 from tests.benchmarks import fake_peer
 from tests.benchmarks.fakes import fake_server, gone, quiet
 

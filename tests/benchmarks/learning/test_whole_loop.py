@@ -24,7 +24,7 @@ from benchmarks.learning.whole_loop import LoopBenchmark
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.demo.display import LoopDisplay
 from graftwork.clients.demo.queries import Query
-from graftwork.clients.types.jobs import Job, JobDetails
+from graftwork.clients.types.learning.jobs import Job, JobDetails
 from tests.benchmarks import fake_trl
 
 LABELS = ("card", "loan", "top_up")

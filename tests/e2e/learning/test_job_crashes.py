@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from graftwork.clients.types.jobs import Job
+from graftwork.clients.types.learning.jobs import Job
 from tests.e2e.conftest import MakeServer
 from tests.e2e.learning.test_fine_tuning import rows
 from tests.e2e.server_process import Server, eventually

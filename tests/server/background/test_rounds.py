@@ -18,10 +18,12 @@ from fastapi.testclient import TestClient
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
+from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning.job import Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Lease, Leases
@@ -62,8 +64,13 @@ def duty(world: World) -> tuple[RoundScheduler, Database]:
     """As another server on the same database has it."""
     database = Database(world.home / "graftwork.db")
     registry, jobs = Registry(database), Jobs(database)
-    policies = LearningPolicies(database, registry, jobs, base_id=world.services.base.id)
-    return RoundScheduler(policies, jobs, registry, Leases(database)), database
+    return scheduler(database, registry, jobs, world.services.base.id, world.services.base.digest), database
+
+
+def scheduler(database: Database, registry: Registry, jobs: Jobs, base_id: str, base_digest: str) -> RoundScheduler:
+    policies = LearningPolicies(database, registry, jobs, base_id=base_id)
+    rounds = Rounds(database, registry, jobs, Experiments(database, registry), base_digest=base_digest)
+    return RoundScheduler(policies, rounds, Leases(database))
 
 
 def end(world: World, client: TestClient, gates: dict[str, Any] | None) -> None:
@@ -100,6 +107,7 @@ def test_a_policy_is_set_shown_and_removed(client: TestClient, say: Callable[[in
         "control_every": 2,
         "method": "auto",
         "hyperparameters": {"rank": 8},
+        "experiment": None,
         "actor": "local",
         "judgements": 4,
         "due": False,
@@ -182,33 +190,42 @@ def test_a_round_begins_ends_and_is_told(
     assert (job["training_file"], job["model"], job["graftwork"]["parent"], job["graftwork"]["created_by"]) == (
         "feedback", "intents@1", "intents@1", "keeper",
     )  # fmt: skip
-    assert f"learning policy of intents: round 1 began as {job['id']}, after 3 new judgements" in caplog.text
+    assert f"round 1 of intents began as {job['id']}: 3 new judgements; it continues intents@1" in caplog.text
     metrics = client.get("/metrics").text
     assert 'graftwork_learning_judgements{adapter="intents"} 3.0' in metrics
-    assert 'graftwork_learning_rounds{adapter="intents",status="validating_files"} 1.0' in metrics
+    assert 'graftwork_learning_rounds{adapter="intents",state="collecting"} 1.0' in metrics
     end(world, client, None)
     loop.run(lease)
     loop.run(lease)
-    assert caplog.text.count("round 1 ended as") == 1
-    assert "intents@2, not held against gates" in caplog.text
+    assert caplog.text.count("round 1 of intents, awaiting_decision") == 1
     last = client.get(POLICY).json()["last_round"]
-    assert last.pop("submitted_at") < last.pop("finished_at")
+    assert client.get(f"/v1/rounds/{last['id']}").json() == last == client.get("/v1/rounds").json()["data"][0]
+    assert last.pop("created_at") < last.pop("updated_at")
+    assert last.pop("id").startswith("round-")
+    assert last.pop("policy")["after"] == 3
     assert last == {
+        "object": "round",
+        "adapter": "intents",
         "number": 1,
-        "job": job["id"],
+        "state": "awaiting_decision",
+        "reason": "it was not held against gates; nobody has promoted it yet",
         "control": False,
         "continues": "intents@1",
-        "status": "succeeded",
-        "version": "intents@2",
+        "live": "intents@1",
+        "judgements": {"thumb": 3},
+        "job": job["id"],
+        "data_digest": None,
+        "rows": None,
+        "candidate": "intents@2",
         "gates": None,
-        "gates_passed": None,
-        "refusals": [],
-        "doubts": [],
-        "error": None,
+        "experiment": None,
+        "decision": None,
+        "created_by": "keeper",
+        "ended_at": None,
     }
     metrics = client.get("/metrics").text
-    assert 'status="validating_files"' not in metrics
-    assert 'graftwork_learning_rounds{adapter="intents",status="succeeded"} 1.0' in metrics
+    assert 'state="collecting"' not in metrics
+    assert 'graftwork_learning_rounds{adapter="intents",state="awaiting_decision"} 1.0' in metrics
     client.delete(POLICY)
     assert "graftwork_learning_rounds{adapter" not in client.get("/metrics").text
     database.close()
@@ -249,10 +266,11 @@ def test_what_the_gates_said_is_told(
     loop.run(lease)
     end(world, client, gates)
     loop.run(lease)
-    assert f"intents@2, {words}" in caplog.text
+    assert words in caplog.text
     last = client.get(POLICY).json()["last_round"]
-    assert (last["gates"], last["gates_passed"]) == (outcome, outcome == "pass")
-    assert (last["refusals"], last["doubts"]) == (gates.get("refusals", []), gates.get("doubts", []))
+    said = {name: gates.get(name, []) for name in ("refusals", "doubts")}
+    assert last["gates"] == {"outcome": outcome, **said}
+    assert last["state"] == ("set_aside" if outcome == "refuse" else "awaiting_decision")
     database.close()
 
 
@@ -275,7 +293,7 @@ def test_one_that_cannot_begin_does_not_hold_up_the_others(
         return submit(self, new, **more)
 
     monkeypatch.setattr(Jobs, "submit", refuse)
-    with pytest.raises(ExceptionGroup, match="could not be begun") as failed:
+    with pytest.raises(ExceptionGroup, match="could not be carried on") as failed:
         loop.run(lease)
     assert "not today" in str(failed.value.exceptions)
     assert [job.name for job in world.services.jobs.find()] == ["intents"]
@@ -317,16 +335,14 @@ def test_two_keepers_begin_one_round(world: World, client: TestClient, say: Call
 LOOKING = """
 import sys
 from tests.server.background.test_rounds import look
-look(sys.argv[1], sys.argv[2])
+look(*sys.argv[1:])
 """
 
 
-def look(home: str, base_id: str) -> None:
+def look(home: str, base_id: str, base_digest: str) -> None:
     """A keeper of its own process, until it is killed; says so when it has looked."""
     database = Database(Path(home) / "graftwork.db")
-    registry, jobs = Registry(database), Jobs(database)
-    policies = LearningPolicies(database, registry, jobs, base_id=base_id)
-    loop = RoundScheduler(policies, jobs, registry, Leases(database))
+    loop = scheduler(database, Registry(database), Jobs(database), base_id, base_digest)
     lease = Leases(database).acquire("keeper", "killed", seconds=1)
     assert lease is not None
     while True:
@@ -340,7 +356,8 @@ def test_killed_after_it_began_a_round_the_next_keeper_begins_no_other(
     client.put(POLICY, json={"after": 1})
     say(1)
     process = subprocess.Popen(
-        [sys.executable, "-c", LOOKING, str(world.home), world.services.base.id], stdout=subprocess.PIPE
+        [sys.executable, "-c", LOOKING, str(world.home), world.services.base.id, world.services.base.digest],
+        stdout=subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
@@ -364,3 +381,53 @@ def test_killed_after_it_began_a_round_the_next_keeper_begins_no_other(
         keeper.stop()
         database.close()
     assert [found.id for found in world.services.jobs.find()] == [job.id]
+
+
+# --- the routes of rounds ---------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_planned_begun_and_undone(client: TestClient, say: Callable[[int], None]) -> None:
+    assert error(client.get("/v1/adapters/intents/next_round"), 404)["code"] == "policy_not_found"
+    assert error(client.post("/v1/rounds", json={"adapter": "intents"}), 400)["code"] == "policy_not_found"
+    assert error(client.post("/v1/rounds", json={"adapter": "nobody"}), 400)["param"] == "adapter"
+    policy = client.put(POLICY, json={"after": 9, "experiment": True}).json()
+    assert policy["experiment"]["weight"] == 0.5
+    say(2)
+    plan = client.get("/v1/adapters/intents/next_round").json()
+    assert (plan["number"], plan["continues"], plan["judgements"], plan["due"], plan["policy"]["experiment"]) == (
+        1, "intents@1", {"thumb": 2}, False, policy["experiment"],
+    )  # fmt: skip
+    assert client.get("/v1/rounds").json()["data"] == []
+    begun = client.post("/v1/rounds", json={"adapter": "intents"})
+    assert (begun.status_code, begun.json()["state"]) == (201, "collecting")
+    assert error(client.post("/v1/rounds", json={"adapter": "intents"}), 409)["code"] == "round_under_way"
+    id = begun.json()["id"]
+    undone = client.post(f"/v1/rounds/{id}/undo", json={"reason": "a try"}).json()
+    assert (undone["state"], undone["reason"], undone["decision"]["by"]) == ("undone", "a try", "local")
+    assert error(client.post(f"/v1/rounds/{id}/undo"), 409)["code"] == "round_ended"
+    assert error(client.get("/v1/rounds/round-0"), 404)["code"] == "round_not_found"
+    assert [one["id"] for one in client.get("/v1/rounds?state=undone&adapter=intents").json()["data"]] == [id]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "param"),
+    [
+        ("yes", "experiment"),
+        ({"metric": "happiness"}, "experiment.metric"),
+        ({"weight": 2}, "experiment.weight"),
+        ({"days": -1}, "experiment.days"),
+        ({"guardrails": [{"metric": "latency", "limit": 1}]}, "experiment.guardrails[0]"),
+        ({"arms": []}, "experiment.arms"),
+    ],
+)
+def test_settings_that_no_experiment_can_have(client: TestClient, experiment: Any, param: str) -> None:
+    assert param in error(client.put(POLICY, json={"experiment": experiment}), 400)["param"]
+    assert client.get("/v1/learning_policies").json()["data"] == []
+
+
+def test_what_a_policy_answers_can_be_sent_again(client: TestClient) -> None:
+    given = {"metric": {"name": "latency", "over": 2}, "weight": 0.1, "max_units": 500, "days": 3}
+    shown = client.put(POLICY, json={"experiment": given}).json()["experiment"]
+    assert shown["metric"] == {"name": "latency", "over": 2.0, "range": None, "goal": "down"}
+    assert client.put(POLICY, json={"experiment": shown}).json()["experiment"] == shown
+    assert client.put(POLICY, json={"experiment": False}).json()["experiment"] is None

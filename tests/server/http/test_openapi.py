@@ -66,7 +66,8 @@ def test_all_but_the_public_routes_ask_for_a_bearer_key() -> None:
 
 
 def test_every_route_describes_what_it_takes_and_answers() -> None:
-    bodiless = {"/v1/fine_tuning/jobs/{job_id}/cancel", "/v1/batches/{batch_id}/cancel"}
+    bodiless = {f"/v1/{path}" for path in ("fine_tuning/jobs/{job_id}/cancel", "batches/{batch_id}/cancel")}
+    bodiless.add("/v1/webhooks/{id}/test")
     for path, method, operation in operations():
         takes = operation.get("requestBody", {}).get("content", {})
         assert bool(takes) == (method in ("post", "put", "patch") and path not in bodiless), (method, path)

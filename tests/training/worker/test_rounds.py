@@ -16,10 +16,12 @@ import httpx
 import pytest
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning.job import CONTROL_KEY
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.policies import LearningPolicies
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Leases
@@ -44,8 +46,10 @@ def keeping(world: World) -> Iterator[None]:
     database = Database(world.home / "graftwork.db")
     registry, jobs = Registry(database), Jobs(database)
     policies = LearningPolicies(database, registry, jobs, base_id=world.services.base.id)
+    experiments = Experiments(database, registry)
+    rounds = Rounds(database, registry, jobs, experiments, base_digest=world.services.base.digest)
     keeper = Keeper(Leases(database), seconds=5)
-    keeper.add_duty("learning", RoundScheduler(policies, jobs, registry, Leases(database)).run, every=0.1)
+    keeper.add_duty("learning", RoundScheduler(policies, rounds, Leases(database)).run, every=0.1)
     keeper.start()
     try:
         yield
@@ -71,7 +75,7 @@ def test_what_users_say_becomes_versions(world: World, url: str) -> None:
         def ended() -> dict[str, Any] | None:
             policy = httpx.get(f"{url}/v1/adapters/intents/learning_policy", timeout=SECONDS).json()
             last = policy["last_round"]
-            return last if last and last["number"] == number and last["finished_at"] else None
+            return last if last and last["number"] == number and last["candidate"] else None
 
         found: dict[str, Any] = eventually(ended, SECONDS, f"round {number} has ended")
         return found
@@ -80,11 +84,15 @@ def test_what_users_say_becomes_versions(world: World, url: str) -> None:
     with working(world, url), keeping(world):
         say()
         first = last_round(1)
-        assert (first["status"], first["version"], first["continues"]) == ("succeeded", "intents@2", "intents@1"), first
+        assert (first["state"], first["candidate"], first["continues"]) == (
+            "awaiting_decision", "intents@2", "intents@1",
+        ), first  # fmt: skip
         set_policy(hyperparameters={"batch_size": 7}, control_every=2)
         say()
         second = last_round(2)
-        assert (second["status"], second["version"], second["control"]) == ("succeeded", "intents@3", True), second
+        assert (second["state"], second["candidate"], second["control"]) == ("awaiting_decision", "intents@3", True), (
+            second
+        )
     adapter = world.services.registry.adapter("intents")
     assert [version.parent for version in adapter.versions] == [None, 1, None]
     assert adapter.aliases == {"live": 1}

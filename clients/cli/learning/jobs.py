@@ -19,7 +19,7 @@ from graftwork.clients.errors import LocalFileError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graftwork.clients.types.jobs import Job, JobEvent
+    from graftwork.clients.types.learning.jobs import Job, JobEvent
 
 POLL_SECONDS: Final = 1.0
 FEEDBACK: Final = "feedback"

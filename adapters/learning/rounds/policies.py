@@ -1,9 +1,9 @@
 """Learning policies: when an adapter is trained by itself, and whether a round is due now.
 
-A round is an ordinary job from feedback that continues the live version. Every so many rounds one is a control instead,
-which begins with the base and trains on everything that earlier jobs were trained on. Only policies are stored: whether
-a round is due follows from the jobs and the feedback, and a round is submitted in one transaction with that check. So
-none is submitted twice, whatever crashes and however many processes check at once.
+A round's job is an ordinary one from feedback that continues the live version. Every so many rounds one is a control
+instead, which begins with the base and trains on everything that earlier jobs were trained on. Whether a round is due
+follows from the rounds, the jobs and the feedback; it begins, and its job is submitted, in one transaction with that
+check. So none begins twice, whatever crashes and however many processes check at once.
 
 New judgements are those since the last job from feedback began, also one that was submitted by hand. After a round that
 failed, as many are needed again, and some time must pass, longer after each failure.
@@ -11,6 +11,8 @@ failed, as many are needed again, and some time must pass, longer after each fai
 
 from __future__ import annotations
 
+import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,11 +37,14 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
-from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.feedback.feedback import feedback_table
-from graftwork.adapters.learning.job import CONTROL_KEY, ENDED_STATUSES, FEEDBACK_FILE, Job, Method, NewJob, NewJobEvent
-from graftwork.adapters.learning.job_tables import job_of, jobs_table
+from graftwork.adapters.learning.job import CONTROL_KEY, ENDED_STATUSES, FEEDBACK_FILE, Method, NewJob, NewJobEvent
+from graftwork.adapters.learning.job_tables import jobs_table
 from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.rounds.experiment import RoundExperiment
+from graftwork.adapters.learning.rounds.round import UNDER_WAY_STATES, Round
+from graftwork.adapters.learning.rounds.table import insert_round, round_of, rounds_table
 from graftwork.adapters.names import LIVE
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
@@ -60,6 +65,9 @@ MAX_ROUNDS: Final = 1000
 BACKOFF: Final = timedelta(minutes=10)
 LONGEST_BACKOFF: Final = timedelta(days=1)
 
+ALL: Final = "all"
+"""The key of all judgements in a count by kind."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearningPolicy:
@@ -74,6 +82,7 @@ class LearningPolicy:
         control_every: Every so many rounds one is a control; ``None``: none is.
         method: Of its jobs.
         hyperparameters: Of its jobs.
+        experiment: The experiment that decides about a candidate; ``None``: a person does.
         actor: Who set it last.
         created_at: When it was first set.
         updated_at: When it was last set.
@@ -86,9 +95,19 @@ class LearningPolicy:
     control_every: int | None
     method: Method
     hyperparameters: Mapping[str, Any]
+    experiment: RoundExperiment | None = None
     actor: str
     created_at: datetime
     updated_at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        """What the policy says of its rounds, as it is stored with each of them."""
+        names_ = ("after", "every_days", "at_least", "control_every", "method")
+        return {
+            **{name: getattr(self, name) for name in names_},
+            "hyperparameters": dict(self.hyperparameters),
+            "experiment": None if self.experiment is None else self.experiment.to_json(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +116,17 @@ class PolicyStatus:
 
     Attributes:
         judgements: New ones since the last job from feedback that succeeded.
-        rounds: How many of the policy's rounds are in each status of a job.
-        last: The policy's last round.
+        by_kind: How many of these there are of each kind; one that is of two counts for both.
+        rounds: How many rounds the adapter has in each state.
+        last: Its last round.
         next_is_control: Whether the next one is.
         waits_for: What the next round waits for, in words; empty when it is due.
     """
 
     judgements: int
+    by_kind: Mapping[str, int]
     rounds: Mapping[str, int]
-    last: Job | None
+    last: Round | None
     next_is_control: bool
     waits_for: str
 
@@ -113,6 +134,11 @@ class PolicyStatus:
     def due(self) -> bool:
         """Whether the next round is due."""
         return not self.waits_for
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next round."""
+        return 1 if self.last is None else self.last.number + 1
 
     @property
     def num_rounds(self) -> int:
@@ -128,6 +154,7 @@ class _LearningPolicyColumns(TypedColumns):
     control_every: Named[int | None] = Column(Integer)
     method: Named[str] = Column(Text)
     hyperparameters = Column(JSON, nullable=False)
+    experiment = Column(JSON(none_as_null=True), nullable=True)
     actor: Named[str] = Column(Text)
     created_at = Column(UtcDateTime, nullable=False)
     updated_at = Column(UtcDateTime, nullable=False)
@@ -188,6 +215,7 @@ class LearningPolicies:
         control_every: int | None = None,
         method: Method = "auto",
         hyperparameters: Mapping[str, Any] | None = None,
+        experiment: RoundExperiment | None = None,
         actor: str,
     ) -> LearningPolicy:
         """Set the policy of an adapter.
@@ -210,6 +238,8 @@ class LearningPolicies:
             raise InvalidRequest(
                 f"every_days is {every_days:g}: use more than 0 and at most {MAX_DAYS:g}", param="every_days"
             )
+        if experiment is not None:
+            experiment.check()
         now = self._now()
         with self._database.write() as connection:
             before = _find(connection, name)
@@ -221,12 +251,14 @@ class LearningPolicies:
                 control_every=control_every,
                 method=method,
                 hyperparameters=dict(hyperparameters or {}),
+                experiment=experiment,
                 actor=actor,
                 created_at=now if before is None else before.created_at,
                 updated_at=now,
             )
             connection.execute(delete(_policies).where(_policies.c.name == name))
-            connection.execute(insert(_policies).values(vars(policy)))
+            stored = {"experiment": None if experiment is None else experiment.to_json()}
+            connection.execute(insert(_policies).values(vars(policy) | stored))
         return policy
 
     def remove(self, name: str) -> LearningPolicy:
@@ -240,15 +272,15 @@ class LearningPolicies:
             connection.execute(delete(_policies).where(_policies.c.name == name))
         return policy
 
-    def begin(self, name: str, *, fence: Fence = lambda connection: None) -> Job | None:
-        """Submit the next round if it is due, in one transaction with that check.
+    def begin(self, name: str, *, fence: Fence = lambda connection: None) -> Round | None:
+        """Begin the next round if it is due, in one transaction with that check.
 
         Args:
             name: The adapter.
             fence: Called with the connection, in the transaction; may raise.
 
         Returns:
-            The job; ``None`` if no round is due.
+            The round; ``None`` if none is due.
         """
         with self._database.write() as connection:
             fence(connection)
@@ -256,12 +288,29 @@ class LearningPolicies:
             if policy is None:
                 return None
             status = self._status(connection, policy)
-            if not status.due:
-                return None
-            return self._submit(connection, policy, status)
+            return self._submit(connection, policy, status, ACTOR) if status.due else None
 
-    def _submit(self, connection: Connection, policy: LearningPolicy, status: PolicyStatus) -> Job:
-        number = status.num_rounds + 1
+    def begin_now(self, name: str, *, actor: str) -> Round:
+        """Begin the next round without waiting until it is due.
+
+        Raises:
+            NotFound: The adapter has no policy.
+            Conflict: A round or a job of it is under way, or nobody has judged an answer yet.
+        """
+        with self._database.write() as connection:
+            policy = _get(connection, name)
+            seen, rounds = connection.execute(_jobs_of(name)).all(), _rounds_of(connection, name)
+            if under_way := _under_way(seen, rounds):
+                raise Conflict(f"{names.quoted(name)} waits for {under_way}: wait, too", code="round_under_way")
+            if not judgements_by_kind(connection, name)[ALL]:
+                raise Conflict(
+                    f"nobody has judged an answer of {names.quoted(name)} yet: there is nothing to learn from",
+                    code="no_judgements",
+                )
+            return self._submit(connection, policy, self._status(connection, policy), actor)
+
+    def _submit(self, connection: Connection, policy: LearningPolicy, status: PolicyStatus, actor: str) -> Round:
+        number = status.next_number
         # The only writer: what is live now is live when the job is committed.
         live = self._registry.resolve(f"{policy.name}@{LIVE}").id
         control = status.next_is_control
@@ -281,7 +330,7 @@ class LearningPolicies:
                 training_file=FEEDBACK_FILE,
                 metadata={**metadata, CONTROL_KEY: live} if control else metadata,
             ),
-            actor=ACTOR,
+            actor=actor,
             key_id=KEY_ID,
             # The database itself refuses a second round of this number.
             idempotency_key=f"{policy.name}/{number}",
@@ -293,37 +342,55 @@ class LearningPolicies:
             ],
             within=connection,
         )
-        return job
+        now = self._now()
+        begun = Round(
+            id=f"round-{secrets.token_hex(12)}",
+            adapter=policy.name,
+            number=number,
+            state="collecting",
+            reason=f"{status.judgements} new judgements; {begins}",
+            control=control,
+            continues=job.parent,
+            live=live,
+            judgements=status.by_kind,
+            policy=policy.to_json(),
+            job=job.id,
+            created_by=actor,
+            created_at=now,
+            updated_at=now,
+        )
+        insert_round(connection, begun)
+        return begun
 
     def _status(self, connection: Connection, policy: LearningPolicy) -> PolicyStatus:
-        seen = connection.execute(_jobs_of(policy.name)).all()
-        rounds = [row for row in seen if row.key_id == KEY_ID]
-        succeeded = sum(row.status == "succeeded" for row in rounds)
-        last = connection.execute(select(jobs_table).where(jobs_table.c.id == rounds[-1].id)).one() if rounds else None
+        seen, rounds = connection.execute(_jobs_of(policy.name)).all(), _rounds_of(connection, policy.name)
+        last = (
+            connection.execute(select(rounds_table).where(rounds_table.c.id == rounds[-1].id)).one() if rounds else None
+        )
         learned = [row for row in seen if row.training_file == FEEDBACK_FILE and row.status in ENDED_STATUSES]
         good = [row.created_at for row in learned if row.status == "succeeded"]
+        succeeded = sum(row.key_id == KEY_ID and row.status == "succeeded" for row in seen)
+        since = good[-1] if good else None
+        by_kind = judgements_by_kind(connection, policy.name, since=since)
         return PolicyStatus(
-            judgements=_judgements(connection, policy.name, since=good[-1] if good else None),
-            rounds={status: sum(row.status == status for row in rounds) for status in {row.status for row in rounds}},
-            last=None if last is None else job_of(last),
+            judgements=by_kind.pop(ALL),
+            by_kind=by_kind,
+            rounds=Counter(row.state for row in rounds),
+            last=None if last is None else round_of(last),
             next_is_control=policy.control_every is not None and (succeeded + 1) % policy.control_every == 0,
-            waits_for=self._waits_for(connection, policy, seen, learned),
+            waits_for=_under_way(seen, rounds) or self._waits_for(connection, policy, learned),
         )
 
     def _waits_for(
         self,
         connection: Connection,
         policy: LearningPolicy,
-        seen: Sequence[Row[*tuple[Any, ...]]],
         learned: Sequence[Row[*tuple[Any, ...]]],
     ) -> str:
         """What the next round waits for.
 
         ``learned`` are the ended jobs from feedback, also failed ones, the oldest first.
         """
-        under_way = [row.id for row in seen if row.status not in ENDED_STATUSES]
-        if under_way:
-            return f"the end of {under_way[-1]}"
         now = self._now()
         failures = _failed_in_a_row([row.status for row in learned])
         if failures:
@@ -331,7 +398,7 @@ class LearningPolicies:
             if now < again:
                 return f"{_moment(again)}, since {'the last round' if failures == 1 else f'{failures} rounds'} failed"
         began = learned[-1].created_at if learned else None
-        fresh = _judgements(connection, policy.name, since=began)
+        fresh = judgements_by_kind(connection, policy.name, since=began)[ALL]
         reasons = []
         if policy.after is not None:
             if fresh >= policy.after:
@@ -376,16 +443,41 @@ def _jobs_of(name: str) -> Any:
     )
 
 
-def _judgements(connection: Connection, name: str, *, since: datetime | None) -> int:
-    """The number of judgements of an adapter's answers. Comments and metadata alone are none."""
+def _rounds_of(connection: Connection, name: str) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The adapter's rounds, the oldest first, with what decides whether another one may begin."""
+    columns = (rounds_table.c[column] for column in ("id", "number", "state", "reason", "experiment"))
+    query = select(*columns).where(rounds_table.c.adapter == name).order_by(rounds_table.c.number)
+    return connection.execute(query).all()
+
+
+def _under_way(seen: Sequence[Row[*tuple[Any, ...]]], rounds: Sequence[Row[*tuple[Any, ...]]]) -> str:
+    """What goes on of an adapter, so that no round may begin, in words; empty if nothing does.
+
+    Args:
+        seen: Its jobs.
+        rounds: Its rounds.
+    """
+    jobs = [row.id for row in seen if row.status not in ENDED_STATUSES]
+    if jobs:
+        return f"the end of {jobs[-1]}"
+    for row in rounds:
+        if row.state in UNDER_WAY_STATES:
+            return f"the end of the experiment {row.experiment}" if row.experiment else f"the end of round {row.number}"
+    return ""
+
+
+def judgements_by_kind(connection: Connection, name: str, *, since: datetime | None = None) -> Counter[str]:
+    """The number of judgements of an adapter's answers, by kind and as ``ALL``; comments and metadata are none."""
     table, after = feedback_table.c, 0
     if since is not None:
         # Times are in the order of ids, and an index on them finds the newest one.
         last = select(table.id).where(table.at <= since).order_by(table.at.desc(), table.id.desc()).limit(1)
         after = connection.scalar(last) or 0
-    judged = or_(*(table[kind].is_not(None) for kind in ("thumb", "score", "correction", "preferred_over")))
-    query = select(func.count()).where(table.adapter == name, table.id > after, judged)
-    return int(connection.scalar(query) or 0)
+    kinds = {kind: func.count(table[kind]) for kind in ("thumb", "score", "correction", "preferred_over")}
+    judged = or_(*(table[kind].is_not(None) for kind in kinds))
+    query = select(func.count().label(ALL), *(count.label(kind) for kind, count in kinds.items()))
+    row = connection.execute(query.where(table.adapter == name, table.id > after, judged)).one()
+    return Counter({kind: count for kind, count in row._mapping.items() if count or kind == ALL})
 
 
 # --- plain values -----------------------------------------------------------------------------------------------------
@@ -415,4 +507,7 @@ def _moment(at: datetime) -> str:
 
 
 def _policy(row: Row[*tuple[Any, ...]]) -> LearningPolicy:
-    return LearningPolicy(**row._mapping)
+    stored = row.experiment
+    return LearningPolicy(
+        **{**row._mapping, "experiment": None if stored is None else RoundExperiment.from_json(stored)}
+    )

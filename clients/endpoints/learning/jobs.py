@@ -8,7 +8,7 @@ from typing import Any
 
 from graftwork.clients.endpoints.parts import path_of, reader_of, without_none
 from graftwork.clients.http.calls import Call, CallRequest
-from graftwork.clients.types.jobs import Job, JobCheckpoint, JobEvent
+from graftwork.clients.types.learning.jobs import Job, JobCheckpoint, JobEvent
 from graftwork.clients.types.pages import Page
 
 

@@ -12,14 +12,16 @@ import typer
 from graftwork.clients.cli.context import CommandContext, api_command, paginate
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.errors import NotFoundError
+from graftwork.clients.types.learning.rounds import JOB_STATES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from graftwork.clients.types.learning_policies import LearningPolicy, LearningRound
+    from graftwork.clients.types.learning.learning_policies import LearningPolicy
+    from graftwork.clients.types.learning.rounds import Round
 
 POLL_SECONDS: Final = 2.0
-SETTINGS: Final = ("after", "every_days", "at_least", "control_every", "method", "hyperparameters")
+SETTINGS: Final = ("after", "every_days", "at_least", "control_every", "method", "hyperparameters", "experiment")
 
 
 @api_command
@@ -55,8 +57,7 @@ def unwatch(remote: CommandContext, name: str) -> None:
     policy = remote.client.learning_policies.remove(name)
     remote.print_result(policy, lambda: f"{name} no longer learns by itself.")
     if policy.last_round is not None and not policy.last_round.ended:
-        job = policy.last_round.job
-        remote.print_message(f"The round under way goes on. End it: graftwork jobs cancel {job}")
+        remote.print_message(f"The round under way goes on. Take it back: graftwork rounds undo {policy.last_round.id}")
 
 
 def _set(remote: CommandContext, name: str, settings: Mapping[str, Any]) -> LearningPolicy:
@@ -78,19 +79,21 @@ def _follow(remote: CommandContext, policy: LearningPolicy) -> None:
     told: str | None = None
     shown: LearningPolicy | None = None
     heard: dict[str, str] = {}
-    ended = {policy.last_round.job} if policy.last_round is not None and policy.last_round.ended else set()
+    told_of = None if policy.last_round is None else (policy.last_round.id, policy.last_round.state)
     while True:
         if remote.json and policy != shown:
             _print(policy)
         shown = policy
         last = policy.last_round
-        if last is not None and last.job not in ended:
+        if last is not None and (last.id, last.state) != told_of:
             _print_new_events(remote, last.job, heard)
-            if last.ended:
-                ended.add(last.job)
+            told_of = (last.id, last.state)
+            if last.state not in JOB_STATES:
                 remote.print_message(_round_result(last))
+        elif last is not None and last.state in JOB_STATES:
+            _print_new_events(remote, last.job, heard)
         waits_for = _waits_for(policy)
-        if waits_for != told and (last is None or last.ended):
+        if waits_for != told and (last is None or last.state not in JOB_STATES):
             remote.print_message(waits_for)
             told = waits_for
         time.sleep(POLL_SECONDS)
@@ -149,7 +152,8 @@ def _when(policy: LearningPolicy) -> str:
         days = "day" if policy.every_days == 1 else f"{policy.every_days:g} days"
         reasons.append(f"every {days} with at least {policy.at_least}")
     control = f"; every {policy.control_every}. round is a control" if policy.control_every else ""
-    return " or ".join(reasons) + control
+    experiment = "; an experiment decides about candidates" if policy.experiment else ""
+    return " or ".join(reasons) + control + experiment
 
 
 def _waits_for(policy: LearningPolicy) -> str:
@@ -157,17 +161,7 @@ def _waits_for(policy: LearningPolicy) -> str:
     return f"{new}: waiting for {policy.waits_for}" if policy.waits_for else f"{new}: a round is due"
 
 
-def _round_result(last: LearningRound) -> str:
+def _round_result(last: Round) -> str:
     kind = "a control" if last.control else f"continues {last.continues}"
-    if last.version is None:
-        return f"Round {last.number} ({kind}) {last.status}{f': {last.error}' if last.error else ''}"
-    match last.gates:
-        case None:
-            gates = "not held against gates"
-        case "pass":
-            gates = "gates passed"
-        case "inconclusive":
-            gates = f"gates cannot say, an experiment can: {'; '.join(last.doubts)}"
-        case _:
-            gates = f"gates refused it: {'; '.join(last.refusals)}"
-    return f"Round {last.number} ({kind}): {last.version}, {gates}"
+    candidate = f" {last.candidate}," if last.candidate else ""
+    return f"Round {last.number} ({kind}):{candidate} {last.state.replace('_', ' ')}: {last.reason or ''}"

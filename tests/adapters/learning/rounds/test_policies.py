@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,17 +18,19 @@ from typing import Any
 import pytest
 
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
+from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.feedback import SubmittedFeedback
 from graftwork.adapters.learning import jobs as jobs_module
-from graftwork.adapters.learning import policies as policies_module
 from graftwork.adapters.learning.job import CONTROL_KEY, FEEDBACK_FILE, Job, NewJob
 from graftwork.adapters.learning.jobs import Jobs
-from graftwork.adapters.learning.policies import KEY_ID, LearningPolicies, PolicyStatus
+from graftwork.adapters.learning.rounds import policies as policies_module
+from graftwork.adapters.learning.rounds.policies import KEY_ID, LearningPolicies, PolicyStatus
+from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.leases import Leases
 from tests.adapters.records import BASE_ID, Records
-from tests.adapters.versions import push
+from tests.adapters.versions import BASE, push
 
 HAND = NewJob(model="intents", name="intents", training_file=FEEDBACK_FILE)
 
@@ -42,6 +44,7 @@ class Home:
     registry: Registry = field(init=False)
     jobs: Jobs = field(init=False)
     policies: LearningPolicies = field(init=False)
+    rounds: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.records.database)
@@ -53,6 +56,8 @@ class Home:
             base_id=BASE_ID,
             now=lambda: datetime.now(UTC) + self.ahead,
         )
+        experiments = Experiments(self.records.database, self.registry)
+        self.rounds = Rounds(self.records.database, self.registry, self.jobs, experiments, base_digest=BASE.digest)
 
     def say(self, count: int = 1, adapter: str = "intents@1", **said: Any) -> None:
         for _ in range(count):
@@ -64,9 +69,9 @@ class Home:
         return self.policies.get("intents")[1]
 
     def begin(self) -> Job:
-        job = self.policies.begin("intents")
-        assert job is not None, self.stands.waits_for
-        return job
+        begun = self.policies.begin("intents")
+        assert begun is not None, self.stands.waits_for
+        return self.jobs.get(begun.job)
 
     def end(self, *, fail: bool = False) -> None:
         """What a worker does with the job under way."""
@@ -78,7 +83,13 @@ class Home:
         if fail:
             self.jobs.fail(claim, code="nan_loss", message="It diverged.")
         else:
-            self.jobs.succeed(claim, "intents@2", metrics={}, trained_tokens=1)
+            self.jobs.succeed(claim, "intents@1", metrics={}, trained_tokens=1)
+        self.look()
+
+    def look(self) -> None:
+        """What the keeper does when a job has ended."""
+        for round_ in self.rounds.unended():
+            self.rounds.advance(round_.id, fence=lambda connection: None)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +201,7 @@ def test_what_the_last_job_learned_is_not_new(home: Home) -> None:
     home.jobs.release_owner("other")
     home.end()
     assert (home.stands.judgements, home.stands.waits_for) == (0, "2 more judgements")
-    assert home.stands.rounds == {"succeeded": 1}
+    assert home.stands.rounds == {"set_aside": 1}
 
 
 def test_a_week_is_a_reason_if_there_is_something_to_learn(home: Home) -> None:
@@ -232,7 +243,7 @@ def test_after_a_failure_as_many_must_come_again_and_time_must_pass(home: Home) 
     home.ahead = timedelta(0)
     job = home.begin()
     assert (job.metadata["round"], home.stands.rounds) == (
-        "4", {"failed": 2, "succeeded": 1, "validating_files": 1},
+        "4", {"failed": 2, "set_aside": 1, "collecting": 1},
     )  # fmt: skip
 
 
@@ -252,6 +263,7 @@ def test_a_cancelled_round_is_not_tried_again_at_once(home: Home) -> None:
     home.policies.set("intents", after=2, every_days=None, actor="ann")
     home.say(2)
     home.jobs.cancel(home.begin().id, actor="ann")
+    home.look()
     assert home.stands.waits_for == "2 more judgements"
     home.say(2)
     assert home.stands.due, "it is no failure: no time must pass"
@@ -323,13 +335,12 @@ OURS = {policies_module.__file__, jobs_module.__file__, Database.write.__code__.
 
 
 @contextmanager
-def killed_at(line: int | None) -> Iterator[list[int]]:
-    """Within it this process is killed as it comes to its ``line``-th line of the code that submits; how many it came
-    by."""
+def killed_at(line: int | None, files: Collection[str] = OURS) -> Iterator[list[int]]:
+    """Within it this process is killed as it comes to its ``line``-th line of some files; how many it came by."""
     seen = [0]
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename not in OURS:
+        if frame.f_code.co_filename not in files:
             return None
         seen[0] += event == "line"
         if seen[0] == line:
@@ -374,7 +385,7 @@ def kills(home: Home, step: int | None) -> None:
         assert in_child(lambda line=line: begin(line)) == -signal.SIGKILL
         home.policies.begin("intents")
         assert home.policies.begin("intents") is None
-        assert home.stands.rounds == {"succeeded": number - 1, "validating_files": 1}, line
+        assert home.stands.rounds == {"set_aside": number - 1, "collecting": 1}, line
         home.end()
 
 

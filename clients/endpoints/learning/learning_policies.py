@@ -7,7 +7,7 @@ from typing import Any
 
 from graftwork.clients.endpoints.parts import path_of, reader_of
 from graftwork.clients.http.calls import Call, CallRequest
-from graftwork.clients.types.learning_policies import LearningPolicy
+from graftwork.clients.types.learning.learning_policies import LearningPolicy
 from graftwork.clients.types.pages import Page
 
 
@@ -36,6 +36,7 @@ def set(
     control_every: int | None = None,
     method: str = "auto",
     hyperparameters: Mapping[str, Any] | None = None,
+    experiment: bool | Mapping[str, Any] | None = None,
 ) -> Call[LearningPolicy]:
     """Set the learning policy of an adapter.
 
@@ -47,6 +48,8 @@ def set(
         control_every: every so many rounds, a round trains from the base for comparison; None for no such rounds.
         method: the method of its jobs.
         hyperparameters: the hyperparameters of its jobs.
+        experiment: whether a candidate that its gates do not refuse starts an experiment that decides about it, or the
+            settings of that experiment; see docs/learning.md.
     """
     body = {
         "after": after,
@@ -55,6 +58,7 @@ def set(
         "control_every": control_every,
         "method": method,
         "hyperparameters": dict(hyperparameters or {}),
+        "experiment": experiment if isinstance(experiment, bool | None) else dict(experiment),
     }
     return Call(
         request=CallRequest(method="PUT", path=_learning_path(adapter), json=body), read=reader_of(LearningPolicy)

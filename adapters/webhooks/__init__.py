@@ -1,0 +1,1 @@
+"""Webhooks: addresses that are told what happens, by signed requests, whatever crashes in between."""

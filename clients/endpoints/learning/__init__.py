@@ -1,0 +1,1 @@
+"""Calls for learning: jobs, learning policies and rounds."""

@@ -1,0 +1,1 @@
+"""Types of learning: jobs, learning policies and rounds."""

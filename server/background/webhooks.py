@@ -1,0 +1,93 @@
+"""The keeper's duty for webhooks: sends the events that wait, signed, and tries again what failed."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+import httpx
+from sqlalchemy import Connection
+
+from graftwork.adapters.storage.leases import Lease, Leases
+from graftwork.adapters.webhooks.addresses import check_url, resolve
+from graftwork.adapters.webhooks.signature import sign
+from graftwork.adapters.webhooks.webhooks import Delivery, Webhook, Webhooks
+from graftwork.version import __version__
+
+log = logging.getLogger(__name__)
+
+TIMEOUT: Final = httpx.Timeout(10.0)
+
+MAX_ERROR_CHARS: Final = 300
+
+
+class WebhookSender:
+    """Sends what waits for the webhooks of one database.
+
+    Args:
+        webhooks: The webhooks and their deliveries.
+        leases: Of the database.
+    """
+
+    def __init__(self, webhooks: Webhooks, leases: Leases) -> None:
+        self._webhooks = webhooks
+        self._leases = leases
+
+    def run(self, lease: Lease) -> None:
+        """Try everything that is due. A webhook that cannot be reached is left alone until the next time.
+
+        Args:
+            lease: Is checked in the transaction of every write.
+        """
+
+        def fence(connection: Connection) -> None:
+            self._leases.check(connection, lease)
+
+        unreachable: set[str] = set()
+        for webhook, delivery in self._webhooks.due():
+            if webhook.id in unreachable:
+                continue
+            error = self._send(webhook, delivery)
+            if error is not None:
+                unreachable.add(webhook.id)
+                log.warning("webhook %s was not told %s: %s", webhook.id, delivery.type, error)
+            self._webhooks.record(delivery, error, fence=fence)
+
+    def clean(self, lease: Lease) -> None:
+        """Delete deliveries that ended long ago."""
+        self._webhooks.clean(fence=partial(self._leases.check, lease=lease))
+
+    def _send(self, webhook: Webhook, delivery: Delivery) -> str | None:
+        """Send a delivery.
+
+        Returns:
+            Why that failed; ``None``: it did not.
+        """
+        try:
+            parts = check_url(webhook.url, allow_private=self._webhooks.allow_private)
+            host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+            # The name is looked up once, and what was checked is what is connected to.
+            address = resolve(host, port, allow_private=self._webhooks.allow_private)
+            headers = {
+                "host": parts.netloc,
+                "content-type": "application/json",
+                "user-agent": f"graftwork/{__version__}",
+                **sign(webhook.secret, id=delivery.event, at=datetime.now(UTC), body=delivery.body),
+            }
+            # No proxy of the environment, no redirect: either could lead to an address that nobody checked.
+            with (
+                httpx.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False) as client,
+                client.stream(
+                    "POST",
+                    httpx.URL(webhook.url).copy_with(host=address),
+                    content=delivery.body.encode(),
+                    headers=headers,
+                    extensions={"sni_hostname": host},
+                ) as response,
+            ):
+                # Nobody reads the answer: a long one costs nothing.
+                return None if response.is_success else f"it answered {response.status_code}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
