@@ -63,7 +63,9 @@ class FirstDetection:
 
 
 def saved(adjusted: Detections, plain: Detections) -> str:
-    """By how much fewer units the median of one method is, in whole percent."""
+    """By how much fewer units the median of one method is, in whole percent; a dash if there is no median."""
+    if not math.isfinite(adjusted.median + plain.median):
+        return "–"
     return f"{round(100 * (1 - adjusted.median / plain.median)) or 0} %"
 
 
