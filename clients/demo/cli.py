@@ -51,7 +51,7 @@ def demo(
         Path | None,
         typer.Option(
             "--home",
-            help="Folder for the server, kept afterwards; with --url: where the base is. Default: a temporary one.",
+            help="Folder for the server, kept afterwards. Default: a temporary one.",
             rich_help_panel=_WHERE,
         ),
     ] = None,
@@ -131,38 +131,21 @@ def _go(
     from graftwork.clients.client import Client
     from graftwork.clients.demo.display import LoopDisplay
     from graftwork.clients.demo.loop import DemoLoop, DemoSizes
-    from graftwork.clients.demo.processes import DemoProcesses
+    from graftwork.clients.demo.server import DemoServer
 
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-demo-")))
-        if home is not None:
-            home = home.expanduser()
-        elif url is not None:
-            home = _HOME.expanduser()
-        else:
-            home = _borrowing_home(work / "home")
+        home = _borrowing_home(work / "home") if home is None else home.expanduser()
         watcher = stack.enter_context(LoopDisplay(Console(stderr=True, highlight=False)))
         if url is None:
             watcher.begin("Starting a server")
-            server = stack.enter_context(DemoProcesses(work))
-            url, api_key = server.serve(home, "--no-trainer", watch=watcher.log_line), "none"
+            server = stack.enter_context(DemoServer(work))
+            url, api_key = server.serve(home, watch=watcher.log_line), "none"
             watcher.end(f"Serving on {url}")
-        known = {"GRAFTWORK_URL": url, **({"GRAFTWORK_API_KEY": api_key} if api_key else {})}
-        children = stack.enter_context(DemoProcesses(work, known))
         client = stack.enter_context(Client(url, api_key))
         # Fewer rows take smaller steps and more passes.
-        sizes = DemoSizes(epochs=(1.0, 2.0), batch_size=4, users=users) if short else DemoSizes(users=users)
-        return DemoLoop(
-            client,
-            lambda name, words: children.run(name, words, watcher.log_line),
-            adapter,
-            dealt,
-            home=home,
-            work=work,
-            sizes=sizes,
-            seed=seed,
-            watcher=watcher,
-        ).run()
+        sizes = DemoSizes(epochs=(5, 4), batch_size=4, users=users) if short else DemoSizes(users=users)
+        return DemoLoop(client, adapter, dealt, work=work, sizes=sizes, seed=seed, watcher=watcher).run()
 
 
 def _borrowing_home(home: Path) -> Path:

@@ -133,6 +133,7 @@ def render_result(result: DemoResult) -> RenderableType:
         verdict = Text(f"{second.version} won and is live. ", style="bold green")
     else:
         verdict = Text(f"{second.version} did not win: {result.live} stays live. ", style="bold yellow")
+        verdict.append(f"{result.reason}. ", style="default")
     minutes = timedelta(seconds=round(result.seconds))
     verdict.append(
         f"{result.corrections} corrections, {first.share:.0%} → {second.share:.0%} of held-out queries right, "
@@ -140,7 +141,7 @@ def render_result(result: DemoResult) -> RenderableType:
         style="default",
     )
     return Group(
-        experiment_charts.experiment(result.experiment),
+        *([] if result.experiment is None else [experiment_charts.experiment(result.experiment)]),
         Text("─" * _LINE, style="dim"),
         history,
         Text(),

@@ -2,9 +2,10 @@
 
 ::
 
-    rows → intents@1, live → users ask and correct → export → intents@2, candidate → A/B with sticky users → the keeper
+    rows → a job → intents@1, live → users ask and correct → a round of learning → intents@2 → an experiment → keeper
 
-It only uses the HTTP API and ``graftwork`` commands. The server decides the experiment. An observer gets all events.
+It only uses the HTTP API. The first version is a job on a file; the second one is what a learning policy makes of the
+feedback, and the server decides about it. An observer gets all events.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from graftwork.clients.client import Client
 from graftwork.clients.demo.observer import LoopObserver
 from graftwork.clients.demo.queries import Query, QuerySplit
 from graftwork.clients.demo.results import Accuracy, DemoResult
 from graftwork.clients.demo.users import Users, Visit, conversation, run_concurrently
-from graftwork.clients.errors import ConflictError, InvalidArgumentError, NotFoundError
-from graftwork.clients.http.wire import dump
+from graftwork.clients.errors import ConflictError, GraftworkClientError, InvalidArgumentError, NotFoundError
 from graftwork.clients.types.experiments import Experiment
+from graftwork.clients.types.learning.jobs import Job
+from graftwork.clients.types.learning.rounds import Round
 
 LEAST_WINDOW_SECONDS: Final = 4.0
 
@@ -39,16 +41,14 @@ DECIDE_SECONDS: Final = 30.0
 
 QUERIES_A_USER: Final = 2
 
-Run = Callable[[str, list[str]], Any]
-"""Runs a ``graftwork`` command: takes the name of its log and its arguments, returns the JSON that it printed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSizes:
     """The sizes of the demo. ``epochs`` are those of the first and the second training."""
 
-    epochs: tuple[float, float] = (8.0, 4.0)
+    epochs: tuple[int, int] = (8, 6)
     batch_size: int = 8
+    poll_seconds: float = 0.5
     users: int = 600
     """Maximum number of users in the experiment; it ends undecided after that."""
 
@@ -76,16 +76,18 @@ class _ExperimentVisitors:
         return " · ".join(shares)
 
 
+class DemoFailedError(GraftworkClientError):
+    """Raised when a training of the demo failed."""
+
+
 class DemoLoop:
     """One execution of the loop, on a server that is ready.
 
     Args:
         client: the client of the server.
-        run: runs a ``graftwork`` command.
         adapter: the name of the adapter.
         dealt: the queries of each purpose.
-        home: folder of the base.
-        work: folder for exports and trained adapters.
+        work: folder for the first rows.
         sizes: the sizes of the demo.
         seed: of the users' queries.
         watcher: the observer.
@@ -94,21 +96,17 @@ class DemoLoop:
     def __init__(
         self,
         client: Client,
-        run: Run,
         adapter: str,
         dealt: QuerySplit,
         *,
-        home: Path,
         work: Path,
         sizes: DemoSizes,
         seed: int,
         watcher: LoopObserver,
     ) -> None:
         self._client = client
-        self._run = run
         self._adapter = adapter
         self._dealt = dealt
-        self._home = home
         self._work = work
         self._sizes = sizes
         self._chance = random.Random(seed)
@@ -125,31 +123,31 @@ class DemoLoop:
         """
         began = time.monotonic()
         self._check_free()
-        first_rows = self._work / "rows.jsonl"
-        write_rows(first_rows, self._dealt.train)
-        first = self._train(1, str(first_rows), len(self._dealt.train))
+        first = self._train_first()
         before = self._measure(first)
         corrections, thumbs_up = self._listen()
-        second = self._train(2, self._collect(first_rows), None)
-        after = self._measure(second)
-        experiment, crowd = self._try_out()
+        second = self._learn(corrections + thumbs_up)
+        assert second.candidate is not None
+        after = self._measure(second.candidate)
+        crowd = _ExperimentVisitors()
+        experiment = None if second.experiment is None else self._try_out(second.experiment, crowd)
+        decided = self._decision(second.id)
         arms: dict[str, int] = defaultdict(int)
         for versions in crowd.versions_by_user.values():
             for version in versions:
                 arms[version] += 1
         now = self._client.adapters.get(self._adapter)
         live = f"{self._adapter}@{now.aliases['live']}"
-        decided = experiment.outcome
-        assert decided is not None
         return DemoResult(
             adapter=self._adapter,
-            promoted=decided.decision == "promoted" and live == second,
-            decision=decided.decision,
-            reason=decided.reason,
+            promoted=decided.state == "promoted" and live == second.candidate,
+            decision=decided.state,
+            reason=decided.reason or "",
             live=live,
             accuracy=(before, after),
             corrections=corrections,
             thumbs_up=thumbs_up,
+            round=decided,
             experiment=experiment,
             visits=len(crowd.versions_by_user),
             arms=dict(arms),
@@ -174,22 +172,79 @@ class DemoLoop:
         )
 
     # -- versions ------------------------------------------------------------------------------------------------
-    def _train(self, number: int, data: str, rows: int | None) -> str:
-        """Train and push the next version, and return its id."""
-        what = f"on {rows} rows" if rows else "on these, on the corrections and on what was right"
-        self._watcher.begin(f"Training version {number} {what}")
-        words = ["train", self._adapter, "--local", "--data", data, "--home", str(self._home)]
-        words += ["--out", str(self._work / f"adapter-{number}"), "--validation", "0"]
-        words += ["--epochs", str(self._sizes.epochs[number - 1])]
-        words += ["--batch-size", str(self._sizes.batch_size)]
-        words += ["--alias", "candidate"] if number > 1 else []
-        card = self._run(f"train-{number}", words)
-        metrics, version = card["metrics"], str(card["version"])
-        self._watcher.end(
-            f"{version} from {card['rows']['train']} rows, {metrics['num_steps']} steps in {metrics['seconds']:.0f} s: "
-            f"loss {metrics['first_loss']:.2f} → {metrics['last_loss']:.2f}"
+    def _train_first(self) -> str:
+        """Train the first version by a job on a file, and return its id.
+
+        Raises:
+            DemoFailedError: if the job fails.
+        """
+        rows = self._work / "rows.jsonl"
+        write_rows(rows, self._dealt.train)
+        self._watcher.begin(f"Training version 1 on {len(self._dealt.train)} rows")
+        base = next(iter(self._client.models())).id
+        job = self._client.jobs.create(
+            model=base,
+            name=self._adapter,
+            training_file=self._client.files.upload(rows).id,
+            method="supervised",
+            # All rows are learned from: who is better, users will say.
+            hyperparameters={**self._hyperparameters(0), "validation": 0},
         )
-        return version
+        while not job.ended:
+            self._watch(job)
+            time.sleep(self._sizes.poll_seconds)
+            job = self._client.jobs.get(job.id)
+        if job.fine_tuned_model is None:
+            raise DemoFailedError(f"{job.id} {job.status}: {job.error.message if job.error else 'no error is known'}")
+        self._watcher.end(f"{job.fine_tuned_model}, from {len(self._dealt.train)} rows")
+        return job.fine_tuned_model
+
+    def _learn(self, judgements: int) -> Round:
+        """Let the adapter learn by itself, and return its first round once that has a candidate that is tried out, or
+        is set aside.
+
+        Raises:
+            DemoFailedError: if the round fails.
+        """
+        self._watcher.begin("Learning by itself from these, from what was right, and from old rows")
+        window = float(max(LEAST_WINDOW_SECONDS, math.ceil(WINDOW_PER_VISIT * QUERIES_A_USER * self._slowest_visit)))
+        self._client.learning_policies.set(
+            self._adapter,
+            after=judgements,
+            every_days=None,
+            method="supervised",
+            hyperparameters=self._hyperparameters(1),
+            experiment={"metric": "thumb", "window_seconds": window, "max_units": self._sizes.users, "days": 1},
+        )
+        while True:
+            round_ = next(iter(self._client.rounds.list(adapter=self._adapter, limit=1)), None)
+            if round_ is not None and (round_.ended or round_.experiment is not None):
+                break
+            if round_ is not None:
+                self._watch(self._client.jobs.get(round_.job))
+            time.sleep(self._sizes.poll_seconds)
+        self._client.learning_policies.remove(self._adapter)  # the demo shows one round
+        if round_.candidate is None:
+            raise DemoFailedError(f"{round_.id} {round_.state}: {round_.reason}")
+        counted = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in (round_.rows or {}).items() if count)
+        gates = "not held against gates" if round_.gates is None else f"gates: {round_.gates.outcome}"
+        self._watcher.end(f"{round_.candidate} ({counted}); {gates}")
+        return round_
+
+    def _hyperparameters(self, number: int) -> dict[str, int]:
+        return {"n_epochs": self._sizes.epochs[number], "batch_size": self._sizes.batch_size}
+
+    def _watch(self, job: Job) -> None:
+        progress = job.graftwork.progress
+        step, total = progress.get("step"), progress.get("total")
+        self._watcher.progress(int(step or 0), None if total is None else int(total), str(progress.get("phase") or ""))
+
+    def _decision(self, id: str) -> Round:
+        """Return the round once the server has drawn its conclusion from the experiment."""
+        deadline = time.monotonic() + DECIDE_SECONDS
+        while not (round_ := self._client.rounds.get(id)).ended and time.monotonic() < deadline:
+            time.sleep(self._sizes.poll_seconds)
+        return round_
 
     def _measure(self, version: str) -> Accuracy:
         queries = self._dealt.test
@@ -219,40 +274,19 @@ class DemoLoop:
         self._watcher.end(f"{wrong} corrections and {len(queries) - wrong} thumbs up")
         return wrong, len(queries) - wrong
 
-    def _collect(self, rows: Path) -> str:
-        """Make a data set of the feedback and the first rows, and return its id."""
-        self._watcher.begin("Exporting what they said, and making a data set of it")
-        interactions, feedback = self._work / "interactions.jsonl", self._work / "feedback.jsonl"
-        said = write_lines(feedback, self._client.feedback.export(adapter=self._adapter))
-        answers = write_lines(interactions, self._client.interactions.export(adapter=self._adapter))
-        words = ["data", "check", str(rows), str(interactions), str(feedback), "--home", str(self._home)]
-        kept = self._run("data", [*words, "--split", "100/0/0", "--save", self._adapter])
-        self._watcher.end(f"{answers} answers with {said} judgements, and {len(self._dealt.train)} old rows")
-        return str(kept["data_set"])
-
     # -- the experiment ------------------------------------------------------------------------------------------
-    def _try_out(self) -> tuple[Experiment, _ExperimentVisitors]:
-        """Run an experiment between the live version and the candidate, until the server has decided."""
+    def _try_out(self, name: str, crowd: _ExperimentVisitors) -> Experiment:
+        """Send users, until the server has decided the experiment between the live version and the candidate."""
         self._watcher.begin(f"Users ask both versions, {QUERIES_A_USER} queries each, and never know which")
-        name = f"{self._adapter}-second"
-        window = float(max(LEAST_WINDOW_SECONDS, math.ceil(WINDOW_PER_VISIT * QUERIES_A_USER * self._slowest_visit)))
-        running = self._client.experiments.start(
-            name,
-            self._adapter,
-            [{"version": "live"}, {"version": "candidate", "weight": 0.5}],
-            "thumb",
-            decision={"promote_above": 0.0, "automatic": True, "max_units": self._sizes.users},
-            window_seconds=window,
-        )
+        running = self._client.experiments.get(name)
         self._watcher.experiment(running)
-        crowd = _ExperimentVisitors()
         deadline = math.inf
         visits = run_concurrently(lambda item: self._users.visit(*item), self._visitors())
         looked = time.monotonic()
         while running.running and time.monotonic() < deadline:
             visit = next(visits, None)
             if visit is None:
-                deadline = min(deadline, time.monotonic() + window + DECIDE_SECONDS)
+                deadline = min(deadline, time.monotonic() + running.window_seconds + DECIDE_SECONDS)
                 time.sleep(0.5)
             else:
                 crowd.add(visit)
@@ -273,7 +307,7 @@ class DemoLoop:
         self._watcher.end(
             f"{len(crowd.versions_by_user)} users; {outcome.decision} by {outcome.actor}: {outcome.reason}"
         )
-        return running, crowd
+        return running
 
     def _visitors(self) -> Iterator[tuple[str, list[Query]]]:
         """Yield users with their queries at the configured rate, until the experiment has ended."""
@@ -298,9 +332,3 @@ def write_rows(path: Path, queries: Iterable[Query]) -> None:
     """Write training data: a chat per line, with the label as its answer."""
     chats = ([*conversation(query), {"role": "assistant", "content": query.label}] for query in queries)
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
-
-
-def write_lines(path: Path, rows: Iterable[Any]) -> int:
-    """Write exported records as JSON lines, as ``graftwork feedback export`` does, and return their number."""
-    with path.open("w", encoding="utf-8") as file:
-        return sum(1 for row in rows if file.write(json.dumps(dump(row)) + "\n"))

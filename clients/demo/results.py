@@ -8,6 +8,7 @@ from typing import Any
 from graftwork.clients.http.wire import dump
 from graftwork.clients.types.adapters import AdapterEvent
 from graftwork.clients.types.experiments import Experiment
+from graftwork.clients.types.learning.rounds import Round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,17 @@ class DemoResult:
     adapter: str
     promoted: bool
     decision: str
+    """The state in which the round ended: promoted, set_aside, …"""
+
     reason: str
     live: str
     accuracy: tuple[Accuracy, ...]
     corrections: int
     thumbs_up: int
-    experiment: Experiment
+    round: Round
+    experiment: Experiment | None
+    """The experiment; None if the gates refused the second version."""
+
     visits: int
     arms: dict[str, int]
     """Number of users by the version that answered them."""
@@ -61,7 +67,8 @@ class DemoResult:
             "accuracy": measured,
             "corrections": self.corrections,
             "thumbs_up": self.thumbs_up,
-            "experiment": dump(self.experiment),
+            "round": dump(self.round),
+            "experiment": None if self.experiment is None else dump(self.experiment),
             "users": {"visits": self.visits, "arms": self.arms, "flips": self.flips},
             "history": dump(self.history),
             "seconds": round(self.seconds, 1),

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from graftwork.clients.demo.processes import CommandFailedError, DemoProcesses
 from graftwork.clients.demo.queries import Query, QuerySplit, read, split_queries
+from graftwork.clients.demo.server import DemoServer, ServerFailedError
 from graftwork.clients.demo.users import run_concurrently
 from graftwork.clients.errors import LocalFileError
 
@@ -108,24 +104,8 @@ def test_a_failing_user_is_heard() -> None:
         list(run_concurrently(work, [2, 1, 0]))
 
 
-def test_a_command_that_fails_is_quoted(tmp_path: Path) -> None:
-    with DemoProcesses(tmp_path) as children, pytest.raises(CommandFailedError, match="no-such-option"):
-        children.run("wrong", ["adapters", "list", "--no-such-option"], lambda line: None)
-
-
-def test_commands_do_not_outlive_a_demo_that_is_killed(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # a server that never answers
-        script = (
-            "from pathlib import Path\nfrom graftwork.clients.demo.processes import DemoProcesses\n"
-            f"words = ['adapters', 'list', '--url', 'http://127.0.0.1:{silent.getsockname()[1]}']\n"
-            f"DemoProcesses(Path({str(tmp_path)!r})).run('waits', words, lambda line: None)\n"
-        )
-        demo = subprocess.Popen([sys.executable, "-c", script])
-        connection, _ = silent.accept()
-        (child,) = psutil.Process(demo.pid).children()
-        demo.kill()
-        demo.wait()
-        gone, alive = psutil.wait_procs([child], timeout=20)
-        connection.close()
-    assert gone
-    assert not alive
+def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("no folder")
+    with DemoServer(tmp_path / "logs") as server, pytest.raises(ServerFailedError, match="The server did not start"):
+        server.serve(home, watch=lambda line: None)

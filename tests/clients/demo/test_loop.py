@@ -25,6 +25,7 @@ from graftwork.clients.errors import InvalidArgumentError, NotFoundError
 from graftwork.clients.types.adapters import AdapterEvent
 from graftwork.clients.types.experiments import Experiment, ExperimentArm, ExperimentDecision, ExperimentMetric
 from graftwork.clients.types.experiments import ExperimentOutcome as Ended
+from graftwork.clients.types.learning.rounds import Round
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 RIGHT = {query.text: query.label for query in (Query(f"{a} {n}", f"l{a}") for a in range(3) for n in range(40))}
@@ -32,13 +33,19 @@ RIGHT = {query.text: query.label for query in (Query(f"{a} {n}", f"l{a}") for a 
 
 @dataclass
 class Town:
-    """A server that promotes version 2 if it was right for twenty users, and ends undecided after all of them."""
+    """A server that promotes version 2 if it was right for twenty users, and ends undecided after all of them.
+
+    With ``refused`` the gates refuse version 2, and there is no experiment.
+    """
 
     second_is_right: bool
+    refused: bool = False
     versions: list[int] = field(default_factory=list)
     live: int = 1
     said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    plan: tuple[Any, dict[str, Any]] | None = None
+    plan: dict[str, Any] | None = None
+    jobs_made: list[dict[str, Any]] = field(default_factory=list)
+    policy: dict[str, Any] | None = None
     ended: str | None = None
     answers: Any = field(default_factory=lambda: itertools.count())
     judged: set[str] = field(default_factory=set)
@@ -51,15 +58,30 @@ class Town:
 
     @property
     def feedback(self) -> Any:
-        return SimpleNamespace(send=self._say, export=lambda adapter: iter(self.said))
+        return SimpleNamespace(send=self._say)
 
     @property
-    def interactions(self) -> Any:
-        return SimpleNamespace(export=lambda adapter: iter(self.said))
+    def files(self) -> Any:
+        return SimpleNamespace(upload=lambda path: SimpleNamespace(id=f"file-{path.name}"))
+
+    @property
+    def jobs(self) -> Any:
+        return SimpleNamespace(create=self._create, get=lambda id: self._job())
+
+    @property
+    def learning_policies(self) -> Any:
+        return SimpleNamespace(set=self._learn, remove=lambda name: None)
+
+    @property
+    def rounds(self) -> Any:
+        return SimpleNamespace(list=lambda adapter, limit: [self._round()], get=lambda id: self._round())
 
     @property
     def experiments(self) -> Any:
-        return SimpleNamespace(start=self._start, get=self._experiment, stop=self._stop)
+        return SimpleNamespace(get=self._experiment, stop=self._stop)
+
+    def models(self) -> list[Any]:
+        return [SimpleNamespace(id="base")]
 
     def chat(self, model: str, messages: list[dict[str, str]], *, user: str | None, store: Any, **_: Any) -> Any:
         assert (store is False) == ("@" in model)
@@ -83,7 +105,7 @@ class Town:
         self.judged.add(id.split("-", 1)[1].rpartition("-")[0])
         if self.second_is_right and sum(one["thumb"] == "up" for _, one in self.said) >= 20:
             self.ended, self.live = "promoted", 2
-        elif len(self.judged) >= self.plan[1]["decision"]["max_units"]:
+        elif len(self.judged) >= self.plan["max_units"]:
             self.ended = "undecided"
 
     def _adapter(self, name: str) -> Any:
@@ -97,9 +119,41 @@ class Town:
         )
         return (made,)
 
-    def _start(self, name: str, *arguments: Any, **plan: Any) -> Experiment:
-        self.plan = (arguments, plan)
-        return self._experiment(name)
+    def _create(self, **given: Any) -> Any:
+        self.jobs_made.append(given)
+        self.versions.append(1)
+        return self._job()
+
+    def _job(self) -> Any:
+        progress = SimpleNamespace(progress={"step": 1, "total": 3, "phase": "train"})
+        return SimpleNamespace(id="ftjob-1", ended=True, fine_tuned_model="intents@1", graftwork=progress)
+
+    def _learn(self, name: str, **policy: Any) -> None:
+        assert policy["after"] == len(self.said)
+        self.policy = policy
+        self.versions.append(2)
+        self.plan = None if self.refused else policy["experiment"]
+
+    def _round(self) -> Round:
+        state = "set_aside" if self.refused else "experimenting"
+        return Round(
+            id="round-1",
+            adapter="intents",
+            number=1,
+            state={"promoted": "promoted", None: state}.get(self.ended, "set_aside"),
+            reason="so it is",
+            control=False,
+            live="intents@1",
+            judgements={"thumb": 15},
+            policy={},
+            job="ftjob-2",
+            created_by="keeper",
+            created_at=NOW,
+            updated_at=NOW,
+            rows={"train": 20},
+            candidate="intents@2",
+            experiment=None if self.refused else "intents-round-1",
+        )
 
     def _stop(self, name: str, reason: str) -> Experiment:
         self.ended = "stopped"
@@ -132,44 +186,32 @@ class Town:
         )
 
 
-def go(town: Town, work: Path) -> tuple[DemoResult, list[list[str]], Path]:
-    """The outcome, the commands that were run, and what was shown."""
-    commands: list[list[str]] = []
-
-    def run(name: str, words: list[str]) -> Any:
-        commands.append(words)
-        if words[0] == "data":
-            return {"data_set": "intents@7"}
-        town.versions.append(1)
-        metrics = {"num_steps": 3, "seconds": 1.0, "first_loss": 4.0, "last_loss": 1.0}
-        return {"version": f"intents@{len(town.versions)}", "rows": {"train": 6}, "metrics": metrics}
-
+def go(town: Town, work: Path) -> tuple[DemoResult, Path]:
+    """The outcome, and what was shown."""
     queries = [Query(text, label) for text, label in RIGHT.items()]
     dealt = split_queries(queries, classes=3, first=2, judged=4, asked=5, traffic=20, seed=0)
     shown = work / "shown"
     with shown.open("w") as file, LoopDisplay(Console(file=file, width=160, force_terminal=True)) as show:
         client: Any = town
-        sizes = DemoSizes(users=40, users_a_second=1000.0)
-        loop = DemoLoop(client, run, "intents", dealt, home=work, work=work, sizes=sizes, seed=0, watcher=show)
-        result = loop.run()
+        sizes = DemoSizes(users=40, users_a_second=1000.0, poll_seconds=0.01)
+        result = DemoLoop(client, "intents", dealt, work=work, sizes=sizes, seed=0, watcher=show).run()
     Console(file=shown.open("a"), width=160).print(render_result(result))
-    return result, commands, shown
+    return result, shown
 
 
 def test_a_better_version_is_promoted(tmp_path: Path) -> None:
     town = Town(second_is_right=True)
-    result, commands, shown = go(town, tmp_path)
+    result, shown = go(town, tmp_path)
     assert (result.promoted, result.decision, result.live) == (True, "promoted", "intents@2")
     assert [measured.share for measured in result.accuracy] == [0.0, 1.0]
     assert (result.corrections, result.thumbs_up) == (15, 0)
     assert all(said["correction"].startswith("l") for _, said in town.said if said["thumb"] == "down")
     assert result.flips == 0
     assert result.visits == sum(result.arms.values()) <= 40
-    first, check, second = commands
-    assert (first[first.index("--data") + 1], "--alias" in first) == (str(tmp_path / "rows.jsonl"), False)
-    assert check[:3] == ["data", "check", str(tmp_path / "rows.jsonl")]
-    assert second[second.index("--data") + 1] == "intents@7"
-    assert second[second.index("--alias") + 1] == "candidate"
+    (job,) = town.jobs_made
+    assert (job["model"], job["name"], job["training_file"]) == ("base", "intents", "file-rows.jsonl")
+    assert town.policy is not None
+    assert (town.policy["experiment"]["metric"], town.policy["experiment"]["max_units"]) == ("thumb", 40)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 6
     assert json.loads(json.dumps(result.to_json()))["accuracy"]["intents@2"] == {
         "right": 12,
@@ -180,10 +222,17 @@ def test_a_better_version_is_promoted(tmp_path: Path) -> None:
 
 
 def test_one_that_is_not_better_is_not(tmp_path: Path) -> None:
-    result, _, shown = go(Town(second_is_right=False), tmp_path)
-    assert (result.promoted, result.decision, result.live) == (False, "undecided", "intents@1")
+    result, shown = go(Town(second_is_right=False), tmp_path)
+    assert (result.promoted, result.decision, result.live) == (False, "set_aside", "intents@1")
     assert result.visits == 40
     assert "intents@2 did not win" in shown.read_text()
+
+
+def test_one_that_the_gates_refuse_is_not_tried_out(tmp_path: Path) -> None:
+    result, shown = go(Town(second_is_right=True, refused=True), tmp_path)
+    assert (result.promoted, result.decision, result.experiment, result.visits) == (False, "set_aside", None, 0)
+    assert json.loads(json.dumps(result.to_json()))["experiment"] is None
+    assert "intents@2 did not win: intents@1 stays live. so it is" in shown.read_text()
 
 
 def test_a_name_that_is_taken_is_left_alone(tmp_path: Path) -> None:

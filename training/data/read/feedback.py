@@ -138,8 +138,12 @@ class _AnswerFeedback:
     def rows(self, which: AnswerChoice, answers: _Answers) -> Iterator[Row | Unusable]:
         """Yield the rows that follow from the feedback on one choice, and what is wrong with single pieces of it."""
         records = sorted((record for record in self.records if _index(record, "choice") == which[1]), key=_order)
-        row, whole = answers.row(which)
         corrected = _last(records, "correction")
+        if corrected is not None and answers.is_empty(which):
+            # There is nothing that the correction is better than: it is an example.
+            yield answers.row(which, said=_not_empty(corrected, "correction"))[0]
+            return
+        row, whole = answers.row(which)
         if corrected is not None:
             fixed = row.with_answer(_not_empty(corrected, "correction"))
             if fixed.answer.split() != row.answer.split():
@@ -172,14 +176,17 @@ class _Answers:
     def __init__(self, logged: Mapping[str, Mapping[str, Any]]) -> None:
         self._logged = logged
 
-    def row(self, which: AnswerChoice) -> tuple[Row, bool]:
-        """Return the row of one choice, and whether its answer is complete."""
+    def is_empty(self, which: AnswerChoice) -> bool:
+        """Return whether one choice says nothing and calls nothing."""
+        completion = self._completion(which)
+        return not _text(completion, "text").strip() and not completion.get("tool_calls")
+
+    def row(self, which: AnswerChoice, *, said: str | None = None) -> tuple[Row, bool]:
+        """Return the row of one choice, and whether its answer is complete; with ``said`` in place of its text."""
         id, index = which
         logged, request = self._request(id)
-        completion = next((one for one in _objects(logged, "completions") if one.get("index", 0) == index), None)
-        if completion is None:
-            raise Unusable(f"feedback on choice {index} of {id[:40]!r}, which has no such choice")
-        answer = _text(completion, "text")
+        completion = self._completion(which)
+        answer = _text(completion, "text") if said is None else said
         if isinstance(messages := request.get("messages"), list):
             last = {"role": "assistant", "content": answer, "tool_calls": completion.get("tool_calls")}
             row = with_tools(last_alone(conversation([*messages, last])), request)
@@ -205,6 +212,14 @@ class _Answers:
             raise Unusable("preferred over an answer that says the same")
         ids = tuple(dict.fromkeys((*row.interactions, *other.interactions)))
         return replace(row.over(other), interactions=ids)
+
+    def _completion(self, which: AnswerChoice) -> Mapping[str, Any]:
+        id, index = which
+        found = _objects(self._request(id)[0], "completions")
+        completion = next((one for one in found if one.get("index", 0) == index), None)
+        if completion is None:
+            raise Unusable(f"feedback on choice {index} of {id[:40]!r}, which has no such choice")
+        return completion
 
     def _request(self, id: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Return a logged answer, and what it has of its request."""

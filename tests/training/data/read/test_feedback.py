@@ -181,6 +181,12 @@ def test_answers_with_tool_calls_are_judged_as_a_whole() -> None:
     assert rows_of(calling("a", "Paris", finish="length"), said("a", thumb="up")) == []
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_correction_of_an_empty_answer_is_an_example(text: str) -> None:
+    (row,) = rows_of(answer("a", text), said("a", thumb="down", correction="delivery"))
+    assert (row.kind, row.answer, row.rejected, row.interactions) == ("example", "delivery", None, ("a",))
+
+
 def test_a_correction_of_tool_calls_is_an_answer_without_any() -> None:
     (row,) = rows_of(calling("a", "Paris"), said("a", correction="Which parcel?"))
     assert (row.kind, row.answer, row.rejected_answer) == ("preference", "Which parcel?", 'track({"to": "Paris"})')
