@@ -105,6 +105,11 @@ class Stream(Generic[T]):
         return self._response.headers.get("x-graftwork-adapter") if self._response else None
 
     @property
+    def ask_feedback(self) -> bool:
+        """Whether the user is to be asked for feedback on the answer; False before the request is sent."""
+        return self._response is not None and self._response.headers.get("x-graftwork-ask-feedback") == "true"
+
+    @property
     def id(self) -> str | None:
         """The id of the answer, for feedback; None before its first delta."""
         return self._reader.id

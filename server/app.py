@@ -199,6 +199,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         experiments=services.experiments,
         ids=records.ids,
+        policies=records.policies,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
         shares_prefixes=config.share_prefix_cache,

@@ -29,7 +29,7 @@ from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http import edge
-from graftwork.server.http.routes import generation, router
+from graftwork.server.http.routes import add_routes, generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
 from graftwork.server.transport.client import EngineClient
@@ -118,7 +118,7 @@ class GraftServer(ls.LitServer):
             self.tokenization,
             self.services.records,
         )
-        self.app.include_router(routes)
+        add_routes(self.app, routes)
         edge.install(self.app, self.services.metrics, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.

@@ -142,7 +142,9 @@ class ExperimentAnalysis:
         if value is not None and plan.metric.rated:
             # Where the unrated count, too, it is fair that they are more in one arm.
             self._count(self._rated_ratios, unit, alarming=plan.unrated == "leave_out")
-        if value is None and plan.unrated == "neutral" and plan.metric.bounds is not None:
+        # Who was never asked has not kept silent.
+        unasked = plan.ratings == "asked" and unit.outcome.get("feedback_rate") is None
+        if value is None and not unasked and plan.unrated == "neutral" and plan.metric.bounds is not None:
             value = sum(plan.metric.bounds) / 2
         if value is None:
             return

@@ -7,7 +7,7 @@ number for every metric, or ``None`` where there is nothing to measure, such as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final, Literal
@@ -183,11 +183,28 @@ def unit_value(metric: Metric, answers: Sequence[AnsweredRequest], feedback: Ite
 
 
 def unit_metrics(
-    metrics: Iterable[Metric], answers: Sequence[AnsweredRequest], feedback: Sequence[Feedback]
+    metrics: Iterable[Metric],
+    answers: Sequence[AnsweredRequest],
+    feedback: Sequence[Feedback],
+    *,
+    asked: Collection[str] | None = None,
 ) -> dict[str, float | None]:
-    """Every one of these metrics and of the standard ones, by label."""
+    """Every one of these metrics and of the standard ones, by label.
+
+    Args:
+        metrics: Beside the standard ones.
+        answers: The unit's requests.
+        feedback: All feedback on them, in order.
+        asked: The ids of the only answers that count for metrics about feedback; ``None``: all of them. Without any of
+            these a unit has no such metric.
+    """
     wanted = {metric.label: metric for metric in (*STANDARD_METRICS, *metrics)}
-    return {label: unit_value(metric, answers, feedback) for label, metric in wanted.items()}
+    judged = [answer for answer in answers if asked is None or answer.interaction_id in asked]
+    said = [judgement for judgement in feedback if asked is None or judgement.interaction_id in asked]
+    return {
+        label: unit_value(metric, answers if metric.is_per_request else judged, said)
+        for label, metric in wanted.items()
+    }
 
 
 def _amount(metric: Metric, answer: AnsweredRequest) -> float:

@@ -17,6 +17,8 @@ Allocation = Literal["fixed", "thompson"]
 """Whether weights are set by operators, or follow the outcomes by Thompson sampling."""
 Unrated = Literal["leave_out", "neutral"]
 """What to do with units without feedback: leave them out, or count them as the middle of the bounds."""
+Ratings = Literal["all", "asked"]
+"""Whose feedback counts: everybody's, or only what a random draw asked for, whoever likes to rate."""
 
 Unit = Literal["user", "episode"]
 """What is randomized: a user (or else a session, or a single request), or an episode of several requests."""
@@ -129,6 +131,7 @@ class ExperimentPlan:
         reserve: The part of ``alpha`` that is kept for arms that join later.
         unrated: What to do with units without feedback, where the metric is about feedback.
         covariate: What the units' outcomes are compared with, beside each other.
+        ratings: Which feedback counts, for every metric that is about feedback.
         learned_days: How long a user's requests do not count after an answer that an arm's version learned from.
         allocation: Who sets the weights.
     """
@@ -145,6 +148,7 @@ class ExperimentPlan:
     reserve: float = 0.2
     unrated: Unrated = "leave_out"
     covariate: Covariate = "past"
+    ratings: Ratings = "all"
     learned_days: float = 7.0
     allocation: Allocation = "fixed"
 
@@ -275,6 +279,11 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
         raise InvalidRequest(
             "unrated says what becomes of units that nobody rated: it is for thumb, score, and metadata with a range",
             param="unrated",
+        )
+    if plan.ratings == "asked" and all(metric.is_per_request for metric in plan.metrics):
+        raise InvalidRequest(
+            "ratings says whose feedback counts, and no metric of this plan is about feedback: leave it out",
+            param="ratings",
         )
     if plan.allocation == "thompson" and plan.metric.bounds is None:
         raise InvalidRequest(

@@ -40,8 +40,17 @@ class Route:
         assigned = {} if self.draw is None else {"experiment": self.draw.experiment, "arm": self.draw.arm.name}
         return {"adapter": self.name, **assigned}
 
-    def mint_id(self, ids: InteractionIds, kind: IdKind, *, unit: str | None, at: int, choices: int | None) -> str:
-        """A new answer's id, which encodes the version, the arm and its probability, and the number of choices."""
+    def mint_id(
+        self,
+        ids: InteractionIds,
+        kind: IdKind,
+        *,
+        unit: str | None,
+        at: int,
+        choices: int | None,
+        asked: bool = False,
+    ) -> str:
+        """A new answer's id, which encodes the version, the arm and its probability, and the other arguments."""
         return ids.mint(
             kind,
             adapter=None if self.adapter is None else self.name,
@@ -51,6 +60,7 @@ class Route:
             unit=unit,
             at=at,
             choices=choices,
+            asked=asked,
         )
 
 

@@ -1,9 +1,9 @@
 """Feedback on answers: append-only, at any later time, by the answer's id alone.
 
-The id carries the version, arm and probability that are rated, under a MAC. So feedback is accepted before the answer's
-row is logged, if it never is, and after it was erased. Rows are never changed; texts can be erased (``erasure``), and
-thumbs, scores and preferences stay. Feedback is corrected by sending it again: of two rows with the same kind of
-feedback on the same choice, the later one counts.
+The id carries the version, arm and probability that are rated, and whether the user was asked, under a MAC. So feedback
+is accepted before the answer's row is logged, if it never is, and after it was erased. Rows are never changed; texts
+can be erased (``erasure``), and thumbs, scores and preferences stay. Feedback is corrected by sending it again: of two
+rows with the same kind of feedback on the same choice, the later one counts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -86,7 +87,8 @@ class SubmittedFeedback:
 class Feedback(SubmittedFeedback):
     """A stored row: the feedback, when it was sent and with which key, and the version and arm that it rates.
 
-    ``erased_at`` is when its texts were erased.
+    ``asked`` is whether a random draw marked the answer, so that its user was asked. ``erased_at`` is when its texts
+    were erased.
     """
 
     id: int
@@ -97,6 +99,7 @@ class Feedback(SubmittedFeedback):
     arm: str | None
     probability: float | None
     unit: str | None
+    asked: bool = False
     key_id: str
     erased_at: datetime | None = None
 
@@ -108,6 +111,7 @@ class FeedbackFilter:
     Attributes:
         adapter: A name, a version's id or ``interactions.BARE_BASE``.
         kind: Rows that have this kind of feedback.
+        asked: Whether it was asked for.
         since: Sent at this time or later.
         until: Sent before this time.
     """
@@ -119,6 +123,7 @@ class FeedbackFilter:
     kind: FeedbackKind | None = None
     user: str | None = None
     episode: str | None = None
+    asked: bool | None = None
     since: datetime | None = None
     until: datetime | None = None
 
@@ -135,6 +140,7 @@ class _FeedbackColumns(TypedColumns):
     probability: Named[float | None] = Column(Double)
     unit: Named[str | None] = Column(Text)
     episode: Named[str | None] = Column(Text)
+    asked: Named[bool] = Column(Boolean)
     choice: Named[int] = Column(Integer)
     thumb: Named[str | None] = Column(Text)
     score: Named[float | None] = Column(Double)
@@ -200,6 +206,7 @@ class FeedbackLog:
             "arm": answer.arm,
             "probability": answer.probability,
             "unit": answer.unit,
+            "asked": answer.asked,
             "key_id": key_id,
             "idempotency_key": idempotency_key,
         }
@@ -334,7 +341,11 @@ def _conditions(which: FeedbackFilter) -> list[ColumnElement[bool]]:
         end_user=which.user,
         episode=which.episode,
     )
-    return conditions if which.kind is None else [*conditions, feedback_table.c[which.kind].is_not(None)]
+    if which.kind is not None:
+        conditions.append(feedback_table.c[which.kind].is_not(None))
+    if which.asked is not None:
+        conditions.append(feedback_table.c.asked == which.asked)
+    return conditions
 
 
 def _feedback(row: Row[*tuple[Any, ...]]) -> Feedback:
@@ -347,4 +358,4 @@ def _feedback(row: Row[*tuple[Any, ...]]) -> Feedback:
 
 _SUBMITTED_FIELDS = tuple(field for field in SubmittedFeedback.__dataclass_fields__ if field != "user")
 _FIELDS_AFTER_ERASURE = tuple(field for field in _SUBMITTED_FIELDS if field not in ERASED_VALUES)
-_ROW_FIELDS = ("id", "at", "interaction_at", "experiment", "arm", "probability", "unit", "key_id", "erased_at")
+_ROW_FIELDS = ("id", "at", "interaction_at", "experiment", "arm", "probability", "unit", "asked", "key_id", "erased_at")

@@ -1,4 +1,6 @@
-"""Ids of answers, which carry everything that feedback needs: version, arm and probability, under a MAC.
+"""Ids of answers, which carry everything that feedback needs: version, arm, probability, and whether it was asked for.
+
+All of it is under a MAC.
 
 An id is minted when a request is admitted and begins as those of the API that was asked do: ``chatcmpl-``, ``cmpl-``,
 ``resp_`` or ``msg_``; the rest is URL-safe. With the secret it can be read before any row is written, in any process
@@ -30,7 +32,7 @@ MAX_CHARS: Final = 1024
 _PREFIXES: Final[dict[IdKind, str]] = {"chatcmpl": "chatcmpl-", "cmpl": "cmpl-", "resp": "resp_", "msg": "msg_"}
 _FORMAT: Final = 1
 _HEAD: Final = struct.Struct(">BBI8s")  # format, which of the fields below are there, seconds, nonce
-_ADAPTER, _EXPERIMENT, _UNIT, _CHOICES = 1, 2, 4, 8
+_ADAPTER, _EXPERIMENT, _UNIT, _CHOICES, _ASKED = 1, 2, 4, 8, 16
 _PROBABILITY: Final = struct.Struct(">d")
 _UNIT_BYTES: Final = 8
 _MAC_BYTES: Final = 16
@@ -50,6 +52,7 @@ class ParsedId:
         at: When the request was admitted, Unix time in seconds.
         nonce: 16 random hexadecimal digits.
         choices: How many choices the answer has; ``None``: the id is of version 0.1.0, which did not say.
+        asked: Whether a random draw marked the answer, so that its user is asked for feedback.
     """
 
     kind: IdKind
@@ -61,6 +64,7 @@ class ParsedId:
     at: int
     nonce: str
     choices: int | None = None
+    asked: bool = False
 
 
 class InteractionIds:
@@ -88,6 +92,7 @@ class InteractionIds:
         unit: str | None = None,
         at: int | None = None,
         choices: int | None = None,
+        asked: bool = False,
     ) -> str:
         """Make a new id. The arguments are the fields of ``ParsedId``; ``at`` is now unless given.
 
@@ -100,7 +105,7 @@ class InteractionIds:
             raise ValueError(f"an arm that answered cannot have had probability {probability}")
         at = int(time.time()) if at is None else at
         flags = _ADAPTER * (adapter is not None) | _EXPERIMENT * (experiment is not None) | _UNIT * (unit is not None)
-        flags |= _CHOICES * (choices is not None)
+        flags |= _CHOICES * (choices is not None) | _ASKED * asked
         payload = _HEAD.pack(_FORMAT, flags, at, secrets.token_bytes(8))
         if adapter is not None:
             payload += _packed(adapter)
@@ -205,4 +210,5 @@ def _unpacked(kind: IdKind, payload: bytes) -> ParsedId:
         at=at,
         nonce=nonce.hex(),
         choices=choices,
+        asked=bool(flags & _ASKED),
     )

@@ -1,11 +1,15 @@
-"""What is logged and for how long: a default, and policies for single adapters (or the base) and keys.
+"""What is logged, for how long, and of which share of it users are asked for feedback.
 
-An interaction is logged if every policy that applies allows it: its adapter's and its key's. Without one, the default
-applies. It is stored for the shorter of their retentions; where neither sets one, for the default.
+There is a default, and there are policies for single adapters (or the base) and keys. An interaction is logged if
+every policy that applies allows it: its adapter's and its key's. Without one, the default applies. It is stored for the
+shorter of their retentions; where neither sets one, for the default. Of their shares to ask about, the smaller one
+holds; where neither sets one, nobody is asked.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -39,13 +43,15 @@ MAX_RETENTION_DAYS = 36_500
 class LogPolicy:
     """The policy of one ``subject``: an adapter's name or the base's id, or a key's id.
 
-    ``retention_days`` is ``None`` where the default applies.
+    ``retention_days`` is ``None`` where the default applies. ``ask_feedback`` is the share, 0 to 1, of its answers
+    whose users are asked for feedback; ``None`` where it does not say.
     """
 
     scope: PolicyScope
     subject: str
     log: bool
     retention_days: float | None
+    ask_feedback: float | None = None
     actor: str
     updated_at: datetime
 
@@ -55,6 +61,7 @@ class _LogPolicyColumns(TypedColumns):
     subject: Named[str] = Column(Text, primary_key=True)
     log: Named[bool] = Column(Boolean)
     retention_days: Named[float | None] = Column(Double)
+    ask_feedback: Named[float | None] = Column(Double)
     actor: Named[str] = Column(Text)
     updated_at = Column(UtcDateTime, nullable=False)
 
@@ -69,12 +76,21 @@ class LogPolicies:
         database: Where they are stored.
         log: Whether interactions are logged where no policy applies.
         retention_days: How long they are stored where no policy says; ``None`` is for good.
+        draw: A new random number from 0 to below 1. It knows of no answer: whose user is asked is chance alone.
     """
 
-    def __init__(self, database: Database, *, log: bool = True, retention_days: float | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        log: bool = True,
+        retention_days: float | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         self.log = log
         self.retention_days = retention_days
         self._database = database
+        self._draw = draw
         self._by_subject: DatabaseCache[dict[tuple[str, str], LogPolicy]] = DatabaseCache(
             database, {}, lambda old: {(policy.scope, policy.subject): policy for policy in self.all()}
         )
@@ -86,12 +102,19 @@ class LogPolicies:
         return tuple(_policy(row) for row in rows)
 
     def set(
-        self, scope: PolicyScope, subject: str, *, log: bool, retention_days: float | None = None, actor: str
+        self,
+        scope: PolicyScope,
+        subject: str,
+        *,
+        log: bool,
+        retention_days: float | None = None,
+        ask_feedback: float | None = None,
+        actor: str,
     ) -> LogPolicy:
         """Set the policy of a subject. A shorter retention also applies to rows that are there.
 
         Raises:
-            InvalidRequest: ``retention_days`` is out of range.
+            InvalidRequest: ``retention_days`` or ``ask_feedback`` is out of range, or asks about what is not logged.
         """
         if retention_days is not None and not 0 < retention_days <= MAX_RETENTION_DAYS:
             raise InvalidRequest(
@@ -99,11 +122,23 @@ class LogPolicies:
                 "or leave it out for the server's default",
                 param="retention_days",
             )
+        if ask_feedback is not None and not 0 <= ask_feedback <= 1:
+            raise InvalidRequest(
+                f"ask_feedback is {ask_feedback}: use the share of the answers to ask about, 0 (none) to 1 (all), or "
+                "leave it out",
+                param="ask_feedback",
+            )
+        if ask_feedback and not log:
+            raise InvalidRequest(
+                "ask_feedback marks answers that are logged, and log is false: let them be logged, or leave it out",
+                param="ask_feedback",
+            )
         policy = LogPolicy(
             scope=scope,
             subject=subject,
             log=log,
             retention_days=retention_days,
+            ask_feedback=ask_feedback,
             actor=actor,
             updated_at=datetime.now(UTC),
         )
@@ -140,6 +175,22 @@ class LogPolicies:
         ]
         return all(applying) if applying else self.log
 
+    def draws_feedback(self, *, adapter: str, key_id: str) -> bool:
+        """Draw whether the user of one answer is asked for feedback on it: a random share of the answers, by policy."""
+        policies = self._by_subject.get()
+        applying = (policies.get(("adapter", adapter)), policies.get(("key", key_id)))
+        shares = [policy.ask_feedback for policy in applying if policy and policy.ask_feedback is not None]
+        share = min(shares, default=0.0)
+        return share > 0 and self._draw() < share
+
+    def may_ask(self, adapter: str) -> bool:
+        """Whether ``draws_feedback`` can be true for answers of this adapter, or of the base by its id."""
+        policies = self._by_subject.get()
+        own = policies.get(("adapter", adapter))
+        if own is not None and own.ask_feedback is not None:
+            return own.ask_feedback > 0
+        return any(scope == "key" and policy.ask_feedback for (scope, _), policy in policies.items())
+
 
 def _is(scope: PolicyScope, subject: str) -> Any:
     return and_(_policies.c.scope == scope, _policies.c.subject == subject)
@@ -151,6 +202,7 @@ def _policy(row: Row[*tuple[Any, ...]]) -> LogPolicy:
         subject=row.subject,
         log=row.log,
         retention_days=row.retention_days,
+        ask_feedback=row.ask_feedback,
         actor=row.actor,
         updated_at=row.updated_at,
     )

@@ -42,7 +42,8 @@ def experiments(found: Sequence[Experiment]) -> RenderableType:
 
 def experiment(shown: Experiment) -> RenderableType:
     """Render an experiment: its arms, a chart for each treatment, guardrails, and recent events."""
-    parts: list[RenderableType] = [_head(shown), Text(), _arms(shown)]
+    parts: list[RenderableType] = [_head(shown), *(Text(warning, style="yellow") for warning in shown.warnings)]
+    parts += [Text(), _arms(shown)]
     for arm in shown.treatments:
         parts += [Text(), *_over_time(shown, arm.name)]
     if shown.reading is not None:

@@ -93,6 +93,10 @@ def start(
     reserve: Annotated[
         float | None, typer.Option("--reserve", min=0, help="The part of alpha for arms that join later. (0.2)")
     ] = None,
+    ratings: Annotated[
+        Literal["all", "asked"] | None,
+        typer.Option("--ratings", help="Count all feedback, or only what a log policy asked for. (all)"),
+    ] = None,
     learned_days: Annotated[
         float | None,
         typer.Option("--learned-days", min=0, help="How long users a version learned from do not count. (7)"),
@@ -132,6 +136,7 @@ def start(
         allocation=allocation,
         unrated=unrated,
         covariate=covariate,
+        ratings=ratings,
         learned_days=learned_days,
     )
     body = {"metric": "thumb", **(_plan_in(plan) if plan else {}), **told}

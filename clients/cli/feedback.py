@@ -26,6 +26,9 @@ Since = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of standard output.")]
 Kind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
 KindOption = Annotated[Kind | None, typer.Option("--kind", help="Only what has this.")]
+AskedOption = Annotated[
+    bool | None, typer.Option("--asked/--unasked", help="Only what a random draw asked for, or only the rest.")
+]
 InteractionOption = Annotated[str | None, typer.Option("--interaction", metavar="ID", help="Of this answer.")]
 
 
@@ -89,6 +92,7 @@ def list_(
     interaction: InteractionOption = None,
     adapter: Adapter = None,
     kind: KindOption = None,
+    asked: AskedOption = None,
     since: Since = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 50,
 ) -> None:
@@ -98,7 +102,13 @@ def list_(
     start = parse_since(since)
     pages = paginate(
         lambda after: remote.client.feedback.list(
-            after=after, limit=min(limit, 100), interaction_id=interaction, adapter=adapter, kind=kind, since=start
+            after=after,
+            limit=min(limit, 100),
+            interaction_id=interaction,
+            adapter=adapter,
+            kind=kind,
+            asked=asked,
+            since=start,
         ),
         lambda row: row.id,
     )
@@ -113,11 +123,12 @@ def export(
     interaction: InteractionOption = None,
     adapter: Adapter = None,
     kind: KindOption = None,
+    asked: AskedOption = None,
     since: Since = None,
     out: Out = None,
 ) -> None:
     """Write all of it as JSON lines, oldest first."""
     rows = remote.client.feedback.export(
-        interaction_id=interaction, adapter=adapter, kind=kind, since=parse_since(since)
+        interaction_id=interaction, adapter=adapter, kind=kind, asked=asked, since=parse_since(since)
     )
     write_json_lines(remote, rows, out)

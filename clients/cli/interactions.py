@@ -104,14 +104,22 @@ def policy(
     retention_days: Annotated[
         float | None, typer.Option("--days", help="Keep it so long. Default: the server's.", show_default=False)
     ] = None,
+    ask_feedback: Annotated[
+        float | None,
+        typer.Option(
+            "--ask-feedback", min=0, max=1, help="Mark this share of its answers: ask their users. Default: 0."
+        ),
+    ] = None,
     default: Annotated[bool, typer.Option("--default", help="Let the server's default hold again.")] = False,
 ) -> None:
-    """Say what is logged of an adapter or a key, and for how long."""
+    """Say what is logged of an adapter or a key, for how long, and how often to ask users for feedback."""
     from graftwork.clients.cli import tables
 
     if default:
         policy = remote.client.log_policies.remove(adapter=adapter, key=key)
         remote.print_result(policy, lambda: tables.policy_removed(policy))
         return
-    policy = remote.client.log_policies.set(adapter=adapter, key=key, log=log, retention_days=retention_days)
+    policy = remote.client.log_policies.set(
+        adapter=adapter, key=key, log=log, retention_days=retention_days, ask_feedback=ask_feedback
+    )
     remote.print_result(policy, lambda: tables.policy_set(policy))

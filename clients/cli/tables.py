@@ -183,14 +183,15 @@ def erased(gone: ErasureResult) -> RenderableType:
 
 def log_policies(found: LogPolicyList) -> RenderableType:
     """Render a table of log policies."""
-    table = _table("Of", "Logged", "Kept", "By", "Since")
+    table = _table("Of", "Logged", "Kept", "Asked", "By", "Since")
     default = found.default
-    table.add_row("everything else", _yes_or_no(default.log), _days(default.retention_days, "for good"), "–", "–")
+    table.add_row("everything else", _yes_or_no(default.log), _days(default.retention_days, "for good"), "–", "–", "–")
     for policy in found:
         table.add_row(
             f"{policy.scope} {policy.subject}",
             _yes_or_no(policy.log),
             _days(policy.retention_days, "by default"),
+            "–" if policy.ask_feedback is None else f"{policy.ask_feedback:.3g}",
             policy.actor,
             format_time(policy.updated_at),
         )
@@ -201,7 +202,8 @@ def policy_set(policy: LogPolicy) -> RenderableType:
     """Render a log policy that was set."""
     logged = "is logged" if policy.log else "is not logged"
     kept = f", kept {_days(policy.retention_days, 'by default')}" if policy.log else ""
-    return Text.assemble((f"{policy.scope} {policy.subject}", "bold"), f" {logged}{kept}")
+    asked = f"; users are asked for feedback on {policy.ask_feedback:.3g} of the answers" if policy.ask_feedback else ""
+    return Text.assemble((f"{policy.scope} {policy.subject}", "bold"), f" {logged}{kept}{asked}")
 
 
 def policy_removed(policy: LogPolicy) -> RenderableType:
@@ -223,6 +225,7 @@ def _feedback_values(row: Feedback) -> str:
         *([] if row.correction is None else [f"should be: {shorten(row.correction)}"]),
         *([] if row.comment is None else [f"“{shorten(row.comment)}”"]),
         *([f"{key}={value}" for key, value in (row.metadata or {}).items()]),
+        *(["(asked for)"] if row.asked else []),
         *([] if row.erased_at is None else ["(words erased)"]),
     ]
     return " · ".join(values)

@@ -26,6 +26,7 @@ def start(
     reserve: float | None = None,
     unrated: str | None = None,
     covariate: str | None = None,
+    ratings: str | None = None,
     learned_days: float | None = None,
     allocation: str | None = None,
 ) -> Call[Experiment]:
@@ -47,6 +48,7 @@ def start(
         reserve: the part of alpha that is kept for arms that join.
         unrated: how units without feedback count.
         covariate: ``past`` compares units with their own past, ``none`` does not.
+        ratings: which feedback counts: ``all``, or ``asked``: what a log policy's ``ask_feedback`` asked for.
         learned_days: days for which users do not count after an answer that an arm's version learned from.
         allocation: what a unit is.
 
@@ -69,6 +71,7 @@ def start(
             reserve=reserve,
             unrated=unrated,
             covariate=covariate,
+            ratings=ratings,
             learned_days=learned_days,
             allocation=allocation,
         ),

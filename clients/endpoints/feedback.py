@@ -14,8 +14,8 @@ from graftwork.clients.types.pages import Page
 
 
 class FeedbackFilter(TypedDict, total=False):
-    """A filter for feedback. ``kind`` is thumb, score, correction, preferred_over, comment or metadata; ``since`` is
-    inclusive and ``until`` exclusive."""
+    """A filter for feedback. ``kind`` is thumb, score, correction, preferred_over, comment or metadata; ``asked`` is
+    whether the answer had been marked for it; ``since`` is inclusive and ``until`` exclusive."""
 
     interaction_id: str | None
     adapter: str | None
@@ -24,6 +24,7 @@ class FeedbackFilter(TypedDict, total=False):
     kind: str | None
     user: str | None
     episode: str | None
+    asked: bool | None
     since: Timestamp | None
     until: Timestamp | None
 

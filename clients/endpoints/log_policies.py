@@ -1,4 +1,4 @@
-"""Log policies: which interactions are logged, and how long they are kept."""
+"""Log policies: which interactions are logged, how long they are kept, and how often users are asked for feedback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ def list() -> Call[LogPolicyList]:
 
 
 def set(
-    *, adapter: str | None = None, key: str | None = None, log: bool = True, retention_days: float | None = None
+    *,
+    adapter: str | None = None,
+    key: str | None = None,
+    log: bool = True,
+    retention_days: float | None = None,
+    ask_feedback: float | None = None,
 ) -> Call[LogPolicy]:
     """Set the log policy of an adapter or a key.
 
@@ -23,11 +28,13 @@ def set(
         key: the id of a key, in place of ``adapter``.
         log: whether its interactions are logged.
         retention_days: days for which they are kept; None for the default.
+        ask_feedback: the share of the answers, 0 to 1, that are marked at random, so that their users are asked for
+            feedback. Where an adapter and a key both say, the smaller one holds.
 
     Raises:
         InvalidArgumentError: unless exactly one of ``adapter`` and ``key`` is given.
     """
-    body = {"log": log, **without_none(retention_days=retention_days)}
+    body = {"log": log, **without_none(retention_days=retention_days, ask_feedback=ask_feedback)}
     return Call(
         request=CallRequest(method="PUT", path=_policy_path(adapter, key), json=body), read=reader_of(LogPolicy)
     )

@@ -214,7 +214,8 @@ class Experiment:
     """An experiment, and its latest statistics (``reading``; None before the first).
 
     ``history``, newest first, and ``readings``, oldest first, are set by ``get`` only, and are empty in lists.
-    ``warnings``, what may be wrong with its plan, are set by ``start`` and ``get``.
+    ``warnings`` say what keeps a running one from what its plan wants, and what may be wrong with the plan; the latter
+    are set by ``start`` and ``get`` only.
     """
 
     name: str
@@ -234,6 +235,7 @@ class Experiment:
     reserve: float = 0.0
     unrated: str
     covariate: str = "none"
+    ratings: str = "all"
     learned_days: float | None = None
     allocation: str
     epochs: tuple[ExperimentEpoch, ...]

@@ -11,8 +11,9 @@ from datetime import datetime
 class Feedback:
     """Feedback on a choice of an answer. ``adapter`` is the version that answered, or the base's id.
 
-    With ``episode`` it judges all answers of that episode, of which this is the last. If ``erased_at`` is set, its
-    texts were erased at that time.
+    With ``episode`` it judges all answers of that episode, of which this is the last.
+    ``asked`` if a random draw had marked the answer, so that its user was asked. If ``erased_at`` is set, its texts
+    were erased at that time.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Feedback:
     probability: float | None = None
     unit: str | None = None
     episode: str | None = None
+    asked: bool = False
     key_id: str | None = None
     erased_at: datetime | None = None
 

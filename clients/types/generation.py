@@ -26,11 +26,15 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What answered: ``name@version`` or the base's id, and the arm of an experiment if it was one."""
+    """What answered: ``name@version`` or the base's id, and the arm of an experiment if it was one.
+
+    With ``ask_feedback`` the user is to be asked for feedback: a random draw chose the answer.
+    """
 
     adapter: str
     experiment: str | None = None
     arm: str | None = None
+    ask_feedback: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,12 +9,16 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogPolicy:
-    """Whether the interactions of an adapter or key are logged. ``retention_days`` is None for the default."""
+    """Whether the interactions of an adapter or key are logged. ``retention_days`` is None for the default.
+
+    ``ask_feedback`` is the share of its answers that are marked, so that their users are asked for feedback.
+    """
 
     scope: str
     subject: str
     log: bool
     retention_days: float | None
+    ask_feedback: float | None = None
     actor: str
     updated_at: datetime
 

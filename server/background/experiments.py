@@ -249,13 +249,15 @@ class ExperimentController:
             return None
         feedback = [f for answer in answers for f in state.feedback.get(answer.interaction_id, ()) if f.at < end]
         feedback.sort(key=lambda entry: entry.id)
+        ids, plan = [answer.interaction_id for answer in answers], state.experiment.plan
+        asked = None if plan.ratings == "all" else {id for id in ids if self._ids.read(id).asked}
         return ClosedUnit(
             unit=unit.first.unit,
             arm=unit.first.arm,
             epoch=_epoch_of(state.experiment, unit.first),
             first_at=unit.first.created_at,
             learned=False,
-            outcome=unit_metrics(state.experiment.plan.metrics, answers, feedback),
+            outcome=unit_metrics(plan.metrics, answers, feedback, asked=asked),
         )
 
     def _asker(self, exposure: Exposure) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from graftwork.adapters.experiments.routing import Route
 from graftwork.adapters.feedback.ids import IdKind
@@ -45,6 +45,7 @@ class Admission:
         key_id: The caller's key.
         store: Whether it may be logged, as far as the request says.
         num_bytes: Size of its body.
+        asked: Whether its user is to be asked for feedback on the answer.
         make_answer: Makes the answer to a chat, in the shape of the route.
     """
 
@@ -57,6 +58,7 @@ class Admission:
     key_id: str
     store: bool
     num_bytes: int
+    asked: bool = False
     make_answer: MakeAnswer = ChatAnswer
     episode: str | None = None
 
@@ -64,3 +66,7 @@ class Admission:
     def answered_body(self) -> GenerationRequest:
         """The body as the model sees it and as it is logged: with the system message and the sampling of the arm."""
         return self.body if self.route.draw is None else self.body.with_arm(self.route.draw.arm)
+
+    def labels(self) -> dict[str, Any]:
+        """The ``graftwork`` of its answer: the version and arm, and whether the user is to be asked for feedback."""
+        return {**self.route.labels(), **({"ask_feedback": True} if self.asked else {})}

@@ -14,9 +14,10 @@ from anyio import CapacityLimiter, to_thread
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import GraftworkError, InvalidRequest
 from graftwork.adapters.experiments.exposures import SHADOW_OF
-from graftwork.adapters.experiments.routing import ModelRouter
+from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.ids import IdKind, InteractionIds
+from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
 from graftwork.server.generation.admission import Admission, MakeAnswer
@@ -59,6 +60,7 @@ class GenerationService:
         router: Resolves ``model`` to a version or an arm.
         experiments: Running experiments, for shadow arms.
         ids: Mints the ids of answers.
+        policies: Of which answers users are asked for feedback.
         accounting: Counts and logs answers.
         metrics: Counts shadow copies.
         shares_prefixes: Whether keys share the prefix cache, and so can tell by the time what others have asked.
@@ -74,6 +76,7 @@ class GenerationService:
         router: ModelRouter,
         experiments: Experiments,
         ids: InteractionIds,
+        policies: LogPolicies,
         accounting: Accounting,
         metrics: Metrics,
         shares_prefixes: bool = False,
@@ -91,6 +94,7 @@ class GenerationService:
         self._router = router
         self._experiments = experiments
         self._ids = ids
+        self._policies = policies
         self._accounting = accounting
         self._grammars = Grammars()
         self._shares_prefixes = shares_prefixes
@@ -124,10 +128,10 @@ class GenerationService:
         unit = self._ids.unit(user=body.user or None, session=session)
         judged_as = self._ids.episode(episode, key_id=key_id) if episode else None
         route = self._router.resolve(body.model, unit, chat=kind != "cmpl", episode=judged_as)
-        created = int(time.time())
+        created, asked = int(time.time()), self._asks_feedback(route, body, key_id)
         return Admission(
             kind=kind,
-            id=route.mint_id(self._ids, kind, unit=unit, at=created, choices=_num_choices(body)),
+            id=route.mint_id(self._ids, kind, unit=unit, at=created, choices=_num_choices(body), asked=asked),
             created=created,
             unit=unit,
             route=route,
@@ -135,8 +139,19 @@ class GenerationService:
             key_id=key_id,
             store=body.store is not False,
             num_bytes=num_bytes,
+            asked=asked,
             make_answer=make_answer,
             episode=judged_as,
+        )
+
+    def _asks_feedback(self, route: Route, body: GenerationRequest, key_id: str) -> bool:
+        """Draw whether a user is to be asked for feedback. Only answers that are logged are marked."""
+        # In an experiment every arm asks the same share, that of the adapter, also where the bare base answers.
+        subject = route.label if route.draw is None else body.model
+        return (
+            body.store is not False
+            and self._policies.draws_feedback(adapter=subject, key_id=key_id)
+            and self._policies.is_logged(adapter=route.label, key_id=key_id)
         )
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
@@ -199,7 +214,7 @@ class GenerationService:
             created=admission.created,
             model=admission.body.model,
             fingerprint=f"gw-{__version__}-{self.engine.base_card.get('quantize', 'none')}-{digest[:8]}",
-            graftwork=admission.route.labels(),
+            graftwork=admission.labels(),
         )
 
     # -- while the engine answers ----------------------------------------------------------------------------------
@@ -323,7 +338,7 @@ class GenerationService:
         body = original.body.model_copy(update=changes)
         id = route.mint_id(self._ids, original.kind, unit=original.unit, at=created, choices=_num_choices(body))
         # A copy is no part of the episode, whose judgement is about what the user saw.
-        admission = replace(original, id=id, created=created, route=route, body=body, episode=None)
+        admission = replace(original, id=id, created=created, route=route, body=body, episode=None, asked=False)
         active = self.start(admission, *await self.prepare(admission), background=True)
         error: Exception | None = None
         try:

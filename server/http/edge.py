@@ -43,7 +43,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metric
 #: What pages of other sites may read of an answer's headers.
 EXPOSED_HEADERS = (
     *("x-request-id", "retry-after"),
-    *("x-graftwork-adapter", "x-graftwork-experiment", "x-graftwork-arm"),
+    *("x-graftwork-adapter", "x-graftwork-experiment", "x-graftwork-arm", "x-graftwork-ask-feedback"),
 )
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

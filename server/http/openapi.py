@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter
 
 from graftwork.server.http.schemas.lists import ErrorObject
@@ -24,6 +26,17 @@ _DESCRIPTION: Final = (
     "One quantized base model, many live LoRA adapters: serve, learn from feedback, A/B test, promote. "
     "Errors of every route are `ErrorObject`."
 )
+
+
+class DocumentedRoute(APIRoute):
+    """A route that returns a ``Response``, so that its ``response_model`` is for the document alone.
+
+    FastAPI would build a serializer of each ``response_model`` that nothing uses: most of the time that routes take.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, response_model: Any = None, **options: Any) -> None:
+        super().__init__(path, endpoint, response_model=None, **options)
+        self.response_model = response_model
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> Json:
@@ -64,6 +77,10 @@ def openapi_schema(app: FastAPI) -> Json:
         ValueError: Two different schemas have the same name.
     """
     document = get_openapi(title="Graftwork", version=__version__, description=_DESCRIPTION, routes=app.routes)
+    for route in app.routes:
+        if isinstance(route, DocumentedRoute) and route.include_in_schema and route.response_model is not None:
+            for method in route.methods or ():
+                _document_response(document["paths"][route.path_format][method.lower()], route)
     components = document["components"]["schemas"]
     for path in document["paths"].values():
         for operation in path.values():
@@ -76,6 +93,13 @@ def openapi_schema(app: FastAPI) -> Json:
     return document
 
 
+def _document_response(operation: Json, route: DocumentedRoute) -> None:
+    """Add a route's ``response_model`` to its operation, if it answers in JSON."""
+    content = operation["responses"][str(route.status_code or 200)].get("content", {})
+    if content.get("application/json") == {"schema": {}}:
+        content["application/json"] = {"schema": _schema(route.response_model, "serialization")}
+
+
 def _request_body(models: dict[str, type[BaseModel]], *, required: bool) -> Json:
     content = {media_type: {"schema": _schema(model, "validation")} for media_type, model in models.items()}
     return {"requestBody": {"required": required, "content": content}}
@@ -85,4 +109,4 @@ def _request_body(models: dict[str, type[BaseModel]], *, required: bool) -> Json
 def _schema(kind: Any, mode: Any) -> Json:
     """A reference to ``kind``, with the definitions that it needs under ``$defs``; ``openapi_schema`` moves them."""
     references, definitions = TypeAdapter.json_schemas([(0, mode, TypeAdapter(kind))], ref_template=_REF)
-    return {**references[0, mode], "$defs": definitions["$defs"]}
+    return {**references[0, mode], "$defs": definitions.get("$defs", {})}

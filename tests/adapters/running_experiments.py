@@ -75,6 +75,7 @@ class ExperimentsHarness:
         seconds_ago: float = 100,
         thumb: str | None = None,
         episode: str | None = None,
+        asked: bool = False,
         **outcome: Any,
     ) -> str:
         """A request for ``intents`` as the gateway would send it: drawn, minted, logged; and what was said of it."""
@@ -89,6 +90,7 @@ class ExperimentsHarness:
             experiment=drawn.experiment,
             arm=drawn.arm.name,
             probability=drawn.probability,
+            asked=asked,
         )
         self.records.log(id, user=user, episode=hashed, **outcome)
         if thumb is not None:

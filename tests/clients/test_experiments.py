@@ -177,8 +177,11 @@ def test_start_says_everything_that_the_server_takes(harness: ClientsHarness, tm
     plan.write_text(json.dumps({"name": "other", "adapter": "intents", "arms": arms, "alpha": 0.1, "metric": "score"}))
     said = harness.json("experiments", "start", "first", "--plan", plan, "--alpha", "0.2", "--ramp", "0.05,0.5",
                      "--ramp-units", "7", "--ramp-wait", "90s", "--max-units", "900", "--for", "7d", "--promote-above",
-                     "0.02", "--stop-below", "-0.1", "--unrated", "neutral", "--learned-days", "2")  # fmt: skip
+                     "0.02", "--stop-below", "-0.1", "--unrated", "neutral", "--learned-days", "2",
+                     "--ratings", "asked")  # fmt: skip
     assert (said["name"], said["alpha"], said["metric"]["name"], said["unrated"]) == ("first", 0.2, "score", "neutral")
+    assert said["ratings"] == "asked"
+    assert "no user of intents is asked" in said["warnings"][0]
     assert said["learned_days"] == 2.0
     assert (said["arms"][1]["name"], said["arms"][1]["system"], said["arms"][1]["weight"]) == (
         "brief",

@@ -89,6 +89,7 @@ def test_a_stream_arrives_piece_by_piece(make_client: MakeClient, server: FakeSe
     assert (stream.adapter, stream.usage) == (None, None)
     with stream as answer:
         assert answer.adapter == "intents@1"
+        assert not answer.ask_feedback
         deltas = list(answer)
     assert [delta.text for delta in deltas] == [" one", " two", " three", ""]
     assert deltas[-1].finish_reason == "stop"

@@ -86,6 +86,13 @@ def test_both_clients_say_list_and_export(make_client: MakeClient, harness: Clie
     assert [row.correction for row in exported] == ["Kärtchen\u2028🂡"] * 2
     assert exported[0] == client.feedback.list(after=2).data[0]
     assert list(client.feedback.export(since="2999-01-01T00:00:00Z")) == []
+    asked = client.feedback.send(records.mint("intents@1", asked=True), thumb="up")
+    assert (asked.asked, sent.asked) == (True, False)
+    assert [row.id for row in client.feedback.list(asked=True)] == [
+        row.id for row in client.feedback.export(asked=True)
+    ]
+    assert [row.id for row in client.feedback.list(asked=True)] == [asked.id]
+    assert [row.id for row in client.feedback.list(asked=False)] == [3, 2, 1]
     with pytest.raises(errors.BadRequestError):
         list(client.feedback.export(adapter="nobody"))
 
@@ -116,6 +123,10 @@ def test_both_clients_set_policies(make_client: MakeClient, harness: ClientsHarn
     assert (policy.scope, policy.subject, policy.log, policy.retention_days) == ("adapter", "tiny-base", False, 7)
     assert list(client.log_policies.list()) == [policy]
     assert client.log_policies.remove(adapter="tiny-base") == policy
+    assert policy.ask_feedback is None
+    assert client.log_policies.set(adapter="tiny-base", ask_feedback=0.05).ask_feedback == 0.05
+    with pytest.raises(errors.BadRequestError, match="ask_feedback"):
+        client.log_policies.set(adapter="tiny-base", ask_feedback=5)
     for wrong in ({}, {"adapter": "a", "key": "b"}):
         with pytest.raises(errors.InvalidArgumentError, match="one of the two"):
             client.log_policies.set(log=True, **wrong)
@@ -174,6 +185,11 @@ def test_the_command_line_says_and_lists(harness: ClientsHarness) -> None:
     assert len(harness.json("feedback", "list", "--limit", "1")) == 1
     assert harness.json("feedback", "list", "--since", "1h", "--interaction", worse) == []
     assert harness.json("feedback", "send", id, "--choice", "1", "--thumb", "up")["created"] is True
+    harness.run("feedback", "send", harness.records.mint("intents@1", asked=True), "--thumb", "up")
+    assert "(asked for)" in harness.run("feedback", "list", "--asked").stdout
+    assert len(harness.json("feedback", "list", "--asked")) == 1
+    assert len(harness.json("feedback", "list", "--unasked")) == 3
+    assert len(harness.run("feedback", "export", "--asked").stdout.splitlines()) == 1
 
 
 def test_the_command_line_exports(harness: ClientsHarness, tmp_path: Path) -> None:
@@ -233,6 +249,9 @@ def test_the_command_line_sets_policies(harness: ClientsHarness) -> None:
         ["adapter", "intents", "yes", "7"],
         ["adapter", "tiny-base", "no", "by"],
     ]
+    asks = harness.run("interactions", "policy", "--adapter", "intents", "--ask-feedback", "0.05")
+    assert "users are asked for feedback on 0.05 of the answers" in asks.stdout
+    assert "0.05" in harness.run("interactions", "policies").stdout
     gone = harness.run("interactions", "policy", "--adapter", "intents", "--default")
     assert "default again" in gone.stdout
     assert harness.json("interactions", "policies")["data"][0]["subject"] == "tiny-base"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.openapi import openapi_schema
-from graftwork.server.http.routes import generation, router
+from graftwork.server.http.routes import add_routes, generation, router
 from graftwork.server.http.schemas.generation.chat import ChatCompletionChunkObject, CompletionChunkObject
 from graftwork.server.http.schemas.generation.messages import AnthropicErrorObject, MessageEventObject
 from graftwork.server.http.schemas.generation.responses import ResponseEventObject
@@ -36,7 +36,7 @@ def document() -> dict[str, Any]:
     routes = router(services)
     generation.add(routes, services.authenticator, MagicMock(), MagicMock(), MagicMock(), services.records)
     app = FastAPI(openapi_url=None)
-    app.include_router(routes)
+    add_routes(app, routes)
     return openapi_schema(app)
 
 

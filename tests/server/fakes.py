@@ -35,7 +35,7 @@ from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
-from graftwork.server.http.routes import router
+from graftwork.server.http.routes import add_routes, router
 from graftwork.server.http.services import Records, Services
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.transport.engine import EngineInput, EngineState, EngineStream
@@ -188,7 +188,7 @@ def make_world(
         allowed_roots=(home / "shared",),
     )
     app = FastAPI(openapi_url=None)
-    app.include_router(router(services))
+    add_routes(app, router(services))
     app.add_middleware(DocumentedAnswers)
     edge.install(app, services.metrics)
     return World(app, services, engine, keys, home)

@@ -20,7 +20,8 @@ from graftwork.server.generation.accounting import Accounting
 from graftwork.server.generation.embeddings import EmbeddingService
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
-from graftwork.server.http.routes import generation
+from graftwork.server.http.openapi import DocumentedRoute
+from graftwork.server.http.routes import add_routes, generation
 from graftwork.server.processes import SharedState
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.messages import Cancel, EngineMessage, Frame, Generate, Hello
@@ -111,6 +112,7 @@ class GatewayHarness:
             router=router,
             experiments=services.experiments,
             ids=self.records.ids,
+            policies=self.records.policies,
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
         )
@@ -121,9 +123,9 @@ class GatewayHarness:
             metrics=services.metrics,
             traffic=services.traffic,
         )
-        routes = APIRouter()
+        routes = APIRouter(route_class=DocumentedRoute)
         generation.add(routes, services.authenticator, self.gateway, self.embeddings, tokenization, services.records)
-        world.app.include_router(routes)
+        add_routes(world.app, routes)
         transport = httpx.ASGITransport(world.app, client=("127.0.0.1", 50000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
 

@@ -50,6 +50,8 @@ def _facts(told: DataReport) -> RenderableType:
     kinds = ", ".join(f"{number:,} {words.KINDS[kind]}" for kind, number in told.kinds.items())
     if told.corrections:
         kinds += f", {told.corrections:,} of them corrections"
+    if told.asked:
+        kinds += f", {told.asked:,} from users who were asked"
     _row(table, "kinds", kinds or "–")
     users = f", {words.count(told.users, 'user')} kept together" if told.users else ""
     _row(table, "split", words.split(told) + users)

@@ -448,6 +448,7 @@ class _Pipeline:
             personal_in_system=self.num_personal_in_system,
             kinds=dict(counts.kinds),
             corrections=counts.num_corrections,
+            asked=counts.num_asked,
             users=len(counts.groups),
             sides={side: len(counts.digests[side]) for side in SPLITS},
             side_digests={side: set_digest(counts.digests[side]) for side in SPLITS},

@@ -88,6 +88,7 @@ class Row:
         label: whether the answer is good.
         score: how good the answer is, 0 to 1.
         corrected: whether the answer is a user's correction; ``rejected`` is then the model's answer.
+        asked: whether a random draw had the user asked for the feedback; not part of `digest`, nothing learns from it.
         weight: factor on the row's loss.
         group: hash of the user; rows of one group stay on one side of a split.
         split: the split that the source assigns.
@@ -106,6 +107,7 @@ class Row:
     label: bool | None = None
     score: float | None = None
     corrected: bool = False
+    asked: bool = False
     weight: float = 1.0
     group: str | None = None
     split: SplitName | None = None
@@ -302,6 +304,7 @@ _EXTRA: Final[dict[str, Any]] = {
     "label": None,
     "score": None,
     "corrected": False,
+    "asked": False,
     "weight": 1.0,
     "group": None,
     "split": None,

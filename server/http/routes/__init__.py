@@ -8,10 +8,10 @@ needs the engine.
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from starlette.responses import JSONResponse
 
-from graftwork.server.http.openapi import error_answer
+from graftwork.server.http.openapi import DocumentedRoute, error_answer
 from graftwork.server.http.routes import (
     adapters,
     batches,
@@ -49,8 +49,9 @@ NOUNS = (
 
 
 def router(services: Services) -> APIRouter:
-    """All routes of ``NOUNS``, for ``app.include_router``."""
+    """All routes of ``NOUNS``, for ``add_routes``."""
     routes = APIRouter(
+        route_class=DocumentedRoute,
         default_response_class=JSONResponse,
         generate_unique_id_function=lambda route: route.name,
         responses={"default": error_answer()},
@@ -58,3 +59,8 @@ def router(services: Services) -> APIRouter:
     for noun in NOUNS:
         noun.add(routes, services)
     return routes
+
+
+def add_routes(app: FastAPI, routes: APIRouter) -> None:
+    """Add routes to an app as its own. Those that it includes are built a second time, while the first user waits."""
+    app.router.routes.extend(routes.routes)

@@ -32,6 +32,7 @@ from graftwork.adapters.experiments.plan import (
     ExperimentPlan,
     Guardrail,
     Ramp,
+    Ratings,
     Unit,
     Unrated,
 )
@@ -132,6 +133,7 @@ class NewExperiment(StrictModel):
     reserve: float = 0.2
     unrated: Unrated = "leave_out"
     covariate: Covariate = "past"
+    ratings: Ratings = "all"
     learned_days: float = 7.0
     allocation: Allocation = "fixed"
 
@@ -183,14 +185,14 @@ def add(routes: APIRouter, services: Services) -> None:
         started = await in_thread(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
         history = await in_thread(experiments.history, started.name)
-        return JSONResponse({**_experiment(started, None, base.id), "warnings": _warnings(history)}, 201)
+        return JSONResponse(_experiment(services, started, None, history), 201)
 
     @routes.get("/v1/experiments", dependencies=[operator], response_model=ListObject[ExperimentObject])
     async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
         running = None if page.status is None else page.status == "running"
         found = await in_thread(experiments.find, running=running, after=page.after, limit=page.limit)
         readings = {each.name: await in_thread(services.exposures.last_reading, each.name) for each in found}
-        return JSONResponse(page_body(found, lambda each: _experiment(each, readings[each.name], base.id)))
+        return JSONResponse(page_body(found, lambda each: _experiment(services, each, readings[each.name])))
 
     @routes.get("/v1/experiments/{name}", dependencies=[operator], response_model=ExperimentObject)
     async def get_experiment(name: str) -> Response:
@@ -269,6 +271,7 @@ def _plan(body: NewExperiment) -> ExperimentPlan:
         reserve=body.reserve,
         unrated=body.unrated,
         covariate=body.covariate,
+        ratings=body.ratings,
         learned_days=body.learned_days,
         allocation=body.allocation,
     )
@@ -349,19 +352,15 @@ def _whole(services: Services, name: str) -> ExperimentObject:
     readings = services.exposures.readings(name)
     history = services.experiments.history(name)
     return {
-        **_experiment(experiment, readings[-1] if readings else None, services.base.id),
-        "warnings": _warnings(history),
+        **_experiment(services, experiment, readings[-1] if readings else None, history),
         "history": [_event(event) for event in history],
         "readings": [_point(reading) for reading in readings],
     }
 
 
-def _warnings(history: Sequence[ExperimentEvent]) -> list[str]:
-    """What may be wrong with an experiment's plan, as it was found at the start."""
-    return [warning for event in history for warning in (event.details or {}).get("warnings", ())]
-
-
-def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str) -> ExperimentObject:
+def _experiment(
+    services: Services, experiment: Experiment, last: StoredReading | None, history: Sequence[ExperimentEvent] = ()
+) -> ExperimentObject:
     plan, outcome = experiment.plan, experiment.outcome
     return {
         "object": "experiment",
@@ -371,7 +370,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
         "started_at": experiment.started_at.timestamp(),
         "started_by": experiment.started_by,
         "ended_at": None if experiment.ended_at is None else experiment.ended_at.timestamp(),
-        "arms": [_shown_arm(experiment, arm, base_id) for arm in plan.arms],
+        "arms": [_shown_arm(experiment, arm, services.base.id) for arm in plan.arms],
         "metric": _shown_metric(plan.metric),
         "guardrails": [
             {
@@ -402,6 +401,7 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
         "reserve": plan.reserve,
         "unrated": plan.unrated,
         "covariate": plan.covariate,
+        "ratings": plan.ratings,
         "learned_days": plan.learned_days,
         "allocation": plan.allocation,
         "epochs": [
@@ -418,7 +418,20 @@ def _experiment(experiment: Experiment, last: StoredReading | None, base_id: str
             "reading": outcome.reading,
         },
         "reading": None if last is None else {"at": last.at.timestamp(), **last.reading},
+        "warnings": _warnings(services, plan, history) if experiment.running else [],
     }
+
+
+def _warnings(services: Services, plan: ExperimentPlan, history: Sequence[ExperimentEvent]) -> list[str]:
+    """What keeps a running experiment from what its plan wants, in words, and what was found at its start."""
+    found = [warning for event in history for warning in (event.details or {}).get("warnings", ())]
+    if plan.ratings == "all" or services.records.policies.may_ask(plan.adapter):
+        return found
+    return [
+        *found,
+        f"only feedback that was asked for counts (ratings), and no user of {plan.adapter} is asked: set ask_feedback "
+        "in its log policy",
+    ]
 
 
 def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> ExperimentArmObject:

@@ -61,6 +61,7 @@ class FeedbackParameters(Parameters):
     kind: FeedbackKind | None = None
     user: Label | None = None
     episode: Label | None = None
+    asked: bool | None = None
     since: Moment | None = None
     until: Moment | None = None
 
@@ -182,6 +183,7 @@ def show(row: Feedback, base_id: str) -> FeedbackObject:
         "probability": row.probability,
         "unit": row.unit,
         "episode": row.episode,
+        "asked": row.asked,
         "choice": row.choice,
         "thumb": row.thumb,
         "score": row.score,

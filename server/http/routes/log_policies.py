@@ -1,4 +1,4 @@
-"""``/v1/log_policies``: what is logged and how long it is stored, per adapter and per key.
+"""``/v1/log_policies``: what is logged, how long, and how often users are asked for feedback, per adapter and per key.
 
 They take an operator's key.
 """
@@ -33,6 +33,7 @@ class NewLogPolicy(StrictModel):
 
     log: bool
     retention_days: Annotated[float, Field(gt=0)] | None = None
+    ask_feedback: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 def add(routes: APIRouter, services: Services) -> None:
@@ -58,15 +59,22 @@ def add(routes: APIRouter, services: Services) -> None:
         body = parse(NewLogPolicy, await request.body())
         await in_thread(_check_subject, services, scope, subject)
         policy = await in_thread(
-            policies.set, SCOPES[scope], subject, log=body.log, retention_days=body.retention_days, actor=who.name
+            policies.set,
+            SCOPES[scope],
+            subject,
+            log=body.log,
+            retention_days=body.retention_days,
+            ask_feedback=body.ask_feedback,
+            actor=who.name,
         )
         log.info(
-            "%s: the %s %s is %s, retention %s",
+            "%s: the %s %s is %s, retention %s, feedback asked for on a share of %g",
             who.name,
             policy.scope,
             policy.subject,
             "logged" if policy.log else "not logged",
             "by default" if policy.retention_days is None else f"{policy.retention_days} days",
+            policy.ask_feedback or 0,
         )
         return JSONResponse(_show(policy))
 
@@ -95,6 +103,7 @@ def _show(policy: LogPolicy) -> LogPolicyObject:
         "subject": policy.subject,
         "log": policy.log,
         "retention_days": policy.retention_days,
+        "ask_feedback": policy.ask_feedback,
         "actor": policy.actor,
         "updated_at": policy.updated_at.timestamp(),
     }

@@ -17,7 +17,7 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
 from graftwork.server.http.openapi import openapi_document
 from graftwork.server.http.routes.adapters import adapter_states, all_adapters, live_version, tier_of
-from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, VersionObject
+from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, ServerVersionObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
 from graftwork.version import __version__
@@ -39,7 +39,7 @@ def add(routes: APIRouter, services: Services) -> None:
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/version", response_model=VersionObject)
+    @routes.get("/version", response_model=ServerVersionObject)
     async def version() -> Response:
         return JSONResponse({"version": __version__})
 

@@ -134,8 +134,10 @@ class ExperimentEventObject(TypedDict):
 
 
 class ExperimentObject(TypedDict):
-    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only, and
-    ``warnings`` of its plan also when it starts."""
+    """An experiment. ``history``, newest first, and ``readings``, oldest first, come with a single experiment only.
+
+    ``warnings`` say what keeps it from what its plan wants, while it runs.
+    """
 
     object: Literal["experiment"]
     name: str
@@ -155,11 +157,12 @@ class ExperimentObject(TypedDict):
     reserve: float
     unrated: str
     covariate: str
+    ratings: str
     learned_days: float
     allocation: str
     epochs: list[ExperimentEpochObject]
     outcome: ExperimentOutcomeObject | None
     reading: Annotated[Mapping[str, Any], GetPydanticSchema(lambda _, handler: handler(TimedReading))] | None
-    warnings: NotRequired[list[str]]
+    warnings: list[str]
     history: NotRequired[list[ExperimentEventObject]]
     readings: NotRequired[list[ReadingPointObject]]

@@ -9,8 +9,11 @@ from typing_extensions import TypedDict
 
 
 class FeedbackObject(TypedDict):
-    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id. With
-    ``episode`` it judges all answers of that episode, of which this is the last."""
+    """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id.
+
+    ``episode``: it judges all answers of that episode, of which this is the last. ``asked``: a random draw had marked
+    the answer, so that its user was asked.
+    """
 
     object: Literal["feedback"]
     id: int
@@ -22,6 +25,7 @@ class FeedbackObject(TypedDict):
     probability: float | None
     unit: str | None
     episode: str | None
+    asked: bool
     choice: int
     thumb: str | None
     score: float | None

@@ -9,13 +9,16 @@ from typing_extensions import TypedDict
 
 
 class LogPolicyObject(TypedDict):
-    """``retention_days`` null: as long as by default."""
+    """``retention_days`` null: as long as by default. ``ask_feedback``: the share of the answers that are marked, so
+    that their users are asked for feedback.
+    """
 
     object: Literal["log_policy"]
     scope: Literal["adapter", "key"]
     subject: str
     log: bool
     retention_days: float | None
+    ask_feedback: float | None
     actor: str
     updated_at: float
 

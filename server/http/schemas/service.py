@@ -21,7 +21,7 @@ class ReadinessObject(TypedDict):
     base: str
 
 
-class VersionObject(TypedDict):
+class ServerVersionObject(TypedDict):
     """The server's version."""
 
     version: str

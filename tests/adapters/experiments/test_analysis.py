@@ -185,6 +185,30 @@ def test_units_are_compared_with_their_own_past() -> None:
     assert (adjusted.explained > 0.15, plain.explained) == (True, 0.0)
 
 
+def test_where_only_asked_for_ratings_count_silence_is_half_good_of_who_was_asked() -> None:
+    of = experiment(plan(arm(1, name="a"), arm(2, 0.5, name="b"), unrated="neutral", ratings="asked"))
+    analysis = ExperimentAnalysis(of)
+    for number in range(400):
+        asked = None if number % 4 < 2 else 0.0
+        analysis.add_unit(unit(number, "ab"[number % 2], thumb=None, feedback_rate=asked))
+    assert [found.judged for found in analysis.reading(of.weights).arms] == [100, 100]
+
+
+@pytest.mark.parametrize(("ratings", "found"), [("all", [("promote", "b")]), ("asked", [])])
+def test_who_rates_by_whim_makes_equal_arms_differ_and_who_is_asked_does_not(ratings: Any, found: list[Any]) -> None:
+    """Half of either arm's answers are good. Of the control's the bad ones are rated, of the treatment's the good."""
+    of = experiment(plan(arm(1, name="a"), arm(2, 0.5, name="b"), ratings=ratings, rule=DecisionRule(automatic=True)))
+    analysis, chance = ExperimentAnalysis(of), random.Random(5)
+    for number in range(2000):
+        name, good, asked = "ab"[number % 2], chance.random() < 0.5, chance.random() < 0.2
+        by_whim = chance.random() < (0.3 if good == (name == "b") else 0.1)
+        rated = chance.random() < 0.6 if asked else by_whim and ratings == "all"
+        analysis.add_unit(unit(number, name, thumb=float(good) if rated else None, feedback_rate=float(rated)))
+    reading = analysis.reading(of.weights)
+    assert not reading.sample_ratio.mismatch, "both are rated equally often, so no alarm would say it"
+    assert kinds(recommend(of, analysis, reading, T)) == found
+
+
 def test_who_is_left_out_is_counted_until_there_is_a_unit() -> None:
     of = experiment()
     analysis = ExperimentAnalysis(of)

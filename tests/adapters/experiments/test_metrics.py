@@ -73,6 +73,17 @@ def test_an_outcome_has_all_standard_metrics_and_those_that_are_judged() -> None
     }
 
 
+def test_only_what_was_asked_for_may_count() -> None:
+    rated = [said(thumb="up"), said("b", thumb="down", correction="x")]
+    found = unit_metrics([], [A, B, FAILED], rated, asked={"b"})
+    assert (found["thumb"], found["correction_rate"], found["feedback_rate"]) == (0.0, 1.0, 1.0)
+    assert (found["error_rate"], found["tokens"]) == (pytest.approx(1 / 3), 20.0), "these are of all requests"
+    silent = unit_metrics([], [A, B], rated[:1], asked={"b"})
+    assert (silent["thumb"], silent["feedback_rate"]) == (None, 0.0)
+    unasked = unit_metrics([], [A, B], rated, asked=())
+    assert (unasked["thumb"], unasked["correction_rate"], unasked["feedback_rate"]) == (None, None, None)
+
+
 def test_what_an_answer_shows_at_once() -> None:
     slow = Metric.of("latency", over=2.0)
     assert [request_value(slow, answer) for answer in (A, B, FAILED)] == [0.0, 1.0, None]

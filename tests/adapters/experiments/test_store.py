@@ -124,6 +124,7 @@ def test_a_plan_survives_the_database(harness: ExperimentsHarness) -> None:
         covariate="none",
         reserve=0.5,
         unit="episode",
+        ratings="asked",
     )
     started = harness.start(of=wanted)
     assert harness.experiments.get("first").plan == started.plan
@@ -163,6 +164,7 @@ BAD_PLANS: list[tuple[dict[str, Any], str]] = [
     ({"reserve": 1.0}, "reserve"),
     ({"alpha": 0.0}, "alpha"),
     ({"metric": "error_rate", "unrated": "neutral"}, "unrated"),
+    ({"metric": "error_rate", "ratings": "asked"}, "ratings"),
     ({"metric": "latency", "allocation": "thompson"}, "allocation"),
 ]
 

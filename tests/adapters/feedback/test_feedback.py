@@ -64,6 +64,15 @@ def test_every_kind_of_feedback_without_a_logged_row(records: Records) -> None:
     assert list(records.feedback.find()) == [row]
 
 
+def test_feedback_knows_whether_it_was_asked_for(records: Records) -> None:
+    asked, _ = add(records, records.mint(asked=True), thumb="up")
+    unasked, _ = add(records, records.mint(), thumb="down")
+    assert (asked.asked, unasked.asked) == (True, False)
+    for wish, found in ((True, [asked]), (False, [unasked]), (None, [unasked, asked])):
+        assert list(records.feedback.find(FeedbackFilter(asked=wish))) == found
+        assert list(records.feedback.each(FeedbackFilter(asked=wish))) == found[::-1]
+
+
 @pytest.mark.parametrize(
     ("said", "param", "says"),
     [
@@ -228,6 +237,7 @@ def test_reading_goes_on_where_it_ended(records: Records, monkeypatch: pytest.Mo
     [
         "UPDATE feedback SET thumb = 'down'",
         "UPDATE feedback SET adapter = 'other'",
+        "UPDATE feedback SET asked = 1",
         "UPDATE feedback SET correction = 'another'",
         "UPDATE feedback SET correction = NULL",
         "UPDATE feedback SET erased_at = at",

@@ -54,6 +54,26 @@ def test_an_id_says_what_it_was_minted_with(
     assert re.fullmatch(r"[0-9a-f]{16}", said.nonce)
 
 
+def test_the_mark_of_an_answer_that_is_asked_about_is_signed_with_it() -> None:
+    asked, plain = (IDS.mint("chatcmpl", **IN_AN_EXPERIMENT, choices=1, asked=asked) for asked in (True, False))
+    assert (IDS.read(asked).asked, IDS.read(plain).asked) == (True, False)
+    assert len(asked) == len(plain), "the mark is a bit"
+    signed = bytearray(base64.urlsafe_b64decode(plain.removeprefix("chatcmpl-") + "=="))
+    signed[1] |= 16  # the byte of flags
+    forged = f"chatcmpl-{base64.urlsafe_b64encode(bytes(signed)).decode().rstrip('=')}"
+    with pytest.raises(InvalidRequest):
+        IDS.read(forged)
+
+
+def test_an_id_of_before_there_was_the_mark_is_read() -> None:
+    old = IDS.read(
+        "chatcmpl-AQ9o53gAAAECAwQFBgcJaW50ZW50c0A3DnNldmVuLW9yLWVpZ2h0CWNhbmRpZGF0ZT-5mZmZmZmag_QeITrcXUIChi9WpmivxsRi"
+        "B2wvoxIyhA"
+    )
+    assert (old.adapter, old.arm, old.probability, old.choices) == ("intents@7", "candidate", 0.1, 2)
+    assert not old.asked
+
+
 def test_ids_are_new_dated_and_short() -> None:
     before = int(time.time())
     made = [IDS.mint("chatcmpl", adapter="intents@7") for _ in range(100)]

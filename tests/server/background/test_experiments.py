@@ -96,6 +96,24 @@ def test_a_unit_counts_once_with_all_that_came_of_it_in_its_window(harness: Expe
     assert (unit.outcome["thumb"], unit.outcome["error_rate"], unit.outcome["feedback_rate"]) == (0.0, 0.5, 1.0)
 
 
+def test_only_ratings_that_were_asked_for_count_where_the_plan_says_so(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(window_seconds=60, ratings="asked"))
+    harness.ask("ann", seconds_ago=40, thumb="down")
+    harness.ask("ann", seconds_ago=30, thumb="up", asked=True)
+    harness.ask("bob", seconds_ago=30, thumb="up")
+    harness.ask("cid", seconds_ago=20, asked=True)
+    table = Table(harness)
+    table.ahead = timedelta(seconds=60)
+    reading = table.look()
+    assert [(unit.outcome["thumb"], unit.outcome["feedback_rate"]) for unit in table.closed()] == [
+        (1.0, 1.0),
+        (None, None),
+        (None, 0.0),
+    ]
+    assert reading["units"] == 3
+    assert sum(found["judged"] for found in reading["arms"]) == 1
+
+
 def test_what_is_said_after_the_window_does_not_count(harness: ExperimentsHarness) -> None:
     harness.start(of=plan(window_seconds=10))
     harness.ask("ann", seconds_ago=60, thumb="up")

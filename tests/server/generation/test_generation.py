@@ -204,6 +204,68 @@ async def test_an_arm_that_was_drawn_is_said_everywhere(harness: GatewayHarness)
     assert row.probability == 1.0
 
 
+async def test_answers_to_ask_users_about_say_so_everywhere(harness: GatewayHarness) -> None:
+    """In body, events, header and id, on every route that answers."""
+    policy = {"log": True, "ask_feedback": 1}
+    assert (await harness.http.put("/v1/log_policies/adapters/intents", json=policy)).status_code == 200
+    hey = [{"role": "user", "content": "Hey"}]
+    asked = {
+        "/v1/chat/completions": {"messages": hey},
+        "/v1/completions": {"prompt": "Hey"},
+        "/v1/responses": {"input": "Hey"},
+        "/v1/messages": {"messages": hey, "max_tokens": 8},
+    }
+    for path, body in asked.items():
+        answer = await harness.http.post(path, json={"model": "intents", **body})
+        assert answer.headers["x-graftwork-ask-feedback"] == "true", path
+        assert answer.json()["graftwork"] == {"adapter": "intents@1", "ask_feedback": True}
+        assert harness.records.ids.read(answer.json()["id"]).asked
+        streamed = await harness.http.post(path, json={"model": "intents", "stream": True, **body})
+        assert streamed.headers["x-graftwork-ask-feedback"] == "true", path
+        first = events(streamed.text)[0]
+        first = first.get("response") or first.get("message") or first
+        assert first["graftwork"]["ask_feedback"] is True
+        assert harness.records.ids.read(first["id"]).asked
+        said = {"interaction_id": first["id"], "thumb": "up"}
+        assert (await harness.http.post("/v1/feedback", json=said)).json()["asked"] is True
+    listed = (await harness.http.get("/v1/feedback", params={"asked": "true"})).json()["data"]
+    assert len(listed) == len(asked)
+    assert (await harness.http.get("/v1/feedback", params={"asked": "false"})).json()["data"] == []
+
+
+async def test_only_answers_that_are_logged_are_asked_about(harness: GatewayHarness) -> None:
+    async def is_marked(**changes: Any) -> bool:
+        answer = await harness.ask(**changes)
+        marks = {
+            answer.headers.get("x-graftwork-ask-feedback") == "true",
+            "ask_feedback" in answer.json()["graftwork"],
+            harness.records.ids.read(answer.json()["id"]).asked,
+        }
+        assert len(marks) == 1
+        return marks.pop()
+
+    policies = "/v1/log_policies"
+    assert not await is_marked()
+    await harness.http.put(f"{policies}/adapters/intents", json={"log": True, "ask_feedback": 1})
+    assert await is_marked()
+    assert not await is_marked(store=False)
+    assert not await is_marked(model="tiny-base")
+    await harness.http.put(f"{policies}/keys/local", json={"log": False})
+    assert not await is_marked()
+    await harness.http.put(f"{policies}/keys/local", json={"log": True, "ask_feedback": 0})
+    assert not await is_marked(), "a key's share of 0 is for programs that have no user to ask"
+
+
+async def test_in_an_experiment_every_arm_asks_the_adapters_share(harness: GatewayHarness) -> None:
+    arms = [{"version": 1}, {"version": "base"}]
+    plan = {"name": "seven", "adapter": "intents", "metric": "thumb", "arms": arms}
+    assert (await harness.http.post("/v1/experiments", json=plan)).status_code == 201
+    await harness.http.put("/v1/log_policies/adapters/intents", json={"log": True, "ask_feedback": 1})
+    shown = [(await harness.ask(user=f"user-{number}")).json()["graftwork"] for number in range(12)]
+    assert {origin["arm"] for origin in shown} == {"intents@1", "base"}
+    assert all(origin["ask_feedback"] for origin in shown)
+
+
 async def test_feedback_waits_for_the_row_that_it_is_about(
     harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

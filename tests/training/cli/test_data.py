@@ -105,12 +105,15 @@ def test_options_reach_the_policy(data: Callable[..., Result], write_rows: Calla
 def test_exports_of_the_server_are_joined(data: Callable[..., Result], write_rows: Callable[..., Path]) -> None:
     asked = [{"messages": [{"role": "user", "content": question(number)}]} for number in range(12)]
     answers = write_rows(*(answer(f"a{n}", prompt=one) for n, one in enumerate(asked)), name="interactions.jsonl")
-    verdicts = [said(f"a{n}", thumb="up") if n % 3 else said(f"a{n}", correction="delivery") for n in range(12)]
+    verdicts = [
+        said(f"a{n}", thumb="up", asked=n < 5) if n % 3 else said(f"a{n}", correction="delivery") for n in range(12)
+    ]
     result = data("check", answers, write_rows(*verdicts, name="feedback.jsonl"))
     assert result.exit_code == 0, result.output
     assert "interactions.jsonl + feedback.jsonl" in result.stdout
     assert "12 rows read as logged answers with feedback" in result.stdout
-    assert "4 preferences, 8 judged answers, 4 of them corrections" in " ".join(result.stdout.split())
+    kinds = "4 preferences, 8 judged answers, 4 of them corrections, 3 from users who were asked"
+    assert kinds in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"level": "info"}\n' * 300])

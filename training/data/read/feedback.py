@@ -88,7 +88,7 @@ def _rows(answers: _Answers, feedback: Mapping[str, _AnswerFeedback]) -> Iterato
                     if isinstance(row, Unusable):
                         yield row.bad_row(source, line)
                     else:
-                        yield replace(row, source=source, line=line)
+                        yield replace(row, asked=of_answer.asked, source=source, line=line)
             except Unusable as problem:
                 yield problem.bad_row(source, line)
 
@@ -131,6 +131,11 @@ class _AnswerFeedback:
         if not self.records:
             self.place = place
         self.records.append(record)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the answer was marked, so that its user was asked. All feedback on it says the same."""
+        return any(record.get("asked") is True for record in self.records)
 
     def choices(self) -> list[int]:
         return sorted({_index(record, "choice") for record in self.records})

@@ -32,6 +32,7 @@ class RowCounts:
         max_length: the longest row that training does not truncate, in tokens.
         kinds: number of rows by kind.
         num_corrections: number of rows that are a user's correction.
+        num_asked: number of rows from feedback that users were asked for by a random draw.
         groups: the groups of all rows.
         digests: the digests of the rows, by split.
         labels: counts of answers that may be labels.
@@ -47,6 +48,7 @@ class RowCounts:
     max_length: int | None
     kinds: Counter[Kind] = field(default_factory=Counter)
     num_corrections: int = 0
+    num_asked: int = 0
     groups: set[str] = field(default_factory=set)
     digests: dict[SplitName, list[bytes]] = field(default_factory=lambda: {side: [] for side in SPLITS})
     labels: LabelCounter = field(default_factory=LabelCounter)
@@ -66,6 +68,7 @@ class RowCounts:
         """Count one row of a split."""
         self.kinds[row.kind] += 1
         self.num_corrections += row.corrected
+        self.num_asked += row.asked
         if row.group is not None:
             self.groups.add(row.group)
         self.digests[side].append(row.digest())

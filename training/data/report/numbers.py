@@ -213,6 +213,8 @@ class DataReport:
     shares: Mapping[SplitName, float]
     """The configured shares of the splits."""
 
+    asked: int = 0
+    """Number of rows from feedback that users were asked for by a random draw; the others chose to give it."""
     personal_in_system: int = 0
     """Number of rows with personal data in a system message that was kept."""
 

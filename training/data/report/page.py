@@ -138,6 +138,8 @@ def _environment() -> jinja2.Environment:
 def _facts(report: DataReport) -> str:
     kinds = ", ".join(f"{number:,} {words.KINDS[kind]}" for kind, number in report.kinds.items())
     facts = [f"Kept are {kinds}." if kinds else ""]
+    if report.asked:
+        facts.append(f"Users were asked for the feedback of {words.count(report.asked, 'row')}, by a random draw.")
     if report.repaired:
         facts.append(f"{words.count(report.repaired, 'row')} of broken text repaired.")
     if report.users:

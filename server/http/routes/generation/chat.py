@@ -30,6 +30,8 @@ from graftwork.server.openai.requests.generation import GenerationRequest
 SESSION_HEADER = "x-graftwork-session"
 #: Names several answers that are judged as one.
 EPISODE_HEADER = "x-graftwork-episode"
+#: Says that the user is to be asked for feedback on the answer.
+ASK_FEEDBACK_HEADER = "x-graftwork-ask-feedback"
 
 
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
@@ -81,7 +83,7 @@ async def respond(
         episode=body.episode or _label(request, EPISODE_HEADER),
     )
     prepared = await service.prepare(admission)
-    headers = note_route(request, admission.route)
+    headers = note_route(request, admission.route, asked=admission.asked)
     active = service.start(admission, *prepared)
     if body.stream:
         return StreamingResponse(
@@ -91,10 +93,14 @@ async def respond(
     return Response(active.answer.body(), media_type="application/json", headers=headers)
 
 
-def note_route(request: Request, route: Route) -> dict[str, str]:
-    """Note for the metrics what answers a request, and return the headers that tell the client."""
+def note_route(request: Request, route: Route, *, asked: bool = False) -> dict[str, str]:
+    """Note for the metrics what answers a request, and return the headers that tell the client.
+
+    ``asked`` is whether its user is to be asked for feedback.
+    """
     request.state.adapter = route.label
-    return {f"x-graftwork-{name}": value for name, value in route.labels().items()}
+    headers = {f"x-graftwork-{name}": value for name, value in route.labels().items()}
+    return headers | {ASK_FEEDBACK_HEADER: "true"} if asked else headers
 
 
 def _label(request: Request, header: str) -> str | None:

@@ -24,11 +24,15 @@ class UsageObject(TypedDict):
 
 
 class OriginObject(TypedDict):
-    """The version that answered, ``name@version`` or the base's id, and its arm in an experiment."""
+    """The version that answered, ``name@version`` or the base's id, and its arm in an experiment.
+
+    ``ask_feedback`` is there, and true, in a random share of the answers: ask the user for feedback on it.
+    """
 
     adapter: str
     experiment: NotRequired[str]
     arm: NotRequired[str]
+    ask_feedback: NotRequired[Literal[True]]
 
 
 class AlternativeToken(TypedDict):

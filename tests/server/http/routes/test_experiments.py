@@ -99,9 +99,7 @@ async def test_an_experiment_from_start_to_stop(harness: GatewayHarness) -> None
     assert shown["readings"][-1]["units"] == 40
     assert [event["action"] for event in shown["history"]] == ["start"]
     listed = (await harness.http.get("/v1/experiments", params={"status": "running"})).json()
-    assert listed["data"] == [
-        {key: value for key, value in shown.items() if key not in ("history", "readings", "warnings")}
-    ]
+    assert listed["data"] == [{key: value for key, value in shown.items() if key not in ("history", "readings")}]
 
     stopped = (await harness.http.post("/v1/experiments/first/stop", json={"reason": "seen enough"})).json()
     assert stopped["status"] == "ended"
@@ -120,6 +118,15 @@ async def test_an_experiment_gets_a_window_that_fits_its_metric_or_a_warning(har
     assert (started["window_seconds"], len(started["warnings"])) == (7200.0, 1)
     assert "a window of 5 min fits (window_seconds 300)" in started["warnings"][0]
     assert (await harness.http.get("/v1/experiments/second")).json()["warnings"] == started["warnings"]
+
+
+async def test_a_plan_of_asked_ratings_warns_while_nobody_is_asked(harness: GatewayHarness) -> None:
+    started = await start(harness, ratings="asked")
+    assert started["ratings"] == "asked"
+    (warning,) = started["warnings"]
+    assert "no user of intents is asked: set ask_feedback in its log policy" in warning
+    await harness.http.put("/v1/log_policies/adapters/intents", json={"log": True, "ask_feedback": 0.1})
+    assert (await harness.http.get("/v1/experiments/first")).json()["warnings"] == []
 
 
 async def test_only_the_plain_name_takes_part(harness: GatewayHarness) -> None:
@@ -313,6 +320,7 @@ SHADOWED = [{"version": 1}, {"version": 3, "shadow": 1.0}]
 async def test_a_shadow_arm_answers_copies_that_nobody_sees(harness: GatewayHarness) -> None:
     harness.gateway.shadows.start()
     await start(harness, arms=SHADOWED)
+    await harness.http.put("/v1/log_policies/adapters/intents", json={"log": True, "ask_feedback": 1})
     answers = [await harness.ask(user="ann", stream=stream) for stream in (False, True)]
     unstored = await harness.ask(user="ann", store=False)
     assert unstored.status_code == 200
@@ -321,6 +329,7 @@ async def test_a_shadow_arm_answers_copies_that_nobody_sees(harness: GatewayHarn
     rows = await shadowed(harness, 2)
     assert len(rows) == 2
     assert {row.adapter for row in rows} == {"intents@3"}
+    assert not any(harness.records.ids.read(row.id).asked for row in rows), "there is no user to ask about a copy"
     assert [answer.headers["x-graftwork-arm"] for answer in answers] == ["intents@1"] * 2
     mine = {row.id for row in harness.logged() if row.arm == "intents@1"}
     assert {row.metadata["shadow_of"] for row in rows} == mine

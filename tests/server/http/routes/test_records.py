@@ -108,6 +108,7 @@ def test_feedback_is_kept_and_shown(client: TestClient, records: Records) -> Non
         "probability": 0.5,
         "unit": records.ids.unit(user="ann"),
         "episode": None,
+        "asked": False,
         **said,
         "preferred_over_choice": 0,
         "key_id": "local",
@@ -364,18 +365,20 @@ def test_policies_are_set_listed_and_removed(client: TestClient, world: World) -
         "subject": "intents",
         "log": False,
         "retention_days": 7,
+        "ask_feedback": None,
         "actor": "local",
     }
     _, key = world.keys.create("desk", Role.ADMIN)
     headers = {"authorization": f"Bearer {world.keys.create('me', Role.OPERATOR)[0]}"}
     client.put(f"/v1/log_policies/keys/{key.id}", json={"log": True, "retention_days": 0.5}, headers=headers)
-    client.put("/v1/log_policies/adapters/tiny-base", json={"log": True}, headers=headers)
+    client.put("/v1/log_policies/adapters/tiny-base", json={"log": True, "ask_feedback": 0.05}, headers=headers)
     listed = client.get("/v1/log_policies", headers=headers).json()["data"]
     assert [(row["scope"], row["subject"], row["retention_days"], row["actor"]) for row in listed] == [
         ("adapter", "intents", 7, "local"),
         ("adapter", "tiny-base", None, "me"),
         ("key", key.id, 0.5, "me"),
     ]
+    assert [row["ask_feedback"] for row in listed] == [None, 0.05, None]
     gone = client.delete("/v1/log_policies/adapters/intents", headers=headers).json()
     assert (gone["subject"], gone["log"]) == ("intents", False)
     assert len(client.get("/v1/log_policies", headers=headers).json()["data"]) == 2
@@ -395,6 +398,9 @@ def test_policies_are_set_listed_and_removed(client: TestClient, world: World) -
         ("adapters/intents", {"log": True, "retention_days": 0}, 400),
         ("adapters/intents", {"log": True, "retention_days": 1e9}, 400),
         ("adapters/intents", {"log": True, "days": 1}, 400),
+        ("adapters/intents", {"log": True, "ask_feedback": 5}, 400),
+        ("adapters/intents", {"log": True, "ask_feedback": -0.1}, 400),
+        ("adapters/intents", {"log": False, "ask_feedback": 0.1}, 400),
     ],
 )
 def test_bad_policies_are_refused(still_client: TestClient, path: str, body: dict[str, Any], status: int) -> None:

@@ -35,6 +35,13 @@ def test_a_thumb_judges_the_answer() -> None:
     assert (row.source, row.line) == ("export.jsonl", 2)
 
 
+def test_rows_know_whether_their_feedback_was_asked_for_and_learning_does_not() -> None:
+    asked, by_whim = rows_of(answer("a"), answer("b"), said("a", thumb="up", asked=True), said("b", thumb="up"))
+    assert (asked.asked, by_whim.asked) == (True, False)
+    assert asked.digest() == by_whim.digest()
+    assert Row.from_json(asked.to_json()) == asked
+
+
 def test_rows_are_grouped_by_user_where_there_are_enough() -> None:
     def groups(users: list[str]) -> set[str | None]:
         asked = [answer(f"{number}", unit=user) for number, user in enumerate(users)]

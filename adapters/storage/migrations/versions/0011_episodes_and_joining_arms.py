@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0011"
+down_revision = "0010"
 
 
 def upgrade() -> None:
@@ -40,8 +40,8 @@ def upgrade() -> None:
 FEEDBACK_APPEND_ONLY = "feedback is append-only"
 ARMS_APPEND_ONLY = "the record of experiments is append-only"
 JUDGEMENT = (
-    "id, at, interaction_id, interaction_at, adapter, version, experiment, arm, probability, unit, episode, choice, "
-    "thumb, score, preferred_over, preferred_over_choice, key_id, idempotency_key"
+    "id, at, interaction_id, interaction_at, adapter, version, experiment, arm, probability, unit, asked, episode, "
+    "choice, thumb, score, preferred_over, preferred_over_choice, key_id, idempotency_key"
 )
 EXPOSURE = """
 INSERT INTO exposures
