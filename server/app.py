@@ -34,6 +34,7 @@ from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
+from graftwork.server.background.graders import GraderTrials
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.retention import expire
 from graftwork.server.background.rounds import RoundScheduler
@@ -184,8 +185,10 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=info.digest),
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
+        grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,
+        allow_python_graders=config.allow_python_graders,
         cors_origins=config.cors_origins,
         limits=config.adapter_limits,
         engine=engine_client,

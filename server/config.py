@@ -54,6 +54,7 @@ class ServerConfig:
         trainer_threads: CPU threads of a training run; ``None``: torch's choice.
         trainer_device: Where runs compute: ``cpu``, or the number of a GPU; ``None``: where serving does.
         trainer_memory_gb: Memory of the GPU in GiB that the key-value cache leaves to runs, where both share one.
+        allow_python_graders: Run graders that are Python programs, in processes without network and files.
         stall_seconds: An engine that makes no progress for so long is replaced.
         drain_seconds: How long SIGTERM waits for answers that are under way.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
@@ -95,6 +96,7 @@ class ServerConfig:
     trainer_threads: int | None = None
     trainer_device: str | None = None
     trainer_memory_gb: float = 0.0
+    allow_python_graders: bool = False
     stall_seconds: float = 60.0
     drain_seconds: float = 30.0
     log_level: str = "info"

@@ -126,13 +126,18 @@ class TrainConfig:
     curriculum: Curriculum = _DEFAULTS["curriculum"]
     teacher: str | None = _DEFAULTS["teacher"]
     rewards: tuple[str, ...] = _DEFAULTS["rewards"]
+    grader: Mapping[str, Any] | None = _DEFAULTS["grader"]
+    judge: Mapping[str, Any] | None = _DEFAULTS["judge"]
+    response_format: Mapping[str, Any] | None = _DEFAULTS["response_format"]
     generations: int = _DEFAULTS["generations"]
+    temperature: float = _DEFAULTS["temperature"]
     answer_tokens: int = _DEFAULTS["answer_tokens"]
     replay: float = _DEFAULTS["replay"]
     forgetting: float | None = _DEFAULTS["forgetting"]
     anchor: float = _DEFAULTS["anchor"]
     augment: int = _DEFAULTS["augment"]
     checkpoint_steps: int = _DEFAULTS["checkpoint_steps"]
+    eval_interval: int = _DEFAULTS["eval_interval"]
     learning_rate: float = _DEFAULTS["learning_rate"]
     epochs: float = _DEFAULTS["epochs"]
     batch_size: int = _DEFAULTS["batch_size"]
@@ -229,6 +234,11 @@ class TrainConfig:
         return cls(**{**defaults, **given})
 
     @property
+    def judged_by(self) -> Mapping[str, Any] | None:
+        """The grader by which held-out answers are judged where no row says what is right; None if there is none."""
+        return self.judge or self.grader
+
+    @property
     def is_online(self) -> bool:
         """Whether the model generates completions during training and learns from them."""
         return self.method in ONLINE
@@ -250,9 +260,11 @@ class TrainConfig:
             "is the larger model that distillation, and nothing else, learns from",
         )
         self._require(
-            isinstance(self.rewards, tuple) and bool(self.rewards) == (self.method == "grpo"),
-            "rewards",
-            "names the reward functions that grpo, and nothing else, learns from: exact, for example",
+            isinstance(self.rewards, tuple)
+            and bool(self.rewards) + (self.grader is not None) == (self.method == "grpo"),
+            "rewards" if self.rewards or self.grader is None else "grader",
+            "names the reward functions that grpo, and nothing else, learns from, exact for example; or a grader is "
+            "given instead",
         )
         self._require(self.method != "grpo" or not self.search, "search", "needs a loss to compare, which grpo has not")
         self._require(

@@ -5,13 +5,16 @@ Whether they suit each other is checked when the run is planned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from graftwork.adapters import names
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.learning import reward_plugins, teachers, trackers
+from graftwork.adapters.learning import teachers, trackers
+from graftwork.adapters.learning.graders import reward_plugins
+from graftwork.adapters.learning.graders.reading import GraderRules, checked_grader
+from graftwork.adapters.learning.graders.response_format import ResponseFormat
 from graftwork.adapters.learning.job import Method
 from graftwork.adapters.learning.knobs import HYPERPARAMETERS, Hyperparameter, Knob
 from graftwork.adapters.learning.methods import SUPERVISED
@@ -24,7 +27,15 @@ AUGMENTABLE_METHODS: Final = SUPERVISED | {AUTO}
 MAX_LAYERS: Final = 1000
 
 
-def validate_hyperparameters(given: Any, place: str, *, method: Method, roots: Sequence[Path]) -> dict[str, Any]:
+def validate_hyperparameters(
+    given: Any,
+    place: str,
+    *,
+    method: Method,
+    roots: Sequence[Path],
+    rules: GraderRules = GraderRules(),
+    elsewhere: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Validate the hyperparameters of a job.
 
     Args:
@@ -32,30 +43,47 @@ def validate_hyperparameters(given: Any, place: str, *, method: Method, roots: S
         place: Its path in the body, for messages.
         method: Of the job.
         roots: Folders below which a teacher may be.
+        rules: What graders may use.
+        elsewhere: The paths of those that stand elsewhere in the body, by name.
 
     Returns:
-        The same, with single names as lists.
+        The same, with single names as lists, and with the versions of the models that grade.
 
     Raises:
         InvalidRequest: For the first that is wrong; ``param`` names it.
     """
     if not isinstance(given, dict):
         raise InvalidRequest(f"{place} must be an object", param=place, code="invalid_type")
-    for name, knob in HYPERPARAMETERS.items():
-        if knob.method == method and given.get(name) in (None, [], AUTO):
-            raise InvalidRequest(f"{method} needs the hyperparameter {name}: {knob.needs}", param=f"{place}.{name}")
+    for knob in HYPERPARAMETERS.values():
+        if knob.method == method:
+            _check_there(knob, given, place)
     if given.get("augment", AUTO) not in (AUTO, 0) and method not in AUGMENTABLE_METHODS:
         param = f"{place}.augment"
         raise InvalidRequest(
             f"{param} is for supervised methods alone, and this is {method}: leave it out", param=param
         )
+    places = elsewhere or {}
     return {
-        name: _validate(name, value, f"{place}.{name[:64]}", method=method, roots=roots)
+        name: _validate(name, value, places.get(name, f"{place}.{name[:64]}"), method=method, roots=roots, rules=rules)
         for name, value in given.items()
     }
 
 
-def _validate(name: str, value: Any, param: str, *, method: Method, roots: Sequence[Path]) -> Any:
+def _check_there(knob: Knob, given: Mapping[str, Any], place: str) -> None:
+    """Check that a knob that its method requires is given, or the one instead of it."""
+    names_there = [name for name in (knob.job_name, knob.instead) if name and given.get(name) not in (None, [], AUTO)]
+    if not names_there:
+        raise InvalidRequest(
+            f"{knob.method} needs the hyperparameter {knob.job_name}: {knob.needs}", param=f"{place}.{knob.job_name}"
+        )
+    if len(names_there) > 1:
+        raise InvalidRequest(
+            f"{' and '.join(names_there)} are two ways to say what is good: give one of them",
+            param=f"{place}.{names_there[-1]}",
+        )
+
+
+def _validate(name: str, value: Any, param: str, *, method: Method, roots: Sequence[Path], rules: GraderRules) -> Any:
     knob = HYPERPARAMETERS.get(name)
     if knob is None or knob.job is None:
         raise InvalidRequest(
@@ -74,6 +102,11 @@ def _validate(name: str, value: Any, param: str, *, method: Method, roots: Seque
             teachers.check(value, roots, param=param)
         case "numbers":
             return _layers(value, param)
+        case "grader":
+            return value if value == AUTO else checked_grader(value, param, rules)
+        case "response_format":
+            if value != AUTO:
+                ResponseFormat.read(value, param)
         case "choice":
             _check_choice(knob.job, value, param)
         case _:

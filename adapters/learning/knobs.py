@@ -19,8 +19,9 @@ from graftwork.adapters.learning.methods import TrainingMethod
 from graftwork.adapters.learning.trackers import TRACKERS
 from graftwork.adapters.peft_format.limits import AdapterLimits
 
-Kind = Literal["integer", "number", "choice", "folder", "names", "numbers", "modules"]
-"""``names`` and ``numbers`` are several of these; ``modules`` is ``all-linear`` or names of modules."""
+Kind = Literal["integer", "number", "choice", "folder", "names", "numbers", "modules", "grader", "response_format"]
+"""``names`` and ``numbers`` are several of these; ``modules`` is ``all-linear`` or names of modules; ``grader`` and
+``response_format`` are objects, as `graftwork.adapters.learning.graders` reads them."""
 
 Panel = Literal["The data", "The run"]
 """The heading of an option's group in ``graftwork train --help``."""
@@ -108,6 +109,7 @@ class Knob:
         choices: Of a choice. With ``None`` as the default it may be left without a value.
         method: The one method that has it and requires it.
         needs: For that method's error message: what it is.
+        instead: The knob that may be given in its place; one of the two is required, and not both.
         job: How it is given over HTTP; ``None``: not at all.
         option: How it is given on the command line; ``None``: not at all.
         aliases: Further names in the description of a run.
@@ -123,6 +125,7 @@ class Knob:
     choices: tuple[str, ...] = ()
     method: TrainingMethod | None = None
     needs: str = ""
+    instead: str | None = None
     job: Hyperparameter | None = None
     option: Option | None = None
     aliases: tuple[str, ...] = ()
@@ -390,6 +393,14 @@ _TABLE: Final = (
         job=Hyperparameter(least=2, most=64),
     ),
     Knob(
+        name="temperature",
+        kind="number",
+        default=1.0,
+        bounds=(Bounds(above=0, most=2, expectation="must be above 0 and at most 2"),),
+        help="Of GRPO: the temperature at which answers are drawn. Below 1 a small model is right more often.",
+        job=Hyperparameter(least=0.1, most=2),
+    ),
+    Knob(
         name="answer_tokens",
         kind="integer",
         default=64,
@@ -491,13 +502,46 @@ _TABLE: Final = (
         default=(),
         help="Of GRPO: names of reward functions, whose rewards are added up.",
         method="grpo",
-        needs="the reward functions to learn from, such as exact",
+        needs="the reward functions to learn from, such as exact, or a grader",
+        instead="grader",
         job=Hyperparameter(),
         option=Option(
             flag="--reward",
             help="Of grpo: an installed reward function, exact or similar for example; may be repeated.",
             metavar="NAME",
         ),
+    ),
+    Knob(
+        name="grader",
+        kind="grader",
+        default=None,
+        help="Of GRPO: what grades the answers, in the place of reward functions.",
+        method="grpo",
+        needs="the grader to learn from",
+        instead="rewards",
+        job=Hyperparameter(),
+    ),
+    Knob(
+        name="response_format",
+        kind="response_format",
+        default=None,
+        help="Of graders: the JSON that an answer has to be.",
+        job=Hyperparameter(),
+    ),
+    Knob(
+        name="judge",
+        kind="grader",
+        default=None,
+        help="What grades held-out answers for the gates where no row says what is right; the run's grader by default.",
+        job=Hyperparameter(),
+    ),
+    Knob(
+        name="eval_interval",
+        kind="integer",
+        default=0,
+        bounds=(_NOT_NEGATIVE,),
+        help="Steps after which the held-out rows are measured, beside the end of each epoch; 0: then alone.",
+        job=Hyperparameter(least=1, most=1_000_000),
     ),
     Knob(
         name="targets",

@@ -17,6 +17,7 @@ from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.feedback.interactions import Interactions
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
+from graftwork.adapters.learning.graders.reading import GraderRules
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
@@ -26,6 +27,7 @@ from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.webhooks.webhooks import Webhooks
+from graftwork.server.background.graders import GraderTrials
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
@@ -98,9 +100,19 @@ class Services:
     learning: LearningPolicies
     rounds: Rounds
     webhooks: Webhooks
+    grader_trials: GraderTrials
     home: Path
     allowed_roots: tuple[Path, ...] = ()
+    allow_python_graders: bool = False
     cors_origins: tuple[str, ...] = ()
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
     started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def grader_rules(self) -> GraderRules:
+        """What graders may use: programs if the operator allows them, and models as the versions that they are now."""
+        return GraderRules(allows_python=self.allow_python_graders, resolve_model=self._resolve_model)
+
+    def _resolve_model(self, model: str) -> str:
+        return model if model == self.base.id else self.registry.resolve(model).id

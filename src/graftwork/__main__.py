@@ -130,6 +130,10 @@ def serve(
         float,
         _option("--trainer-memory-gb", _TRAINER, "Of the card's memory, what the key-value cache leaves to runs."),
     ] = 0.0,
+    allow_python_graders: Annotated[
+        bool,
+        _option("--allow-python-graders", _TRAINER, "Run graders that are programs, without network and files."),
+    ] = False,
     stall_seconds: Annotated[
         float, _option("--stall-seconds", _ENGINE, "An engine that makes no progress for so long is replaced.")
     ] = 60.0,
@@ -180,6 +184,7 @@ def serve(
             trainer_threads=trainer_threads,
             trainer_device=trainer_device,
             trainer_memory_gb=trainer_memory_gb,
+            allow_python_graders=allow_python_graders,
             stall_seconds=stall_seconds,
             drain_seconds=drain_seconds,
             log_level=log_level,

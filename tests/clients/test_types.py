@@ -116,8 +116,9 @@ ANSWERS: dict[tuple[str, str], Any] = {
 NO_OBJECTS = {"/", "/metrics", "/openapi.json", "/v1/files/{file_id}/content"}
 """The client reads text and bytes there, or nothing."""
 
-OTHER_CLIENTS = ("/v1/responses", "/v1/messages")
-"""Shapes of a chat for OpenAI's and Anthropic's own clients; this one has chats."""
+OTHER_CLIENTS = ("/v1/responses", "/v1/messages", "/v1/fine_tuning/alpha")
+"""Shapes of a chat for OpenAI's and Anthropic's own clients, and what OpenAI's tries graders out with; this one has
+chats."""
 
 OWN = {"PushedVersion.created", "SentFeedback.created"}
 """Fields that the client makes of the status."""

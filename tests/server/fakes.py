@@ -33,6 +33,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.webhooks.webhooks import Webhooks
+from graftwork.server.background.graders import GraderTrials
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import add_routes, router
@@ -183,6 +184,7 @@ def make_world(
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
+        grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,
         allowed_roots=(home / "shared",),

@@ -7,6 +7,7 @@ only on the rows, their order and the policy, not on the process, the machine or
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tempfile
 from array import array
@@ -388,8 +389,8 @@ class _Pipeline:
         words, long_answer = array("Q"), array("l")
         for number, row in enumerate(self.spool):
             questions.add(self.common.without(shingles(row.question)))
-            # A text alone has no answer. Short answers must be equal, since they may differ in one letter only.
-            answer = "" if row.kind == "text" else plain_words(f"{row.answer}\n{row.rejected_answer}")
+            # Short answers must be equal, since they may differ in one letter only.
+            answer = _compared_answer(row)
             words.append(_hash64(answer))
             is_long = len(answer) > MAX_LABEL_CHARS
             long_answer.append(len(answers) if is_long else -1)
@@ -501,6 +502,18 @@ class _Pipeline:
 def _answers_alike(row: Row) -> bool:
     """Whether a row prefers an answer to the same one."""
     return row.rejected is not None and row.answer.split() == row.rejected_answer.split()
+
+
+def _compared_answer(row: Row) -> str:
+    """What near duplicates must nearly agree in beside the question: the answers, or what graders are told. A text
+    alone has none."""
+    match row.kind:
+        case "text":
+            return ""
+        case "question":
+            return json.dumps(row.item, sort_keys=True)
+        case _:
+            return plain_words(f"{row.answer}\n{row.rejected_answer}")
 
 
 def _exact_parts(row: Row) -> str:

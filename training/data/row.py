@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal
 
-Kind = Literal["example", "preference", "judged", "scored", "text"]
+Kind = Literal["example", "preference", "judged", "scored", "text", "question"]
 """What a row teaches. ``example``: the answer itself. ``preference``: that the answer is better than another.
-``judged``: whether the answer is good. ``scored``: how good it is. ``text``: a text without a question."""
+``judged``: whether the answer is good. ``scored``: how good it is. ``text``: a text without a question. ``question``:
+nothing by itself; graders say how good an answer to it is."""
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
@@ -78,7 +79,7 @@ class Row:
     """A conversation that ends with the assistant's answer, or a plain prompt with its completion, or a text alone.
 
     Attributes:
-        messages: chat messages; the last one is the answer. Empty for plain rows.
+        messages: chat messages; the last one is the answer, which is empty for a question. Empty for plain rows.
         tools: what the answers may call, as chat templates show it; see `graftwork.adapters.prompts.tools`.
         learned: indices of the assistant messages that get a loss, for kind ``example``.
         prompt: the prompt of a plain row, as in ``/v1/completions``; empty for a text alone.
@@ -93,6 +94,7 @@ class Row:
         group: hash of the user; rows of one group stay on one side of a split.
         split: the split that the source assigns.
         interactions: ids of the logged interactions that the row was made from.
+        item: of a question, what graders are told of it: the other fields of its record; None for other kinds.
         source: name of the source; not part of `digest`.
         line: line of the source, from 1; not part of `digest`.
     """
@@ -112,12 +114,15 @@ class Row:
     group: str | None = None
     split: SplitName | None = None
     interactions: tuple[str, ...] = ()
+    item: Mapping[str, Any] | None = None
     source: str = ""
     line: int = 0
 
     @property
     def kind(self) -> Kind:
         """What the row teaches, by the feedback it has."""
+        if self.item is not None:
+            return "question"
         if self.rejected is not None:
             return "preference"
         if self.label is not None:
@@ -145,6 +150,15 @@ class Row:
         return self.prompt or self.completion
 
     @property
+    def grader_item(self) -> Mapping[str, Any]:
+        """What graders are told of the row: its item; and ``question``, the ``messages`` before the answer, and the
+        ``answer`` if it is known to be a good one, where the item has no fields of these names."""
+        asked = list(self.messages[:-1])
+        last = text_of(asked[-1]) if asked else self.prompt
+        known = {"answer": self.answer} if self.kind in ("example", "preference") else {}
+        return {"question": last, "messages": asked, **known, **(self.item or {})}
+
+    @property
     def setting(self) -> str:
         """What the operator gives beside the question: system messages and tools."""
         tools = [json.dumps(tool, ensure_ascii=False, sort_keys=True) for tool in self.tools]
@@ -162,7 +176,8 @@ class Row:
         # As one text, since the order of the fields of tools and arguments is learned, too. Rows without have none, so
         # that their digests are those of versions that knew no tools.
         calling = [json.dumps([self.tools, calls, self.rejected_calls])] if self.tools or calls else []
-        return _hash([self.messages, self.learned, self.prompt, self.completion, *feedback, *calling])
+        graded = [] if self.item is None else [{"item": self.item}]
+        return _hash([self.messages, self.learned, self.prompt, self.completion, *feedback, *calling, *graded])
 
     def raw_key(self) -> int:
         """64-bit hash of `digest`: equal for the same row alone, to the last character."""
@@ -192,7 +207,7 @@ class Row:
         match self.kind:
             case "judged":
                 return "good" if self.label else "bad"
-            case "scored" | "text":
+            case "scored" | "text" | "question":
                 return ""
             case _:
                 return " ".join(self.answer.split())
@@ -203,6 +218,8 @@ class Row:
         parts += [" ".join(text.split()) for text in (self.prompt, self.completion, self.rejected_answer)]
         parts.append(json.dumps(self.tools, sort_keys=True))
         parts.append(f"{self.kind} {self.label} {self.score} {self.learned}")
+        if self.item is not None:
+            parts.append(json.dumps(self.item, sort_keys=True))
         return _key("\1".join(parts))
 
     def with_answer(self, text: str, tool_calls: Sequence[ToolCall] = ()) -> Row:
@@ -241,6 +258,7 @@ class Row:
             completion=completion,
             rejected=None if self.rejected is None else change(answering, self.rejected),
             rejected_calls=tuple(_changed_call(call, partial(change, answering)) for call in self.rejected_calls),
+            item=None if self.item is None else _changed_json(self.item, partial(change, "")),
         )
         return self if changed == self else changed
 
@@ -252,6 +270,8 @@ class Row:
         match self.kind:
             case "text":
                 fields = {"text": self.completion}
+            case "question" if turns:
+                fields = {"messages": turns}
             case "example" if turns:
                 for index, turn in enumerate(turns):
                     if turn["role"] == "assistant" and index not in self.learned:
@@ -286,7 +306,9 @@ class Row:
         if "messages" in fields:
             turns = fields["messages"]
             learned = tuple(
-                index for index, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("weight", 1) == 1
+                index
+                for index, turn in enumerate(turns)
+                if turn["role"] == "assistant" and turn.get("weight", 1) == 1 and "item" not in fields
             )
             plain = tuple({key: value for key, value in turn.items() if key != "weight"} for turn in turns)
             return cls(messages=plain, learned=learned, **given)
@@ -309,6 +331,7 @@ _EXTRA: Final[dict[str, Any]] = {
     "group": None,
     "split": None,
     "interactions": (),
+    "item": None,
 }
 
 

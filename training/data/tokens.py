@@ -72,11 +72,13 @@ class QuestionTokens:
         prompt: token ids of the prompt as it is served.
         question: the prompt as JSON, for reward functions and for people: a list of messages, or a plain prompt's text.
         answer: the reference answer of the row; one with tool calls as the model writes it.
+        item: what graders are told of the row, as JSON.
     """
 
     prompt: list[int]
     question: str
     answer: str
+    item: str = "{}"
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -194,7 +196,8 @@ def tokenize_questions(
         question = json.dumps(asked, ensure_ascii=False)
         has_calls = bool(row.messages) and "tool_calls" in row.messages[-1]
         answer = prompts.decode(_prompt_and_answer(row, prompts, eos_token_id)[1]) if has_calls else row.answer
-        return [QuestionTokens(prompt=prompt, question=question, answer=answer)], False
+        item = json.dumps(row.grader_item, ensure_ascii=False)
+        return [QuestionTokens(prompt=prompt, question=question, answer=answer, item=item)], False
 
     return _each(rows, convert)
 

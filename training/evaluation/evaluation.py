@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -28,6 +29,7 @@ from graftwork.training.evaluation.metrics import (
     slices,
 )
 from graftwork.training.evaluation.texts import GENERAL_TEXTS
+from graftwork.training.methods.grading.grading import GivenAnswer, Grading
 
 MAX_ROWS: Final = 1000
 """Maximum number of held-out rows that are answered; of more, a sample is used."""
@@ -48,8 +50,9 @@ class ModelMeasurement:
         answers: the answer to each row; empty for texts without questions and for feedback.
         right: the metric of each row: 0 to 1, or for texts the mean log-likelihood of a token in nats; empty for
             feedback.
-        metrics: metrics over all rows by name: accuracy, precision, recall, f1, exact_match, bleu, rouge_l or
-            log_likelihood, depending on the kind of evaluation.
+        metrics: metrics over all rows by name: accuracy, precision, recall, f1, exact_match, bleu, rouge_l,
+            log_likelihood, or grade, passed and the mean grade by each part of a grader, depending on the kind of
+            evaluation.
         losses: losses of the rows' answers, or of the texts.
         general: the same for `GENERAL_TEXTS`.
         replay: the same for held-out rows of earlier rounds; None without such rows.
@@ -113,6 +116,7 @@ class Evaluation:
     Attributes:
         kind: the kind of the held-out rows.
         metric: the metric by which models are compared; None for feedback.
+        judged_by: the name of the grader that says who is better; None where rows say what is right.
         num_rows: number of held-out rows on which models were compared; 0 for feedback.
         candidate: measurements of the candidate.
         parent: measurements of its parent; None for a version without one.
@@ -121,7 +125,7 @@ class Evaluation:
             for feedback.
         slices: the metric by class, for labels.
         kl_to_parent: lower bound of KL(candidate ‖ parent) in nats per token, from the most likely tokens; to the base
-            for a version without a parent.
+            for a version without a parent; not a number for rows without answers.
         bias: how often answers depend on a name or pronoun.
         examples: questions with the answers of all models, those with different answers first.
         num_left_out: number of held-out rows that were not evaluated because they are longer than the server accepts.
@@ -141,6 +145,7 @@ class Evaluation:
     examples: tuple[Example, ...] = field(repr=False)
     num_left_out: int = 0
     final: FinalReading | None = None
+    judged_by: str | None = None
 
     @property
     def before(self) -> ModelMeasurement:
@@ -164,6 +169,7 @@ class Evaluation:
         return {
             "kind": self.kind,
             "metric": self.metric,
+            "judged_by": self.judged_by,
             "rows": self.num_rows,
             "left_out": self.num_left_out,
             "candidate": numbers(self.candidate),
@@ -190,6 +196,7 @@ def evaluate(
     replay: Sequence[Row] = (),
     final: Sequence[Row] = (),
     has_references: bool = True,
+    grading: Grading | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
@@ -208,23 +215,25 @@ def evaluate(
         final: held-out references for the final reading.
         has_references: whether the answers of the rows are right whatever the models say. Otherwise, as for feedback on
             answers of the parent, nothing is asked, and only losses are compared; so they are if no row is left.
+        grading: the grader that judges the answers, in the place of references.
         max_tokens: maximum length of an answer; that of the longest reference answer, and `SPARE` more, by default.
         seed: of samples and intervals.
 
     Raises:
         GraftworkClientError: if a request fails.
+        GraftworkError: if the grader fails.
     """
     random_generator = random.Random(seed)
     served = ServedModels(client, prompts, client.model(base).graftwork["max_length"])
     fitting = [row for row in rows if served.fits(row)]
     num_left_out = len(rows) - len(fitting)
-    kind = _kind(fitting) if has_references and fitting else "feedback"
-    asks = kind in ("labels", "texts")
+    kind = _kind(fitting, grading) if (has_references or grading) and fitting else "feedback"
+    asks = kind in ("labels", "texts", "graded")
     rows = sample_rows(fitting, MAX_ROWS if asks else MAX_LOSS_ROWS, random_generator)
     replay = sample_rows(replay, MAX_LOSS_ROWS, random_generator)
     final = sample_rows([row for row in final if row.kind != "text" and served.fits(row)], MAX_ROWS, random_generator)
     longest = max_tokens or max(map(served.answer_tokens, rows), default=0) + SPARE
-    tokens = served.tokens(rows)
+    tokens = served.tokens(row for row in rows if row.kind != "question")
     scored = sample_rows(tokens, MAX_LOSS_ROWS, random_generator)
     scores: dict[str, list[Score]] = {}
 
@@ -235,7 +244,7 @@ def evaluate(
         metrics: Mapping[str, float] = {}
         if asks:
             answers = served.answers(model, rows, longest)
-            right, metrics = compare(kind, [row.answer for row in rows], answers)
+            right, metrics = _compare(kind, grading, rows, answers)
         elif kind == "passages":
             right = likelihoods(scored, scores[model])
             metrics = {"log_likelihood": sum(right) / len(right)}
@@ -264,7 +273,7 @@ def evaluate(
             if name != "candidate" and new.right
         },
         slices=slices([row.answer for row in rows], new.right, before.right) if kind == "labels" else (),
-        kl_to_parent=divergence(scored, scores[candidate], scores[before.model]),
+        kl_to_parent=divergence(scored, scores[candidate], scores[before.model]) if scored else math.nan,
         bias=measure_bias(
             served,
             rows if asks else (),
@@ -274,16 +283,24 @@ def evaluate(
         ),
         examples=_examples(rows, measured) if asks else (),
         num_left_out=num_left_out,
-        final=_read_final(served, final, {name: part.model for name, part in measured.items()}) if final else None,
+        final=_read_final(served, final, {name: part.model for name, part in measured.items()}, grading, max_tokens)
+        if final
+        else None,
+        judged_by=grading.name if grading is not None and kind == "graded" else None,
     )
 
 
-def _read_final(served: ServedModels, rows: Sequence[Row], models: Mapping[str, str]) -> FinalReading:
-    expected = [row.answer for row in rows]
-    longest = max(map(served.answer_tokens, rows)) + SPARE
+def _read_final(
+    served: ServedModels,
+    rows: Sequence[Row],
+    models: Mapping[str, str],
+    grading: Grading | None,
+    max_tokens: int | None,
+) -> FinalReading:
+    kind = _kind(rows, grading)
+    longest = max_tokens or max(map(served.answer_tokens, rows)) + SPARE
     metrics = {
-        name: compare(kind_of(expected), expected, served.answers(model, rows, longest))[1]
-        for name, model in models.items()
+        name: _compare(kind, grading, rows, served.answers(model, rows, longest))[1] for name, model in models.items()
     }
     return FinalReading(num_rows=len(rows), metrics=metrics)
 
@@ -302,7 +319,25 @@ def difference(kind: EvaluationKind, new: Sequence[float], old: Sequence[float],
     return ratio_interval([one - other for one, other in zip(new, old, strict=True)], [1.0] * len(new), seed=seed)
 
 
-def _kind(rows: Sequence[Row]) -> EvaluationKind:
+def _compare(
+    kind: EvaluationKind, grading: Grading | None, rows: Sequence[Row], answers: Sequence[str]
+) -> tuple[list[float], dict[str, float]]:
+    """Return the metric of each row, 0 to 1, and metrics over all rows by name."""
+    if grading is None:
+        return compare(kind, [row.answer for row in rows], answers)
+    given = [
+        GivenAnswer(text=text, item=row.grader_item, reference=row.answer)
+        for row, text in zip(rows, answers, strict=True)
+    ]
+    grades = grading.grade(given)
+    shares = [grading.share(grade) for grade in grades.grades]
+    means = {f"grade_{name}": statistics.fmean(grade or 0.0 for grade in part) for name, part in grades.parts.items()}
+    return shares, {"grade": statistics.fmean(shares), "passed": statistics.fmean(grades.passed), **means}
+
+
+def _kind(rows: Sequence[Row], grading: Grading | None) -> EvaluationKind:
+    if grading is not None:
+        return "graded"
     return "passages" if all(row.kind == "text" for row in rows) else kind_of([row.answer for row in rows])
 
 

@@ -123,7 +123,10 @@ def _enough_rows(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
     few = evaluation.num_rows < policy.fewest_rows
     message = f"{evaluation.num_rows} held-out rows, which is enough"
     if evaluation.metric is None:
-        message = "no held-out row says what is right, whoever answers: which is better takes an experiment"
+        message = (
+            "no held-out row says what is right, whoever answers, and no grader judges: which is better takes an "
+            "experiment"
+        )
         if evaluation.num_left_out:
             message = f"none of {evaluation.num_left_out} held-out rows fits into what the server serves"
     elif few:
@@ -137,6 +140,12 @@ def _enough_rows(evaluation: Evaluation, policy: GatePolicy) -> GateResult:
     )
 
 
+def _metric(evaluation: Evaluation) -> str:
+    """The metric, and by what it was judged if rows do not say what is right."""
+    judge = evaluation.judged_by
+    return f"{evaluation.metric}" if judge is None else f"{evaluation.metric} by the grader {judge}"
+
+
 def _better_than_base(evaluation: Evaluation) -> GateResult:
     interval = evaluation.better["base"]
     outcome: Outcome = "pass" if interval.low > 0 else "refuse" if interval.high < 0 else "inconclusive"
@@ -146,7 +155,7 @@ def _better_than_base(evaluation: Evaluation) -> GateResult:
         outcome=outcome,
         found=interval.low,
         asked=0.0,
-        message=f"{evaluation.metric} against the base {interval}{remarks[outcome]}",
+        message=f"{_metric(evaluation)} against the base {interval}{remarks[outcome]}",
     )
 
 
@@ -166,7 +175,7 @@ def _not_worse_than_parent(evaluation: Evaluation, policy: GatePolicy) -> GateRe
         outcome=outcome,
         found=interval.low,
         asked=-allowed,
-        message=f"{evaluation.metric} against the parent {interval}{remark}",
+        message=f"{_metric(evaluation)} against the parent {interval}{remark}",
     )
 
 

@@ -13,15 +13,16 @@ from typing import Final, Literal
 from graftwork.clients.types.generation import Score
 from graftwork.training.data.tokens import IGNORED, LabeledTokens
 
-EvaluationKind = Literal["labels", "texts", "passages", "feedback"]
+EvaluationKind = Literal["labels", "texts", "passages", "graded", "feedback"]
 """The kind of held-out rows. ``labels``: short answers that several rows share. ``texts``: free-form answers.
-``passages``: texts without questions. ``feedback``: answers of models that users judged, which do not say what is right
-independently of these models."""
+``passages``: texts without questions. ``graded``: questions whose answers a grader judges. ``feedback``: answers of
+models that users judged, which do not say what is right independently of these models."""
 
 METRIC_BY_KIND: Final[Mapping[EvaluationKind, str | None]] = {
     "labels": "accuracy",
     "texts": "rouge_l",
     "passages": "log_likelihood",
+    "graded": "grade",
     "feedback": None,
 }
 """The metric by which models are compared; None where only losses are."""

@@ -37,7 +37,9 @@ text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:ta
 <td>{{ gate.message }}</td></tr>
 {% endfor %}
 </table>
+{% if evaluation.candidate.losses.totals %}
 <p>Divergence from what it would replace: {{ "%.4f" % evaluation.kl_to_parent }} nats a token, at least.</p>
+{% endif %}
 <h2>Names and pronouns</h2><p>Answers that change when nothing else does, of {{ evaluation.bias.num_pairs }} pairs:
 {{ changed or "no pair to ask" }}.</p>
 {% if evaluation.slices %}
@@ -109,7 +111,8 @@ def render_page(name: str, evaluation: Evaluation, verdict: GateDecision) -> str
 
 def _counted(evaluation: Evaluation) -> str:
     left_out = f", {evaluation.num_left_out} left out as too long for the server" if evaluation.num_left_out else ""
-    return f"{evaluation.num_rows} held-out rows{left_out}"
+    judge = "" if evaluation.judged_by is None else f", judged by the grader {evaluation.judged_by}"
+    return f"{evaluation.num_rows} held-out rows{left_out}{judge}"
 
 
 def _models(evaluation: Evaluation) -> dict[str, ModelMeasurement]:
@@ -121,8 +124,9 @@ def _numbers(models: dict[str, ModelMeasurement]) -> Iterator[tuple[str, ...]]:
     first = next(iter(models.values()))
     for metric in first.metrics:
         yield metric, *(f"{part.metrics[metric]:.3f}" for part in models.values())
-    yield "loss", *(f"{part.loss:.4f}" for part in models.values())
-    yield "perplexity", *(f"{part.perplexity:.2f}" for part in models.values())
+    if first.losses.totals:
+        yield "loss", *(f"{part.loss:.4f}" for part in models.values())
+        yield "perplexity", *(f"{part.perplexity:.2f}" for part in models.values())
     yield "loss on general text", *(f"{part.general_loss:.4f}" for part in models.values())
     if first.replay_loss is not None:
         yield (

@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
+from graftwork.clients.client import Client
 from graftwork.training.model.anchor import Anchor
 
 
@@ -22,12 +23,14 @@ class RecipeInputs:
         eos_token_ids: the tokens that end an answer in serving.
         anchor: the anchor of a supervised run.
         teacher: the teacher of a distillation.
+        client: the client of the server whose models grade; None if there is no server.
     """
 
     tokenizer: Path
     eos_token_ids: Sequence[int]
     anchor: Anchor | None = None
     teacher: PreTrainedModel | None = None
+    client: Client | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

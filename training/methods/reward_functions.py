@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
-from graftwork.adapters.learning import reward_plugins
+from graftwork.adapters.learning.graders import reward_plugins
 
 
 class RewardFunction(Protocol):
@@ -56,10 +56,15 @@ def load_reward_functions(names: Iterable[str]) -> list[Callable[..., list[float
         InvalidRequest: if there is no reward function of a name.
         ConfigurationError: if a reward function cannot be imported or called.
     """
-    return [_with_trl_signature(name, _load(name)) for name in names]
+    return [_with_trl_signature(name, load_reward(name)) for name in names]
 
 
-def _load(name: str) -> RewardFunction:
+def load_reward(name: str) -> RewardFunction:
+    """Load a reward function by the name of its entry point.
+
+    Raises:
+        InvalidRequest, ConfigurationError: as for `load_reward_functions`.
+    """
     try:
         found: RewardFunction = reward_plugins.find(name).load()
     except (ImportError, AttributeError) as error:
@@ -69,20 +74,33 @@ def _load(name: str) -> RewardFunction:
     return found
 
 
+def rewards_of(
+    name: str, reward: RewardFunction, *, prompts: Sequence[Any], completions: Sequence[str], answers: Sequence[str]
+) -> list[float | None]:
+    """Call a reward function.
+
+    Raises:
+        GraftworkError: with code ``reward_failed`` if it raises, or does not return a finite number or None for each
+            completion.
+    """
+    try:
+        rewards = reward(prompts=prompts, completions=completions, answers=answers)
+        values = [None if value is None else float(value) for value in rewards]
+    except GraftworkError:
+        raise
+    except Exception as error:  # any error of the reward function is reported as such
+        raise _failed(name, f"{type(error).__name__}: {error}") from error
+    if len(values) != len(completions):
+        raise _failed(name, f"it returned {len(values)} rewards for {len(completions)} answers")
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise _failed(name, "it returned a reward that is no number")
+    return values
+
+
 def _with_trl_signature(name: str, reward: RewardFunction) -> Callable[..., list[float | None]]:
     def call(*, completions: list[str], question: list[str], answer: list[str], **others: Any) -> list[float | None]:
-        try:
-            rewards = reward(prompts=[json.loads(text) for text in question], completions=completions, answers=answer)
-            values = [None if value is None else float(value) for value in rewards]
-        except GraftworkError:
-            raise
-        except Exception as error:  # any error of the reward function is reported as such
-            raise _failed(name, f"{type(error).__name__}: {error}") from error
-        if len(values) != len(completions):
-            raise _failed(name, f"it returned {len(values)} rewards for {len(completions)} answers")
-        if not all(value is None or math.isfinite(value) for value in values):
-            raise _failed(name, "it returned a reward that is no number")
-        return values
+        prompts = [json.loads(text) for text in question]
+        return rewards_of(name, reward, prompts=prompts, completions=completions, answers=answer)
 
     call.__name__ = name  # TRL names its metrics by it
     return call

@@ -12,7 +12,7 @@ from graftwork.adapters.errors import ConfigurationError, InvalidRequest
 from graftwork.adapters.learning.methods import METHOD_TRAITS, TRAINING_METHODS, TrainingMethod
 from graftwork.training.data.row import Row
 
-Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text"]
+Signal = Literal["example", "correction", "preference", "liked", "disliked", "score", "text", "question"]
 """The learning signal of a row, by which a method is chosen."""
 
 GOOD_SCORE: Final = 0.7
@@ -63,9 +63,10 @@ def signal_of(row: Row) -> Signal:
 
 
 def is_reference(row: Row) -> bool:
-    """Whether a row says what is right whatever the models say: it comes from a file, and not from logged answers that
-    users judged. Those are the answers of a model to be compared, or were written because it was wrong."""
-    return not row.interactions
+    """Whether a row says what is right whatever the models say: it comes from a file, and neither is it a question for
+    graders, nor from logged answers that users judged. Those are the answers of a model to be compared, or were written
+    because it was wrong."""
+    return not row.interactions and row.kind != "question"
 
 
 def count_signals(rows: Iterable[Row]) -> Counter[Signal]:
@@ -138,7 +139,8 @@ def rows_for_method(rows: Iterable[Row], method: TrainingMethod) -> MethodRows:
     """Select and convert the rows that a method learns from.
 
     These are examples for ``sft`` (with weights for ``weighted_sft``), preferences for ``dpo``, judged answers for
-    ``kto``, texts for ``pretrain``, and examples, of which the questions are used, for ``distillation`` and ``grpo``.
+    ``kto``, texts for ``pretrain``, and examples and questions, of which the questions are used, for ``distillation``
+    and ``grpo``.
     Rows keep their order; duplicates, which arise where two signals agree on an answer, are removed.
 
     Raises:
@@ -217,6 +219,13 @@ def _pretrain(row: Row) -> Iterator[Row]:
         yield row
 
 
+def _grpo(row: Row) -> Iterator[Row]:
+    if row.kind == "question":
+        yield row
+    else:
+        yield from _sft(row)
+
+
 def _distillation(row: Row) -> Iterator[Row]:
     if row.kind != "text":
         yield _example(row)
@@ -229,7 +238,7 @@ _ROUTES: Final[Mapping[TrainingMethod, Callable[[Row], Iterator[Row]]]] = {
     "kto": _kto,
     "pretrain": _pretrain,
     "distillation": _distillation,
-    "grpo": _sft,
+    "grpo": _grpo,
 }
 
 
@@ -268,6 +277,7 @@ _NOUNS: Final[Mapping[Signal, tuple[str, str]]] = {
     "disliked": ("thumb down", "thumbs down"),
     "score": ("score", "scores"),
     "text": ("text", "texts"),
+    "question": ("question", "questions"),
 }
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.methods import METHOD_TRAITS
 from graftwork.training.config import TrainConfig
+from graftwork.training.methods.grpo import GRADE, PASSED
 from graftwork.training.run import checkpoints
 from graftwork.training.run.checkpoints import Checkpointing
 from graftwork.training.run.progress import RunMetrics, StepListener, TrainingStep
@@ -108,7 +110,11 @@ class RunCallback(transformers.TrainerCallback):
         if self._keeping is not None and self._keeping.should_stop() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
-        if state.global_step >= state.max_steps or state.epoch.is_integer():
+        ends_epoch = state.global_step >= state.max_steps or state.epoch.is_integer()
+        interval = self._config.eval_interval
+        if interval and self._trainer.eval_dataset and state.global_step % interval == 0 and not ends_epoch:
+            control.should_evaluate = True
+        if ends_epoch:
             # `on_epoch_end` saves, after the evaluation: a run that is resumed here does not evaluate again.
             control.should_save = False
 
@@ -133,6 +139,8 @@ class RunCallback(transformers.TrainerCallback):
             loss=loss,
             learning_rate=float(logs["learning_rate"]),
             reward=logs.get("reward"),
+            passed=logs.get(PASSED),
+            grades=_grades(logs),
             num_tokens=int(logs["num_tokens"]),
             seconds=time.perf_counter() - self._began,
         )
@@ -141,7 +149,11 @@ class RunCallback(transformers.TrainerCallback):
         """Report a validation loss or reward; stop the run if the loss on earlier rounds exceeds its limit."""
         if (reward := metrics.get("eval_reward")) is not None:
             # GRPO's loss is not reported: it does not measure progress.
-            self._report(validation_reward=reward)
+            self._report(
+                validation_reward=reward,
+                validation_passed=metrics.get(f"eval_{PASSED}"),
+                validation_grades=_grades(metrics, "eval_"),
+            )
         elif (loss := metrics.get(f"eval_{VALIDATION}_loss")) is not None:
             self._report(validation_loss=loss)
         if (loss := metrics.get(f"eval_{REPLAY}_loss")) is not None and self._forgetting_limit is not None:
@@ -199,7 +211,7 @@ class RunCallback(transformers.TrainerCallback):
         history = self._trainer.state.log_history
         losses = [line["loss"] for line in history if "loss" in line]
         rewards = [line["reward"] for line in history if "loss" in line and "reward" in line]
-        rewarded = [line["eval_reward"] for line in history if "eval_reward" in line]
+        rewarded = [line for line in history if "eval_reward" in line]
         looks = [line for line in history if f"eval_{VALIDATION}_loss" in line and not rewarded] or [{}]
         replays = [line[f"eval_{REPLAY}_loss"] for line in history if f"eval_{REPLAY}_loss" in line]
         if self._forgot and len(looks) > 1:
@@ -216,8 +228,12 @@ class RunCallback(transformers.TrainerCallback):
             validation_token_accuracy=looks[-1].get("eval_mean_token_accuracy"),
             first_reward=rewards[0] if rewards else None,
             last_reward=statistics.fmean(rewards[-last_tenth:]) if rewards else None,
-            base_validation_reward=rewarded[0] if rewarded else None,
-            validation_reward=rewarded[-1] if rewarded else None,
+            base_validation_reward=rewarded[0]["eval_reward"] if rewarded else None,
+            validation_reward=rewarded[-1]["eval_reward"] if rewarded else None,
+            base_validation_passed=rewarded[0].get(f"eval_{PASSED}") if rewarded else None,
+            validation_passed=rewarded[-1].get(f"eval_{PASSED}") if rewarded else None,
+            base_validation_grades=_grades(rewarded[0], "eval_") if rewarded else {},
+            validation_grades=_grades(rewarded[-1], "eval_") if rewarded else {},
             replay_loss_before=replays[0] if replays else None,
             replay_loss=replays[-1] if replays else None,
             ended_early=self._forgot,
@@ -225,6 +241,12 @@ class RunCallback(transformers.TrainerCallback):
             device=device,
             precision=precision,
         )
+
+
+def _grades(logs: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The mean grade by each part of a grader, among what was logged."""
+    begin = f"{prefix}{GRADE}"
+    return {name.removeprefix(begin): value for name, value in logs.items() if name.startswith(begin)}
 
 
 def diverged(what: str) -> GraftworkError:

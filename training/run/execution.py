@@ -11,6 +11,7 @@ from pathlib import Path
 
 from graftwork.adapters.collector import collector_paused
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.clients.client import Client
 from graftwork.training.run.card import Card, seal
 from graftwork.training.run.checkpoints import Checkpointing
 from graftwork.training.run.plan import TrainingRun
@@ -34,6 +35,7 @@ def execute(
     checkpointing: Checkpointing | None = None,
     *,
     run_name: str = "",
+    client: Client | None = None,
 ) -> Card:
     """Train, write the model card, and publish the result atomically.
 
@@ -43,6 +45,7 @@ def execute(
         on_step: called after each step.
         checkpointing: how checkpoints are saved; the run resumes from the newest one. None saves none.
         run_name: name of the run in trackers; the adapter's name by default.
+        client: the client of the server whose models grade answers; only needed for graders that ask one.
 
     Raises:
         ConfigurationError: if the folder is not free.
@@ -51,7 +54,7 @@ def execute(
     """
     check_free(folder)
     with _published_when_complete(folder) as partial:
-        metrics = _train(run, partial, on_step, checkpointing, run_name or run.name)
+        metrics = _train(run, partial, on_step, checkpointing, run_name or run.name, client)
         card = card_of(run, metrics, datetime.now(UTC))
         seal(partial, card)
     return card
@@ -71,7 +74,12 @@ def _published_when_complete(folder: Path) -> Iterator[Path]:
 
 
 def _train(
-    run: TrainingRun, folder: Path, on_step: StepListener, checkpointing: Checkpointing | None, run_name: str
+    run: TrainingRun,
+    folder: Path,
+    on_step: StepListener,
+    checkpointing: Checkpointing | None,
+    run_name: str,
+    client: Client | None,
 ) -> RunMetrics:
     with collector_paused():
         from graftwork.training.run import trainer  # TRL
@@ -88,6 +96,7 @@ def _train(
         replay_validation=run.replay_validation,
         keeping=checkpointing,
         run_name=run_name,
+        client=client,
     )
 
 

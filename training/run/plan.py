@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
-from graftwork.adapters.learning import reward_plugins, trackers
+from graftwork.adapters.learning import trackers
+from graftwork.adapters.learning.graders import reward_plugins
 from graftwork.adapters.learning.methods import METHOD_TRAITS, SUPERVISED
 from graftwork.adapters.names import check_name
 from graftwork.adapters.prompts.prompts import Prompts
@@ -32,6 +33,7 @@ from graftwork.training.data.row import BadRow, Row, SplitName
 from graftwork.training.data.splits import is_watched
 from graftwork.training.data.store import StoredDataSet
 from graftwork.training.data.tokens import TOKENIZE, Tokenized, TokenRow, has_special_tokens
+from graftwork.training.methods.grading.grading import gradable_rows
 from graftwork.training.methods.rows import is_reference, rows_for_method
 from graftwork.training.run.material import Material, load_material
 
@@ -231,6 +233,7 @@ def assemble_run(
         return tokenize(rows, prompts, max_length=config.max_length, eos_token_id=eos_token_id)
 
     older = dict(older or {})
+    material, ungradable = _gradable(material, config)
     now, known = _divide(material.sides["train"], before, config, turn)
     again_held_out = [row for row in material.sides["validation"] if row.same_key() in before.held_out]
     if known or again_held_out:
@@ -250,7 +253,7 @@ def assemble_run(
     # A search chooses by the loss on these rows, so they must not be those that the gates judge by.
     all_watched = not (is_judged and config.search)
     measured = tokens(row for row in routed["validation"].rows if all_watched or is_watched(row.question_key()))
-    bad = (*material.bad, *learned.bad, *measured.bad)
+    bad = (*material.bad, *ungradable, *learned.bad, *measured.bad)
     if not learned.sequences:
         raise _nothing_to_learn(material, config, len(measured.sequences), bad)
     if config.method == "kto" and len({row.label for row in learned.sequences}) < 2:
@@ -272,7 +275,7 @@ def assemble_run(
         rows=(*learned.sequences, *augmented.sequences, *again.sequences),
         validation=measured.sequences,
         bad=tuple(sorted(bad, key=lambda row: row.line)),
-        num_bad=material.report.fates.get("bad", 0) + len(learned.bad) + len(measured.bad),
+        num_bad=material.report.fates.get("bad", 0) + len(ungradable) + len(learned.bad) + len(measured.bad),
         num_cut=learned.num_cut + augmented.num_cut + measured.num_cut,
         parent=parent,
         teacher=teacher,
@@ -285,6 +288,15 @@ def assemble_run(
         reason=reason,
         remarks=(*_remarks(material.report, unused, num_special, config.method), *(other.describe() if other else ())),
     )
+
+
+def _gradable(material: Material, config: TrainConfig) -> tuple[Material, list[BadRow]]:
+    """Return the rows without those that lack what the run's grader reads of them, and the latter."""
+    if config.grader is None:
+        return material, []
+    divided = {side: gradable_rows(rows, config.grader) for side, rows in material.sides.items()}
+    kept = dataclasses.replace(material, sides={side: tuple(good) for side, (good, _) in divided.items()})
+    return kept, [row for _, bad in divided.values() for row in bad]
 
 
 def _check_same_vocabulary(base: BaseInfo, teacher: BaseInfo) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -28,6 +28,14 @@ class TrainingStep:
     """For GRPO: mean reward of the step's completions."""
     validation_reward: float | None = None
     """For GRPO: the latest mean reward on the validation rows."""
+    passed: float | None = None
+    """With a grader: share of the step's completions that pass."""
+    validation_passed: float | None = None
+    """With a grader: the latest share of the validation rows whose completion passes."""
+    grades: Mapping[str, float] = field(default_factory=dict)
+    """With a grader of several: mean grade of the step's completions by each."""
+    validation_grades: Mapping[str, float] = field(default_factory=dict)
+    """The same on the validation rows."""
     trial: int = 0
     """In a search: the number of the trial, from 1. Steps, tokens and seconds are then those of all trials."""
     trials: int = 0
@@ -76,6 +84,14 @@ class RunMetrics:
     """For GRPO: mean reward on the validation rows before the first step."""
     validation_reward: float | None = None
     """For GRPO: mean reward of the finished adapter on the validation rows."""
+    base_validation_passed: float | None = None
+    """With a grader: share of the validation rows whose completion passes before the first step."""
+    validation_passed: float | None = None
+    """With a grader: the same for the finished adapter."""
+    base_validation_grades: Mapping[str, float] = field(default_factory=dict)
+    """With a grader of several: mean grade of the validation rows by each before the first step."""
+    validation_grades: Mapping[str, float] = field(default_factory=dict)
+    """The same for the finished adapter."""
     replay_loss_before: float | None = None
     """Loss on held-out rows of earlier rounds before the first step."""
     replay_loss: float | None = None

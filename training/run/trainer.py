@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from graftwork.adapters.base import BaseInfo, load_model
 from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.methods import SUPERVISED
+from graftwork.clients.client import Client
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import TokenRow
 from graftwork.training.methods import factory, kto, recipe
@@ -61,6 +62,7 @@ def train(
     replay_validation: Sequence[TokenRow] = (),
     keeping: Checkpointing | None = None,
     run_name: str | None = None,
+    client: Client | None = None,
 ) -> RunMetrics:
     """Train an adapter and write ``adapter_config.json`` and ``adapter_model.safetensors``; for variant ``full``, train
     all weights and write the folder of a model.
@@ -80,6 +82,7 @@ def train(
         keeping: how checkpoints are saved; None saves none. The run resumes from the newest checkpoint, and its result
             has the same bits as that of an uninterrupted run.
         run_name: name of the run in trackers.
+        client: the client of the server whose models grade answers; only needed for graders that ask one.
 
     Returns:
         The metrics of the run.
@@ -109,6 +112,7 @@ def train(
                 keeping,
                 micro,
                 run_name,
+                client,
             )
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -137,6 +141,7 @@ def _attempt(
     keeping: Checkpointing | None,
     micro: int,
     run_name: str | None,
+    client: Client | None,
 ) -> RunMetrics:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = compute_precision(config, device)
@@ -151,6 +156,7 @@ def _attempt(
             eos_token_ids=base.eos_token_ids,
             anchor=_anchor(bare, base, config, len(rows)),
             teacher=None if teacher is None else load_model(teacher, dtype=precision, device=device),
+            client=client,
         )
         model = prepare_model(bare, base, config, parent)
         measured = {VALIDATION: validation, REPLAY: () if config.is_online else replay_validation}

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nice", type=int, default=19, help="of a run, 0 to 19")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a run; 0: torch's choice")
     parser.add_argument("--share", type=float, default=0.5, help="of the time that a run goes on beside requests")
+    parser.add_argument("--allow-python-graders", action="store_true", help="run graders that are programs")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--parent", type=int, help="the server's process: this one dies with it, and reads from it")
     given = parser.parse_args(arguments)
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nice=given.nice,
         threads=given.threads,
         share=given.share,
+        allow_python_graders=given.allow_python_graders,
     )
     return serve(config, line=sys.stdin.buffer if given.parent is not None else None)
 

@@ -26,16 +26,23 @@ OPENAI_NAMES: Final = {
     "num_tokens": "num_tokens",
     "reward": "train_reward_mean",
     "validation_reward": "valid_reward_mean",
+    "passed": "train_passed_share",
+    "validation_passed": "valid_passed_share",
 }
 """Names of measurements in OpenAI's events, checkpoints and result files, by their names in ``progress.jsonl``."""
 
+GRADES: Final = {"grades": "train_grade_{}_mean", "validation_grades": "valid_grade_{}_mean"}
+"""The same for the mean grades by each part of a grader, which stand in the braces by name."""
+
 PROGRESS_FIELDS: Final = (
     *("step", "total", "loss", "learning_rate", "validation_loss", "eta_seconds", "phase", "num_tokens"),
-    *("reward", "validation_reward", "trial", "trials"),
+    *("reward", "validation_reward", "passed", "validation_passed", "trial", "trials"),
 )
 RESULT_COLUMNS: Final = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy")
 REWARD_COLUMNS: Final = ("train_reward_mean", "valid_reward_mean")
 """Additional columns for runs with rewards."""
+GRADER_COLUMNS: Final = ("train_passed_share", "valid_passed_share")
+"""Additional columns for runs with a grader."""
 
 
 @dataclass(kw_only=True)
@@ -105,8 +112,10 @@ def results_csv(folder: Path) -> bytes:
         if line is not None and isinstance(step := line.get("step"), int):
             rows.setdefault(step, {}).update(_openai_measurements(line))
     output = io.StringIO()
-    rewarded = any(name in row for row in rows.values() for name in REWARD_COLUMNS)
-    columns = (*RESULT_COLUMNS, *REWARD_COLUMNS) if rewarded else RESULT_COLUMNS
+    measured = {name for row in rows.values() for name in row}
+    columns = list(RESULT_COLUMNS)
+    for further in (REWARD_COLUMNS, GRADER_COLUMNS):
+        columns += further if measured & {*further} else ()
     writer = csv.DictWriter(output, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "step": step} for step, row in sorted(rows.items()) if len(row) > 1)
@@ -123,6 +132,8 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 def _openai_measurements(line: Mapping[str, Any]) -> dict[str, Any]:
     measured = {theirs: line[ours] for ours, theirs in OPENAI_NAMES.items() if line.get(ours) is not None}
+    for ours, theirs in GRADES.items():
+        measured |= {theirs.format(name): grade for name, grade in (line.get(ours) or {}).items()}
     return {"step": line["step"], **measured} if "step" in line else measured
 
 

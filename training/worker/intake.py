@@ -18,6 +18,7 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.durable import write_durably
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.training.data.bad_rows import no_usable_rows
+from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.read.source import file_sources
 from graftwork.training.data.row import SPLITS, BadRow, Row
 from graftwork.training.data.store import DataStore
@@ -28,12 +29,13 @@ _AT_ONCE: Final = 500
 """Number of interactions in a query."""
 
 
-def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], set[str]]:
+def check_files(paths: Iterable[Path], param: str, *, graded: bool = False) -> tuple[list[NewJobEvent], set[str]]:
     """Check that files have usable rows.
 
     Args:
         paths: the files.
         param: the parameter of the job to name in errors.
+        graded: whether rows are questions for a grader.
 
     Returns:
         Events for the job, and the ids of the logged interactions that the rows were made from.
@@ -47,7 +49,7 @@ def check_files(paths: Iterable[Path], param: str) -> tuple[list[NewJobEvent], s
     answers: set[str] = set()
     names = []
     try:
-        for source in file_sources(list(paths)):
+        for source in file_sources(list(paths), Columns(graded=graded)):
             names.append(source.title)
             for row in source.rows():
                 if isinstance(row, Row):

@@ -21,6 +21,7 @@ from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.lineage import Lineage, jobs_behind
 from graftwork.adapters.learning import data_sets
 from graftwork.adapters.learning.files import Files
+from graftwork.adapters.learning.graders.reinforcement import is_graded
 from graftwork.adapters.learning.job import FEEDBACK_FILE, Claim, ClaimLost, Job, NewJobEvent
 from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.split_ledger import SplitLedger
@@ -88,6 +89,7 @@ class TrainingWorkerConfig:
         share: share of the time in which a run continues while the server is busy; see `Throttle`.
         lease_seconds: duration of a claim. After a crash other workers can claim the job when it has expired.
         stop_seconds: time in which a run must stop before it is killed.
+        allow_python_graders: whether graders may be Python programs.
     """
 
     home: Path
@@ -100,6 +102,7 @@ class TrainingWorkerConfig:
     share: float = 0.5
     lease_seconds: float = 30.0
     stop_seconds: float = 10.0
+    allow_python_graders: bool = False
 
 
 @dataclass(kw_only=True)
@@ -222,12 +225,13 @@ class TrainingWorker:
             if job.training_file == FEEDBACK_FILE:
                 intake_module.write_feedback(self._database, job.name, folder / folder_module.FEEDBACK_FILE)
             data, validation = self._data(job)
+            graded = is_graded(job.hyperparameters)
             if data_sets.is_reference(job.training_file):
                 events, answers = intake_module.check_data_set(data[0])
             else:
-                events, answers = intake_module.check_files(data, "training_file")
+                events, answers = intake_module.check_files(data, "training_file", graded=graded)
             if validation:
-                events += intake_module.check_files(validation, "validation_file")[0]
+                events += intake_module.check_files(validation, "validation_file", graded=graded)[0]
             if answers:
                 write_durably(folder / folder_module.ANSWERS_FILE, json.dumps(sorted(answers)))
             self._jobs.mark_validated(claim, events)
@@ -304,6 +308,7 @@ class TrainingWorker:
             metadata=job.metadata,
             server_url=self.config.url,
             key_variable=KEY_VARIABLE,
+            allow_python_graders=self.config.allow_python_graders,
         )
 
     def _supervise_current_job(self, now: float) -> None:

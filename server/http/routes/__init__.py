@@ -19,7 +19,6 @@ from graftwork.server.http.routes import (
     feedback,
     files,
     interactions,
-    jobs,
     keys,
     learning_policies,
     log_policies,
@@ -28,6 +27,7 @@ from graftwork.server.http.routes import (
     service,
     webhooks,
 )
+from graftwork.server.http.routes.fine_tuning import graders, jobs
 from graftwork.server.http.services import Services
 
 NOUNS = (
@@ -42,6 +42,7 @@ NOUNS = (
     files,
     batches,
     jobs,
+    graders,
     learning_policies,
     rounds,
     webhooks,

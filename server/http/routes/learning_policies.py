@@ -105,7 +105,11 @@ def add(routes: APIRouter, services: Services) -> None:
             control_every=body.control_every,
             method=METHODS[body.method],
             hyperparameters=hyperparameters.validate_hyperparameters(
-                body.hyperparameters, "hyperparameters", method=METHODS[body.method], roots=services.allowed_roots
+                body.hyperparameters,
+                "hyperparameters",
+                method=METHODS[body.method],
+                roots=services.allowed_roots,
+                rules=services.grader_rules,
             ),
             experiment=_experiment(body.experiment),
             actor=who.name,

@@ -11,7 +11,7 @@ from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.names import TRIAL
 from graftwork.clients.errors import NotFoundError
 from graftwork.training.data.row import Row
-from graftwork.training.evaluation.judge import judge_candidate, judged_rows
+from graftwork.training.evaluation.judge import JudgingGrader, judge_candidate, judged_rows
 from tests.e2e.server_process import Server
 
 
@@ -104,6 +104,68 @@ def test_feedback_says_nothing_of_who_is_better(
             rows = next(gate for gate in found.verdict.gates if gate.name == "rows")
             assert rows.outcome == "inconclusive"
             assert "takes an experiment" in rows.message
+
+
+def test_a_grader_judges_where_nothing_says_what_is_right(
+    server: Server, adapters: tuple[str, ...], folders: dict[str, Path], embedded_base: BaseInfo
+) -> None:
+    liked = [replace(row(f"Question {i}?", "fine"), label=True, interactions=(f"c-{i}",)) for i in range(6)]
+    grader = JudgingGrader(
+        grader={
+            "type": "multi",
+            "name": "taste",
+            "graders": {
+                "delivery": {
+                    "type": "string_check",
+                    "name": "delivery",
+                    "operation": "ilike",
+                    "input": "{{ item.question }}",
+                    "reference": "Question",
+                },
+                "judge": {
+                    "type": "score_model",
+                    "name": "judge",
+                    "model": embedded_base.id,
+                    "range": [0, 4],
+                    "input": [{"role": "user", "content": "Rate from 0 to 4: {{ sample.output_text }}"}],
+                },
+                "label": {
+                    "type": "label_model",
+                    "name": "label",
+                    "model": f"{adapters[0]}@1",
+                    "labels": ["good", "bad"],
+                    "passing_labels": ["good", "bad"],
+                    "input": [{"role": "user", "content": "{{ sample.output_text }}: good or bad?"}],
+                },
+            },
+            "calculate_output": "(delivery + judge / 4 + label) / 3",
+        },
+        max_tokens=8,
+        is_learned_from=False,
+    )
+    with server.client() as client:
+        parent, other = f"{adapters[0]}@1", folders[f"{adapters[1]}@1"]
+        found = judge_candidate(client, other, liked, base=embedded_base, parent=parent, grader=grader)
+        again = judge_candidate(client, other, liked, base=embedded_base, parent=parent, grader=grader)
+    assert found.evaluation is not None, found.not_measured_because
+    assert found.verdict is not None
+    evaluation = found.evaluation
+    assert (evaluation.kind, evaluation.metric, evaluation.judged_by) == ("graded", "grade", "taste")
+    assert evaluation.num_rows == 6
+    metrics = evaluation.candidate.metrics
+    assert (metrics["grade_delivery"], metrics["grade_label"]) == (1, 1)
+    assert 0 <= metrics["grade_judge"] <= 4
+    assert 2 / 3 <= metrics["grade"] <= 1
+    assert again.evaluation is not None
+    assert again.evaluation.candidate.right == evaluation.candidate.right  # it grades the same answers always alike
+    assert evaluation.to_json()["judged_by"] == "taste"
+    assert any("grade by the grader taste against the parent" in gate.message for gate in found.verdict.gates)
+
+    # References say more than a grader, but for what was learned from it.
+    assert judged_rows([*liked, *ROWS], grader).rows == tuple(ROWS)
+    learned = replace(grader, is_learned_from=True)
+    questions = [replace(row(f"Where is {i}?", ""), item={"city": "Rome"}, learned=()) for i in range(3)]
+    assert judged_rows([*liked, *ROWS, *questions], learned).rows == tuple(questions)
 
 
 def test_references_are_judged_on_beside_feedback() -> None:

@@ -234,6 +234,7 @@ def test_feedback_decides_nothing_but_losses() -> None:
     verdict = decide_gates(of(3.0))
     assert verdict.outcome == "inconclusive"
     assert verdict.doubts == (
-        "no held-out row says what is right, whoever answers: which is better takes an experiment",
+        "no held-out row says what is right, whoever answers, and no grader judges: which is better takes an "
+        "experiment",
     )
     assert decide_gates(of(3.3)).outcome == "refuse"

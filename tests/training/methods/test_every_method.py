@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from graftwork.__main__ import app
 from graftwork.adapters.learning.job import METHODS
 from graftwork.adapters.learning.methods import METHOD_TRAITS, TRAINING_METHODS, LearnsFrom, TrainingMethod
-from graftwork.server.http.routes.jobs import OPENAI_METHODS
+from graftwork.server.http.routes.fine_tuning.jobs import OPENAI_METHODS
 from graftwork.training.config import CONTINUED_RATES, FRESH_RATES, TrainConfig
 from graftwork.training.data.tokens import TOKENIZE
 from graftwork.training.methods import factory, rows

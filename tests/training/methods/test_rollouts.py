@@ -15,7 +15,8 @@ import torch
 
 from graftwork.adapters.base import BaseInfo, load_model, prepare
 from graftwork.adapters.errors import ConfigurationError, GraftworkError, InvalidRequest
-from graftwork.adapters.learning import reward_plugins, teachers
+from graftwork.adapters.learning import teachers
+from graftwork.adapters.learning.graders import reward_plugins
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.tokens import IGNORED, LabeledTokens, PairTokens, QuestionTokens

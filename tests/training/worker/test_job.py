@@ -87,8 +87,17 @@ def test_a_run_leaves_an_adapter_a_result_and_what_happened(make_job: Callable[.
 
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_ended_at_any_moment_it_goes_on_to_the_same_bits(make_job: Callable[..., Path], end: signal.Signals) -> None:
-    slow = {**QUICK, "num_epochs": 3, "checkpoint_steps": 1}
-    whole, folder = (make_job(f"ftjob-{name}", hyperparameters=slow) for name in ("whole", "ended"))
+    ends_and_goes_on(make_job, end, hyperparameters={**QUICK, "num_epochs": 3, "checkpoint_steps": 1})
+
+
+@pytest.mark.slow
+def test_killed_a_job_with_a_grader_goes_on_to_the_same_bits(make_job: Callable[..., Path]) -> None:
+    slow = {**GRADED, "num_epochs": 3, "checkpoint_steps": 1, "eval_interval": 2, "validation": 0.4}
+    ends_and_goes_on(make_job, signal.SIGKILL, method="grpo", rows=QUESTIONS, hyperparameters=slow)
+
+
+def ends_and_goes_on(make_job: Callable[..., Path], end: signal.Signals, **job: Any) -> None:
+    whole, folder = (make_job(f"ftjob-{name}", **job) for name in ("whole", "ended"))
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         # Each in a process of its own, as jobs are: what other tests did to torch in this one changes bits.
@@ -206,6 +215,74 @@ def test_a_job_that_asks_its_model_tells_its_reward_or_its_teacher(
         assert card["config"]["teacher"] == tiny_base.id  # a name, and no path of the server's
         assert tiny_base.path not in json.dumps(card)
     assert weights(folder)
+
+
+GRADER = {
+    "type": "multi",
+    "name": "ticket",
+    "graders": {
+        "label": {
+            "type": "string_check",
+            "name": "label",
+            "operation": "ilike",
+            "input": "{{ sample.output_text }}",
+            "reference": "{{ item.label }}",
+        },
+        "short": {
+            "type": "text_similarity",
+            "name": "short",
+            "evaluation_metric": "rouge_1",
+            "input": "{{ sample.output_text }}",
+            "reference": "{{ item.label }}",
+        },
+    },
+    "calculate_output": "(label + short) / 2",
+}
+QUESTIONS = [
+    {"messages": [{"role": "user", "content": f"Ticket {number}, {LABELS[number % 3]}?"}], "label": LABELS[number % 3]}
+    for number in range(14)
+]
+GRADED: dict[str, Any] = {**QUICK, "grader": GRADER, "generations": 4, "num_epochs": 1, "answer_tokens": 2}
+
+
+def test_a_job_learns_from_a_grader(make_job: Callable[..., Path]) -> None:
+    lacking = {"messages": [{"role": "user", "content": "What is this?"}]}
+    folder = make_job(
+        method="grpo",
+        rows=[*QUESTIONS, lacking, {"nothing": 1}],
+        hyperparameters={**GRADED, "validation": 0.4, "eval_interval": 2},
+    )
+    assert JobRunner(folder).run() == 0, result(folder)
+    card = result(folder)["card"]
+    assert card["config"]["grader"] == GRADER
+    assert card["rows"]["left_out"] == 2
+    metrics = card["metrics"]
+    assert metrics["validation_reward"] is not None
+    assert metrics["validation_grades"].keys() == metrics["base_validation_grades"].keys() == {"label", "short"}
+    steps = [line for line in progress(folder) if line.get("loss") is not None]
+    assert all({"reward", "passed", "grades"} <= line.keys() for line in steps)
+    update = events.read_progress(folder, 0, {})
+    assert any("train_grade_label_mean" in event.data for event in update.events)
+    assert "valid_passed_share" in update.checkpoints[steps[-1]["step"]]
+    assert events.results_csv(folder).decode().splitlines()[0].endswith(",train_passed_share,valid_passed_share")
+
+
+@pytest.mark.parametrize("grader", ["python", "gone"])
+def test_a_grader_that_may_not_be_is_refused_again_when_the_run_begins(
+    make_job: Callable[..., Path], grader: str
+) -> None:
+    program = {"type": "python", "name": "p", "source": "def grade(sample, item): return float(len(item['label']))"}
+    asking = {"type": "reward", "name": "r", "function": "of-nobody"}
+    graded = {**GRADED, "grader": program if grader == "python" else asking}
+    folder = make_job(method="grpo", rows=QUESTIONS, hyperparameters=graded)
+    assert JobRunner(folder).run() == 1
+    assert result(folder)["error"]["code"] == (
+        "python_graders_not_allowed" if grader == "python" else "reward_not_installed"
+    )
+    if grader == "python":
+        allowed = make_job("ftjob-2", method="grpo", rows=QUESTIONS, hyperparameters=graded, allow_python_graders=True)
+        assert JobRunner(allowed).run() == 0, result(allowed)
+        assert result(allowed)["metrics"]["last_reward"] > 4
 
 
 def test_where_memory_is_short_a_run_reads_less_at_a_time_and_stays_at_that(

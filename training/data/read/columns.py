@@ -48,6 +48,9 @@ class Columns:
     split: str | None = None
     """Column of the split: train, validation or test."""
 
+    graded: bool = False
+    """Whether rows are questions that the model answers itself, and graders read the other fields of each record."""
+
     score_range: tuple[float, float] = (0.0, 1.0)
     """The worst and the best score; scores are scaled to 0 to 1."""
 

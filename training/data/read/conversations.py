@@ -41,6 +41,24 @@ def conversation(turns: Any) -> Row:
     return Row(messages=tuple(messages), learned=tuple(learned))
 
 
+def question(turns: Any, item: Mapping[str, Any]) -> Row:
+    """Build a row from chat messages that end with what is to be answered.
+
+    Args:
+        turns: the messages.
+        item: what graders are told of it.
+
+    Raises:
+        Unusable: if these are not valid messages, or end with an answer.
+    """
+    if not isinstance(turns, list) or not turns:
+        raise Unusable("'messages' must be a list of messages that is not empty")
+    messages = _messages(turns)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise Unusable("the last message is not the user's: there is nothing to answer")
+    return Row(messages=(*messages, assistant_message("")), item=item)
+
+
 def pair(asked: Any, answer: Any, columns: Columns, *, names: tuple[str, str] = ("prompt", "completion")) -> Row:
     """Build a row from a question and its answer, each a text or a list of messages.
 

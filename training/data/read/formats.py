@@ -21,6 +21,7 @@ from graftwork.training.data.read.conversations import (
     last_alone,
     only_answer,
     pair,
+    question,
     whole_text,
     with_tools,
 )
@@ -32,6 +33,7 @@ from graftwork.training.data.row import (
     Unusable,
     assistant_message,
     group_of,
+    is_unicode,
 )
 
 SPEAKERS: Final = {
@@ -122,6 +124,28 @@ def answer_columns(format: str, fields: Set[str], columns: Columns) -> tuple[tup
 
 
 # --- the formats ------------------------------------------------------------------------------------------------------
+
+
+def _question(fields: Fields, columns: Columns) -> Row:
+    """A question for graders, who are told the record's other fields. An answer at the end of its messages is one of
+    them, ``answer``."""
+    others = {name: value for name, value in fields.items() if name not in ("messages", "tools")}
+    if not is_unicode(json.dumps(others, ensure_ascii=False)):
+        raise Unusable("a field holds half a character: save the file as UTF-8")
+    turns = fields.get("messages")
+    if turns is None:
+        asked = columns.fields() or tuple(name for name in QUESTIONS if name in fields)[:1]
+        if not asked:
+            raise Unusable("has no 'messages' that end with a user's, beside the fields that graders read")
+        text = _prompt(fields, asked, columns)
+        if not isinstance(text, str) or not text.strip():
+            raise Unusable(f"{' and '.join(asked)!r} must be a text that is not empty")
+        system = [{"role": "system", "content": columns.system}] if columns.system is not None else []
+        turns = [*system, {"role": "user", "content": whole_text(text, asked[0])}]
+    elif isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
+        others = {"answer": turns[-1].get("content"), **others}
+        turns = turns[:-1]
+    return question(turns, others)
 
 
 def _chat(fields: Fields, columns: Columns) -> Row:
@@ -302,6 +326,12 @@ def _is_text_alone(fields: Set[str], columns: Columns) -> bool:
 FORMATS: Final = {
     format.name: format
     for format in (
+        Format(
+            name="question",
+            looks_like='{"messages": […, {"role": "user", …}], "reference": …}',
+            fits=lambda fields, columns: columns.graded,
+            convert=_question,
+        ),
         Format(
             name="openai-dpo",
             looks_like='{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}',

@@ -24,8 +24,10 @@ KINDS: Final = {
     "judged": "judged answers",
     "scored": "scored answers",
     "text": "texts",
+    "question": "questions for graders",
 }
 FORMATS: Final = {
+    "question": "questions for graders",
     "chat": "OpenAI chat",
     "openai-dpo": "OpenAI preferences",
     "preference": "preferences",

@@ -12,15 +12,18 @@ from typing import Any, Final
 
 from graftwork.adapters.base import prepare
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest
+from graftwork.adapters.learning.graders.reading import read_grader
 from graftwork.adapters.learning.job import CONTROL_KEY
 from graftwork.adapters.learning.knobs import ALIASES, KNOBS
 from graftwork.adapters.learning.methods import TRAINING_METHODS
 from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.config import TrainConfig
 from graftwork.training.data.kept import KeptRows
+from graftwork.training.data.read.columns import Columns
 from graftwork.training.data.row import SplitName
 from graftwork.training.data.splits import Shares
 from graftwork.training.data.store import DataStore
+from graftwork.training.methods.grading.grading import runs_programs
 from graftwork.training.methods.rows import choose_method, count_signals, method_named
 from graftwork.training.run.folder import (
     ANSWERS_FILE,
@@ -94,6 +97,7 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
         config = dataclasses.replace(config, learning_rate=config.learning_rate * multiplier)
     except TypeError as error:  # for example a string in place of a number
         raise ConfigurationError(f"A hyperparameter is of the wrong kind: {error}.", param="hyperparameters") from error
+    _check_graders(config, spec)
     if config.variant == "full":
         raise ConfigurationError(f"Jobs do not do {UNSUPPORTED_METHODS['full']}.", param="variant")
     _record_answers(folder, (material, *older.values()))
@@ -117,6 +121,23 @@ def plan_job(spec: JobSpec, folder: Path, say: Any = lambda message: None) -> Tr
     if material.kept is not None:
         RoundRecord(method=method, rows=material.kept).write(folder)
     return run
+
+
+def _check_graders(config: TrainConfig, spec: JobSpec) -> None:
+    """Check that graders run no programs where the operator does not allow it any more.
+
+    Raises:
+        ConfigurationError: if one does.
+    """
+    for field in ("grader", "judge"):
+        wire = getattr(config, field)
+        if wire is not None and runs_programs(read_grader(dict(wire), field)) and not spec.allow_python_graders:
+            raise ConfigurationError(
+                "Graders of the type python are programs, which this server does not run: it would have to be started "
+                "with --allow-python-graders.",
+                param=field,
+                code="python_graders_not_allowed",
+            )
 
 
 def _began(folder: Path) -> datetime:
@@ -191,6 +212,7 @@ def job_material(
         of_files = read_files(
             files,
             spec.validation,
+            columns=Columns(graded=spec.is_graded),
             shares=Shares(validation=held_out * (1 - FINAL_SHARE), test=held_out * FINAL_SHARE),
             earlier=earlier,
             kept=kept,

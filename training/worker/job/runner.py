@@ -11,7 +11,8 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from graftwork.adapters.errors import GraftworkError
 from graftwork.adapters.learning.job import CONTROL_KEY
 from graftwork.adapters.names import check_name
 from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
+from graftwork.clients.client import Client
 from graftwork.training.run.execution import execute
 from graftwork.training.run.folder import (
     ADAPTER_FOLDER,
@@ -115,7 +117,8 @@ class JobRunner:
 
             card = search(run, adapter, self._on_step, keeping, place=self._folder, run_name=run_name, say=self._say)
         else:
-            card = execute(run, adapter, self._on_step, keeping, run_name=run_name)
+            with _client(spec) as client:
+                card = execute(run, adapter, self._on_step, keeping, run_name=run_name, client=client)
         judgement = self._judge(spec, run, adapter)
         return {
             "status": "succeeded",
@@ -146,11 +149,11 @@ class JobRunner:
         """Evaluate the candidate on the server, and return the result for the model card; empty without a server."""
         if spec.server_url is None:
             return {}
-        from graftwork.clients.client import Client
         from graftwork.training.evaluation import judge, report
 
         self._enter("evaluate", f"Trying it on {len(run.held_out):,} held-out rows, beside what it would replace.")
-        with Client(spec.server_url, os.environ.get(spec.key_variable)) as client:
+        with _client(spec) as client:
+            assert client is not None
             judgement = judge.judge_candidate(
                 client,
                 adapter,
@@ -161,6 +164,7 @@ class JobRunner:
                 final=run.final,
                 seed=spec.seed,
                 job=spec.job_id,
+                grader=judge.JudgingGrader.of(run.config),
             )
         self._phase = "gates"
         if judgement.evaluation is None or judgement.verdict is None:
@@ -185,6 +189,10 @@ class JobRunner:
                 "num_tokens": step.num_tokens,
                 **({"reward": step.reward} if step.reward is not None else {}),
                 **({"validation_reward": step.validation_reward} if step.validation_reward is not None else {}),
+                **({"passed": step.passed} if step.passed is not None else {}),
+                **({"validation_passed": step.validation_passed} if step.validation_passed is not None else {}),
+                **({"grades": step.grades} if step.grades else {}),
+                **({"validation_grades": step.validation_grades} if step.validation_grades else {}),
                 "eta_seconds": step.seconds_left,
                 **({"trial": step.trial, "trials": step.trials} if step.trials else {}),
             }
@@ -216,3 +224,13 @@ class JobRunner:
 
     def _write_result(self, result: Mapping[str, Any]) -> None:
         write_durably(self._folder / RESULT_FILE, json.dumps(result, ensure_ascii=False, indent=1))
+
+
+@contextmanager
+def _client(spec: JobSpec) -> Iterator[Client | None]:
+    """Yield a client of the job's server; None without one."""
+    if spec.server_url is None:
+        yield None
+        return
+    with Client(spec.server_url, os.environ.get(spec.key_variable)) as client:
+        yield client

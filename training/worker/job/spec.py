@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.learning.graders.reinforcement import is_graded
 from graftwork.adapters.storage.durable import write_durably
 from graftwork.training.run.folder import SPEC_FILE
 
@@ -29,6 +30,12 @@ class ProgressLine(TypedDict, total=False):
     reward: float | None
     validation_reward: float | None
     """For GRPO: mean reward of the completions."""
+    passed: float
+    validation_passed: float
+    """With a grader: share of the completions that pass."""
+    grades: Mapping[str, float]
+    validation_grades: Mapping[str, float]
+    """With a grader of several: mean grade by each."""
     num_tokens: int
     eta_seconds: float | None
     trial: int
@@ -72,6 +79,13 @@ class JobSpec:
     """Address of the server that candidates are evaluated on; None skips the evaluation."""
     key_variable: str = "GRAFTWORK_API_KEY"
     """Environment variable with the API key of that server, if it requires one."""
+    allow_python_graders: bool = False
+    """Whether graders may be Python programs."""
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether rows are questions for a grader to learn from."""
+        return is_graded(self.hyperparameters)
 
     def write(self, folder: Path) -> None:
         """Write ``job.json`` to a folder, atomically and durably."""

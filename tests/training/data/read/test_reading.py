@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,46 @@ def test_answers_that_call_tools_are_judged_in_every_format(record: dict[str, An
 )
 def test_what_is_wrong_with_a_record_is_said(record: dict[str, Any], said: str) -> None:
     assert re.search(said, reason(record))
+
+
+@pytest.mark.parametrize(
+    ("record", "question", "item"),
+    [
+        ({"messages": [{"role": "user", "content": "Where?"}], "city": "Rome"}, "Where?", {"city": "Rome"}),
+        (
+            {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}], "n": 1},
+            "Where?",
+            {"answer": "There.", "n": 1},
+        ),
+        ({"prompt": "Where?", "completion": "There."}, "Where?", {"prompt": "Where?", "completion": "There."}),
+    ],
+)
+def test_a_question_for_graders_keeps_the_other_fields(
+    record: dict[str, Any], question: str, item: dict[str, Any]
+) -> None:
+    (row,) = record_source("rows", [record], columns=Columns(graded=True)).rows()
+    assert isinstance(row, Row)
+    assert (row.kind, row.question, row.answer, row.item) == ("question", question, "", item)
+    assert row.grader_item["question"] == question
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+    assert row.same_key() != replace(row, item={**item, "n": 2}).same_key()
+    assert row.digest() != replace(row, item={**item, "n": 2}).digest()
+    masked = row.with_texts(lambda role, text: text.replace("Rome", "[CITY]"))
+    assert "Rome" not in json.dumps(masked.to_json())
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"city": "Rome"}, "no 'messages' that end with a user's"),
+        ({"messages": []}, "not empty"),
+        ({"messages": [{"role": "system", "content": "Be kind."}]}, "not the user's"),
+    ],
+)
+def test_what_is_no_question_for_graders_is_said(record: dict[str, Any], why: str) -> None:
+    (row,) = record_source("rows", [record], columns=Columns(graded=True)).rows()
+    assert isinstance(row, BadRow)
+    assert why in row.reason
 
 
 def test_long_values_make_no_long_reasons() -> None:

@@ -1,4 +1,4 @@
-"""Reward functions of GRPO: entry points of installed packages, chosen by name.
+"""Reward functions: entry points of installed packages, chosen by name.
 
 Nothing is loaded here. A package offers one in its ``pyproject.toml``::
 

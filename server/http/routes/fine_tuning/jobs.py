@@ -1,9 +1,9 @@
 """``/v1/fine_tuning/jobs``: OpenAI's fine-tuning API. It takes an operator's key: a job makes a version.
 
 ``model`` is the base's id, or the version to continue from; ``suffix`` is the adapter's name; ``training_file`` is the
-id of a file, a stored data set, or ``feedback``: the feedback on the adapter's answers. Beyond OpenAI's: ``init_from``,
-the methods that are not in OPENAI_METHODS, further hyperparameters, and ``graftwork`` in a job. What is not supported
-is refused by name.
+id of a file, a stored data set, or ``feedback``: the feedback on the adapter's answers. OpenAI's method
+``reinforcement`` is ``grpo`` with a grader. Beyond OpenAI's: ``init_from``, the methods that are not in OPENAI_METHODS,
+further hyperparameters, and ``graftwork`` in a job. What is not supported is refused by name.
 """
 
 from __future__ import annotations
@@ -23,11 +23,18 @@ from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest, NotFound
 from graftwork.adapters.learning import data_sets, hyperparameters
+from graftwork.adapters.learning.graders import reinforcement
+from graftwork.adapters.learning.graders.reading import GraderRules
 from graftwork.adapters.learning.job import FEEDBACK_FILE, METHODS, Checkpoint, Job, JobEvent, Method, NewJob
 from graftwork.server.bodies import Label, Metadata, StrictModel, Text, parse
 from graftwork.server.http.lists import Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.jobs import JobCheckpointObject, JobErrorObject, JobEventObject, JobObject
+from graftwork.server.http.schemas.fine_tuning.jobs import (
+    JobCheckpointObject,
+    JobErrorObject,
+    JobEventObject,
+    JobObject,
+)
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
@@ -157,7 +164,7 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
     name = body.suffix or ("" if parent is None else parent.partition("@")[0])
     if name:
         _as_param("suffix", lambda: names.check_name(name, base_id=services.base.id))
-    method, chosen = _method(body, services.allowed_roots)
+    method, chosen = _method(body, services.allowed_roots, services.grader_rules)
     if body.training_file == FEEDBACK_FILE:
         if not name:
             raise InvalidRequest(
@@ -208,16 +215,17 @@ def _as_param(param: str, check: Callable[[], Any]) -> Any:
         raise InvalidRequest(error.message, param=param, code=error.code) from None
 
 
-def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[str, Any]]:
+def _method(body: NewFineTuning, roots: Sequence[Path], rules: GraderRules) -> tuple[Method, dict[str, Any]]:
     """The method and its hyperparameters, from ``method`` or from OpenAI's older top-level field."""
     given: Any = {"type": "auto" if body.training_file == FEEDBACK_FILE else "supervised", **(body.method or {})}
     kind = given.pop("type")
-    if not isinstance(kind, str) or kind not in METHODS:
+    known = (*METHODS, reinforcement.METHOD)
+    if not isinstance(kind, str) or kind not in known:
         why = NOT_ADAPTERS.get(str(kind))
         if why is not None:
             raise InvalidRequest(f"the method {kind} is not supported: {why}", param="method.type")
         raise InvalidRequest(
-            f"the method {names.quoted(str(kind))} is not supported: choose {', '.join(METHODS)}", param="method.type"
+            f"the method {names.quoted(str(kind))} is not supported: choose {', '.join(known)}", param="method.type"
         )
     if strange := sorted(given.keys() - {kind}):
         raise InvalidRequest(
@@ -226,6 +234,8 @@ def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[st
             code="unknown_parameter",
         )
     details = given.get(kind) or {}
+    if kind == reinforcement.METHOD:
+        return _reinforcement(body, details, roots, rules)
     if not isinstance(details, dict) or details.keys() - {"hyperparameters"}:
         raise InvalidRequest(f"method.{kind} takes an object with hyperparameters", param=f"method.{kind}")
     nested = details.get("hyperparameters") or {}
@@ -235,7 +245,34 @@ def _method(body: NewFineTuning, roots: Sequence[Path]) -> tuple[Method, dict[st
         )
     place = f"method.{kind}.hyperparameters" if nested else "hyperparameters"
     return METHODS[kind], hyperparameters.validate_hyperparameters(
-        nested or body.hyperparameters or {}, place, method=METHODS[kind], roots=roots
+        nested or body.hyperparameters or {}, place, method=METHODS[kind], roots=roots, rules=rules
+    )
+
+
+def _reinforcement(
+    body: NewFineTuning, details: Any, roots: Sequence[Path], rules: GraderRules
+) -> tuple[Method, dict[str, Any]]:
+    place = f"method.{reinforcement.METHOD}"
+    if not isinstance(details, dict):
+        raise InvalidRequest(f"{place} must be an object with a grader", param=place, code="invalid_type")
+    if body.hyperparameters:
+        raise InvalidRequest(
+            f"hyperparameters at the top are for older methods: give them as {place}.hyperparameters",
+            param="hyperparameters",
+        )
+    if body.training_file == FEEDBACK_FILE:
+        raise InvalidRequest(
+            "reinforcement learns from questions in a file or data set: feedback says itself how good answers are, "
+            "and the method auto learns from it",
+            param="training_file",
+        )
+    return "grpo", hyperparameters.validate_hyperparameters(
+        reinforcement.to_grpo(details, place),
+        f"{place}.hyperparameters",
+        method="grpo",
+        roots=roots,
+        rules=rules,
+        elsewhere={name: f"{place}.{name}" for name in reinforcement.DETAILS},
     )
 
 
@@ -256,8 +293,6 @@ def show(job: Job, base_id: str) -> JobObject:
     known = {name: job.hyperparameters.get(name, hyperparameters.AUTO) for name in ("n_epochs", "batch_size")}
     known["learning_rate_multiplier"] = job.hyperparameters.get("learning_rate_multiplier", hyperparameters.AUTO)
     eta = job.progress.get("eta_seconds")
-    openai_method = OPENAI_METHODS.get(job.method)
-    details = {"hyperparameters": {**known, **job.hyperparameters}}
     progress_at = job.progress.get("at")
     return {
         "id": job.id,
@@ -276,7 +311,7 @@ def show(job: Job, base_id: str) -> JobObject:
         "trained_tokens": job.trained_tokens,
         "seed": job.seed,
         "hyperparameters": {**known, **job.hyperparameters},
-        "method": None if openai_method is None else {"type": openai_method, openai_method: details},
+        "method": _show_method(job, {**known, **job.hyperparameters}),
         "metadata": dict(job.metadata),
         "integrations": [],
         "graftwork": {
@@ -290,6 +325,14 @@ def show(job: Job, base_id: str) -> JobObject:
             "metrics": dict(job.metrics),
         },
     }
+
+
+def _show_method(job: Job, chosen: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """OpenAI's JSON of a job's method; None for one that it does not have."""
+    if reinforcement.is_graded(job.hyperparameters):
+        return {"type": reinforcement.METHOD, reinforcement.METHOD: reinforcement.from_grpo(job.hyperparameters)}
+    kind = OPENAI_METHODS.get(job.method)
+    return None if kind is None else {"type": kind, kind: {"hyperparameters": chosen}}
 
 
 def show_event(event: JobEvent) -> JobEventObject:

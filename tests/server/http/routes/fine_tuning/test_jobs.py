@@ -317,6 +317,48 @@ def test_feedback_as_a_training_file_chooses_its_method(client: TestClient) -> N
     )  # fmt: skip
 
 
+GRADER = {
+    "type": "string_check",
+    "name": "city",
+    "operation": "eq",
+    "input": "{{ sample.output_json.city }}",
+    "reference": "{{ item.city }}",
+}
+JUDGE = {
+    "type": "score_model",
+    "name": "judge",
+    "model": "intents",
+    "input": [{"role": "user", "content": "How good is {{ sample.output_text }}?"}],
+}
+
+
+def reinforcement(**details: Any) -> dict[str, Any]:
+    return {"method": {"type": "reinforcement", "reinforcement": details}}
+
+
+def test_reinforcement_is_grpo_with_a_grader(client: TestClient, jobs: Jobs) -> None:
+    asked = {"batch_size": 4, "n_epochs": 2, "compute_multiplier": "auto", "learning_rate_multiplier": 3.0}
+    job = submit(client, training_file=file_id(client), **reinforcement(grader=GRADER, hyperparameters=asked))
+    shown = FineTuningJob.model_validate(job, strict=True).method
+    assert shown is not None
+    assert shown.type == "reinforcement"
+    assert job["method"]["reinforcement"]["grader"] == GRADER
+    assert job["method"]["reinforcement"]["hyperparameters"].items() >= {**asked, "compute_multiplier": 1.0}.items()
+    assert job["graftwork"]["method"] == "grpo"
+    assert jobs.get(job["id"]).hyperparameters == {
+        **{"grader": GRADER, "batch_size": 32, "n_epochs": 2, "learning_rate_multiplier": 3.0}
+    }
+
+
+def test_a_model_that_grades_is_the_version_that_it_was(client: TestClient, jobs: Jobs) -> None:
+    job = submit(client, training_file=file_id(client), **reinforcement(grader=JUDGE))
+    assert jobs.get(job["id"]).hyperparameters["grader"] == {**JUDGE, "model": "intents@1"}
+    judged = submit(client, training_file=file_id(client), hyperparameters={"judge": JUDGE})
+    assert jobs.get(judged["id"]).hyperparameters["judge"]["model"] == "intents@1"
+    policy = client.put("/v1/adapters/intents/learning_policy", json={"hyperparameters": {"judge": JUDGE}}).json()
+    assert policy["hyperparameters"]["judge"]["model"] == "intents@1"
+
+
 BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "no file": ({"training_file": None}, 400, "training_file", "string"),
     "an unknown file": ({"training_file": "file-x"}, 400, "training_file", "no file"),
@@ -327,7 +369,62 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "a bad name": ({"suffix": "My Adapter!"}, 400, "suffix", "name"),
     "the base's name": ({"suffix": "tiny-base"}, 400, "suffix", "base"),
     "a long name": ({"suffix": "x" * 65}, 400, "suffix", "64"),
-    "an unknown method": ({"method": {"type": "reinforcement"}}, 400, "method.type", "not supported"),
+    "an unknown method": ({"method": {"type": "magic"}}, 400, "method.type", "not supported"),
+    "no grader": ({"method": {"type": "reinforcement"}}, 400, "method.reinforcement.grader", "missing"),
+    "a grader that is wrong": (
+        reinforcement(grader={**GRADER, "operation": "regex"}),
+        400,
+        "method.reinforcement.grader.operation",
+        "ilike",
+    ),
+    "a grader that asks nobody": (
+        reinforcement(grader={**JUDGE, "model": "nobody"}),
+        400,
+        "method.reinforcement.grader.model",
+        "nobody",
+    ),
+    "a program": (
+        reinforcement(grader={"type": "python", "name": "p", "source": "def grade(sample, item): return 1"}),
+        400,
+        "method.reinforcement.grader.type",
+        "--allow-python-graders",
+    ),
+    "a format that is none": (
+        reinforcement(grader=GRADER, response_format={"type": "xml"}),
+        400,
+        "method.reinforcement.response_format",
+        "json_schema",
+    ),
+    "an effort": (
+        reinforcement(grader=GRADER, hyperparameters={"reasoning_effort": "high"}),
+        400,
+        "method.reinforcement.hyperparameters.reasoning_effort",
+        "not supported",
+    ),
+    "a hyperparameter of nobody": (
+        reinforcement(grader=GRADER, hyperparameters={"epochs": 3}),
+        400,
+        "method.reinforcement.hyperparameters.epochs",
+        "n_epochs",
+    ),
+    "reinforcement by feedback": (
+        {**reinforcement(grader=GRADER), "training_file": "feedback"},
+        400,
+        "training_file",
+        "auto",
+    ),
+    "a grader and a reward": (
+        {"method": {"type": "grpo"}, "hyperparameters": {"rewards": "exact", "grader": GRADER}},
+        400,
+        "hyperparameters.grader",
+        "one of them",
+    ),
+    "a judge that is wrong": (
+        {"hyperparameters": {"judge": {**JUDGE, "range": [1]}}},
+        400,
+        "hyperparameters.judge.range",
+        "two numbers",
+    ),
     "what is no adapter": ({"method": {"type": "full"}}, 400, "method.type", "graftwork train --local --full"),
     "a prompt for an adapter": ({"method": {"type": "prompt_tuning"}}, 400, "method.type", "serving knows no"),
     "all weights": ({"hyperparameters": {"variant": "full"}}, 400, "hyperparameters.variant", "lora"),

@@ -1,0 +1,1 @@
+"""The JSON of answers of ``/v1/fine_tuning``."""
