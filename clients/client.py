@@ -218,6 +218,7 @@ class ExperimentsResource(_Resource):
     list = _call_method(experiments.list)
     get = _call_method(experiments.get)
     set_weights = _call_method(experiments.set_weights)
+    add_arm = _call_method(experiments.add_arm)
     stop = _call_method(experiments.stop)
 
 

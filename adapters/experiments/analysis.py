@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from graftwork.adapters.experiments.experiment import Experiment
@@ -73,13 +74,15 @@ class ExperimentAnalysis:
         self._means = {arm.name: _Means() for arm in self._arms}
         self._tallies = {arm.name: _PrimaryMetric(plan.metric, plan.alpha) for arm in self._arms}
         # Bonferroni: each of several treatments gets its part of alpha, so that alpha holds for all of them together.
-        share = plan.alpha / max(len(plan.treatments), 1)
         self._contrasts = {
-            arm.name: _Contrast(plan.metric, share, (plan.rule.promote_above, plan.rule.stop_below))
+            arm.name: _Contrast(plan.metric, plan.alpha_of(arm), (plan.rule.promote_above, plan.rule.stop_below))
             for arm in plan.treatments
         }
+        begun = {epoch.number: epoch.at for epoch in experiment.epochs}
         self._guardrails = [
-            _RequestGuardrail(rail, arm, plan.control) if rail.metric.is_per_request else _UnitGuardrail(rail, arm)
+            _RequestGuardrail(rail, arm, plan.control, since=begun[arm.joined or 1])
+            if rail.metric.is_per_request
+            else _UnitGuardrail(rail, arm)
             for arm in plan.treatments
             for rail in plan.guardrails
         ]
@@ -149,7 +152,7 @@ class ExperimentAnalysis:
         for name, contrast in self._contrasts.items():
             probability = _probability(weights, name, plan.control.name)
             if arm in (name, plan.control.name) and probability is not None:
-                contrast.add(value, treated=arm == name, probability=probability)
+                contrast.add(value, treated=arm == name, probability=probability, covariate=unit.covariate)
 
     def leave_out(self, unit: str) -> None:
         """Count a unit as left out, because a version was trained on it, until it is added."""
@@ -290,14 +293,17 @@ class _Contrast:
             also = [sign * margin / reach for margin in margins if margin is not None for sign in (1, -1)]
             self._sequence = DifferenceSequence(alpha=alpha, also=also)
 
-    def add(self, value: float, *, treated: bool, probability: float) -> None:
-        scaled = value if self._metric.bounds is None else self._metric.scaled(value)
-        self._sequence.add(scaled, treated=treated, probability=probability)
+    def add(self, value: float, *, treated: bool, probability: float, covariate: float | None) -> None:
+        if self._metric.bounds is not None:
+            value = self._metric.scaled(value)
+            covariate = None if covariate is None else self._metric.scaled(covariate)
+        self._sequence.add(value, treated=treated, probability=probability, covariate=covariate)
 
     def reading(self, arm: str) -> Comparison:
         found = self._sequence
+        explained = round(found.explained, 4)
         if not found.num or not math.isfinite(found.lower):
-            return Comparison(arm=arm, units=found.num, **dict.fromkeys(_DIFFERENCE))
+            return Comparison(arm=arm, units=found.num, explained=explained, **dict.fromkeys(_DIFFERENCE))
         middle, lower, upper = (self._in_units(value) for value in (found.mean, found.lower, found.upper))
         better = (lower, upper) if self._metric.goal == "up" else (-upper, -lower)
         return Comparison(
@@ -308,6 +314,7 @@ class _Contrast:
             upper=upper,
             improvement_lower=better[0],
             improvement_upper=better[1],
+            explained=explained,
         )
 
     def _in_units(self, difference: float) -> float:
@@ -342,10 +349,11 @@ class _UnitGuardrail:
 
 
 class _RequestGuardrail:
-    """A guardrail of one treatment on a metric that every request has."""
+    """A guardrail of one treatment on a metric that every request has, ``since`` the treatment was there."""
 
-    def __init__(self, rail: Guardrail, arm: Arm, control: Arm) -> None:
+    def __init__(self, rail: Guardrail, arm: Arm, control: Arm, *, since: datetime) -> None:
         self.rail, self.metric, self.arm, self._control = rail, rail.metric, arm.name, control.name
+        self._since = since.replace(microsecond=0)  # times of requests are whole seconds
         self._test: ContrastTest | UpperBoundTest
         if rail.limit is None:
             self._test = ContrastTest(_bound(rail), alpha=rail.alpha)
@@ -353,7 +361,7 @@ class _RequestGuardrail:
             self._test = UpperBoundTest(_bound(rail), alpha=rail.alpha)
 
     def add(self, exposure: Exposure) -> None:
-        if exposure.arm not in (self.arm, self._control):
+        if exposure.arm not in (self.arm, self._control) or exposure.created_at < self._since:
             return
         value = request_value(self.metric, exposure)
         if value is None:

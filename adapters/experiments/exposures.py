@@ -61,6 +61,7 @@ class ClosedUnit:
         learned: An arm's version was trained on this user or prompt, so that the unit is left out of the metrics. True
             in units of 0.1.0 alone: since then such a unit stays open until it has a request that counts.
         outcome: Its value of each metric, by label.
+        covariate: Its mean of the primary metric before the experiment; ``None``: it has none, or the plan wants none.
     """
 
     unit: str
@@ -69,6 +70,7 @@ class ClosedUnit:
     first_at: datetime
     learned: bool
     outcome: Mapping[str, float | None]
+    covariate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +106,7 @@ class _UnitColumns(TypedColumns):
     closed_at = Column(UtcDateTime, nullable=False)
     learned: Named[bool] = Column(Boolean)
     outcome = Column(JSON, nullable=False)
+    covariate: Named[float | None] = Column(Double)
 
 
 class _ReadingColumns(TypedColumns):

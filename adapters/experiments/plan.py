@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final, Literal
 
 from graftwork.adapters import names
-from graftwork.adapters.errors import InvalidRequest
+from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.experiments.metrics import Metric
 
 Allocation = Literal["fixed", "thompson"]
@@ -19,6 +19,11 @@ Unrated = Literal["leave_out", "neutral"]
 """What to do with units without feedback: leave them out, or count them as the middle of the bounds."""
 Ratings = Literal["all", "asked"]
 """Whose feedback counts: everybody's, or only what a random draw asked for, whoever likes to rate."""
+
+Unit = Literal["user", "episode"]
+"""What is randomized: a user (or else a session, or a single request), or an episode of several requests."""
+Covariate = Literal["past", "none"]
+"""What is known of a unit before it has an arm: its own mean of the metric before the experiment, or nothing."""
 
 BASE: Final = "base"
 """The version of an arm that is the base without any adapter."""
@@ -43,6 +48,7 @@ class Arm:
         shadow: Instead of a weight: the share of the requests of which it gets a copy.
         system: A system prompt instead of the request's.
         sampling: Fields of the request that it overrides.
+        joined: The epoch with which it joined a running experiment; ``None``: it was there from the start.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Arm:
     shadow: float | None = None
     system: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    joined: int | None = None
 
     @property
     def is_promotable(self) -> bool:
@@ -117,9 +124,13 @@ class ExperimentPlan:
         guardrails: Metrics that must not become worse.
         rule: When to decide.
         ramp: Weights of the treatment over time.
-        window_seconds: How long a unit's requests and feedback count, from its first request on.
+        unit: What is randomized and counts once.
+        window_seconds: How long a unit's requests and feedback count, from its first request on; ``None`` before the
+            start: as long as fits the metric.
         alpha: The largest probability of taking a treatment for better that is not, or for worse that is not.
+        reserve: The part of ``alpha`` that is kept for arms that join later.
         unrated: What to do with units without feedback, where the metric is about feedback.
+        covariate: What the units' outcomes are compared with, beside each other.
         ratings: Which feedback counts, for every metric that is about feedback.
         learned_days: How long a user's requests do not count after an answer that an arm's version learned from.
         allocation: Who sets the weights.
@@ -131,9 +142,12 @@ class ExperimentPlan:
     guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
     rule: DecisionRule = DecisionRule()
     ramp: Ramp | None = None
-    window_seconds: float = 3600.0
+    unit: Unit = "user"
+    window_seconds: float | None = None
     alpha: float = 0.05
+    reserve: float = 0.2
     unrated: Unrated = "leave_out"
+    covariate: Covariate = "past"
     ratings: Ratings = "all"
     learned_days: float = 7.0
     allocation: Allocation = "fixed"
@@ -158,6 +172,12 @@ class ExperimentPlan:
         """Whether an arm has a system prompt, which text completions cannot have: these then do not take part."""
         return any(arm.system is not None for arm in self.arms)
 
+    @property
+    def window(self) -> timedelta:
+        """How long a unit's requests and feedback count, of an experiment that was started."""
+        assert self.window_seconds is not None
+        return timedelta(seconds=self.window_seconds)
+
     @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The primary metric, then the guardrails'."""
@@ -175,11 +195,23 @@ class ExperimentPlan:
             raise InvalidRequest(f"there is no arm {names.quoted(name)}: the arms are {there}", param="arm")
         return found
 
+    def alpha_of(self, arm: Arm) -> float:
+        """The error rate at which a treatment is compared with the control; all together do not exceed ``alpha``.
+
+        The treatments of the start share what is not reserved, in equal parts. Of the reserve, the first one that joins
+        gets half, the next a quarter, and so on. Nobody's part changes when another joins: intervals that were read
+        hold.
+        """
+        joined = [each for each in self.treatments if each.joined is not None]
+        if arm.joined is None:
+            return self.alpha * (1 - self.reserve) / max(len(self.treatments) - len(joined), 1)
+        return float(self.alpha * self.reserve * 0.5 ** (1 + joined.index(arm)))
+
     def first_weights(self) -> dict[str, float]:
         """The treatments' weights at the start."""
         if self.ramp is not None:
             return {self.treatments[0].name: self.ramp.weights[0]}
-        return {arm.name: arm.weight for arm in self.treatments}
+        return {arm.name: arm.weight for arm in self.treatments if arm.joined is None}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as it is stored."""
@@ -199,6 +231,9 @@ class ExperimentPlan:
             rule["until"] = datetime.fromtimestamp(rule["until"], UTC)
         return cls(
             **{
+                # What plans of earlier versions lack: they compared without covariates, and reserved nothing.
+                "covariate": "none",
+                "reserve": 0.0,
                 **stored,
                 "arms": tuple(Arm(**arm) for arm in stored["arms"]),
                 "metric": Metric.from_json(stored["metric"]),
@@ -232,12 +267,14 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
     for place, guardrail in enumerate(plan.guardrails):
         _check_guardrail(guardrail, f"guardrails[{place}]")
     _check_rule(plan)
-    if not 0 <= plan.window_seconds <= MAX_WINDOW_SECONDS:
+    if plan.window_seconds is not None and not 0 <= plan.window_seconds <= MAX_WINDOW_SECONDS:
         raise InvalidRequest("window_seconds is from 0 to 30 days", param="window_seconds")
     if not 0 <= plan.learned_days <= MAX_LEARNED_DAYS:
         raise InvalidRequest("learned_days is from 0 to 365", param="learned_days")
     if not 0 < plan.alpha <= 0.5:
         raise InvalidRequest("alpha is above 0 and at most 0.5: 0.05, say", param="alpha")
+    if not 0 <= plan.reserve < 1:
+        raise InvalidRequest("reserve is the part of alpha for arms that join: from 0, below 1", param="reserve")
     if plan.unrated == "neutral" and (not plan.metric.rated or plan.metric.bounds is None):
         raise InvalidRequest(
             "unrated says what becomes of units that nobody rated: it is for thumb, score, and metadata with a range",
@@ -263,7 +300,44 @@ def validate_plan(plan: ExperimentPlan) -> ExperimentPlan:
     return replace(plan, arms=tuple(replace(arm, weight=shares.get(arm.name, 0.0)) for arm in plan.arms))
 
 
-def _check_arms(plan: ExperimentPlan) -> None:
+def validate_joining(plan: ExperimentPlan, arm: Arm, weights: Mapping[str, float]) -> ExperimentPlan:
+    """Validate that a treatment may join, and return the plan with it.
+
+    Args:
+        plan: Of the running experiment.
+        arm: With its weight, which it takes from the control.
+        weights: The current ones.
+
+    Raises:
+        InvalidRequest: The arm contradicts the plan; ``param`` names the field.
+        Conflict: The plan reserved nothing for arms that join.
+    """
+    if plan.reserve == 0:
+        raise Conflict(
+            "this experiment shares all of its alpha among the arms of its start, so that none can join: start another "
+            "one with all arms, and with a reserve if more are to come",
+            code="no_reserve",
+        )
+    if arm.shadow is not None:
+        raise InvalidRequest("an arm that joins has a weight: shadow arms are there from the start", param="shadow")
+    if not 0 < arm.weight <= 1:
+        raise InvalidRequest("the weight of an arm that joins is above 0 and at most 1: 0.2, say", param="weight")
+    room = weights[plan.control.name] - arm.weight
+    if plan.ramp is not None and (now := weights.get(plan.treatments[0].name, 0.0)) > 0:
+        room -= max(plan.ramp.weights[-1] - now, 0.0)
+    if room < 1e-6:
+        raise InvalidRequest(
+            f"the control has {weights[plan.control.name]:g}, of which the arm takes {arm.weight:g} and a ramp what it "
+            "grows by: something must be left, since the arm is compared with units of the control that ask meanwhile",
+            param="weight",
+        )
+    grown = replace(plan, arms=(*plan.arms, arm))
+    _check_arms(grown, joining=True)
+    _check_rule(grown)
+    return grown
+
+
+def _check_arms(plan: ExperimentPlan, *, joining: bool = False) -> None:
     assigned_arms = [arm for arm in plan.arms if arm.shadow is None]
     if not assigned_arms or len(plan.arms) < 2 or len(plan.arms) > MAX_ARMS:
         raise InvalidRequest(
@@ -271,22 +345,22 @@ def _check_arms(plan: ExperimentPlan) -> None:
         )
     seen: set[str] = set()
     for place, arm in enumerate(plan.arms):
-        param = f"arms[{place}]"
+        at = "" if joining else f"arms[{place}]."
         if arm.name in seen:
             raise InvalidRequest(
-                f"two arms are called {arm.name!r}: give arms of the same version a name each", param=f"{param}.name"
+                f"two arms are called {arm.name!r}: give arms of the same version a name each", param=f"{at}name"
             )
         seen.add(arm.name)
         if arm.shadow is not None and (arm.weight or not 0 < arm.shadow <= 1):
             raise InvalidRequest(
                 "a shadow arm has no weight, and shadow says which share of the requests it gets a copy of: above 0, "
                 "at most 1",
-                param=f"{param}.shadow",
+                param=f"{at}shadow",
             )
         if not 0 <= arm.weight <= 1:
-            raise InvalidRequest("a weight is from 0 to 1", param=f"{param}.weight")
+            raise InvalidRequest("a weight is from 0 to 1", param=f"{at}weight")
         if arm.system is not None:
-            names.check_text(arm.system, param=f"{param}.system", max_chars=MAX_SYSTEM_CHARS)
+            names.check_text(arm.system, param=f"{at}system", max_chars=MAX_SYSTEM_CHARS)
 
 
 def _check_ramp(plan: ExperimentPlan, ramp: Ramp) -> None:

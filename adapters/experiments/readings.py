@@ -46,6 +46,7 @@ class Comparison:
         upper: Of the same interval.
         improvement_lower: The same interval with the sign of an improvement.
         improvement_upper: As ``improvement_lower``.
+        explained: The share of the outcomes' variance that the units' past explains; 0 without covariates.
     """
 
     arm: str
@@ -55,6 +56,7 @@ class Comparison:
     upper: float | None
     improvement_lower: float | None
     improvement_upper: float | None
+    explained: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,13 +72,14 @@ class ModelRouter:
         self._registry = registry
         self._experiments = experiments
 
-    def resolve(self, model: str, unit: str | None, *, chat: bool) -> Route:
+    def resolve(self, model: str, unit: str | None, *, chat: bool, episode: str | None = None) -> Route:
         """Resolve ``model``.
 
         Args:
             model: As the request names it.
             unit: The unit of experiments that the request belongs to; ``None``: it is assigned by itself.
             chat: Whether it is a chat completion.
+            episode: The episode that it is part of.
 
         Raises:
             NotFound: Nothing has that name.
@@ -86,7 +87,7 @@ class ModelRouter:
             Conflict: The version was made for another base.
         """
         # A plain name takes part in the adapter's experiment; a version or an alias is answered as it is.
-        assigned = self._experiments.assign(model, unit, chat=chat)
+        assigned = self._experiments.assign(model, unit, chat=chat, episode=episode)
         return self._version(model) if assigned is None else self.route_to_arm(assigned, model)
 
     def resolve_control(self, model: str) -> Route:

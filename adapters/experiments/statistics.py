@@ -7,6 +7,7 @@ only once.
 ================================  ====================================================  =============================
 ``MeanConfidenceSequence``        a confidence sequence for the mean of bounded values  Waudby-Smith & Ramdas 2024
 ``DifferenceSequence``            treatment − control, outcomes in [0, 1]               the same, inverse-probability
+``OutcomePredictor``              what a unit's past says of its outcome                control variates, predictable
 ``AsymptoticConfidenceSequence``  treatment − control, outcomes without bounds          Waudby-Smith et al. 2024
 ``UpperBoundTest``                has a mean risen above its bound? For guardrails      one-sided betting
 ``ContrastTest``                  or above another's by more than a margin?             the same, on contrasts
@@ -17,6 +18,8 @@ only once.
 - I. Waudby-Smith, A. Ramdas: Estimating means of bounded random variables by betting. JRSS B 86(1), 2024.
 - I. Waudby-Smith, D. Arbour, R. Sinha, E. Kennedy, A. Ramdas: Time-uniform central limit theory and asymptotic
   confidence sequences. Annals of Statistics 52(6), 2024.
+- A. Deng, Y. Xu, R. Kohavi, T. Walker: Improving the sensitivity of online controlled experiments by utilizing
+  pre-experiment data. WSDM 2013.
 - M. Lindon, A. Malek: Anytime-valid inference for multinomial count data. NeurIPS 2022.
 
 An *e-process* is the wealth of a bettor against a hypothesis, who begins with 1: while the hypothesis is true it ever
@@ -44,6 +47,9 @@ thousands of observations show."""
 _PRIOR: Array = np.array([9.0] * 6 + [3.0, 1.5, 1.0, 0.5]) / 60.0  # the initial wealth of each bettor
 
 _CONCENTRATIONS: Array = np.array([10.0, 300.0, 10_000.0])  # for gross, middling and small mismatches
+
+_PRIOR_UNITS = 20
+"""A prediction counts as this many units against what the data say of a covariate, so that few do not mislead it."""
 
 MIN_PER_ARM = 100
 """The fewest observations of each arm with which an asymptotic confidence sequence is finite."""
@@ -147,7 +153,11 @@ class MeanConfidenceSequence:
 
 
 def pseudo_outcome(
-    outcome: ArrayLike, treated: ArrayLike, probability: ArrayLike, centre: ArrayLike
+    outcome: ArrayLike,
+    treated: ArrayLike,
+    probability: ArrayLike,
+    centre: ArrayLike,
+    centres: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> tuple[Array, Array, Array]:
     """The inverse-probability pseudo-outcome: an unbiased estimate of treatment − control from one outcome.
 
@@ -160,14 +170,16 @@ def pseudo_outcome(
         treated: True for the treatment's outcomes, false for the control's.
         probability: π, that the treatment was assigned and not the control; above 0 and below 1.
         centre: c in [0, 1].
+        centres: The lowest and highest c that the unit could have had; ``None``: it was this one.
 
     Returns:
-        (value, least, most): the pseudo-outcome, and its bounds for outcomes in [0, 1].
+        (value, least, most): the pseudo-outcome, and its bounds for outcomes in [0, 1] and for these c.
     """
     y, pi, c = (np.asarray(given, dtype=float) for given in (outcome, probability, centre))
+    low, high = (np.asarray(given, dtype=float) for given in centres or (c, c))
     value = (y - c) * np.where(treated, 1 / pi, -1 / (1 - pi))
-    least = -np.maximum(c / pi, (1 - c) / (1 - pi))
-    most = np.maximum((1 - c) / pi, c / (1 - pi))
+    least = -np.maximum(high / pi, (1 - low) / (1 - pi))
+    most = np.maximum((1 - low) / pi, high / (1 - pi))
     return value, least, most
 
 
@@ -191,13 +203,87 @@ class RunningMean:
         self._num += 1
 
 
+class OutcomePredictor:
+    """Predicts a unit's outcome from its covariate, such as its own mean before the experiment (CUPED's, Deng et al.
+    2013), so that pseudo-outcomes are centred on what was to be expected of this very unit.
+
+    The prediction is a line, fitted by least squares to earlier units of both arms, and shrunk towards no slope; for
+    units without a covariate it is the mean. Only earlier units decide it, and the unit's covariate, which is older
+    than its arm: so the pseudo-outcome's mean stays the difference of the arms. Bets must not depend on the covariate
+    of the unit that they are made on, or units of which more is expected would have more weight: so predictions keep to
+    a range that was known before the unit came, within two standard deviations of covariates.
+
+    Of any ``shape``.
+
+    Args:
+        shape: That of independent predictors side by side.
+        bounded: Whether outcomes lie in [0, 1]; predictions then do, and begin at ½.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = (), *, bounded: bool = True) -> None:
+        self._bounded = bounded
+        zero: Array = np.zeros(shape)
+        self._num, self._sum = (1, zero + 0.5) if bounded else (0, zero)
+        # Of units with a covariate: their number, means, and sums of squares and of products of deviations.
+        self._known, self._x, self._y, self._xx, self._xy = zero, zero, zero, zero, zero
+        self._unexplained, self._total = zero, zero
+
+    def predict(self, covariate: ArrayLike) -> tuple[Array, tuple[Array, Array]]:
+        """The predicted outcome of the next unit, and the lowest and highest that it could have been.
+
+        Args:
+            covariate: Of the unit; NaN: it has none.
+        """
+        x = np.asarray(covariate, dtype=float)
+        mean: Array = self._sum / max(self._num, 1)
+        centre, slope, reach = self._line(mean)
+        line = centre + np.clip(slope * (np.where(np.isnan(x), self._x, x) - self._x), -reach, reach)
+        predicted, low, high = np.where(np.isnan(x), mean, line), centre - reach, centre + reach
+        low, high = np.minimum(low, mean), np.maximum(high, mean)
+        if self._bounded:
+            predicted, low, high = (np.clip(value, 0.0, 1.0) for value in (predicted, low, high))
+        return predicted, (low, high)
+
+    def add(self, outcome: ArrayLike, covariate: ArrayLike) -> None:
+        """Add a unit's outcome and covariate (NaN: none), after its prediction was used."""
+        y, x = np.asarray(outcome, dtype=float), np.asarray(covariate, dtype=float)
+        if self._num:
+            self._total = self._total + (y - self._sum / self._num) ** 2
+            self._unexplained = self._unexplained + (y - self.predict(x)[0]) ** 2
+        self._num += 1
+        self._sum = self._sum + y
+        known = ~np.isnan(x)
+        x = np.where(known, x, 0.0)
+        self._known = self._known + known
+        share = known / np.maximum(self._known, 1)
+        before = x - self._x
+        self._x = self._x + share * before
+        self._y = self._y + share * (y - self._y)
+        self._xx = self._xx + known * before * (x - self._x)
+        self._xy = self._xy + known * before * (y - self._y)
+
+    @property
+    def explained(self) -> Array:
+        """The share of the outcomes' variance that predictions took away so far, 0 to 1."""
+        left = self._unexplained / np.where(self._total > 0, self._total, 1.0)
+        explained: Array = np.where(self._total > 0, np.clip(1 - left, 0.0, 1.0), 0.0)
+        return explained
+
+    def _line(self, mean: Array) -> tuple[Array, Array, Array]:
+        """Its middle and slope, and how far predictions may be from the middle."""
+        trust = self._known / (self._known + _PRIOR_UNITS)
+        centre = mean + trust * (self._y - mean)
+        slope = trust * self._xy / np.where(self._xx > 0, self._xx, 1.0)
+        return centre, slope, 2 * np.abs(slope) * np.sqrt(self._xx / np.maximum(self._known, 1))
+
+
 class DifferenceSequence:
     """A confidence sequence for treatment − control, of outcomes in [0, 1].
 
-    It is that of the centred inverse-probability pseudo-outcome (``pseudo_outcome``, ``MeanConfidenceSequence``). Exact
-    at any time and for weights that depend on the past. Assumes that each unit's arm was assigned with the given
-    probability, whatever came before, and that each unit occurs once; outcomes may drift as long as their difference
-    does not.
+    It is that of the centred inverse-probability pseudo-outcome (``pseudo_outcome``, ``MeanConfidenceSequence``), each
+    centred on its prediction (``OutcomePredictor``). Exact at any time and for weights that depend on the past. Assumes
+    that each unit's arm was assigned with the given probability, whatever came before and whatever its covariate, and
+    that each unit occurs once; outcomes may drift as long as their difference does not.
 
     Args:
         alpha: The error rate.
@@ -206,13 +292,19 @@ class DifferenceSequence:
 
     def __init__(self, *, alpha: float, also: Iterable[float] = ()) -> None:
         self._sequence = MeanConfidenceSequence(-1.0, 1.0, alpha=alpha, also=(0.0, *also))
-        self._centre = RunningMean()
+        self._predictor = OutcomePredictor()
 
-    def add(self, outcome: float, *, treated: bool, probability: float) -> None:
-        """Add a unit's outcome and arm; ``probability`` is that of the treatment."""
-        value, least, most = pseudo_outcome(outcome, treated, probability, self._centre.value())
+    def add(self, outcome: float, *, treated: bool, probability: float, covariate: float | None = None) -> None:
+        """Add a unit's outcome, arm and covariate; ``probability`` is that of the treatment."""
+        known = math.nan if covariate is None else covariate
+        value, least, most = pseudo_outcome(outcome, treated, probability, *self._predictor.predict(known))
         self._sequence.add(float(value), least=float(least), most=float(most))
-        self._centre.add(outcome)
+        self._predictor.add(outcome, known)
+
+    @property
+    def explained(self) -> float:
+        """The share of the outcomes' variance that covariates took away so far."""
+        return float(self._predictor.explained)
 
     @property
     def num(self) -> int:
@@ -256,26 +348,27 @@ def asymptotic_radius(num: ArrayLike, variance: ArrayLike, *, alpha: float, tigh
 class AsymptoticConfidenceSequence:
     """An asymptotic confidence sequence for treatment − control, of outcomes without bounds.
 
-    It is that of the same pseudo-outcome, with ``asymptotic_radius``. Assumes finite variance and what
-    ``DifferenceSequence`` does. Its error rate only tends to ``alpha``, the closer the later it is first read: so it is
-    infinite before each arm has ``MIN_PER_ARM`` outcomes. Outcomes are best put on a scale without long tails: the
-    logarithm of a latency.
+    It is that of the same pseudo-outcome, centred on the same predictions, with ``asymptotic_radius``. Assumes finite
+    variance and what ``DifferenceSequence`` does. Its error rate only tends to ``alpha``, the closer the later it is
+    first read: so it is infinite before each arm has ``MIN_PER_ARM`` outcomes. Outcomes are best put on a scale without
+    long tails: the logarithm of a latency.
     """
 
     def __init__(self, *, alpha: float) -> None:
         self._alpha = alpha
         self._per_arm = [0, 0]
-        self._sum_outcomes = 0.0
+        self._predictor = OutcomePredictor(bounded=False)
         self._mean = 0.0
         self._squares = 0.0  # of deviations from the mean
 
-    def add(self, outcome: float, *, treated: bool, probability: float) -> None:
-        """Add a unit's outcome and arm; ``probability`` is that of the treatment."""
+    def add(self, outcome: float, *, treated: bool, probability: float, covariate: float | None = None) -> None:
+        """Add a unit's outcome, arm and covariate; ``probability`` is that of the treatment."""
+        known = math.nan if covariate is None else covariate
         # The first outcome can only be centred on itself, which makes it no evidence: a value of 0.
-        centre = self._sum_outcomes / self.num if self.num else outcome
+        centre = float(self._predictor.predict(known)[0]) if self.num else outcome
         value = (outcome - centre) * (1 / probability if treated else -1 / (1 - probability))
         self._per_arm[treated] += 1
-        self._sum_outcomes += outcome
+        self._predictor.add(outcome, known)
         before = value - self._mean
         self._mean += before / self.num
         self._squares += before * (value - self._mean)
@@ -289,6 +382,11 @@ class AsymptoticConfidenceSequence:
     def mean(self) -> float:
         """The estimated difference."""
         return self._mean
+
+    @property
+    def explained(self) -> float:
+        """The share of the outcomes' variance that covariates took away so far."""
+        return float(self._predictor.explained)
 
     @property
     def lower(self) -> float:

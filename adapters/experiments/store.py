@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -33,18 +33,20 @@ from graftwork.adapters.experiments.experiment import (
     ExperimentOutcome,
     Json,
 )
-from graftwork.adapters.experiments.plan import ExperimentPlan, validate_plan
+from graftwork.adapters.experiments.past.windows import suggest_window
+from graftwork.adapters.experiments.plan import Arm, ExperimentPlan, validate_joining, validate_plan
 from graftwork.adapters.experiments.tables import (
     epochs_table,
     experiment_events_table,
     experiments_table,
     find_experiment,
     find_running,
+    joined_arms_table,
     read_experiments,
     require_experiment,
 )
 from graftwork.adapters.names import LIVE
-from graftwork.adapters.registry import AliasEvent, Registry
+from graftwork.adapters.registry import Adapter, AliasEvent, Registry
 from graftwork.adapters.storage.cache import DatabaseCache
 from graftwork.adapters.storage.database import Database, Page, check_limit
 from graftwork.adapters.storage.leases import Fence
@@ -76,17 +78,20 @@ class Experiments:
         """The running experiment of an adapter; from memory."""
         return self._snapshot.get().running.get(adapter)
 
-    def assign(self, adapter: str, unit: str | None, *, chat: bool) -> Assignment | None:
+    def assign(self, adapter: str, unit: str | None, *, chat: bool, episode: str | None = None) -> Assignment | None:
         """The arm that answers a request for ``adapter``; ``None`` if it takes part in no experiment.
 
         Args:
             adapter: A plain name.
             unit: The same unit gets the same arm; ``None``: the request is assigned by itself.
             chat: Whether it is a chat completion.
+            episode: Takes the unit's place where the plan is about episodes.
         """
         experiment = self.running_on(adapter)
         if experiment is None or (experiment.plan.chat_only and not chat):
             return None
+        if experiment.plan.unit == "episode" and episode is not None:
+            unit = episode
         name = experiment.assigned_arm(secrets.token_hex(8) if unit is None else unit)
         return Assignment(
             experiment=experiment.name, arm=experiment.plan.arm(name), probability=experiment.weight(name)
@@ -143,7 +148,8 @@ class Experiments:
 
         Args:
             name: Used once: another experiment never gets it.
-            plan: Arms with an alias are pinned to the version that it points to.
+            plan: Arms with an alias are pinned to the version that it points to. Without a window it gets one that fits
+                its metric; one that does not fit is warned of in the history.
             base_digest: The served base's.
             actor: For the history.
             within: A write transaction of the caller's to be part of.
@@ -173,6 +179,10 @@ class Experiments:
                     f"experiments stop {other.name})",
                     code="under_experiment",
                 )
+            suggested = suggest_window(connection, plan.adapter, plan.metric)
+            if plan.window_seconds is None:
+                plan = replace(plan, window_seconds=suggested.seconds)
+            warning = suggested.warning(plan.window.total_seconds())
             now = datetime.now(UTC)
             epoch = Epoch(number=1, at=now, split=Split.of(plan.control.name, plan.first_weights()))
             experiment = Experiment(
@@ -188,7 +198,10 @@ class Experiments:
             }
             connection.execute(insert(experiments_table).values(values))
             _add_epoch(connection, name, epoch)
-            _record(connection, name, "start", actor=actor, details={"weights": experiment.weights})
+            details: Json = {"weights": experiment.weights}
+            if warning is not None:
+                details["warnings"] = [warning]
+            _record(connection, name, "start", actor=actor, details=details)
             return experiment
 
     def set_weights(
@@ -214,6 +227,44 @@ class Experiments:
             split = _resized(experiment, weights)
             changed = _add_next_epoch(connection, experiment, split)
             _record(connection, name, "weights", actor=actor, reason=reason, details={"weights": changed.weights})
+            return changed
+
+    def add_arm(self, name: str, arm: Arm, *, base_digest: str, actor: str, reason: str | None = None) -> Experiment:
+        """Let a treatment join a running experiment: a new epoch begins, in which it has its weight of the control's.
+
+        Units of the other treatments keep theirs. It is compared with units of the control that first ask from now on.
+
+        Args:
+            name: The experiment's.
+            arm: With a weight; one with an alias is pinned to the version that it points to.
+            base_digest: The served base's.
+            actor: For the history.
+            reason: For the history.
+
+        Raises:
+            InvalidRequest: The arm is invalid, or the control has too little left.
+            NotFound: There is no such experiment.
+            Conflict: It has ended, its plan reserved nothing, or the arm's version cannot be served.
+        """
+        with self._change(name, None) as (connection, experiment):
+            adapter = self._registry.adapter(experiment.plan.adapter)
+            joined = replace(arm, joined=experiment.epochs[-1].number + 1)
+            joined = _pinned_arm(adapter, joined, base_digest, param="version")
+            plan = validate_joining(experiment.plan, joined, experiment.weights)
+            split = experiment.epochs[-1].split.resized({joined.name: joined.weight})
+            changed = _add_next_epoch(connection, replace(experiment, plan=plan), split)
+            values = {"experiment": name, "epoch": joined.joined, "arm": asdict(joined)}
+            connection.execute(insert(joined_arms_table).values(values))
+            details = {"weights": changed.weights, "joined": values["arm"], "alpha": plan.alpha_of(joined)}
+            _record(
+                connection,
+                name,
+                "weights",
+                arm=joined.name,
+                actor=actor,
+                reason=reason or f"{joined.name} joins",
+                details=details,
+            )
             return changed
 
     def roll_back(
@@ -337,30 +388,10 @@ class Experiments:
     def _pinned(self, plan: ExperimentPlan, base_digest: str) -> ExperimentPlan:
         """A plan with the version of every arm that names an alias; checks that this base can serve all versions."""
         adapter = self._registry.adapter(plan.adapter)
-        arms = []
-        for place, arm in enumerate(plan.arms):
-            param = f"arms[{place}].version"
-            if arm.alias is not None:
-                if arm.alias not in adapter.aliases:
-                    there = ", ".join(adapter.aliases)
-                    raise InvalidRequest(
-                        f"{adapter.name!r} has no alias {names.quoted(arm.alias)}: it has {there}", param=param
-                    )
-                arm = replace(arm, version=adapter.aliases[arm.alias])
-            if arm.version is not None:
-                if not 1 <= arm.version <= len(adapter.versions):
-                    raise InvalidRequest(
-                        f"{adapter.name!r} has versions 1 to {len(adapter.versions)}",
-                        param=param,
-                        code="version_not_found",
-                    )
-                version = adapter.versions[arm.version - 1]
-                version.check_answers()
-                if version.retired_at is not None or version.base_digest != base_digest:
-                    why = "was retired" if version.retired_at is not None else "was pushed for another base"
-                    raise Conflict(f"{version.id} {why}: choose another version", param=param)
-            default = "base" if arm.version is None else f"{adapter.name}@{arm.version}"
-            arms.append(replace(arm, name=arm.name or default))
+        arms = (
+            _pinned_arm(adapter, arm, base_digest, param=f"arms[{place}].version")
+            for place, arm in enumerate(plan.arms)
+        )
         return replace(plan, arms=tuple(arms))
 
     def _promote(
@@ -391,6 +422,34 @@ class Experiments:
             )
         by_adapter = {experiment.plan.adapter: experiment for experiment in running}
         return _Snapshot(last_event=last_event, running=by_adapter)
+
+
+def _pinned_arm(adapter: Adapter, arm: Arm, base_digest: str, *, param: str) -> Arm:
+    """The arm with the version that its alias points to, and a name.
+
+    Raises:
+        InvalidRequest: There is no such alias or version, or it is a reward model.
+        Conflict: The version cannot be served.
+    """
+    if arm.alias is not None:
+        if arm.alias not in adapter.aliases:
+            there = ", ".join(adapter.aliases)
+            raise InvalidRequest(
+                f"{adapter.name!r} has no alias {names.quoted(arm.alias)}: it has {there}", param=param
+            )
+        arm = replace(arm, version=adapter.aliases[arm.alias])
+    if arm.version is not None:
+        if not 1 <= arm.version <= len(adapter.versions):
+            raise InvalidRequest(
+                f"{adapter.name!r} has versions 1 to {len(adapter.versions)}", param=param, code="version_not_found"
+            )
+        version = adapter.versions[arm.version - 1]
+        version.check_answers()
+        if version.retired_at is not None or version.base_digest != base_digest:
+            why = "was retired" if version.retired_at is not None else "was pushed for another base"
+            raise Conflict(f"{version.id} {why}: choose another version", param=param)
+    default = "base" if arm.version is None else f"{adapter.name}@{arm.version}"
+    return replace(arm, name=arm.name or default)
 
 
 def _resized(experiment: Experiment, weights: Mapping[str, float]) -> Split:

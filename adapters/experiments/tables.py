@@ -1,7 +1,8 @@
-"""The tables of experiments, their epochs and events, and their rows as records."""
+"""The tables of experiments, their epochs, joined arms and events, and their rows as records."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
@@ -23,7 +24,7 @@ from graftwork.adapters import names
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.experiments.assignment import Split
 from graftwork.adapters.experiments.experiment import Epoch, Experiment, ExperimentOutcome
-from graftwork.adapters.experiments.plan import ExperimentPlan
+from graftwork.adapters.experiments.plan import Arm, ExperimentPlan
 from graftwork.adapters.storage.database import UtcDateTime, schema
 
 
@@ -56,10 +57,19 @@ class _ExperimentEventColumns(TypedColumns):
     details = Column(JSON(none_as_null=True), nullable=True)
 
 
+class _JoinedArmColumns(TypedColumns):
+    experiment: Named[str] = Column(Text, primary_key=True)
+    epoch: Named[int] = Column(Integer, primary_key=True, autoincrement=False)
+    arm = Column(JSON, nullable=False)
+
+
 experiments_table = Table("experiments", schema, _ExperimentColumns)
 
 
 epochs_table = Table("experiment_epochs", schema, _EpochColumns)
+
+
+joined_arms_table = Table("experiment_arms", schema, _JoinedArmColumns)
 
 
 experiment_events_table = Table("experiment_events", schema, _ExperimentEventColumns)
@@ -103,11 +113,16 @@ def read_experiments(connection: Connection, query: Select[*tuple[Any, ...]]) ->
     which = select(epochs_table).where(epochs_table.c.experiment.in_(epochs)).order_by(epochs_table.c.number)
     for epoch in connection.execute(which):
         epochs[epoch.experiment].append(epoch)
-    return [_experiment(row, epochs[row.name]) for row in rows]
+    joined: dict[str, list[Arm]] = {name: [] for name in epochs}
+    late = select(joined_arms_table).where(joined_arms_table.c.experiment.in_(epochs))
+    for arm in connection.execute(late.order_by(joined_arms_table.c.epoch)):
+        joined[arm.experiment].append(Arm(**arm.arm))
+    return [_experiment(row, epochs[row.name], joined[row.name]) for row in rows]
 
 
-def _experiment(row: Row[*tuple[Any, ...]], epochs: list[Row[*tuple[Any, ...]]]) -> Experiment:
+def _experiment(row: Row[*tuple[Any, ...]], epochs: list[Row[*tuple[Any, ...]]], joined: list[Arm]) -> Experiment:
     plan = ExperimentPlan.from_json(row.plan)
+    plan = replace(plan, arms=(*plan.arms, *joined))
     return Experiment(
         name=row.name,
         plan=plan,

@@ -8,7 +8,7 @@ rows with the same kind of feedback on the same choice, the later one counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
@@ -62,6 +62,7 @@ class SubmittedFeedback:
         comment: Any text, for people.
         metadata: Any pairs, for programs.
         user: Who gives the feedback, if the answer's request named no user.
+        episode: The episode that was judged, whose last answer this is; ``None``: the answer alone was.
     """
 
     interaction_id: str
@@ -74,6 +75,7 @@ class SubmittedFeedback:
     comment: str | None = None
     metadata: Mapping[str, str] | None = None
     user: str | None = None
+    episode: str | None = None
 
     @property
     def kinds(self) -> tuple[FeedbackKind, ...]:
@@ -120,6 +122,7 @@ class FeedbackFilter:
     arm: str | None = None
     kind: FeedbackKind | None = None
     user: str | None = None
+    episode: str | None = None
     asked: bool | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -136,6 +139,7 @@ class _FeedbackColumns(TypedColumns):
     arm: Named[str | None] = Column(Text)
     probability: Named[float | None] = Column(Double)
     unit: Named[str | None] = Column(Text)
+    episode: Named[str | None] = Column(Text)
     asked: Named[bool] = Column(Boolean)
     choice: Named[int] = Column(Integer)
     thumb: Named[str | None] = Column(Text)
@@ -247,6 +251,22 @@ class FeedbackLog:
                 return
             after = rows[-1].id
 
+    def of_units(self, units: Collection[str], *, adapter: str, since: datetime, until: datetime) -> list[Feedback]:
+        """What was said of an adapter's answers to these units, oldest first.
+
+        Args:
+            units: At most some hundred.
+            adapter: A name.
+            since: Of answers of this time or later.
+            until: Of answers, and said, before this time.
+        """
+        columns = feedback_table.c
+        query = select(feedback_table).where(
+            columns.unit.in_(units), columns.adapter == adapter, columns.interaction_at >= since, columns.at < until
+        )
+        with self._database.read() as connection:
+            return [_feedback(row) for row in connection.execute(query.order_by(columns.id))]
+
 
 def _validate(feedback: SubmittedFeedback, ids: InteractionIds) -> SubmittedFeedback:
     if not feedback.kinds:
@@ -295,7 +315,11 @@ def _known(connection: Connection, key_id: str, idempotency_key: str) -> Feedbac
 def _repeated(known: Feedback, feedback: SubmittedFeedback) -> Feedback:
     """The stored row, if the same feedback was sent again. Erased texts cannot be compared any more."""
     compared = _FIELDS_AFTER_ERASURE if known.erased_at is not None else (*_SUBMITTED_FIELDS, "user")
+    # An episode may have got another answer since.
+    same_episode = known.episode is not None and known.episode == feedback.episode
     for field in compared:
+        if field == "interaction_id" and same_episode:
+            continue
         if getattr(known, field) != getattr(feedback, field):
             raise Conflict(
                 f"this idempotency key was used before, for feedback with another {field}: "
@@ -315,6 +339,7 @@ def _conditions(which: FeedbackFilter) -> list[ColumnElement[bool]]:
         experiment=which.experiment,
         arm=which.arm,
         end_user=which.user,
+        episode=which.episode,
     )
     if which.kind is not None:
         conditions.append(feedback_table.c[which.kind].is_not(None))

@@ -158,6 +158,11 @@ class InteractionIds:
             return None
         return hashlib.blake2b(named, key=self._unit_key, digest_size=_UNIT_BYTES).hexdigest()
 
+    def episode(self, name: str, *, key_id: str) -> str:
+        """An episode, as a keyed hash like that of a unit. Two keys' episodes of the same name are two."""
+        named = b"episode:" + key_id.encode() + b"\0" + name.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(named, key=self._unit_key, digest_size=_UNIT_BYTES).hexdigest()
+
     def _mac(self, kind: str, payload: bytes) -> bytes:
         return hashlib.blake2b(kind.encode() + b"-" + payload, key=self._mac_key, digest_size=_MAC_BYTES).digest()
 

@@ -78,6 +78,7 @@ class NewInteraction:
         user: As the request named it.
         metadata: As the request gave it.
         key_id: The caller's key, or ``local``.
+        episode: The episode that it is part of, as ``InteractionIds.episode`` makes it.
     """
 
     id: str
@@ -96,6 +97,7 @@ class NewInteraction:
     user: str | None = None
     metadata: Mapping[str, str] | None = None
     key_id: str
+    episode: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,7 @@ class InteractionFilter:
     status: InteractionStatus | None = None
     user: str | None = None
     key_id: str | None = None
+    episode: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
@@ -162,6 +165,7 @@ class _InteractionColumns(TypedColumns):
     end_user: Named[str | None] = Column(Text)
     metadata = Column(JSON(none_as_null=True), nullable=True)
     key_id: Named[str] = Column(Text)
+    episode: Named[str | None] = Column(Text)
 
 
 interactions_table = Table("interactions", schema, _InteractionColumns)
@@ -212,6 +216,19 @@ class Interactions:
         with self._database.read() as connection:
             rows = connection.execute(select(interactions_table).where(interactions_table.c.id.in_(list(ids)))).all()
         return {row.id: _interaction(row) for row in rows}
+
+    def last_of_episode(self, episode: str) -> str | None:
+        """The id of an episode's last answer that is complete, or else of its last one; ``None``: none is logged."""
+        columns = interactions_table.c
+        # Times are whole seconds: of two answers in one, the later one's prompt has the earlier one's answer in it.
+        order = (
+            (columns.status == "ok").desc(),
+            columns.created_at.desc(),
+            columns.prompt_tokens.desc(),
+            columns.id.desc(),
+        )
+        with self._database.read() as connection:
+            return connection.scalar(select(columns.id).where(columns.episode == episode).order_by(*order).limit(1))
 
     def find(
         self, which: InteractionFilter = InteractionFilter(), *, after: str | None = None, limit: int = 20
@@ -343,6 +360,7 @@ def _conditions(which: InteractionFilter) -> list[ColumnElement[bool]]:
         status=which.status,
         end_user=which.user,
         key_id=which.key_id,
+        episode=which.episode,
     )
 
 

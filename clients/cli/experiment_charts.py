@@ -82,6 +82,9 @@ def intervals(points: Sequence[tuple[int, ArmComparison]], metric: ExperimentMet
 def _over_time(shown: Experiment, arm: str) -> list[RenderableType]:
     title = Text.assemble((arm, "bold"), f" − {shown.control.name}, difference of {shown.metric.label}")
     title.append(f" ({_better(shown.metric)} is better)", style="dim")
+    now = None if shown.reading is None else next((c for c in shown.reading.comparisons if c.arm == arm), None)
+    if now is not None and now.explained >= 0.01:
+        title.append(f", of whose variance the units' past explains {now.explained:.0%}", style="dim")
     points = [(found.units, found) for point in shown.readings for found in point.comparisons if found.arm == arm]
     if not points and shown.reading is not None:
         points = [(found.units, found) for found in shown.reading.comparisons if found.arm == arm]
@@ -141,6 +144,8 @@ def _head(shown: Experiment) -> Text:
         head.append(shown.outcome.decision, style="bold")
         head.append(f" by {shown.outcome.actor}, {format_time(shown.ended_at) if shown.ended_at else ''}")
         head.append(f"\n{shown.outcome.reason}")
+    for warning in shown.warnings if shown.running else ():
+        head.append(f"\n{warning}", style="yellow")
     if shown.running and shown.reading is not None and shown.reading.next_at is not None:
         waiting = shown.reading.waiting
         wait = "unit waits for the end of its window and" if waiting == 1 else "units wait, the first"

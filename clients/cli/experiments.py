@@ -1,4 +1,4 @@
-"""``graftwork experiments``: start, status, list, stop, ramp."""
+"""``graftwork experiments``: start, status, list, stop, add-arm, ramp."""
 
 from __future__ import annotations
 
@@ -72,8 +72,12 @@ def start(
     ramp_wait: Annotated[
         str | None, typer.Option("--ramp-wait", metavar="TIME", help="Time at each weight. (0s)")
     ] = None,
+    unit: Annotated[
+        Literal["user", "episode"] | None, typer.Option("--unit", help="What gets an arm and counts once. (user)")
+    ] = None,
     window: Annotated[
-        str | None, typer.Option("--window", metavar="TIME", help="How long what comes of a unit counts. (1h)")
+        str | None,
+        typer.Option("--window", metavar="TIME", help="How long what comes of a unit counts. (fits the metric)"),
     ] = None,
     alpha: Annotated[float | None, typer.Option("--alpha", help="How often it may be wrong. (0.05)")] = None,
     allocation: Annotated[
@@ -81,6 +85,13 @@ def start(
     ] = None,
     unrated: Annotated[
         Literal["leave_out", "neutral"] | None, typer.Option("--unrated", help="What becomes of units nobody rated.")
+    ] = None,
+    covariate: Annotated[
+        Literal["past", "none"] | None,
+        typer.Option("--covariate", help="Whether units are compared with their own past. (past)"),
+    ] = None,
+    reserve: Annotated[
+        float | None, typer.Option("--reserve", min=0, help="The part of alpha for arms that join later. (0.2)")
     ] = None,
     ratings: Annotated[
         Literal["all", "asked"] | None,
@@ -118,10 +129,13 @@ def start(
         guardrails=None if guardrail is None else [_guardrail(each) for each in guardrail],
         decision=decision or None,
         ramp=ramped or None,
+        unit=unit,
         window_seconds=None if window is None else _seconds(window, "--window"),
         alpha=alpha,
+        reserve=reserve,
         allocation=allocation,
         unrated=unrated,
+        covariate=covariate,
         ratings=ratings,
         learned_days=learned_days,
     )
@@ -185,6 +199,28 @@ def stop(
 
     ended = remote.client.experiments.stop(name, promote=promote, reason=reason)
     remote.print_result(ended, lambda: experiment_charts.experiment(ended))
+
+
+@app.command("add-arm")
+@api_command
+def add_arm(
+    remote: CommandContext,
+    name: Name,
+    arm: Annotated[
+        str,
+        typer.Argument(metavar="VERSION=WEIGHT", help="What joins, and its share of all units.", show_default=False),
+    ],
+    called: Annotated[str | None, typer.Option("--name", help="Its name, if not that of the version.")] = None,
+    reason: Reason = None,
+) -> None:
+    """Let another treatment join a running experiment, at the cost of the control."""
+    from graftwork.clients.cli import experiment_charts
+
+    joining = _arm(arm)
+    if "weight" not in joining:
+        raise typer.BadParameter(f"say which share of the units it gets: {arm}=0.2.")
+    changed = remote.client.experiments.add_arm(name, joining | _given(name=called), reason=reason)
+    remote.print_result(changed, lambda: experiment_charts.experiment(changed))
 
 
 @app.command()

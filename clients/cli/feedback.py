@@ -36,7 +36,13 @@ InteractionOption = Annotated[str | None, typer.Option("--interaction", metavar=
 @api_command
 def send(
     remote: CommandContext,
-    id: Annotated[str, typer.Argument(metavar="ID", help="The answer's id: chatcmpl-… or cmpl-….", show_default=False)],
+    id: Annotated[
+        str | None,
+        typer.Argument(metavar="ID", help="The answer's id: chatcmpl-… or cmpl-….", show_default=False),
+    ] = None,
+    episode: Annotated[
+        str | None, typer.Option("--episode", help="Instead of an answer: the episode whose answers are judged as one.")
+    ] = None,
     thumb: Annotated[Literal["up", "down"] | None, typer.Option("--thumb", help="Good or bad.")] = None,
     score: Annotated[float | None, typer.Option("--score", min=0, max=1, help="How good; 1 is best.")] = None,
     correction: Annotated[str | None, typer.Option("--correction", help="What the answer should have been.")] = None,
@@ -56,11 +62,14 @@ def send(
         typer.Option("--idempotency-key", metavar="KEY", help="Sent again with the same key, it counts once."),
     ] = None,
 ) -> None:
-    """Say something of an answer, by its id, now or at any later time."""
+    """Say something of an answer, by its id, now or at any later time; or of an episode, by its name."""
     from graftwork.clients.cli import tables
 
+    if (id is None) == (episode is None):
+        raise typer.BadParameter("name an answer by its ID, or an episode with --episode, one of the two.")
     kept = remote.client.feedback.send(
         id,
+        episode=episode,
         thumb=thumb,
         score=score,
         correction=correction,

@@ -20,9 +20,12 @@ def start(
     guardrails: Sequence[Mapping[str, Any]] | None = None,
     decision: Mapping[str, Any] | None = None,
     ramp: Mapping[str, Any] | None = None,
+    unit: str | None = None,
     window_seconds: float | None = None,
     alpha: float | None = None,
+    reserve: float | None = None,
     unrated: str | None = None,
+    covariate: str | None = None,
     ratings: str | None = None,
     learned_days: float | None = None,
     allocation: str | None = None,
@@ -39,9 +42,12 @@ def start(
         guardrails: limits for other metrics.
         decision: when the experiment is decided, and whether the decision is applied automatically.
         ramp: increasing weights of the treatment.
-        window_seconds: time in which feedback on a unit's answers counts.
+        unit: ``user`` or ``episode``: what gets an arm and counts once.
+        window_seconds: time in which feedback on a unit's answers counts. By default it fits the metric.
         alpha: the significance level.
+        reserve: the part of alpha that is kept for arms that join.
         unrated: how units without feedback count.
+        covariate: ``past`` compares units with their own past, ``none`` does not.
         ratings: which feedback counts: ``all``, or ``asked``: what a log policy's ``ask_feedback`` asked for.
         learned_days: days for which users do not count after an answer that an arm's version learned from.
         allocation: what a unit is.
@@ -59,9 +65,12 @@ def start(
             guardrails=None if guardrails is None else [dict(rail) for rail in guardrails],
             decision=None if decision is None else dict(decision),
             ramp=None if ramp is None else dict(ramp),
+            unit=unit,
             window_seconds=window_seconds,
             alpha=alpha,
+            reserve=reserve,
             unrated=unrated,
+            covariate=covariate,
             ratings=ratings,
             learned_days=learned_days,
             allocation=allocation,
@@ -99,6 +108,23 @@ def set_weights(name: str, weights: Mapping[str, float], *, reason: str | None =
     return Call(
         request=CallRequest(method="PATCH", path=path_of("experiments", name), json=body), read=reader_of(Experiment)
     )
+
+
+def add_arm(name: str, arm: Mapping[str, Any], *, reason: str | None = None) -> Call[Experiment]:
+    """Let a treatment join a running experiment. It takes its weight from the control.
+
+    Args:
+        name: the name of the experiment.
+        arm: the arm: ``{"version": 9, "weight": 0.2}``.
+        reason: a reason for the history.
+
+    Raises:
+        BadRequestError: if the arm is invalid, or the control has too little left.
+        ConflictError: if the experiment has ended, or reserved nothing for arms that join.
+    """
+    body = {**arm, **without_none(reason=reason)}
+    request = CallRequest(method="POST", path=path_of("experiments", name, "arms"), json=body)
+    return Call(request=request, read=reader_of(Experiment))
 
 
 def stop(name: str, *, promote: str | None = None, reason: str | None = None) -> Call[Experiment]:

@@ -23,14 +23,16 @@ class FeedbackFilter(TypedDict, total=False):
     arm: str | None
     kind: str | None
     user: str | None
+    episode: str | None
     asked: bool | None
     since: Timestamp | None
     until: Timestamp | None
 
 
 def send(
-    interaction_id: str,
+    interaction_id: str | None = None,
     *,
+    episode: str | None = None,
     thumb: str | None = None,
     score: float | None = None,
     correction: str | None = None,
@@ -42,10 +44,11 @@ def send(
     user: str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[SentFeedback]:
-    """Send feedback on an answer. At least one kind of feedback is required.
+    """Send feedback on an answer, or on an episode. At least one kind of feedback is required.
 
     Args:
         interaction_id: the ``id`` of the answer.
+        episode: instead: the episode that requests with the same key named; it judges all their answers together.
         thumb: ``up`` or ``down``.
         score: 0 to 1.
         correction: the right answer.
@@ -61,6 +64,8 @@ def send(
         BadRequestError: if the feedback is invalid, or the id is not one of this server.
     """
     fields = without_none(
+        interaction_id=interaction_id,
+        episode=episode,
         thumb=thumb,
         score=score,
         correction=correction,
@@ -74,7 +79,7 @@ def send(
     request = CallRequest(
         method="POST",
         path=path_of("feedback"),
-        json={"interaction_id": interaction_id, **fields, "idempotency_key": idempotency_key or uuid.uuid4().hex},
+        json={**fields, "idempotency_key": idempotency_key or uuid.uuid4().hex},
         idempotent=True,
     )
     return Call(request=request, read=_read_sent)

@@ -27,7 +27,8 @@ Prompt = str | Sequence[int]
 class GenerationOptions(TypedDict, total=False):
     """Options of a generation, as in OpenAI's API. The server has defaults for those that are left out or None.
 
-    ``session`` identifies a conversation or visitor, whose requests an experiment assigns to the same arm.
+    ``session`` identifies a conversation or visitor, whose requests an experiment assigns to the same arm. ``episode``
+    names several answers that are judged as one.
     """
 
     max_tokens: int | None
@@ -53,6 +54,7 @@ class GenerationOptions(TypedDict, total=False):
     store: bool | None
     metadata: Mapping[str, str] | None
     session: str | None
+    episode: str | None
 
 
 class ChatOptions(GenerationOptions, total=False):
@@ -210,13 +212,13 @@ def _completion_request(model: str, prompt: Prompt, options: CompletionOptions, 
 
 def _generation(path: str, body: dict[str, Any], options: Mapping[str, Any], stream: bool) -> CallRequest:
     fields = without_none(**options)
-    session = fields.pop("session", None)
+    labels = {f"x-graftwork-{name}": fields.pop(name, None) for name in ("session", "episode")}
     if stream:
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
     return CallRequest(
         method="POST",
         path=path,
         json=body | fields,
-        headers={"x-graftwork-session": session} if session else {},
+        headers={header: label for header, label in labels.items() if label},
         read_timeout=None if stream else SLOW_TIMEOUT,
     )

@@ -19,6 +19,7 @@ class InteractionFilter(TypedDict, total=False):
     status: str | None
     user: str | None
     key_id: str | None
+    episode: str | None
     since: Timestamp | None
     until: Timestamp | None
 

@@ -27,7 +27,8 @@ class ExperimentArm:
     """An arm: a version, or the base, with its settings.
 
     ``adapter`` is the id of the version or the base. ``weight`` is the arm's current share of the units, 0 to 1. A
-    shadow arm has none; it gets copies of the share ``shadow`` of requests.
+    shadow arm has none; it gets copies of the share ``shadow`` of requests. ``joined`` is the number of the epoch with
+    which it joined the running experiment, ``alpha`` the error rate at which a treatment is compared.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ExperimentArm:
     shadow: float | None = None
     system: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    joined: int | None = None
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +101,10 @@ class ArmReading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmComparison:
-    """The difference of a treatment to the control, with an anytime-valid confidence interval; None without data."""
+    """The difference of a treatment to the control, with an anytime-valid confidence interval; None without data.
+
+    ``explained`` is the share of the outcomes' variance that the units' past explains.
+    """
 
     arm: str
     units: int
@@ -107,6 +113,7 @@ class ArmComparison:
     upper: float | None
     improvement_lower: float | None = None
     improvement_upper: float | None = None
+    explained: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +214,8 @@ class Experiment:
     """An experiment, and its latest statistics (``reading``; None before the first).
 
     ``history``, newest first, and ``readings``, oldest first, are set by ``get`` only, and are empty in lists.
-    ``warnings`` say what keeps a running one from what its plan wants.
+    ``warnings`` say what keeps a running one from what its plan wants, and what may be wrong with the plan; the latter
+    are set by ``start`` and ``get`` only.
     """
 
     name: str
@@ -221,9 +229,12 @@ class Experiment:
     guardrails: tuple[ExperimentGuardrail, ...]
     decision: ExperimentDecision
     ramp: ExperimentRamp | None
+    unit: str = "user"
     window_seconds: float
     alpha: float
+    reserve: float = 0.0
     unrated: str
+    covariate: str = "none"
     ratings: str = "all"
     learned_days: float | None = None
     allocation: str

@@ -11,6 +11,7 @@ from datetime import datetime
 class Feedback:
     """Feedback on a choice of an answer. ``adapter`` is the version that answered, or the base's id.
 
+    With ``episode`` it judges all answers of that episode, of which this is the last.
     ``asked`` if a random draw had marked the answer, so that its user was asked. If ``erased_at`` is set, its texts
     were erased at that time.
     """
@@ -32,6 +33,7 @@ class Feedback:
     arm: str | None = None
     probability: float | None = None
     unit: str | None = None
+    episode: str | None = None
     asked: bool = False
     key_id: str | None = None
     erased_at: datetime | None = None

@@ -59,6 +59,7 @@ class Interaction:
     arm: str | None = None
     probability: float | None = None
     unit: str | None = None
+    episode: str | None = None
     key_id: str | None = None
     feedback: tuple[Feedback, ...] = ()
 

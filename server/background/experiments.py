@@ -19,6 +19,7 @@ from graftwork.adapters.experiments.decision import Recommendation, recommend
 from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.exposures import SHADOW_OF, ClosedUnit, Exposure, Exposures
 from graftwork.adapters.experiments.metrics import unit_metrics
+from graftwork.adapters.experiments.past.covariates import past_means
 from graftwork.adapters.experiments.plan import THOMPSON_FLOOR
 from graftwork.adapters.experiments.readings import Reading
 from graftwork.adapters.experiments.statistics import thompson_shares
@@ -125,7 +126,8 @@ class ExperimentController:
 
     def _advance(self, experiment: Experiment, fence: Fence) -> None:
         state = self._states.get(experiment.name)
-        if state is None:
+        # Where an arm has joined, all is read again: its version may have learned from others than the first ones.
+        if state is None or state.experiment.plan.arms != experiment.plan.arms:
             state = self._states[experiment.name] = self._load_state(experiment)
         state.analysis.update_epochs(experiment)
         state.experiment = experiment
@@ -178,13 +180,13 @@ class ExperimentController:
                 state.analysis.add_shadow_counts(arm, sampled=int(sampled and exposure.status == "ok"))
             if exposure.unit in state.closed:
                 continue
-            if state.is_taught(exposure):
+            if state.learned.units and state.is_taught(self._asker(exposure), exposure.created_at):
                 state.analysis.leave_out(exposure.unit)
             else:
                 state.open.setdefault(exposure.unit, _OpenUnit(exposure)).answers.append(exposure)
         self._compare(state, shadows)
         # Feedback on older requests belongs to units that closed long ago.
-        too_old = self._now() - timedelta(seconds=experiment.plan.window_seconds) - _LATE
+        too_old = self._now() - experiment.plan.window - _LATE
         for entry in self._feedback.each(FeedbackFilter(experiment=experiment.name), after=state.feedback_id):
             state.feedback_id = entry.id
             if entry.preferred_over is not None and entry.arm is not None:
@@ -229,6 +231,7 @@ class ExperimentController:
                 state.open[name] = _OpenUnit(later[0], later)
         if not closed:
             return
+        closed = self._with_covariates(state.experiment, closed)
         self._exposures.close(state.experiment.name, [settled for _, settled in closed], fence=fence)
         for unit, settled in closed:
             del state.open[settled.unit]
@@ -256,6 +259,21 @@ class ExperimentController:
             learned=False,
             outcome=unit_metrics(plan.metrics, answers, feedback, asked=asked),
         )
+
+    def _asker(self, exposure: Exposure) -> str | None:
+        """Who asked, whatever the unit: the user or session, ``None`` if nobody was named."""
+        return self._ids.read(exposure.interaction_id).unit
+
+    def _with_covariates(
+        self, experiment: Experiment, closed: list[tuple[_OpenUnit, ClosedUnit]]
+    ) -> list[tuple[_OpenUnit, ClosedUnit]]:
+        """The closed units with what is known of who asked before the experiment."""
+        if experiment.plan.covariate == "none":
+            return closed
+        asked_by = {settled.unit: self._asker(unit.first) for unit, settled in closed}
+        askers = {asker for asker in asked_by.values() if asker is not None}
+        past = past_means(self._database, self._feedback, askers, experiment)
+        return [(unit, replace(settled, covariate=past.get(asked_by[settled.unit] or ""))) for unit, settled in closed]
 
     def _uncontaminated(self, learned: TrainedOn, answers: list[Exposure]) -> list[Exposure]:
         """Those of the requests on whose prompts no arm's version was trained."""
@@ -369,7 +387,7 @@ class _ExperimentState:
     @property
     def window(self) -> timedelta:
         """How long a unit's requests and feedback count."""
-        return timedelta(seconds=self.experiment.plan.window_seconds)
+        return self.experiment.plan.window
 
     @property
     def until_counted(self) -> timedelta:
@@ -386,11 +404,11 @@ class _ExperimentState:
         """The end of a unit's window. Times of requests are whole seconds."""
         return unit.first.created_at + self.window + timedelta(seconds=1)
 
-    def is_taught(self, exposure: Exposure) -> bool:
+    def is_taught(self, asker: str | None, asked_at: datetime) -> bool:
         """Whether a version learned from an answer to this user not long before."""
-        taught_at = self.learned.units.get(exposure.unit)
+        taught_at = None if asker is None else self.learned.units.get(asker)
         days = timedelta(days=self.experiment.plan.learned_days)
-        return taught_at is not None and exposure.created_at < taught_at + days
+        return taught_at is not None and asked_at < taught_at + days
 
 
 def _epoch_of(experiment: Experiment, exposure: Exposure) -> int:

@@ -128,4 +128,5 @@ class Accounting:
             user=body.user or None,
             metadata=None if body.metadata is None else dict(body.metadata),
             key_id=admission.key_id,
+            episode=admission.episode,
         )

@@ -39,6 +39,7 @@ class Admission:
         id: The answer's id, which encodes its route.
         created: Unix time in seconds.
         unit: The unit of experiments that it belongs to: its user or session.
+        episode: The episode that it is part of, as a hash.
         route: The version that answers, or the arm of an experiment.
         body: The parsed body as it was sent; of the routes that are like chats, the chat that it became.
         key_id: The caller's key.
@@ -59,6 +60,7 @@ class Admission:
     num_bytes: int
     asked: bool = False
     make_answer: MakeAnswer = ChatAnswer
+    episode: str | None = None
 
     @property
     def answered_body(self) -> GenerationRequest:

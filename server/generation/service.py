@@ -109,6 +109,7 @@ class GenerationService:
         key_id: str,
         num_bytes: int,
         make_answer: MakeAnswer = ChatAnswer,
+        episode: str | None = None,
     ) -> Admission:
         """Route a request and mint the answer's id. Nothing is queued yet.
 
@@ -119,12 +120,14 @@ class GenerationService:
             key_id: The caller's key.
             num_bytes: Size of the request's body.
             make_answer: Makes the answer to a chat, in the shape of the route.
+            episode: The name of the episode that the request is part of.
 
         Raises:
             GraftworkError: The model is unknown, or was made for another base.
         """
         unit = self._ids.unit(user=body.user or None, session=session)
-        route = self._router.resolve(body.model, unit, chat=kind != "cmpl")
+        judged_as = self._ids.episode(episode, key_id=key_id) if episode else None
+        route = self._router.resolve(body.model, unit, chat=kind != "cmpl", episode=judged_as)
         created, asked = int(time.time()), self._asks_feedback(route, body, key_id)
         return Admission(
             kind=kind,
@@ -138,6 +141,7 @@ class GenerationService:
             num_bytes=num_bytes,
             asked=asked,
             make_answer=make_answer,
+            episode=judged_as,
         )
 
     def _asks_feedback(self, route: Route, body: GenerationRequest, key_id: str) -> bool:
@@ -333,7 +337,8 @@ class GenerationService:
             changes["prompt"] = original.body.prompt[:1]
         body = original.body.model_copy(update=changes)
         id = route.mint_id(self._ids, original.kind, unit=original.unit, at=created, choices=_num_choices(body))
-        admission = replace(original, id=id, created=created, route=route, body=body, asked=False)
+        # A copy is no part of the episode, whose judgement is about what the user saw.
+        admission = replace(original, id=id, created=created, route=route, body=body, episode=None, asked=False)
         active = self.start(admission, *await self.prepare(admission), background=True)
         error: Exception | None = None
         try:

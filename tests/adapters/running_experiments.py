@@ -74,12 +74,14 @@ class ExperimentsHarness:
         *,
         seconds_ago: float = 100,
         thumb: str | None = None,
+        episode: str | None = None,
         asked: bool = False,
         **outcome: Any,
     ) -> str:
         """A request for ``intents`` as the gateway would send it: drawn, minted, logged; and what was said of it."""
         unit = self.records.ids.unit(user=user)
-        drawn = self.experiments.assign("intents", unit, chat=True)
+        hashed = None if episode is None else self.records.ids.episode(episode, key_id="local")
+        drawn = self.experiments.assign("intents", unit, chat=True, episode=hashed)
         assert drawn is not None
         id = self.records.mint(
             None if drawn.arm.version is None else f"intents@{drawn.arm.version}",
@@ -90,7 +92,7 @@ class ExperimentsHarness:
             probability=drawn.probability,
             asked=asked,
         )
-        self.records.log(id, user=user, **outcome)
+        self.records.log(id, user=user, episode=hashed, **outcome)
         if thumb is not None:
             self.say(id, thumb=thumb)
         return id

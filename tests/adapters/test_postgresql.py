@@ -48,7 +48,7 @@ from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.registry.test_registry import RegistryMachine
-from tests.adapters.running_experiments import ExperimentsHarness
+from tests.adapters.running_experiments import ExperimentsHarness, arm, plan
 from tests.adapters.versions import BASE, push, spec
 
 BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
@@ -267,6 +267,7 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
         push(harness.registry, content)
     harness.start()
     asked = [harness.ask(f"user-{number % 30}") for number in range(40)]
+    harness.say(asked[0], thumb="up", episode=records.ids.episode("trip", key_id="local"))
     exposures = Exposures(records.database)
     shown = list(exposures.since("first", 0))
     assert [exposure.interaction_id for exposure in shown] == asked
@@ -278,6 +279,7 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
         first_at=shown[0].created_at,
         learned=False,
         outcome={"thumb": None},
+        covariate=0.25,
     )
     exposures.close("first", [unit])
     assert list(exposures.closed("first")) == [unit]
@@ -287,6 +289,9 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
     with pytest.raises(Conflict):
         harness.registry.set_alias("intents", "live", 2, actor="ann")
     harness.experiments.set_weights("first", {"intents@2": 0.8}, actor="ann")
+    joining = arm(None, 0.1, name="late", system="Be brief.")
+    joined = harness.experiments.add_arm("first", joining, base_digest=BASE.digest, actor="ann")
+    assert harness.experiments.get("first").plan.arms == joined.plan.arms
     ended = harness.experiments.stop("first", decision="promoted", arm="intents@2", actor="ann", reason="better")
     assert harness.experiments.get("first") == ended
     assert harness.live() == 2
@@ -296,9 +301,27 @@ def test_experiments_and_what_is_recorded_of_them(create: Callable[[], str]) -> 
         "UPDATE exposures SET arm = 'other'",
         "DELETE FROM experiment_units",
         "UPDATE experiment_events SET reason = 'other'",
+        "UPDATE experiment_arms SET epoch = 1",
+        "UPDATE feedback SET episode = 'other'",
     ):
         with pytest.raises(IntegrityError), records.database.write() as connection:
             connection.execute(text(statement))
+    records.database.close()
+
+
+def test_episodes_are_units_where_the_plan_says_so(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    harness = ExperimentsHarness.on(records.database, records)
+    for content in ("one", "two"):
+        push(harness.registry, content)
+    episode = records.ids.episode("trip", key_id="local")
+    for name, of, unit in (("first", plan(), records.ids.unit(user="ann")), ("second", plan(unit="episode"), episode)):
+        harness.start(name, of=of)
+        asked = [harness.ask("ann", episode="trip", seconds_ago=ago) for ago in (100, 50)]
+        assert {exposure.unit for exposure in Exposures(records.database).since(name, 0)} == {unit}
+        harness.experiments.stop(name, actor="ann", reason="enough")
+    assert records.interactions.last_of_episode(episode) in asked
+    assert len(records.interactions.find(InteractionFilter(episode=episode))) == 4
     records.database.close()
 
 

@@ -273,6 +273,16 @@ def test_a_session_travels_in_its_header(make_client: MakeClient) -> None:
     assert b"visitor-7" not in recorder.asked[0].content
 
 
+def test_an_episode_travels_in_its_header_and_is_judged_by_its_name(make_client: MakeClient) -> None:
+    recorder = Recorder(CHAT)
+    make_client(transport=recorder.transport).chat("intents", "hello", episode="trip-7", session="visitor-7")
+    headers = recorder.asked[0].headers
+    assert (headers["x-graftwork-episode"], headers["x-graftwork-session"]) == ("trip-7", "visitor-7")
+    recorder = Recorder(FEEDBACK)
+    make_client(transport=recorder.transport).feedback.send(episode="trip-7", thumb="up", idempotency_key="a")
+    assert json.loads(recorder.asked[0].content) == {"episode": "trip-7", "thumb": "up", "idempotency_key": "a"}
+
+
 def test_not_ready_is_an_answer(make_client: MakeClient, naps: list[float]) -> None:
     recorder = Recorder(httpx.Response(503, json={"status": "recovering"}, headers={"retry-after": "1"}))
     readiness = make_client(transport=recorder.transport).ready()

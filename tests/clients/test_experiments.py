@@ -99,6 +99,12 @@ def test_both_clients_start_read_widen_and_stop(make_client: MakeClient, harness
     assert [each.name for each in client.experiments.list(status="running", limit=1)] == ["first"]
     wider = client.experiments.set_weights("first", {"intents@2": 0.75}, reason="on we go")
     assert wider.epochs[-1].weights == {"intents@1": 0.25, "intents@2": 0.75}
+    joined = client.experiments.add_arm("first", {"version": 3, "weight": 0.1}, reason="one more")
+    assert (joined.treatments[-1].name, joined.treatments[-1].joined, joined.history[0].reason) == (
+        "intents@3",
+        3,
+        "one more",
+    )
     with pytest.raises(errors.ConflictError):
         client.experiments.set_weights("first", {"intents@2": 0.5})
     with pytest.raises(errors.ConflictError, match="end_experiment"):
@@ -151,6 +157,18 @@ def test_the_command_line_says_how_many_units_wait_and_until_when(harness: Clien
     assert timedelta(minutes=50) < at - datetime.now(UTC) < timedelta(hours=1)
     shown = " ".join(harness.run("experiments", "status", "first").stdout.split())
     assert f"20 units wait, the first counts at {at.astimezone():%Y-%m-%d %H:%M:%S}" in shown
+
+
+def test_the_command_line_lets_an_arm_join(harness: ClientsHarness) -> None:
+    harness.run("experiments", "start", "first", "--adapter", "intents", "--arm", "1", "--arm", "2", "--window", "9d",
+                "--metric", "latency")  # fmt: skip
+    joined = harness.run("experiments", "add-arm", "first", "3=0.2", "--name", "new", "--reason", "one more")
+    assert joined.exit_code == 0, joined.output
+    for expected in ("new − intents@1", "20.0%", "30.0%", "one more", "a window of 5 min fits"):
+        assert expected in " ".join(joined.stdout.split())
+    refused = harness.run("experiments", "add-arm", "first", "3")
+    assert refused.exit_code == 2
+    assert "3=0.2" in refused.output
 
 
 def test_start_says_everything_that_the_server_takes(harness: ClientsHarness, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("get", "/v1/experiments"): Page[Experiment],
     ("get", "/v1/experiments/{name}"): Experiment,
     ("patch", "/v1/experiments/{name}"): Experiment,
+    ("post", "/v1/experiments/{name}/arms"): Experiment,
     ("post", "/v1/experiments/{name}/stop"): Experiment,
     ("post", "/v1/files"): UploadedFile,
     ("get", "/v1/files"): Page[UploadedFile],

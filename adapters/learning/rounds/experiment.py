@@ -35,7 +35,7 @@ class RoundExperiment:
         metric: What is compared; ``None``: what users say most often, see ``usual_metric``.
         weight: The candidate's share of the users.
         guardrails: Metrics that must not become worse.
-        window_seconds: How long a user's requests and feedback count.
+        window_seconds: How long a user's requests and feedback count; ``None``: as long as fits the metric.
         max_units: So many users without a verdict end it; ``None``: their number does not.
         days: So long without a verdict ends it.
         alpha: The largest probability of a wrong verdict.
@@ -44,7 +44,7 @@ class RoundExperiment:
     metric: Metric | None = None
     weight: float = 0.5
     guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
-    window_seconds: float = 3600.0
+    window_seconds: float | None = None
     max_units: int | None = None
     days: float = DEFAULT_DAYS
     alpha: float = 0.05
@@ -91,6 +91,7 @@ class RoundExperiment:
             rule=DecisionRule(max_units=self.max_units, until=now + timedelta(days=self.days), automatic=True),
             window_seconds=self.window_seconds,
             alpha=self.alpha,
+            reserve=0.0,  # it is about one candidate, and ends with it
         )
 
     def to_json(self) -> dict[str, Any]:

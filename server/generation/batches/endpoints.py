@@ -54,7 +54,9 @@ async def _generate(
     kind: IdKind, services: AnsweringServices, body: GenerationRequest, key_id: str, num_bytes: int
 ) -> bytes:
     service = services.generation
-    return await service.answer(service.admit(kind, body, session=body.session, key_id=key_id, num_bytes=num_bytes))
+    return await service.answer(
+        service.admit(kind, body, session=body.session, key_id=key_id, num_bytes=num_bytes, episode=body.episode)
+    )
 
 
 async def _embed(services: AnsweringServices, body: EmbeddingRequest, key_id: str, num_bytes: int) -> bytes:
@@ -77,7 +79,15 @@ async def _respond(services: AnsweringServices, asked: ResponsesRequest, key_id:
     service = services.generation
     body, make_answer = asked.chat(), partial(ResponsesAnswer, echo=asked.echo())
     return await service.answer(
-        service.admit("resp", body, session=body.session, key_id=key_id, num_bytes=num_bytes, make_answer=make_answer)
+        service.admit(
+            "resp",
+            body,
+            session=body.session,
+            key_id=key_id,
+            num_bytes=num_bytes,
+            make_answer=make_answer,
+            episode=body.episode,
+        )
     )
 
 

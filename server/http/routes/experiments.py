@@ -27,11 +27,13 @@ from graftwork.adapters.experiments.plan import (
     DEFAULT_GUARDRAILS,
     Allocation,
     Arm,
+    Covariate,
     DecisionRule,
     ExperimentPlan,
     Guardrail,
     Ramp,
     Ratings,
+    Unit,
     Unrated,
 )
 from graftwork.server.bodies import Label, StrictModel, Text, parse
@@ -125,12 +127,22 @@ class NewExperiment(StrictModel):
     guardrails: list[NewGuardrail] | None = None
     decision: NewDecision = NewDecision()
     ramp: NewRamp | None = None
-    window_seconds: float = 3600.0
+    unit: Unit = "user"
+    window_seconds: float | None = None
     alpha: float = 0.05
+    reserve: float = 0.2
     unrated: Unrated = "leave_out"
+    covariate: Covariate = "past"
     ratings: Ratings = "all"
     learned_days: float = 7.0
     allocation: Allocation = "fixed"
+
+
+class JoiningArm(NewArm):
+    """The body with which an arm joins a running experiment."""
+
+    weight: Share
+    reason: Text | None = None
 
 
 class NewWeights(StrictModel):
@@ -169,10 +181,11 @@ def add(routes: APIRouter, services: Services) -> None:
     async def start_experiment(request: Request, who: Principal = operator) -> Response:
         body = parse(NewExperiment, await request.body())
         plan = _plan(body)
-        await in_thread(_check_logged, services, plan)
+        await in_thread(_check_logged, services, plan.adapter, plan.arms)
         started = await in_thread(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)
-        return JSONResponse(_experiment(services, started, None), 201)
+        history = await in_thread(experiments.history, started.name)
+        return JSONResponse(_experiment(services, started, None, history), 201)
 
     @routes.get("/v1/experiments", dependencies=[operator], response_model=ListObject[ExperimentObject])
     async def list_experiments(page: Annotated[ExperimentParameters, Query()]) -> Response:
@@ -191,6 +204,23 @@ def add(routes: APIRouter, services: Services) -> None:
         await in_thread(experiments.set_weights, name, body.weights, actor=who.name, reason=body.reason)
         log.info("%s changed the weights of %s: %s", who.name, name, body.weights)
         return JSONResponse(await in_thread(_whole, services, name))
+
+    @routes.post(
+        "/v1/experiments/{name}/arms",
+        status_code=201,
+        response_model=ExperimentObject,
+        openapi_extra=json_body(JoiningArm),
+    )
+    async def add_arm(request: Request, name: str, who: Principal = operator) -> Response:
+        body = parse(JoiningArm, await request.body())
+        arm = _arm(body, "", 0.0)
+        running = await in_thread(experiments.get, name)
+        await in_thread(_check_logged, services, running.plan.adapter, [arm])
+        joined = await in_thread(
+            experiments.add_arm, name, arm, base_digest=base.digest, actor=who.name, reason=body.reason
+        )
+        log.info("%s let %s join the experiment %s", who.name, joined.plan.arms[-1].name, name)
+        return JSONResponse(await in_thread(_whole, services, name), 201)
 
     @routes.post(
         "/v1/experiments/{name}/stop",
@@ -222,7 +252,7 @@ def _plan(body: NewExperiment) -> ExperimentPlan:
     equal = 1 / len(given) if given and body.ramp is None and not any(weight is not None for weight in given) else 0.0
     return ExperimentPlan(
         adapter=body.adapter,
-        arms=tuple(_arm(arm, place, equal) for place, arm in enumerate(body.arms)),
+        arms=tuple(_arm(arm, f"arms[{place}].", equal) for place, arm in enumerate(body.arms)),
         metric=metric_of(body.metric, "metric"),
         guardrails=DEFAULT_GUARDRAILS if body.guardrails is None else guardrails_of(body.guardrails, "guardrails"),
         rule=DecisionRule(
@@ -235,28 +265,31 @@ def _plan(body: NewExperiment) -> ExperimentPlan:
         ramp=None
         if body.ramp is None
         else Ramp(weights=tuple(body.ramp.weights), min_units=body.ramp.min_units, min_seconds=body.ramp.min_seconds),
+        unit=body.unit,
         window_seconds=body.window_seconds,
         alpha=body.alpha,
+        reserve=body.reserve,
         unrated=body.unrated,
+        covariate=body.covariate,
         ratings=body.ratings,
         learned_days=body.learned_days,
         allocation=body.allocation,
     )
 
 
-def _arm(arm: NewArm, place: int, equal: float) -> Arm:
-    param = f"arms[{place}]"
+def _arm(arm: NewArm, at: str, equal: float) -> Arm:
+    """The arm of a body's part, which ``at`` names in errors; without a weight it gets an ``equal`` one."""
     if (arm.version is None) == (arm.alias is None):
         raise InvalidRequest(
             'an arm has a version: its number, an alias, or "base" for the model without an adapter',
-            param=f"{param}.version",
+            param=f"{at}version",
         )
     selector = arm.version if arm.alias is None else arm.alias
     if arm.name is not None and not names.is_name(arm.name):
         raise InvalidRequest(
             f"{names.quoted(arm.name)} cannot be an arm's name: use 1 to 64 characters out of a-z, 0-9, '.', '_' and "
             "'-', the first one a letter or a digit",
-            param=f"{param}.name",
+            param=f"{at}name",
             code="invalid_name",
         )
     return Arm(
@@ -299,9 +332,9 @@ def _moment(seconds: float | None) -> datetime | None:
         raise InvalidRequest("until is a moment in unix seconds", param="decision.until") from None
 
 
-def _check_logged(services: Services, plan: ExperimentPlan) -> None:
-    """Refuse an experiment whose answers are not logged: it would have no data."""
-    subjects = {services.base.id if arm.version is None and arm.alias is None else plan.adapter for arm in plan.arms}
+def _check_logged(services: Services, adapter: str, arms: Sequence[Arm]) -> None:
+    """Refuse arms whose answers are not logged: an experiment would have no data of them."""
+    subjects = {services.base.id if arm.version is None and arm.alias is None else adapter for arm in arms}
     for subject in sorted(subjects):
         if not services.records.policies.is_logged(adapter=subject, key_id=""):
             raise Conflict(
@@ -317,14 +350,17 @@ def _whole(services: Services, name: str) -> ExperimentObject:
     """An experiment with its history and all its readings."""
     experiment = services.experiments.get(name)
     readings = services.exposures.readings(name)
+    history = services.experiments.history(name)
     return {
-        **_experiment(services, experiment, readings[-1] if readings else None),
-        "history": [_event(event) for event in services.experiments.history(name)],
+        **_experiment(services, experiment, readings[-1] if readings else None, history),
+        "history": [_event(event) for event in history],
         "readings": [_point(reading) for reading in readings],
     }
 
 
-def _experiment(services: Services, experiment: Experiment, last: StoredReading | None) -> ExperimentObject:
+def _experiment(
+    services: Services, experiment: Experiment, last: StoredReading | None, history: Sequence[ExperimentEvent] = ()
+) -> ExperimentObject:
     plan, outcome = experiment.plan, experiment.outcome
     return {
         "object": "experiment",
@@ -359,9 +395,12 @@ def _experiment(services: Services, experiment: Experiment, last: StoredReading 
             "min_units": plan.ramp.min_units,
             "min_seconds": plan.ramp.min_seconds,
         },
-        "window_seconds": plan.window_seconds,
+        "unit": plan.unit,
+        "window_seconds": plan.window.total_seconds(),
         "alpha": plan.alpha,
+        "reserve": plan.reserve,
         "unrated": plan.unrated,
+        "covariate": plan.covariate,
         "ratings": plan.ratings,
         "learned_days": plan.learned_days,
         "allocation": plan.allocation,
@@ -379,17 +418,19 @@ def _experiment(services: Services, experiment: Experiment, last: StoredReading 
             "reading": outcome.reading,
         },
         "reading": None if last is None else {"at": last.at.timestamp(), **last.reading},
-        "warnings": _warnings(services, plan) if experiment.running else [],
+        "warnings": _warnings(services, plan, history) if experiment.running else [],
     }
 
 
-def _warnings(services: Services, plan: ExperimentPlan) -> list[str]:
-    """What keeps a running experiment from what its plan wants, in words."""
+def _warnings(services: Services, plan: ExperimentPlan, history: Sequence[ExperimentEvent]) -> list[str]:
+    """What keeps a running experiment from what its plan wants, in words, and what was found at its start."""
+    found = [warning for event in history for warning in (event.details or {}).get("warnings", ())]
     if plan.ratings == "all" or services.records.policies.may_ask(plan.adapter):
-        return []
+        return found
     return [
+        *found,
         f"only feedback that was asked for counts (ratings), and no user of {plan.adapter} is asked: set ask_feedback "
-        "in its log policy"
+        "in its log policy",
     ]
 
 
@@ -404,6 +445,8 @@ def _shown_arm(experiment: Experiment, arm: Arm, base_id: str) -> ExperimentArmO
         "shadow": arm.shadow,
         "system": arm.system,
         "sampling": dict(arm.sampling),
+        "joined": arm.joined,
+        "alpha": experiment.plan.alpha_of(arm) if arm in experiment.plan.treatments else None,
     }
 
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from graftwork.adapters import names
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest
@@ -28,15 +29,16 @@ from graftwork.server.http.lists import Moment, Parameters, answered_by, in_thre
 from graftwork.server.http.openapi import json_body, stream_of
 from graftwork.server.http.schemas.feedback import FeedbackObject
 from graftwork.server.http.schemas.lists import ListObject
-from graftwork.server.http.services import Services
+from graftwork.server.http.services import Records, Services
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 
 
 class NewFeedback(StrictModel):
-    """The body of feedback on one choice of an answer."""
+    """The body of feedback: on one choice of an answer, or on an episode."""
 
-    interaction_id: Text
+    interaction_id: Text | None = None
+    episode: Label | None = None
     choice: Annotated[int, Field(ge=0, le=MAX_CHOICE)] | None = None
     thumb: Thumb | None = None
     score: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -58,6 +60,7 @@ class FeedbackParameters(Parameters):
     arm: Label | None = None
     kind: FeedbackKind | None = None
     user: Label | None = None
+    episode: Label | None = None
     asked: bool | None = None
     since: Moment | None = None
     until: Moment | None = None
@@ -94,8 +97,9 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def send_feedback(request: Request, who: Principal = anybody) -> Response:
         body = parse(NewFeedback, await request.body())
+        interaction_id, episode = await in_thread(_judged, records, body, who.key_id)
         submitted = SubmittedFeedback(
-            interaction_id=body.interaction_id,
+            interaction_id=interaction_id,
             choice=body.choice or 0,
             thumb=body.thumb,
             score=body.score,
@@ -105,9 +109,9 @@ def add(routes: APIRouter, services: Services) -> None:
             comment=body.comment,
             metadata=None if body.metadata is None else dict(body.metadata),
             user=body.user or None,
+            episode=episode,
         )
         key = _idempotency_key(request, body)
-        await in_thread(records.log.wait_until_durable, submitted.interaction_id)
         row, new = await in_thread(records.feedback.add, submitted, key_id=who.key_id, idempotency_key=key)
         if new:
             services.metrics.feedback(adapter=(row.adapter or base_id).partition("@")[0], kinds=row.kinds)
@@ -133,6 +137,39 @@ def add(routes: APIRouter, services: Services) -> None:
         )
 
 
+def _judged(records: Records, body: NewFeedback, key_id: str) -> tuple[str, str | None]:
+    """The answer that feedback is about, whose row is written by then, and the episode whose last answer that is.
+
+    Raises:
+        InvalidRequest: Neither is named or both are, or the key has no such episode.
+    """
+    if (body.interaction_id is None) == (body.episode is None):
+        raise InvalidRequest(
+            "feedback is on an answer or on an episode: send interaction_id or episode, one of the two",
+            param="interaction_id",
+            code="missing_required_parameter" if body.episode is None else None,
+        )
+    if body.interaction_id is not None:
+        records.log.wait_until_durable(body.interaction_id)
+        return body.interaction_id, None
+    name = body.episode or ""
+    for field in ("choice", "preferred_over"):
+        if getattr(body, field) is not None:
+            raise InvalidRequest(f"{field} is about one answer: name that in interaction_id", param=field)
+    records.log.flush(seconds=5.0)
+    episode = records.ids.episode(name, key_id=key_id)
+    last = records.interactions.last_of_episode(episode)
+    if last is None:
+        raise InvalidRequest(
+            f"this key has no answers of an episode {names.quoted(name)} in the log: name the episode in the requests, "
+            "in the header x-graftwork-episode or as episode in their metadata; what was sent with store false is not "
+            "logged",
+            param="episode",
+            code="unknown_episode",
+        )
+    return last, episode
+
+
 def show(row: Feedback, base_id: str) -> FeedbackObject:
     """The JSON of feedback."""
     return {
@@ -145,6 +182,7 @@ def show(row: Feedback, base_id: str) -> FeedbackObject:
         "arm": row.arm,
         "probability": row.probability,
         "unit": row.unit,
+        "episode": row.episode,
         "asked": row.asked,
         "choice": row.choice,
         "thumb": row.thumb,

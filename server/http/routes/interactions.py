@@ -33,6 +33,7 @@ class InteractionParameters(Parameters):
     status: InteractionStatus | None = None
     user: Label | None = None
     key_id: Label | None = None
+    episode: Label | None = None
     since: Moment | None = None
     until: Moment | None = None
 
@@ -123,6 +124,7 @@ def show(row: Interaction) -> InteractionObject:
         "arm": row.arm,
         "probability": row.probability,
         "unit": row.unit,
+        "episode": row.episode,
         "status": row.status,
         "error": row.error,
         "messages": row.prompt.get("messages"),

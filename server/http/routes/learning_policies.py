@@ -52,7 +52,7 @@ class NewRoundExperiment(StrictModel):
     metric: Label | NewMetric | None = None
     weight: float = 0.5
     guardrails: list[NewGuardrail] | None = None
-    window_seconds: float = 3600.0
+    window_seconds: float | None = None
     max_units: Annotated[int, Field(ge=1)] | None = None
     days: float = DEFAULT_DAYS
     alpha: float = 0.05

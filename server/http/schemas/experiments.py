@@ -34,6 +34,8 @@ class ExperimentArmObject(TypedDict):
     shadow: float | None
     system: str | None
     sampling: Mapping[str, Any]
+    joined: int | None
+    alpha: float | None
 
 
 class ExperimentGuardrailObject(TypedDict):
@@ -149,9 +151,12 @@ class ExperimentObject(TypedDict):
     guardrails: list[ExperimentGuardrailObject]
     decision: ExperimentDecisionObject
     ramp: ExperimentRampObject | None
+    unit: str
     window_seconds: float
     alpha: float
+    reserve: float
     unrated: str
+    covariate: str
     ratings: str
     learned_days: float
     allocation: str

@@ -11,7 +11,8 @@ from typing_extensions import TypedDict
 class FeedbackObject(TypedDict):
     """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id.
 
-    ``asked``: a random draw had marked the answer, so that its user was asked.
+    ``episode``: it judges all answers of that episode, of which this is the last. ``asked``: a random draw had marked
+    the answer, so that its user was asked.
     """
 
     object: Literal["feedback"]
@@ -23,6 +24,7 @@ class FeedbackObject(TypedDict):
     arm: str | None
     probability: float | None
     unit: str | None
+    episode: str | None
     asked: bool
     choice: int
     thumb: str | None

@@ -51,6 +51,7 @@ class InteractionObject(TypedDict):
     arm: str | None
     probability: float | None
     unit: str | None
+    episode: str | None
     status: str
     error: str | None
     messages: Sequence[Mapping[str, Any]] | None

@@ -222,6 +222,11 @@ class GenerationRequest(StrictModel):
         return (self.metadata or {}).get("session") or None
 
     @property
+    def episode(self) -> str | None:
+        """The episode that the metadata name: several answers that are judged as one."""
+        return (self.metadata or {}).get("episode") or None
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that carries the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)

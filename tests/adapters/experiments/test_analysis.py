@@ -17,7 +17,7 @@ from graftwork.adapters.experiments.decision import Recommendation, recommend
 from graftwork.adapters.experiments.experiment import Epoch, Experiment
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposure
 from graftwork.adapters.experiments.metrics import Metric
-from graftwork.adapters.experiments.plan import DecisionRule, ExperimentPlan, Guardrail, Ramp, validate_plan
+from graftwork.adapters.experiments.plan import Arm, DecisionRule, ExperimentPlan, Guardrail, Ramp, validate_plan
 from tests.adapters.running_experiments import arm, plan
 
 T = datetime(2031, 5, 17, 12, tzinfo=UTC)
@@ -130,6 +130,59 @@ def test_units_without_a_value_do_not_count_unless_they_are_half_good() -> None:
         reading = analysis.reading(one.weights)
         assert sum(found.judged for found in reading.arms) == judged
         assert reading.units == 400
+
+
+def test_an_arm_that_joined_is_compared_with_who_came_after_it() -> None:
+    named = validate_plan(plan(arm(1, name="a"), arm(2, 0.5, name="b")))
+    late = Arm(name="c", version=3, weight=0.25, joined=2)
+    of = replace(experiment(named, {"c": 0.25}), plan=replace(named, arms=(*named.arms, late)))
+    analysis = ExperimentAnalysis(of)
+    # Before it joined everybody was pleased: against those all that came later would seem bad.
+    for one in units(400, {"a": 1.0, "b": 1.0}, HALF):
+        analysis.add_unit(one)
+    shares = {"a": 0.25, "b": 0.5, "c": 0.25}
+    later = [*units(800, {"a": 0.3, "b": 0.3, "c": 0.9}, shares, epoch=2, seed=1)]
+    for one in later:
+        analysis.add_unit(replace(one, unit=f"late-{one.unit}"))
+    reading = analysis.reading(of.weights)
+    early, joined = reading.comparisons
+    counted = {found.arm: found.units for found in reading.arms}
+    assert early.units == counted["a"] + counted["b"]
+    assert joined.units == early.units - 400 + counted["c"] - sum(one.arm == "b" for one in later)
+    assert joined.difference == pytest.approx(0.6, abs=0.1)
+    assert kinds(recommend(of, analysis, reading, T)) == [("promote", "c")]
+    assert not reading.sample_ratio.mismatch
+
+
+def test_a_guardrail_of_an_arm_that_joined_begins_with_it() -> None:
+    rail = Guardrail(metric=Metric.of("error_rate"), margin=0.05)
+    named = validate_plan(plan(arm(1, name="a"), arm(2, 0.5, name="b"), guardrails=(rail,)))
+    late = Arm(name="c", version=3, weight=0.25, joined=2)
+    of = replace(experiment(named, {"c": 0.25}), plan=replace(named, arms=(*named.arms, late)))
+    analysis = ExperimentAnalysis(of)
+    for _ in range(50):
+        analysis.add_request(request("a", status="error"))
+    for number in range(60):
+        after = replace(request("ac"[number % 2]), created_at=T + timedelta(hours=2))
+        analysis.add_request(replace(after, status="error" if after.arm == "c" else "ok"))
+    before, joined = analysis.reading(of.weights).guardrails
+    assert (before.observations, joined.observations) == (0, 30)
+    assert joined.breached
+
+
+def test_units_are_compared_with_their_own_past() -> None:
+    """What their past explains makes the interval narrower; as long as none has a past, nothing changes."""
+    chance = random.Random(3)
+    analyses = {known: ExperimentAnalysis(experiment()) for known in (True, False)}
+    for number in range(600):
+        name, taste = chance.choice("ab"), chance.random()
+        one = unit(number, name, thumb=float(chance.random() < taste))
+        for known, analysis in analyses.items():
+            analysis.add_unit(replace(one, covariate=round(taste) if known else None))
+    (adjusted,), (plain,) = (analyses[known].reading(HALF).comparisons for known in (True, False))
+    widths = [(found.upper or 0) - (found.lower or 0) for found in (adjusted, plain)]
+    assert widths[0] < 0.97 * widths[1]
+    assert (adjusted.explained > 0.15, plain.explained) == (True, 0.0)
 
 
 def test_where_only_asked_for_ratings_count_silence_is_half_good_of_who_was_asked() -> None:

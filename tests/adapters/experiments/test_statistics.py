@@ -12,7 +12,10 @@ import ville
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import experiments as simulated
+from benchmarks.experiments import two_arms as simulated
+from benchmarks.experiments.__main__ import main
+from benchmarks.experiments.covariates import Population, run_with_past
+from benchmarks.experiments.joining import joining_arms
 from graftwork.adapters.experiments import statistics
 from graftwork.adapters.experiments.statistics import (
     AsymptoticConfidenceSequence,
@@ -20,6 +23,7 @@ from graftwork.adapters.experiments.statistics import (
     ContrastTest,
     DifferenceSequence,
     MeanConfidenceSequence,
+    OutcomePredictor,
     SampleRatioTest,
     UpperBoundTest,
     pseudo_outcome,
@@ -132,6 +136,90 @@ def test_the_difference_bets_at_zero_as_the_simulation_does() -> None:
     verdicts, _ = simulated.run(scenario, num_runs=1, seed=seed)
     assert verdicts["betting"].after.tolist() == [after]
     assert after
+
+
+@settings(max_examples=50)
+@given(
+    units=st.lists(
+        st.tuples(st.floats(0, 1), st.one_of(st.none(), st.floats(0, 1)), st.booleans(), st.sampled_from([0.01, 0.5])),
+        max_size=40,
+    )
+)
+def test_predictions_keep_to_what_was_known_before_the_unit(
+    units: list[tuple[float, float | None, bool, float]],
+) -> None:
+    """Or bets could lose more than there is: for every covariate the pseudo-outcome is within its bounds."""
+    predictor = OutcomePredictor()
+    for outcome, covariate, treated, probability in units:
+        bounds = set()
+        for x in (math.nan, 0.0, 0.3, 1.0, math.nan if covariate is None else covariate):
+            predicted, (low, high) = predictor.predict(x)
+            assert 0 <= low <= predicted <= high <= 1
+            value, least, most = pseudo_outcome(outcome, treated, probability, predicted, (low, high))
+            assert least - 1e-9 <= value <= most + 1e-9
+            bounds.add((float(least), float(most)))
+        assert len(bounds) == 1, "the unit's own covariate must not decide how much is staked on it"
+        predictor.add(outcome, math.nan if covariate is None else covariate)
+
+
+def test_predictions_are_the_shrunken_line_of_least_squares() -> None:
+    chance = np.random.default_rng(5)
+    x = chance.random(300)
+    y = np.clip(0.2 + 0.5 * x + chance.normal(0, 0.1, 300), 0, 1)
+    predictor = OutcomePredictor()
+    for outcome, covariate in zip(y, x, strict=True):
+        predictor.add(outcome, covariate)
+    for _ in range(20):
+        predictor.add(0.9, math.nan)
+    trust = 300 / 320
+    mean = (y.sum() + 0.5 + 18) / 321
+    middle = mean + trust * (y.mean() - mean)
+    slope = trust * np.polyfit(x, y, 1)[0]
+    for covariate in (0.3, 0.6):
+        assert predictor.predict(covariate)[0] == pytest.approx(middle + slope * (covariate - x.mean()))
+    reach = 2 * slope * x.std()
+    assert predictor.predict(5.0)[0] == pytest.approx(middle + reach)
+    assert predictor.predict(math.nan)[0] == pytest.approx(mean)
+    assert 0.3 < predictor.explained < 1
+
+
+def test_with_covariates_the_difference_bets_as_the_simulation_does() -> None:
+    population, num_units, seed, after = Population(spread=0.3, improvement=0.15), 600, 11, 0
+    difference = DifferenceSequence(alpha=simulated.ALPHA)
+    chance = np.random.default_rng(seed)
+    for num in range(1, num_units + 1):
+        treated = chance.random(1) < 0.5
+        (outcome,), (past,) = population.draw(chance, treated)
+        covariate = None if math.isnan(past) else float(past)
+        difference.add(float(outcome), treated=bool(treated[0]), probability=0.5, covariate=covariate)
+        if not after and (difference.lower >= 0 or difference.upper <= 0):
+            after = num
+    _, adjusted, _ = run_with_past(population, num_runs=1, num_units=num_units, seed=seed)
+    assert adjusted.after.tolist() == [after]
+    assert after
+
+
+@pytest.mark.parametrize("opposed", [False, True])
+def test_covariates_name_no_false_winners(opposed: bool) -> None:
+    """Neither where the arms are alike, nor where the treatment suits some as much as it does not suit others."""
+    population = Population(spread=0.3, opposed=opposed)
+    _, adjusted, explained = run_with_past(population, num_runs=300, num_units=600, seed=4)
+    assert adjusted.declared <= 0.05
+    assert explained > 0.1
+
+
+def test_covariates_save_units() -> None:
+    population = Population(spread=0.3, improvement=0.08)
+    plain, adjusted, _ = run_with_past(population, num_runs=60, num_units=2000, seed=5)
+    assert adjusted.median < 0.9 * plain.median
+    assert adjusted.share_of(-1) == 0
+
+
+def test_arms_that_join_share_the_error() -> None:
+    shared, whole, median = joining_arms(1, 2, num_runs=100, num_units=3000, seed=6)
+    assert shared <= 0.05
+    assert whole >= shared
+    assert math.isinf(median)
 
 
 @settings(max_examples=25)
@@ -367,9 +455,9 @@ def test_real_differences_are_found_the_right_way_round() -> None:
 
 
 def test_the_simulation_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    simulated.main(["--runs", "4", "--units", "30"])
+    main(["--runs", "4", "--units", "30"])
     printed = capsys.readouterr().out
-    assert printed.count("\n### ") + printed.startswith("### ") == 4
+    assert printed.count("\n### ") + printed.startswith("### ") == 9
     documented = (CHECKOUT / "docs" / "experiments.md").read_text(encoding="utf-8")
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     for label in {row.split(" | ")[0] + " | " for row in rows}:

@@ -15,12 +15,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest, NotFound
+from graftwork.adapters.experiments.experiment import Experiment
 from graftwork.adapters.experiments.metrics import Metric
-from graftwork.adapters.experiments.plan import DecisionRule, ExperimentPlan, Guardrail, Ramp
+from graftwork.adapters.experiments.plan import Arm, DecisionRule, ExperimentPlan, Guardrail, Ramp
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage.database import Database
 from tests.adapters.running_experiments import ExperimentsHarness, arm, experiments_in, plan
+from tests.adapters.versions import BASE
 
 
 @pytest.fixture
@@ -119,12 +121,18 @@ def test_a_plan_survives_the_database(harness: ExperimentsHarness) -> None:
         window_seconds=12.5,
         alpha=0.1,
         unrated="neutral",
+        covariate="none",
+        reserve=0.5,
+        unit="episode",
         ratings="asked",
     )
     started = harness.start(of=wanted)
     assert harness.experiments.get("first").plan == started.plan
     assert ExperimentPlan.from_json(started.plan.to_json()) == started.plan
     assert started.weights["intents@2"] == 0.01
+    # One that was stored before there were these compares as it did.
+    stored = {name: value for name, value in started.plan.to_json().items() if name not in ("covariate", "reserve")}
+    assert (ExperimentPlan.from_json(stored).covariate, ExperimentPlan.from_json(stored).reserve) == ("none", 0.0)
 
 
 BAD_PLANS: list[tuple[dict[str, Any], str]] = [
@@ -153,6 +161,7 @@ BAD_PLANS: list[tuple[dict[str, Any], str]] = [
     ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.5,), min_units=0)}, "ramp"),
     ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.5,)), "allocation": "thompson"}, "ramp"),
     ({"window_seconds": -1.0}, "window_seconds"),
+    ({"reserve": 1.0}, "reserve"),
     ({"alpha": 0.0}, "alpha"),
     ({"metric": "error_rate", "unrated": "neutral"}, "unrated"),
     ({"metric": "error_rate", "ratings": "asked"}, "ratings"),
@@ -276,6 +285,102 @@ def test_thompson_sampling_may_shrink_an_arm(harness: ExperimentsHarness) -> Non
     harness.start(of=plan(allocation="thompson"))
     changed = harness.experiments.set_weights("first", {"intents@2": 0.2}, actor="keeper")
     assert changed.weights == {"intents@1": 0.8, "intents@2": 0.2}
+
+
+# --- arms that join ---------------------------------------------------------------------------------------------------
+
+
+def join(harness: ExperimentsHarness, joining: Arm) -> Experiment:
+    return harness.experiments.add_arm("first", joining, base_digest=BASE.digest, actor="ann")
+
+
+def test_an_arm_joins_and_treatments_keep_their_units(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.3)))
+    units = [f"user-{number}" for number in range(1000)]
+
+    def arms() -> list[str]:
+        draws = [harness.experiments.assign("intents", unit, chat=True) for unit in units]
+        return [draw.arm.name for draw in draws if draw is not None]
+
+    before = arms()
+    joined = join(harness, arm(None, 0.2, alias="live", name="again"))
+    assert joined.weights == pytest.approx({"intents@1": 0.5, "intents@2": 0.3, "again": 0.2})
+    assert harness.experiments.get("first") == joined, "it is stored as it was returned"
+    assert (joined.plan.arms[-1].version, joined.plan.arms[-1].joined, len(joined.epochs)) == (1, 2, 2)
+    after = arms()
+    assert {(old, new) for old, new in zip(before, after, strict=True) if old != new} == {("intents@1", "again")}
+    assert abs(after.count("again") / 1000 - 0.2) < 0.05
+    event = harness.experiments.history("first")[0]
+    assert (event.action, event.arm, event.reason) == ("weights", "again", "again joins")
+    assert (event.details or {})["joined"]["version"] == 1
+    # It is widened, taken out and promoted as any other.
+    harness.experiments.set_weights("first", {"again": 0.3}, actor="ann")
+    harness.experiments.roll_back("first", "again", decision="harm", actor="ann", reason="bad", reading={})
+    assert harness.experiments.get("first").running
+    with pytest.raises(Conflict, match="was taken out"):
+        harness.experiments.set_weights("first", {"again": 0.1}, actor="ann")
+    with pytest.raises(IntegrityError), harness.database.write() as connection:
+        connection.execute(text("UPDATE experiment_arms SET arm = '{}'"))
+
+
+def test_the_error_is_shared_by_all_that_ever_join(harness: ExperimentsHarness) -> None:
+    started = harness.start(of=plan(arm(1), arm(2, 0.2), arm(3, 0.2), alpha=0.1, reserve=0.2))
+    assert [started.plan.alpha_of(treatment) for treatment in started.plan.treatments] == pytest.approx([0.04, 0.04])
+    for number in range(3):
+        joined = join(harness, arm(3, 0.1, name=f"late-{number}"))
+    alphas = [joined.plan.alpha_of(treatment) for treatment in joined.plan.treatments]
+    assert alphas == pytest.approx([0.04, 0.04, 0.01, 0.005, 0.0025]), "what was promised to the others stays"
+    assert sum(alphas) < 0.1
+
+
+BAD_ARMS: list[tuple[dict[str, Any], Arm, type[GraftworkError], str | None]] = [
+    ({}, arm(3, 0.0), InvalidRequest, "weight"),
+    ({}, arm(3, 0.5), InvalidRequest, "weight"),  # nothing would be left of the control
+    ({}, arm(2, 0.1), InvalidRequest, "name"),
+    ({}, arm(9, 0.1), InvalidRequest, "version"),
+    ({}, arm(None, 0.1, alias="nowhere"), InvalidRequest, "version"),
+    ({}, arm(3, 0.1, system="x" * 70_000), InvalidRequest, "system"),
+    ({}, arm(3, shadow=0.5), InvalidRequest, "shadow"),
+    ({"rule": DecisionRule(automatic=True)}, arm(3, 0.1, name="x", system="Hi."), InvalidRequest, "decision.automatic"),
+    ({"arms": (arm(1), arm(2)), "ramp": Ramp(weights=(0.1, 0.9))}, arm(3, 0.1), InvalidRequest, "weight"),
+    ({"reserve": 0.0}, arm(3, 0.1), Conflict, None),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD_ARMS)))
+def test_an_arm_that_cannot_join_changes_nothing(harness: ExperimentsHarness, case: int) -> None:
+    changes, joining, error, param = BAD_ARMS[case]
+    started = harness.start(of=plan(*changes.pop("arms", ()), **changes))
+    with pytest.raises(error) as refused:
+        join(harness, joining)
+    assert refused.value.param == param
+    assert harness.experiments.get("first") == started
+    assert len(harness.experiments.history("first")) == 1
+
+
+def test_none_joins_what_has_ended_or_never_was(harness: ExperimentsHarness) -> None:
+    with pytest.raises(NotFound):
+        join(harness, arm(3, 0.1))
+    harness.start()
+    harness.experiments.stop("first", actor="ann", reason="enough")
+    with pytest.raises(Conflict) as refused:
+        join(harness, arm(3, 0.1))
+    assert refused.value.code == "experiment_ended"
+
+
+def test_episodes_have_arms_where_the_plan_is_about_them(harness: ExperimentsHarness) -> None:
+    def arms(unit: str, episodes: list[str | None]) -> set[str]:
+        draws = [harness.experiments.assign("intents", unit, chat=True, episode=episode) for episode in episodes]
+        return {draw.arm.name for draw in draws if draw is not None}
+
+    episodes: list[str | None] = [f"episode-{number}" for number in range(20)]
+    harness.start()
+    assert len(arms("ann", episodes)) == 1
+    harness.experiments.stop("first", actor="ann", reason="enough")
+    harness.start("second", of=plan(unit="episode"))
+    assert len(arms("ann", episodes)) == 2
+    assert arms("ann", episodes[:1] * 9) == arms("bob", episodes[:1] * 9)
+    assert len(arms("ann", [None] * 20)) == 1, "without an episode it is the user"
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

@@ -419,6 +419,83 @@ def test_shares_that_are_wrong_raise_one_alarm_and_nothing_is_promoted(harness: 
     assert harness.experiments.get("first").running
 
 
+# --- arms that join, episodes, and the units' past --------------------------------------------------------------------
+
+
+def test_an_arm_joins_while_it_runs(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(arm(1), arm(2, 0.3), window_seconds=150))
+    for number in range(40):
+        harness.ask(f"user-{number}", seconds_ago=100, thumb="up")
+    table = Table(harness)
+    table.ahead = timedelta(seconds=100)
+    assert len(table.look()["arms"]) == 2
+    harness.experiments.add_arm("first", arm(3, 0.4), base_digest=BASE.digest, actor="ann")
+    for number in range(30, 130):
+        harness.ask(f"user-{number}", seconds_ago=-2, thumb="up")
+    table.ahead = timedelta(seconds=300)
+    reading = table.look()
+    assert reading["units"] == 130
+    joined = {unit.arm for unit in table.closed() if unit.epoch == 2}
+    assert joined == {"intents@1", "intents@2", "intents@3"}
+    first, late = reading["comparisons"]
+    counted = [unit.arm for unit in table.closed()[40:]]
+    assert late["units"] == counted.count("intents@1") + counted.count("intents@3")
+    assert first["units"] == 40 + counted.count("intents@1") + counted.count("intents@2")
+    assert not reading["sample_ratio"]["mismatch"]
+    Leases(harness.database).release(table.lease)
+    other = Table(harness)
+    other.ahead = table.ahead
+    assert other.look() == reading
+
+
+def test_an_episode_counts_once_with_its_judgement(harness: ExperimentsHarness) -> None:
+    harness.start(of=plan(unit="episode", window_seconds=150))
+    ids = harness.records.ids
+    for number in range(12):
+        answers = [harness.ask("ann", episode=f"trip-{number}", seconds_ago=100 - turn) for turn in range(3)]
+        episode = ids.episode(f"trip-{number}", key_id="local")
+        assert harness.records.interactions.last_of_episode(episode) == answers[-1]
+        harness.say(answers[-1], thumb="up" if number else "down", episode=episode)
+    harness.ask("bob", seconds_ago=100, thumb="up")
+    table = Table(harness)
+    table.ahead = timedelta(seconds=100)
+    reading = table.look()
+    units = {unit.unit: unit for unit in table.closed()}
+    assert len(units) == 13
+    assert units[ids.episode("trip-0", key_id="local")].outcome["thumb"] == 0.0
+    assert str(ids.unit(user="bob")) in units, "without an episode it is the user"
+    assert [found["requests"] for found in reading["arms"]] == [
+        sum((3 if unit.unit != ids.unit(user="bob") else 1) for unit in units.values() if unit.arm == name)
+        for name in ("intents@1", "intents@2")
+    ]
+
+
+def test_episodes_of_users_whom_a_version_learned_from_are_left_out(harness: ExperimentsHarness) -> None:
+    learned = harness.records.log(harness.records.mint(user="bob"))
+    prompt = {"messages": [{"role": "user", "content": "another"}]}
+    harness.start(of=plan(arm(1), arm(teach(harness, learned), 0.5), unit="episode", window_seconds=50))
+    harness.ask("bob", episode="one", prompt=prompt)
+    harness.ask("carl", episode="two", prompt=prompt)
+    table = Table(harness)
+    reading = table.look()
+    assert (reading["units"], reading["learned"]) == (1, 1)
+    assert table.closed()[0].unit == harness.records.ids.episode("two", key_id="local")
+
+
+@pytest.mark.parametrize(("covariate", "expected"), [("past", {"ann": 0.5, "bob": None}), ("none", {})])
+def test_units_have_their_past(harness: ExperimentsHarness, covariate: Any, expected: dict[str, float | None]) -> None:
+    for thumb in ("up", "down"):
+        harness.say(harness.records.mint("intents@1", user="ann", days_ago=3), thumb=thumb)
+    harness.start(of=plan(covariate=covariate, unit="episode", window_seconds=50))
+    for user in ("ann", "bob"):
+        harness.ask(user, episode=f"of {user}", thumb="up")
+    table = Table(harness)
+    table.look()
+    ids = harness.records.ids
+    found = {unit.unit: unit.covariate for unit in table.closed()}
+    assert found == {ids.episode(f"of {user}", key_id="local"): expected.get(user) for user in ("ann", "bob")}
+
+
 # --- that there is one, and that another goes on ----------------------------------------------------------------------
 
 

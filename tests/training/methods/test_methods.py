@@ -32,7 +32,7 @@ from graftwork.training.methods import factory, kto, reference_free
 from graftwork.training.methods.rows import rows_for_method
 from graftwork.training.methods.samplers import LengthGroupedSampler
 from graftwork.training.model import adapter
-from graftwork.training.run import checkpoints
+from graftwork.training.run import checkpoints, rehearsal
 from graftwork.training.run import checkpoints as checkpoints_module
 from graftwork.training.run import trainer as trainer_module
 from graftwork.training.run.progress import RunMetrics, TrainingStep
@@ -131,6 +131,7 @@ def test_kto_reads_labels_mixed(
             return super().torch_call(examples)
 
     monkeypatch.setattr(kto, "DataCollatorForUnpairedPreference", Watched)
+    monkeypatch.setattr(rehearsal, "expected_seconds", lambda trainer, num_steps: None)  # which reads some, too
     rows = [JudgedTokens(prompt_ids=[n], completion_ids=[100 + n], label=n < 16) for n in range(32)]
     run(tiny_base, rows, dataclasses.replace(config, method="kto", epochs=1), tmp_path / "out")
     assert sum(map(len, read)) == len(rows)

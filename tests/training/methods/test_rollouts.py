@@ -24,7 +24,7 @@ from graftwork.training.methods.reward_functions import exact, load_reward_funct
 from graftwork.training.methods.samplers import LengthGroupedSampler, RepeatSampler
 from graftwork.training.model import adapter
 from graftwork.training.model.difficulty import difficulties
-from graftwork.training.run import checkpoints, estimate
+from graftwork.training.run import checkpoints, estimate, rehearsal
 from graftwork.training.run import trainer as trainer_module
 from graftwork.training.run.card import Card
 from graftwork.training.run.execution import execute
@@ -236,7 +236,8 @@ def test_distillation_learns_the_answers_that_the_teacher_would_give(
     assert isinstance(run.rows[0], QuestionTokens)
     metrics, _ = trained(run, tmp_path / "out")
     assert metrics.validation_loss < 0.7 * metrics.base_validation_loss
-    student = adapter.load_adapter(load_model(tiny_base, dtype="float32", device="cpu"), tmp_path / "out")
+    bare_base = load_model(tiny_base, dtype="float32", device="cpu")
+    student = adapter.load_adapter(bare_base, tmp_path / "out", run.config)
     bare = load_model(tiny_base, dtype="float32", device="cpu")
     question, answer = "Ticket 40 about pause", "pause"  # which nobody learned from
     assert answered(tiny_base, student, question, answer) > answered(tiny_base, bare, question, answer) + 1
@@ -367,6 +368,7 @@ def test_easy_first_begins_with_what_the_model_knows(
         return iter(read[-1])
 
     monkeypatch.setattr(LengthGroupedSampler, "__iter__", watched)
+    monkeypatch.setattr(rehearsal, "expected_seconds", lambda trainer, num_steps: None)  # which looks at the order, too
     trained(dataclasses.replace(run, rows=tuple(rows)), tmp_path / "v2", parent=tmp_path / "v1")
     assert len(read) == 2
     for order in read:

@@ -28,6 +28,8 @@ from graftwork.server.openai.requests.generation import GenerationRequest
 
 #: Names a conversation or visitor, for experiments.
 SESSION_HEADER = "x-graftwork-session"
+#: Names several answers that are judged as one.
+EPISODE_HEADER = "x-graftwork-episode"
 #: Says that the user is to be asked for feedback on the answer.
 ASK_FEEDBACK_HEADER = "x-graftwork-ask-feedback"
 
@@ -74,10 +76,11 @@ async def respond(
     admission = service.admit(
         kind,
         body,
-        session=_session(request, body),
+        session=body.session or _label(request, SESSION_HEADER),
         key_id=request.state.principal.key_id,
         num_bytes=len(await request.body()),
         make_answer=make_answer,
+        episode=body.episode or _label(request, EPISODE_HEADER),
     )
     prepared = await service.prepare(admission)
     headers = note_route(request, admission.route, asked=admission.asked)
@@ -100,14 +103,15 @@ def note_route(request: Request, route: Route, *, asked: bool = False) -> dict[s
     return headers | {ASK_FEEDBACK_HEADER: "true"} if asked else headers
 
 
-def _session(request: Request, body: GenerationRequest) -> str | None:
-    """The session of a request, for experiments: a conversation or a visitor where the body names no user."""
-    if body.session:
-        return body.session
-    session = request.headers.get(SESSION_HEADER)
-    if session is not None and len(session) > MAX_LABEL_CHARS:
+def _label(request: Request, header: str) -> str | None:
+    """What a header names; ``None`` without it.
+
+    Raises:
+        InvalidRequest: It is too long.
+    """
+    label = request.headers.get(header)
+    if label is not None and len(label) > MAX_LABEL_CHARS:
         raise InvalidRequest(
-            f"the header {SESSION_HEADER} has {len(session)} characters: shorten it to {MAX_LABEL_CHARS} at most",
-            param=SESSION_HEADER,
+            f"the header {header} has {len(label)} characters: shorten it to {MAX_LABEL_CHARS} at most", param=header
         )
-    return session or None
+    return label or None

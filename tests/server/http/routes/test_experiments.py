@@ -110,6 +110,16 @@ async def test_an_experiment_from_start_to_stop(harness: GatewayHarness) -> None
     assert (await harness.http.post("/v1/experiments/first/stop")).json()["error"]["code"] == "experiment_ended"
 
 
+async def test_an_experiment_gets_a_window_that_fits_its_metric_or_a_warning(harness: GatewayHarness) -> None:
+    started = await start(harness, metric="latency", window_seconds=None)
+    assert (started["window_seconds"], started["warnings"]) == (300.0, [])
+    await harness.http.post("/v1/experiments/first/stop")
+    started = await start(harness, name="second", metric="latency", window_seconds=7200)
+    assert (started["window_seconds"], len(started["warnings"])) == (7200.0, 1)
+    assert "a window of 5 min fits (window_seconds 300)" in started["warnings"][0]
+    assert (await harness.http.get("/v1/experiments/second")).json()["warnings"] == started["warnings"]
+
+
 async def test_a_plan_of_asked_ratings_warns_while_nobody_is_asked(harness: GatewayHarness) -> None:
     started = await start(harness, ratings="asked")
     assert started["ratings"] == "asked"
@@ -378,6 +388,67 @@ async def test_a_shadow_that_fails_is_logged_and_hurts_nobody(harness: GatewayHa
     assert (shadow["answered"], shadow["errors"], shadow["pairs"]) == (2, 2, 0)
 
 
+# --- arms that join, and episodes -------------------------------------------------------------------------------------
+
+
+async def test_an_arm_joins_and_answers(harness: GatewayHarness) -> None:
+    await start(harness, arms=[{"version": 1}, {"version": 2, "weight": 0.3}])
+    arms = "/v1/experiments/first/arms"
+    joined = await harness.http.post(arms, json={"version": 3, "weight": 0.6, "name": "new", "reason": "it is better"})
+    assert joined.status_code == 201, joined.text
+    shown = joined.json()
+    assert [(arm["name"], arm["joined"], arm["alpha"]) for arm in shown["arms"]] == [
+        ("intents@1", None, None),
+        ("intents@2", None, pytest.approx(0.04)),
+        ("new", 2, pytest.approx(0.005)),
+    ]
+    assert shown["arms"][2]["weight"] == pytest.approx(0.6)
+    assert (shown["history"][0]["arm"], shown["history"][0]["reason"]) == ("new", "it is better")
+    answered = Counter([(await harness.ask()).headers["x-graftwork-arm"] for _ in range(40)])
+    assert set(answered) == {"intents@1", "intents@2", "new"}
+    for body, param in (
+        ({"version": 3}, "weight"),
+        ({"version": 3, "weight": 0.6}, "weight"),
+        ({"weight": 0.05}, "version"),
+        ({"version": 3, "weight": 0.05, "name": "A b"}, "name"),
+        ({"version": 3, "weight": 0.05, "name": "new"}, "name"),
+        ({"version": 3, "weight": 0.05, "extra": 1}, "extra"),
+    ):
+        refused = await harness.http.post(arms, json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+    assert len((await harness.http.get("/v1/experiments/first")).json()["history"]) == 2
+    assert (await harness.http.post("/v1/experiments/no/arms", json={"version": 3, "weight": 0.1})).status_code == 404
+
+
+async def test_none_joins_where_nothing_is_reserved(harness: GatewayHarness) -> None:
+    await start(harness, reserve=0)
+    refused = await harness.http.post("/v1/experiments/first/arms", json={"version": 3, "weight": 0.1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_reserve")
+
+
+async def test_an_episode_has_one_arm_and_one_judgement(harness: GatewayHarness) -> None:
+    await start(harness, unit="episode")
+    seen: dict[str, list[str]] = {}
+    for number in range(12):
+        trip = f"trip-{number}"
+        by_header = await harness.ask(user="ann", headers={"x-graftwork-episode": trip})
+        by_metadata = await harness.ask(user="ann", metadata={"episode": trip})
+        assert by_header.headers["x-graftwork-arm"] == by_metadata.headers["x-graftwork-arm"]
+        seen[by_header.headers["x-graftwork-arm"]] = [by_header.json()["id"], by_metadata.json()["id"]]
+        said = await harness.http.post("/v1/feedback", json={"episode": trip, "thumb": "up"})
+        assert said.status_code == 201, said.text
+        assert said.json()["interaction_id"] in seen[by_header.headers["x-graftwork-arm"]]
+        assert said.json()["arm"] == by_header.headers["x-graftwork-arm"]
+    assert len(seen) == 2
+    keep(harness, ahead=10)
+    reading = (await harness.http.get("/v1/experiments/first")).json()["reading"]
+    assert (reading["units"], [arm["mean"] for arm in reading["arms"]]) == (12, [1.0, 1.0])
+    refused = await harness.ask(headers={"x-graftwork-episode": "x" * 257})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-graftwork-episode")
+    unknown = await harness.http.post("/v1/feedback", json={"episode": "another", "thumb": "up"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (400, "unknown_episode")
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 BAD_BODIES: list[tuple[dict[str, Any], str]] = [
@@ -402,6 +473,9 @@ BAD_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"ramp": {"weights": [0.5, 0.1]}, "arms": [{"version": 1}, {"version": 2}]}, "ramp.weights"),
     ({"window_seconds": 1e12}, "window_seconds"),
     ({"allocation": "magic"}, "allocation"),
+    ({"reserve": 1}, "reserve"),
+    ({"covariate": "future"}, "covariate"),
+    ({"unit": "request"}, "unit"),
     ({"allocation": "thompson", "arms": [{"version": 1, "weight": 1}, {"version": 2}]}, "allocation"),
     ({"allocation": "thompson", "arms": [{"version": 1}, {"version": 2, "shadow": 0.5}]}, "allocation"),
     ({"decision": {"max_units": 0}, "arms": [{"version": 1}, {"version": 2, "shadow": 0.5}]}, "decision.max_units"),

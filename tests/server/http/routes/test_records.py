@@ -107,6 +107,7 @@ def test_feedback_is_kept_and_shown(client: TestClient, records: Records) -> Non
         "arm": "b",
         "probability": 0.5,
         "unit": records.ids.unit(user="ann"),
+        "episode": None,
         "asked": False,
         **said,
         "preferred_over_choice": 0,
@@ -115,6 +116,30 @@ def test_feedback_is_kept_and_shown(client: TestClient, records: Records) -> Non
     }
     listed = client.get(FEEDBACK).json()
     assert listed == {"object": "list", "data": [{**row, "at": at}], "has_more": False}
+
+
+def test_an_episode_is_judged_by_its_name(client: TestClient, records: Records) -> None:
+    episode = records.ids.episode("trip", key_id="local")
+    asked = [
+        records.log(records.mint("intents@1", days_ago=days), episode=episode, prompt_tokens=tokens, status=status)
+        for days, tokens, status in ((0.2, 9, "ok"), (0.1, 12, "ok"), (0.1, 10, "ok"), (0.0, 20, "error"))
+    ]
+    other = records.log(records.mint("intents@1"), episode=records.ids.episode("trip", key_id="another key"))
+    response = client.post(FEEDBACK, json={"episode": "trip", "thumb": "up", "idempotency_key": "a"})
+    assert response.status_code == 201
+    # Its last answer that is complete; of two in one second the one with the longer prompt.
+    assert (response.json()["interaction_id"], response.json()["episode"]) == (asked[1], episode)
+    later = records.log(records.mint("intents@2"), episode=episode)
+    again = client.post(FEEDBACK, json={"episode": "trip", "thumb": "up", "idempotency_key": "a"})
+    assert (again.status_code, again.json()) == (200, response.json()), "though the episode has gone on"
+    changed = client.post(FEEDBACK, json={"episode": "trip", "thumb": "down"})
+    assert changed.json()["interaction_id"] == later
+    judged = client.get(FEEDBACK, params={"episode": episode}).json()["data"]
+    assert [row["thumb"] for row in judged] == ["down", "up"]
+    shown = client.get("/v1/interactions", params={"episode": episode}).json()["data"]
+    assert {row["id"] for row in shown} == {*asked, later}
+    assert {row["episode"] for row in shown} == {episode}
+    assert other not in {row["interaction_id"] for row in judged}
 
 
 def test_feedback_on_the_base_names_the_base(client: TestClient, world: World, records: Records) -> None:
@@ -144,7 +169,20 @@ BAD_FEEDBACK: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "nothing said": ({}, None, "at least one of thumb"),
     "a forged id": ({"interaction_id": "chatcmpl-" + "A" * 60, "thumb": "up"}, "interaction_id", "no id of an answer"),
     "an id of OpenAI's": ({"interaction_id": "chatcmpl-9aB3", "thumb": "up"}, "interaction_id", "no id of an answer"),
-    "no id": ({"interaction_id": None, "thumb": "up"}, "interaction_id", "must be a string"),
+    "no id": ({"interaction_id": None, "thumb": "up"}, "interaction_id", "send interaction_id or episode"),
+    "an id and an episode": ({"episode": "a", "thumb": "up"}, "interaction_id", "one of the two"),
+    "no such episode": ({"interaction_id": None, "episode": "a", "thumb": "up"}, "episode", "no answers of an episode"),
+    "a choice of an episode": (
+        {"interaction_id": None, "episode": "a", "thumb": "up", "choice": 0},
+        "choice",
+        "about one answer",
+    ),
+    "an episode preferred": (
+        {"interaction_id": None, "episode": "a", "preferred_over": "x"},
+        "preferred_over",
+        "about one answer",
+    ),
+    "a long episode": ({"interaction_id": None, "episode": "x" * 257, "thumb": "up"}, "episode", "too long"),
     "a thumb between": ({"thumb": "sideways"}, "thumb", "'up' or 'down'"),
     "a score beyond": ({"score": 5}, "score", "at most 1"),
     "a score in words": ({"score": "good"}, "score", "must be a number"),
@@ -253,6 +291,7 @@ def test_interactions_are_listed_shown_and_exported(client: TestClient, records:
         "arm": None,
         "probability": None,
         "unit": None,
+        "episode": None,
         "status": "ok",
         "error": None,
         "messages": [{"role": "user", "content": "Wo ist meine Karte? 🂡"}],

@@ -691,6 +691,7 @@ def test_the_operators_page_is_whole_and_may_do_nothing_else(client: TestClient)
     assert "https://" not in response.text
     assert "innerHTML" not in response.text
     assert " style=" not in response.text
+    assert "units wait, the first counts at" in response.text
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy

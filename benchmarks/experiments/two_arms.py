@@ -1,24 +1,14 @@
-"""Simulated experiments: how often the statistics of ``adapters/experiments/statistics.py`` are wrong, and how long
-they take.
-
-    python -m benchmarks.experiments
-
-prints the tables of docs/experiments.md as Markdown. Every figure is of many runs of the same code that judges real
-experiments, read after every single observation; beside it stands what most people do, a z-test read as often.
-"""
+"""Two arms whose units are alike: how often a winner is declared, how lost units are noticed, and guardrails."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks.experiments.detections import ALPHA, Detections, FirstDetection, count, percent
 from graftwork.adapters.experiments.statistics import (
     MIN_PER_ARM,
     CapitalProcess,
@@ -30,12 +20,10 @@ from graftwork.adapters.experiments.statistics import (
     pseudo_outcome,
 )
 
-ALPHA = 0.05
 GUARDRAIL_ALPHA = 0.01
-METHODS = ("naive z", "asymptotic", "betting")
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+
+METHODS = ("naive z", "asymptotic", "betting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,49 +48,6 @@ class Scenario:
         return f"{100 * (1 - self.share):.0f}:{100 * self.share:.0f}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detections:
-    """The detections of many runs.
-
-    Attributes:
-        after: number of units until a winner was declared, 0 for none, [runs].
-        winner: 1 for the treatment, -1 for the control, 0 for none, [runs].
-    """
-
-    after: Ints
-    winner: Ints
-
-    @property
-    def declared(self) -> float:
-        """Share of runs in which a winner was declared."""
-        return float((self.after > 0).mean())
-
-    def share_of(self, winner: int) -> float:
-        """Return the share of runs with this winner."""
-        return float((self.winner == winner).mean())
-
-    @property
-    def median(self) -> float:
-        """Median number of units until a winner is declared; infinite if most runs declared none."""
-        return float(np.median(np.where(self.after > 0, self.after, math.inf)))
-
-
-class _FirstDetection:
-    """Records when each run first declared a winner."""
-
-    def __init__(self, num_runs: int) -> None:
-        self._after = np.zeros(num_runs, dtype=np.int64)
-        self._winner = np.zeros(num_runs, dtype=np.int64)
-
-    def update(self, num: int, treatment_wins: NDArray[np.bool_], control_wins: NDArray[np.bool_]) -> None:
-        new = (self._after == 0) & (treatment_wins | control_wins)
-        self._after[new] = num
-        self._winner[new] = np.where(treatment_wins[new], 1, -1)
-
-    def detections(self) -> Detections:
-        return Detections(after=self._after, winner=self._winner)
-
-
 def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Detections], float]:
     """Simulate many runs of an experiment.
 
@@ -111,7 +56,7 @@ def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Dete
     """
     chance = np.random.default_rng(seed)
     pi = scenario.share
-    watches = {method: _FirstDetection(num_runs) for method in METHODS}
+    watches = {method: FirstDetection(num_runs) for method in METHODS}
     rising, falling, centre = CapitalProcess((num_runs,)), CapitalProcess((num_runs,)), RunningMean((num_runs,))
     ratio = SampleRatioTest(np.tile([1 - pi, pi], (num_runs, 1)), alpha=ALPHA)
     mismatch = np.zeros(num_runs, dtype=bool)
@@ -150,14 +95,14 @@ def run(scenario: Scenario, *, num_runs: int, seed: int) -> tuple[dict[str, Dete
     return {method: watch.detections() for method, watch in watches.items()}, float(mismatch.mean())
 
 
-def missing_units(lost: float, *, num_runs: int, num_units: int, seed: int) -> tuple[float, float]:
+def missingcount(lost: float, *, num_runs: int, num_units: int, seed: int) -> tuple[float, float]:
     """Simulate 50:50 experiments that lose a share of the treatment's units.
 
     Returns:
         The share of runs in which that is detected, and the median number of counted units until then.
     """
     chance = np.random.default_rng(seed)
-    ratio, watch = SampleRatioTest(np.full((num_runs, 2), 0.5), alpha=ALPHA), _FirstDetection(num_runs)
+    ratio, watch = SampleRatioTest(np.full((num_runs, 2), 0.5), alpha=ALPHA), FirstDetection(num_runs)
     treatment = (1 - lost) / (2 - lost)
     for num in range(1, num_units + 1):
         ratio.add((chance.random(num_runs) < treatment).astype(int))
@@ -198,9 +143,6 @@ def guardrail(before: float, failing: float, *, relative: bool, num_runs: int, s
     return float(np.isfinite(waited).mean()), float(np.median(waited))
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
 def false_winners(num_runs: int, num_units: int) -> Iterable[str]:
     """Yield the table of false positives, for arms without a difference."""
     yield "| both arms | weights | naive z | asymptotic | betting | sample ratio |"
@@ -209,8 +151,8 @@ def false_winners(num_runs: int, num_units: int) -> Iterable[str]:
         for share in (0.5, 0.1):
             scenario = Scenario(control=rate, treatment=rate, share=share, num_units=num_units)
             verdicts, mismatch = run(scenario, num_runs=num_runs, seed=round(1000 * rate + 10 * share))
-            errors = " | ".join(_percent(verdicts[method].declared) for method in METHODS)
-            yield f"| {rate:.2f} | {scenario.weights} | {errors} | {_percent(mismatch)} |"
+            errors = " | ".join(percent(verdicts[method].declared) for method in METHODS)
+            yield f"| {rate:.2f} | {scenario.weights} | {errors} | {percent(mismatch)} |"
 
 
 def power(num_runs: int, num_units: int) -> Iterable[str]:
@@ -222,9 +164,7 @@ def power(num_runs: int, num_units: int) -> Iterable[str]:
         scenario = Scenario(control=control, treatment=treatment, share=share, num_units=num_units)
         verdicts, _ = run(scenario, num_runs=num_runs, seed=round(1e6 * control + 1000 * treatment + 10 * share))
         better = 1 if treatment > control else -1
-        found = " | ".join(
-            f"{_percent(v.share_of(better))}, {_units(v.median)}" for v in map(verdicts.get, METHODS) if v
-        )
+        found = " | ".join(f"{percent(v.share_of(better))}, {count(v.median)}" for v in map(verdicts.get, METHODS) if v)
         yield f"| {control:.2f} → {treatment:.2f} | {scenario.weights} | {found} |"
 
 
@@ -233,8 +173,8 @@ def mismatches(num_runs: int, num_units: int) -> Iterable[str]:
     yield "| of the treatment's units are lost | noticed | median |"
     yield "| --- | --- | --- |"
     for lost in (0.02, 0.05, 0.1, 0.3):
-        noticed, median = missing_units(lost, num_runs=num_runs, num_units=num_units, seed=round(100 * lost))
-        yield f"| {lost:.0%} | {_percent(noticed)} | {_units(median)} |"
+        noticed, median = missingcount(lost, num_runs=num_runs, num_units=num_units, seed=round(100 * lost))
+        yield f"| {lost:.0%} | {percent(noticed)} | {count(median)} |"
 
 
 def guardrails(num_runs: int) -> Iterable[str]:
@@ -246,38 +186,5 @@ def guardrails(num_runs: int) -> Iterable[str]:
             guardrail(before, failing, relative=relative, num_runs=num_runs, seed=round(1000 * failing + 10 * relative))
             for relative in (False, True)
         )
-        shown = " | ".join(f"{_percent(breached)}, {_units(median)}" for breached, median in cells)
+        shown = " | ".join(f"{percent(breached)}, {count(median)}" for breached, median in cells)
         yield f"| {before:.0%} → {failing:.0%} | {shown} |"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _units(num: float) -> str:
-    return f"{num:,.0f}" if math.isfinite(num) else "–"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print all tables as Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=2000, help="experiments per line of a table (default: 2000)")
-    parser.add_argument("--units", type=int, default=10_000, help="units in each at most (default: 10000)")
-    given = parser.parse_args(arguments)
-    tables: list[tuple[str, Callable[[], Iterable[str]]]] = [
-        ("False winners", lambda: false_winners(given.runs, given.units)),
-        ("Power and median number of units", lambda: power(given.runs, given.units)),
-        ("Units that get lost", lambda: mismatches(given.runs, given.units)),
-        ("Guardrails", lambda: guardrails(max(given.runs // 4, 1))),
-    ]
-    began = time.monotonic()
-    for title, lines in tables:
-        print(f"### {title}\n")
-        for line in lines():
-            print(line, flush=True)
-        print()
-    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
