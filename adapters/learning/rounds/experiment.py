@@ -15,6 +15,7 @@ from graftwork.adapters.experiments.plan import (
     DecisionRule,
     ExperimentPlan,
     Guardrail,
+    Ratings,
     validate_plan,
 )
 from graftwork.adapters.names import LIVE
@@ -35,6 +36,7 @@ class RoundExperiment:
         metric: What is compared; ``None``: what users say most often, see ``usual_metric``.
         weight: The candidate's share of the users.
         guardrails: Metrics that must not become worse.
+        ratings: Whether all ratings count, or only those that were asked for.
         window_seconds: How long a user's requests and feedback count; ``None``: as long as fits the metric.
         max_units: So many users without a verdict end it; ``None``: their number does not.
         days: So long without a verdict ends it.
@@ -44,6 +46,7 @@ class RoundExperiment:
     metric: Metric | None = None
     weight: float = 0.5
     guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
+    ratings: Ratings = "all"
     window_seconds: float | None = None
     max_units: int | None = None
     days: float = DEFAULT_DAYS
@@ -88,6 +91,7 @@ class RoundExperiment:
             ),
             metric=metric,
             guardrails=self.guardrails,
+            ratings=self.ratings,
             rule=DecisionRule(max_units=self.max_units, until=now + timedelta(days=self.days), automatic=True),
             window_seconds=self.window_seconds,
             alpha=self.alpha,

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import InvalidRequest
-from graftwork.adapters.experiments.plan import DEFAULT_GUARDRAILS
+from graftwork.adapters.experiments.plan import DEFAULT_GUARDRAILS, Ratings
 from graftwork.adapters.learning import hyperparameters
 from graftwork.adapters.learning.job import METHODS
 from graftwork.adapters.learning.rounds.experiment import DEFAULT_DAYS, RoundExperiment
@@ -52,6 +52,7 @@ class NewRoundExperiment(StrictModel):
     metric: Label | NewMetric | None = None
     weight: float = 0.5
     guardrails: list[NewGuardrail] | None = None
+    ratings: Ratings = "all"
     window_seconds: float | None = None
     max_units: Annotated[int, Field(ge=1)] | None = None
     days: float = DEFAULT_DAYS
@@ -191,6 +192,7 @@ def _experiment(given: NewRoundExperiment | None) -> RoundExperiment | None:
         guardrails=DEFAULT_GUARDRAILS
         if given.guardrails is None
         else guardrails_of(given.guardrails, "experiment.guardrails"),
+        ratings=given.ratings,
         window_seconds=given.window_seconds,
         max_units=given.max_units,
         days=given.days,

@@ -21,6 +21,7 @@ from sqlalchemy.exc import StatementError
 
 from graftwork.adapters import registry
 from graftwork.adapters.access import keys
+from graftwork.adapters.batches import batches
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
 from graftwork.adapters.experiments import exposures
 from graftwork.adapters.experiments import tables as experiment_tables
@@ -38,6 +39,7 @@ from graftwork.adapters.webhooks import outbox
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
     *(
+        batches,
         experiment_tables,
         exposures,
         feedback,
