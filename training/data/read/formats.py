@@ -341,7 +341,7 @@ FORMATS: Final = {
     for format in (
         Format(
             name="question",
-            looks_like='{"messages": […, {"role": "user", …}], "reference": …}',
+            looks_like='{"messages": […], "reference": …}',
             fits=lambda fields, columns: columns.graded,
             convert=_question,
         ),

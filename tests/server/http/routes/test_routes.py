@@ -817,6 +817,9 @@ ROUTES: list[tuple[str, str, Role | None]] = [
     ("DELETE", "/v1/webhooks/none", Role.OPERATOR),
     ("POST", "/v1/webhooks/none/test", Role.OPERATOR),
     ("GET", "/v1/webhooks/none/deliveries", Role.OPERATOR),
+    ("POST", "/v1/experiments/intents/arms", Role.OPERATOR),
+    ("POST", "/v1/fine_tuning/alpha/graders/run", Role.OPERATOR),
+    ("POST", "/v1/fine_tuning/alpha/graders/validate", Role.OPERATOR),
 ]
 EXAMPLES = {
     **{"name": "intents", "alias": "live", "number": "1"},

@@ -621,4 +621,4 @@ def test_no_record_breaks_a_format(record: Any, format: str | None, plain: bool)
 def test_every_format_says_what_it_looks_like() -> None:
     for format in FORMATS.values():
         shown = format.looks_like.replace("[…]", "[]").replace("…", '"A"').replace(', "A"]', "]")
-        assert format.fits(json.loads(shown).keys(), Columns()), format.name
+        assert format.fits(json.loads(shown).keys(), Columns(graded=format.name == "question")), format.name
