@@ -410,6 +410,11 @@ def problems_of(report: YearReport, promotions: Sequence[Round], jobs: Path) -> 
         promotions: the rounds whose candidates became live.
         jobs: the folder of the server's runs.
     """
+    if len(report.weeks) < report.sizes.weeks:
+        yield f"only {len(report.weeks)} of {report.sizes.weeks} weeks passed"
+    for week in report.weeks:
+        if week.state not in ("promoted", "set_aside"):
+            yield f"the round of week {week.number} came to no decision: {week.state}, {week.reason}"
     for round_ in promotions:
         if round_.decision is None or not round_.decision.reason or round_.decision.replaced is None:
             yield f"the promotion of {round_.candidate} is not explained"

@@ -89,7 +89,8 @@ def serve(config: ServerConfig) -> int:
         ConfigurationError: It cannot start; the message says what to change.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "httpx", "httpcore"):  # whose URLs may be secrets of webhooks
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
     # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

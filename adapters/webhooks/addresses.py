@@ -10,6 +10,10 @@ from graftwork.adapters.errors import InvalidRequest
 
 MAX_URL_CHARS = 2000
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_INNER = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "fec0::/10", "::ffff:0:0:0/96")))
+"""Networks that reach what is not public, and that older versions of Python take for global."""
+
 
 def check_url(url: str, *, allow_private: bool) -> SplitResult:
     """Check a webhook's URL as far as that can be done without a lookup of its name.
@@ -77,6 +81,8 @@ def _is_public(address: str) -> bool:
         inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
         if inner is not None:
             return _is_public(str(inner))
-        if parsed in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
+        if parsed in _NAT64:
             return _is_public(str(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)))
+        if any(parsed in network for network in _INNER):
+            return False
     return parsed.is_global and not parsed.is_multicast

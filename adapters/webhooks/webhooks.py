@@ -170,16 +170,16 @@ class Webhooks:
             return Page.of([Delivery(**row._mapping) for row in connection.execute(query)], limit)
 
     # -- for the keeper --------------------------------------------------------------------------------------------
-    def due(self, *, limit: int = 100) -> list[tuple[Webhook, Delivery]]:
-        """Deliveries that are to be tried now, in the order of their events."""
-        table = deliveries_table
-        query = select(table).where(table.c.state == "waiting", table.c.next_at <= self._now())
+    def due(self, *, limit: int = 20) -> dict[Webhook, list[Delivery]]:
+        """The deliveries that are to be tried now, by webhook, in the order of their events; ``limit`` of each."""
+        table, found = deliveries_table, {}
         with self._database.read() as connection:
-            found = [
-                Delivery(**row._mapping) for row in connection.execute(query.order_by(table.c.number).limit(limit))
-            ]
-            webhooks = {row.id: _webhook(row) for row in connection.execute(select(webhooks_table))}
-        return [(webhooks[each.webhook], each) for each in found if each.webhook in webhooks]
+            for row in connection.execute(select(webhooks_table)).all():
+                mine = (table.c.webhook == row.id, table.c.state == "waiting", table.c.next_at <= self._now())
+                query = select(table).where(*mine).order_by(table.c.number).limit(limit)
+                if deliveries := [Delivery(**each._mapping) for each in connection.execute(query)]:
+                    found[_webhook(row)] = deliveries
+        return found
 
     def record(self, delivery: Delivery, error: str | None, *, fence: Fence) -> None:
         """Store what came of an attempt.
@@ -198,9 +198,11 @@ class Webhooks:
             change = {"state": "failed", "next_at": None}
         with self._database.write() as connection:
             fence(connection)
-            this = deliveries_table.c.number == delivery.number
+            table = deliveries_table.c
+            # It may have been deleted with its webhook meanwhile.
+            this = (table.number == delivery.number) & (table.event == delivery.event)
             values = {"attempts": attempts, "error": error, **change}
-            connection.execute(update(deliveries_table).where(this).values(values))
+            connection.execute(update(deliveries_table).where(this, table.webhook == delivery.webhook).values(values))
 
     def clean(self, *, fence: Fence) -> None:
         """Delete deliveries that ended long ago."""

@@ -218,7 +218,7 @@ class DemoLoop:
         )
         while True:
             round_ = next(iter(self._client.rounds.list(adapter=self._adapter, limit=1)), None)
-            if round_ is not None and (round_.ended or round_.experiment is not None):
+            if round_ is not None and (round_.ended or round_.experiment or round_.state == "awaiting_decision"):
                 break
             if round_ is not None:
                 self._watch(self._client.jobs.get(round_.job))

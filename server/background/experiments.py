@@ -251,6 +251,9 @@ class ExperimentController:
         feedback.sort(key=lambda entry: entry.id)
         ids, plan = [answer.interaction_id for answer in answers], state.experiment.plan
         asked = None if plan.ratings == "all" else {id for id in ids if self._ids.read(id).asked}
+        if asked and plan.unit == "episode":
+            # A judgement of an episode stands at its last answer, whichever of its answers asked for one.
+            asked |= {judgement.interaction_id for judgement in feedback if judgement.episode is not None}
         return ClosedUnit(
             unit=unit.first.unit,
             arm=unit.first.arm,

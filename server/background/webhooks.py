@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -18,7 +19,8 @@ from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
 
-TIMEOUT: Final = httpx.Timeout(10.0)
+MAX_SECONDS: Final = 10.0
+TIMEOUT: Final = httpx.Timeout(MAX_SECONDS)
 
 MAX_ERROR_CHARS: Final = 300
 
@@ -45,19 +47,25 @@ class WebhookSender:
         def fence(connection: Connection) -> None:
             self._leases.check(connection, lease)
 
-        unreachable: set[str] = set()
-        for webhook, delivery in self._webhooks.due():
-            if webhook.id in unreachable:
-                continue
-            error = self._send(webhook, delivery)
-            if error is not None:
-                unreachable.add(webhook.id)
-                log.warning("webhook %s was not told %s: %s", webhook.id, delivery.type, error)
-            self._webhooks.record(delivery, error, fence=fence)
+        for webhook, deliveries in self._webhooks.due().items():
+            for delivery in deliveries:
+                error = self._send_in_time(webhook, delivery)
+                self._webhooks.record(delivery, error, fence=fence)
+                if error is not None:
+                    log.warning("webhook %s was not told %s: %s", webhook.id, delivery.type, error)
+                    break
 
     def clean(self, lease: Lease) -> None:
         """Delete deliveries that ended long ago."""
         self._webhooks.clean(fence=partial(self._leases.check, lease=lease))
+
+    def _send_in_time(self, webhook: Webhook, delivery: Delivery) -> str | None:
+        """Send a delivery, and wait for the answer no longer than `MAX_SECONDS`, however slowly it drips."""
+        found: list[str | None] = []
+        thread = threading.Thread(target=lambda: found.append(self._send(webhook, delivery)), daemon=True)
+        thread.start()
+        thread.join(MAX_SECONDS)
+        return found[0] if found else f"it did not answer within {MAX_SECONDS:g} seconds"
 
     def _send(self, webhook: Webhook, delivery: Delivery) -> str | None:
         """Send a delivery.

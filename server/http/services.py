@@ -9,6 +9,7 @@ from pathlib import Path
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
+from graftwork.adapters.errors import InvalidRequest
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure
@@ -115,4 +116,10 @@ class Services:
         return GraderRules(allows_python=self.allow_python_graders, resolve_model=self._resolve_model)
 
     def _resolve_model(self, model: str) -> str:
-        return model if model == self.base.id else self.registry.resolve(model).id
+        if model == self.base.id:
+            return model
+        version = self.registry.resolve(model)
+        version.check_answers()
+        if version.base_digest != self.base.digest:
+            raise InvalidRequest(f"{version.id} was pushed for another base: it cannot grade here", param="model")
+        return version.id

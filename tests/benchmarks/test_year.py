@@ -22,7 +22,7 @@ NOW = datetime(2027, 1, 1, tzinfo=UTC)
 
 
 def report(*rights: list[bool], losses: tuple[float, ...] | None = None) -> YearReport:
-    made = YearReport(machine={"cpu": "two", "date": "today"}, sizes=YearSizes(), base_loss=2.0)
+    made = YearReport(machine={"cpu": "two", "date": "today"}, sizes=YearSizes(weeks=0), base_loss=2.0)
     for number, right in enumerate(rights, 1):
         loss = 2.0 if losses is None else losses[number - 1]
         made.readings.append(Reading(version=f"intents@{number}", right=right, general_loss=loss))
@@ -63,6 +63,8 @@ def test_a_good_year_has_no_problem(tmp_path: Path) -> None:
     decided = RoundDecision(by="keeper", at=NOW, reason="better", replaced="intents@1")
     year = report([True] * 50 + [False] * 50, [True] * 60 + [False] * 40, losses=(2.01, 2.03))
     assert list(problems_of(year, [promotion(decided)], tmp_path)) == []
+    short = YearReport(machine={}, sizes=YearSizes(weeks=2))
+    assert list(problems_of(short, [], tmp_path)) == ["only 0 of 2 weeks passed"]
     year.weeks.append(Week(number=1, state="promoted", reason="better", candidate="x@2", live="x@2", judgements=12))
     assert "| intents@2 | 60.0% | +1.50% |" in year.markdown()
     assert "All of it held." in year.markdown()
@@ -72,7 +74,9 @@ def test_what_does_not_hold_is_found(tmp_path: Path) -> None:
     ran(tmp_path, "a", train=[1, 2], validation=[3])
     ran(tmp_path, "b", train=[3], validation=[2])
     year = report([True] * 60 + [False] * 40, [True] * 40 + [False] * 60, losses=(2.0, 2.1))
+    year.weeks.append(Week(number=1, state="failed", reason="no rows", candidate=None, live="x@1", judgements=0))
     assert list(problems_of(year, [promotion(None)], tmp_path)) == [
+        "the round of week 1 came to no decision: failed, no rows",
         "the promotion of intents@2 is not explained",
         "2 of 2 held-out questions were learned from",
         "intents@2 loses 5.00% on plain texts",

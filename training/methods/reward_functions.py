@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graftwork.adapters.errors import ConfigurationError, GraftworkError
 from graftwork.adapters.learning.graders import reward_plugins
-from graftwork.training.model.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from graftwork.training.model.reward_model import RewardModel
 
 
 class RewardFunction(Protocol):

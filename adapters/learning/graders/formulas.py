@@ -19,8 +19,9 @@ FUNCTIONS: Final[Mapping[str, Callable[..., float]]] = {
     "min": min,
     "max": max,
     "abs": abs,
-    "floor": math.floor,
-    "ceil": math.ceil,
+    # As floats: powers of whole numbers would have no bound.
+    "floor": lambda value: float(math.floor(value)),
+    "ceil": lambda value: float(math.ceil(value)),
     "exp": math.exp,
     "sqrt": math.sqrt,
     "log": math.log,

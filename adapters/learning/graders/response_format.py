@@ -12,6 +12,8 @@ from typing import Any, Final, Self
 from graftwork.adapters.errors import InvalidRequest
 
 TYPES: Final = ("text", "json_object", "json_schema")
+SLOW_KEYWORDS: Final = frozenset({"pattern", "patternProperties"})
+"""Keywords of JSON schema that are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,12 @@ class ResponseFormat:
             raise InvalidRequest(
                 f"{place}.schema is no JSON schema: {error.message}", param=f"{place}.schema"
             ) from None
+        for keyword in sorted(_keywords(described["schema"]) & SLOW_KEYWORDS):
+            raise InvalidRequest(
+                f"{place}.schema has {keyword}, whose expressions may take any time: leave it out, let a grader look "
+                "at the text",
+                param=f"{place}.schema",
+            )
         return cls(schema=described["schema"])
 
     def parse(self, text: str) -> Any:
@@ -71,3 +79,17 @@ class ResponseFormat:
         if not fits:
             raise ValueError("it is not what response_format asks for")
         return value
+
+
+def _keywords(schema: Any, *, named: bool = False) -> frozenset[str]:
+    """The keywords of a schema; ``named``: it is an object of schemas by names, which are none."""
+    if isinstance(schema, list):
+        return frozenset().union(*(_keywords(each) for each in schema))
+    if not isinstance(schema, dict):
+        return frozenset()
+    inside = (
+        _keywords(value, named=not named and key in ("properties", "$defs", "definitions"))
+        for key, value in schema.items()
+        if named or key not in ("const", "enum", "default", "examples")
+    )
+    return frozenset(() if named else schema).union(*inside)

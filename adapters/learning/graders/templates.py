@@ -20,7 +20,10 @@ Path = tuple[str | int, ...]
 SAMPLE_FIELDS: Final = ("output_text", "output_json")
 """What a template may read of an answer: its text, and the JSON that the text is."""
 
-_EXPRESSION: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+MAX_CHARS: Final = 1 << 16
+
+# Without braces inside, so that what has no end is read once and not again from each brace on.
+_EXPRESSION: Final = re.compile(r"\{\{([^{}]*)\}\}")
 _PATH: Final = re.compile(r"""\s*(?P<namespace>\w+)(?P<steps>(?:\.\w+|\[\d{1,6}\]|\['[^']*'\]|\["[^"]*"\])*)\s*""")
 _STEP: Final = re.compile(r"""\.(\w+)|\[(\d+)\]|\['([^']*)'\]|\["([^"]*)"\]""")
 
@@ -46,6 +49,8 @@ class Template:
         Raises:
             InvalidRequest: It has something else in braces than a path.
         """
+        if len(text) > MAX_CHARS:
+            raise InvalidRequest(f"{param} has more than {MAX_CHARS:,} characters", param=param)
         parts: list[str | Path] = []
         for number, part in enumerate(_EXPRESSION.split(text)):
             if number % 2:

@@ -28,6 +28,7 @@ from graftwork.adapters.learning.rounds.policies import ACTOR, judgements_by_kin
 from graftwork.adapters.learning.rounds.round import (
     ENDED_STATES,
     JOB_STATES,
+    UNDER_WAY_STATES,
     Round,
     RoundDecision,
     RoundState,
@@ -154,26 +155,25 @@ class Rounds:
 
     def undo(self, id: str, *, actor: str, reason: str | None = None) -> Round:
         """Take back what a round has done, whatever its state: its job is cancelled, or its experiment stopped, or the
-        version that it replaced goes live again. The next round learns from what users said as if this had not been.
+        version that it replaced goes live again. The next round learns from what users said, also to this one.
 
         Raises:
             NotFound: There is no such round.
-            Conflict: Nothing of it is in effect any more, or it cannot be taken back.
+            Conflict: Nothing of it is in effect any more, or it cannot be taken back now: another round builds on it,
+                an experiment runs, or its version is being registered.
         """
         if reason is not None:
             names.check_text(reason, param="reason", max_chars=2000)
         with self._database.write() as connection:
-            round_ = get_round(connection, id)
+            # The keeper may not have seen yet how a job or an experiment ended, or what a person decided.
+            round_ = self._caught_up(connection, get_round(connection, id))
             why = reason or f"{round_.id} was undone by {actor}"
-            if round_.state in JOB_STATES and _stage(_job(connection, round_.job)) is None:
-                # The keeper has not seen yet that the job has ended.
-                round_ = change_round(connection, round_, self._now(), **self._after_job(connection, round_))
             if round_.state in JOB_STATES:
                 self._jobs.cancel(round_.job, actor=actor, within=connection)
             elif round_.state == "experimenting":
                 if round_.experiment is not None:
                     self._experiments.stop(round_.experiment, actor=actor, reason=why, within=connection)
-            elif round_.state == "promoted":
+            elif round_.state == "promoted" or round_.candidate == self._live(round_.adapter) != round_.live:
                 self._put_back(connection, round_, actor, why)
             elif round_.state != "awaiting_decision":
                 raise Conflict(
@@ -186,18 +186,37 @@ class Rounds:
             decision = RoundDecision(by=actor, at=now.timestamp(), reason=reason)
             return change_round(connection, round_, now, state="undone", reason=why, decision=decision)
 
+    def _caught_up(self, connection: Connection, round_: Round) -> Round:
+        """The round after all steps that can be taken, but that of starting its experiment."""
+        while not round_.ended and not (round_.state == "experimenting" and round_.experiment is None):
+            changes = self._next(connection, round_)
+            if all(getattr(round_, name) == value for name, value in changes.items()):
+                break
+            round_ = change_round(connection, round_, self._now(), **changes)
+        return round_
+
     def _put_back(self, connection: Connection, round_: Round, actor: str, why: str) -> None:
-        live, replaced = self._live(round_.adapter), round_.decision.replaced if round_.decision else None
+        live, event = self._live(round_.adapter), self._promotion(connection, round_)
         if live != round_.candidate:
             raise Conflict(
                 f"{round_.candidate} is not live any more, {live} is: nothing of round {round_.number} is in effect",
                 code="round_ended",
             )
-        if replaced is None:
+        if event is None or event.from_version is None:
             raise Conflict(f"no version was live before {round_.candidate}: there is none to go back to")
+        table = rounds_table.c
+        on_top = select(table.id).where(table.continues == round_.candidate, table.state.in_(UNDER_WAY_STATES))
+        if (other := connection.scalar(on_top)) is not None:
+            raise Conflict(
+                f"{other} is under way on top of {round_.candidate}: undo it first (graftwork rounds undo {other})",
+                code="round_under_way",
+            )
         ExperimentGuard().check_move(connection, round_.adapter, LIVE)
-        number = _number(replaced)
-        self._registry.set_alias(round_.adapter, LIVE, number, actor=actor, reason=why, within=connection)
+        back = self._registry.rollback(round_.adapter, actor=actor, reason=why, within=connection)
+        if back.to_version != event.from_version:
+            self._registry.set_alias(
+                round_.adapter, LIVE, event.from_version, actor=actor, reason=why, within=connection
+            )
 
     def _withdraw_candidate(self, connection: Connection, round_: Round, actor: str, why: str) -> None:
         """Move the alias for candidates back to where it was before this one, if there is such a version."""
@@ -273,7 +292,8 @@ class Rounds:
         outcome = require_experiment(connection, round_.experiment or "").outcome
         if outcome is None:
             return {}
-        if outcome.decision == "promoted" and (event := self._promotion(connection, round_)) is not None:
+        # A person may also have promoted it and ended the experiment with that.
+        if (event := self._promotion(connection, round_)) is not None:
             return _promoted(event)
         decision = RoundDecision(by=outcome.actor, at=self._now().timestamp(), reason=outcome.reason)
         return {"state": "set_aside", "reason": f"{outcome.decision}: {outcome.reason}", "decision": decision}
@@ -293,7 +313,7 @@ class Rounds:
         return {}
 
     def _promotion(self, connection: Connection, round_: Round) -> AliasEvent | None:
-        """The event by which the candidate first became live, if it did."""
+        """The event by which the candidate last became live since the round began, if it did."""
         table = alias_events_table
         query = (
             select(table)
@@ -301,8 +321,9 @@ class Rounds:
                 table.c.name == round_.adapter,
                 table.c.alias == LIVE,
                 table.c.to_version == _number(round_.candidate or ""),
+                table.c.at >= round_.created_at,
             )
-            .order_by(table.c.id)
+            .order_by(table.c.id.desc())
             .limit(1)
         )
         row = connection.execute(query).one_or_none()

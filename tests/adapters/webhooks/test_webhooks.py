@@ -90,6 +90,7 @@ PRIVATE = (
     *("127.0.0.1", "127.1", "2130706433", "0x7f.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.3.4", "192.168.1.1"),
     *("169.254.169.254", "100.64.0.1", "224.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fc00::1]"),
     *("[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
+    *("[64:ff9b:1::1]", "[fec0::1]", "[::ffff:0:10.0.0.1]"),
 )
 
 
@@ -169,17 +170,17 @@ def test_what_failed_is_tried_again_later_and_later_and_given_up(
     tell(database)
     clock.now += timedelta(seconds=1)
     for number, pause in enumerate(RETRY_SECONDS, 1):
-        ((found, delivery),) = webhooks.due()
+        ((found, (delivery,)),) = webhooks.due().items()
         assert (found, delivery.attempts) == (webhook, number - 1)
         webhooks.record(delivery, "it answered 500", fence=free)
-        assert webhooks.due() == []
+        assert webhooks.due() == {}
         clock.now += timedelta(seconds=pause - 1)
-        assert webhooks.due() == []
+        assert webhooks.due() == {}
         clock.now += timedelta(seconds=1)
-    ((_, delivery),) = webhooks.due()
+    (((delivery,)),) = webhooks.due().values()
     webhooks.record(delivery, "it answered 500", fence=free)
     clock.now += timedelta(days=10)
-    assert webhooks.due() == []
+    assert webhooks.due() == {}
     (given_up,) = webhooks.deliveries(webhook.id)
     assert (given_up.state, given_up.attempts, given_up.error, given_up.next_at) == (
         "failed", len(RETRY_SECONDS) + 1, "it answered 500", None,
@@ -194,12 +195,37 @@ def test_what_was_delivered_is_not_sent_again(webhooks: Webhooks, database: Data
     tell(database)
     tell(database, "round.failed")
     clock.now += timedelta(seconds=1)
-    (_, first), (_, second) = webhooks.due()
+    ((first, second),) = webhooks.due().values()
     assert (first.type, second.type) == ("round.promoted", "round.failed")
     webhooks.record(first, None, fence=free)
-    assert [delivery for _, delivery in webhooks.due()] == [second]
+    assert list(webhooks.due().values()) == [[second]]
     webhooks.clean(fence=free)
     assert len(webhooks.deliveries(webhook.id)) == 2
+
+
+def test_the_end_of_a_deleted_webhooks_delivery_is_nobody_elses(
+    webhooks: Webhooks, database: Database, clock: Clock
+) -> None:
+    gone = webhooks.create(URL, actor="ann")
+    tell(database)
+    clock.now += timedelta(seconds=1)
+    ((sent,),) = webhooks.due().values()
+    webhooks.delete(gone.id)
+    stays = webhooks.create(URL, actor="ann")
+    tell(database)
+    webhooks.record(sent, None, fence=free)
+    (waiting,) = webhooks.deliveries(stays.id)
+    assert (waiting.state, waiting.number > sent.number) == ("waiting", True)
+
+
+def test_a_webhook_with_much_to_be_told_holds_up_no_other(webhooks: Webhooks, database: Database, clock: Clock) -> None:
+    busy = webhooks.create(URL, events=["round.failed"], actor="ann")
+    for _ in range(120):
+        tell(database, "round.failed")
+    other = webhooks.create(URL, events=["round.promoted"], actor="ann")
+    tell(database)
+    clock.now += timedelta(minutes=10)
+    assert {webhook.id: len(found) for webhook, found in webhooks.due().items()} == {busy.id: 20, other.id: 1}
 
 
 # --- signatures -------------------------------------------------------------------------------------------------------

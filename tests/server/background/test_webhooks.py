@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -154,6 +155,21 @@ def test_one_that_is_not_there_holds_up_no_other(
     assert len(receiver.told) == 1
     (told,) = client.get(f"/v1/webhooks/{gone}/deliveries").json()["data"]
     assert told["error"].startswith("ConnectError")
+
+
+def test_one_that_drips_its_answer_is_not_waited_for(
+    client: TestClient, receiver: Receiver, send: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graftwork.server.background.webhooks.MAX_SECONDS", 3.0)
+    with socket.create_server(("localhost", 0)) as slow:  # accepts, and says nothing
+        dripping = client.post("/v1/webhooks", json={"url": f"http://localhost:{slow.getsockname()[1]}/x"}).json()["id"]
+        there = client.post("/v1/webhooks", json={"url": f"http://localhost:{receiver.port}/hook"}).json()["id"]
+        for id in (dripping, there):
+            client.post(f"/v1/webhooks/{id}/test")
+        send()
+        assert len(receiver.told) == 1
+        (told,) = client.get(f"/v1/webhooks/{dripping}/deliveries").json()["data"]
+    assert told["error"] == "it did not answer within 3 seconds"
 
 
 @pytest.mark.parametrize(

@@ -224,5 +224,5 @@ def _combined(grader: Multi, grades: Mapping[str, float | None]) -> float | None
         return None
     try:
         return grader.formula.compute(values)
-    except (ArithmeticError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:  # TypeError: a root of less than 0, compared
         raise grader_failed(grader.name, f"{grader.formula.text} has no value for {dict(values)} ({error})") from error

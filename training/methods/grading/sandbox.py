@@ -24,6 +24,12 @@ ALLOWED_MODULES = (
     *("re", "statistics", "string", "textwrap", "time", "typing", "unicodedata", "urllib.parse"),
 )
 
+_LATE_MODULES = ("_strptime", "encodings.cp1252", "encodings.latin_1", "encodings.idna", "encodings.utf_16")
+"""What those import when they are used."""
+
+MAX_REPLY_BYTES = 1 << 20
+"""What the process may write, to the file that is its standard output."""
+
 _NAMES = (
     *("read", "write", "close", "fstat", "lseek", "mmap", "mprotect", "munmap", "brk", "rt_sigaction"),
     *("rt_sigprocmask", "rt_sigreturn", "mremap", "madvise", "nanosleep", "getpid", "exit", "exit_group"),
@@ -68,7 +74,7 @@ def lock_down(max_seconds: int, max_bytes: int) -> None:
     for limit, value in (
         (resource.RLIMIT_AS, max_bytes),
         (resource.RLIMIT_CPU, max_seconds),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, MAX_REPLY_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (value, value))
@@ -108,7 +114,7 @@ def grade(source: str, answers: list[dict[str, object]]) -> list[float]:
 def main() -> None:
     """Answer the question on standard input."""
     question = json.loads(sys.stdin.buffer.read())
-    for name in ALLOWED_MODULES:
+    for name in (*ALLOWED_MODULES, *_LATE_MODULES):
         __import__(name)
     output = sys.stdout.fileno()
     sys.stdout = sys.stderr = io.StringIO()  # what the source prints is nobody's

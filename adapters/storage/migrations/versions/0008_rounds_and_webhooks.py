@@ -88,6 +88,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("webhook", "event", name="uq_webhook_deliveries_event"),
         sa.ForeignKeyConstraint(["webhook"], ["webhooks.id"], name="fk_webhook_deliveries_webhook"),
         sa.CheckConstraint("state IN ('waiting', 'delivered', 'failed')", name="ck_webhook_deliveries_state"),
+        sqlite_autoincrement=True,
         comment="events that webhooks are told of, stored with what they are about and sent afterwards",
     )
     op.create_index("ix_webhook_deliveries_next_at", "webhook_deliveries", ["state", "next_at"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
@@ -17,6 +18,8 @@ from graftwork.server.http.lists import in_thread
 from graftwork.server.http.openapi import json_body
 from graftwork.server.http.schemas.fine_tuning.graders import GraderErrorsObject, GraderObject, GraderRunObject
 from graftwork.server.http.services import Services
+
+TRIALS_AT_ONCE: Final = 2
 
 
 class NewGrader(StrictModel):
@@ -36,6 +39,7 @@ class NewGraderRun(StrictModel):
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of graders."""
     operator = Depends(services.authenticator.require(Role.OPERATOR))
+    trials = CapacityLimiter(TRIALS_AT_ONCE)  # each is a process, and holds a thread of those that all routes share
 
     @routes.post(
         "/v1/fine_tuning/alpha/graders/validate",
@@ -45,7 +49,7 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def validate_grader(request: Request) -> Response:
         body = parse(NewGrader, await request.body())
-        checked_grader(body.grader, "grader", services.grader_rules)
+        await in_thread(checked_grader, body.grader, "grader", services.grader_rules)
         return JSONResponse({"grader": body.grader})
 
     @routes.post(
@@ -56,9 +60,10 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def run_grader(request: Request) -> Response:
         body = parse(NewGraderRun, await request.body())
-        grader = checked_grader(body.grader, "grader", services.grader_rules)
+        grader = await in_thread(checked_grader, body.grader, "grader", services.grader_rules)
         began = time.monotonic()
-        found = await in_thread(services.grader_trials.run, grader, item=body.item, sample=body.model_sample)
+        async with trials:
+            found = await in_thread(services.grader_trials.run, grader, item=body.item, sample=body.model_sample)
         return JSONResponse(show(grader, found, time.monotonic() - began))
 
 

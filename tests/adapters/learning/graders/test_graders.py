@@ -82,6 +82,12 @@ def test_a_template_reads_paths_alone(template: str) -> None:
     assert refused.value.param == "method.reinforcement.grader.input"
 
 
+@pytest.mark.parametrize("template", ["{{" * 30_000, "{{ item." * 8_000, "x" * 70_000])
+def test_a_long_template_is_refused_at_once(template: str) -> None:
+    with pytest.raises(InvalidRequest):
+        Template.parse(template, "input")
+
+
 @pytest.mark.parametrize("path", ["item.gone", "item.city.x", "item.tags[9]", "sample.output_json.gone"])
 def test_what_is_not_there_is_an_error_of_its_own(path: str) -> None:
     with pytest.raises(NotThere):
@@ -117,9 +123,9 @@ def test_a_formula_is_nothing_else(text: str) -> None:
     assert refused.value.param == "grader.calculate_output"
 
 
-@pytest.mark.parametrize("text", ["1 / (a - a)", "sqrt(-a)", "log(0)", "exp(9999)", "(-a) ^ 0.5"])
+@pytest.mark.parametrize("text", ["1 / (a - a)", "sqrt(-a)", "log(0)", "exp(9999)", "(-a) ^ 0.5", "max((-a) ^ 0.5, 0)"])
 def test_a_formula_without_a_value_says_so(text: str) -> None:
-    with pytest.raises((ArithmeticError, ValueError)):
+    with pytest.raises((ArithmeticError, TypeError, ValueError)):
         Formula.parse(text, "grader").compute({"a": 1.0})
 
 
@@ -212,6 +218,20 @@ def test_what_is_wrong_is_named(case: str) -> None:
         checked_grader(grader, "method.reinforcement.grader", GraderRules(resolve_model=unknown))
     assert refused.value.param == f"method.reinforcement.grader{param}"
     assert says in refused.value.message
+
+
+def test_powers_of_whole_numbers_have_a_bound() -> None:
+    with pytest.raises(OverflowError):
+        Formula.parse("ceil(9) ^ ceil(9) ^ ceil(9) ^ ceil(9)", "grader").compute({})
+
+
+def test_expressions_that_may_take_any_time_are_refused() -> None:
+    named = {"type": "object", "properties": {"pattern": {"type": "string", "enum": ["pattern"]}}}
+    assert ResponseFormat.read({"type": "json_schema", "json_schema": {"schema": named}}).schema == named
+    for slow in ({"pattern": "^(a+)+$"}, {"patternProperties": {"^(a+)+$": {}}}):
+        schema = {"type": "object", "properties": {"properties": slow}}
+        with pytest.raises(InvalidRequest, match="whose expressions may take any time"):
+            ResponseFormat.read({"type": "json_schema", "json_schema": {"schema": schema}})
 
 
 def test_an_answer_must_be_the_json_that_is_asked_for() -> None:

@@ -411,6 +411,75 @@ def test_one_that_was_promoted_is_undone_by_going_back(by_experiment: World) -> 
     assert by_experiment.begin().continues == "intents@1"
 
 
+def test_undone_between_two_looks_of_the_keeper(by_experiment: World) -> None:
+    begun = by_experiment.begin()
+    by_experiment.end()
+    by_experiment.look(begun.id)
+    by_experiment.decide("intents-round-1", "promoted", "intents@2")
+    undone = by_experiment.rounds.undo(begun.id, actor="ann")  # as far as the round knows it is in its experiment
+    assert (undone.state, live(by_experiment)) == ("undone", 1)
+
+
+def test_undone_after_a_person_promoted_it_unseen(by_hand: World) -> None:
+    begun = by_hand.begin()
+    by_hand.end()
+    by_hand.look(begun.id)
+    by_hand.registry.set_alias("intents", "live", 2, actor="ann")
+    assert by_hand.rounds.undo(begun.id, actor="ann").state == "undone"
+    assert live(by_hand) == 1
+    with pytest.raises(Conflict, match="none before it to go back to"):
+        by_hand.registry.rollback("intents", actor="ann")  # never forward again
+
+
+def test_promoted_by_a_person_who_ends_the_experiment_with_that(by_experiment: World) -> None:
+    begun = by_experiment.begin()
+    by_experiment.end()
+    by_experiment.look(begun.id)
+    by_experiment.experiments.end_and_move(
+        "intents",
+        lambda connection: by_experiment.registry.set_alias("intents", "live", 2, actor="ann", within=connection),
+        actor="ann",
+        reason="enough seen",
+    )
+    ended = by_experiment.look(begun.id)
+    assert ended.decision is not None
+    assert (ended.state, ended.decision.by, ended.decision.replaced) == ("promoted", "ann", "intents@1")
+
+
+def test_one_that_was_set_aside_and_promoted_later_can_be_undone(by_experiment: World) -> None:
+    begun = by_experiment.begin()
+    by_experiment.end()
+    by_experiment.look(begun.id)
+    by_experiment.experiments.stop("intents-round-1", decision="undecided", actor="keeper", reason="14 days")
+    assert by_experiment.look(begun.id).state == "set_aside"
+    by_experiment.registry.set_alias("intents", "live", 2, actor="ann")
+    assert by_experiment.rounds.undo(begun.id, actor="ann").state == "undone"
+    assert live(by_experiment) == 1
+
+
+def test_a_round_on_top_has_to_be_undone_first(by_hand: World) -> None:
+    first = by_hand.begin()
+    by_hand.end()
+    by_hand.registry.set_alias("intents", "live", 2, actor="ann")
+    by_hand.look(first.id)
+    second = by_hand.begin()
+    assert second.continues == "intents@2"
+    with pytest.raises(Conflict, match=second.id) as refused:
+        by_hand.rounds.undo(first.id, actor="ann")
+    assert (refused.value.code, live(by_hand)) == ("round_under_way", 2)
+    by_hand.rounds.undo(second.id, actor="ann")
+    by_hand.rounds.undo(first.id, actor="ann")
+    assert live(by_hand) == 1
+
+
+def test_an_older_version_that_comes_out_again_was_not_promoted_by_that(by_hand: World) -> None:
+    by_hand.push("second")
+    by_hand.registry.set_alias("intents", "live", 2, actor="ann")
+    begun = by_hand.begin()
+    by_hand.end(content="first")  # the bytes of intents@1, which was live before
+    assert (by_hand.look(begun.id).candidate, by_hand.look(begun.id).state) == ("intents@1", "awaiting_decision")
+
+
 def test_what_has_no_effect_any_more_cannot_be_undone(by_hand: World) -> None:
     begun = by_hand.begin()
     by_hand.end()

@@ -114,6 +114,8 @@ def test_a_program_grades() -> None:
         program("import re; return len(re.findall('a', sample['output_text']))"), *("a" * n for n in range(70))
     )
     assert many == tuple(range(70))
+    dates = program("import datetime; return datetime.datetime.strptime(sample['output_text'], '%Y-%m-%d').day")
+    assert graded(dates, "2024-01-02") == (2.0,)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,10 @@ def test_a_program_grades() -> None:
         ("raise SystemExit(3)", "SystemExit"),
         ("return float('nan')", "no number"),
         ("return 'good'", "ValueError"),
+        # What the program writes in place of the process is no answer of it, and no more than a mebibyte of it is read.
+        ("import os; os.write(1, b'5'); os._exit(0)", "did not return a grade for each"),
+        ("import os; os.write(1, b'{\"grades\": [1, 2]}'); os._exit(0)", "did not return a grade for each"),
+        ("import os\n    while True: os.write(1, b'x' * (1 << 20))", "OSError|its process ended"),
     ],
 )
 def test_a_program_can_do_nothing_but_compute(body: str, says: str) -> None:
