@@ -34,11 +34,12 @@ from typing import Final
 import psutil
 from rich.console import Console
 
-from benchmarks.harness import machine
+from benchmarks.harness import guard, machine
 from benchmarks.harness.child_process import ChildProcess
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.output import markdown_row, write_text
-from benchmarks.learning.own_server import serve_command
+from benchmarks.learning.general_loss import general_loss
+from benchmarks.learning.own_server import make_home, serve_command
 from benchmarks.systems.system import free_port
 from graftwork.adapters.learning.rounds.round import ENDED_STATES
 from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
@@ -49,7 +50,6 @@ from graftwork.clients.demo.users import Users, run_concurrently
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.clients.types.learning.rounds import Round
 from graftwork.training.evaluation.intervals import sign_test
-from graftwork.training.evaluation.texts import GENERAL_TEXTS
 from graftwork.training.worker.job.rounds import RoundRecord
 
 ADAPTER: Final = "intents"
@@ -201,14 +201,15 @@ class FastServer:
         self._set_clock()
 
     def kill_one(self, chance: random.Random) -> str:
-        """Kill -9 one of its processes, and start it again if it does not come back by itself. Returns which."""
+        """Kill -9 one of its processes, wait until it is dead, and return which. See `revive`."""
         found = psutil.Process().children(recursive=True)
-        known = [process for process in found if "graftwork" in " ".join(_words(process))]
+        # The guard between this process and the server has the server's words, too.
+        known = [each for each in found if "graftwork" in " ".join(_words(each)) and guard.__file__ not in _words(each)]
         victim = chance.choice(known)
         words = " ".join(_words(victim)[1:4])
         with suppress(psutil.NoSuchProcess):
             victim.kill()
-        time.sleep(2)
+            victim.wait(START_SECONDS)
         return words
 
     def revive(self) -> None:
@@ -263,7 +264,7 @@ class Year:
     def run(self, report: YearReport) -> Iterator[None]:
         """Fill the report, week by week."""
         base = next(iter(self._client.models())).id
-        report.base_loss = self._general_loss(base)
+        report.base_loss = general_loss(self._client, base)
         report.readings.append(self._reading(self._train_first(base)))
         yield
         self._client.learning_policies.set(
@@ -377,12 +378,7 @@ class Year:
         }
         right = [answers[query.text] for query in self._held_out]
         self._say(f"{version}: {sum(right)} of {len(right)} held-out rows right")
-        return Reading(version=version, right=right, general_loss=self._general_loss(version))
-
-    def _general_loss(self, model: str) -> float:
-        scores = list(run_concurrently(lambda text: self._client.score(model, text), GENERAL_TEXTS))
-        counted = [logprob for score in scores for logprob in score.logprobs if logprob is not None]
-        return -math.fsum(counted) / len(counted)
+        return Reading(version=version, right=right, general_loss=general_loss(self._client, version))
 
     def _last_round(self) -> Round | None:
         return next(iter(self._client.rounds.list(adapter=ADAPTER, limit=1)), None)
@@ -490,7 +486,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interrupted_by_signals(), tempfile.TemporaryDirectory(prefix="graftwork-year-") as folder:
             work = Path(folder)
-            server = FastServer(_home(work, given.home), work)
+            make_home(work / "home", given.home)
+            server = FastServer(work / "home", work)
             try:
                 server.start()
                 year = Year(server, read(*given.data), sizes, work=work, seed=given.seed, say=say)
@@ -508,17 +505,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save()
     print(report.markdown())
     return 1 if report.problems else 0
-
-
-def _home(work: Path, usual: Path) -> Path:
-    """A home that shares bases and kernels with the usual one."""
-    home = work / "home"
-    home.mkdir()
-    for shared in ("base", "kernels"):
-        there = usual.expanduser().resolve() / shared
-        there.mkdir(parents=True, exist_ok=True)
-        (home / shared).symlink_to(there, target_is_directory=True)
-    return home
 
 
 if __name__ == "__main__":

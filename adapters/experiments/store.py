@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -167,7 +167,7 @@ class Experiments:
                 code="invalid_name",
             )
         self._registry.adapter(plan.adapter)
-        with nullcontext(within) if within is not None else self._database.write() as connection:
+        with self._database.write(within) as connection:
             # The only writer: what is pinned here can be neither moved nor retired before it is stored.
             plan = validate_plan(self._pinned(plan, base_digest))
             if find_experiment(connection, name) is not None:
@@ -373,7 +373,7 @@ class Experiments:
         self, name: str, fence: Fence | None, within: Connection | None = None
     ) -> Iterator[tuple[Connection, Experiment]]:
         """A transaction that changes a running experiment."""
-        with nullcontext(within) if within is not None else self._database.write() as connection:
+        with self._database.write(within) as connection:
             if fence is not None:
                 fence(connection)
             experiment = require_experiment(connection, name)

@@ -56,8 +56,3 @@ def version_by_id(registry: Registry, id: str) -> Version:
     """
     name, _, number = id.partition("@")
     return registry.version(name, int(number))
-
-
-def gate_summary(version: Version) -> GateSummary | None:
-    """What the gates said of a version; None if it was not evaluated against gates."""
-    return GateSummary.from_metadata(version.metadata)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -108,7 +107,7 @@ class Jobs:
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=256)
         id = f"ftjob-{secrets.token_hex(12)}"
-        with nullcontext(within) if within is not None else self._database.write() as connection:
+        with self._database.write(within) as connection:
             known = None if idempotency_key is None else _of_key(connection, key_id, idempotency_key)
             if known is not None:
                 return _repeated(known, new), False
@@ -126,7 +125,7 @@ class Jobs:
                 )
             )
             _record(connection, id, [NewJobEvent(message=f"Created fine-tuning job: {id}"), *events])
-            return _get(connection, id), True
+            return get_job(connection, id), True
 
     def get(self, id: str) -> Job:
         """A job by its id.
@@ -135,7 +134,7 @@ class Jobs:
             NotFound: It does not exist.
         """
         with self._database.read() as connection:
-            return _get(connection, id)
+            return get_job(connection, id)
 
     def find(
         self,
@@ -195,7 +194,7 @@ class Jobs:
         if after is not None:
             query = query.where(job_events_table.c.id < after)
         with self._database.read() as connection:
-            _get(connection, id)
+            get_job(connection, id)
             return Page.of([job_event_of(row) for row in connection.execute(query)], limit)
 
     def checkpoints(self, id: str, *, after: int | None = None, limit: int = 20) -> Page[Checkpoint]:
@@ -209,7 +208,7 @@ class Jobs:
         if after is not None:
             query = query.where(job_checkpoints_table.c.id < after)
         with self._database.read() as connection:
-            _get(connection, id)
+            get_job(connection, id)
             found = [Checkpoint(**row._mapping) for row in connection.execute(query.limit(limit + 1))]
         return Page.of(found, limit)
 
@@ -225,8 +224,8 @@ class Jobs:
             NotFound: It does not exist.
             Conflict: It has ended otherwise, or its version is being registered.
         """
-        with nullcontext(within) if within is not None else self._database.write() as connection:
-            job = _get(connection, id)
+        with self._database.write(within) as connection:
+            job = get_job(connection, id)
             if job.status == "cancelled":
                 return job
             if job.ended:
@@ -238,7 +237,7 @@ class Jobs:
                 )
             _end(connection, id, "cancelled")
             _record(connection, id, [NewJobEvent(message=f"The job was cancelled by {actor}.", level="warn")])
-            return _get(connection, id)
+            return get_job(connection, id)
 
     # -- for workers -------------------------------------------------------------------------------------------------
 
@@ -285,7 +284,7 @@ class Jobs:
                     message = "The job has started." if job.started_at is None else "The job goes on."
                     _record(connection, job.id, [NewJobEvent(message=message)])
                 _change(connection, job.id, changes)
-                return Claim(job=_get(connection, job.id), owner=owner, token=job.token + 1)
+                return Claim(job=get_job(connection, job.id), owner=owner, token=job.token + 1)
         return None
 
     def release_owner(self, owner: str) -> None:
@@ -441,7 +440,7 @@ def _check_file(connection: Connection, param: str, id: str | None) -> None:
 
 
 def _check_claim(connection: Connection, claim: Claim) -> Job:
-    job = _get(connection, claim.job.id)
+    job = get_job(connection, claim.job.id)
     if job.status == "cancelled":
         raise ClaimLost(f"{job.id} was cancelled")
     if (job.owner, job.token) != (claim.owner, claim.token):
@@ -527,7 +526,12 @@ def _has(job: Job, metadata: Mapping[str, str] | None) -> bool:
     return metadata.items() <= job.metadata.items()
 
 
-def _get(connection: Connection, id: str) -> Job:
+def get_job(connection: Connection, id: str) -> Job:
+    """A job by its id.
+
+    Raises:
+        NotFound: It does not exist.
+    """
     row = connection.execute(select(jobs_table).where(jobs_table.c.id == id)).one_or_none()
     if row is None:
         raise NotFound(

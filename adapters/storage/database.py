@@ -168,14 +168,20 @@ class Database:
         return self.url.database or "" if self.is_sqlite else self.url.render_as_string(hide_password=True)
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, within: Connection | None = None) -> Iterator[Connection]:
         """A transaction by the only writer; committed at the end of the block, rolled back by any exception in it.
 
         Does not nest.
 
+        Args:
+            within: A write transaction of the caller's, to be part of: that is yielded, and ends where it began.
+
         Raises:
             Unavailable: Other writers held the lock for ``BUSY_TIMEOUT_SECONDS``, or the disk is full.
         """
+        if within is not None:
+            yield within
+            return
         with self._writing.begin() as connection:
             if not self.is_sqlite:
                 # The price of the same guarantee on both databases: PostgreSQL could let writers overlap.

@@ -36,11 +36,7 @@ def serving(home: Path, usual: Path, *flags: str, log: Path) -> Iterator[str]:
     Raises:
         BenchmarkError: if it does not start; the message has the end of its log.
     """
-    home.mkdir()
-    for shared in ("base", "kernels"):  # take long to make and are the same for all
-        there = usual.expanduser().resolve() / shared
-        there.mkdir(parents=True, exist_ok=True)
-        (home / shared).symlink_to(there, target_is_directory=True)
+    make_home(home, usual)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     server = HttpServer(
@@ -54,6 +50,15 @@ def serving(home: Path, usual: Path, *flags: str, log: Path) -> Iterator[str]:
     )
     with server.running():
         yield url
+
+
+def make_home(home: Path, usual: Path) -> None:
+    """Make a home that shares the bases and kernels of the usual one, which take long to make."""
+    home.mkdir()
+    for shared in ("base", "kernels"):
+        there = usual.expanduser().resolve() / shared
+        there.mkdir(parents=True, exist_ok=True)
+        (home / shared).symlink_to(there, target_is_directory=True)
 
 
 def serve_command(home: Path, port: int, flags: Sequence[str]) -> list[str | Path]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.output import write_text
 from benchmarks.learning import trl_script
 from benchmarks.learning.data_split import ROUNDS, LoopBenchmarkSizes, LoopDataSplit, split_data
+from benchmarks.learning.general_loss import general_loss
 from benchmarks.learning.own_server import MemoryMonitor, serving
 from benchmarks.learning.report import LoopReport, VersionResult
 from graftwork.adapters.base import prepare
@@ -47,7 +47,6 @@ from graftwork.clients.demo.queries import Query, read
 from graftwork.clients.demo.users import MAX_TOKENS, Users, conversation, run_concurrently
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.clients.types.learning.jobs import Job
-from graftwork.training.evaluation.texts import GENERAL_TEXTS
 
 ADAPTER: Final = "intents"
 
@@ -194,16 +193,11 @@ class LoopBenchmark:
             right += told.right
             self._show.progress(done, len(queries), f"{right / done:.0%} right")
         found = VersionResult(
-            model=model, right=right, asked=len(queries), general_loss=self._general_loss(model), **about
+            model=model, right=right, asked=len(queries), general_loss=general_loss(self._client, model), **about
         )
         low, high = found.interval
         self._show.end(f"{model}: {right} of {len(queries)} right, {found.accuracy:.1%} ({low:.1%} to {high:.1%})")
         return found
-
-    def _general_loss(self, model: str) -> float:
-        scores = list(run_concurrently(lambda text: self._client.score(model, text), GENERAL_TEXTS))
-        counted = [logprob for score in scores for logprob in score.logprobs if logprob is not None]
-        return -math.fsum(counted) / len(counted)
 
 
 # --- the peer ---------------------------------------------------------------------------------------------------------

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate, parse_metadata
+from graftwork.clients.cli.context import CommandContext, api_command, first_items, paginate, parse_metadata
 
 if TYPE_CHECKING:
     from graftwork.clients.http.calls import ProgressCallback
@@ -149,10 +148,9 @@ def history(
     """Show what happened to an adapter, and who did it."""
     from graftwork.clients.cli import tables
 
-    pages = paginate(
-        lambda after: remote.client.adapters.history(name, after=after, limit=min(limit, 100)), lambda event: event.id
+    events = first_items(
+        limit, lambda after, size: remote.client.adapters.history(name, after=after, limit=size), lambda event: event.id
     )
-    events = list(islice(pages, limit))
     remote.print_result(events, lambda: tables.history(events))
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate, parse_metadata, write_json_lines
+from graftwork.clients.cli.context import CommandContext, api_command, first_items, parse_metadata, write_json_lines
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.cli.feedback import Out
 
@@ -55,10 +54,9 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 20,
 ) -> None:
     """List batches, newest first: one's own, or with an operator's key all."""
-    pages = paginate(
-        lambda after: remote.client.batches.list(after=after, limit=min(limit, 100)), lambda batch: batch.id
+    found = first_items(
+        limit, lambda after, size: remote.client.batches.list(after=after, limit=size), lambda batch: batch.id
     )
-    found = list(islice(pages, limit))
     remote.print_result(found, lambda: _table(found))
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -138,6 +139,11 @@ def paginate(fetch: Callable[[Cursor | None], Page[T]], cursor: Callable[[T], Cu
     while page.has_more and page.data:
         page = fetch(cursor(page.data[-1]))
         yield from page
+
+
+def first_items(limit: int, fetch: Callable[[Cursor | None, int], Page[T]], cursor: Callable[[T], Cursor]) -> list[T]:
+    """Return at most ``limit`` items of a paged list; ``fetch`` takes a cursor and the size of a page."""
+    return list(islice(paginate(lambda after: fetch(after, min(limit, 100)), cursor), limit))
 
 
 def parse_since(text: str | None) -> str | float | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate
+from graftwork.clients.cli.context import CommandContext, api_command, first_items
 from graftwork.clients.errors import LocalFileError
 
 if TYPE_CHECKING:
@@ -176,11 +175,11 @@ def list_(
     from graftwork.clients.cli import experiment_charts
 
     wanted = None if everything_ else "running"
-    pages = paginate(
-        lambda after: remote.client.experiments.list(status=wanted, after=after, limit=min(limit, 100)),
+    found = first_items(
+        limit,
+        lambda after, size: remote.client.experiments.list(status=wanted, after=after, limit=size),
         lambda experiment: experiment.name,
     )
-    found = list(islice(pages, limit))
     remote.print_result(found, lambda: experiment_charts.experiments(found))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 from graftwork.clients.cli.context import (
     CommandContext,
     api_command,
-    paginate,
+    first_items,
     parse_metadata,
     parse_since,
     write_json_lines,
@@ -100,10 +99,11 @@ def list_(
     from graftwork.clients.cli import tables
 
     start = parse_since(since)
-    pages = paginate(
-        lambda after: remote.client.feedback.list(
+    found = first_items(
+        limit,
+        lambda after, size: remote.client.feedback.list(
             after=after,
-            limit=min(limit, 100),
+            limit=size,
             interaction_id=interaction,
             adapter=adapter,
             kind=kind,
@@ -112,7 +112,6 @@ def list_(
         ),
         lambda row: row.id,
     )
-    found = list(islice(pages, limit))
     remote.print_result(found, lambda: tables.feedback(found))
 
 

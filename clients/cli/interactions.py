@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Annotated, Literal
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate, parse_since, write_json_lines
+from graftwork.clients.cli.context import CommandContext, api_command, first_items, parse_since, write_json_lines
 from graftwork.clients.cli.feedback import Adapter, Out, Since
 
 app = typer.Typer(help="Read, export and erase logged requests and answers.", no_args_is_help=True)
@@ -30,13 +29,13 @@ def list_(
     from graftwork.clients.cli import tables
 
     start = parse_since(since)
-    pages = paginate(
-        lambda after: remote.client.interactions.list(
-            after=after, limit=min(limit, 100), adapter=adapter, user=user, status=status, since=start
+    found = first_items(
+        limit,
+        lambda after, size: remote.client.interactions.list(
+            after=after, limit=size, adapter=adapter, user=user, status=status, since=start
         ),
         lambda row: row.id,
     )
-    found = list(islice(pages, limit))
     remote.print_result(found, lambda: tables.interactions(found))
 
 

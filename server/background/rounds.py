@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from sqlalchemy import Connection
-
 from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.storage.leases import Lease, Leases
@@ -51,13 +49,10 @@ class RoundScheduler:
 
     def _advance(self, id: str, lease: Lease) -> None:
         # Several steps may be possible at once, as after a restart.
-        while (round_ := self._rounds.advance(id, fence=partial(self._check, lease=lease))) is not None:
+        while (round_ := self._rounds.advance(id, fence=partial(self._leases.check, lease=lease))) is not None:
             log.info("round %d of %s, %s: %s", round_.number, round_.adapter, round_.state, round_.reason)
 
     def _begin(self, name: str, lease: Lease) -> None:
-        round_ = self._policies.begin(name, fence=partial(self._check, lease=lease))
+        round_ = self._policies.begin(name, fence=partial(self._leases.check, lease=lease))
         if round_ is not None:
             log.info("round %d of %s began as %s: %s", round_.number, round_.adapter, round_.job, round_.reason)
-
-    def _check(self, connection: Connection, lease: Lease) -> None:
-        self._leases.check(connection, lease)

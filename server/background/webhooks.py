@@ -9,9 +9,8 @@ from functools import partial
 from typing import Final
 
 import httpx
-from sqlalchemy import Connection
 
-from graftwork.adapters.storage.leases import Lease, Leases
+from graftwork.adapters.storage.leases import Fence, Lease, Leases
 from graftwork.adapters.webhooks.addresses import check_url, resolve
 from graftwork.adapters.webhooks.signature import sign
 from graftwork.adapters.webhooks.webhooks import Delivery, Webhook, Webhooks
@@ -43,10 +42,7 @@ class WebhookSender:
         Args:
             lease: Is checked in the transaction of every write.
         """
-
-        def fence(connection: Connection) -> None:
-            self._leases.check(connection, lease)
-
+        fence = self._fence(lease)
         for webhook, deliveries in self._webhooks.due().items():
             for delivery in deliveries:
                 error = self._send_in_time(webhook, delivery)
@@ -57,7 +53,10 @@ class WebhookSender:
 
     def clean(self, lease: Lease) -> None:
         """Delete deliveries that ended long ago."""
-        self._webhooks.clean(fence=partial(self._leases.check, lease=lease))
+        self._webhooks.clean(fence=self._fence(lease))
+
+    def _fence(self, lease: Lease) -> Fence:
+        return partial(self._leases.check, lease=lease)
 
     def _send_in_time(self, webhook: Webhook, delivery: Delivery) -> str | None:
         """Send a delivery, and wait for the answer no longer than `MAX_SECONDS`, however slowly it drips."""

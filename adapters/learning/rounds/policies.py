@@ -120,6 +120,7 @@ class PolicyStatus:
         rounds: How many rounds the adapter has in each state.
         last: Its last round.
         next_is_control: Whether the next one is.
+        under_way: What goes on of the adapter, so that no round may begin, in words; empty if nothing does.
         waits_for: What the next round waits for, in words; empty when it is due.
     """
 
@@ -128,6 +129,7 @@ class PolicyStatus:
     rounds: Mapping[str, int]
     last: Round | None
     next_is_control: bool
+    under_way: str
     waits_for: str
 
     @property
@@ -299,15 +301,15 @@ class LearningPolicies:
         """
         with self._database.write() as connection:
             policy = _get(connection, name)
-            seen, rounds = connection.execute(_jobs_of(name)).all(), _rounds_of(connection, name)
-            if under_way := _under_way(seen, rounds):
-                raise Conflict(f"{names.quoted(name)} waits for {under_way}: wait, too", code="round_under_way")
+            status = self._status(connection, policy)
+            if status.under_way:
+                raise Conflict(f"{names.quoted(name)} waits for {status.under_way}: wait, too", code="round_under_way")
             if not judgements_by_kind(connection, name)[ALL]:
                 raise Conflict(
                     f"nobody has judged an answer of {names.quoted(name)} yet: there is nothing to learn from",
                     code="no_judgements",
                 )
-            return self._submit(connection, policy, self._status(connection, policy), actor)
+            return self._submit(connection, policy, status, actor)
 
     def _submit(self, connection: Connection, policy: LearningPolicy, status: PolicyStatus, actor: str) -> Round:
         number = status.next_number
@@ -372,13 +374,15 @@ class LearningPolicies:
         succeeded = sum(row.key_id == KEY_ID and row.status == "succeeded" for row in seen)
         since = good[-1] if good else None
         by_kind = judgements_by_kind(connection, policy.name, since=since)
+        under_way = _under_way(seen, rounds)
         return PolicyStatus(
             judgements=by_kind.pop(ALL),
             by_kind=by_kind,
             rounds=Counter(row.state for row in rounds),
             last=None if last is None else round_of(last),
             next_is_control=policy.control_every is not None and (succeeded + 1) % policy.control_every == 0,
-            waits_for=_under_way(seen, rounds) or self._waits_for(connection, policy, learned),
+            under_way=under_way,
+            waits_for=under_way or self._waits_for(connection, policy, learned),
         )
 
     def _waits_for(
@@ -445,7 +449,7 @@ def _jobs_of(name: str) -> Any:
 
 def _rounds_of(connection: Connection, name: str) -> Sequence[Row[*tuple[Any, ...]]]:
     """The adapter's rounds, the oldest first, with what decides whether another one may begin."""
-    columns = (rounds_table.c[column] for column in ("id", "number", "state", "reason", "experiment"))
+    columns = (rounds_table.c[column] for column in ("id", "number", "state", "experiment"))
     query = select(*columns).where(rounds_table.c.adapter == name).order_by(rounds_table.c.number)
     return connection.execute(query).all()
 

@@ -19,10 +19,9 @@ from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.experiments.tables import require_experiment
-from graftwork.adapters.learning.gate_results import GateSummary
+from graftwork.adapters.learning.gate_results import GateSummary, version_by_id
 from graftwork.adapters.learning.job import Job
-from graftwork.adapters.learning.job_tables import job_of, jobs_table
-from graftwork.adapters.learning.jobs import Jobs
+from graftwork.adapters.learning.jobs import Jobs, get_job
 from graftwork.adapters.learning.rounds.experiment import RoundExperiment, usual_metric
 from graftwork.adapters.learning.rounds.policies import ACTOR, judgements_by_kind
 from graftwork.adapters.learning.rounds.round import (
@@ -146,12 +145,7 @@ class Rounds:
         with self._database.write() as connection:
             fence(connection)
             round_ = get_round(connection, id)
-            if round_.ended:
-                return None
-            changes = self._next(connection, round_)
-            if all(getattr(round_, name) == value for name, value in changes.items()):
-                return None
-            return change_round(connection, round_, self._now(), **changes)
+            return None if round_.ended else self._step(connection, round_)
 
     def undo(self, id: str, *, actor: str, reason: str | None = None) -> Round:
         """Take back what a round has done, whatever its state: its job is cancelled, or its experiment stopped, or the
@@ -189,11 +183,16 @@ class Rounds:
     def _caught_up(self, connection: Connection, round_: Round) -> Round:
         """The round after all steps that can be taken, but that of starting its experiment."""
         while not round_.ended and not (round_.state == "experimenting" and round_.experiment is None):
-            changes = self._next(connection, round_)
-            if all(getattr(round_, name) == value for name, value in changes.items()):
+            stepped = self._step(connection, round_)
+            if stepped is None:
                 break
-            round_ = change_round(connection, round_, self._now(), **changes)
+            round_ = stepped
         return round_
+
+    def _step(self, connection: Connection, round_: Round) -> Round | None:
+        """Take the next step; ``None`` if there is none."""
+        changes = self._changes(connection, round_)
+        return change_round(connection, round_, self._now(), **changes) if changes else None
 
     def _put_back(self, connection: Connection, round_: Round, actor: str, why: str) -> None:
         live, event = self._live(round_.adapter), self._promotion(connection, round_)
@@ -229,13 +228,16 @@ class Rounds:
     # -- the steps -------------------------------------------------------------------------------------------------
     def _waits(self, connection: Connection, round_: Round) -> bool:
         """Whether a round certainly has no next step now, found out by reading alone."""
-        if round_.state in JOB_STATES:
-            return _stage(_job(connection, round_.job)) == round_.state
         starts = round_.state == "experimenting" and round_.experiment is None
-        return not starts and not self._next(connection, round_)
+        return not starts and not self._changes(connection, round_)
+
+    def _changes(self, connection: Connection, round_: Round) -> dict[str, Any]:
+        """The fields that a round's next step gives other values, with these; empty if it has to wait."""
+        after = self._next(connection, round_)
+        return {name: value for name, value in after.items() if getattr(round_, name) != value}
 
     def _next(self, connection: Connection, round_: Round) -> dict[str, Any]:
-        """The fields that a round's next step changes; perhaps to what they are."""
+        """The fields of a round after its next step, of those that the step is about."""
         if round_.state in JOB_STATES:
             return self._after_job(connection, round_)
         if round_.state == "awaiting_decision":
@@ -245,7 +247,7 @@ class Rounds:
         return self._after_experiment(connection, round_)
 
     def _after_job(self, connection: Connection, round_: Round) -> dict[str, Any]:
-        job = _job(connection, round_.job)
+        job = get_job(connection, round_.job)
         stage = _stage(job)
         if stage is not None:
             return {"state": stage}
@@ -253,7 +255,7 @@ class Rounds:
             failed = job.status == "failed"
             reason = str((job.error or {}).get("message", "")) if failed else "its job was cancelled"
             return {"state": "failed" if failed else "cancelled", "reason": reason}
-        version = self._registry.version(round_.adapter, _number(job.version))
+        version = version_by_id(self._registry, job.version)
         gates = GateSummary.from_metadata(version.metadata)
         known = {
             "candidate": version.id,
@@ -301,7 +303,7 @@ class Rounds:
     def _decided_by_people(self, connection: Connection, round_: Round) -> dict[str, Any]:
         if (event := self._promotion(connection, round_)) is not None:
             return _promoted(event)
-        candidate = self._registry.version(round_.adapter, _number(round_.candidate or ""))
+        candidate = version_by_id(self._registry, round_.candidate or "")
         if candidate.retired_at is not None:
             return {"state": "set_aside", "reason": f"{candidate.id} was retired"}
         table = rounds_table.c
@@ -356,10 +358,6 @@ def _stage(job: Job) -> RoundState | None:
     if job.status == "validating_files":
         return "collecting"
     return "gating" if job.publishing or job.progress.get("phase") == "gates" else "training"
-
-
-def _job(connection: Connection, id: str) -> Job:
-    return job_of(connection.execute(select(jobs_table).where(jobs_table.c.id == id)).one())
 
 
 def _number(version_id: str) -> int:

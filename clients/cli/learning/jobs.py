@@ -6,13 +6,12 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate
+from graftwork.clients.cli.context import CommandContext, api_command, first_items, paginate
 from graftwork.clients.cli.exit_codes import ExitCode
 from graftwork.clients.errors import LocalFileError
 
@@ -39,10 +38,9 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 20,
 ) -> None:
     """List jobs, newest first."""
-    pages = paginate(
-        lambda after: remote.client.jobs.list(adapter=adapter, after=after, limit=min(limit, 100)), lambda job: job.id
+    found = first_items(
+        limit, lambda after, size: remote.client.jobs.list(adapter=adapter, after=after, limit=size), lambda job: job.id
     )
-    found = list(islice(pages, limit))
     remote.print_result(found, lambda: _table(found))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate
+from graftwork.clients.cli.context import CommandContext, api_command, first_items
 from graftwork.clients.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -34,11 +33,11 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 20,
 ) -> None:
     """List rounds, newest first."""
-    pages = paginate(
-        lambda after: remote.client.rounds.list(adapter=adapter, state=state, after=after, limit=min(limit, 100)),
+    found = first_items(
+        limit,
+        lambda after, size: remote.client.rounds.list(adapter=adapter, state=state, after=after, limit=size),
         lambda round_: round_.id,
     )
-    found = list(islice(pages, limit))
     remote.print_result(found, lambda: _table(found))
 
 
