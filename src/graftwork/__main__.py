@@ -10,6 +10,7 @@ The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the o
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,9 @@ from graftwork.clients.cli.exit_codes import ExitCode
 #: Commands that need the packages which ``graftwork-client`` does not bring.
 _SERVER_COMMANDS = ("bench", "data", "demo", "serve", "train")
 
+#: A URL with a password.
+_PASSWORD = re.compile(r"[^/]*//[^/@:]*:[^/]+@|.*[?&]password=")
+
 _BASE = "The base"
 _ENGINE = "The engine"
 _SERVER = "The server"
@@ -33,6 +37,21 @@ def _option(flag: str, panel: str, help: str) -> Any:
     """An option of ``serve``: ``--max-batch`` also reads ``GRAFTWORK_MAX_BATCH``."""
     variable = "GRAFTWORK_" + flag.removeprefix("--").replace("-", "_").upper()
     return typer.Option(flag, envvar=variable, help=help, rich_help_panel=panel)
+
+
+def _without_password(context: typer.Context, url: str | None) -> str | None:
+    """The URL of the database, out of the environment, which children inherit.
+
+    Raises:
+        typer.BadParameter: It has a password and was given as an argument, where every user of the machine sees it.
+    """
+    given = context.get_parameter_source("database")
+    if url is not None and given is not None and given.name == "COMMANDLINE" and _PASSWORD.match(url):
+        raise typer.BadParameter(
+            "arguments are shown to every user of this machine, and this URL has a password: give the URL as "
+            "GRAFTWORK_DATABASE, or leave the password to PGPASSFILE or ~/.pgpass"
+        )
+    return url or None
 
 
 def serve(
@@ -52,6 +71,16 @@ def serve(
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            envvar=["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"],
+            callback=_without_password,
+            help="URL of a PostgreSQL database, which servers may share. Default: a file in the home.",
+            rich_help_panel=_BASE,
+        ),
+    ] = None,
     slots: Annotated[
         int, _option("--slots", _ENGINE, "Rank-16 adapters on the device at once; a rank-64 adapter takes four.")
     ] = 16,
@@ -157,6 +186,7 @@ def serve(
             device=device,
             kernels=kernels,
             home=home.expanduser(),
+            database=database,
             slots=slots,
             max_batch=max_batch,
             max_queue=max_queue,
