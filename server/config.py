@@ -15,6 +15,9 @@ from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.storage.database import database_url
 
+#: The SQLite database of a home.
+DATABASE_FILE = "graftwork.db"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -138,7 +141,7 @@ class ServerConfig:
     @property
     def database_location(self) -> str | Path:
         """Where the database is: a URL, or a path."""
-        return self.database or self.home / "graftwork.db"
+        return self.database or self.home / DATABASE_FILE
 
     @property
     def bind_host(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Final, Literal, get_args
@@ -206,8 +206,50 @@ class FeedbackLog:
             # Whether a commit came through cannot be known when the connection breaks in it: the second time it must
             # be recognised.
             idempotency_key = uuid.uuid4().hex
+        try:
+            return self._store(feedback, key_id, idempotency_key)
+        except Unavailable as error:
+            if self._spool is None or idempotency_key is None or error.code != UNREACHABLE:
+                raise
+            return self._keep(self._spool, feedback, key_id, idempotency_key)
+
+    def deliver(self, waiting: Mapping[str, Any]) -> None:
+        """Store feedback that has waited in the spool, unless it is there already.
+
+        Raises:
+            Conflict: The idempotency key was used for other feedback meanwhile.
+            Unavailable: The database is away.
+        """
+        self._store(SubmittedFeedback(**waiting["feedback"]), waiting["key_id"], waiting["idempotency_key"])
+
+    def _store(self, feedback: SubmittedFeedback, key_id: str, idempotency_key: str | None) -> tuple[Feedback, bool]:
+        row = self._row(feedback, key_id, idempotency_key)
+        # Its own keys are all that is decided by, and whoever adds feedback waits for the others who do.
+        with self._database.append("feedback") as connection:
+            known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
+            if known is not None:
+                return _repeated(known, feedback), False
+            # Read inside the transaction, so that times are in the order of ids.
+            row["at"] = datetime.now(UTC)
+            (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
+            return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
+
+    def _keep(
+        self, spool: Spool, feedback: SubmittedFeedback, key_id: str, idempotency_key: str
+    ) -> tuple[Feedback, bool]:
+        """Keep feedback until the database is back."""
+        key = json.dumps([key_id, idempotency_key])
+        body = {"feedback": asdict(feedback), "key_id": key_id, "idempotency_key": idempotency_key}
+        kept = spool.keep("feedback", {key: body})[key]
+        known = SubmittedFeedback(**kept["feedback"])
+        row = self._row(known, key_id, idempotency_key)
+        waiting = _feedback(SimpleNamespace(**row, id=0, at=datetime.now(UTC), erased_at=None))
+        return (waiting, True) if kept is body else (_repeated(waiting, feedback), False)
+
+    def _row(self, feedback: SubmittedFeedback, key_id: str, idempotency_key: str | None) -> dict[str, Any]:
+        answer = self._ids.read(feedback.interaction_id)
         adapter, version = version_columns(answer.adapter)
-        row = {
+        return {
             **{field: getattr(feedback, field) for field in _SUBMITTED_FIELDS},
             "end_user": feedback.user,
             "interaction_at": datetime.fromtimestamp(answer.at, UTC),
@@ -221,45 +263,6 @@ class FeedbackLog:
             "key_id": key_id,
             "idempotency_key": idempotency_key,
         }
-        try:
-            return self._store(row, feedback)
-        except Unavailable as error:
-            if self._spool is None or idempotency_key is None or error.code != UNREACHABLE:
-                raise
-            return self._keep(self._spool, row, feedback)
-
-    def deliver(self, waiting: Mapping[str, Any]) -> None:
-        """Store feedback that has waited in the spool, unless it is there already.
-
-        Raises:
-            Conflict: The idempotency key was used for other feedback meanwhile.
-            Unavailable: The database is away.
-        """
-        row = {**waiting["row"], "interaction_at": datetime.fromtimestamp(waiting["row"]["interaction_at"], UTC)}
-        self._store(row, SubmittedFeedback(**waiting["feedback"]))
-
-    def _store(self, row: dict[str, Any], feedback: SubmittedFeedback) -> tuple[Feedback, bool]:
-        key_id, idempotency_key = row["key_id"], row["idempotency_key"]
-        # Its own keys are all that is decided by, and whoever adds feedback waits for the others who do.
-        with self._database.append("feedback") as connection:
-            known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
-            if known is not None:
-                return _repeated(known, feedback), False
-            # Read inside the transaction, so that times are in the order of ids.
-            row["at"] = datetime.now(UTC)
-            (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
-            return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
-
-    def _keep(self, spool: Spool, row: dict[str, Any], feedback: SubmittedFeedback) -> tuple[Feedback, bool]:
-        """Keep a row until the database is back."""
-        key = json.dumps([row["key_id"], row["idempotency_key"]])
-        body = {"row": {**row, "interaction_at": row["interaction_at"].timestamp()}, "feedback": asdict(feedback)}
-        kept = spool.keep("feedback", {key: body})[key]
-        columns = SimpleNamespace(**row, id=0, at=datetime.now(UTC), erased_at=None)
-        known = _feedback(columns)
-        if kept is not body:
-            return _repeated(replace(known, **kept["feedback"]), feedback), False
-        return known, True
 
     def find(
         self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20

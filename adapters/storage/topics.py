@@ -22,7 +22,7 @@ from typing import Final, Literal, Protocol
 
 from sqlalchemy import Engine, text
 
-from graftwork.adapters.errors import Unavailable
+from graftwork.adapters.errors import Unavailable, first_line
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class PolledTopics:
                 versions = {row.name: row.version for row in connection.execute(text(_QUERY))}
         except Unavailable as error:
             if not self._failed:
-                log.warning("%s (%s)", error.message, str(error.__cause__).strip() or "no reason was given")
+                log.warning("the database cannot be reached: %s", first_line(error.__cause__ or error))
             self._failed = True
             raise
         if self._failed:

@@ -21,7 +21,7 @@ from graftwork.clients.cli.app import app
 from graftwork.clients.cli.exit_codes import ExitCode
 
 #: Commands that need the packages which ``graftwork-client`` does not bring.
-_SERVER_COMMANDS = ("bench", "data", "demo", "serve", "train")
+_SERVER_COMMANDS = ("bench", "data", "demo", "move", "serve", "train")
 
 #: A URL with a password.
 _PASSWORD = re.compile(r"[^/]*//[^/@:]*:[^/]+@|.*[?&]password=")
@@ -228,6 +228,43 @@ def serve(
         raise typer.Exit(ExitCode.FAILED) from error
 
 
+def move(
+    database: Annotated[
+        str,
+        typer.Option(
+            "--database",
+            envvar=["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"],
+            callback=_without_password,
+            help="URL of an empty PostgreSQL database.",
+        ),
+    ],
+    home: Annotated[
+        Path, typer.Option("--home", envvar="GRAFTWORK_HOME", help="Folder of a server that is stopped.")
+    ] = Path("~/.graftwork"),
+) -> None:
+    """Copy the database of a home to PostgreSQL, for servers that share it. The home's own stays as it is."""
+    from graftwork.adapters.errors import GraftworkError
+    from graftwork.adapters.learning import split_ledger as _table_of_training  # noqa: F401
+    from graftwork.adapters.storage import move as move_module
+    from graftwork.adapters.storage.database import Database
+    from graftwork.server import app as _tables_of_the_server  # noqa: F401
+    from graftwork.server.config import DATABASE_FILE
+    from graftwork.server.processes import home_lock
+
+    file = home.expanduser() / DATABASE_FILE
+    if not file.is_file():
+        raise typer.BadParameter(f"{file} does not exist: there is nothing to move")
+    try:
+        with home_lock(file.parent):
+            counts = move_module.move(Database(file), Database(database))
+    except GraftworkError as error:
+        typer.echo(typer.style("error: ", fg="red") + error.message, err=True)
+        raise typer.Exit(ExitCode.FAILED) from error
+    for table, count in counts.items():
+        typer.echo(f"{count:>10} {table}")
+    typer.echo(f"{file} was copied, and stays as it was. Start the server with --database from now on.")
+
+
 def bench() -> None:
     """Say where the benchmarks are: they come with a checkout and not with the installed package."""
     typer.echo(
@@ -251,6 +288,7 @@ if find_spec("graftwork.server"):
     from graftwork.training.cli.train import train
 
     app.command()(serve)
+    app.command()(move)
     app.command(context_settings=_ANY_ARGUMENTS, add_help_option=False)(bench)
     app.command()(train)
     app.add_typer(data, name="data")

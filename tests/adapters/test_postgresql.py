@@ -29,7 +29,8 @@ from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidReque
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
-from graftwork.adapters.feedback.feedback import FeedbackFilter, SubmittedFeedback
+from graftwork.adapters.feedback.feedback import FeedbackFilter, FeedbackLog, SubmittedFeedback
+from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.feedback.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
@@ -40,12 +41,15 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage import database as db
 from graftwork.adapters.storage.database import UNREACHABLE, Database, migrate
 from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.move import move
+from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.storage.topics import Topic
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.registry.test_registry import RegistryMachine
 from tests.adapters.running_experiments import ExperimentsHarness, arm, plan
 from tests.adapters.storage.test_database import MODULES_WITH_TABLES
 from tests.adapters.versions import BASE, push, spec
+from tests.homes.earlier import restore
 from tests.postgresql import PostgresqlServer, needs_postgresql, postgresql_server
 
 pytestmark = needs_postgresql
@@ -182,6 +186,32 @@ def test_numbers_of_feedback_become_visible_in_order(create: Callable[[], str]) 
     seen.extend(row.id for row in records.feedback.each(after=seen[-1] if seen else 0))
     assert seen == added, "who reads from where they left off misses nothing"
     records.database.close()
+
+
+def test_a_home_is_taken_along(create: Callable[[], str], tmp_path: Path) -> None:
+    home = restore(tmp_path / "home")
+    source = Database(home.path / "graftwork.db")
+    target = Database(create())
+    counts = move(source, target)
+    assert counts["interactions"] > 0 < counts["feedback"]
+    registry = Registry(target)
+    assert (registry.resolve("intents").id, registry.resolve("intents@candidate").id) == ("intents@1", "intents@2")
+    ids = InteractionIds(secret(target, INTERACTION_IDS))
+    before = FeedbackLog(source, ids).find()
+    assert FeedbackLog(target, ids).find() == before
+    exposures = list(Exposures(source).since(home.experiment, 0))
+    assert list(Exposures(target).since(home.experiment, 0)) == exposures
+    late = SubmittedFeedback(interaction_id=home.interactions["not_logged"], thumb="down")
+    row, is_new = FeedbackLog(target, ids).add(late, key_id="k")
+    assert (is_new, row.id) == (True, max(known.id for known in before) + 1)
+    with pytest.raises(IntegrityError, match="append-only"), target.write() as connection:
+        connection.execute(text("DELETE FROM feedback"))  # triggers are as they were
+    with pytest.raises(Conflict, match="in use"):
+        move(source, target)
+    with pytest.raises(ConfigurationError):
+        move(source, source)
+    source.close()
+    target.close()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -188,6 +188,9 @@ class TrainingWorker:
             while not self.stopping.is_set():
                 try:
                     pause = self.step()
+                except Unavailable as error:
+                    log.warning("the training worker cannot go on now; it tries again: %s", error)
+                    pause = 5.0
                 except Exception:
                     # An error of the database or the disk; errors of a job end the job.
                     log.exception("the training worker failed at a step; it goes on")
