@@ -136,7 +136,8 @@ def test_while_the_database_is_away(gateways: tuple[Gateway, Gateway], postgresq
         ):
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "database_unreachable"
-        assert here.client.get("/metrics").status_code == 200
+        metrics = here.client.get("/metrics")
+        assert (metrics.status_code, "graftwork_database_reachable 0.0" in metrics.text) == (200, True)
         long = [here.feedback(before, comment="x" * (1 << 18)).status_code for _ in range(4)]
         assert long == [201, 201, 201, 503], "there is an end to the room"
     finally:

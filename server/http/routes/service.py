@@ -75,6 +75,7 @@ def add(routes: APIRouter, services: Services) -> None:
 async def _update_gauges(services: Services) -> None:
     """Set the engine's and adapters' gauges. Without an engine its counts stay, and no adapter counts as resident."""
     engine = services.engine
+    services.metrics.set_database(reachable=not services.database.is_away)
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
     try:
         services.metrics.set_engine(await engine.stats())
