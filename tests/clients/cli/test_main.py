@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": SERVE_FLAGS,
     "move": ("--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
+    "backup": ("--home", "--json"),
+    "restore": ("--home", "--json"),
     "demo": (*REMOTE, "--data", "--classes", "--home", "--short"),
     "adapters push": (*REMOTE, "--alias", "--metadata", "--parent", "--server-path"),
     "adapters list": REMOTE,
