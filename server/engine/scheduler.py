@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from graftwork.server.engine.fair_queue import FairQueue, Flow, TokenCounter, owes
 from graftwork.server.engine.kv.prefix_cache import Prefix, PrefixCache, PrefixHit
-from graftwork.server.engine.lora.adapter_cache import AdapterCache, Tier
+from graftwork.server.engine.lora.adapter_cache import AdapterCache, CachedAdapter, Tier
 from graftwork.server.engine.request import Request
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
@@ -351,22 +351,21 @@ class Scheduler:
         if wanted not in unplaced or wanted.adapter is None:
             return
         num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages
-        given: list[Flow] = []
-        for flow in sorted(in_use, key=lambda flow: len(in_use[flow])):
-            adapter = in_use[flow][0].cached_adapter
-            if adapter is None or adapter.num_running > len(in_use[flow]) or not all(map(_had_quantum, in_use[flow])):
+        given: dict[CachedAdapter, list[SequenceState]] = {}
+        for sequences in sorted(in_use.values(), key=len):
+            adapter, tenant = sequences[0].cached_adapter, self._tenant(sequences[0])
+            if adapter is None or adapter.num_running > len(sequences) or not all(map(_had_quantum, sequences)):
                 continue
-            if num_missing > 0 and owes(flow.tenant, wanted.tenant, held, gives=1, takes=1, lead=math.inf):
-                held[flow.tenant] -= 1
+            if num_missing > 0 and owes(tenant, wanted.tenant, held, gives=1, takes=1, lead=math.inf):
+                held[tenant] -= 1
                 num_missing -= len(adapter.pages)
-                given.append(flow)
+                given[adapter] = sequences
         if num_missing > 0:
             return
-        for flow in given:
-            for sequence in in_use[flow]:
+        for adapter, sequences in given.items():
+            for sequence in sequences:
                 self._preempt(sequence)
-            if flow.adapter is not None:
-                self.adapter_cache.drain(flow.adapter)
+            self.adapter_cache.drain(adapter)
 
     def _adapters_in_use(self) -> dict[Flow, list[SequenceState]]:
         """The running sequences that use adapters, by flow."""

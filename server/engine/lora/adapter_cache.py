@@ -138,9 +138,9 @@ class AdapterCache:
         adapter.num_running -= 1
         adapter.last_used = next(self._clock)
 
-    def drain(self, digest: str) -> None:
+    def drain(self, adapter: CachedAdapter) -> None:
         """Close an adapter on the device to new sequences until the next swap, which can evict it for another."""
-        self.adapters[digest].draining = True
+        adapter.draining = True
 
     # -- for the engine ------------------------------------------------------------------------------------------
     def pop_fetches(self) -> list[CachedAdapter]:
