@@ -427,6 +427,8 @@ def _say_that_the_disk_is_full(context: ExceptionContext) -> None:
 
 def _say_that_it_is_away(context: ExceptionContext) -> None:
     """Make one error of all that say that PostgreSQL is stopped, starting, full of connections, or too slow."""
+    if context.is_pre_ping:
+        return  # the pool replaces the connection
     if getattr(context.original_exception, "sqlstate", None) == _POSTGRESQL_LOCKED:
         raise _locked() from context.original_exception
     if context.is_disconnect or isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError):

@@ -292,20 +292,23 @@ def test_a_server_that_stops_and_comes_back(server: PostgresqlServer) -> None:
     push(registry, "a")
     bearer, key = keys.create("app", "app")
     assert keys.authenticate(bearer) == key
+    assert registry.resolve("intents").number == 1
     for how in (signal.SIGINT, signal.SIGQUIT):
         server.stop(how)
-        began = time.monotonic()
-        for _ in range(3):
-            with pytest.raises(Unavailable) as refused:
-                push(registry, "b")
-            assert refused.value.code == UNREACHABLE
-            assert registry.resolve("intents").number == 1, "what was seen goes on being served"
-            assert keys.authenticate(bearer) == key
-        wait_until(lambda: database.is_away)
-        with pytest.raises(Unavailable), database.read():
-            pass
-        assert time.monotonic() - began < 10
-        server.start()
+        try:
+            began = time.monotonic()
+            for _ in range(3):
+                with pytest.raises(Unavailable) as refused:
+                    push(registry, "b")
+                assert refused.value.code == UNREACHABLE
+                assert registry.resolve("intents").number == 1, "what was seen goes on being served"
+                assert keys.authenticate(bearer) == key
+            wait_until(lambda: database.is_away)
+            with pytest.raises(Unavailable), database.read():
+                pass
+            assert time.monotonic() - began < 10
+        finally:
+            server.start()
         wait_until(lambda: not database.is_away)
         keys.create("another", "app")
     push(registry, "b", alias="live")
