@@ -83,6 +83,9 @@ def test_the_registry_against_a_dict(create: Callable[[], str]) -> None:
         def drop(self) -> None:
             pass
 
+        def notice(self) -> None:
+            self.databases[1]._topics.look()
+
     run_state_machine_as_test(
         Machine,
         settings=settings(max_examples=8, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]),

@@ -87,7 +87,7 @@ def test_two_gateways(
     for server in gateways:  # each has its own files
         with server.client() as client:
             for number, folder in enumerate(folders, 1):
-                assert client.adapters.push("intents", folder).number == number
+                assert client.adapters.push("intents", folder).version == number
     with here.client() as a, there.client() as b:
         # A promotion.
         for number in (2, 1, 2):
