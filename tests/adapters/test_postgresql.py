@@ -319,6 +319,20 @@ def test_a_server_that_stops_and_comes_back(server: PostgresqlServer) -> None:
     database.close()
 
 
+def test_who_waits_too_long_gets_unavailable(create: Callable[[], str]) -> None:
+    url = create()
+    holder, other = Database(url), Database(f"{url}&options=-c statement_timeout=100ms -c lock_timeout=50ms")
+    migrate(holder)
+    with holder.write(), pytest.raises(Unavailable, match="locked by another writer"), other.write():
+        pass
+    with pytest.raises(Unavailable, match="was stopped at this"), other.read() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with other.write():
+        pass
+    holder.close()
+    other.close()
+
+
 def test_time_is_the_database_s(database: Database) -> None:
     leases = Leases(database)
     lease = leases.acquire("keeper", "a", seconds=60)
