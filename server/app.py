@@ -222,6 +222,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         metrics=metrics,
         traffic=services.traffic,
+        shares_prefixes=config.share_prefix_cache,
     )
     batches = BatchRunner(
         BatchServices(

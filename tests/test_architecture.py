@@ -42,8 +42,8 @@ ORDER = {
         " < http < litserver < app"
     ),
     "server/engine": (
-        "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer, pooler"
-        " < sampler, model < backends, runner < backend_selector, engine < loading"
+        "request, config, kv, lora < logits_processors < grammars < sequence < fair_queue < batch, scheduler, proposer"
+        ", pooler < sampler, model < backends, runner < backend_selector, engine < loading"
     ),
     "training": "data < config < model < methods < evaluation, run < worker, cli",
     "training/data": (

@@ -94,7 +94,15 @@ class StandInEngine:
         return 0
 
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         raise AssertionError("nobody asks this engine for an answer")
 
