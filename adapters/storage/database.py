@@ -66,6 +66,9 @@ from graftwork.adapters.storage.topics import PolledTopics, SqliteTopics, Topic,
 # How long a writer waits for the others. Writes take milliseconds: after this long another process must be stuck.
 BUSY_TIMEOUT_SECONDS = 10.0
 
+DATABASE_FILE: Final = "graftwork.db"
+"""The SQLite database of a home, in it."""
+
 UNREACHABLE: Final = "database_unreachable"
 """The code of the error while PostgreSQL is away."""
 
