@@ -295,6 +295,9 @@ class KeysResource(_Resource):
 
     create = _call_method(keys.create)
     list = _call_method(keys.list)
+    get = _call_method(keys.get)
+    change = _call_method(keys.change)
+    rotate = _call_method(keys.rotate)
     revoke = _call_method(keys.revoke)
 
 

@@ -188,12 +188,14 @@ class GraftServer(ls.LitServer):
         await self.client.listen(api_process, self.listeners[api_process])
         self.service.shadows.start()
         self.services.records.log.start()
+        await to_thread.run_sync(self.services.limiter.start)
         self.batches.start()
         try:
             async with super().lifespan(app):
                 yield
         finally:
             await self.batches.stop()
+            await to_thread.run_sync(self.services.limiter.stop)
             await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
 
     def _install_signal_handlers(self) -> None:

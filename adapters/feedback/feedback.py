@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import scope
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.feedback.ids import InteractionIds, ParsedId
 from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on, version_columns
@@ -187,10 +188,13 @@ class FeedbackLog:
             The row, and whether it is new.
 
         Raises:
-            InvalidRequest: The id is none of this server's, or the feedback is empty or invalid.
+            InvalidRequest: The id is none of this server's or out of the caller's scope, or the feedback is empty or
+                invalid.
             Conflict: The idempotency key was used for other feedback.
         """
-        answer = self._ids.read(feedback.interaction_id)
+        answer = self._visible(feedback.interaction_id, "interaction_id")
+        if feedback.preferred_over is not None:
+            self._visible(feedback.preferred_over, "preferred_over")
         feedback = _validate(feedback, self._ids)
         _check_choice(feedback.choice, answer, "choice")
         if idempotency_key is not None:
@@ -218,6 +222,15 @@ class FeedbackLog:
             row["at"] = datetime.now(UTC)
             (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
             return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
+
+    def _visible(self, id: str, param: str) -> ParsedId:
+        """The content of the id of an answer that the present caller may see."""
+        answer = self._ids.read(id, param=param)
+        adapter, _ = version_columns(answer.adapter)
+        with self._database.read() as connection:
+            if not scope.answer_visible(connection, adapter, answer.experiment):
+                raise self._ids.unknown(id, param)
+        return answer
 
     def find(
         self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20

@@ -95,11 +95,19 @@ def retired(version: Version) -> RenderableType:
 
 def keys(found: Iterable[Key]) -> RenderableType:
     """Render a table of API keys."""
-    table = _table("Id", "Name", "Role", "Created", "Revoked")
+    table = _table("Id", "Name", "Role", "For", "Limits", "Created", "Ends", "Revoked")
     for key in found:
-        revoked = format_time(key.revoked_at) if key.revoked_at else "–"
+        limits = {name: getattr(key.limits, name) for name in key.limits.__dataclass_fields__}
         table.add_row(
-            key.id, key.name, key.role, format_time(key.created_at), revoked, style="dim" if key.revoked_at else None
+            key.id,
+            key.name,
+            key.role,
+            "all" if key.adapters is None else ", ".join(key.adapters),
+            ", ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None) or "–",
+            format_time(key.created_at),
+            format_time(key.expires_at) if key.expires_at else "–",
+            format_time(key.revoked_at) if key.revoked_at else "–",
+            style="dim" if key.revoked_at else None,
         )
     return table if table.row_count else Text("No keys. Make one: graftwork keys create NAME --role app")
 

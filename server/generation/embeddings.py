@@ -12,6 +12,7 @@ from functools import partial
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
+from graftwork.server.generation.limiter import Limiter, Reservation
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -41,12 +42,14 @@ class ActiveEmbeddings:
         pooling: How hidden states become vectors.
         stream: What the engine says to the inputs from ``first`` on.
         first: The first input of ``stream``.
+        reservation: What the key is charged with.
     """
 
     route: Route
     answer: EmbeddingAnswer
     pooling: Pooling
     stream: EngineStream
+    reservation: Reservation
     first: int = 0
 
 
@@ -59,6 +62,7 @@ class EmbeddingService:
         router: Resolves ``model`` to a version.
         metrics: Counts tokens.
         traffic: Counts requests.
+        limiter: Keeps the limits of keys.
     """
 
     def __init__(
@@ -69,29 +73,35 @@ class EmbeddingService:
         router: ModelRouter,
         metrics: Metrics,
         traffic: Traffic,
+        limiter: Limiter,
     ) -> None:
         self._engine = engine
         self._tokenization = tokenization
         self._router = router
         self._metrics = metrics
         self._traffic = traffic
+        self.limiter = limiter
 
-    async def start(self, body: EmbeddingRequest, *, background: bool = False) -> ActiveEmbeddings:
+    async def start(self, body: EmbeddingRequest, *, key_id: str, background: bool = False) -> ActiveEmbeddings:
         """Resolve the model, tokenize the inputs, and send the first of them to the engine.
 
         Args:
             body: The parsed body.
+            key_id: The caller's key.
             background: Whether no user waits for it.
 
         Raises:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
+            LimitExceeded: A limit of the key is reached.
             Overloaded: The queue is full.
             Unavailable: There is no engine at the moment.
         """
         route = self._router.resolve_control(body.model)
         body.check_dimensions(self._tokenization.base.hidden_size)
+        if not background:
+            self.limiter.check(key_id)
         prompts = await self._tokenization.run(partial(self._tokenize, body.input))
         pooling: Pooling = body.pooling or "mean"
         answer = EmbeddingAnswer(
@@ -100,7 +110,13 @@ class EmbeddingService:
             prompts=prompts,
             as_base64=body.encoding_format == "base64",
         )
-        return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling, background=background))
+        reservation = self.limiter.begin(key_id, sum(map(len, prompts)), background=background)
+        try:
+            stream = self._open(route, prompts, pooling, background=background)
+        except GraftworkError:
+            reservation.withdraw()
+            raise
+        return ActiveEmbeddings(route, answer, pooling, stream, reservation)
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
@@ -121,6 +137,7 @@ class EmbeddingService:
                 await self._take(active)
         finally:
             self._engine.cancel(active.stream)
+            active.reservation.settle(active.answer.num_tokens)
             route = active.route
             self._traffic.add(route.name, 0)
             self._metrics.tokens(adapter=route.label, prompt=active.answer.num_tokens, completion=0)

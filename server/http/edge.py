@@ -29,7 +29,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound, Overloaded, TooLarge
+from graftwork.adapters.access.scope import entered
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, LimitExceeded, NotFound, Overloaded, TooLarge
 from graftwork.server.anthropic import errors as anthropic
 from graftwork.server.observability.metrics import Metrics
 
@@ -38,11 +39,13 @@ log = logging.getLogger(__name__)
 MAX_JSON_BYTES = 8 << 20
 MAX_PACKED_INLINE = 1024  # bytes of packed bodies that are unpacked on the event loop
 ANTHROPIC_PATH = "/v1/messages"
+MAX_CLIENT_WAIT_SECONDS = 60  # as long as OpenAI's client waits before it asks again
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
 
 #: What pages of other sites may read of an answer's headers.
 EXPOSED_HEADERS = (
     *("x-request-id", "retry-after"),
+    *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
     *("x-graftwork-adapter", "x-graftwork-experiment", "x-graftwork-arm", "x-graftwork-ask-feedback"),
 )
 
@@ -71,8 +74,15 @@ def error_response(error: GraftworkError, path: str = "") -> Response:
 
     Routes of Anthropic's API have errors of its shape.
     """
-    headers = {}
-    if isinstance(error, Overloaded):
+    headers: dict[str, str] = {}
+    if isinstance(error, LimitExceeded):
+        headers |= error.headers
+    if isinstance(error, LimitExceeded) and error.never:
+        headers["x-should-retry"] = "false"
+    elif isinstance(error, Overloaded):
+        # OpenAI's client waits no longer than a minute: it would ask again in vain.
+        if error.retry_after > MAX_CLIENT_WAIT_SECONDS:
+            headers["x-should-retry"] = "false"
         headers["retry-after"] = str(error.retry_after)
     elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(_UNAVAILABLE_RETRY_SECONDS)
@@ -112,7 +122,8 @@ class EdgeMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, _limited(scope, receive), stamped_send)
+            with entered(None):  # the scope that the request's key will enter ends with the request
+                await self.app(scope, _limited(scope, receive), stamped_send)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
         except _HeadersSent:

@@ -30,6 +30,7 @@ from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
 from graftwork.server.generation.interaction_log import InteractionLog
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -101,6 +102,7 @@ class Services:
     learning: LearningPolicies
     rounds: Rounds
     webhooks: Webhooks
+    limiter: Limiter
     grader_trials: GraderTrials
     home: Path
     allowed_roots: tuple[Path, ...] = ()

@@ -341,6 +341,16 @@ def build(state: FakeServer) -> FastAPI:
     def list_keys(request: Request) -> Any:
         return page(list(state.keys.values()), "id", request)
 
+    @app.patch("/v1/keys/{id}")
+    def change_key(id: str, request: Request) -> Any:
+        state.keys[id] |= request.state.body
+        return state.keys[id]
+
+    @app.post("/v1/keys/{id}/rotate")
+    def rotate_key(id: str, request: Request) -> Any:
+        overlap = request.state.body.get("overlap_seconds", 86400)
+        return {**state.keys[id], "secret": SECRET, "previous_until": NOW + overlap if overlap else None}
+
     @app.delete("/v1/keys/{id}")
     def revoke_key(id: str) -> Any:
         if id not in state.keys:

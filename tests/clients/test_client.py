@@ -233,6 +233,37 @@ def refused(status: int, **headers: str) -> httpx.Response:
         ),
         (lambda c: c.log_policies.remove(key="k1"), POLICY, "DELETE", "/v1/log_policies/keys/k1", None),
         (lambda c: c.keys.create("ci", role="operator"), KEY, "POST", "/v1/keys", {"name": "ci", "role": "operator"}),
+        (
+            lambda c: c.keys.create(
+                "ci", adapters=["intents"], limits={"concurrent": 2}, expires_at=datetime(2030, 1, 1, tzinfo=UTC)
+            ),
+            KEY,
+            "POST",
+            "/v1/keys",
+            {
+                "name": "ci",
+                "role": "app",
+                "adapters": ["intents"],
+                "limits": {"concurrent": 2},
+                "expires_at": 1893456000.0,
+            },
+        ),
+        (lambda c: c.keys.get("key_1"), KEY, "GET", "/v1/keys/key_1", None),
+        (
+            lambda c: c.keys.change("key_1", name="x", adapters=None, expires_at=None),
+            KEY,
+            "PATCH",
+            "/v1/keys/key_1",
+            {"name": "x", "adapters": None, "expires_at": None},
+        ),
+        (lambda c: c.keys.rotate("key_1"), KEY, "POST", "/v1/keys/key_1/rotate", {}),
+        (
+            lambda c: c.keys.rotate("key_1", overlap_seconds=0),
+            KEY,
+            "POST",
+            "/v1/keys/key_1/rotate",
+            {"overlap_seconds": 0},
+        ),
         (lambda c: c.keys.list(), EMPTY, "GET", "/v1/keys", None),
         (lambda c: c.keys.revoke("key_1"), KEY, "DELETE", "/v1/keys/key_1", None),
     ],

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from safetensors.numpy import load, save
 
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
@@ -34,6 +35,7 @@ from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import add_routes, router
@@ -184,6 +186,7 @@ def make_world(
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
+        limiter=Limiter(UsageLedger(database), keys.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,

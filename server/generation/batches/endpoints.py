@@ -60,7 +60,7 @@ async def _generate(
 
 
 async def _embed(services: AnsweringServices, body: EmbeddingRequest, key_id: str, num_bytes: int) -> bytes:
-    answer = await services.embeddings.collect(await services.embeddings.start(body, background=True))
+    answer = await services.embeddings.collect(await services.embeddings.start(body, key_id=key_id, background=True))
     return answer.body()
 
 

@@ -106,6 +106,17 @@ def test_keys(run: Run, server: FakeServer) -> None:
         ["key_2", "app", "app"],
     ]
     assert SECRET not in listed
+    limits = ("--limit", "concurrent=2", "--limit", "tokens_per_day=9000", "--adapter", "intents", "--days", "1")
+    changed = json.loads(run("keys", "change", "key_1", "--name", "new", *limits, "--json").stdout)
+    assert (changed["name"], changed["adapters"], changed["limits"]["concurrent"]) == ("new", ["intents"], 2)
+    assert "tokens_per_day=9000" in run("keys", "list", env={"COLUMNS": "200"}).stdout
+    freed = json.loads(run("keys", "change", "key_1", "--no", "adapters", "--no", "days", "--json").stdout)
+    assert (freed["adapters"], freed["expires_at"]) == (None, None)
+    assert run("keys", "change", "key_1", "--no", "name").exit_code == 2
+    assert run("keys", "create", "x", "--limit", "concurrent").exit_code == 2
+    rotated = run("keys", "rotate", "key_1", "--overlap", "0")
+    assert rotated.stdout == f"{SECRET}\n"
+    assert "not valid any more" in rotated.stderr
     assert json.loads(run("keys", "revoke", "key_1", "--json").stdout)["revoked_at"] is not None
     assert run("keys", "create", "x", "--role", "king").exit_code == 2
 

@@ -38,8 +38,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "adapters retire": REMOTE,
     "adapters history": (*REMOTE, "--limit"),
     "chat": (*REMOTE, "--message", "--system", "--temperature", "--max-tokens"),
-    "keys create": (*REMOTE, "--role"),
+    "keys create": (*REMOTE, "--role", "--days", "--adapter", "--limit"),
     "keys list": REMOTE,
+    "keys change": (*REMOTE, "--name", "--days", "--adapter", "--limit", "--no"),
+    "keys rotate": (*REMOTE, "--overlap"),
     "keys revoke": REMOTE,
 }
 

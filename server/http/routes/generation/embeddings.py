@@ -26,7 +26,10 @@ def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingServi
         openapi_extra=json_body(EmbeddingRequest),
     )
     async def embed(request: Request) -> Response:
-        active = await service.start(parse(EmbeddingRequest, await request.body()))
+        key_id = request.state.principal.key_id
+        active = await service.start(parse(EmbeddingRequest, await request.body()), key_id=key_id)
         headers = note_route(request, active.route)
         answer = await unless_client_leaves(request, service.collect(active))
-        return Response(answer.body(), media_type="application/json", headers=headers)
+        return Response(
+            answer.body(), media_type="application/json", headers=headers | service.limiter.standing(key_id).headers()
+        )
