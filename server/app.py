@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo
@@ -191,6 +192,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         rounds=Rounds(database, registry, jobs, experiments, base_digest=info.digest),
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
         limiter=limiter,
+        audit_log=AuditLog(database),
         grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,

@@ -119,7 +119,7 @@ class GraftServer(ls.LitServer):
             self.services.records,
         )
         add_routes(self.app, routes)
-        edge.install(self.app, self.services.metrics, self.services.cors_origins)
+        edge.install(self.app, self.services.metrics, self.services.audit_log, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from typing import Any, Final
 from sqlalchemy import JSON, Column, Connection, Named, Row, Table, Text, TypedColumns, insert, select, update
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit
 from graftwork.adapters.access.limits import NO_LIMITS, Limits
 from graftwork.adapters.access.scope import Scope
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
@@ -203,6 +204,7 @@ class Keys:
         with self._database.write() as connection:
             _check_name(connection, key)
             connection.execute(insert(_keys).values(secret_sha256=_sha256(bearer), **_values(key)))
+            audit.made(key.id)
         return bearer, key
 
     def change(self, key_id: str, changes: Mapping[str, Any]) -> Key:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
-from graftwork.adapters.access import scope
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.experiments.assignment import Split
 from graftwork.adapters.experiments.experiment import (
@@ -204,6 +204,7 @@ class Experiments:
             if warning is not None:
                 details["warnings"] = [warning]
             _record(connection, name, "start", actor=actor, details=details)
+            audit.made(name)
             return experiment
 
     def set_weights(

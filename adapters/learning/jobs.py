@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
-from graftwork.adapters.access import scope
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.learning.data_sets import is_reference
 from graftwork.adapters.learning.files import get_file
@@ -125,6 +125,7 @@ class Jobs:
                     | {"publishing": False, "relayed_bytes": 0, "progress": {}, "result_files": [], "metrics": {}}
                 )
             )
+            audit.made(id)
             _record(connection, id, [NewJobEvent(message=f"Created fine-tuning job: {id}"), *events])
             return get_job(connection, id), True
 

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from graftwork.adapters import names
-from graftwork.adapters.access import scope
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE, is_trial
@@ -191,6 +191,7 @@ class Registry:
                         f"server runs {base.id}, {base.digest}: push them under another name"
                     )
             version = known or change.add(new)
+            audit.made(str(version.number))
             if alias is not None:
                 change.move("promote", alias, version.number)
         return version, known is None

@@ -22,7 +22,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -151,6 +151,9 @@ class Database:
         ConfigurationError: The URL is not usable, or PostgreSQL's driver is not installed.
     """
 
+    before_commit: Callable[[Connection], None] | None = None
+    """Called at the end of every write transaction, as a part of it."""
+
     _reading: Engine
     _writing: Engine
     _watch: sqlite3.Connection | None
@@ -187,6 +190,8 @@ class Database:
                 # The price of the same guarantee on both databases: PostgreSQL could let writers overlap.
                 connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
             yield connection
+            if self.before_commit is not None:
+                self.before_commit(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

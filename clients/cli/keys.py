@@ -1,4 +1,4 @@
-"""``graftwork keys``: create, list, show, change, rotate, revoke."""
+"""``graftwork keys``: create, list, usage, change, rotate, revoke."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def list_(remote: CommandContext) -> None:
 
     found = list(paginate(lambda after: remote.client.keys.list(after=after, limit=100), lambda key: key.id))
     remote.print_result(found, lambda: tables.keys(found))
+
+
+@app.command()
+@api_command
+def usage(remote: CommandContext, id: Id) -> None:
+    """Show what a key used, beside its limits."""
+    from graftwork.clients.cli import tables
+
+    key, used = remote.client.keys.get(id), remote.client.keys.usage(id)
+    remote.print_result(used, lambda: tables.key_usage(key, used))
 
 
 @app.command()

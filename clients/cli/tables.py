@@ -12,9 +12,10 @@ from rich.text import Text
 from graftwork.clients.cli.context import CONTROL_CHARACTERS
 from graftwork.clients.http.calls import shorten
 from graftwork.clients.types.adapters import Adapter, AdapterEvent, Version
+from graftwork.clients.types.audit import AuditEntry
 from graftwork.clients.types.feedback import Feedback
 from graftwork.clients.types.interactions import ErasureResult, Interaction
-from graftwork.clients.types.keys import Key
+from graftwork.clients.types.keys import Key, KeyUsage
 from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
@@ -91,6 +92,37 @@ def history(events: Iterable[AdapterEvent]) -> RenderableType:
 def retired(version: Version) -> RenderableType:
     """Render a version that was retired."""
     return Text.assemble((version.id, "bold"), " is retired: requests that name it are refused from now on")
+
+
+def audit(found: Iterable[AuditEntry]) -> RenderableType:
+    """Render a table of changes."""
+    table = _table("When", "Who", "Key", "Did", "To", "Ended", "From")
+    for entry in found:
+        table.add_row(
+            format_time(entry.at),
+            entry.actor,
+            entry.key_id,
+            entry.action,
+            entry.target,
+            entry.outcome,
+            entry.remote or "–",
+            style=None if entry.outcome == "done" else "dim",
+        )
+    return table if table.row_count else Text("Nothing was changed.")
+
+
+def key_usage(key: Key, used: KeyUsage) -> RenderableType:
+    """Render what a key used, beside its limits."""
+    limits = key.limits
+    table = _table("", "Requests", "of", "Tokens", "of")
+    for name, usage, requests, tokens in (
+        ("this minute", used.minute, limits.requests_per_minute, limits.tokens_per_minute),
+        ("today", used.day, None, limits.tokens_per_day),
+        ("this month", used.month, None, limits.tokens_per_month),
+    ):
+        table.add_row(name, f"{usage.requests}", f"{requests or '–'}", f"{usage.tokens}", f"{tokens or '–'}")
+    table.add_row("at once", f"{used.open}", f"{limits.concurrent or '–'}", "", "")
+    return table
 
 
 def keys(found: Iterable[Key]) -> RenderableType:

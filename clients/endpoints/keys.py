@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 
 from graftwork.clients.endpoints.parts import Timestamp, path_of, query_of, reader_of, without_none
 from graftwork.clients.http.calls import Call, CallRequest
-from graftwork.clients.types.keys import Key
+from graftwork.clients.types.keys import Key, KeyUsage
 from graftwork.clients.types.pages import Page
 
 
@@ -57,6 +57,15 @@ def get(id: str) -> Call[Key]:
         NotFoundError: if there is no such key.
     """
     return Call(request=CallRequest(method="GET", path=path_of("keys", id)), read=reader_of(Key))
+
+
+def usage(id: str) -> Call[KeyUsage]:
+    """Get what an API key used, to be compared with its limits.
+
+    Raises:
+        NotFoundError: if there is no such key.
+    """
+    return Call(request=CallRequest(method="GET", path=path_of("keys", id, "usage")), read=reader_of(KeyUsage))
 
 
 def change(id: str, **changes: Unpack[KeyChanges]) -> Call[Key]:

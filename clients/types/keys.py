@@ -18,6 +18,25 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Requests, and tokens of their prompts and answers."""
+
+    requests: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyUsage:
+    """What a key used: in the last 60 seconds, today and this month (in UTC), and requests that are under way."""
+
+    id: str
+    minute: Usage
+    day: Usage
+    month: Usage
+    open: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
     """An API key. ``secret`` is only set in the response that creates or rotates it; ``adapters`` ``None``: all."""
 

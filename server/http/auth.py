@@ -16,7 +16,8 @@ from fastapi import Security
 from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection, Request
 
-from graftwork.adapters.access import scope
+from graftwork.adapters.access import audit, scope
+from graftwork.adapters.access.audit import Change
 from graftwork.adapters.access.keys import Key, Role
 from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
 from graftwork.adapters.errors import Forbidden, Unauthorized
@@ -65,7 +66,9 @@ class Authenticator:
         self._open = open_to_loopback
         self._checked_at = -_RECHECK_SECONDS
 
-    def require(self, role: Role, *, unscoped: bool = False) -> Callable[[Request], Awaitable[Principal]]:
+    def require(
+        self, role: Role, *, unscoped: bool = False, changes: bool = True
+    ) -> Callable[[Request], Awaitable[Principal]]:
         """A FastAPI dependency that lets in ``role`` and above.
 
         It puts the caller into ``request.state.principal``, enters the scope of its key, and raises what
@@ -74,10 +77,14 @@ class Authenticator:
         Args:
             role: The lowest one that is let in.
             unscoped: Whether keys that are limited to some adapters are kept out: what is behind it is about all.
+            changes: Whether requests that are not ``GET`` change something, and so stand in the audit log.
         """
 
         async def allowed(request: Request, _documented: object = Security(BEARER)) -> Principal:
             principal = self.authenticate(request)
+            if changes and request.method != "GET":
+                request.state.change = _change(request, principal)
+                audit.begin(request.state.change)
             if principal.role < role:
                 raise Forbidden(
                     f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
@@ -137,6 +144,17 @@ class Authenticator:
         """Look for a key in the database now. Once there is one, this server always requires a key."""
         self._open = self._open and not self._keys.configured()
         self._checked_at = time.monotonic()
+
+
+def _change(request: Request, who: Principal) -> Change:
+    return Change(
+        actor=who.name,
+        key_id=who.key_id,
+        action=request.scope["route"].name,
+        target=request.url.path.removeprefix("/").removeprefix("v1/"),
+        request_id=request.state.request_id,
+        remote=None if request.client is None else request.client.host,
+    )
 
 
 def _principal(key: Key) -> Principal:

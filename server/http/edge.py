@@ -1,8 +1,8 @@
 """Middleware and error handlers around all routes.
 
-Every request gets a request id, a limit on its body and an entry in the metrics, and every error has one shape: ours,
-FastAPI's, and unexpected ones, which are logged with their traceback and returned without it. ``HEAD`` is answered
-wherever ``GET`` is.
+Every request gets a request id, a limit on its body and an entry in the metrics, and every change one in the audit log.
+Every error has one shape: ours, FastAPI's, and unexpected ones, which are logged with their traceback and returned
+without it. ``HEAD`` is answered wherever ``GET`` is.
 
 A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
 """
@@ -29,6 +29,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from graftwork.adapters.access import audit
+from graftwork.adapters.access.audit import AuditLog, Change
 from graftwork.adapters.access.scope import entered
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, LimitExceeded, NotFound, Overloaded, TooLarge
 from graftwork.server.anthropic import errors as anthropic
@@ -53,9 +55,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNAVAILABLE_RETRY_SECONDS = 1
 
 
-def install(app: FastAPI, metrics: Metrics, cors_origins: Sequence[str] = ()) -> None:
+def install(app: FastAPI, metrics: Metrics, audit_log: AuditLog, cors_origins: Sequence[str] = ()) -> None:
     """Add middleware and error handlers to ``app``, before its first request."""
-    app.add_middleware(EdgeMiddleware, metrics=metrics)
+    app.add_middleware(EdgeMiddleware, metrics=metrics, audit_log=audit_log)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -97,9 +99,10 @@ def error_response(error: GraftworkError, path: str = "") -> Response:
 class EdgeMiddleware:
     """Pure ASGI middleware, so that streams pass through unbuffered."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, audit_log: AuditLog) -> None:
         self.app = app
         self._metrics = metrics
+        self._audit_log = audit_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,11 +121,14 @@ class EdgeMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (change := state.get("change")) is not None:
+                    await self._end_change(change, status)
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:
-            with entered(None):  # the scope that the request's key will enter ends with the request
+            # What the request's key enters, its scope and the change that it makes, ends with the request.
+            with entered(None), audit.entered():
                 await self.app(scope, _limited(scope, receive), stamped_send)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
@@ -141,6 +147,15 @@ class EdgeMiddleware:
                 adapter=state.get("adapter"),
                 seconds=time.perf_counter() - began,
             )
+
+    async def _end_change(self, change: Change, status: int) -> None:
+        """Have the audit log complete before an answer says that something was changed."""
+        try:
+            await to_thread.run_sync(self._audit_log.end, change, status)
+        except Exception:
+            if status < HTTPStatus.BAD_REQUEST:
+                raise
+            log.exception("the audit log lacks %s by %s, answered with %d", change.action, change.actor, status)
 
 
 class _HeadersSent(Exception):

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
@@ -103,6 +104,7 @@ class Services:
     rounds: Rounds
     webhooks: Webhooks
     limiter: Limiter
+    audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
     allowed_roots: tuple[Path, ...] = ()

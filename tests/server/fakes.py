@@ -16,6 +16,7 @@ import numpy as np
 from fastapi import FastAPI
 from safetensors.numpy import load, save
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo, ModuleShape
@@ -186,6 +187,7 @@ def make_world(
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
+        audit_log=AuditLog(database),
         limiter=Limiter(UsageLedger(database), keys.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
@@ -195,7 +197,7 @@ def make_world(
     app = FastAPI(openapi_url=None)
     add_routes(app, router(services))
     app.add_middleware(DocumentedAnswers)
-    edge.install(app, services.metrics)
+    edge.install(app, services.metrics, services.audit_log)
     return World(app, services, engine, keys, home)
 
 

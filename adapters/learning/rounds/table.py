@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
-from graftwork.adapters.access import scope
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.learning.gate_results import GateSummary
 from graftwork.adapters.learning.rounds.round import Round, RoundDecision
@@ -71,6 +71,7 @@ def round_of(row: Row[*tuple[Any, ...]]) -> Round:
 def insert_round(connection: Connection, begun: Round) -> None:
     """Store a new round, with its event."""
     connection.execute(insert(rounds_table).values(_row_of(begun)))
+    audit.made(begun.id)
     _announce(connection, begun)
 
 

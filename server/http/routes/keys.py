@@ -19,9 +19,10 @@ from graftwork.adapters.access.scope import read_scope
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.storage.database import Page
 from graftwork.server.bodies import Label, StrictModel, Text, parse
+from graftwork.server.generation.limiter import Standing
 from graftwork.server.http.lists import PageParameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.keys import KeyObject, LimitsObject
+from graftwork.server.http.schemas.keys import KeyObject, KeyUsageObject, LimitsObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
@@ -93,6 +94,11 @@ def add(routes: APIRouter, services: Services) -> None:
     async def get_key(key_id: str) -> Response:
         return JSONResponse(_key(await in_thread(keys.record, key_id)))
 
+    @routes.get("/v1/keys/{key_id}/usage", dependencies=[admin], response_model=KeyUsageObject)
+    async def get_usage(key_id: str) -> Response:
+        key = await in_thread(keys.record, key_id)
+        return JSONResponse(_usage(key, services.limiter.standing(key.id)))
+
     @routes.patch("/v1/keys/{key_id}", response_model=KeyObject, openapi_extra=json_body(KeyChanges))
     async def change_key(request: Request, key_id: str, who: Principal = admin) -> Response:
         changes = _settings(parse(KeyChanges, await request.body()))
@@ -159,6 +165,17 @@ def _key(key: Key) -> KeyObject:
         "rotated_at": _seconds(key.rotated_at),
         "previous_until": _seconds(key.previous_until),
         "revoked_at": _seconds(key.revoked_at),
+    }
+
+
+def _usage(key: Key, standing: Standing) -> KeyUsageObject:
+    return {
+        "object": "key.usage",
+        "id": key.id,
+        "minute": {"requests": standing.requests, "tokens": standing.tokens},
+        "day": {"requests": standing.today.requests, "tokens": standing.today.tokens},
+        "month": {"requests": standing.month.requests, "tokens": standing.month.tokens},
+        "open": standing.open,
     }
 
 

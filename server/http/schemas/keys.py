@@ -17,6 +17,24 @@ class LimitsObject(TypedDict):
     tokens_per_month: int | None
 
 
+class UsageObject(TypedDict):
+    """Requests, and tokens of their prompts and answers."""
+
+    requests: int
+    tokens: int
+
+
+class KeyUsageObject(TypedDict):
+    """What a key used: in the last 60 seconds, today and this month (in UTC), and requests that are under way."""
+
+    object: Literal["key.usage"]
+    id: str
+    minute: UsageObject
+    day: UsageObject
+    month: UsageObject
+    open: int
+
+
 class KeyObject(TypedDict):
     """An API key. ``secret`` is there once: in the answer that created or rotated it. ``adapters`` null: all."""
 

@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("actor", sa.Text, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
         sa.Column("action", sa.Text, nullable=False),
-        sa.Column("object", sa.Text, nullable=False),
+        sa.Column("target", sa.Text, nullable=False),
         sa.Column("outcome", sa.Text, nullable=False),
         sa.Column("request_id", sa.Text),
         sa.Column("remote", sa.Text),

@@ -40,7 +40,7 @@ ASK_FEEDBACK_HEADER = "x-graftwork-ask-feedback"
 
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
     """Add the routes of chats and completions."""
-    reader = Depends(authenticator.require(Role.APP))
+    reader = Depends(authenticator.require(Role.APP, changes=False))
 
     @routes.post(
         "/v1/chat/completions",

@@ -21,7 +21,7 @@ def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingServi
 
     @routes.post(
         "/v1/embeddings",
-        dependencies=[Depends(authenticator.require(Role.APP))],
+        dependencies=[Depends(authenticator.require(Role.APP, changes=False))],
         response_model=EmbeddingListObject,
         openapi_extra=json_body(EmbeddingRequest),
     )

@@ -100,7 +100,7 @@ async def _everything_of(admin: httpx.AsyncClient, name: str, seed: int) -> dict
     }
 
 
-ABOUT_ALL = {"webhooks", "keys", "metrics"}
+ABOUT_ALL = {"webhooks", "keys", "audit", "metrics"}
 """Nouns that are about the whole server: keys with a scope get 403."""
 
 GIVEN_BODIES: dict[str, dict[str, Any]] = {
