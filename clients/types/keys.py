@@ -18,7 +18,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
+class UsageCounts:
     """Requests, and tokens of their prompts and answers."""
 
     requests: int
@@ -30,9 +30,9 @@ class KeyUsage:
     """What a key used: in the last 60 seconds, today and this month (in UTC), and requests that are under way."""
 
     id: str
-    minute: Usage
-    day: Usage
-    month: Usage
+    minute: UsageCounts
+    day: UsageCounts
+    month: UsageCounts
     open: int
 
 

@@ -121,6 +121,10 @@ class Account:
                 return charge.at + WINDOW_SECONDS - now
         raise AssertionError("an empty window has room for everything that the limit allows")
 
+    def used_since(self, first: date) -> Usage:
+        """What requests used that ended, and that began on this day or later."""
+        return sum((used for day, used in self.used.items() if day >= first), Usage())
+
     def _release(self, charge: Charge) -> None:
         self.reserved[charge.day] -= charge.tokens
         if not self.reserved[charge.day]:
@@ -224,10 +228,9 @@ class Limiter:
         Raises:
             LimitExceeded: A limit of the key is reached.
         """
-        if limits := self._limits_of(key_id):
-            with self._lock:
-                refusal = self._refusal(self._accounts[key_id], limits, tokens=1, background=False)
-            self._raise(refusal, key_id)
+        limits, now = self._limits_of(key_id), self._clock()
+        with self._lock:
+            self._refuse(self._account(key_id, now), limits, now, tokens=1, background=False)
 
     def begin(self, key_id: str, tokens: int, *, background: bool = False) -> Reservation:
         """Charge a request that begins now.
@@ -242,15 +245,12 @@ class Limiter:
         """
         limits = self._limits_of(key_id)
         with self._lock:
-            account = self._accounts[key_id]
-            account.expire(self._clock())
-            refusal = self._refusal(account, limits, tokens=tokens, background=background) if limits else None
-            if refusal is None:
-                charge = Charge(self._clock(), self._now().date(), tokens, background)
-                account.begin(charge)
-                return Reservation(self, key_id, charge)
-        self._raise(refusal, key_id)
-        raise AssertionError("unreachable")
+            now = self._clock()  # in the order of the window
+            account = self._account(key_id, now)
+            self._refuse(account, limits, now, tokens=tokens, background=background)
+            charge = Charge(now, self._now().date(), tokens, background)
+            account.begin(charge)
+        return Reservation(self, key_id, charge)
 
     def settle(self, key_id: str, charge: Charge, tokens: int) -> None:
         """See ``Reservation.settle``."""
@@ -265,30 +265,42 @@ class Limiter:
 
     def standing(self, key_id: str) -> Standing:
         """How a key stands with its limits."""
-        limits, now, today = self._limits_of(key_id), self._clock(), self._now().date()
+        limits, now = self._limits_of(key_id), self._clock()
         with self._lock:
-            account = self._accounts[key_id]
-            account.expire(now)
-            return Standing(
-                limits=limits,
-                requests=len(account.window),
-                tokens=account.window_tokens,
-                reset_seconds=account.window[-1].at + WINDOW_SECONDS - now if account.window else 0.0,
-                open=account.open,
-                today=account.used.get(today, Usage()),
-                month=sum((used for day, used in account.used.items() if day >= today.replace(day=1)), Usage()),
-            )
+            return self._standing(self._account(key_id, now), limits, now)
 
-    def _refusal(self, account: Account, limits: Limits, *, tokens: int, background: bool) -> _Refusal | None:
-        """Why a request cannot begin now: of several reasons the one that takes longest to pass."""
-        account.expire(self._clock())
+    def _account(self, key_id: str, now: float) -> Account:
+        """The account of a key, with what lies in the window now."""
+        account = self._accounts[key_id]
+        account.expire(now)
+        return account
+
+    def _standing(self, account: Account, limits: Limits, now: float) -> Standing:
+        today = self._now().date()
+        last = account.window[-1].at if account.window else -math.inf
+        return Standing(
+            limits=limits,
+            requests=len(account.window),
+            tokens=account.window_tokens,
+            reset_seconds=max(last + WINDOW_SECONDS - now, 0.0),
+            open=account.open,
+            today=account.used.get(today, Usage()),
+            month=account.used_since(today.replace(day=1)),
+        )
+
+    def _refuse(self, account: Account, limits: Limits, now: float, *, tokens: int, background: bool) -> None:
+        """Raise why a request cannot begin now, if so: of several reasons the one that takes longest to pass."""
+        if not limits:
+            return
         reasons = list(self._of_budgets(account, limits, tokens))
         if not background:
-            reasons += self._of_windows(account, limits, tokens)
-        return max(reasons, key=lambda reason: reason.seconds, default=None)
+            reasons += self._of_windows(account, limits, now, tokens)
+        if reasons:
+            reason = max(reasons, key=lambda reason: reason.seconds)
+            raise reason.error(self._standing(account, limits, now).headers())
 
-    def _of_windows(self, account: Account, limits: Limits, tokens: int) -> Iterator[_Refusal]:
-        now, requests, most = self._clock(), limits.requests_per_minute, limits.tokens_per_minute
+    def _of_windows(self, account: Account, limits: Limits, now: float, tokens: int) -> Iterator[_Refusal]:
+        requests, most = limits.requests_per_minute, limits.tokens_per_minute
         if limits.concurrent is not None and account.open >= limits.concurrent:
             message = f"this key may have {limits.concurrent} requests answered at once"
             yield _Refusal("requests", message, RETRY_SECONDS)
@@ -309,7 +321,7 @@ class Limiter:
         ):
             if most is None:
                 continue
-            used = sum(usage.tokens for day, usage in account.used.items() if day >= first)
+            used = account.used_since(first).tokens
             reserved = sum(reserved for day, reserved in account.reserved.items() if day >= first)
             message = _too_little(tokens, most, name, used + reserved)
             if tokens > most:
@@ -319,10 +331,6 @@ class Limiter:
                 yield _Refusal("insufficient_quota", message, until.total_seconds())
             elif used + reserved + tokens > most:  # what is under way may take less
                 yield _Refusal("tokens", message, RETRY_SECONDS)
-
-    def _raise(self, refusal: _Refusal | None, key_id: str) -> None:
-        if refusal is not None:
-            raise refusal.error(self.standing(key_id).headers())
 
     # -- what is stored --------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -356,6 +364,10 @@ class Limiter:
             with self._lock:
                 for (key_id, day), used in stored.items():
                     self._accounts[key_id].used[day] = used + self._unsaved.get((key_id, day), Usage())
+                if first.day == 1:  # of months before nothing is asked any more
+                    for account in self._accounts.values():
+                        for day in [day for day in account.used if day < first]:
+                            del account.used[day]
 
     def _save_all_the_time(self) -> None:
         failing = False

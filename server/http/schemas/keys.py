@@ -17,7 +17,7 @@ class LimitsObject(TypedDict):
     tokens_per_month: int | None
 
 
-class UsageObject(TypedDict):
+class UsageCountsObject(TypedDict):
     """Requests, and tokens of their prompts and answers."""
 
     requests: int
@@ -29,9 +29,9 @@ class KeyUsageObject(TypedDict):
 
     object: Literal["key.usage"]
     id: str
-    minute: UsageObject
-    day: UsageObject
-    month: UsageObject
+    minute: UsageCountsObject
+    day: UsageCountsObject
+    month: UsageCountsObject
     open: int
 
 
