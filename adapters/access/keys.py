@@ -158,8 +158,8 @@ class Keys:
         self._now = now
         self._admin_sha256 = _sha256(admin_key) if admin_key else None
         self._admin = Key(id="first-admin", name=FIRST_ADMIN, role=Role.ADMIN, created_at=now())
-        # What authenticate() has looked up since the database last changed: one object, replaced as a whole.
-        self._found: DatabaseCache[dict[str, _StoredKey]] = DatabaseCache(database, {}, lambda old: {})
+        # All of them, so that their holders are known while the database is away. Replaced as a whole.
+        self._found: DatabaseCache[dict[str, _StoredKey]] = DatabaseCache(database, "keys", {}, lambda old: self._all())
 
     # -- changes ---------------------------------------------------------------------------------------------------
     def create(
@@ -293,8 +293,7 @@ class Keys:
         """
         if self._admin_sha256 is not None:
             return True
-        with self._database.read() as connection:
-            return connection.scalar(select(_keys.c.id).limit(1)) is not None
+        return bool(self._found.get())
 
     def authenticate(self, bearer: str) -> Key | None:
         """The key with this secret, or ``None`` when it is unknown, revoked or expired.
@@ -324,7 +323,7 @@ class Keys:
         return NO_LIMITS if found is None else found.key.limits
 
     def _find(self, key_id: str) -> _StoredKey | None:
-        """The stored hashes and the record, from memory where nothing has changed since they were read."""
+        """The stored hashes and the record, from memory; a key that another server has just created is looked up."""
         found = self._found.get()
         if key_id not in found:
             with self._database.read() as connection:
@@ -332,8 +331,12 @@ class Keys:
             if row is None:
                 # Not cached: anybody can make up ids.
                 return None
-            found[key_id] = _StoredKey(_key(row), row.secret_sha256, row.previous_sha256)
+            found[key_id] = _stored(row)
         return found[key_id]
+
+    def _all(self) -> dict[str, _StoredKey]:
+        with self._database.read() as connection:
+            return {row.id: _stored(row) for row in connection.execute(select(_keys))}
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -410,6 +413,10 @@ def _values(key: Key) -> dict[str, Any]:
     values = {name: getattr(key, name) for name in _PLAIN_FIELDS}
     scope = None if key.scope is None else sorted(key.scope)
     return {**values, "role": key.role.value, "adapters": scope, "limits": key.limits.to_json() or None}
+
+
+def _stored(row: Row[*tuple[Any, ...]]) -> _StoredKey:
+    return _StoredKey(_key(row), row.secret_sha256, row.previous_sha256)
 
 
 def _key(row: Row[*tuple[Any, ...]]) -> Key:

@@ -75,14 +75,9 @@ def answers_of(adapter: ColumnElement[Any], experiment: ColumnElement[Any]) -> l
     return [or_(*seen, adapter.is_(None) & experiment.is_(None)) if BASE in scope else or_(*seen)]
 
 
-def answer_visible(connection: Connection, adapter: str | None, experiment: str | None) -> bool:
-    """What ``answers_of`` says of one answer: of this adapter (``None``: the bare base), in this experiment."""
-    if _current.get() is None:
-        return True
-    if adapter is None and experiment is not None:
-        which = select(_experiments.c.adapter).where(_experiments.c.name == experiment)
-        return visible(connection.scalar(which) or "")
-    return visible(adapter)
+def experiment_visible(connection: Connection, name: str) -> bool:
+    """Whether the present caller may see an experiment."""
+    return visible(connection.scalar(select(_experiments.c.adapter).where(_experiments.c.name == name)) or "")
 
 
 def read_scope(adapters: object) -> Scope:

@@ -63,6 +63,7 @@ class EmbeddingService:
         metrics: Counts tokens.
         traffic: Counts requests.
         limiter: Keeps the limits of keys.
+        shares_prefixes: As in ``GenerationService``.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class EmbeddingService:
         metrics: Metrics,
         traffic: Traffic,
         limiter: Limiter,
+        shares_prefixes: bool = False,
     ) -> None:
         self._engine = engine
         self._tokenization = tokenization
@@ -81,6 +83,7 @@ class EmbeddingService:
         self._metrics = metrics
         self._traffic = traffic
         self.limiter = limiter
+        self._shares_prefixes = shares_prefixes
 
     async def start(self, body: EmbeddingRequest, *, key_id: str, background: bool = False) -> ActiveEmbeddings:
         """Resolve the model, tokenize the inputs, and send the first of them to the engine.
@@ -95,7 +98,7 @@ class EmbeddingService:
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
             LimitExceeded: A limit of the key is reached.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         route = self._router.resolve_control(body.model)
@@ -112,7 +115,7 @@ class EmbeddingService:
         )
         reservation = self.limiter.begin(key_id, sum(map(len, prompts)), background=background)
         try:
-            stream = self._open(route, prompts, pooling, background=background)
+            stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
         except GraftworkError:
             reservation.withdraw()
             raise
@@ -129,9 +132,9 @@ class EmbeddingService:
         try:
             await self._take(active)
             while (first := active.first + len(active.stream.ids)) < len(prompts):
-                background = active.stream.background
+                before = active.stream
                 active.stream = await self._open_in_turn(
-                    active.route, prompts[first:], active.pooling, background=background
+                    active.route, prompts[first:], active.pooling, key_id=before.tenant, background=before.background
                 )
                 active.first = first
                 await self._take(active)
@@ -179,21 +182,22 @@ class EmbeddingService:
 
     # -- the engine ------------------------------------------------------------------------------------------------
     def _open(
-        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine."""
         params = SamplingParams(max_tokens=0, pooling=pooling)
         count = min(MAX_OPEN_INPUTS, self._engine.max_open)
         inputs = [(ids, params) for ids in prompts[:count]]
-        return self._engine.open(inputs, adapter=route.digest, background=background)
+        salt = "" if self._shares_prefixes else key_id
+        return self._engine.open(inputs, adapter=route.digest, cache_salt=salt, background=background, tenant=key_id)
 
     async def _open_in_turn(
-        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
         while True:
             try:
-                return self._open(route, prompts, pooling, background=background)
+                return self._open(route, prompts, pooling, key_id=key_id, background=background)
             except Overloaded:
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -218,6 +218,7 @@ class Limiter:
         self._unsaved: dict[tuple[str, date], Usage] = defaultdict(Usage)
         self._saving = threading.Lock()
         self._read_on: date | None = None
+        self._failing = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._save_all_the_time, name="usage", daemon=True)
 
@@ -335,7 +336,7 @@ class Limiter:
     # -- what is stored --------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Read what is stored, and begin to store what is used, until ``stop``."""
-        self.save()
+        self._try_to_save()
         self._thread.start()
 
     def stop(self) -> None:
@@ -343,7 +344,7 @@ class Limiter:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.save()
+        self._try_to_save()
 
     def save(self) -> None:
         """Store what is not stored yet, and read what all processes have used this month."""
@@ -370,16 +371,18 @@ class Limiter:
                             del account.used[day]
 
     def _save_all_the_time(self) -> None:
-        failing = False
         while not self._stopping.wait(SAVE_SECONDS):
-            try:
-                self.save()
-            except Exception as failure:
-                if not failing:
-                    log.error("what keys use cannot be stored now, and is kept until it can: %s", failure)
-                failing = True
-            else:
-                failing = False
+            self._try_to_save()
+
+    def _try_to_save(self) -> None:
+        try:
+            self.save()
+        except Exception as failure:
+            if not self._failing:
+                log.error("what keys use cannot be stored now, and is kept until it can: %s", failure)
+            self._failing = True
+        else:
+            self._failing = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ class GenerationService:
 
         Raises:
             LimitExceeded: A limit of the key is reached.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
@@ -253,7 +253,11 @@ class GenerationService:
         reservation = charge() if charged else None
         try:
             stream = self.engine.open(
-                inputs, adapter=admission.route.digest, cache_salt="/".join(salts), background=background
+                inputs,
+                adapter=admission.route.digest,
+                cache_salt="/".join(salts),
+                background=background,
+                tenant=admission.key_id,
             )
         except GraftworkError:
             if reservation is not None:

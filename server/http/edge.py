@@ -22,6 +22,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -32,7 +33,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from graftwork.adapters.access import audit
 from graftwork.adapters.access.audit import AuditLog, Change
 from graftwork.adapters.access.scope import entered
-from graftwork.adapters.errors import GraftworkError, InvalidRequest, LimitExceeded, NotFound, Overloaded, TooLarge
+from graftwork.adapters.errors import (
+    GraftworkError,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+)
 from graftwork.server.anthropic import errors as anthropic
 from graftwork.server.observability.metrics import Metrics
 
@@ -152,10 +161,10 @@ class EdgeMiddleware:
         """Have the audit log complete before an answer says that something was changed."""
         try:
             await to_thread.run_sync(self._audit_log.end, change, status)
-        except Exception:
+        except (Unavailable, OperationalError) as error:
             if status < HTTPStatus.BAD_REQUEST:
                 raise
-            log.exception("the audit log lacks %s by %s, answered with %d", change.action, change.actor, status)
+            log.error("the audit log lacks %s by %s, answered with %d: %s", change.action, change.actor, status, error)
 
 
 class _HeadersSent(Exception):

@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 TIME = sa.Text().with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
 

@@ -26,8 +26,8 @@ def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingServi
         openapi_extra=json_body(EmbeddingRequest),
     )
     async def embed(request: Request) -> Response:
-        key_id = request.state.principal.key_id
-        active = await service.start(parse(EmbeddingRequest, await request.body()), key_id=key_id)
+        body, key_id = parse(EmbeddingRequest, await request.body()), request.state.principal.key_id
+        active = await service.start(body, key_id=key_id)
         headers = note_route(request, active.route)
         answer = await unless_client_leaves(request, service.collect(active))
         return Response(
