@@ -36,7 +36,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit_log",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), autoincrement=True, nullable=False),
         sa.Column("at", TIME, nullable=False),
         sa.Column("actor", sa.Text, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
