@@ -303,7 +303,7 @@ class Limiter:
     def _of_windows(self, account: Account, limits: Limits, now: float, tokens: int) -> Iterator[_Refusal]:
         requests, most = limits.requests_per_minute, limits.tokens_per_minute
         if limits.concurrent is not None and account.open >= limits.concurrent:
-            message = f"this key may have {limits.concurrent} requests answered at once"
+            message = f"at most {limits.concurrent} of this key's requests are answered at once"
             yield _Refusal("requests", message, RETRY_SECONDS)
         if requests is not None and (seconds := account.until_requests(requests, now)):
             yield _Refusal("requests", f"this key may begin {requests} requests a minute", seconds)
