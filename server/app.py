@@ -236,6 +236,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         engine=_engine_options(config),
         api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
         shared_state=shared_state,
+        number=0,
         parent_pid=os.getpid(),
         log_level=config.log_level,
     )

@@ -149,8 +149,8 @@ class GraftServer(ls.LitServer):
         died = self.inference_workers[worker_id]
         if self.shared_state.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
-        was_ready = self.shared_state.engine_starts > self._engine_starts
-        self._engine_starts = self.shared_state.engine_starts
+        was_ready = self.shared_state.engine_starts(0) > self._engine_starts
+        self._engine_starts = self.shared_state.engine_starts(0)
         self._failed_starts = 0 if was_ready else self._failed_starts + 1
         if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
             log.error("the engine cannot start; shutting down (its own message is above)")
