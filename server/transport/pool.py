@@ -445,5 +445,18 @@ def members_of(engine: EngineProtocol) -> Mapping[str, EngineProtocol]:
     return {member.id: member.engine for member in engine.members} if isinstance(engine, EnginePool) else {"0": engine}
 
 
+async def stats_of(engines: Mapping[str, EngineProtocol]) -> dict[str, EngineStats]:
+    """The statistics of those engines that answer."""
+
+    async def ask(engine: EngineProtocol) -> EngineStats | None:
+        try:
+            return await engine.stats()
+        except Unavailable:
+            return None
+
+    answers = await asyncio.gather(*map(ask, engines.values()))
+    return {name: stats for name, stats in zip(engines, answers, strict=True) if stats is not None}
+
+
 def _order(placement: AdapterPlacement) -> int:
     return _TIERS.index(placement.tier) if placement.tier in _TIERS else len(_TIERS)

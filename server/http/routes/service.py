@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 from collections import Counter
 from importlib import resources
 from typing import Any
@@ -14,15 +13,13 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.errors import Unavailable
 from graftwork.server.http.openapi import openapi_document
 from graftwork.server.http.routes.adapters import adapter_states, all_adapters, live_version, tier_of
 from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, ServerVersionObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
+from graftwork.server.transport.pool import members_of, stats_of
 from graftwork.version import __version__
-
-log = logging.getLogger(__name__)
 
 
 def add(routes: APIRouter, services: Services) -> None:
@@ -68,10 +65,15 @@ async def _update_gauges(services: Services) -> None:
     """Set the engine's and adapters' gauges. Without an engine its counts stay, and no adapter counts as resident."""
     engine = services.engine
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
-    try:
-        services.metrics.set_engine(await engine.stats())
-    except Unavailable as unavailable:
-        log.debug("metrics without the engine: %s", unavailable)
+    engines = members_of(engine)
+    stats = await stats_of(engines)
+    if stats:
+        services.metrics.set_engines(stats)
+    if len(engines) > 1:
+        for name, one in engines.items():
+            services.metrics.set_engine(
+                name, ready=one.state == "ready", num_restarts=one.num_restarts, stats=stats.get(name)
+            )
     residency = await adapter_states(engine)
     adapters = await to_thread.run_sync(all_adapters, services)
     learning = await to_thread.run_sync(services.learning.all)
