@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value = getattr(defaults, entry.name)
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=type(value), default=value)
     for entry in fields(StepTimes):
-        parser.add_argument(f"--{entry.name.replace('_', '-')}-ms", type=float, default=getattr(StepTimes(), entry.name))
+        parser.add_argument(
+            f"--{entry.name.replace('_', '-')}-ms", type=float, default=getattr(StepTimes(), entry.name)
+        )
     parser.add_argument("--policies", default=",".join(POLICIES), help="separated by commas")
     parser.add_argument("--processes", type=int, default=1, help="policies that are simulated at once")
     parser.add_argument("--json", type=Path)

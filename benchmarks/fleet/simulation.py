@@ -128,7 +128,7 @@ class Fleet:
             self._at(user / self._wanted_users, self._new_user)
         reports = [self._run_part("steady", sizes.requests)]
         if sizes.disturbed:
-            reports.append(self._run_part("failures", sizes.disturbed, self._fail_one))
+            reports.append(self._run_part("failures", sizes.disturbed, self._fail_some))
             reports.append(self._run_part("rolling update", sizes.disturbed, self._update_some))
             reports.append(self._run_part("autoscaling", sizes.disturbed, self._scale))
         return reports
@@ -261,9 +261,9 @@ class Fleet:
             disturb()
             self._at(self._now + 1, self._again, disturb, part)
 
-    def _fail_one(self) -> None:
+    def _fail_some(self) -> None:
         """Kill replicas: what has not begun is taken over once, the rest is lost, and its users ask again."""
-        for place in self._some(FAILING):
+        for place in [place for place in np.flatnonzero(self._usable).tolist() if self._random.random() * FAILING < 1]:
             replica = self._replicas[place]
             assert replica is not None
             self._set_usable(place, False)
@@ -309,10 +309,6 @@ class Fleet:
     def _added(self, place: int) -> None:
         self._starting -= 1
         self._up(place)
-
-    def _some(self, one_in: int) -> list[int]:
-        usable: list[int] = np.flatnonzero(self._usable).tolist()
-        return self._random.sample(usable, max(1, len(usable) // one_in)) if len(usable) > 1 else []
 
     def _count_replicas(self) -> None:
         """Add what the usable replicas have had of time since this was called last."""
