@@ -13,6 +13,10 @@ from pathlib import Path
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.storage.database import database_url
+
+#: The SQLite database of a home.
+DATABASE_FILE = "graftwork.db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class ServerConfig:
         workers: Engine workers, each with the base and a bank of its own; ``None``: one for each of ``devices``.
         kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU), ``triton`` (on CUDA) or ``torch``.
         home: Where bases, adapters and the database are stored. One server a home.
+        database: The URL of a PostgreSQL database, which servers may share; ``None``: a file in the home.
         host: Where to listen. Without a key only loopback is allowed.
         port: Where to listen, 1024 to 65535.
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
@@ -73,6 +78,7 @@ class ServerConfig:
     workers: int | None = None
     kernels: str = "auto"
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
+    database: str | None = field(default=None, repr=False)  # it may hold a password
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 16
@@ -106,6 +112,7 @@ class ServerConfig:
     log_level: str = "info"
 
     def __post_init__(self) -> None:
+        database_url(self.database_location)
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -144,6 +151,11 @@ class ServerConfig:
         """The device of each engine worker: in turn, where there are more workers than devices."""
         devices = self.devices or (self.device,)
         return tuple(devices[number % len(devices)] for number in range(self.workers or len(devices)))
+
+    @property
+    def database_location(self) -> str | Path:
+        """Where the database is: a URL, or a path."""
+        return self.database or self.home / DATABASE_FILE
 
     @property
     def bind_host(self) -> str:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
@@ -24,6 +24,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from graftwork.adapters.access.keys import Role
+from graftwork.adapters.errors import Unavailable
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.generation.batches.runner import BatchRunner
@@ -217,7 +218,12 @@ class GraftServer(ls.LitServer):
             await worker.client.listen(api_process, worker.listeners[api_process])
         watching = None if self.pool is None else asyncio.create_task(self.pool.watch())
         self.service.shadows.start()
-        self.services.records.log.start()
+        with suppress(Unavailable):
+            await to_thread.run_sync(self.services.read_caches)
+        records = self.services.records
+        records.log.start()
+        if records.delivery is not None:
+            records.delivery.start()
         self.batches.start()
         try:
             async with super().lifespan(app):
@@ -226,7 +232,9 @@ class GraftServer(ls.LitServer):
             if watching is not None:
                 watching.cancel()
             await self.batches.stop()
-            await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
+            await to_thread.run_sync(partial(records.log.stop, seconds=LOG_SECONDS))
+            if records.delivery is not None:
+                await to_thread.run_sync(records.delivery.stop)
 
     def _install_signal_handlers(self) -> None:
         parent = os.getpid()

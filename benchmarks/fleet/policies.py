@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import numpy as np
@@ -156,7 +157,7 @@ def make_policy(name: str, num_places: int, seed: int) -> Policy:
     Raises:
         KeyError: There is none of that name.
     """
-    makers = {
+    makers: dict[str, Callable[[], Policy]] = {
         "rendezvous 1.25": lambda: Rendezvous(num_places, 1.25),
         "rendezvous 1.5": lambda: Rendezvous(num_places, 1.5),
         "rendezvous 2": lambda: Rendezvous(num_places, 2.0),

@@ -79,15 +79,36 @@ class PoolMember:
         return self.engine.num_open() + self.num_foreign
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledRequest:
+    """What an engine is asked, as ``EngineProtocol.open`` has it; another engine is asked the same."""
+
+    inputs: Sequence[EngineInput]
+    adapter: str | None
+    cache_salt: str
+    background: bool
+    tenant: str
+    weight: float
+
+    def open(self, engine: EngineProtocol) -> EngineStream:
+        """Send it to an engine."""
+        return engine.open(
+            self.inputs,
+            adapter=self.adapter,
+            cache_salt=self.cache_salt,
+            background=self.background,
+            tenant=self.tenant,
+            weight=self.weight,
+        )
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class PooledStream(EngineStream):
     """A stream that another engine takes over if its own is lost before the first delta.
 
     Attributes:
         pool: Has the other engines.
-        inputs: Of the request's choices.
-        adapter: The adapter's digest.
-        cache_salt: As in ``open``.
+        request: What was asked.
         member: The engine that computes it.
         source: That engine's stream.
         cancelled: Choices that nobody waits for any more.
@@ -95,9 +116,7 @@ class PooledStream(EngineStream):
     """
 
     pool: EnginePool
-    inputs: Sequence[EngineInput]
-    adapter: str | None
-    cache_salt: str
+    request: PooledRequest
     member: PoolMember
     source: EngineStream
     cancelled: set[int] = field(default_factory=set)
@@ -185,33 +204,43 @@ class EnginePool:
 
     # -- requests ------------------------------------------------------------------------------------------------
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
-        """Send the choices of one request to one engine.
-
-        Args:
-            inputs: One for each choice.
-            adapter: The digest of a published adapter; ``None``: the bare base.
-            cache_salt: Prompts of another salt share no prefixes with it.
-            background: Whether no user waits for it.
+        """Send the choices of one request to one engine. Arguments are those of ``EngineProtocol.open``.
 
         Raises:
             InvalidRequest: There are more choices than any engine takes at all.
             Overloaded: The queues are full.
             Unavailable: There is no engine at the moment.
         """
-        member, source = self._send(inputs, adapter, cache_salt, background)
+        request = PooledRequest(
+            inputs=inputs,
+            adapter=adapter,
+            cache_salt=cache_salt,
+            background=background,
+            tenant=tenant,
+            weight=weight,
+        )
+        member, source = self._send(request)
         if adapter is not None:
             self._num_open[adapter] += len(inputs)
         return PooledStream(
             ids=source.ids,
             background=background,
+            tenant=tenant,
+            weight=weight,
             items=source.items,
             open=source.open,
             pool=self,
-            inputs=inputs,
-            adapter=adapter,
-            cache_salt=cache_salt,
+            request=request,
             member=member,
             source=source,
         )
@@ -231,9 +260,7 @@ class EnginePool:
         if stream.ended:
             return False
         try:
-            stream.member, stream.source = self._send(
-                stream.inputs, stream.adapter, stream.cache_salt, stream.background, without=lost
-            )
+            stream.member, stream.source = self._send(stream.request, without=lost)
         except GraftworkError:
             return False
         log.info("engine %s takes over from %s: %s", stream.member.id, lost.id, error)
@@ -247,20 +274,15 @@ class EnginePool:
         if stream.ended:
             return
         stream.ended = True
-        if stream.adapter is not None:
-            self._num_open[stream.adapter] -= len(stream.inputs)
-            if not self._num_open[stream.adapter]:
-                del self._num_open[stream.adapter]
+        adapter = stream.request.adapter
+        if adapter is not None:
+            self._num_open[adapter] -= len(stream.request.inputs)
+            if not self._num_open[adapter]:
+                del self._num_open[adapter]
 
-    def _send(
-        self,
-        inputs: Sequence[EngineInput],
-        adapter: str | None,
-        cache_salt: str,
-        background: bool,
-        without: PoolMember | None = None,
-    ) -> tuple[PoolMember, EngineStream]:
+    def _send(self, request: PooledRequest, without: PoolMember | None = None) -> tuple[PoolMember, EngineStream]:
         """Open a request on the engine that is right for it, or else on the next that takes it."""
+        inputs, adapter = request.inputs, request.adapter
         usable = self._usable()
         if without is not None:
             usable[self.members.index(without)] = False
@@ -280,7 +302,7 @@ class EnginePool:
                 break
             member = self.members[place]
             try:
-                source = member.engine.open(inputs, adapter=adapter, cache_salt=cache_salt, background=background)
+                source = request.open(member.engine)
             except (Overloaded, Unavailable, InvalidRequest) as error:
                 refused = error
                 usable[place] = False

@@ -18,11 +18,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-#: An engine takes up to so many times the mean load; and engines count as equally busy up to so many times the least.
-BOUND: Final = 1.25
+#: An engine takes up to so many times the mean load.
+BOUND: Final = 2.0
 
-#: One engine is enough for an adapter with no more answers under way than this: at few, an engine is hardly slower.
-EASY_LOAD: Final = 2
+#: Of what an engine has to do, one adapter with much traffic is meant to be this part. With such adapters the load is
+#: made even: each can go to several engines, so that the many with little traffic can stay on one.
+SHARE: Final = 1 / 4
+
+#: Engines count as equally busy up to so many times the load of the least busy.
+EVEN: Final = 1.125
 
 #: So many first tokens of a prompt choose among engines that are equally good.
 PREFIX_TOKENS: Final = 32
@@ -84,7 +88,7 @@ class RendezvousRouter:
         if adapter is None:
             return self._nearest(indices[below], loads, prompt)
         scores = self._scores(indices, _hash(adapter.encode()))
-        home = _largest(scores, math.ceil(num_open / max(mean, EASY_LOAD)))
+        home = _largest(scores, math.ceil(num_open / max(1.0, SHARE * mean)))
         home = home[below[home]]
         if not len(home):
             return int(indices[np.argmax(np.where(below, scores, 0))])
@@ -100,7 +104,7 @@ class RendezvousRouter:
     def _nearest(self, indices: NDArray[np.intp], loads: NDArray[np.int64], prompt: Sequence[int]) -> int:
         """Of these engines one of the least busy: the one that the prompt's first tokens choose."""
         if len(indices) > 1:
-            indices = indices[loads[indices] <= self._bound * (loads[indices].min() + 1)]
+            indices = indices[loads[indices] <= EVEN * loads[indices].min()]
         if len(indices) == 1:
             return int(indices[0])
         first = np.asarray(prompt[:PREFIX_TOKENS], dtype="<i8")

@@ -33,7 +33,7 @@ class Scripted:
     measured: Stats = field(default_factory=Stats)
     busy: bool = False
     streams: list[EngineStream] = field(default_factory=list)
-    asked: list[tuple[Sequence[EngineInput], str | None, str, bool]] = field(default_factory=list)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
     cancelled: list[tuple[EngineStream, int | None]] = field(default_factory=list)
     tried: list[str] = field(default_factory=list)
     ensured: list[str] = field(default_factory=list)
@@ -46,7 +46,15 @@ class Scripted:
         return sum(len(stream.open) for stream in self.streams if stream.background)
 
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         if self.state != "ready":
             raise Unavailable("not ready")
@@ -57,7 +65,7 @@ class Scripted:
         stream = EngineStream([f"{id(self)}-{len(self.asked)}-{n}" for n in range(len(inputs))], background)
         stream.open.update(stream.ids)
         self.streams.append(stream)
-        self.asked.append((inputs, adapter, cache_salt, background))
+        self.asked.append((inputs, adapter, cache_salt, background, tenant, weight))
         return stream
 
     def say(self, *tokens: int, choice: int = 0, stream: int = -1, end: bool = False) -> None:
@@ -119,12 +127,12 @@ async def tokens_of(stream: EngineStream) -> list[int]:
 
 async def test_an_adapter_stays_on_its_engine(pool: EnginePool, engines: list[Scripted]) -> None:
     for _ in range(5):
-        stream = pool.open([INPUT], adapter="a", cache_salt="s", background=True)
+        stream = pool.open([INPUT], adapter="a", cache_salt="s", background=True, tenant="key", weight=2.0)
         owner(engines).say(1, end=True)
         assert await tokens_of(stream) == [1]
         pool.cancel(stream)
     (busy,) = [engine for engine in engines if engine.asked]
-    assert busy.asked == [([INPUT], "a", "s", True)] * 5
+    assert busy.asked == [([INPUT], "a", "s", True, "key", 2.0)] * 5
     assert pool.num_open() == 0
     assert not pool._num_open
 
@@ -145,7 +153,7 @@ async def test_before_the_first_token_another_engine_takes_over_once(pool: Engin
     await asyncio.sleep(0.01)
     second = owner(engines)
     assert second is not first
-    assert second.asked == first.asked == [([INPUT], "a", "s", False)]  # the seed is the same
+    assert second.asked == first.asked == [([INPUT], "a", "s", False, "", 1.0)]  # the seed is the same
     second.say(5, 6, end=True)
     assert await answer == [5, 6]
     pool.cancel(stream)

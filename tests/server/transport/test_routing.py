@@ -66,7 +66,7 @@ def test_the_order_of_names_means_nothing() -> None:
 def test_a_hot_adapter_has_as_many_engines_as_its_traffic_needs() -> None:
     router = RendezvousRouter(NAMES)
     loads = np.full(len(NAMES), 10, dtype=np.int64)
-    for num_open, expected in ((0, 1), (10, 1), (40, 4), (320, 32)):
+    for num_open, expected in ((0, 1), (2, 1), (10, 4), (40, 16), (160, 64)):
         places = {router.choose("hot", [n], loads, all_of(router), num_open=num_open) for n in range(2000)}
         assert len(places) == expected
 
@@ -75,7 +75,7 @@ def test_the_same_first_tokens_choose_the_same_engine() -> None:
     router = RendezvousRouter(NAMES)
     loads = np.full(len(NAMES), 10, dtype=np.int64)
     opening = list(range(40))
-    for adapter, num_open in (("hot", 80), (None, 0)):
+    for adapter, num_open in (("hot", 20), (None, 0)):
         places = {router.choose(adapter, [*opening, n], loads, all_of(router), num_open=num_open) for n in range(100)}
         assert len(places) == 1
     # Unless that engine is busier than others.
@@ -131,7 +131,7 @@ def test_under_any_traffic_the_busiest_engine_is_bounded(requests: list[int]) ->
         assert place is not None
         loads[place] += 1
         counts[adapter] += 1
-    assert loads.max() <= np.ceil(1.25 * loads.mean())
+    assert loads.max() <= np.ceil(2 * loads.mean())
 
 
 def test_every_process_decides_alike() -> None:
