@@ -116,7 +116,7 @@ class Fleet:
         self._order = itertools.count()
         self._now = 0.0
         self._counted_at = 0.0
-        self._burst_second, self._burst_rank = -1, 0
+        self._burst_number, self._burst_rank = -1, 0
         self._part = _Part("steady", 0.0)
         for place in range(sizes.replicas):
             self._up(place)
@@ -168,10 +168,10 @@ class Fleet:
         self._place(SimulatedRequest(self._digests[rank], rank, ask.new_tokens, self._now))
 
     def _in_burst(self) -> int:
-        """The adapter that everyone asks for in this second."""
-        if int(self._now) != self._burst_second:
-            self._burst_second = int(self._now)
-            self._burst_rank = self._random.randrange(self._sizes.adapters)
+        """The adapter that everyone asks for now."""
+        number = int(self._now / self._sizes.burst_seconds)
+        if number != self._burst_number:
+            self._burst_number, self._burst_rank = number, self._random.randrange(self._sizes.adapters)
         return self._burst_rank
 
     def _place(self, request: SimulatedRequest) -> None:

@@ -48,7 +48,8 @@ class FleetSizes:
         disturbed: Answered in each of the other parts.
         prompt_tokens: Of a prompt.
         new_tokens: Of an answer, in the mean; from a quarter to seven quarters of it.
-        burst_share: Of all requests those for an adapter that everyone asks for during a second; then another.
+        burst_share: Of all requests those for one adapter, drawn from all, that everyone asks for; then for another.
+        burst_seconds: How long everyone asks for the same.
         restart_seconds: From an engine's end until it is ready again, with nothing on its device.
         seed: Of all random numbers.
     """
@@ -64,6 +65,7 @@ class FleetSizes:
     prompt_tokens: int = 110
     new_tokens: int = 64
     burst_share: float = 0.05
+    burst_seconds: float = 10.0
     restart_seconds: float = 15.0
     seed: int = 1
 
@@ -78,7 +80,7 @@ class Ask:
 
 
 def asks(sizes: FleetSizes) -> Iterator[Ask]:
-    """Requests without end. The adapter of those in bursts is another one every second, which the caller chooses."""
+    """Requests without end. The adapter of those in bursts is chosen by the caller."""
     random = np.random.default_rng(sizes.seed)
     weights = 1.0 / np.arange(1, sizes.adapters + 1) ** sizes.exponent
     cumulated = np.cumsum(weights / weights.sum())
