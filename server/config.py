@@ -25,6 +25,8 @@ class ServerConfig:
         quantize: ``auto``, ``nf4``, ``int8`` or ``none``.
         dtype: Of activations and cache: ``auto``, ``bfloat16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        devices: In its place: those of several engine workers.
+        workers: Engine workers, each with the base and a bank of its own; ``None``: one for each of ``devices``.
         kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU), ``triton`` (on CUDA) or ``torch``.
         home: Where bases, adapters and the database are stored. One server a home.
         database: The URL of a PostgreSQL database, which servers may share; ``None``: a file in the home.
@@ -32,7 +34,7 @@ class ServerConfig:
         port: Where to listen, 1024 to 65535.
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
         max_batch: Sequences that run at once.
-        max_queue: Sequences that may be running or waiting; more are answered 429.
+        max_queue: Sequences that may be running or waiting in each engine worker; more are answered 429.
         batch_share: The part of ``max_batch`` up to which requests of batches fill the engine; 0: none are answered.
         max_model_len: Longest prompt and answer in tokens; ``None``: what the base was made for, at most 8192.
         kv_memory_gb: Size of the key-value cache in GiB; ``None``: a quarter of the memory, at most 4.
@@ -40,7 +42,7 @@ class ServerConfig:
         prefill_tokens: Prompt tokens computed beside each decoding step; more is faster, fewer is smoother.
         share_prefix_cache: Keys share prefixes, and so can tell by the time what others have asked.
         no_prefix_cache: Compute every prompt from its start, whatever was computed before.
-        threads: CPU threads of the engine; ``None``: torch's choice.
+        threads: CPU threads of each engine worker; ``None``: torch's choice, or of several an equal share each.
         cors_origins: Sites whose pages may call this server from a browser, ``https://app.example``; ``*`` is any.
         allowed_roots: Folders below which adapters may be pushed by path.
         allow_private_webhooks: Webhooks may have addresses of this machine and its network.
@@ -69,6 +71,8 @@ class ServerConfig:
     quantize: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
+    devices: tuple[str, ...] = ()
+    workers: int | None = None
     kernels: str = "auto"
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
     database: str | None = field(default=None, repr=False)  # it may hold a password
@@ -113,6 +117,10 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")
+        if self.workers is not None and self.workers < max(1, len(self.devices)):
+            raise ConfigurationError("--workers must be at least 1, and no fewer than there are --devices.")
+        if self.devices and self.device not in ("auto", *self.devices):
+            raise ConfigurationError("Give --device or --devices, not both.")
         if not 0 <= self.batch_share <= 1:
             raise ConfigurationError("--batch-share is a share of --max-batch: 0 to 1.")
         if not 0 <= self.trainer_share <= 1:
@@ -134,6 +142,12 @@ class ServerConfig:
                 )
         if not 1024 <= self.port <= 65535:
             raise ConfigurationError("--port must be between 1024 and 65535.")
+
+    @property
+    def worker_devices(self) -> tuple[str, ...]:
+        """The device of each engine worker: in turn, where there are more workers than devices."""
+        devices = self.devices or (self.device,)
+        return tuple(devices[number % len(devices)] for number in range(self.workers or len(devices)))
 
     @property
     def database_location(self) -> str | Path:

@@ -64,6 +64,7 @@ class EngineClient:
             tenant is still below its share of them.
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
+        engine: The number of the worker, from 0, among those of this server.
 
     Attributes:
         base_card: How the base was loaded; empty before the first hello.
@@ -77,6 +78,7 @@ class EngineClient:
         max_open: int,
         canary_prompt: Sequence[int],
         stall_seconds: float = 60.0,
+        engine: int = 0,
     ) -> None:
         self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
@@ -85,6 +87,7 @@ class EngineClient:
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
         self._stall_seconds = stall_seconds
+        self._engine = engine
         self._connection: Connection | None = None
         self._worker_pid = 0
         self._was_ready = False
@@ -136,7 +139,7 @@ class EngineClient:
 
     def num_open(self) -> int:
         """Answers that are under way in all API processes."""
-        return self._shared_state.total_open
+        return self._shared_state.num_open(self._engine)
 
     def num_background(self) -> int:
         """Answers under way that no user of this process waits for."""
@@ -246,6 +249,20 @@ class EngineClient:
     def takes(self, spec: AdapterSpec) -> None:
         """Accept every adapter that ``read_spec`` accepts; the canary finds what does not work."""
 
+    async def ensure(self, digest: str) -> None:
+        """Have an adapter on the device: one token is scored with it.
+
+        Raises:
+            Unavailable: There is no engine at the moment, or it was lost.
+        """
+        score = SamplingParams(max_tokens=0, temperature=0.0)
+        stream = self.open([(self._canary_prompt[:1], score)], adapter=digest, background=True)
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            self.cancel(stream)
+
     async def canary(self, digest: str) -> None:
         """Compute one prompt with and without an adapter, and compare.
 
@@ -352,7 +369,7 @@ class EngineClient:
         self._publish_num_open()
 
     def _publish_num_open(self) -> None:
-        self._shared_state.set_open(self._api_process, len(self._streams))
+        self._shared_state.set_open(self._api_process, self._engine, len(self._streams))
 
 
 class WorkerConnection(asyncio.Protocol):

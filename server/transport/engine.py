@@ -136,6 +136,13 @@ class EngineProtocol(Protocol):
             InvalidAdapter: It cannot; the message names the field.
         """
 
+    async def ensure(self, digest: str, /) -> None:
+        """Have a published adapter ready before requests come for it. If it cannot be loaded, nothing happens.
+
+        Raises:
+            Unavailable: There is no engine at the moment, or it was lost.
+        """
+
     async def canary(self, digest: str, /) -> None:
         """Load a published adapter and try it.
 

@@ -124,6 +124,7 @@ GIVEN = {
     "quantize": "int8",
     "dtype": "float32",
     "device": "cpu",
+    "devices": "cpu,cuda:1",
     "kernels": "torch",
     "trainer_share": "0.25",
     "batch_share": "0.5",
