@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import connection
@@ -32,7 +31,7 @@ from graftwork.server.http import edge
 from graftwork.server.http.routes import add_routes, generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
-from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.engine import EngineProtocol
 from graftwork.server.transport.seam import NoManager, NoTransport
 from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
 
@@ -52,8 +51,7 @@ class GraftServer(ls.LitServer):
 
     Args:
         api: The engine worker's entry point.
-        client: The connection to the engine worker.
-        listeners: For each API process the socket on which it accepts the worker.
+        engine: What computes, for the API processes.
         service: Answers generation requests.
         embedding_service: Answers embedding requests.
         tokenization: Tokenizes prompts that are only counted.
@@ -66,13 +64,13 @@ class GraftServer(ls.LitServer):
     Attributes:
         exit_code: Of the process: 1 if the engine or an API process failed.
         drain_seconds: How long SIGTERM waits for answers that are under way.
+        starts_worker: Whether LitServe starts the engine worker. Other engines run already.
     """
 
     def __init__(
         self,
         api: EngineAPI,
-        client: EngineClient,
-        listeners: Sequence[socket.socket],
+        engine: EngineProtocol,
         service: GenerationService,
         embedding_service: EmbeddingService,
         tokenization: Tokenization,
@@ -82,8 +80,7 @@ class GraftServer(ls.LitServer):
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
-        self.client = client
-        self.listeners = listeners
+        self.engine = engine
         self.service = service
         self.embedding_service = embedding_service
         self.tokenization = tokenization
@@ -93,6 +90,7 @@ class GraftServer(ls.LitServer):
         self.trainer = trainer
         self.shared_state = shared_state
         self.exit_code = 0
+        self.starts_worker = True
         self.inference_workers: list[Any] = []
         self._failed_starts = 0
         self._engine_starts = 0
@@ -143,6 +141,11 @@ class GraftServer(ls.LitServer):
         """Return at once."""
         return
 
+    # LitServe starts a worker for each of its APIs, and requires one API at least.
+    def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
+        """Start the engine worker, if there is to be one."""
+        return super().launch_inference_worker(lit_api) if self.starts_worker else []
+
     # LitServe would restart a worker that cannot start every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
         """Restart a worker that died, or shut the server down if that would fail again."""
@@ -185,7 +188,7 @@ class GraftServer(ls.LitServer):
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
         api_process: int = app.response_queue_id  # type: ignore[attr-defined]
-        await self.client.listen(api_process, self.listeners[api_process])
+        await self.engine.start(api_process)
         self.service.shadows.start()
         self.services.records.log.start()
         self.batches.start()
@@ -194,6 +197,7 @@ class GraftServer(ls.LitServer):
                 yield
         finally:
             await self.batches.stop()
+            await self.engine.stop()
             await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
 
     def _install_signal_handlers(self) -> None:

@@ -1,4 +1,5 @@
-"""The protocol between the gateway and an engine. This server's own worker is the implementation, by ``EngineClient``.
+"""The protocol between the gateway and an engine. ``EngineClient`` implements it by this server's own worker,
+``VllmEngine`` by a vLLM server.
 
 Nothing here assumes that an engine runs on the same machine: adapters are named by their digests, waiting times are
 durations, and an engine that is lost ends its streams with an error.
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.errors import InvalidRequest, Overloaded
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.server.engine.request import Delta, SamplingParams
 from graftwork.server.observability.metrics import EngineStats
@@ -71,8 +73,38 @@ def context_length(engine: EngineProtocol, base: BaseInfo) -> int:
     return int(engine.base_card.get("max_length", base.max_positions))
 
 
+def check_room(num_choices: int, num_open: int, max_open: int) -> None:
+    """Check whether the choices of one request fit beside the answers that users have under way.
+
+    Args:
+        num_choices: Of the request.
+        num_open: Of users; 0 for a request that none of them waits for.
+        max_open: The most of them.
+
+    Raises:
+        InvalidRequest: There are more choices than this server takes at all.
+        Overloaded: The queue is full.
+    """
+    if num_choices > max_open:
+        raise InvalidRequest(
+            f"The request asks for {num_choices} answers at once; this server takes {max_open}. Send several.",
+            param="n",
+        )
+    if num_open + num_choices > max_open:
+        raise Overloaded(
+            f"{num_open} answers are running or waiting, which is all this server takes. Try again soon.",
+            retry_after=1,
+        )
+
+
 class EngineProtocol(Protocol):
     """What the gateway needs of an engine."""
+
+    async def start(self, api_process: int, /) -> None:
+        """Begin to serve the API process of that number, in its event loop. The engine may become ready later."""
+
+    async def stop(self) -> None:
+        """Close what ``start`` opened."""
 
     @property
     def state(self) -> EngineState:
@@ -120,6 +152,20 @@ class EngineProtocol(Protocol):
 
         Raises:
             InvalidAdapter: It cannot; the message names the field.
+        """
+
+    async def ensure(self, digest: str, /) -> None:
+        """Have a published adapter ready before requests come for it. If it cannot be loaded, nothing happens.
+
+        Raises:
+            Unavailable: There is no engine at the moment, or it was lost.
+        """
+
+    async def release(self, digest: str, /) -> None:
+        """Forget an adapter after its last request, so that its folder may be removed.
+
+        Raises:
+            Unavailable: It is not known whether it was forgotten: the folder must stay.
         """
 
     async def canary(self, digest: str, /) -> None:

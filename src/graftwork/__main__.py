@@ -49,6 +49,18 @@ def serve(
     kernels: Annotated[
         str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
+    engine: Annotated[
+        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port, a vLLM server.")
+    ] = "own",
+    engine_adapters: Annotated[
+        Path | None,
+        _option(
+            "--engine-adapters", _ENGINE, "Folder of the home's adapters as vLLM's host sees it. Default: the same."
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None, _option("--engine-key-file", _ENGINE, "File with vLLM's --api-key, readable by its owner alone.")
+    ] = None,
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
@@ -156,6 +168,9 @@ def serve(
             dtype=dtype,
             device=device,
             kernels=kernels,
+            engine=engine,
+            engine_adapters=engine_adapters,
+            engine_key_file=engine_key_file,
             home=home.expanduser(),
             slots=slots,
             max_batch=max_batch,

@@ -1,0 +1,51 @@
+"""The canary: one prompt is computed with and without a new adapter, on the same engine, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from graftwork.adapters.errors import InvalidAdapter
+from graftwork.server.engine.request import FinishReason, SamplingParams
+from graftwork.server.transport.engine import EngineProtocol, EngineStream
+
+#: Log-probabilities that differ by no more than this count as equal: float32 differs by as much between batches.
+INERT_LOGPROB_DIFFERENCE: Final = 1e-6
+
+
+async def try_adapter(engine: EngineProtocol, prompt: Sequence[int], digest: str) -> None:
+    """Compute a prompt with and without an adapter, and compare.
+
+    Args:
+        engine: Computes both.
+        prompt: Token ids.
+        digest: Of a published adapter.
+
+    Raises:
+        InvalidAdapter: It cannot be loaded, changes nothing, or makes the model's output infinite.
+        Unavailable: There is no engine at the moment.
+    """
+    ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
+    streams = [engine.open([(prompt, ask)], adapter=adapter) for adapter in (None, digest)]
+    try:
+        plain, grafted = [await _logprobs(stream) for stream in streams]
+    finally:
+        for stream in streams:
+            engine.cancel(stream)
+    if max(abs(a - b) for a, b in zip(plain, grafted, strict=True)) <= INERT_LOGPROB_DIFFERENCE:
+        raise InvalidAdapter(
+            "The adapter changes no answer: with it and without it the base says the same. "
+            "Its B matrices are probably still zero; was it trained, and saved after training?",
+            code="inert_adapter",
+        )
+
+
+async def _logprobs(stream: EngineStream) -> list[float]:
+    """Log-probabilities of the prompt and the first token."""
+    scores: list[float] = []
+    async for _, delta in stream:
+        if delta.finish_reason is FinishReason.ERROR:
+            raise InvalidAdapter(f"The adapter was tried on the base and failed: {delta.error}", code="canary_failed")
+        scores += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
+        scores += [s.logprob for s in delta.logprobs]
+    return scores
