@@ -14,6 +14,10 @@ from urllib.parse import urlsplit
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.storage.database import database_url
+
+#: The SQLite database of a home.
+DATABASE_FILE = "graftwork.db"
 
 #: How ``--engine`` begins where vLLM computes.
 _VLLM = "vllm="
@@ -33,6 +37,7 @@ class ServerConfig:
         engine_adapters: The home's folder of adapters, as vLLM's host sees it; ``None``: at the same place.
         engine_key_file: File with vLLM's ``--api-key``, for its owner alone.
         home: Where bases, adapters and the database are stored. One server a home.
+        database: The URL of a PostgreSQL database, which servers may share; ``None``: a file in the home.
         host: Where to listen. Without a key only loopback is allowed.
         port: Where to listen, 1024 to 65535.
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
@@ -79,6 +84,7 @@ class ServerConfig:
     engine_adapters: Path | None = None
     engine_key_file: Path | None = None
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
+    database: str | None = field(default=None, repr=False)  # it may hold a password
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 16
@@ -112,6 +118,7 @@ class ServerConfig:
     log_level: str = "info"
 
     def __post_init__(self) -> None:
+        database_url(self.database_location)
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -162,6 +169,11 @@ class ServerConfig:
     def engine_urls(self) -> tuple[str, ...]:
         """The addresses of vLLM's servers; none with this server's own engine."""
         return () if self.engine == "own" else tuple(self.engine.removeprefix(_VLLM).split(","))
+
+    @property
+    def database_location(self) -> str | Path:
+        """Where the database is: a URL, or a path."""
+        return self.database or self.home / DATABASE_FILE
 
     @property
     def bind_host(self) -> str:

@@ -58,7 +58,8 @@ class EngineClient:
 
     Args:
         shared_state: Receives the number of open answers; has the server's phase.
-        max_open: The most answers of this process that users may have running or waiting at once.
+        max_open: The most answers of this process that users may have running or waiting at once; more only where a
+            tenant is still below its share of them.
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
         listeners: For each API process the socket on which it accepts the worker.
@@ -168,6 +169,8 @@ class EngineClient:
         adapter: str | None,
         cache_salt: str = "",
         background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         """Send the choices of one request to the engine.
 
@@ -176,18 +179,35 @@ class EngineClient:
             adapter: The digest of a published adapter; ``None``: the bare base.
             cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it is not counted among ``max_open``.
+            tenant: Who asks: tenants share the engine and its queue fairly.
+            weight: The tenant's share, beside the weights of other tenants.
 
         Raises:
             InvalidRequest: There are more choices than this server takes at all.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the tenant has its share of it.
             Unavailable: There is no engine at the moment.
         """
         connection = self._ready_connection()
-        check_room(len(work), 0 if background else len(self._streams) - self.num_background(), self.max_open)
+        check_room(
+            [stream for stream, _ in self._streams.values()],
+            len(work),
+            self.max_open,
+            tenant=tenant,
+            weight=weight,
+            background=background,
+        )
         ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
-        stream = EngineStream(ids, background)
+        stream = EngineStream(ids, background, tenant, weight)
         requests = [
-            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter, cache_salt=cache_salt)
+            Request(
+                id=request_id,
+                prompt=tuple(prompt),
+                sampling=sampling,
+                adapter=adapter,
+                cache_salt=cache_salt,
+                tenant=tenant,
+                weight=weight,
+            )
             for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)
         ]
         self._streams.update({request_id: (stream, choice) for choice, request_id in enumerate(stream.ids)})

@@ -34,10 +34,14 @@ class EngineStream:
         items: Deltas that were received, or the error that ends all choices.
         open: Ids of choices that have not ended.
         background: Whether no user waits for it.
+        tenant: Who asks, by the key's id.
+        weight: The tenant's share, beside the weights of other tenants.
     """
 
     ids: list[str]
     background: bool = False
+    tenant: str = ""
+    weight: float = 1.0
     items: asyncio.Queue[tuple[int, Delta] | Exception] = field(default_factory=asyncio.Queue)
     open: set[str] = field(default_factory=set)
 
@@ -73,26 +77,43 @@ def context_length(engine: EngineProtocol, base: BaseInfo) -> int:
     return int(engine.base_card.get("max_length", base.max_positions))
 
 
-def check_room(num_choices: int, num_open: int, max_open: int) -> None:
-    """Check whether the choices of one request fit beside the answers that users have under way.
+def check_room(
+    streams: Sequence[EngineStream], num_more: int, max_open: int, *, tenant: str, weight: float, background: bool
+) -> None:
+    """Check whether a tenant may open so many more answers. Those that no user waits for always may.
+
+    While the queue has room everybody may. When it is full, those may who stay below their share of it, which is by
+    weight among all who have open answers, and those who have none open. So nothing that was accepted is given up for
+    others, and who asks little is never refused. The price is a queue that others' shares are added to: 1.5 times as
+    long with two who take all they get, 1 + 1/2 + … + 1/n times with n of them.
 
     Args:
-        num_choices: Of the request.
-        num_open: Of users; 0 for a request that none of them waits for.
-        max_open: The most of them.
+        streams: Of each open answer.
+        num_more: Choices of the new request.
+        max_open: The most answers that users may have open.
+        tenant: Who asks.
+        weight: Its share, beside the weights of others.
+        background: Whether no user waits.
 
     Raises:
         InvalidRequest: There are more choices than this server takes at all.
-        Overloaded: The queue is full.
+        Overloaded: The queue is full, and the tenant has its share of it.
     """
-    if num_choices > max_open:
+    if num_more > max_open:
         raise InvalidRequest(
-            f"The request asks for {num_choices} answers at once; this server takes {max_open}. Send several.",
+            f"The request asks for {num_more} answers at once; this server takes {max_open}. Send several.",
             param="n",
         )
-    if num_open + num_choices > max_open:
+    users = [stream for stream in streams if not stream.background]
+    num_open = sum(stream.tenant == tenant for stream in users)
+    if background or len(users) + num_more <= max_open or not num_open:
+        return
+    weights = {**{stream.tenant: stream.weight for stream in users}, tenant: weight}
+    share = int(max_open * weight / sum(weights.values()))
+    if num_open + num_more > share:
         raise Overloaded(
-            f"{num_open} answers are running or waiting, which is all this server takes. Try again soon.",
+            f"{num_open} answers are running or waiting for you. This server is full, and takes {max(1, share)} of "
+            "you while it is. Try again soon.",
             retry_after=1,
         )
 
@@ -129,7 +150,15 @@ class EngineProtocol(Protocol):
         """Those of them that no user of this process waits for."""
 
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         """Send the choices of one request.
 
@@ -138,9 +167,11 @@ class EngineProtocol(Protocol):
             adapter: The digest of a published adapter; ``None``: the bare base.
             cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it takes no place in the queue, of which others would be refused.
+            tenant: Who asks, by the key's id: tenants share the engine and its queue fairly.
+            weight: The tenant's share, beside the weights of other tenants.
 
         Raises:
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the tenant has its share of it.
             Unavailable: There is no engine at the moment.
         """
 

@@ -184,7 +184,15 @@ class VllmEngine:
 
     # -- requests ------------------------------------------------------------------------------------------------
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         """Send the choices of one request. See ``EngineProtocol.open``.
 
@@ -192,7 +200,14 @@ class VllmEngine:
             InvalidRequest: It asks for what vLLM does not compute here.
         """
         served = self._ready_server()
-        check_room(len(inputs), 0 if background else len(self._streams) - self.num_background(), self.max_open)
+        check_room(
+            list(self._streams.values()),
+            len(inputs),
+            self.max_open,
+            tenant=tenant,
+            weight=weight,
+            background=background,
+        )
         if any(sampling.pooling is not None for _, sampling in inputs):
             raise InvalidRequest(
                 "vLLM, which answers here, computes no embeddings beside answers: ask a server of its own for them.",
@@ -205,7 +220,8 @@ class VllmEngine:
                 "start it with --structured-outputs-config.backend guidance.",
                 code="unsupported_parameter",
             )
-        stream = EngineStream([f"{self._api_process}-{next(self._numbers)}" for _ in inputs], background)
+        ids = [f"{self._api_process}-{next(self._numbers)}" for _ in inputs]
+        stream = EngineStream(ids, background, tenant, weight)
         stream.open.update(stream.ids)
         for choice, (prompt, sampling) in enumerate(inputs):
             id = stream.ids[choice]
