@@ -17,9 +17,8 @@ from typing import Any
 
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.base.scores import base_scores
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError, first_line
+from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.routing import ModelRouter
@@ -61,9 +60,7 @@ from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.engine import EngineProtocol
 from graftwork.server.transport.seam import NoSpec
-from graftwork.server.transport.vllm.engine import VllmEngine
-from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof
-from graftwork.server.transport.vllm.server import VllmServer
+from graftwork.server.transport.vllm.connecting import vllm_engines
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -164,7 +161,9 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     listeners = [_listen() for _ in range(API_PROCESSES)]
     engine: EngineProtocol
     if config.engine_urls:
-        engine = _vllm_engine(config, info, prompts, shared_state, adapters=store.root)
+        (engine,) = vllm_engines(
+            config, info, prompts, shared_state, adapters=store.root, canary_prompt=prompts.encode(CANARY_TEXT)
+        )
     else:
         engine = EngineClient(
             shared_state,
@@ -273,52 +272,6 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     server.drain_seconds = config.drain_seconds
     server.starts_worker = not config.engine_urls
     return server
-
-
-def _vllm_engine(
-    config: ServerConfig, info: BaseInfo, prompts: Prompts, shared_state: SharedState, *, adapters: Path
-) -> VllmEngine:
-    """The vLLM server that computes, and how it proves that it holds this base.
-
-    Raises:
-        ConfigurationError: The key cannot be read, or the base cannot be loaded to be compared with.
-    """
-    (url,) = config.engine_urls
-    proof_prompt = prompts.encode(PROOF_TEXT, add_special_tokens=False)
-    kept = config.home / "engine" / info.digest.removeprefix("sha256:")
-    known = base_scores(info, proof_prompt, kept / "base.json")
-    if known is None:
-        log.warning(
-            "this machine's memory cannot hold the base: that vLLM holds it is proved only by its tokenizer, and by "
-            "always saying the same"
-        )
-    return VllmEngine(
-        VllmServer(url, _engine_key(config)),
-        BaseProof(proof_prompt, known, kept / "first.json"),
-        base=info,
-        adapters=config.engine_adapters or adapters.resolve(),
-        shared_state=shared_state,
-        max_open=config.max_queue,
-        max_length=config.max_model_len,
-        canary_prompt=prompts.encode(CANARY_TEXT),
-        stall_seconds=config.stall_seconds,
-    )
-
-
-def _engine_key(config: ServerConfig) -> str | None:
-    """vLLM's key, from a file that nobody else can read."""
-    path = config.engine_key_file
-    if path is None:
-        return None
-    try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigurationError(f"--engine-key-file {path} is open to others: chmod 600 it.")
-        key = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--engine-key-file {path}: {first_line(error)}.") from None
-    if not key.isprintable() or not key:
-        raise ConfigurationError(f"--engine-key-file {path} holds no key: one line of it is wanted.")
-    return key
 
 
 def _listen() -> socket.socket:

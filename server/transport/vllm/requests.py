@@ -15,7 +15,7 @@ from graftwork.server.engine.request import SamplingParams
 #: A server's own limit of alternatives at a token (``--max-logprobs``), unless it was raised.
 MAX_LOGPROBS: Final = 20
 
-_REGEX_START, _REGEX_END = "start: /", "/"
+_HEADER = "%llguidance"
 
 
 def generate_body(
@@ -76,14 +76,11 @@ def _sampling_params(sampling: SamplingParams) -> dict[str, Any]:
 def structured_outputs(grammar: str) -> dict[str, Any]:
     """vLLM's field for a grammar that ``engine/grammars/grammar.py`` made, for its backend ``guidance``.
 
-    That is llguidance, too, and so an answer keeps to the very same grammar. It wants schemas and expressions as such.
+    That is llguidance, too, and so an answer keeps to the very same grammar. Schemas are sent as Lark, since the
+    backend would write their JSON with any white space; the first line says that it is Lark.
     """
-    if not grammar.startswith("{"):
-        return {"grammar": grammar}
-    (made,) = json.loads(grammar)["grammars"]
-    if made["json_schema"] is not None:
-        return {"json": made["json_schema"]}
-    lark: str = made["lark_grammar"]
-    if lark.startswith(_REGEX_START) and lark.endswith(_REGEX_END):
-        return {"regex": lark[len(_REGEX_START) : -len(_REGEX_END)].replace(r"\/", "/")}
-    return {"grammar": lark}
+    lark = grammar
+    if grammar.startswith("{"):
+        (made,) = json.loads(grammar)["grammars"]
+        lark = made["lark_grammar"] or f"start: %json {json.dumps(made['json_schema'], ensure_ascii=False)}"
+    return {"grammar": lark if lark.startswith(_HEADER) else f"{_HEADER} {{}}\n{lark}"}
