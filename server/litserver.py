@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from multiprocessing import connection
@@ -33,13 +33,11 @@ from graftwork.server.http.routes import add_routes, generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
 from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.restarts import WorkerRestarts
 from graftwork.server.transport.seam import NoManager, NoTransport
-from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
+from graftwork.server.transport.worker import EngineAPI
 
 log = logging.getLogger(__name__)
-
-#: An engine worker that dies this often in a row before it was ready is not restarted.
-MAX_FAILED_STARTS = 3
 
 #: Timeouts of the shutdown, when no answer is under way any more.
 CLOSE_SECONDS = 10  # connections whose clients do not read
@@ -51,7 +49,7 @@ class GraftServer(ls.LitServer):
     """LitServe's server with this project's routes, start, supervision and shutdown.
 
     Args:
-        api: The engine worker's entry point.
+        apis: The entry points of the engine workers.
         engine: What computes, for the API processes.
         service: Answers generation requests.
         embedding_service: Answers embedding requests.
@@ -65,12 +63,12 @@ class GraftServer(ls.LitServer):
     Attributes:
         exit_code: Of the process: 1 if the engine or an API process failed.
         drain_seconds: How long SIGTERM waits for answers that are under way.
-        starts_worker: Whether LitServe starts the engine worker. Other engines run already.
+        starts_workers: Whether LitServe starts the engine workers. Other engines run already.
     """
 
     def __init__(
         self,
-        api: EngineAPI,
+        apis: Sequence[EngineAPI],
         engine: EngineProtocol,
         service: GenerationService,
         embedding_service: EmbeddingService,
@@ -91,13 +89,12 @@ class GraftServer(ls.LitServer):
         self.trainer = trainer
         self.shared_state = shared_state
         self.exit_code = 0
-        self.starts_worker = True
+        self.starts_workers = True
         self.inference_workers: list[Any] = []
-        self._failed_starts = 0
-        self._engine_starts = 0
+        self._restarts = [WorkerRestarts() for _ in apis]
         super().__init__(
-            api,
-            accelerator="cpu",  # LitServe starts one worker; which device it uses is the engine's choice
+            list(apis),
+            accelerator="cpu",  # LitServe starts one process for each; which device it uses is the engine's choice
             timeout=False,
             restart_workers=True,
             disable_openapi_url=True,
@@ -144,25 +141,40 @@ class GraftServer(ls.LitServer):
 
     # LitServe starts a worker for each of its APIs, and requires one API at least.
     def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
-        """Start the engine worker, if there is to be one."""
-        return super().launch_inference_worker(lit_api) if self.starts_worker else []
+        """Start an engine worker, if there is to be one."""
+        return super().launch_inference_worker(lit_api) if self.starts_workers else []
 
     # LitServe would restart a worker that cannot start every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
         """Restart a worker that died, or shut the server down if that would fail again."""
-        died = self.inference_workers[worker_id]
+        assert isinstance(lit_api, EngineAPI)
+        number = lit_api.config.number
+        died = self.inference_workers[number]
         if self.shared_state.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
-        was_ready = self.shared_state.engine_starts > self._engine_starts
-        self._engine_starts = self.shared_state.engine_starts
-        self._failed_starts = 0 if was_ready else self._failed_starts + 1
-        if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
+        decision = self._restarts[number].decide(
+            died.exitcode,
+            num_ready=self.shared_state.engine_starts(number),
+            others_serve=self._another_serves(number),
+            now=time.monotonic(),
+        )
+        if decision == "stop":
             log.error("the engine cannot start; shutting down (its own message is above)")
             self.exit_code = 1
             self._stop()
             threading.Event().wait()
-        log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
+        if decision == "wait":
+            return died  # the monitor thread comes back to it
+        log.warning("engine worker %d ended (exit code %s); starting it again", number, died.exitcode)
         return super().launch_single_inference_worker(lit_api, worker_id)
+
+    def _another_serves(self, number: int) -> bool:
+        """Whether an engine worker beside this one lives and has served."""
+        return any(
+            process.is_alive() and self.shared_state.engine_starts(other)
+            for other, process in enumerate(self.inference_workers)
+            if other != number
+        )
 
     # LitServe does not watch its API processes: without one the server cannot be reached.
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:

@@ -13,19 +13,25 @@ from graftwork.server.transport.engine import EngineProtocol, EngineStream
 INERT_LOGPROB_DIFFERENCE: Final = 1e-6
 
 
-async def try_adapter(engine: EngineProtocol, prompt: Sequence[int], digest: str) -> None:
+#: What is compared: the scores of the prompt and of one token.
+SCORES: Final = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
+
+
+async def try_adapter(
+    engine: EngineProtocol, prompt: Sequence[int], digest: str, *, ask: SamplingParams = SCORES
+) -> None:
     """Compute a prompt with and without an adapter, and compare.
 
     Args:
         engine: Computes both.
         prompt: Token ids.
         digest: Of a published adapter.
+        ask: What is compared: log-probabilities of its tokens, as many with the adapter as without.
 
     Raises:
         InvalidAdapter: It cannot be loaded, changes nothing, or makes the model's output infinite.
         Unavailable: There is no engine at the moment.
     """
-    ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
     streams = [engine.open([(prompt, ask)], adapter=adapter) for adapter in (None, digest)]
     try:
         plain, grafted = [await _logprobs(stream) for stream in streams]

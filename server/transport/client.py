@@ -63,6 +63,7 @@ class EngineClient:
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
         listeners: For each API process the socket on which it accepts the worker.
+        engine: The number of the worker, from 0, among those of this server.
 
     Attributes:
         base_card: How the base was loaded; empty before the first hello.
@@ -77,6 +78,7 @@ class EngineClient:
         canary_prompt: Sequence[int],
         stall_seconds: float = 60.0,
         listeners: Sequence[socket.socket] = (),
+        engine: int = 0,
     ) -> None:
         self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
@@ -86,6 +88,7 @@ class EngineClient:
         self._api_process = 0
         self._stall_seconds = stall_seconds
         self._listeners = listeners
+        self._engine = engine
         self._connection: Connection | None = None
         self._worker_pid = 0
         self._was_ready = False
@@ -144,7 +147,7 @@ class EngineClient:
 
     def num_open(self) -> int:
         """Answers that are under way in all API processes."""
-        return self._shared_state.total_open
+        return self._shared_state.num_open(self._engine)
 
     def num_background(self) -> int:
         """Answers under way that no user of this process waits for."""
@@ -337,7 +340,7 @@ class EngineClient:
         self._publish_num_open()
 
     def _publish_num_open(self) -> None:
-        self._shared_state.set_open(self._api_process, len(self._streams))
+        self._shared_state.set_open(self._api_process, self._engine, len(self._streams))
 
 
 class WorkerConnection(asyncio.Protocol):

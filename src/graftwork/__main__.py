@@ -72,11 +72,17 @@ def serve(
         Literal["auto", "bfloat16", "float32"], _option("--dtype", _BASE, "Of activations and cache.")
     ] = "auto",
     device: Annotated[str, _option("--device", _BASE, "auto, cpu, cuda or cuda:1.")] = "auto",
+    devices: Annotated[
+        str | None, _option("--devices", _ENGINE, "Those of several engine workers: cuda:0,cuda:1.")
+    ] = None,
+    workers: Annotated[
+        int | None, _option("--workers", _ENGINE, "Engine workers, each with the base. Default: one for each device.")
+    ] = None,
     kernels: Annotated[
         str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
     engine: Annotated[
-        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port, a vLLM server.")
+        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port,http://…: vLLM servers.")
     ] = "own",
     engine_adapters: Annotated[
         Path | None,
@@ -130,7 +136,9 @@ def serve(
     no_prefix_cache: Annotated[
         bool, _option("--no-prefix-cache", _ENGINE, "Compute every prompt from its start.")
     ] = False,
-    threads: Annotated[int | None, _option("--threads", _ENGINE, "CPU threads. Default: torch's choice.")] = None,
+    threads: Annotated[
+        int | None, _option("--threads", _ENGINE, "CPU threads of a worker. Default: torch's choice.")
+    ] = None,
     host: Annotated[
         str, _option("--host", _SERVER, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
     ] = "127.0.0.1",
@@ -203,6 +211,8 @@ def serve(
             quantize=quantize,
             dtype=dtype,
             device=device,
+            devices=tuple(devices.split(",")) if devices else (),
+            workers=workers,
             kernels=kernels,
             engine=engine,
             engine_adapters=engine_adapters,

@@ -121,6 +121,8 @@ class StandInEngine:
             raise InvalidAdapter("this engine serves no adapter of this kind", code="unsupported")
 
     async def ensure(self, digest: str, /) -> None:
+        if self.state != "ready":
+            raise Unavailable("there is no engine")
         self.ensured.append(digest)
 
     async def release(self, digest: str, /) -> None:

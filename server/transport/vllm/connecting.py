@@ -13,7 +13,7 @@ from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.config import ServerConfig
 from graftwork.server.processes import SharedState
 from graftwork.server.transport.vllm.engine import VllmEngine
-from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof
+from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof, beginnings
 from graftwork.server.transport.vllm.server import VllmServer
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ def vllm_engines(
     *,
     adapters: Path,
     canary_prompt: Sequence[int],
-) -> list[VllmEngine]:
-    """The engines of ``config.engine_urls``, not yet connected.
+) -> dict[str, VllmEngine]:
+    """The engines of ``config.engine_urls``, by these addresses, not yet connected.
 
     Args:
         config: The server's settings.
@@ -44,14 +44,14 @@ def vllm_engines(
     key = read_key(config.engine_key_file)
     prompt = prompts.encode(PROOF_TEXT, add_special_tokens=False)
     kept = config.home / "engine" / info.digest.removeprefix("sha256:")
-    known = base_scores(info, prompt, kept / "base.json")
+    known = base_scores(info, prompt, beginnings(len(prompt)), kept / "base.json")
     if known is None:
         log.warning(
             "this machine's memory cannot hold the base: that vLLM holds it is proved only by its tokenizer, and by "
             "always saying the same"
         )
-    return [
-        VllmEngine(
+    return {
+        url: VllmEngine(
             VllmServer(url, key),
             BaseProof(prompt, known, kept / "first.json"),
             base=info,
@@ -61,9 +61,10 @@ def vllm_engines(
             max_length=config.max_model_len,
             canary_prompt=canary_prompt,
             stall_seconds=config.stall_seconds,
+            engine=number,
         )
-        for url in config.engine_urls
-    ]
+        for number, url in enumerate(config.engine_urls)
+    }
 
 
 def read_key(path: Path | None) -> str | None:

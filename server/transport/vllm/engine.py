@@ -30,12 +30,16 @@ from graftwork.server.transport.vllm.proof import BaseProof, NotThisBase, Served
 from graftwork.server.transport.vllm.requests import generate_body
 from graftwork.server.transport.vllm.restrictions import check_adapter
 from graftwork.server.transport.vllm.server import NotServed, Refused, UnknownModel, VllmServer
+from graftwork.server.transport.vllm.turns import Turns
 
 log = logging.getLogger(__name__)
 
 #: How often a server is looked at: whether it lives, or has come back.
 WATCH_SECONDS: Final = 0.25
 HEALTH_SECONDS: Final = 2.0
+
+#: What canaries compare: tokens that follow the prompt, since prompts that are scored hold up all others.
+CANARY_TOKENS: Final = SamplingParams(max_tokens=8, temperature=0.0, top_logprobs=0)
 
 
 class VllmEngine:
@@ -51,6 +55,7 @@ class VllmEngine:
         max_length: Tokens of the context, if fewer than the server's.
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: A server that says nothing for so long is out.
+        engine: Its number, from 0, among this server's engines.
 
     Attributes:
         base_card: What the server said of its base; empty before the first proof.
@@ -69,6 +74,7 @@ class VllmEngine:
         canary_prompt: Sequence[int],
         max_length: int | None = None,
         stall_seconds: float = 60.0,
+        engine: int = 0,
     ) -> None:
         self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
@@ -81,12 +87,14 @@ class VllmEngine:
         self._canary_prompt = tuple(canary_prompt)
         self._max_length = max_length
         self._stall_seconds = stall_seconds
+        self._engine = engine
         self._api_process = 0
         self._served: ServedBase | None = None
         self._why_out = "it was not reached yet"
         self._was_ready = False
         self._heard_at = 0.0
         self._look_at = 0.0
+        self._turns = Turns()
         self._streams: dict[str, EngineStream] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._numbers = itertools.count()
@@ -115,7 +123,7 @@ class VllmEngine:
 
     def num_open(self) -> int:
         """Answers that are under way."""
-        return self._shared_state.total_open
+        return self._shared_state.num_open(self._engine)
 
     def num_background(self) -> int:
         """Answers under way that no user waits for."""
@@ -294,7 +302,14 @@ class VllmEngine:
             await self._adapters.ensure(adapter)
         if self._served is None:
             raise NotServed(self._why_out)
-        model, reader = adapter or self._served.model, DeltaReader(id, sampling)
+        async with self._turns.alone() if sampling.prompt_logprobs is not None else self._turns.beside_others():
+            async for delta in self._asked(id, prompt, sampling, adapter or self._served.model, cache_salt):
+                yield delta
+
+    async def _asked(
+        self, id: str, prompt: Sequence[int], sampling: SamplingParams, model: str, cache_salt: str
+    ) -> AsyncGenerator[Delta, None]:
+        reader = DeltaReader(id, sampling)
         # Only whole answers have the prompt's scores.
         streams = sampling.prompt_logprobs is None and sampling.max_tokens > 0
         body = generate_body(model, prompt, sampling, cache_salt=cache_salt, stream=streams)
@@ -332,7 +347,7 @@ class VllmEngine:
             self._fail(stream, Unavailable(why, code="engine_lost"))
 
     def _publish_num_open(self) -> None:
-        self._shared_state.set_open(self._api_process, len(self._streams))
+        self._shared_state.set_open(self._api_process, self._engine, len(self._streams))
 
     # -- adapters ------------------------------------------------------------------------------------------------
     def takes(self, spec: AdapterSpec, /) -> None:
@@ -358,7 +373,7 @@ class VllmEngine:
 
     async def canary(self, digest: str, /) -> None:
         """Register a published adapter, and try it: see ``try_adapter``."""
-        await try_adapter(self, self._canary_prompt, digest)
+        await try_adapter(self, self._canary_prompt, digest, ask=CANARY_TOKENS)
 
     async def residency(self) -> Mapping[str, LoadedAdapter]:
         """Registered adapters by digest: those of the running batch are on the device, others in host memory or not."""

@@ -1,10 +1,10 @@
 """The proof that a vLLM server holds this base, before it gets requests.
 
-What is proved: it runs a version that is known here; its tokenizer splits a fixed text into the same tokens; it gives
-each of these tokens the log-probability that the base itself gives it, but for the noise of 16-bit numbers; and it
-gives them the same as at the first contact, so that a base that was changed meanwhile is noticed. What is not: that
-every weight is the same to the last bit. A base that was changed so little that the text's scores stay within the noise
-passes.
+What is proved: it runs a version that is known here; its tokenizer splits a fixed text into the same tokens; after
+sixteen beginnings of that text it gives the likeliest next tokens the log-probabilities that the base itself gives
+them, but for the noise of 16-bit numbers; and the same as at the first contact, so that a base that was changed
+meanwhile is noticed. What is not: that every weight is the same to the last bit. A base that was changed so little that
+these scores stay within the noise passes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from statistics import fmean
 from typing import Final
 
 from graftwork.adapters.base.atomic_files import write_atomically
+from graftwork.adapters.base.scores import NUM_TOKENS, Scores
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.transport.vllm.deltas import DeltaReader
-from graftwork.server.transport.vllm.requests import generate_body
+from graftwork.server.transport.vllm.requests import MAX_LOGPROBS, generate_body
 from graftwork.server.transport.vllm.server import UNLOAD, NotServed, Refused, UnknownModel, VllmServer
 
 LEAST_VERSION: Final = (0, 32)
@@ -37,6 +38,9 @@ PROOF_TEXT: Final = (
 )
 
 _OF_LLGUIDANCE: Final = '%llguidance {}\nstart: "a"'
+
+#: What a token that is not among the likeliest counts as.
+_LEAST_LOGPROB: Final = -15.0
 
 
 class NotThisBase(Exception):
@@ -65,11 +69,11 @@ class BaseProof:
 
     Args:
         prompt: The tokens of ``PROOF_TEXT``, without special ones.
-        known: The base's own log-probabilities of them, from the second on; ``None``: they could not be computed here.
+        known: The base's own scores after its ``beginnings``; ``None``: they could not be computed here.
         record: A file with those of the first server that was accepted.
     """
 
-    def __init__(self, prompt: Sequence[int], known: Sequence[float] | None, record: Path) -> None:
+    def __init__(self, prompt: Sequence[int], known: Scores | None, record: Path) -> None:
         self._prompt = list(prompt)
         self._known = known
         self._record = record
@@ -116,27 +120,34 @@ class BaseProof:
     def _text(served: ServedBase) -> dict[str, object]:
         return {"model": served.model, "prompt": PROOF_TEXT, "add_special_tokens": False}
 
-    async def _scores(self, server: VllmServer, served: ServedBase) -> list[float]:
-        ask = SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0)
-        body = generate_body(served.model, self._prompt, ask, cache_salt="", stream=False)
-        delta = DeltaReader("proof", ask).whole(await server.generate(body), model=served.model)
-        return [score.logprob for score in delta.prompt_logprobs or [] if score is not None]
+    async def _scores(self, server: VllmServer, served: ServedBase) -> Scores:
+        """The likeliest tokens after the text's beginnings.
 
-    def _check_scores(self, scores: Sequence[float]) -> None:
-        if len(scores) != len(self._prompt) - 1:
-            raise NotThisBase("it gives no scores of a prompt")
+        The text's own scores would be less to ask for, but a prompt that is scored must be alone: see ``turns.py``.
+        """
+        ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=MAX_LOGPROBS)
+        scores: Scores = []
+        for length in beginnings(len(self._prompt)):
+            body = generate_body(served.model, self._prompt[:length], ask, cache_salt="", stream=False)
+            delta = DeltaReader("proof", ask).whole(await server.generate(body), model=served.model)
+            if not delta.logprobs:
+                raise NotThisBase("it gives no log-probabilities")
+            scores.append({str(token): logprob for token, logprob in delta.logprobs[0].top})
+        return scores
+
+    def _check_scores(self, scores: Scores) -> None:
         if self._known is not None and (far := _distance(scores, self._known)) > MOST_FROM_BASE:
             raise NotThisBase(
-                f"it holds another base, or this one quantized: its log-probabilities of a text differ by {far:.3f} in "
-                f"the mean from the base's own, and {MOST_FROM_BASE} is the most that is noise"
+                f"it holds another base, or this one quantized: its log-probabilities after a text differ by {far:.3f} "
+                f"in the mean from the base's own, and {MOST_FROM_BASE} is the most that is noise"
             )
         if not self._record.is_file():
             self._record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._record, json.dumps(list(scores)))
+            write_atomically(self._record, json.dumps([dict(list(after.items())[:NUM_TOKENS]) for after in scores]))
         elif (far := _distance(scores, json.loads(self._record.read_text()))) > MOST_FROM_FIRST:
             raise NotThisBase(
-                f"its log-probabilities of a text differ by {far:.3f} in the mean from those of the first server that "
-                f"this home used: was it started with other weights, or another --dtype? If that is meant, remove "
+                f"its log-probabilities after a text differ by {far:.3f} in the mean from those of the first server "
+                "that this home used: was it started with other weights, or another --dtype? If that is meant, remove "
                 f"{self._record}"
             )
 
@@ -167,11 +178,18 @@ class BaseProof:
                 ) from refused
 
 
-def _distance(scores: Sequence[float], others: Sequence[float]) -> float:
-    """The mean difference of log-probabilities; infinite if they are not of the same tokens."""
-    if len(scores) != len(others):
-        return float("inf")
-    return fmean(abs(a - b) for a, b in zip(scores, others, strict=True))
+def beginnings(num_tokens: int) -> list[int]:
+    """The lengths of the beginnings after which a text of so many tokens is scored: sixteen, evenly spread."""
+    return [(number + 1) * num_tokens // 16 for number in range(16)]
+
+
+def _distance(scores: Scores, expected: Scores) -> float:
+    """The mean difference of the log-probabilities of the expected tokens."""
+    return fmean(
+        abs(after.get(token, _LEAST_LOGPROB) - logprob)
+        for after, known in zip(scores, expected, strict=True)
+        for token, logprob in known.items()
+    )
 
 
 def _advice(refused: Refused) -> str:

@@ -76,11 +76,13 @@ def _sampling_params(sampling: SamplingParams) -> dict[str, Any]:
 def structured_outputs(grammar: str) -> dict[str, Any]:
     """vLLM's field for a grammar that ``engine/grammars/grammar.py`` made, for its backend ``guidance``.
 
-    That is llguidance, too, and so an answer keeps to the very same grammar. Schemas are sent as Lark, since the
-    backend would write their JSON with any white space; the first line says that it is Lark.
+    That is llguidance, too, and so an answer keeps to the very same grammar, but for the white space of JSON: older
+    releases of it allow either none or any, without end. All is sent as Lark, as the first line says; the backend would
+    read a schema's own field without our options.
     """
     lark = grammar
     if grammar.startswith("{"):
         (made,) = json.loads(grammar)["grammars"]
         lark = made["lark_grammar"] or f"start: %json {json.dumps(made['json_schema'], ensure_ascii=False)}"
+    lark = lark.replace('"whitespace_flexible": true', '"whitespace_flexible": false')
     return {"grammar": lark if lark.startswith(_HEADER) else f"{_HEADER} {{}}\n{lark}"}

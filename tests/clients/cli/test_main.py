@@ -120,6 +120,7 @@ GIVEN = {
     "quantize": "int8",
     "dtype": "float32",
     "device": "cpu",
+    "devices": "cpu,cuda:1",
     "kernels": "torch",
     "engine": "vllm=http://127.0.0.1:8001",
     "trainer_share": "0.25",

@@ -104,6 +104,7 @@ async def own(folder: Path, tiny_base: BaseInfo) -> AsyncIterator[Subject]:
         engine=options,
         api_addresses=(listener.getsockname().decode(),),
         shared_state=state,
+        number=0,
         parent_pid=os.getpid(),
         log_level="error",
     )

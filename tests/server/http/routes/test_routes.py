@@ -682,6 +682,31 @@ def test_counts_of_the_engine_go_on_when_its_worker_is_replaced(client: TestClie
     assert sample(world, "graftwork_adapter_loads_total") == 7
 
 
+def test_metrics_of_several_engines(world: World) -> None:
+    metrics, one, other = world.services.metrics, Stats(num_loads=3, running=2), Stats(num_loads=4, running=5)
+    for stats in ({"0": one, "1": other}, {"0": one}, {"0": one, "1": Stats(num_loads=1, running=5)}):
+        metrics.set_engines(stats)  # of an engine that does not answer for a moment nothing is counted twice
+    assert [sample(world, f"graftwork_{name}") for name in ("running", "adapter_loads_total")] == [7, 8]
+    metrics.set_engine("0", ready=True, num_restarts=0, stats=one)
+    metrics.set_engine("1", ready=False, num_restarts=2, stats=None)
+    shown = {
+        name: [sample(world, f'graftwork_engine_{name}{{engine="{engine}"}}') for engine in (0, 1)]
+        for name in ("ready", "restarts_total", "running")
+    }
+    assert shown == {"ready": [1, 0], "restarts_total": [0, 2], "running": [2, 0]}
+
+
+def test_an_adapter_is_fetched_before_an_alias_moves(client: TestClient, world: World) -> None:
+    push(client)
+    digest = push(client, seed=1).json()["digest"]
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 2}).status_code == 200
+    assert world.engine.ensured == [digest]
+    world.engine.state = "recovering"
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 1}).status_code == 200
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 9}).status_code == 400
+    assert world.engine.ensured == [digest]
+
+
 def test_labels_are_bounded(world: World) -> None:
     metrics = type(world.services.metrics)(max_adapters=2)
     for number in range(9):

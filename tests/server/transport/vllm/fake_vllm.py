@@ -112,6 +112,9 @@ class FakeVllm:
     def next_token(self, seed: int, last: int) -> int:
         return (last * 7 + 3 + seed + self.switches.base) % self.vocab_size
 
+    def likeliest(self, seed: int, last: int) -> list[int]:
+        return [(self.next_token(seed, last) + step) % self.vocab_size for step in range(5)]
+
     def logprob(self, seed: int, last: int, token: int) -> float:
         far = (token - self.next_token(seed, last)) % self.vocab_size
         return -0.5 - far / 64
@@ -267,6 +270,8 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
         except FileNotFoundError:  # its folder is gone: the whole server dies of it
             self.dead = True
             return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+        if body["sampling_params"].get("prompt_logprobs") is not None and self.open:
+            self.dead = True  # with adapters on, on a CPU
         answer = _Answer(self, body, seed)
         if not body.get("stream"):
             return JSONResponse(answer.whole(name, aborted=self.switches.draining))
@@ -358,7 +363,7 @@ class _Answer:
         content = []
         for token in tokens:
             last = self._before[token]
-            near = [token, *((token + step) % self._server.vocab_size for step in range(1, 5))]
+            near = [token, *(other for other in self._server.likeliest(self._seed, last) if other != token)]
             scored = [
                 {"token_id": other, "logprob": self._server.logprob(self._seed, last, other), "rank": place + 1}
                 for place, other in enumerate(near)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from graftwork.adapters.base.scores import Scores
 from graftwork.adapters.errors import GraftworkError, InvalidAdapter, InvalidRequest, Unavailable
 from graftwork.server.engine.request import Delta, FinishReason, SamplingParams
 from graftwork.server.processes import DRAINING, STOPPING, SharedState
 from graftwork.server.transport.engine import EngineStream
 from graftwork.server.transport.vllm import engine as engine_module
 from graftwork.server.transport.vllm.engine import VllmEngine
-from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof
+from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof, beginnings
 from graftwork.server.transport.vllm.server import VllmServer
 from tests.server.transport.vllm.adapter_folders import BASE, publish
 from tests.server.transport.vllm.fake_vllm import FakeVllm, Switches
@@ -70,7 +70,7 @@ class Planes:
         server: FakeVllm | None = None,
         *,
         key: str | None = None,
-        known: Sequence[float] | None = None,
+        known: Scores | None = None,
         adapters: Path | None = None,
         **options: Any,
     ) -> Plane:
@@ -104,8 +104,11 @@ async def planes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 # -- before it is used -------------------------------------------------------------------------------------------------
 
 
-def base_scores(server: FakeVllm) -> list[float]:
-    return [server.logprob(0, last, token) for last, token in pairwise(server.tokens_of(PROOF_TEXT))]
+def base_scores(server: FakeVllm) -> Scores:
+    """What the base of a server says itself."""
+    text = server.tokens_of(PROOF_TEXT)
+    lasts = [text[length - 1] for length in beginnings(len(text))]
+    return [{str(token): server.logprob(0, last, token) for token in server.likeliest(0, last)} for last in lasts]
 
 
 async def test_a_server_that_holds_this_base_is_used(planes: Planes) -> None:
@@ -196,6 +199,14 @@ async def test_a_prompt_that_is_only_scored(planes: Planes) -> None:
     assert (delta.token_ids, delta.logprobs, delta.finish_reason) == ([], [], FinishReason.LENGTH)
     assert delta.prompt_logprobs is not None
     assert [score and score.token_id for score in delta.prompt_logprobs] == [None, 6, 7]
+
+
+async def test_a_prompt_is_scored_alone(planes: Planes) -> None:
+    plane = await (await planes.make(FakeVllm(switches=Switches(pause=0.01)))).ready()
+    score = SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0)
+    inputs = [(PROMPT, GREEDY), (PROMPT, score), (PROMPT, GREEDY), (PROMPT, score)]
+    assert sum(delta.done for delta in await deltas_of(plane.engine.open(inputs, adapter=None))) == 4
+    assert not plane.server.dead
 
 
 async def test_who_leaves_aborts_it_there(planes: Planes) -> None:

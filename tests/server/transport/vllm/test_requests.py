@@ -17,7 +17,7 @@ SCHEMA = json.dumps({"type": "object", "properties": {"a::=": {"type": "integer"
 @pytest.mark.parametrize(
     ("kind", "source", "part"),
     [
-        ("json", SCHEMA, "whitespace_pattern"),
+        ("json", SCHEMA, '"whitespace_flexible": false'),
         ("regex", "a/[0-9]{3}b", r"a\/[0-9]{3}b"),
         ("choice", '["yes", "no \\"quoted\\""]', r"no \"quoted"),
         ("grammar", 'start: "go " NUMBER\nNUMBER: /[0-9]{4}/', "NUMBER"),
