@@ -23,8 +23,8 @@ from benchmarks.fleet.workload import FleetSizes, StepTimes, asks
 #: The adapters that are asked for most; all others count as rare.
 FREQUENT: Final = 1000
 
-#: One replica in so many fails each second, is updated at once, or is added or removed at once.
-FAILING, UPDATED, SCALED = 500, 20, 20
+#: One replica in so many is updated at once, or is added or removed at once.
+UPDATED, SCALED = 20, 20
 
 #: Autoscaling keeps the mean load within these times what the fleet was made for, and looks each second.
 SCALE_UP, SCALE_DOWN = 1.2, 0.85
@@ -263,7 +263,9 @@ class Fleet:
 
     def _fail_some(self) -> None:
         """Kill replicas: what has not begun is taken over once, the rest is lost, and its users ask again."""
-        for place in [place for place in np.flatnonzero(self._usable).tolist() if self._random.random() * FAILING < 1]:
+        for place in [
+            place for place in np.flatnonzero(self._usable).tolist() if self._random.random() * self._sizes.failing < 1
+        ]:
             replica = self._replicas[place]
             assert replica is not None
             self._set_usable(place, False)

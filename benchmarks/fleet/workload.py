@@ -50,6 +50,7 @@ class FleetSizes:
         new_tokens: Of an answer, in the mean; from a quarter to seven quarters of it.
         burst_share: Of all requests those for one adapter, drawn from all, that everyone asks for; then for another.
         burst_seconds: How long everyone asks for the same.
+        failing: Of so many engines one fails each second, where failures are simulated.
         restart_seconds: From an engine's end until it is ready again, with nothing on its device.
         seed: Of all random numbers.
     """
@@ -66,6 +67,7 @@ class FleetSizes:
     new_tokens: int = 64
     burst_share: float = 0.05
     burst_seconds: float = 10.0
+    failing: int = 500
     restart_seconds: float = 15.0
     seed: int = 1
 

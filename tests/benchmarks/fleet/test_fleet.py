@@ -13,7 +13,9 @@ from benchmarks.fleet.replica import Replica, SimulatedRequest
 from benchmarks.fleet.simulation import PartReport
 from benchmarks.fleet.workload import FleetSizes, StepTimes
 
-SMALL = FleetSizes(replicas=16, adapters=800, slots=100, requests=10_000, disturbed=2_000, restart_seconds=2.0)
+SMALL = FleetSizes(
+    replicas=16, adapters=800, slots=100, requests=10_000, disturbed=2_000, failing=30, restart_seconds=2.0
+)
 TIMES = StepTimes()
 
 
