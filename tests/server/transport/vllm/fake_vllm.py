@@ -14,7 +14,7 @@ import json
 import socket
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,7 @@ class FakeVllm:
     open: int = 0
     dead: bool = False
     url: str = ""
+    kill_from_thread: Callable[[], object] = lambda: None
 
     def tokens_of(self, text: str) -> list[int]:
         """Its tokenizer: bytes."""
@@ -151,6 +152,7 @@ class FakeVllm:
                 ready.set()
                 await end.wait()
 
+        self.kill_from_thread = lambda: loop.call_soon_threadsafe(self.kill)
         thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
         thread.start()
         assert ready.wait(30)
@@ -163,6 +165,8 @@ class FakeVllm:
     def kill(self) -> None:
         """kill -9: every connection breaks, and the port is free."""
         self._server.should_exit = self._server.force_exit = True
+        for listener in self._server.servers:
+            listener.close()
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
 

@@ -23,7 +23,7 @@ def test_a_key_is_read_from_a_file_of_ones_own(tmp_path: Path) -> None:
         (0o640, b"secret", "chmod 600"),
         (0o600, b" \n", "no key"),
         (0o600, b"two\nlines", "no key"),
-        (0o600, b"\xff", ""),
+        (0o600, b"\xff", "key"),
     ],
 )
 def test_another_file_is_refused_and_not_shown(tmp_path: Path, mode: int, content: bytes, why: str) -> None:
