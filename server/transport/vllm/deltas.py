@@ -12,6 +12,9 @@ from typing import Any
 from graftwork.server.engine.request import Delta, FinishReason, SamplingParams, TokenLogprob
 from graftwork.server.transport.vllm.server import NotServed
 
+#: What vLLM writes for a log-probability that is no number. No chosen token has it otherwise.
+_NO_NUMBER = -9999.0
+
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -51,7 +54,7 @@ class DeltaReader:
         Raises:
             NotServed: It was aborted there.
         """
-        for choice in event["choices"]:
+        for choice in event["choices"] if self._last is None else ():
             delta = self._read(choice)
             if delta.done:
                 self._last = delta
@@ -78,6 +81,9 @@ class DeltaReader:
         finish = None if said is None else _FINISH_REASONS[said]
         tokens: list[int] = choice.get("token_ids") or []
         logprobs = _logprobs(choice.get("logprobs"), sampling.top_logprobs)
+        if any(score.logprob <= _NO_NUMBER for score in logprobs):
+            error = "the model's output is not finite"
+            return Delta(self._request_id, finish_reason=FinishReason.ERROR, error=error)
         if sampling.max_tokens == 0:
             tokens, logprobs, finish = [], [], finish and FinishReason.LENGTH
         elif finish is FinishReason.STOP and tokens and tokens[-1] in sampling.stop_token_ids:

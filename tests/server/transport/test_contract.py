@@ -76,7 +76,7 @@ async def vllm(folder: Path, tiny_base: BaseInfo) -> AsyncIterator[Subject]:
         )
         await engine.start(0)
         await ready(engine)
-        yield Subject(engine, state, (publish(folder, 1), publish(folder, 2)), publish(folder, 3, inert=True))
+        yield Subject(engine, state, (publish(folder, 1), publish(folder, 2)), publish(folder, 3, b=0.0))
         await engine.stop()
 
 

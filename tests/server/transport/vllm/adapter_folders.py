@@ -28,13 +28,13 @@ BASE = BaseInfo(
 )
 
 
-def publish(root: Path, seed: int, *, rank: int = 2, inert: bool = False) -> str:
-    """Publish an adapter, and return its digest."""
+def publish(root: Path, seed: int, *, rank: int = 2, b: float | None = None) -> str:
+    """Publish an adapter, perhaps with the same number everywhere in B, and return its digest."""
     files = adapter_files(seed, rank=rank)
-    if inert:
+    if b is not None:
         name = f"base_model.model.{MODULES[0]}"
-        a, b = np.ones((rank, 8), np.float32), np.zeros((8, rank), np.float32)
-        files["adapter_model.safetensors"] = save({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b})
+        a, filled = np.ones((rank, 8), np.float32), np.full((8, rank), b, np.float32)
+        files["adapter_model.safetensors"] = save({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": filled})
     digest = hashlib.sha256(b"".join(files.values())).hexdigest()
     (root / digest).mkdir(parents=True)
     for filename, content in files.items():

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
 from safetensors.numpy import load_file
 from starlette.applications import Starlette
@@ -28,6 +29,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 BASE = "base"
+NOT_FINITE = 99
 
 
 @dataclass
@@ -117,6 +119,8 @@ class FakeVllm:
         return [(self.next_token(seed, last) + step) % self.vocab_size for step in range(5)]
 
     def logprob(self, seed: int, last: int, token: int) -> float:
+        if seed == NOT_FINITE:
+            return -9999.0
         far = (token - self.next_token(seed, last)) % self.vocab_size
         return -0.5 - far / 64
 
@@ -380,6 +384,8 @@ def _seed_of(folder: Path) -> int:
     """The B matrices of an adapter as a number; 0 if they are zero."""
     tensors = load_file(folder / "adapter_model.safetensors")
     matrices = [tensors[name] for name in sorted(tensors) if "lora_B" in name]
+    if not all(np.isfinite(b).all() for b in matrices):
+        return NOT_FINITE
     return 1 + zlib.crc32(b"".join(b.tobytes() for b in matrices)) % 50 if any(b.any() for b in matrices) else 0
 
 

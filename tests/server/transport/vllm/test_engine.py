@@ -345,11 +345,13 @@ async def test_the_canary(planes: Planes) -> None:
     plane = await (await planes.make()).ready()
     await plane.engine.canary(publish(plane.adapters, 1))
     with pytest.raises(InvalidAdapter) as caught:
-        await plane.engine.canary(publish(plane.adapters, 2, inert=True))
+        await plane.engine.canary(publish(plane.adapters, 2, b=0.0))
     assert caught.value.code == "inert_adapter"
     with pytest.raises(InvalidAdapter, match="--max-lora-rank 32") as caught:
         await plane.engine.canary(publish(plane.adapters, 3, rank=32))
     assert caught.value.param == "r"
+    with pytest.raises(InvalidAdapter, match="not finite"):
+        await plane.engine.canary(publish(plane.adapters, 4, b=float("nan")))
     assert plane.engine.state == "ready"
 
 
