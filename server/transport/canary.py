@@ -7,7 +7,7 @@ from typing import Final
 
 from graftwork.adapters.errors import InvalidAdapter
 from graftwork.server.engine.request import FinishReason, SamplingParams
-from graftwork.server.transport.engine import EngineProtocol, EngineStream
+from graftwork.server.transport.engine import EngineProtocol
 
 #: Log-probabilities that differ by no more than this count as equal: float32 differs by as much between batches.
 INERT_LOGPROB_DIFFERENCE: Final = 1e-6
@@ -32,12 +32,8 @@ async def try_adapter(
         InvalidAdapter: It cannot be loaded, changes nothing, or makes the model's output infinite.
         Unavailable: There is no engine at the moment.
     """
-    streams = [engine.open([(prompt, ask)], adapter=adapter) for adapter in (None, digest)]
-    try:
-        plain, grafted = [await _logprobs(stream) for stream in streams]
-    finally:
-        for stream in streams:
-            engine.cancel(stream)
+    # One after the other: what is computed side by side differs by rounding, where sizes of batches matter.
+    plain, grafted = [await _logprobs(engine, prompt, adapter, ask) for adapter in (None, digest)]
     if max(abs(a - b) for a, b in zip(plain, grafted, strict=True)) <= INERT_LOGPROB_DIFFERENCE:
         raise InvalidAdapter(
             "The adapter changes no answer: with it and without it the base says the same. "
@@ -46,12 +42,21 @@ async def try_adapter(
         )
 
 
-async def _logprobs(stream: EngineStream) -> list[float]:
-    """Log-probabilities of the prompt and the first token."""
+async def _logprobs(
+    engine: EngineProtocol, prompt: Sequence[int], adapter: str | None, ask: SamplingParams
+) -> list[float]:
+    """Log-probabilities of the prompt's tokens, the generated ones and their alternatives, as far as they are asked."""
     scores: list[float] = []
-    async for _, delta in stream:
-        if delta.finish_reason is FinishReason.ERROR:
-            raise InvalidAdapter(f"The adapter was tried on the base and failed: {delta.error}", code="canary_failed")
-        scores += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
-        scores += [s.logprob for s in delta.logprobs]
+    stream = engine.open([(prompt, ask)], adapter=adapter)
+    try:
+        async for _, delta in stream:
+            if delta.finish_reason is FinishReason.ERROR:
+                raise InvalidAdapter(
+                    f"The adapter was tried on the base and failed: {delta.error}", code="canary_failed"
+                )
+            for score in (*(delta.prompt_logprobs or ()), *delta.logprobs):
+                if score is not None:
+                    scores += [score.logprob, *(logprob for _, logprob in score.top)]
+    finally:
+        engine.cancel(stream)
     return scores

@@ -27,7 +27,7 @@ from graftwork.server.transport.vllm.adapters import LoadedAdapter, ServerAdapte
 from graftwork.server.transport.vllm.deltas import DeltaReader
 from graftwork.server.transport.vllm.metrics import VllmStats, read_stats
 from graftwork.server.transport.vllm.proof import BaseProof, NotThisBase, ServedBase
-from graftwork.server.transport.vllm.requests import generate_body
+from graftwork.server.transport.vllm.requests import MAX_LOGPROBS, generate_body
 from graftwork.server.transport.vllm.restrictions import check_adapter
 from graftwork.server.transport.vllm.server import NotServed, Refused, UnknownModel, VllmServer
 from graftwork.server.transport.vllm.turns import Turns
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS: Final = 0.25
 HEALTH_SECONDS: Final = 2.0
 
-#: What canaries compare: tokens that follow the prompt, since prompts that are scored hold up all others.
-CANARY_TOKENS: Final = SamplingParams(max_tokens=8, temperature=0.0, top_logprobs=0)
+#: What canaries compare: the likeliest tokens after the prompt, since prompts that are scored hold up all others.
+CANARY_TOKENS: Final = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=MAX_LOGPROBS - 1)
 
 
 class VllmEngine:
