@@ -14,10 +14,7 @@ from urllib.parse import urlsplit
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format.limits import AdapterLimits
-from graftwork.adapters.storage.database import database_url
-
-#: The SQLite database of a home.
-DATABASE_FILE = "graftwork.db"
+from graftwork.adapters.storage.database import DATABASE_FILE, database_url
 
 #: How ``--engine`` begins where vLLM computes.
 _VLLM = "vllm="

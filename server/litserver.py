@@ -115,7 +115,7 @@ class GraftServer(ls.LitServer):
             self.services.records,
         )
         add_routes(self.app, routes)
-        edge.install(self.app, self.services.metrics, self.services.cors_origins)
+        edge.install(self.app, self.services.metrics, self.services.audit_log, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
@@ -207,6 +207,7 @@ class GraftServer(ls.LitServer):
             await to_thread.run_sync(self.services.read_caches)
         records = self.services.records
         records.log.start()
+        await to_thread.run_sync(self.services.limiter.start)
         if records.delivery is not None:
             records.delivery.start()
         self.batches.start()
@@ -216,6 +217,7 @@ class GraftServer(ls.LitServer):
         finally:
             await self.batches.stop()
             await self.engine.stop()
+            await to_thread.run_sync(self.services.limiter.stop)
             await to_thread.run_sync(partial(records.log.stop, seconds=LOG_SECONDS))
             if records.delivery is not None:
                 await to_thread.run_sync(records.delivery.stop)

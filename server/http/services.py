@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
@@ -29,9 +30,10 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
-from graftwork.server.background.delivery import Delivery
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.background.spool_delivery import SpoolDelivery
 from graftwork.server.generation.interaction_log import InteractionLog
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -48,7 +50,7 @@ class Records:
     policies: LogPolicies
     erasure: Erasure
     log: InteractionLog
-    delivery: Delivery | None = None
+    delivery: SpoolDelivery | None = None
 
     @classmethod
     def of(
@@ -84,7 +86,7 @@ class Records:
             policies=policies,
             erasure=Erasure(database, ids, registry, base_id=base_id),
             log=InteractionLog(interactions, policies, metrics, spool=spool),
-            delivery=None if spool is None else Delivery(spool, interactions, feedback),
+            delivery=None if spool is None else SpoolDelivery(spool, interactions, feedback),
         )
 
 
@@ -109,6 +111,8 @@ class Services:
     learning: LearningPolicies
     rounds: Rounds
     webhooks: Webhooks
+    limiter: Limiter
+    audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
     allowed_roots: tuple[Path, ...] = ()

@@ -305,9 +305,8 @@ def move(
     """Copy the database of a stopped server to PostgreSQL, where servers may share it. The home's own stays."""
     from graftwork.adapters.learning import split_ledger as _table_of_training  # noqa: F401
     from graftwork.adapters.storage import move as move_module
-    from graftwork.adapters.storage.database import Database
+    from graftwork.adapters.storage.database import DATABASE_FILE, Database
     from graftwork.server import app as _tables_of_the_server  # noqa: F401
-    from graftwork.server.config import DATABASE_FILE
     from graftwork.server.processes import home_lock
 
     file = home.expanduser() / DATABASE_FILE
