@@ -59,13 +59,14 @@ from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.protocol import HttpProtocol
 from graftwork.server.http.services import Records, Services
-from graftwork.server.litserver import EngineWorker, GraftServer
+from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.engine import EngineProtocol
 from graftwork.server.transport.pool import EnginePool, PoolMember
 from graftwork.server.transport.seam import NoSpec
+from graftwork.server.transport.vllm.connecting import vllm_engines
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -161,14 +162,23 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
     files.clean()
     prompts = Prompts(Path(info.path))
-    shared_state = SharedState(API_PROCESSES, len(config.worker_devices))
+    shared_state = SharedState(API_PROCESSES, config.num_engines)
     trainer = TrainerProcess(config, info, shared_state)
     workers = [
         _engine_worker(number, config, info, store, shared_state, prompts.encode(CANARY_TEXT))
         for number in range(len(config.worker_devices))
     ]
-    pool = _pool(workers) if len(workers) > 1 else None
-    engine: EngineProtocol = pool or workers[0].client
+    members = [
+        # Those on different devices are of different kinds: their kernels differ.
+        PoolMember(str(number), client, kind=f"own, {config.worker_devices[number].partition(':')[0]}")
+        for number, (_, client) in enumerate(workers)
+    ]
+    if config.engine_urls:
+        engines = vllm_engines(
+            config, info, prompts, shared_state, adapters=store.root, canary_prompt=prompts.encode(CANARY_TEXT)
+        )
+        members = [PoolMember(url, engine, kind="vllm") for url, engine in engines.items()]
+    engine: EngineProtocol = EnginePool(members) if len(members) > 1 else members[0].engine
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -224,9 +234,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         metrics=metrics,
         limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
-        max_busy_for_shadows=config.max_batch
-        * len(workers)
-        // 4,  # copies for shadow arms leave three quarters to users
+        max_busy_for_shadows=config.max_batch * len(members) // 4,  # copies for shadow arms leave the rest to users
     )
     tokenization = Tokenization(info, engine, prompts, router)
     embedding_service = EmbeddingService(
@@ -243,7 +251,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
             batches=services.batches,
             files=files,
             answering=AnsweringServices(service, embedding_service),
-            capacity=BatchCapacity(engine, num_seats=config.max_batch * len(workers), share=config.batch_share),
+            capacity=BatchCapacity(engine, num_seats=config.max_batch * len(members), share=config.batch_share),
             metrics=metrics,
             find_principal=services.authenticator.find,
         ),
@@ -251,8 +259,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     )
     keeper = _keeper(database, services)
     server = GraftServer(
-        workers,
-        pool,
+        [api for api, _ in workers],
+        engine,
         service,
         embedding_service,
         tokenization,
@@ -263,6 +271,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         trainer,
     )
     server.drain_seconds = config.drain_seconds
+    server.starts_workers = not config.engine_urls
     return server
 
 
@@ -273,7 +282,7 @@ def _engine_worker(
     store: ArtifactStore,
     shared_state: SharedState,
     canary_prompt: Sequence[int],
-) -> EngineWorker:
+) -> tuple[EngineAPI, EngineClient]:
     """One engine worker, not yet started, and the connection to it."""
     listeners = [_listen() for _ in range(API_PROCESSES)]
     worker = WorkerConfig(
@@ -292,18 +301,10 @@ def _engine_worker(
         max_open=config.max_queue,
         canary_prompt=canary_prompt,
         stall_seconds=config.stall_seconds,
+        listeners=listeners,
         engine=number,
     )
-    return EngineWorker(EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec(number)), client, listeners)
-
-
-def _pool(workers: Sequence[EngineWorker]) -> EnginePool:
-    """The engines as one. Those on different devices are of different kinds: their kernels differ."""
-    members = []
-    for number, worker in enumerate(workers):
-        device = worker.api.config.engine["device"].partition(":")[0]
-        members.append(PoolMember(str(number), worker.client, kind=f"own, {device}"))
-    return EnginePool(members)
+    return EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec(number)), client
 
 
 def _listen() -> socket.socket:

@@ -81,6 +81,18 @@ def serve(
     kernels: Annotated[
         str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
+    engine: Annotated[
+        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port,http://…: vLLM servers.")
+    ] = "own",
+    engine_adapters: Annotated[
+        Path | None,
+        _option(
+            "--engine-adapters", _ENGINE, "Folder of the home's adapters as vLLM's host sees it. Default: the same."
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None, _option("--engine-key-file", _ENGINE, "File with vLLM's --api-key, readable by its owner alone.")
+    ] = None,
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
@@ -202,6 +214,9 @@ def serve(
             devices=tuple(devices.split(",")) if devices else (),
             workers=workers,
             kernels=kernels,
+            engine=engine,
+            engine_adapters=engine_adapters,
+            engine_key_file=engine_key_file,
             home=home.expanduser(),
             database=database,
             slots=slots,

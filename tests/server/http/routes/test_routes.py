@@ -309,9 +309,16 @@ def test_an_adapter_that_fails_its_canary_leaves_nothing_behind(client: TestClie
     world.engine.refuse = True
     found = error(push(client), 400)
     assert (found["code"], len(world.engine.tried)) == ("inert_adapter", 2)
+    assert world.engine.released == world.engine.tried[1:]
     assert world.state() == before
     world.engine.refuse = False
     assert push(client).json()["id"] == "intents@2"
+
+
+def test_files_stay_while_the_engine_may_look_for_them(client: TestClient, world: World) -> None:
+    world.engine.refuse = world.engine.may_know = True
+    error(push(client, seed=7), 400)
+    assert world.services.store.path(world.engine.tried[0]).is_dir()
 
 
 def test_an_adapter_that_the_engine_does_not_take_is_refused_before_it_is_tried(
