@@ -42,7 +42,8 @@ SECONDS = 30
 """How long to wait for what must come, on a busy machine."""
 
 UNNAMED = """return [...document.querySelectorAll("button, a, input, select, textarea, [role=region], svg.chart")]
-    .filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim()).map((each) => each.outerHTML)"""
+    .filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim())
+    .map((each) => each.outerHTML)"""
 
 T = TypeVar("T")
 
@@ -212,17 +213,21 @@ def test_every_view_fits_and_has_its_words(
         assert page.run("return document.documentElement.scrollWidth <= innerWidth"), f"{view} is wider than the window"
         assert page.run("return document.title").endswith(" – Graftwork")
         assert page.run(UNNAMED) == [], f"{view}: a screen reader has no word for them"
-    ground = page.run("return getComputedStyle(document.body).backgroundColor")
-    brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
-    assert (brightness < 64) == (scheme == "dark")
+    assert (sum(color(page, "body")) < 200) == (scheme == "dark")
+
+
+def color(page: Browser, selector: str) -> list[int]:
+    """Red, green and blue of an element's ground."""
+    text = page.run(f"return getComputedStyle(document.querySelector('{selector}')).backgroundColor")
+    return [int(number) for number in re.findall(r"\d+", text)[:3]]
 
 
 def test_an_overview_says_how_the_server_is(page: Browser) -> None:
     page.open("overview", heading="Overview")
     page.until(lambda: page.text("#state") == "ready")
     shown = page.text("main")
-    for words in ("tiny-base", "Tokens per second", "First token", "p99", "shorter-answers", "75 %", "of 0 request"):
-        assert words in shown or words.startswith("of ")
+    for words in ("tiny-base", "Tokens per second", "First token", "p99", "shorter-answers", "75 %", "round 1"):
+        assert words in shown
 
 
 def test_texts_of_users_stay_texts(page: Browser, server: PageServer) -> None:
@@ -356,10 +361,11 @@ def read_many(page: Browser) -> None:
     page.until(lambda: page.text("main .head [role=status]") == f"1 of {MANY:,}")
     assert page.focused.accessible_name == "Search adapters"
     page.press(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
-    page.click("name")
+    page.until(lambda: page.text("main .head [role=status]") == f"{MANY:,}")
+    page.all("th button")[0].click()
     page.until(lambda: page.all("th[aria-sort=descending]"))
-    assert page.text("main tbody tr") == page.all("main tbody tr")[0].text
     assert page.text("main tbody td") == "tenant-1999"
+    page.driver.get("about:blank")
 
 
 def test_the_pill_is_red_when_the_server_is_gone(browser: Browser, tmp_path: Path) -> None:
@@ -369,12 +375,7 @@ def test_the_pill_is_red_when_the_server_is_gone(browser: Browser, tmp_path: Pat
         browser.until(lambda: browser.text("#state") == "ready")
         server.stop()
         browser.until(lambda: browser.text("#state") == "server gone")
-        red, green, _ = map(
-            int,
-            re.findall(
-                r"\d+", browser.run("return getComputedStyle(document.getElementById('state')).backgroundColor")
-            )[:3],
-        )
+        red, green, _ = color(browser, "#state")
         assert red > 2 * green
         assert "Overview" in browser.text("main"), "what was read last is still there"
         browser.refresh()
