@@ -32,6 +32,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.background.graders import GraderTrials
@@ -92,6 +93,8 @@ def serve(config: ServerConfig) -> int:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "httpx", "httpcore"):  # whose URLs may be secrets of webhooks
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    for variable in ("GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"):
+        take_secret(variable)  # the configuration has it: children are given it where they need it
     # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
     # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -99,6 +102,7 @@ def serve(config: ServerConfig) -> int:
     with home_lock(config.home):
         close_to_others(config.home)
         _check_port(config)
+        migrate(Database(config.database_location))  # before the base is fetched, which takes minutes
         admin_key = _admin_key(config)
         info = _prepare_base(config)
         server = build(config, info, admin_key)
@@ -138,7 +142,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     Raises:
         ConfigurationError: The server would listen on other addresses than loopback without a key.
     """
-    database = Database(config.home / "graftwork.db")
+    database = Database(config.database_location)
     migrate(database)
     keys = Keys(database, admin_key=admin_key)
     if not config.loopback_only and not keys.configured():
@@ -167,10 +171,12 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         base_id=info.id,
         log=not config.no_interaction_log,
         retention_days=config.retention_days or None,
+        spool=None if database.is_sqlite else Spool(config.home / "spool.db"),
     )
     experiments = Experiments(database, registry)
     services = Services(
         base=info,
+        database=database,
         registry=registry,
         store=store,
         keys=keys,
@@ -221,6 +227,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         metrics=metrics,
         traffic=services.traffic,
+        shares_prefixes=config.share_prefix_cache,
     )
     batches = BatchRunner(
         BatchServices(

@@ -13,6 +13,10 @@ from pathlib import Path
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format.limits import AdapterLimits
+from graftwork.adapters.storage.database import database_url
+
+#: The SQLite database of a home.
+DATABASE_FILE = "graftwork.db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class ServerConfig:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU), ``triton`` (on CUDA) or ``torch``.
         home: Where bases, adapters and the database are stored. One server a home.
+        database: The URL of a PostgreSQL database, which servers may share; ``None``: a file in the home.
         host: Where to listen. Without a key only loopback is allowed.
         port: Where to listen, 1024 to 65535.
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
@@ -69,6 +74,7 @@ class ServerConfig:
     device: str = "auto"
     kernels: str = "auto"
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
+    database: str | None = field(default=None, repr=False)  # it may hold a password
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 16
@@ -102,6 +108,7 @@ class ServerConfig:
     log_level: str = "info"
 
     def __post_init__(self) -> None:
+        database_url(self.database_location)
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -130,6 +137,11 @@ class ServerConfig:
                 )
         if not 1024 <= self.port <= 65535:
             raise ConfigurationError("--port must be between 1024 and 65535.")
+
+    @property
+    def database_location(self) -> str | Path:
+        """Where the database is: a URL, or a path."""
+        return self.database or self.home / DATABASE_FILE
 
     @property
     def bind_host(self) -> str:

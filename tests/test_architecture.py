@@ -35,15 +35,15 @@ MAY_IMPORT = {
 ORDER = {
     "adapters": (
         "errors, collector, parent_death < names < storage, prompts < base, access, webhooks < peft_format"
-        " < registry < feedback < experiments < learning < batches"
+        " < registry < feedback < experiments < learning < batches < backup"
     ),
     "server": (
         "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"
         " < http < litserver < app"
     ),
     "server/engine": (
-        "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer, pooler"
-        " < sampler, model < backends, runner < backend_selector, engine < loading"
+        "request, config, kv, lora < logits_processors < grammars < sequence < fair_queue < batch, scheduler, proposer"
+        ", pooler < sampler, model < backends, runner < backend_selector, engine < loading"
     ),
     "training": "data < config < model < methods < evaluation, run < worker, cli",
     "training/data": (

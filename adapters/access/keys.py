@@ -92,8 +92,10 @@ class Keys:
         self._database = database
         self._admin_sha256 = _sha256(admin_key) if admin_key else None
         self._admin = Key(id="first-admin", name="first admin key", role=Role.ADMIN, created_at=datetime.now(UTC))
-        # What authenticate() has looked up since the database last changed: one object, replaced as a whole.
-        self._found: DatabaseCache[dict[str, tuple[str, Key]]] = DatabaseCache(database, {}, lambda old: {})
+        # All of them, so that their holders are known while the database is away. Replaced as a whole.
+        self._found: DatabaseCache[dict[str, tuple[str, Key]]] = DatabaseCache(
+            database, "keys", {}, lambda old: self._all()
+        )
 
     def create(self, name: str, role: Role | str) -> tuple[str, Key]:
         """Create a key.
@@ -159,8 +161,7 @@ class Keys:
         """
         if self._admin_sha256 is not None:
             return True
-        with self._database.read() as connection:
-            return connection.scalar(select(_keys.c.id).limit(1)) is not None
+        return bool(self._found.get())
 
     def authenticate(self, bearer: str) -> Key | None:
         """The key with this secret, or ``None`` when it is unknown or revoked.
@@ -185,7 +186,7 @@ class Keys:
         return None if found is None or found[1].revoked_at is not None else found[1]
 
     def _find(self, key_id: str) -> tuple[str, Key] | None:
-        """The stored hash and the record, from memory where nothing has changed since they were read."""
+        """The stored hash and the record, from memory; a key that another server has just created is looked up."""
         found = self._found.get()
         if key_id not in found:
             with self._database.read() as connection:
@@ -195,6 +196,10 @@ class Keys:
                 return None
             found[key_id] = (row.secret_sha256, _key(row))
         return found[key_id]
+
+    def _all(self) -> dict[str, tuple[str, Key]]:
+        with self._database.read() as connection:
+            return {row.id: (row.secret_sha256, _key(row)) for row in connection.execute(select(_keys))}
 
 
 def _sha256(text: str) -> str:

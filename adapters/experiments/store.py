@@ -71,7 +71,7 @@ class Experiments:
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database = database
         self._registry = registry
-        self._snapshot = DatabaseCache(database, _Snapshot(last_event=-1, running={}), self._refreshed)
+        self._snapshot = DatabaseCache(database, "experiments", _Snapshot(last_event=-1, running={}), self._refreshed)
 
     # -- for requests --------------------------------------------------------------------------------------------
     def running_on(self, adapter: str) -> Experiment | None:

@@ -22,7 +22,6 @@ from sqlalchemy import (
     Table,
     Text,
     TypedColumns,
-    insert,
     select,
     tuple_,
 )
@@ -98,6 +97,11 @@ class NewInteraction:
     metadata: Mapping[str, str] | None = None
     key_id: str
     episode: str | None = None
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> NewInteraction:
+        """From what ``dataclasses.asdict`` made of one, as JSON."""
+        return cls(**{**fields, "completions": tuple(Completion(**item) for item in fields["completions"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +193,10 @@ class Interactions:
         A row that is there already stays as it is, so that a batch may be written again after a failure.
         """
         rows = {outcome.id: self._values(outcome) for outcome in outcomes}
-        with self._database.write() as connection:
-            there = connection.scalars(select(interactions_table.c.id).where(interactions_table.c.id.in_(rows))).all()
-            new = [row for id, row in rows.items() if id not in there]
-            if new:
-                connection.execute(insert(interactions_table), new)
+        # Those of experiments become exposures, which are read in order.
+        exposed = any(row["experiment"] is not None for row in rows.values())
+        with self._database.append("exposures" if exposed else None) as connection:
+            connection.execute(self._database.insert_new(interactions_table), list(rows.values()))
 
     def get(self, id: str) -> Interaction:
         """A row by its id.

@@ -258,14 +258,16 @@ class Jobs:
         query = select(jobs_table).where(jobs_table.c.status.in_(wanted)).order_by(jobs_table.c.number)
 
         def free(now: datetime) -> Any:
-            return or_(jobs_table.c.owner.is_(None), jobs_table.c.lease_until < now)
+            until = jobs_table.c.lease_until
+            # One with far more time left was claimed before the clock was set back, by a worker that died.
+            return or_(jobs_table.c.owner.is_(None), until < now, until > now + timedelta(seconds=2 * seconds))
 
         # Most of the time there is nothing: a read does not block writers.
         with self._database.read() as connection:
-            if connection.execute(query.where(free(datetime.now(UTC))).limit(1)).one_or_none() is None:
+            if connection.execute(query.where(free(self._database.now(connection))).limit(1)).one_or_none() is None:
                 return None
         with self._database.write() as connection:
-            now = datetime.now(UTC)
+            now = self._database.now(connection)
             for row in connection.execute(query.where(free(now))).all():
                 job = job_of(row)
                 # One that is being published was trained successfully: it must not fail, however often its worker
@@ -300,7 +302,8 @@ class Jobs:
         """
         with self._database.write() as connection:
             _check_claim(connection, claim)
-            _change(connection, claim.job.id, {"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
+            until = self._database.now(connection) + timedelta(seconds=seconds)
+            _change(connection, claim.job.id, {"lease_until": until})
 
     def report(
         self,

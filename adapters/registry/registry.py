@@ -1,7 +1,7 @@
 """The registry: resolved by requests, changed by operators.
 
-``Registry.resolve`` runs for every request. It answers from memory; only after something was committed to the database
-does it look for new events, and then reads the adapters that they name.
+``Registry.resolve`` runs for every request. It answers from memory; only after the registry has changed in the
+database does it look for new events, and then reads the adapters that they name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Registry:
     def __init__(self, database: Database, *, guard: RegistryGuard | None = None) -> None:
         self._database = database
         self._guard = guard
-        self._snapshot = DatabaseCache(database, EMPTY_SNAPSHOT, self._refreshed)
+        self._snapshot = DatabaseCache(database, "registry", EMPTY_SNAPSHOT, self._refreshed)
 
     # -- for requests --------------------------------------------------------------------------------------------
     def resolve(self, model: str) -> Version:

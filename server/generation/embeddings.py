@@ -59,6 +59,7 @@ class EmbeddingService:
         router: Resolves ``model`` to a version.
         metrics: Counts tokens.
         traffic: Counts requests.
+        shares_prefixes: As in ``GenerationService``.
     """
 
     def __init__(
@@ -69,25 +70,28 @@ class EmbeddingService:
         router: ModelRouter,
         metrics: Metrics,
         traffic: Traffic,
+        shares_prefixes: bool = False,
     ) -> None:
         self._engine = engine
         self._tokenization = tokenization
         self._router = router
         self._metrics = metrics
         self._traffic = traffic
+        self._shares_prefixes = shares_prefixes
 
-    async def start(self, body: EmbeddingRequest, *, background: bool = False) -> ActiveEmbeddings:
+    async def start(self, body: EmbeddingRequest, *, key_id: str, background: bool = False) -> ActiveEmbeddings:
         """Resolve the model, tokenize the inputs, and send the first of them to the engine.
 
         Args:
             body: The parsed body.
+            key_id: The caller's key.
             background: Whether no user waits for it.
 
         Raises:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         route = self._router.resolve_control(body.model)
@@ -100,7 +104,8 @@ class EmbeddingService:
             prompts=prompts,
             as_base64=body.encoding_format == "base64",
         )
-        return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling, background=background))
+        stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
+        return ActiveEmbeddings(route, answer, pooling, stream)
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
@@ -113,9 +118,9 @@ class EmbeddingService:
         try:
             await self._take(active)
             while (first := active.first + len(active.stream.ids)) < len(prompts):
-                background = active.stream.background
+                before = active.stream
                 active.stream = await self._open_in_turn(
-                    active.route, prompts[first:], active.pooling, background=background
+                    active.route, prompts[first:], active.pooling, key_id=before.tenant, background=before.background
                 )
                 active.first = first
                 await self._take(active)
@@ -162,21 +167,22 @@ class EmbeddingService:
 
     # -- the engine ------------------------------------------------------------------------------------------------
     def _open(
-        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine."""
         params = SamplingParams(max_tokens=0, pooling=pooling)
         count = min(MAX_OPEN_INPUTS, self._engine.max_open)
         inputs = [(ids, params) for ids in prompts[:count]]
-        return self._engine.open(inputs, adapter=route.digest, background=background)
+        salt = "" if self._shares_prefixes else key_id
+        return self._engine.open(inputs, adapter=route.digest, cache_salt=salt, background=background, tenant=key_id)
 
     async def _open_in_turn(
-        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
         while True:
             try:
-                return self._open(route, prompts, pooling, background=background)
+                return self._open(route, prompts, pooling, key_id=key_id, background=background)
             except Overloaded:
                 await asyncio.sleep(RETRY_SECONDS)
 

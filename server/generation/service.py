@@ -230,12 +230,16 @@ class GenerationService:
             background: Whether no user waits for it: it does not count as waiting, nor in the metrics of latency.
 
         Raises:
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
         stream = self.engine.open(
-            inputs, adapter=admission.route.digest, cache_salt="/".join(salts), background=background
+            inputs,
+            adapter=admission.route.digest,
+            cache_salt="/".join(salts),
+            background=background,
+            tenant=admission.key_id,
         )
         return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background))
 

@@ -113,6 +113,7 @@ class Metrics:
         )
 
         self._ready = self._gauge("ready", "1 while the engine answers.")
+        self._database = self._gauge("database_reachable", "0 while the database is away.")
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
         self._running = self._gauge("running", "Generations in the batch.")
@@ -193,6 +194,10 @@ class Metrics:
         """Set whether the engine answers, and how often it was restarted since the server started."""
         self._ready.set(ready)
         self._count("restarts", self._restarts, num_restarts)
+
+    def set_database(self, *, reachable: bool) -> None:
+        """Set whether the database can be reached."""
+        self._database.set(reachable)
 
     def set_adapter_tiers(self, num_by_tier: Mapping[str, int], tier_of_live: Mapping[str, str]) -> None:
         """Set where adapters are.

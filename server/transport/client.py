@@ -60,7 +60,8 @@ class EngineClient:
 
     Args:
         shared_state: Receives the number of open answers; has the server's phase.
-        max_open: The most answers of this process that users may have running or waiting at once.
+        max_open: The most answers of this process that users may have running or waiting at once; more only where a
+            tenant is still below its share of them.
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
 
@@ -160,6 +161,8 @@ class EngineClient:
         adapter: str | None,
         cache_salt: str = "",
         background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         """Send the choices of one request to the engine.
 
@@ -168,10 +171,12 @@ class EngineClient:
             adapter: The digest of a published adapter; ``None``: the bare base.
             cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it is not counted among ``max_open``.
+            tenant: Who asks: tenants share the engine and its queue fairly.
+            weight: The tenant's share, beside the weights of other tenants.
 
         Raises:
             InvalidRequest: There are more choices than this server takes at all.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the tenant has its share of it.
             Unavailable: There is no engine at the moment.
         """
         connection = self._ready_connection()
@@ -180,16 +185,20 @@ class EngineClient:
                 f"The request asks for {len(work)} answers at once; this server takes {self.max_open}. Send several.",
                 param="n",
             )
-        num_open = len(self._streams) - self.num_background()
-        if num_open + len(work) > self.max_open and not background:
-            raise Overloaded(
-                f"{num_open} answers are running or waiting, which is all this server takes. Try again soon.",
-                retry_after=1,
-            )
+        if not background:
+            self._check_share(tenant, weight, len(work))
         ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
-        stream = EngineStream(ids, background)
+        stream = EngineStream(ids, background, tenant, weight)
         requests = [
-            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter, cache_salt=cache_salt)
+            Request(
+                id=request_id,
+                prompt=tuple(prompt),
+                sampling=sampling,
+                adapter=adapter,
+                cache_salt=cache_salt,
+                tenant=tenant,
+                weight=weight,
+            )
             for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)
         ]
         self._streams.update({request_id: (stream, choice) for choice, request_id in enumerate(stream.ids)})
@@ -197,6 +206,30 @@ class EngineClient:
         connection.send(Generate(requests))
         self._publish_num_open()
         return stream
+
+    def _check_share(self, tenant: str, weight: float, num_more: int) -> None:
+        """Check whether a tenant may open so many more answers.
+
+        While the queue has room everybody may. When it is full, those may who stay below their share of it, which is by
+        weight among all who have open answers, and those who have none open. So nothing that was accepted is given up
+        for others, and who asks little is never refused. The price is a queue that others' shares are added to: 1.5
+        times as long with two who take all they get, 1 + 1/2 + … + 1/n times with n of them.
+
+        Raises:
+            Overloaded: The queue is full, and the tenant has its share of it.
+        """
+        streams = [stream for stream, _ in self._streams.values() if not stream.background]
+        num_open = sum(stream.tenant == tenant for stream in streams)
+        if len(streams) + num_more <= self.max_open or not num_open:
+            return
+        weights = {**{stream.tenant: stream.weight for stream in streams}, tenant: weight}
+        share = int(self.max_open * weight / sum(weights.values()))
+        if num_open + num_more > share:
+            raise Overloaded(
+                f"{num_open} answers are running or waiting for you. This server is full, and takes {max(1, share)} of "
+                "you while it is. Try again soon.",
+                retry_after=1,
+            )
 
     def cancel(self, stream: EngineStream, choice: int | None = None) -> None:
         """Stop one choice, or all. Choices that have ended are not affected."""

@@ -32,10 +32,14 @@ class EngineStream:
         items: Deltas that were received, or the error that ends all choices.
         open: Ids of choices that have not ended.
         background: Whether no user waits for it.
+        tenant: Who asks, by the key's id.
+        weight: The tenant's share, beside the weights of other tenants.
     """
 
     ids: list[str]
     background: bool = False
+    tenant: str = ""
+    weight: float = 1.0
     items: asyncio.Queue[tuple[int, Delta] | Exception] = field(default_factory=asyncio.Queue)
     open: set[str] = field(default_factory=set)
 
@@ -97,7 +101,15 @@ class EngineProtocol(Protocol):
         """Those of them that no user of this process waits for."""
 
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         """Send the choices of one request.
 
@@ -106,9 +118,11 @@ class EngineProtocol(Protocol):
             adapter: The digest of a published adapter; ``None``: the bare base.
             cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it takes no place in the queue, of which others would be refused.
+            tenant: Who asks, by the key's id: tenants share the engine and its queue fairly.
+            weight: The tenant's share, beside the weights of other tenants.
 
         Raises:
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the tenant has its share of it.
             Unavailable: There is no engine at the moment.
         """
 

@@ -32,6 +32,7 @@ from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
 from graftwork.server.http import edge
@@ -93,7 +94,15 @@ class StandInEngine:
         return 0
 
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         raise AssertionError("nobody asks this engine for an answer")
 
@@ -141,9 +150,14 @@ class World:
 
 
 def make_world(
-    home: Path, *, admin_key: str | None = None, open_to_loopback: bool = True, migrated: bool = True
+    home: Path,
+    *,
+    admin_key: str | None = None,
+    open_to_loopback: bool = True,
+    migrated: bool = True,
+    url: str | None = None,
 ) -> World:
-    """A world on ``home``; ``migrated=False``: on the database that is there."""
+    """A world on ``home``; ``migrated=False``: on the database that is there; ``url``: on one that homes share."""
     base = BaseInfo(
         id="tiny-base",
         path=str(home / "base"),
@@ -159,9 +173,12 @@ def make_world(
         modules={name: ModuleShape(kind="linear", shape=(8, 8), bias=False) for name in MODULES},
         tied=(),
     )
-    if migrated:
+    if migrated and url is None:
         shutil.copy(_migrated(), home / "graftwork.db")
-    database = Database(home / "graftwork.db")
+    database = Database(url or home / "graftwork.db")
+    if url is not None:
+        migrate(database)
+    spool = None if url is None else Spool(home / "spool.db", max_bytes=1 << 20)
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
@@ -169,13 +186,14 @@ def make_world(
     experiments = Experiments(database, registry)
     services = Services(
         base=base,
+        database=database,
         registry=registry,
         store=store,
         keys=keys,
         authenticator=Authenticator(keys, open_to_loopback=open_to_loopback),
         engine=engine,
         metrics=metrics,
-        records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
+        records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90, spool=spool),
         experiments=experiments,
         exposures=Exposures(database),
         files=Files(database, home / "files", max_bytes=1 << 20),

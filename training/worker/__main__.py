@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         home=given.home,
         base=BaseInfo.from_json(given.base.read_text(encoding="utf-8")),
         url=given.url,
+        database=os.environ.pop("GRAFTWORK_DATABASE", None),  # runs inherit the environment, and do without
         key=os.environ.get(KEY_VARIABLE),
         nice=given.nice,
         threads=given.threads,

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,6 +80,7 @@ class TrainingWorkerConfig:
 
     Attributes:
         home: the home of the server.
+        database: the URL of its database; None for the file in its home.
         base: the base that it serves.
         url: its address.
         key: its API key, if it requires one.
@@ -95,6 +96,7 @@ class TrainingWorkerConfig:
     home: Path
     base: BaseInfo
     url: str
+    database: str | None = field(default=None, repr=False)  # it may hold a password
     key: str | None = None
     command: Sequence[str] = RUN_COMMAND
     nice: int = 19
@@ -150,7 +152,7 @@ class TrainingWorker:
         self.stopping = threading.Event()
         self.throttle = Throttle(share=config.share)
         self.busy = False
-        self._database = Database(config.home / "graftwork.db")
+        self._database = Database(config.database or config.home / "graftwork.db")
         self._jobs = Jobs(self._database)
         self._files = Files(self._database, config.home / "files")
         self._registry = Registry(self._database)
@@ -186,6 +188,9 @@ class TrainingWorker:
             while not self.stopping.is_set():
                 try:
                     pause = self.step()
+                except Unavailable as error:
+                    log.warning("the training worker cannot go on now; it tries again: %s", error)
+                    pause = 5.0
                 except Exception:
                     # An error of the database or the disk; errors of a job end the job.
                     log.exception("the training worker failed at a step; it goes on")

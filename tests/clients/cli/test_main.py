@@ -28,7 +28,10 @@ SERVE_FLAGS = tuple(
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
+    "move": ("--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
+    "backup": ("--home", "--json"),
+    "restore": ("--home", "--json"),
     "demo": (*REMOTE, "--data", "--classes", "--home", "--short"),
     "adapters push": (*REMOTE, "--alias", "--metadata", "--parent", "--server-path"),
     "adapters list": REMOTE,
@@ -121,6 +124,7 @@ GIVEN = {
     "trainer_share": "0.25",
     "batch_share": "0.5",
     "home": "/tmp/home",
+    "database": "postgresql://graftwork@db.example/graftwork",
     "host": "0.0.0.0",
     "port": "9000",
     "log_level": "debug",
@@ -167,6 +171,22 @@ def test_serve_refuses_a_trainer_that_cannot_be(served: list[ServerConfig], flag
     result = CliRunner().invoke(app, ["serve", flag, value])
     assert result.exit_code == 2
     assert flag in result.stderr
+
+
+@pytest.mark.parametrize("variable", ["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"])
+def test_the_url_of_the_database(served: list[ServerConfig], variable: str) -> None:
+    url = "postgresql+psycopg://ann:se-cret@db.example/graftwork"
+    assert CliRunner().invoke(app, ["serve"], env={variable: url}).exit_code == 7
+    assert served[0].database_location == url
+    assert "se-cret" not in repr(served[0]), "what is printed shows no password"
+    for shown in (url, "postgresql://db.example/graftwork?user=ann&password=se-cret"):
+        result = CliRunner().invoke(app, ["serve", "--database", shown])
+        assert (result.exit_code, "se-cret" in result.output) == (2, False)
+        assert "GRAFTWORK_DATABASE" in result.stderr
+    result = CliRunner().invoke(app, ["serve"], env={variable: "mysql://ann:se-cret@db.example/graftwork"})
+    assert (result.exit_code, "se-cret" in result.output) == (2, False)
+    assert "no support for mysql" in result.stderr
+    assert len(served) == 1
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingServi
         openapi_extra=json_body(EmbeddingRequest),
     )
     async def embed(request: Request) -> Response:
-        active = await service.start(parse(EmbeddingRequest, await request.body()))
+        body = parse(EmbeddingRequest, await request.body())
+        active = await service.start(body, key_id=request.state.principal.key_id)
         headers = note_route(request, active.route)
         answer = await unless_client_leaves(request, service.collect(active))
         return Response(answer.body(), media_type="application/json", headers=headers)
