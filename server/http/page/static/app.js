@@ -167,6 +167,7 @@ function showFrame({ me, can, place }) {
       ),
     ),
   );
+  document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   const who = me.open
     ? soft("no keys yet: open to this machine")
     : [soft(`${me.name} · ${me.role}`), button("Sign out", signOut)];
