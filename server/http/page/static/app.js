@@ -198,7 +198,7 @@ function signIn() {
     refused,
     make("button.primary", { type: "submit" }, "Sign in"),
     soft(
-      "The key becomes a cookie that no script can read; the session ends after twelve hours, or when the key is revoked.",
+      "It becomes a cookie that no script can read; the session ends after twelve hours, or when the key is revoked.",
     ),
   );
 

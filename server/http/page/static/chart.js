@@ -91,9 +91,12 @@ export function sparkline(label, values) {
   );
 }
 
+/** In pixels: as wide as the window lets it, so that its words are as large as others. */
+const chartWidth = () => Math.max(280, Math.min(680, window.innerWidth - 64));
+
 class Axes {
   constructor(xs, ys) {
-    this.width = Math.max(280, Math.min(680, window.innerWidth - 64));
+    this.width = chartWidth();
     this.x = [Math.min(...xs), Math.max(...xs)];
     if (this.x[0] === this.x[1]) this.x[1] += 1;
     const [low, high] = [Math.min(...ys), Math.max(...ys)];
@@ -142,7 +145,7 @@ function figure(label, names, parts) {
   return make(
     "figure",
     {},
-    draw("svg.chart", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label }, parts),
+    draw("svg.chart", { viewBox: `0 0 ${chartWidth()} ${HEIGHT}`, role: "img", "aria-label": label }, parts),
     make(
       "figcaption",
       {},

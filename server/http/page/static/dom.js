@@ -15,7 +15,7 @@ const KEPT = new Set(["open", "value", "checked", "selected"]);
  * @param {...(Node|string|number|Array|null)} children - Strings become text.
  */
 export function make(kind, attributes = {}, ...children) {
-  const [tag, ...classes] = kind.split(".");
+  const [tag, ...classes] = kind.split(".").filter(Boolean);
   return fill(document.createElement(tag), classes, attributes, children);
 }
 
@@ -97,20 +97,34 @@ export function section(title, { actions = [], id } = {}, ...children) {
  * A table that scrolls sideways by itself where it is too wide.
  *
  * @param {string} label - What it is a table of, for screen readers.
- * @param {Array} columns - For each a title, or `[title, class]`, or an element.
- * @param {Array<HTMLTableRowElement>} rows
+ * @param {Array} columns - For each `[title, cell]` or `[title, kind, cell]`: `cell` makes the content from an entry,
+ *   and `kind` is a class: `num`, `text` for what may be long, `soft`. A title may be a `th` of its own.
+ * @param {Array} entries - One for each row.
+ * @param {Object} [how]
+ * @param {function(*): string|number} [how.key] - What tells entries apart; their id, if not given.
+ * @param {function(*): string} [how.kind] - The class of an entry's row.
  */
-export function table(label, columns, rows) {
-  const headings = columns.map((column) => {
-    if (column instanceof Node) return column;
-    const [title, kind] = [column].flat();
-    return make(kind ? `th.${kind}` : "th", { scope: "col" }, title);
-  });
-  return make(
-    "div.table",
-    { role: "region", "aria-label": label, tabindex: 0 },
-    make("table", {}, make("thead", {}, make("tr", {}, headings)), make("tbody", {}, rows)),
+export function table(label, columns, entries, { key = ({ id }) => id, kind = () => "" } = {}) {
+  const parts = columns.map((column) => [column[0], column.length > 2 ? `.${column[1]}` : "", column.at(-1)]);
+  const titles = parts.map(([title, kind]) =>
+    title instanceof Node ? title : make(`th${kind}`, { scope: "col" }, title),
   );
+  const rows = entries.map((entry) => {
+    const cells = parts.map(([, kind, cell]) => make(`td${kind}`, {}, cell(entry)));
+    return make(`tr.${kind(entry)}`, { key: key(entry) }, cells);
+  });
+  const inner = make("table", {}, make("thead", {}, make("tr", {}, titles)), make("tbody", {}, rows));
+  return make("div.table", { role: "region", "aria-label": label, tabindex: 0 }, inner);
+}
+
+/** A table, or words where there is nothing to put into one. */
+export const tableOr = (words, label, columns, entries, how) =>
+  entries.length ? table(label, columns, entries, how) : nothing(words);
+
+/** The heading of a view: where it is, what it is called, what may be done there. */
+export function heading(title, { under, actions = [] } = {}, ...more) {
+  const way = under ? soft(link(under[0], under[1]), " /") : null;
+  return make("div.head", {}, way, make("h1", {}, title), more, make("div.actions", {}, actions));
 }
 
 /** Names and values, one pair a line; values that are null are left out. */
@@ -131,6 +145,7 @@ export function field(label, input, hint = null) {
 
 export const link = (address, ...children) => make("a", { href: `#${address}` }, children);
 export const soft = (...children) => make("span.soft", {}, children);
+export const titled = (title, ...children) => make("span", { title }, children);
 export const code = (text) => make("code", {}, text);
 
 export function pill(text, kind = "") {

@@ -2,13 +2,25 @@
 
 import { list, path } from "../api.js";
 import { given } from "../dialog.js";
-import { button, code, field, link, make, nothing, options, pill, section, soft, table } from "../dom.js";
+import { button, code, field, link, make, options, pill, section, soft, tableOr } from "../dom.js";
 import { count, duration, excerpt, moment } from "../format.js";
 
 export const title = "Interactions";
 
 const FILTERS = ["adapter", "experiment", "arm", "status", "user", "key_id", "episode"];
+const STATUSES = [["", "any"], "ok", "cancelled", "error"];
 const ROWS = 50;
+const MORE_ROWS = 100;
+
+const COLUMNS = [
+  ["when", ({ id, created_at }) => link(path("/interactions", id), moment(created_at))],
+  ["prompt", "text", (each) => excerpt(promptOf(each))],
+  ["answer", "text", (each) => excerpt(answerOf(each))],
+  ["answered by", ({ adapter, arm }) => [code(adapter), arm ? soft(` ${arm}`) : null]],
+  ["", statusOf],
+  ["tokens", "num", ({ usage }) => count(usage.total_tokens)],
+  ["took", "num", ({ timings }) => duration(timings.total_ms / 1000)],
+];
 
 export function load({ parameters }) {
   const filter = Object.fromEntries(FILTERS.map((name) => [name, parameters.get(name)]));
@@ -17,101 +29,63 @@ export function load({ parameters }) {
 
 export function show({ data, more }, { parameters, go }) {
   const search = parameters.get("search") ?? "";
-  const found = data.filter((each) =>
-    `${promptOf(each)}\n${answerOf(each)}`.toLowerCase().includes(search.toLowerCase()),
-  );
+  const textsOf = (each) => `${promptOf(each)}\n${answerOf(each)}`.toLowerCase();
+  const found = data.filter((each) => textsOf(each).includes(search.toLowerCase()));
   const set = (changes, how) => {
-    const next = { ...Object.fromEntries(parameters), ...changes };
-    go(`/interactions?${new URLSearchParams(Object.entries(next).filter(([, value]) => value))}`, how);
+    const next = Object.entries({ ...Object.fromEntries(parameters), ...changes });
+    go(`/interactions?${new URLSearchParams(next.filter(([, value]) => value))}`, how);
   };
+  const number = `${search ? `${count(found.length)} of ` : ""}the ${count(data.length)} newest`;
   return [
-    make(
-      "div.head",
-      {},
+    make("div.head", {},
       make("h1", {}, "Interactions"),
-      make(
-        "span.soft",
-        { role: "status" },
-        search ? `${count(found.length)} of the ${count(data.length)} newest` : `the ${count(data.length)} newest`,
-      ),
+      make("span.soft", { role: "status" }, number),
       make("input.search", {
-        type: "search",
-        value: search,
-        placeholder: "in these rows",
-        "aria-label": "Search these interactions",
+        type: "search", value: search, placeholder: "in these rows", "aria-label": "Search these interactions",
         oninput: ({ target }) => set({ search: target.value }, { quietly: true }),
-      }),
-    ),
-    section(
-      "Answers",
-      {},
+      })),
+    section("Answers", {},
       filter(parameters, set),
-      found.length
-        ? table(
-            "Interactions",
-            ["when", "prompt", "answer", "answered by", ["tokens", "num"], ["took", "num"]],
-            found.map(row),
-          )
-        : nothing("None."),
-      more ? button("Show older ones", () => set({ rows: data.length + 100 })) : null,
-    ),
+      tableOr("None.", "Interactions", COLUMNS, found),
+      more ? button("Show older ones", () => set({ rows: data.length + MORE_ROWS })) : null),
   ];
 }
 
 function filter(parameters, set) {
+  const nothing = Object.fromEntries(FILTERS.map((name) => [name, ""]));
   const apply = (event) => {
     event.preventDefault();
-    set({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), ...given(event.target), rows: "" });
+    set({ ...nothing, ...given(event.target), rows: "" });
   };
-  const input = (name) =>
-    name === "status"
-      ? make("select", { name }, options([["", "any"], "ok", "cancelled", "error"], parameters.get(name) ?? ""))
-      : make("input", { name, value: parameters.get(name), autocomplete: "off" });
-  return make(
-    "details",
-    { open: FILTERS.some((name) => parameters.get(name)) },
+  const input = (name) => {
+    const value = parameters.get(name);
+    if (name === "status") return make("select", { name }, options(STATUSES, value ?? ""));
+    return make("input", { name, value, autocomplete: "off" });
+  };
+  return make("details", { open: FILTERS.some((name) => parameters.get(name)) },
     make("summary", {}, "Filter"),
-    make(
-      "form.form",
-      { onsubmit: apply },
+    make("form.form", { onsubmit: apply },
       FILTERS.map((name) => field(name.replace("_", " "), input(name))),
-      make("div.actions", {}, make("button", { type: "submit" }, "Apply")),
-    ),
-  );
+      make("div.actions", {}, make("button", { type: "submit" }, "Apply"))));
 }
 
-function row(each) {
-  const { id, created_at, adapter, arm, status, usage, timings } = each;
-  return make(
-    "tr",
-    { key: id },
-    make("td", {}, link(path("/interactions", id), moment(created_at))),
-    make("td.text", {}, excerpt(promptOf(each))),
-    make("td.text", {}, excerpt(answerOf(each))),
-    make(
-      "td",
-      {},
-      code(adapter),
-      arm ? soft(` ${arm}`) : null,
-      status === "ok" ? null : [" ", pill(status, status === "error" ? "bad" : "middling")],
-    ),
-    make("td.num", {}, count(usage.total_tokens)),
-    make("td.num", {}, duration(timings.total_ms / 1000)),
-  );
+/** How a request ended, if not well. */
+export function statusOf({ status }) {
+  return status === "ok" ? null : pill(status, status === "error" ? "bad" : "middling");
 }
 
 /** What was asked last, as text. */
 export function promptOf({ messages, prompt }) {
-  return messages?.length
-    ? textOf(messages.at(-1))
-    : (prompt ?? []).map((part) => (typeof part === "string" ? part : JSON.stringify(part))).join("\n");
+  if (messages?.length) return textOf(messages.at(-1));
+  return (prompt ?? []).map((part) => (typeof part === "string" ? part : JSON.stringify(part))).join("\n");
 }
 
-const answerOf = ({ completions }) => completions[0]?.text ?? "";
+/** Its first answer, as text. */
+const answerOf = ({ completions: [first] }) => (first ? textOf({ ...first, content: first.text }) : "");
 
-/** The text of a message, whose content may be a text or parts of one. */
+/** The text of a message, whose content may be a text or parts of one, and its calls of tools. */
 export function textOf({ content, tool_calls }) {
-  const text =
-    typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? JSON.stringify(part)).join("");
-  return tool_calls ? [text, JSON.stringify(tool_calls, null, 1)].filter(Boolean).join("\n") : text;
+  const parts = typeof content === "string" ? [{ text: content }] : (content ?? []);
+  const text = parts.map((part) => part.text ?? JSON.stringify(part)).join("");
+  return [text, tool_calls && JSON.stringify(tool_calls, null, 1)].filter(Boolean).join("\n");
 }

@@ -3,13 +3,14 @@
 import { ApiError, call, get, list, path } from "../api.js";
 import { lines } from "../chart.js";
 import { confirm } from "../dialog.js";
-import { button, code, facts, link, make, nothing, pill, section, soft, table } from "../dom.js";
+import { button, code, facts, heading, link, make, nothing, pill, section, tableOr } from "../dom.js";
 import { count, decimal, duration, moment } from "../format.js";
-import { STATUSES } from "./learning.js";
+import { judgement } from "./gates.js";
+import { ENDS } from "./learning.js";
 
 export const title = "Job";
 
-const EVENTS = 500;
+const MOST_EVENTS = 500;
 
 /** Measurements that share a chart, by their names in events. */
 const CURVES = {
@@ -18,156 +19,102 @@ const CURVES = {
   Accuracy: { train_mean_token_accuracy: "training", valid_mean_token_accuracy: "held out" },
 };
 
+const EVENTS = [
+  ["when", ({ created_at }) => moment(created_at)],
+  ["", ({ level }) => (level === "info" ? null : pill(level, "middling"))],
+  ["what", "text", ({ message }) => message],
+];
+
 export async function load({ names: [id] }) {
   const [job, events] = await Promise.all([
     get(path("/v1/fine_tuning/jobs", id)),
-    list(path("/v1/fine_tuning/jobs", id, "events"), { most: EVENTS }),
+    list(path("/v1/fine_tuning/jobs", id, "events"), { most: MOST_EVENTS }),
   ]);
-  const [name, number] = (job.fine_tuned_model ?? "").split("@");
-  const version = number ? await versionOf(name, Number(number)) : null;
-  return { job, events, version };
+  return { job, events: events.data, metadata: job.fine_tuned_model ? await metadataOf(job.fine_tuned_model) : {} };
 }
 
-async function versionOf(name, number) {
+/** The metadata of a version. */
+async function metadataOf(id) {
   try {
-    return (await get(path("/v1/adapters", name))).versions.find(({ version }) => version === number) ?? null;
+    const { versions } = await get(path("/v1/adapters", id.split("@")[0]));
+    return versions.find((version) => version.id === id).metadata;
   } catch (error) {
-    if (error instanceof ApiError) return null;
+    if (error instanceof ApiError) return {};
     throw error;
   }
 }
 
-export function show({ job, events, version }, context) {
-  const {
-    id,
-    status,
-    error,
-    fine_tuned_model,
-    hyperparameters,
-    graftwork: { adapter, parent, method, progress, created_by, attempts },
-  } = job;
-  const isOpen = !STATUSES[status];
-  const said = events.data.filter(({ type }) => type === "message");
+export function show({ job, events, metadata }, context) {
+  const { id, status, error, model, fine_tuned_model, graftwork } = job;
+  const ask = `#/playground?left=${graftwork.parent ?? model}&right=${fine_tuned_model}`;
+  const actions = [
+    fine_tuned_model && make("a", { href: ask }, "Ask before and after"),
+    status in ENDS ? null : button("Cancel…", () => cancel(job, context)),
+  ];
+  const said = events.filter(({ type }) => type === "message");
   return [
-    make(
-      "div.head",
-      {},
-      soft(link("/learning", "Learning"), " /"),
-      make("h1", {}, id),
-      pill(status, STATUSES[status] ?? "middling"),
-      make(
-        "div.actions",
-        {},
-        fine_tuned_model
-          ? make(
-              "a",
-              { href: `#/playground?left=${parent ?? job.model}&right=${fine_tuned_model}` },
-              "Ask before and after",
-            )
-          : null,
-        isOpen ? button("Cancel…", () => cancel(job, context)) : null,
-      ),
-    ),
+    heading(id, { under: ["/learning", "Learning"], actions }, pill(status, ENDS[status] ?? "middling")),
     error ? make("p.bad", { role: "alert" }, error.message) : null,
-    curves(events.data),
-    make(
-      "div.columns",
-      {},
-      section(
-        "What it is",
-        {},
-        facts({
-          adapter: link(`/adapters/${adapter}`, adapter),
-          method,
-          "begins with": code(parent ?? job.model),
-          made: fine_tuned_model && code(fine_tuned_model),
-          data: code(job.training_file),
-          progress: progress.total ? `step ${count(progress.step)} of ${count(progress.total)}` : progress.phase,
-          "time left": isOpen && progress.eta_seconds ? duration(progress.eta_seconds) : null,
-          "trained tokens": job.trained_tokens && count(job.trained_tokens),
-          submitted: `${moment(job.created_at)}, by ${created_by}`,
-          finished: job.finished_at && moment(job.finished_at),
-          attempts: attempts > 1 ? attempts : null,
-        }),
-        make("details", {}, make("summary", {}, "Hyperparameters"), facts(flat(hyperparameters))),
-      ),
-      gates(version),
-    ),
-    section(
-      "Events",
-      {},
-      said.length
-        ? table(
-            "Events",
-            ["when", "", "what"],
-            said.map((event) =>
-              make(
-                "tr",
-                { key: event.id },
-                make("td", {}, moment(event.created_at)),
-                make("td", {}, event.level === "info" ? "" : pill(event.level, "middling")),
-                make("td.text", {}, event.message),
-              ),
-            ),
-          )
-        : nothing("None yet."),
-    ),
+    curves(events),
+    make("div.columns", {}, about(job), gates(metadata)),
+    section("Events", {}, tableOr("None yet.", "Events", EVENTS, said)),
   ];
 }
 
 function curves(events) {
   const measured = events.filter(({ type }) => type === "metrics").toReversed();
-  const charts = Object.entries(CURVES).flatMap(([title, names]) => {
-    const series = Object.entries(names)
-      .map(([name, shown]) => ({
-        name: shown,
-        points: measured
-          .filter(({ data }) => Number.isFinite(data[name]))
-          .map(({ data }) => ({ x: data.step, y: data[name] })),
-      }))
-      .filter(({ points }) => points.length);
-    return series.length
-      ? [section(title, {}, lines(`${title} by step`, series, { showX: (step) => `step ${Math.round(step)}` }))]
-      : [];
-  });
+  const pointsOf = (name) =>
+    measured.filter(({ data }) => Number.isFinite(data[name])).map(({ data }) => ({ x: data.step, y: data[name] }));
+  const charts = Object.entries(CURVES).map(([title, names]) => {
+    const series = Object.entries(names).map(([of, name]) => ({ name, points: pointsOf(of) }));
+    const drawn = series.filter(({ points }) => points.length);
+    if (!drawn.length) return null;
+    return section(title, {}, lines(`${title} by step`, drawn, { showX: (step) => `step ${Math.round(step)}` }));
+  }).filter(Boolean);
   return charts.length ? make("div.columns", {}, charts) : section("Curves", {}, nothing("Nothing measured yet."));
 }
 
+function about({ status, model, fine_tuned_model, training_file, hyperparameters, graftwork, ...job }) {
+  const { adapter, parent, method, progress, created_by, attempts } = graftwork;
+  return section("What it is", {},
+    facts({
+      adapter: link(`/adapters/${adapter}`, adapter),
+      method,
+      "begins with": code(parent ?? model),
+      made: fine_tuned_model && code(fine_tuned_model),
+      data: code(training_file),
+      progress: progress.total ? `step ${count(progress.step)} of ${count(progress.total)}` : progress.phase,
+      "time left": progress.eta_seconds && !(status in ENDS) ? duration(progress.eta_seconds) : null,
+      "trained tokens": job.trained_tokens && count(job.trained_tokens),
+      submitted: `${moment(job.created_at)}, by ${created_by}`,
+      finished: job.finished_at && moment(job.finished_at),
+      attempts: attempts > 1 ? attempts : null,
+    }),
+    make("details", {}, make("summary", {}, "Hyperparameters"), facts(flat(hyperparameters))));
+}
+
 /** What the gates said of the version that was made, and how it was measured. */
-function gates(version) {
-  const { gates, evaluation } = version?.metadata ?? {};
+function gates({ gates, evaluation }) {
   if (!gates && !evaluation) return section("Gates", {}, nothing("No version was held against gates."));
-  const outcome = gates && (gates.outcome ?? (gates.passed ? "pass" : "refuse"));
-  return section(
-    "Gates",
-    {},
-    outcome ? pill(outcome, { pass: "good", refuse: "bad" }[outcome] ?? "middling") : null,
-    [...(gates?.refusals ?? []), ...(gates?.doubts ?? [])].map((why) => make("p", {}, why)),
-    evaluation ? make("details", {}, make("summary", {}, "Measurements"), facts(flat(evaluation))) : null,
-  );
+  return section("Gates", {},
+    gates ? judgement(gates) : null,
+    evaluation ? make("details", {}, make("summary", {}, "Measurements"), facts(flat(evaluation))) : null);
 }
 
 /** Nested JSON as names and values: `{"a": {"b": 1}}` is `a b: 1`. */
 function flat(value, name = "") {
-  if (value === null || typeof value !== "object") {
-    return { [name]: typeof value === "number" ? decimal(value, 4) : String(value) };
-  }
-  if (Array.isArray(value) && value.every((item) => typeof item !== "object")) return { [name]: value.join(", ") };
-  return Object.assign(
-    {},
-    ...Object.entries(value).map(([key, inner]) => flat(inner, `${name} ${key.replaceAll("_", " ")}`.trim())),
-  );
+  if (typeof value === "number") return { [name]: decimal(value, 4) };
+  if (value === null || typeof value !== "object") return { [name]: String(value) };
+  const parts = Object.entries(value).map(([key, inner]) => flat(inner, `${name} ${key.replaceAll("_", " ")}`.trim()));
+  return Object.assign({}, ...parts);
 }
 
 async function cancel({ id, graftwork }, context) {
-  const done = await confirm(
-    {
-      title: `Cancel ${id}?`,
-      consequences: [`Its training run of ${graftwork.adapter} ends, and no version comes of it.`],
-      verb: "Cancel the job",
-      danger: true,
-    },
-    () => call("POST", path("/v1/fine_tuning/jobs", id, "cancel")),
-  );
+  const done = await confirm({
+    title: `Cancel ${id}?`,
+    consequences: [`Its training run of ${graftwork.adapter} ends, and no version comes of it.`],
+    verb: "Cancel the job",
+    danger: true,
+  }, () => call("POST", path("/v1/fine_tuning/jobs", id, "cancel")));
   if (done) await context.refresh();
 }

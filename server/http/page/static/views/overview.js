@@ -2,9 +2,10 @@
 
 import { get, getText, list, listIf, path, readiness } from "../api.js";
 import { sparkline } from "../chart.js";
-import { facts, link, make, nothing, pill, section, soft, table } from "../dom.js";
-import { bytes, count, decimal, duration, moment, percent, plural, short } from "../format.js";
+import { facts, link, make, pill, section, soft, tableOr } from "../dom.js";
+import { bytes, count, decimal, duration, percent, plural, short } from "../format.js";
 import { quantile, Reading, since } from "../metrics.js";
+import { ENDS } from "./learning.js";
 
 export const title = "Overview";
 
@@ -36,39 +37,20 @@ export function show({ model, experiments, rounds, jobs }, { can }) {
   const window = before ? `in the last ${duration(seconds)}` : "since the start";
   return [
     make("h1", {}, "Overview"),
-    make(
-      "div.tiles",
-      {},
-      tile(
-        "Tokens per second",
-        before ? decimal(since(before, now, "completion_tokens_total") / seconds) : "…",
+    make("div.tiles", {},
+      tile("Tokens per second", before ? decimal(since(before, now, "completion_tokens_total") / seconds) : "…",
         `${short(now.sum("completion_tokens_total"))} written since the start`,
-        sparkline("Tokens per second", rates()),
-      ),
+        sparkline("Tokens per second", rates())),
       tile("First token", firstToken(before, now, 0.5), `median ${window}; p99 ${firstToken(before, now, 0.99)}`),
-      tile(
-        "Queue",
-        count(now.sum("queue_depth")),
-        `waiting; ${count(now.sum("running"))} in the batch`,
-        sparkline(
-          "Sequences that wait",
-          readings.map((reading) => reading.sum("queue_depth")),
-        ),
-      ),
+      tile("Queue", count(now.sum("queue_depth")), `waiting; ${count(now.sum("running"))} in the batch`,
+        sparkline("Sequences that wait", readings.map((reading) => reading.sum("queue_depth")))),
       errors(before, now, window),
-      tile(
-        "Adapters on the device",
-        count(now.sum("resident_versions", { tier: "device" })),
-        `versions; ${count(now.sum("resident_versions", { tier: "host" }))} in host memory, ` +
-          `${count(now.sum("resident_versions", { tier: "store" }))} in the store`,
-        soft(`${count(now.sum("adapter_loads_total"))} loads, ${count(now.sum("adapter_evictions_total"))} evictions`),
-      ),
-      tile(
-        "Prompt cache",
-        percent(now.sum("prefix_hit_tokens_total") / now.sum("prefix_tokens_total")),
-        `of prompt tokens were there already; ${short(now.sum("cache_tokens"))} tokens in use`,
-      ),
-    ),
+      tile("Adapters on the device", count(now.sum("resident_versions", { tier: "device" })),
+        `versions; ${count(now.sum("resident_versions", { tier: "host" }))} in host memory, `
+        + `${count(now.sum("resident_versions", { tier: "store" }))} in the store`,
+        soft(`${count(now.sum("adapter_loads_total"))} loads, ${count(now.sum("adapter_evictions_total"))} evictions`)),
+      tile("Prompt cache", percent(now.sum("prefix_hit_tokens_total") / now.sum("prefix_tokens_total")),
+        `of prompt tokens were there already; ${short(now.sum("cache_tokens"))} tokens in use`)),
     base(model, now),
     can("operator") ? make("div.columns", {}, running(experiments), underWay(rounds, jobs)) : null,
     traffic(now),
@@ -81,29 +63,18 @@ function tile(name, value, about, ...more) {
 
 const firstToken = (before, now, share) => duration(quantile(before, now, "first_token_seconds", share));
 
-const rates = () =>
-  readings
-    .slice(1)
-    .map(
-      (reading, place) =>
-        since(readings[place], reading, "completion_tokens_total") / (reading.at - readings[place].at),
-    );
+const rates = () => readings.slice(1).map((reading, place) =>
+  since(readings[place], reading, "completion_tokens_total") / (reading.at - readings[place].at));
 
 function errors(before, now, window) {
   const statuses = new Set(now.of("requests_total").map(({ labels }) => labels.status));
-  const number = (test) =>
-    [...statuses].filter(test).reduce((sum, status) => sum + since(before, now, "requests_total", { status }), 0);
-  const [failed, refused, all] = [
-    number((status) => status >= "500"),
-    number((status) => status === "429"),
-    number(() => true),
-  ];
-  const part = section(
-    "Errors",
-    {},
-    make(failed ? "div.tile.bad" : "div.tile", {}, count(failed)),
-    soft(`of ${plural(all, "request")} ${window} failed; ${count(refused)} were refused for lack of room (429)`),
-  );
+  const number = (test) => [...statuses].filter(test)
+    .reduce((sum, status) => sum + since(before, now, "requests_total", { status }), 0);
+  const failed = number((status) => status >= "500");
+  const refused = number((status) => status === "429");
+  const all = number(() => true);
+  const part = section("Errors", {}, make(failed ? "div.tile.bad" : "div.tile", {}, count(failed)),
+    soft(`of ${plural(all, "request")} ${window} failed; ${count(refused)} were refused for lack of room (429)`));
   const restarts = now.sum("worker_restarts_total");
   if (restarts) part.append(make("span.middling", {}, plural(restarts, "restart"), " of the engine"));
   return part;
@@ -112,100 +83,62 @@ function errors(before, now, window) {
 function base({ id, graftwork, max_model_len }, now) {
   const { digest, num_parameters, memory_bytes, ...others } = graftwork;
   const plain = Object.entries(others).filter(([, value]) => typeof value !== "object");
-  return section(
-    "Base",
-    {},
-    facts({
-      model: make("code", {}, id),
-      parameters: count(num_parameters),
-      "memory of the base": memory_bytes ? bytes(memory_bytes) : null,
-      "memory of the engine": bytes(now.sum("worker_memory_bytes")),
-      context: `${count(max_model_len)} tokens`,
-      ...Object.fromEntries(plain.map(([name, value]) => [name.replaceAll("_", " "), String(value)])),
-      digest: make("code", {}, digest.slice(0, 19)),
-    }),
-  );
+  return section("Base", {}, facts({
+    model: make("code", {}, id),
+    parameters: count(num_parameters),
+    "memory of the base": memory_bytes ? bytes(memory_bytes) : null,
+    "memory of the engine": bytes(now.sum("worker_memory_bytes")),
+    context: `${count(max_model_len)} tokens`,
+    ...Object.fromEntries(plain.map(([name, value]) => [name.replaceAll("_", " "), String(value)])),
+    digest: make("code", {}, digest.slice(0, 19)),
+  }));
 }
+
+const RUNNING = [
+  ["experiment", ({ name }) => link(`/experiments/${name}`, name)],
+  ["adapter", ({ adapter }) => link(`/adapters/${adapter}`, adapter)],
+  ["metric", ({ metric }) => metric.label],
+  ["units", "num", ({ reading }) => count(reading?.units ?? 0)],
+  ["waiting", "num", ({ reading }) => count(reading?.waiting ?? 0)],
+];
 
 function running({ data, more }) {
-  return section(
-    "Running experiments",
-    {},
-    data.length
-      ? table(
-          "Running experiments",
-          ["experiment", "adapter", "metric", ["units", "num"], ["waiting", "num"]],
-          data.map((each) =>
-            make(
-              "tr",
-              { key: each.name },
-              make("td", {}, link(`/experiments/${each.name}`, each.name)),
-              make("td", {}, link(`/adapters/${each.adapter}`, each.adapter)),
-              make("td", {}, each.metric.label),
-              make("td.num", {}, count(each.reading?.units ?? 0)),
-              make("td.num", {}, count(each.reading?.waiting ?? 0)),
-            ),
-          ),
-        )
-      : nothing("None."),
-    more ? soft("and more") : null,
-  );
+  return section("Running experiments", {},
+    tableOr("None.", "Running experiments", RUNNING, data, { key: ({ name }) => name }),
+    more ? soft("and more") : null);
 }
 
-const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+const UNDER_WAY = [
+  ["", ({ address, name }) => link(address, name)],
+  ["adapter", ({ adapter }) => link(`/adapters/${adapter}`, adapter)],
+  ["state", ({ state }) => pill(state.replace("_", " "), "middling")],
+];
 
 function underWay(rounds, jobs) {
+  const roundRow = ({ id, adapter, number, state }) =>
+    ({ address: `/rounds/${id}`, name: `round ${number}`, adapter, state });
+  const jobRow = ({ id, status, graftwork: { adapter } }) =>
+    ({ address: `/jobs/${id}`, name: id, adapter, state: status });
   const open = [
-    ...rounds.data
-      .filter(({ ended_at }) => !ended_at)
-      .map(({ id, adapter, number, state }) => [`/rounds/${id}`, `round ${number}`, adapter, state]),
-    ...jobs.data
-      .filter(({ status }) => !ENDED.has(status))
-      .map(({ id, status, graftwork }) => [`/jobs/${id}`, id, graftwork.adapter, status]),
+    ...rounds.data.filter(({ ended_at }) => !ended_at).map(roundRow),
+    ...jobs.data.filter(({ status }) => !(status in ENDS)).map(jobRow),
   ];
-  return section(
-    "Learning now",
-    {},
-    open.length
-      ? table(
-          "Rounds and jobs under way",
-          ["", "adapter", "state"],
-          open.map(([address, name, adapter, state]) =>
-            make(
-              "tr",
-              { key: address },
-              make("td", {}, link(address, name)),
-              make("td", {}, link(`/adapters/${adapter}`, adapter)),
-              make("td", {}, pill(state, "middling")),
-            ),
-          ),
-        )
-      : nothing("Nothing."),
-  );
+  return section("Learning now", {},
+    tableOr("Nothing.", "Rounds and jobs under way", UNDER_WAY, open, { key: ({ address }) => address }));
 }
 
 function traffic(now) {
-  const tokens = new Map(now.of("completion_tokens_total").map(({ labels, value }) => [labels.adapter, value]));
-  const sums = [...tokens].sort(([, one], [, other]) => other - one).slice(0, MOST_ADAPTERS);
-  const most = Math.max(1, ...tokens.values());
-  return section(
-    "Who is used most",
-    {},
-    sums.length
-      ? table(
-          "Tokens written since the start, by adapter",
-          ["adapter", ["requests", "num"], ["tokens", "num"], ""],
-          sums.map(([adapter, value]) =>
-            make(
-              "tr",
-              { key: adapter },
-              make("td", {}, link(`/adapters/${adapter}`, adapter)),
-              make("td.num", {}, count(now.sum("requests_total", { adapter }))),
-              make("td.num", {}, count(value)),
-              make("td", {}, make("progress", { max: most, value, "aria-label": `${adapter}, of the most used` })),
-            ),
-          ),
-        )
-      : nothing("Nobody has asked yet."),
-  );
+  const used = now.of("completion_tokens_total").map(({ labels: { adapter }, value }) =>
+    ({ adapter, tokens: value, requests: now.sum("requests_total", { adapter }) }));
+  const first = used.sort((one, other) => other.tokens - one.tokens).slice(0, MOST_ADAPTERS);
+  const max = Math.max(1, first[0]?.tokens ?? 0);
+  const columns = [
+    ["adapter", ({ adapter }) => link(`/adapters/${adapter}`, adapter)],
+    ["requests", "num", ({ requests }) => count(requests)],
+    ["tokens", "num", ({ tokens }) => count(tokens)],
+    ["", ({ adapter, tokens }) => make("progress", { max, value: tokens, "aria-label": `${adapter}, of the most` })],
+  ];
+  return section("Who is used most", {},
+    tableOr("Nobody has asked yet.", "Tokens written since the start, by adapter", columns, first,
+      { key: ({ adapter }) => adapter }));
 }
