@@ -824,6 +824,8 @@ ROUTES: list[tuple[str, str, Role | None]] = [
     ("PUT", "/v1/adapters/intents/aliases/live", Role.OPERATOR),
     ("POST", "/v1/adapters/intents/rollback", Role.OPERATOR),
     ("DELETE", "/v1/adapters/intents/versions/1", Role.OPERATOR),
+    ("GET", "/v1/adapters/intents/limits", Role.OPERATOR),
+    ("PUT", "/v1/adapters/intents/limits", Role.OPERATOR),
     ("GET", "/v1/keys", Role.ADMIN),
     ("POST", "/v1/keys", Role.ADMIN),
     ("GET", "/v1/keys/none", Role.ADMIN),
