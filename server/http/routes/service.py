@@ -1,17 +1,14 @@
-"""Liveness, readiness, metrics, and the operator's page, which holds no data and calls the API with an entered key."""
+"""Liveness, readiness, metrics."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 from collections import Counter
-from importlib import resources
 from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
@@ -20,6 +17,7 @@ from graftwork.server.http.routes.adapters import adapter_states, all_adapters, 
 from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, ServerVersionObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
+from graftwork.server.transport.pool import members_of, stats_of
 from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
@@ -33,12 +31,7 @@ DATABASE_AWAY = (
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of the service."""
     scraper = Depends(services.authenticator.require(Role.APP, unscoped=True))
-    page, page_headers = _operators_page()
     document: bytes | None = None
-
-    @routes.get("/", response_class=HTMLResponse)
-    async def operators_page() -> Response:
-        return HTMLResponse(page, headers=page_headers)
 
     @routes.get("/health", response_model=HealthObject)
     async def health() -> Response:
@@ -77,10 +70,15 @@ async def _update_gauges(services: Services) -> None:
     engine = services.engine
     services.metrics.set_database(reachable=not services.database.is_away)
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
-    try:
-        services.metrics.set_engine(await engine.stats())
-    except Unavailable as unavailable:
-        log.debug("metrics without the engine: %s", unavailable)
+    engines = members_of(engine)
+    stats = await stats_of(engines)
+    if stats:
+        services.metrics.set_engines(stats)
+    if len(engines) > 1:
+        for name, one in engines.items():
+            services.metrics.set_engine(
+                name, ready=one.state == "ready", num_restarts=one.num_restarts, stats=stats.get(name)
+            )
     residency = await adapter_states(engine)
     adapters = await to_thread.run_sync(all_adapters, services)
     try:
@@ -95,18 +93,3 @@ async def _update_gauges(services: Services) -> None:
     services.metrics.set_adapter_tiers(
         tiers, {adapter.name: tier_of(residency, live_version(adapter)) for adapter in adapters}
     )
-
-
-def _operators_page() -> tuple[str, dict[str, str]]:
-    """The page, and headers that let it run its own script and call this server only."""
-    page = resources.files("graftwork.server.http.routes").joinpath("page.html").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, {"content-security-policy": policy, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
-
-
-def _hash_of(tag: str, page: str) -> str:
-    inside = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
