@@ -32,6 +32,7 @@ from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.spool import Spool
@@ -204,6 +205,7 @@ def make_world(
     engine = StandInEngine(store)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     experiments = Experiments(database, registry)
+    adapter_limits = AdapterLimiting(database, registry)
     services = Services(
         base=base,
         database=database,
@@ -223,7 +225,8 @@ def make_world(
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
         audit_log=AuditLog(database),
-        limiter=Limiter(UsageLedger(database), keys.limits_of),
+        adapter_limits=adapter_limits,
+        limiter=Limiter(UsageLedger(database), keys.limits_of, adapter_limits.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,
