@@ -168,4 +168,4 @@ def make_policy(name: str, num_places: int, seed: int) -> Policy:
     return makers[name]()
 
 
-POLICIES: Final = ("rendezvous 1.25", "rendezvous 2", "random", "least loaded", "Ray Serve")
+POLICIES: Final = ("rendezvous 2", "rendezvous 1.25", "random", "least loaded", "Ray Serve")

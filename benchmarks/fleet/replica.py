@@ -56,12 +56,10 @@ class Replica:
 
     Attributes:
         version: Changes whenever ``next_end`` does.
-        num_generated: Tokens of answers that have ended.
     """
 
     def __init__(self, sizes: FleetSizes, times: StepTimes) -> None:
         self.version = 0
-        self.num_generated = 0
         self._sizes, self._times = sizes, times
         self._cache = AdapterCache(num_pages=sizes.slots, host_bytes=2 * sizes.slots * _ADAPTER_BYTES)
         self._waiting: list[SimulatedRequest] = []
@@ -104,7 +102,6 @@ class Replica:
             self._batch[request.adapter] -= 1
             if not self._batch[request.adapter]:
                 del self._batch[request.adapter]
-            self.num_generated += request.new_tokens
             changes.ended.append(request)
         self._admit(now, changes)
         return changes

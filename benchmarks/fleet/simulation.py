@@ -108,7 +108,7 @@ class Fleet:
         self._num_usable = 0
         self._usable_load = 0
         self._users = 0
-        self._wanted_users = sizes.replicas * sizes.in_flight
+        self._wanted_users = sizes.users
         self._starting = 0
         self._updating: set[int] = set()
         self._to_update: deque[int] = deque()
@@ -146,7 +146,7 @@ class Fleet:
                 part.half, part.tokens, part.half_replica_seconds = self._now, 0, 0.0
             if name == "autoscaling":
                 busy = part.requests < requests // 2
-                self._wanted_users = int(sizes_users(self._sizes) * (CROWD if busy else 1))
+                self._wanted_users = int(self._sizes.users * (CROWD if busy else 1))
                 while self._users < self._wanted_users:
                     self._new_user()
             self._now, _, call, arguments = heapq.heappop(self._events)
@@ -318,11 +318,6 @@ class Fleet:
         self._part.replica_seconds += seconds
         self._part.half_replica_seconds += seconds
         self._counted_at = self._now
-
-
-def sizes_users(sizes: FleetSizes) -> int:
-    """Users of an undisturbed fleet."""
-    return sizes.replicas * sizes.in_flight
 
 
 def _report(part: _Part, now: float) -> PartReport:

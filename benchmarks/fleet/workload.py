@@ -71,6 +71,11 @@ class FleetSizes:
     restart_seconds: float = 15.0
     seed: int = 1
 
+    @property
+    def users(self) -> int:
+        """Those of an undisturbed fleet."""
+        return self.replicas * self.in_flight
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
