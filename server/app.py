@@ -9,13 +9,16 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError
@@ -49,6 +52,7 @@ from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
 from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.embeddings import EmbeddingService
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
@@ -174,6 +178,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         spool=None if database.is_sqlite else Spool(config.home / "spool.db"),
     )
     experiments = Experiments(database, registry)
+    limiter = Limiter(UsageLedger(database), keys.limits_of)
     services = Services(
         base=info,
         database=database,
@@ -197,6 +202,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=info.digest),
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
+        limiter=limiter,
+        audit_log=AuditLog(database),
         grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,
@@ -217,6 +224,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         policies=records.policies,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
+        limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
     )
@@ -227,6 +235,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         metrics=metrics,
         traffic=services.traffic,
+        limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
     )
     batches = BatchRunner(
@@ -350,8 +359,14 @@ def _admin_key(config: ServerConfig) -> str | None:
     if config.admin_key_file is not None:
         try:
             key = config.admin_key_file.read_text().strip()
+            mode = config.admin_key_file.stat().st_mode
         except OSError as error:
             raise ConfigurationError(f"--admin-key-file {config.admin_key_file}: {error.strerror}.") from None
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning(
+                "--admin-key-file %s can be read by other users of this machine: chmod 600 it, and change the key",
+                config.admin_key_file,
+            )
     if key is not None and len(key) < 16:
         raise ConfigurationError("The admin key is shorter than 16 characters. Use a long random one.")
     return key

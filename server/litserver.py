@@ -120,7 +120,7 @@ class GraftServer(ls.LitServer):
             self.services.records,
         )
         add_routes(self.app, routes)
-        edge.install(self.app, self.services.metrics, self.services.cors_origins)
+        edge.install(self.app, self.services.metrics, self.services.audit_log, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
@@ -192,6 +192,7 @@ class GraftServer(ls.LitServer):
             await to_thread.run_sync(self.services.read_caches)
         records = self.services.records
         records.log.start()
+        await to_thread.run_sync(self.services.limiter.start)
         if records.delivery is not None:
             records.delivery.start()
         self.batches.start()
@@ -200,6 +201,7 @@ class GraftServer(ls.LitServer):
                 yield
         finally:
             await self.batches.stop()
+            await to_thread.run_sync(self.services.limiter.stop)
             await to_thread.run_sync(partial(records.log.stop, seconds=LOG_SECONDS))
             if records.delivery is not None:
                 await to_thread.run_sync(records.delivery.stop)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
 
 ORDER = {
     "adapters": (
-        "errors, collector, parent_death < names < storage, prompts < base, access, webhooks < peft_format"
+        "errors, collector, parent_death < names < storage, prompts < base, access < webhooks, peft_format"
         " < registry < feedback < experiments < learning < batches < backup"
     ),
     "server": (

@@ -43,6 +43,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, schema
 from graftwork.adapters.storage.durable import disk_full_as_unavailable, sync_folder
@@ -228,6 +229,7 @@ class Files:
             if (known := _find(connection, id, deleted=True)) is not None:
                 return known
             connection.execute(insert(files_table).values(row))
+            audit.made(id)
             file = get_file(connection, id)
             upload.move(self.path(file))
             return file

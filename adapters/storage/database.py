@@ -23,7 +23,7 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -181,6 +181,9 @@ class Database:
         ConfigurationError: The URL is not usable, or PostgreSQL's driver is not installed.
     """
 
+    before_commit: Callable[[Connection], None] | None = None
+    """Called at the end of every write transaction, as a part of it."""
+
     _reading: Engine
     _writing: Engine
     _topics: Topics
@@ -217,6 +220,8 @@ class Database:
                 connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
                 self._topics.look()  # what is decided in here by data in memory is decided by the latest
             yield connection
+            if self.before_commit is not None:
+                self.before_commit(connection)
         with suppress(Unavailable):
             self._topics.look()  # a process sees its own changes at once
 

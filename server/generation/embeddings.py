@@ -12,6 +12,7 @@ from functools import partial
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
+from graftwork.server.generation.limiter import Limiter, Reservation
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -41,12 +42,14 @@ class ActiveEmbeddings:
         pooling: How hidden states become vectors.
         stream: What the engine says to the inputs from ``first`` on.
         first: The first input of ``stream``.
+        reservation: What the key is charged with.
     """
 
     route: Route
     answer: EmbeddingAnswer
     pooling: Pooling
     stream: EngineStream
+    reservation: Reservation
     first: int = 0
 
 
@@ -59,6 +62,7 @@ class EmbeddingService:
         router: Resolves ``model`` to a version.
         metrics: Counts tokens.
         traffic: Counts requests.
+        limiter: Keeps the limits of keys.
         shares_prefixes: As in ``GenerationService``.
     """
 
@@ -70,6 +74,7 @@ class EmbeddingService:
         router: ModelRouter,
         metrics: Metrics,
         traffic: Traffic,
+        limiter: Limiter,
         shares_prefixes: bool = False,
     ) -> None:
         self._engine = engine
@@ -77,6 +82,7 @@ class EmbeddingService:
         self._router = router
         self._metrics = metrics
         self._traffic = traffic
+        self.limiter = limiter
         self._shares_prefixes = shares_prefixes
 
     async def start(self, body: EmbeddingRequest, *, key_id: str, background: bool = False) -> ActiveEmbeddings:
@@ -91,11 +97,14 @@ class EmbeddingService:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
+            LimitExceeded: A limit of the key is reached.
             Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         route = self._router.resolve_control(body.model)
         body.check_dimensions(self._tokenization.base.hidden_size)
+        if not background:
+            self.limiter.check(key_id)
         prompts = await self._tokenization.run(partial(self._tokenize, body.input))
         pooling: Pooling = body.pooling or "mean"
         answer = EmbeddingAnswer(
@@ -104,8 +113,13 @@ class EmbeddingService:
             prompts=prompts,
             as_base64=body.encoding_format == "base64",
         )
-        stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
-        return ActiveEmbeddings(route, answer, pooling, stream)
+        reservation = self.limiter.begin(key_id, sum(map(len, prompts)), background=background)
+        try:
+            stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
+        except GraftworkError:
+            reservation.withdraw()
+            raise
+        return ActiveEmbeddings(route, answer, pooling, stream, reservation)
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
@@ -126,6 +140,7 @@ class EmbeddingService:
                 await self._take(active)
         finally:
             self._engine.cancel(active.stream)
+            active.reservation.settle(active.answer.num_tokens)
             route = active.route
             self._traffic.add(route.name, 0)
             self._metrics.tokens(adapter=route.label, prompt=active.answer.num_tokens, completion=0)

@@ -110,6 +110,7 @@ class Pushes:
             Unavailable: There is no engine to try the adapter, or the disk is full.
         """
         services = self._services
+        services.registry.check_visible(name)
         if not names.is_trial(name):
             names.check_name(name, base_id=services.base.id)
         if alias is not None:

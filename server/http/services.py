@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
@@ -32,6 +33,7 @@ from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.delivery import Delivery
 from graftwork.server.background.graders import GraderTrials
 from graftwork.server.generation.interaction_log import InteractionLog
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -109,6 +111,8 @@ class Services:
     learning: LearningPolicies
     rounds: Rounds
     webhooks: Webhooks
+    limiter: Limiter
+    audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
     allowed_roots: tuple[Path, ...] = ()

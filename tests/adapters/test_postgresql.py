@@ -19,13 +19,16 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from graftwork.adapters.access.audit import AuditLog, Change, begin, entered
 from graftwork.adapters.access.keys import Keys, Role
+from graftwork.adapters.access.limits import Limits
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.access.usage import Usage, UsageLedger
 from graftwork.adapters.batches.batch import BatchError, BatchResult, NewBatch
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest, Unavailable
+from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest, LimitExceeded, Unavailable
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
@@ -44,6 +47,7 @@ from graftwork.adapters.storage.leases import Leases
 from graftwork.adapters.storage.move import move
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.storage.topics import Topic
+from graftwork.server.generation.limiter import Limiter
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.registry.test_registry import RegistryMachine
 from tests.adapters.running_experiments import ExperimentsHarness, arm, plan
@@ -479,3 +483,34 @@ def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:
     )
     assert policies.remove("intents") == policy
     records.database.close()
+
+
+def test_keys_what_they_used_and_who_changed_them(create: Callable[[], str]) -> None:
+    url = create()
+    database, other = Database(url), Database(url)
+    migrate(database)
+    log, keys = AuditLog(database), Keys(database)
+    change = Change(actor="ann", key_id="k", action="create_key", target="keys", request_id="req-1", remote="10.0.0.1")
+    with entered():
+        begin(change)
+        secret, key = keys.create("shop", Role.APP, scope=frozenset({"intents"}), limits=Limits(tokens_per_day=100))
+    log.end(change, 201)
+    (entry,) = log.find()
+    assert (entry.actor, entry.target, entry.outcome) == ("ann", f"keys/{key.id}", "done")
+    with pytest.raises(DBAPIError, match="append-only"), database.write() as connection:
+        connection.execute(text("DELETE FROM audit_log"))
+    there = Keys(other)
+    assert there.authenticate(secret) == key
+    newer, rotated = keys.rotate(key.id)
+    assert {there.authenticate(newer), there.authenticate(secret)} <= {rotated, key, None}
+    today = datetime.now(UTC).date()
+    here, there_too = (Limiter(UsageLedger(each), keys.limits_of) for each in (database, other))
+    for limiter in (here, there_too, here, there_too):
+        limiter.begin(key.id, 40).settle(20)
+        limiter.save()
+    here.save()
+    assert here.standing(key.id).today == Usage(4, 80) == UsageLedger(other).since(today)[key.id, today]
+    with pytest.raises(LimitExceeded):
+        here.begin(key.id, 21)
+    for each in (database, other):
+        each.close()

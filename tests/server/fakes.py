@@ -16,7 +16,9 @@ import numpy as np
 from fastapi import FastAPI
 from safetensors.numpy import load, save
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
@@ -35,6 +37,7 @@ from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import add_routes, router
@@ -202,6 +205,8 @@ def make_world(
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
+        audit_log=AuditLog(database),
+        limiter=Limiter(UsageLedger(database), keys.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,
@@ -210,7 +215,7 @@ def make_world(
     app = FastAPI(openapi_url=None)
     add_routes(app, router(services))
     app.add_middleware(DocumentedAnswers)
-    edge.install(app, services.metrics)
+    edge.install(app, services.metrics, services.audit_log)
     return World(app, services, engine, keys, home)
 
 

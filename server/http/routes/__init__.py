@@ -15,6 +15,7 @@ from graftwork.server.http.openapi import DocumentedRoute, error_answer
 from graftwork.server.http.page import routes as page
 from graftwork.server.http.routes import (
     adapters,
+    audit,
     batches,
     experiments,
     feedback,
@@ -37,6 +38,7 @@ NOUNS = (
     models,
     adapters,
     keys,
+    audit,
     feedback,
     interactions,
     log_policies,

@@ -29,7 +29,7 @@ DATABASE_AWAY = (
 
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of the service."""
-    reader = Depends(services.authenticator.require(Role.APP))
+    scraper = Depends(services.authenticator.require(Role.APP, unscoped=True))
     document: bytes | None = None
 
     @routes.get("/health", response_model=HealthObject)
@@ -58,7 +58,7 @@ def add(routes: APIRouter, services: Services) -> None:
             document = await to_thread.run_sync(openapi_document, request.app)
         return Response(document, media_type="application/json")
 
-    @routes.get("/metrics", dependencies=[reader], response_class=PlainTextResponse)
+    @routes.get("/metrics", dependencies=[scraper], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         await _update_gauges(services)
         return Response(await to_thread.run_sync(services.metrics.render), media_type=metrics.CONTENT_TYPE)

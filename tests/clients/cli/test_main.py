@@ -41,8 +41,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "adapters retire": REMOTE,
     "adapters history": (*REMOTE, "--limit"),
     "chat": (*REMOTE, "--message", "--system", "--temperature", "--max-tokens"),
-    "keys create": (*REMOTE, "--role"),
+    "audit": (*REMOTE, "--actor", "--action", "--target", "--since", "--limit", "--export", "--out"),
+    "keys create": (*REMOTE, "--role", "--days", "--adapter", "--limit"),
     "keys list": REMOTE,
+    "keys usage": REMOTE,
+    "keys change": (*REMOTE, "--name", "--days", "--adapter", "--limit", "--no"),
+    "keys rotate": (*REMOTE, "--overlap"),
     "keys revoke": REMOTE,
 }
 

@@ -10,6 +10,7 @@ import logging
 import posixpath
 import random
 import re
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -734,6 +735,41 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert error(client.get("/v1/models", headers=own), 401)
 
 
+def test_keys_are_changed_and_rotated(tmp_path: Path) -> None:
+    world = make_world(tmp_path, admin_key=ADMIN_KEY)
+    client = TestClient(world.app, headers={"authorization": f"Bearer {ADMIN_KEY}"})
+    ends = int(time.time()) + 3600
+    limits = {"requests_per_minute": 10, "tokens_per_day": 1000}
+    body = {"name": "desk", "role": "app", "expires_at": ends, "adapters": ["intents", "base"], "limits": limits}
+    made = client.post("/v1/keys", json=body).json()
+    secret, path = made.pop("secret"), f"/v1/keys/{made['id']}"
+    assert made == client.get(path).json() == client.get("/v1/keys").json()["data"][0]
+    assert (made["expires_at"], made["adapters"]) == (ends, ["base", "intents"])
+    none = dict.fromkeys(("tokens_per_minute", "concurrent", "tokens_per_month"))
+    assert made["limits"] == {**limits, **none}
+    assert error(client.post("/v1/keys", json={"name": "Desk ", "role": "app"}), 409)["code"] == "name_taken"
+    changed = client.patch(path, json={"name": "the desk", "adapters": None, "limits": {"concurrent": 2}}).json()
+    assert changed == {**made, "name": "the desk", "adapters": None, "limits": {**made["limits"], "concurrent": 2,
+        "requests_per_minute": None, "tokens_per_day": None}}  # fmt: skip
+    assert client.patch(path, json={"expires_at": None, "limits": None}).json()["expires_at"] is None
+    rotated = client.post(f"{path}/rotate")
+    assert rotated.headers["cache-control"] == "no-store"
+    assert abs(rotated.json()["previous_until"] - time.time() - 86400) < 60
+
+    def status(bearer: str) -> int:
+        return client.get("/v1/models", headers={"authorization": f"Bearer {bearer}"}).status_code
+
+    new = rotated.json()["secret"]
+    assert (status(secret), status(new)) == (200, 200)
+    newest = client.post(f"{path}/rotate", json={"overlap_seconds": 0}).json()["secret"]
+    assert (status(secret), status(new), status(newest)) == (401, 401, 200)
+    client.delete(path)
+    assert status(newest) == 401
+    assert error(client.post(f"{path}/rotate"), 409)["code"] == "key_revoked"
+    assert error(client.patch(path, json={"name": "again"}), 409)["code"] == "key_revoked"
+    assert client.post("/v1/keys", json={"name": "the desk", "role": "app"}).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
@@ -744,6 +780,24 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
         ("POST", "/v1/keys", {"name": "x", "role": "app", "secret": "mine"}, 400),
         ("GET", "/v1/keys?after=none", None, 400),
         ("DELETE", "/v1/keys/none", None, 404),
+        ("GET", "/v1/keys/none", None, 404),
+        ("PATCH", "/v1/keys/none", {"name": "x"}, 404),
+        ("POST", "/v1/keys/none/rotate", None, 404),
+        ("POST", "/v1/keys/000000000000/rotate", {"overlap_seconds": -1}, 400),
+        ("POST", "/v1/keys/000000000000/rotate", {"overlap_seconds": 1e300}, 400),
+        ("PATCH", "/v1/keys/000000000000", {}, 400),
+        ("PATCH", "/v1/keys/000000000000", {"role": "admin"}, 400),
+        ("POST", "/v1/keys", {"name": "first admin key", "role": "app"}, 400),
+        ("POST", "/v1/keys", {"name": " Local", "role": "app"}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "expires_at": 1}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "expires_at": 1e300}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "adapters": []}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "adapters": ["intents@1"]}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "adapters": [f"a{n}" for n in range(101)]}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "admin", "adapters": ["intents"]}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "limits": {"concurrent": 0}}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "limits": {"tokens_per_day": 10**30}}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "limits": {"per_hour": 1}}, 400),
     ],
 )
 def test_bad_key_requests_are_refused(tmp_path: Path, method: str, path: str, body: Any, status: int) -> None:
@@ -780,7 +834,13 @@ ROUTES: list[tuple[str, str, Role | None]] = [
     ("DELETE", "/v1/adapters/intents/versions/1", Role.OPERATOR),
     ("GET", "/v1/keys", Role.ADMIN),
     ("POST", "/v1/keys", Role.ADMIN),
+    ("GET", "/v1/keys/none", Role.ADMIN),
+    ("GET", "/v1/keys/none/usage", Role.ADMIN),
+    ("PATCH", "/v1/keys/none", Role.ADMIN),
+    ("POST", "/v1/keys/none/rotate", Role.ADMIN),
     ("DELETE", "/v1/keys/none", Role.ADMIN),
+    ("GET", "/v1/audit", Role.ADMIN),
+    ("GET", "/v1/audit/export", Role.ADMIN),
     ("POST", "/v1/feedback", Role.APP),
     ("GET", "/v1/feedback", Role.OPERATOR),
     ("GET", "/v1/feedback/export", Role.OPERATOR),
@@ -840,7 +900,7 @@ EXAMPLES = {
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestClient, dict[Role, str]]:
     """A server with a key of every role. Requests without a body change nothing."""
     world = make_world(tmp_path_factory.mktemp("guarded"), admin_key=ADMIN_KEY)
-    return TestClient(world.app), {role: world.keys.create("k", role)[0] for role in Role}
+    return TestClient(world.app), {role: world.keys.create(role.value, role)[0] for role in Role}
 
 
 @pytest.mark.parametrize(("method", "path", "needed"), ROUTES)
