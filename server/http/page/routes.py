@@ -35,6 +35,9 @@ HEADERS: Final = {
 }
 
 
+NO_STORE: Final = {"cache-control": "no-store"}
+
+
 class SessionObject(TypedDict):
     """Who the page belongs to, all null if nobody has signed in. ``open``: the server has no key yet."""
 
@@ -72,20 +75,21 @@ def add(routes: APIRouter, services: Services) -> None:
             who = authenticator.authenticate(request)
         except Unauthorized:
             who = None  # no error: the page asks who is there in order to offer what is missing
-        return JSONResponse(_session(who, is_open=authenticator.open), headers={"cache-control": "no-store"})
+        return JSONResponse(_session(who, is_open=authenticator.open), headers=NO_STORE)
 
     @routes.post("/session", include_in_schema=False, response_model=SessionObject)
     async def sign_in(request: Request) -> Response:
         _check_page(request)
         body = parse(SignIn, await request.body())
         key = await in_thread(services.keys.authenticate, body.key.strip())
-        if key is None:
+        who = None if key is None else authenticator.find(key.id)
+        if who is None:
             raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
-        log.info("%s signed in to the page", key.name)
-        answer = JSONResponse(_session(Principal(key.name, key.role, key.id), is_open=False))
+        log.info("%s signed in to the page", who.name)
+        answer = JSONResponse(_session(who, is_open=False), headers=NO_STORE)
         answer.set_cookie(
             COOKIE,
-            authenticator.sessions.token(key.id),
+            authenticator.sessions.token(who.key_id),
             max_age=MAX_SECONDS,
             # What the browser says, since a proxy may stand before this server.
             secure=request.headers.get("origin", "").startswith("https://"),
