@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 WIDE, PHONE = (1280, 800), (390, 844)
 VIEWS = (
     *("overview", "adapters", "adapters/support", "experiments", "experiments/shorter-answers", "learning"),
-    *("jobs", "rounds", "interactions", "playground", "keys"),
+    *("jobs", "rounds", "interactions", "playground", "keys", "audit"),
 )
 SECONDS = 30
 """How long to wait for what must come, on a busy machine."""
@@ -390,7 +390,7 @@ def test_the_pill_is_red_when_the_server_is_gone(browser: Browser, tmp_path: Pat
 def test_signing_in_and_out(gate: Browser, locked: PageServer) -> None:
     gate.open("overview", heading="Sign in")
     gate.sign_in("gw_not_a_key")
-    gate.until(lambda: "unknown or was revoked" in gate.text("main [role=alert]"))
+    gate.until(lambda: "unknown, was revoked" in gate.text("main [role=alert]"))
     assert len(gate.complaints()) == 1, "the browser itself notes the 401"
     gate.sign_in(ADMIN_KEY)
     gate.until(lambda: gate.text("h1") == "Overview")

@@ -16,15 +16,16 @@ const MOST_ADAPTERS = 8;
 /** Readings of the last minutes, oldest first: rates are what changed between the first and the last. */
 const readings = [];
 
-export async function load({ can }) {
+export async function load({ can, me }) {
   const { base } = await readiness();
   const [model, text, experiments, rounds, jobs] = await Promise.all([
     get(path("/v1/models", base)),
-    getText("/metrics"),
+    me.adapters === null ? getText("/metrics") : null, // they are about all adapters
     listIf(can("operator"), "/v1/experiments", { status: "running", by: "name" }),
     listIf(can("operator"), "/v1/rounds", { most: 20 }),
     listIf(can("operator"), "/v1/fine_tuning/jobs", { most: 20 }),
   ]);
+  if (text === null) return { model, experiments, rounds, jobs };
   readings.push(new Reading(text));
   while (readings.at(-1).at - readings[0].at > WINDOW_SECONDS) readings.shift();
   return { model, experiments, rounds, jobs };
