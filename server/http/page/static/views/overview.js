@@ -18,51 +18,59 @@ const readings = [];
 
 export async function load({ can, me }) {
   const { base } = await readiness();
+  const isForAll = me.adapters === null;
   const [model, text, experiments, rounds, jobs] = await Promise.all([
-    get(path("/v1/models", base)),
-    me.adapters === null ? getText("/metrics") : null, // they are about all adapters
+    isForAll ? get(path("/v1/models", base)) : null,
+    isForAll ? getText("/metrics") : null,
     listIf(can("operator"), "/v1/experiments", { status: "running", by: "name" }),
     listIf(can("operator"), "/v1/rounds", { most: 20 }),
     listIf(can("operator"), "/v1/fine_tuning/jobs", { most: 20 }),
   ]);
-  if (text === null) return { model, experiments, rounds, jobs };
+  if (!isForAll) return { experiments, rounds, jobs };
   readings.push(new Reading(text));
   while (readings.at(-1).at - readings[0].at > WINDOW_SECONDS) readings.shift();
-  return { model, experiments, rounds, jobs };
+  return { model, now: readings.at(-1), experiments, rounds, jobs };
 }
 
-export function show({ model, experiments, rounds, jobs }, { can }) {
-  const now = readings.at(-1);
+export function show({ model, now, experiments, rounds, jobs }, { can, me }) {
+  return [
+    make("h1", {}, "Overview"),
+    now ? [tiles(now), base(model, now)] : scope(me),
+    can("operator") ? make("div.columns", {}, running(experiments), underWay(rounds, jobs)) : null,
+    now ? traffic(now) : null,
+  ];
+}
+
+/** What stands in the place of the server's load for a key that is limited to some adapters. */
+const scope = ({ adapters }) =>
+  section("Your key is for some adapters", {}, make("p", {}, adapters.join(", ")),
+    soft("The load of the server as a whole is shown to keys for all adapters."));
+
+function tiles(now) {
   const seconds = now.at - readings[0].at;
   const before = seconds >= LEAST_SECONDS ? readings[0] : null;
   const window = before ? `in the last ${duration(seconds)}` : "since the start";
-  return [
-    make("h1", {}, "Overview"),
-    make("div.tiles", {},
-      tile("Tokens per second", before ? decimal(since(before, now, "completion_tokens_total") / seconds) : "…",
-        `${short(now.sum("completion_tokens_total"))} written since the start`,
-        sparkline("Tokens per second", rates())),
-      tile("First token", firstToken(before, now, 0.5), `median ${window}; p99 ${firstToken(before, now, 0.99)}`),
-      tile("Queue", count(now.sum("queue_depth")), `waiting; ${count(now.sum("running"))} in the batch`,
-        sparkline("Sequences that wait", readings.map((reading) => reading.sum("queue_depth")))),
-      errors(before, now, window),
-      tile("Adapters on the device", count(now.sum("resident_versions", { tier: "device" })),
-        `versions; ${count(now.sum("resident_versions", { tier: "host" }))} in host memory, `
-        + `${count(now.sum("resident_versions", { tier: "store" }))} in the store`,
-        soft(`${count(now.sum("adapter_loads_total"))} loads, ${count(now.sum("adapter_evictions_total"))} evictions`)),
-      tile("Prompt cache", percent(now.sum("prefix_hit_tokens_total") / now.sum("prefix_tokens_total")),
-        `of prompt tokens were there already; ${short(now.sum("cache_tokens"))} tokens in use`)),
-    base(model, now),
-    can("operator") ? make("div.columns", {}, running(experiments), underWay(rounds, jobs)) : null,
-    traffic(now),
-  ];
+  const firstToken = (share) => duration(quantile(before, now, "first_token_seconds", share));
+  const number = (name, labels) => count(now.sum(name, labels));
+  return make("div.tiles", {},
+    tile("Tokens per second", before ? decimal(since(before, now, "completion_tokens_total") / seconds) : "…",
+      `${short(now.sum("completion_tokens_total"))} written since the start`,
+      sparkline("Tokens per second", rates())),
+    tile("First token", firstToken(0.5), `median ${window}; p99 ${firstToken(0.99)}`),
+    tile("Queue", number("queue_depth"), `waiting; ${number("running")} in the batch`,
+      sparkline("Sequences that wait", readings.map((reading) => reading.sum("queue_depth")))),
+    errors(before, now, window),
+    tile("Adapters on the device", number("resident_versions", { tier: "device" }),
+      `versions; ${number("resident_versions", { tier: "host" })} in host memory, `
+      + `${number("resident_versions", { tier: "store" })} in the store`,
+      soft(`${number("adapter_loads_total")} loads, ${number("adapter_evictions_total")} evictions`)),
+    tile("Prompt cache", percent(now.sum("prefix_hit_tokens_total") / now.sum("prefix_tokens_total")),
+      `of prompt tokens were there already; ${short(now.sum("cache_tokens"))} tokens in use`));
 }
 
 function tile(name, value, about, ...more) {
   return section(name, {}, make("div.tile", {}, value), soft(about), more);
 }
-
-const firstToken = (before, now, share) => duration(quantile(before, now, "first_token_seconds", share));
 
 const rates = () => readings.slice(1).map((reading, place) =>
   since(readings[place], reading, "completion_tokens_total") / (reading.at - readings[place].at));
