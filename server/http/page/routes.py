@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import Forbidden, NotFound, Unauthorized
 from graftwork.server.bodies import StrictModel, Text, parse
+from graftwork.server.http.auth import UNKNOWN_KEY
 from graftwork.server.http.lists import in_thread
 from graftwork.server.http.services import Services
 from graftwork.server.http.sessions import COOKIE, HEADER, MAX_SECONDS, is_from_page
@@ -88,7 +89,7 @@ def add(routes: APIRouter, services: Services) -> None:
         key = await in_thread(services.keys.authenticate, body.key.strip())
         who = None if key is None else authenticator.find(key.id)
         if who is None:
-            raise Unauthorized("this key is unknown, was revoked or has expired: check it, or ask an admin for a new one")
+            raise Unauthorized(UNKNOWN_KEY)
         log.info("%s signed in to the page", who.name)
         answer = JSONResponse(_session(who, is_open=False), headers=NO_STORE)
         answer.set_cookie(
