@@ -27,13 +27,13 @@ export const load = () => list("/v1/keys", { most: 1000 });
 export function show({ data }, context) {
   const columns = [
     ["name", ({ name }) => name],
+    ["", (key) => (key.revoked_at ? null : changes(key, context))],
     ["role", ({ role }) => role],
     ["adapters", "text", ({ adapters }) => adapters?.join(", ") ?? "all"],
     ["limits", "text", limitsOf],
     ["id", ({ id }) => code(id)],
     ["made", ({ created_at }) => moment(created_at)],
     ["state", stateOf],
-    ["", (key) => (key.revoked_at ? null : changes(key, context))],
   ];
   const kind = ({ revoked_at }) => (revoked_at ? "retired" : "");
   return [
