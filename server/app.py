@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.pool import EnginePool, PoolMember
 from graftwork.server.transport.seam import NoSpec
+from graftwork.server.transport.vllm.connecting import vllm_engines
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -159,14 +163,23 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
     files.clean()
     prompts = Prompts(Path(info.path))
-    shared_state = SharedState(API_PROCESSES)
+    shared_state = SharedState(API_PROCESSES, config.num_engines)
     trainer = TrainerProcess(config, info, shared_state)
-    engine_client = EngineClient(
-        shared_state,
-        max_open=config.max_queue,
-        canary_prompt=prompts.encode(CANARY_TEXT),
-        stall_seconds=config.stall_seconds,
-    )
+    workers = [
+        _engine_worker(number, config, info, store, shared_state, prompts.encode(CANARY_TEXT))
+        for number in range(len(config.worker_devices))
+    ]
+    members = [
+        # Those on different devices are of different kinds: their kernels differ.
+        PoolMember(str(number), client, kind=f"own, {config.worker_devices[number].partition(':')[0]}")
+        for number, (_, client) in enumerate(workers)
+    ]
+    if config.engine_urls:
+        engines = vllm_engines(
+            config, info, prompts, shared_state, adapters=store.root, canary_prompt=prompts.encode(CANARY_TEXT)
+        )
+        members = [PoolMember(url, engine, kind="vllm") for url, engine in engines.items()]
+    engine: EngineProtocol = EnginePool(members) if len(members) > 1 else members[0].engine
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -210,13 +223,13 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         allow_python_graders=config.allow_python_graders,
         cors_origins=config.cors_origins,
         limits=config.adapter_limits,
-        engine=engine_client,
+        engine=engine,
     )
     services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
     router = ModelRouter(info, registry, services.experiments)
     service = GenerationService(
         base=info,
-        engine=engine_client,
+        engine=engine,
         prompts=prompts,
         router=router,
         experiments=services.experiments,
@@ -226,11 +239,11 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         metrics=metrics,
         limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
-        max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
+        max_busy_for_shadows=config.max_batch * len(members) // 4,  # copies for shadow arms leave the rest to users
     )
-    tokenization = Tokenization(info, engine_client, prompts, router)
+    tokenization = Tokenization(info, engine, prompts, router)
     embedding_service = EmbeddingService(
-        engine=engine_client,
+        engine=engine,
         tokenization=tokenization,
         router=router,
         metrics=metrics,
@@ -243,29 +256,16 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
             batches=services.batches,
             files=files,
             answering=AnsweringServices(service, embedding_service),
-            capacity=BatchCapacity(engine_client, num_seats=config.max_batch, share=config.batch_share),
+            capacity=BatchCapacity(engine, num_seats=config.max_batch * len(members), share=config.batch_share),
             metrics=metrics,
             find_principal=services.authenticator.find,
         ),
         Leases(database),
     )
-    listeners = [_listen() for _ in range(API_PROCESSES)]
-    worker = WorkerConfig(
-        base=info,
-        artifacts=store.root,
-        adapter_limits=config.adapter_limits,
-        engine=_engine_options(config),
-        api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
-        shared_state=shared_state,
-        parent_pid=os.getpid(),
-        log_level=config.log_level,
-    )
-    api = EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec())
     keeper = _keeper(database, services)
     server = GraftServer(
-        api,
-        engine_client,
-        listeners,
+        [api for api, _ in workers],
+        engine,
         service,
         embedding_service,
         tokenization,
@@ -276,7 +276,40 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         trainer,
     )
     server.drain_seconds = config.drain_seconds
+    server.starts_workers = not config.engine_urls
     return server
+
+
+def _engine_worker(
+    number: int,
+    config: ServerConfig,
+    info: BaseInfo,
+    store: ArtifactStore,
+    shared_state: SharedState,
+    canary_prompt: Sequence[int],
+) -> tuple[EngineAPI, EngineClient]:
+    """One engine worker, not yet started, and the connection to it."""
+    listeners = [_listen() for _ in range(API_PROCESSES)]
+    worker = WorkerConfig(
+        base=info,
+        artifacts=store.root,
+        adapter_limits=config.adapter_limits,
+        engine=_engine_options(config, number),
+        api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
+        shared_state=shared_state,
+        number=number,
+        parent_pid=os.getpid(),
+        log_level=config.log_level,
+    )
+    client = EngineClient(
+        shared_state,
+        max_open=config.max_queue,
+        canary_prompt=canary_prompt,
+        stall_seconds=config.stall_seconds,
+        listeners=listeners,
+        engine=number,
+    )
+    return EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec(number)), client
 
 
 def _listen() -> socket.socket:
@@ -308,23 +341,28 @@ def _keeper(database: Database, services: Services) -> Keeper:
     return keeper
 
 
-def _engine_options(config: ServerConfig) -> dict[str, Any]:
+def _engine_options(config: ServerConfig, number: int) -> dict[str, Any]:
     gib = 1 << 30
+    devices = config.worker_devices
+    threads = config.threads
+    if threads is None and len(devices) > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     return {
         "quantize": config.quantize,
         "dtype": config.dtype,
-        "device": config.device,
+        "device": devices[number],
         "kernels": config.kernels,
         "kernel_cache": Path(os.environ.get("GRAFTWORK_KERNEL_CACHE") or config.home / "kernels"),
         "num_slots": config.slots,
         "max_sequences": config.max_batch,
         "max_length": config.max_model_len,
         "cache_bytes": None if config.kv_memory_gb is None else int(config.kv_memory_gb * gib),
+        "memory_share": 1 / devices.count(devices[number]),
         "reserved_bytes": 0 if config.trainer_device is not None else int(config.trainer_memory_gb * gib),
         "host_bytes": int(config.host_memory_gb * gib),
         "step_tokens": config.prefill_tokens,
         "prefix_cache": not config.no_prefix_cache,
-        "num_threads": config.threads,
+        "num_threads": threads,
     }
 
 

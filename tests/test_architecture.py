@@ -50,7 +50,9 @@ ORDER = {
         "row < read, clean, splits, tokens < report < policy < mix, bad_rows, kept, spool < pipeline < store"
     ),
     "clients": "errors, types < http < endpoints < client, async_client < cli < demo",
-    "benchmarks": "harness < load < systems < serving, engine, learning, experiments, gates < year, cli < __main__",
+    "benchmarks": (
+        "harness < load < systems < serving, engine, learning, experiments, gates, fleet < year, cli < __main__"
+    ),
 }
 """Inside a package: each of its members may import those that stand before it, and neither its neighbours between two
 commas nor what comes after. Imports for type checkers alone count as well."""

@@ -30,8 +30,8 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
-from graftwork.server.background.delivery import Delivery
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.background.spool_delivery import SpoolDelivery
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
@@ -50,7 +50,7 @@ class Records:
     policies: LogPolicies
     erasure: Erasure
     log: InteractionLog
-    delivery: Delivery | None = None
+    delivery: SpoolDelivery | None = None
 
     @classmethod
     def of(
@@ -86,7 +86,7 @@ class Records:
             policies=policies,
             erasure=Erasure(database, ids, registry, base_id=base_id),
             log=InteractionLog(interactions, policies, metrics, spool=spool),
-            delivery=None if spool is None else Delivery(spool, interactions, feedback),
+            delivery=None if spool is None else SpoolDelivery(spool, interactions, feedback),
         )
 
 

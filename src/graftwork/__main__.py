@@ -72,9 +72,27 @@ def serve(
         Literal["auto", "bfloat16", "float32"], _option("--dtype", _BASE, "Of activations and cache.")
     ] = "auto",
     device: Annotated[str, _option("--device", _BASE, "auto, cpu, cuda or cuda:1.")] = "auto",
+    devices: Annotated[
+        str | None, _option("--devices", _ENGINE, "Those of several engine workers: cuda:0,cuda:1.")
+    ] = None,
+    workers: Annotated[
+        int | None, _option("--workers", _ENGINE, "Engine workers, each with the base. Default: one for each device.")
+    ] = None,
     kernels: Annotated[
         str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
+    engine: Annotated[
+        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port,http://…: vLLM servers.")
+    ] = "own",
+    engine_adapters: Annotated[
+        Path | None,
+        _option(
+            "--engine-adapters", _ENGINE, "Folder of the home's adapters as vLLM's host sees it. Default: the same."
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None, _option("--engine-key-file", _ENGINE, "File with vLLM's --api-key, readable by its owner alone.")
+    ] = None,
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
@@ -118,7 +136,9 @@ def serve(
     no_prefix_cache: Annotated[
         bool, _option("--no-prefix-cache", _ENGINE, "Compute every prompt from its start.")
     ] = False,
-    threads: Annotated[int | None, _option("--threads", _ENGINE, "CPU threads. Default: torch's choice.")] = None,
+    threads: Annotated[
+        int | None, _option("--threads", _ENGINE, "CPU threads of a worker. Default: torch's choice.")
+    ] = None,
     host: Annotated[
         str, _option("--host", _SERVER, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
     ] = "127.0.0.1",
@@ -191,7 +211,12 @@ def serve(
             quantize=quantize,
             dtype=dtype,
             device=device,
+            devices=tuple(devices.split(",")) if devices else (),
+            workers=workers,
             kernels=kernels,
+            engine=engine,
+            engine_adapters=engine_adapters,
+            engine_key_file=engine_key_file,
             home=home.expanduser(),
             database=database,
             slots=slots,
@@ -280,9 +305,8 @@ def move(
     """Copy the database of a stopped server to PostgreSQL, where servers may share it. The home's own stays."""
     from graftwork.adapters.learning import split_ledger as _table_of_training  # noqa: F401
     from graftwork.adapters.storage import move as move_module
-    from graftwork.adapters.storage.database import Database
+    from graftwork.adapters.storage.database import DATABASE_FILE, Database
     from graftwork.server import app as _tables_of_the_server  # noqa: F401
-    from graftwork.server.config import DATABASE_FILE
     from graftwork.server.processes import home_lock
 
     file = home.expanduser() / DATABASE_FILE

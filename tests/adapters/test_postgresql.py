@@ -87,6 +87,9 @@ def test_the_registry_against_a_dict(create: Callable[[], str]) -> None:
         def drop(self) -> None:
             pass
 
+        def notice(self) -> None:
+            self.databases[1]._topics.look()
+
     run_state_machine_as_test(
         Machine,
         settings=settings(max_examples=8, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]),
@@ -296,25 +299,42 @@ def test_a_server_that_stops_and_comes_back(server: PostgresqlServer) -> None:
     push(registry, "a")
     bearer, key = keys.create("app", "app")
     assert keys.authenticate(bearer) == key
+    assert registry.resolve("intents").number == 1
     for how in (signal.SIGINT, signal.SIGQUIT):
         server.stop(how)
-        began = time.monotonic()
-        for _ in range(3):
-            with pytest.raises(Unavailable) as refused:
-                push(registry, "b")
-            assert refused.value.code == UNREACHABLE
-            assert registry.resolve("intents").number == 1, "what was seen goes on being served"
-            assert keys.authenticate(bearer) == key
-        wait_until(lambda: database.is_away)
-        with pytest.raises(Unavailable), database.read():
-            pass
-        assert time.monotonic() - began < 10
-        server.start()
+        try:
+            began = time.monotonic()
+            for _ in range(3):
+                with pytest.raises(Unavailable) as refused:
+                    push(registry, "b")
+                assert refused.value.code == UNREACHABLE
+                assert registry.resolve("intents").number == 1, "what was seen goes on being served"
+                assert keys.authenticate(bearer) == key
+            wait_until(lambda: database.is_away)
+            with pytest.raises(Unavailable), database.read():
+                pass
+            assert time.monotonic() - began < 10
+        finally:
+            server.start()
         wait_until(lambda: not database.is_away)
         keys.create("another", "app")
     push(registry, "b", alias="live")
     assert registry.resolve("intents").number == 2
     database.close()
+
+
+def test_who_waits_too_long_gets_unavailable(create: Callable[[], str]) -> None:
+    url = create()
+    holder, other = Database(url), Database(f"{url}&options=-c statement_timeout=100ms -c lock_timeout=50ms")
+    migrate(holder)
+    with holder.write(), pytest.raises(Unavailable, match="locked by another writer"), other.write():
+        pass
+    with pytest.raises(Unavailable, match="was stopped at this"), other.read() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with other.write():
+        pass
+    holder.close()
+    other.close()
 
 
 def test_time_is_the_database_s(database: Database) -> None:

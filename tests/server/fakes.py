@@ -82,9 +82,16 @@ class StandInEngine:
     max_open: int = 8
     adapters: dict[str, Placement] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
+    ensured: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    may_know: bool = False
     refuse: bool = False
     untaken: set[str] = field(default_factory=set)
     measured: Stats = field(default_factory=Stats)
+
+    async def start(self, api_process: int, /) -> None: ...
+
+    async def stop(self) -> None: ...
 
     @property
     def base_card(self) -> Mapping[str, Any]:
@@ -115,6 +122,16 @@ class StandInEngine:
     def takes(self, spec: AdapterSpec, /) -> None:
         if spec.digest in self.untaken:
             raise InvalidAdapter("this engine serves no adapter of this kind", code="unsupported")
+
+    async def ensure(self, digest: str, /) -> None:
+        if self.state != "ready":
+            raise Unavailable("there is no engine")
+        self.ensured.append(digest)
+
+    async def release(self, digest: str, /) -> None:
+        if self.may_know:
+            raise Unavailable("it may still know the adapter")
+        self.released.append(digest)
 
     async def canary(self, digest: str, /) -> None:
         assert sorted(file.name for file in self.store.path(digest).iterdir()) == [

@@ -29,7 +29,7 @@ from graftwork.adapters.names import split_model
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry, reward_models
 from graftwork.adapters.registry.artifacts import ArtifactStore
-from graftwork.adapters.storage.database import Database
+from graftwork.adapters.storage.database import DATABASE_FILE, Database
 from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.training.run import folder as folder_module
@@ -152,7 +152,7 @@ class TrainingWorker:
         self.stopping = threading.Event()
         self.throttle = Throttle(share=config.share)
         self.busy = False
-        self._database = Database(config.database or config.home / "graftwork.db")
+        self._database = Database(config.database or config.home / DATABASE_FILE)
         self._jobs = Jobs(self._database)
         self._files = Files(self._database, config.home / "files")
         self._registry = Registry(self._database)

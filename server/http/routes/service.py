@@ -17,6 +17,7 @@ from graftwork.server.http.routes.adapters import adapter_states, all_adapters, 
 from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, ServerVersionObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
+from graftwork.server.transport.pool import members_of, stats_of
 from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,15 @@ async def _update_gauges(services: Services) -> None:
     engine = services.engine
     services.metrics.set_database(reachable=not services.database.is_away)
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
-    try:
-        services.metrics.set_engine(await engine.stats())
-    except Unavailable as unavailable:
-        log.debug("metrics without the engine: %s", unavailable)
+    engines = members_of(engine)
+    stats = await stats_of(engines)
+    if stats:
+        services.metrics.set_engines(stats)
+    if len(engines) > 1:
+        for name, one in engines.items():
+            services.metrics.set_engine(
+                name, ready=one.state == "ready", num_restarts=one.num_restarts, stats=stats.get(name)
+            )
     residency = await adapter_states(engine)
     adapters = await to_thread.run_sync(all_adapters, services)
     try:

@@ -124,7 +124,9 @@ GIVEN = {
     "quantize": "int8",
     "dtype": "float32",
     "device": "cpu",
+    "devices": "cpu,cuda:1",
     "kernels": "torch",
+    "engine": "vllm=http://127.0.0.1:8001",
     "trainer_share": "0.25",
     "batch_share": "0.5",
     "home": "/tmp/home",
@@ -169,9 +171,16 @@ def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConf
         ("--cors-origin", "app.example"),
         ("--cors-origin", "https://app.example/"),
         ("--cors-origin", "https://*"),
+        ("--engine", "ray"),
+        ("--engine", "vllm="),
+        ("--engine", "vllm=gpu.internal:8000"),
+        ("--engine", "vllm=http://gpu.internal"),
+        ("--engine", "vllm=http://gpu.internal:8000/v1"),
+        ("--engine", "vllm=http://user:secret@gpu.internal:8000"),
+        ("--engine", "vllm=http://gpu.internal:port"),
     ],
 )
-def test_serve_refuses_a_trainer_that_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
+def test_serve_refuses_what_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
     result = CliRunner().invoke(app, ["serve", flag, value])
     assert result.exit_code == 2
     assert flag in result.stderr

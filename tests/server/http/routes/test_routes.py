@@ -310,9 +310,16 @@ def test_an_adapter_that_fails_its_canary_leaves_nothing_behind(client: TestClie
     world.engine.refuse = True
     found = error(push(client), 400)
     assert (found["code"], len(world.engine.tried)) == ("inert_adapter", 2)
+    assert world.engine.released == world.engine.tried[1:]
     assert world.state() == before
     world.engine.refuse = False
     assert push(client).json()["id"] == "intents@2"
+
+
+def test_files_stay_while_the_engine_may_look_for_them(client: TestClient, world: World) -> None:
+    world.engine.refuse = world.engine.may_know = True
+    error(push(client, seed=7), 400)
+    assert world.services.store.path(world.engine.tried[0]).is_dir()
 
 
 def test_an_adapter_that_the_engine_does_not_take_is_refused_before_it_is_tried(
@@ -675,6 +682,31 @@ def test_counts_of_the_engine_go_on_when_its_worker_is_replaced(client: TestClie
     world.engine.state, world.engine.measured = "ready", Stats(num_loads=2)
     client.get("/metrics")
     assert sample(world, "graftwork_adapter_loads_total") == 7
+
+
+def test_metrics_of_several_engines(world: World) -> None:
+    metrics, one, other = world.services.metrics, Stats(num_loads=3, running=2), Stats(num_loads=4, running=5)
+    for stats in ({"0": one, "1": other}, {"0": one}, {"0": one, "1": Stats(num_loads=1, running=5)}):
+        metrics.set_engines(stats)  # of an engine that does not answer for a moment nothing is counted twice
+    assert [sample(world, f"graftwork_{name}") for name in ("running", "adapter_loads_total")] == [7, 8]
+    metrics.set_engine("0", ready=True, num_restarts=0, stats=one)
+    metrics.set_engine("1", ready=False, num_restarts=2, stats=None)
+    shown = {
+        name: [sample(world, f'graftwork_engine_{name}{{engine="{engine}"}}') for engine in (0, 1)]
+        for name in ("ready", "restarts_total", "running")
+    }
+    assert shown == {"ready": [1, 0], "restarts_total": [0, 2], "running": [2, 0]}
+
+
+def test_an_adapter_is_fetched_before_an_alias_moves(client: TestClient, world: World) -> None:
+    push(client)
+    digest = push(client, seed=1).json()["digest"]
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 2}).status_code == 200
+    assert world.engine.ensured == [digest]
+    world.engine.state = "recovering"
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 1}).status_code == 200
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 9}).status_code == 400
+    assert world.engine.ensured == [digest]
 
 
 def test_labels_are_bounded(world: World) -> None:
