@@ -406,25 +406,36 @@ def test_signing_in_and_out(gate: Browser, locked: PageServer) -> None:
     assert gate.all("nav a") == []
 
 
-def test_a_key_is_made_shown_once_and_revoked(gate: Browser, locked: PageServer) -> None:
+def test_a_key_is_made_shown_once_limited_and_revoked(gate: Browser, locked: PageServer) -> None:
     gate.open("overview", heading="Sign in")
     gate.sign_in(ADMIN_KEY)
     gate.until(lambda: gate.text("h1") == "Overview")
     gate.open("keys", heading="Keys")
     gate.write("Name", "desk")
+    gate.all("main summary")[0].click()
+    gate.write("Tokens a day", "20000")
     gate.click("Make a key")
     secret = gate.until(lambda: gate.text("dialog .secret"))
     key = locked.world.keys.authenticate(secret)
     assert key is not None
-    assert (key.name, key.role) == ("desk", Role.APP)
+    assert (key.name, key.role, key.limits.tokens_per_day) == ("desk", Role.APP, 20000)
     gate.click("Close")
     gate.until(lambda: "desk" in gate.text("main tbody"))
     assert secret not in gate.run("return document.documentElement.outerHTML")
+    gate.click("Limit desk")
+    gate.until(lambda: gate.all("dialog"))
+    (field,) = gate.all("dialog [name=concurrent]")
+    field.send_keys("4", Keys.ENTER)
+    gate.until(lambda: "requests at once: 4, tokens a day: 20,000" in gate.text("main tbody"))
     gate.click("Revoke desk")
     gate.until(lambda: gate.all("dialog"))
     gate.all("dialog button[type=submit]")[0].click()
     gate.until(lambda: "revoked" in gate.text("main tbody"))
     assert locked.world.keys.authenticate(secret) is None
+    gate.open("audit?action=revoke_key", heading="Audit")
+    assert f"revoke key\nkeys/{key.id}\ndone" in "\n".join(
+        cell.text for cell in gate.all("main tbody tr:first-child td")
+    )
 
 
 def test_who_has_an_app_key_is_offered_what_it_may_until_it_is_revoked(gate: Browser, locked: PageServer) -> None:
