@@ -128,6 +128,7 @@ async function refresh() {
     if (!(error instanceof Unreachable || error.status)) throw error;
   } finally {
     const pause = Math.max(REFRESH_MS, (performance.now() - began) / MAX_SHARE);
+    clearTimeout(timer); // of another refresh that was quicker
     if (context === shown) timer = setTimeout(() => (document.hidden ? undefined : refresh()), pause);
   }
 }
