@@ -127,9 +127,11 @@ async function refresh() {
     if (shown.data === null) main.replaceChildren();
     if (!(error instanceof Unreachable || error.status)) throw error;
   } finally {
-    const pause = Math.max(REFRESH_MS, (performance.now() - began) / MAX_SHARE);
-    clearTimeout(timer); // of another refresh that was quicker
-    if (context === shown) timer = setTimeout(() => (document.hidden ? undefined : refresh()), pause);
+    if (context === shown) {
+      const pause = Math.max(REFRESH_MS, (performance.now() - began) / MAX_SHARE);
+      clearTimeout(timer); // of another refresh that was quicker
+      timer = setTimeout(() => (document.hidden ? undefined : refresh()), pause);
+    }
   }
 }
 
