@@ -30,8 +30,10 @@ from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.background.graders import GraderTrials
@@ -43,6 +45,7 @@ from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.background.webhooks import WebhookSender
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.batches.capacity import BatchCapacity
 from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
@@ -147,6 +150,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         )
     store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
     store.clean()
+    objects = None if config.artifacts is None else ObjectStore(config.artifacts)
     files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
     files.clean()
     prompts = Prompts(Path(info.path))
@@ -158,6 +162,11 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         canary_prompt=prompts.encode(CANARY_TEXT),
         stall_seconds=config.stall_seconds,
     )
+    artifact_cache = None
+    if objects is not None:
+        artifact_cache = ArtifactCache(
+            store, ArtifactBucket(objects), engine_client, max_bytes=int(config.artifact_cache_gb * (1 << 30))
+        )
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -172,6 +181,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         base=info,
         registry=registry,
         store=store,
+        artifact_cache=artifact_cache,
         keys=keys,
         authenticator=Authenticator(
             keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER), cors_origins=config.cors_origins
@@ -206,6 +216,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         policies=records.policies,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
+        artifacts=artifact_cache,
         shares_prefixes=config.share_prefix_cache,
         max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
     )
@@ -216,6 +227,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         metrics=metrics,
         traffic=services.traffic,
+        artifacts=artifact_cache,
     )
     batches = BatchRunner(
         BatchServices(

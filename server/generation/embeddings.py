@@ -12,6 +12,7 @@ from functools import partial
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -59,6 +60,7 @@ class EmbeddingService:
         router: Resolves ``model`` to a version.
         metrics: Counts tokens.
         traffic: Counts requests.
+        artifacts: Fetches adapters that are not in the home; ``None``: all are.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class EmbeddingService:
         router: ModelRouter,
         metrics: Metrics,
         traffic: Traffic,
+        artifacts: ArtifactCache | None = None,
     ) -> None:
         self._engine = engine
         self._tokenization = tokenization
         self._router = router
         self._metrics = metrics
         self._traffic = traffic
+        self._artifacts = artifacts
 
     async def start(self, body: EmbeddingRequest, *, background: bool = False) -> ActiveEmbeddings:
         """Resolve the model, tokenize the inputs, and send the first of them to the engine.
@@ -88,7 +92,7 @@ class EmbeddingService:
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
             Overloaded: The queue is full.
-            Unavailable: There is no engine at the moment.
+            Unavailable: There is no engine at the moment, or the adapter is in a bucket that does not answer.
         """
         route = self._router.resolve_control(body.model)
         body.check_dimensions(self._tokenization.base.hidden_size)
@@ -100,6 +104,7 @@ class EmbeddingService:
             prompts=prompts,
             as_base64=body.encoding_format == "base64",
         )
+        await self._ensure(route)
         return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling, background=background))
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
@@ -170,11 +175,16 @@ class EmbeddingService:
         inputs = [(ids, params) for ids in prompts[:count]]
         return self._engine.open(inputs, adapter=route.digest, background=background)
 
+    async def _ensure(self, route: Route) -> None:
+        if self._artifacts is not None and route.digest is not None:
+            await self._artifacts.ensure(route.digest)
+
     async def _open_in_turn(
         self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
         while True:
+            await self._ensure(route)
             try:
                 return self._open(route, prompts, pooling, background=background)
             except Overloaded:

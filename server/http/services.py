@@ -29,6 +29,7 @@ from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
@@ -103,6 +104,7 @@ class Services:
     webhooks: Webhooks
     grader_trials: GraderTrials
     home: Path
+    artifact_cache: ArtifactCache | None = None
     allowed_roots: tuple[Path, ...] = ()
     allow_python_graders: bool = False
     cors_origins: tuple[str, ...] = ()

@@ -52,6 +52,15 @@ def serve(
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
+    artifacts: Annotated[
+        str | None,
+        _option(
+            "--artifacts", _BASE, "Bucket of adapters and files: s3://BUCKET/PREFIX, gs://, az://. Default: the home."
+        ),
+    ] = None,
+    artifact_cache_gb: Annotated[
+        float, _option("--artifact-cache-gb", _BASE, "Adapters of the bucket that the home keeps.")
+    ] = 20.0,
     slots: Annotated[
         int, _option("--slots", _ENGINE, "Rank-16 adapters on the device at once; a rank-64 adapter takes four.")
     ] = 16,
@@ -157,6 +166,8 @@ def serve(
             device=device,
             kernels=kernels,
             home=home.expanduser(),
+            artifacts=artifacts,
+            artifact_cache_gb=artifact_cache_gb,
             slots=slots,
             max_batch=max_batch,
             max_queue=max_queue,

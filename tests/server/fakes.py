@@ -31,9 +31,12 @@ from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import add_routes, router
@@ -141,9 +144,15 @@ class World:
 
 
 def make_world(
-    home: Path, *, admin_key: str | None = None, open_to_loopback: bool = True, migrated: bool = True
+    home: Path,
+    *,
+    admin_key: str | None = None,
+    open_to_loopback: bool = True,
+    migrated: bool = True,
+    artifacts: str | None = None,
+    cache_bytes: int = 1 << 30,
 ) -> World:
-    """A world on ``home``; ``migrated=False``: on the database that is there."""
+    """A world on ``home``; ``migrated=False``: on the database that is there; ``artifacts``: with a bucket."""
     base = BaseInfo(
         id="tiny-base",
         path=str(home / "base"),
@@ -165,12 +174,17 @@ def make_world(
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
+    cache = None
+    if artifacts is not None:
+        bucket = ArtifactBucket(ObjectStore(artifacts))
+        cache = ArtifactCache(store, bucket, engine, max_bytes=cache_bytes, preparing_seconds=0)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     experiments = Experiments(database, registry)
     services = Services(
         base=base,
         registry=registry,
         store=store,
+        artifact_cache=cache,
         keys=keys,
         authenticator=Authenticator(keys, open_to_loopback=open_to_loopback),
         engine=engine,
