@@ -206,7 +206,8 @@ def _is_large(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The one line of an error that tells people something, without queries, which may be signed."""
-    line = str(error).partition("\n")[0]
-    code = re.search(r"<Code>(\w+)</Code>", str(error))
-    return re.sub(r"\?\S*", "", line[:300]) if code is None else code[1]
+    """What a provider says, in a few words. Not the address that it repeats, whose query may be signed."""
+    text = str(error)
+    if (code := re.search(r"<Code>(\w+)</Code>", text)) is not None:
+        return code[1]
+    return re.sub(r"\?\S*", "", text.partition("\n")[0].rpartition(" - ")[2])[:200]

@@ -109,8 +109,7 @@ async def test_changed_bytes_are_refused_and_kept_away(
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             answer = await fresh.ask(model="one")
-            assert answer.status_code == 500
-            assert "changed in the bucket. Push the same adapter again" in error(answer)["message"]
+            assert "changed in the bucket. Push the same adapter again" in error(answer, 500)["message"]
     assert caplog.text.count("fetching sha256:") == 1
     assert not local(fresh)
     assert (await first.ask(model="one")).status_code == 200
@@ -126,8 +125,7 @@ async def test_a_push_without_the_bucket_changes_nothing(tmp_path: Path, dead_bu
     harness = open_home(tmp_path / "home", dead_bucket)
     before = harness.world.state()
     answer = await harness.http.post("/v1/adapters/one/versions", files=form(adapter_files()))
-    assert answer.status_code == 503
-    assert error(answer)["code"] == STORE_AWAY
+    assert error(answer, 503)["code"] == STORE_AWAY
     assert harness.world.state() == before
 
 
@@ -143,9 +141,8 @@ async def test_without_the_bucket_what_is_in_the_home_is_served(
             shutil.copytree(folder, harness.world.services.store.root / folder.name)
     assert (await harness.ask(model="one")).status_code == 200
     refused = await harness.ask(model="two")
-    assert refused.status_code == 503
-    assert error(refused)["code"] == STORE_AWAY
-    assert "s3://bucket/prefix cannot be used at the moment" in error(refused)["message"]
+    assert error(refused, 503)["code"] == STORE_AWAY
+    assert "s3://bucket/prefix cannot be used at the moment" in error(refused, 503)["message"]
     streamed = await harness.ask(model="two", stream=True)
     assert streamed.status_code == 503
     assert (await harness.ask(model="tiny-base")).status_code == 200
@@ -181,19 +178,23 @@ async def test_the_least_recently_used_goes(narrow: GatewayHarness) -> None:
 
 
 async def test_what_the_engine_has_stays(narrow: GatewayHarness, caplog: pytest.LogCaptureFixture) -> None:
-    registry = narrow.world.services.registry
+    registry, engine = narrow.world.services.registry, narrow.world.engine
     await narrow.ask(model="one")
     for tier in ("device", "host", "fetching"):
-        narrow.world.engine.adapters = {registry.resolve("one").digest: Placement(tier)}
+        engine.adapters = {registry.resolve("one").digest: Placement(tier)}
         for name in ("two", "three"):
             await narrow.ask(model=name)
             await settled(narrow)
-        assert local(narrow) == {"one", "three"}
-        assert "more than --artifact-cache-gb" in caplog.text
-    narrow.world.engine.adapters = {}
+            assert local(narrow) == {"one"}
+    engine.adapters = {registry.resolve(name).digest: Placement("device") for name in NAMES}
     await narrow.ask(model="two")
     await settled(narrow)
-    assert local(narrow) == {"two"}
+    assert local(narrow) == {"one", "two"}
+    assert "more than --artifact-cache-gb" in caplog.text
+    engine.adapters = {}
+    await narrow.ask(model="three")
+    await settled(narrow)
+    assert len(local(narrow)) == 1
 
 
 async def test_what_was_asked_for_a_moment_ago_stays(narrow: GatewayHarness) -> None:
