@@ -11,6 +11,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.errors import ConfigurationError, Unavailable
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.routing import ModelRouter
@@ -32,7 +33,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
-from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
@@ -151,7 +152,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
     store.clean()
     objects = None if config.artifacts is None else ObjectStore(config.artifacts)
-    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
+    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)), objects=objects)
     files.clean()
     prompts = Prompts(Path(info.path))
     shared_state = SharedState(API_PROCESSES)
@@ -295,8 +296,14 @@ def _keeper(database: Database, services: Services) -> Keeper:
     sender = WebhookSender(services.webhooks, leases)
     keeper.add_duty("webhooks", sender.run, every=WEBHOOKS_SECONDS)
     keeper.add_duty("old deliveries", sender.clean, every=RETENTION_SECONDS)
+    keeper.add_duty("stray objects", partial(_clean_bucket, services.files), every=RETENTION_SECONDS)
     keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
     return keeper
+
+
+def _clean_bucket(files: Files, _: Lease) -> None:
+    with suppress(Unavailable):  # the log says so
+        files.clean_bucket()
 
 
 def _engine_options(config: ServerConfig) -> dict[str, Any]:

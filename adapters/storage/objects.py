@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,17 +172,22 @@ class ObjectStore:
             except FileNotFoundError:
                 return
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str, *, older_than: timedelta = timedelta(0)) -> Iterator[str]:
         """The keys below a prefix, which is a folder's name without its slash.
+
+        Args:
+            prefix: The folder.
+            older_than: Younger objects are left out.
 
         Raises:
             Unavailable: The bucket does not answer or refuses.
         """
         import obstore
 
+        before = datetime.now(UTC) - older_than
         with self._errors(prefix, "listed"):
             for batch in obstore.list(self._store, prefix=prefix):
-                yield from (str(found["path"]) for found in batch)
+                yield from (str(found["path"]) for found in batch if found["last_modified"] <= before)
 
     @contextmanager
     def _errors(self, key: str, what: str) -> Iterator[None]:

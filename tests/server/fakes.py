@@ -174,10 +174,10 @@ def make_world(
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
+    objects = None if artifacts is None else ObjectStore(artifacts)
     cache = None
-    if artifacts is not None:
-        bucket = ArtifactBucket(ObjectStore(artifacts))
-        cache = ArtifactCache(store, bucket, engine, max_bytes=cache_bytes, preparing_seconds=0)
+    if objects is not None:
+        cache = ArtifactCache(store, ArtifactBucket(objects), engine, max_bytes=cache_bytes, preparing_seconds=0)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     experiments = Experiments(database, registry)
     services = Services(
@@ -192,7 +192,7 @@ def make_world(
         records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
         experiments=experiments,
         exposures=Exposures(database),
-        files=Files(database, home / "files", max_bytes=1 << 20),
+        files=Files(database, home / "files", max_bytes=1 << 20, objects=objects),
         batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),

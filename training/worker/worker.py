@@ -158,7 +158,7 @@ class TrainingWorker:
         self._jobs = Jobs(self._database)
         objects = None if config.artifacts is None else ObjectStore(config.artifacts)
         self._bucket = None if objects is None else ArtifactBucket(objects)
-        self._files = Files(self._database, config.home / "files")
+        self._files = Files(self._database, config.home / "files", objects=objects)
         self._registry = Registry(self._database)
         self._store = ArtifactStore(config.home / "artifacts", limits=AdapterLimits())
         self._folders = JobFolders(config.home, self._database)
@@ -246,7 +246,7 @@ class TrainingWorker:
         def path(id: str) -> Path:
             if data_sets.is_reference(id):
                 return data_sets.find(self.config.home, id)
-            return self._files.path(self._files.get(id))
+            return self._files.fetch(self._files.get(id))
 
         feedback = self._folders.of(job) / folder_module.FEEDBACK_FILE
         data = feedback if job.training_file == FEEDBACK_FILE else path(job.training_file)
@@ -506,6 +506,7 @@ class TrainingWorker:
             self._sweep()
 
     def _sweep(self) -> None:
+        self._files.remove_strays()
         for id in self._folders.ids():
             try:
                 self._tidy(id)
