@@ -28,7 +28,8 @@ SCHEMES: Final = ("s3", "gs", "az", "file")
 STORE_AWAY: Final = "object_store_unavailable"
 """The error code of a bucket that does not answer."""
 
-_PART_BYTES = 16 << 20
+_PART_BYTES = 8 << 20
+_CONCURRENT_PARTS = 4
 _PROGRESS_SECONDS = 10.0
 #: obstore's own defaults are ten tries in three minutes: a bucket that is away would hold requests for as long.
 _RETRIES: Final[dict[str, Any]] = {
@@ -36,8 +37,8 @@ _RETRIES: Final[dict[str, Any]] = {
     "retry_timeout": timedelta(seconds=5),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
-#: The time-out is that of one part.
-_CLIENT: Final[dict[str, Any]] = {"connect_timeout": timedelta(seconds=2), "timeout": timedelta(seconds=20)}
+#: Time-outs are those of one part.
+_CLIENT: Final[dict[str, Any]] = {"connect_timeout": timedelta(seconds=2), "read_timeout": timedelta(seconds=10)}
 
 
 class ObjectStore:
@@ -92,9 +93,7 @@ class ObjectStore:
 
         with self._errors(key, "stored"):
             try:
-                obstore.put(
-                    self._store, key, path, mode="create", use_multipart=_is_large(path), chunk_size=_PART_BYTES
-                )
+                obstore.put(self._store, key, path, mode="create", **_parts(path))
             except AlreadyExistsError:
                 return False
         return True
@@ -108,7 +107,7 @@ class ObjectStore:
         import obstore
 
         with self._errors(key, "stored"):
-            obstore.put(self._store, key, path, use_multipart=_is_large(path), chunk_size=_PART_BYTES)
+            obstore.put(self._store, key, path, **_parts(path))
 
     def size(self, key: str) -> int | None:
         """The size of an object in bytes; ``None`` if there is none.
@@ -205,9 +204,13 @@ class ObjectStore:
             ) from None
 
 
-def _is_large(path: Path) -> bool:
-    """Whether a file is sent in parts: obstore would otherwise hold one that must be new in memory as a whole."""
-    return path.stat().st_size > _PART_BYTES
+def _parts(path: Path) -> dict[str, Any]:
+    """How a file is sent. obstore would hold one that must be new in memory as a whole, unless it is told not to."""
+    return {
+        "use_multipart": path.stat().st_size > _PART_BYTES,
+        "chunk_size": _PART_BYTES,
+        "max_concurrency": _CONCURRENT_PARTS,
+    }
 
 
 def _reason(error: Exception) -> str:

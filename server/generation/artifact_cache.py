@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 FETCHING_THREADS: Final = 4
 #: Between `ensure` and the message to the engine a request is tokenized, and its grammar made.
-PREPARING_SECONDS: Final = 60.0
+PREPARING_SECONDS: Final = 30.0
 #: An adapter that is broken in the bucket is not fetched again for so long.
 QUARANTINE_SECONDS: Final = 30.0
 
