@@ -93,11 +93,17 @@ def home_lock(home: Path) -> Iterator[None]:
     """Hold the lock of a home.
 
     Raises:
-        ConfigurationError: Another process holds it; the message names its pid.
+        ConfigurationError: Another process holds it, and the message names its pid; or nothing can be written there.
     """
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = home / "server.lock"
-    with path.open("a+") as lock:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        opened = path.open("a+")
+    except OSError as error:
+        raise ConfigurationError(
+            f"The home {home} cannot be written: {error.strerror}. Name a folder of this user with --home."
+        ) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -7,6 +7,7 @@ Adapters are read from the store by the thread of ``lora.fetcher``, grammars com
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 from llguidance import LLTokenizer
@@ -225,7 +226,7 @@ class Engine:
                 self._score_prompt(item, output.logits[rows.start : rows.stop], delta)
             if item.needs_sample and sequence.request.sampling.pooling is not None:
                 self._end_pooled(sequence, delta)
-            elif item.needs_sample:
+            elif item.needs_sample and not delta.done:
                 self._append_tokens(sequence, sampled.get(sequence.request.id, ()), delta)
                 if not delta.done:
                     continuing.append(sequence)
@@ -281,7 +282,8 @@ class Engine:
     def _score_prompt(self, item: ScheduledTokens, logits: Tensor, delta: Delta) -> None:
         """Add the log-probabilities of the prompt tokens that this chunk's logits predict; the first token has none.
 
-        A preempted sequence is computed again from its start: what was sent before is not sent twice.
+        A preempted sequence is computed again from its start: what was sent before is not sent twice. Scores that are
+        not finite end the request, as they do while decoding.
         """
         sequence, num_top = item.sequence, item.sequence.request.sampling.prompt_logprobs or 0
         scores: list[TokenLogprob | None] = [None] if sequence.num_scored == 0 else []
@@ -291,6 +293,10 @@ class Engine:
             rows = [token - 1 - item.start for token in range(first, stop)]
             scores += token_logprobs(logits, rows, sequence.tokens[first:stop], [num_top] * len(rows))
         sequence.num_scored = max(first, stop)
+        if any(score is not None and math.isnan(score.logprob) for score in scores):
+            delta.finish_reason, delta.error = FinishReason.ERROR, NOT_FINITE
+            self.scheduler.finish(sequence, keep=False)
+            return
         delta.prompt_logprobs = scores or None
 
     def _end_pooled(self, sequence: SequenceState, delta: Delta) -> None:

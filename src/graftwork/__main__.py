@@ -4,23 +4,30 @@ Where only ``graftwork-client`` is installed there are no other packages than ``
 
 The commands that ask a server over HTTP are in ``graftwork.clients.cli``, the one that trains in
 ``graftwork.training.cli.train``, those that look at data in ``graftwork.training.cli.data``, the demo in
-``graftwork.clients.demo.cli``; here is the one that is a server. What a command needs is imported when it runs, so that
-``--help`` loads no model library.
+``graftwork.clients.demo.cli``; here are the one that is a server and those that save and restore its home. What a
+command needs is imported when it runs, so that ``--help`` loads no model library.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from graftwork.clients.cli.app import app
-from graftwork.clients.cli.exit_codes import ExitCode
+from graftwork.clients.cli.exit_codes import CommandInterrupted, ExitCode, interrupted_by_signals
+
+if TYPE_CHECKING:
+    from graftwork.adapters.backup import Manifest
+    from graftwork.adapters.base.progress import Progress
 
 #: Commands that need the packages which ``graftwork-client`` does not bring.
-_SERVER_COMMANDS = ("bench", "data", "demo", "serve", "train")
+_SERVER_COMMANDS = ("backup", "bench", "data", "demo", "restore", "serve", "train")
 
 _BASE = "The base"
 _ENGINE = "The engine"
@@ -209,6 +216,59 @@ def serve(
         raise typer.Exit(ExitCode.FAILED) from error
 
 
+_Home = Annotated[Path, typer.Option("--home", envvar="GRAFTWORK_HOME", help="The server's home.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print what was done as JSON on standard output.")]
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="Folder to make. It appears when it is complete.")],
+    home: _Home = Path("~/.graftwork"),
+    as_json: _AsJson = False,
+) -> None:
+    """Save a server's home while it runs: the database, adapters, files and kept data sets."""
+    from graftwork.adapters.backup import back_up
+
+    with _home_command() as progress:
+        manifest = back_up(home.expanduser(), target, progress)
+    _print_manifest(f"saved in {target}", manifest, as_json=as_json)
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder that graftwork backup made.")],
+    home: _Home = Path("~/.graftwork"),
+    as_json: _AsJson = False,
+) -> None:
+    """Make a server's home from a backup, into a new or empty folder. Every file is compared with its digest."""
+    from graftwork.adapters.backup import restore as restore_home
+
+    with _home_command() as progress:
+        manifest = restore_home(source, home.expanduser(), progress)
+    _print_manifest(f"restored in {home}: start it with graftwork serve --home {home}", manifest, as_json=as_json)
+
+
+@contextmanager
+def _home_command() -> Iterator[Progress]:
+    """A context for a command on a home, with a progress bar; its errors end the command."""
+    from graftwork.adapters.base.progress import progress_bar
+    from graftwork.adapters.errors import GraftworkError
+
+    try:
+        with interrupted_by_signals(), progress_bar() as progress:
+            yield progress
+    except CommandInterrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except (GraftworkError, OSError) as error:
+        typer.echo(typer.style("error: ", fg="red") + str(error), err=True)
+        raise typer.Exit(ExitCode.FAILED) from error
+
+
+def _print_manifest(done: str, manifest: Manifest, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(manifest.to_json(), indent=1))
+    else:
+        typer.echo(f"{len(manifest.files)} files, {manifest.total_bytes / 1e6:,.1f} MB, {done}")
+
+
 def bench() -> None:
     """Say where the benchmarks are: they come with a checkout and not with the installed package."""
     typer.echo(
@@ -232,6 +292,8 @@ if find_spec("graftwork.server"):
     from graftwork.training.cli.train import train
 
     app.command()(serve)
+    app.command()(backup)
+    app.command()(restore)
     app.command(context_settings=_ANY_ARGUMENTS, add_help_option=False)(bench)
     app.command()(train)
     app.add_typer(data, name="data")

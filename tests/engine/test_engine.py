@@ -164,13 +164,18 @@ def test_an_adapter_that_makes_the_output_infinite_ends_only_its_own_requests(
     bench.add("good", prompt(1), "a0")
     expected = bench.run()["good"].tokens
     for index in range(6):
-        bench.add(f"bad-{index}", prompt(index, 40), "hot")
+        bench.add(f"bad-{index}", prompt(index, 40), "hot", prompt_logprobs=None)
         bench.add(f"good-{index}", prompt(1), "a0")
     answers = bench.run()
     for index in range(6):
         assert answers[f"bad-{index}"].finish_reason is FinishReason.ERROR
         assert "not finite" in (answers[f"bad-{index}"].error or "")
         assert answers[f"good-{index}"].tokens == expected
+    bench.add("scored", prompt(7, 40), "hot", prompt_logprobs=1, max_tokens=0)
+    scored = bench.run()["scored"]
+    assert scored.finish_reason is FinishReason.ERROR
+    assert "not finite" in (scored.error or "")
+    assert not scored.prompt_logprobs
     bench.add("after", prompt(1), "a0")
     assert bench.run()["after"].tokens == expected
 

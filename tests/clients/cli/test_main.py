@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
     "train": (*REMOTE, "--data", "--local"),
+    "backup": ("--home", "--json"),
+    "restore": ("--home", "--json"),
     "demo": (*REMOTE, "--data", "--classes", "--home", "--short"),
     "adapters push": (*REMOTE, "--alias", "--metadata", "--parent", "--server-path"),
     "adapters list": REMOTE,

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.storage.durable import sync_tree
 from graftwork.server.engine.backends.cpu.interface import OpFields, SamplingFields, StepFields
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def compiler() -> str | None:
 
 @cache
 def load(folder: Path) -> ctypes.CDLL:
-    """Load the kernels, and build them first unless ``folder`` has them. Cached per folder.
+    """Load the kernels, and build them first unless ``folder`` has them, or what it has is damaged. Cached per folder.
 
     Raises:
         ConfigurationError: There is no compiler, it failed (the message quotes it), or the library cannot be loaded.
@@ -71,8 +72,13 @@ def load(folder: Path) -> ctypes.CDLL:
     path = _build(folder)
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise ConfigurationError(f"The CPU kernels in {path} cannot be loaded: {error}") from error
+    except OSError as damage:
+        log.warning("the CPU kernels in %s cannot be loaded (%s): they are built again", path, damage)
+        path.unlink(missing_ok=True)
+        try:
+            library = ctypes.CDLL(str(_build(folder)))
+        except OSError as error:
+            raise ConfigurationError(f"The CPU kernels in {path} cannot be loaded: {error}") from error
     library.graft_open.restype = c_void_p
     library.graft_open.argtypes = [c_int32]
     library.graft_close.argtypes = [c_void_p]
@@ -102,6 +108,7 @@ def _build(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as building:
         made = Path(building) / library.name
         _run([*command, str(SOURCE), "-o", str(made)])
+        sync_tree(Path(building))  # a library that a power cut shortened would end whoever loads it
         made.replace(library)
     log.info("the CPU kernels were compiled in %.0f s", time.monotonic() - began)
     return library

@@ -11,6 +11,7 @@ import pytest
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.server.engine.backends.cpu import library
+from tests.conftest import TEST_HOME
 from tests.e2e.server_process import eventually
 
 
@@ -30,6 +31,16 @@ def test_a_compiler_that_takes_too_long_leaves_nothing_behind(tmp_path: Path, mo
             break
     eventually(lambda: not is_running(int(pid.read_text())), 10, "the compiler's own process has ended as well")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(library.compiler() is None, reason="no C++ compiler")
+def test_a_damaged_library_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = library._build(TEST_HOME / "kernels")
+    monkeypatch.setattr(library, "_run", lambda command: shutil.copy(built, command[-1]))
+    damaged = tmp_path / built.name
+    damaged.write_bytes(b"garbage")
+    library.load.__wrapped__(tmp_path)
+    assert damaged.read_bytes() == built.read_bytes()
 
 
 def library_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
