@@ -102,6 +102,8 @@ def serve(config: ServerConfig) -> int:
     with home_lock(config.home):
         close_to_others(config.home)
         _check_port(config)
+        if config.artifacts is not None:
+            ObjectStore(config.artifacts)  # refused before the base is fetched
         admin_key = _admin_key(config)
         info = _prepare_base(config)
         server = build(config, info, admin_key)

@@ -33,6 +33,7 @@ FETCHING_THREADS: Final = 4
 PREPARING_SECONDS: Final = 30.0
 #: An adapter that is broken in the bucket is not fetched again for so long.
 QUARANTINE_SECONDS: Final = 30.0
+MIN_PAUSE_SECONDS: Final = 1.0
 
 
 class ArtifactCache:
@@ -66,6 +67,7 @@ class ArtifactCache:
         self._quarantined: dict[str, tuple[float, GraftworkError]] = {}
         self._pushed: Counter[str] = Counter()
         self._trimming: asyncio.Task[None] | None = None
+        self._exceeds = False
 
     async def ensure(self, digest: str) -> None:
         """Have an adapter's files in the home, fetched if they are not there: one fetch for all who wait for it.
@@ -143,17 +145,19 @@ class ArtifactCache:
             self._trimming = asyncio.create_task(self._trim())
 
     async def _trim(self) -> None:
-        """Remove what was used least recently, until the rest fits."""
+        """Remove what was used least recently, until the rest fits. What is in use is looked at again later."""
         sizes = await self._in_thread(self._store.sizes)
         excess = sum(sizes.values()) - self._max_bytes
         if excess <= 0:
+            self._exceeds = False
             return
+        asyncio.get_running_loop().call_later(max(self._preparing_seconds, MIN_PAUSE_SECONDS), self._trim_soon)
         asked_at = time.monotonic()
         try:
             resident = await self._engine.residency()
             for digest in list(self._last_used):
                 if excess <= 0:
-                    return
+                    break
                 if digest not in sizes:  # withdrawn, or fetched since
                     continue
                 if digest in resident or self._is_used(digest, asked_at):
@@ -167,8 +171,9 @@ class ArtifactCache:
         except Unavailable as error:
             log.warning("no adapter is removed from the home for now: %s", error.message)
             return
-        if excess > 0:
+        if excess > 0 and not self._exceeds:
             log.warning("the adapters in use are %.1f MB more than --artifact-cache-gb", excess / 1e6)
+        self._exceeds = excess > 0
 
     def _is_used(self, digest: str, asked_at: float) -> bool:
         return self._pushed[digest] > 0 or self._last_used[digest] > asked_at - self._preparing_seconds

@@ -183,11 +183,11 @@ def test_adapters_leave_the_home_while_answers_stream(first: Server, make: MakeS
                 stopping.wait(pause)
 
     # Some all the time, the others so seldom that they have left when they are asked for again.
-    pauses = dict(zip(NAMES, (0.0, 0.0, 34.0, 37.0, 41.0, 45.0), strict=True))
+    pauses = dict(zip(NAMES, (0.0, 0.0, 65.0, 70.0, 75.0, 80.0), strict=True))
     threads = [threading.Thread(target=stream, args=each) for each in pauses.items()]
     for thread in threads:
         thread.start()
-    time.sleep(110)
+    time.sleep(100)
     stopping.set()
     for thread in threads:
         thread.join()
