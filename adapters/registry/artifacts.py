@@ -25,6 +25,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -232,9 +233,13 @@ class ArtifactStore:
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of each published artifact, by digest; those published longest ago first."""
-        folders = [folder for folder in self.root.iterdir() if len(folder.name) == 64]
-        folders.sort(key=lambda folder: folder.stat().st_mtime)
-        return {f"sha256:{folder.name}": sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+        found: list[tuple[float, str, int]] = []
+        for folder in self.root.iterdir():
+            if folder != self._staging:
+                with suppress(FileNotFoundError):  # it is withdrawn at this moment
+                    size = sum(file.stat().st_size for file in folder.iterdir())
+                    found.append((folder.stat().st_mtime, f"sha256:{folder.name}", size))
+        return {digest: size for _, digest, size in sorted(found)}
 
     def discard(self, staged: Path) -> None:
         """Delete a staged folder, if it is still there."""

@@ -67,7 +67,8 @@ class ArtifactCache:
         self._quarantined: dict[str, tuple[float, GraftworkError]] = {}
         self._pushed: Counter[str] = Counter()
         self._trimming: asyncio.Task[None] | None = None
-        self._exceeds = False
+        self._trim_later: asyncio.TimerHandle | None = None
+        self._only_here: set[str] = set()
 
     async def ensure(self, digest: str) -> None:
         """Have an adapter's files in the home, fetched if they are not there: one fetch for all who wait for it.
@@ -94,6 +95,7 @@ class ArtifactCache:
             self._pushed[digest] -= 1
             if self._is_here(digest):
                 self._quarantined.pop(digest, None)
+                self._only_here.discard(digest)
                 self._use(digest)
                 self._trim_soon()
 
@@ -146,34 +148,37 @@ class ArtifactCache:
 
     async def _trim(self) -> None:
         """Remove what was used least recently, until the rest fits. What is in use is looked at again later."""
+        if self._trim_later is not None:
+            self._trim_later.cancel()
         sizes = await self._in_thread(self._store.sizes)
         excess = sum(sizes.values()) - self._max_bytes
         if excess <= 0:
-            self._exceeds = False
             return
-        asyncio.get_running_loop().call_later(max(self._preparing_seconds, MIN_PAUSE_SECONDS), self._trim_soon)
+        pause = max(self._preparing_seconds, MIN_PAUSE_SECONDS)
+        self._trim_later = asyncio.get_running_loop().call_later(pause, self._trim_soon)
         asked_at = time.monotonic()
         try:
             resident = await self._engine.residency()
-            for digest in list(self._last_used):
-                if excess <= 0:
-                    break
-                if digest not in sizes:  # withdrawn, or fetched since
+            for digest in [digest for digest in self._last_used if digest in sizes and digest not in resident]:
+                if excess <= 0 or self._is_used(digest, asked_at) or not await self._is_in_bucket(digest):
                     continue
-                if digest in resident or self._is_used(digest, asked_at):
-                    continue
-                if not await self._in_thread(self._bucket.holds, self._store.path(digest)):
-                    log.warning("%s stays in the home: the bucket does not have it. Push it again", digest)
-                    continue
-                if not self._is_used(digest, asked_at):  # meanwhile
+                if self._is_here(digest) and not self._is_used(digest, asked_at):  # still
                     await self._remove(digest)
                     excess -= sizes[digest]
         except Unavailable as error:
             log.warning("no adapter is removed from the home for now: %s", error.message)
             return
-        if excess > 0 and not self._exceeds:
-            log.warning("the adapters in use are %.1f MB more than --artifact-cache-gb", excess / 1e6)
-        self._exceeds = excess > 0
+        if excess > 0:
+            log.info("the adapters in use are %.1f MB more than --artifact-cache-gb", excess / 1e6)
+
+    async def _is_in_bucket(self, digest: str) -> bool:
+        if digest in self._only_here or not self._is_here(digest):
+            return False
+        if await self._in_thread(self._bucket.holds, self._store.path(digest)):
+            return True
+        self._only_here.add(digest)
+        log.warning("%s stays in the home: the bucket does not have it. Push it again", digest)
+        return False
 
     def _is_used(self, digest: str, asked_at: float) -> bool:
         return self._pushed[digest] > 0 or self._last_used[digest] > asked_at - self._preparing_seconds

@@ -178,6 +178,7 @@ async def test_the_least_recently_used_goes(narrow: GatewayHarness) -> None:
 
 
 async def test_what_the_engine_has_stays(narrow: GatewayHarness, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     registry, engine = narrow.world.services.registry, narrow.world.engine
     await narrow.ask(model="one")
     for tier in ("device", "host", "fetching"):
