@@ -292,6 +292,28 @@ class Files:
             code="file_not_found",
         )
 
+    def share(self, file: File) -> bool:
+        """Put the bytes of a file that was written without a bucket into it, unless they are there.
+
+        Returns:
+            Whether it has them now: not if they are not here as they were written.
+
+        Raises:
+            Unavailable: The bucket does not answer.
+        """
+        assert self._objects is not None
+        path, key = self.path(file), _key(file.id, file.digest)
+        if self._objects.size(key) == file.num_bytes:
+            return True
+        try:
+            with path.open("rb") as content:
+                intact = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}" == file.digest
+        except FileNotFoundError:
+            return False
+        if intact:
+            self._objects.put(key, path)
+        return intact
+
     def find(
         self,
         *,

@@ -28,6 +28,7 @@ SCHEMES: Final = ("s3", "gs", "az", "file")
 STORE_AWAY: Final = "object_store_unavailable"
 """The error code of a bucket that does not answer."""
 
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _PART_BYTES = 8 << 20
 _CONCURRENT_PARTS = 4
 _PROGRESS_SECONDS = 10.0
@@ -75,8 +76,8 @@ class ObjectStore:
 
         if urlsplit(self.url).scheme == "file":
             return from_url(self.url)
-        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-        client = {**_CLIENT, "allow_http": endpoint.startswith("http://")}
+        endpoints = (os.environ.get(name, "") for name in _ENDPOINTS)
+        client = {**_CLIENT, "allow_http": any(endpoint.startswith("http://") for endpoint in endpoints)}
         return from_url(self.url, client_options=client, retry_config=_RETRIES)
 
     def put_new(self, key: str, path: Path) -> bool:

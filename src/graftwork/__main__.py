@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from graftwork.adapters.base.progress import Progress
 
 #: Commands that need the packages which ``graftwork-client`` does not bring.
-_SERVER_COMMANDS = ("backup", "bench", "data", "demo", "restore", "serve", "train")
+_SERVER_COMMANDS = ("backup", "bench", "data", "demo", "move", "restore", "serve", "train")
 
 _BASE = "The base"
 _ENGINE = "The engine"
@@ -246,6 +246,33 @@ def restore(
     _print_manifest(f"restored in {home}: start it with graftwork serve --home {home}", manifest, as_json=as_json)
 
 
+def move(
+    artifacts: Annotated[
+        str, typer.Option("--artifacts", envvar="GRAFTWORK_ARTIFACTS", help="Bucket, as graftwork serve takes it.")
+    ],
+    home: _Home = Path("~/.graftwork"),
+) -> None:
+    """Put the adapters and files of a stopped server into a bucket. Its home keeps them, as a cache."""
+    from graftwork.adapters.storage.database import Database
+    from graftwork.adapters.storage.objects import ObjectStore
+    from graftwork.adapters.upload import upload_home
+    from graftwork.server.processes import home_lock
+
+    home = home.expanduser()
+    if not (home / "graftwork.db").is_file():
+        raise typer.BadParameter(f"{home} has no graftwork.db: there is nothing to move")
+    with _home_command() as progress, home_lock(home):
+        done = upload_home(home, Database(home / "graftwork.db"), ObjectStore(artifacts), progress)
+    for each in done.damaged:
+        typer.echo(f"{each} is not as it was written: it was left out", err=True)
+    typer.echo(
+        f"{done.num_adapters} adapters and {done.num_files} files are in {artifacts}. Start the server with "
+        "--artifacts from now on."
+    )
+    if done.damaged:
+        raise typer.Exit(ExitCode.FAILED)
+
+
 @contextmanager
 def _home_command() -> Iterator[Progress]:
     """A context for a command on a home, with a progress bar; its errors end the command."""
@@ -294,6 +321,7 @@ if find_spec("graftwork.server"):
     app.command()(serve)
     app.command()(backup)
     app.command()(restore)
+    app.command()(move)
     app.command(context_settings=_ANY_ARGUMENTS, add_help_option=False)(bench)
     app.command()(train)
     app.add_typer(data, name="data")

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train": (*REMOTE, "--data", "--local"),
     "backup": ("--home", "--json"),
     "restore": ("--home", "--json"),
+    "move": ("--home", "--artifacts"),
     "demo": (*REMOTE, "--data", "--classes", "--home", "--short"),
     "adapters push": (*REMOTE, "--alias", "--metadata", "--parent", "--server-path"),
     "adapters list": REMOTE,
