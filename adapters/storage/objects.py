@@ -18,7 +18,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from graftwork.adapters.errors import ConfigurationError, NotFound, TooLarge, Unavailable
 
@@ -43,13 +43,14 @@ _CLIENT: Final[dict[str, Any]] = {"connect_timeout": timedelta(seconds=2), "read
 
 
 class ObjectStore:
-    """The objects below one URL. Thread-safe; a forked process uses it like any other.
+    """The objects below one URL. Thread-safe. It may be made before a fork, and used after it.
 
     Args:
         url: ``s3://bucket/prefix``, ``gs://…``, ``az://…`` or ``file:///folder``.
 
     Raises:
-        ConfigurationError: The URL names no bucket, has a secret in it, or obstore is not installed.
+        ConfigurationError: The URL names no bucket, has a secret in it, its folder cannot be made, or obstore is not
+            installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -66,7 +67,10 @@ class ObjectStore:
         if find_spec("obstore") is None:
             raise ConfigurationError("--artifacts with a bucket needs obstore: pip install 'graftwork[s3]'.")
         if parts.scheme == "file":
-            Path(parts.path).mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                Path(unquote(parts.path)).mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise ConfigurationError(f"--artifacts {url}: {error.strerror}.") from None
         self.url = url.rstrip("/")
 
     @cached_property

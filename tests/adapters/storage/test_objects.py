@@ -90,6 +90,15 @@ def test_urls_that_are_refused(url: str, says: str) -> None:
     assert "sig=secret" not in refused.value.message
 
 
+def test_folders_with_odd_names_and_without_permission(tmp_path: Path) -> None:
+    store = ObjectStore(f"file://{tmp_path}/a%20b")
+    store.put("key", file(tmp_path))
+    assert (tmp_path / "a b" / "key").read_bytes() == CONTENT
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="Not a directory"):
+        ObjectStore(f"file://{tmp_path}/file/folder")
+
+
 def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects_module, "find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"graftwork\[s3\]"):

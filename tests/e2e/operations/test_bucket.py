@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import httpx
 import openai
 import pytest
 
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.clients.errors import GraftworkAPIError
 from graftwork.server.processes import die_with_parent
 from tests.conformance.environments import Environment
@@ -34,8 +36,14 @@ SECRET = "a-secret-that-nobody-may-read"
 ROWS = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
 
 
+@dataclass(frozen=True)
+class S3Server:
+    process: subprocess.Popen[bytes]
+    url: str
+
+
 @pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The server, with an empty bucket."""
     environment = Environment("moto")
     environment.make()
@@ -49,33 +57,38 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[
             stderr=file,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
-    process.url = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
+    server = S3Server(process, f"http://127.0.0.1:{port}")
 
     def is_there() -> bool:
         try:
-            return httpx.put(f"{process.url}/adapters").status_code == 200  # type: ignore[attr-defined]
+            return httpx.put(f"{server.url}/adapters").status_code == 200
         except httpx.TransportError:
             return False
 
     eventually(is_there, 60, "moto listens")
-    yield process
+    yield server
     process.kill()
     process.wait()
 
 
 @pytest.fixture(scope="module")
-def make(new_server: MakeServer, moto: subprocess.Popen[bytes]) -> MakeServer:
-    """Makes servers with this bucket; ``copy_of``: with the database that another server has now."""
-    environment = {
-        "AWS_ENDPOINT_URL": moto.url,  # type: ignore[attr-defined]
+def settings(moto: S3Server) -> dict[str, str]:
+    """The environment of those who use the bucket."""
+    return {
+        "AWS_ENDPOINT_URL": moto.url,
         "AWS_ACCESS_KEY_ID": "somebody",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
         "GRAFTWORK_ARTIFACTS": BUCKET,
     }
 
+
+@pytest.fixture(scope="module")
+def make(new_server: MakeServer, settings: dict[str, str]) -> MakeServer:
+    """Makes servers with this bucket; ``copy_of``: with the database that another server has now."""
+
     def make(*flags: str, copy_of: Server | None = None) -> Server:
-        server = new_server("--no-trainer", *flags, environment=environment)
+        server = new_server("--no-trainer", *flags, environment=settings)
         if copy_of is not None:
             old, new = (sqlite3.connect(each.home / "graftwork.db") for each in (copy_of, server))
             with closing(old), closing(new):
@@ -131,12 +144,12 @@ def test_a_home_that_starts_empty_serves_every_adapter(first: Server, make: Make
 
 
 def test_a_bucket_that_hangs(
-    first: Server, make: MakeServer, moto: subprocess.Popen[bytes], small: SmallAdapters, tmp_path: Path
+    first: Server, make: MakeServer, moto: S3Server, small: SmallAdapters, tmp_path: Path
 ) -> None:
     server = make(copy_of=first)
     with server.openai() as client, server.client() as own:
         ask(client, "one", max_tokens=4)
-        moto.send_signal(signal.SIGSTOP)
+        moto.process.send_signal(signal.SIGSTOP)
         try:
             began = time.monotonic()
             with pytest.raises(openai.InternalServerError) as away:
@@ -152,7 +165,7 @@ def test_a_bucket_that_hangs(
             assert refused.value.status == 503
             assert server.status() == 200
         finally:
-            moto.send_signal(signal.SIGCONT)
+            moto.process.send_signal(signal.SIGCONT)
         ask(client, "two", max_tokens=4)
         assert "seven" not in {adapter.name for adapter in own.adapters.list()}
         own.adapters.push("seven", small.write(tmp_path / "again", 7))
@@ -200,14 +213,21 @@ def test_adapters_leave_the_home_while_answers_stream(first: Server, make: MakeS
 
 
 def test_bytes_that_were_changed_in_the_bucket(
-    first: Server, make: MakeServer, moto: subprocess.Popen[bytes], small: SmallAdapters, tmp_path: Path
+    first: Server,
+    make: MakeServer,
+    settings: dict[str, str],
+    small: SmallAdapters,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = make(copy_of=first)
-    digest = folder_of(server, "three").name
-    url = f"{moto.url}/adapters/of/this/test/artifacts/{digest}/adapter_model.safetensors"  # type: ignore[attr-defined]
-    content = bytearray(httpx.get(url).content)
+    digest = folder_of(first, "three").name
+    content = bytearray((first.home / "artifacts" / digest / "adapter_model.safetensors").read_bytes())
     content[-1] ^= 1
-    httpx.put(url, content=bytes(content)).raise_for_status()
+    (tmp_path / "changed").write_bytes(content)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    ObjectStore(BUCKET).put(f"artifacts/{digest}/adapter_model.safetensors", tmp_path / "changed")
     with server.openai() as client, server.client() as own:
         with pytest.raises(openai.InternalServerError, match="changed in the bucket"):
             client.with_options(max_retries=0).chat.completions.create(
