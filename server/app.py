@@ -9,14 +9,18 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import ConfigurationError, Unavailable
@@ -35,6 +39,7 @@ from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.adapters.storage.objects import ObjectStore
+from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
 from graftwork.server.background.graders import GraderTrials
@@ -52,6 +57,7 @@ from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
 from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.embeddings import EmbeddingService
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
@@ -61,7 +67,10 @@ from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.pool import EnginePool, PoolMember
 from graftwork.server.transport.seam import NoSpec
+from graftwork.server.transport.vllm.connecting import vllm_engines
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -95,6 +104,8 @@ def serve(config: ServerConfig) -> int:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "httpx", "httpcore"):  # whose URLs may be secrets of webhooks
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    for variable in ("GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"):
+        take_secret(variable)  # the configuration has it: children are given it where they need it
     # Before any child loads OpenMP: threads that spin long at barriers fight the other processes for the cores, threads
     # that sleep at once take long to wake. Spinning for a moment is best on a busy and on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -102,6 +113,7 @@ def serve(config: ServerConfig) -> int:
     with home_lock(config.home):
         close_to_others(config.home)
         _check_port(config)
+        migrate(Database(config.database_location))  # before the base is fetched, which takes minutes
         if config.artifacts is not None:
             ObjectStore(config.artifacts)  # refused before the base is fetched
         admin_key = _admin_key(config)
@@ -143,7 +155,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     Raises:
         ConfigurationError: The server would listen on other addresses than loopback without a key.
     """
-    database = Database(config.home / "graftwork.db")
+    database = Database(config.database_location)
     migrate(database)
     keys = Keys(database, admin_key=admin_key)
     if not config.loopback_only and not keys.configured():
@@ -157,19 +169,27 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)), objects=objects)
     files.clean()
     prompts = Prompts(Path(info.path))
-    shared_state = SharedState(API_PROCESSES)
+    shared_state = SharedState(API_PROCESSES, config.num_engines)
     trainer = TrainerProcess(config, info, shared_state)
-    engine_client = EngineClient(
-        shared_state,
-        max_open=config.max_queue,
-        canary_prompt=prompts.encode(CANARY_TEXT),
-        stall_seconds=config.stall_seconds,
-    )
+    workers = [
+        _engine_worker(number, config, info, store, shared_state, prompts.encode(CANARY_TEXT))
+        for number in range(len(config.worker_devices))
+    ]
+    members = [
+        # Those on different devices are of different kinds: their kernels differ.
+        PoolMember(str(number), client, kind=f"own, {config.worker_devices[number].partition(':')[0]}")
+        for number, (_, client) in enumerate(workers)
+    ]
+    if config.engine_urls:
+        engines = vllm_engines(
+            config, info, prompts, shared_state, adapters=store.root, canary_prompt=prompts.encode(CANARY_TEXT)
+        )
+        members = [PoolMember(url, engine, kind="vllm") for url, engine in engines.items()]
+    engine: EngineProtocol = EnginePool(members) if len(members) > 1 else members[0].engine
     artifact_cache = None
     if objects is not None:
-        artifact_cache = ArtifactCache(
-            store, ArtifactBucket(objects), engine_client, max_bytes=int(config.artifact_cache_gb * (1 << 30))
-        )
+        max_bytes = int(config.artifact_cache_gb * (1 << 30))
+        artifact_cache = ArtifactCache(store, ArtifactBucket(objects), engine, max_bytes=max_bytes)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -178,10 +198,13 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         base_id=info.id,
         log=not config.no_interaction_log,
         retention_days=config.retention_days or None,
+        spool=None if database.is_sqlite else Spool(config.home / "spool.db"),
     )
     experiments = Experiments(database, registry)
+    limiter = Limiter(UsageLedger(database), keys.limits_of)
     services = Services(
         base=info,
+        database=database,
         registry=registry,
         store=store,
         artifact_cache=artifact_cache,
@@ -199,19 +222,21 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=info.digest),
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
+        limiter=limiter,
+        audit_log=AuditLog(database),
         grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,
         allow_python_graders=config.allow_python_graders,
         cors_origins=config.cors_origins,
         limits=config.adapter_limits,
-        engine=engine_client,
+        engine=engine,
     )
     services.metrics.set_build(version=__version__, base=info.id, base_digest=info.digest)
     router = ModelRouter(info, registry, services.experiments)
     service = GenerationService(
         base=info,
-        engine=engine_client,
+        engine=engine,
         prompts=prompts,
         router=router,
         experiments=services.experiments,
@@ -220,46 +245,36 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
         artifacts=artifact_cache,
+        limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
-        max_busy_for_shadows=config.max_batch // 4,  # copies for shadow arms leave three quarters to users
+        max_busy_for_shadows=config.max_batch * len(members) // 4,  # copies for shadow arms leave the rest to users
     )
-    tokenization = Tokenization(info, engine_client, prompts, router)
+    tokenization = Tokenization(info, engine, prompts, router)
     embedding_service = EmbeddingService(
-        engine=engine_client,
+        engine=engine,
         tokenization=tokenization,
         router=router,
         metrics=metrics,
         traffic=services.traffic,
         artifacts=artifact_cache,
+        limiter=limiter,
+        shares_prefixes=config.share_prefix_cache,
     )
     batches = BatchRunner(
         BatchServices(
             batches=services.batches,
             files=files,
             answering=AnsweringServices(service, embedding_service),
-            capacity=BatchCapacity(engine_client, num_seats=config.max_batch, share=config.batch_share),
+            capacity=BatchCapacity(engine, num_seats=config.max_batch * len(members), share=config.batch_share),
             metrics=metrics,
             find_principal=services.authenticator.find,
         ),
         Leases(database),
     )
-    listeners = [_listen() for _ in range(API_PROCESSES)]
-    worker = WorkerConfig(
-        base=info,
-        artifacts=store.root,
-        adapter_limits=config.adapter_limits,
-        engine=_engine_options(config),
-        api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
-        shared_state=shared_state,
-        parent_pid=os.getpid(),
-        log_level=config.log_level,
-    )
-    api = EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec())
     keeper = _keeper(database, services)
     server = GraftServer(
-        api,
-        engine_client,
-        listeners,
+        [api for api, _ in workers],
+        engine,
         service,
         embedding_service,
         tokenization,
@@ -270,7 +285,40 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         trainer,
     )
     server.drain_seconds = config.drain_seconds
+    server.starts_workers = not config.engine_urls
     return server
+
+
+def _engine_worker(
+    number: int,
+    config: ServerConfig,
+    info: BaseInfo,
+    store: ArtifactStore,
+    shared_state: SharedState,
+    canary_prompt: Sequence[int],
+) -> tuple[EngineAPI, EngineClient]:
+    """One engine worker, not yet started, and the connection to it."""
+    listeners = [_listen() for _ in range(API_PROCESSES)]
+    worker = WorkerConfig(
+        base=info,
+        artifacts=store.root,
+        adapter_limits=config.adapter_limits,
+        engine=_engine_options(config, number),
+        api_addresses=tuple(listener.getsockname().decode() for listener in listeners),
+        shared_state=shared_state,
+        number=number,
+        parent_pid=os.getpid(),
+        log_level=config.log_level,
+    )
+    client = EngineClient(
+        shared_state,
+        max_open=config.max_queue,
+        canary_prompt=canary_prompt,
+        stall_seconds=config.stall_seconds,
+        listeners=listeners,
+        engine=number,
+    )
+    return EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec(number)), client
 
 
 def _listen() -> socket.socket:
@@ -308,23 +356,28 @@ def _clean_bucket(files: Files, _: Lease) -> None:
         files.clean_bucket()
 
 
-def _engine_options(config: ServerConfig) -> dict[str, Any]:
+def _engine_options(config: ServerConfig, number: int) -> dict[str, Any]:
     gib = 1 << 30
+    devices = config.worker_devices
+    threads = config.threads
+    if threads is None and len(devices) > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
     return {
         "quantize": config.quantize,
         "dtype": config.dtype,
-        "device": config.device,
+        "device": devices[number],
         "kernels": config.kernels,
         "kernel_cache": Path(os.environ.get("GRAFTWORK_KERNEL_CACHE") or config.home / "kernels"),
         "num_slots": config.slots,
         "max_sequences": config.max_batch,
         "max_length": config.max_model_len,
         "cache_bytes": None if config.kv_memory_gb is None else int(config.kv_memory_gb * gib),
+        "memory_share": 1 / devices.count(devices[number]),
         "reserved_bytes": 0 if config.trainer_device is not None else int(config.trainer_memory_gb * gib),
         "host_bytes": int(config.host_memory_gb * gib),
         "step_tokens": config.prefill_tokens,
         "prefix_cache": not config.no_prefix_cache,
-        "num_threads": config.threads,
+        "num_threads": threads,
     }
 
 
@@ -359,8 +412,14 @@ def _admin_key(config: ServerConfig) -> str | None:
     if config.admin_key_file is not None:
         try:
             key = config.admin_key_file.read_text().strip()
+            mode = config.admin_key_file.stat().st_mode
         except OSError as error:
             raise ConfigurationError(f"--admin-key-file {config.admin_key_file}: {error.strerror}.") from None
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning(
+                "--admin-key-file %s can be read by other users of this machine: chmod 600 it, and change the key",
+                config.admin_key_file,
+            )
     if key is not None and len(key) < 16:
         raise ConfigurationError("The admin key is shorter than 16 characters. Use a long random one.")
     return key

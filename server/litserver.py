@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from multiprocessing import connection
 from typing import Any
@@ -22,6 +21,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from graftwork.adapters.access.keys import Role
+from graftwork.adapters.errors import Unavailable
 from graftwork.server.background.keeper import Keeper
 from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.generation.batches.runner import BatchRunner
@@ -32,14 +32,12 @@ from graftwork.server.http import edge
 from graftwork.server.http.routes import add_routes, generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
-from graftwork.server.transport.client import EngineClient
+from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.restarts import WorkerRestarts
 from graftwork.server.transport.seam import NoManager, NoTransport
-from graftwork.server.transport.worker import EXIT_CONFIGURATION, EngineAPI
+from graftwork.server.transport.worker import EngineAPI
 
 log = logging.getLogger(__name__)
-
-#: An engine worker that dies this often in a row before it was ready is not restarted.
-MAX_FAILED_STARTS = 3
 
 #: Timeouts of the shutdown, when no answer is under way any more.
 CLOSE_SECONDS = 10  # connections whose clients do not read
@@ -51,9 +49,8 @@ class GraftServer(ls.LitServer):
     """LitServe's server with this project's routes, start, supervision and shutdown.
 
     Args:
-        api: The engine worker's entry point.
-        client: The connection to the engine worker.
-        listeners: For each API process the socket on which it accepts the worker.
+        apis: The entry points of the engine workers.
+        engine: What computes, for the API processes.
         service: Answers generation requests.
         embedding_service: Answers embedding requests.
         tokenization: Tokenizes prompts that are only counted.
@@ -66,13 +63,13 @@ class GraftServer(ls.LitServer):
     Attributes:
         exit_code: Of the process: 1 if the engine or an API process failed.
         drain_seconds: How long SIGTERM waits for answers that are under way.
+        starts_workers: Whether LitServe starts the engine workers. Other engines run already.
     """
 
     def __init__(
         self,
-        api: EngineAPI,
-        client: EngineClient,
-        listeners: Sequence[socket.socket],
+        apis: Sequence[EngineAPI],
+        engine: EngineProtocol,
         service: GenerationService,
         embedding_service: EmbeddingService,
         tokenization: Tokenization,
@@ -82,8 +79,7 @@ class GraftServer(ls.LitServer):
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
-        self.client = client
-        self.listeners = listeners
+        self.engine = engine
         self.service = service
         self.embedding_service = embedding_service
         self.tokenization = tokenization
@@ -93,12 +89,12 @@ class GraftServer(ls.LitServer):
         self.trainer = trainer
         self.shared_state = shared_state
         self.exit_code = 0
+        self.starts_workers = True
         self.inference_workers: list[Any] = []
-        self._failed_starts = 0
-        self._engine_starts = 0
+        self._restarts = [WorkerRestarts() for _ in apis]
         super().__init__(
-            api,
-            accelerator="cpu",  # LitServe starts one worker; which device it uses is the engine's choice
+            list(apis),
+            accelerator="cpu",  # LitServe starts one process for each; which device it uses is the engine's choice
             timeout=False,
             restart_workers=True,
             disable_openapi_url=True,
@@ -119,7 +115,7 @@ class GraftServer(ls.LitServer):
             self.services.records,
         )
         add_routes(self.app, routes)
-        edge.install(self.app, self.services.metrics, self.services.cors_origins)
+        edge.install(self.app, self.services.metrics, self.services.audit_log, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
@@ -143,22 +139,42 @@ class GraftServer(ls.LitServer):
         """Return at once."""
         return
 
+    # LitServe starts a worker for each of its APIs, and requires one API at least.
+    def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
+        """Start an engine worker, if there is to be one."""
+        return super().launch_inference_worker(lit_api) if self.starts_workers else []
+
     # LitServe would restart a worker that cannot start every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
         """Restart a worker that died, or shut the server down if that would fail again."""
-        died = self.inference_workers[worker_id]
+        assert isinstance(lit_api, EngineAPI)
+        number = lit_api.config.number
+        died = self.inference_workers[number]
         if self.shared_state.phase == STOPPING:
             threading.Event().wait()  # this is LitServe's monitor thread: nothing is left for it to do
-        was_ready = self.shared_state.engine_starts > self._engine_starts
-        self._engine_starts = self.shared_state.engine_starts
-        self._failed_starts = 0 if was_ready else self._failed_starts + 1
-        if died.exitcode == EXIT_CONFIGURATION or self._failed_starts >= MAX_FAILED_STARTS:
+        decision = self._restarts[number].decide(
+            died.exitcode,
+            num_ready=self.shared_state.engine_starts(number),
+            others_serve=self._another_serves(number),
+            now=time.monotonic(),
+        )
+        if decision == "stop":
             log.error("the engine cannot start; shutting down (its own message is above)")
             self.exit_code = 1
             self._stop()
             threading.Event().wait()
-        log.warning("the engine worker ended (exit code %s); starting it again", died.exitcode)
+        if decision == "wait":
+            return died  # the monitor thread comes back to it
+        log.warning("engine worker %d ended (exit code %s); starting it again", number, died.exitcode)
         return super().launch_single_inference_worker(lit_api, worker_id)
+
+    def _another_serves(self, number: int) -> bool:
+        """Whether an engine worker beside this one lives and has served."""
+        return any(
+            process.is_alive() and self.shared_state.engine_starts(other)
+            for other, process in enumerate(self.inference_workers)
+            if other != number
+        )
 
     # LitServe does not watch its API processes: without one the server cannot be reached.
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[str, Any]) -> None:
@@ -185,16 +201,26 @@ class GraftServer(ls.LitServer):
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
         api_process: int = app.response_queue_id  # type: ignore[attr-defined]
-        await self.client.listen(api_process, self.listeners[api_process])
+        await self.engine.start(api_process)
         self.service.shadows.start()
-        self.services.records.log.start()
+        with suppress(Unavailable):
+            await to_thread.run_sync(self.services.read_caches)
+        records = self.services.records
+        records.log.start()
+        await to_thread.run_sync(self.services.limiter.start)
+        if records.delivery is not None:
+            records.delivery.start()
         self.batches.start()
         try:
             async with super().lifespan(app):
                 yield
         finally:
             await self.batches.stop()
-            await to_thread.run_sync(partial(self.services.records.log.stop, seconds=LOG_SECONDS))
+            await self.engine.stop()
+            await to_thread.run_sync(self.services.limiter.stop)
+            await to_thread.run_sync(partial(records.log.stop, seconds=LOG_SECONDS))
+            if records.delivery is not None:
+                await to_thread.run_sync(records.delivery.stop)
 
     def _install_signal_handlers(self) -> None:
         parent = os.getpid()

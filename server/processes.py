@@ -39,14 +39,20 @@ def keep_freed_memory() -> None:
 
 
 class SharedState:
-    """Shared memory of all processes: the server's phase, and how many answers each API process has open."""
+    """Shared memory of all processes: the server's phase, and how many answers each API process has open.
 
-    def __init__(self, num_api_processes: int) -> None:
+    Args:
+        num_api_processes: Processes that answer HTTP requests.
+        num_engines: Engine workers.
+    """
+
+    def __init__(self, num_api_processes: int, num_engines: int = 1) -> None:
         context = mp.get_context("spawn")
         # Without locks: each number has one writer, and a process that is killed must not take a lock along.
         self._phase = context.Value("i", SERVING, lock=False)
-        self._open = context.Array("i", num_api_processes, lock=False)
-        self._engine_starts = context.Value("i", 0, lock=False)
+        self._num_engines = num_engines
+        self._open = context.Array("i", num_api_processes * num_engines, lock=False)
+        self._engine_starts = context.Array("i", num_engines, lock=False)
 
     @property
     def phase(self) -> int:
@@ -57,23 +63,26 @@ class SharedState:
     def phase(self, value: int) -> None:
         self._phase.value = value
 
-    def set_open(self, api_process: int, count: int) -> None:
-        """Publish how many answers an API process has open."""
-        self._open[api_process] = count
+    def set_open(self, api_process: int, engine: int, count: int) -> None:
+        """Publish how many answers of an engine worker an API process has open."""
+        self._open[api_process * self._num_engines + engine] = count
+
+    def num_open(self, engine: int) -> int:
+        """Answers of an engine worker that are open in all API processes."""
+        return sum(self._open[engine :: self._num_engines])
 
     @property
     def total_open(self) -> int:
         """Answers that are open in all API processes."""
         return sum(self._open)
 
-    @property
-    def engine_starts(self) -> int:
+    def engine_starts(self, engine: int) -> int:
         """How often an engine worker has become ready."""
-        return int(self._engine_starts.value)
+        return int(self._engine_starts[engine])
 
-    def count_engine_start(self) -> None:
-        """Count one start. Called by the engine worker, of which one runs at a time."""
-        self._engine_starts.value += 1
+    def count_engine_start(self, engine: int) -> None:
+        """Count one start. Called by that engine worker, of which one process runs at a time."""
+        self._engine_starts[engine] += 1
 
 
 def take_secret(variable: str) -> str | None:

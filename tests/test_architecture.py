@@ -34,7 +34,7 @@ MAY_IMPORT = {
 
 ORDER = {
     "adapters": (
-        "errors, collector, parent_death < names < storage, prompts < base, access, webhooks < peft_format"
+        "errors, collector, parent_death < names < storage, prompts < base, access < webhooks, peft_format"
         " < registry < feedback < experiments < learning < batches < backup, upload"
     ),
     "server": (
@@ -42,15 +42,17 @@ ORDER = {
         " < http < litserver < app"
     ),
     "server/engine": (
-        "request, config, kv, lora < logits_processors < grammars < sequence < batch, scheduler, proposer, pooler"
-        " < sampler, model < backends, runner < backend_selector, engine < loading"
+        "request, config, kv, lora < logits_processors < grammars < sequence < fair_queue < batch, scheduler, proposer"
+        ", pooler < sampler, model < backends, runner < backend_selector, engine < loading"
     ),
     "training": "data < config < model < methods < evaluation, run < worker, cli",
     "training/data": (
         "row < read, clean, splits, tokens < report < policy < mix, bad_rows, kept, spool < pipeline < store"
     ),
     "clients": "errors, types < http < endpoints < client, async_client < cli < demo",
-    "benchmarks": "harness < load < systems < serving, engine, learning, experiments, gates < year, cli < __main__",
+    "benchmarks": (
+        "harness < load < systems < serving, engine, learning, experiments, gates, fleet < year, cli < __main__"
+    ),
 }
 """Inside a package: each of its members may import those that stand before it, and neither its neighbours between two
 commas nor what comes after. Imports for type checkers alone count as well."""

@@ -8,9 +8,12 @@ rows with the same kind of feedback on the same choice, the later one counts.
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import (
@@ -32,10 +35,12 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
-from graftwork.adapters.errors import Conflict, InvalidRequest
+from graftwork.adapters.access import scope
+from graftwork.adapters.errors import Conflict, InvalidRequest, Unavailable
 from graftwork.adapters.feedback.ids import InteractionIds, ParsedId
 from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on, version_columns
-from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
+from graftwork.adapters.storage.database import UNREACHABLE, Database, Page, UtcDateTime, check_limit, schema
+from graftwork.adapters.storage.spool import Spool
 
 Thumb = Literal["up", "down"]
 FeedbackKind = Literal["thumb", "score", "correction", "preferred_over", "comment", "metadata"]
@@ -88,7 +93,7 @@ class Feedback(SubmittedFeedback):
     """A stored row: the feedback, when it was sent and with which key, and the version and arm that it rates.
 
     ``asked`` is whether a random draw marked the answer, so that its user was asked. ``erased_at`` is when its texts
-    were erased.
+    were erased. ``id`` is 0 while it waits for the database.
     """
 
     id: int
@@ -167,16 +172,18 @@ class FeedbackLog:
     Args:
         database: Where it is stored.
         ids: Reads answers' ids.
+        spool: Where it waits while the database is away; ``None``: it is not taken then.
     """
 
-    def __init__(self, database: Database, ids: InteractionIds) -> None:
+    def __init__(self, database: Database, ids: InteractionIds, spool: Spool | None = None) -> None:
         self._database = database
         self._ids = ids
+        self._spool = spool
 
     def add(
         self, feedback: SubmittedFeedback, *, key_id: str, idempotency_key: str | None = None
     ) -> tuple[Feedback, bool]:
-        """Store feedback; it is durable when this returns.
+        """Store feedback; it is durable when this returns, also while the database is away, if there is a spool.
 
         Args:
             feedback: On one choice of an answer.
@@ -184,19 +191,69 @@ class FeedbackLog:
             idempotency_key: If this key has used it before for the same feedback, nothing is stored.
 
         Returns:
-            The row, and whether it is new.
+            The row, and whether it is new. One that waits for the database has no id yet.
 
         Raises:
-            InvalidRequest: The id is none of this server's, or the feedback is empty or invalid.
+            InvalidRequest: The id is none of this server's or out of the caller's scope, or the feedback is empty or
+                invalid.
             Conflict: The idempotency key was used for other feedback.
+            Unavailable: The database is away, and there is no spool, or no room in it.
         """
-        answer = self._ids.read(feedback.interaction_id)
+        answer = self._visible(feedback.interaction_id, "interaction_id")
+        if feedback.preferred_over is not None:
+            self._visible(feedback.preferred_over, "preferred_over")
         feedback = _validate(feedback, self._ids)
         _check_choice(feedback.choice, answer, "choice")
         if idempotency_key is not None:
             names.check_text(idempotency_key, param="idempotency_key", max_chars=MAX_LABEL_CHARS)
+        elif self._spool is not None:
+            # Whether a commit came through cannot be known when the connection breaks in it: the second time it must
+            # be recognised.
+            idempotency_key = uuid.uuid4().hex
+        try:
+            return self._store(feedback, key_id, idempotency_key)
+        except Unavailable as error:
+            if self._spool is None or idempotency_key is None or error.code != UNREACHABLE:
+                raise
+            return self._keep(self._spool, feedback, key_id, idempotency_key)
+
+    def deliver(self, waiting: Mapping[str, Any]) -> None:
+        """Store feedback that has waited in the spool, unless it is there already.
+
+        Raises:
+            Conflict: The idempotency key was used for other feedback meanwhile.
+            Unavailable: The database is away.
+        """
+        self._store(SubmittedFeedback(**waiting["feedback"]), waiting["key_id"], waiting["idempotency_key"])
+
+    def _store(self, feedback: SubmittedFeedback, key_id: str, idempotency_key: str | None) -> tuple[Feedback, bool]:
+        row = self._row(feedback, key_id, idempotency_key)
+        # Its own keys are all that is decided by, and whoever adds feedback waits for the others who do.
+        with self._database.append("feedback") as connection:
+            known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
+            if known is not None:
+                return _repeated(known, feedback), False
+            # Read inside the transaction, so that times are in the order of ids.
+            row["at"] = datetime.now(UTC)
+            (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
+            return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
+
+    def _keep(
+        self, spool: Spool, feedback: SubmittedFeedback, key_id: str, idempotency_key: str
+    ) -> tuple[Feedback, bool]:
+        """Keep feedback until the database is back."""
+        key = json.dumps([key_id, idempotency_key])
+        body = {"feedback": asdict(feedback), "key_id": key_id, "idempotency_key": idempotency_key}
+        kept = spool.keep("feedback", {key: body})[key]
+        known = SubmittedFeedback(**kept["feedback"])
+        row = self._row(known, key_id, idempotency_key)
+        waiting = _feedback(SimpleNamespace(**row, id=0, at=datetime.now(UTC), erased_at=None))
+        return (waiting, True) if kept is body else (_repeated(waiting, feedback), False)
+
+    def _row(self, feedback: SubmittedFeedback, key_id: str, idempotency_key: str | None) -> dict[str, Any]:
+        answer = self._ids.read(feedback.interaction_id)
         adapter, version = version_columns(answer.adapter)
-        row = {
+        return {
             **{field: getattr(feedback, field) for field in _SUBMITTED_FIELDS},
             "end_user": feedback.user,
             "interaction_at": datetime.fromtimestamp(answer.at, UTC),
@@ -210,14 +267,18 @@ class FeedbackLog:
             "key_id": key_id,
             "idempotency_key": idempotency_key,
         }
-        with self._database.write() as connection:
-            known = None if idempotency_key is None else _known(connection, key_id, idempotency_key)
-            if known is not None:
-                return _repeated(known, feedback), False
-            # Read inside the transaction, so that times are in the order of ids.
-            row["at"] = datetime.now(UTC)
-            (id,) = connection.execute(insert(feedback_table).values(row)).inserted_primary_key or (None,)
-            return _feedback(connection.execute(select(feedback_table).where(feedback_table.c.id == id)).one()), True
+
+    def _visible(self, id: str, param: str) -> ParsedId:
+        """The content of the id of an answer that the present caller may see."""
+        answer = self._ids.read(id, param=param)
+        adapter, _ = version_columns(answer.adapter)
+        seen = scope.visible(adapter)
+        if adapter is None and answer.experiment is not None and scope.current() is not None:
+            with self._database.read() as connection:
+                seen = scope.experiment_visible(connection, answer.experiment)
+        if not seen:
+            raise self._ids.unknown(id, param)
+        return answer
 
     def find(
         self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20
@@ -348,7 +409,7 @@ def _conditions(which: FeedbackFilter) -> list[ColumnElement[bool]]:
     return conditions
 
 
-def _feedback(row: Row[*tuple[Any, ...]]) -> Feedback:
+def _feedback(row: Row[*tuple[Any, ...]] | SimpleNamespace) -> Feedback:
     return Feedback(
         **{field: getattr(row, field) for field in (*_SUBMITTED_FIELDS, *_ROW_FIELDS)},
         user=row.end_user,

@@ -92,7 +92,7 @@ class LogPolicies:
         self._database = database
         self._draw = draw
         self._by_subject: DatabaseCache[dict[tuple[str, str], LogPolicy]] = DatabaseCache(
-            database, {}, lambda old: {(policy.scope, policy.subject): policy for policy in self.all()}
+            database, "log_policies", {}, lambda old: {(policy.scope, policy.subject): policy for policy in self.all()}
         )
 
     def all(self) -> tuple[LogPolicy, ...]:
@@ -167,7 +167,7 @@ class LogPolicies:
     def is_logged(self, *, adapter: str, key_id: str) -> bool:
         """Whether requests of this key to this adapter, or to the base by its id, are logged.
 
-        Answers from memory while nothing was committed, else reads: not for the event loop.
+        Answers from memory while no policy has changed, else reads: not for the event loop.
         """
         policies = self._by_subject.get()
         applying = [

@@ -47,6 +47,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, schema
 from graftwork.adapters.storage.durable import disk_full_as_unavailable, sync_folder
@@ -246,6 +247,7 @@ class Files:
             known = _find(connection, id, deleted=True)
             if known is None:
                 connection.execute(insert(files_table).values(row))
+                audit.made(id)
                 file = get_file(connection, id)
                 upload.move(self.path(file))
                 return file

@@ -3,17 +3,17 @@
 The holder of a lease renews it well before it expires; when its process dies nobody renews it, and after at most the
 lease's seconds another process gets it. A process that was stopped for longer than that finds its lease lost when it
 renews: so its work must tolerate that another one does it too, or be written in one transaction with ``Leases.check``.
-All machines that share a database need clocks that agree to well within a lease's seconds.
+The time is the database's (``Database.now``): servers that share a database need not agree about it.
 
-A file lock gives every home one server, so another process takes a lease over only where processes share a database
-without that lock.
+A clock that jumps does no harm either. Ahead: a lease may be taken from a living holder, who finds out, as above. Back:
+a lease with far more time left than anybody asks for is of a holder who died before the jump, and is free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Connection, Named, Row, Table, Text, TypedColumns, insert, select, update
@@ -62,13 +62,15 @@ class Leases:
             The lease; ``None`` while another owner holds it.
         """
         # Usually another owner holds it: a read does not block writers.
-        if _is_others(self.holder(name), owner, seconds):
-            return None
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            if _is_others(_held(_row(connection, name), now), owner, now, seconds):
+                return None
         with self._database.write() as connection:
-            now = datetime.now(UTC)
+            now = self._database.now(connection)
             row = _row(connection, name)
             held = _held(row, now)
-            if _is_others(held, owner, seconds):
+            if _is_others(held, owner, now, seconds):
                 return None
             mine = held if held is not None and held.owner == owner else None
             lease = Lease(
@@ -92,7 +94,7 @@ class Leases:
             The renewed lease; ``None`` if another owner has it.
         """
         with self._database.write() as connection:
-            expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
+            expires_at = self._database.now(connection) + timedelta(seconds=seconds)
             mine = (_leases.c.name == lease.name, _leases.c.token == lease.token, _leases.c.owner == lease.owner)
             changed = connection.execute(update(_leases).where(*mine).values(expires_at=expires_at)).rowcount
         return Lease(**{**vars(lease), "expires_at": expires_at}) if changed else None
@@ -106,7 +108,7 @@ class Leases:
     def holder(self, name: str) -> Lease | None:
         """The lease as its current holder has it, if there is one."""
         with self._database.read() as connection:
-            return _held(_row(connection, name), datetime.now(UTC))
+            return _held(_row(connection, name), self._database.now(connection))
 
     def check(self, connection: Connection, lease: Lease) -> None:
         """Check a lease in a write transaction, before anything is written.
@@ -131,7 +133,7 @@ def _held(row: Row[*tuple[Any, ...]] | None, now: datetime) -> Lease | None:
     )
 
 
-def _is_others(held: Lease | None, owner: str, seconds: float) -> bool:
+def _is_others(held: Lease | None, owner: str, now: datetime, seconds: float) -> bool:
     """Whether another owner than ``owner``, who asks for ``seconds``, holds a lease.
 
     One that has far longer left was taken before the clock was set back. A holder that lives renews it, which
@@ -139,7 +141,7 @@ def _is_others(held: Lease | None, owner: str, seconds: float) -> bool:
     """
     if held is None or held.owner == owner:
         return False
-    return held.expires_at <= datetime.now(UTC) + timedelta(seconds=2 * seconds)
+    return held.expires_at <= now + timedelta(seconds=2 * seconds)
 
 
 Fence = Callable[[Connection], None]

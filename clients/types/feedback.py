@@ -13,10 +13,10 @@ class Feedback:
 
     With ``episode`` it judges all answers of that episode, of which this is the last.
     ``asked`` if a random draw had marked the answer, so that its user was asked. If ``erased_at`` is set, its texts
-    were erased at that time.
+    were erased at that time. ``id`` is None in the answer of a server whose database is away: it is kept until then.
     """
 
-    id: int
+    id: int | None
     at: datetime
     interaction_id: str
     adapter: str

@@ -17,15 +17,19 @@ class Health:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Readiness:
-    """The readiness of the server. ``status`` is ready, starting, draining or recovering."""
+    """The readiness of the server. ``status`` is ready, degraded, starting, draining or recovering.
+
+    ``reason`` is what a degraded server, which answers requests, cannot do.
+    """
 
     status: str
     base: Any = None
+    reason: str | None = None
 
     @property
     def ready(self) -> bool:
         """Whether requests are served now."""
-        return self.status == "ready"
+        return self.status in ("ready", "degraded")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

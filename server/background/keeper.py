@@ -14,8 +14,10 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.storage.leases import Lease, Leases
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,9 @@ class Keeper:
         while not self._stopping.is_set():
             try:
                 self._lease = self._renewed() or self._leases.acquire(LEASE, self._owner, seconds=self.seconds)
+            except Unavailable as error:
+                self._lease = None
+                log.warning("the keeper's lease cannot be renewed; trying again: %s", error)
             except Exception:
                 # The lease may be ours until it expires, or not: begin no duty.
                 self._lease = None
@@ -93,7 +98,8 @@ class Keeper:
                 self._held.clear()
             self._stopping.wait(self.seconds / 3)
         if self._lease is not None:
-            self._leases.release(self._lease)
+            with suppress(Unavailable):  # it expires
+                self._leases.release(self._lease)
 
     def _renewed(self) -> Lease | None:
         return None if self._lease is None else self._leases.renew(self._lease, seconds=self.seconds)
@@ -113,5 +119,7 @@ class Keeper:
     def _run_once(self, duty: Duty, lease: Lease) -> None:
         try:
             duty.run(lease)
+        except Unavailable as error:
+            log.warning("the keeper's duty %r cannot be done now; it is tried again: %s", duty.name, error)
         except Exception:
             log.exception("the keeper's duty %r failed; it is tried again in %.0f s", duty.name, duty.every)

@@ -100,7 +100,13 @@ class TrainerProcess:
         command += ["--allow-python-graders"] if config.allow_python_graders else []
         return subprocess.Popen(
             [*command, "--parent", str(os.getpid())],
-            env={**os.environ, "GRAFTWORK_API_KEY": self.key, **_device_environment(config.trainer_device)},
+            env={
+                **os.environ,
+                "GRAFTWORK_API_KEY": self.key,
+                # Not an argument: those can be read by every user of the machine.
+                **({} if config.database is None else {"GRAFTWORK_DATABASE": config.database}),
+                **_device_environment(config.trainer_device),
+            },
             stdin=subprocess.PIPE,
         )
 

@@ -23,6 +23,7 @@ class EngineConfig:
         max_length: The most tokens of a sequence; ``None``: what the base was made for, up to 8192.
         cache_bytes: Size of the key-value cache; ``None``: a quarter of the memory, 4 GiB at most; on a GPU 80 % of
             what is free beside ``reserved_bytes``.
+        memory_share: The part of the memory that is this engine's, where others run beside it.
         reserved_bytes: Of the GPU's memory, for other processes.
         host_bytes: Host memory for adapters that were fetched and are not on the device.
         step_tokens: The most prompt tokens of a step.
@@ -39,6 +40,7 @@ class EngineConfig:
     max_sequences: int = 32
     max_length: int | None = None
     cache_bytes: int | None = None
+    memory_share: float = 1.0
     reserved_bytes: int = 0
     host_bytes: int = 2 * GIB
     step_tokens: int = 256

@@ -273,10 +273,11 @@ def _allocate_cache(
         device=chosen.device,
     )
     if chosen.device.type == "cpu":
-        cache_bytes = config.cache_bytes or min(4 * GIB, psutil.virtual_memory().total // 4)
+        total = int(psutil.virtual_memory().total * config.memory_share)
+        cache_bytes = config.cache_bytes or min(4 * GIB, total // 4)
     else:
         free = torch.cuda.mem_get_info(chosen.device)[0] - config.reserved_bytes
-        cache_bytes = config.cache_bytes or int(max(free, 0) * 0.8)
+        cache_bytes = config.cache_bytes or int(max(free, 0) * config.memory_share * 0.8)
         num_slots = min(shape.num_slots, cache_bytes // (shape.bytes_per_token * max_length))
         if num_slots < 1:
             raise ConfigurationError(

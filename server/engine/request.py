@@ -133,6 +133,8 @@ class Request:
         sampling: How its tokens are chosen.
         adapter: A digest; ``None``: the bare base.
         cache_salt: Requests of another salt share no prefixes with it.
+        tenant: Who asks: tenants share the engine fairly.
+        weight: The tenant's share, beside the weights of other tenants.
     """
 
     id: str
@@ -140,6 +142,8 @@ class Request:
     sampling: SamplingParams
     adapter: str | None = None
     cache_salt: str = ""
+    tenant: str = ""
+    weight: float = 1.0
 
 
 class FinishReason(enum.StrEnum):

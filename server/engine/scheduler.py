@@ -3,25 +3,30 @@
 A sequence waits until its grammar is compiled, its adapter is on the device, a slot of the key-value cache is free and
 the token budget has room. Then its prompt is computed in chunks beside the sequences that already decode, starting
 behind the prefix that ``PrefixCache`` has, and after that it decodes one token a step. When the cache runs out of
-tokens, the youngest running sequence is preempted: it gives its slot back and is computed again later. Its generated
-tokens are kept, so the client only sees a delay.
+tokens, the youngest running sequence of the tenant that holds most is preempted: it gives its slot back and is computed
+again later. Its generated tokens are kept, so the client only sees a delay.
 
-The step's token budget for prompts goes to the sequences with the least left to compute, so that a short prompt does
-not wait for a long one. A quarter of it, and the first free slot, always belongs to the oldest sequence, so that none
-starves. A sequence whose prefix is being computed by another one waits for it and copies it. A sequence whose adapter
+``FairQueue`` says which tenant's turn it is, and which of its adapters'. When there is no place for whose turn it is,
+somebody who has more than a fair share of the places gives one back, by preemption, too. Of one adapter's sequences,
+the step's token budget for prompts goes to those with the least left to compute, so that a short prompt does not wait
+for a long one. A quarter of it, and the first free slot, always belongs to the oldest, so that none starves. A sequence
+whose prefix is being computed by another one waits for it and copies it. A sequence whose adapter
 is not on the device yet is overtaken at most ``max_overtakes`` times; then an adapter is drained to make room for it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from graftwork.server.engine.fair_queue import FairQueue, Flow, TokenCounter, owes
 from graftwork.server.engine.kv.prefix_cache import Prefix, PrefixCache, PrefixHit
-from graftwork.server.engine.lora.adapter_cache import AdapterCache
+from graftwork.server.engine.lora.adapter_cache import AdapterCache, CachedAdapter, Tier
 from graftwork.server.engine.request import Request
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
@@ -36,6 +41,13 @@ MAX_CONCURRENT_PREFILLS = 4
 #: ``WAIT_SHARE`` of what it has to compute.
 SHORTEST_WAIT = 32
 WAIT_SHARE = 8
+
+#: A sequence that was admitted generates this many tokens before it is preempted for the sake of a fair share: what has
+#: to be computed again, where the prefix cache has lost it, must have been worth it.
+QUANTUM = 32
+
+#: Tenants that have as many places as one another, or one more, change places after a lead of so many tokens.
+SLICE = 256
 
 #: Copying this many tokens within the cache is counted like computing one.
 COPIES_PER_TOKEN = 32
@@ -74,7 +86,7 @@ class Scheduler:
         adapter_cache: Which adapters are on the device.
 
     Attributes:
-        waiting: In order of arrival.
+        waiting: Sequences without a slot, by tenant and adapter.
         running: Sequences with a slot.
         num_preemptions: Since the start.
         num_prompt_tokens: Prompt tokens of admitted requests, since the start.
@@ -84,7 +96,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerConfig, adapter_cache: AdapterCache) -> None:
         self.config = limits
         self.adapter_cache = adapter_cache
-        self.waiting: list[SequenceState] = []
+        self.waiting = FairQueue()
         self.running: list[SequenceState] = []
         self.prefix_cache = PrefixCache(limits.num_slots or limits.max_sequences, enabled=limits.prefix_cache)
         self.num_preemptions = 0
@@ -119,7 +131,7 @@ class Scheduler:
             rng=random.Random(seed) if seed is not None else random.Random(),
         )
         self._arrivals += 1
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
         self._by_id[request.id] = sequence
         if request.adapter is not None:
             self.adapter_cache.add_waiting(request.adapter)
@@ -130,44 +142,56 @@ class Scheduler:
 
         ``keep``: other sequences may use what it has computed. Not after a failure, when that may be wrong.
         """
-        self._by_id.pop(sequence.request.id, None)
+        if self._by_id.get(sequence.request.id) is not sequence:
+            return  # it has ended already
+        del self._by_id[sequence.request.id]
         if sequence in self.running:
             self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-            if sequence.request.adapter is not None:
-                self.adapter_cache.remove_waiting(sequence.request.adapter)
+        elif sequence.request.adapter is not None:
+            self.adapter_cache.remove_waiting(sequence.request.adapter)
+        self.waiting.finish(sequence)
         self._release(sequence, keep=keep)
 
     def waiting_adapters(self) -> list[str]:
-        """Adapters of waiting sequences, oldest sequence first, each once."""
-        return list(dict.fromkeys(s.request.adapter for s in self.waiting if s.request.adapter is not None))
+        """Adapters of waiting sequences, in the order in which they are to be put on the device, each once."""
+        flows = self.waiting.by_adapter_turns(Counter(flow.tenant for flow in self._adapters_in_use()))
+        return list(dict.fromkeys(flow.adapter for flow in flows if flow.adapter is not None))
 
     def schedule(self) -> list[ScheduledTokens]:
         """Decode every sequence that decodes, then spend the step's token budget on prompts, then on drafts."""
         for sequence in self.running:
             self.prefix_cache.record_computed(sequence.require_slot(), sequence.num_computed)
-        self._preempt()
+        self._make_room()
+        self._share_places()
+        self._share_device()
         decoding = [_scheduled(s, 1) for s in self.running if s.decoding]
         prefills = self._schedule_prefills()
         if any(item.sequence.spec_token_ids for item in decoding):
             decoding = self._with_drafts(decoding, self.config.step_tokens - sum(item.count for item in prefills))
+        for item in decoding:
+            self.waiting.charge(item.sequence, item.count)
         return decoding + prefills
 
     def starving_adapters(self) -> list[str]:
-        """Adapters of waiting sequences that were overtaken ``max_overtakes`` times, in order of arrival, each once."""
-        waiting = (s.request.adapter for s in self.waiting if s.overtaken >= self.config.max_overtakes)
-        return list(dict.fromkeys(adapter for adapter in waiting if adapter is not None))
+        """Those of ``waiting_adapters`` for which a sequence was overtaken ``max_overtakes`` times, in their order."""
+        starving = {
+            flow.adapter
+            for flow in self.waiting.flows
+            if not self._is_available(flow.adapter)
+            and any(s.overtaken >= self.config.max_overtakes for s in flow.waiting)
+        }
+        return [adapter for adapter in self.waiting_adapters() if adapter in starving] if starving else []
 
     # -- prompts -------------------------------------------------------------------------------------------------
     def _schedule_prefills(self) -> list[ScheduledTokens]:
-        """Distribute the budget: a share for the oldest prompt, then the prompts with the least left to compute."""
+        """Distribute the budget: a share for the oldest prompt of whose turn it is, then those with the least left."""
         budget = self.config.step_tokens
         left = self._candidates()
-        turns = [(s, budget) for s in sorted(left, key=lambda s: (left[s], s.arrival_index))]
-        oldest = min(left, key=lambda s: s.arrival_index, default=None)
+        flow = min(map(self.waiting.flow, left), key=lambda flow: flow.turn, default=None)
+        oldest = min((s for s in left if self.waiting.flow(s) is flow), key=lambda s: s.arrival_index, default=None)
+        turns: Iterator[tuple[SequenceState, int]] = ((s, budget) for s in self.waiting.by_turns(left))
         if oldest is not None:
-            turns.insert(0, (oldest, max(1, budget // OLDEST_SHARE)))
+            turns = itertools.chain([(oldest, max(1, budget // OLDEST_SHARE))], turns)
         num_begun = sum(s.slot is not None for s in left)
         counts: dict[SequenceState, int] = {}
         full = False
@@ -186,6 +210,7 @@ class Scheduler:
             done = counts.get(sequence, 0)
             count = min(most, max(budget, 1), sequence.num_left - done)
             counts[sequence] = done + count
+            self.waiting.charge(sequence, count)
             budget -= count
             num_begun -= 0 < count == sequence.num_left - done
         return [_scheduled(s, count) for s, count in counts.items()]
@@ -199,7 +224,7 @@ class Scheduler:
         left = {s: s.num_left for s in self.running if not s.decoding}
         if len(self.running) == self.config.max_sequences:
             return left
-        for sequence in itertools.islice(filter(self._can_start, self.waiting), 2 * self.config.max_sequences):
+        for sequence in self.waiting.first(2 * self.config.max_sequences, self._is_available):
             if (leader := self._leader(sequence)) is not None:
                 left[leader] = min(left[leader], len(sequence.tokens) - leader.num_computed)
             else:
@@ -208,8 +233,9 @@ class Scheduler:
 
     def _fits(self, sequence: SequenceState) -> bool:
         """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted."""
-        room = self.config.cache_tokens - self._held_tokens()
-        return len(self.running) < self.config.max_sequences and sequence.num_held <= room
+        if len(self.running) == self.config.max_sequences:
+            return False
+        return sequence.num_held <= self.config.cache_tokens - self._held_tokens()
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
         """The longest prefix of a waiting sequence that is in the cache."""
@@ -231,15 +257,16 @@ class Scheduler:
 
     def _admit(self, sequence: SequenceState) -> int:
         """Give a waiting sequence its adapter and its slot. Returns how many tokens are copied to the slot."""
-        for other in self.waiting:
-            if other is sequence:
-                break
-            other.overtaken += not self._is_adapter_available(other)
+        for flow in self.waiting.flows:
+            if not self._is_available(flow.adapter):
+                for other in flow.waiting:
+                    other.overtaken += other.arrival_index < sequence.arrival_index
         adapter = sequence.request.adapter
         if adapter is not None:
             sequence.cached_adapter = self.adapter_cache.acquire(adapter)
-        self.waiting.remove(sequence)
+        self.waiting.admit(sequence)
         self.running.append(sequence)
+        sequence.num_admitted = len(sequence.tokens)
         hit = self._find(sequence)
         sequence.slot = self.prefix_cache.allocate(
             sequence.prefix, hit, room=self.config.cache_tokens - self._held_tokens()
@@ -251,11 +278,7 @@ class Scheduler:
             self.num_cached_tokens += hit.count
         return 0 if hit.holding is None or hit.holding.slot == sequence.slot else hit.count
 
-    def _can_start(self, sequence: SequenceState) -> bool:
-        return not sequence.awaits_grammar and self._is_adapter_available(sequence)
-
-    def _is_adapter_available(self, sequence: SequenceState) -> bool:
-        adapter = sequence.request.adapter
+    def _is_available(self, adapter: str | None) -> bool:
         return adapter is None or self.adapter_cache.is_available(adapter)
 
     # -- drafts --------------------------------------------------------------------------------------------------
@@ -281,33 +304,121 @@ class Scheduler:
             items.append(item)
         return items
 
+    # -- fair shares ---------------------------------------------------------------------------------------------
+    def _share_places(self) -> None:
+        """Preempt sequences of those that have more than a fair share of the places until the next one fits."""
+        while self.waiting.is_shared and (sequence := self.waiting.next(self._is_available)) is not None:
+            surplus = None if self._fits(sequence) else self._find_surplus(sequence)
+            if surplus is None or self._leader(sequence) is not None:
+                return
+            self._preempt(surplus)
+
+    def _find_surplus(self, waiting: SequenceState) -> SequenceState | None:
+        """The running sequence that gives its place to a waiting one, if that is fair.
+
+        It is the youngest that has had its quantum, of the tenant with the most places, or the most tokens where these
+        are what is missing; then of the adapter with the most, where both are of one tenant.
+        """
+        full = len(self.running) == self.config.max_sequences
+        size: Callable[[SequenceState], int] = (lambda _: 1) if full else (lambda s: s.num_held)
+        ready = sorted(filter(_had_quantum, self.running), key=lambda s: s.arrival_index)
+        flow = self.waiting.flow(waiting)
+        of_tenant = [s for s in ready if self._tenant(s) is flow.tenant]
+        for counter_of, some, lead in ((self._tenant, ready, SLICE), (self._adapter_share, of_tenant, math.inf)):
+            held = self._held_by(counter_of, size)
+            mine = counter_of(waiting)
+            youngest = {counter_of(s): s for s in some}
+            debtors = [
+                counter
+                for counter, s in youngest.items()
+                if owes(counter, mine, held, gives=size(s), takes=size(waiting), lead=lead)
+            ]
+            if debtors:
+                return youngest[max(debtors, key=lambda counter: held[counter] / counter.weight)]
+        return None
+
+    def _share_device(self) -> None:
+        """Preempt what uses adapters of tenants that have more than a fair share of the device, for the next adapter.
+
+        They are drained, so that the next swap evicts them.
+        """
+        unplaced = [flow for flow in self.waiting.flows if self._tier(flow.adapter) == "host"]
+        if not unplaced:
+            return
+        in_use = self._adapters_in_use()
+        held = Counter(flow.tenant for flow in in_use)
+        wanted = self.waiting.by_adapter_turns(held)[0]
+        if wanted not in unplaced or wanted.adapter is None:
+            return
+        num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages
+        given: dict[CachedAdapter, list[SequenceState]] = {}
+        for sequences in sorted(in_use.values(), key=len):
+            adapter, tenant = sequences[0].cached_adapter, self._tenant(sequences[0])
+            if adapter is None or adapter.num_running > len(sequences) or not all(map(_had_quantum, sequences)):
+                continue
+            if num_missing > 0 and owes(tenant, wanted.tenant, held, gives=1, takes=1, lead=math.inf):
+                held[tenant] -= 1
+                num_missing -= len(adapter.pages)
+                given[adapter] = sequences
+        if num_missing > 0:
+            return
+        for adapter, sequences in given.items():
+            for sequence in sequences:
+                self._preempt(sequence)
+            self.adapter_cache.drain(adapter)
+
+    def _adapters_in_use(self) -> dict[Flow, list[SequenceState]]:
+        """The running sequences that use adapters, by flow."""
+        in_use: dict[Flow, list[SequenceState]] = {}
+        for sequence in self.running:
+            if sequence.request.adapter is not None:
+                in_use.setdefault(self.waiting.flow(sequence), []).append(sequence)
+        return in_use
+
+    def _tier(self, adapter: str | None) -> Tier | None:
+        return None if adapter is None else self.adapter_cache.adapters[adapter].tier
+
+    def _tenant(self, sequence: SequenceState) -> TokenCounter:
+        return self.waiting.flow(sequence).tenant
+
+    def _adapter_share(self, sequence: SequenceState) -> TokenCounter:
+        return self.waiting.flow(sequence).share
+
+    def _held_by(
+        self, counter_of: Callable[[SequenceState], TokenCounter], size: Callable[[SequenceState], int]
+    ) -> Counter[TokenCounter]:
+        """How much running sequences hold, summed up for each that shares."""
+        held: Counter[TokenCounter] = Counter()
+        for sequence in self.running:
+            held[counter_of(sequence)] += size(sequence)
+        return held
+
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
         """Tokens of running sequences, and the token by which each of them may grow in this step."""
         return sum(s.num_held for s in self.running)
 
-    def _preempt(self) -> None:
-        """Make room for one more token of every running sequence: evict retained ones, preempt the youngest running."""
+    def _make_room(self) -> None:
+        """Make room for one more token of every running sequence: evict retained ones, preempt running ones."""
         while len(self.running) > 1 and self._held_tokens() > self.config.cache_tokens:
-            youngest = max(self.running, key=lambda s: s.arrival_index)
-            self.running.remove(youngest)
-            self._release(youngest, keep=True)
-            self._requeue(youngest)
-            self.num_preemptions += 1
+            held = self._held_by(self._tenant, lambda s: s.num_held)
+            greediest = max(held, key=lambda tenant: held[tenant] / tenant.weight)
+            of_greediest = (s for s in self.running if self._tenant(s) is greediest)
+            self._preempt(max(of_greediest, key=lambda s: s.arrival_index))
         self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
-    def _requeue(self, sequence: SequenceState) -> None:
-        """Put a preempted sequence back into the queue, in order of arrival, to be computed again.
+    def _preempt(self, sequence: SequenceState) -> None:
+        """Put a running sequence back into the queue, to be computed again.
 
         Its overtakes stay counted: ``max_overtakes`` holds for all its waits together, however often it is preempted.
         """
+        self.running.remove(sequence)
+        self._release(sequence, keep=True)
         sequence.num_computed = 0
         if sequence.request.adapter is not None:
             self.adapter_cache.add_waiting(sequence.request.adapter)
-        index = next(
-            (i for i, s in enumerate(self.waiting) if s.arrival_index > sequence.arrival_index), len(self.waiting)
-        )
-        self.waiting.insert(index, sequence)
+        self.waiting.requeue(sequence)
+        self.num_preemptions += 1
 
     def _release(self, sequence: SequenceState, *, keep: bool) -> None:
         sequence.spec_token_ids = ()
@@ -317,6 +428,10 @@ class Scheduler:
         if sequence.cached_adapter is not None:
             self.adapter_cache.release(sequence.cached_adapter)
             sequence.cached_adapter = None
+
+
+def _had_quantum(sequence: SequenceState) -> bool:
+    return len(sequence.tokens) - sequence.num_admitted >= QUANTUM
 
 
 def _scheduled(sequence: SequenceState, count: int) -> ScheduledTokens:

@@ -43,6 +43,7 @@ class SequenceState:
         num_computed: Tokens, from the first on, whose keys and values are in ``slot``.
         slot: Of the key-value cache, while it runs.
         cached_adapter: A reference to its adapter, while it runs.
+        num_admitted: How many tokens it had when it was last admitted.
         overtaken: How often younger sequences were admitted while this one waited for its adapter.
         output_counts: How often each generated token occurs.
         num_scored: Prompt tokens whose log-probabilities have been sent.
@@ -66,6 +67,7 @@ class SequenceState:
     num_computed: int = 0
     slot: int | None = None
     cached_adapter: CachedAdapter | None = None
+    num_admitted: int = 0
     overtaken: int = 0
     output_counts: dict[int, int] = field(default_factory=dict)
     num_scored: int = 0

@@ -82,6 +82,7 @@ class ArtifactCache:
             if fetch is None:
                 self._check_quarantine(digest)
                 fetch = self._fetches[digest] = asyncio.create_task(self._fetch(digest))
+                fetch.add_done_callback(_take_note)  # also if nobody waits any more
             await asyncio.shield(fetch)  # a client that leaves takes it from nobody else
         self._use(digest)
 
@@ -162,6 +163,7 @@ class ArtifactCache:
             for digest in [digest for digest in self._last_used if digest in sizes and digest not in resident]:
                 if excess <= 0 or self._is_used(digest, asked_at) or not await self._is_in_bucket(digest):
                     continue
+                await self._engine.release(digest)
                 if self._is_here(digest) and not self._is_used(digest, asked_at):  # still
                     await self._remove(digest)
                     excess -= sizes[digest]
@@ -192,3 +194,9 @@ class ArtifactCache:
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a blocking function in one of a few threads."""
         return await to_thread.run_sync(function, *arguments, limiter=self._threads)
+
+
+def _take_note(task: asyncio.Task[None]) -> None:
+    """Look at how a task ended; asyncio complains of errors that nobody has seen."""
+    if not task.cancelled():
+        task.exception()

@@ -13,6 +13,7 @@ from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
 from graftwork.server.generation.artifact_cache import ArtifactCache
+from graftwork.server.generation.limiter import Limiter, Reservation
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -42,12 +43,14 @@ class ActiveEmbeddings:
         pooling: How hidden states become vectors.
         stream: What the engine says to the inputs from ``first`` on.
         first: The first input of ``stream``.
+        reservation: What the key is charged with.
     """
 
     route: Route
     answer: EmbeddingAnswer
     pooling: Pooling
     stream: EngineStream
+    reservation: Reservation
     first: int = 0
 
 
@@ -60,6 +63,8 @@ class EmbeddingService:
         router: Resolves ``model`` to a version.
         metrics: Counts tokens.
         traffic: Counts requests.
+        limiter: Keeps the limits of keys.
+        shares_prefixes: As in ``GenerationService``.
         artifacts: Fetches adapters that are not in the home; ``None``: all are.
     """
 
@@ -71,7 +76,9 @@ class EmbeddingService:
         router: ModelRouter,
         metrics: Metrics,
         traffic: Traffic,
+        limiter: Limiter,
         artifacts: ArtifactCache | None = None,
+        shares_prefixes: bool = False,
     ) -> None:
         self._engine = engine
         self._tokenization = tokenization
@@ -79,23 +86,29 @@ class EmbeddingService:
         self._metrics = metrics
         self._traffic = traffic
         self._artifacts = artifacts
+        self.limiter = limiter
+        self._shares_prefixes = shares_prefixes
 
-    async def start(self, body: EmbeddingRequest, *, background: bool = False) -> ActiveEmbeddings:
+    async def start(self, body: EmbeddingRequest, *, key_id: str, background: bool = False) -> ActiveEmbeddings:
         """Resolve the model, tokenize the inputs, and send the first of them to the engine.
 
         Args:
             body: The parsed body.
+            key_id: The caller's key.
             background: Whether no user waits for it.
 
         Raises:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
-            Overloaded: The queue is full.
+            LimitExceeded: A limit of the key is reached.
+            Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment, or the adapter is in a bucket that does not answer.
         """
         route = self._router.resolve_control(body.model)
         body.check_dimensions(self._tokenization.base.hidden_size)
+        if not background:
+            self.limiter.check(key_id)
         prompts = await self._tokenization.run(partial(self._tokenize, body.input))
         pooling: Pooling = body.pooling or "mean"
         answer = EmbeddingAnswer(
@@ -105,7 +118,13 @@ class EmbeddingService:
             as_base64=body.encoding_format == "base64",
         )
         await self._ensure(route)
-        return ActiveEmbeddings(route, answer, pooling, self._open(route, prompts, pooling, background=background))
+        reservation = self.limiter.begin(key_id, sum(map(len, prompts)), background=background)
+        try:
+            stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
+        except GraftworkError:
+            reservation.withdraw()
+            raise
+        return ActiveEmbeddings(route, answer, pooling, stream, reservation)
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
@@ -118,14 +137,15 @@ class EmbeddingService:
         try:
             await self._take(active)
             while (first := active.first + len(active.stream.ids)) < len(prompts):
-                background = active.stream.background
+                before = active.stream
                 active.stream = await self._open_in_turn(
-                    active.route, prompts[first:], active.pooling, background=background
+                    active.route, prompts[first:], active.pooling, key_id=before.tenant, background=before.background
                 )
                 active.first = first
                 await self._take(active)
         finally:
             self._engine.cancel(active.stream)
+            active.reservation.settle(active.answer.num_tokens)
             route = active.route
             self._traffic.add(route.name, 0)
             self._metrics.tokens(adapter=route.label, prompt=active.answer.num_tokens, completion=0)
@@ -167,26 +187,27 @@ class EmbeddingService:
 
     # -- the engine ------------------------------------------------------------------------------------------------
     def _open(
-        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine."""
         params = SamplingParams(max_tokens=0, pooling=pooling)
         count = min(MAX_OPEN_INPUTS, self._engine.max_open)
         inputs = [(ids, params) for ids in prompts[:count]]
-        return self._engine.open(inputs, adapter=route.digest, background=background)
+        salt = "" if self._shares_prefixes else key_id
+        return self._engine.open(inputs, adapter=route.digest, cache_salt=salt, background=background, tenant=key_id)
 
     async def _ensure(self, route: Route) -> None:
         if self._artifacts is not None and route.digest is not None:
             await self._artifacts.ensure(route.digest)
 
     async def _open_in_turn(
-        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, background: bool
+        self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
         while True:
             await self._ensure(route)
             try:
-                return self._open(route, prompts, pooling, background=background)
+                return self._open(route, prompts, pooling, key_id=key_id, background=background)
             except Overloaded:
                 await asyncio.sleep(RETRY_SECONDS)
 

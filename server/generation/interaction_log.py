@@ -2,6 +2,7 @@
 
 ``put`` never blocks. Rows are collected for a moment and written together, one commit for many. When the database
 cannot keep up, or cannot be written at all, what does not fit is dropped, counted and logged, and answering goes on.
+While a database on another machine is away, rows are kept on this one's disk (``spool``).
 Rows that were not yet written when the process is killed are lost, some tenths of a second; feedback on those answers
 is valid all the same, by its id. ``wait_until_durable`` closes even that gap for answers that get feedback.
 """
@@ -13,13 +14,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy.exc import OperationalError
 
 from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.feedback.interactions import Interactions, NewInteraction
 from graftwork.adapters.feedback.policies import LogPolicies
+from graftwork.adapters.storage.database import UNREACHABLE
+from graftwork.adapters.storage.spool import Spool
 from graftwork.server.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -57,13 +60,21 @@ class InteractionLog:
         interactions: Where rows are written.
         policies: Which answers are logged.
         metrics: Counts dropped rows.
+        spool: Where rows wait while the database is away; ``None``: they wait in the queue.
         max_waiting: The most rows in the queue.
     """
 
     def __init__(
-        self, interactions: Interactions, policies: LogPolicies, metrics: Metrics, *, max_waiting: int = 4096
+        self,
+        interactions: Interactions,
+        policies: LogPolicies,
+        metrics: Metrics,
+        *,
+        spool: Spool | None = None,
+        max_waiting: int = 4096,
     ) -> None:
         self.max_waiting = max_waiting
+        self._spool = spool
         self._interactions = interactions
         self._policies = policies
         self._metrics = metrics
@@ -184,7 +195,13 @@ class InteractionLog:
         if not logged:
             return
         try:
-            self._interactions.write([ended.outcome() for ended in logged])
+            outcomes = [ended.outcome() for ended in logged]
+            try:
+                self._interactions.write(outcomes)
+            except Unavailable as error:
+                if self._spool is None or error.code != UNREACHABLE:
+                    raise
+                self._spool.keep("interaction", {outcome.id: asdict(outcome) for outcome in outcomes})
         except (Unavailable, OperationalError):
             raise
         except Exception:

@@ -16,6 +16,8 @@ from fastapi import Security
 from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection, Request
 
+from graftwork.adapters.access import audit, scope
+from graftwork.adapters.access.audit import Change
 from graftwork.adapters.access.keys import Key, Role
 from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
 from graftwork.adapters.errors import Forbidden, Unauthorized
@@ -30,10 +32,10 @@ class KeyRing(Protocol):
     """The part of ``graftwork.adapters.access.keys.Keys`` that is needed here. Methods may block for a short read."""
 
     def authenticate(self, bearer: str, /) -> Key | None:
-        """The key whose secret this is, or ``None`` if it is unknown or revoked."""
+        """The key whose secret this is, or ``None`` if it is unknown, revoked or expired."""
 
     def get(self, key_id: str, /) -> Key | None:
-        """The key with this id, or ``None`` if it is unknown or revoked."""
+        """The key with this id, or ``None`` if it is unknown, revoked or expired."""
 
     def configured(self) -> bool:
         """Whether any key exists."""
@@ -64,20 +66,38 @@ class Authenticator:
         self._open = open_to_loopback
         self._checked_at = -_RECHECK_SECONDS
 
-    def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
+    def require(
+        self, role: Role, *, unscoped: bool = False, changes: bool = True
+    ) -> Callable[[Request], Awaitable[Principal]]:
         """A FastAPI dependency that lets in ``role`` and above.
 
-        It puts the caller into ``request.state.principal``, and raises what ``authenticate`` raises, or ``Forbidden``.
+        It puts the caller into ``request.state.principal``, enters the scope of its key, and raises what
+        ``authenticate`` raises, or ``Forbidden``.
+
+        Args:
+            role: The lowest one that is let in.
+            unscoped: Whether keys that are limited to some adapters are kept out: what is behind it is about all.
+            changes: Whether requests that are not ``GET`` change something, and so stand in the audit log.
         """
 
         async def allowed(request: Request, _documented: object = Security(BEARER)) -> Principal:
             principal = self.authenticate(request)
+            if changes and request.method != "GET":
+                request.state.change = _change(request, principal)
+                audit.begin(request.state.change)
             if principal.role < role:
                 raise Forbidden(
                     f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
                     "ask an admin for one"
                 )
+            if unscoped and principal.scope is not None:
+                raise Forbidden(
+                    "this is about all adapters, and your key is limited to some: ask an admin for a key without "
+                    "adapters",
+                    code="key_has_scope",
+                )
             request.state.principal = principal
+            scope.enter(principal.scope)
             return principal
 
         return allowed
@@ -86,7 +106,7 @@ class Authenticator:
         """The caller.
 
         Raises:
-            Unauthorized: There is no key, or it is unknown or revoked.
+            Unauthorized: There is no key, or it is unknown, revoked or expired.
             Forbidden: On a server without keys: the request names another host or comes from another site's page.
         """
         bearer = _key(connection)
@@ -99,7 +119,9 @@ class Authenticator:
             _check_local(connection, self._cors_origins)
             return LOCAL_PRINCIPAL
         if bearer:
-            raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
+            raise Unauthorized(
+                "this key is unknown, was revoked or has expired: check it, or ask an admin for a new one"
+            )
         raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
 
     def find(self, key_id: str) -> Principal | None:
@@ -124,8 +146,19 @@ class Authenticator:
         self._checked_at = time.monotonic()
 
 
+def _change(request: Request, who: Principal) -> Change:
+    return Change(
+        actor=who.name,
+        key_id=who.key_id,
+        action=request.scope["route"].name,
+        target=request.url.path.removeprefix("/").removeprefix("v1/"),
+        request_id=request.state.request_id,
+        remote=None if request.client is None else request.client.host,
+    )
+
+
 def _principal(key: Key) -> Principal:
-    return Principal(key.name, key.role, key.id)
+    return Principal(key.name, key.role, key.id, key.scope)
 
 
 def _key(connection: HTTPConnection) -> str:

@@ -111,6 +111,7 @@ class Pushes:
             Unavailable: There is no engine to try the adapter, the disk is full, or the bucket does not answer.
         """
         services = self._services
+        services.registry.check_visible(name)
         if not names.is_trial(name):
             names.check_name(name, base_id=services.base.id)
         if alias is not None:
@@ -161,7 +162,8 @@ class Pushes:
                     await cache.upload(spec.digest)
                 return await to_thread.run_sync(register)
             except BaseException:
-                await self._clean_up(self._withdraw, spec.digest)
+                with anyio.CancelScope(shield=True):
+                    await self._withdraw(spec.digest)
                 raise
 
     def _register(
@@ -185,10 +187,16 @@ class Pushes:
         versions = self._services.registry.with_digest(digest)
         return any(version.base_digest == self._services.base.digest for version in versions)
 
-    def _withdraw(self, digest: str) -> None:
-        """Remove a published artifact, unless a version refers to it."""
-        if not self._services.registry.with_digest(digest):
-            self._services.store.withdraw(digest)
+    async def _withdraw(self, digest: str) -> None:
+        """Remove a published artifact, unless a version refers to it, or an engine may still look for it."""
+        if await to_thread.run_sync(self._services.registry.with_digest, digest):
+            return
+        try:
+            await self._services.engine.release(digest)
+        except Unavailable as unavailable:
+            log.warning("the files of %s stay: %s", digest, unavailable.message)
+        else:
+            await self._in_thread(self._services.store.withdraw, digest)
 
     def _lock(self, digest: str) -> asyncio.Lock:
         # A lock that nobody holds is garbage-collected.

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
@@ -27,10 +28,13 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.background.spool_delivery import SpoolDelivery
 from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.interaction_log import InteractionLog
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -47,6 +51,7 @@ class Records:
     policies: LogPolicies
     erasure: Erasure
     log: InteractionLog
+    delivery: SpoolDelivery | None = None
 
     @classmethod
     def of(
@@ -58,6 +63,7 @@ class Records:
         base_id: str,
         log: bool = True,
         retention_days: float | None = None,
+        spool: Spool | None = None,
     ) -> Records:
         """Build those of one database.
 
@@ -68,17 +74,20 @@ class Records:
             base_id: The base's name.
             log: Whether answers are logged where no policy says otherwise.
             retention_days: How long they are stored where no policy says otherwise; ``None``: for good.
+            spool: Where answers and feedback wait while the database is away.
         """
         ids = InteractionIds(secret(database, INTERACTION_IDS))
         interactions = Interactions(database, ids)
         policies = LogPolicies(database, log=log, retention_days=retention_days)
+        feedback = FeedbackLog(database, ids, spool)
         return cls(
             ids=ids,
             interactions=interactions,
-            feedback=FeedbackLog(database, ids),
+            feedback=feedback,
             policies=policies,
             erasure=Erasure(database, ids, registry, base_id=base_id),
-            log=InteractionLog(interactions, policies, metrics),
+            log=InteractionLog(interactions, policies, metrics, spool=spool),
+            delivery=None if spool is None else SpoolDelivery(spool, interactions, feedback),
         )
 
 
@@ -87,6 +96,7 @@ class Services:
     """Everything that the routes need."""
 
     base: BaseInfo
+    database: Database
     registry: Registry
     store: ArtifactStore
     keys: Keys
@@ -102,6 +112,8 @@ class Services:
     learning: LearningPolicies
     rounds: Rounds
     webhooks: Webhooks
+    limiter: Limiter
+    audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
     artifact_cache: ArtifactCache | None = None
@@ -111,6 +123,13 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
     started_at: int = field(default_factory=lambda: int(time.time()))
+
+    def read_caches(self) -> None:
+        """Read what requests are answered from, so that they can be while the database is away."""
+        self.keys.configured()
+        self.registry.adapters(limit=1)
+        self.experiments.running_on("")
+        self.records.policies.may_ask("")
 
     @property
     def grader_rules(self) -> GraderRules:

@@ -112,7 +112,8 @@ class Metrics:
             "learning_judgements", "New judgements that an adapter's learning policy has counted.", "adapter"
         )
 
-        self._ready = self._gauge("ready", "1 while the engine answers.")
+        self._ready = self._gauge("ready", "1 while the engine, or one of several, answers.")
+        self._database = self._gauge("database_reachable", "0 while the database is away.")
         self._restarts = self._counter("worker_restarts", "Engine workers that were replaced after they died.")
         self._waiting = self._gauge("queue_depth", "Generations that wait for their first step.")
         self._running = self._gauge("running", "Generations in the batch.")
@@ -122,11 +123,19 @@ class Metrics:
         self._prefix_tokens = self._counter("prefix_tokens", "Prompt tokens that were looked up in the prefix cache.")
         self._prefix_hits = self._counter("prefix_hit_tokens", "Prompt tokens that did not have to be computed.")
         self._steps = self._counter("steps", "Forward passes.")
-        self._preemptions = self._counter("preemptions", "Generations put back into the queue for lack of cache.")
+        self._preemptions = self._counter(
+            "preemptions", "Generations put back into the queue, for lack of cache or for fair shares."
+        )
         self._loads = self._counter("adapter_loads", "Adapters read from the store.")
         self._evictions = self._counter("adapter_evictions", "Adapters moved off the device to make room.")
         self._resident = self._gauge("resident_versions", "Adapter versions by where their weights are.", "tier")
         self._live = self._gauge("live_on_device", "1 for adapters whose live version is on the device.", "adapter")
+        self._engine_ready = self._gauge("engine_ready", "1 while this one of several engines answers.", "engine")
+        self._engine_restarts = self._counter("engine_restarts", "How often this engine was replaced.", "engine")
+        self._engine_running = self._gauge("engine_running", "Generations in this engine's batch.", "engine")
+        self._engine_waiting = self._gauge("engine_queue_depth", "Generations that wait in this engine.", "engine")
+        self._engine_memory = self._gauge("engine_memory_bytes", "Memory that this engine takes.", "engine")
+        self._engine_loads = self._counter("engine_adapter_loads", "Adapters that this engine read.", "engine")
         self._build = Info("graftwork_build", "What runs here.", registry=self.registry)
         self.set_adapter_tiers({}, {})
 
@@ -175,24 +184,50 @@ class Metrics:
         self._next_token_seconds.observe(seconds)
 
     # -- the engine ----------------------------------------------------------------------------------------------
-    def set_engine(self, stats: EngineStats) -> None:
-        """Set the engine's metrics. Its counts begin anew with each worker, the metrics go on."""
-        self._waiting.set(stats.waiting)
-        self._running.set(stats.running)
-        self._memory.set(stats.memory_bytes)
-        self._cache_tokens.set(stats.cache_tokens_used)
-        self._retained_tokens.set(stats.retained_tokens)
-        self._count("prefix_tokens", self._prefix_tokens, stats.num_prompt_tokens)
-        self._count("prefix_hits", self._prefix_hits, stats.num_cached_tokens)
-        self._count("steps", self._steps, stats.num_steps)
-        self._count("preemptions", self._preemptions, stats.num_preemptions)
-        self._count("loads", self._loads, stats.num_loads)
-        self._count("evictions", self._evictions, stats.num_evictions)
+    def set_engines(self, stats: Mapping[str, EngineStats]) -> None:
+        """Set the sums over engines. Their counts begin anew with each worker, the metrics go on.
+
+        Args:
+            stats: Of the engines that answer, by name.
+        """
+        self._waiting.set(sum(engine.waiting for engine in stats.values()))
+        self._running.set(sum(engine.running for engine in stats.values()))
+        self._memory.set(sum(engine.memory_bytes for engine in stats.values()))
+        self._cache_tokens.set(sum(engine.cache_tokens_used for engine in stats.values()))
+        self._retained_tokens.set(sum(engine.retained_tokens for engine in stats.values()))
+        for name, engine in stats.items():
+            self._count(f"{name} prefix_tokens", self._prefix_tokens, engine.num_prompt_tokens)
+            self._count(f"{name} prefix_hits", self._prefix_hits, engine.num_cached_tokens)
+            self._count(f"{name} steps", self._steps, engine.num_steps)
+            self._count(f"{name} preemptions", self._preemptions, engine.num_preemptions)
+            self._count(f"{name} loads", self._loads, engine.num_loads)
+            self._count(f"{name} evictions", self._evictions, engine.num_evictions)
+
+    def set_engine(self, name: str, *, ready: bool, num_restarts: int, stats: EngineStats | None) -> None:
+        """Set the metrics of one of several engines.
+
+        Args:
+            name: Of the engine.
+            ready: Whether it answers.
+            num_restarts: How often it was restarted since the server started.
+            stats: What it says of itself; ``None``: nothing.
+        """
+        self._engine_ready.labels(name).set(ready)
+        self._count(f"{name} restarts", self._engine_restarts.labels(name), num_restarts)
+        self._engine_running.labels(name).set(0 if stats is None else stats.running)
+        self._engine_waiting.labels(name).set(0 if stats is None else stats.waiting)
+        if stats is not None:
+            self._engine_memory.labels(name).set(stats.memory_bytes)
+            self._count(f"{name} engine_loads", self._engine_loads.labels(name), stats.num_loads)
 
     def set_worker(self, *, ready: bool, num_restarts: int) -> None:
         """Set whether the engine answers, and how often it was restarted since the server started."""
         self._ready.set(ready)
         self._count("restarts", self._restarts, num_restarts)
+
+    def set_database(self, *, reachable: bool) -> None:
+        """Set whether the database can be reached."""
+        self._database.set(reachable)
 
     def set_adapter_tiers(self, num_by_tier: Mapping[str, int], tier_of_live: Mapping[str, str]) -> None:
         """Set where adapters are.

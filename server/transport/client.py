@@ -17,11 +17,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.peft_format.spec import AdapterSpec
-from graftwork.server.engine.request import FinishReason, Request, SamplingParams
+from graftwork.server.engine.request import Request, SamplingParams
 from graftwork.server.processes import SERVING, STOPPING, SharedState
-from graftwork.server.transport.engine import EngineState, EngineStream
+from graftwork.server.transport.canary import try_adapter
+from graftwork.server.transport.engine import EngineState, EngineStream, check_room
 from graftwork.server.transport.messages import (
     AdapterState,
     Cancel,
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 #: An engine that was silent for too long is asked once more, for so many seconds: perhaps this process stood still.
 GRACE_SECONDS = 5.0
 
-#: Log-probabilities that differ by no more than this count as equal: float32 differs by as much between batches.
-INERT_LOGPROB_DIFFERENCE = 1e-6
-
 
 class Connection(Protocol):
     """A connection to one engine."""
@@ -60,9 +58,12 @@ class EngineClient:
 
     Args:
         shared_state: Receives the number of open answers; has the server's phase.
-        max_open: The most answers of this process that users may have running or waiting at once.
+        max_open: The most answers of this process that users may have running or waiting at once; more only where a
+            tenant is still below its share of them.
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
+        listeners: For each API process the socket on which it accepts the worker.
+        engine: The number of the worker, from 0, among those of this server.
 
     Attributes:
         base_card: How the base was loaded; empty before the first hello.
@@ -76,6 +77,8 @@ class EngineClient:
         max_open: int,
         canary_prompt: Sequence[int],
         stall_seconds: float = 60.0,
+        listeners: Sequence[socket.socket] = (),
+        engine: int = 0,
     ) -> None:
         self.base_card: Mapping[str, Any] = {}
         self.num_restarts = 0
@@ -84,12 +87,21 @@ class EngineClient:
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
         self._stall_seconds = stall_seconds
+        self._listeners = listeners
+        self._engine = engine
         self._connection: Connection | None = None
         self._worker_pid = 0
         self._was_ready = False
         self._streams: dict[str, tuple[EngineStream, int]] = {}
         self._stats_futures: dict[str, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
+
+    async def start(self, api_process: int) -> None:
+        """Accept the engine worker in one of the API processes."""
+        await self.listen(api_process, self._listeners[api_process])
+
+    async def stop(self) -> None:
+        """Do nothing: connections end with the process."""
 
     async def listen(self, api_process: int, listener: socket.socket) -> None:
         """Accept engine workers on a listening socket and watch them, until the event loop ends."""
@@ -135,7 +147,7 @@ class EngineClient:
 
     def num_open(self) -> int:
         """Answers that are under way in all API processes."""
-        return self._shared_state.total_open
+        return self._shared_state.num_open(self._engine)
 
     def num_background(self) -> int:
         """Answers under way that no user of this process waits for."""
@@ -160,6 +172,8 @@ class EngineClient:
         adapter: str | None,
         cache_salt: str = "",
         background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         """Send the choices of one request to the engine.
 
@@ -168,28 +182,35 @@ class EngineClient:
             adapter: The digest of a published adapter; ``None``: the bare base.
             cache_salt: Prompts of another salt share no prefixes with it.
             background: Whether no user waits for it: it is not counted among ``max_open``.
+            tenant: Who asks: tenants share the engine and its queue fairly.
+            weight: The tenant's share, beside the weights of other tenants.
 
         Raises:
             InvalidRequest: There are more choices than this server takes at all.
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, and the tenant has its share of it.
             Unavailable: There is no engine at the moment.
         """
         connection = self._ready_connection()
-        if len(work) > self.max_open:
-            raise InvalidRequest(
-                f"The request asks for {len(work)} answers at once; this server takes {self.max_open}. Send several.",
-                param="n",
-            )
-        num_open = len(self._streams) - self.num_background()
-        if num_open + len(work) > self.max_open and not background:
-            raise Overloaded(
-                f"{num_open} answers are running or waiting, which is all this server takes. Try again soon.",
-                retry_after=1,
-            )
+        check_room(
+            [stream for stream, _ in self._streams.values()],
+            len(work),
+            self.max_open,
+            tenant=tenant,
+            weight=weight,
+            background=background,
+        )
         ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
-        stream = EngineStream(ids, background)
+        stream = EngineStream(ids, background, tenant, weight)
         requests = [
-            Request(id=request_id, prompt=tuple(prompt), sampling=sampling, adapter=adapter, cache_salt=cache_salt)
+            Request(
+                id=request_id,
+                prompt=tuple(prompt),
+                sampling=sampling,
+                adapter=adapter,
+                cache_salt=cache_salt,
+                tenant=tenant,
+                weight=weight,
+            )
             for request_id, (prompt, sampling) in zip(stream.ids, work, strict=True)
         ]
         self._streams.update({request_id: (stream, choice) for choice, request_id in enumerate(stream.ids)})
@@ -213,26 +234,26 @@ class EngineClient:
     def takes(self, spec: AdapterSpec) -> None:
         """Accept every adapter that ``read_spec`` accepts; the canary finds what does not work."""
 
-    async def canary(self, digest: str) -> None:
-        """Compute one prompt with and without an adapter, and compare.
+    async def ensure(self, digest: str) -> None:
+        """Have an adapter on the device: one token is scored with it.
 
         Raises:
-            InvalidAdapter: It cannot be loaded, changes nothing, or makes the model's output infinite.
-            Unavailable: There is no engine at the moment.
+            Unavailable: There is no engine at the moment, or it was lost.
         """
-        ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
-        streams = [self.open([(self._canary_prompt, ask)], adapter=adapter) for adapter in (None, digest)]
+        score = SamplingParams(max_tokens=0, temperature=0.0)
+        stream = self.open([(self._canary_prompt[:1], score)], adapter=digest, background=True)
         try:
-            plain, grafted = [await _canary_logprobs(stream) for stream in streams]
+            async for _ in stream:
+                pass
         finally:
-            for stream in streams:
-                self.cancel(stream)
-        if max(abs(a - b) for a, b in zip(plain, grafted, strict=True)) <= INERT_LOGPROB_DIFFERENCE:
-            raise InvalidAdapter(
-                "The adapter changes no answer: with it and without it the base says the same. "
-                "Its B matrices are probably still zero; was it trained, and saved after training?",
-                code="inert_adapter",
-            )
+            self.cancel(stream)
+
+    async def release(self, digest: str) -> None:
+        """Do nothing: the worker looks for no folder of an adapter that nobody asks for."""
+
+    async def canary(self, digest: str) -> None:
+        """Compute one prompt with and without an adapter, and compare: see ``try_adapter``."""
+        await try_adapter(self, self._canary_prompt, digest)
 
     async def stats(self, *, timeout: float = 5.0) -> Stats:
         """Ask the engine for its statistics.
@@ -319,7 +340,7 @@ class EngineClient:
         self._publish_num_open()
 
     def _publish_num_open(self) -> None:
-        self._shared_state.set_open(self._api_process, len(self._streams))
+        self._shared_state.set_open(self._api_process, self._engine, len(self._streams))
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -364,14 +385,3 @@ def peer_uid(connection: socket.socket) -> int:
     """The user id of the process at the other end of a Unix socket."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
-
-
-async def _canary_logprobs(stream: EngineStream) -> list[float]:
-    """Log-probabilities of the canary's prompt and first token."""
-    scores: list[float] = []
-    async for _, delta in stream:
-        if delta.finish_reason is FinishReason.ERROR:
-            raise InvalidAdapter(f"The adapter was tried on the base and failed: {delta.error}", code="canary_failed")
-        scores += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
-        scores += [s.logprob for s in delta.logprobs]
-    return scores

@@ -11,16 +11,17 @@ from typing import Any
 import litserve as ls
 from litserve.transport.base import MessageTransport
 
-API_PATH = "/v1/chat/completions"
-"""The name under which LitServe registers the one worker; the routes are FastAPI's own."""
-
 
 class NoSpec(ls.specs.base.LitSpec):
-    """A spec without endpoints: with one set, LitServe adds no route of its own."""
+    """A spec without endpoints: with one set, LitServe adds no route of its own.
 
-    def __init__(self) -> None:
+    Args:
+        number: Of the engine worker. LitServe knows each by a path; the routes are FastAPI's own.
+    """
+
+    def __init__(self, number: int = 0) -> None:
         super().__init__()
-        self.api_path = API_PATH
+        self.api_path = f"/engines/{number}"
 
     @property
     def stream(self) -> bool:

@@ -60,6 +60,7 @@ class WorkerConfig:
         engine: Arguments of ``EngineConfig``.
         api_addresses: Where each API process listens: abstract Unix sockets.
         shared_state: Counts the engine's starts; has the server's phase.
+        number: Of this worker, from 0, among those of this server.
         parent_pid: The main process, with which the worker dies.
         log_level: As in ``ServerConfig``.
     """
@@ -70,6 +71,7 @@ class WorkerConfig:
     engine: dict[str, Any]
     api_addresses: tuple[str, ...]
     shared_state: SharedState
+    number: int
     parent_pid: int
     log_level: str
 
@@ -165,7 +167,7 @@ class StepLoop:
         self.inbox = api.wake
         self.outbox: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
         self.api_process_of: dict[str, int] = {}
-        self._shared_state = api.config.shared_state
+        self._config = api.config
         self._process = psutil.Process()
         self._connections = [_connect(address) for address in api.config.api_addresses]
 
@@ -176,7 +178,7 @@ class StepLoop:
             connection.sendall(encode(Frame(hello=hello)))
             threading.Thread(target=self._read, args=(api_process,), name="reader", daemon=True).start()
         threading.Thread(target=self._write, name="writer", daemon=True).start()
-        self._shared_state.count_engine_start()
+        self._config.shared_state.count_engine_start(self._config.number)
         while True:
             frames: defaultdict[int, Frame] = defaultdict(Frame)
             for sender, message in self._take():

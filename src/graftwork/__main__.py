@@ -11,6 +11,7 @@ command needs is imported when it runs, so that ``--help`` loads no model librar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 #: Commands that need the packages which ``graftwork-client`` does not bring.
 _SERVER_COMMANDS = ("backup", "bench", "data", "demo", "move", "restore", "serve", "train")
 
+#: A URL with a password.
+_PASSWORD = re.compile(r"[^/]*//[^/@:]*:[^/]+@|.*[?&]password=")
+
 _BASE = "The base"
 _ENGINE = "The engine"
 _SERVER = "The server"
@@ -42,6 +46,21 @@ def _option(flag: str, panel: str, help: str) -> Any:
     return typer.Option(flag, envvar=variable, help=help, rich_help_panel=panel)
 
 
+def _without_password(context: typer.Context, url: str | None) -> str | None:
+    """The URL of the database, out of the environment, which children inherit.
+
+    Raises:
+        typer.BadParameter: It has a password and was given as an argument, where every user of the machine sees it.
+    """
+    given = context.get_parameter_source("database")
+    if url is not None and given is not None and given.name == "COMMANDLINE" and _PASSWORD.match(url):
+        raise typer.BadParameter(
+            "arguments are shown to every user of this machine, and this URL has a password: give the URL as "
+            "GRAFTWORK_DATABASE, or leave the password to PGPASSFILE or ~/.pgpass"
+        )
+    return url or None
+
+
 def serve(
     base: Annotated[
         str | None, _option("--base", _BASE, "Hub id or folder. Default: the embedded SmolLM2-135M-Instruct.")
@@ -53,12 +72,40 @@ def serve(
         Literal["auto", "bfloat16", "float32"], _option("--dtype", _BASE, "Of activations and cache.")
     ] = "auto",
     device: Annotated[str, _option("--device", _BASE, "auto, cpu, cuda or cuda:1.")] = "auto",
+    devices: Annotated[
+        str | None, _option("--devices", _ENGINE, "Those of several engine workers: cuda:0,cuda:1.")
+    ] = None,
+    workers: Annotated[
+        int | None, _option("--workers", _ENGINE, "Engine workers, each with the base. Default: one for each device.")
+    ] = None,
     kernels: Annotated[
         str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
+    engine: Annotated[
+        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port,http://…: vLLM servers.")
+    ] = "own",
+    engine_adapters: Annotated[
+        Path | None,
+        _option(
+            "--engine-adapters", _ENGINE, "Folder of the home's adapters as vLLM's host sees it. Default: the same."
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None, _option("--engine-key-file", _ENGINE, "File with vLLM's --api-key, readable by its owner alone.")
+    ] = None,
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            envvar=["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"],
+            callback=_without_password,
+            help="URL of a PostgreSQL database, which servers may share. Default: a file in the home.",
+            rich_help_panel=_BASE,
+        ),
+    ] = None,
     artifacts: Annotated[
         str | None,
         _option(
@@ -98,7 +145,9 @@ def serve(
     no_prefix_cache: Annotated[
         bool, _option("--no-prefix-cache", _ENGINE, "Compute every prompt from its start.")
     ] = False,
-    threads: Annotated[int | None, _option("--threads", _ENGINE, "CPU threads. Default: torch's choice.")] = None,
+    threads: Annotated[
+        int | None, _option("--threads", _ENGINE, "CPU threads of a worker. Default: torch's choice.")
+    ] = None,
     host: Annotated[
         str, _option("--host", _SERVER, "Address to listen on: 127.0.0.1, or with a key 0.0.0.0 or ::.")
     ] = "127.0.0.1",
@@ -171,8 +220,14 @@ def serve(
             quantize=quantize,
             dtype=dtype,
             device=device,
+            devices=tuple(devices.split(",")) if devices else (),
+            workers=workers,
             kernels=kernels,
+            engine=engine,
+            engine_adapters=engine_adapters,
+            engine_key_file=engine_key_file,
             home=home.expanduser(),
+            database=database,
             artifacts=artifacts,
             artifact_cache_gb=artifact_cache_gb,
             slots=slots,
@@ -247,29 +302,56 @@ def restore(
 
 
 def move(
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            envvar=["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"],
+            callback=_without_password,
+            help="URL of an empty PostgreSQL database, to which the database is copied.",
+        ),
+    ] = None,
     artifacts: Annotated[
-        str, typer.Option("--artifacts", envvar="GRAFTWORK_ARTIFACTS", help="Bucket, as graftwork serve takes it.")
-    ],
+        str | None,
+        typer.Option(
+            "--artifacts",
+            envvar="GRAFTWORK_ARTIFACTS",
+            help="Bucket, as graftwork serve takes it, into which adapters and files are put.",
+        ),
+    ] = None,
     home: _Home = Path("~/.graftwork"),
 ) -> None:
-    """Put the adapters and files of a stopped server into a bucket. Its home keeps them, as a cache."""
-    from graftwork.adapters.storage.database import Database
+    """Copy a stopped server's database to PostgreSQL, its adapters and files into a bucket. The home keeps its own."""
+    from graftwork.adapters.learning import split_ledger as _table_of_training  # noqa: F401
+    from graftwork.adapters.storage import move as move_module
+    from graftwork.adapters.storage.database import DATABASE_FILE, Database
     from graftwork.adapters.storage.objects import ObjectStore
     from graftwork.adapters.upload import upload_home
+    from graftwork.server import app as _tables_of_the_server  # noqa: F401
     from graftwork.server.processes import home_lock
 
+    if database is None and artifacts is None:
+        raise typer.BadParameter("say where to: --database, --artifacts or both")
     home = home.expanduser()
-    if not (home / "graftwork.db").is_file():
-        raise typer.BadParameter(f"{home} has no graftwork.db: there is nothing to move")
+    file = home / DATABASE_FILE
+    if not file.is_file():
+        raise typer.BadParameter(f"{file} does not exist: there is nothing to move")
+    damaged: tuple[str, ...] = ()
     with _home_command() as progress, home_lock(home):
-        done = upload_home(home, Database(home / "graftwork.db"), ObjectStore(artifacts), progress)
-    for each in done.damaged:
-        typer.echo(f"{each} is not as it was written: it was left out", err=True)
-    typer.echo(
-        f"{done.num_adapters} adapters and {done.num_files} files are in {artifacts}. Start the server with "
-        "--artifacts from now on."
-    )
-    if done.damaged:
+        if artifacts is not None:  # first: what the moved database names is there
+            done = upload_home(home, Database(file), ObjectStore(artifacts), progress)
+            damaged = done.damaged
+            typer.echo(f"{done.num_adapters} adapters and {done.num_files} files are in {artifacts}.")
+        for each in damaged:
+            typer.echo(f"{each} is not as it was written: it was left out", err=True)
+        counts = {} if database is None else move_module.move(Database(file), Database(database))
+    for table, count in counts.items():
+        typer.echo(f"{count:>10} {table}")
+    if database is not None:
+        typer.echo(f"{file} was copied, and stays as it was. Start the server with --database from now on.")
+    if artifacts is not None:
+        typer.echo("Start the server with --artifacts from now on.")
+    if damaged:
         raise typer.Exit(ExitCode.FAILED)
 
 

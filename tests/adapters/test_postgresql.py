@@ -5,37 +5,35 @@ Skips where there are no PostgreSQL binaries or no driver (psycopg).
 
 from __future__ import annotations
 
-import getpass
-import itertools
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from graftwork.adapters.access.audit import AuditLog, Change, begin, entered
 from graftwork.adapters.access.keys import Keys, Role
+from graftwork.adapters.access.limits import Limits
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.access.usage import Usage, UsageLedger
 from graftwork.adapters.batches.batch import BatchError, BatchResult, NewBatch
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest
+from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest, LimitExceeded, Unavailable
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
-from graftwork.adapters.feedback.feedback import FeedbackFilter, SubmittedFeedback
+from graftwork.adapters.feedback.feedback import FeedbackFilter, FeedbackLog, SubmittedFeedback
+from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.feedback.interactions import BARE_BASE, InteractionFilter
 from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.learning.files import Files
@@ -44,75 +42,33 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.registry import Registry
 from graftwork.adapters.storage import database as db
-from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.database import UNREACHABLE, Database, migrate
 from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.move import move
+from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.adapters.storage.topics import Topic
+from graftwork.server.generation.limiter import Limiter
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.registry.test_registry import RegistryMachine
 from tests.adapters.running_experiments import ExperimentsHarness, arm, plan
 from tests.adapters.storage.test_database import MODULES_WITH_TABLES
 from tests.adapters.versions import BASE, push, spec
+from tests.homes.earlier import restore
+from tests.postgresql import PostgresqlServer, needs_postgresql, postgresql_server
 
-BINARIES = shutil.which("initdb") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None)
-
-pytest.importorskip("psycopg")
-pytestmark = pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL here")
+pytestmark = needs_postgresql
 
 
 @pytest.fixture(scope="module")
-def create() -> Iterator[Callable[[], str]]:
-    """A function that makes an empty database in a private cluster, reachable by a socket only, and gives its URL."""
-    assert BINARIES is not None
-    bin_folder = Path(BINARIES).resolve().parent
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    as_user: dict[str, Any] = {}
-    if os.getuid() == 0:
-        # PostgreSQL refuses to be run by root.
-        user = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
-        shutil.chown(folder, user.pw_uid, user.pw_gid)
-        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    me = getpass.getuser()
-    initdb: list[str | Path] = [
-        bin_folder / "initdb",
-        "-D",
-        folder / "data",
-        "-U",
-        me,
-        "-A",
-        "trust",
-        "--no-sync",
-        "-E",
-        "UTF8",
-    ]
-    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **as_user)
-    server = subprocess.Popen(
-        [bin_folder / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        **as_user,
-    )
-    admin = create_engine(f"postgresql://{me}@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
-    numbers = itertools.count(1)
+def server() -> Iterator[PostgresqlServer]:
+    with postgresql_server() as server:
+        yield server
 
-    def create_database() -> str:
-        name = f"graftwork{next(numbers)}"
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        return f"postgresql://{me}@/{name}?host={folder}"
 
-    try:
-        ready: list[str | Path] = [bin_folder / "pg_isready", "-q", "-h", folder]
-        deadline = time.monotonic() + 60
-        while subprocess.run(ready, check=False, timeout=10).returncode != 0:
-            assert server.poll() is None, "PostgreSQL did not start"
-            assert time.monotonic() < deadline, "PostgreSQL is not ready after a minute"
-            time.sleep(0.05)
-        yield create_database
-    finally:
-        admin.dispose()
-        server.terminate()
-        server.wait()
-        shutil.rmtree(folder)
+@pytest.fixture
+def create(server: PostgresqlServer) -> Callable[[], str]:
+    """A function that makes an empty database, and gives its URL."""
+    return server.create_database
 
 
 @pytest.fixture
@@ -130,6 +86,9 @@ def test_the_registry_against_a_dict(create: Callable[[], str]) -> None:
 
         def drop(self) -> None:
             pass
+
+        def notice(self) -> None:
+            self.databases[1]._topics.look()
 
     run_state_machine_as_test(
         Machine,
@@ -160,14 +119,113 @@ def test_changes_are_noticed(database: Database) -> None:
     here, there = Registry(database), Registry(other)
     push(here, "a")
     assert there.resolve("intents").number == 1
-    before = other.data_version()
-    assert other.data_version() == before
+    keys_there = Keys(other)
+    assert keys_there.configured() is False
     push(here, "b", alias="live")
-    assert other.data_version() != before
-    assert there.resolve("intents").number == 2
+    assert here.resolve("intents").number == 2, "a process sees its own changes at once"
+    wait_until(lambda: there.resolve("intents").number == 2)
     bearer, key = Keys(database).create("ci", "operator")
-    assert Keys(other).authenticate(bearer) == key
+    assert keys_there.authenticate(bearer) == key, "a new key is good at once, everywhere"
+    Keys(database).revoke(key.id)
+    wait_until(lambda: keys_there.authenticate(bearer) is None)
     other.close()
+
+
+def test_what_is_logged_changes_no_topic(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    topics: tuple[Topic, ...] = ("registry", "keys", "experiments", "log_policies")
+    before = [records.database.topic_version(topic) for topic in topics]
+    rated = records.log(records.mint())
+    records.feedback.add(SubmittedFeedback(interaction_id=rated, thumb="up"), key_id="k")
+    Leases(records.database).acquire("keeper", "a", seconds=60)
+    assert [records.database.topic_version(topic) for topic in topics] == before
+    LogPolicies(records.database).set("key", "k", log=False, actor="me")
+    assert [records.database.topic_version(topic) for topic in topics] != before
+    records.database.close()
+
+
+def test_what_is_decided_in_a_transaction_is_decided_by_the_latest(database: Database) -> None:
+    other = Database(database.url.render_as_string(hide_password=False))
+    here, there = Registry(database), Registry(other)
+    push(here, "a")
+    for number in range(2, 12):
+        assert there.find("intents") is not None
+        push(here, str(number), alias="live")
+        with other.write():
+            assert there.resolve("intents").number == number
+    other.close()
+
+
+def test_rows_that_are_only_added_wait_for_no_writer(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    ids = [records.mint() for _ in range(3)]
+    with records.database.write() as connection:
+        connection.execute(text("SELECT 1"))
+        records.log(ids[0])
+        records.feedback.add(SubmittedFeedback(interaction_id=ids[0], thumb="up"), key_id="k")
+    with records.database.append("exposures"):
+        records.log(ids[1])
+    records.log(ids[1])
+    assert len(records.interactions.find()) == 2
+    records.database.close()
+
+
+def test_numbers_of_feedback_become_visible_in_order(create: Callable[[], str]) -> None:
+    records = Records.new(create())
+    id = records.log(records.mint())
+    seen: list[int] = []
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.is_set():
+            seen.extend(row.id for row in records.feedback.each(after=seen[-1] if seen else 0))
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    with ThreadPoolExecutor(8) as pool:
+        said = pool.map(
+            lambda _: records.feedback.add(SubmittedFeedback(interaction_id=id, thumb="up"), key_id="k")[0].id,
+            range(200),
+        )
+        added = sorted(said)
+    done.set()
+    follower.join()
+    seen.extend(row.id for row in records.feedback.each(after=seen[-1] if seen else 0))
+    assert seen == added, "who reads from where they left off misses nothing"
+    records.database.close()
+
+
+def test_a_home_is_taken_along(create: Callable[[], str], tmp_path: Path) -> None:
+    home = restore(tmp_path / "home")
+    source = Database(home.path / "graftwork.db")
+    target = Database(create())
+    counts = move(source, target)
+    assert counts["interactions"] > 0 < counts["feedback"]
+    registry = Registry(target)
+    assert (registry.resolve("intents").id, registry.resolve("intents@candidate").id) == ("intents@1", "intents@2")
+    ids = InteractionIds(secret(target, INTERACTION_IDS))
+    before = FeedbackLog(source, ids).find()
+    assert FeedbackLog(target, ids).find() == before
+    exposures = list(Exposures(source).since(home.experiment, 0))
+    assert list(Exposures(target).since(home.experiment, 0)) == exposures
+    late = SubmittedFeedback(interaction_id=home.interactions["not_logged"], thumb="down")
+    row, is_new = FeedbackLog(target, ids).add(late, key_id="k")
+    assert (is_new, row.id) == (True, max(known.id for known in before) + 1)
+    with pytest.raises(IntegrityError, match="append-only"), target.write() as connection:
+        connection.execute(text("DELETE FROM feedback"))  # triggers are as they were
+    with pytest.raises(Conflict, match="in use"):
+        move(source, target)
+    with pytest.raises(ConfigurationError):
+        move(source, source)
+    source.close()
+    target.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_schema_is_what_the_code_expects(database: Database) -> None:
@@ -227,7 +285,64 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_password_is_not_shown() -> None:
-    assert str(Database("postgresql://me:secret@host/graftwork")) == "postgresql://me:***@host/graftwork"
+    database = Database("postgresql://me:secret@host/graftwork")
+    assert str(database) == "postgresql+psycopg://me:***@host/graftwork"
+    with pytest.raises(ConfigurationError) as refused:
+        Database("postgresql://me:se cr/et@host:port/x")
+    assert "cr/et" not in refused.value.message
+
+
+def test_a_server_that_stops_and_comes_back(server: PostgresqlServer) -> None:
+    database = Database(server.create_database())
+    migrate(database)
+    registry, keys = Registry(database), Keys(database)
+    push(registry, "a")
+    bearer, key = keys.create("app", "app")
+    assert keys.authenticate(bearer) == key
+    assert registry.resolve("intents").number == 1
+    for how in (signal.SIGINT, signal.SIGQUIT):
+        server.stop(how)
+        try:
+            began = time.monotonic()
+            for _ in range(3):
+                with pytest.raises(Unavailable) as refused:
+                    push(registry, "b")
+                assert refused.value.code == UNREACHABLE
+                assert registry.resolve("intents").number == 1, "what was seen goes on being served"
+                assert keys.authenticate(bearer) == key
+            wait_until(lambda: database.is_away)
+            with pytest.raises(Unavailable), database.read():
+                pass
+            assert time.monotonic() - began < 10
+        finally:
+            server.start()
+        wait_until(lambda: not database.is_away)
+        keys.create("another", "app")
+    push(registry, "b", alias="live")
+    assert registry.resolve("intents").number == 2
+    database.close()
+
+
+def test_who_waits_too_long_gets_unavailable(create: Callable[[], str]) -> None:
+    url = create()
+    holder, other = Database(url), Database(f"{url}&options=-c statement_timeout=100ms -c lock_timeout=50ms")
+    migrate(holder)
+    with holder.write(), pytest.raises(Unavailable, match="locked by another writer"), other.write():
+        pass
+    with pytest.raises(Unavailable, match="was stopped at this"), other.read() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with other.write():
+        pass
+    holder.close()
+    other.close()
+
+
+def test_time_is_the_database_s(database: Database) -> None:
+    leases = Leases(database)
+    lease = leases.acquire("keeper", "a", seconds=60)
+    assert lease is not None
+    with database.read() as connection:
+        assert 0 < (lease.expires_at - database.now(connection)).total_seconds() <= 60
 
 
 def test_interactions_feedback_and_what_is_forgotten(create: Callable[[], str]) -> None:
@@ -388,3 +503,34 @@ def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:
     )
     assert policies.remove("intents") == policy
     records.database.close()
+
+
+def test_keys_what_they_used_and_who_changed_them(create: Callable[[], str]) -> None:
+    url = create()
+    database, other = Database(url), Database(url)
+    migrate(database)
+    log, keys = AuditLog(database), Keys(database)
+    change = Change(actor="ann", key_id="k", action="create_key", target="keys", request_id="req-1", remote="10.0.0.1")
+    with entered():
+        begin(change)
+        secret, key = keys.create("shop", Role.APP, scope=frozenset({"intents"}), limits=Limits(tokens_per_day=100))
+    log.end(change, 201)
+    (entry,) = log.find()
+    assert (entry.actor, entry.target, entry.outcome) == ("ann", f"keys/{key.id}", "done")
+    with pytest.raises(DBAPIError, match="append-only"), database.write() as connection:
+        connection.execute(text("DELETE FROM audit_log"))
+    there = Keys(other)
+    assert there.authenticate(secret) == key
+    newer, rotated = keys.rotate(key.id)
+    assert {there.authenticate(newer), there.authenticate(secret)} <= {rotated, key, None}
+    today = datetime.now(UTC).date()
+    here, there_too = (Limiter(UsageLedger(each), keys.limits_of) for each in (database, other))
+    for limiter in (here, there_too, here, there_too):
+        limiter.begin(key.id, 40).settle(20)
+        limiter.save()
+    here.save()
+    assert here.standing(key.id).today == Usage(4, 80) == UsageLedger(other).since(today)[key.id, today]
+    with pytest.raises(LimitExceeded):
+        here.begin(key.id, 21)
+    for each in (database, other):
+        each.close()

@@ -50,12 +50,22 @@ def ask(
     prompt_logprobs: int | None = None,
     pooling: Pooling | None = None,
     cache_salt: str = "",
+    tenant: str = "",
+    weight: float = 1.0,
 ) -> Request:
     """A number is a prompt of so many tokens that no other request begins with."""
     if isinstance(prompt, int):
         prompt = [hash((request_id, index)) for index in range(prompt)]
     sampling = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs, pooling=pooling)
-    return Request(id=request_id, prompt=tuple(prompt), adapter=adapter, sampling=sampling, cache_salt=cache_salt)
+    return Request(
+        id=request_id,
+        prompt=tuple(prompt),
+        adapter=adapter,
+        sampling=sampling,
+        cache_salt=cache_salt,
+        tenant=tenant,
+        weight=weight,
+    )
 
 
 class Driver:

@@ -16,7 +16,9 @@ import numpy as np
 from fastapi import FastAPI
 from safetensors.numpy import load, save
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
@@ -34,9 +36,11 @@ from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.objects import ObjectStore
+from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
 from graftwork.server.generation.artifact_cache import ArtifactCache
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import add_routes, router
@@ -81,9 +85,16 @@ class StandInEngine:
     max_open: int = 8
     adapters: dict[str, Placement] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
+    ensured: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    may_know: bool = False
     refuse: bool = False
     untaken: set[str] = field(default_factory=set)
     measured: Stats = field(default_factory=Stats)
+
+    async def start(self, api_process: int, /) -> None: ...
+
+    async def stop(self) -> None: ...
 
     @property
     def base_card(self) -> Mapping[str, Any]:
@@ -96,7 +107,15 @@ class StandInEngine:
         return 0
 
     def open(
-        self, inputs: Sequence[EngineInput], /, *, adapter: str | None, cache_salt: str = "", background: bool = False
+        self,
+        inputs: Sequence[EngineInput],
+        /,
+        *,
+        adapter: str | None,
+        cache_salt: str = "",
+        background: bool = False,
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> EngineStream:
         raise AssertionError("nobody asks this engine for an answer")
 
@@ -106,6 +125,16 @@ class StandInEngine:
     def takes(self, spec: AdapterSpec, /) -> None:
         if spec.digest in self.untaken:
             raise InvalidAdapter("this engine serves no adapter of this kind", code="unsupported")
+
+    async def ensure(self, digest: str, /) -> None:
+        if self.state != "ready":
+            raise Unavailable("there is no engine")
+        self.ensured.append(digest)
+
+    async def release(self, digest: str, /) -> None:
+        if self.may_know:
+            raise Unavailable("it may still know the adapter")
+        self.released.append(digest)
 
     async def canary(self, digest: str, /) -> None:
         assert sorted(file.name for file in self.store.path(digest).iterdir()) == [
@@ -149,10 +178,13 @@ def make_world(
     admin_key: str | None = None,
     open_to_loopback: bool = True,
     migrated: bool = True,
+    url: str | None = None,
     artifacts: str | None = None,
     cache_bytes: int = 1 << 30,
 ) -> World:
-    """A world on ``home``; ``migrated=False``: on the database that is there; ``artifacts``: with a bucket."""
+    """A world on ``home``; ``migrated=False``: on the database that is there; ``url``: on one that homes share;
+    ``artifacts``: with a bucket.
+    """
     base = BaseInfo(
         id="tiny-base",
         path=str(home / "base"),
@@ -168,9 +200,12 @@ def make_world(
         modules={name: ModuleShape(kind="linear", shape=(8, 8), bias=False) for name in MODULES},
         tied=(),
     )
-    if migrated:
+    if migrated and url is None:
         shutil.copy(_migrated(), home / "graftwork.db")
-    database = Database(home / "graftwork.db")
+    database = Database(url or home / "graftwork.db")
+    if url is not None:
+        migrate(database)
+    spool = None if url is None else Spool(home / "spool.db", max_bytes=1 << 20)
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
@@ -182,6 +217,7 @@ def make_world(
     experiments = Experiments(database, registry)
     services = Services(
         base=base,
+        database=database,
         registry=registry,
         store=store,
         artifact_cache=cache,
@@ -189,7 +225,7 @@ def make_world(
         authenticator=Authenticator(keys, open_to_loopback=open_to_loopback),
         engine=engine,
         metrics=metrics,
-        records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90),
+        records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90, spool=spool),
         experiments=experiments,
         exposures=Exposures(database),
         files=Files(database, home / "files", max_bytes=1 << 20, objects=objects),
@@ -198,6 +234,8 @@ def make_world(
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
+        audit_log=AuditLog(database),
+        limiter=Limiter(UsageLedger(database), keys.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,
@@ -206,7 +244,7 @@ def make_world(
     app = FastAPI(openapi_url=None)
     add_routes(app, router(services))
     app.add_middleware(DocumentedAnswers)
-    edge.install(app, services.metrics)
+    edge.install(app, services.metrics, services.audit_log)
     return World(app, services, engine, keys, home)
 
 

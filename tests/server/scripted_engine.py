@@ -115,6 +115,7 @@ class GatewayHarness:
             policies=self.records.policies,
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
+            limiter=services.limiter,
             artifacts=services.artifact_cache,
         )
         self.embeddings = EmbeddingService(
@@ -123,6 +124,7 @@ class GatewayHarness:
             router=router,
             metrics=services.metrics,
             traffic=services.traffic,
+            limiter=services.limiter,
             artifacts=services.artifact_cache,
         )
         routes = APIRouter(route_class=DocumentedRoute)

@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base=BaseInfo.from_json(given.base.read_text(encoding="utf-8")),
         artifacts=given.artifacts,
         url=given.url,
+        database=os.environ.pop("GRAFTWORK_DATABASE", None),  # runs inherit the environment, and do without
         key=os.environ.get(KEY_VARIABLE),
         nice=given.nice,
         threads=given.threads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.learning.job import Claim, ClaimLost
 from graftwork.adapters.learning.jobs import Jobs
 
@@ -49,6 +50,8 @@ class Heartbeat:
                     self._jobs.renew(claim, seconds=self.seconds)
                 except ClaimLost:
                     self._lost.add(key)
+                except Unavailable as error:
+                    log.warning("the claim on %s cannot be renewed; trying again: %s", claim.job.id, error)
                 except Exception:
                     # The thread must not end: all claims would expire while their jobs are running.
                     log.exception("the claim on %s cannot be renewed; trying again", claim.job.id)

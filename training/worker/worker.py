@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry, Version, reward_models
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
-from graftwork.adapters.storage.database import Database
+from graftwork.adapters.storage.database import DATABASE_FILE, Database
 from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
 from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.clients.errors import GraftworkClientError
@@ -82,6 +82,7 @@ class TrainingWorkerConfig:
 
     Attributes:
         home: the home of the server.
+        database: the URL of its database; None for the file in its home.
         base: the base that it serves.
         artifacts: the bucket of its adapters and files; None if all of them are in the home.
         url: its address.
@@ -99,6 +100,7 @@ class TrainingWorkerConfig:
     base: BaseInfo
     artifacts: str | None = None
     url: str
+    database: str | None = field(default=None, repr=False)  # it may hold a password
     key: str | None = None
     command: Sequence[str] = RUN_COMMAND
     nice: int = 19
@@ -154,7 +156,7 @@ class TrainingWorker:
         self.stopping = threading.Event()
         self.throttle = Throttle(share=config.share)
         self.busy = False
-        self._database = Database(config.home / "graftwork.db")
+        self._database = Database(config.database or config.home / DATABASE_FILE)
         self._jobs = Jobs(self._database)
         objects = None if config.artifacts is None else ObjectStore(config.artifacts)
         self._bucket = None if objects is None else ArtifactBucket(objects)
@@ -192,6 +194,9 @@ class TrainingWorker:
             while not self.stopping.is_set():
                 try:
                     pause = self.step()
+                except Unavailable as error:
+                    log.warning("the training worker cannot go on now; it tries again: %s", error)
+                    pause = 5.0
                 except Exception:
                     # An error of the database or the disk; errors of a job end the job.
                     log.exception("the training worker failed at a step; it goes on")

@@ -60,7 +60,8 @@ async def _generate(
 
 
 async def _embed(services: AnsweringServices, body: EmbeddingRequest, key_id: str, num_bytes: int) -> bytes:
-    answer = await services.embeddings.collect(await services.embeddings.start(body, background=True))
+    active = await services.embeddings.start(body, key_id=key_id, background=True)
+    answer = await services.embeddings.collect(active)
     return answer.body()
 
 

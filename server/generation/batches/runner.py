@@ -17,6 +17,7 @@ import logging
 import os
 import time
 import uuid
+from contextlib import suppress
 from typing import Final
 
 from anyio import to_thread
@@ -74,12 +75,15 @@ class BatchRunner:
         await cancel_all(*self._tasks)
         await self._end_runs()
         if self._lease is not None:
-            await to_thread.run_sync(self._leases.release, self._lease)
+            with suppress(Unavailable):  # it expires
+                await to_thread.run_sync(self._leases.release, self._lease)
 
     async def _watch(self) -> None:
         while True:
             try:
                 await self._look()
+            except Unavailable as error:
+                log.debug("batches cannot be looked at now; trying again: %s", error)  # every second, and others say so
             except Exception:
                 log.exception("batches cannot be looked at; trying again")
             await asyncio.sleep(POLL_SECONDS)

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from graftwork.server.http.openapi import DocumentedRoute, error_answer
 from graftwork.server.http.routes import (
     adapters,
+    audit,
     batches,
     experiments,
     feedback,
@@ -35,6 +36,7 @@ NOUNS = (
     models,
     adapters,
     keys,
+    audit,
     feedback,
     interactions,
     log_policies,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
-from graftwork.adapters.errors import NotFound, Unavailable
+from graftwork.adapters.errors import GraftworkError, NotFound, Unavailable
 from graftwork.adapters.names import LIVE, check_name
 from graftwork.adapters.registry import Adapter, AliasEvent, Version
 from graftwork.server.bodies import StrictModel, Text, parse
@@ -34,6 +35,9 @@ from graftwork.server.observability.traffic import Traffic
 from graftwork.server.transport.engine import AdapterPlacement, EngineProtocol
 
 log = logging.getLogger(__name__)
+
+#: An alias moves after so long, whether the version's weights are ready or not.
+PREFETCH_SECONDS: Final = 2.0
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -117,6 +121,7 @@ def add(routes: APIRouter, services: Services) -> None:
     async def promote(request: Request, name: str, alias: str, who: Principal = operator) -> Response:
         body = parse(PromotedVersion, await request.body())
         move = partial(registry.set_alias, name, alias, body.version, actor=who.name, reason=body.reason)
+        await _prefetch(services, name, body.version)
         event = await in_thread(_move, services, name, move, who, end_experiment=body.end_experiment)
         log.info("%s: %s@%s is version %s", who.name, name, alias, event.to_version)
         return JSONResponse(_event(event))
@@ -141,6 +146,19 @@ def add(routes: APIRouter, services: Services) -> None:
         version = await in_thread(registry.retire, name, int(number), actor=who.name)
         log.info("%s retired %s", who.name, version.id)
         return JSONResponse(_version(version, await adapter_states(engine), traffic))
+
+
+async def _prefetch(services: Services, name: str, number: int) -> None:
+    """Have a version's weights where its requests will go, before they come. Moves wait for it a moment at most."""
+    try:
+        version = await in_thread(services.registry.version, name, number)
+        if not version.is_reward_model:
+            async with asyncio.timeout(PREFETCH_SECONDS):
+                if services.artifact_cache is not None:
+                    await services.artifact_cache.ensure(version.digest)
+                await services.engine.ensure(version.digest)
+    except (GraftworkError, TimeoutError) as error:
+        log.debug("%s@%s was not fetched before it is used: %s", name, number, error)
 
 
 def _move(

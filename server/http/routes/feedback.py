@@ -1,6 +1,7 @@
 """``/v1/feedback``: feedback on answers. Any key may send it; reading takes an operator's.
 
-A response means that the feedback is durable. If the answer's own row is not yet written by this process, the response
+A response means that the feedback is durable: while the database is away on this server's disk, and then without an
+id. If the answer's own row is not yet written by this process, the response
 waits for it: so a correction always has the prompt that it is about.
 """
 
@@ -85,7 +86,7 @@ class FeedbackPageParameters(FeedbackParameters):
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of feedback."""
     records, base_id = services.records, services.base.id
-    anybody = Depends(services.authenticator.require(Role.APP))
+    anybody = Depends(services.authenticator.require(Role.APP, changes=False))
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
     @routes.post(
@@ -174,7 +175,7 @@ def show(row: Feedback, base_id: str) -> FeedbackObject:
     """The JSON of feedback."""
     return {
         "object": "feedback",
-        "id": row.id,
+        "id": row.id or None,
         "at": row.at.timestamp(),
         "interaction_id": row.interaction_id,
         "adapter": row.adapter or base_id,

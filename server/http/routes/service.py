@@ -20,14 +20,20 @@ from graftwork.server.http.routes.adapters import adapter_states, all_adapters, 
 from graftwork.server.http.schemas.service import HealthObject, ReadinessObject, ServerVersionObject
 from graftwork.server.http.services import Services
 from graftwork.server.observability import metrics
+from graftwork.server.transport.pool import members_of, stats_of
 from graftwork.version import __version__
 
 log = logging.getLogger(__name__)
 
+DATABASE_AWAY = (
+    "the database cannot be reached: models are served as they were, answers and feedback are kept on this disk until "
+    "it is back, and everything else is refused"
+)
+
 
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of the service."""
-    reader = Depends(services.authenticator.require(Role.APP))
+    scraper = Depends(services.authenticator.require(Role.APP, unscoped=True))
     page, page_headers = _operators_page()
     document: bytes | None = None
 
@@ -48,8 +54,11 @@ def add(routes: APIRouter, services: Services) -> None:
     )
     async def ready() -> Response:
         state = services.engine.state
-        body = {"status": state, "base": services.base.id}
-        return JSONResponse(body) if state == "ready" else JSONResponse(body, 503, {"retry-after": "1"})
+        if state != "ready":
+            return JSONResponse({"status": state, "base": services.base.id}, 503, {"retry-after": "1"})
+        if services.database.is_away:
+            return JSONResponse({"status": "degraded", "base": services.base.id, "reason": DATABASE_AWAY})
+        return JSONResponse({"status": state, "base": services.base.id})
 
     @routes.get("/openapi.json", response_model=dict[str, Any])
     async def openapi(request: Request) -> Response:
@@ -58,7 +67,7 @@ def add(routes: APIRouter, services: Services) -> None:
             document = await to_thread.run_sync(openapi_document, request.app)
         return Response(document, media_type="application/json")
 
-    @routes.get("/metrics", dependencies=[reader], response_class=PlainTextResponse)
+    @routes.get("/metrics", dependencies=[scraper], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         await _update_gauges(services)
         return Response(await to_thread.run_sync(services.metrics.render), media_type=metrics.CONTENT_TYPE)
@@ -67,17 +76,26 @@ def add(routes: APIRouter, services: Services) -> None:
 async def _update_gauges(services: Services) -> None:
     """Set the engine's and adapters' gauges. Without an engine its counts stay, and no adapter counts as resident."""
     engine = services.engine
+    services.metrics.set_database(reachable=not services.database.is_away)
     services.metrics.set_worker(ready=engine.state == "ready", num_restarts=engine.num_restarts)
-    try:
-        services.metrics.set_engine(await engine.stats())
-    except Unavailable as unavailable:
-        log.debug("metrics without the engine: %s", unavailable)
+    engines = members_of(engine)
+    stats = await stats_of(engines)
+    if stats:
+        services.metrics.set_engines(stats)
+    if len(engines) > 1:
+        for name, one in engines.items():
+            services.metrics.set_engine(
+                name, ready=one.state == "ready", num_restarts=one.num_restarts, stats=stats.get(name)
+            )
     residency = await adapter_states(engine)
     adapters = await to_thread.run_sync(all_adapters, services)
-    learning = await to_thread.run_sync(services.learning.all)
-    services.metrics.set_learning(
-        {policy.name: (standing.judgements, standing.rounds) for policy, standing in learning}
-    )
+    try:
+        learning = await to_thread.run_sync(services.learning.all)
+        services.metrics.set_learning(
+            {policy.name: (standing.judgements, standing.rounds) for policy, standing in learning}
+        )
+    except Unavailable as unavailable:
+        log.debug("metrics without learning policies: %s", unavailable)
     serving = [version for adapter in adapters for version in adapter.versions if version.retired_at is None]
     tiers: Counter[str] = Counter(tier_of(residency, version) for version in serving)
     services.metrics.set_adapter_tiers(

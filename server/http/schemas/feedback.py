@@ -12,11 +12,11 @@ class FeedbackObject(TypedDict):
     """Feedback on one choice of an answer. ``adapter`` is the version that was rated, or the base's id.
 
     ``episode``: it judges all answers of that episode, of which this is the last. ``asked``: a random draw had marked
-    the answer, so that its user was asked.
+    the answer, so that its user was asked. ``id`` is null while it waits for the database, which is away.
     """
 
     object: Literal["feedback"]
-    id: int
+    id: int | None
     at: float
     interaction_id: str
     adapter: str

@@ -17,8 +17,9 @@ class HealthObject(TypedDict):
 class ReadinessObject(TypedDict):
     """Whether requests are served now."""
 
-    status: Literal["starting", "ready", "recovering", "draining"]
+    status: Literal["starting", "ready", "degraded", "recovering", "draining"]
     base: str
+    reason: NotRequired[str]
 
 
 class ServerVersionObject(TypedDict):

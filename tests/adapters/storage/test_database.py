@@ -20,7 +20,7 @@ from sqlalchemy import Column, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import StatementError
 
 from graftwork.adapters import registry
-from graftwork.adapters.access import keys
+from graftwork.adapters.access import audit, keys, usage
 from graftwork.adapters.batches import batches
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
 from graftwork.adapters.experiments import exposures
@@ -39,6 +39,7 @@ from graftwork.adapters.webhooks import outbox
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
     *(
+        audit,
         batches,
         experiment_tables,
         exposures,
@@ -51,6 +52,7 @@ MODULES_WITH_TABLES = (
         leases,
         rounds,
         split_ledger,
+        usage,
     ),
     *(lineage, log_policies, registry),
     secrets,
@@ -64,6 +66,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
     with database.write() as connection:
         connection.execute(text("CREATE TABLE counter (value INTEGER)"))
         connection.execute(text("INSERT INTO counter VALUES (0)"))
+        connection.execute(text("CREATE TABLE topics (name TEXT, version INTEGER)"))
+        connection.execute(text("INSERT INTO topics VALUES ('keys', 0)"))
     yield database
     database.close()
 
@@ -84,6 +88,14 @@ def add_from_another_process(path: Path, times: int) -> None:
     database = Database(path)
     for _ in range(times):
         add(database)
+
+
+TOUCH = "UPDATE topics SET version = version + 1 WHERE name = 'keys'"
+
+
+def touch(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text(TOUCH))
 
 
 def break_off(database: Database, *statements: str) -> None:
@@ -122,7 +134,7 @@ def test_an_exception_takes_everything_back(database: Database) -> None:
         break_off(database, "UPDATE counter SET value = 5", "CREATE TABLE other (x)")
     assert read(database) == 0
     with database.read() as connection:
-        assert inspect(connection).get_table_names() == ["counter"]
+        assert inspect(connection).get_table_names() == ["counter", "topics"]
 
 
 def test_writers_take_turns(database: Database, tmp_path: Path) -> None:
@@ -158,41 +170,40 @@ def test_a_reader_sees_one_moment_and_waits_for_nobody(database: Database) -> No
         assert read(database) == 1
 
 
-def test_data_version_changes_with_every_commit_and_only_then(database: Database, tmp_path: Path) -> None:
+def test_a_topic_changes_with_every_commit_to_its_tables_and_only_then(database: Database, tmp_path: Path) -> None:
     other = Database(tmp_path / "graftwork.db")
-    seen = {database.data_version()}
+    seen = {database.topic_version("keys")}
     for commit in (
-        lambda: add(database),
-        lambda: add(other),
-        lambda: in_child(lambda: add(database)),
-        lambda: add_from_another_process(tmp_path / "graftwork.db", 1),
+        lambda: touch(database),
+        lambda: touch(other),
+        lambda: in_child(lambda: touch(database)),
     ):
         commit()
-        version = database.data_version()
+        version = database.topic_version("keys")
         assert version not in seen
         seen.add(version)
-        read(database)
-        assert database.data_version() == version
-    before = database.data_version()
+        add(database)
+        add_from_another_process(tmp_path / "graftwork.db", 1)
+        assert database.topic_version("keys") == version
     with pytest.raises(RuntimeError):
-        break_off(database, "UPDATE counter SET value = 5")
-    assert database.data_version() == before
+        break_off(database, TOUCH)
+    assert database.topic_version("keys") == max(seen)
     other.close()
 
 
-def test_data_version_notices_what_happened_while_it_was_not_looking(database: Database, tmp_path: Path) -> None:
+def test_topics_notice_what_happened_while_nobody_was_looking(database: Database) -> None:
     seen = set()
     for _ in range(5):
-        seen.add(database.data_version())
+        seen.add(database.topic_version("keys"))
         database.close()
-        add(database)
-    assert database.data_version() not in seen
+        touch(database)
+    assert database.topic_version("keys") not in seen
     assert len(seen) == 5
 
 
 def test_a_forked_child_works_and_leaves_the_parent_alone(database: Database, tmp_path: Path) -> None:
     read(database)
-    database.data_version()
+    database.topic_version("keys")
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -205,7 +216,7 @@ def test_a_forked_child_works_and_leaves_the_parent_alone(database: Database, tm
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    assert in_child(lambda: read(database), database.data_version, database.close) == 0
+    assert in_child(lambda: read(database), lambda: database.topic_version("keys"), database.close) == 0
     # The child's end has not dropped the lock of the parent's transaction.
     intruder = sqlite3.connect(tmp_path / "graftwork.db", timeout=0.05)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
@@ -224,13 +235,13 @@ def test_a_forked_child_works_and_leaves_the_parent_alone(database: Database, tm
 def test_nothing_open_or_locked_crosses_a_fork(database: Database, tmp_path: Path) -> None:
     with database.read(), database.read():
         pass
-    database.data_version()
-    parents = (database._engine, database._watch_lock)
+    database.topic_version("keys")
+    parents = (database._engine, database._topics)
 
     def look() -> None:
         links = [Path(entry) for entry in os.scandir("/proc/self/fd")]
         assert not [link for link in links if link.is_symlink() and link.readlink().is_relative_to(tmp_path)]
-        assert not {database._engine, database._watch_lock} & {*parents}
+        assert not {database._engine, database._topics} & {*parents}
 
     assert in_child(look) == 0
 
@@ -259,9 +270,11 @@ def test_migrate_makes_a_database_that_only_the_user_reads(tmp_path: Path, folde
     path.parent.mkdir()
     database = Database(path)
     migrate(database)
-    first = database.data_version()
+    watching = sqlite3.connect(path)
+    first = watching.execute("PRAGMA data_version").fetchone()
     migrate(database)
-    assert database.data_version() == first, "nothing to do, nothing written"
+    assert watching.execute("PRAGMA data_version").fetchone() == first, "nothing to do, nothing written"
+    watching.close()
     assert sorted(entry.name.removeprefix("graftwork.db") for entry in path.parent.iterdir()) == ["", "-shm", "-wal"]
     assert {stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()} == {0o600}
     database.close()
@@ -342,7 +355,10 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["sqlite://", "sqlite:///:memory:", "sqlite:///a.db?mode=ro&uri=true", "mysql://h/d", "http://h", "a://"],
+    [
+        *("sqlite://", "sqlite:///:memory:", "sqlite:///a.db?mode=ro&uri=true", "mysql://h/d", "http://h", "a://"),
+        *("postgres://h/d", "postgresql+psycopg2://h/d", "postgresql://h:port/d"),
+    ],
 )
 def test_locations_that_cannot_work(location: str) -> None:
     with pytest.raises(ConfigurationError):
@@ -351,7 +367,7 @@ def test_locations_that_cannot_work(location: str) -> None:
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'psycopg\[binary\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'graftwork\[postgresql\]'"):
         Database("postgresql://me@host/graftwork")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -88,11 +90,34 @@ def test_a_lease_of_a_wrong_clock_is_not_waited_for(leases: Leases, database: Da
     assert theirs.expires_at.timestamp() - time.time() == pytest.approx(15, abs=5)
 
 
-def test_being_refused_writes_nothing(leases: Leases, database: Database) -> None:
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_clock_that_jumps_leaves_one_holder(leases: Leases, database: Database, days: float) -> None:
+    jump = timedelta(0)
+    database.now = lambda _: datetime.now(UTC) + jump
+    dead = leases.acquire("keeper", "dead", seconds=15)
+    assert dead is not None
+    jump = timedelta(days=days)
+    # The holder lives: with its next renewal, if nobody was faster, everything is as it was.
+    renewed = leases.renew(dead, seconds=15)
+    assert renewed is not None
+    assert leases.acquire("keeper", "b", seconds=15) is None
+    # It dies, and the clock is set right.
+    jump = timedelta(0)
+    theirs = leases.acquire("keeper", "b", seconds=15)
+    assert theirs is not None, "no lease is held until a time that nobody meant"
+    assert leases.renew(dead, seconds=15) is None, "who comes back finds out"
+    with pytest.raises(Conflict), database.write() as connection:
+        leases.check(connection, dead)
+    assert leases.acquire("keeper", "c", seconds=15) is None
+
+
+def test_being_refused_writes_nothing(leases: Leases, database: Database, tmp_path: Path) -> None:
     leases.acquire("keeper", "a", seconds=60)
-    before = database.data_version()
+    watching = sqlite3.connect(tmp_path / "graftwork.db")
+    before = watching.execute("PRAGMA data_version").fetchone()
     assert leases.acquire("keeper", "b", seconds=60) is None
-    assert database.data_version() == before
+    assert watching.execute("PRAGMA data_version").fetchone() == before
+    watching.close()
 
 
 def acquire_at_once(path: Path, owner: str, start_at: float) -> Lease | None:

@@ -28,6 +28,7 @@ SERVE_FLAGS = tuple(
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
+    "move": ("--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
     "backup": ("--home", "--json"),
     "restore": ("--home", "--json"),
@@ -41,8 +42,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "adapters retire": REMOTE,
     "adapters history": (*REMOTE, "--limit"),
     "chat": (*REMOTE, "--message", "--system", "--temperature", "--max-tokens"),
-    "keys create": (*REMOTE, "--role"),
+    "audit": (*REMOTE, "--actor", "--action", "--target", "--since", "--limit", "--export", "--out"),
+    "keys create": (*REMOTE, "--role", "--days", "--adapter", "--limit"),
     "keys list": REMOTE,
+    "keys usage": REMOTE,
+    "keys change": (*REMOTE, "--name", "--days", "--adapter", "--limit", "--no"),
+    "keys rotate": (*REMOTE, "--overlap"),
     "keys revoke": REMOTE,
 }
 
@@ -120,10 +125,13 @@ GIVEN = {
     "quantize": "int8",
     "dtype": "float32",
     "device": "cpu",
+    "devices": "cpu,cuda:1",
     "kernels": "torch",
+    "engine": "vllm=http://127.0.0.1:8001",
     "trainer_share": "0.25",
     "batch_share": "0.5",
     "home": "/tmp/home",
+    "database": "postgresql://graftwork@db.example/graftwork",
     "host": "0.0.0.0",
     "port": "9000",
     "log_level": "debug",
@@ -164,12 +172,35 @@ def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConf
         ("--cors-origin", "app.example"),
         ("--cors-origin", "https://app.example/"),
         ("--cors-origin", "https://*"),
+        ("--engine", "ray"),
+        ("--engine", "vllm="),
+        ("--engine", "vllm=gpu.internal:8000"),
+        ("--engine", "vllm=http://gpu.internal"),
+        ("--engine", "vllm=http://gpu.internal:8000/v1"),
+        ("--engine", "vllm=http://user:secret@gpu.internal:8000"),
+        ("--engine", "vllm=http://gpu.internal:port"),
     ],
 )
-def test_serve_refuses_a_trainer_that_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
+def test_serve_refuses_what_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
     result = CliRunner().invoke(app, ["serve", flag, value])
     assert result.exit_code == 2
     assert flag in result.stderr
+
+
+@pytest.mark.parametrize("variable", ["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"])
+def test_the_url_of_the_database(served: list[ServerConfig], variable: str) -> None:
+    url = "postgresql+psycopg://ann:se-cret@db.example/graftwork"
+    assert CliRunner().invoke(app, ["serve"], env={variable: url}).exit_code == 7
+    assert served[0].database_location == url
+    assert "se-cret" not in repr(served[0]), "what is printed shows no password"
+    for shown in (url, "postgresql://db.example/graftwork?user=ann&password=se-cret"):
+        result = CliRunner().invoke(app, ["serve", "--database", shown])
+        assert (result.exit_code, "se-cret" in result.output) == (2, False)
+        assert "GRAFTWORK_DATABASE" in result.stderr
+    result = CliRunner().invoke(app, ["serve"], env={variable: "mysql://ann:se-cret@db.example/graftwork"})
+    assert (result.exit_code, "se-cret" in result.output) == (2, False)
+    assert "no support for mysql" in result.stderr
+    assert len(served) == 1
 
 
 @pytest.mark.parametrize(

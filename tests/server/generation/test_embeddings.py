@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Overloaded
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation import embeddings
@@ -87,10 +88,24 @@ async def test_many_inputs_take_a_part_of_the_queue_at_a_time(harness: GatewayHa
 async def test_a_full_queue_refuses(harness: GatewayHarness) -> None:
     engine = harness.engine.link
     stall = (b"stall", SamplingParams(max_tokens=1))
-    stream = engine.open([stall] * engine.max_open, adapter=None)
+    stream = engine.open([stall] * engine.max_open, adapter=None, tenant="local")
     assert error(await embed(harness, "hi"), 429)["code"] == "overloaded"
     engine.cancel(stream)
     assert (await embed(harness, "hi")).status_code == 200
+
+
+async def test_each_key_has_its_own_prefixes_and_its_share(harness: GatewayHarness) -> None:
+    keys = [harness.world.services.keys.create(name, Role.APP) for name in ("one", "other")]
+    asked = []
+    for secret, _ in keys:
+        harness.http.headers["authorization"] = f"Bearer {secret}"
+        await embed(harness, ["hi", "you"], pooling="last")
+        asked += harness.engine.asked
+    assert [request.tenant for request in asked] == [key.id for _, key in keys for _ in range(2)]
+    assert len({request.cache_salt for request in asked}) == 2
+    harness.embeddings._shares_prefixes = True
+    await embed(harness, "hi")
+    assert harness.engine.asked[0].cache_salt == ""
 
 
 async def test_a_queue_that_fills_delays_what_was_accepted(

@@ -457,6 +457,7 @@ async def test_each_key_has_its_own_prefixes(harness: GatewayHarness) -> None:
     await harness.ask(headers={"authorization": f"Bearer {keys[0][0]}"}, cache_salt="ann")
     salts = [request.cache_salt for request in harness.engine.asked]
     assert len(set(salts)) == 3
+    assert [request.tenant for request in harness.engine.asked] == [keys[i][1].id for i in (0, 1, 0)]
     harness.gateway._shares_prefixes = True
     for secret, _ in keys:
         await harness.ask(headers={"authorization": f"Bearer {secret}"})

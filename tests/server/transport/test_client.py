@@ -112,6 +112,46 @@ async def test_a_full_queue(client: EngineClient) -> None:
         client.open([([1], GREEDY)], adapter=None)
 
 
+def opens(client: EngineClient, tenant: str, count: int = 1, weight: float = 1.0) -> bool:
+    try:
+        client.open([([1], GREEDY)] * count, adapter=None, tenant=tenant, weight=weight)
+    except Overloaded:
+        return False
+    return True
+
+
+async def test_a_full_queue_refuses_those_that_have_their_share_of_it(client: EngineClient) -> None:
+    client.max_open = 12
+    worker = await start(client)
+    flood = client.open([([1], GREEDY)] * 12, adapter=None, tenant="flood")
+    asked = await worker.receive()
+    assert isinstance(asked, Generate)
+    assert {(request.tenant, request.weight) for request in asked.requests} == {("flood", 1.0)}
+    with pytest.raises(Overloaded, match=r"12 answers are running or waiting for you\. .* takes 12 of you"):
+        client.open([([1], GREEDY)], adapter=None, tenant="flood")
+    assert opens(client, "small")
+    with pytest.raises(Overloaded, match="takes 6 of you"):
+        client.open([([1], GREEDY)], adapter=None, tenant="flood")
+    assert opens(client, "small", 5)  # a half
+    assert not opens(client, "small")
+    assert opens(client, "heavy", 5, weight=2.0)
+    assert opens(client, "heavy", weight=2.0)  # a half again: 2 of 4
+    assert not opens(client, "heavy", weight=2.0)
+    client.cancel(flood)
+    assert not opens(client, "small")  # two thirds are heavy's now
+
+
+async def test_in_a_full_queue_there_is_room_for_everybody_who_has_nothing_open(client: EngineClient) -> None:
+    await start(client)
+    assert opens(client, "flood", 4)
+    streams = [client.open([([1], GREEDY)], adapter=None, tenant=str(number)) for number in range(20)]
+    assert client.num_open() == 24
+    assert not any(opens(client, str(number)) for number in range(20))
+    for stream in streams:
+        client.cancel(stream)
+    assert not opens(client, "flood")
+
+
 async def test_what_runs_in_the_background_takes_no_users_place(client: EngineClient) -> None:
     await start(client)
     background = client.open([([1], GREEDY)] * 4, adapter=None, background=True)

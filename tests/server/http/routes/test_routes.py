@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import re
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -308,9 +309,16 @@ def test_an_adapter_that_fails_its_canary_leaves_nothing_behind(client: TestClie
     world.engine.refuse = True
     found = error(push(client), 400)
     assert (found["code"], len(world.engine.tried)) == ("inert_adapter", 2)
+    assert world.engine.released == world.engine.tried[1:]
     assert world.state() == before
     world.engine.refuse = False
     assert push(client).json()["id"] == "intents@2"
+
+
+def test_files_stay_while_the_engine_may_look_for_them(client: TestClient, world: World) -> None:
+    world.engine.refuse = world.engine.may_know = True
+    error(push(client, seed=7), 400)
+    assert world.services.store.path(world.engine.tried[0]).is_dir()
 
 
 def test_an_adapter_that_the_engine_does_not_take_is_refused_before_it_is_tried(
@@ -675,6 +683,31 @@ def test_counts_of_the_engine_go_on_when_its_worker_is_replaced(client: TestClie
     assert sample(world, "graftwork_adapter_loads_total") == 7
 
 
+def test_metrics_of_several_engines(world: World) -> None:
+    metrics, one, other = world.services.metrics, Stats(num_loads=3, running=2), Stats(num_loads=4, running=5)
+    for stats in ({"0": one, "1": other}, {"0": one}, {"0": one, "1": Stats(num_loads=1, running=5)}):
+        metrics.set_engines(stats)  # of an engine that does not answer for a moment nothing is counted twice
+    assert [sample(world, f"graftwork_{name}") for name in ("running", "adapter_loads_total")] == [7, 8]
+    metrics.set_engine("0", ready=True, num_restarts=0, stats=one)
+    metrics.set_engine("1", ready=False, num_restarts=2, stats=None)
+    shown = {
+        name: [sample(world, f'graftwork_engine_{name}{{engine="{engine}"}}') for engine in (0, 1)]
+        for name in ("ready", "restarts_total", "running")
+    }
+    assert shown == {"ready": [1, 0], "restarts_total": [0, 2], "running": [2, 0]}
+
+
+def test_an_adapter_is_fetched_before_an_alias_moves(client: TestClient, world: World) -> None:
+    push(client)
+    digest = push(client, seed=1).json()["digest"]
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 2}).status_code == 200
+    assert world.engine.ensured == [digest]
+    world.engine.state = "recovering"
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 1}).status_code == 200
+    assert client.put("/v1/adapters/intents/aliases/live", json={"version": 9}).status_code == 400
+    assert world.engine.ensured == [digest]
+
+
 def test_labels_are_bounded(world: World) -> None:
     metrics = type(world.services.metrics)(max_adapters=2)
     for number in range(9):
@@ -726,6 +759,41 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert error(client.get("/v1/models", headers=own), 401)
 
 
+def test_keys_are_changed_and_rotated(tmp_path: Path) -> None:
+    world = make_world(tmp_path, admin_key=ADMIN_KEY)
+    client = TestClient(world.app, headers={"authorization": f"Bearer {ADMIN_KEY}"})
+    ends = int(time.time()) + 3600
+    limits = {"requests_per_minute": 10, "tokens_per_day": 1000}
+    body = {"name": "desk", "role": "app", "expires_at": ends, "adapters": ["intents", "base"], "limits": limits}
+    made = client.post("/v1/keys", json=body).json()
+    secret, path = made.pop("secret"), f"/v1/keys/{made['id']}"
+    assert made == client.get(path).json() == client.get("/v1/keys").json()["data"][0]
+    assert (made["expires_at"], made["adapters"]) == (ends, ["base", "intents"])
+    none = dict.fromkeys(("tokens_per_minute", "concurrent", "tokens_per_month"))
+    assert made["limits"] == {**limits, **none}
+    assert error(client.post("/v1/keys", json={"name": "Desk ", "role": "app"}), 409)["code"] == "name_taken"
+    changed = client.patch(path, json={"name": "the desk", "adapters": None, "limits": {"concurrent": 2}}).json()
+    assert changed == {**made, "name": "the desk", "adapters": None, "limits": {**made["limits"], "concurrent": 2,
+        "requests_per_minute": None, "tokens_per_day": None}}  # fmt: skip
+    assert client.patch(path, json={"expires_at": None, "limits": None}).json()["expires_at"] is None
+    rotated = client.post(f"{path}/rotate")
+    assert rotated.headers["cache-control"] == "no-store"
+    assert abs(rotated.json()["previous_until"] - time.time() - 86400) < 60
+
+    def status(bearer: str) -> int:
+        return client.get("/v1/models", headers={"authorization": f"Bearer {bearer}"}).status_code
+
+    new = rotated.json()["secret"]
+    assert (status(secret), status(new)) == (200, 200)
+    newest = client.post(f"{path}/rotate", json={"overlap_seconds": 0}).json()["secret"]
+    assert (status(secret), status(new), status(newest)) == (401, 401, 200)
+    client.delete(path)
+    assert status(newest) == 401
+    assert error(client.post(f"{path}/rotate"), 409)["code"] == "key_revoked"
+    assert error(client.patch(path, json={"name": "again"}), 409)["code"] == "key_revoked"
+    assert client.post("/v1/keys", json={"name": "the desk", "role": "app"}).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
@@ -736,6 +804,24 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
         ("POST", "/v1/keys", {"name": "x", "role": "app", "secret": "mine"}, 400),
         ("GET", "/v1/keys?after=none", None, 400),
         ("DELETE", "/v1/keys/none", None, 404),
+        ("GET", "/v1/keys/none", None, 404),
+        ("PATCH", "/v1/keys/none", {"name": "x"}, 404),
+        ("POST", "/v1/keys/none/rotate", None, 404),
+        ("POST", "/v1/keys/000000000000/rotate", {"overlap_seconds": -1}, 400),
+        ("POST", "/v1/keys/000000000000/rotate", {"overlap_seconds": 1e300}, 400),
+        ("PATCH", "/v1/keys/000000000000", {}, 400),
+        ("PATCH", "/v1/keys/000000000000", {"role": "admin"}, 400),
+        ("POST", "/v1/keys", {"name": "first admin key", "role": "app"}, 400),
+        ("POST", "/v1/keys", {"name": " Local", "role": "app"}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "expires_at": 1}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "expires_at": 1e300}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "adapters": []}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "adapters": ["intents@1"]}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "adapters": [f"a{n}" for n in range(101)]}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "admin", "adapters": ["intents"]}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "limits": {"concurrent": 0}}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "limits": {"tokens_per_day": 10**30}}, 400),
+        ("POST", "/v1/keys", {"name": "x", "role": "app", "limits": {"per_hour": 1}}, 400),
     ],
 )
 def test_bad_key_requests_are_refused(tmp_path: Path, method: str, path: str, body: Any, status: int) -> None:
@@ -772,7 +858,13 @@ ROUTES: list[tuple[str, str, Role | None]] = [
     ("DELETE", "/v1/adapters/intents/versions/1", Role.OPERATOR),
     ("GET", "/v1/keys", Role.ADMIN),
     ("POST", "/v1/keys", Role.ADMIN),
+    ("GET", "/v1/keys/none", Role.ADMIN),
+    ("GET", "/v1/keys/none/usage", Role.ADMIN),
+    ("PATCH", "/v1/keys/none", Role.ADMIN),
+    ("POST", "/v1/keys/none/rotate", Role.ADMIN),
     ("DELETE", "/v1/keys/none", Role.ADMIN),
+    ("GET", "/v1/audit", Role.ADMIN),
+    ("GET", "/v1/audit/export", Role.ADMIN),
     ("POST", "/v1/feedback", Role.APP),
     ("GET", "/v1/feedback", Role.OPERATOR),
     ("GET", "/v1/feedback/export", Role.OPERATOR),
@@ -832,7 +924,7 @@ EXAMPLES = {
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestClient, dict[Role, str]]:
     """A server with a key of every role. Requests without a body change nothing."""
     world = make_world(tmp_path_factory.mktemp("guarded"), admin_key=ADMIN_KEY)
-    return TestClient(world.app), {role: world.keys.create("k", role)[0] for role in Role}
+    return TestClient(world.app), {role: world.keys.create(role.value, role)[0] for role in Role}
 
 
 @pytest.mark.parametrize(("method", "path", "needed"), ROUTES)

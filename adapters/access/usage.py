@@ -1,0 +1,64 @@
+"""What keys used: requests and tokens per day. Budgets are counted from it, so it outlives the process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from sqlalchemy import BigInteger, Column, Named, Table, Text, TypedColumns, insert, select, update
+
+from graftwork.adapters.storage.database import Database, schema
+
+
+class _UsageColumns(TypedColumns):
+    key_id: Named[str] = Column(Text, primary_key=True)
+    day: Named[str] = Column(Text, primary_key=True)
+    requests: Named[int] = Column(BigInteger)
+    tokens: Named[int] = Column(BigInteger)
+
+
+_usage = Table("key_usage", schema, _UsageColumns)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Requests, and tokens of their prompts and answers."""
+
+    requests: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.requests + other.requests, self.tokens + other.tokens)
+
+
+DailyUsage = Mapping[tuple[str, date], Usage]
+"""Usage by the key's id and the day in UTC."""
+
+
+class UsageLedger:
+    """The usage that is stored in one database, by any number of processes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, used: DailyUsage) -> None:
+        """Add to what is stored, in one transaction; it is durable when this returns."""
+        if not used:
+            return
+        with self._database.write() as connection:
+            for (key_id, day), more in used.items():
+                this = (_usage.c.key_id == key_id) & (_usage.c.day == day.isoformat())
+                sums = {"requests": _usage.c.requests + more.requests, "tokens": _usage.c.tokens + more.tokens}
+                if connection.execute(update(_usage).where(this).values(sums)).rowcount == 0:
+                    row = {"key_id": key_id, "day": day.isoformat()}
+                    connection.execute(insert(_usage).values(**row, requests=more.requests, tokens=more.tokens))
+
+    def since(self, first: date, *, key_id: str | None = None) -> dict[tuple[str, date], Usage]:
+        """What is stored of a day and later ones, of all keys or of one."""
+        query = select(_usage).where(_usage.c.day >= first.isoformat())
+        if key_id is not None:
+            query = query.where(_usage.c.key_id == key_id)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {(row.key_id, date.fromisoformat(row.day)): Usage(row.requests, row.tokens) for row in rows}
