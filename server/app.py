@@ -63,6 +63,7 @@ from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.protocol import HttpProtocol
 from graftwork.server.http.services import Records, Services
+from graftwork.server.http.sessions import Sessions
 from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
@@ -210,7 +211,11 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         artifact_cache=artifact_cache,
         keys=keys,
         authenticator=Authenticator(
-            keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER), cors_origins=config.cors_origins
+            keys,
+            open_to_loopback=config.loopback_only,
+            own=(trainer.key, TRAINER),
+            cors_origins=config.cors_origins,
+            sessions=Sessions.of(database, admin_key),
         ),
         metrics=metrics,
         records=records,

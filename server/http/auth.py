@@ -1,12 +1,14 @@
 """Authentication and authorization: bearer keys with roles, as one dependency that every route uses.
 
-A server without any key answers its own machine only, and then also checks ``Host`` and ``Origin``.
+A request without a key may have a session of the page instead (``sessions.py``), which stands for a key. A server
+without any key answers its own machine only, and then also checks ``Host`` and ``Origin``.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
@@ -21,6 +23,7 @@ from graftwork.adapters.access.audit import Change
 from graftwork.adapters.access.keys import Key, Role
 from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
 from graftwork.adapters.errors import Forbidden, Unauthorized
+from graftwork.server.http.sessions import Sessions
 
 _RECHECK_SECONDS = 1.0
 
@@ -50,6 +53,7 @@ class Authenticator:
         own: A key that the server gave to a process of its own, and that process's principal.
         cors_origins: Sites whose pages may call a server without keys, beside this machine's own. ``*`` counts only
             where there are keys.
+        sessions: Of the page; without, they end with this object.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class Authenticator:
         open_to_loopback: bool,
         own: tuple[str, Principal] | None = None,
         cors_origins: Collection[str] = (),
+        sessions: Sessions | None = None,
     ) -> None:
+        self.sessions = sessions or Sessions(secrets.token_bytes(32))
         self._keys = keys
         self._own = own
         self._cors_origins = frozenset(cors_origins) - {"*"}
@@ -112,7 +118,7 @@ class Authenticator:
         bearer = _key(connection)
         if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
             return self._own[1]
-        key = self._keys.authenticate(bearer) if bearer else None
+        key = self._keys.authenticate(bearer) if bearer else self._signed_in(connection)
         if key is not None:
             return _principal(key)
         if self.open:
@@ -123,6 +129,11 @@ class Authenticator:
                 "this key is unknown, was revoked or has expired: check it, or ask an admin for a new one"
             )
         raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
+
+    def _signed_in(self, connection: HTTPConnection) -> Key | None:
+        """The key of the session that a request belongs to, if it still counts."""
+        key_id = self.sessions.key_id(connection)
+        return None if key_id is None else self._keys.get(key_id)
 
     def find(self, key_id: str) -> Principal | None:
         """Who has called with the key of this id, if they still may: for what is done later than it was asked for."""

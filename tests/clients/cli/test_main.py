@@ -28,11 +28,10 @@ SERVE_FLAGS = tuple(
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
-    "move": ("--database", "--home"),
+    "move": ("--artifacts", "--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
     "backup": ("--home", "--json"),
     "restore": ("--home", "--json"),
-    "move": ("--home", "--artifacts"),
     "demo": (*REMOTE, "--data", "--classes", "--home", "--short"),
     "adapters push": (*REMOTE, "--alias", "--metadata", "--parent", "--server-path"),
     "adapters list": REMOTE,

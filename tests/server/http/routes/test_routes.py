@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 import logging
+import posixpath
 import random
 import re
 import time
@@ -718,16 +719,23 @@ def test_labels_are_bounded(world: World) -> None:
 
 
 def test_the_operators_page_is_whole_and_may_do_nothing_else(client: TestClient) -> None:
-    response = client.get("/")
-    assert response.headers["content-type"].startswith("text/html")
-    assert "http://" not in response.text
-    assert "https://" not in response.text
-    assert "innerHTML" not in response.text
-    assert " style=" not in response.text
-    assert "units wait, the first counts at" in response.text
-    policy = response.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
+    files = ["/"]
+    for path in files:  # which grows: a file names others
+        response = client.get(path)
+        assert response.status_code == 200, path
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", response.text), "nothing comes from elsewhere"
+        assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|localStorage", response.text)
+        assert " style=" not in response.text
+        named = re.findall(r'(?:src|href)="(/page/[^"]+)"', response.text)
+        for name in re.findall(r'from "(\.[^"]+)"', response.text):
+            named.append(posixpath.normpath(posixpath.join(posixpath.dirname(path), name)))
+        files += [name for name in dict.fromkeys(named) if name not in files]
+    assert len(files) > 20
+    assert error(client.get("/page/../auth.py"), 404)
+    assert error(client.get("/page/nothing.js"), 404)
 
 
 # ----------------------------------------------------------------------------------------------------------- keys
