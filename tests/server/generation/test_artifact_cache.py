@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.objects import STORE_AWAY
 from tests.server.fakes import Placement, adapter_files, form, make_world
@@ -234,3 +235,26 @@ async def test_a_home_that_was_there_before_is_bounded_in_the_order_of_its_folde
     assert await push(again, "one", 0) == 200
     await settled(again)
     assert local(again) == {"three", "one"}
+
+
+async def test_what_an_engine_may_still_look_for_stays(
+    narrow: GatewayHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def not_sure(_: str) -> None:
+        raise Unavailable("vLLM may still know the adapter")
+
+    monkeypatch.setattr(narrow.world.engine, "release", not_sure)
+    await narrow.ask(model="one")
+    await narrow.ask(model="two")
+    await settled(narrow)
+    assert local(narrow) == {"one", "two"}
+    assert "vLLM may still know the adapter" in caplog.text
+    monkeypatch.undo()
+    await narrow.ask(model="three")
+    await settled(narrow)
+    assert len(local(narrow)) == 1
+
+
+async def test_a_version_is_fetched_before_its_alias_moves(fresh: GatewayHarness) -> None:
+    assert (await fresh.http.put("/v1/adapters/one/aliases/candidate", json={"version": 1})).status_code == 200
+    assert local(fresh) == {"one"}
