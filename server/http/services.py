@@ -33,6 +33,7 @@ from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
 from graftwork.server.background.spool_delivery import SpoolDelivery
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
@@ -117,6 +118,7 @@ class Services:
     audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
+    artifact_cache: ArtifactCache | None = None
     allowed_roots: tuple[Path, ...] = ()
     allow_python_graders: bool = False
     cors_origins: tuple[str, ...] = ()

@@ -174,6 +174,8 @@ async def _prefetch(services: Services, name: str, number: int) -> None:
         version = await in_thread(services.registry.version, name, number)
         if not version.is_reward_model:
             async with asyncio.timeout(PREFETCH_SECONDS):
+                if services.artifact_cache is not None:
+                    await services.artifact_cache.ensure(version.digest)
                 await services.engine.ensure(version.digest)
     except (GraftworkError, TimeoutError) as error:
         log.debug("%s@%s was not fetched before it is used: %s", name, number, error)

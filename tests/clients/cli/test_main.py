@@ -28,7 +28,7 @@ SERVE_FLAGS = tuple(
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
-    "move": ("--database", "--home"),
+    "move": ("--artifacts", "--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
     "backup": ("--home", "--json"),
     "restore": ("--home", "--json"),
