@@ -434,7 +434,10 @@ def test_episodes_are_units_where_the_plan_says_so(create: Callable[[], str]) ->
     episode = records.ids.episode("trip", key_id="local")
     for name, of, unit in (("first", plan(), records.ids.unit(user="ann")), ("second", plan(unit="episode"), episode)):
         harness.start(name, of=of)
-        asked = [harness.ask("ann", episode="trip", seconds_ago=ago) for ago in (100, 50)]
+        # Times are whole seconds: those of the second experiment are later.
+        asked = [
+            harness.ask("ann", episode="trip", seconds_ago=ago) for ago in ((100, 90) if name == "first" else (60, 50))
+        ]
         assert {exposure.unit for exposure in Exposures(records.database).since(name, 0)} == {unit}
         harness.experiments.stop(name, actor="ann", reason="enough")
     assert records.interactions.last_of_episode(episode) in asked
