@@ -34,6 +34,7 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
@@ -202,7 +203,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         spool=None if database.is_sqlite else Spool(config.home / "spool.db"),
     )
     experiments = Experiments(database, registry)
-    limiter = Limiter(UsageLedger(database), keys.limits_of)
+    adapter_limits = AdapterLimiting(database, registry)
+    limiter = Limiter(UsageLedger(database), keys.limits_of, adapter_limits.limits_of)
     services = Services(
         base=info,
         database=database,
@@ -229,6 +231,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
         limiter=limiter,
         audit_log=AuditLog(database),
+        adapter_limits=adapter_limits,
         grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,

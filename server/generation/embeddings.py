@@ -101,7 +101,7 @@ class EmbeddingService:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
-            LimitExceeded: A limit of the key is reached.
+            LimitExceeded: A limit of the key or the adapter is reached.
             Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment, or the adapter is in a bucket that does not answer.
         """
@@ -118,7 +118,7 @@ class EmbeddingService:
             as_base64=body.encoding_format == "base64",
         )
         await self._ensure(route)
-        reservation = self.limiter.begin(key_id, sum(map(len, prompts)), background=background)
+        reservation = self.limiter.begin(key_id, sum(map(len, prompts)), adapter=route.adapter, background=background)
         try:
             stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
         except GraftworkError:

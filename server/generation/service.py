@@ -250,13 +250,19 @@ class GenerationService:
             charged: Whether it counts for the key's limits.
 
         Raises:
-            LimitExceeded: A limit of the key is reached.
+            LimitExceeded: A limit of the key or the adapter is reached.
             Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
         tokens = answer.num_prompt_tokens + sum(params.max_tokens for _, params in inputs)
-        charge = partial(self.limiter.begin, admission.key_id, tokens, background=background)
+        charge = partial(
+            self.limiter.begin,
+            admission.key_id,
+            tokens,
+            adapter=admission.route.adapter,
+            background=background,
+        )
         reservation = charge() if charged else None
         try:
             stream = self.engine.open(

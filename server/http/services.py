@@ -25,6 +25,7 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
@@ -113,6 +114,7 @@ class Services:
     rounds: Rounds
     webhooks: Webhooks
     limiter: Limiter
+    adapter_limits: AdapterLimiting
     audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path

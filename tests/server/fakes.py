@@ -32,6 +32,7 @@ from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
@@ -215,6 +216,7 @@ def make_world(
         cache = ArtifactCache(store, ArtifactBucket(objects), engine, max_bytes=cache_bytes, preparing_seconds=0)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     experiments = Experiments(database, registry)
+    adapter_limits = AdapterLimiting(database, registry)
     services = Services(
         base=base,
         database=database,
@@ -235,7 +237,8 @@ def make_world(
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
         audit_log=AuditLog(database),
-        limiter=Limiter(UsageLedger(database), keys.limits_of),
+        adapter_limits=adapter_limits,
+        limiter=Limiter(UsageLedger(database), keys.limits_of, adapter_limits.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,

@@ -140,12 +140,15 @@ class VllmEngine:
     async def _watch(self) -> None:
         """Look after the server, for ever: lose it when it is silent, prove it when it is back."""
         while True:
-            if self._shared_state.phase == STOPPING:
-                self._end_all("The server is shutting down and waits no longer for this answer.")
-            elif self._served is None:
-                await self._try_prove()
-            elif time.monotonic() >= self._look_at:
-                await self._look()
+            try:
+                if self._shared_state.phase == STOPPING:
+                    self._end_all("The server is shutting down and waits no longer for this answer.")
+                elif self._served is None:
+                    await self._try_prove()
+                elif time.monotonic() >= self._look_at:
+                    await self._look()
+            except Exception:  # a full disk, say, must not be the last that is seen of a server
+                log.exception("vLLM at %s cannot be looked after", self._server.url)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self) -> None:

@@ -113,7 +113,9 @@ class BaseProof:
     @staticmethod
     async def _served(server: VllmServer, version: str) -> ServedBase:
         models = (await server.get("/v1/models")).json()["data"]
-        base = next(model for model in models if model.get("parent") is None)
+        base = next((model for model in models if model.get("parent") is None), None)
+        if base is None:
+            raise NotThisBase("it serves no base")
         return ServedBase(version, base["id"], base["max_model_len"])
 
     @staticmethod

@@ -28,7 +28,7 @@ class NotServed(Exception):
 
     def __init__(self, message: str, *, status: int | None = None, timed_out: bool = False) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = message.rstrip(".")
         self.status = status
         self.timed_out = timed_out
 

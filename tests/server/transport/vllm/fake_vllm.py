@@ -122,7 +122,7 @@ class FakeVllm:
         if seed == NOT_FINITE:
             return -9999.0
         far = (token - self.next_token(seed, last)) % self.vocab_size
-        return -0.5 - far / 64
+        return -0.5 - seed / 1000 - far / 64
 
     # -- how it is started and ended -------------------------------------------------------------------------------
     @asynccontextmanager

@@ -94,9 +94,9 @@ async def test_what_it_began_ends_and_the_others_streams_go_on(fleet: Fleet, tmp
     digest = publish(tmp_path, 1)
     await fleet.tokens(digest)
     home, other = fleet.home_of(digest)
-    other_digest = next(
-        d for d in (publish(tmp_path, seed) for seed in range(2, 40)) if await _home_is(fleet, d, other)
-    )
+    for seed in range(2, 40):
+        if await _home_is(fleet, other_digest := publish(tmp_path, seed), other):
+            break
     for server in fleet.servers:
         server.switches.pause = 0.02
     home.switches.breaks_after = 3
