@@ -196,6 +196,8 @@ class AsyncAdaptersResource(_AsyncResource):
     rollback = _call_method(adapters.rollback)
     retire = _call_method(adapters.retire)
     history = _call_method(adapters.history)
+    limits = _call_method(adapters.limits)
+    set_limits = _call_method(adapters.set_limits)
 
 
 class AsyncFeedbackResource(_AsyncResource):

@@ -193,6 +193,8 @@ class AdaptersResource(_Resource):
     rollback = _call_method(adapters.rollback)
     retire = _call_method(adapters.retire)
     history = _call_method(adapters.history)
+    limits = _call_method(adapters.limits)
+    set_limits = _call_method(adapters.set_limits)
 
 
 class FeedbackResource(_Resource):

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.errors import ConfigurationError, Unavailable
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.routing import ModelRouter
@@ -33,9 +34,12 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
-from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.leases import Lease, Leases
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
@@ -48,6 +52,7 @@ from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.background.webhooks import WebhookSender
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.batches.capacity import BatchCapacity
 from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
@@ -111,6 +116,8 @@ def serve(config: ServerConfig) -> int:
         close_to_others(config.home)
         _check_port(config)
         migrate(Database(config.database_location))  # before the base is fetched, which takes minutes
+        if config.artifacts is not None:
+            ObjectStore(config.artifacts)  # refused before the base is fetched
         admin_key = _admin_key(config)
         info = _prepare_base(config)
         server = build(config, info, admin_key)
@@ -160,7 +167,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         )
     store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
     store.clean()
-    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
+    objects = None if config.artifacts is None else ObjectStore(config.artifacts)
+    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)), objects=objects)
     files.clean()
     prompts = Prompts(Path(info.path))
     shared_state = SharedState(API_PROCESSES, config.num_engines)
@@ -180,6 +188,10 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         )
         members = [PoolMember(url, engine, kind="vllm") for url, engine in engines.items()]
     engine: EngineProtocol = EnginePool(members) if len(members) > 1 else members[0].engine
+    artifact_cache = None
+    if objects is not None:
+        max_bytes = int(config.artifact_cache_gb * (1 << 30))
+        artifact_cache = ArtifactCache(store, ArtifactBucket(objects), engine, max_bytes=max_bytes)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -191,12 +203,14 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         spool=None if database.is_sqlite else Spool(config.home / "spool.db"),
     )
     experiments = Experiments(database, registry)
-    limiter = Limiter(UsageLedger(database), keys.limits_of)
+    adapter_limits = AdapterLimiting(database, registry)
+    limiter = Limiter(UsageLedger(database), keys.limits_of, adapter_limits.limits_of)
     services = Services(
         base=info,
         database=database,
         registry=registry,
         store=store,
+        artifact_cache=artifact_cache,
         keys=keys,
         authenticator=Authenticator(
             keys,
@@ -217,6 +231,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
         limiter=limiter,
         audit_log=AuditLog(database),
+        adapter_limits=adapter_limits,
         grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,
@@ -237,6 +252,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         policies=records.policies,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
+        artifacts=artifact_cache,
         limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
         max_busy_for_shadows=config.max_batch * len(members) // 4,  # copies for shadow arms leave the rest to users
@@ -248,6 +264,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         metrics=metrics,
         traffic=services.traffic,
+        artifacts=artifact_cache,
         limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
     )
@@ -337,8 +354,14 @@ def _keeper(database: Database, services: Services) -> Keeper:
     sender = WebhookSender(services.webhooks, leases)
     keeper.add_duty("webhooks", sender.run, every=WEBHOOKS_SECONDS)
     keeper.add_duty("old deliveries", sender.clean, every=RETENTION_SECONDS)
+    keeper.add_duty("stray objects", partial(_clean_bucket, services.files), every=RETENTION_SECONDS)
     keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
     return keeper
+
+
+def _clean_bucket(files: Files, _: Lease) -> None:
+    with suppress(Unavailable):  # the log says so
+        files.clean_bucket()
 
 
 def _engine_options(config: ServerConfig, number: int) -> dict[str, Any]:

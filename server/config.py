@@ -37,6 +37,9 @@ class ServerConfig:
         engine_key_file: File with vLLM's ``--api-key``, for its owner alone.
         home: Where bases, adapters and the database are stored. One server a home.
         database: The URL of a PostgreSQL database, which servers may share; ``None``: a file in the home.
+        artifacts: Where adapters, files and results are stored for all servers: ``s3://bucket/prefix``, ``gs://``,
+            ``az://`` or ``file://``; ``None``: in the home alone.
+        artifact_cache_gb: The most GiB of adapters that the home keeps of those in a bucket.
         host: Where to listen. Without a key only loopback is allowed.
         port: Where to listen, 1024 to 65535.
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
@@ -86,6 +89,8 @@ class ServerConfig:
     engine_key_file: Path | None = None
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
     database: str | None = field(default=None, repr=False)  # it may hold a password
+    artifacts: str | None = None
+    artifact_cache_gb: float = 20.0
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 16
@@ -123,7 +128,15 @@ class ServerConfig:
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
-        for name in ("stall_seconds", "kv_memory_gb", "max_model_len", "threads", "trainer_threads", "max_file_gb"):
+        for name in (
+            "stall_seconds",
+            "kv_memory_gb",
+            "max_model_len",
+            "threads",
+            "trainer_threads",
+            "max_file_gb",
+            "artifact_cache_gb",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")

@@ -35,7 +35,7 @@ MAY_IMPORT = {
 ORDER = {
     "adapters": (
         "errors, collector, parent_death < names < storage, prompts < base, access < webhooks, peft_format"
-        " < registry < feedback < experiments < learning < batches < backup"
+        " < registry < feedback < experiments < learning < batches < backup, upload"
     ),
     "server": (
         "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"

@@ -1,4 +1,4 @@
-"""The limits of a key: requests and tokens per minute, answers at once, and budgets of tokens per day and month."""
+"""Limits of a key or an adapter: requests and tokens per minute, requests at once, tokens per day and month."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_LIMIT: Final = 10**15
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Limits of one key. ``None``: there is none.
+    """Limits of one key, or of one adapter. ``None``: there is none.
 
     Attributes:
         requests_per_minute: Requests that begin in any 60 seconds.

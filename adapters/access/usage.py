@@ -1,4 +1,4 @@
-"""What keys used: requests and tokens per day. Budgets are counted from it, so it outlives the process."""
+"""What keys and adapters used: requests and tokens per day. Budgets are counted from it, so it outlives the process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from graftwork.adapters.storage.database import Database, schema
 
 
 class _UsageColumns(TypedColumns):
-    key_id: Named[str] = Column(Text, primary_key=True)
+    subject: Named[str] = Column(Text, primary_key=True)
     day: Named[str] = Column(Text, primary_key=True)
     requests: Named[int] = Column(BigInteger)
     tokens: Named[int] = Column(BigInteger)
 
 
-_usage = Table("key_usage", schema, _UsageColumns)
+_usage = Table("usage", schema, _UsageColumns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Usage:
 
 
 DailyUsage = Mapping[tuple[str, date], Usage]
-"""Usage by the key's id and the day in UTC."""
+"""Usage by its subject, the id of a key or ``adapter:NAME``, and the day in UTC."""
 
 
 class UsageLedger:
@@ -47,18 +47,18 @@ class UsageLedger:
         if not used:
             return
         with self._database.write() as connection:
-            for (key_id, day), more in used.items():
-                this = (_usage.c.key_id == key_id) & (_usage.c.day == day.isoformat())
+            for (subject, day), more in used.items():
+                this = (_usage.c.subject == subject) & (_usage.c.day == day.isoformat())
                 sums = {"requests": _usage.c.requests + more.requests, "tokens": _usage.c.tokens + more.tokens}
                 if connection.execute(update(_usage).where(this).values(sums)).rowcount == 0:
-                    row = {"key_id": key_id, "day": day.isoformat()}
+                    row = {"subject": subject, "day": day.isoformat()}
                     connection.execute(insert(_usage).values(**row, requests=more.requests, tokens=more.tokens))
 
-    def since(self, first: date, *, key_id: str | None = None) -> dict[tuple[str, date], Usage]:
-        """What is stored of a day and later ones, of all keys or of one."""
+    def since(self, first: date, *, subject: str | None = None) -> dict[tuple[str, date], Usage]:
+        """What is stored of a day and later ones, of all subjects or of one."""
         query = select(_usage).where(_usage.c.day >= first.isoformat())
-        if key_id is not None:
-            query = query.where(_usage.c.key_id == key_id)
+        if subject is not None:
+            query = query.where(_usage.c.subject == subject)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return {(row.key_id, date.fromisoformat(row.day)): Usage(row.requests, row.tokens) for row in rows}
+        return {(row.subject, date.fromisoformat(row.day)): Usage(row.requests, row.tokens) for row in rows}

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, paginate
-from graftwork.clients.types.keys import Limits
+from graftwork.clients.cli.context import CommandContext, api_command, paginate, parse_limits
 
 app = typer.Typer(help="Make, limit, rotate and revoke API keys.", no_args_is_help=True)
 
@@ -59,7 +58,7 @@ def usage(remote: CommandContext, id: Id) -> None:
     from graftwork.clients.cli import tables
 
     key, used = remote.client.keys.get(id), remote.client.keys.usage(id)
-    remote.print_result(used, lambda: tables.key_usage(key, used))
+    remote.print_result(used, lambda: tables.standing(key.limits, used))
 
 
 @app.command()
@@ -129,13 +128,5 @@ def _options(days: float | None, adapters: list[str] | None, limits: list[str] |
     if adapters:
         options["adapters"] = adapters
     if limits:
-        options["limits"] = dict(_limit(each) for each in limits)
+        options["limits"] = parse_limits(limits)
     return options
-
-
-def _limit(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if name not in Limits.__dataclass_fields__ or not number.isdecimal():
-        known = ", ".join(Limits.__dataclass_fields__)
-        raise typer.BadParameter(f"{text!r} is no NAME=N, where NAME is one of {known}", param_hint="--limit")
-    return name, int(number)

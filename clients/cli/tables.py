@@ -11,11 +11,11 @@ from rich.text import Text
 
 from graftwork.clients.cli.context import CONTROL_CHARACTERS
 from graftwork.clients.http.calls import shorten
-from graftwork.clients.types.adapters import Adapter, AdapterEvent, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, AdapterLimits, Version
 from graftwork.clients.types.audit import AuditEntry
 from graftwork.clients.types.feedback import Feedback
 from graftwork.clients.types.interactions import ErasureResult, Interaction
-from graftwork.clients.types.keys import Key, KeyUsage
+from graftwork.clients.types.keys import Key, KeyUsage, Limits
 from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
@@ -111,9 +111,8 @@ def audit(found: Iterable[AuditEntry]) -> RenderableType:
     return table if table.row_count else Text("Nothing was changed.")
 
 
-def key_usage(key: Key, used: KeyUsage) -> RenderableType:
-    """Render what a key used, beside its limits."""
-    limits = key.limits
+def standing(limits: Limits, used: KeyUsage | AdapterLimits) -> RenderableType:
+    """Render what a key or an adapter used, beside its limits."""
     table = _table("", "Requests", "of", "Tokens", "of")
     for name, usage, requests, tokens in (
         ("this minute", used.minute, limits.requests_per_minute, limits.tokens_per_minute),

@@ -1,8 +1,8 @@
-"""The limits of keys, kept while requests are answered.
+"""The limits of keys and adapters, kept while requests are answered.
 
-A request is charged when it begins: its prompt, and as many tokens as its answer may have. When it ends, for whatever
-reason, what it used takes the place of that. So limits hold exactly, however many requests begin at once: no more is
-begun than they allow, and what is refused had no room at that moment.
+A request is charged to its key when it begins, and to its adapter if that has limits: its prompt, and as many tokens as
+its answer may have. When it ends, for whatever reason, what it used takes the place of that. So limits hold exactly,
+however many requests begin at once: no more is begun than they allow, and what is refused had no room at that moment.
 
 - ``requests_per_minute`` and ``tokens_per_minute`` count what began in the last 60 seconds: a sliding window.
 - ``concurrent`` counts what has begun and not ended.
@@ -21,12 +21,12 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-from graftwork.adapters.access.limits import Limits
+from graftwork.adapters.access.limits import NO_LIMITS, Limits
 from graftwork.adapters.access.usage import Usage, UsageLedger
 from graftwork.adapters.errors import LimitExceeded
 
@@ -37,6 +37,8 @@ SAVE_SECONDS: Final = 1.0
 
 #: When answers that are under way will end is not known: whoever waits for that may ask again so soon.
 RETRY_SECONDS: Final = 1.0
+
+_ADAPTER: Final = "adapter:"
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +60,7 @@ class Charge:
 
 @dataclass(slots=True)
 class Account:
-    """What one key has used.
+    """What one key or adapter has used.
 
     Attributes:
         window: The requests that began in the last 60 seconds, oldest first.
@@ -88,12 +90,11 @@ class Account:
             self.window_tokens += charge.tokens
 
     def end(self, charge: Charge, tokens: int, now: float) -> None:
-        """Let what a request used take the place of what it was charged."""
+        """Let what a request used take the place of what it was charged. The charge itself is changed afterwards."""
         self.expire(now)
         if not charge.background and charge.at > now - WINDOW_SECONDS:
             self.window_tokens += tokens - charge.tokens
         self._release(charge)
-        charge.tokens = tokens
         self.used[charge.day] += Usage(1, tokens)
 
     def withdraw(self, charge: Charge) -> None:
@@ -134,7 +135,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a key stands with its limits.
+    """How a key or an adapter stands with its limits.
 
     Attributes:
         limits: The limits.
@@ -171,32 +172,38 @@ class Standing:
 class Reservation:
     """What a request is charged with until it ends. It ends once: what is said later changes nothing."""
 
-    __slots__ = ("_charge", "_limiter", "key_id")
+    __slots__ = ("_charge", "_limiter", "_subjects")
 
-    def __init__(self, limiter: Limiter, key_id: str, charge: Charge) -> None:
-        self.key_id = key_id
+    def __init__(self, limiter: Limiter, subjects: Sequence[str], charge: Charge) -> None:
         self._limiter = limiter
+        self._subjects = subjects
         self._charge: Charge | None = charge
 
     def settle(self, tokens: int) -> None:
         """The request has ended, and used so many tokens."""
         charge, self._charge = self._charge, None
         if charge is not None:
-            self._limiter.settle(self.key_id, charge, tokens)
+            self._limiter.settle(self._subjects, charge, tokens)
 
     def withdraw(self) -> None:
         """The request did not begin, or will begin again: it counts for nothing."""
         charge, self._charge = self._charge, None
         if charge is not None:
-            self._limiter.withdraw(self.key_id, charge)
+            self._limiter.withdraw(self._subjects, charge)
+
+
+def subject_of(adapter: str) -> str:
+    """An adapter among the subjects that have limits, which else are the ids of keys."""
+    return f"{_ADAPTER}{adapter}"
 
 
 class Limiter:
-    """Keeps the limits of all keys in one process. Its methods take microseconds, but for ``save``.
+    """Keeps the limits of all keys and adapters in one process. Its methods take microseconds, but for ``save``.
 
     Args:
         ledger: Where usage is stored.
-        limits_of: The limits of the key with an id; from memory.
+        key_limits: The limits of the key with an id; from memory.
+        adapter_limits: The limits of the adapter with a name; from memory.
         clock: Seconds, for windows.
         now: The time, for days and months.
     """
@@ -204,13 +211,15 @@ class Limiter:
     def __init__(
         self,
         ledger: UsageLedger,
-        limits_of: Callable[[str], Limits],
+        key_limits: Callable[[str], Limits],
+        adapter_limits: Callable[[str], Limits] = lambda name: NO_LIMITS,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._ledger = ledger
-        self._limits_of = limits_of
+        self._key_limits = key_limits
+        self._adapter_limits = adapter_limits
         self._clock = clock
         self._now = now
         self._lock = threading.Lock()
@@ -229,50 +238,62 @@ class Limiter:
         Raises:
             LimitExceeded: A limit of the key is reached.
         """
-        limits, now = self._limits_of(key_id), self._clock()
+        limits, now = {key_id: self._limits_of(key_id)}, self._clock()
         with self._lock:
-            self._refuse(self._account(key_id, now), limits, now, tokens=1, background=False)
+            self._refuse(limits, now, tokens=1, background=False)
 
-    def begin(self, key_id: str, tokens: int, *, background: bool = False) -> Reservation:
+    def begin(self, key_id: str, tokens: int, *, adapter: str | None = None, background: bool = False) -> Reservation:
         """Charge a request that begins now.
 
         Args:
             key_id: The caller's key.
             tokens: Of its prompt, and as many as its answer may have.
+            adapter: The adapter that answers; ``None``: the bare base.
             background: Whether it is a batch's.
 
         Raises:
-            LimitExceeded: A limit of the key is reached, or is less than this request needs.
+            LimitExceeded: A limit of the key or the adapter is reached, or is less than this request needs.
         """
-        limits = self._limits_of(key_id)
+        limits = {key_id: self._limits_of(key_id)}
+        if adapter is not None and (shared := self._limits_of(subject_of(adapter))):
+            limits[subject_of(adapter)] = shared
         with self._lock:
-            now = self._clock()  # in the order of the window
-            account = self._account(key_id, now)
-            self._refuse(account, limits, now, tokens=tokens, background=background)
+            now = self._clock()  # in the order of the windows
+            self._refuse(limits, now, tokens=tokens, background=background)
             charge = Charge(now, self._now().date(), tokens, background)
-            account.begin(charge)
-        return Reservation(self, key_id, charge)
+            for subject in limits:
+                self._accounts[subject].begin(charge)
+        return Reservation(self, tuple(limits), charge)
 
-    def settle(self, key_id: str, charge: Charge, tokens: int) -> None:
+    def settle(self, subjects: Sequence[str], charge: Charge, tokens: int) -> None:
         """See ``Reservation.settle``."""
         with self._lock:
-            self._accounts[key_id].end(charge, tokens, self._clock())
-            self._unsaved[key_id, charge.day] += Usage(1, tokens)
+            now = self._clock()
+            for subject in subjects:
+                self._accounts[subject].end(charge, tokens, now)
+                self._unsaved[subject, charge.day] += Usage(1, tokens)
+            charge.tokens = tokens
 
-    def withdraw(self, key_id: str, charge: Charge) -> None:
+    def withdraw(self, subjects: Sequence[str], charge: Charge) -> None:
         """See ``Reservation.withdraw``."""
         with self._lock:
-            self._accounts[key_id].withdraw(charge)
+            for subject in subjects:
+                self._accounts[subject].withdraw(charge)
 
-    def standing(self, key_id: str) -> Standing:
-        """How a key stands with its limits."""
-        limits, now = self._limits_of(key_id), self._clock()
+    def standing(self, subject: str) -> Standing:
+        """How a key, by its id, or ``subject_of`` an adapter stands with its limits."""
+        limits, now = self._limits_of(subject), self._clock()
         with self._lock:
-            return self._standing(self._account(key_id, now), limits, now)
+            return self._standing(self._account(subject, now), limits, now)
 
-    def _account(self, key_id: str, now: float) -> Account:
-        """The account of a key, with what lies in the window now."""
-        account = self._accounts[key_id]
+    def _limits_of(self, subject: str) -> Limits:
+        if subject.startswith(_ADAPTER):
+            return self._adapter_limits(subject.removeprefix(_ADAPTER))
+        return self._key_limits(subject)
+
+    def _account(self, subject: str, now: float) -> Account:
+        """An account, with what lies in the window now."""
+        account = self._accounts[subject]
         account.expire(now)
         return account
 
@@ -289,31 +310,41 @@ class Limiter:
             month=account.used_since(today.replace(day=1)),
         )
 
-    def _refuse(self, account: Account, limits: Limits, now: float, *, tokens: int, background: bool) -> None:
-        """Raise why a request cannot begin now, if so: of several reasons the one that takes longest to pass."""
-        if not limits:
-            return
-        reasons = list(self._of_budgets(account, limits, tokens))
-        if not background:
-            reasons += self._of_windows(account, limits, now, tokens)
+    def _refuse(self, limits: Mapping[str, Limits], now: float, *, tokens: int, background: bool) -> None:
+        """Raise why a request cannot begin now, if so: of several reasons the one that takes longest to pass.
+
+        Args:
+            limits: By subject, that of the key first.
+            now: On the clock of windows.
+            tokens: That it may use.
+            background: Whether it is a batch's.
+        """
+        reasons: list[_Refusal] = []
+        accounts = [self._account(subject, now) for subject in limits]
+        for (subject, each), account in zip(limits.items(), accounts, strict=True):
+            reasons += self._of_budgets(subject, account, each, tokens)
+            if not background:
+                reasons += self._of_windows(subject, account, each, now, tokens)
         if reasons:
             reason = max(reasons, key=lambda reason: reason.seconds)
-            raise reason.error(self._standing(account, limits, now).headers())
+            raise reason.error(self._standing(accounts[0], next(iter(limits.values())), now).headers())
 
-    def _of_windows(self, account: Account, limits: Limits, now: float, tokens: int) -> Iterator[_Refusal]:
-        requests, most = limits.requests_per_minute, limits.tokens_per_minute
+    def _of_windows(
+        self, subject: str, account: Account, limits: Limits, now: float, tokens: int
+    ) -> Iterator[_Refusal]:
+        who, requests, most = _named(subject), limits.requests_per_minute, limits.tokens_per_minute
         if limits.concurrent is not None and account.open >= limits.concurrent:
-            message = f"at most {limits.concurrent} of this key's requests are answered at once"
+            message = f"at most {limits.concurrent} requests of {who} are answered at once"
             yield _Refusal("requests", message, RETRY_SECONDS)
         if requests is not None and (seconds := account.until_requests(requests, now)):
-            yield _Refusal("requests", f"this key may begin {requests} requests a minute", seconds)
+            yield _Refusal("requests", f"at most {requests} requests of {who} begin a minute", seconds)
         if most is not None and tokens > most:
-            yield _too_large(tokens, most, "minute")
+            yield _too_large(who, tokens, most, "minute")
         elif most is not None and (seconds := account.until_tokens(tokens, most, now)):
-            yield _Refusal("tokens", _too_little(tokens, most, "minute", account.window_tokens), seconds)
+            yield _Refusal("tokens", _too_little(who, tokens, most, "minute", account.window_tokens), seconds)
 
-    def _of_budgets(self, account: Account, limits: Limits, tokens: int) -> Iterator[_Refusal]:
-        now = self._now()
+    def _of_budgets(self, subject: str, account: Account, limits: Limits, tokens: int) -> Iterator[_Refusal]:
+        who, now = _named(subject), self._now()
         today = now.date()
         month = today.replace(day=1)
         for name, most, first, end in (
@@ -324,9 +355,9 @@ class Limiter:
                 continue
             used = account.used_since(first).tokens
             reserved = sum(reserved for day, reserved in account.reserved.items() if day >= first)
-            message = _too_little(tokens, most, name, used + reserved)
+            message = _too_little(who, tokens, most, name, used + reserved)
             if tokens > most:
-                yield _too_large(tokens, most, name)
+                yield _too_large(who, tokens, most, name)
             elif used + tokens > most:
                 until = datetime(end.year, end.month, end.day, tzinfo=UTC) - now
                 yield _Refusal("insufficient_quota", message, until.total_seconds())
@@ -363,8 +394,8 @@ class Limiter:
             first = today.replace(day=1) if today != self._read_on else today - timedelta(days=1)
             stored, self._read_on = self._ledger.since(first), today
             with self._lock:
-                for (key_id, day), used in stored.items():
-                    self._accounts[key_id].used[day] = used + self._unsaved.get((key_id, day), Usage())
+                for (subject, day), used in stored.items():
+                    self._accounts[subject].used[day] = used + self._unsaved.get((subject, day), Usage())
                 if first.day == 1:  # of months before nothing is asked any more
                     for account in self._accounts.values():
                         for day in [day for day in account.used if day < first]:
@@ -379,7 +410,7 @@ class Limiter:
             self.save()
         except Exception as failure:
             if not self._failing:
-                log.error("what keys use cannot be stored now, and is kept until it can: %s", failure)
+                log.error("what was used cannot be stored now, and is kept until it can: %s", failure)
             self._failing = True
         else:
             self._failing = False
@@ -402,17 +433,21 @@ class _Refusal:
         )
 
 
-def _too_large(tokens: int, limit: int, per: str) -> _Refusal:
+def _named(subject: str) -> str:
+    return f"the adapter {subject.removeprefix(_ADAPTER)}" if subject.startswith(_ADAPTER) else "this key"
+
+
+def _too_large(who: str, tokens: int, limit: int, per: str) -> _Refusal:
     message = (
-        f"the request may take {tokens} tokens, prompt and answer together, and this key may use {limit} a {per}: "
-        "shorten it, or set a smaller max_tokens"
+        f"the request may take {tokens} tokens, prompt and answer together, and {who} has {limit} a {per}: shorten it, "
+        "or set a smaller max_tokens"
     )
     return _Refusal("tokens", message, math.inf)
 
 
-def _too_little(tokens: int, limit: int, per: str, used: int) -> str:
+def _too_little(who: str, tokens: int, limit: int, per: str, used: int) -> str:
     return (
-        f"this key may use {limit} tokens a {per}, of which {max(limit - used, 0)} are left, and the request may take "
+        f"{who} has {limit} tokens a {per}, of which {max(limit - used, 0)} are left, and the request may take "
         f"{tokens}, prompt and answer together"
     )
 

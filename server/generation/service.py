@@ -21,6 +21,7 @@ from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
 from graftwork.server.generation.admission import Admission, MakeAnswer
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.grammars import Grammars
 from graftwork.server.generation.limiter import Limiter, Reservation
 from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
@@ -67,6 +68,7 @@ class GenerationService:
         accounting: Counts and logs answers.
         metrics: Counts shadow copies.
         limiter: Keeps the limits of keys.
+        artifacts: Fetches adapters that are not in the home; ``None``: all are.
         shares_prefixes: Whether keys share the prefix cache, and so can tell by the time what others have asked.
         max_busy_for_shadows: Shadow copies are computed while at most this many answers are under way.
     """
@@ -84,6 +86,7 @@ class GenerationService:
         accounting: Accounting,
         metrics: Metrics,
         limiter: Limiter,
+        artifacts: ArtifactCache | None = None,
         shares_prefixes: bool = False,
         max_busy_for_shadows: int = 8,
     ) -> None:
@@ -102,6 +105,7 @@ class GenerationService:
         self._ids = ids
         self._policies = policies
         self._accounting = accounting
+        self._artifacts = artifacts
         self._grammars = Grammars()
         self._shares_prefixes = shares_prefixes
 
@@ -161,7 +165,7 @@ class GenerationService:
         )
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
-        """Tokenize the prompts, and make the grammar of a structured output.
+        """Have the adapter at hand, tokenize the prompts, and make the grammar of a structured output.
 
         Returns:
             The answer, still empty, and the engine's input for each of its choices.
@@ -169,9 +173,12 @@ class GenerationService:
         Raises:
             InvalidRequest: A prompt does not fit into the context, the chat template refuses it, or a grammar cannot be
                 followed.
+            Unavailable: The adapter is in a bucket that does not answer.
         """
         body, head = admission.answered_body, self._head(admission)
         body.check_token_ids(self.base.vocab_size)
+        if self._artifacts is not None and admission.route.digest is not None:
+            await self._artifacts.ensure(admission.route.digest)
         grammar = await self._grammar(body, admission.key_id)
         if isinstance(body, ChatCompletionRequest):
             options = body.template_options()
@@ -243,13 +250,19 @@ class GenerationService:
             charged: Whether it counts for the key's limits.
 
         Raises:
-            LimitExceeded: A limit of the key is reached.
+            LimitExceeded: A limit of the key or the adapter is reached.
             Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
         tokens = answer.num_prompt_tokens + sum(params.max_tokens for _, params in inputs)
-        charge = partial(self.limiter.begin, admission.key_id, tokens, background=background)
+        charge = partial(
+            self.limiter.begin,
+            admission.key_id,
+            tokens,
+            adapter=admission.route.adapter,
+            background=background,
+        )
         reservation = charge() if charged else None
         try:
             stream = self.engine.open(

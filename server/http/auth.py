@@ -27,6 +27,8 @@ from graftwork.server.http.sessions import Sessions
 
 _RECHECK_SECONDS = 1.0
 
+UNKNOWN_KEY = "this key is unknown, was revoked or has expired: check it, or ask an admin for a new one"
+
 BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 """What OpenAPI documents; the header is read by :class:`Authenticator`."""
 
@@ -125,9 +127,7 @@ class Authenticator:
             _check_local(connection, self._cors_origins)
             return LOCAL_PRINCIPAL
         if bearer:
-            raise Unauthorized(
-                "this key is unknown, was revoked or has expired: check it, or ask an admin for a new one"
-            )
+            raise Unauthorized(UNKNOWN_KEY)
         raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
 
     def _signed_in(self, connection: HTTPConnection) -> Key | None:

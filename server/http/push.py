@@ -1,4 +1,4 @@
-"""Adds a version: upload or folder → staging → checks → published → canary → registry row and alias.
+"""Adds a version: upload or folder → staging → checks → published → canary (→ bucket) → registry row and alias.
 
 The bytes of an upload go from the socket to the staging folder, a megabyte at a time, without a temporary file in
 between. If the adapter is refused anywhere on this way, nothing has changed afterwards: what was published for the
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,7 @@ class Pushes:
             GraftworkError: Something in the request or the adapter is refused; see ``check_name``, ``read_spec`` and
                 ``Registry.add_version``.
             InvalidAdapter: The adapter failed the canary.
-            Unavailable: There is no engine to try the adapter, or the disk is full.
+            Unavailable: There is no engine to try the adapter, the disk is full, or the bucket does not answer.
         """
         services = self._services
         services.registry.check_visible(name)
@@ -150,17 +151,20 @@ class Pushes:
     async def _publish(
         self, staged: Path, spec: AdapterSpec, register: Callable[[], tuple[Version, bool]]
     ) -> tuple[Version, bool]:
-        services = self._services
-        tried = await to_thread.run_sync(self._was_tried, spec.digest)
-        await self._in_thread(services.store.publish, staged, spec)
-        try:
-            if not tried and spec.head is None:  # a reward model is not served
-                await services.engine.canary(spec.digest)
-            return await to_thread.run_sync(register)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._withdraw(spec.digest)
-            raise
+        services, cache = self._services, self._services.artifact_cache
+        with nullcontext() if cache is None else cache.pushing(spec.digest):
+            tried = await to_thread.run_sync(self._was_tried, spec.digest)
+            await self._in_thread(services.store.publish, staged, spec.digest)
+            try:
+                if not tried and spec.head is None:  # a reward model is not served
+                    await services.engine.canary(spec.digest)
+                if cache is not None:  # before the row: other servers fetch what has one
+                    await cache.upload(spec.digest)
+                return await to_thread.run_sync(register)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._withdraw(spec.digest)
+                raise
 
     def _register(
         self, name: str, spec: AdapterSpec, fields: PushFields, alias: str | None, actor: str

@@ -25,6 +25,7 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
@@ -32,6 +33,7 @@ from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
 from graftwork.server.background.spool_delivery import SpoolDelivery
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.interaction_log import InteractionLog
 from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
@@ -112,9 +114,11 @@ class Services:
     rounds: Rounds
     webhooks: Webhooks
     limiter: Limiter
+    adapter_limits: AdapterLimiting
     audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
+    artifact_cache: ArtifactCache | None = None
     allowed_roots: tuple[Path, ...] = ()
     allow_python_graders: bool = False
     cors_origins: tuple[str, ...] = ()

@@ -317,7 +317,7 @@ def test_a_server_that_stops_and_comes_back(server: PostgresqlServer) -> None:
         finally:
             server.start()
         wait_until(lambda: not database.is_away)
-        keys.create("another", "app")
+        keys.create(f"after {how.name}", "app")
     push(registry, "b", alias="live")
     assert registry.resolve("intents").number == 2
     database.close()

@@ -345,6 +345,12 @@ def build(state: FakeServer) -> FastAPI:
     def list_keys(request: Request) -> Any:
         return page(list(state.keys.values()), "id", request)
 
+    @app.get("/v1/adapters/{name}/limits")
+    @app.put("/v1/adapters/{name}/limits")
+    def adapter_limits(name: str, request: Request) -> Any:
+        used = {period: {"requests": 3, "tokens": 70} for period in ("minute", "day", "month")}
+        return {"object": "adapter.limits", "adapter": name, "limits": request.state.body or {}, **used, "open": 1}
+
     @app.get("/v1/audit")
     def list_audit() -> Any:
         return {"object": "list", "data": [AUDIT_ENTRY], "has_more": False}

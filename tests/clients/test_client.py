@@ -52,6 +52,7 @@ KEY_USAGE = {
     **{"object": "key.usage", "id": "key_1", "open": 0},
     **{key: {"requests": 1, "tokens": 2} for key in ("minute", "day", "month")},
 }
+ADAPTER_LIMITS = {**KEY_USAGE, "object": "adapter.limits", "adapter": "intents", "limits": {"concurrent": 2}}
 AUDIT_ENTRY = {
     **{"object": "audit.entry", "id": 1, "at": 1_700_000_000.5, "actor": "ci", "key_id": "key_1"},
     **{"action": "promote", "target": "adapters/intents/aliases/live", "outcome": "done"},
@@ -273,6 +274,14 @@ def refused(status: int, **headers: str) -> httpx.Response:
             "POST",
             "/v1/keys/key_1/rotate",
             {"overlap_seconds": 0},
+        ),
+        (lambda c: c.adapters.limits("intents"), ADAPTER_LIMITS, "GET", "/v1/adapters/intents/limits", None),
+        (
+            lambda c: c.adapters.set_limits("intents", {"concurrent": 2}),
+            ADAPTER_LIMITS,
+            "PUT",
+            "/v1/adapters/intents/limits",
+            {"concurrent": 2},
         ),
         (lambda c: c.keys.list(), EMPTY, "GET", "/v1/keys", None),
         (lambda c: c.audit.list(actor="ci", limit=5), EMPTY, "GET", "/v1/audit?actor=ci&limit=5", None),

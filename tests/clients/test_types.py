@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from graftwork.clients import types as client_types
-from graftwork.clients.types.adapters import Adapter, AdapterEvent, PushedVersion, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, AdapterLimits, PushedVersion, Version
 from graftwork.clients.types.audit import AuditEntry
 from graftwork.clients.types.batches import Batch
 from graftwork.clients.types.embeddings import Embeddings
@@ -61,6 +61,8 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("delete", "/v1/adapters/{name}/versions/{number}"): Version,
     ("get", "/v1/audit"): Page[AuditEntry],
     ("get", "/v1/audit/export"): AuditEntry,
+    ("get", "/v1/adapters/{name}/limits"): AdapterLimits,
+    ("put", "/v1/adapters/{name}/limits"): AdapterLimits,
     ("get", "/v1/keys"): Page[Key],
     ("post", "/v1/keys"): Key,
     ("get", "/v1/keys/{key_id}"): Key,

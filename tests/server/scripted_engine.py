@@ -116,6 +116,7 @@ class GatewayHarness:
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
             limiter=services.limiter,
+            artifacts=services.artifact_cache,
         )
         self.embeddings = EmbeddingService(
             engine=self.engine.link,
@@ -124,6 +125,7 @@ class GatewayHarness:
             metrics=services.metrics,
             traffic=services.traffic,
             limiter=services.limiter,
+            artifacts=services.artifact_cache,
         )
         routes = APIRouter(route_class=DocumentedRoute)
         generation.add(routes, services.authenticator, self.gateway, self.embeddings, tokenization, services.records)

@@ -29,6 +29,7 @@ from graftwork.adapters.errors import GraftworkError, InvalidRequest, LimitExcee
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.storage.durable import DISK_FULL
 from graftwork.adapters.storage.leases import Fence
+from graftwork.adapters.storage.objects import STORE_AWAY
 from graftwork.server.generation.batches.capacity import BatchCapacity
 from graftwork.server.generation.batches.endpoints import ENDPOINTS, AnsweringServices, RequestBody
 from graftwork.server.generation.batches.input import BatchInput
@@ -139,7 +140,7 @@ class BatchRun:
     async def _input(self) -> BatchInput:
         files = self._services.files
         file = await to_thread.run_sync(files.get, self.batch.input_file)
-        return BatchInput(files.path(file), self.batch.endpoint)
+        return BatchInput(await self._retried(lambda: files.fetch(file)), self.batch.endpoint)
 
     # -- the answers -----------------------------------------------------------------------------------------------
     async def _answer_all(self) -> None:
@@ -277,7 +278,7 @@ class BatchRun:
         return await self._retried(lambda: write(*arguments, **options, fence=self._fence))
 
     async def _retried(self, work: Callable[[], T]) -> T:
-        """Call ``work`` in a thread, again and again while the disk is full or the database cannot be written."""
+        """Call ``work`` in a thread, again while the disk is full, or the bucket or database cannot be used."""
         waits = False
         while True:
             try:
@@ -303,6 +304,8 @@ class BatchRun:
 def _reason(error: Unavailable | OperationalError) -> str:
     if isinstance(error, Unavailable) and error.code == DISK_FULL:
         return "the server's disk is full: the batch goes on when there is room"
+    if isinstance(error, Unavailable) and error.code == STORE_AWAY:
+        return "the object store does not answer: the batch goes on when it does"
     return f"the database cannot be written: {first_line(error)}"
 
 

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import Forbidden, NotFound, Unauthorized
 from graftwork.server.bodies import StrictModel, Text, parse
+from graftwork.server.http.auth import UNKNOWN_KEY
 from graftwork.server.http.lists import in_thread
 from graftwork.server.http.services import Services
 from graftwork.server.http.sessions import COOKIE, HEADER, MAX_SECONDS, is_from_page
@@ -39,12 +40,16 @@ NO_STORE: Final = {"cache-control": "no-store"}
 
 
 class SessionObject(TypedDict):
-    """Who the page belongs to, all null if nobody has signed in. ``open``: the server has no key yet."""
+    """Who the page belongs to, all null if nobody has signed in. ``open``: the server has no key yet.
+
+    ``adapters`` null: all.
+    """
 
     object: Literal["session"]
     name: str | None
     role: str | None
     key_id: str | None
+    adapters: list[str] | None
     open: bool
 
 
@@ -84,7 +89,7 @@ def add(routes: APIRouter, services: Services) -> None:
         key = await in_thread(services.keys.authenticate, body.key.strip())
         who = None if key is None else authenticator.find(key.id)
         if who is None:
-            raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
+            raise Unauthorized(UNKNOWN_KEY)
         log.info("%s signed in to the page", who.name)
         answer = JSONResponse(_session(who, is_open=False), headers=NO_STORE)
         answer.set_cookie(
@@ -124,6 +129,7 @@ def _session(who: Principal | None, *, is_open: bool) -> SessionObject:
         "name": None if who is None else who.name,
         "role": None if who is None else who.role.value,
         "key_id": None if who is None else who.key_id,
+        "adapters": None if who is None or who.scope is None else sorted(who.scope),
         "open": is_open,
     }
 

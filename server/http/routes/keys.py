@@ -22,7 +22,7 @@ from graftwork.server.bodies import Label, StrictModel, Text, parse
 from graftwork.server.generation.limiter import Standing
 from graftwork.server.http.lists import PageParameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body
-from graftwork.server.http.schemas.keys import KeyObject, KeyUsageObject, LimitsObject
+from graftwork.server.http.schemas.keys import KeyObject, KeyUsageObject, LimitsObject, StandingObject
 from graftwork.server.http.schemas.lists import ListObject
 from graftwork.server.http.services import Services
 
@@ -33,13 +33,17 @@ NO_STORE = {"cache-control": "no-store"}
 
 
 class NewLimits(StrictModel):
-    """Limits of a key; one that is null or left out is none."""
+    """Limits of a key or an adapter; one that is null or left out is none."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent: int | None = None
     tokens_per_day: int | None = None
     tokens_per_month: int | None = None
+
+    def limits(self) -> Limits:
+        """The limits that it names."""
+        return Limits(**self.model_dump())
 
 
 class NewKey(StrictModel):
@@ -97,7 +101,12 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.get("/v1/keys/{key_id}/usage", dependencies=[admin], response_model=KeyUsageObject)
     async def get_usage(key_id: str) -> Response:
         key = await in_thread(keys.record, key_id)
-        return JSONResponse(_usage(key, services.limiter.standing(key.id)))
+        used: KeyUsageObject = {
+            "object": "key.usage",
+            "id": key.id,
+            **show_standing(services.limiter.standing(key.id)),
+        }
+        return JSONResponse(used)
 
     @routes.patch("/v1/keys/{key_id}", response_model=KeyObject, openapi_extra=json_body(KeyChanges))
     async def change_key(request: Request, key_id: str, who: Principal = admin) -> Response:
@@ -139,7 +148,7 @@ def _settings(body: NewKey | KeyChanges) -> dict[str, Any]:
     if "adapters" in given:
         settings["scope"] = read_scope(body.adapters)
     if "limits" in given:
-        settings["limits"] = Limits() if body.limits is None else Limits(**body.limits.model_dump())
+        settings["limits"] = Limits() if body.limits is None else body.limits.limits()
     return settings
 
 
@@ -161,17 +170,16 @@ def _key(key: Key) -> KeyObject:
         "created_at": int(key.created_at.timestamp()),
         "expires_at": _seconds(key.expires_at),
         "adapters": None if key.scope is None else sorted(key.scope),
-        "limits": _limits(key.limits),
+        "limits": show_limits(key.limits),
         "rotated_at": _seconds(key.rotated_at),
         "previous_until": _seconds(key.previous_until),
         "revoked_at": _seconds(key.revoked_at),
     }
 
 
-def _usage(key: Key, standing: Standing) -> KeyUsageObject:
+def show_standing(standing: Standing) -> StandingObject:
+    """The JSON of what was used."""
     return {
-        "object": "key.usage",
-        "id": key.id,
         "minute": {"requests": standing.requests, "tokens": standing.tokens},
         "day": {"requests": standing.today.requests, "tokens": standing.today.tokens},
         "month": {"requests": standing.month.requests, "tokens": standing.month.tokens},
@@ -179,7 +187,8 @@ def _usage(key: Key, standing: Standing) -> KeyUsageObject:
     }
 
 
-def _limits(limits: Limits) -> LimitsObject:
+def show_limits(limits: Limits) -> LimitsObject:
+    """The JSON of limits."""
     return cast(LimitsObject, {name: getattr(limits, name) for name in LIMIT_NAMES})
 
 

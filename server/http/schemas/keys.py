@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 
 class LimitsObject(TypedDict):
-    """The limits of a key; null: there is none."""
+    """The limits of a key or an adapter; null: there is none."""
 
     requests_per_minute: int | None
     tokens_per_minute: int | None
@@ -24,15 +24,20 @@ class UsageCountsObject(TypedDict):
     tokens: int
 
 
-class KeyUsageObject(TypedDict):
-    """What a key used: in the last 60 seconds, today and this month (in UTC), and requests that are under way."""
+class StandingObject(TypedDict):
+    """What was used in the last 60 seconds, today and this month (in UTC), and requests that are under way."""
 
-    object: Literal["key.usage"]
-    id: str
     minute: UsageCountsObject
     day: UsageCountsObject
     month: UsageCountsObject
     open: int
+
+
+class KeyUsageObject(StandingObject):
+    """What a key used."""
+
+    object: Literal["key.usage"]
+    id: str
 
 
 class KeyObject(TypedDict):

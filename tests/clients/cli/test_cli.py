@@ -124,6 +124,13 @@ def test_keys(run: Run, server: FakeServer) -> None:
     assert run("keys", "create", "x", "--role", "king").exit_code == 2
 
 
+def test_limits_of_an_adapter(run: Run, server: FakeServer) -> None:
+    shown = run("adapters", "limits", "intents", "--limit", "tokens_per_day=9000").stdout.splitlines()
+    assert ["today", "3", "–", "70", "9000"] in [line.split() for line in shown]
+    assert json.loads(run("adapters", "limits", "intents", "--none", "--json").stdout)["limits"]["concurrent"] is None
+    assert run("adapters", "limits", "intents", "--none", "--limit", "concurrent=1").exit_code == 2
+
+
 def test_audit(run: Run, server: FakeServer) -> None:
     shown = run("audit", "--actor", "ann", "--since", "1d", env={"COLUMNS": "200"}).stdout
     assert shown.splitlines()[1].split()[-6:] == [

@@ -28,7 +28,7 @@ SERVE_FLAGS = tuple(
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
-    "move": ("--database", "--home"),
+    "move": ("--artifacts", "--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
     "backup": ("--home", "--json"),
     "restore": ("--home", "--json"),
@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "adapters promote": (*REMOTE, "--alias", "--reason"),
     "adapters rollback": (*REMOTE, "--alias", "--reason"),
     "adapters retire": REMOTE,
+    "adapters limits": (*REMOTE, "--limit", "--none"),
     "adapters history": (*REMOTE, "--limit"),
     "chat": (*REMOTE, "--message", "--system", "--temperature", "--max-tokens"),
     "audit": (*REMOTE, "--actor", "--action", "--target", "--since", "--limit", "--export", "--out"),

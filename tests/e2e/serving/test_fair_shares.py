@@ -1,4 +1,4 @@
-"""One key floods a server with long streams, and nobody else notices."""
+"""What keys notice of one another: nothing of a flood of long streams, and nothing of what others have asked."""
 
 from __future__ import annotations
 
@@ -55,9 +55,27 @@ class Flood:
         self.client.close()
 
 
+def create_keys(server: Server, *names: str) -> list[str]:
+    with server.client() as admin:
+        return [admin.keys.create(name).secret or "" for name in names]
+
+
+def test_a_key_learns_nothing_of_what_another_asked(crowded: Server) -> None:
+    one, other = create_keys(crowded, "one", "other")
+    prompt = " ".join(f"Rule {number} is a secret of one key." for number in range(20))
+
+    def num_cached(key: str) -> int:
+        with crowded.openai(key) as client:
+            usage = client.completions.create(model=BASE, prompt=prompt, max_tokens=1).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens or 0
+
+    assert [num_cached(key) > 0 for key in (one, other, one, other)] == [False, False, True, True]
+
+
 def test_a_key_that_floods_the_server_is_alone_in_being_refused(crowded: Server) -> None:
-    with crowded.client() as admin:
-        secret = [admin.keys.create(name).secret or "" for name in ("flood", *map(str, range(NUM_SMALL_KEYS)))]
+    secret = create_keys(crowded, "flood", *(f"small-{number}" for number in range(NUM_SMALL_KEYS)))
     flood = Flood(crowded, secret[0])
     try:
         assert [flood.open() for _ in range(MAX_QUEUE)] == [200] * MAX_QUEUE

@@ -18,7 +18,7 @@ from graftwork.adapters.access.limits import NO_LIMITS, Limits
 from graftwork.adapters.access.usage import Usage, UsageLedger
 from graftwork.adapters.errors import LimitExceeded, Unavailable
 from graftwork.adapters.storage.database import Database, migrate
-from graftwork.server.generation.limiter import Limiter, Reservation, duration
+from graftwork.server.generation.limiter import Limiter, Reservation, duration, subject_of
 
 NOON = datetime(2026, 3, 31, 12, tzinfo=UTC)
 
@@ -48,6 +48,40 @@ def limiter(limits: Limits, clock: Clock, ledger: UsageLedger | None = None) -> 
         clock=clock.clock,
         now=clock.now,
     )
+
+
+def test_an_adapters_limits_hold_for_all_keys_together() -> None:
+    clock = Clock()
+    limits = {"intents": Limits(requests_per_minute=3, tokens_per_day=100)}
+    tried = Limiter(
+        NoLedger(),
+        lambda key_id: Limits(requests_per_minute=2) if key_id == "k" else NO_LIMITS,
+        lambda name: limits.get(name, NO_LIMITS),
+        clock=clock.clock,
+        now=clock.now,
+    )
+    first = tried.begin("k", 50, adapter="intents")
+    tried.begin("other", 50, adapter="intents").withdraw()
+    with pytest.raises(LimitExceeded, match="the adapter intents has 100 tokens a day") as caught:
+        tried.begin("other", 60, adapter="intents")
+    assert caught.value.type == "tokens"
+    first.settle(20)
+    tried.begin("other", 60, adapter="intents").settle(60)
+    clock.seconds = 30
+    tried.begin("k", 5, adapter="intents")
+    with pytest.raises(LimitExceeded, match="3 requests of the adapter intents") as caught:
+        tried.begin("third", 5, adapter="intents")
+    assert caught.value.retry_after == 30
+    assert caught.value.headers == {}
+    # Of both, the one that takes longer to pass.
+    with pytest.raises(LimitExceeded, match="2 requests of this key") as caught:
+        tried.begin("k", 5, adapter="another")
+    assert caught.value.retry_after == 30
+    tried.begin("third", 5, adapter="another")
+    tried.begin("third", 5)
+    assert tried.standing(subject_of("intents")).today == Usage(2, 80)
+    assert tried.standing("k").requests == 2
+    assert tried.standing(subject_of("another")).requests == 0
 
 
 def refused(limiter: Limiter, tokens: int = 1) -> LimitExceeded:
@@ -360,4 +394,4 @@ def test_hundred_requests_are_one_row(ledger: UsageLedger) -> None:
         tried.begin("local", 2).settle(2)
     tried.save()
     with ledger._database.read() as connection:
-        assert connection.execute(text("SELECT * FROM key_usage")).all() == [("local", "2026-03-31", 100, 200)]
+        assert connection.execute(text("SELECT * FROM usage")).all() == [("local", "2026-03-31", 100, 200)]

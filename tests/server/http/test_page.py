@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 WIDE, PHONE = (1280, 800), (390, 844)
 VIEWS = (
     *("overview", "adapters", "adapters/support", "experiments", "experiments/shorter-answers", "learning"),
-    *("jobs", "rounds", "interactions", "playground", "keys"),
+    *("jobs", "rounds", "interactions", "playground", "keys", "audit"),
 )
 SECONDS = 30
 """How long to wait for what must come, on a busy machine."""
@@ -390,7 +390,7 @@ def test_the_pill_is_red_when_the_server_is_gone(browser: Browser, tmp_path: Pat
 def test_signing_in_and_out(gate: Browser, locked: PageServer) -> None:
     gate.open("overview", heading="Sign in")
     gate.sign_in("gw_not_a_key")
-    gate.until(lambda: "unknown or was revoked" in gate.text("main [role=alert]"))
+    gate.until(lambda: "unknown, was revoked" in gate.text("main [role=alert]"))
     assert len(gate.complaints()) == 1, "the browser itself notes the 401"
     gate.sign_in(ADMIN_KEY)
     gate.until(lambda: gate.text("h1") == "Overview")
@@ -406,25 +406,35 @@ def test_signing_in_and_out(gate: Browser, locked: PageServer) -> None:
     assert gate.all("nav a") == []
 
 
-def test_a_key_is_made_shown_once_and_revoked(gate: Browser, locked: PageServer) -> None:
+def test_a_key_is_made_shown_once_limited_and_revoked(gate: Browser, locked: PageServer) -> None:
     gate.open("overview", heading="Sign in")
     gate.sign_in(ADMIN_KEY)
     gate.until(lambda: gate.text("h1") == "Overview")
     gate.open("keys", heading="Keys")
     gate.write("Name", "desk")
+    gate.all("main summary")[0].click()
+    gate.write("Tokens a day", "20000")
     gate.click("Make a key")
     secret = gate.until(lambda: gate.text("dialog .secret"))
     key = locked.world.keys.authenticate(secret)
     assert key is not None
-    assert (key.name, key.role) == ("desk", Role.APP)
+    assert (key.name, key.role, key.limits.tokens_per_day) == ("desk", Role.APP, 20000)
     gate.click("Close")
     gate.until(lambda: "desk" in gate.text("main tbody"))
     assert secret not in gate.run("return document.documentElement.outerHTML")
+    gate.click("Limit desk")
+    gate.until(lambda: gate.all("dialog"))
+    (field,) = gate.all("dialog [name=concurrent]")
+    field.send_keys("4", Keys.ENTER)
+    gate.until(lambda: "requests at once: 4, tokens a day: 20,000" in gate.text("main tbody"))
     gate.click("Revoke desk")
     gate.until(lambda: gate.all("dialog"))
     gate.all("dialog button[type=submit]")[0].click()
     gate.until(lambda: "revoked" in gate.text("main tbody"))
     assert locked.world.keys.authenticate(secret) is None
+    gate.open("audit?action=revoke_key", heading="Audit")
+    newest = [cell.text for cell in gate.all("main tbody tr:first-child td")]
+    assert newest[1:5] == ["first admin key", "revoke key", f"keys/{key.id}", "done"]
 
 
 def test_who_has_an_app_key_is_offered_what_it_may_until_it_is_revoked(gate: Browser, locked: PageServer) -> None:

@@ -1,4 +1,4 @@
-"""Keys with an end, a scope, limits and a second secret; what they used; and the audit log.
+"""Keys with an end, a scope, limits and a second secret; limits of adapters; what both used; and the audit log.
 
 Names of keys are unique from now on, among keys that are not revoked. Older databases may hold two of one name, which
 go on to work: so the rule is kept by the code, not by an index.
@@ -24,15 +24,16 @@ def upgrade() -> None:
     op.add_column("keys", sa.Column("rotated_at", TIME))
     op.add_column("keys", sa.Column("previous_sha256", sa.Text))
     op.add_column("keys", sa.Column("previous_until", TIME))
+    op.add_column("adapters", sa.Column("limits", sa.JSON))
     op.create_table(
-        "key_usage",
-        sa.Column("key_id", sa.Text, nullable=False),
+        "usage",
+        sa.Column("subject", sa.Text, nullable=False),
         sa.Column("day", sa.Text, nullable=False),
         sa.Column("requests", sa.BigInteger, nullable=False),
         sa.Column("tokens", sa.BigInteger, nullable=False),
-        sa.PrimaryKeyConstraint("key_id", "day", name="pk_key_usage"),
-        sa.CheckConstraint("requests >= 0 AND tokens >= 0", name="ck_key_usage_counts"),
-        comment="what each key used per day (UTC, YYYY-MM-DD), written once a second: budgets are counted from it",
+        sa.PrimaryKeyConstraint("subject", "day", name="pk_usage"),
+        sa.CheckConstraint("requests >= 0 AND tokens >= 0", name="ck_usage_counts"),
+        comment="what a key, or adapter:NAME, used per day (UTC, YYYY-MM-DD), written every second: budgets count it",
     )
     op.create_table(
         "audit_log",

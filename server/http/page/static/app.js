@@ -11,6 +11,7 @@ import { button, field, make, soft, update } from "./dom.js";
 import { moment } from "./format.js";
 import * as adapter from "./views/adapter.js";
 import * as adapters from "./views/adapters.js";
+import * as audit from "./views/audit.js";
 import * as experiment from "./views/experiment.js";
 import * as experiments from "./views/experiments.js";
 import * as interaction from "./views/interaction.js";
@@ -33,6 +34,7 @@ const VIEWS = {
   interactions: { list: interactions, one: interaction, role: "operator" },
   playground: { list: playground, role: "app" },
   keys: { list: keys, role: "admin" },
+  audit: { list: audit, role: "admin" },
 };
 
 const ROLES = ["app", "operator", "admin"];
@@ -125,8 +127,11 @@ async function refresh() {
     if (shown.data === null) main.replaceChildren();
     if (!(error instanceof Unreachable || error.status)) throw error;
   } finally {
-    const pause = Math.max(REFRESH_MS, (performance.now() - began) / MAX_SHARE);
-    if (context === shown) timer = setTimeout(() => (document.hidden ? undefined : refresh()), pause);
+    if (context === shown) {
+      const pause = Math.max(REFRESH_MS, (performance.now() - began) / MAX_SHARE);
+      clearTimeout(timer); // of another refresh that was quicker
+      timer = setTimeout(() => (document.hidden ? undefined : refresh()), pause);
+    }
   }
 }
 

@@ -190,6 +190,28 @@ async def test_limits_change_while_they_hold(harness: GatewayHarness) -> None:
     }
 
 
+async def test_an_adapter_has_limits_that_its_keys_share(harness: GatewayHarness) -> None:
+    one, other = make_key(harness, "one"), make_key(harness, "other")
+    operator, path = make_key(harness, "ops", Role.OPERATOR), "/v1/adapters/intents/limits"
+    body = {"requests_per_minute": 2, "tokens_per_month": 1000}
+    made = (await harness.http.put(path, json=body, headers=operator)).json()
+    assert made["limits"] == {**dict.fromkeys(Limits.__dataclass_fields__), **body}
+    assert [(await harness.ask(headers=headers)).status_code for headers in (one, other)] == [200, 200]
+    refused = await harness.ask(headers=one)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (429, "requests")
+    assert "the adapter intents" in refused.json()["error"]["message"]
+    assert (await harness.ask(headers=one, model="tiny-base")).status_code == 200
+    embedded = await harness.http.post("/v1/embeddings", json={"model": "intents", "input": "hi"}, headers=one)
+    assert embedded.status_code == 429
+    shown = (await harness.http.get(path, headers=operator)).json()
+    assert (shown["minute"], shown["month"], shown["open"]) == ({"requests": 2, "tokens": 8},) * 2 + (0,)
+    assert (await harness.http.put(path, json={}, headers=operator)).json()["limits"]["requests_per_minute"] is None
+    assert (await harness.ask(headers=one)).status_code == 200
+    for body, status in (({"concurrent": 0}, 400), ({"hourly": 1}, 400), ([], 400)):
+        assert (await harness.http.put(path, json=body, headers=operator)).status_code == status
+    assert (await harness.http.put("/v1/adapters/none/limits", json={}, headers=operator)).status_code == 404
+
+
 async def test_fifty_keys_at_their_limits_under_a_hundred_clients(
     harness: GatewayHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,8 +231,8 @@ async def test_fifty_keys_at_their_limits_under_a_hundred_clients(
     begun: dict[str, list[float]] = defaultdict(list)
     begin = Limiter.begin
 
-    def watched(self: Limiter, key_id: str, tokens: int, *, background: bool = False) -> Any:
-        reservation = begin(self, key_id, tokens, background=background)
+    def watched(self: Limiter, key_id: str, tokens: int, **more: Any) -> Any:
+        reservation = begin(self, key_id, tokens, **more)
         begun[key_id].append(reservation._charge.at)  # type: ignore[union-attr]
         return reservation
 

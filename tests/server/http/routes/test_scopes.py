@@ -107,6 +107,7 @@ GIVEN_BODIES: dict[str, dict[str, Any]] = {
     "push": {"path": "/nothing"},
     "promote": {"version": 1},
     "set_policy": {"log": True},
+    "set_limits": {"concurrent": 1},
     "change_weights": {"weights": {"zebra@2": 0.1}},
     "add_arm": {"version": 1, "weight": 0.1},
 }

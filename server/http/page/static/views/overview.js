@@ -13,44 +13,54 @@ const WINDOW_SECONDS = 300;
 const LEAST_SECONDS = 3;
 const MOST_ADAPTERS = 8;
 
+/** What metrics call all adapters beyond the first thousand. */
+const OTHERS = "_others";
+
 /** Readings of the last minutes, oldest first: rates are what changed between the first and the last. */
 const readings = [];
 
-export async function load({ can }) {
+export async function load({ can, me }) {
   const { base } = await readiness();
+  const isForAll = me.adapters === null;
   const [model, text, experiments, rounds, jobs] = await Promise.all([
-    get(path("/v1/models", base)),
-    getText("/metrics"),
+    isForAll ? get(path("/v1/models", base)) : null,
+    isForAll ? getText("/metrics") : null,
     listIf(can("operator"), "/v1/experiments", { status: "running", by: "name" }),
     listIf(can("operator"), "/v1/rounds", { most: 20 }),
     listIf(can("operator"), "/v1/fine_tuning/jobs", { most: 20 }),
   ]);
+  if (!isForAll) return { experiments, rounds, jobs };
   readings.push(new Reading(text));
   while (readings.at(-1).at - readings[0].at > WINDOW_SECONDS) readings.shift();
   return { model, now: readings.at(-1), experiments, rounds, jobs };
 }
 
-export function show({ model, now, experiments, rounds, jobs }, { can }) {
+export function show({ model, now, experiments, rounds, jobs }, { can, me }) {
   return [
     make("h1", {}, "Overview"),
-    tiles(now),
-    base(model, now),
+    now ? [tiles(now), base(model, now)] : scope(me),
     can("operator") ? make("div.columns", {}, running(experiments), underWay(rounds, jobs)) : null,
-    traffic(now),
+    now ? traffic(now, model.id) : null,
   ];
 }
+
+/** What stands in the place of the server's load for a key that is limited to some adapters. */
+const scope = ({ adapters }) =>
+  section("Your key is for some adapters", {}, make("p", {}, adapters.join(", ")),
+    soft("The load of the server as a whole is shown to keys for all adapters."));
 
 function tiles(now) {
   const seconds = now.at - readings[0].at;
   const before = seconds >= LEAST_SECONDS ? readings[0] : null;
   const window = before ? `in the last ${duration(seconds)}` : "since the start";
-  const firstToken = (share) => duration(quantile(before, now, "first_token_seconds", share));
+  const isWatched = before && since(before, now, "first_token_seconds_count") > 0;
+  const firstToken = (share) => duration(quantile(isWatched ? before : null, now, "first_token_seconds", share));
   const number = (name, labels) => count(now.sum(name, labels));
   return make("div.tiles", {},
     tile("Tokens per second", before ? decimal(since(before, now, "completion_tokens_total") / seconds) : "…",
       `${short(now.sum("completion_tokens_total"))} written since the start`,
       sparkline("Tokens per second", rates())),
-    tile("First token", firstToken(0.5), `median ${window}; p99 ${firstToken(0.99)}`),
+    tile("First token", firstToken(0.5), `median ${isWatched ? window : "since the start"}; p99 ${firstToken(0.99)}`),
     tile("Queue", number("queue_depth"), `waiting; ${number("running")} in the batch`,
       sparkline("Sequences that wait", readings.map((reading) => reading.sum("queue_depth")))),
     errors(before, now, window),
@@ -84,7 +94,7 @@ function errors(before, now, window) {
 }
 
 function base({ id, graftwork, max_model_len }, now) {
-  const { digest, num_parameters, memory_bytes, ...others } = graftwork;
+  const { id: _, digest, num_parameters, memory_bytes, ...others } = graftwork;
   const plain = Object.entries(others).filter(([, value]) => typeof value !== "object");
   return section("Base", {}, facts({
     model: make("code", {}, id),
@@ -130,13 +140,13 @@ function underWay(rounds, jobs) {
     tableOr("Nothing.", "Rounds and jobs under way", UNDER_WAY, open, { key: ({ address }) => address }));
 }
 
-function traffic(now) {
+function traffic(now, base) {
   const used = now.of("completion_tokens_total").map(({ labels: { adapter }, value }) =>
     ({ adapter, tokens: value, requests: now.sum("requests_total", { adapter }) }));
   const first = used.sort((one, other) => other.tokens - one.tokens).slice(0, MOST_ADAPTERS);
   const max = Math.max(1, first[0]?.tokens ?? 0);
   const columns = [
-    ["adapter", ({ adapter }) => link(`/adapters/${adapter}`, adapter)],
+    ["adapter", ({ adapter }) => ([base, OTHERS].includes(adapter) ? adapter : link(`/adapters/${adapter}`, adapter))],
     ["requests", "num", ({ requests }) => count(requests)],
     ["tokens", "num", ({ tokens }) => count(tokens)],
     ["", ({ adapter, tokens }) => make("progress", { max, value: tokens, "aria-label": `${adapter}, of the most` })],
