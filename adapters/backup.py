@@ -32,9 +32,9 @@ from graftwork.adapters.base.atomic_files import partial_of, publish
 from graftwork.adapters.base.progress import Progress
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.learning import data_sets
+from graftwork.adapters.storage.database import DATABASE_FILE
 from graftwork.adapters.storage.durable import write_durably
 
-DATABASE: Final = "graftwork.db"
 FOLDERS: Final = ("artifacts", "files", data_sets.FOLDER)
 MANIFEST: Final = "manifest.json"
 
@@ -86,8 +86,8 @@ def back_up(home: Path, target: Path, progress: Progress) -> Manifest:
         ConfigurationError: There is no database, the target exists, or files went away again and again.
         OSError: Something cannot be read or written.
     """
-    if not (home / DATABASE).is_file():
-        raise ConfigurationError(f"{home} has no {DATABASE}: name the server's home with --home")
+    if not (home / DATABASE_FILE).is_file():
+        raise ConfigurationError(f"{home} has no {DATABASE_FILE}: name the server's home with --home")
     target = target.absolute()
     if target.exists():
         raise ConfigurationError(f"{target} exists already: name a folder that does not")
@@ -99,7 +99,7 @@ def back_up(home: Path, target: Path, progress: Progress) -> Manifest:
                 (partial / gone).unlink()
                 del saved[gone]
             progress("Copying the database", None)
-            database = _copy_database(home / DATABASE, partial / DATABASE)
+            database = _copy_database(home / DATABASE_FILE, partial / DATABASE_FILE)
             saved |= _copy_new(home, partial, saved, progress)
             if before <= set(_files(home)):
                 break
@@ -165,8 +165,8 @@ def read_manifest(backup: Path) -> Manifest:
     paths = [file.path for file in files]
     if wrong := [path for path in paths if not _is_ours(path)]:
         raise ConfigurationError(f"the backup {backup} is damaged: it has the path {wrong[0]!r}")
-    if DATABASE not in paths:
-        raise ConfigurationError(f"the backup {backup} is damaged: it has no {DATABASE}")
+    if DATABASE_FILE not in paths:
+        raise ConfigurationError(f"the backup {backup} is damaged: it has no {DATABASE_FILE}")
     return manifest
 
 
@@ -181,7 +181,7 @@ def _partial_of(folder: Path) -> Iterator[Path]:
 
 def _is_ours(path: str) -> bool:
     parts = PurePosixPath(path).parts
-    return path == DATABASE or (len(parts) > 1 and parts[0] in FOLDERS and ".." not in parts)
+    return path == DATABASE_FILE or (len(parts) > 1 and parts[0] in FOLDERS and ".." not in parts)
 
 
 def _files(home: Path) -> Iterator[str]:
@@ -223,7 +223,7 @@ def _copy_database(source: Path, target: Path) -> SavedFile:
         raise ConfigurationError(f"{source} cannot be copied: {error}") from error
     with target.open("rb") as file:
         return SavedFile(
-            path=DATABASE, bytes=target.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
+            path=DATABASE_FILE, bytes=target.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
         )
 
 

@@ -11,6 +11,7 @@
     ├── Conflict                  409  the state does not allow this now
     ├── TooLarge                  413  more bytes than the server takes
     ├── Overloaded                429  the queue is full; try again after ``retry_after`` seconds
+    │   └── LimitExceeded         429  the key's limit is reached; ``retry_after`` says when there is room
     ├── Unavailable               503  starting, draining, or the engine is restarting
     └── ConfigurationError        500  the server was started with settings that cannot work
 
@@ -19,6 +20,7 @@ A message says what was wrong *and* what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -32,7 +34,7 @@ class GraftworkError(Exception):
     """
 
     status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
+    type: str = "server_error"
     default_code: ClassVar[str | None] = "internal_error"
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -112,6 +114,27 @@ class Overloaded(GraftworkError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
+
+
+class LimitExceeded(Overloaded):
+    """A limit of the key is reached.
+
+    Args:
+        message: For the user: which limit, how much of it is used, and when there is room.
+        kind: OpenAI's ``type``: ``requests`` or ``tokens``, or ``insufficient_quota`` for a budget.
+        retry_after: After so many seconds there is room, if nothing else is asked meanwhile; ``None``: never.
+        headers: How the key stands, for the response.
+    """
+
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, kind: str, retry_after: int | None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after or 0, code=kind if kind == "insufficient_quota" else None)
+        self.type = kind
+        self.never = retry_after is None
+        self.headers = headers or {}
 
 
 class Unavailable(GraftworkError):

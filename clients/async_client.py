@@ -24,6 +24,7 @@ import httpx
 
 from graftwork.clients.endpoints import (
     adapters,
+    audit,
     batches,
     embeddings,
     experiments,
@@ -195,6 +196,8 @@ class AsyncAdaptersResource(_AsyncResource):
     rollback = _call_method(adapters.rollback)
     retire = _call_method(adapters.retire)
     history = _call_method(adapters.history)
+    limits = _call_method(adapters.limits)
+    set_limits = _call_method(adapters.set_limits)
 
 
 class AsyncFeedbackResource(_AsyncResource):
@@ -293,11 +296,22 @@ class AsyncLogPoliciesResource(_AsyncResource):
     remove = _call_method(log_policies.remove)
 
 
+class AsyncAuditResource(_AsyncResource):
+    """The calls for the audit log: ``client.audit``."""
+
+    list = _call_method(audit.list)
+    export = _lines_method(audit.export)
+
+
 class AsyncKeysResource(_AsyncResource):
     """The calls for API keys: ``client.keys``."""
 
     create = _call_method(keys.create)
     list = _call_method(keys.list)
+    get = _call_method(keys.get)
+    usage = _call_method(keys.usage)
+    change = _call_method(keys.change)
+    rotate = _call_method(keys.rotate)
     revoke = _call_method(keys.revoke)
 
 
@@ -341,6 +355,7 @@ class AsyncClient(_AsyncResource):
         self.webhooks = AsyncWebhooksResource(self._connection)
         self.log_policies = AsyncLogPoliciesResource(self._connection)
         self.keys = AsyncKeysResource(self._connection)
+        self.audit = AsyncAuditResource(self._connection)
 
     health = _call_method(service.health)
     ready = _call_method(service.ready)

@@ -23,6 +23,7 @@ import httpx
 
 from graftwork.clients.endpoints import (
     adapters,
+    audit,
     batches,
     embeddings,
     experiments,
@@ -192,6 +193,8 @@ class AdaptersResource(_Resource):
     rollback = _call_method(adapters.rollback)
     retire = _call_method(adapters.retire)
     history = _call_method(adapters.history)
+    limits = _call_method(adapters.limits)
+    set_limits = _call_method(adapters.set_limits)
 
 
 class FeedbackResource(_Resource):
@@ -290,11 +293,22 @@ class LogPoliciesResource(_Resource):
     remove = _call_method(log_policies.remove)
 
 
+class AuditResource(_Resource):
+    """The calls for the audit log: ``client.audit``."""
+
+    list = _call_method(audit.list)
+    export = _lines_method(audit.export)
+
+
 class KeysResource(_Resource):
     """The calls for API keys: ``client.keys``."""
 
     create = _call_method(keys.create)
     list = _call_method(keys.list)
+    get = _call_method(keys.get)
+    usage = _call_method(keys.usage)
+    change = _call_method(keys.change)
+    rotate = _call_method(keys.rotate)
     revoke = _call_method(keys.revoke)
 
 
@@ -338,6 +352,7 @@ class Client(_Resource):
         self.webhooks = WebhooksResource(self._connection)
         self.log_policies = LogPoliciesResource(self._connection)
         self.keys = KeysResource(self._connection)
+        self.audit = AuditResource(self._connection)
 
     health = _call_method(service.health)
     ready = _call_method(service.ready)

@@ -9,17 +9,21 @@ import logging
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError
+from graftwork.adapters.errors import ConfigurationError, Unavailable
 from graftwork.adapters.experiments.exposures import Exposures
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.routing import ModelRouter
@@ -30,9 +34,12 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
-from graftwork.adapters.storage.leases import Leases
+from graftwork.adapters.storage.leases import Lease, Leases
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.experiments import ExperimentController
@@ -45,23 +52,27 @@ from graftwork.server.background.trainer import TrainerProcess
 from graftwork.server.background.webhooks import WebhookSender
 from graftwork.server.config import ServerConfig
 from graftwork.server.generation.accounting import Accounting
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.batches.capacity import BatchCapacity
 from graftwork.server.generation.batches.endpoints import AnsweringServices
 from graftwork.server.generation.batches.run import BatchServices
 from graftwork.server.generation.batches.runner import BatchRunner
 from graftwork.server.generation.embeddings import EmbeddingService
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.generation.service import GenerationService
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.protocol import HttpProtocol
 from graftwork.server.http.services import Records, Services
-from graftwork.server.litserver import EngineWorker, GraftServer
+from graftwork.server.http.sessions import Sessions
+from graftwork.server.litserver import GraftServer
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.processes import SharedState, home_lock, take_secret
 from graftwork.server.transport.client import EngineClient
 from graftwork.server.transport.engine import EngineProtocol
 from graftwork.server.transport.pool import EnginePool, PoolMember
 from graftwork.server.transport.seam import NoSpec
+from graftwork.server.transport.vllm.connecting import vllm_engines
 from graftwork.server.transport.worker import EngineAPI, LitEngineLoop, WorkerConfig
 from graftwork.version import __version__
 
@@ -105,6 +116,8 @@ def serve(config: ServerConfig) -> int:
         close_to_others(config.home)
         _check_port(config)
         migrate(Database(config.database_location))  # before the base is fetched, which takes minutes
+        if config.artifacts is not None:
+            ObjectStore(config.artifacts)  # refused before the base is fetched
         admin_key = _admin_key(config)
         info = _prepare_base(config)
         server = build(config, info, admin_key)
@@ -154,17 +167,31 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         )
     store = ArtifactStore(config.home / "artifacts", limits=config.adapter_limits)
     store.clean()
-    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)))
+    objects = None if config.artifacts is None else ObjectStore(config.artifacts)
+    files = Files(database, config.home / "files", max_bytes=int(config.max_file_gb * (1 << 30)), objects=objects)
     files.clean()
     prompts = Prompts(Path(info.path))
-    shared_state = SharedState(API_PROCESSES, len(config.worker_devices))
+    shared_state = SharedState(API_PROCESSES, config.num_engines)
     trainer = TrainerProcess(config, info, shared_state)
     workers = [
         _engine_worker(number, config, info, store, shared_state, prompts.encode(CANARY_TEXT))
         for number in range(len(config.worker_devices))
     ]
-    pool = _pool(workers) if len(workers) > 1 else None
-    engine: EngineProtocol = pool or workers[0].client
+    members = [
+        # Those on different devices are of different kinds: their kernels differ.
+        PoolMember(str(number), client, kind=f"own, {config.worker_devices[number].partition(':')[0]}")
+        for number, (_, client) in enumerate(workers)
+    ]
+    if config.engine_urls:
+        engines = vllm_engines(
+            config, info, prompts, shared_state, adapters=store.root, canary_prompt=prompts.encode(CANARY_TEXT)
+        )
+        members = [PoolMember(url, engine, kind="vllm") for url, engine in engines.items()]
+    engine: EngineProtocol = EnginePool(members) if len(members) > 1 else members[0].engine
+    artifact_cache = None
+    if objects is not None:
+        max_bytes = int(config.artifact_cache_gb * (1 << 30))
+        artifact_cache = ArtifactCache(store, ArtifactBucket(objects), engine, max_bytes=max_bytes)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     records = Records.of(
         database,
@@ -176,14 +203,21 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         spool=None if database.is_sqlite else Spool(config.home / "spool.db"),
     )
     experiments = Experiments(database, registry)
+    adapter_limits = AdapterLimiting(database, registry)
+    limiter = Limiter(UsageLedger(database), keys.limits_of, adapter_limits.limits_of)
     services = Services(
         base=info,
         database=database,
         registry=registry,
         store=store,
+        artifact_cache=artifact_cache,
         keys=keys,
         authenticator=Authenticator(
-            keys, open_to_loopback=config.loopback_only, own=(trainer.key, TRAINER), cors_origins=config.cors_origins
+            keys,
+            open_to_loopback=config.loopback_only,
+            own=(trainer.key, TRAINER),
+            cors_origins=config.cors_origins,
+            sessions=Sessions.of(database, admin_key),
         ),
         metrics=metrics,
         records=records,
@@ -195,6 +229,9 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         learning=LearningPolicies(database, registry, jobs, base_id=info.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=info.digest),
         webhooks=Webhooks(database, allow_private=config.allow_private_webhooks),
+        limiter=limiter,
+        audit_log=AuditLog(database),
+        adapter_limits=adapter_limits,
         grader_trials=GraderTrials(url=config.own_url, key=trainer.key),
         home=config.home,
         allowed_roots=config.allowed_roots,
@@ -215,10 +252,10 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         policies=records.policies,
         accounting=Accounting(info.id, metrics, services.traffic, records.log),
         metrics=metrics,
+        artifacts=artifact_cache,
+        limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
-        max_busy_for_shadows=config.max_batch
-        * len(workers)
-        // 4,  # copies for shadow arms leave three quarters to users
+        max_busy_for_shadows=config.max_batch * len(members) // 4,  # copies for shadow arms leave the rest to users
     )
     tokenization = Tokenization(info, engine, prompts, router)
     embedding_service = EmbeddingService(
@@ -227,6 +264,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         router=router,
         metrics=metrics,
         traffic=services.traffic,
+        artifacts=artifact_cache,
+        limiter=limiter,
         shares_prefixes=config.share_prefix_cache,
     )
     batches = BatchRunner(
@@ -234,7 +273,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
             batches=services.batches,
             files=files,
             answering=AnsweringServices(service, embedding_service),
-            capacity=BatchCapacity(engine, num_seats=config.max_batch * len(workers), share=config.batch_share),
+            capacity=BatchCapacity(engine, num_seats=config.max_batch * len(members), share=config.batch_share),
             metrics=metrics,
             find_principal=services.authenticator.find,
         ),
@@ -242,8 +281,8 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
     )
     keeper = _keeper(database, services)
     server = GraftServer(
-        workers,
-        pool,
+        [api for api, _ in workers],
+        engine,
         service,
         embedding_service,
         tokenization,
@@ -254,6 +293,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         trainer,
     )
     server.drain_seconds = config.drain_seconds
+    server.starts_workers = not config.engine_urls
     return server
 
 
@@ -264,7 +304,7 @@ def _engine_worker(
     store: ArtifactStore,
     shared_state: SharedState,
     canary_prompt: Sequence[int],
-) -> EngineWorker:
+) -> tuple[EngineAPI, EngineClient]:
     """One engine worker, not yet started, and the connection to it."""
     listeners = [_listen() for _ in range(API_PROCESSES)]
     worker = WorkerConfig(
@@ -283,18 +323,10 @@ def _engine_worker(
         max_open=config.max_queue,
         canary_prompt=canary_prompt,
         stall_seconds=config.stall_seconds,
+        listeners=listeners,
         engine=number,
     )
-    return EngineWorker(EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec(number)), client, listeners)
-
-
-def _pool(workers: Sequence[EngineWorker]) -> EnginePool:
-    """The engines as one. Those on different devices are of different kinds: their kernels differ."""
-    members = []
-    for number, worker in enumerate(workers):
-        device = worker.api.config.engine["device"].partition(":")[0]
-        members.append(PoolMember(str(number), worker.client, kind=f"own, {device}"))
-    return EnginePool(members)
+    return EngineAPI(worker, loop=LitEngineLoop(), spec=NoSpec(number)), client
 
 
 def _listen() -> socket.socket:
@@ -322,8 +354,14 @@ def _keeper(database: Database, services: Services) -> Keeper:
     sender = WebhookSender(services.webhooks, leases)
     keeper.add_duty("webhooks", sender.run, every=WEBHOOKS_SECONDS)
     keeper.add_duty("old deliveries", sender.clean, every=RETENTION_SECONDS)
+    keeper.add_duty("stray objects", partial(_clean_bucket, services.files), every=RETENTION_SECONDS)
     keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
     return keeper
+
+
+def _clean_bucket(files: Files, _: Lease) -> None:
+    with suppress(Unavailable):  # the log says so
+        files.clean_bucket()
 
 
 def _engine_options(config: ServerConfig, number: int) -> dict[str, Any]:
@@ -382,8 +420,14 @@ def _admin_key(config: ServerConfig) -> str | None:
     if config.admin_key_file is not None:
         try:
             key = config.admin_key_file.read_text().strip()
+            mode = config.admin_key_file.stat().st_mode
         except OSError as error:
             raise ConfigurationError(f"--admin-key-file {config.admin_key_file}: {error.strerror}.") from None
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning(
+                "--admin-key-file %s can be read by other users of this machine: chmod 600 it, and change the key",
+                config.admin_key_file,
+            )
     if key is not None and len(key) < 16:
         raise ConfigurationError("The admin key is shorter than 16 characters. Use a long random one.")
     return key

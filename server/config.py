@@ -9,14 +9,15 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.feedback.policies import MAX_RETENTION_DAYS
 from graftwork.adapters.peft_format.limits import AdapterLimits
-from graftwork.adapters.storage.database import database_url
+from graftwork.adapters.storage.database import DATABASE_FILE, database_url
 
-#: The SQLite database of a home.
-DATABASE_FILE = "graftwork.db"
+#: How ``--engine`` begins where vLLM computes.
+_VLLM = "vllm="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,14 @@ class ServerConfig:
         devices: In its place: those of several engine workers.
         workers: Engine workers, each with the base and a bank of its own; ``None``: one for each of ``devices``.
         kernels: ``auto``, ``native`` (built here once, for 8 bits on a CPU), ``triton`` (on CUDA) or ``torch``.
+        engine: What computes: ``own``, this server's own worker, or ``vllm=http://host:port,…``, vLLM servers.
+        engine_adapters: The home's folder of adapters, as vLLM's host sees it; ``None``: at the same place.
+        engine_key_file: File with vLLM's ``--api-key``, for its owner alone.
         home: Where bases, adapters and the database are stored. One server a home.
         database: The URL of a PostgreSQL database, which servers may share; ``None``: a file in the home.
+        artifacts: Where adapters, files and results are stored for all servers: ``s3://bucket/prefix``, ``gs://``,
+            ``az://`` or ``file://``; ``None``: in the home alone.
+        artifact_cache_gb: The most GiB of adapters that the home keeps of those in a bucket.
         host: Where to listen. Without a key only loopback is allowed.
         port: Where to listen, 1024 to 65535.
         slots: Rank-16 adapters that the bank holds on the device; a rank-64 adapter takes four.
@@ -77,8 +84,13 @@ class ServerConfig:
     devices: tuple[str, ...] = ()
     workers: int | None = None
     kernels: str = "auto"
+    engine: str = "own"
+    engine_adapters: Path | None = None
+    engine_key_file: Path | None = None
     home: Path = field(default_factory=lambda: Path.home() / ".graftwork")
     database: str | None = field(default=None, repr=False)  # it may hold a password
+    artifacts: str | None = None
+    artifact_cache_gb: float = 20.0
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 16
@@ -116,7 +128,15 @@ class ServerConfig:
         for name in ("slots", "max_batch", "max_queue", "prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1.")
-        for name in ("stall_seconds", "kv_memory_gb", "max_model_len", "threads", "trainer_threads", "max_file_gb"):
+        for name in (
+            "stall_seconds",
+            "kv_memory_gb",
+            "max_model_len",
+            "threads",
+            "trainer_threads",
+            "max_file_gb",
+            "artifact_cache_gb",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be more than 0.")
@@ -145,6 +165,28 @@ class ServerConfig:
                 )
         if not 1024 <= self.port <= 65535:
             raise ConfigurationError("--port must be between 1024 and 65535.")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        if self.engine != "own" and not self.engine.startswith(_VLLM):
+            raise ConfigurationError("--engine takes own, or vllm=http://host:port and, after a comma, more addresses.")
+        for url in self.engine_urls:
+            try:
+                parts = urlsplit(url)
+                is_plain = parts.scheme in ("http", "https") and parts.hostname and parts.port is not None
+            except ValueError:
+                is_plain = False
+            if not is_plain or url != f"{parts.scheme}://{parts.netloc}" or "@" in url:
+                raise ConfigurationError(
+                    f"--engine {_VLLM}{url}: give addresses like http://host:port, and nothing more."
+                )
+        if len(set(self.engine_urls)) < len(self.engine_urls):
+            raise ConfigurationError("--engine names a vLLM server twice.")
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """The addresses of vLLM's servers; none with this server's own engine."""
+        return () if self.engine == "own" else tuple(self.engine.removeprefix(_VLLM).split(","))
 
     @property
     def worker_devices(self) -> tuple[str, ...]:
@@ -156,6 +198,11 @@ class ServerConfig:
     def database_location(self) -> str | Path:
         """Where the database is: a URL, or a path."""
         return self.database or self.home / DATABASE_FILE
+
+    @property
+    def num_engines(self) -> int:
+        """How many engines there may be at once."""
+        return max(len(self.engine_urls), len(self.worker_devices))
 
     @property
     def bind_host(self) -> str:
@@ -174,5 +221,9 @@ class ServerConfig:
 
     @property
     def adapter_limits(self) -> AdapterLimits:
-        """What adapters may be pushed: their size, and a rank that fits into the slots, at most 256."""
-        return AdapterLimits(max_adapter_bytes=int(self.max_adapter_gb * (1 << 30)), max_rank=min(256, self.slots * 16))
+        """What adapters may be pushed: their size, and a rank that fits into the slots, at most 256.
+
+        vLLM has no such slots, and says itself which ranks it takes.
+        """
+        max_rank = 256 if self.engine_urls else min(256, self.slots * 16)
+        return AdapterLimits(max_adapter_bytes=int(self.max_adapter_gb * (1 << 30)), max_rank=max_rank)

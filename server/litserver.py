@@ -5,16 +5,13 @@ A comment above each override of LitServe says why it is needed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import connection
 from typing import Any
@@ -35,8 +32,7 @@ from graftwork.server.http import edge
 from graftwork.server.http.routes import add_routes, generation, router
 from graftwork.server.http.services import Services
 from graftwork.server.processes import DRAINING, SERVING, STOPPING, SharedState, die_with_parent
-from graftwork.server.transport.client import EngineClient
-from graftwork.server.transport.pool import EnginePool
+from graftwork.server.transport.engine import EngineProtocol
 from graftwork.server.transport.restarts import WorkerRestarts
 from graftwork.server.transport.seam import NoManager, NoTransport
 from graftwork.server.transport.worker import EngineAPI
@@ -49,27 +45,12 @@ LOG_SECONDS = 20  # the last rows of the interaction log, when the database is b
 SHUTDOWN_MARGIN_SECONDS = 10  # everything else in an API process
 
 
-@dataclass(frozen=True)
-class EngineWorker:
-    """One engine worker, as the other processes see it.
-
-    Attributes:
-        api: Its entry point.
-        client: The connection to it.
-        listeners: For each API process the socket on which it accepts the worker.
-    """
-
-    api: EngineAPI
-    client: EngineClient
-    listeners: Sequence[socket.socket]
-
-
 class GraftServer(ls.LitServer):
     """LitServe's server with this project's routes, start, supervision and shutdown.
 
     Args:
-        workers: The engine workers.
-        pool: The engines as one, where there are several.
+        apis: The entry points of the engine workers.
+        engine: What computes, for the API processes.
         service: Answers generation requests.
         embedding_service: Answers embedding requests.
         tokenization: Tokenizes prompts that are only counted.
@@ -82,12 +63,13 @@ class GraftServer(ls.LitServer):
     Attributes:
         exit_code: Of the process: 1 if the engine or an API process failed.
         drain_seconds: How long SIGTERM waits for answers that are under way.
+        starts_workers: Whether LitServe starts the engine workers. Other engines run already.
     """
 
     def __init__(
         self,
-        workers: Sequence[EngineWorker],
-        pool: EnginePool | None,
+        apis: Sequence[EngineAPI],
+        engine: EngineProtocol,
         service: GenerationService,
         embedding_service: EmbeddingService,
         tokenization: Tokenization,
@@ -97,8 +79,7 @@ class GraftServer(ls.LitServer):
         keeper: Keeper,
         trainer: TrainerProcess,
     ) -> None:
-        self.workers = workers
-        self.pool = pool
+        self.engine = engine
         self.service = service
         self.embedding_service = embedding_service
         self.tokenization = tokenization
@@ -108,10 +89,11 @@ class GraftServer(ls.LitServer):
         self.trainer = trainer
         self.shared_state = shared_state
         self.exit_code = 0
+        self.starts_workers = True
         self.inference_workers: list[Any] = []
-        self._restarts = [WorkerRestarts() for _ in workers]
+        self._restarts = [WorkerRestarts() for _ in apis]
         super().__init__(
-            [worker.api for worker in workers],
+            list(apis),
             accelerator="cpu",  # LitServe starts one process for each; which device it uses is the engine's choice
             timeout=False,
             restart_workers=True,
@@ -133,7 +115,7 @@ class GraftServer(ls.LitServer):
             self.services.records,
         )
         add_routes(self.app, routes)
-        edge.install(self.app, self.services.metrics, self.services.cors_origins)
+        edge.install(self.app, self.services.metrics, self.services.audit_log, self.services.cors_origins)
 
     # LitServe would ask for X-API-Key; all routes take the same bearer keys.
     def setup_auth(self, lit_api: ls.LitAPI | None = None) -> Callable[..., Any]:
@@ -156,6 +138,11 @@ class GraftServer(ls.LitServer):
     def verify_worker_status(self) -> None:
         """Return at once."""
         return
+
+    # LitServe starts a worker for each of its APIs, and requires one API at least.
+    def launch_inference_worker(self, lit_api: ls.LitAPI) -> list[Any]:
+        """Start an engine worker, if there is to be one."""
+        return super().launch_inference_worker(lit_api) if self.starts_workers else []
 
     # LitServe would restart a worker that cannot start every two seconds, for ever; also while it shuts down.
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> Any:
@@ -214,14 +201,13 @@ class GraftServer(ls.LitServer):
         die_with_parent(os.getppid())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the parent drains and then ends us
         api_process: int = app.response_queue_id  # type: ignore[attr-defined]
-        for worker in self.workers:
-            await worker.client.listen(api_process, worker.listeners[api_process])
-        watching = None if self.pool is None else asyncio.create_task(self.pool.watch())
+        await self.engine.start(api_process)
         self.service.shadows.start()
         with suppress(Unavailable):
             await to_thread.run_sync(self.services.read_caches)
         records = self.services.records
         records.log.start()
+        await to_thread.run_sync(self.services.limiter.start)
         if records.delivery is not None:
             records.delivery.start()
         self.batches.start()
@@ -229,9 +215,9 @@ class GraftServer(ls.LitServer):
             async with super().lifespan(app):
                 yield
         finally:
-            if watching is not None:
-                watching.cancel()
             await self.batches.stop()
+            await self.engine.stop()
+            await to_thread.run_sync(self.services.limiter.stop)
             await to_thread.run_sync(partial(records.log.stop, seconds=LOG_SECONDS))
             if records.delivery is not None:
                 await to_thread.run_sync(records.delivery.stop)

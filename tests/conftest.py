@@ -53,6 +53,16 @@ def embedded_base() -> BaseInfo:
     return prepare(None, TEST_HOME, progress)
 
 
+@pytest.fixture
+def dead_bucket(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a bucket at an address where nobody listens."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "top-secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    return "s3://bucket/prefix"
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(embedded_base: BaseInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two narrow layers with random weights in bfloat16 and the real tokenizer: trains in seconds."""

@@ -34,8 +34,8 @@ MAY_IMPORT = {
 
 ORDER = {
     "adapters": (
-        "errors, collector, parent_death < names < storage, prompts < base, access, webhooks < peft_format"
-        " < registry < feedback < experiments < learning < batches < backup"
+        "errors, collector, parent_death < names < storage, prompts < base, access < webhooks, peft_format"
+        " < registry < feedback < experiments < learning < batches < backup, upload"
     ),
     "server": (
         "config, processes, bodies, observability, engine < openai, transport < anthropic < generation, background"

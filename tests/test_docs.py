@@ -485,7 +485,7 @@ def test_every_file_is_on_the_map(package: str) -> None:
     below = [
         path
         for path in (CHECKOUT / package).rglob("*")
-        if path.suffix in (".py", ".html", ".cpp", ".h") and path.name != "__init__.py"
+        if path.suffix in (".py", ".html", ".js", ".css", ".cpp", ".h") and path.name != "__init__.py"
     ]
     there = {path.relative_to(CHECKOUT / package).as_posix() for path in below if "__pycache__" not in path.parts}
     if package == "server":

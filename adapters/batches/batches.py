@@ -40,6 +40,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.batches.batch import (
     COMPLETION_WINDOWS,
@@ -147,6 +148,7 @@ class Batches:
                     | {"total": 0, "completed": 0, "failed": 0}
                 )
             )
+            audit.made(id)
             return _get(connection, id), True
 
     def get(self, id: str, *, owner: str | None = None) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from graftwork.adapters.access.scope import visible
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.errors import Conflict
 from graftwork.adapters.experiments.experiment import Assignment
@@ -107,7 +108,7 @@ class ModelRouter:
 
     def _version(self, model: str) -> Route:
         base = self._base
-        if model == base.id:
+        if model == base.id and visible(None):
             return Route(base.id, None, None)
         version = self._registry.resolve(model)
         version.check_answers()

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.errors import Conflict, InvalidRequest
 from graftwork.adapters.experiments.assignment import Split
 from graftwork.adapters.experiments.experiment import (
@@ -76,7 +77,7 @@ class Experiments:
     # -- for requests --------------------------------------------------------------------------------------------
     def running_on(self, adapter: str) -> Experiment | None:
         """The running experiment of an adapter; from memory."""
-        return self._snapshot.get().running.get(adapter)
+        return self._snapshot.get().running.get(adapter) if scope.visible(adapter) else None
 
     def assign(self, adapter: str, unit: str | None, *, chat: bool, episode: str | None = None) -> Assignment | None:
         """The arm that answers a request for ``adapter``; ``None`` if it takes part in no experiment.
@@ -117,6 +118,7 @@ class Experiments:
         """
         check_limit(limit)
         query = select(experiments_table).order_by(experiments_table.c.name).limit(limit + 1)
+        query = query.where(*scope.rows_about(experiments_table.c.adapter))
         if running is not None:
             ended = experiments_table.c.ended_at
             query = query.where(ended.is_(None) if running else ended.is_not(None))
@@ -202,6 +204,7 @@ class Experiments:
             if warning is not None:
                 details["warnings"] = [warning]
             _record(connection, name, "start", actor=actor, details=details)
+            audit.made(name)
             return experiment
 
     def set_weights(

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import scope
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.experiments.assignment import Split
 from graftwork.adapters.experiments.experiment import Epoch, Experiment, ExperimentOutcome
@@ -82,7 +83,7 @@ def require_experiment(connection: Connection, name: str) -> Experiment:
         NotFound: There is none.
     """
     found = find_experiment(connection, name)
-    if found is None:
+    if found is None or not scope.visible(found.plan.adapter):
         raise NotFound(
             f"there is no experiment {names.quoted(name)}: graftwork experiments list shows what there is",
             param="name",

@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import scope
 from graftwork.adapters.errors import Conflict, InvalidRequest, Unavailable
 from graftwork.adapters.feedback.ids import InteractionIds, ParsedId
 from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on, version_columns
@@ -193,11 +194,14 @@ class FeedbackLog:
             The row, and whether it is new. One that waits for the database has no id yet.
 
         Raises:
-            InvalidRequest: The id is none of this server's, or the feedback is empty or invalid.
+            InvalidRequest: The id is none of this server's or out of the caller's scope, or the feedback is empty or
+                invalid.
             Conflict: The idempotency key was used for other feedback.
             Unavailable: The database is away, and there is no spool, or no room in it.
         """
-        answer = self._ids.read(feedback.interaction_id)
+        answer = self._visible(feedback.interaction_id, "interaction_id")
+        if feedback.preferred_over is not None:
+            self._visible(feedback.preferred_over, "preferred_over")
         feedback = _validate(feedback, self._ids)
         _check_choice(feedback.choice, answer, "choice")
         if idempotency_key is not None:
@@ -263,6 +267,18 @@ class FeedbackLog:
             "key_id": key_id,
             "idempotency_key": idempotency_key,
         }
+
+    def _visible(self, id: str, param: str) -> ParsedId:
+        """The content of the id of an answer that the present caller may see."""
+        answer = self._ids.read(id, param=param)
+        adapter, _ = version_columns(answer.adapter)
+        seen = scope.visible(adapter)
+        if adapter is None and answer.experiment is not None and scope.current() is not None:
+            with self._database.read() as connection:
+                seen = scope.experiment_visible(connection, answer.experiment)
+        if not seen:
+            raise self._ids.unknown(id, param)
+        return answer
 
     def find(
         self, which: FeedbackFilter = FeedbackFilter(), *, after: int | None = None, limit: int = 20

@@ -137,7 +137,11 @@ class InteractionIds:
         canonical = base64.urlsafe_b64encode(signed).rstrip(b"=").decode() == encoded
         if kind is not None and genuine and canonical and payload[:1] == bytes([_FORMAT]):
             return _unpacked(kind, payload)
-        raise InvalidRequest(
+        raise self.unknown(id, param)
+
+    def unknown(self, id: str, param: str) -> InvalidRequest:
+        """The error about an id that is none of this server's, or of an answer that the caller may not see."""
+        return InvalidRequest(
             f"{names.quoted(id)} is no id of an answer of this server: send the 'id' of the answer as it came, "
             "the whole of it",
             param=param,

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import scope
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.feedback.ids import InteractionIds
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
@@ -216,8 +217,9 @@ class Interactions:
 
     def get_many(self, ids: Collection[str]) -> dict[str, Interaction]:
         """The rows of these ids that are there, by id. At most some thousand at a time."""
+        query = select(interactions_table).where(interactions_table.c.id.in_(list(ids)), *_visible())
         with self._database.read() as connection:
-            rows = connection.execute(select(interactions_table).where(interactions_table.c.id.in_(list(ids)))).all()
+            rows = connection.execute(query).all()
         return {row.id: _interaction(row) for row in rows}
 
     def last_of_episode(self, episode: str) -> str | None:
@@ -231,7 +233,8 @@ class Interactions:
             columns.id.desc(),
         )
         with self._database.read() as connection:
-            return connection.scalar(select(columns.id).where(columns.episode == episode).order_by(*order).limit(1))
+            query = select(columns.id).where(columns.episode == episode, *_visible())
+            return connection.scalar(query.order_by(*order).limit(1))
 
     def find(
         self, which: InteractionFilter = InteractionFilter(), *, after: str | None = None, limit: int = 20
@@ -337,15 +340,16 @@ class LogFilter(Protocol):
 def conditions_on(
     table: Table, at: ColumnElement[Any], which: LogFilter, **equal: str | None
 ) -> list[ColumnElement[bool]]:
-    """The conditions of a filter on a table.
+    """The conditions of a filter on a table, and of what the present caller may see.
 
     Args:
-        table: With the columns ``adapter`` and ``version``.
+        table: With the columns ``adapter``, ``version`` and ``experiment``.
         at: The column of a row's time.
         which: The filter.
         equal: Values by column; ``None`` is any.
     """
     return [
+        *scope.answers_of(table.c.adapter, table.c.experiment),
         *([] if which.adapter is None else answered_by(table, which.adapter)),
         *(table.c[column] == value for column, value in equal.items() if value is not None),
         *([] if which.since is None else [at >= which.since]),
@@ -365,6 +369,10 @@ def _conditions(which: InteractionFilter) -> list[ColumnElement[bool]]:
         key_id=which.key_id,
         episode=which.episode,
     )
+
+
+def _visible() -> list[ColumnElement[bool]]:
+    return scope.answers_of(interactions_table.c.adapter, interactions_table.c.experiment)
 
 
 def _interaction(row: Row[*tuple[Any, ...]]) -> Interaction:

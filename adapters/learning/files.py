@@ -9,12 +9,16 @@
 A file is acknowledged when its bytes and its name are on disk and its row is committed. A kill at any time leaves at
 worst bytes without a row, which ``Files.clean`` removes. Uploaded names are labels, never paths. A file belongs to the
 key that made it: methods that take an ``owner`` find the files of that key alone, or everybody's for ``None``.
+
+With a bucket the bytes are also there, as ``files/<id>/<sha256 hex>``, before the row is committed, so that every
+server of the database can read them; the folder then has copies of those that were written or read here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -22,7 +26,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, get_args
@@ -43,9 +47,13 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
-from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from graftwork.adapters.access import audit
+from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
 from graftwork.adapters.storage.database import Database, Page, UtcDateTime, schema
 from graftwork.adapters.storage.durable import disk_full_as_unavailable, sync_folder
+from graftwork.adapters.storage.objects import ObjectStore
+
+log = logging.getLogger(__name__)
 
 UploadPurpose = Literal["fine-tune", "batch"]
 UPLOAD_PURPOSES: Final[tuple[UploadPurpose, ...]] = get_args(UploadPurpose)
@@ -58,6 +66,9 @@ FindUser = Callable[[Connection, str], str | None]
 
 MAX_BATCH_BYTES: Final = 200_000_000
 """The largest file of the purpose ``batch``, as OpenAI has it."""
+
+STRAY_AGE: Final = timedelta(days=1)
+"""Objects without a file are removed when they are so old."""
 
 MAX_FILENAME_CHARS: Final = 256
 MAX_PAGE: Final = 10_000
@@ -102,6 +113,7 @@ class FileUpload:
     """A file that is being uploaded. A context manager: a file that was not finished is deleted at the end.
 
     Attributes:
+        path: Where it is until it has its name.
         num_bytes: Written so far.
         head: The first megabyte.
     """
@@ -109,7 +121,7 @@ class FileUpload:
     def __init__(self, path: Path, max_bytes: int | None) -> None:
         self.num_bytes = 0
         self.head = b""
-        self._path = path
+        self.path = path
         self._max_bytes = max_bytes
         self._digest = hashlib.sha256()
         self._file: BinaryIO = path.open("xb")
@@ -153,7 +165,7 @@ class FileUpload:
             Unavailable: The disk is full.
         """
         with disk_full_as_unavailable("file"):
-            os.rename(self._path, target)
+            os.rename(self.path, target)
             sync_folder(target.parent)
 
     def __enter__(self) -> FileUpload:
@@ -164,7 +176,7 @@ class FileUpload:
     ) -> None:
         with suppress(OSError):  # what is buffered does not fit on a full disk: that was reported, and it goes anyway
             self._file.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 class Files:
@@ -174,12 +186,16 @@ class Files:
         database: Has their rows.
         root: Has their bytes.
         max_bytes: The largest uploaded file.
+        objects: The bucket that has their bytes, too; ``None``: no other server reads them.
     """
 
-    def __init__(self, database: Database, root: Path, *, max_bytes: int = 1 << 29) -> None:
+    def __init__(
+        self, database: Database, root: Path, *, max_bytes: int = 1 << 29, objects: ObjectStore | None = None
+    ) -> None:
         self.root = root
         self.max_bytes = max_bytes
         self._database = database
+        self._objects = objects
         self._staging = root / "staging"
         self._staging.mkdir(parents=True, exist_ok=True, mode=0o700)
         sync_folder(root.parent)
@@ -202,7 +218,7 @@ class Files:
         Raises:
             InvalidRequest: The name is invalid, the file is empty, or the first of its JSON lines is none.
             TooLarge: It is larger than a file of this purpose may be.
-            Unavailable: The disk is full.
+            Unavailable: The disk is full, or the bucket does not answer.
         """
         if purpose == "batch" and upload.num_bytes > MAX_BATCH_BYTES:
             raise TooLarge(
@@ -214,6 +230,9 @@ class Files:
         _check_content(upload, filename)
         id = id or f"file-{secrets.token_hex(12)}"
         digest = upload.finish()
+        key = _key(id, digest)
+        if self._objects is not None:
+            self._objects.put_new(key, upload.path)
         row = {
             "id": id,
             "created_at": datetime.now(UTC),
@@ -225,12 +244,17 @@ class Files:
         }
         with self._database.write() as connection:
             # Of two that keep a file under one id, the later one must not touch the bytes of the first.
-            if (known := _find(connection, id, deleted=True)) is not None:
-                return known
-            connection.execute(insert(files_table).values(row))
-            file = get_file(connection, id)
-            upload.move(self.path(file))
-            return file
+            known = _find(connection, id, deleted=True)
+            if known is None:
+                connection.execute(insert(files_table).values(row))
+                audit.made(id)
+                file = get_file(connection, id)
+                upload.move(self.path(file))
+                return file
+        if self._objects is not None and (known.digest != digest or known.deleted_at is not None):
+            with suppress(Unavailable):  # no row names it: `clean_bucket` deletes it later
+                self._objects.delete(key)
+        return known
 
     def get(self, id: str, *, owner: str | None = None) -> File:
         """A file by its id.
@@ -242,8 +266,55 @@ class Files:
             return get_file(connection, id, owner=owner)
 
     def path(self, file: File) -> Path:
-        """Where a file's bytes are."""
+        """Where a file's bytes are, once they are here: see ``fetch``."""
         return self.root / f"{file.id}{_suffix(file.filename)}"
+
+    def fetch(self, file: File) -> Path:
+        """Where a file's bytes are, got from the bucket if another server wrote them.
+
+        Raises:
+            NotFound: They are in no place, or were changed: the file must be uploaded again.
+            Unavailable: The bucket does not answer, or the disk is full.
+        """
+        path = self.path(file)
+        if self._objects is None or path.exists():
+            return path
+        try:
+            with self.upload(bounded=False) as copy:
+                for chunk in self._objects.chunks(_key(file.id, file.digest), max_bytes=file.num_bytes):
+                    copy.write(chunk)
+                if copy.finish() == file.digest:
+                    copy.move(path)
+                    return path
+        except (NotFound, TooLarge):
+            pass
+        log.error("the bytes of %s are not in %s, or were changed there", file.id, self._objects.url)
+        raise NotFound(
+            f"the bytes of {file.id} are not in the bucket, or were changed there: upload the file again",
+            code="file_not_found",
+        )
+
+    def share(self, file: File) -> bool:
+        """Put the bytes of a file that was written without a bucket into it, unless they are there.
+
+        Returns:
+            Whether it has them now: not if they are not here as they were written.
+
+        Raises:
+            Unavailable: The bucket does not answer.
+        """
+        assert self._objects is not None
+        path, key = self.path(file), _key(file.id, file.digest)
+        if self._objects.size(key) == file.num_bytes:
+            return True
+        try:
+            with path.open("rb") as content:
+                intact = f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}" == file.digest
+        except FileNotFoundError:
+            return False
+        if intact:
+            self._objects.put(key, path)
+        return intact
 
     def find(
         self,
@@ -297,6 +368,9 @@ class Files:
                     raise Conflict(f"{id} is needed by {user}: cancel that first, or wait for its end")
             connection.execute(update(files_table).where(files_table.c.id == id).values(deleted_at=datetime.now(UTC)))
         self.path(file).unlink(missing_ok=True)
+        if self._objects is not None:
+            with suppress(Unavailable):  # its row is gone: `clean_bucket` deletes it later
+                self._objects.delete(_key(file.id, file.digest))
         return file
 
     def clean(self) -> None:
@@ -306,12 +380,40 @@ class Files:
         """
         for staged in self._staging.iterdir():
             staged.unlink()
+        self.remove_strays()
+
+    def remove_strays(self) -> None:
+        """Remove bytes without a row: those that a kill left behind, and copies of files that others have deleted."""
         # By the only writer: a file that is kept meanwhile has its row when its bytes are seen here.
         with self._database.write() as connection:
             known = set(connection.scalars(select(files_table.c.id).where(files_table.c.deleted_at.is_(None))))
             for path in self.root.iterdir():
                 if path.is_file() and path.name.partition(".")[0] not in known:
                     path.unlink()
+
+    def clean_bucket(self) -> None:
+        """Remove bytes without a row from the bucket, once they are a day old: no upload takes so long.
+
+        Raises:
+            Unavailable: The bucket does not answer or refuses.
+        """
+        if self._objects is None:
+            return
+        strays = list(self._objects.list("files", older_than=STRAY_AGE))
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(files_table.c.id, files_table.c.digest).where(files_table.c.deleted_at.is_(None))
+            )
+            known = {_key(row.id, row.digest) for row in rows}
+        for key in strays:
+            if key not in known:
+                log.info("removed %s from %s: no file has these bytes", key, self._objects.url)
+                self._objects.delete(key)
+
+
+def _key(id: str, digest: str) -> str:
+    """A file's object: whatever is kept under an id, these are its bytes."""
+    return f"files/{id}/{digest.removeprefix('sha256:')}"
 
 
 def _check_content(upload: FileUpload, filename: str) -> None:

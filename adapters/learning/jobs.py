@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.learning.data_sets import is_reference
 from graftwork.adapters.learning.files import get_file
@@ -124,6 +125,7 @@ class Jobs:
                     | {"publishing": False, "relayed_bytes": 0, "progress": {}, "result_files": [], "metrics": {}}
                 )
             )
+            audit.made(id)
             _record(connection, id, [NewJobEvent(message=f"Created fine-tuning job: {id}"), *events])
             return get_job(connection, id), True
 
@@ -156,14 +158,15 @@ class Jobs:
             InvalidRequest: ``limit`` is out of range, or ``after`` names no job.
         """
         check_limit(limit)
-        query = select(jobs_table).order_by(jobs_table.c.number.desc())
+        visible = scope.rows_about(jobs_table.c.name)
+        query = select(jobs_table).where(*visible).order_by(jobs_table.c.number.desc())
         if name is not None:
             query = query.where(jobs_table.c.name == name)
         if metadata is None:
             query = query.limit(limit + 1)
         with self._database.read() as connection:
             if after is not None:
-                number = connection.scalar(select(jobs_table.c.number).where(jobs_table.c.id == after))
+                number = connection.scalar(select(jobs_table.c.number).where(jobs_table.c.id == after, *visible))
                 if number is None:
                     raise InvalidRequest(
                         "after names no job: give the id of the last one of the page before", param="after"
@@ -536,7 +539,7 @@ def get_job(connection: Connection, id: str) -> Job:
         NotFound: It does not exist.
     """
     row = connection.execute(select(jobs_table).where(jobs_table.c.id == id)).one_or_none()
-    if row is None:
+    if row is None or not scope.visible(row.name):
         raise NotFound(
             f"there is no job {names.quoted(id)}: graftwork jobs list shows those there are", code="job_not_found"
         )

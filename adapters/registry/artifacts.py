@@ -25,6 +25,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -43,7 +44,6 @@ from graftwork.adapters.peft_format.files import (
 )
 from graftwork.adapters.peft_format.folder import digest_of
 from graftwork.adapters.peft_format.limits import AdapterLimits
-from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.storage.durable import sync_folder
 
 log = logging.getLogger(__name__)
@@ -155,12 +155,12 @@ class ArtifactStore:
             raise
         return staged
 
-    def publish(self, staged: Path, spec: AdapterSpec) -> Path:
+    def publish(self, staged: Path, digest: str) -> Path:
         """Publish a staged adapter; it is durable when this returns.
 
         Args:
             staged: Is moved, or dropped if the artifact is there already. A tokenizer's files in it are dropped.
-            spec: As ``read_spec`` read it from this folder.
+            digest: That of this folder.
 
         Returns:
             The artifact's folder.
@@ -169,7 +169,7 @@ class ArtifactStore:
             InvalidAdapter: The folder has other files than the two.
         """
         self._check_staged(staged)
-        target = self._folder(spec.digest)
+        target = self._folder(digest)
         for name in TOKENIZER_FILES:
             (staged / name).unlink(missing_ok=True)
         names = sorted(entry.name for entry in os.scandir(staged))
@@ -186,11 +186,11 @@ class ArtifactStore:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # A folder is not renamed over one with files in it: the same bytes were published before.
-            if self.is_intact(spec.digest):
+            if self.is_intact(digest):
                 self.discard(staged)
             else:
                 log.warning("the files of %s changed on the disk: those pushed now take their place", target)
-                self.withdraw(spec.digest)
+                self.withdraw(digest)
                 os.rename(staged, target)
         sync_folder(self.root)
         return target
@@ -219,9 +219,27 @@ class ArtifactStore:
         Raises:
             NotFound: The store does not have it.
         """
-        staged = self.stage()
-        os.rename(self.path(digest), staged / "withdrawn")
-        self.discard(staged)
+        self.discard(self.unpublish(digest))
+
+    def unpublish(self, digest: str) -> Path:
+        """Take a published artifact away, by one rename, and return the staged folder that has it, for ``discard``.
+
+        Raises:
+            NotFound: The store does not have it.
+        """
+        folder, staged = self.path(digest), self.stage()
+        os.rename(folder, staged / "withdrawn")
+        return staged
+
+    def sizes(self) -> dict[str, int]:
+        """The size in bytes of each published artifact, by digest; those published longest ago first."""
+        found: list[tuple[float, str, int]] = []
+        for folder in self.root.iterdir():
+            if folder != self._staging:
+                with suppress(FileNotFoundError):  # it is withdrawn at this moment
+                    size = sum(file.stat().st_size for file in folder.iterdir())
+                    found.append((folder.stat().st_mtime, f"sha256:{folder.name}", size))
+        return {digest: size for _, digest, size in sorted(found)}
 
     def discard(self, staged: Path) -> None:
         """Delete a staged folder, if it is still there."""

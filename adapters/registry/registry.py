@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.base.info import BaseInfo
 from graftwork.adapters.errors import Conflict, InvalidAdapter, InvalidRequest, NotFound
 from graftwork.adapters.names import LIVE, is_trial
@@ -50,7 +51,7 @@ class Registry:
         Raises:
             NotFound: There is none, or it is retired; the message names what there is instead.
         """
-        return self._snapshot.get().resolve(model)
+        return self._seen.resolve(model)
 
     def adapter(self, name: str) -> Adapter:
         """An adapter by name; none of those that are temporary.
@@ -58,11 +59,11 @@ class Registry:
         Raises:
             NotFound: It does not exist.
         """
-        return self._snapshot.get().adapter(name)
+        return self._seen.adapter(name)
 
     def find(self, name: str) -> Adapter | None:
         """An adapter by name, if it exists; none of those that are temporary."""
-        return self._snapshot.get().find(name)
+        return self._seen.find(name)
 
     def trials(self) -> list[Version]:
         """Versions of temporary adapters (``names.is_trial``) that are not retired.
@@ -78,7 +79,21 @@ class Registry:
             after: The last name of the page before.
             limit: 1 to 100.
         """
-        return self._snapshot.get().adapters(after=after, limit=limit)
+        return self._seen.adapters(after=after, limit=limit)
+
+    @property
+    def _seen(self) -> RegistrySnapshot:
+        """What the present caller may see."""
+        return self._snapshot.get().within(scope.current())
+
+    def check_visible(self, name: str) -> None:
+        """Check that the present caller may add versions to an adapter, whether or not it is there.
+
+        Raises:
+            NotFound: It is out of the caller's scope.
+        """
+        if not scope.visible(name):
+            self.adapter(name)
 
     def with_digest(self, digest: str) -> list[Version]:
         """All versions, of any name, whose files have this digest; also retired ones."""
@@ -90,7 +105,7 @@ class Registry:
         Raises:
             NotFound: It does not exist.
         """
-        return self._snapshot.get().version(name, number)
+        return self._seen.version(name, number)
 
     # -- changes -------------------------------------------------------------------------------------------------
     def add_version(
@@ -129,6 +144,7 @@ class Registry:
                 pipeline ran again), or one that was registered for another base; or it is a reward model and the other
                 versions are not, or the other way round.
         """
+        self.check_visible(name)
         if not is_trial(name):
             names.check_name(name, base_id=base.id)
         elif alias is not None:
@@ -175,6 +191,7 @@ class Registry:
                         f"server runs {base.id}, {base.digest}: push them under another name"
                     )
             version = known or change.add(new)
+            audit.made(str(version.number))
             if alias is not None:
                 change.move("promote", alias, version.number)
         return version, known is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from types import MappingProxyType
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, func, select
 
 from graftwork.adapters import names
+from graftwork.adapters.access.scope import Scope
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.names import is_trial
 from graftwork.adapters.registry.records import Adapter, Version
@@ -46,6 +47,13 @@ class RegistrySnapshot:
     last_event: int
     entries: Mapping[str, Entry]
     tried: Mapping[str, Entry]
+
+    def within(self, scope: Scope) -> RegistrySnapshot:
+        """The part of it that a caller with this scope may see."""
+        if scope is None:
+            return self
+        seen = {name: self.entries[name] for name in sorted(scope) if name in self.entries}
+        return replace(self, entries=seen, tried={})
 
     def resolve(self, model: str) -> Version:
         """See ``Registry.resolve``."""

@@ -13,6 +13,7 @@ from graftwork.adapters.storage.database import UtcDateTime, schema
 class _AdapterColumns(TypedColumns):
     name: Named[str] = Column(Text, primary_key=True)
     created_at = Column(UtcDateTime, nullable=False)
+    limits = Column(JSON(none_as_null=True), nullable=True)
 
 
 class _VersionColumns(TypedColumns):

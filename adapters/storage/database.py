@@ -23,7 +23,7 @@ import json
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -66,6 +66,9 @@ from graftwork.adapters.storage.topics import PolledTopics, SqliteTopics, Topic,
 # How long a writer waits for the others. Writes take milliseconds: after this long another process must be stuck.
 BUSY_TIMEOUT_SECONDS = 10.0
 
+DATABASE_FILE: Final = "graftwork.db"
+"""The SQLite database of a home, in it."""
+
 UNREACHABLE: Final = "database_unreachable"
 """The code of the error while PostgreSQL is away."""
 
@@ -76,7 +79,9 @@ Log = Literal["exposures", "feedback"]
 _WRITE_LOCK = int.from_bytes(b"graftwrk")
 _LOG_LOCKS: dict[Log, int] = {"exposures": int.from_bytes(b"graftexp"), "feedback": int.from_bytes(b"graftfbk")}
 
-_POSTGRESQL_DISK_FULL, _POSTGRESQL_LOCKED = "53100", "55P03"
+_POSTGRESQL_DISK_FULL, _POSTGRESQL_LOCKED, _POSTGRESQL_CANCELED = "53100", "55P03", "57014"
+
+STATEMENT_TIMEOUT_SECONDS = 60
 
 # A bound on everything: an error is better than a thread that waits for ever for a machine that is gone.
 _POSTGRESQL_OPTIONS: dict[str, Any] = {
@@ -85,8 +90,8 @@ _POSTGRESQL_OPTIONS: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
-    "options": f"-c statement_timeout=60s -c lock_timeout={BUSY_TIMEOUT_SECONDS:.0f}s "
-    "-c idle_in_transaction_session_timeout=60s",
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={BUSY_TIMEOUT_SECONDS:.0f}s "
+    f"-c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT_SECONDS}s",
     "application_name": "graftwork",
 }
 
@@ -181,6 +186,9 @@ class Database:
         ConfigurationError: The URL is not usable, or PostgreSQL's driver is not installed.
     """
 
+    before_commit: Callable[[Connection], None] | None = None
+    """Called at the end of every write transaction, as a part of it."""
+
     _reading: Engine
     _writing: Engine
     _topics: Topics
@@ -217,6 +225,8 @@ class Database:
                 connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
                 self._topics.look()  # what is decided in here by data in memory is decided by the latest
             yield connection
+            if self.before_commit is not None:
+                self.before_commit(connection)
         with suppress(Unavailable):
             self._topics.look()  # a process sees its own changes at once
 
@@ -427,8 +437,15 @@ def _say_that_the_disk_is_full(context: ExceptionContext) -> None:
 
 def _say_that_it_is_away(context: ExceptionContext) -> None:
     """Make one error of all that say that PostgreSQL is stopped, starting, full of connections, or too slow."""
-    if getattr(context.original_exception, "sqlstate", None) == _POSTGRESQL_LOCKED:
+    if context.is_pre_ping:
+        return  # the pool replaces the connection
+    state = getattr(context.original_exception, "sqlstate", None)
+    if state == _POSTGRESQL_LOCKED:
         raise _locked() from context.original_exception
+    if state == _POSTGRESQL_CANCELED:
+        raise Unavailable(
+            f"the database was stopped at this after {STATEMENT_TIMEOUT_SECONDS} s: ask for less, or try again later"
+        ) from context.original_exception
     if context.is_disconnect or isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError):
         raise _unreachable() from context.original_exception
 

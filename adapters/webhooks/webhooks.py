@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.storage.database import Database, Page, check_limit
 from graftwork.adapters.storage.leases import Fence
@@ -117,6 +118,7 @@ class Webhooks:
         with self._database.write() as connection:
             if (connection.scalar(select(func.count()).select_from(webhooks_table)) or 0) >= MAX_WEBHOOKS:
                 raise Conflict(f"there are {MAX_WEBHOOKS} webhooks already, which is the limit: delete one first")
+            audit.made(webhook.id)
             connection.execute(insert(webhooks_table).values(vars(webhook) | {"events": list(webhook.events)}))
         return webhook
 

@@ -1,4 +1,4 @@
-"""``graftwork adapters``: push, list, show, promote, rollback, retire, history."""
+"""``graftwork adapters``: push, list, show, promote, rollback, retire, history, limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftwork.clients.cli.context import CommandContext, api_command, first_items, paginate, parse_metadata
+from graftwork.clients.cli.context import (
+    CommandContext,
+    api_command,
+    first_items,
+    paginate,
+    parse_limits,
+    parse_metadata,
+)
 
 if TYPE_CHECKING:
     from graftwork.clients.http.calls import ProgressCallback
@@ -152,6 +159,27 @@ def history(
         limit, lambda after, size: remote.client.adapters.history(name, after=after, limit=size), lambda event: event.id
     )
     remote.print_result(events, lambda: tables.history(events))
+
+
+@app.command()
+@api_command
+def limits(
+    remote: CommandContext,
+    name: Name,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option("--limit", metavar="NAME=N", help="tokens_per_day=1000000, say; may be repeated. The new limits."),
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="It has no limits any more.")] = False,
+) -> None:
+    """Show or set what all keys together may ask of an adapter."""
+    from graftwork.clients.cli import tables
+
+    if limit and none:
+        raise typer.BadParameter("give limits, or say that there are none", param_hint="--none")
+    calls = remote.client.adapters
+    found = calls.set_limits(name, parse_limits(limit or [])) if limit or none else calls.limits(name)
+    remote.print_result(found, lambda: tables.standing(found.limits, found))
 
 
 def _split(version: str) -> tuple[str, str]:

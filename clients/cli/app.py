@@ -8,6 +8,7 @@ import typer
 
 from graftwork.clients.cli import (
     adapters,
+    audit,
     batches,
     chat,
     exit_codes,
@@ -56,6 +57,7 @@ def common(
 
 
 app.add_typer(adapters.app, name="adapters")
+app.command("audit")(audit.audit)
 app.add_typer(batches.app, name="batches")
 app.command("chat")(chat.chat)
 app.add_typer(experiments.app, name="experiments")

@@ -20,6 +20,7 @@ import typer
 
 from graftwork.clients.cli.exit_codes import exit_code
 from graftwork.clients.errors import AuthenticationError, GraftworkAPIError, GraftworkClientError, LocalFileError
+from graftwork.clients.types.keys import Limits
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -150,6 +151,22 @@ def parse_since(text: str | None) -> str | float | None:
     """Convert ``--since`` for the server; ``90m``, ``24h`` and ``7d`` are relative to now."""
     ago = _AGO.fullmatch(text) if text else None
     return text if ago is None else time.time() - int(ago[1]) * _SECONDS[ago[2]]
+
+
+def parse_limits(given: list[str]) -> dict[str, int]:
+    """Convert ``NAME=N`` options to limits.
+
+    Raises:
+        BadParameter: if there is no such limit, or it is no number.
+    """
+    limits: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in Limits.__dataclass_fields__ or not number.isdecimal():
+            known = ", ".join(Limits.__dataclass_fields__)
+            raise typer.BadParameter(f"{text!r} is no NAME=N, where NAME is one of {known}", param_hint="--limit")
+        limits[name] = int(number)
+    return limits
 
 
 def parse_metadata(given: list[str]) -> dict[str, str]:

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from graftwork.clients.cli.context import CONTROL_CHARACTERS
 from graftwork.clients.http.calls import shorten
-from graftwork.clients.types.adapters import Adapter, AdapterEvent, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, AdapterLimits, Version
+from graftwork.clients.types.audit import AuditEntry
 from graftwork.clients.types.feedback import Feedback
 from graftwork.clients.types.interactions import ErasureResult, Interaction
-from graftwork.clients.types.keys import Key
+from graftwork.clients.types.keys import Key, KeyUsage, Limits
 from graftwork.clients.types.log_policies import LogPolicy, LogPolicyList
 
 
@@ -93,13 +94,51 @@ def retired(version: Version) -> RenderableType:
     return Text.assemble((version.id, "bold"), " is retired: requests that name it are refused from now on")
 
 
+def audit(found: Iterable[AuditEntry]) -> RenderableType:
+    """Render a table of changes."""
+    table = _table("When", "Who", "Key", "Did", "To", "Ended", "From")
+    for entry in found:
+        table.add_row(
+            format_time(entry.at),
+            entry.actor,
+            entry.key_id,
+            entry.action,
+            entry.target,
+            entry.outcome,
+            entry.remote or "–",
+            style=None if entry.outcome == "done" else "dim",
+        )
+    return table if table.row_count else Text("Nothing was changed.")
+
+
+def standing(limits: Limits, used: KeyUsage | AdapterLimits) -> RenderableType:
+    """Render what a key or an adapter used, beside its limits."""
+    table = _table("", "Requests", "of", "Tokens", "of")
+    for name, usage, requests, tokens in (
+        ("this minute", used.minute, limits.requests_per_minute, limits.tokens_per_minute),
+        ("today", used.day, None, limits.tokens_per_day),
+        ("this month", used.month, None, limits.tokens_per_month),
+    ):
+        table.add_row(name, f"{usage.requests}", f"{requests or '–'}", f"{usage.tokens}", f"{tokens or '–'}")
+    table.add_row("at once", f"{used.open}", f"{limits.concurrent or '–'}", "", "")
+    return table
+
+
 def keys(found: Iterable[Key]) -> RenderableType:
     """Render a table of API keys."""
-    table = _table("Id", "Name", "Role", "Created", "Revoked")
+    table = _table("Id", "Name", "Role", "For", "Limits", "Created", "Ends", "Revoked")
     for key in found:
-        revoked = format_time(key.revoked_at) if key.revoked_at else "–"
+        limits = {name: getattr(key.limits, name) for name in key.limits.__dataclass_fields__}
         table.add_row(
-            key.id, key.name, key.role, format_time(key.created_at), revoked, style="dim" if key.revoked_at else None
+            key.id,
+            key.name,
+            key.role,
+            "all" if key.adapters is None else ", ".join(key.adapters),
+            ", ".join(f"{name}={limit}" for name, limit in limits.items() if limit is not None) or "–",
+            format_time(key.created_at),
+            format_time(key.expires_at) if key.expires_at else "–",
+            format_time(key.revoked_at) if key.revoked_at else "–",
+            style="dim" if key.revoked_at else None,
         )
     return table if table.row_count else Text("No keys. Make one: graftwork keys create NAME --role app")
 

@@ -18,7 +18,7 @@ from graftwork.clients.http.calls import (
     ProgressCallback,
 )
 from graftwork.clients.http.wire import parse
-from graftwork.clients.types.adapters import Adapter, AdapterEvent, PushedVersion, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, AdapterLimits, PushedVersion, Version
 from graftwork.clients.types.pages import Page
 
 CONFIG_FILE = "adapter_config.json"
@@ -142,6 +142,28 @@ def history(name: str, *, after: int | None = None, limit: int | None = None) ->
         method="GET", path=path_of("adapters", name, "history"), query=without_none(after=after, limit=limit)
     )
     return Call(request=request, read=reader_of(Page[AdapterEvent]))
+
+
+def limits(name: str) -> Call[AdapterLimits]:
+    """Get the limits of an adapter, and what all keys together used of them.
+
+    Raises:
+        NotFoundError: if there is no such adapter.
+    """
+    return Call(
+        request=CallRequest(method="GET", path=path_of("adapters", name, "limits")), read=reader_of(AdapterLimits)
+    )
+
+
+def set_limits(name: str, limits: Mapping[str, int | None]) -> Call[AdapterLimits]:
+    """Set the limits of an adapter: numbers by their names, see ``Limits``. They take the place of all old ones.
+
+    Raises:
+        NotFoundError: if there is no such adapter.
+        BadRequestError: if a limit cannot be so.
+    """
+    request = CallRequest(method="PUT", path=path_of("adapters", name, "limits"), json=dict(limits))
+    return Call(request=request, read=reader_of(AdapterLimits))
 
 
 def _read_pushed(reply: CallResponse) -> PushedVersion:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from graftwork.clients.types.keys import Limits, UsageCounts
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
@@ -75,3 +77,17 @@ class AdapterEvent:
     to_version: int | None
     actor: str
     reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterLimits:
+    """The limits of an adapter, and what all keys together used: in the last 60 seconds, today, this month, and under
+    way.
+    """
+
+    adapter: str
+    limits: Limits
+    minute: UsageCounts
+    day: UsageCounts
+    month: UsageCounts
+    open: int

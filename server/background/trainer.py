@@ -96,6 +96,7 @@ class TrainerProcess:
         command = [sys.executable, "-m", "graftwork.training.worker", "--home", str(config.home), "--base", str(base)]
         command += ["--url", config.own_url, "--nice", str(config.trainer_nice), "--share", str(config.trainer_share)]
         command += ["--threads", str(config.trainer_threads or 0), "--log-level", config.log_level]
+        command += ["--artifacts", config.artifacts] if config.artifacts is not None else []
         command += ["--allow-python-graders"] if config.allow_python_graders else []
         return subprocess.Popen(
             [*command, "--parent", str(os.getpid())],

@@ -10,6 +10,8 @@ tenant that is alone gets everything, and owes nothing for it when another comes
 from __future__ import annotations
 
 import bisect
+import heapq
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -97,6 +99,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._flows: dict[tuple[str, str | None], Flow] = {}
+        self._flow_of: dict[SequenceState, Flow] = {}
         self._tenants: TokenCounters[str] = TokenCounters()
         self._adapters: dict[str, TokenCounters[str | None]] = {}
 
@@ -108,11 +111,12 @@ class FairQueue:
         return (sequence for flow in self._flows.values() for sequence in flow.waiting)
 
     def __contains__(self, sequence: SequenceState) -> bool:
-        return sequence in self.flow(sequence).waiting
+        flow = self._flow_of.get(sequence)
+        return flow is not None and sequence in flow.waiting
 
     def flow(self, sequence: SequenceState) -> Flow:
         """The flow of a sequence that waits or runs."""
-        return self._flows[sequence.request.tenant, sequence.request.adapter]
+        return self._flow_of[sequence]
 
     @property
     def flows(self) -> list[Flow]:
@@ -130,7 +134,8 @@ class FairQueue:
         tenant, adapter = sequence.request.tenant, sequence.request.adapter
         tenant_counter = self._tenants.join(tenant, sequence.request.weight)
         share = self._adapters.setdefault(tenant, TokenCounters()).join(adapter)
-        self._flows.setdefault((tenant, adapter), Flow(tenant, adapter, tenant_counter, share))
+        flow = self._flows.setdefault((tenant, adapter), Flow(tenant, adapter, tenant_counter, share))
+        self._flow_of[sequence] = flow
         self.requeue(sequence)
 
     def requeue(self, sequence: SequenceState) -> None:
@@ -143,20 +148,19 @@ class FairQueue:
 
     def finish(self, sequence: SequenceState) -> None:
         """Forget a sequence that runs or waits."""
-        tenant, adapter = key = sequence.request.tenant, sequence.request.adapter
-        flow = self._flows[key]
+        flow = self._flow_of.pop(sequence)
         if sequence in flow.waiting:
             flow.waiting.remove(sequence)
-        self._adapters[tenant].leave(adapter)
-        self._tenants.leave(tenant)
+        self._adapters[flow.tenant_name].leave(flow.adapter)
+        self._tenants.leave(flow.tenant_name)
         if not flow.share.num_sequences:
-            del self._flows[key]
+            del self._flows[flow.tenant_name, flow.adapter]
         if not flow.tenant.num_sequences:
-            del self._adapters[tenant]
+            del self._adapters[flow.tenant_name]
 
     def charge(self, sequence: SequenceState, num_tokens: int) -> None:
         """Count tokens that are computed for a sequence."""
-        flow = self.flow(sequence)
+        flow = self._flow_of[sequence]
         flow.share.served += num_tokens
         flow.tenant.served += num_tokens / flow.tenant.weight
 
@@ -178,9 +182,11 @@ class FairQueue:
 
     def next(self, is_available: Callable[[str | None], bool]) -> SequenceState | None:
         """The sequence whose turn it is, of those that can start."""
-        flows = (flow for flow in self._flows.values() if flow.waiting and is_available(flow.adapter))
-        flow = min((flow for flow in flows if flow.oldest() is not None), key=_turn, default=None)
-        return None if flow is None else flow.oldest()
+        found, turn = None, (math.inf, math.inf)
+        for flow in self._flows.values():
+            if flow.waiting and flow.turn < turn and is_available(flow.adapter) and (oldest := flow.oldest()):
+                found, turn = oldest, flow.turn
+        return found
 
     def by_turns(self, left: Mapping[SequenceState, int]) -> Iterator[SequenceState]:
         """Sequences in the order in which prompts are computed, as the counters stand when the next one is asked for.
@@ -191,34 +197,36 @@ class FairQueue:
         """
         flows: dict[Flow, list[SequenceState]] = {}
         for sequence in left:
-            flows.setdefault(self.flow(sequence), []).append(sequence)
+            flows.setdefault(self._flow_of[sequence], []).append(sequence)
         for sequences in flows.values():
             sequences.sort(key=lambda s: (left[s], s.arrival_index), reverse=True)
-        while flows:
-            flow = min(flows, key=_turn) if len(flows) > 1 else next(iter(flows))
-            sequence = flows[flow].pop()
-            if not flows[flow]:
-                del flows[flow]
-            yield sequence
+        turns = [(flow.turn, number, flow) for number, flow in enumerate(flows)]
+        heapq.heapify(turns)
+        while turns:
+            turn, number, flow = turns[0]
+            if turn != flow.turn:  # it or its tenant has had something since
+                heapq.heapreplace(turns, (flow.turn, number, flow))
+            elif flows[flow]:
+                yield flows[flow].pop()
+            else:
+                heapq.heappop(turns)
 
-    def adapters(self, running: Mapping[str, int]) -> list[str]:
-        """The adapters that are waited for, each once, in the order in which they are to be put on the device.
+    def by_adapter_turns(self, running: Mapping[TokenCounter, int]) -> list[Flow]:
+        """Flows that wait, in the order in which their adapters are to be put on the device.
 
-        A tenant's first is the one that its oldest sequence waits for, and its n-th comes beside the others' n-th:
-        adapters of its running sequences are counted, so that nobody fills the device before others have a place.
+        A tenant's first is that of its oldest sequence, and its n-th comes beside the others' n-th: adapters of its
+        running sequences are counted, so that nobody fills the device before others have a place.
 
         Args:
             running: How many adapters each tenant's running sequences use.
         """
-        turns: list[tuple[float, int, str]] = []
+        turns: list[tuple[float, int, Flow]] = []
         places = dict(running)
-        waited_for = [(flow.waiting[0].arrival_index, flow) for flow in self._flows.values() if flow.waiting]
-        waited_for.sort(key=lambda item: item[0])
-        for arrival, flow in waited_for:
+        for flow in sorted(self.flows, key=_first_arrival):
             if flow.adapter is not None:
-                place = places[flow.tenant_name] = places.get(flow.tenant_name, 0) + 1
-                turns.append((place / flow.tenant.weight, arrival, flow.adapter))
-        return list(dict.fromkeys(adapter for _, _, adapter in sorted(turns)))
+                place = places[flow.tenant] = places.get(flow.tenant, 0) + 1
+                turns.append((place / flow.tenant.weight, flow.waiting[0].arrival_index, flow))
+        return [flow for _, _, flow in sorted(turns)]
 
 
 def owes(
@@ -246,6 +254,10 @@ def owes(
 
 def _arrival(sequence: SequenceState) -> int:
     return sequence.arrival_index
+
+
+def _first_arrival(flow: Flow) -> int:
+    return flow.waiting[0].arrival_index
 
 
 def _turn(flow: Flow) -> tuple[float, float]:

@@ -24,9 +24,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from graftwork.server.engine.fair_queue import FairQueue, TokenCounter, owes
+from graftwork.server.engine.fair_queue import FairQueue, Flow, TokenCounter, owes
 from graftwork.server.engine.kv.prefix_cache import Prefix, PrefixCache, PrefixHit
-from graftwork.server.engine.lora.adapter_cache import AdapterCache
+from graftwork.server.engine.lora.adapter_cache import AdapterCache, CachedAdapter, Tier
 from graftwork.server.engine.request import Request
 from graftwork.server.engine.sequence import ScheduledTokens, SequenceState
 
@@ -154,8 +154,8 @@ class Scheduler:
 
     def waiting_adapters(self) -> list[str]:
         """Adapters of waiting sequences, in the order in which they are to be put on the device, each once."""
-        in_use = {(s.request.tenant, s.request.adapter) for s in self.running if s.request.adapter is not None}
-        return self.waiting.adapters(Counter(tenant for tenant, _ in in_use))
+        flows = self.waiting.by_adapter_turns(Counter(flow.tenant for flow in self._adapters_in_use()))
+        return list(dict.fromkeys(flow.adapter for flow in flows if flow.adapter is not None))
 
     def schedule(self) -> list[ScheduledTokens]:
         """Decode every sequence that decodes, then spend the step's token budget on prompts, then on drafts."""
@@ -163,6 +163,7 @@ class Scheduler:
             self.prefix_cache.record_computed(sequence.require_slot(), sequence.num_computed)
         self._make_room()
         self._share_places()
+        self._share_device()
         decoding = [_scheduled(s, 1) for s in self.running if s.decoding]
         prefills = self._schedule_prefills()
         if any(item.sequence.spec_token_ids for item in decoding):
@@ -176,7 +177,8 @@ class Scheduler:
         starving = {
             flow.adapter
             for flow in self.waiting.flows
-            if any(s.overtaken >= self.config.max_overtakes for s in flow.waiting)
+            if not self._is_available(flow.adapter)
+            and any(s.overtaken >= self.config.max_overtakes for s in flow.waiting)
         }
         return [adapter for adapter in self.waiting_adapters() if adapter in starving] if starving else []
 
@@ -185,7 +187,8 @@ class Scheduler:
         """Distribute the budget: a share for the oldest prompt of whose turn it is, then those with the least left."""
         budget = self.config.step_tokens
         left = self._candidates()
-        oldest = min(left, key=lambda s: (self.waiting.flow(s).turn, s.arrival_index), default=None)
+        flow = min(map(self.waiting.flow, left), key=lambda flow: flow.turn, default=None)
+        oldest = min((s for s in left if self.waiting.flow(s) is flow), key=lambda s: s.arrival_index, default=None)
         turns: Iterator[tuple[SequenceState, int]] = ((s, budget) for s in self.waiting.by_turns(left))
         if oldest is not None:
             turns = itertools.chain([(oldest, max(1, budget // OLDEST_SHARE))], turns)
@@ -230,8 +233,9 @@ class Scheduler:
 
     def _fits(self, sequence: SequenceState) -> bool:
         """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted."""
-        room = self.config.cache_tokens - self._held_tokens()
-        return len(self.running) < self.config.max_sequences and sequence.num_held <= room
+        if len(self.running) == self.config.max_sequences:
+            return False
+        return sequence.num_held <= self.config.cache_tokens - self._held_tokens()
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
         """The longest prefix of a waiting sequence that is in the cache."""
@@ -304,9 +308,8 @@ class Scheduler:
     def _share_places(self) -> None:
         """Preempt sequences of those that have more than a fair share of the places until the next one fits."""
         while self.waiting.is_shared and (sequence := self.waiting.next(self._is_available)) is not None:
-            if self._fits(sequence) or self._leader(sequence) is not None:
-                return
-            if (surplus := self._find_surplus(sequence)) is None:
+            surplus = None if self._fits(sequence) else self._find_surplus(sequence)
+            if surplus is None or self._leader(sequence) is not None:
                 return
             self._preempt(surplus)
 
@@ -318,18 +321,62 @@ class Scheduler:
         """
         full = len(self.running) == self.config.max_sequences
         size: Callable[[SequenceState], int] = (lambda _: 1) if full else (lambda s: s.num_held)
-        ready = [s for s in self.running if len(s.tokens) - s.num_admitted >= QUANTUM]
+        ready = sorted(filter(_had_quantum, self.running), key=lambda s: s.arrival_index)
         flow = self.waiting.flow(waiting)
         of_tenant = [s for s in ready if self._tenant(s) is flow.tenant]
         for counter_of, some, lead in ((self._tenant, ready, SLICE), (self._adapter_share, of_tenant, math.inf)):
             held = self._held_by(counter_of, size)
             mine = counter_of(waiting)
-            surplus = [
-                s for s in some if owes(counter_of(s), mine, held, gives=size(s), takes=size(waiting), lead=lead)
+            youngest = {counter_of(s): s for s in some}
+            debtors = [
+                counter
+                for counter, s in youngest.items()
+                if owes(counter, mine, held, gives=size(s), takes=size(waiting), lead=lead)
             ]
-            if surplus:
-                return max(surplus, key=lambda s: (held[counter_of(s)] / counter_of(s).weight, s.arrival_index))
+            if debtors:
+                return youngest[max(debtors, key=lambda counter: held[counter] / counter.weight)]
         return None
+
+    def _share_device(self) -> None:
+        """Preempt what uses adapters of tenants that have more than a fair share of the device, for the next adapter.
+
+        They are drained, so that the next swap evicts them.
+        """
+        unplaced = [flow for flow in self.waiting.flows if self._tier(flow.adapter) == "host"]
+        if not unplaced:
+            return
+        in_use = self._adapters_in_use()
+        held = Counter(flow.tenant for flow in in_use)
+        wanted = self.waiting.by_adapter_turns(held)[0]
+        if wanted not in unplaced or wanted.adapter is None:
+            return
+        num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages
+        given: dict[CachedAdapter, list[SequenceState]] = {}
+        for sequences in sorted(in_use.values(), key=len):
+            adapter, tenant = sequences[0].cached_adapter, self._tenant(sequences[0])
+            if adapter is None or adapter.num_running > len(sequences) or not all(map(_had_quantum, sequences)):
+                continue
+            if num_missing > 0 and owes(tenant, wanted.tenant, held, gives=1, takes=1, lead=math.inf):
+                held[tenant] -= 1
+                num_missing -= len(adapter.pages)
+                given[adapter] = sequences
+        if num_missing > 0:
+            return
+        for adapter, sequences in given.items():
+            for sequence in sequences:
+                self._preempt(sequence)
+            self.adapter_cache.drain(adapter)
+
+    def _adapters_in_use(self) -> dict[Flow, list[SequenceState]]:
+        """The running sequences that use adapters, by flow."""
+        in_use: dict[Flow, list[SequenceState]] = {}
+        for sequence in self.running:
+            if sequence.request.adapter is not None:
+                in_use.setdefault(self.waiting.flow(sequence), []).append(sequence)
+        return in_use
+
+    def _tier(self, adapter: str | None) -> Tier | None:
+        return None if adapter is None else self.adapter_cache.adapters[adapter].tier
 
     def _tenant(self, sequence: SequenceState) -> TokenCounter:
         return self.waiting.flow(sequence).tenant
@@ -381,6 +428,10 @@ class Scheduler:
         if sequence.cached_adapter is not None:
             self.adapter_cache.release(sequence.cached_adapter)
             sequence.cached_adapter = None
+
+
+def _had_quantum(sequence: SequenceState) -> bool:
+    return len(sequence.tokens) - sequence.num_admitted >= QUANTUM
 
 
 def _scheduled(sequence: SequenceState, count: int) -> ScheduledTokens:

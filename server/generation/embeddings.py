@@ -12,6 +12,8 @@ from functools import partial
 from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
+from graftwork.server.generation.artifact_cache import ArtifactCache
+from graftwork.server.generation.limiter import Limiter, Reservation
 from graftwork.server.generation.tokenization import Tokenization
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -41,12 +43,14 @@ class ActiveEmbeddings:
         pooling: How hidden states become vectors.
         stream: What the engine says to the inputs from ``first`` on.
         first: The first input of ``stream``.
+        reservation: What the key is charged with.
     """
 
     route: Route
     answer: EmbeddingAnswer
     pooling: Pooling
     stream: EngineStream
+    reservation: Reservation
     first: int = 0
 
 
@@ -59,7 +63,9 @@ class EmbeddingService:
         router: Resolves ``model`` to a version.
         metrics: Counts tokens.
         traffic: Counts requests.
+        limiter: Keeps the limits of keys.
         shares_prefixes: As in ``GenerationService``.
+        artifacts: Fetches adapters that are not in the home; ``None``: all are.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class EmbeddingService:
         router: ModelRouter,
         metrics: Metrics,
         traffic: Traffic,
+        limiter: Limiter,
+        artifacts: ArtifactCache | None = None,
         shares_prefixes: bool = False,
     ) -> None:
         self._engine = engine
@@ -77,6 +85,8 @@ class EmbeddingService:
         self._router = router
         self._metrics = metrics
         self._traffic = traffic
+        self._artifacts = artifacts
+        self.limiter = limiter
         self._shares_prefixes = shares_prefixes
 
     async def start(self, body: EmbeddingRequest, *, key_id: str, background: bool = False) -> ActiveEmbeddings:
@@ -91,11 +101,14 @@ class EmbeddingService:
             InvalidRequest: An input is too long, has no tokens or unknown ones, or another width is wanted.
             NotFound: Nothing has the model's name.
             Conflict: The version was made for another base.
+            LimitExceeded: A limit of the key or the adapter is reached.
             Overloaded: The queue is full, and the caller's key has its share of it.
-            Unavailable: There is no engine at the moment.
+            Unavailable: There is no engine at the moment, or the adapter is in a bucket that does not answer.
         """
         route = self._router.resolve_control(body.model)
         body.check_dimensions(self._tokenization.base.hidden_size)
+        if not background:
+            self.limiter.check(key_id)
         prompts = await self._tokenization.run(partial(self._tokenize, body.input))
         pooling: Pooling = body.pooling or "mean"
         answer = EmbeddingAnswer(
@@ -104,8 +117,14 @@ class EmbeddingService:
             prompts=prompts,
             as_base64=body.encoding_format == "base64",
         )
-        stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
-        return ActiveEmbeddings(route, answer, pooling, stream)
+        await self._ensure(route)
+        reservation = self.limiter.begin(key_id, sum(map(len, prompts)), adapter=route.adapter, background=background)
+        try:
+            stream = self._open(route, prompts, pooling, key_id=key_id, background=background)
+        except GraftworkError:
+            reservation.withdraw()
+            raise
+        return ActiveEmbeddings(route, answer, pooling, stream, reservation)
 
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
@@ -126,6 +145,7 @@ class EmbeddingService:
                 await self._take(active)
         finally:
             self._engine.cancel(active.stream)
+            active.reservation.settle(active.answer.num_tokens)
             route = active.route
             self._traffic.add(route.name, 0)
             self._metrics.tokens(adapter=route.label, prompt=active.answer.num_tokens, completion=0)
@@ -176,11 +196,16 @@ class EmbeddingService:
         salt = "" if self._shares_prefixes else key_id
         return self._engine.open(inputs, adapter=route.digest, cache_salt=salt, background=background, tenant=key_id)
 
+    async def _ensure(self, route: Route) -> None:
+        if self._artifacts is not None and route.digest is not None:
+            await self._artifacts.ensure(route.digest)
+
     async def _open_in_turn(
         self, route: Route, prompts: Sequence[Sequence[int]], pooling: Pooling, *, key_id: str, background: bool
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine once the queue has room: the request was accepted already."""
         while True:
+            await self._ensure(route)
             try:
                 return self._open(route, prompts, pooling, key_id=key_id, background=background)
             except Overloaded:

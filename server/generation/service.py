@@ -21,7 +21,9 @@ from graftwork.adapters.feedback.policies import LogPolicies
 from graftwork.adapters.prompts.prompts import Prompts
 from graftwork.server.generation.accounting import Accounting, GenerationTimings
 from graftwork.server.generation.admission import Admission, MakeAnswer
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.grammars import Grammars
+from graftwork.server.generation.limiter import Limiter, Reservation
 from graftwork.server.generation.shadows import ShadowQueue, ShadowRequest
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.openai.answers.answer import Answer, AnswerHead
@@ -48,6 +50,8 @@ class ActiveGeneration:
     answer: Answer
     stream: EngineStream
     timings: GenerationTimings = field(default_factory=GenerationTimings)
+    reservation: Reservation | None = None
+    finished: bool = False
 
 
 class GenerationService:
@@ -63,6 +67,8 @@ class GenerationService:
         policies: Of which answers users are asked for feedback.
         accounting: Counts and logs answers.
         metrics: Counts shadow copies.
+        limiter: Keeps the limits of keys.
+        artifacts: Fetches adapters that are not in the home; ``None``: all are.
         shares_prefixes: Whether keys share the prefix cache, and so can tell by the time what others have asked.
         max_busy_for_shadows: Shadow copies are computed while at most this many answers are under way.
     """
@@ -79,12 +85,15 @@ class GenerationService:
         policies: LogPolicies,
         accounting: Accounting,
         metrics: Metrics,
+        limiter: Limiter,
+        artifacts: ArtifactCache | None = None,
         shares_prefixes: bool = False,
         max_busy_for_shadows: int = 8,
     ) -> None:
         self.base = base
         self.engine = engine
         self.prompts = prompts
+        self.limiter = limiter
         self.vocabulary = Vocabulary(prompts)
         self.shadows: ShadowQueue[Admission] = ShadowQueue(
             self._answer_shadow, metrics, num_busy=engine.num_open, max_busy=max_busy_for_shadows
@@ -96,6 +105,7 @@ class GenerationService:
         self._ids = ids
         self._policies = policies
         self._accounting = accounting
+        self._artifacts = artifacts
         self._grammars = Grammars()
         self._shares_prefixes = shares_prefixes
 
@@ -155,7 +165,7 @@ class GenerationService:
         )
 
     async def prepare(self, admission: Admission) -> tuple[Answer, list[EngineInput]]:
-        """Tokenize the prompts, and make the grammar of a structured output.
+        """Have the adapter at hand, tokenize the prompts, and make the grammar of a structured output.
 
         Returns:
             The answer, still empty, and the engine's input for each of its choices.
@@ -163,9 +173,12 @@ class GenerationService:
         Raises:
             InvalidRequest: A prompt does not fit into the context, the chat template refuses it, or a grammar cannot be
                 followed.
+            Unavailable: The adapter is in a bucket that does not answer.
         """
         body, head = admission.answered_body, self._head(admission)
         body.check_token_ids(self.base.vocab_size)
+        if self._artifacts is not None and admission.route.digest is not None:
+            await self._artifacts.ensure(admission.route.digest)
         grammar = await self._grammar(body, admission.key_id)
         if isinstance(body, ChatCompletionRequest):
             options = body.template_options()
@@ -219,29 +232,51 @@ class GenerationService:
 
     # -- while the engine answers ----------------------------------------------------------------------------------
     def start(
-        self, admission: Admission, answer: Answer, inputs: Sequence[EngineInput], *, background: bool = False
+        self,
+        admission: Admission,
+        answer: Answer,
+        inputs: Sequence[EngineInput],
+        *,
+        background: bool = False,
+        charged: bool = True,
     ) -> ActiveGeneration:
-        """Send a prepared request to the engine.
+        """Charge a prepared request to its key, and send it to the engine.
 
         Args:
             admission: As ``admit`` returned it.
             answer: As ``prepare`` returned it.
             inputs: As ``prepare`` returned them.
             background: Whether no user waits for it: it does not count as waiting, nor in the metrics of latency.
+            charged: Whether it counts for the key's limits.
 
         Raises:
+            LimitExceeded: A limit of the key or the adapter is reached.
             Overloaded: The queue is full, and the caller's key has its share of it.
             Unavailable: There is no engine at the moment.
         """
         salts = ("" if self._shares_prefixes else admission.key_id, admission.body.cache_salt or "")
-        stream = self.engine.open(
-            inputs,
-            adapter=admission.route.digest,
-            cache_salt="/".join(salts),
+        tokens = answer.num_prompt_tokens + sum(params.max_tokens for _, params in inputs)
+        charge = partial(
+            self.limiter.begin,
+            admission.key_id,
+            tokens,
+            adapter=admission.route.adapter,
             background=background,
-            tenant=admission.key_id,
         )
-        return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background))
+        reservation = charge() if charged else None
+        try:
+            stream = self.engine.open(
+                inputs,
+                adapter=admission.route.digest,
+                cache_salt="/".join(salts),
+                background=background,
+                tenant=admission.key_id,
+            )
+        except GraftworkError:
+            if reservation is not None:
+                reservation.withdraw()
+            raise
+        return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background), reservation)
 
     async def answer(self, admission: Admission) -> bytes:
         """The body of an answer that no user waits for. If cancelled, nothing is counted or logged: it is asked again.
@@ -255,6 +290,8 @@ class GenerationService:
             await self._take_all(active)
         except asyncio.CancelledError:
             self.engine.cancel(active.stream)
+            if active.reservation is not None:
+                active.reservation.withdraw()
             raise
         except Exception as failure:
             self._finish(active, failure)
@@ -316,10 +353,19 @@ class GenerationService:
                 if active.answer.done:
                     return
 
+    def leave(self, active: ActiveGeneration) -> None:
+        """End an answer that nobody takes any more, if it has not ended: clients may leave before its first event."""
+        self._finish(active, None)
+
     def _finish(self, active: ActiveGeneration, error: Exception | None) -> None:
         """Count an answer that has ended, completely or not, log it, and offer it to shadow arms."""
+        if active.finished:
+            return
+        active.finished = True
         self.engine.cancel(active.stream)
         admission, answer = active.admission, active.answer
+        if active.reservation is not None:
+            active.reservation.settle(answer.num_prompt_tokens + answer.num_completion_tokens)
         self._accounting.settle(admission, answer, active.timings, error)
         draw = admission.route.draw
         if draw is not None and admission.store and error is None and answer.done:
@@ -343,7 +389,7 @@ class GenerationService:
         id = route.mint_id(self._ids, original.kind, unit=original.unit, at=created, choices=_num_choices(body))
         # A copy is no part of the episode, whose judgement is about what the user saw.
         admission = replace(original, id=id, created=created, route=route, body=body, episode=None, asked=False)
-        active = self.start(admission, *await self.prepare(admission), background=True)
+        active = self.start(admission, *await self.prepare(admission), background=True, charged=False)
         error: Exception | None = None
         try:
             await self._take_all(active)

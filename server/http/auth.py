@@ -1,12 +1,14 @@
 """Authentication and authorization: bearer keys with roles, as one dependency that every route uses.
 
-A server without any key answers its own machine only, and then also checks ``Host`` and ``Origin``.
+A request without a key may have a session of the page instead (``sessions.py``), which stands for a key. A server
+without any key answers its own machine only, and then also checks ``Host`` and ``Origin``.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
@@ -16,11 +18,16 @@ from fastapi import Security
 from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection, Request
 
+from graftwork.adapters.access import audit, scope
+from graftwork.adapters.access.audit import Change
 from graftwork.adapters.access.keys import Key, Role
 from graftwork.adapters.access.principal import LOCAL_PRINCIPAL, Principal
 from graftwork.adapters.errors import Forbidden, Unauthorized
+from graftwork.server.http.sessions import Sessions
 
 _RECHECK_SECONDS = 1.0
+
+UNKNOWN_KEY = "this key is unknown, was revoked or has expired: check it, or ask an admin for a new one"
 
 BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 """What OpenAPI documents; the header is read by :class:`Authenticator`."""
@@ -30,10 +37,10 @@ class KeyRing(Protocol):
     """The part of ``graftwork.adapters.access.keys.Keys`` that is needed here. Methods may block for a short read."""
 
     def authenticate(self, bearer: str, /) -> Key | None:
-        """The key whose secret this is, or ``None`` if it is unknown or revoked."""
+        """The key whose secret this is, or ``None`` if it is unknown, revoked or expired."""
 
     def get(self, key_id: str, /) -> Key | None:
-        """The key with this id, or ``None`` if it is unknown or revoked."""
+        """The key with this id, or ``None`` if it is unknown, revoked or expired."""
 
     def configured(self) -> bool:
         """Whether any key exists."""
@@ -48,6 +55,7 @@ class Authenticator:
         own: A key that the server gave to a process of its own, and that process's principal.
         cors_origins: Sites whose pages may call a server without keys, beside this machine's own. ``*`` counts only
             where there are keys.
+        sessions: Of the page; without, they end with this object.
     """
 
     def __init__(
@@ -57,27 +65,47 @@ class Authenticator:
         open_to_loopback: bool,
         own: tuple[str, Principal] | None = None,
         cors_origins: Collection[str] = (),
+        sessions: Sessions | None = None,
     ) -> None:
+        self.sessions = sessions or Sessions(secrets.token_bytes(32))
         self._keys = keys
         self._own = own
         self._cors_origins = frozenset(cors_origins) - {"*"}
         self._open = open_to_loopback
         self._checked_at = -_RECHECK_SECONDS
 
-    def require(self, role: Role) -> Callable[[Request], Awaitable[Principal]]:
+    def require(
+        self, role: Role, *, unscoped: bool = False, changes: bool = True
+    ) -> Callable[[Request], Awaitable[Principal]]:
         """A FastAPI dependency that lets in ``role`` and above.
 
-        It puts the caller into ``request.state.principal``, and raises what ``authenticate`` raises, or ``Forbidden``.
+        It puts the caller into ``request.state.principal``, enters the scope of its key, and raises what
+        ``authenticate`` raises, or ``Forbidden``.
+
+        Args:
+            role: The lowest one that is let in.
+            unscoped: Whether keys that are limited to some adapters are kept out: what is behind it is about all.
+            changes: Whether requests that are not ``GET`` change something, and so stand in the audit log.
         """
 
         async def allowed(request: Request, _documented: object = Security(BEARER)) -> Principal:
             principal = self.authenticate(request)
+            if changes and request.method != "GET":
+                request.state.change = _change(request, principal)
+                audit.begin(request.state.change)
             if principal.role < role:
                 raise Forbidden(
                     f"this needs a key of role {role.value} or above, and yours is {principal.role.value}: "
                     "ask an admin for one"
                 )
+            if unscoped and principal.scope is not None:
+                raise Forbidden(
+                    "this is about all adapters, and your key is limited to some: ask an admin for a key without "
+                    "adapters",
+                    code="key_has_scope",
+                )
             request.state.principal = principal
+            scope.enter(principal.scope)
             return principal
 
         return allowed
@@ -86,21 +114,26 @@ class Authenticator:
         """The caller.
 
         Raises:
-            Unauthorized: There is no key, or it is unknown or revoked.
+            Unauthorized: There is no key, or it is unknown, revoked or expired.
             Forbidden: On a server without keys: the request names another host or comes from another site's page.
         """
         bearer = _key(connection)
         if self._own is not None and hmac.compare_digest(bearer.encode(), self._own[0].encode()):
             return self._own[1]
-        key = self._keys.authenticate(bearer) if bearer else None
+        key = self._keys.authenticate(bearer) if bearer else self._signed_in(connection)
         if key is not None:
             return _principal(key)
         if self.open:
             _check_local(connection, self._cors_origins)
             return LOCAL_PRINCIPAL
         if bearer:
-            raise Unauthorized("this key is unknown or was revoked: check it, or ask an admin for a new one")
+            raise Unauthorized(UNKNOWN_KEY)
         raise Unauthorized("no key was given: send the header 'Authorization: Bearer YOUR_KEY'", code="missing_api_key")
+
+    def _signed_in(self, connection: HTTPConnection) -> Key | None:
+        """The key of the session that a request belongs to, if it still counts."""
+        key_id = self.sessions.key_id(connection)
+        return None if key_id is None else self._keys.get(key_id)
 
     def find(self, key_id: str) -> Principal | None:
         """Who has called with the key of this id, if they still may: for what is done later than it was asked for."""
@@ -124,8 +157,19 @@ class Authenticator:
         self._checked_at = time.monotonic()
 
 
+def _change(request: Request, who: Principal) -> Change:
+    return Change(
+        actor=who.name,
+        key_id=who.key_id,
+        action=request.scope["route"].name,
+        target=request.url.path.removeprefix("/").removeprefix("v1/"),
+        request_id=request.state.request_id,
+        remote=None if request.client is None else request.client.host,
+    )
+
+
 def _principal(key: Key) -> Principal:
-    return Principal(key.name, key.role, key.id)
+    return Principal(key.name, key.role, key.id, key.scope)
 
 
 def _key(connection: HTTPConnection) -> str:

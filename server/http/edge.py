@@ -1,8 +1,8 @@
 """Middleware and error handlers around all routes.
 
-Every request gets a request id, a limit on its body and an entry in the metrics, and every error has one shape: ours,
-FastAPI's, and unexpected ones, which are logged with their traceback and returned without it. ``HEAD`` is answered
-wherever ``GET`` is.
+Every request gets a request id, a limit on its body and an entry in the metrics, and every change one in the audit log.
+Every error has one shape: ours, FastAPI's, and unexpected ones, which are logged with their traceback and returned
+without it. ``HEAD`` is answered wherever ``GET`` is.
 
 A route that takes more than JSON raises ``request.state.max_body_bytes`` before it reads.
 """
@@ -22,6 +22,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -29,7 +30,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound, Overloaded, TooLarge
+from graftwork.adapters.access import audit
+from graftwork.adapters.access.audit import AuditLog, Change
+from graftwork.adapters.access.scope import entered
+from graftwork.adapters.errors import (
+    GraftworkError,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+)
 from graftwork.server.anthropic import errors as anthropic
 from graftwork.server.observability.metrics import Metrics
 
@@ -38,11 +50,13 @@ log = logging.getLogger(__name__)
 MAX_JSON_BYTES = 8 << 20
 MAX_PACKED_INLINE = 1024  # bytes of packed bodies that are unpacked on the event loop
 ANTHROPIC_PATH = "/v1/messages"
+MAX_CLIENT_WAIT_SECONDS = 60  # as long as OpenAI's client waits before it asks again
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left: for metrics, it is never sent
 
 #: What pages of other sites may read of an answer's headers.
 EXPOSED_HEADERS = (
     *("x-request-id", "retry-after"),
+    *(f"x-ratelimit-{what}-{of}" for of in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
     *("x-graftwork-adapter", "x-graftwork-experiment", "x-graftwork-arm", "x-graftwork-ask-feedback"),
 )
 
@@ -50,9 +64,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _UNAVAILABLE_RETRY_SECONDS = 1
 
 
-def install(app: FastAPI, metrics: Metrics, cors_origins: Sequence[str] = ()) -> None:
+def install(app: FastAPI, metrics: Metrics, audit_log: AuditLog, cors_origins: Sequence[str] = ()) -> None:
     """Add middleware and error handlers to ``app``, before its first request."""
-    app.add_middleware(EdgeMiddleware, metrics=metrics)
+    app.add_middleware(EdgeMiddleware, metrics=metrics, audit_log=audit_log)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -71,8 +85,15 @@ def error_response(error: GraftworkError, path: str = "") -> Response:
 
     Routes of Anthropic's API have errors of its shape.
     """
-    headers = {}
-    if isinstance(error, Overloaded):
+    headers: dict[str, str] = {}
+    if isinstance(error, LimitExceeded):
+        headers |= error.headers
+    if isinstance(error, LimitExceeded) and error.never:
+        headers["x-should-retry"] = "false"
+    elif isinstance(error, Overloaded):
+        # OpenAI's client waits no longer than a minute: it would ask again in vain.
+        if error.retry_after > MAX_CLIENT_WAIT_SECONDS:
+            headers["x-should-retry"] = "false"
         headers["retry-after"] = str(error.retry_after)
     elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(_UNAVAILABLE_RETRY_SECONDS)
@@ -87,9 +108,10 @@ def error_response(error: GraftworkError, path: str = "") -> Response:
 class EdgeMiddleware:
     """Pure ASGI middleware, so that streams pass through unbuffered."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, audit_log: AuditLog) -> None:
         self.app = app
         self._metrics = metrics
+        self._audit_log = audit_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -108,11 +130,15 @@ class EdgeMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (change := state.get("change")) is not None:
+                    await self._end_change(change, status)
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:
-            await self.app(scope, _limited(scope, receive), stamped_send)
+            # What the request's key enters, its scope and the change that it makes, ends with the request.
+            with entered(None), audit.entered():
+                await self.app(scope, _limited(scope, receive), stamped_send)
         except ClientDisconnect:
             status = CLIENT_CLOSED_REQUEST
         except _HeadersSent:
@@ -130,6 +156,15 @@ class EdgeMiddleware:
                 adapter=state.get("adapter"),
                 seconds=time.perf_counter() - began,
             )
+
+    async def _end_change(self, change: Change, status: int) -> None:
+        """Have the audit log complete before an answer says that something was changed."""
+        try:
+            await to_thread.run_sync(self._audit_log.end, change, status)
+        except (Unavailable, OperationalError) as error:
+            if status < HTTPStatus.BAD_REQUEST:
+                raise
+            log.error("the audit log lacks %s by %s, answered with %d: %s", change.action, change.actor, status, error)
 
 
 class _HeadersSent(Exception):

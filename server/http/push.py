@@ -1,4 +1,4 @@
-"""Adds a version: upload or folder → staging → checks → published → canary → registry row and alias.
+"""Adds a version: upload or folder → staging → checks → published → canary (→ bucket) → registry row and alias.
 
 The bytes of an upload go from the socket to the staging folder, a megabyte at a time, without a temporary file in
 between. If the adapter is refused anywhere on this way, nothing has changed afterwards: what was published for the
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,9 +108,10 @@ class Pushes:
             GraftworkError: Something in the request or the adapter is refused; see ``check_name``, ``read_spec`` and
                 ``Registry.add_version``.
             InvalidAdapter: The adapter failed the canary.
-            Unavailable: There is no engine to try the adapter, or the disk is full.
+            Unavailable: There is no engine to try the adapter, the disk is full, or the bucket does not answer.
         """
         services = self._services
+        services.registry.check_visible(name)
         if not names.is_trial(name):
             names.check_name(name, base_id=services.base.id)
         if alias is not None:
@@ -149,16 +151,20 @@ class Pushes:
     async def _publish(
         self, staged: Path, spec: AdapterSpec, register: Callable[[], tuple[Version, bool]]
     ) -> tuple[Version, bool]:
-        services = self._services
-        tried = await to_thread.run_sync(self._was_tried, spec.digest)
-        await self._in_thread(services.store.publish, staged, spec)
-        try:
-            if not tried and spec.head is None:  # a reward model is not served
-                await services.engine.canary(spec.digest)
-            return await to_thread.run_sync(register)
-        except BaseException:
-            await self._clean_up(self._withdraw, spec.digest)
-            raise
+        services, cache = self._services, self._services.artifact_cache
+        with nullcontext() if cache is None else cache.pushing(spec.digest):
+            tried = await to_thread.run_sync(self._was_tried, spec.digest)
+            await self._in_thread(services.store.publish, staged, spec.digest)
+            try:
+                if not tried and spec.head is None:  # a reward model is not served
+                    await services.engine.canary(spec.digest)
+                if cache is not None:  # before the row: other servers fetch what has one
+                    await cache.upload(spec.digest)
+                return await to_thread.run_sync(register)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._withdraw(spec.digest)
+                raise
 
     def _register(
         self, name: str, spec: AdapterSpec, fields: PushFields, alias: str | None, actor: str
@@ -181,10 +187,16 @@ class Pushes:
         versions = self._services.registry.with_digest(digest)
         return any(version.base_digest == self._services.base.digest for version in versions)
 
-    def _withdraw(self, digest: str) -> None:
-        """Remove a published artifact, unless a version refers to it."""
-        if not self._services.registry.with_digest(digest):
-            self._services.store.withdraw(digest)
+    async def _withdraw(self, digest: str) -> None:
+        """Remove a published artifact, unless a version refers to it, or an engine may still look for it."""
+        if await to_thread.run_sync(self._services.registry.with_digest, digest):
+            return
+        try:
+            await self._services.engine.release(digest)
+        except Unavailable as unavailable:
+            log.warning("the files of %s stay: %s", digest, unavailable.message)
+        else:
+            await self._in_thread(self._services.store.withdraw, digest)
 
     def _lock(self, digest: str) -> asyncio.Lock:
         # A lock that nobody holds is garbage-collected.

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
@@ -24,14 +25,17 @@ from graftwork.adapters.learning.rounds.policies import LearningPolicies
 from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.storage.database import Database
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
-from graftwork.server.background.delivery import Delivery
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.background.spool_delivery import SpoolDelivery
+from graftwork.server.generation.artifact_cache import ArtifactCache
 from graftwork.server.generation.interaction_log import InteractionLog
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.observability.metrics import Metrics
 from graftwork.server.observability.traffic import Traffic
@@ -48,7 +52,7 @@ class Records:
     policies: LogPolicies
     erasure: Erasure
     log: InteractionLog
-    delivery: Delivery | None = None
+    delivery: SpoolDelivery | None = None
 
     @classmethod
     def of(
@@ -84,7 +88,7 @@ class Records:
             policies=policies,
             erasure=Erasure(database, ids, registry, base_id=base_id),
             log=InteractionLog(interactions, policies, metrics, spool=spool),
-            delivery=None if spool is None else Delivery(spool, interactions, feedback),
+            delivery=None if spool is None else SpoolDelivery(spool, interactions, feedback),
         )
 
 
@@ -109,8 +113,12 @@ class Services:
     learning: LearningPolicies
     rounds: Rounds
     webhooks: Webhooks
+    limiter: Limiter
+    adapter_limits: AdapterLimiting
+    audit_log: AuditLog
     grader_trials: GraderTrials
     home: Path
+    artifact_cache: ArtifactCache | None = None
     allowed_roots: tuple[Path, ...] = ()
     allow_python_graders: bool = False
     cors_origins: tuple[str, ...] = ()

@@ -123,7 +123,9 @@ class Metrics:
         self._prefix_tokens = self._counter("prefix_tokens", "Prompt tokens that were looked up in the prefix cache.")
         self._prefix_hits = self._counter("prefix_hit_tokens", "Prompt tokens that did not have to be computed.")
         self._steps = self._counter("steps", "Forward passes.")
-        self._preemptions = self._counter("preemptions", "Generations put back into the queue for lack of cache.")
+        self._preemptions = self._counter(
+            "preemptions", "Generations put back into the queue, for lack of cache or for fair shares."
+        )
         self._loads = self._counter("adapter_loads", "Adapters read from the store.")
         self._evictions = self._counter("adapter_evictions", "Adapters moved off the device to make room.")
         self._resident = self._gauge("resident_versions", "Adapter versions by where their weights are.", "tier")

@@ -17,11 +17,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
-from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.peft_format.spec import AdapterSpec
-from graftwork.server.engine.request import FinishReason, Request, SamplingParams
+from graftwork.server.engine.request import Request, SamplingParams
 from graftwork.server.processes import SERVING, STOPPING, SharedState
-from graftwork.server.transport.engine import EngineState, EngineStream
+from graftwork.server.transport.canary import try_adapter
+from graftwork.server.transport.engine import EngineState, EngineStream, check_room
 from graftwork.server.transport.messages import (
     AdapterState,
     Cancel,
@@ -40,9 +41,6 @@ log = logging.getLogger(__name__)
 
 #: An engine that was silent for too long is asked once more, for so many seconds: perhaps this process stood still.
 GRACE_SECONDS = 5.0
-
-#: Log-probabilities that differ by no more than this count as equal: float32 differs by as much between batches.
-INERT_LOGPROB_DIFFERENCE = 1e-6
 
 
 class Connection(Protocol):
@@ -64,6 +62,7 @@ class EngineClient:
             tenant is still below its share of them.
         canary_prompt: Token ids that adapters are tried on.
         stall_seconds: An engine that answers nothing for so long is killed, so that another is started.
+        listeners: For each API process the socket on which it accepts the worker.
         engine: The number of the worker, from 0, among those of this server.
 
     Attributes:
@@ -78,6 +77,7 @@ class EngineClient:
         max_open: int,
         canary_prompt: Sequence[int],
         stall_seconds: float = 60.0,
+        listeners: Sequence[socket.socket] = (),
         engine: int = 0,
     ) -> None:
         self.base_card: Mapping[str, Any] = {}
@@ -87,6 +87,7 @@ class EngineClient:
         self._canary_prompt = tuple(canary_prompt)
         self._api_process = 0
         self._stall_seconds = stall_seconds
+        self._listeners = listeners
         self._engine = engine
         self._connection: Connection | None = None
         self._worker_pid = 0
@@ -94,6 +95,13 @@ class EngineClient:
         self._streams: dict[str, tuple[EngineStream, int]] = {}
         self._stats_futures: dict[str, asyncio.Future[Stats]] = {}
         self._numbers = itertools.count()
+
+    async def start(self, api_process: int) -> None:
+        """Accept the engine worker in one of the API processes."""
+        await self.listen(api_process, self._listeners[api_process])
+
+    async def stop(self) -> None:
+        """Do nothing: connections end with the process."""
 
     async def listen(self, api_process: int, listener: socket.socket) -> None:
         """Accept engine workers on a listening socket and watch them, until the event loop ends."""
@@ -183,13 +191,14 @@ class EngineClient:
             Unavailable: There is no engine at the moment.
         """
         connection = self._ready_connection()
-        if len(work) > self.max_open:
-            raise InvalidRequest(
-                f"The request asks for {len(work)} answers at once; this server takes {self.max_open}. Send several.",
-                param="n",
-            )
-        if not background:
-            self._check_share(tenant, weight, len(work))
+        check_room(
+            [stream for stream, _ in self._streams.values()],
+            len(work),
+            self.max_open,
+            tenant=tenant,
+            weight=weight,
+            background=background,
+        )
         ids = [f"{self._api_process}-{next(self._numbers)}" for _ in work]
         stream = EngineStream(ids, background, tenant, weight)
         requests = [
@@ -209,30 +218,6 @@ class EngineClient:
         connection.send(Generate(requests))
         self._publish_num_open()
         return stream
-
-    def _check_share(self, tenant: str, weight: float, num_more: int) -> None:
-        """Check whether a tenant may open so many more answers.
-
-        While the queue has room everybody may. When it is full, those may who stay below their share of it, which is by
-        weight among all who have open answers, and those who have none open. So nothing that was accepted is given up
-        for others, and who asks little is never refused. The price is a queue that others' shares are added to: 1.5
-        times as long with two who take all they get, 1 + 1/2 + … + 1/n times with n of them.
-
-        Raises:
-            Overloaded: The queue is full, and the tenant has its share of it.
-        """
-        streams = [stream for stream, _ in self._streams.values() if not stream.background]
-        num_open = sum(stream.tenant == tenant for stream in streams)
-        if len(streams) + num_more <= self.max_open or not num_open:
-            return
-        weights = {**{stream.tenant: stream.weight for stream in streams}, tenant: weight}
-        share = int(self.max_open * weight / sum(weights.values()))
-        if num_open + num_more > share:
-            raise Overloaded(
-                f"{num_open} answers are running or waiting for you. This server is full, and takes {max(1, share)} of "
-                "you while it is. Try again soon.",
-                retry_after=1,
-            )
 
     def cancel(self, stream: EngineStream, choice: int | None = None) -> None:
         """Stop one choice, or all. Choices that have ended are not affected."""
@@ -263,26 +248,12 @@ class EngineClient:
         finally:
             self.cancel(stream)
 
-    async def canary(self, digest: str) -> None:
-        """Compute one prompt with and without an adapter, and compare.
+    async def release(self, digest: str) -> None:
+        """Do nothing: the worker looks for no folder of an adapter that nobody asks for."""
 
-        Raises:
-            InvalidAdapter: It cannot be loaded, changes nothing, or makes the model's output infinite.
-            Unavailable: There is no engine at the moment.
-        """
-        ask = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=0, prompt_logprobs=0)
-        streams = [self.open([(self._canary_prompt, ask)], adapter=adapter) for adapter in (None, digest)]
-        try:
-            plain, grafted = [await _canary_logprobs(stream) for stream in streams]
-        finally:
-            for stream in streams:
-                self.cancel(stream)
-        if max(abs(a - b) for a, b in zip(plain, grafted, strict=True)) <= INERT_LOGPROB_DIFFERENCE:
-            raise InvalidAdapter(
-                "The adapter changes no answer: with it and without it the base says the same. "
-                "Its B matrices are probably still zero; was it trained, and saved after training?",
-                code="inert_adapter",
-            )
+    async def canary(self, digest: str) -> None:
+        """Compute one prompt with and without an adapter, and compare: see ``try_adapter``."""
+        await try_adapter(self, self._canary_prompt, digest)
 
     async def stats(self, *, timeout: float = 5.0) -> Stats:
         """Ask the engine for its statistics.
@@ -414,14 +385,3 @@ def peer_uid(connection: socket.socket) -> int:
     """The user id of the process at the other end of a Unix socket."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
-
-
-async def _canary_logprobs(stream: EngineStream) -> list[float]:
-    """Log-probabilities of the canary's prompt and first token."""
-    scores: list[float] = []
-    async for _, delta in stream:
-        if delta.finish_reason is FinishReason.ERROR:
-            raise InvalidAdapter(f"The adapter was tried on the base and failed: {delta.error}", code="canary_failed")
-        scores += [s.logprob for s in delta.prompt_logprobs or [] if s is not None]
-        scores += [s.logprob for s in delta.logprobs]
-    return scores

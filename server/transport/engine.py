@@ -1,4 +1,5 @@
-"""The protocol between the gateway and an engine. This server's own worker is the implementation, by ``EngineClient``.
+"""The protocol between the gateway and an engine. ``EngineClient`` implements it by this server's own worker,
+``VllmEngine`` by a vLLM server.
 
 Nothing here assumes that an engine runs on the same machine: adapters are named by their digests, waiting times are
 durations, and an engine that is lost ends its streams with an error.
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from graftwork.adapters.base import BaseInfo
+from graftwork.adapters.errors import InvalidRequest, Overloaded
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.server.engine.request import Delta, SamplingParams
 from graftwork.server.observability.metrics import EngineStats
@@ -75,8 +77,55 @@ def context_length(engine: EngineProtocol, base: BaseInfo) -> int:
     return int(engine.base_card.get("max_length", base.max_positions))
 
 
+def check_room(
+    streams: Sequence[EngineStream], num_more: int, max_open: int, *, tenant: str, weight: float, background: bool
+) -> None:
+    """Check whether a tenant may open so many more answers. Those that no user waits for always may.
+
+    While the queue has room everybody may. When it is full, those may who stay below their share of it, which is by
+    weight among all who have open answers, and those who have none open. So nothing that was accepted is given up for
+    others, and who asks little is never refused. The price is a queue that others' shares are added to: 1.5 times as
+    long with two who take all they get, 1 + 1/2 + … + 1/n times with n of them.
+
+    Args:
+        streams: Of each open answer.
+        num_more: Choices of the new request.
+        max_open: The most answers that users may have open.
+        tenant: Who asks.
+        weight: Its share, beside the weights of others.
+        background: Whether no user waits.
+
+    Raises:
+        InvalidRequest: There are more choices than this server takes at all.
+        Overloaded: The queue is full, and the tenant has its share of it.
+    """
+    if num_more > max_open:
+        raise InvalidRequest(
+            f"The request asks for {num_more} answers at once; this server takes {max_open}. Send several.",
+            param="n",
+        )
+    users = [stream for stream in streams if not stream.background]
+    num_open = sum(stream.tenant == tenant for stream in users)
+    if background or len(users) + num_more <= max_open or not num_open:
+        return
+    weights = {**{stream.tenant: stream.weight for stream in users}, tenant: weight}
+    share = int(max_open * weight / sum(weights.values()))
+    if num_open + num_more > share:
+        raise Overloaded(
+            f"{num_open} answers are running or waiting for you. This server is full, and takes {max(1, share)} of "
+            "you while it is. Try again soon.",
+            retry_after=1,
+        )
+
+
 class EngineProtocol(Protocol):
     """What the gateway needs of an engine."""
+
+    async def start(self, api_process: int, /) -> None:
+        """Begin to serve the API process of that number, in its event loop. The engine may become ready later."""
+
+    async def stop(self) -> None:
+        """Close what ``start`` opened."""
 
     @property
     def state(self) -> EngineState:
@@ -141,6 +190,13 @@ class EngineProtocol(Protocol):
 
         Raises:
             Unavailable: There is no engine at the moment, or it was lost.
+        """
+
+    async def release(self, digest: str, /) -> None:
+        """Forget an adapter after its last request, so that its folder may be removed.
+
+        Raises:
+            Unavailable: It is not known whether it was forgotten: the folder must stay.
         """
 
     async def canary(self, digest: str, /) -> None:

@@ -165,6 +165,18 @@ class EnginePool:
         self._router = RendezvousRouter([member.id for member in members], bound=bound)
         self._num_open: Counter[str] = Counter()  # answers under way, by adapter
 
+    async def start(self, api_process: int, /) -> None:
+        """Start all engines, and watch what others let them compute."""
+        for member in self.members:
+            await member.engine.start(api_process)
+        self._watching = asyncio.create_task(self.watch())
+
+    async def stop(self) -> None:
+        """Stop all engines."""
+        self._watching.cancel()
+        for member in self.members:
+            await member.engine.stop()
+
     # -- state ---------------------------------------------------------------------------------------------------
     @property
     def state(self) -> EngineState:
@@ -346,6 +358,15 @@ class EnginePool:
             if place is None:
                 raise Unavailable(f"No engine of kind {kind} can try the adapter now; push it again in a few seconds.")
             await self.members[place].engine.canary(digest)
+
+    async def release(self, digest: str, /) -> None:
+        """Have every engine forget an adapter.
+
+        Raises:
+            Unavailable: One may still know it.
+        """
+        for member in self.members:
+            await member.engine.release(digest)
 
     async def ensure(self, digest: str, /) -> None:
         """Have an adapter ready on the engine where its requests will go first.

@@ -81,6 +81,18 @@ def serve(
     kernels: Annotated[
         str, _option("--kernels", _ENGINE, "auto, native (8 bits on a CPU, by a C++ compiler), triton (CUDA), torch.")
     ] = "auto",
+    engine: Annotated[
+        str, _option("--engine", _ENGINE, "What computes: own, or vllm=http://host:port,http://…: vLLM servers.")
+    ] = "own",
+    engine_adapters: Annotated[
+        Path | None,
+        _option(
+            "--engine-adapters", _ENGINE, "Folder of the home's adapters as vLLM's host sees it. Default: the same."
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None, _option("--engine-key-file", _ENGINE, "File with vLLM's --api-key, readable by its owner alone.")
+    ] = None,
     home: Annotated[
         Path, _option("--home", _BASE, "Folder of the base, the adapters and the database. One server a home.")
     ] = Path("~/.graftwork"),
@@ -94,6 +106,15 @@ def serve(
             rich_help_panel=_BASE,
         ),
     ] = None,
+    artifacts: Annotated[
+        str | None,
+        _option(
+            "--artifacts", _BASE, "Bucket of adapters and files: s3://BUCKET/PREFIX, gs://, az://. Default: the home."
+        ),
+    ] = None,
+    artifact_cache_gb: Annotated[
+        float, _option("--artifact-cache-gb", _BASE, "Adapters of the bucket that the home keeps.")
+    ] = 20.0,
     slots: Annotated[
         int, _option("--slots", _ENGINE, "Rank-16 adapters on the device at once; a rank-64 adapter takes four.")
     ] = 16,
@@ -202,8 +223,13 @@ def serve(
             devices=tuple(devices.split(",")) if devices else (),
             workers=workers,
             kernels=kernels,
+            engine=engine,
+            engine_adapters=engine_adapters,
+            engine_key_file=engine_key_file,
             home=home.expanduser(),
             database=database,
+            artifacts=artifacts,
+            artifact_cache_gb=artifact_cache_gb,
             slots=slots,
             max_batch=max_batch,
             max_queue=max_queue,
@@ -277,32 +303,56 @@ def restore(
 
 def move(
     database: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--database",
             envvar=["GRAFTWORK_DATABASE", "GRAFTWORK_DATABASE_URL"],
             callback=_without_password,
-            help="URL of an empty PostgreSQL database.",
+            help="URL of an empty PostgreSQL database, to which the database is copied.",
         ),
-    ],
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            "--artifacts",
+            envvar="GRAFTWORK_ARTIFACTS",
+            help="Bucket, as graftwork serve takes it, into which adapters and files are put.",
+        ),
+    ] = None,
     home: _Home = Path("~/.graftwork"),
 ) -> None:
-    """Copy the database of a stopped server to PostgreSQL, where servers may share it. The home's own stays."""
+    """Copy a stopped server's database to PostgreSQL, its adapters and files into a bucket. The home keeps its own."""
     from graftwork.adapters.learning import split_ledger as _table_of_training  # noqa: F401
     from graftwork.adapters.storage import move as move_module
-    from graftwork.adapters.storage.database import Database
+    from graftwork.adapters.storage.database import DATABASE_FILE, Database
+    from graftwork.adapters.storage.objects import ObjectStore
+    from graftwork.adapters.upload import upload_home
     from graftwork.server import app as _tables_of_the_server  # noqa: F401
-    from graftwork.server.config import DATABASE_FILE
     from graftwork.server.processes import home_lock
 
-    file = home.expanduser() / DATABASE_FILE
+    if database is None and artifacts is None:
+        raise typer.BadParameter("say where to: --database, --artifacts or both")
+    home = home.expanduser()
+    file = home / DATABASE_FILE
     if not file.is_file():
         raise typer.BadParameter(f"{file} does not exist: there is nothing to move")
-    with _home_command(), home_lock(file.parent):
-        counts = move_module.move(Database(file), Database(database))
+    damaged: tuple[str, ...] = ()
+    with _home_command() as progress, home_lock(home):
+        if artifacts is not None:  # first: what the moved database names is there
+            done = upload_home(home, Database(file), ObjectStore(artifacts), progress)
+            damaged = done.damaged
+            typer.echo(f"{done.num_adapters} adapters and {done.num_files} files are in {artifacts}.")
+        for each in damaged:
+            typer.echo(f"{each} is not as it was written: it was left out", err=True)
+        counts = {} if database is None else move_module.move(Database(file), Database(database))
     for table, count in counts.items():
         typer.echo(f"{count:>10} {table}")
-    typer.echo(f"{file} was copied, and stays as it was. Start the server with --database from now on.")
+    if database is not None:
+        typer.echo(f"{file} was copied, and stays as it was. Start the server with --database from now on.")
+    if artifacts is not None:
+        typer.echo("Start the server with --artifacts from now on.")
+    if damaged:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @contextmanager

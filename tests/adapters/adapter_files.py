@@ -171,7 +171,7 @@ def staged(store: ArtifactStore, source: Path) -> Iterator[Path]:
 def push(store: ArtifactStore, source: Path, base: BaseInfo) -> AdapterSpec:
     with staged(store, source) as folder:
         spec = read_spec(folder, base, store.limits)
-        store.publish(folder, spec)
+        store.publish(folder, spec.digest)
     return spec
 
 

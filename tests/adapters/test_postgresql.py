@@ -19,13 +19,16 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from graftwork.adapters.access.audit import AuditLog, Change, begin, entered
 from graftwork.adapters.access.keys import Keys, Role
+from graftwork.adapters.access.limits import Limits
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.access.usage import Usage, UsageLedger
 from graftwork.adapters.batches.batch import BatchError, BatchResult, NewBatch
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest, Unavailable
+from graftwork.adapters.errors import ConfigurationError, Conflict, InvalidRequest, LimitExceeded, Unavailable
 from graftwork.adapters.experiments.exposures import ClosedUnit, Exposures
 from graftwork.adapters.experiments.store import Experiments
 from graftwork.adapters.feedback.erasure import Erasure, ErasureResult
@@ -44,6 +47,7 @@ from graftwork.adapters.storage.leases import Leases
 from graftwork.adapters.storage.move import move
 from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
 from graftwork.adapters.storage.topics import Topic
+from graftwork.server.generation.limiter import Limiter
 from tests.adapters.records import BASE_ID, Records
 from tests.adapters.registry.test_registry import RegistryMachine
 from tests.adapters.running_experiments import ExperimentsHarness, arm, plan
@@ -82,6 +86,9 @@ def test_the_registry_against_a_dict(create: Callable[[], str]) -> None:
 
         def drop(self) -> None:
             pass
+
+        def notice(self) -> None:
+            self.databases[1]._topics.look()
 
     run_state_machine_as_test(
         Machine,
@@ -292,25 +299,42 @@ def test_a_server_that_stops_and_comes_back(server: PostgresqlServer) -> None:
     push(registry, "a")
     bearer, key = keys.create("app", "app")
     assert keys.authenticate(bearer) == key
+    assert registry.resolve("intents").number == 1
     for how in (signal.SIGINT, signal.SIGQUIT):
         server.stop(how)
-        began = time.monotonic()
-        for _ in range(3):
-            with pytest.raises(Unavailable) as refused:
-                push(registry, "b")
-            assert refused.value.code == UNREACHABLE
-            assert registry.resolve("intents").number == 1, "what was seen goes on being served"
-            assert keys.authenticate(bearer) == key
-        wait_until(lambda: database.is_away)
-        with pytest.raises(Unavailable), database.read():
-            pass
-        assert time.monotonic() - began < 10
-        server.start()
+        try:
+            began = time.monotonic()
+            for _ in range(3):
+                with pytest.raises(Unavailable) as refused:
+                    push(registry, "b")
+                assert refused.value.code == UNREACHABLE
+                assert registry.resolve("intents").number == 1, "what was seen goes on being served"
+                assert keys.authenticate(bearer) == key
+            wait_until(lambda: database.is_away)
+            with pytest.raises(Unavailable), database.read():
+                pass
+            assert time.monotonic() - began < 10
+        finally:
+            server.start()
         wait_until(lambda: not database.is_away)
-        keys.create("another", "app")
+        keys.create(f"after {how.name}", "app")
     push(registry, "b", alias="live")
     assert registry.resolve("intents").number == 2
     database.close()
+
+
+def test_who_waits_too_long_gets_unavailable(create: Callable[[], str]) -> None:
+    url = create()
+    holder, other = Database(url), Database(f"{url}&options=-c statement_timeout=100ms -c lock_timeout=50ms")
+    migrate(holder)
+    with holder.write(), pytest.raises(Unavailable, match="locked by another writer"), other.write():
+        pass
+    with pytest.raises(Unavailable, match="was stopped at this"), other.read() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+    with other.write():
+        pass
+    holder.close()
+    other.close()
 
 
 def test_time_is_the_database_s(database: Database) -> None:
@@ -479,3 +503,34 @@ def test_a_round_of_a_learning_policy(create: Callable[[], str]) -> None:
     )
     assert policies.remove("intents") == policy
     records.database.close()
+
+
+def test_keys_what_they_used_and_who_changed_them(create: Callable[[], str]) -> None:
+    url = create()
+    database, other = Database(url), Database(url)
+    migrate(database)
+    log, keys = AuditLog(database), Keys(database)
+    change = Change(actor="ann", key_id="k", action="create_key", target="keys", request_id="req-1", remote="10.0.0.1")
+    with entered():
+        begin(change)
+        secret, key = keys.create("shop", Role.APP, scope=frozenset({"intents"}), limits=Limits(tokens_per_day=100))
+    log.end(change, 201)
+    (entry,) = log.find()
+    assert (entry.actor, entry.target, entry.outcome) == ("ann", f"keys/{key.id}", "done")
+    with pytest.raises(DBAPIError, match="append-only"), database.write() as connection:
+        connection.execute(text("DELETE FROM audit_log"))
+    there = Keys(other)
+    assert there.authenticate(secret) == key
+    newer, rotated = keys.rotate(key.id)
+    assert {there.authenticate(newer), there.authenticate(secret)} <= {rotated, key, None}
+    today = datetime.now(UTC).date()
+    here, there_too = (Limiter(UsageLedger(each), keys.limits_of) for each in (database, other))
+    for limiter in (here, there_too, here, there_too):
+        limiter.begin(key.id, 40).settle(20)
+        limiter.save()
+    here.save()
+    assert here.standing(key.id).today == Usage(4, 80) == UsageLedger(other).since(today)[key.id, today]
+    with pytest.raises(LimitExceeded):
+        here.begin(key.id, 21)
+    for each in (database, other):
+        each.close()

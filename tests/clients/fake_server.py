@@ -24,6 +24,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 BASE = "smollm2-135m-instruct"
 NOW = 1_700_000_000
 SECRET = "gw-secret"
+AUDIT_ENTRY = {
+    **{"object": "audit.entry", "id": 7, "at": NOW + 0.5, "actor": "ann", "key_id": "key_1", "action": "promote"},
+    **{"target": "adapters/intents/aliases/live", "outcome": "done", "request_id": "req-1", "remote": None},
+}
 
 
 class Refusal(Exception):
@@ -340,6 +344,39 @@ def build(state: FakeServer) -> FastAPI:
     @app.get("/v1/keys")
     def list_keys(request: Request) -> Any:
         return page(list(state.keys.values()), "id", request)
+
+    @app.get("/v1/adapters/{name}/limits")
+    @app.put("/v1/adapters/{name}/limits")
+    def adapter_limits(name: str, request: Request) -> Any:
+        used = {period: {"requests": 3, "tokens": 70} for period in ("minute", "day", "month")}
+        return {"object": "adapter.limits", "adapter": name, "limits": request.state.body or {}, **used, "open": 1}
+
+    @app.get("/v1/audit")
+    def list_audit() -> Any:
+        return {"object": "list", "data": [AUDIT_ENTRY], "has_more": False}
+
+    @app.get("/v1/audit/export")
+    def export_audit() -> Any:
+        return PlainTextResponse(json.dumps(AUDIT_ENTRY) + "\n")
+
+    @app.get("/v1/keys/{id}")
+    def get_key(id: str) -> Any:
+        return state.keys[id]
+
+    @app.get("/v1/keys/{id}/usage")
+    def get_usage(id: str) -> Any:
+        used = {key: {"requests": 3, "tokens": 70} for key in ("minute", "day", "month")}
+        return {"object": "key.usage", "id": id, **used, "open": 1}
+
+    @app.patch("/v1/keys/{id}")
+    def change_key(id: str, request: Request) -> Any:
+        state.keys[id] |= request.state.body
+        return state.keys[id]
+
+    @app.post("/v1/keys/{id}/rotate")
+    def rotate_key(id: str, request: Request) -> Any:
+        overlap = request.state.body.get("overlap_seconds", 86400)
+        return {**state.keys[id], "secret": SECRET, "previous_until": NOW + overlap if overlap else None}
 
     @app.delete("/v1/keys/{id}")
     def revoke_key(id: str) -> Any:

@@ -48,6 +48,16 @@ EVENT = {
     "reason": None,
 }
 KEY = {"object": "key", "id": "key_1", "name": "ci", "role": "app", "created_at": 1_700_000_000, "revoked_at": None}
+KEY_USAGE = {
+    **{"object": "key.usage", "id": "key_1", "open": 0},
+    **{key: {"requests": 1, "tokens": 2} for key in ("minute", "day", "month")},
+}
+ADAPTER_LIMITS = {**KEY_USAGE, "object": "adapter.limits", "adapter": "intents", "limits": {"concurrent": 2}}
+AUDIT_ENTRY = {
+    **{"object": "audit.entry", "id": 1, "at": 1_700_000_000.5, "actor": "ci", "key_id": "key_1"},
+    **{"action": "promote", "target": "adapters/intents/aliases/live", "outcome": "done"},
+    **{"request_id": None, "remote": "10.0.0.1"},
+}
 USAGE = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
 HEAD = {
     "id": "c-1",
@@ -233,7 +243,55 @@ def refused(status: int, **headers: str) -> httpx.Response:
         ),
         (lambda c: c.log_policies.remove(key="k1"), POLICY, "DELETE", "/v1/log_policies/keys/k1", None),
         (lambda c: c.keys.create("ci", role="operator"), KEY, "POST", "/v1/keys", {"name": "ci", "role": "operator"}),
+        (
+            lambda c: c.keys.create(
+                "ci", adapters=["intents"], limits={"concurrent": 2}, expires_at=datetime(2030, 1, 1, tzinfo=UTC)
+            ),
+            KEY,
+            "POST",
+            "/v1/keys",
+            {
+                "name": "ci",
+                "role": "app",
+                "adapters": ["intents"],
+                "limits": {"concurrent": 2},
+                "expires_at": 1893456000.0,
+            },
+        ),
+        (lambda c: c.keys.get("key_1"), KEY, "GET", "/v1/keys/key_1", None),
+        (lambda c: c.keys.usage("key_1"), KEY_USAGE, "GET", "/v1/keys/key_1/usage", None),
+        (
+            lambda c: c.keys.change("key_1", name="x", adapters=None, expires_at=None),
+            KEY,
+            "PATCH",
+            "/v1/keys/key_1",
+            {"name": "x", "adapters": None, "expires_at": None},
+        ),
+        (lambda c: c.keys.rotate("key_1"), KEY, "POST", "/v1/keys/key_1/rotate", {}),
+        (
+            lambda c: c.keys.rotate("key_1", overlap_seconds=0),
+            KEY,
+            "POST",
+            "/v1/keys/key_1/rotate",
+            {"overlap_seconds": 0},
+        ),
+        (lambda c: c.adapters.limits("intents"), ADAPTER_LIMITS, "GET", "/v1/adapters/intents/limits", None),
+        (
+            lambda c: c.adapters.set_limits("intents", {"concurrent": 2}),
+            ADAPTER_LIMITS,
+            "PUT",
+            "/v1/adapters/intents/limits",
+            {"concurrent": 2},
+        ),
         (lambda c: c.keys.list(), EMPTY, "GET", "/v1/keys", None),
+        (lambda c: c.audit.list(actor="ci", limit=5), EMPTY, "GET", "/v1/audit?actor=ci&limit=5", None),
+        (
+            lambda c: list(c.audit.export(target="adapters/intents")),
+            AUDIT_ENTRY,
+            "GET",
+            "/v1/audit/export?target=adapters%2Fintents",
+            None,
+        ),
         (lambda c: c.keys.revoke("key_1"), KEY, "DELETE", "/v1/keys/key_1", None),
     ],
 )

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from graftwork.clients import types as client_types
-from graftwork.clients.types.adapters import Adapter, AdapterEvent, PushedVersion, Version
+from graftwork.clients.types.adapters import Adapter, AdapterEvent, AdapterLimits, PushedVersion, Version
+from graftwork.clients.types.audit import AuditEntry
 from graftwork.clients.types.batches import Batch
 from graftwork.clients.types.embeddings import Embeddings
 from graftwork.clients.types.experiments import Experiment
@@ -32,7 +33,7 @@ from graftwork.clients.types.generation import (
     ToolCallDelta,
 )
 from graftwork.clients.types.interactions import ErasureResult, Interaction
-from graftwork.clients.types.keys import Key
+from graftwork.clients.types.keys import Key, KeyUsage
 from graftwork.clients.types.learning.jobs import Job, JobCheckpoint, JobEvent
 from graftwork.clients.types.learning.learning_policies import LearningPolicy
 from graftwork.clients.types.learning.rounds import Round, RoundPlan
@@ -58,8 +59,16 @@ ANSWERS: dict[tuple[str, str], Any] = {
     ("put", "/v1/adapters/{name}/aliases/{alias}"): AdapterEvent,
     ("post", "/v1/adapters/{name}/rollback"): AdapterEvent,
     ("delete", "/v1/adapters/{name}/versions/{number}"): Version,
+    ("get", "/v1/audit"): Page[AuditEntry],
+    ("get", "/v1/audit/export"): AuditEntry,
+    ("get", "/v1/adapters/{name}/limits"): AdapterLimits,
+    ("put", "/v1/adapters/{name}/limits"): AdapterLimits,
     ("get", "/v1/keys"): Page[Key],
     ("post", "/v1/keys"): Key,
+    ("get", "/v1/keys/{key_id}"): Key,
+    ("get", "/v1/keys/{key_id}/usage"): KeyUsage,
+    ("patch", "/v1/keys/{key_id}"): Key,
+    ("post", "/v1/keys/{key_id}/rotate"): Key,
     ("delete", "/v1/keys/{key_id}"): Key,
     ("post", "/v1/feedback"): SentFeedback,
     ("get", "/v1/feedback"): Page[Feedback],

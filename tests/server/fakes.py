@@ -16,7 +16,9 @@ import numpy as np
 from fastapi import FastAPI
 from safetensors.numpy import load, save
 
+from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.usage import UsageLedger
 from graftwork.adapters.base import BaseInfo, ModuleShape
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import InvalidAdapter, Unavailable
@@ -30,11 +32,16 @@ from graftwork.adapters.learning.rounds.rounds import Rounds
 from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.adapters.registry import Registry
+from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
+from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.adapters.storage.spool import Spool
 from graftwork.adapters.webhooks.webhooks import Webhooks
 from graftwork.server.background.graders import GraderTrials
+from graftwork.server.generation.artifact_cache import ArtifactCache
+from graftwork.server.generation.limiter import Limiter
 from graftwork.server.http import edge
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.routes import add_routes, router
@@ -80,9 +87,15 @@ class StandInEngine:
     adapters: dict[str, Placement] = field(default_factory=dict)
     tried: list[str] = field(default_factory=list)
     ensured: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    may_know: bool = False
     refuse: bool = False
     untaken: set[str] = field(default_factory=set)
     measured: Stats = field(default_factory=Stats)
+
+    async def start(self, api_process: int, /) -> None: ...
+
+    async def stop(self) -> None: ...
 
     @property
     def base_card(self) -> Mapping[str, Any]:
@@ -118,6 +131,11 @@ class StandInEngine:
         if self.state != "ready":
             raise Unavailable("there is no engine")
         self.ensured.append(digest)
+
+    async def release(self, digest: str, /) -> None:
+        if self.may_know:
+            raise Unavailable("it may still know the adapter")
+        self.released.append(digest)
 
     async def canary(self, digest: str, /) -> None:
         assert sorted(file.name for file in self.store.path(digest).iterdir()) == [
@@ -162,8 +180,12 @@ def make_world(
     open_to_loopback: bool = True,
     migrated: bool = True,
     url: str | None = None,
+    artifacts: str | None = None,
+    cache_bytes: int = 1 << 30,
 ) -> World:
-    """A world on ``home``; ``migrated=False``: on the database that is there; ``url``: on one that homes share."""
+    """A world on ``home``; ``migrated=False``: on the database that is there; ``url``: on one that homes share;
+    ``artifacts``: with a bucket.
+    """
     base = BaseInfo(
         id="tiny-base",
         path=str(home / "base"),
@@ -188,13 +210,19 @@ def make_world(
     keys = Keys(database, admin_key=admin_key)
     store = ArtifactStore(home / "artifacts", limits=LIMITS)
     engine = StandInEngine(store)
+    objects = None if artifacts is None else ObjectStore(artifacts)
+    cache = None
+    if objects is not None:
+        cache = ArtifactCache(store, ArtifactBucket(objects), engine, max_bytes=cache_bytes, preparing_seconds=0)
     registry, metrics, jobs = Registry(database, guard=ExperimentGuard()), Metrics(), Jobs(database)
     experiments = Experiments(database, registry)
+    adapter_limits = AdapterLimiting(database, registry)
     services = Services(
         base=base,
         database=database,
         registry=registry,
         store=store,
+        artifact_cache=cache,
         keys=keys,
         authenticator=Authenticator(keys, open_to_loopback=open_to_loopback),
         engine=engine,
@@ -202,12 +230,15 @@ def make_world(
         records=Records.of(database, registry, metrics, base_id=base.id, retention_days=90, spool=spool),
         experiments=experiments,
         exposures=Exposures(database),
-        files=Files(database, home / "files", max_bytes=1 << 20),
+        files=Files(database, home / "files", max_bytes=1 << 20, objects=objects),
         batches=Batches(database),
         jobs=jobs,
         learning=LearningPolicies(database, registry, jobs, base_id=base.id),
         rounds=Rounds(database, registry, jobs, experiments, base_digest=base.digest),
         webhooks=Webhooks(database),
+        audit_log=AuditLog(database),
+        adapter_limits=adapter_limits,
+        limiter=Limiter(UsageLedger(database), keys.limits_of, adapter_limits.limits_of),
         grader_trials=GraderTrials(url="http://127.0.0.1:1", key="none"),
         limits=LIMITS,
         home=home,
@@ -216,7 +247,7 @@ def make_world(
     app = FastAPI(openapi_url=None)
     add_routes(app, router(services))
     app.add_middleware(DocumentedAnswers)
-    edge.install(app, services.metrics)
+    edge.install(app, services.metrics, services.audit_log)
     return World(app, services, engine, keys, home)
 
 

@@ -115,6 +115,8 @@ class GatewayHarness:
             policies=self.records.policies,
             accounting=Accounting(services.base.id, services.metrics, services.traffic, self.records.log),
             metrics=services.metrics,
+            limiter=services.limiter,
+            artifacts=services.artifact_cache,
         )
         self.embeddings = EmbeddingService(
             engine=self.engine.link,
@@ -122,6 +124,8 @@ class GatewayHarness:
             router=router,
             metrics=services.metrics,
             traffic=services.traffic,
+            limiter=services.limiter,
+            artifacts=services.artifact_cache,
         )
         routes = APIRouter(route_class=DocumentedRoute)
         generation.add(routes, services.authenticator, self.gateway, self.embeddings, tokenization, services.records)

@@ -18,9 +18,9 @@ MAX_FILES = 13
 BEYOND_THE_LINE = {"transport/messages.py", "transport/worker.py"}
 #: Told of the request; the answer does not depend on what they do.
 LISTENERS = {
-    *("generation/accounting.py", "generation/interaction_log.py"),
+    *("generation/accounting.py", "generation/interaction_log.py", "generation/limiter.py"),
     *("observability/metrics.py", "observability/traffic.py"),
-    *("processes.py", "http/leaving.py"),
+    *("processes.py", "http/leaving.py", "http/sessions.py"),
 }
 #: Data, its iteration and its look-up.
 CARRIERS = {"engine/request.py", "generation/admission.py", "transport/engine.py", "openai/vocabulary.py"}

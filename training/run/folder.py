@@ -27,6 +27,9 @@ CHECKPOINTS_FOLDER: Final = "checkpoints"
 ADAPTER_FOLDER: Final = "adapter"
 """The finished PEFT folder."""
 
+PARENTS_FOLDER: Final = "parents"
+"""Adapters that the run continues or is graded by, where they were fetched from a bucket."""
+
 REPORT_FILE: Final = "report.html"
 """The report of the evaluation."""
 

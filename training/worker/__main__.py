@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--home", type=Path, required=True, help="the server's home")
     parser.add_argument("--base", type=Path, required=True, help="what the server serves, as base.json in HOME/jobs")
+    parser.add_argument("--artifacts", help="the bucket of the server's adapters and files; default: the home")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server listens")
     parser.add_argument("--nice", type=int, default=19, help="of a run, 0 to 19")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of a run; 0: torch's choice")
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = TrainingWorkerConfig(
         home=given.home,
         base=BaseInfo.from_json(given.base.read_text(encoding="utf-8")),
+        artifacts=given.artifacts,
         url=given.url,
         database=os.environ.pop("GRAFTWORK_DATABASE", None),  # runs inherit the environment, and do without
         key=os.environ.get(KEY_VARIABLE),

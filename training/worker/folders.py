@@ -16,7 +16,14 @@ from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.learning.job import Job
 from graftwork.adapters.storage.database import Database
 from graftwork.training.run import folder as folder_module
-from graftwork.training.run.folder import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, REPORT_FILE, TRIALS_FOLDER, WORDINGS_FILE
+from graftwork.training.run.folder import (
+    ADAPTER_FOLDER,
+    CHECKPOINTS_FOLDER,
+    PARENTS_FOLDER,
+    REPORT_FILE,
+    TRIALS_FOLDER,
+    WORDINGS_FILE,
+)
 from graftwork.training.worker import erasing
 
 LOCK: Final = "worker.lock"
@@ -64,7 +71,7 @@ class JobFolders:
         and for later rounds what was recorded of its rows, and the feedback, as far as it is still in the log.
         """
         folder = self._root / job.id
-        for name in (CHECKPOINTS_FOLDER, TRIALS_FOLDER, ADAPTER_FOLDER):
+        for name in (CHECKPOINTS_FOLDER, TRIALS_FOLDER, ADAPTER_FOLDER, PARENTS_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (folder_module.ANSWERS_FILE, folder_module.SIDES_FILE, WORDINGS_FILE):
             (folder / name).unlink(missing_ok=True)

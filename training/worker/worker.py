@@ -27,13 +27,15 @@ from graftwork.adapters.learning.jobs import Jobs
 from graftwork.adapters.learning.split_ledger import SplitLedger
 from graftwork.adapters.names import split_model
 from graftwork.adapters.peft_format.limits import AdapterLimits
-from graftwork.adapters.registry import Registry, reward_models
+from graftwork.adapters.registry import Registry, Version, reward_models
 from graftwork.adapters.registry.artifacts import ArtifactStore
-from graftwork.adapters.storage.database import Database
+from graftwork.adapters.registry.bucket import ArtifactBucket
+from graftwork.adapters.storage.database import DATABASE_FILE, Database
 from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
+from graftwork.adapters.storage.objects import ObjectStore
 from graftwork.clients.errors import GraftworkClientError
 from graftwork.training.run import folder as folder_module
-from graftwork.training.run.folder import RESULT_FILE
+from graftwork.training.run.folder import PARENTS_FOLDER, RESULT_FILE
 from graftwork.training.worker import erasing, launch
 from graftwork.training.worker import events as relay
 from graftwork.training.worker import intake as intake_module
@@ -82,6 +84,7 @@ class TrainingWorkerConfig:
         home: the home of the server.
         database: the URL of its database; None for the file in its home.
         base: the base that it serves.
+        artifacts: the bucket of its adapters and files; None if all of them are in the home.
         url: its address.
         key: its API key, if it requires one.
         command: the command that carries out a run; the folder is appended to it.
@@ -95,6 +98,7 @@ class TrainingWorkerConfig:
 
     home: Path
     base: BaseInfo
+    artifacts: str | None = None
     url: str
     database: str | None = field(default=None, repr=False)  # it may hold a password
     key: str | None = None
@@ -152,9 +156,11 @@ class TrainingWorker:
         self.stopping = threading.Event()
         self.throttle = Throttle(share=config.share)
         self.busy = False
-        self._database = Database(config.database or config.home / "graftwork.db")
+        self._database = Database(config.database or config.home / DATABASE_FILE)
         self._jobs = Jobs(self._database)
-        self._files = Files(self._database, config.home / "files")
+        objects = None if config.artifacts is None else ObjectStore(config.artifacts)
+        self._bucket = None if objects is None else ArtifactBucket(objects)
+        self._files = Files(self._database, config.home / "files", objects=objects)
         self._registry = Registry(self._database)
         self._store = ArtifactStore(config.home / "artifacts", limits=AdapterLimits())
         self._folders = JobFolders(config.home, self._database)
@@ -245,7 +251,7 @@ class TrainingWorker:
         def path(id: str) -> Path:
             if data_sets.is_reference(id):
                 return data_sets.find(self.config.home, id)
-            return self._files.path(self._files.get(id))
+            return self._files.fetch(self._files.get(id))
 
         feedback = self._folders.of(job) / folder_module.FEEDBACK_FILE
         data = feedback if job.training_file == FEEDBACK_FILE else path(job.training_file)
@@ -294,7 +300,7 @@ class TrainingWorker:
         ancestors: tuple[str, ...] = ()
         if parent_name is not None and number is not None:
             parent = self._registry.version(parent_name, int(number))
-            folder, ancestors = self._store.path(parent.digest), jobs_behind(self._registry, parent)
+            folder, ancestors = self._adapter(job, parent), jobs_behind(self._registry, parent)
         return JobSpec(
             job_id=job.id,
             name=job.name,
@@ -308,7 +314,7 @@ class TrainingWorker:
                 HYPERPARAMETER_NAMES.get(name, name): value for name, value in job.hyperparameters.items()
             },
             reward_models={
-                version.id: self._store.path(version.digest)
+                version.id: self._adapter(job, version)
                 for version in reward_models.named(job.hyperparameters.get("rewards", ()), self._registry)
             },
             data=data,
@@ -319,6 +325,13 @@ class TrainingWorker:
             key_variable=KEY_VARIABLE,
             allow_python_graders=self.config.allow_python_graders,
         )
+
+    def _adapter(self, job: Job, version: Version) -> Path:
+        """The folder of a version. From a bucket it is fetched for the job: the server removes what it fetched."""
+        if self._bucket is None:
+            return self._store.path(version.digest)
+        fetched = ArtifactStore(self._folders.of(job) / PARENTS_FOLDER, limits=self._store.limits)
+        return self._bucket.download(version.digest, fetched)
 
     def _supervise_current_job(self, now: float) -> None:
         if self._current is not None:
@@ -498,6 +511,7 @@ class TrainingWorker:
             self._sweep()
 
     def _sweep(self) -> None:
+        self._files.remove_strays()
         for id in self._folders.ids():
             try:
                 self._tidy(id)

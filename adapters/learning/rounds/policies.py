@@ -37,6 +37,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import scope
 from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.feedback.feedback import feedback_table
 from graftwork.adapters.learning.job import CONTROL_KEY, ENDED_STATUSES, FEEDBACK_FILE, Method, NewJob, NewJobEvent
@@ -194,7 +195,8 @@ class LearningPolicies:
     def all(self) -> list[tuple[LearningPolicy, PolicyStatus]]:
         """All policies by name, each with its status, at one moment."""
         with self._database.read() as connection:
-            policies = [_policy(row) for row in connection.execute(select(_policies).order_by(_policies.c.name))]
+            query = select(_policies).where(*scope.rows_about(_policies.c.name)).order_by(_policies.c.name)
+            policies = [_policy(row) for row in connection.execute(query)]
             return [(policy, self._status(connection, policy)) for policy in policies]
 
     def get(self, name: str) -> tuple[LearningPolicy, PolicyStatus]:
@@ -428,7 +430,7 @@ def _find(connection: Connection, name: str) -> LearningPolicy | None:
 
 def _get(connection: Connection, name: str) -> LearningPolicy:
     policy = _find(connection, name)
-    if policy is None:
+    if policy is None or not scope.visible(name):
         raise NotFound(
             f"the adapter {names.quoted(name)} has no learning policy: graftwork train {names.quoted(name)} --watch "
             "sets one",

@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, func, select
 
 from graftwork.adapters import names
+from graftwork.adapters.access import scope
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest
 from graftwork.adapters.experiments.guard import ExperimentGuard
 from graftwork.adapters.experiments.store import Experiments
@@ -103,14 +104,16 @@ class Rounds:
         """
         check_limit(limit)
         table = rounds_table.c
-        query = select(rounds_table).order_by(table.created_at.desc(), table.id.desc()).limit(limit + 1)
+        visible = scope.rows_about(table.adapter)
+        newest = (table.created_at.desc(), table.id.desc())
+        query = select(rounds_table).where(*visible).order_by(*newest).limit(limit + 1)
         if adapter is not None:
             query = query.where(table.adapter == adapter)
         if state is not None:
             query = query.where(table.state == state)
         with self._database.read() as connection:
             if after is not None:
-                last = connection.execute(select(rounds_table).where(table.id == after)).one_or_none()
+                last = connection.execute(select(rounds_table).where(table.id == after, *visible)).one_or_none()
                 if last is None:
                     raise InvalidRequest(
                         "after names no round: give the id of the last one of the page before", param="after"

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from graftwork.adapters import names
+from graftwork.adapters.access import audit, scope
 from graftwork.adapters.errors import NotFound
 from graftwork.adapters.learning.gate_results import GateSummary
 from graftwork.adapters.learning.rounds.round import Round, RoundDecision
@@ -70,6 +71,7 @@ def round_of(row: Row[*tuple[Any, ...]]) -> Round:
 def insert_round(connection: Connection, begun: Round) -> None:
     """Store a new round, with its event."""
     connection.execute(insert(rounds_table).values(_row_of(begun)))
+    audit.made(begun.id)
     _announce(connection, begun)
 
 
@@ -117,7 +119,7 @@ def get_round(connection: Connection, id: str) -> Round:
         NotFound: There is none.
     """
     row = connection.execute(select(rounds_table).where(rounds_table.c.id == id)).one_or_none()
-    if row is None:
+    if row is None or not scope.visible(row.adapter):
         raise NotFound(
             f"there is no round {names.quoted(id)}: graftwork rounds list shows those there are",
             code="round_not_found",

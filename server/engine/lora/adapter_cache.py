@@ -138,6 +138,10 @@ class AdapterCache:
         adapter.num_running -= 1
         adapter.last_used = next(self._clock)
 
+    def drain(self, adapter: CachedAdapter) -> None:
+        """Close an adapter on the device to new sequences until the next swap, which can evict it for another."""
+        adapter.draining = True
+
     # -- for the engine ------------------------------------------------------------------------------------------
     def pop_fetches(self) -> list[CachedAdapter]:
         """Adapters that must be read from the store now; each is returned once."""

@@ -46,7 +46,7 @@ def _unanswered(batches: Batches, files: Files, batch: Batch) -> Iterator[tuple[
     if batch.completed + batch.failed == batch.total:
         return
     code, message = _NOT_ANSWERED.get(batch.outcome) or (batch.errors[0].code, batch.errors[0].message)
-    requests = BatchInput(files.path(files.get(batch.input_file)), batch.endpoint)
+    requests = BatchInput(files.fetch(files.get(batch.input_file)), batch.endpoint)
     for request in requests.requests(without=batches.answered_lines(batch.id)):
         yield request.line, unanswered_line(batch.id, request, {"code": code, "message": message})
 

@@ -22,12 +22,14 @@ from anyio import to_thread
 from sqlalchemy.exc import OperationalError
 
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.access.scope import entered
 from graftwork.adapters.batches.batch import Batch, BatchError, BatchResult
 from graftwork.adapters.batches.batches import Batches
-from graftwork.adapters.errors import GraftworkError, InvalidRequest, NotFound, Unavailable, first_line
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, LimitExceeded, NotFound, Unavailable, first_line
 from graftwork.adapters.learning.files import Files
 from graftwork.adapters.storage.durable import DISK_FULL
 from graftwork.adapters.storage.leases import Fence
+from graftwork.adapters.storage.objects import STORE_AWAY
 from graftwork.server.generation.batches.capacity import BatchCapacity
 from graftwork.server.generation.batches.endpoints import ENDPOINTS, AnsweringServices, RequestBody
 from graftwork.server.generation.batches.input import BatchInput
@@ -50,6 +52,9 @@ MAX_UNSTORED: Final = 64
 READ_AHEAD: Final = 32
 
 RETRY_SECONDS: Final = 1.0
+
+#: A batch whose key has no budget left looks again after so many seconds at the latest.
+MAX_PAUSE_SECONDS: Final = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,8 @@ class BatchRun:
         self._read: deque[BatchRequest] = deque()
         self._again: deque[BatchRequest] = deque()
         self._attempts: dict[int, int] = {}
+        self._waits: LimitExceeded | None = None
+        self._noted = False
         self._active: dict[asyncio.Task[None], BatchRequest] = {}
         self._unstored = asyncio.Semaphore(MAX_UNSTORED)
         self._results: asyncio.Queue[BatchResult] = asyncio.Queue()
@@ -133,7 +140,7 @@ class BatchRun:
     async def _input(self) -> BatchInput:
         files = self._services.files
         file = await to_thread.run_sync(files.get, self.batch.input_file)
-        return BatchInput(files.path(file), self.batch.endpoint)
+        return BatchInput(await self._retried(lambda: files.fetch(file)), self.batch.endpoint)
 
     # -- the answers -----------------------------------------------------------------------------------------------
     async def _answer_all(self) -> None:
@@ -155,6 +162,8 @@ class BatchRun:
 
     async def _ask_all(self) -> None:
         while True:
+            if self._waits is not None:
+                await self._wait_for_budget(self._waits)
             request = await self._next()
             if request is not None:
                 await self._ask(request)
@@ -162,6 +171,13 @@ class BatchRun:
                 await asyncio.wait(self._active, return_when=asyncio.FIRST_COMPLETED)
             else:
                 return
+
+    async def _wait_for_budget(self, error: LimitExceeded) -> None:
+        """Wait for a budget: till it is said to have room, but not so long that a change of it would not be seen."""
+        if not self._noted:
+            await self._note_waiting(error.message)
+        self._noted, self._waits = True, None
+        await asyncio.sleep(min(error.retry_after, MAX_PAUSE_SECONDS))
 
     async def _next(self) -> BatchRequest | None:
         """The next request to be asked; ``None``: there is none at the moment."""
@@ -193,8 +209,11 @@ class BatchRun:
             self.look(batch)
             if self._stopped.is_set():
                 return
-            endpoint = ENDPOINTS[batch.endpoint]
-            answer = await endpoint.answer(services.answering, body, batch.key_id, len(request.body))
+            who, endpoint = services.find_principal(batch.key_id), ENDPOINTS[batch.endpoint]
+            with entered(None if who is None else who.scope):
+                answer = await endpoint.answer(services.answering, body, batch.key_id, len(request.body))
+        except LimitExceeded as error:
+            self._pause(request, error)
         except (Unavailable, OperationalError) as error:
             await self._try_again(request, error)
         except GraftworkError as error:
@@ -203,6 +222,9 @@ class BatchRun:
             log.exception("line %d of %s failed", request.line, batch.id)
             self._refuse(request, GraftworkError("the server failed at this request; its log says why"))
         else:
+            if self._noted and self._waits is None:
+                self._noted = False
+                await self._note_waiting(None)
             content = response_line(batch.id, request, 200, _request_id(), answer)
             self._results.put_nowait(BatchResult(line=request.line, failed=False, content=content))
 
@@ -215,6 +237,14 @@ class BatchRun:
             return
         await asyncio.sleep(RETRY_SECONDS)
         self._again.append(request)
+
+    def _pause(self, request: BatchRequest, error: LimitExceeded) -> None:
+        """Ask a request again when its key's budget has room, and no other one before: unless it never has."""
+        if error.never:
+            self._refuse(request, error)
+            return
+        self._again.append(request)
+        self._waits = error
 
     def _end(self, task: asyncio.Task[None]) -> None:
         request = self._active.pop(task)
@@ -248,7 +278,7 @@ class BatchRun:
         return await self._retried(lambda: write(*arguments, **options, fence=self._fence))
 
     async def _retried(self, work: Callable[[], T]) -> T:
-        """Call ``work`` in a thread, again and again while the disk is full or the database cannot be written."""
+        """Call ``work`` in a thread, again while the disk is full, or the bucket or database cannot be used."""
         waits = False
         while True:
             try:
@@ -274,6 +304,8 @@ class BatchRun:
 def _reason(error: Unavailable | OperationalError) -> str:
     if isinstance(error, Unavailable) and error.code == DISK_FULL:
         return "the server's disk is full: the batch goes on when there is room"
+    if isinstance(error, Unavailable) and error.code == STORE_AWAY:
+        return "the object store does not answer: the batch goes on when it does"
     return f"the database cannot be written: {first_line(error)}"
 
 

@@ -1,7 +1,7 @@
 """The routes, one module per noun, each with a function ``add(routes, services)``.
 
 Reading takes any key, and so do batches and files of one's own; changing adapters and reading users' texts take an
-operator's, keys an admin's; health, readiness and the operator's page take none. Blocking calls run in threads.
+operator's, keys an admin's; health, readiness and the page itself take none. Blocking calls run in threads.
 ``schemas`` describes the responses, ``edge`` words the errors. ``generation`` is added by ``GraftServer``, since it
 needs the engine.
 """
@@ -12,8 +12,10 @@ from fastapi import APIRouter, FastAPI
 from starlette.responses import JSONResponse
 
 from graftwork.server.http.openapi import DocumentedRoute, error_answer
+from graftwork.server.http.page import routes as page
 from graftwork.server.http.routes import (
     adapters,
+    audit,
     batches,
     experiments,
     feedback,
@@ -31,10 +33,12 @@ from graftwork.server.http.routes.fine_tuning import graders, jobs
 from graftwork.server.http.services import Services
 
 NOUNS = (
+    page,
     service,
     models,
     adapters,
     keys,
+    audit,
     feedback,
     interactions,
     log_policies,

@@ -19,11 +19,14 @@ from graftwork.adapters.errors import GraftworkError, NotFound, Unavailable
 from graftwork.adapters.names import LIVE, check_name
 from graftwork.adapters.registry import Adapter, AliasEvent, Version
 from graftwork.server.bodies import StrictModel, Text, parse
+from graftwork.server.generation.limiter import subject_of
 from graftwork.server.http.lists import PageParameters, Parameters, in_thread, page_body
 from graftwork.server.http.openapi import json_body, json_or_form_body
 from graftwork.server.http.push import PushedPath, Pushes, PushForm
+from graftwork.server.http.routes.keys import NewLimits, show_limits, show_standing
 from graftwork.server.http.schemas.adapters import (
     AdapterEventObject,
+    AdapterLimitsObject,
     AdapterObject,
     PushedVersionObject,
     Residency,
@@ -138,6 +141,17 @@ def add(routes: APIRouter, services: Services) -> None:
         log.info("%s: %s@%s is back at version %s", who.name, name, body.alias, event.to_version)
         return JSONResponse(_event(event))
 
+    @routes.get("/v1/adapters/{name}/limits", dependencies=[operator], response_model=AdapterLimitsObject)
+    async def get_limits(name: str) -> Response:
+        return JSONResponse(await in_thread(_limits, services, name))
+
+    @routes.put("/v1/adapters/{name}/limits", response_model=AdapterLimitsObject, openapi_extra=json_body(NewLimits))
+    async def set_limits(request: Request, name: str, who: Principal = operator) -> Response:
+        limits = parse(NewLimits, await request.body()).limits()
+        await in_thread(services.adapter_limits.set, name, limits)
+        log.info("%s: the limits of %s are %s", who.name, name, limits.to_json() or "none")
+        return JSONResponse(await in_thread(_limits, services, name))
+
     @routes.delete("/v1/adapters/{name}/versions/{number}", response_model=VersionObject)
     async def retire(name: str, number: str, who: Principal = operator) -> Response:
         if not _VERSION.fullmatch(number):
@@ -148,12 +162,20 @@ def add(routes: APIRouter, services: Services) -> None:
         return JSONResponse(_version(version, await adapter_states(engine), traffic))
 
 
+def _limits(services: Services, name: str) -> AdapterLimitsObject:
+    limits = services.adapter_limits.get(name)
+    used = show_standing(services.limiter.standing(subject_of(name)))
+    return {"object": "adapter.limits", "adapter": name, "limits": show_limits(limits), **used}
+
+
 async def _prefetch(services: Services, name: str, number: int) -> None:
     """Have a version's weights where its requests will go, before they come. Moves wait for it a moment at most."""
     try:
         version = await in_thread(services.registry.version, name, number)
         if not version.is_reward_model:
             async with asyncio.timeout(PREFETCH_SECONDS):
+                if services.artifact_cache is not None:
+                    await services.artifact_cache.ensure(version.digest)
                 await services.engine.ensure(version.digest)
     except (GraftworkError, TimeoutError) as error:
         log.debug("%s@%s was not fetched before it is used: %s", name, number, error)

@@ -86,7 +86,7 @@ class FeedbackPageParameters(FeedbackParameters):
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of feedback."""
     records, base_id = services.records, services.base.id
-    anybody = Depends(services.authenticator.require(Role.APP))
+    anybody = Depends(services.authenticator.require(Role.APP, changes=False))
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
     @routes.post(

@@ -91,7 +91,8 @@ def add(routes: APIRouter, services: Services) -> None:
     @routes.get("/v1/files/{file_id}/content", response_class=OctetStream)
     async def get_content(file_id: str, who: Principal = caller) -> Response:
         file = await in_thread(files.get, file_id, owner=who.owner)
-        return OctetStream(files.path(file), media_type=OctetStream.media_type, filename=file.filename)
+        path = await in_thread(files.fetch, file)
+        return OctetStream(path, media_type=OctetStream.media_type, filename=file.filename)
 
     @routes.delete("/v1/files/{file_id}", response_model=DeletedFileObject)
     async def delete_file(file_id: str, who: Principal = caller) -> Response:

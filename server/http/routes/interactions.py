@@ -64,6 +64,7 @@ def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of interactions."""
     records, base_id = services.records, services.base.id
     operator = Depends(services.authenticator.require(Role.OPERATOR))
+    eraser = Depends(services.authenticator.require(Role.OPERATOR, unscoped=True))
 
     @routes.get("/v1/interactions", dependencies=[operator], response_model=ListObject[InteractionObject])
     async def list_interactions(page: Annotated[InteractionPageParameters, Query()]) -> Response:
@@ -90,7 +91,7 @@ def add(routes: APIRouter, services: Services) -> None:
         return JSONResponse({**show(found), "feedback": [feedback.show(row, base_id) for row in reversed(rows)]})
 
     @routes.delete("/v1/interactions", response_model=ErasureObject)
-    async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = operator) -> Response:
+    async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = eraser) -> Response:
         # Rows that are still queued must not be written after the erasure.
         await in_thread(records.log.flush)
         erased = await in_thread(records.erasure.erase_user, whose.user)

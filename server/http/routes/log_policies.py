@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.access.scope import visible
 from graftwork.adapters.errors import NotFound
-from graftwork.adapters.feedback.policies import LogPolicy
+from graftwork.adapters.feedback.policies import LogPolicy, PolicyScope
 from graftwork.server.bodies import StrictModel, parse
 from graftwork.server.http.lists import in_thread, list_body
 from graftwork.server.http.openapi import json_body
@@ -41,9 +42,11 @@ def add(routes: APIRouter, services: Services) -> None:
     policies = services.records.policies
     operator = Depends(services.authenticator.require(Role.OPERATOR))
 
-    @routes.get("/v1/log_policies", dependencies=[operator], response_model=LogPolicyListObject)
-    async def list_policies() -> Response:
-        found = await in_thread(policies.all)
+    @routes.get("/v1/log_policies", response_model=LogPolicyListObject)
+    async def list_policies(who: Principal = operator) -> Response:
+        found = [
+            policy for policy in await in_thread(policies.all) if _visible(services, who, policy.scope, policy.subject)
+        ]
         default = {"log": policies.log, "retention_days": policies.retention_days}
         return JSONResponse({**list_body([_show(policy) for policy in found]), "default": default})
 
@@ -57,7 +60,7 @@ def add(routes: APIRouter, services: Services) -> None:
         request: Request, scope: Literal["adapters", "keys"], subject: str, who: Principal = operator
     ) -> Response:
         body = parse(NewLogPolicy, await request.body())
-        await in_thread(_check_subject, services, scope, subject)
+        await in_thread(_check_subject, services, who, scope, subject)
         policy = await in_thread(
             policies.set,
             SCOPES[scope],
@@ -80,17 +83,30 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.delete("/v1/log_policies/{scope}/{subject:path}", response_model=LogPolicyObject)
     async def remove_policy(scope: Literal["adapters", "keys"], subject: str, who: Principal = operator) -> Response:
+        if not _visible(services, who, SCOPES[scope], subject):
+            await in_thread(_check_subject, services, who, scope, subject)
         policy = await in_thread(policies.remove, SCOPES[scope], subject)
         log.info("%s: for the %s %s the default holds again", who.name, policy.scope, policy.subject)
         return JSONResponse(_show(policy))
 
 
-def _check_subject(services: Services, scope: str, subject: str) -> None:
-    """Refuse a policy for an adapter or a key that does not exist."""
+def _visible(services: Services, who: Principal, scope: PolicyScope, subject: str) -> bool:
+    """Whether a caller may see and set the policy of an adapter or a key. With a scope, the only key is its own."""
+    if scope == "adapter":
+        return visible(None if subject == services.base.id else subject)
+    return who.scope is None or subject == who.key_id
+
+
+def _check_subject(services: Services, who: Principal, scope: str, subject: str) -> None:
+    """Refuse a policy for an adapter or a key that does not exist, or is out of the caller's scope."""
     if scope == "adapters":
-        if subject != services.base.id:
+        if subject != services.base.id or not visible(None):
             services.registry.adapter(subject)
-    elif subject not in {"local", "first-admin", *(key.id for key in services.keys.list())}:
+    elif not _visible(services, who, "key", subject) or subject not in {
+        "local",
+        "first-admin",
+        *(key.id for key in services.keys.list()),
+    }:
         raise NotFound(
             "there is no such key: give its id, as the list of keys shows it", param="subject", code="key_not_found"
         )

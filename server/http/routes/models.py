@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.scope import visible
 from graftwork.adapters.registry import Version
 from graftwork.server.anthropic.models import VERSION_HEADER, with_anthropics_members
 from graftwork.server.http.routes.adapters import all_adapters, live_version
@@ -31,7 +32,7 @@ def add(routes: APIRouter, services: Services) -> None:
     # Hub ids have a slash within.
     @routes.get("/v1/models/{model:path}", dependencies=[reader], response_model=ModelObject)
     async def get_model(request: Request, model: str) -> Response:
-        if model == services.base.id:
+        if model == services.base.id and visible(None):
             return _shown(request, _base_model(services))
         version = await to_thread.run_sync(services.registry.resolve, model)
         version.check_answers()
@@ -43,7 +44,7 @@ def _shown(request: Request, body: ModelObject | ModelListObject) -> Response:
 
 
 def _all_models(services: Services) -> ModelListObject:
-    models = [_base_model(services)]
+    models = [_base_model(services)] if visible(None) else []
     for adapter in all_adapters(services):
         if live_version(adapter).is_reward_model:
             continue

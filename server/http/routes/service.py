@@ -1,17 +1,14 @@
-"""Liveness, readiness, metrics, and the operator's page, which holds no data and calls the API with an entered key."""
+"""Liveness, readiness, metrics."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 from collections import Counter
-from importlib import resources
 from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import Unavailable
@@ -33,13 +30,8 @@ DATABASE_AWAY = (
 
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of the service."""
-    reader = Depends(services.authenticator.require(Role.APP))
-    page, page_headers = _operators_page()
+    scraper = Depends(services.authenticator.require(Role.APP, unscoped=True))
     document: bytes | None = None
-
-    @routes.get("/", response_class=HTMLResponse)
-    async def operators_page() -> Response:
-        return HTMLResponse(page, headers=page_headers)
 
     @routes.get("/health", response_model=HealthObject)
     async def health() -> Response:
@@ -67,7 +59,7 @@ def add(routes: APIRouter, services: Services) -> None:
             document = await to_thread.run_sync(openapi_document, request.app)
         return Response(document, media_type="application/json")
 
-    @routes.get("/metrics", dependencies=[reader], response_class=PlainTextResponse)
+    @routes.get("/metrics", dependencies=[scraper], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         await _update_gauges(services)
         return Response(await to_thread.run_sync(services.metrics.render), media_type=metrics.CONTENT_TYPE)
@@ -101,18 +93,3 @@ async def _update_gauges(services: Services) -> None:
     services.metrics.set_adapter_tiers(
         tiers, {adapter.name: tier_of(residency, live_version(adapter)) for adapter in adapters}
     )
-
-
-def _operators_page() -> tuple[str, dict[str, str]]:
-    """The page, and headers that let it run its own script and call this server only."""
-    page = resources.files("graftwork.server.http.routes").joinpath("page.html").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; script-src {_hash_of('script', page)}; style-src {_hash_of('style', page)}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, {"content-security-policy": policy, "cache-control": "no-cache", "x-content-type-options": "nosniff"}
-
-
-def _hash_of(tag: str, page: str) -> str:
-    inside = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"

@@ -39,7 +39,7 @@ class DeliveryParameters(Parameters):
 def add(routes: APIRouter, services: Services) -> None:
     """Add the routes of webhooks."""
     webhooks = services.webhooks
-    operator = Depends(services.authenticator.require(Role.OPERATOR))
+    operator = Depends(services.authenticator.require(Role.OPERATOR, unscoped=True))
 
     @routes.post("/v1/webhooks", status_code=201, response_model=WebhookObject, openapi_extra=json_body(NewWebhook))
     async def create_webhook(request: Request, who: Principal = operator) -> Response:

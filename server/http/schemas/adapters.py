@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from graftwork.server.http.schemas.keys import LimitsObject, StandingObject
+
 Residency = Literal["device", "host", "store"]
 """Where an adapter's weights are."""
 
@@ -53,6 +55,14 @@ class AdapterObject(TypedDict):
     residency: Residency
     requests: int
     tokens: int
+
+
+class AdapterLimitsObject(StandingObject):
+    """The limits of an adapter, and what all keys together used of them."""
+
+    object: Literal["adapter.limits"]
+    adapter: str
+    limits: LimitsObject
 
 
 class AdapterEventObject(TypedDict):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from graftwork.adapters.access.keys import Keys, Role
-from graftwork.adapters.errors import InvalidRequest, NotFound
+from graftwork.adapters.access.limits import Limits
+from graftwork.adapters.errors import Conflict, InvalidRequest, NotFound
 from graftwork.adapters.storage.database import Database, migrate
 
 
@@ -130,3 +132,85 @@ def test_the_database_knows_the_roles(database: Database) -> None:
     Keys(database).create("ci", "app")
     with pytest.raises(Exception, match="ck_keys_role"), database.write() as connection:
         connection.execute(text("UPDATE keys SET role = 'root'"))
+
+
+# --- with a clock -----------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A time that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def test_a_key_ends_when_it_expires(database: Database) -> None:
+    clock = Clock()
+    keys = Keys(database, now=clock)
+    bearer, key = keys.create("ci", "app", expires_at=clock.now + timedelta(seconds=60))
+    clock.pass_(59.9)
+    assert keys.authenticate(bearer) == keys.get(key.id) == key
+    clock.pass_(0.1)
+    assert keys.authenticate(bearer) is None
+    assert keys.get(key.id) is None
+    assert keys.record(key.id) == key
+    # It can be renamed as it is, and brought back.
+    keys.change(key.id, {"name": "ci, late"})
+    with pytest.raises(InvalidRequest, match="expires_at has passed"):
+        keys.change(key.id, {"expires_at": clock.now - timedelta(seconds=1)})
+    keys.change(key.id, {"expires_at": None})
+    assert keys.authenticate(bearer) is not None
+
+
+def test_the_secret_before_is_valid_for_a_while(database: Database) -> None:
+    clock = Clock()
+    keys = Keys(database, now=clock)
+    first, key = keys.create("ci", "app")
+    second, rotated = keys.rotate(key.id, overlap=timedelta(seconds=60))
+    assert (rotated.id, rotated.name, rotated.rotated_at) == (key.id, "ci", clock.now)
+    clock.pass_(59.9)
+    assert keys.authenticate(first) == keys.authenticate(second) == rotated
+    clock.pass_(0.1)
+    assert keys.authenticate(first) is None
+    assert keys.authenticate(second) == rotated
+    third, _ = keys.rotate(key.id, overlap=timedelta(seconds=60))
+    fourth, _ = keys.rotate(key.id, overlap=timedelta(seconds=60))
+    assert [keys.authenticate(bearer) is not None for bearer in (first, second, third, fourth)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    keys.revoke(key.id)
+    assert keys.authenticate(third) is None
+
+
+def test_names_are_unique_from_now_on(database: Database) -> None:
+    keys = Keys(database)
+    _, one = keys.create("CI  pipeline", "app")
+    with pytest.raises(Conflict, match="already"):
+        keys.create("ci pipeline ", "operator")
+    _, other = keys.create("other", "app")
+    # As an older release let it be.
+    with database.write() as connection:
+        connection.execute(text("UPDATE keys SET name = 'CI  pipeline'"))
+    assert keys.change(other.id, {"limits": Limits(concurrent=1)}).name == one.name
+    with pytest.raises(Conflict):
+        keys.create("CI pipeline", "app")
+    keys.change(other.id, {"name": "other"})
+    with pytest.raises(Conflict):
+        keys.change(other.id, {"name": "CI pipeline"})
+    keys.revoke(one.id)
+    keys.change(other.id, {"name": "CI pipeline"})
+
+
+@pytest.mark.parametrize("name", ["first admin key", "First  Admin Key", "LOCAL", "trainer", "keeper"])
+def test_nobody_is_called_like_the_server(database: Database, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="histories"):
+        Keys(database).create(name, "app")

@@ -15,6 +15,7 @@ import pytest
 from graftwork.adapters.errors import Conflict, GraftworkError, InvalidRequest, NotFound, TooLarge, Unavailable
 from graftwork.adapters.learning.files import File, Files
 from graftwork.adapters.storage.database import Database, migrate
+from graftwork.adapters.storage.objects import ObjectStore
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -122,3 +123,92 @@ def test_what_a_kill_left_behind_is_cleaned_and_nothing_else(files: Files) -> No
     (files.root / "file-without-a-row.jsonl").write_bytes(b"x")
     files.clean()
     assert names_on_disk(files) == [files.path(kept).name]
+
+
+# --- in a bucket ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(f"file://{tmp_path}/bucket")
+
+
+@pytest.fixture
+def here(database: Database, tmp_path: Path, objects: ObjectStore) -> Files:
+    return Files(database, tmp_path / "files", max_bytes=1000, objects=objects)
+
+
+@pytest.fixture
+def there(database: Database, tmp_path: Path, objects: ObjectStore) -> Files:
+    """Another server's."""
+    return Files(database, tmp_path / "home" / "files", max_bytes=1000, objects=objects)
+
+
+def test_another_server_reads_and_deletes_it(here: Files, there: Files, objects: ObjectStore) -> None:
+    file = keep(here)
+    assert here.fetch(file) == here.path(file)
+    assert not there.path(file).exists()
+    assert there.fetch(there.get(file.id)).read_bytes() == ROWS
+    there.delete(file.id)
+    assert not list(objects.list("files"))
+    assert names_on_disk(there) == []
+    here.remove_strays()
+    assert names_on_disk(here) == []
+
+
+@pytest.mark.parametrize("content", [None, ROWS[:-1], ROWS.replace(b"a", b"c"), ROWS + b" " * 5000])
+def test_bytes_that_changed_in_the_bucket_are_not_read(
+    here: Files, there: Files, objects: ObjectStore, tmp_path: Path, content: bytes | None
+) -> None:
+    file = keep(here)
+    (key,) = objects.list("files")
+    if content is None:
+        objects.delete(key)
+    else:
+        (tmp_path / "bucket" / key).write_bytes(content)
+    with pytest.raises(NotFound, match="upload the file again"):
+        there.fetch(file)
+    assert names_on_disk(there) == []
+    assert here.fetch(file).read_bytes() == ROWS
+
+
+def test_of_two_servers_that_store_it_one_does(here: Files, there: Files, objects: ObjectStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(
+            pool.map(lambda n: keep((here, there)[n % 2], f'{{"row": {n}}}\n'.encode(), id="file-results"), range(8))
+        )
+    assert len(set(kept)) == 1
+    assert [key.split("/")[1:] for key in objects.list("files")] == [
+        ["file-results", kept[0].digest.removeprefix("sha256:")]
+    ]
+    assert here.fetch(kept[0]).read_bytes() == there.fetch(kept[0]).read_bytes()
+
+
+def test_a_bucket_that_is_away(
+    database: Database, dead_bucket: str, tmp_path: Path, here: Files, objects: ObjectStore
+) -> None:
+    cut_off = Files(database, tmp_path / "files", max_bytes=1000, objects=ObjectStore(dead_bucket))
+    with pytest.raises(Unavailable, match="try again"):
+        keep(cut_off)
+    assert list(cut_off.find()) == []
+    assert names_on_disk(cut_off) == []
+    file = keep(here)
+    assert cut_off.fetch(file).read_bytes() == ROWS
+    here.path(file).unlink()
+    with pytest.raises(Unavailable):
+        cut_off.fetch(file)
+    cut_off.delete(file.id)
+    assert len(list(objects.list("files"))) == 1, "it goes later"
+
+
+def test_objects_without_a_file_go_when_they_are_old(
+    database: Database, dead_bucket: str, tmp_path: Path, here: Files, objects: ObjectStore
+) -> None:
+    kept, deleted = keep(here), keep(here)
+    Files(database, tmp_path / "files", objects=ObjectStore(dead_bucket)).delete(deleted.id)
+    here.clean_bucket()
+    assert len(list(objects.list("files"))) == 2
+    for key in objects.list("files"):
+        os.utime(tmp_path / "bucket" / key, (0, 0))
+    here.clean_bucket()
+    assert [key.split("/")[1] for key in objects.list("files")] == [kept.id]

@@ -571,6 +571,9 @@ class RegistryMachine(RuleBasedStateMachine):
     def drop(self) -> None:
         shutil.rmtree(self.folder)
 
+    def notice(self) -> None:
+        """Where changes of others are noticed in some time: now."""
+
     def teardown(self) -> None:
         for when, pointed in self.moments:
             for (name, alias), number in pointed.items():
@@ -653,6 +656,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_registries_say_what_the_oracle_says(self) -> None:
+        self.notice()
         for registry in (self.writer, self.reader):
             assert {adapter.name for adapter in registry.adapters()} == set(self.oracles)
             for name, oracle in self.oracles.items():

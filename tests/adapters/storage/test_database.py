@@ -20,7 +20,7 @@ from sqlalchemy import Column, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import StatementError
 
 from graftwork.adapters import registry
-from graftwork.adapters.access import keys
+from graftwork.adapters.access import audit, keys, usage
 from graftwork.adapters.batches import batches
 from graftwork.adapters.errors import ConfigurationError, InvalidRequest, Unavailable
 from graftwork.adapters.experiments import exposures
@@ -39,6 +39,7 @@ from graftwork.adapters.webhooks import outbox
 # Imported for their tables, all of which test_schema_is_what_the_code_expects compares.
 MODULES_WITH_TABLES = (
     *(
+        audit,
         batches,
         experiment_tables,
         exposures,
@@ -51,6 +52,7 @@ MODULES_WITH_TABLES = (
         leases,
         rounds,
         split_ledger,
+        usage,
     ),
     *(lineage, log_policies, registry),
     secrets,

@@ -106,8 +106,44 @@ def test_keys(run: Run, server: FakeServer) -> None:
         ["key_2", "app", "app"],
     ]
     assert SECRET not in listed
+    limits = ("--limit", "concurrent=2", "--limit", "tokens_per_day=9000", "--adapter", "intents", "--days", "1")
+    changed = json.loads(run("keys", "change", "key_1", "--name", "new", *limits, "--json").stdout)
+    assert (changed["name"], changed["adapters"], changed["limits"]["concurrent"]) == ("new", ["intents"], 2)
+    assert "tokens_per_day=9000" in run("keys", "list", env={"COLUMNS": "200"}).stdout
+    shown = [line.split() for line in run("keys", "usage", "key_1").stdout.splitlines()]
+    assert ["today", "3", "–", "70", "9000"] in shown
+    assert ["at", "once", "1", "2"] in shown
+    freed = json.loads(run("keys", "change", "key_1", "--no", "adapters", "--no", "days", "--json").stdout)
+    assert (freed["adapters"], freed["expires_at"]) == (None, None)
+    assert run("keys", "change", "key_1", "--no", "name").exit_code == 2
+    assert run("keys", "create", "x", "--limit", "concurrent").exit_code == 2
+    rotated = run("keys", "rotate", "key_1", "--overlap", "0")
+    assert rotated.stdout == f"{SECRET}\n"
+    assert "not valid any more" in rotated.stderr
     assert json.loads(run("keys", "revoke", "key_1", "--json").stdout)["revoked_at"] is not None
     assert run("keys", "create", "x", "--role", "king").exit_code == 2
+
+
+def test_limits_of_an_adapter(run: Run, server: FakeServer) -> None:
+    shown = run("adapters", "limits", "intents", "--limit", "tokens_per_day=9000").stdout.splitlines()
+    assert ["today", "3", "–", "70", "9000"] in [line.split() for line in shown]
+    assert json.loads(run("adapters", "limits", "intents", "--none", "--json").stdout)["limits"]["concurrent"] is None
+    assert run("adapters", "limits", "intents", "--none", "--limit", "concurrent=1").exit_code == 2
+
+
+def test_audit(run: Run, server: FakeServer) -> None:
+    shown = run("audit", "--actor", "ann", "--since", "1d", env={"COLUMNS": "200"}).stdout
+    assert shown.splitlines()[1].split()[-6:] == [
+        "ann",
+        "key_1",
+        "promote",
+        "adapters/intents/aliases/live",
+        "done",
+        "–",
+    ]
+    assert "actor=ann" in str(server.requests[-1])
+    assert json.loads(run("audit", "--json").stdout)[0]["action"] == "promote"
+    assert json.loads(run("audit", "--export").stdout)["id"] == 7
 
 
 def test_options_stand_before_or_after_the_command(run: Run, server: FakeServer) -> None:

@@ -28,7 +28,7 @@ SERVE_FLAGS = tuple(
 COMMANDS: dict[str, tuple[str, ...]] = {
     "": (*REMOTE, "--version"),
     "serve": SERVE_FLAGS,
-    "move": ("--database", "--home"),
+    "move": ("--artifacts", "--database", "--home"),
     "train": (*REMOTE, "--data", "--local"),
     "backup": ("--home", "--json"),
     "restore": ("--home", "--json"),
@@ -39,10 +39,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "adapters promote": (*REMOTE, "--alias", "--reason"),
     "adapters rollback": (*REMOTE, "--alias", "--reason"),
     "adapters retire": REMOTE,
+    "adapters limits": (*REMOTE, "--limit", "--none"),
     "adapters history": (*REMOTE, "--limit"),
     "chat": (*REMOTE, "--message", "--system", "--temperature", "--max-tokens"),
-    "keys create": (*REMOTE, "--role"),
+    "audit": (*REMOTE, "--actor", "--action", "--target", "--since", "--limit", "--export", "--out"),
+    "keys create": (*REMOTE, "--role", "--days", "--adapter", "--limit"),
     "keys list": REMOTE,
+    "keys usage": REMOTE,
+    "keys change": (*REMOTE, "--name", "--days", "--adapter", "--limit", "--no"),
+    "keys rotate": (*REMOTE, "--overlap"),
     "keys revoke": REMOTE,
 }
 
@@ -122,6 +127,7 @@ GIVEN = {
     "device": "cpu",
     "devices": "cpu,cuda:1",
     "kernels": "torch",
+    "engine": "vllm=http://127.0.0.1:8001",
     "trainer_share": "0.25",
     "batch_share": "0.5",
     "home": "/tmp/home",
@@ -166,9 +172,16 @@ def test_every_option_of_serve_has_a_flag_and_a_variable(served: list[ServerConf
         ("--cors-origin", "app.example"),
         ("--cors-origin", "https://app.example/"),
         ("--cors-origin", "https://*"),
+        ("--engine", "ray"),
+        ("--engine", "vllm="),
+        ("--engine", "vllm=gpu.internal:8000"),
+        ("--engine", "vllm=http://gpu.internal"),
+        ("--engine", "vllm=http://gpu.internal:8000/v1"),
+        ("--engine", "vllm=http://user:secret@gpu.internal:8000"),
+        ("--engine", "vllm=http://gpu.internal:port"),
     ],
 )
-def test_serve_refuses_a_trainer_that_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
+def test_serve_refuses_what_cannot_be(served: list[ServerConfig], flag: str, value: str) -> None:
     result = CliRunner().invoke(app, ["serve", flag, value])
     assert result.exit_code == 2
     assert flag in result.stderr

@@ -6,8 +6,10 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,31 @@ def post(server: Server, path: str, body: Mapping[str, Any], key: str = ADMIN) -
     return httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=60, verify=False)
 
 
+def served(server: Server) -> int:
+    """The number of the version that answers for the adapter's name."""
+    return int(chat(server, "intents").headers["x-graftwork-adapter"].partition("@")[2])
+
+
+@contextmanager
+def asking(servers: Sequence[Server]) -> Iterator[list[int]]:
+    """Ask each server one question after the other; the status of every answer is added to the list."""
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def ask(server: Server) -> None:
+        while not done.is_set():
+            statuses.append(chat(server, "intents").status_code)
+
+    with ThreadPoolExecutor(len(servers)) as threads:
+        asked = [threads.submit(ask, server) for server in servers]
+        try:
+            yield statuses
+        finally:
+            done.set()
+        for future in asked:
+            future.result()
+
+
 def ready(server: Server) -> Any:
     return httpx.get(f"{server.url}/ready", timeout=10, verify=False).json()["status"]
 
@@ -87,19 +114,17 @@ def test_two_gateways(
     for server in gateways:  # each has its own files
         with server.client() as client:
             for number, folder in enumerate(folders, 1):
-                assert client.adapters.push("intents", folder).number == number
+                assert client.adapters.push("intents", folder).version == number
     with here.client() as a, there.client() as b:
-        # A promotion.
-        for number in (2, 1, 2):
-            a.adapters.promote("intents", number)
-            assert chat(here, "intents").headers["x-graftwork-adapter"] == f"intents@{number}"
-            eventually(
-                lambda number=number: chat(there, "intents").headers["x-graftwork-adapter"] == f"intents@{number}",
-                SOON,
-                f"version {number} is live at the other one",
-            )
+        # Promotions, while both are asked all the time.
+        with asking(gateways) as statuses:
+            for number in (2, 1) * 5:
+                a.adapters.promote("intents", number)
+                assert served(here) == number
+                eventually(lambda number=number: served(there) == number, SOON, f"version {number} is live there")
+        assert set(statuses) == {200}
         # Keys.
-        key = a.keys.create("shop", "app")
+        key = a.keys.create("shop", role="app")
         assert chat(there, BASE, key.secret).status_code == 200
         a.keys.revoke(key.id)
         assert chat(here, BASE, key.secret).status_code == 401
@@ -129,7 +154,7 @@ def test_two_gateways(
             answers = [chat(server, "intents", user="user-1") for server in gateways]
             assert [answer.status_code for answer in answers] == [200, 200]
             ids = [answer.json()["id"] for answer in answers]
-            for server, id in zip(gateways, reversed(ids), strict=True):
+            for server, id in zip(gateways, ids, strict=True):
                 said = post(server, "/v1/feedback", {"interaction_id": id, "thumb": "down"})
                 assert (said.status_code, said.json()["id"]) == (201, None)
             refused = httpx.put(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftwork.server.engine.fair_queue import FairQueue, TokenCounter, TokenCounters, owes
+from graftwork.server.engine.fair_queue import FairQueue, Flow, TokenCounter, TokenCounters, owes
 from graftwork.server.engine.kv.prefix_cache import Prefix
 from graftwork.server.engine.sequence import SequenceState
 from tests.engine.scheduler_driver import ask
@@ -143,8 +143,13 @@ def test_adapters_are_put_on_the_device_by_turns() -> None:
     queue.add(sequence(4, "b", "u"))
     queue.add(sequence(5, "b", "x"))
     queue.add(sequence(6, "c"))
-    assert queue.adapters({}) == ["x", "u", "y", "z"]
-    assert queue.adapters({"a": 2}) == ["u", "x", "y", "z"]
+    assert adapters_of(queue.by_adapter_turns({})) == ["x", "u", "y", "x", "z"]
+    many = queue.flow(next(iter(queue))).tenant
+    assert adapters_of(queue.by_adapter_turns({many: 2})) == ["u", "x", "x", "y", "z"]
+
+
+def adapters_of(flows: list[Flow]) -> list[str | None]:
+    return [flow.adapter for flow in flows]
 
 
 def test_weights() -> None:

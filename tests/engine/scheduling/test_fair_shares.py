@@ -158,7 +158,31 @@ def test_a_tenants_adapter_finds_a_place_on_the_device_before_the_others_next_on
     assert len(driver.finished) <= 3  # the two that ran already, and it
 
 
-@settings(max_examples=40)
+def test_adapters_in_use_by_one_tenants_long_streams_make_room_for_anothers() -> None:
+    driver = shared(pages=4)
+    for index in range(40):
+        driver.ask(f"flood-{index}", 10, adapter=f"x{index}", max_tokens=4000, tenant="flood")
+    driver.steps_of(50)
+    assert len(driver.scheduler.running) == 4
+    for index in range(5):
+        driver.ask(f"small-{index}", 10, adapter="y", max_tokens=20, tenant="small")
+        driver.steps_of(QUANTUM + 40)
+        assert driver.finished[-1] == f"small-{index}"
+    assert len(driver.scheduler.running) == 4
+
+
+def test_a_large_adapter_finds_room_among_small_ones_of_another_tenant() -> None:
+    driver = shared(pages=8)
+    driver.pages_of["big"] = 3
+    for index in range(40):
+        driver.ask(f"flood-{index}", 10, adapter=f"x{index}", max_tokens=4000, tenant="flood")
+    driver.steps_of(50)
+    driver.ask("small", 10, adapter="big", max_tokens=20, tenant="small")
+    driver.steps_of(QUANTUM + 40)
+    assert driver.finished == ["small"]
+
+
+@settings(max_examples=25)
 @given(
     num_places=st.sampled_from([1, 2, 5, 8]),
     num_tenants=st.integers(2, 6),
@@ -182,3 +206,31 @@ def test_backlogged_tenants_are_served_alike_and_nothing_idles(
         assert len(work) == num_places or sum(count for _, _, count in work) >= step_tokens
         served = [driver.served[name] for name in names]
         assert max(served) - min(served) <= SLICE + step_tokens + QUANTUM * num_places
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 10**6))
+def test_random_traffic_of_many_tenants_ends_and_keeps_every_promise(seed: int) -> None:
+    """With adapters, little memory, weights and clients that leave, whoever is preempted for whom."""
+    rng = random.Random(seed)
+    limits = {"max_length": 140, "cache_tokens": rng.choice([150, 300, 2000]), "step_tokens": rng.choice([7, 64])}
+    scheduler = make(max_sequences=rng.choice([1, 2, 4]), pages=rng.choice([2, 3]), num_slots=8, **limits)
+    driver = SharedDriver(scheduler, checked=True)
+    driver.pages_of.update({f"x{number}": rng.choice([1, 1, 2]) for number in range(4)})
+    asked: dict[str, int] = {}
+    for step in range(250):
+        for tenant in "abc":
+            if rng.random() < 0.05:
+                name, adapter = f"{tenant}-{step}", rng.choice([None, *(f"x{number}" for number in range(4))])
+                asked[name] = rng.choice([0, 5, 50, 80])
+                options = {"adapter": adapter, "max_tokens": asked[name], "cache_salt": tenant}
+                driver.ask(name, rng.randint(1, 50), tenant=tenant, weight=rng.choice([1.0, 3.0]), **options)
+        if rng.random() < 0.02 and len(scheduler):
+            sequence = rng.choice(list(scheduler))
+            scheduler.finish(sequence)
+            del asked[sequence.request.id]
+        driver.step()
+    driver.run()
+    assert {name: len(driver.said.get(name, ())) for name in driver.finished} == asked
+    assert not len(scheduler.waiting)
+    assert not scheduler.waiting.is_shared

@@ -88,7 +88,7 @@ async def test_many_inputs_take_a_part_of_the_queue_at_a_time(harness: GatewayHa
 async def test_a_full_queue_refuses(harness: GatewayHarness) -> None:
     engine = harness.engine.link
     stall = (b"stall", SamplingParams(max_tokens=1))
-    stream = engine.open([stall] * engine.max_open, adapter=None)
+    stream = engine.open([stall] * engine.max_open, adapter=None, tenant="local")
     assert error(await embed(harness, "hi"), 429)["code"] == "overloaded"
     engine.cancel(stream)
     assert (await embed(harness, "hi")).status_code == 200

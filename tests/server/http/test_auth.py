@@ -28,7 +28,7 @@ def guarded(authenticator: Authenticator, world: World, cors_origins: tuple[str,
             return {"name": request.state.principal.name, "role": request.state.principal.role.value}
 
     app.include_router(routes)
-    edge.install(app, world.services.metrics, cors_origins)
+    edge.install(app, world.services.metrics, world.services.audit_log, cors_origins)
     return app
 
 

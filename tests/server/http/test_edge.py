@@ -61,7 +61,7 @@ def test_head_ends_a_stream_at_its_first_piece(world: World) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    middleware = edge.EdgeMiddleware(streaming, metrics=world.services.metrics)
+    middleware = edge.EdgeMiddleware(streaming, metrics=world.services.metrics, audit_log=world.services.audit_log)
     scope = {"type": "http", "method": "HEAD", "path": "/", "headers": [], "state": {}}
     asyncio.run(middleware(scope, None, send))  # type: ignore[arg-type]
     assert scope["method"] == "HEAD"

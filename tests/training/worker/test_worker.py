@@ -49,8 +49,10 @@ SECONDS = 90.0
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = make_world(tmp_path)
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    """A server; with the parameter ``bucket`` one whose adapters and files are in a bucket."""
+    is_in_bucket = getattr(request, "param", None) == "bucket"
+    world = make_world(tmp_path, artifacts=f"file://{tmp_path}/bucket" if is_in_bucket else None)
     (tmp_path / "base.json").write_text(world.services.base.to_json())
     return world
 
@@ -76,7 +78,9 @@ def jobs(world: World) -> Jobs:
 @contextmanager
 def working(world: World, url: str) -> Iterator[TrainingWorker]:
     """A worker in a thread of this process."""
-    worker = TrainingWorker(worker_process.config(world.home, url))
+    cache = world.services.artifact_cache
+    artifacts = None if cache is None else f"file://{world.home}/bucket"
+    worker = TrainingWorker(replace(worker_process.config(world.home, url), artifacts=artifacts))
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
@@ -161,6 +165,27 @@ def test_a_job_becomes_a_version(world: World, url: str, jobs: Jobs) -> None:
         assert world.services.registry.adapter("intents").aliases == {"live": 1}, "no alias moves by itself"
         left = {path.name for path in (world.home / "jobs" / job.id).iterdir()}
         assert left == {"job.json", "progress.jsonl", "result.json", "run.log", "run.lock"}
+
+
+@pytest.mark.parametrize("world", ["bucket"], indirect=True)
+def test_what_only_the_bucket_has_is_fetched_for_a_job(world: World, url: str, jobs: Jobs) -> None:
+    with working(world, url):
+        assert ended(jobs, submit(world).id).version == "intents@1"
+    parent = world.services.registry.version("intents", 1).digest
+    job = submit(world, seed=1, parent="intents@1", model="intents")
+    world.services.store.withdraw(parent)
+    for file in world.services.files.root.glob("*.jsonl"):
+        file.unlink()
+    with working(world, url):
+        done = ended(jobs, job.id)
+    assert (done.status, done.version) == ("succeeded", "intents@2")
+    folder = JobSpec.read(world.home / "jobs" / job.id).parent_folder
+    assert folder is not None
+    assert folder.parent == world.home / "jobs" / job.id / "parents"
+    assert parent not in world.services.store.sizes()
+    table = world.services.files.path(world.services.files.get(done.result_files[0]))
+    table.unlink()
+    assert world.services.files.fetch(world.services.files.get(done.result_files[0])) == table
 
 
 def test_a_candidate_gets_its_alias_if_all_gates_passed(world: World, url: str, jobs: Jobs) -> None:

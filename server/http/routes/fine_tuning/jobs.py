@@ -105,7 +105,7 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.post("/v1/fine_tuning/jobs", response_model=JobObject, openapi_extra=json_body(NewFineTuning))
     async def create_job(request: Request, who: Principal = operator) -> Response:
-        new = await in_thread(_checked, services, parse(NewFineTuning, await request.body()))
+        new = await in_thread(_checked, services, parse(NewFineTuning, await request.body()), who)
         job, is_new = await in_thread(
             jobs.submit,
             new,
@@ -157,7 +157,7 @@ def add(routes: APIRouter, services: Services) -> None:
 # ------------------------------------------------------------------------------------------------------ requests
 
 
-def _checked(services: Services, body: NewFineTuning) -> NewJob:
+def _checked(services: Services, body: NewFineTuning, who: Principal) -> NewJob:
     if body.integrations:
         raise InvalidRequest(
             "integrations are not supported: read the events, or name trackers in the hyperparameter report_to",
@@ -167,6 +167,7 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
     name = body.suffix or ("" if parent is None else parent.partition("@")[0])
     if name:
         _as_param("suffix", lambda: names.check_name(name, base_id=services.base.id))
+    _check_scope(services, body, name, who)
     method, chosen = _method(body, services.allowed_roots, services.grader_rules)
     for param, adapter in (("model", "" if parent is None else split_model(parent)[0]), ("suffix", name)):
         _as_param(param, partial(reward_models.check_method, method, adapter, services.registry))
@@ -192,6 +193,21 @@ def _checked(services: Services, body: NewFineTuning) -> NewJob:
         validation_file=body.validation_file,
         metadata=dict(body.metadata or {}),
     )
+
+
+def _check_scope(services: Services, body: NewFineTuning, name: str, who: Principal) -> None:
+    """Refuse a job for an adapter out of the caller's scope, and one of rows that the caller may not see."""
+    if who.scope is None:
+        return
+    if not name:
+        raise InvalidRequest(
+            "your key is limited to some adapters: name the one that the job is for as suffix", param="suffix"
+        )
+    _as_param("suffix", partial(services.registry.check_visible, name))
+    for param, file in (("training_file", body.training_file), ("validation_file", body.validation_file)):
+        if file is not None and file != FEEDBACK_FILE:
+            # Stored data sets belong to no key.
+            _as_param(param, partial(services.files.get, file, owner=who.owner))
 
 
 def _parent(services: Services, body: NewFineTuning) -> str | None:

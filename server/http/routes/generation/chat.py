@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.errors import InvalidRequest
@@ -11,7 +15,7 @@ from graftwork.adapters.experiments.routing import Route
 from graftwork.adapters.feedback.ids import IdKind
 from graftwork.server.bodies import MAX_LABEL_CHARS, parse
 from graftwork.server.generation.admission import MakeAnswer
-from graftwork.server.generation.service import GenerationService
+from graftwork.server.generation.service import ActiveGeneration, GenerationService
 from graftwork.server.http.auth import Authenticator
 from graftwork.server.http.leaving import unless_client_leaves
 from graftwork.server.http.openapi import json_body, stream_of
@@ -36,7 +40,7 @@ ASK_FEEDBACK_HEADER = "x-graftwork-ask-feedback"
 
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService) -> None:
     """Add the routes of chats and completions."""
-    reader = Depends(authenticator.require(Role.APP))
+    reader = Depends(authenticator.require(Role.APP, changes=False))
 
     @routes.post(
         "/v1/chat/completions",
@@ -73,11 +77,13 @@ async def respond(
         body: The parsed body, or the chat that it became.
         make_answer: Makes the answer to a chat, in the shape of the route.
     """
+    key_id = request.state.principal.key_id
+    service.limiter.check(key_id)
     admission = service.admit(
         kind,
         body,
         session=body.session or _label(request, SESSION_HEADER),
-        key_id=request.state.principal.key_id,
+        key_id=key_id,
         num_bytes=len(await request.body()),
         make_answer=make_answer,
         episode=body.episode or _label(request, EPISODE_HEADER),
@@ -86,11 +92,28 @@ async def respond(
     headers = note_route(request, admission.route, asked=admission.asked)
     active = service.start(admission, *prepared)
     if body.stream:
-        return StreamingResponse(
-            service.events(active), media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
-        )
+        headers |= service.limiter.standing(key_id).headers()
+        return EventStream(service, active, headers={**headers, "cache-control": "no-cache"})
     await unless_client_leaves(request, service.collect(active))
+    headers |= service.limiter.standing(key_id).headers()
     return Response(active.answer.body(), media_type="application/json", headers=headers)
+
+
+class EventStream(StreamingResponse):
+    """The events of an answer. However the response ends, the answer ends with it, also if it was never begun."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, service: GenerationService, active: ActiveGeneration, headers: Mapping[str, str]) -> None:
+        super().__init__(service.events(active), headers=headers)
+        self._leave = partial(service.leave, active)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
 
 
 def note_route(request: Request, route: Route, *, asked: bool = False) -> dict[str, str]:

@@ -21,13 +21,15 @@ def add(routes: APIRouter, authenticator: Authenticator, service: EmbeddingServi
 
     @routes.post(
         "/v1/embeddings",
-        dependencies=[Depends(authenticator.require(Role.APP))],
+        dependencies=[Depends(authenticator.require(Role.APP, changes=False))],
         response_model=EmbeddingListObject,
         openapi_extra=json_body(EmbeddingRequest),
     )
     async def embed(request: Request) -> Response:
-        body = parse(EmbeddingRequest, await request.body())
-        active = await service.start(body, key_id=request.state.principal.key_id)
+        body, key_id = parse(EmbeddingRequest, await request.body()), request.state.principal.key_id
+        active = await service.start(body, key_id=key_id)
         headers = note_route(request, active.route)
         answer = await unless_client_leaves(request, service.collect(active))
-        return Response(answer.body(), media_type="application/json", headers=headers)
+        return Response(
+            answer.body(), media_type="application/json", headers=headers | service.limiter.standing(key_id).headers()
+        )

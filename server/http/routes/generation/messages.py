@@ -28,7 +28,7 @@ def add(
     routes: APIRouter, authenticator: Authenticator, service: GenerationService, tokenization: Tokenization
 ) -> None:
     """Add the routes of messages."""
-    reader = Depends(authenticator.require(Role.APP))
+    reader = Depends(authenticator.require(Role.APP, changes=False))
 
     @routes.post(
         "/v1/messages",

@@ -33,7 +33,8 @@ from graftwork.server.openai.requests.responses import ResponsesRequest, shown_t
 
 def add(routes: APIRouter, authenticator: Authenticator, service: GenerationService, records: Records) -> None:
     """Add the routes of responses."""
-    reader = Depends(authenticator.require(Role.APP))
+    reader = Depends(authenticator.require(Role.APP, changes=False))
+    deleter = Depends(authenticator.require(Role.APP))
 
     @routes.post(
         "/v1/responses",
@@ -59,7 +60,7 @@ def add(routes: APIRouter, authenticator: Authenticator, service: GenerationServ
         return JSONResponse(_show(await _logged(records, response_id, who)))
 
     @routes.delete("/v1/responses/{response_id}", response_model=DeletedResponseObject)
-    async def delete_response(response_id: str, who: Principal = reader) -> Response:
+    async def delete_response(response_id: str, who: Principal = deleter) -> Response:
         row = await _logged(records, response_id, who)
         await in_thread(records.erasure.erase_interaction, row.id)
         return JSONResponse({"id": row.id, "object": "response.deleted", "deleted": True})

@@ -16,7 +16,7 @@ from graftwork.server.openai.requests.tokenization import DetokenizeRequest, Tok
 
 def add(routes: APIRouter, authenticator: Authenticator, tokenization: Tokenization) -> None:
     """Add the routes of tokenization."""
-    reader = Depends(authenticator.require(Role.APP))
+    reader = Depends(authenticator.require(Role.APP, changes=False))
 
     @routes.post(
         "/tokenize",

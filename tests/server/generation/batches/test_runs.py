@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.limits import Limits
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.batches.batch import Batch
 from graftwork.adapters.batches.batches import Batches
@@ -515,3 +516,26 @@ async def test_another_runner_takes_over_at_once_when_one_stops(harness: Batches
     batch = await harness.ended(batch)
     assert (batch.status, batch.completed) == ("completed", 6)
     assert harness.gateway.records.interactions.find(InteractionFilter(status="cancelled"), limit=10) == []
+
+
+async def test_a_batch_waits_for_its_keys_budget(harness: BatchesHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "MAX_PAUSE_SECONDS", 0.05)
+    keys = harness.services.keys
+    # Two tokens of the prompt and up to eight of the answer, of which two are used.
+    _, key = keys.create("shop", Role.APP, limits=Limits(requests_per_minute=1, concurrent=1, tokens_per_day=20))
+    who = Principal("shop", Role.APP, key.id)
+    large = line("large", max_tokens=50)
+    batch = harness.create([large, *(line(f"{number}") for number in range(9))], who)
+    harness.runner.start()
+    await harness.until(lambda: harness.now(batch).waiting)
+    waiting = harness.now(batch)
+    assert waiting.waiting is not None
+    assert "20 tokens a day" in waiting.waiting
+    assert (waiting.failed, waiting.status) == (1, "in_progress")
+    assert waiting.completed < 9
+    keys.change(key.id, {"limits": Limits(tokens_per_day=1000)})
+    ended = await harness.ended(batch)
+    assert (ended.completed, ended.failed, ended.waiting) == (9, 1, None)
+    assert harness.results(ended)["large"]["response"]["body"]["error"]["type"] == "tokens"
+    standing = harness.services.limiter.standing(key.id)
+    assert (standing.requests, standing.today.tokens) == (0, 9 * 4)

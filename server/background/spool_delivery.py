@@ -21,7 +21,7 @@ LOOK_SECONDS: Final = 0.5
 AT_ONCE: Final = 256
 
 
-class Delivery:
+class SpoolDelivery:
     """The thread that empties one home's spool.
 
     Args:
