@@ -93,11 +93,17 @@ class LeastLoaded(_Blind):
 class ServeMultiplexing:
     """Ray Serve's multiplexing: the less loaded of two that have the model, as they told it last.
 
-    If none has it, the less loaded of two that have the fewest models. Serve's limit of requests a replica is left out.
+    If none that has it has room, the less loaded of two that have the fewest models.
+
+    Args:
+        num_places: Replicas that there may be.
+        max_ongoing: Requests that a replica takes at most, Serve's ``max_ongoing_requests``.
+        seed: Of random numbers.
     """
 
-    def __init__(self, num_places: int, seed: int) -> None:
+    def __init__(self, num_places: int, max_ongoing: int, seed: int) -> None:
         self._random = random.Random(seed)
+        self._max_ongoing = max_ongoing
         self._having: defaultdict[str, set[int]] = defaultdict(set)
         self._models: list[set[str]] = [set() for _ in range(num_places)]
         self._counts = np.zeros(num_places, dtype=np.int64)
@@ -111,9 +117,10 @@ class ServeMultiplexing:
         if now - self._told_at >= TELL_SECONDS:
             self._hear()
             self._told_at = now
-        having = [place for place in self._having[adapter] if usable[place]]
+        having = [place for place in self._having[adapter] if usable[place] and loads[place] < self._max_ongoing]
         if not having:
-            indices = np.flatnonzero(usable)
+            indices = np.flatnonzero(usable & (loads < self._max_ongoing))
+            indices = indices if len(indices) else np.flatnonzero(usable)
             counts = self._counts[indices]
             having = indices[counts == counts.min()].tolist()
         two = having if len(having) <= 2 else self._random.sample(having, 2)
@@ -151,8 +158,8 @@ def _any(random_: random.Random, places: NDArray[np.intp]) -> int:
     return int(places[random_.randrange(len(places))])
 
 
-def make_policy(name: str, num_places: int, seed: int) -> Policy:
-    """A policy by its name.
+def make_policy(name: str, num_places: int, in_flight: int, seed: int) -> Policy:
+    """A policy by its name, for so many requests under way on each replica.
 
     Raises:
         KeyError: There is none of that name.
@@ -163,7 +170,7 @@ def make_policy(name: str, num_places: int, seed: int) -> Policy:
         "rendezvous 2": lambda: Rendezvous(num_places, 2.0),
         "random": lambda: Random(seed),
         "least loaded": lambda: LeastLoaded(seed),
-        "Ray Serve": lambda: ServeMultiplexing(num_places, seed),
+        "Ray Serve": lambda: ServeMultiplexing(num_places, 2 * in_flight, seed),
     }
     return makers[name]()
 

@@ -97,7 +97,7 @@ class Fleet:
     def __init__(self, policy: str, sizes: FleetSizes, times: StepTimes) -> None:
         self._sizes, self._times = sizes, times
         self._num_places = int(sizes.replicas * SPARE)
-        self._policy: Policy = make_policy(policy, self._num_places, sizes.seed)
+        self._policy: Policy = make_policy(policy, self._num_places, sizes.in_flight, sizes.seed)
         self._random = random.Random(sizes.seed)
         self._asks = asks(sizes)
         self._digests = [f"sha256:{rank}" for rank in range(sizes.adapters)]
