@@ -177,9 +177,7 @@ class ServerConfig:
             except ValueError:
                 is_plain = False
             if not is_plain or url != f"{parts.scheme}://{parts.netloc}" or "@" in url:
-                raise ConfigurationError(
-                    f"--engine {_VLLM}{url}: give addresses like http://host:port, and nothing more."
-                )
+                raise ConfigurationError(f"--engine {_VLLM}…: give addresses like http://host:port, and nothing more.")
         if len(set(self.engine_urls)) < len(self.engine_urls):
             raise ConfigurationError("--engine names a vLLM server twice.")
 

@@ -54,7 +54,8 @@ FLAGS_OF_OTHERS = {
     *("--build-arg", "--gpus"),  # docker
     *("--strict", "--wheel", "--no-isolation"),  # mypy, build
     *("--enable-lora", "--lora-modules", "--max-lora-rank", "--max-loras", "--max-cpu-loras"),  # vLLM
-    *("--max-num-seqs", "--quantization"),  # vLLM
+    *("--max-num-seqs", "--quantization", "--shutdown-timeout", "--enable-scale-out"),  # vLLM
+    *("--enable-prompt-tokens-details", "--structured-outputs-config"),  # vLLM
     "--model-id",  # LoRAX
     *("--only", "--check", "--package-lock-only"),  # tests.conformance, npm
 }

@@ -87,14 +87,14 @@ def checkout(tmp_path: Path) -> Checkout:
 @pytest.mark.parametrize(
     ("level", "environment", "asked"),
     [
-        ("serve", {"GRAFTWORK_TORCH": "cpu"}, ["torch==2.13.0+cpu", "--editable ."]),
-        ("test", {"GRAFTWORK_TORCH": "cpu"}, ["torch==2.13.0+cpu", "--editable .[test]"]),
-        ("serve", {"GRAFTWORK_TORCH": "cuda"}, ["torch==2.13.0,!=2.13.0+cpu", "--editable .[cuda]"]),
-        ("test", {"GRAFTWORK_TORCH": "cuda"}, ["torch==2.13.0,!=2.13.0+cpu", "--editable .[test,cuda]"]),
+        ("serve", {"GRAFTWORK_TORCH": "cpu"}, ["torch==2.13.0+cpu", "--editable .[postgresql,s3]"]),
+        ("test", {"GRAFTWORK_TORCH": "cpu"}, ["torch==2.13.0+cpu", "--editable .[postgresql,s3,test]"]),
+        ("serve", {"GRAFTWORK_TORCH": "cuda"}, ["torch==2.13.0,!=2.13.0+cpu", "--editable .[postgresql,s3,cuda]"]),
+        ("test", {"GRAFTWORK_TORCH": "cuda"}, ["torch==2.13.0,!=2.13.0+cpu", "--editable .[postgresql,s3,test,cuda]"]),
         (
             "serve",
             {"GRAFTWORK_TORCH": "cpu", "GRAFTWORK_TORCH_INDEX": "file:///wheels"},
-            ["--extra-index-url file:///wheels torch==2.13.0+cpu", "--editable ."],
+            ["--extra-index-url file:///wheels torch==2.13.0+cpu", "--editable .[postgresql,s3]"],
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_build_of_torch_fits_the_machine(
 def test_without_a_cpu_build_the_default_one_comes_with_a_warning(checkout: Checkout) -> None:
     done = checkout.run("setup", "serve", GRAFTWORK_TORCH="cpu", FAKE_PIP_FAILS="no-cpu-build")
     assert done.returncode == 0
-    assert checkout.installed() == ["torch==2.13.0+cpu", "torch==2.13.0", "--editable ."]
+    assert checkout.installed() == ["torch==2.13.0+cpu", "torch==2.13.0", "--editable .[postgresql,s3]"]
     assert "CUDA" in done.stderr
     assert "GRAFTWORK_TORCH_INDEX" in done.stderr
 
@@ -132,7 +132,7 @@ def test_a_second_set_up_does_nothing(checkout: Checkout) -> None:
 def test_what_serves_is_extended_for_tests(checkout: Checkout) -> None:
     checkout.run("setup", "serve", GRAFTWORK_TORCH="cpu")
     checkout.run("setup", "test", GRAFTWORK_TORCH="cpu")
-    assert checkout.installed()[-1] == "--editable .[test]"
+    assert checkout.installed()[-1] == "--editable .[postgresql,s3,test]"
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/constraints.txt"])
@@ -147,7 +147,7 @@ def test_new_requirements_are_installed(checkout: Checkout, changed: str) -> Non
 def test_a_set_up_that_failed_goes_on(checkout: Checkout) -> None:
     assert checkout.run("setup", "serve", GRAFTWORK_TORCH="cpu", FAKE_PIP_FAILS="editable").returncode == 1
     assert checkout.run("setup", "serve", GRAFTWORK_TORCH="cpu").returncode == 0
-    assert checkout.installed()[-1] == "--editable ."
+    assert checkout.installed()[-1] == "--editable .[postgresql,s3]"
 
 
 def test_a_set_up_that_was_killed_goes_on(checkout: Checkout) -> None:
@@ -158,7 +158,7 @@ def test_a_set_up_that_was_killed_goes_on(checkout: Checkout) -> None:
     killed.kill()
     killed.communicate(timeout=60)
     assert checkout.run("setup", "serve", GRAFTWORK_TORCH="cpu").returncode == 0
-    assert checkout.installed()[-2:] == ["torch==2.13.0+cpu", "--editable ."]
+    assert checkout.installed()[-2:] == ["torch==2.13.0+cpu", "--editable .[postgresql,s3]"]
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="util-linux's flock is not here")

@@ -103,10 +103,10 @@ def add(routes: APIRouter, services: Services) -> None:
         )
         return answer
 
-    @routes.delete("/session", include_in_schema=False, status_code=204)
+    @routes.delete("/session", include_in_schema=False, response_model=SessionObject)
     async def sign_out(request: Request) -> Response:
         _check_page(request)
-        answer = Response(status_code=204)
+        answer = JSONResponse(_session(None, is_open=authenticator.open))
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
 

@@ -20,18 +20,18 @@ def check_adapter(spec: AdapterSpec, base: BaseInfo) -> None:
         InvalidAdapter: It cannot; the message names the field.
     """
     if any(graft.magnitude is not None for graft in spec.grafts):
-        _refuse("use_dora", "is true, and vLLM serves no DoRA: train a plain LoRA")
+        _wrong("use_dora", "is true, and vLLM serves no DoRA: train a plain LoRA")
     if any(graft.bias is not None for graft in spec.grafts):
-        _refuse("lora_bias", "is true, and vLLM serves no biases of LoRA layers: train without")
+        _wrong("lora_bias", "is true, and vLLM serves no biases of LoRA layers: train without")
     if spec.replaced:
-        _refuse("modules_to_save", f"replaces {next(iter(spec.replaced))}, and vLLM replaces no modules: train without")
+        _wrong("modules_to_save", f"replaces {next(iter(spec.replaced))}, and vLLM replaces no modules: train without")
     for graft in spec.grafts:
         if graft.kind == "embedding" or is_head(graft.name, base):
-            _refuse(
+            _wrong(
                 "target_modules",
                 f"has {graft.name}, and vLLM grafts neither embeddings nor heads: leave it out",
             )
 
 
-def _refuse(field: str, why: str) -> NoReturn:
+def _wrong(field: str, why: str) -> NoReturn:
     raise InvalidAdapter(f"{field} {why}, or serve it with --engine own.", param=field)

@@ -385,7 +385,7 @@ def test_the_month_is_read_at_the_start(ledger: UsageLedger) -> None:
     tried.begin("k", 3).settle(3)
     tried.stop()
     assert limiter(Limits(), Clock(), ledger).standing("k").month == Usage()
-    assert ledger.since(date(2026, 3, 3), key_id="k") == {("k", NOON.date()): Usage(1, 3)}
+    assert ledger.since(date(2026, 3, 3), subject="k") == {("k", NOON.date()): Usage(1, 3)}
 
 
 def test_hundred_requests_are_one_row(ledger: UsageLedger) -> None:

@@ -28,11 +28,11 @@ async function refuse(response) {
   throw new ApiError(response.status, body?.error ?? { message: `the server answered ${response.status}` });
 }
 
-/** Send a request. Returns the JSON of its answer, null for an empty one. */
+/** Send a request. Returns the JSON of its answer. */
 export async function call(method, path, body) {
   const response = await send(method, path, { body });
   if (!response.ok) await refuse(response);
-  return response.status === 204 ? null : response.json();
+  return response.json();
 }
 
 export const get = (path, parameters) => call("GET", path + query(parameters));
