@@ -217,7 +217,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
             open_to_loopback=config.loopback_only,
             own=(trainer.key, TRAINER),
             cors_origins=config.cors_origins,
-            sessions=Sessions.of(database, admin_key),
+            sessions=Sessions.of(database),
         ),
         metrics=metrics,
         records=records,

@@ -113,11 +113,12 @@ class _StoredKey:
     sha256: str
     previous_sha256: str | None
 
-    def opened_by(self, sha256: str, now: datetime) -> bool:
-        """Whether a secret with this hash is the key's, compared in constant time."""
-        current = hmac.compare_digest(sha256, self.sha256)
-        previous = hmac.compare_digest(sha256, self.previous_sha256 or "")
-        return current or (previous and self.key.previous_until is not None and now < self.key.previous_until)
+    def hashes(self, now: datetime) -> tuple[str, ...]:
+        """The hashes of the secrets that open the key now: none when it was revoked or has expired."""
+        if not self.key.valid(now):
+            return ()
+        overlaps = self.key.previous_until is not None and now < self.key.previous_until
+        return (self.sha256, self.previous_sha256) if overlaps and self.previous_sha256 else (self.sha256,)
 
 
 class _KeyColumns(TypedColumns):
@@ -156,7 +157,7 @@ class Keys:
     ) -> None:
         self._database = database
         self._now = now
-        self._admin_sha256 = _sha256(admin_key) if admin_key else None
+        self._admin_sha256 = sha256_of(admin_key) if admin_key else None
         self._admin = Key(id="first-admin", name=FIRST_ADMIN, role=Role.ADMIN, created_at=now())
         # All of them, so that their holders are known while the database is away. Replaced as a whole.
         self._found: DatabaseCache[dict[str, _StoredKey]] = DatabaseCache(database, "keys", {}, lambda old: self._all())
@@ -203,7 +204,7 @@ class Keys:
         bearer = _new_bearer(key.id)
         with self._database.write() as connection:
             _check_name(connection, key)
-            connection.execute(insert(_keys).values(secret_sha256=_sha256(bearer), **_values(key)))
+            connection.execute(insert(_keys).values(secret_sha256=sha256_of(bearer), **_values(key)))
             audit.made(key.id)
         return bearer, key
 
@@ -251,7 +252,7 @@ class Keys:
             key = replace(_get(connection, key_id), rotated_at=now, previous_until=now + overlap if overlap else None)
             bearer = _new_bearer(key.id)
             secrets_now = {
-                "secret_sha256": _sha256(bearer),
+                "secret_sha256": sha256_of(bearer),
                 "previous_sha256": _keys.c.secret_sha256 if overlap else None,
             }
             connection.execute(update(_keys).where(_keys.c.id == key.id).values({**_values(key), **secrets_now}))
@@ -300,15 +301,15 @@ class Keys:
 
         A row is found by the key's public id; the hashes, and so the secret, are compared in constant time.
         """
-        sha256 = _sha256(bearer)
+        sha256 = sha256_of(bearer)
         if self._admin_sha256 is not None and hmac.compare_digest(sha256, self._admin_sha256):
             return self._admin
         match = _KEY.fullmatch(bearer)
         found = self._find(match[1]) if match else None
         if found is None:
             return None
-        now = self._now()
-        return found.key if found.opened_by(sha256, now) and found.key.valid(now) else None
+        opened = [hmac.compare_digest(sha256, valid) for valid in found.hashes(self._now())]
+        return found.key if any(opened) else None
 
     def get(self, key_id: str) -> Key | None:
         """The key with this id, or ``None`` when it is unknown, revoked or expired."""
@@ -316,6 +317,13 @@ class Keys:
             return self._admin if self._admin_sha256 is not None else None
         found = self._find(key_id)
         return found.key if found is not None and found.key.valid(self._now()) else None
+
+    def hashes(self, key_id: str) -> tuple[str, ...]:
+        """The hashes of the secrets with which a key is authenticated now; none when it is unknown."""
+        if key_id == self._admin.id:
+            return (self._admin_sha256,) if self._admin_sha256 is not None else ()
+        found = self._find(key_id)
+        return () if found is None else found.hashes(self._now())
 
     def limits_of(self, key_id: str) -> Limits:
         """The limits of a key; there are none for callers without a key of the database."""
@@ -403,7 +411,8 @@ def _new_bearer(key_id: str) -> str:
     return f"gw_{key_id}_{secrets.token_hex(32)}"
 
 
-def _sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
+    """What is stored of a key, in hexadecimal digits."""
     # A header may hold anything: what cannot be UTF-8 matches no key, and need not raise either.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -41,6 +41,9 @@ class KeyRing(Protocol):
 
     def get(self, key_id: str, /) -> Key | None:
         """The key with this id, or ``None`` if it is unknown, revoked or expired."""
+
+    def hashes(self, key_id: str, /) -> Sequence[str]:
+        """The hashes of the secrets with which a key is authenticated now; none if it is unknown."""
 
     def configured(self) -> bool:
         """Whether any key exists."""
@@ -132,7 +135,7 @@ class Authenticator:
 
     def _signed_in(self, connection: HTTPConnection) -> Key | None:
         """The key of the session that a request belongs to, if it still counts."""
-        key_id = self.sessions.key_id(connection)
+        key_id = self.sessions.key_id(connection, self._keys.hashes)
         return None if key_id is None else self._keys.get(key_id)
 
     def find(self, key_id: str) -> Principal | None:

@@ -1,7 +1,8 @@
 """Sessions of the page at ``/``: a cookie in the place of a key, so that no script of the page ever holds one.
 
-The cookie names the id of the key that was signed in with, and when the session ends, under a MAC: nothing is stored.
-What the key may do is looked up at each request, so the session ends when the key is revoked.
+The cookie names the id of the key that was signed in with, and when the session ends, under a MAC that the key's secret
+is part of: nothing is stored. What the key may do is looked up at each request, so the session ends when the key is
+revoked, or when another secret took the place of the one that was signed in with.
 
 A cookie comes along with whatever the browser sends, also when another site makes it do so (CSRF). So it counts only in
 a request with a header that no form or link can send, of the same origin as the page.
@@ -13,6 +14,7 @@ import hashlib
 import hmac
 import re
 import time
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -43,28 +45,37 @@ class Sessions:
         self._signing_key = signing_key
 
     @classmethod
-    def of(cls, database: Database, admin_key: str | None) -> Sessions:
-        """Those of one database. A server that is started with another first admin key knows none from before."""
-        signing_key = hmac.digest(secret(database, _SECRET_NAME), (admin_key or "").encode(), "sha256")
-        return cls(signing_key)
+    def of(cls, database: Database) -> Sessions:
+        """Those of one database."""
+        return cls(secret(database, _SECRET_NAME))
 
-    def token(self, key_id: str) -> str:
-        """A token for the key with this id, for the cookie."""
+    def token(self, key_id: str, sha256: str) -> str:
+        """A token for the cookie.
+
+        Args:
+            key_id: The id of the key that was signed in with.
+            sha256: Of that key's secret, as it is stored.
+        """
         signed = f"{key_id}.{int(time.time()) + MAX_SECONDS}"
-        return f"{signed}.{self._mac(signed)}"
+        return f"{signed}.{self._mac(signed, sha256)}"
 
-    def key_id(self, connection: HTTPConnection) -> str | None:
-        """The id of the key whose session a request belongs to; ``None`` without a session that counts."""
+    def key_id(self, connection: HTTPConnection, hashes: Callable[[str], Sequence[str]]) -> str | None:
+        """The id of the key whose session a request belongs to; ``None`` without a session that counts.
+
+        Args:
+            connection: The request.
+            hashes: Those of the secrets that open the key with an id now.
+        """
         found = _TOKEN.fullmatch(connection.cookies.get(COOKIE, ""))
         if found is None or not is_from_page(connection):
             return None
         key_id, ends_at, mac = found.groups()
-        if int(ends_at) <= time.time() or not hmac.compare_digest(mac, self._mac(f"{key_id}.{ends_at}")):
-            return None
-        return key_id
+        signed = f"{key_id}.{ends_at}"
+        known = [hmac.compare_digest(mac, self._mac(signed, sha256)) for sha256 in hashes(key_id)]
+        return key_id if any(known) and time.time() < int(ends_at) else None
 
-    def _mac(self, signed: str) -> str:
-        return hmac.new(self._signing_key, signed.encode(), hashlib.sha256).hexdigest()
+    def _mac(self, signed: str, sha256: str) -> str:
+        return hmac.new(self._signing_key, f"{signed}.{sha256}".encode(), hashlib.sha256).hexdigest()
 
 
 def is_from_page(connection: HTTPConnection) -> bool:

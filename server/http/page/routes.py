@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from typing_extensions import TypedDict
 
+from graftwork.adapters.access.keys import sha256_of
 from graftwork.adapters.access.principal import Principal
 from graftwork.adapters.errors import Forbidden, NotFound, Unauthorized
 from graftwork.server.bodies import StrictModel, Text, parse
@@ -86,7 +87,8 @@ def add(routes: APIRouter, services: Services) -> None:
     async def sign_in(request: Request) -> Response:
         _check_page(request)
         body = parse(SignIn, await request.body())
-        key = await in_thread(services.keys.authenticate, body.key.strip())
+        bearer = body.key.strip()
+        key = await in_thread(services.keys.authenticate, bearer)
         who = None if key is None else authenticator.find(key.id)
         if who is None:
             raise Unauthorized(UNKNOWN_KEY)
@@ -94,7 +96,7 @@ def add(routes: APIRouter, services: Services) -> None:
         answer = JSONResponse(_session(who, is_open=False), headers=NO_STORE)
         answer.set_cookie(
             COOKIE,
-            authenticator.sessions.token(who.key_id),
+            authenticator.sessions.token(who.key_id, sha256_of(bearer)),
             max_age=MAX_SECONDS,
             # What the browser says, since a proxy may stand before this server.
             secure=request.headers.get("origin", "").startswith("https://"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from graftwork.adapters.access.keys import Role
+from graftwork.adapters.access.keys import Role, sha256_of
 from graftwork.adapters.storage.database import Database
 from graftwork.server.http.sessions import COOKIE, HEADER, MAX_SECONDS, Sessions
 from tests.server.fakes import ADMIN_KEY, World, make_world
@@ -114,14 +115,25 @@ def test_a_session_ends_with_its_key_with_time_and_when_one_signs_out(
     assert error(client.get("/v1/keys", headers=PAGE), 401)
 
 
+def test_a_session_ends_with_the_secret_that_it_began_with(client: TestClient, world: World) -> None:
+    secret, key = world.keys.create("desk", Role.ADMIN)
+    sign_in(client, secret)
+    world.keys.rotate(key.id, overlap=timedelta(hours=1))
+    assert client.get("/v1/keys", headers=PAGE).status_code == 200
+    secret, _ = world.keys.rotate(key.id, overlap=timedelta(0))
+    assert error(client.get("/v1/keys", headers=PAGE), 401)
+    sign_in(client, secret)
+    assert client.get("/v1/keys", headers=PAGE).status_code == 200
+
+
 def test_nobody_makes_a_session_up(client: TestClient, world: World) -> None:
-    own = world.services.authenticator.sessions.token("first-admin")
+    own = world.services.authenticator.sessions.token("first-admin", sha256_of(ADMIN_KEY))
     key_id, ends_at, mac = own.split(".")
     forged = (
         f"{key_id}.{int(ends_at) + 1}.{mac}",
         f"0123456789ab.{ends_at}.{mac}",
         f"{key_id}.{ends_at}.{'0' * 64}",
-        Sessions(b"another").token("first-admin"),
+        Sessions(b"another").token("first-admin", sha256_of(ADMIN_KEY)),
         f"{key_id}.{ends_at}",
         "",
     )
@@ -132,11 +144,10 @@ def test_nobody_makes_a_session_up(client: TestClient, world: World) -> None:
 
 def test_processes_share_sessions_until_the_first_admin_key_changes(world: World) -> None:
     database = Database(world.home / "graftwork.db")
-    one, same, other = (Sessions.of(database, key) for key in (ADMIN_KEY, ADMIN_KEY, "another-key-of-16"))
-    token = one.token("first-admin")
+    world.services.authenticator.sessions = Sessions.of(database)
 
-    for sessions, status in ((same, 200), (other, 401)):
-        world.services.authenticator.sessions = sessions
+    for admin_key, status in ((ADMIN_KEY, 200), ("another-key-of-16", 401)):
+        token = Sessions.of(database).token("first-admin", sha256_of(admin_key))
         client = TestClient(world.app, base_url=OWN, cookies={COOKIE: token})
         assert client.get("/v1/keys", headers=PAGE).status_code == status
     database.close()
