@@ -345,9 +345,9 @@ def unchanged(server: Server) -> Iterator[None]:
 def state(home: Path) -> tuple[list[Any], list[Any]]:
     """Every row of the database, every file of the artifact store and of uploads."""
     with closing(sqlite3.connect(f"file:{home / 'graftwork.db'}?mode=ro", uri=True)) as database:
-        # Leases are the server's own heartbeat.
-        query = "select name from sqlite_master where type = 'table' and name != 'leases'"
-        tables = [name for (name,) in database.execute(query)]
+        # Leases are the server's own heartbeat; what was refused stands in the audit log; usage is stored later.
+        query = "select name from sqlite_master where type = 'table'"
+        tables = {name for (name,) in database.execute(query)} - {"leases", "audit_log", "usage", "sqlite_sequence"}
         rows = [(table, row) for table in sorted(tables) for row in database.execute(f'select * from "{table}"')]
     folders = (home / "artifacts", home / "files")
     files = [(str(path), path.stat().st_size) for folder in folders for path in sorted(folder.rglob("*"))]
