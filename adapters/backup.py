@@ -9,8 +9,9 @@ A backup is a folder::
     datasets/         data sets that were kept
 
 What the database of a backup names is in the backup: files are written before the rows that name them, so the database
-is copied first. They are removed after those rows: where a file went away meanwhile, all is looked at once more. What a
-server makes again is left out: the base, kernels, and the folders of runs, which begin again.
+is copied first. They are removed or replaced after those rows (an erasure rewrites kept data sets): where that happened
+meanwhile, all is looked at once more. What a server makes again is left out: the base, kernels, and the folders of
+runs, which begin again.
 
 Backups are as private as the home: folders are 0700, files 0600.
 """
@@ -21,8 +22,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -43,9 +44,12 @@ _STAGING: Final = "staging"
 """A folder of unfinished files, which no row names."""
 
 _MOST_PASSES: Final = 10
-"""How often a home is looked at once more because files went away meanwhile."""
+"""How often a home is looked at once more because files went away or were replaced meanwhile."""
 
 _BLOCK: Final = 1 << 20
+
+_FileState = tuple[int, int, int]
+"""Inode, size in bytes, and time of change in nanoseconds: another one means that a file was replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +96,24 @@ def back_up(home: Path, target: Path, progress: Progress) -> Manifest:
     if target.exists():
         raise ConfigurationError(f"{target} exists already: name a folder that does not")
     with _partial_of(target) as partial:
-        saved: dict[str, SavedFile] = {}
+        saved: dict[str, tuple[_FileState, SavedFile]] = {}
         for _ in range(_MOST_PASSES):
-            before = set(_files(home))
-            for gone in saved.keys() - before:
-                (partial / gone).unlink()
-                del saved[gone]
+            before = _files(home)
+            for old in [path for path, (state, _) in saved.items() if before.get(path) != state]:
+                (partial / old).unlink()
+                del saved[old]
             progress("Copying the database", None)
             database = _copy_database(home / DATABASE_FILE, partial / DATABASE_FILE)
-            saved |= _copy_new(home, partial, saved, progress)
-            if before <= set(_files(home)):
+            found = _files(home)
+            copied = _copy_files(home, partial, sorted(found.keys() - saved.keys()), progress)
+            saved |= {path: (found[path], file) for path, file in copied.items()}
+            after = _files(home)
+            was_replaced = any(after.get(path, state) != state for path, (state, _) in saved.items())
+            if not was_replaced and all(after.get(path) == state for path, state in before.items()):
                 break
         else:
-            raise ConfigurationError("files of the home were removed all the time: try again when less is erased")
-        files = (database, *(saved[path] for path in sorted(saved)))
+            raise ConfigurationError("files of the home are removed all the time: try again when less is erased")
+        files = (database, *(saved[path][1] for path in sorted(saved)))
         manifest = Manifest(created_at=datetime.now(UTC).isoformat(timespec="seconds"), files=files)
         write_durably(partial / MANIFEST, json.dumps(manifest.to_json(), indent=1))
         (partial / MANIFEST).chmod(0o600)
@@ -184,22 +192,26 @@ def _is_ours(path: str) -> bool:
     return path == DATABASE_FILE or (len(parts) > 1 and parts[0] in FOLDERS and ".." not in parts)
 
 
-def _files(home: Path) -> Iterator[str]:
-    """The finished files of a home but its database, as paths below it."""
+def _files(home: Path) -> dict[str, _FileState]:
+    """The finished files of a home but its database, by their paths below it."""
+    found: dict[str, _FileState] = {}
     for name in FOLDERS:
         for folder, subfolders, filenames in os.walk(home / name):
             if Path(folder) == home / name and _STAGING in subfolders:
                 subfolders.remove(_STAGING)
             for filename in filenames:
-                yield (Path(folder) / filename).relative_to(home).as_posix()
+                path = Path(folder) / filename
+                with suppress(FileNotFoundError):
+                    of = path.lstat()
+                    found[path.relative_to(home).as_posix()] = (of.st_ino, of.st_size, of.st_mtime_ns)
+    return found
 
 
-def _copy_new(home: Path, partial: Path, saved: dict[str, SavedFile], progress: Progress) -> dict[str, SavedFile]:
-    """Copy what is not saved yet. A file that goes away is left out."""
-    new = sorted(set(_files(home)) - saved.keys())
+def _copy_files(home: Path, partial: Path, paths: Sequence[str], progress: Progress) -> dict[str, SavedFile]:
+    """Copy files. One that goes away meanwhile is left out."""
     copied = {}
-    for index, path in enumerate(new):
-        progress("Copying files", index / len(new))
+    for index, path in enumerate(paths):
+        progress("Copying files", index / len(paths))
         try:
             copied[path] = _copy(home, partial, path)
         except FileNotFoundError:

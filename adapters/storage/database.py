@@ -201,7 +201,8 @@ class Database:
 
     def __str__(self) -> str:
         """Its location without a password, for messages and logs."""
-        return self.url.database or "" if self.is_sqlite else self.url.render_as_string(hide_password=True)
+        # libpq takes passwords among the parameters, too.
+        return self.url.database or "" if self.is_sqlite else self.url.set(query={}).render_as_string()
 
     @contextmanager
     def write(self, within: Connection | None = None) -> Iterator[Connection]:
@@ -365,6 +366,16 @@ def migrate(database: Database) -> None:
             f"the database {database} cannot be opened: {str(error.__cause__).strip()}. Check its URL, that it runs, "
             "and that this user may connect"
         ) from error
+
+
+def has_password(url: str) -> bool:
+    """Whether a database's URL has a password: before its host, or among libpq's parameters.
+
+    Raises:
+        ConfigurationError: The URL is not usable.
+    """
+    parsed = database_url(url)
+    return parsed.password is not None or any(name.endswith("password") for name in parsed.query)
 
 
 def database_url(location: str | Path) -> URL:

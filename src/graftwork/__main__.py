@@ -11,7 +11,6 @@ command needs is imported when it runs, so that ``--help`` loads no model librar
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 #: Commands that need the packages which ``graftwork-client`` does not bring.
 _SERVER_COMMANDS = ("backup", "bench", "data", "demo", "move", "restore", "serve", "train")
 
-#: A URL with a password.
-_PASSWORD = re.compile(r"[^/]*//[^/@:]*:[^/]+@|.*[?&]password=")
-
 _BASE = "The base"
 _ENGINE = "The engine"
 _SERVER = "The server"
@@ -50,15 +46,25 @@ def _without_password(context: typer.Context, url: str | None) -> str | None:
     """The URL of the database, out of the environment, which children inherit.
 
     Raises:
-        typer.BadParameter: It has a password and was given as an argument, where every user of the machine sees it.
+        typer.BadParameter: It has a password and was given as an argument, where every user of the machine sees it; or
+            it is not usable.
     """
+    if not url:
+        return None
+    from graftwork.adapters.errors import ConfigurationError
+    from graftwork.adapters.storage.database import has_password
+
     given = context.get_parameter_source("database")
-    if url is not None and given is not None and given.name == "COMMANDLINE" and _PASSWORD.match(url):
+    try:
+        shown = given is not None and given.name == "COMMANDLINE" and has_password(url)
+    except ConfigurationError as error:
+        raise typer.BadParameter(error.message) from error
+    if shown:
         raise typer.BadParameter(
             "arguments are shown to every user of this machine, and this URL has a password: give the URL as "
             "GRAFTWORK_DATABASE, or leave the password to PGPASSFILE or ~/.pgpass"
         )
-    return url or None
+    return url
 
 
 def serve(

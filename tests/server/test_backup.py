@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -108,6 +109,33 @@ def test_what_the_saved_database_names_was_saved_while_files_came_and_went(home:
             ids = [file["id"] for file in client.get("/v1/files", params={"limit": 100}).json()["data"]]
             assert ids
             assert {client.get(f"/v1/files/{id}/content").status_code for id in ids} == {200}
+
+
+def test_a_data_set_that_is_rewritten_meanwhile_is_saved_as_one(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erasure puts another folder in the place of a kept data set."""
+    kept = home / "datasets" / "support" / "1"
+    (kept / "manifest.json").write_text("before")
+    copy = backups._copy
+    rewritten: list[str] = []
+
+    def copy_and_rewrite(source: Path, target: Path, path: str) -> backups.SavedFile:
+        file = copy(source, target, path)
+        if path == "datasets/support/1/manifest.json" and not rewritten:
+            new = tmp_path / "new"
+            shutil.copytree(kept, new)
+            (new / "manifest.json").write_text("after")
+            (new / "rows.jsonl").write_text("erased")
+            kept.rename(tmp_path / "old")
+            new.rename(kept)
+            rewritten.append(path)
+        return file
+
+    monkeypatch.setattr(backups, "_copy", copy_and_rewrite)
+    backups.back_up(home, tmp_path / "saved", quiet)
+    saved = tmp_path / "saved" / "datasets" / "support" / "1"
+    assert [(saved / name).read_text() for name in ("manifest.json", "rows.jsonl")] == ["after", "erased"]
 
 
 def test_rows_that_stand_in_the_write_ahead_log_are_saved(home: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_what_one_changes_the_other_knows(gateways: tuple[Gateway, Gateway]) -> 
         assert here.live() == number
         until(lambda number=number: there.live() == number)
     bearer, key = here.world.keys.create("app", "app")
-    assert there.world.keys.authenticate(bearer) == key
+    until(lambda: there.world.keys.authenticate(bearer) == key)
     until(lambda: not there.world.services.authenticator.open)
     here.world.keys.revoke(key.id)
     until(lambda: there.world.keys.authenticate(bearer) is None)
