@@ -52,8 +52,9 @@ def test_one_is_killed_under_load(server: Server) -> None:
     """Streams of the other go on, its own end at once, what had not begun is taken over, and it comes back."""
     with server.openai() as client:
         before = {model: ask(client, model, max_tokens=6) for model in MODELS}
-        streams = [OpenStream(client, model, max_tokens=150).wait_until_begun() for model in MODELS[:8]]
-        waiting = [OpenStream(client, model, max_tokens=6) for model in MODELS]  # no seats are left for these
+        # All of one model: several would share the places, and nobody would wait for long.
+        streams = [OpenStream(client, BASE, max_tokens=150).wait_until_begun() for _ in range(8)]
+        waiting = [OpenStream(client, BASE, max_tokens=6) for _ in MODELS]
         eventually(lambda: server.metric("queue_depth") >= len(waiting) - 1, 30, "they wait")
         held = {engine: server.metric("engine_running", engine=engine) for engine in ("0", "1")}
         assert min(held.values()) >= 1
