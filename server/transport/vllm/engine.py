@@ -54,7 +54,7 @@ class VllmEngine:
         max_open: The most answers that users may have running or waiting at once.
         max_length: Tokens of the context, if fewer than the server's.
         canary_prompt: Token ids that adapters are tried on.
-        stall_seconds: A server that says nothing for so long is out.
+        stall_seconds: A server that says nothing for so long is out, and so are its answers.
         engine: Its number, from 0, among this server's engines.
 
     Attributes:
@@ -103,11 +103,12 @@ class VllmEngine:
         """Connect, and watch the server until ``stop``."""
         self._api_process = api_process
         self._server.connect()
-        self._watchdog = asyncio.create_task(self._watch())
+        self._watchdogs = [asyncio.create_task(self._watch()), asyncio.create_task(self._watch_answers())]
 
     async def stop(self) -> None:
         """End all answers and close the connections."""
-        self._watchdog.cancel()
+        for watchdog in self._watchdogs:
+            watchdog.cancel()
         self._end_all("The server is shutting down.")
         await self._server.close()
 
@@ -141,9 +142,7 @@ class VllmEngine:
         """Look after the server, for ever: lose it when it is silent, prove it when it is back."""
         while True:
             try:
-                if self._shared_state.phase == STOPPING:
-                    self._end_all("The server is shutting down and waits no longer for this answer.")
-                elif self._served is None:
+                if self._served is None:
                     await self._try_prove()
                 elif time.monotonic() >= self._look_at:
                     await self._look()
@@ -151,19 +150,29 @@ class VllmEngine:
                 log.exception("vLLM at %s cannot be looked after", self._server.url)
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _look(self) -> None:
-        """Lose a server that does not live. One that only says nothing gets ``stall_seconds``, and so do its answers.
+    async def _watch_answers(self) -> None:
+        """End answers that nothing more is to be expected of, for ever: however long a proof takes meanwhile.
 
-        Those of a server that died end by themselves.
+        Those of a process that died end by themselves, as its host closes the connections. A host that vanished does
+        not: it only says nothing more.
         """
+        while True:
+            if self._shared_state.phase == STOPPING:
+                self._end_all("The server is shutting down and waits no longer for this answer.")
+            elif self._served is None and self._is_silent():
+                self._end_all(f"vLLM stopped while it was answering: {self._why_out}. Ask again.")
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._heard_at > self._stall_seconds
+
+    async def _look(self) -> None:
+        """Lose a server that does not live. One that only says nothing gets ``stall_seconds``."""
         try:
             await self._server.get("/health", seconds=HEALTH_SECONDS)
         except NotServed as error:
-            if not error.timed_out:
+            if not error.timed_out or self._is_silent():
                 self._lose(error.message)
-            elif time.monotonic() - self._heard_at > self._stall_seconds:
-                self._lose(error.message)
-                self._end_all(f"vLLM stopped while it was answering: {error.message}. Ask again.")
         else:
             self._heard_at = time.monotonic()
         self._look_at = time.monotonic() + HEALTH_SECONDS
@@ -187,7 +196,7 @@ class VllmEngine:
         log.info("vLLM %s at %s holds %s: it is used", served.version, self._server.url, self._base.id)
 
     def _lose(self, why: str) -> None:
-        """Send nothing more to the server until it has proved itself again, and end what it has."""
+        """Send nothing more to the server until it has proved itself again. What it has may still come."""
         if self._served is None:
             return
         self._served, self._why_out = None, why
@@ -321,6 +330,7 @@ class VllmEngine:
             return
         async with aclosing(self._server.stream(body)) as events:
             async for event in events:
+                self._heard_at = time.monotonic()
                 for delta in reader.push(event):
                     yield delta
         yield reader.finish()

@@ -314,6 +314,7 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
             if count == self.switches.done_after:
                 return
             await asyncio.sleep(self.switches.pause)
+            await self._stopped()
             yield _data(answer.event([token], finish))
         usage = {"prompt_tokens_details": {"cached_tokens": 2}}
         yield _data({"request_id": "generate-tokens-1", "choices": [], "usage": usage})

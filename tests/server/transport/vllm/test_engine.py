@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from graftwork.adapters.base.scores import Scores
@@ -21,7 +22,7 @@ from graftwork.server.transport.engine import EngineStream
 from graftwork.server.transport.vllm import engine as engine_module
 from graftwork.server.transport.vllm.engine import VllmEngine
 from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof, beginnings
-from graftwork.server.transport.vllm.server import VllmServer
+from graftwork.server.transport.vllm.server import NotServed, VllmServer
 from tests.server.transport.vllm.adapter_folders import BASE, publish
 from tests.server.transport.vllm.fake_vllm import FakeVllm, Switches
 
@@ -286,6 +287,35 @@ async def test_a_server_that_stands_still_loses_its_streams(planes: Planes) -> N
         await deltas_of(stream)
     plane.server.switches.silent = False
     await plane.ready()
+
+
+async def test_a_host_that_vanishes_loses_its_streams(planes: Planes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be reached, and yet its connections stay open, as nothing comes that would close them."""
+    plane = await (await planes.make(FakeVllm(switches=Switches(pause=60)), stall_seconds=0.5)).ready()
+    stream = plane.engine.open([(PROMPT, GREEDY)], adapter=None)
+    await until(lambda: plane.server.open == 1)
+
+    async def get(path: str, *, seconds: float = 0) -> httpx.Response:
+        if path == "/version":
+            await asyncio.Event().wait()  # the proof hangs
+        raise NotServed("it cannot be reached")
+
+    with monkeypatch.context() as vanished:
+        vanished.setattr(plane.engine._server, "get", get)
+        with pytest.raises(Unavailable, match="stopped while"):
+            await asyncio.wait_for(deltas_of(stream), 10)
+        assert (plane.engine.state, plane.engine.num_open()) == ("recovering", 0)
+
+
+async def test_answers_that_come_outlive_the_loss_of_their_server(planes: Planes) -> None:
+    """Its connections broke for one answer, not for all; and it may not prove itself while it is full."""
+    plane = await (await planes.make(FakeVllm(switches=Switches(pause=0.05)), stall_seconds=0.3)).ready()
+    stream = plane.engine.open([(PROMPT, SamplingParams(max_tokens=20))], adapter=None)
+    await until(lambda: plane.server.open == 1)
+    plane.server.switches.version = "0.31"
+    plane.engine._lose("a connection broke")
+    assert len(await tokens_of(stream)) == 20
+    assert plane.engine.state == "recovering"
 
 
 async def test_one_that_is_only_slow_is_kept(planes: Planes) -> None:
