@@ -29,7 +29,7 @@ from graftwork.server.transport.vllm.metrics import VllmStats, read_stats
 from graftwork.server.transport.vllm.proof import BaseProof, NotThisBase, ServedBase
 from graftwork.server.transport.vllm.requests import MAX_LOGPROBS, generate_body
 from graftwork.server.transport.vllm.restrictions import check_adapter
-from graftwork.server.transport.vllm.server import NotServed, Refused, UnknownModel, VllmServer
+from graftwork.server.transport.vllm.server import CALL_SECONDS, NotServed, Refused, UnknownModel, VllmServer
 from graftwork.server.transport.vllm.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 #: How often a server is looked at: whether it lives, or has come back.
 WATCH_SECONDS: Final = 0.25
 HEALTH_SECONDS: Final = 2.0
+
+#: How long a proof may take.
+PROOF_SECONDS: Final = CALL_SECONDS
 
 #: What canaries compare: the likeliest tokens after the prompt, since prompts that are scored hold up all others.
 CANARY_TOKENS: Final = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=MAX_LOGPROBS - 1)
@@ -180,7 +183,7 @@ class VllmEngine:
     async def _try_prove(self) -> None:
         """Use the server if it holds this base."""
         try:
-            served = await self._proof.prove(self._server)
+            served = await self._proved()
         except (NotServed, NotThisBase) as error:
             if str(error) != self._why_out:
                 self._why_out = str(error)
@@ -194,6 +197,15 @@ class VllmEngine:
         self.num_restarts += self._was_ready
         self._was_ready = True
         log.info("vLLM %s at %s holds %s: it is used", served.version, self._server.url, self._base.id)
+
+    async def _proved(self) -> ServedBase:
+        """What the server proves. Answers may take any time, and one that never comes must not hold up the watch."""
+        try:
+            async with asyncio.timeout(PROOF_SECONDS):
+                return await self._proof.prove(self._server)
+        except TimeoutError as error:
+            message = f"it did not prove what it holds within {PROOF_SECONDS:.0f} seconds"
+            raise NotServed(message, timed_out=True) from error
 
     def _lose(self, why: str) -> None:
         """Send nothing more to the server until it has proved itself again. What it has may still come."""

@@ -160,6 +160,16 @@ async def test_a_base_that_was_changed_meanwhile_is_noticed(planes: Planes) -> N
     assert plane.engine.num_restarts == 1
 
 
+async def test_one_that_stands_still_at_the_proof_is_asked_anew(
+    planes: Planes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PROOF_SECONDS", 1.0)
+    plane = await planes.make(FakeVllm(switches=Switches(silent=True)))
+    await until(lambda: "within 1 seconds" in plane.engine._why_out)
+    plane.server.switches.silent = False
+    await plane.ready()
+
+
 async def test_the_key_is_sent(planes: Planes) -> None:
     await (await planes.make(FakeVllm(switches=Switches(key="secret")), key="secret")).ready()
 
