@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import httpx
@@ -15,6 +15,9 @@ UNLOAD: Final = "/v1/unload_lora_adapter"
 
 CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 120.0  # a large adapter is read from a shared disk meanwhile
+
+#: How long an unused connection is kept: less than the five seconds after which vLLM closes it.
+KEEP_SECONDS: Final = 2.0
 
 
 class NotServed(Exception):
@@ -65,16 +68,16 @@ class VllmServer:
             base_url=self.url,
             headers=self._headers,
             timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_SECONDS),
             verify=self.url.startswith("https:"),
             trust_env=False,  # no proxy stands between a gateway and its engines
         )
 
     async def close(self) -> None:
         """Close all connections; answers under way are aborted there."""
-        if self._connections is not None:
-            await self._connections.aclose()
-            self._connections = None
+        connections, self._connections = self._connections, None  # nothing that is cut now is sent again
+        if connections is not None:
+            await connections.aclose()
 
     async def get(self, path: str, *, seconds: float = CALL_SECONDS) -> httpx.Response:
         """Ask a route. See ``post`` for what is raised."""
@@ -116,9 +119,7 @@ class VllmServer:
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """The data of server-sent events, but for ``[DONE]``, which comes after errors as well."""
         try:
-            async with self._client.stream(
-                "POST", GENERATE, json=body, timeout=httpx.Timeout(None, connect=CONNECT_SECONDS)
-            ) as response:
+            async with self._asked("POST", GENERATE, body, None) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     _check(response)
@@ -134,14 +135,33 @@ class VllmServer:
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None) -> httpx.Response:
         try:
-            response = await self._client.request(
-                method, path, json=body, timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-            )
+            async with self._asked(method, path, body, seconds) as response:
+                await response.aread()
         except httpx.TransportError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
             raise NotServed(f"{self.url} cannot be reached ({type(error).__name__})", timed_out=timed_out) from error
         _check(response)
         return response
+
+    @asynccontextmanager
+    async def _asked(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request, and once more if its connection breaks before the answer begins.
+
+        A server closes connections that were not used for a while, maybe at the very moment at which one is used again:
+        that is no sign of its death. Nothing that is asked here does harm when it is done twice.
+        """
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        request = self._client.build_request(method, path, json=body, timeout=timeout)
+        try:
+            response = await self._client.send(request, stream=True)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
 
     @property
     def _client(self) -> httpx.AsyncClient:

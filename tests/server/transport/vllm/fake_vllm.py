@@ -49,6 +49,7 @@ class Switches:
         dies_after: After so many tokens the engine is dead: an error and ``[DONE]``, then no health.
         breaks_after: After so many tokens the connection is closed, without a word.
         done_after: After so many tokens the stream ends with a bare ``[DONE]``.
+        cuts: So many requests get no answer: the server closes their connections as unused at that moment.
         silent: Nothing is answered, and no connection closed: a stopped process.
         pause: Seconds between two tokens.
     """
@@ -65,6 +66,7 @@ class Switches:
     dies_after: int | None = None
     breaks_after: int | None = None
     done_after: int | None = None
+    cuts: int = 0
     silent: bool = False
     pause: float = 0.0
 
@@ -171,6 +173,10 @@ class FakeVllm:
         self._server.should_exit = self._server.force_exit = True
         for listener in self._server.servers:
             listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Close every connection."""
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
 
@@ -259,6 +265,10 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
             return _error(403, "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out …")
         body = await request.json()
         self.asked.append(body)
+        if self.switches.cuts:
+            self.switches.cuts -= 1
+            self.cut()
+            return Response()
         name = body.get("model") or BASE
         if name != BASE and name not in self.adapters:
             return _error(404, f"The model `{name}` does not exist. Valid aliases: base.", param="model")

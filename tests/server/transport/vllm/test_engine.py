@@ -279,6 +279,19 @@ async def test_what_is_not_served_ends_with_an_error(
         await until(lambda: plane.engine.state == state)
 
 
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0)], ids=["streamed", "whole"]
+)
+async def test_a_connection_that_was_closed_as_unused_costs_nothing(planes: Planes, sampling: SamplingParams) -> None:
+    plane = await (await planes.make()).ready()
+    plane.server.asked.clear()
+    plane.server.switches.cuts = 1
+    *_, last = await deltas_of(plane.engine.open([(PROMPT, sampling)], adapter=None))
+    assert last.done
+    assert plane.server.asked[0] == plane.server.asked[1]
+    assert (len(plane.server.asked), plane.engine.state, plane.engine.num_restarts) == (2, "ready", 0)
+
+
 async def test_after_a_restart_the_adapter_is_loaded_again(planes: Planes) -> None:
     plane = await (await planes.make()).ready()
     digest = publish(plane.adapters, 1)
