@@ -176,6 +176,8 @@ class VllmEngine:
         except NotServed as error:
             if not error.timed_out or self._is_silent():
                 self._lose(error.message)
+        except Refused as refused:  # by a proxy, say, behind which there is no server any more
+            self._lose(refused.message)
         else:
             self._heard_at = time.monotonic()
         self._look_at = time.monotonic() + HEALTH_SECONDS

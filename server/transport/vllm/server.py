@@ -112,8 +112,8 @@ class VllmServer:
             async for event in events:
                 answer: dict[str, Any] = pydantic_core.from_json(event)
                 if "error" in answer:
-                    error = answer["error"]
-                    raise NotServed(str(error.get("message", "it failed")), status=error.get("code"))
+                    error = _error_of(answer)
+                    raise NotServed(str(error.get("message") or "it failed"), status=error.get("code"))
                 yield answer
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
@@ -170,13 +170,19 @@ class VllmServer:
         return self._connections
 
 
+def _error_of(body: object) -> dict[str, Any]:
+    """What a body says of an error: vLLM sends an object, of a wrong key only a string, and a proxy anything."""
+    error = body.get("error") if isinstance(body, dict) else body
+    return error if isinstance(error, dict) else {"message": error}
+
+
 def _check(response: httpx.Response) -> None:
     """Raise what an error status means."""
     status = response.status_code
     if status < 400:
         return
     try:
-        error = response.json().get("error", {})
+        error = _error_of(response.json())
     except ValueError:
         error = {}
     message = str(error.get("message") or f"it answered {status}")

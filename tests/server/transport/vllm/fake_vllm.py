@@ -49,6 +49,7 @@ class Switches:
         dies_after: After so many tokens the engine is dead: an error and ``[DONE]``, then no health.
         breaks_after: After so many tokens the connection is closed, without a word.
         done_after: After so many tokens the stream ends with a bare ``[DONE]``.
+        health: What ``/health`` is answered by a proxy that does not let it through.
         cuts: So many requests get no answer: the server closes their connections as unused at that moment.
         silent: Nothing is answered, and no connection closed: a stopped process.
         pause: Seconds between two tokens.
@@ -66,6 +67,7 @@ class Switches:
     dies_after: int | None = None
     breaks_after: int | None = None
     done_after: int | None = None
+    health: int = 200
     cuts: int = 0
     silent: bool = False
     pause: float = 0.0
@@ -199,7 +201,7 @@ class FakeVllm:
 
     async def _health(self, request: Request) -> Response:
         await self._stopped()
-        return Response(status_code=503 if self.dead else 200)
+        return Response(status_code=503 if self.dead else self.switches.health)
 
     async def _version(self, request: Request) -> Response:
         return JSONResponse({"version": self.switches.version})
@@ -337,7 +339,7 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
         key = self.switches.key
         if key is None or request.headers.get("authorization") == f"Bearer {key}":
             return None
-        return _error(401, "Unauthorized")
+        return JSONResponse({"error": "Unauthorized"}, 401)
 
 
 class _Answer:

@@ -130,6 +130,7 @@ async def test_a_server_that_holds_this_base_is_used(planes: Planes) -> None:
         (Switches(base=40), "another base"),
         (Switches(key="another"), "--engine-key-file"),
         (Switches(draining=True), "'abort'"),
+        (Switches(health=404), "/health, by which it is watched, is refused: it answered 404"),
     ],
 )
 async def test_one_that_does_not_is_not_and_says_why(planes: Planes, switches: Switches, why: str) -> None:
@@ -453,6 +454,14 @@ async def test_its_statistics(planes: Planes) -> None:
     with pytest.raises(Unavailable):
         await plane.engine.stats()
     assert await plane.engine.residency() == {}
+
+
+async def test_a_proxy_whose_server_is_gone(planes: Planes) -> None:
+    plane = await (await planes.make()).ready()
+    plane.server.switches.health = 404
+    await until(lambda: plane.engine.state == "recovering")
+    plane.server.switches.health = 200
+    await plane.ready()
 
 
 async def test_a_lost_server_is_found_out_without_a_request(planes: Planes) -> None:
