@@ -434,6 +434,9 @@ class EnginePool:
             stats = await member.engine.stats()
         except Unavailable:
             member.num_foreign = 0
+        except Exception:  # of one engine must not end the watch over all
+            member.num_foreign = 0
+            log.exception("engine %s does not say how it is", member.id)
         else:
             member.num_foreign = max(0, stats.running + stats.waiting - member.engine.num_open())
 

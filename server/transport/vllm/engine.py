@@ -416,11 +416,14 @@ class VllmEngine:
         """What the server's metrics say.
 
         Raises:
-            Unavailable: It is not there, or too busy to answer.
+            Unavailable: It is not there, too busy to answer, or its metrics cannot be read.
         """
         self._ready_server()
         try:
             text = (await self._server.get("/metrics", seconds=5.0)).text
+            return read_stats(text, num_loads=self._adapters.num_loads)
         except (NotServed, Refused) as error:
             raise Unavailable(f"vLLM does not say how it is: {error.message}.", code="busy") from error
-        return read_stats(text, num_loads=self._adapters.num_loads)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            why = f"its metrics cannot be read ({type(error).__name__}: {error})"
+            raise Unavailable(f"vLLM does not say how it is: {why}.", code="busy") from error

@@ -50,6 +50,7 @@ class Switches:
         breaks_after: After so many tokens the connection is closed, without a word.
         done_after: After so many tokens the stream ends with a bare ``[DONE]``.
         health: What ``/health`` is answered by a proxy that does not let it through.
+        metrics: Lines that ``/metrics`` ends with.
         cuts: So many requests get no answer: the server closes their connections as unused at that moment.
         silent: Nothing is answered, and no connection closed: a stopped process.
         pause: Seconds between two tokens.
@@ -68,6 +69,7 @@ class Switches:
     breaks_after: int | None = None
     done_after: int | None = None
     health: int = 200
+    metrics: str = ""
     cuts: int = 0
     silent: bool = False
     pause: float = 0.0
@@ -223,7 +225,7 @@ vllm:iteration_tokens_total_count{{engine="0",model_name="base"}} 6.0
 vllm:lora_requests_info{{max_lora="4",running_lora_adapters="old",waiting_lora_adapters=""}} 1.7959909351841571e+09
 vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{running}",waiting_lora_adapters=""}} 1.7959909999e+09
 vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592",num_gpu_blocks="364"}} 1.0
-"""
+{self.switches.metrics}"""
         )
 
     async def _models(self, request: Request) -> Response:

@@ -456,6 +456,22 @@ async def test_its_statistics(planes: Planes) -> None:
     assert await plane.engine.residency() == {}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vllm:num_requests_running None",
+        "vllm:num_requests_running NaN",
+        "vllm:num_requests_running +Inf",
+        "vllm:lora_requests_info 1.0",
+        'vllm:lora_requests_info{max_lora="4"} 1.0',
+    ],
+)
+async def test_statistics_that_cannot_be_read(planes: Planes, line: str) -> None:
+    plane = await (await planes.make(FakeVllm(switches=Switches(metrics=line + "\n")))).ready()
+    with pytest.raises(Unavailable, match="metrics cannot be read"):
+        await plane.engine.stats()
+
+
 async def test_a_proxy_whose_server_is_gone(planes: Planes) -> None:
     plane = await (await planes.make()).ready()
     plane.server.switches.health = 404
