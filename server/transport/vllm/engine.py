@@ -125,6 +125,11 @@ class VllmEngine:
             return "ready"
         return "recovering" if self._was_ready else "starting"
 
+    @property
+    def max_choices(self) -> int:
+        """How many answers one request may have."""
+        return self.max_open
+
     def num_open(self) -> int:
         """Answers that are under way."""
         return self._shared_state.num_open(self._engine)

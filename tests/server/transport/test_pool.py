@@ -40,6 +40,10 @@ class Scripted:
     ensured: list[str] = field(default_factory=list)
     untaken: bool = False
 
+    @property
+    def max_choices(self) -> int:
+        return self.max_open
+
     def num_open(self) -> int:
         return sum(len(stream.open) for stream in self.streams)
 
@@ -279,7 +283,7 @@ async def test_ready_while_one_is(
 async def test_full_engines(pool: EnginePool, engines: list[Scripted]) -> None:
     for engine in engines:
         engine.max_open = 2
-    assert pool.max_open == 6
+    assert (pool.max_open, pool.max_choices) == (6, 2)
     for _ in range(6):
         pool.open([INPUT], adapter="hot")
     with pytest.raises(Overloaded, match="6 answers"):
