@@ -24,8 +24,8 @@ class NotServed(Exception):
     """A server did not answer, whatever its status said: it is gone, full, or about to stop. Another one may.
 
     Attributes:
-        status: The HTTP status, or the one of an error within a stream; ``None``: the connection failed or broke, or
-            the answer ended without saying why.
+        status: The HTTP status, or the one of an error within an answer; ``None``: the connection failed or broke, or
+            the answer was aborted or ended without saying why.
         timed_out: Whether it only said nothing for too long.
     """
 

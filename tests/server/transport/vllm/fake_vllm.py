@@ -47,6 +47,7 @@ class Switches:
         queue: ``--max-num-queued-reqs``: requests that may be open before others are answered 503.
         draining: After SIGTERM: new requests are answered 200, empty, with ``abort``; ``/health`` says 200.
         dies_after: After so many tokens the engine is dead: an error and ``[DONE]``, then no health.
+        fails_after: After so many tokens an answer ends with ``error``, and only that.
         breaks_after: After so many tokens the connection is closed, without a word.
         done_after: After so many tokens the stream ends with a bare ``[DONE]``.
         health: What ``/health`` is answered by a proxy that does not let it through.
@@ -66,6 +67,7 @@ class Switches:
     queue: int | None = None
     draining: bool = False
     dies_after: int | None = None
+    fails_after: int | None = None
     breaks_after: int | None = None
     done_after: int | None = None
     health: int = 200
@@ -321,6 +323,9 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
             if count == self.switches.dies_after:
                 self.dead = True
                 yield _data({"error": {"message": "EngineCore encountered an issue.", "code": 500}})
+                return
+            if count == self.switches.fails_after:
+                yield _data(answer.event([], "error"))
                 return
             if count == self.switches.breaks_after:
                 self.kill()

@@ -255,6 +255,7 @@ async def test_what_it_does_not_compute_is_refused(planes: Planes) -> None:
         ({"done_after": 1}, 1, "recovering"),
         ({"breaks_after": 2}, 2, "recovering"),
         ({"queue": 0}, 0, "ready"),
+        ({"fails_after": 2}, 2, "ready"),
     ],
 )
 async def test_what_is_not_served_ends_with_an_error(
@@ -275,7 +276,7 @@ async def test_what_is_not_served_ends_with_an_error(
     assert (len(got), caught.value.code, plane.engine.num_open()) == (begun, "engine_lost", 0)
     if state == "ready":
         await asyncio.sleep(0.1)
-        assert plane.engine.state == "ready"
+        assert (plane.engine.state, plane.engine.num_restarts) == ("ready", 0)
     else:
         await until(lambda: plane.engine.state == state)
 
