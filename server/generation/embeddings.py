@@ -191,7 +191,7 @@ class EmbeddingService:
     ) -> EngineStream:
         """Send the first of ``prompts`` to the engine."""
         params = SamplingParams(max_tokens=0, pooling=pooling)
-        count = min(MAX_OPEN_INPUTS, self._engine.max_open)
+        count = min(MAX_OPEN_INPUTS, self._engine.max_choices)
         inputs = [(ids, params) for ids in prompts[:count]]
         salt = "" if self._shares_prefixes else key_id
         return self._engine.open(inputs, adapter=route.digest, cache_salt=salt, background=background, tenant=key_id)

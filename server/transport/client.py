@@ -145,6 +145,11 @@ class EngineClient:
             return "ready"
         return "recovering" if self._was_ready else "starting"
 
+    @property
+    def max_choices(self) -> int:
+        """How many answers one request may have."""
+        return self.max_open
+
     def num_open(self) -> int:
         """Answers that are under way in all API processes."""
         return self._shared_state.num_open(self._engine)

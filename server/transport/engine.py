@@ -143,6 +143,10 @@ class EngineProtocol(Protocol):
     def max_open(self) -> int:
         """How many answers may be under way at once."""
 
+    @property
+    def max_choices(self) -> int:
+        """How many of them one request may have. Not all of ``max_open``, where that is of several engines."""
+
     def num_open(self) -> int:
         """Answers that are under way."""
 

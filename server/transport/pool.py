@@ -206,6 +206,11 @@ class EnginePool:
         """How many answers may be under way at once."""
         return sum(member.engine.max_open for member in self.members)
 
+    @property
+    def max_choices(self) -> int:
+        """How many answers one request may have: one engine computes them all."""
+        return max(member.engine.max_choices for member in self.members)
+
     def num_open(self) -> int:
         """Answers that are under way."""
         return sum(member.engine.num_open() for member in self.members)
@@ -298,10 +303,9 @@ class EnginePool:
         usable = self._usable()
         if without is not None:
             usable[self.members.index(without)] = False
-        largest = max(member.engine.max_open for member in self.members)
-        if len(inputs) > largest:
+        if len(inputs) > (most := self.max_choices):
             raise InvalidRequest(
-                f"The request asks for {len(inputs)} answers at once; an engine takes {largest}. Send several.",
+                f"The request asks for {len(inputs)} answers at once; an engine takes {most}. Send several.",
                 param="n",
             )
         loads = self._loads()
@@ -434,6 +438,9 @@ class EnginePool:
             stats = await member.engine.stats()
         except Unavailable:
             member.num_foreign = 0
+        except Exception:  # of one engine must not end the watch over all
+            member.num_foreign = 0
+            log.exception("engine %s does not say how it is", member.id)
         else:
             member.num_foreign = max(0, stats.running + stats.waiting - member.engine.num_open())
 

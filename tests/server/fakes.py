@@ -101,6 +101,10 @@ class StandInEngine:
     def base_card(self) -> Mapping[str, Any]:
         return {"quantize": "int8", "dtype": "bfloat16", "device": "cpu", "memory_bytes": 1000}
 
+    @property
+    def max_choices(self) -> int:
+        return self.max_open
+
     def num_open(self) -> int:
         return 0
 

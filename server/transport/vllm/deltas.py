@@ -52,7 +52,7 @@ class DeltaReader:
         """The deltas of one event of a stream. The last one waits for the number of cached tokens, see ``finish``.
 
         Raises:
-            NotServed: It was aborted there.
+            NotServed: It was aborted there, or failed.
         """
         for choice in event["choices"] if self._last is None else ():
             delta = self._read(choice)
@@ -77,7 +77,8 @@ class DeltaReader:
         """A choice's new tokens, without the stop token at their end."""
         sampling, said = self._sampling, choice.get("finish_reason")
         if said is not None and said not in _FINISH_REASONS:
-            raise NotServed(f"it ended the answer with {said!r}")
+            # One that stops aborts all it has. Any other reason, as ``error``, is of this answer alone.
+            raise NotServed(f"it ended the answer with {said!r}", status=None if said == "abort" else 500)
         finish = None if said is None else _FINISH_REASONS[said]
         tokens: list[int] = choice.get("token_ids") or []
         logprobs = _logprobs(choice.get("logprobs"), sampling.top_logprobs)

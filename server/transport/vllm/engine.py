@@ -29,7 +29,7 @@ from graftwork.server.transport.vllm.metrics import VllmStats, read_stats
 from graftwork.server.transport.vllm.proof import BaseProof, NotThisBase, ServedBase
 from graftwork.server.transport.vllm.requests import MAX_LOGPROBS, generate_body
 from graftwork.server.transport.vllm.restrictions import check_adapter
-from graftwork.server.transport.vllm.server import NotServed, Refused, UnknownModel, VllmServer
+from graftwork.server.transport.vllm.server import CALL_SECONDS, NotServed, Refused, UnknownModel, VllmServer
 from graftwork.server.transport.vllm.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 #: How often a server is looked at: whether it lives, or has come back.
 WATCH_SECONDS: Final = 0.25
 HEALTH_SECONDS: Final = 2.0
+
+#: How long a proof may take.
+PROOF_SECONDS: Final = CALL_SECONDS
 
 #: What canaries compare: the likeliest tokens after the prompt, since prompts that are scored hold up all others.
 CANARY_TOKENS: Final = SamplingParams(max_tokens=1, temperature=0.0, top_logprobs=MAX_LOGPROBS - 1)
@@ -54,7 +57,7 @@ class VllmEngine:
         max_open: The most answers that users may have running or waiting at once.
         max_length: Tokens of the context, if fewer than the server's.
         canary_prompt: Token ids that adapters are tried on.
-        stall_seconds: A server that says nothing for so long is out.
+        stall_seconds: A server that says nothing for so long is out, and so are its answers.
         engine: Its number, from 0, among this server's engines.
 
     Attributes:
@@ -103,11 +106,12 @@ class VllmEngine:
         """Connect, and watch the server until ``stop``."""
         self._api_process = api_process
         self._server.connect()
-        self._watchdog = asyncio.create_task(self._watch())
+        self._watchdogs = [asyncio.create_task(self._watch()), asyncio.create_task(self._watch_answers())]
 
     async def stop(self) -> None:
         """End all answers and close the connections."""
-        self._watchdog.cancel()
+        for watchdog in self._watchdogs:
+            watchdog.cancel()
         self._end_all("The server is shutting down.")
         await self._server.close()
 
@@ -120,6 +124,11 @@ class VllmEngine:
         if self._served is not None:
             return "ready"
         return "recovering" if self._was_ready else "starting"
+
+    @property
+    def max_choices(self) -> int:
+        """How many answers one request may have."""
+        return self.max_open
 
     def num_open(self) -> int:
         """Answers that are under way."""
@@ -141,9 +150,7 @@ class VllmEngine:
         """Look after the server, for ever: lose it when it is silent, prove it when it is back."""
         while True:
             try:
-                if self._shared_state.phase == STOPPING:
-                    self._end_all("The server is shutting down and waits no longer for this answer.")
-                elif self._served is None:
+                if self._served is None:
                     await self._try_prove()
                 elif time.monotonic() >= self._look_at:
                     await self._look()
@@ -151,19 +158,31 @@ class VllmEngine:
                 log.exception("vLLM at %s cannot be looked after", self._server.url)
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _look(self) -> None:
-        """Lose a server that does not live. One that only says nothing gets ``stall_seconds``, and so do its answers.
+    async def _watch_answers(self) -> None:
+        """End answers that nothing more is to be expected of, for ever: however long a proof takes meanwhile.
 
-        Those of a server that died end by themselves.
+        Those of a process that died end by themselves, as its host closes the connections. A host that vanished does
+        not: it only says nothing more.
         """
+        while True:
+            if self._shared_state.phase == STOPPING:
+                self._end_all("The server is shutting down and waits no longer for this answer.")
+            elif self._served is None and self._is_silent():
+                self._end_all(f"vLLM stopped while it was answering: {self._why_out}. Ask again.")
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() - self._heard_at > self._stall_seconds
+
+    async def _look(self) -> None:
+        """Lose a server that does not live. One that only says nothing gets ``stall_seconds``."""
         try:
             await self._server.get("/health", seconds=HEALTH_SECONDS)
         except NotServed as error:
-            if not error.timed_out:
+            if not error.timed_out or self._is_silent():
                 self._lose(error.message)
-            elif time.monotonic() - self._heard_at > self._stall_seconds:
-                self._lose(error.message)
-                self._end_all(f"vLLM stopped while it was answering: {error.message}. Ask again.")
+        except Refused as refused:  # by a proxy, say, behind which there is no server any more
+            self._lose(refused.message)
         else:
             self._heard_at = time.monotonic()
         self._look_at = time.monotonic() + HEALTH_SECONDS
@@ -171,7 +190,7 @@ class VllmEngine:
     async def _try_prove(self) -> None:
         """Use the server if it holds this base."""
         try:
-            served = await self._proof.prove(self._server)
+            served = await self._proved()
         except (NotServed, NotThisBase) as error:
             if str(error) != self._why_out:
                 self._why_out = str(error)
@@ -186,8 +205,17 @@ class VllmEngine:
         self._was_ready = True
         log.info("vLLM %s at %s holds %s: it is used", served.version, self._server.url, self._base.id)
 
+    async def _proved(self) -> ServedBase:
+        """What the server proves. Answers may take any time, and one that never comes must not hold up the watch."""
+        try:
+            async with asyncio.timeout(PROOF_SECONDS):
+                return await self._proof.prove(self._server)
+        except TimeoutError as error:
+            message = f"it did not prove what it holds within {PROOF_SECONDS:.0f} seconds"
+            raise NotServed(message, timed_out=True) from error
+
     def _lose(self, why: str) -> None:
-        """Send nothing more to the server until it has proved itself again, and end what it has."""
+        """Send nothing more to the server until it has proved itself again. What it has may still come."""
         if self._served is None:
             return
         self._served, self._why_out = None, why
@@ -321,6 +349,7 @@ class VllmEngine:
             return
         async with aclosing(self._server.stream(body)) as events:
             async for event in events:
+                self._heard_at = time.monotonic()
                 for delta in reader.push(event):
                     yield delta
         yield reader.finish()
@@ -392,11 +421,14 @@ class VllmEngine:
         """What the server's metrics say.
 
         Raises:
-            Unavailable: It is not there, or too busy to answer.
+            Unavailable: It is not there, too busy to answer, or its metrics cannot be read.
         """
         self._ready_server()
         try:
             text = (await self._server.get("/metrics", seconds=5.0)).text
+            return read_stats(text, num_loads=self._adapters.num_loads)
         except (NotServed, Refused) as error:
             raise Unavailable(f"vLLM does not say how it is: {error.message}.", code="busy") from error
-        return read_stats(text, num_loads=self._adapters.num_loads)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            why = f"its metrics cannot be read ({type(error).__name__}: {error})"
+            raise Unavailable(f"vLLM does not say how it is: {why}.", code="busy") from error

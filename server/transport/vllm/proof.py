@@ -88,6 +88,7 @@ class BaseProof:
         try:
             version = str((await server.get("/version")).json()["version"])
             self._check_version(version)
+            await self._check_health(server)
             served = await self._served(server, version)
             tokens = (await server.post("/tokenize", self._text(served))).json()["tokens"]
             if tokens != self._prompt:
@@ -109,6 +110,13 @@ class BaseProof:
         if numbers < LEAST_VERSION:
             least = ".".join(map(str, LEAST_VERSION))
             raise NotThisBase(f"it is vLLM {version}, and {least} is the oldest that is known here: update it")
+
+    @staticmethod
+    async def _check_health(server: VllmServer) -> None:
+        try:
+            await server.get("/health")
+        except Refused as refused:
+            raise NotThisBase(f"/health, by which it is watched, is refused: {refused.message}") from refused
 
     @staticmethod
     async def _served(server: VllmServer, version: str) -> ServedBase:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import httpx
@@ -16,13 +16,16 @@ UNLOAD: Final = "/v1/unload_lora_adapter"
 CONNECT_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 120.0  # a large adapter is read from a shared disk meanwhile
 
+#: How long an unused connection is kept: less than the five seconds after which vLLM closes it.
+KEEP_SECONDS: Final = 2.0
+
 
 class NotServed(Exception):
     """A server did not answer, whatever its status said: it is gone, full, or about to stop. Another one may.
 
     Attributes:
-        status: The HTTP status, or the one of an error within a stream; ``None``: the connection failed or broke, or
-            the answer ended without saying why.
+        status: The HTTP status, or the one of an error within an answer; ``None``: the connection failed or broke, or
+            the answer was aborted or ended without saying why.
         timed_out: Whether it only said nothing for too long.
     """
 
@@ -65,16 +68,16 @@ class VllmServer:
             base_url=self.url,
             headers=self._headers,
             timeout=httpx.Timeout(CALL_SECONDS, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_SECONDS),
             verify=self.url.startswith("https:"),
             trust_env=False,  # no proxy stands between a gateway and its engines
         )
 
     async def close(self) -> None:
         """Close all connections; answers under way are aborted there."""
-        if self._connections is not None:
-            await self._connections.aclose()
-            self._connections = None
+        connections, self._connections = self._connections, None  # nothing that is cut now is sent again
+        if connections is not None:
+            await connections.aclose()
 
     async def get(self, path: str, *, seconds: float = CALL_SECONDS) -> httpx.Response:
         """Ask a route. See ``post`` for what is raised."""
@@ -109,16 +112,14 @@ class VllmServer:
             async for event in events:
                 answer: dict[str, Any] = pydantic_core.from_json(event)
                 if "error" in answer:
-                    error = answer["error"]
-                    raise NotServed(str(error.get("message", "it failed")), status=error.get("code"))
+                    error = _error_of(answer)
+                    raise NotServed(str(error.get("message") or "it failed"), status=error.get("code"))
                 yield answer
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """The data of server-sent events, but for ``[DONE]``, which comes after errors as well."""
         try:
-            async with self._client.stream(
-                "POST", GENERATE, json=body, timeout=httpx.Timeout(None, connect=CONNECT_SECONDS)
-            ) as response:
+            async with self._asked("POST", GENERATE, body, None) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     _check(response)
@@ -134,14 +135,33 @@ class VllmServer:
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None) -> httpx.Response:
         try:
-            response = await self._client.request(
-                method, path, json=body, timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-            )
+            async with self._asked(method, path, body, seconds) as response:
+                await response.aread()
         except httpx.TransportError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
             raise NotServed(f"{self.url} cannot be reached ({type(error).__name__})", timed_out=timed_out) from error
         _check(response)
         return response
+
+    @asynccontextmanager
+    async def _asked(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request, and once more if its connection breaks before the answer begins.
+
+        A server closes connections that were not used for a while, maybe at the very moment at which one is used again:
+        that is no sign of its death. Nothing that is asked here does harm when it is done twice.
+        """
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        request = self._client.build_request(method, path, json=body, timeout=timeout)
+        try:
+            response = await self._client.send(request, stream=True)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
 
     @property
     def _client(self) -> httpx.AsyncClient:
@@ -150,13 +170,19 @@ class VllmServer:
         return self._connections
 
 
+def _error_of(body: object) -> dict[str, Any]:
+    """What a body says of an error: vLLM sends an object, of a wrong key only a string, and a proxy anything."""
+    error = body.get("error") if isinstance(body, dict) else body
+    return error if isinstance(error, dict) else {"message": error}
+
+
 def _check(response: httpx.Response) -> None:
     """Raise what an error status means."""
     status = response.status_code
     if status < 400:
         return
     try:
-        error = response.json().get("error", {})
+        error = _error_of(response.json())
     except ValueError:
         error = {}
     message = str(error.get("message") or f"it answered {status}")

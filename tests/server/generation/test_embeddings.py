@@ -18,6 +18,7 @@ from graftwork.adapters.errors import Overloaded
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation import embeddings
 from graftwork.server.openai.requests.embeddings import EmbeddingRequest
+from graftwork.server.transport.pool import EnginePool, PoolMember
 from tests.server.http_errors import error
 from tests.server.scripted_engine import GatewayHarness, connected_harness
 
@@ -83,6 +84,15 @@ async def test_many_inputs_take_a_part_of_the_queue_at_a_time(harness: GatewayHa
     assert [item["index"] for item in answer.json()["data"]] == list(range(100))
     assert answer.json()["usage"]["total_tokens"] == sum(map(len, texts))
     assert harness.engine.link.num_open() == 0
+
+
+async def test_with_several_engines_it_is_a_part_of_the_queue_of_one(harness: GatewayHarness) -> None:
+    link = harness.engine.link
+    harness.embeddings._engine = EnginePool([PoolMember("0", link), PoolMember("1", link)])
+    texts = ["x" * (1 + index) for index in range(32)]
+    answer = await embed(harness, texts)
+    assert [item["embedding"][0] for item in answer.json()["data"]] == [1 + index for index in range(32)]
+    assert link.num_open() == 0
 
 
 async def test_a_full_queue_refuses(harness: GatewayHarness) -> None:

@@ -13,6 +13,7 @@ import pytest
 from graftwork.adapters.errors import InvalidAdapter, InvalidRequest, Overloaded, Unavailable
 from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.server.engine.request import Delta, FinishReason, SamplingParams
+from graftwork.server.transport import pool as pool_module
 from graftwork.server.transport.engine import EngineInput, EngineState, EngineStream
 from graftwork.server.transport.pool import EnginePool, PoolMember, members_of
 from tests.server.fakes import Placement, Stats
@@ -38,6 +39,10 @@ class Scripted:
     tried: list[str] = field(default_factory=list)
     ensured: list[str] = field(default_factory=list)
     untaken: bool = False
+
+    @property
+    def max_choices(self) -> int:
+        return self.max_open
 
     def num_open(self) -> int:
         return sum(len(stream.open) for stream in self.streams)
@@ -278,7 +283,7 @@ async def test_ready_while_one_is(
 async def test_full_engines(pool: EnginePool, engines: list[Scripted]) -> None:
     for engine in engines:
         engine.max_open = 2
-    assert pool.max_open == 6
+    assert (pool.max_open, pool.max_choices) == (6, 2)
     for _ in range(6):
         pool.open([INPUT], adapter="hot")
     with pytest.raises(Overloaded, match="6 answers"):
@@ -317,6 +322,25 @@ async def test_what_others_have_computed_counts_as_load(pool: EnginePool, engine
     for number in range(6):
         pool.open([([number], SEEDED)], adapter=None)
     assert engines[0].num_open() == 0
+    watching.cancel()
+
+
+async def test_an_engine_that_fails_to_say_what_it_computes_ends_no_watch(
+    pool: EnginePool, engines: list[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "WATCH_SECONDS", 0.01)
+
+    async def stats() -> Stats:
+        raise ValueError("no number")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engines[0], "stats", stats)
+        watching = asyncio.ensure_future(pool.watch())
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        assert [member.num_foreign for member in pool.members] == [0, 3, 3]
+    await asyncio.sleep(0.05)
+    assert [member.num_foreign for member in pool.members] == [3, 3, 3]
     watching.cancel()
 
 

@@ -47,8 +47,12 @@ class Switches:
         queue: ``--max-num-queued-reqs``: requests that may be open before others are answered 503.
         draining: After SIGTERM: new requests are answered 200, empty, with ``abort``; ``/health`` says 200.
         dies_after: After so many tokens the engine is dead: an error and ``[DONE]``, then no health.
+        fails_after: After so many tokens an answer ends with ``error``, and only that.
         breaks_after: After so many tokens the connection is closed, without a word.
         done_after: After so many tokens the stream ends with a bare ``[DONE]``.
+        health: What ``/health`` is answered by a proxy that does not let it through.
+        metrics: Lines that ``/metrics`` ends with.
+        cuts: So many requests get no answer: the server closes their connections as unused at that moment.
         silent: Nothing is answered, and no connection closed: a stopped process.
         pause: Seconds between two tokens.
     """
@@ -63,8 +67,12 @@ class Switches:
     queue: int | None = None
     draining: bool = False
     dies_after: int | None = None
+    fails_after: int | None = None
     breaks_after: int | None = None
     done_after: int | None = None
+    health: int = 200
+    metrics: str = ""
+    cuts: int = 0
     silent: bool = False
     pause: float = 0.0
 
@@ -171,6 +179,10 @@ class FakeVllm:
         self._server.should_exit = self._server.force_exit = True
         for listener in self._server.servers:
             listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Close every connection."""
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
 
@@ -193,7 +205,7 @@ class FakeVllm:
 
     async def _health(self, request: Request) -> Response:
         await self._stopped()
-        return Response(status_code=503 if self.dead else 200)
+        return Response(status_code=503 if self.dead else self.switches.health)
 
     async def _version(self, request: Request) -> Response:
         return JSONResponse({"version": self.switches.version})
@@ -215,7 +227,7 @@ vllm:iteration_tokens_total_count{{engine="0",model_name="base"}} 6.0
 vllm:lora_requests_info{{max_lora="4",running_lora_adapters="old",waiting_lora_adapters=""}} 1.7959909351841571e+09
 vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{running}",waiting_lora_adapters=""}} 1.7959909999e+09
 vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592",num_gpu_blocks="364"}} 1.0
-"""
+{self.switches.metrics}"""
         )
 
     async def _models(self, request: Request) -> Response:
@@ -259,6 +271,10 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
             return _error(403, "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out …")
         body = await request.json()
         self.asked.append(body)
+        if self.switches.cuts:
+            self.switches.cuts -= 1
+            self.cut()
+            return Response()
         name = body.get("model") or BASE
         if name != BASE and name not in self.adapters:
             return _error(404, f"The model `{name}` does not exist. Valid aliases: base.", param="model")
@@ -308,12 +324,16 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
                 self.dead = True
                 yield _data({"error": {"message": "EngineCore encountered an issue.", "code": 500}})
                 return
+            if count == self.switches.fails_after:
+                yield _data(answer.event([], "error"))
+                return
             if count == self.switches.breaks_after:
                 self.kill()
                 return
             if count == self.switches.done_after:
                 return
             await asyncio.sleep(self.switches.pause)
+            await self._stopped()
             yield _data(answer.event([token], finish))
         usage = {"prompt_tokens_details": {"cached_tokens": 2}}
         yield _data({"request_id": "generate-tokens-1", "choices": [], "usage": usage})
@@ -326,7 +346,7 @@ vllm:cache_config_info{{block_size="128",engine="0",kv_cache_size_tokens="46592"
         key = self.switches.key
         if key is None or request.headers.get("authorization") == f"Bearer {key}":
             return None
-        return _error(401, "Unauthorized")
+        return JSONResponse({"error": "Unauthorized"}, 401)
 
 
 class _Answer:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from graftwork.adapters.base.scores import Scores
@@ -21,7 +22,7 @@ from graftwork.server.transport.engine import EngineStream
 from graftwork.server.transport.vllm import engine as engine_module
 from graftwork.server.transport.vllm.engine import VllmEngine
 from graftwork.server.transport.vllm.proof import PROOF_TEXT, BaseProof, beginnings
-from graftwork.server.transport.vllm.server import VllmServer
+from graftwork.server.transport.vllm.server import NotServed, VllmServer
 from tests.server.transport.vllm.adapter_folders import BASE, publish
 from tests.server.transport.vllm.fake_vllm import FakeVllm, Switches
 
@@ -129,6 +130,7 @@ async def test_a_server_that_holds_this_base_is_used(planes: Planes) -> None:
         (Switches(base=40), "another base"),
         (Switches(key="another"), "--engine-key-file"),
         (Switches(draining=True), "'abort'"),
+        (Switches(health=404), "/health, by which it is watched, is refused: it answered 404"),
     ],
 )
 async def test_one_that_does_not_is_not_and_says_why(planes: Planes, switches: Switches, why: str) -> None:
@@ -157,6 +159,16 @@ async def test_a_base_that_was_changed_meanwhile_is_noticed(planes: Planes) -> N
     again.switches.base = 0
     await plane.ready()
     assert plane.engine.num_restarts == 1
+
+
+async def test_one_that_stands_still_at_the_proof_is_asked_anew(
+    planes: Planes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PROOF_SECONDS", 1.0)
+    plane = await planes.make(FakeVllm(switches=Switches(silent=True)))
+    await until(lambda: "within 1 seconds" in plane.engine._why_out)
+    plane.server.switches.silent = False
+    await plane.ready()
 
 
 async def test_the_key_is_sent(planes: Planes) -> None:
@@ -243,6 +255,7 @@ async def test_what_it_does_not_compute_is_refused(planes: Planes) -> None:
         ({"done_after": 1}, 1, "recovering"),
         ({"breaks_after": 2}, 2, "recovering"),
         ({"queue": 0}, 0, "ready"),
+        ({"fails_after": 2}, 2, "ready"),
     ],
 )
 async def test_what_is_not_served_ends_with_an_error(
@@ -263,9 +276,22 @@ async def test_what_is_not_served_ends_with_an_error(
     assert (len(got), caught.value.code, plane.engine.num_open()) == (begun, "engine_lost", 0)
     if state == "ready":
         await asyncio.sleep(0.1)
-        assert plane.engine.state == "ready"
+        assert (plane.engine.state, plane.engine.num_restarts) == ("ready", 0)
     else:
         await until(lambda: plane.engine.state == state)
+
+
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingParams(max_tokens=0, temperature=0.0, prompt_logprobs=0)], ids=["streamed", "whole"]
+)
+async def test_a_connection_that_was_closed_as_unused_costs_nothing(planes: Planes, sampling: SamplingParams) -> None:
+    plane = await (await planes.make()).ready()
+    plane.server.asked.clear()
+    plane.server.switches.cuts = 1
+    *_, last = await deltas_of(plane.engine.open([(PROMPT, sampling)], adapter=None))
+    assert last.done
+    assert plane.server.asked[0] == plane.server.asked[1]
+    assert (len(plane.server.asked), plane.engine.state, plane.engine.num_restarts) == (2, "ready", 0)
 
 
 async def test_after_a_restart_the_adapter_is_loaded_again(planes: Planes) -> None:
@@ -286,6 +312,35 @@ async def test_a_server_that_stands_still_loses_its_streams(planes: Planes) -> N
         await deltas_of(stream)
     plane.server.switches.silent = False
     await plane.ready()
+
+
+async def test_a_host_that_vanishes_loses_its_streams(planes: Planes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be reached, and yet its connections stay open, as nothing comes that would close them."""
+    plane = await (await planes.make(FakeVllm(switches=Switches(pause=60)), stall_seconds=0.5)).ready()
+    stream = plane.engine.open([(PROMPT, GREEDY)], adapter=None)
+    await until(lambda: plane.server.open == 1)
+
+    async def get(path: str, *, seconds: float = 0) -> httpx.Response:
+        if path == "/version":
+            await asyncio.Event().wait()  # the proof hangs
+        raise NotServed("it cannot be reached")
+
+    with monkeypatch.context() as vanished:
+        vanished.setattr(plane.engine._server, "get", get)
+        with pytest.raises(Unavailable, match="stopped while"):
+            await asyncio.wait_for(deltas_of(stream), 10)
+        assert (plane.engine.state, plane.engine.num_open()) == ("recovering", 0)
+
+
+async def test_answers_that_come_outlive_the_loss_of_their_server(planes: Planes) -> None:
+    """Its connections broke for one answer, not for all; and it may not prove itself while it is full."""
+    plane = await (await planes.make(FakeVllm(switches=Switches(pause=0.05)), stall_seconds=0.3)).ready()
+    stream = plane.engine.open([(PROMPT, SamplingParams(max_tokens=20))], adapter=None)
+    await until(lambda: plane.server.open == 1)
+    plane.server.switches.version = "0.31"
+    plane.engine._lose("a connection broke")
+    assert len(await tokens_of(stream)) == 20
+    assert plane.engine.state == "recovering"
 
 
 async def test_one_that_is_only_slow_is_kept(planes: Planes) -> None:
@@ -400,6 +455,30 @@ async def test_its_statistics(planes: Planes) -> None:
     with pytest.raises(Unavailable):
         await plane.engine.stats()
     assert await plane.engine.residency() == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vllm:num_requests_running None",
+        "vllm:num_requests_running NaN",
+        "vllm:num_requests_running +Inf",
+        "vllm:lora_requests_info 1.0",
+        'vllm:lora_requests_info{max_lora="4"} 1.0',
+    ],
+)
+async def test_statistics_that_cannot_be_read(planes: Planes, line: str) -> None:
+    plane = await (await planes.make(FakeVllm(switches=Switches(metrics=line + "\n")))).ready()
+    with pytest.raises(Unavailable, match="metrics cannot be read"):
+        await plane.engine.stats()
+
+
+async def test_a_proxy_whose_server_is_gone(planes: Planes) -> None:
+    plane = await (await planes.make()).ready()
+    plane.server.switches.health = 404
+    await until(lambda: plane.engine.state == "recovering")
+    plane.server.switches.health = 200
+    await plane.ready()
 
 
 async def test_a_lost_server_is_found_out_without_a_request(planes: Planes) -> None:
