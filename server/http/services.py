@@ -128,8 +128,9 @@ class Services:
 
     def read_caches(self) -> None:
         """Read what requests are answered from, so that they can be while the database is away."""
-        self.keys.configured()
+        self.keys.read()
         self.registry.adapters(limit=1)
+        self.adapter_limits.limits_of("")
         self.experiments.running_on("")
         self.records.policies.may_ask("")
 
