@@ -287,6 +287,10 @@ class Keys:
         with self._database.read() as connection:
             return _get(connection, key_id, revoked=True)
 
+    def read(self) -> None:
+        """Read all keys into memory: with a first admin key nothing else does before one is asked for."""
+        self._found.get()
+
     def configured(self) -> bool:
         """Whether callers must have a key: there is a first admin key, or one was ever created.
 

@@ -274,8 +274,14 @@ class FeedbackLog:
         adapter, _ = version_columns(answer.adapter)
         seen = scope.visible(adapter)
         if adapter is None and answer.experiment is not None and scope.current() is not None:
-            with self._database.read() as connection:
-                seen = scope.experiment_visible(connection, answer.experiment)
+            try:
+                with self._database.read() as connection:
+                    seen = scope.experiment_visible(connection, answer.experiment)
+            except Unavailable as error:
+                if error.code != UNREACHABLE:
+                    raise
+                # Whose experiment it is cannot be read now. Nobody can make an id up, so the caller was given this one.
+                seen = True
         if not seen:
             raise self._ids.unknown(id, param)
         return answer

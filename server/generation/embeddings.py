@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, Overloaded, Unavailable
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.server.engine.request import FinishReason, Pooling, SamplingParams
 from graftwork.server.generation.artifact_cache import ArtifactCache
@@ -129,11 +129,14 @@ class EmbeddingService:
     async def collect(self, active: ActiveEmbeddings) -> EmbeddingAnswer:
         """Wait for all vectors. If cancelled, the engine stops, and what has come by then is counted.
 
+        In the background nothing is counted when it is cancelled or the engine was lost: it is asked again.
+
         Raises:
             Unavailable: The engine was lost.
             GraftworkError: The engine failed at an input.
         """
         prompts = active.answer.prompts
+        asked_again = False
         try:
             await self._take(active)
             while (first := active.first + len(active.stream.ids)) < len(prompts):
@@ -143,13 +146,23 @@ class EmbeddingService:
                 )
                 active.first = first
                 await self._take(active)
+        except (asyncio.CancelledError, Unavailable):
+            asked_again = active.stream.background
+            raise
         finally:
             self._engine.cancel(active.stream)
-            active.reservation.settle(active.answer.num_tokens)
-            route = active.route
-            self._traffic.add(route.name, 0)
-            self._metrics.tokens(adapter=route.label, prompt=active.answer.num_tokens, completion=0)
+            if asked_again:
+                active.reservation.withdraw()
+            else:
+                self._count(active)
         return active.answer
+
+    def _count(self, active: ActiveEmbeddings) -> None:
+        """Charge and count a request that has ended, completely or not."""
+        num_tokens, route = active.answer.num_tokens, active.route
+        active.reservation.settle(num_tokens)
+        self._traffic.add(route.name, 0)
+        self._metrics.tokens(adapter=route.label, prompt=num_tokens, completion=0)
 
     def _tokenize(self, inputs: Sequence[Prompt]) -> list[Sequence[int]]:
         prompts: list[Sequence[int]] = []

@@ -12,7 +12,7 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 from graftwork.adapters.base import BaseInfo
-from graftwork.adapters.errors import GraftworkError, InvalidRequest
+from graftwork.adapters.errors import GraftworkError, InvalidRequest, Unavailable
 from graftwork.adapters.experiments.exposures import SHADOW_OF
 from graftwork.adapters.experiments.routing import ModelRouter, Route
 from graftwork.adapters.experiments.store import Experiments
@@ -279,7 +279,9 @@ class GenerationService:
         return ActiveGeneration(admission, answer, stream, GenerationTimings(measured=not background), reservation)
 
     async def answer(self, admission: Admission) -> bytes:
-        """The body of an answer that no user waits for. If cancelled, nothing is counted or logged: it is asked again.
+        """The body of an answer that no user waits for.
+
+        If it is cancelled or the engine was lost, nothing is counted or logged: it is asked again.
 
         Raises:
             Unavailable: There is no engine at the moment, or it was lost.
@@ -288,7 +290,7 @@ class GenerationService:
         active = self.start(admission, *await self.prepare(admission), background=True)
         try:
             await self._take_all(active)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Unavailable):
             self.engine.cancel(active.stream)
             if active.reservation is not None:
                 active.reservation.withdraw()

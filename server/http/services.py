@@ -8,6 +8,7 @@ from pathlib import Path
 
 from graftwork.adapters.access.audit import AuditLog
 from graftwork.adapters.access.keys import Keys
+from graftwork.adapters.access.scope import visible
 from graftwork.adapters.base import BaseInfo
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.errors import InvalidRequest
@@ -128,8 +129,9 @@ class Services:
 
     def read_caches(self) -> None:
         """Read what requests are answered from, so that they can be while the database is away."""
-        self.keys.configured()
+        self.keys.read()
         self.registry.adapters(limit=1)
+        self.adapter_limits.limits_of("")
         self.experiments.running_on("")
         self.records.policies.may_ask("")
 
@@ -139,7 +141,7 @@ class Services:
         return GraderRules(allows_python=self.allow_python_graders, resolve_model=self._resolve_model)
 
     def _resolve_model(self, model: str) -> str:
-        if model == self.base.id:
+        if model == self.base.id and visible(None):
             return model
         version = self.registry.resolve(model)
         version.check_answers()

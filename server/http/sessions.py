@@ -90,4 +90,7 @@ def is_from_page(connection: HTTPConnection) -> bool:
     if "sec-fetch-site" in headers:
         return headers["sec-fetch-site"] == "same-origin"
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+    except ValueError:  # no address, like "http://["
+        return False

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from graftwork.adapters.access.keys import Role
 from graftwork.adapters.feedback.feedback import FeedbackFilter
 from graftwork.adapters.feedback.interactions import NewInteraction
 from graftwork.server.generation.interaction_log import EndedAnswer
 from tests.adapters.records import outcome
 from tests.postgresql import PostgresqlServer, needs_postgresql, postgresql_server
-from tests.server.fakes import World, adapter_files, form, make_world
+from tests.server.fakes import ADMIN_KEY, World, adapter_files, form, make_world
 from tests.server.http_errors import HERE
 
 pytestmark = needs_postgresql
@@ -151,6 +152,50 @@ def test_while_the_database_is_away(gateways: tuple[Gateway, Gateway], postgresq
     until(lambda: there.client.get("/ready").json()["status"] == "ready")
     assert there.client.put("/v1/adapters/intents/aliases/live", json={"version": 2}).status_code == 200
     until(lambda: here.live() == 2)
+
+
+def test_no_request_must_come_before_the_database_goes_away(postgresql: PostgresqlServer, tmp_path: Path) -> None:
+    url = postgresql.create_database()
+    with ExitStack() as stack:
+        clients, worlds = [], []
+        for name in "ab":
+            (tmp_path / name).mkdir()
+            worlds.append(make_world(tmp_path / name, url=url, admin_key=ADMIN_KEY))
+            stack.callback(worlds[-1].services.database.close)
+            clients.append(TestClient(worlds[-1].app, base_url="http://127.0.0.1:8000", client=HERE))
+        admin = {"authorization": f"Bearer {ADMIN_KEY}"}
+        plan = {
+            "name": "trial",
+            "adapter": "intents",
+            "arms": [{"version": 1}, {"version": "base", "weight": 0.5}],
+            "metric": "thumb",
+        }
+        for method, path, options in (
+            ("POST", "/v1/adapters/intents/versions", {"files": form(adapter_files())}),
+            ("PUT", "/v1/adapters/intents/limits", {"json": {"concurrent": 3}}),
+            ("POST", "/v1/experiments", {"json": plan}),
+        ):
+            done = clients[0].request(method, path, headers=admin, **options)
+            assert done.is_success, done.text
+        secret, key = worlds[0].keys.create("shop", Role.APP, scope=frozenset({"intents"}))
+        here, services = clients[1], worlds[1].services
+        services.read_caches()
+        postgresql.stop(signal.SIGQUIT)
+        try:
+            assert services.keys.authenticate(secret) == key
+            assert services.adapter_limits.limits_of("intents").concurrent == 3
+            id = services.records.ids.mint(
+                "chatcmpl", adapter=None, experiment="trial", arm="base", probability=0.5, unit=None
+            )
+            # Whose experiment that is cannot be read now.
+            said = here.post(
+                "/v1/feedback",
+                json={"interaction_id": id, "thumb": "up"},
+                headers={"authorization": f"Bearer {secret}"},
+            )
+            assert (said.status_code, said.json()["id"]) == (201, None)
+        finally:
+            postgresql.start()
 
 
 def test_what_is_delivered_again_is_there_once(gateways: tuple[Gateway, Gateway], postgresql: PostgresqlServer) -> None:

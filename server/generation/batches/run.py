@@ -206,11 +206,12 @@ class BatchRun:
     async def _answer(self, request: BatchRequest, body: RequestBody) -> None:
         services, batch = self._services, self.batch
         try:
-            self.look(batch)
-            if self._stopped.is_set():
-                return
+            # Found before the look: a key that ends in between is seen there, and its batch is stopped.
             who, endpoint = services.find_principal(batch.key_id), ENDPOINTS[batch.endpoint]
-            with entered(None if who is None else who.scope):
+            self.look(batch)
+            if who is None or self._stopped.is_set():
+                return
+            with entered(who.scope):
                 answer = await endpoint.answer(services.answering, body, batch.key_id, len(request.body))
         except LimitExceeded as error:
             self._pause(request, error)

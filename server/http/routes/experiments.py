@@ -181,6 +181,8 @@ def add(routes: APIRouter, services: Services) -> None:
     async def start_experiment(request: Request, who: Principal = operator) -> Response:
         body = parse(NewExperiment, await request.body())
         plan = _plan(body)
+        # First of all: what is said of an adapter's log would tell that it is there.
+        await in_thread(services.registry.adapter, plan.adapter)
         await in_thread(_check_logged, services, plan.adapter, plan.arms)
         started = await in_thread(experiments.start, body.name, plan, base_digest=base.digest, actor=who.name)
         log.info("%s started the experiment %s on %s", who.name, started.name, plan.adapter)

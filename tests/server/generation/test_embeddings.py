@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.errors import Overloaded
+from graftwork.adapters.errors import Overloaded, Unavailable
 from graftwork.server.engine.request import SamplingParams
 from graftwork.server.generation import embeddings
 from graftwork.server.openai.requests.embeddings import EmbeddingRequest
@@ -196,6 +196,26 @@ async def test_the_engine_stops_when_the_client_leaves(harness: GatewayHarness) 
     await answering
     assert sorted(harness.engine.cancelled) == sorted(request.id for request in harness.engine.asked)
     assert harness.engine.link.num_open() == 0
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+async def test_what_breaks_off_is_charged_unless_a_batch_asks_it_again(
+    harness: GatewayHarness, background: bool, is_lost: bool
+) -> None:
+    body = EmbeddingRequest(model="intents", input=["hi", "stall"])
+    active = await harness.embeddings.start(body, key_id="local", background=background)
+    collecting = asyncio.ensure_future(harness.embeddings.collect(active))
+    await asyncio.sleep(0.01)
+    if is_lost:
+        harness.engine.link.lose(harness.engine)
+    else:
+        collecting.cancel()
+    (failure,) = await asyncio.gather(collecting, return_exceptions=True)
+    assert isinstance(failure, Unavailable if is_lost else asyncio.CancelledError)
+    services, requests = harness.world.services, 0 if background else 1
+    assert services.limiter.standing("local").today.requests == requests
+    assert services.traffic.totals("intents@1") == (requests, 0)
 
 
 @pytest.mark.parametrize(

@@ -400,8 +400,10 @@ def test_signing_in_and_out(gate: Browser, locked: PageServer) -> None:
     assert ADMIN_KEY not in stored
     assert cookie["value"] not in stored
     gate.open("keys", heading="Keys")
+    gate.run("window.kept = 'what was asked'")
     gate.click("Sign out")
     gate.until(lambda: gate.text("h1") == "Sign in")
+    assert gate.run("return window.kept ?? null") is None, "nothing is there for the next one"
     assert gate.driver.get_cookies() == []
     assert gate.all("nav a") == []
 
@@ -435,6 +437,14 @@ def test_a_key_is_made_shown_once_limited_and_revoked(gate: Browser, locked: Pag
     gate.open("audit?action=revoke_key", heading="Audit")
     newest = [cell.text for cell in gate.all("main tbody tr:first-child td")]
     assert newest[1:5] == ["first admin key", "revoke key", f"keys/{key.id}", "done"]
+
+
+def test_the_playground_opens_to_a_key_that_sees_no_model(gate: Browser, locked: PageServer) -> None:
+    secret, _ = locked.world.keys.create("early", Role.APP, scope=frozenset({"not-there-yet"}))
+    gate.open("playground", heading="Sign in")
+    gate.sign_in(secret)
+    gate.until(lambda: gate.text("h1") == "Playground")
+    assert [field.get_property("value") for field in gate.all("main [list=models]")] == ["", ""]
 
 
 def test_who_has_an_app_key_is_offered_what_it_may_until_it_is_revoked(gate: Browser, locked: PageServer) -> None:

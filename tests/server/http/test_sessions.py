@@ -76,6 +76,7 @@ def test_a_key_of_the_request_counts_before_the_session(client: TestClient, worl
         {HEADER: "1", "origin": "http://attacker.example"},
         {HEADER: "1", "origin": "http://graft.example:81"},
         {HEADER: "1", "origin": "null"},
+        {HEADER: "1", "origin": "http://["},
     ],
 )
 def test_requests_that_another_site_may_have_caused_have_no_session(

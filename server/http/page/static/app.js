@@ -188,7 +188,8 @@ function problem(text) {
 
 function signIn() {
   clearTimeout(timer);
-  context = null;
+  // A new document has nothing of what the views keep: it was another key's.
+  if (context) return location.reload();
   delete main.dataset.view;
   for (const id of ["views", "who"]) find(id).replaceChildren();
   problem("");

@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from graftwork.adapters.access.keys import Role
 from graftwork.adapters.access.limits import Limits
 from graftwork.adapters.access.principal import Principal
+from graftwork.adapters.access.usage import Usage
 from graftwork.adapters.batches.batch import Batch
 from graftwork.adapters.batches.batches import Batches
 from graftwork.adapters.feedback.interactions import InteractionFilter
@@ -281,6 +282,20 @@ async def test_the_batch_of_a_revoked_key_fails(tmp_path: Path) -> None:
         await harness.close()
 
 
+async def test_without_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = BatchesHarness(tmp_path, admin_key="the-first-key-of-all")
+    try:
+        _, key = harness.services.keys.create("shop", Role.APP, scope=frozenset({"intents"}))
+        batch = harness.create([line("a")], Principal("shop", Role.APP, key.id, key.scope))
+        harness.services.keys.revoke(key.id)
+        monkeypatch.setattr(run.BatchRun, "look", lambda *_: None)  # what looks meanwhile comes too late
+        harness.runner.start()
+        await harness.ended(batch)
+        assert harness.asked == []
+    finally:
+        await harness.close()
+
+
 # -------------------------------------------------------------------------------------------------------- users first
 
 
@@ -357,6 +372,8 @@ async def test_requests_are_asked_again_when_the_engine_is_lost(harness: Batches
     batch = await harness.ended(batch)
     assert (batch.status, batch.completed) == ("completed", 3)
     assert len(harness.asked) == 5
+    assert harness.services.limiter.standing("local").today == Usage(3, 3 * 4), "each is charged once"
+    assert Counter(row.status for row in harness.gateway.logged()) == {"ok": 3}
 
 
 async def test_a_request_that_costs_three_engines_is_given_up(harness: BatchesHarness) -> None:

@@ -276,6 +276,28 @@ async def test_a_scope_may_have_the_base(shared: Shared) -> None:
         assert (await shared.app.post(CHAT, json=asked, headers=headers)).status_code == status
 
 
+async def test_an_experiment_tells_nothing_of_anothers_log(shared: Shared) -> None:
+    hidden, nothing = shared.ids[HIDDEN], made_up(shared.ids[HIDDEN])
+    await shared.admin.put(f"/v1/log_policies/adapters/{HIDDEN}", json={"log": False})
+    body = NAMING["start_experiment"]
+    one, other = [
+        told(await shared.operator.post("/v1/experiments", json=naming(body, ids)), ids) for ids in (hidden, nothing)
+    ]
+    assert one == other
+    assert one[0] == 404
+
+
+async def test_graders_ask_the_base_of_keys_that_may(shared: Shared) -> None:
+    for scope, status in (({MINE, "base"}, 200), ({MINE}, 400)):
+        secret, _ = shared.harness.world.keys.create(f"grader {status}", Role.OPERATOR, scope=frozenset(scope))
+        answer = await shared.operator.post(
+            "/v1/fine_tuning/alpha/graders/validate",
+            json=naming(NAMING["validate_grader"], {"model": "tiny-base"}),
+            headers={"authorization": f"Bearer {secret}"},
+        )
+        assert answer.status_code == status, answer.text
+
+
 async def test_a_scope_ends_with_its_request(shared: Shared) -> None:
     await shared.operator.get("/v1/adapters")
     assert len(shared.harness.world.services.registry.adapters()) == 2

@@ -18,7 +18,7 @@ let asked = null;
 export async function load({ data, parameters }) {
   if (data) return data; // what can be asked changes seldom
   const { data: models } = await get("/v1/models");
-  return { names: models.map(({ id }) => id).slice(0, MOST_NAMES), base: models[0].id, live: models[1]?.id };
+  return { names: models.map(({ id }) => id).slice(0, MOST_NAMES), base: models[0]?.id, live: models[1]?.id };
 }
 
 export function show({ names, base, live }, context) {
@@ -38,8 +38,8 @@ export function show({ names, base, live }, context) {
           { id: "models" },
           names.map((value) => make("option", { value })),
         ),
-        field("One model", model("left", parameters.get("left") ?? live ?? base)),
-        field("Another", model("right", parameters.get("right") ?? base)),
+        field("One model", model("left", parameters.get("left") ?? live ?? base ?? "")),
+        field("Another", model("right", parameters.get("right") ?? base ?? "")),
         field(
           "Temperature",
           make("input", { name: "temperature", type: "number", min: 0, max: 2, step: "any", value: 0 }),
