@@ -4,7 +4,8 @@ A sequence waits until its grammar is compiled, its adapter is on the device, a 
 the token budget has room. Then its prompt is computed in chunks beside the sequences that already decode, starting
 behind the prefix that ``PrefixCache`` has, and after that it decodes one token a step. When the cache runs out of
 tokens, the youngest running sequence of the tenant that holds most is preempted: it gives its slot back and is computed
-again later. Its generated tokens are kept, so the client only sees a delay.
+again later. Its generated tokens are kept, so the client only sees a delay. The oldest sequence is never preempted for
+this, and one that has just begun only if all have.
 
 ``FairQueue`` says which tenant's turn it is, and which of its adapters'. When there is no place for whose turn it is,
 somebody who has more than a fair share of the places gives one back, by preemption, too. Of one adapter's sequences,
@@ -399,12 +400,17 @@ class Scheduler:
         return sum(s.num_held for s in self.running)
 
     def _make_room(self) -> None:
-        """Make room for one more token of every running sequence: evict retained ones, preempt running ones."""
+        """Make room for one more token of every running sequence: evict retained ones, preempt running ones.
+
+        The oldest stays, and so does who has not had its quantum while another has. Otherwise a prompt that is so long
+        that its tenant holds most would lose its place again and again before it is computed.
+        """
         while len(self.running) > 1 and self._held_tokens() > self.config.cache_tokens:
             held = self._held_by(self._tenant, lambda s: s.num_held)
-            greediest = max(held, key=lambda tenant: held[tenant] / tenant.weight)
-            of_greediest = (s for s in self.running if self._tenant(s) is greediest)
-            self._preempt(max(of_greediest, key=lambda s: s.arrival_index))
+            younger = sorted(self.running, key=lambda s: s.arrival_index)[1:]
+            some = [s for s in younger if _had_quantum(s)] or younger
+            greediest = max(map(self._tenant, some), key=lambda tenant: held[tenant] / tenant.weight)
+            self._preempt(next(s for s in reversed(some) if self._tenant(s) is greediest))
         self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
     def _preempt(self, sequence: SequenceState) -> None:

@@ -20,6 +20,7 @@ class SharedDriver(Driver):
     def __init__(self, scheduler: Scheduler, *, checked: bool = False) -> None:
         super().__init__(scheduler, checked=checked)
         self.served: Counter[str] = Counter()
+        self._asked = itertools.count()
 
     def _compute(self, item: ScheduledTokens) -> None:
         self.served[item.sequence.request.tenant] += item.count
@@ -28,6 +29,13 @@ class SharedDriver(Driver):
     def flood(self, name: str, count: int, prompt: int = 20, max_tokens: int = 2000, **options: object) -> None:
         for index in range(count):
             self.ask(f"{name}-{index}", prompt, max_tokens=max_tokens, tenant=name, **options)
+
+    def keep(self, names: str, count: int, prompt: int = 20, max_tokens: int = 100) -> None:
+        """Ask until each of these tenants has so many open answers."""
+        is_open = Counter(sequence.request.tenant for sequence in self.scheduler)
+        for name in names:
+            for _ in range(count - is_open[name]):
+                self.ask(f"{name}-{next(self._asked)}", prompt, max_tokens=max_tokens, tenant=name)
 
     def places(self) -> Counter[str]:
         return Counter(sequence.request.tenant for sequence in self.scheduler.running)
@@ -145,6 +153,18 @@ def test_when_the_cache_is_full_the_tenant_that_holds_most_gives_way() -> None:
     driver.ask("small", 150, max_tokens=40, tenant="small")
     driver.steps_of(QUANTUM + 60)
     assert driver.finished == ["small"]
+
+
+def test_a_long_prompt_keeps_its_place_in_a_full_cache_though_its_tenant_holds_most() -> None:
+    driver = shared(32, max_length=5000, cache_tokens=8000, step_tokens=64)
+    driver.keep("bcde", 8, prompt=30, max_tokens=300)
+    driver.steps_of(300)
+    driver.ask("long", 4500, max_tokens=50, tenant="a")
+    while "long" not in driver.ended:
+        driver.keep("bcde", 8, prompt=30, max_tokens=300)
+        driver.step()
+        assert driver.steps < 1200
+    assert driver.served["a"] <= 2 * (4500 + 50)  # it may pause when it has had its quantum, not in its prompt
 
 
 def test_a_tenants_adapter_finds_a_place_on_the_device_before_the_others_next_ones() -> None:
