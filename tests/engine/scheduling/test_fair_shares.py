@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,33 @@ def test_alone_a_tenant_gets_everything_and_owes_nothing_for_it() -> None:
     before = Counter(driver.served)
     driver.steps_of(200)
     assert abs((driver.served - before)["early"] - (driver.served - before)["late"]) <= SLICE
+
+
+@pytest.mark.parametrize("shared_by", ["tenants", "adapters"])
+def test_a_newcomer_shares_with_the_busy_one_beside_one_that_always_has_an_answer_open(shared_by: str) -> None:
+    """The light one had little, but never waited for more: the newcomer has no claim to what the busy one had."""
+    driver = shared(4)
+    numbers, computed = itertools.count(), Counter()
+
+    def keep(who: str, count: int, max_tokens: int) -> None:
+        tenant, adapter = (who, None) if shared_by == "tenants" else ("", who)
+        is_open = sum((s.request.tenant, s.request.adapter) == (tenant, adapter) for s in driver.scheduler)
+        for _ in range(count - is_open):
+            driver.ask(f"{who}-{next(numbers)}", 8, adapter, max_tokens=max_tokens, tenant=tenant)
+
+    def step(busy: list[str]) -> None:
+        keep("light", 1, 4000)
+        for who in busy:
+            keep(who, 8, 100)
+        computed.update(request_id.partition("-")[0] for request_id, _, _ in driver.step())
+
+    for _ in range(3000):
+        step(["busy"])
+    computed.clear()
+    for _ in range(600):
+        step(["busy", "new"])
+    assert computed["light"] >= 500
+    assert abs(computed["busy"] - computed["new"]) <= SLICE
 
 
 def test_preemption_ends_when_shares_are_equal() -> None:
