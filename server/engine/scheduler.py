@@ -351,7 +351,7 @@ class Scheduler:
         wanted = self.waiting.by_adapter_turns(held)[0]
         if wanted not in unplaced or wanted.adapter is None:
             return
-        num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages
+        num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages - self.adapter_cache.num_reclaimable_pages()
         given: dict[CachedAdapter, list[SequenceState]] = {}
         for sequences in sorted(in_use.values(), key=len):
             adapter, tenant = sequences[0].cached_adapter, self._tenant(sequences[0])

@@ -230,6 +230,26 @@ def test_a_large_adapter_finds_room_among_small_ones_of_another_tenant() -> None
     assert driver.finished == ["small"]
 
 
+@pytest.mark.parametrize(
+    ("num_adapters", "needed", "pages"),
+    [
+        (2, 3, 6),  # two are free, and one adapter makes room for the third
+        (3, 3, 8),
+        (2, 2, 6),  # two are free, and nobody has to pause
+    ],
+)
+def test_free_pages_count_when_adapters_make_room_for_anothers(num_adapters: int, needed: int, pages: int) -> None:
+    driver = shared(pages=pages)
+    driver.pages_of = {"x0": 2, "x1": 2, "x2": 2, "y": needed}
+    for index in range(num_adapters):
+        driver.ask(f"flood-{index}", 10, adapter=f"x{index}", max_tokens=4000, tenant="flood")
+    driver.steps_of(50)
+    driver.ask("small", 10, adapter="y", max_tokens=20, tenant="small")
+    driver.steps_of(QUANTUM + 40)
+    assert driver.finished == ["small"]
+    assert driver.scheduler.num_preemptions == (needed > 2)
+
+
 @settings(max_examples=25)
 @given(
     num_places=st.sampled_from([1, 2, 5, 8]),
