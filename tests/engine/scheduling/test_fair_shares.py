@@ -183,6 +183,29 @@ def test_when_the_cache_is_full_the_tenant_that_holds_most_gives_way() -> None:
     assert driver.finished == ["small"]
 
 
+def test_several_pause_at_once_for_one_that_needs_the_room_of_all_of_them() -> None:
+    driver = shared(16, max_length=1000, cache_tokens=1200)
+    driver.flood("flood", 8, prompt=60, max_tokens=400)
+    driver.steps_of(60)
+    driver.ask("large", 420, max_tokens=5, tenant="b")
+    driver.step()
+    assert driver.places() == {"flood": 8}  # nobody has had more yet than the newcomer begins with
+    driver.step()
+    assert driver.places() == {"flood": 6, "b": 1}
+
+
+def test_nobody_pauses_for_one_that_would_still_find_no_room() -> None:
+    """The flood has something to give, but too little, and who holds the rest has no more than its share."""
+    driver = shared(16, max_length=1000, cache_tokens=1200)
+    driver.flood("flood", 4, prompt=60, max_tokens=400)
+    driver.flood("fair", 1, prompt=300, max_tokens=500)
+    driver.steps_of(60)
+    driver.ask("large", 420, max_tokens=5, tenant="b")
+    driver.steps_of(50)
+    assert driver.scheduler.num_preemptions == 0
+    driver.run()
+
+
 def test_a_long_prompt_keeps_its_place_in_a_full_cache_though_its_tenant_holds_most() -> None:
     driver = shared(32, max_length=5000, cache_tokens=8000, step_tokens=64)
     driver.keep("bcde", 8, prompt=30, max_tokens=300)
