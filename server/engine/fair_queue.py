@@ -3,8 +3,9 @@
 Each tenant has a counter of the tokens that were computed for it, divided by its weight, and the tenant with the lowest
 counter comes first (virtual token counters: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 Inside a tenant its adapters share in the same way, and of one adapter's sequences the oldest comes first. Nobody saves
-up for later: who was away starts from the lowest counter of those who are here, or from his own if that is higher. So a
-tenant that is alone gets everything, and owes nothing for it when another comes.
+up for later: who begins to wait starts from the lowest counter of those who wait, or from his own if that is higher. So
+a tenant that is alone gets everything, and owes nothing for it when another comes; and one that has a sequence running
+all the time, but none waiting, has no claim to what others were served meanwhile.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ class TokenCounter:
         weight: Its share, beside the weights of the others.
         served: Tokens computed for it, divided by ``weight``.
         num_sequences: How many of its sequences wait or run.
+        num_waiting: How many of them wait.
     """
 
     weight: float = 1.0
     served: float = 0.0
     num_sequences: int = 0
+    num_waiting: int = 0
 
 
 class TokenCounters(Generic[K]):
@@ -46,18 +49,31 @@ class TokenCounters(Generic[K]):
     def join(self, key: K, weight: float = 1.0) -> TokenCounter:
         """Count one more sequence of ``key``."""
         counter = self._counters.setdefault(key, TokenCounter())
-        if not counter.num_sequences:
-            counter.served = max(counter.served, min(self._present(), default=0.0))
         counter.weight = weight
         counter.num_sequences += 1
         return counter
 
     def leave(self, key: K) -> None:
-        """Count one sequence less, and forget all that would start from the lowest counter if they came back now."""
+        """Count one sequence less, and forget all that would be lifted in any case if they came back."""
         self._counters[key].num_sequences -= 1
         if not self._counters[key].num_sequences:
-            lowest = min(self._present(), default=float("inf"))
+            lowest = min(self._present(), default=math.inf)
             self._counters = {k: c for k, c in self._counters.items() if c.num_sequences or c.served > lowest}
+
+    def wait(self, key: K) -> None:
+        """Count one more that waits. Who had none waiting is lifted to the lowest counter of those who had.
+
+        If nobody had, there was enough for all, and nobody owes anything: then he is lifted to the highest counter.
+        """
+        counter = self._counters[key]
+        if not counter.num_waiting:
+            waiting = [other.served for other in self._counters.values() if other.num_waiting]
+            counter.served = max(counter.served, min(waiting) if waiting else max(self._present()))
+        counter.num_waiting += 1
+
+    def stop_waiting(self, key: K) -> None:
+        """Count one less that waits."""
+        self._counters[key].num_waiting -= 1
 
     def _present(self) -> Iterator[float]:
         return (counter.served for counter in self._counters.values() if counter.num_sequences)
@@ -140,17 +156,23 @@ class FairQueue:
 
     def requeue(self, sequence: SequenceState) -> None:
         """Queue a sequence that was preempted, in order of arrival."""
-        bisect.insort(self.flow(sequence).waiting, sequence, key=_arrival)
+        flow = self.flow(sequence)
+        bisect.insort(flow.waiting, sequence, key=_arrival)
+        self._tenants.wait(flow.tenant_name)
+        self._adapters[flow.tenant_name].wait(flow.adapter)
 
     def admit(self, sequence: SequenceState) -> None:
         """Take a sequence out of the queue: it runs."""
-        self.flow(sequence).waiting.remove(sequence)
+        flow = self.flow(sequence)
+        flow.waiting.remove(sequence)
+        self._tenants.stop_waiting(flow.tenant_name)
+        self._adapters[flow.tenant_name].stop_waiting(flow.adapter)
 
     def finish(self, sequence: SequenceState) -> None:
         """Forget a sequence that runs or waits."""
+        if sequence in self:
+            self.admit(sequence)
         flow = self._flow_of.pop(sequence)
-        if sequence in flow.waiting:
-            flow.waiting.remove(sequence)
         self._adapters[flow.tenant_name].leave(flow.adapter)
         self._tenants.leave(flow.tenant_name)
         if not flow.share.num_sequences:

@@ -4,7 +4,8 @@ A sequence waits until its grammar is compiled, its adapter is on the device, a 
 the token budget has room. Then its prompt is computed in chunks beside the sequences that already decode, starting
 behind the prefix that ``PrefixCache`` has, and after that it decodes one token a step. When the cache runs out of
 tokens, the youngest running sequence of the tenant that holds most is preempted: it gives its slot back and is computed
-again later. Its generated tokens are kept, so the client only sees a delay.
+again later. Its generated tokens are kept, so the client only sees a delay. The oldest sequence is never preempted for
+this, and one that has just begun only if all have.
 
 ``FairQueue`` says which tenant's turn it is, and which of its adapters'. When there is no place for whose turn it is,
 somebody who has more than a fair share of the places gives one back, by preemption, too. Of one adapter's sequences,
@@ -231,11 +232,15 @@ class Scheduler:
                 left[sequence] = len(sequence.tokens) - self._find(sequence).count
         return left
 
-    def _fits(self, sequence: SequenceState) -> bool:
-        """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted."""
-        if len(self.running) == self.config.max_sequences:
+    def _fits(self, sequence: SequenceState, running: list[SequenceState] | None = None) -> bool:
+        """Whether there is a slot, and room for all its tokens and one more if all retained tokens are evicted.
+
+        ``running``: beside these, instead of all that run.
+        """
+        running = self.running if running is None else running
+        if len(running) == self.config.max_sequences:
             return False
-        return sequence.num_held <= self.config.cache_tokens - self._held_tokens()
+        return sequence.num_held <= self.config.cache_tokens - sum(s.num_held for s in running)
 
     def _find(self, sequence: SequenceState) -> PrefixHit:
         """The longest prefix of a waiting sequence that is in the cache."""
@@ -306,26 +311,37 @@ class Scheduler:
 
     # -- fair shares ---------------------------------------------------------------------------------------------
     def _share_places(self) -> None:
-        """Preempt sequences of those that have more than a fair share of the places until the next one fits."""
-        while self.waiting.is_shared and (sequence := self.waiting.next(self._is_available)) is not None:
-            surplus = None if self._fits(sequence) else self._find_surplus(sequence)
-            if surplus is None or self._leader(sequence) is not None:
-                return
+        """Preempt sequences of those that have more than a fair share of the places if the next one fits then."""
+        sequence = self.waiting.next(self._is_available) if self.waiting.is_shared else None
+        if sequence is None or self._fits(sequence) or self._leader(sequence) is not None:
+            return
+        for surplus in self._find_surplus(sequence):
             self._preempt(surplus)
 
-    def _find_surplus(self, waiting: SequenceState) -> SequenceState | None:
-        """The running sequence that gives its place to a waiting one, if that is fair.
+    def _find_surplus(self, waiting: SequenceState) -> list[SequenceState]:
+        """Running sequences that give their places to a waiting one; none if all that owe it some do not suffice."""
+        stay = list(self.running)
+        surplus: list[SequenceState] = []
+        while not self._fits(waiting, stay):
+            if (given := self._find_debtor(waiting, stay)) is None:
+                return []
+            stay.remove(given)
+            surplus.append(given)
+        return surplus
+
+    def _find_debtor(self, waiting: SequenceState, running: list[SequenceState]) -> SequenceState | None:
+        """The next of the running sequences that gives its place to a waiting one, if that is fair.
 
         It is the youngest that has had its quantum, of the tenant with the most places, or the most tokens where these
         are what is missing; then of the adapter with the most, where both are of one tenant.
         """
-        full = len(self.running) == self.config.max_sequences
+        full = len(running) == self.config.max_sequences
         size: Callable[[SequenceState], int] = (lambda _: 1) if full else (lambda s: s.num_held)
-        ready = sorted(filter(_had_quantum, self.running), key=lambda s: s.arrival_index)
+        ready = sorted(filter(_had_quantum, running), key=lambda s: s.arrival_index)
         flow = self.waiting.flow(waiting)
         of_tenant = [s for s in ready if self._tenant(s) is flow.tenant]
         for counter_of, some, lead in ((self._tenant, ready, SLICE), (self._adapter_share, of_tenant, math.inf)):
-            held = self._held_by(counter_of, size)
+            held = _held_by(counter_of, running, size)
             mine = counter_of(waiting)
             youngest = {counter_of(s): s for s in some}
             debtors = [
@@ -350,7 +366,7 @@ class Scheduler:
         wanted = self.waiting.by_adapter_turns(held)[0]
         if wanted not in unplaced or wanted.adapter is None:
             return
-        num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages
+        num_missing = self.adapter_cache.adapters[wanted.adapter].num_pages - self.adapter_cache.num_reclaimable_pages()
         given: dict[CachedAdapter, list[SequenceState]] = {}
         for sequences in sorted(in_use.values(), key=len):
             adapter, tenant = sequences[0].cached_adapter, self._tenant(sequences[0])
@@ -384,27 +400,23 @@ class Scheduler:
     def _adapter_share(self, sequence: SequenceState) -> TokenCounter:
         return self.waiting.flow(sequence).share
 
-    def _held_by(
-        self, counter_of: Callable[[SequenceState], TokenCounter], size: Callable[[SequenceState], int]
-    ) -> Counter[TokenCounter]:
-        """How much running sequences hold, summed up for each that shares."""
-        held: Counter[TokenCounter] = Counter()
-        for sequence in self.running:
-            held[counter_of(sequence)] += size(sequence)
-        return held
-
     # -- slots and tokens ----------------------------------------------------------------------------------------
     def _held_tokens(self) -> int:
         """Tokens of running sequences, and the token by which each of them may grow in this step."""
         return sum(s.num_held for s in self.running)
 
     def _make_room(self) -> None:
-        """Make room for one more token of every running sequence: evict retained ones, preempt running ones."""
+        """Make room for one more token of every running sequence: evict retained ones, preempt running ones.
+
+        The oldest stays, and so does who has not had its quantum while another has. Otherwise a prompt that is so long
+        that its tenant holds most would lose its place again and again before it is computed.
+        """
         while len(self.running) > 1 and self._held_tokens() > self.config.cache_tokens:
-            held = self._held_by(self._tenant, lambda s: s.num_held)
-            greediest = max(held, key=lambda tenant: held[tenant] / tenant.weight)
-            of_greediest = (s for s in self.running if self._tenant(s) is greediest)
-            self._preempt(max(of_greediest, key=lambda s: s.arrival_index))
+            held = _held_by(self._tenant, self.running, lambda s: s.num_held)
+            younger = sorted(self.running, key=lambda s: s.arrival_index)[1:]
+            some = [s for s in younger if _had_quantum(s)] or younger
+            greediest = max(map(self._tenant, some), key=lambda tenant: held[tenant] / tenant.weight)
+            self._preempt(next(s for s in reversed(some) if self._tenant(s) is greediest))
         self.prefix_cache.shrink(max(0, self.config.cache_tokens - self._held_tokens()))
 
     def _preempt(self, sequence: SequenceState) -> None:
@@ -432,6 +444,18 @@ class Scheduler:
 
 def _had_quantum(sequence: SequenceState) -> bool:
     return len(sequence.tokens) - sequence.num_admitted >= QUANTUM
+
+
+def _held_by(
+    counter_of: Callable[[SequenceState], TokenCounter],
+    running: list[SequenceState],
+    size: Callable[[SequenceState], int],
+) -> Counter[TokenCounter]:
+    """How much these sequences hold, summed up for each that shares."""
+    held: Counter[TokenCounter] = Counter()
+    for sequence in running:
+        held[counter_of(sequence)] += size(sequence)
+    return held
 
 
 def _scheduled(sequence: SequenceState, count: int) -> ScheduledTokens:

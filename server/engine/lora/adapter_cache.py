@@ -138,6 +138,11 @@ class AdapterCache:
         adapter.num_running -= 1
         adapter.last_used = next(self._clock)
 
+    def num_reclaimable_pages(self) -> int:
+        """How many pages the next swap has for the adapter that comes first: free ones, and those of idle adapters."""
+        idle = (s for s in self._on_device.values() if not s.num_running and not s.pinned)
+        return len(self._free_pages) + sum(len(s.pages) for s in idle)
+
     def drain(self, adapter: CachedAdapter) -> None:
         """Close an adapter on the device to new sequences until the next swap, which can evict it for another."""
         adapter.draining = True

@@ -35,22 +35,36 @@ class ObviousShares:
 
     def __init__(self) -> None:
         self.served: dict[str, Fraction] = {}
-        self.num_sequences: Counter[str] = Counter()
+        self.waiting: Counter[str] = Counter()
+        self.running: Counter[str] = Counter()
 
     def present(self) -> list[str]:
-        return [name for name, count in self.num_sequences.items() if count]
+        return [name for name in NAMES if self.waiting[name] + self.running[name]]
 
     def join(self, name: str) -> None:
         if not self.present():
             self.served.clear()
-        elif not self.num_sequences[name]:
-            lowest = min(self.served[other] for other in self.present())
-            self.served[name] = max(self.served.get(name, Fraction(0)), lowest)
         self.served.setdefault(name, Fraction(0))
-        self.num_sequences[name] += 1
+        self._wait(name)
 
-    def leave(self, name: str) -> None:
-        self.num_sequences[name] -= 1
+    def admit(self, name: str) -> None:
+        self.waiting[name] -= 1
+        self.running[name] += 1
+
+    def preempt(self, name: str) -> None:
+        self._wait(name)
+        self.running[name] -= 1
+
+    def end(self, name: str) -> None:
+        self.running[name] -= 1
+
+    def _wait(self, name: str) -> None:
+        waiting = [self.served[other] for other in self.present() if self.waiting[other]]
+        present = [self.served[other] for other in self.present()]
+        if not self.waiting[name]:
+            lifted = min(waiting) if waiting else max(present, default=Fraction(0))
+            self.served[name] = max(self.served[name], lifted)
+        self.waiting[name] += 1
 
 
 @given(st.data())
@@ -60,14 +74,21 @@ def test_counters_are_those_that_are_never_forgotten(data: st.DataObject) -> Non
     here: dict[str, TokenCounter] = {}
     for _ in range(data.draw(st.integers(1, 60))):
         name = data.draw(st.sampled_from(NAMES))
-        what = data.draw(st.sampled_from(["join", "leave", "charge"]))
+        what = data.draw(st.sampled_from(["join", "admit", "preempt", "end", "charge"]))
         if what == "join":
             oracle.join(name)
             here[name] = counters.join(name)
-        elif oracle.num_sequences[name] and what == "leave":
-            oracle.leave(name)
+            counters.wait(name)
+        elif what == "admit" and oracle.waiting[name]:
+            oracle.admit(name)
+            counters.stop_waiting(name)
+        elif what == "preempt" and oracle.running[name]:
+            oracle.preempt(name)
+            counters.wait(name)
+        elif what == "end" and oracle.running[name]:
+            oracle.end(name)
             counters.leave(name)
-        elif oracle.num_sequences[name]:
+        elif what == "charge" and name in oracle.present():
             num_tokens = data.draw(st.integers(1, 50))
             oracle.served[name] += num_tokens
             here[name].served += num_tokens
@@ -77,15 +98,42 @@ def test_counters_are_those_that_are_never_forgotten(data: st.DataObject) -> Non
 
 def test_nobody_saves_up_and_nobody_escapes_by_leaving() -> None:
     counters: TokenCounters[str] = TokenCounters()
-    flood = counters.join("flood")
+
+    def join(name: str) -> TokenCounter:
+        counter = counters.join(name)
+        counters.wait(name)
+        return counter
+
+    def leave(name: str) -> None:
+        counters.stop_waiting(name)
+        counters.leave(name)
+
+    flood = join("flood")
     flood.served += 1000
-    assert counters.join("new").served == 1000  # what the flood had alone it owes nobody
+    assert join("new").served == 1000  # what the flood had alone it owes nobody
     flood.served += 50
-    counters.leave("flood")
-    assert counters.join("flood").served == 1050  # one that ends each answer before it asks again is not new
-    counters.leave("flood")
-    counters.leave("new")
-    assert counters.join("new").served == 0
+    leave("flood")
+    assert join("flood").served == 1050  # one that ends each answer before it asks again is not new
+    leave("flood")
+    leave("new")
+    assert join("new").served == 0
+
+
+def test_who_only_runs_saves_nothing_up_for_himself_or_for_a_newcomer() -> None:
+    counters: TokenCounters[str] = TokenCounters()
+    light, busy = counters.join("light"), counters.join("busy")
+    for name in ("light", "busy"):
+        counters.wait(name)
+        counters.stop_waiting(name)
+    light.served, busy.served = 10, 1000
+    newcomer = counters.join("new")
+    counters.wait("new")
+    assert newcomer.served == 1000  # nobody waited
+    newcomer.served = 900
+    counters.wait("light")
+    assert light.served == 900  # the lowest of those who wait, now that it waits, too
+    counters.wait("busy")
+    assert busy.served == 1000
 
 
 def test_one_adapter_of_one_tenant_is_a_queue() -> None:

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ class SharedDriver(Driver):
     def __init__(self, scheduler: Scheduler, *, checked: bool = False) -> None:
         super().__init__(scheduler, checked=checked)
         self.served: Counter[str] = Counter()
+        self._asked = itertools.count()
 
     def _compute(self, item: ScheduledTokens) -> None:
         self.served[item.sequence.request.tenant] += item.count
@@ -28,6 +30,13 @@ class SharedDriver(Driver):
     def flood(self, name: str, count: int, prompt: int = 20, max_tokens: int = 2000, **options: object) -> None:
         for index in range(count):
             self.ask(f"{name}-{index}", prompt, max_tokens=max_tokens, tenant=name, **options)
+
+    def keep(self, names: str, count: int, prompt: int = 20, max_tokens: int = 100) -> None:
+        """Ask until each of these tenants has so many open answers."""
+        is_open = Counter(sequence.request.tenant for sequence in self.scheduler)
+        for name in names:
+            for _ in range(count - is_open[name]):
+                self.ask(f"{name}-{next(self._asked)}", prompt, max_tokens=max_tokens, tenant=name)
 
     def places(self) -> Counter[str]:
         return Counter(sequence.request.tenant for sequence in self.scheduler.running)
@@ -67,6 +76,33 @@ def test_alone_a_tenant_gets_everything_and_owes_nothing_for_it() -> None:
     before = Counter(driver.served)
     driver.steps_of(200)
     assert abs((driver.served - before)["early"] - (driver.served - before)["late"]) <= SLICE
+
+
+@pytest.mark.parametrize("shared_by", ["tenants", "adapters"])
+def test_a_newcomer_shares_with_the_busy_one_beside_one_that_always_has_an_answer_open(shared_by: str) -> None:
+    """The light one had little, but never waited for more: the newcomer has no claim to what the busy one had."""
+    driver = shared(4)
+    numbers, computed = itertools.count(), Counter()
+
+    def keep(who: str, count: int, max_tokens: int) -> None:
+        tenant, adapter = (who, None) if shared_by == "tenants" else ("", who)
+        is_open = sum((s.request.tenant, s.request.adapter) == (tenant, adapter) for s in driver.scheduler)
+        for _ in range(count - is_open):
+            driver.ask(f"{who}-{next(numbers)}", 8, adapter, max_tokens=max_tokens, tenant=tenant)
+
+    def step(busy: list[str]) -> None:
+        keep("light", 1, 4000)
+        for who in busy:
+            keep(who, 8, 100)
+        computed.update(request_id.partition("-")[0] for request_id, _, _ in driver.step())
+
+    for _ in range(3000):
+        step(["busy"])
+    computed.clear()
+    for _ in range(600):
+        step(["busy", "new"])
+    assert computed["light"] >= 500
+    assert abs(computed["busy"] - computed["new"]) <= SLICE
 
 
 def test_preemption_ends_when_shares_are_equal() -> None:
@@ -147,6 +183,41 @@ def test_when_the_cache_is_full_the_tenant_that_holds_most_gives_way() -> None:
     assert driver.finished == ["small"]
 
 
+def test_several_pause_at_once_for_one_that_needs_the_room_of_all_of_them() -> None:
+    driver = shared(16, max_length=1000, cache_tokens=1200)
+    driver.flood("flood", 8, prompt=60, max_tokens=400)
+    driver.steps_of(60)
+    driver.ask("large", 420, max_tokens=5, tenant="b")
+    driver.step()
+    assert driver.places() == {"flood": 8}  # nobody has had more yet than the newcomer begins with
+    driver.step()
+    assert driver.places() == {"flood": 6, "b": 1}
+
+
+def test_nobody_pauses_for_one_that_would_still_find_no_room() -> None:
+    """The flood has something to give, but too little, and who holds the rest has no more than its share."""
+    driver = shared(16, max_length=1000, cache_tokens=1200)
+    driver.flood("flood", 4, prompt=60, max_tokens=400)
+    driver.flood("fair", 1, prompt=300, max_tokens=500)
+    driver.steps_of(60)
+    driver.ask("large", 420, max_tokens=5, tenant="b")
+    driver.steps_of(50)
+    assert driver.scheduler.num_preemptions == 0
+    driver.run()
+
+
+def test_a_long_prompt_keeps_its_place_in_a_full_cache_though_its_tenant_holds_most() -> None:
+    driver = shared(32, max_length=5000, cache_tokens=8000, step_tokens=64)
+    driver.keep("bcde", 8, prompt=30, max_tokens=300)
+    driver.steps_of(300)
+    driver.ask("long", 4500, max_tokens=50, tenant="a")
+    while "long" not in driver.ended:
+        driver.keep("bcde", 8, prompt=30, max_tokens=300)
+        driver.step()
+        assert driver.steps < 1200
+    assert driver.served["a"] <= 2 * (4500 + 50)  # it may pause when it has had its quantum, not in its prompt
+
+
 def test_a_tenants_adapter_finds_a_place_on_the_device_before_the_others_next_ones() -> None:
     driver = shared(pages=2)
     for index in range(20):
@@ -180,6 +251,26 @@ def test_a_large_adapter_finds_room_among_small_ones_of_another_tenant() -> None
     driver.ask("small", 10, adapter="big", max_tokens=20, tenant="small")
     driver.steps_of(QUANTUM + 40)
     assert driver.finished == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("num_adapters", "needed", "pages"),
+    [
+        (2, 3, 6),  # two are free, and one adapter makes room for the third
+        (3, 3, 8),
+        (2, 2, 6),  # two are free, and nobody has to pause
+    ],
+)
+def test_free_pages_count_when_adapters_make_room_for_anothers(num_adapters: int, needed: int, pages: int) -> None:
+    driver = shared(pages=pages)
+    driver.pages_of = {"x0": 2, "x1": 2, "x2": 2, "y": needed}
+    for index in range(num_adapters):
+        driver.ask(f"flood-{index}", 10, adapter=f"x{index}", max_tokens=4000, tenant="flood")
+    driver.steps_of(50)
+    driver.ask("small", 10, adapter="y", max_tokens=20, tenant="small")
+    driver.steps_of(QUANTUM + 40)
+    assert driver.finished == ["small"]
+    assert driver.scheduler.num_preemptions == (needed > 2)
 
 
 @settings(max_examples=25)
