@@ -13,12 +13,16 @@ from typing import Final
 from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.feedback import FeedbackLog
 from graftwork.adapters.feedback.interactions import Interactions, NewInteraction
+from graftwork.adapters.storage.database import REFUSALS
 from graftwork.adapters.storage.spool import Spool, WaitingRow
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.5
 AT_ONCE: Final = 256
+
+_NEVER: Final = (GraftworkError, *REFUSALS, KeyError, TypeError, ValueError)
+"""Errors of a row itself, which is refused or cannot be read. After any other it stays and is tried again."""
 
 
 class SpoolDelivery:
@@ -80,13 +84,13 @@ class SpoolDelivery:
                 log.exception("what waits for the database cannot be delivered; trying again")
 
     def _write_interactions(self, rows: list[WaitingRow]) -> None:
-        """Write answers. One that the database refuses is given up, and does not keep the others."""
+        """Write answers. One that can never be written is given up, and does not keep the others."""
         try:
             if rows:
                 self._interactions.write([NewInteraction.from_json(row.body) for row in rows])
         except Unavailable:
             raise
-        except Exception:
+        except _NEVER:
             if len(rows) == 1:
                 log.exception("an answer that waited for the database cannot be logged")
                 return
@@ -100,5 +104,5 @@ class SpoolDelivery:
             raise
         except GraftworkError as error:
             log.error("feedback that waited for the database was refused: %s", error.message)
-        except Exception:
+        except _NEVER:
             log.exception("feedback that waited for the database cannot be stored")

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.feedback.feedback import FeedbackFilter
 from graftwork.adapters.feedback.interactions import NewInteraction
 from graftwork.server.generation.interaction_log import EndedAnswer
@@ -151,6 +153,31 @@ def test_while_the_database_is_away(gateways: tuple[Gateway, Gateway], postgresq
     until(lambda: there.client.get("/ready").json()["status"] == "ready")
     assert there.client.put("/v1/adapters/intents/aliases/live", json={"version": 2}).status_code == 200
     until(lambda: here.live() == 2)
+
+
+@pytest.mark.parametrize("state", ["25006", "42P01", "42501"])
+def test_what_is_refused_for_now_waits(gateways: tuple[Gateway, Gateway], state: str) -> None:
+    """Of a standby that is read-only, of a dump that is being read in, of permissions that are missing."""
+    here, _ = gateways
+    services = here.world.services
+    delivery = services.records.delivery
+    assert delivery is not None
+    with services.database.write() as connection:
+        connection.execute(
+            text(f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{state}'; END$$""")
+        )
+        for table in ("feedback", "interactions"):
+            refuse = f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} EXECUTE FUNCTION refuse()"
+            connection.execute(text(refuse))
+    id = here.answer()
+    assert here.feedback(id, thumb="up").status_code == 201
+    with pytest.raises(Unavailable):
+        delivery.deliver()
+    with services.database.write() as connection:
+        connection.execute(text("DROP FUNCTION refuse CASCADE"))
+    until(lambda: [row.thumb for row in services.records.feedback.find()] == ["up"])
+    assert services.records.interactions.get(id).id == id
 
 
 def test_what_is_delivered_again_is_there_once(gateways: tuple[Gateway, Gateway], postgresql: PostgresqlServer) -> None:
