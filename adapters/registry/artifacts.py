@@ -213,6 +213,10 @@ class ArtifactStore:
             raise NotFound(f"no artifact {digest} in the store: push the adapter again.")
         return folder
 
+    def holds(self, digest: str) -> bool:
+        """Whether the store has an artifact."""
+        return self._folder(digest).is_dir()
+
     def withdraw(self, digest: str) -> None:
         """Delete a published artifact, at once for all who look for it.
 
