@@ -38,6 +38,7 @@ class SpoolDelivery:
         self._spool = spool
         self._interactions = interactions
         self._feedback = feedback
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -52,8 +53,22 @@ class SpoolDelivery:
         if self._thread is not None:
             self._thread.join(seconds)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits."""
+        return not self._spool.oldest(1)
+
+    def deliver_all(self) -> None:
+        """Deliver until nothing waits, and nothing that was read before can be written later.
+
+        Raises:
+            Unavailable: The database is away.
+        """
+        while self.deliver():
+            pass
+
     def deliver(self) -> int:
-        """Deliver the oldest rows.
+        """Deliver the oldest rows. Whoever else delivers is waited for.
 
         Returns:
             How many; 0: nothing waits.
@@ -61,14 +76,15 @@ class SpoolDelivery:
         Raises:
             Unavailable: The database is away.
         """
-        rows = self._spool.oldest(AT_ONCE)
-        if rows:
-            self._write_interactions([row for row in rows if row.kind == "interaction"])
-            for row in rows:
-                if row.kind == "feedback":
-                    self._write_feedback(row)
-            self._spool.remove(rows)
-        return len(rows)
+        with self._lock:
+            rows = self._spool.oldest(AT_ONCE)
+            if rows:
+                self._write_interactions([row for row in rows if row.kind == "interaction"])
+                for row in rows:
+                    if row.kind == "feedback":
+                        self._write_feedback(row)
+                self._spool.remove(rows)
+            return len(rows)
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):

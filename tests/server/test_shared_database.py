@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,21 @@ def test_what_is_refused_for_now_waits(gateways: tuple[Gateway, Gateway], state:
         connection.execute(text("DROP FUNCTION refuse CASCADE"))
     until(lambda: [row.thumb for row in services.records.feedback.find()] == ["up"])
     assert services.records.interactions.get(id).id == id
+
+
+def test_what_waited_is_erased_too(gateways: tuple[Gateway, Gateway]) -> None:
+    here, _ = gateways
+    records = here.world.services.records
+    assert records.delivery is not None
+    records.delivery.stop()  # as if it had not come to it yet
+    id = records.ids.mint("chatcmpl", adapter="intents@1", unit=None, at=int(time.time()))
+    records.delivery._spool.keep("interaction", {id: asdict(outcome(id, user="ann"))})
+    ready = here.client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    erased = here.client.delete("/v1/interactions", params={"user": "ann"})
+    assert (erased.status_code, erased.json()["interactions"]) == (200, 1)
+    assert here.client.get("/ready").json()["status"] == "ready"
+    assert here.client.get("/v1/interactions", params={"user": "ann"}).json()["data"] == []
 
 
 def test_what_is_delivered_again_is_there_once(gateways: tuple[Gateway, Gateway], postgresql: PostgresqlServer) -> None:
