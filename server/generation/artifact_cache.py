@@ -151,7 +151,11 @@ class ArtifactCache:
         """Remove what was used least recently, until the rest fits. What is in use is looked at again later."""
         if self._trim_later is not None:
             self._trim_later.cancel()
-        sizes = await self._in_thread(self._store.sizes)
+        try:
+            sizes = await self._in_thread(self._store.sizes)
+        except OSError as error:
+            log.warning("the adapters of the home cannot be looked at: %s", error)
+            return
         excess = sum(sizes.values()) - self._max_bytes
         if excess <= 0:
             return
@@ -170,6 +174,9 @@ class ArtifactCache:
         except Unavailable as error:
             log.warning("no adapter is removed from the home for now: %s", error.message)
             return
+        except OSError as error:
+            log.warning("an adapter cannot be removed from the home; trying again: %s", error)
+            return
         if excess > 0:
             log.info("the adapters in use are %.1f MB more than --artifact-cache-gb", excess / 1e6)
 
@@ -186,8 +193,8 @@ class ArtifactCache:
         return self._pushed[digest] > 0 or self._last_used[digest] > asked_at - self._preparing_seconds
 
     async def _remove(self, digest: str) -> None:
-        del self._last_used[digest]
         removed = self._store.unpublish(digest)  # here and not in a thread: no request can come in between
+        del self._last_used[digest]
         await self._in_thread(self._store.discard, removed)
         log.info("removed %s from the home: the bucket has it", digest)
 
