@@ -23,6 +23,7 @@ from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.durable import disk_full_as_unavailable
 from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.pool import residents_of
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class ArtifactCache:
         self._trim_later = asyncio.get_running_loop().call_later(pause, self._trim_soon)
         asked_at = time.monotonic()
         try:
-            resident = await self._engine.residency()
+            resident = await residents_of(self._engine)
             for digest in [digest for digest in self._last_used if digest in sizes and digest not in resident]:
                 if excess <= 0 or self._is_used(digest, asked_at) or not await self._is_in_bucket(digest):
                     continue
