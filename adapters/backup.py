@@ -33,6 +33,7 @@ from graftwork.adapters.base.atomic_files import partial_of, publish
 from graftwork.adapters.base.progress import Progress
 from graftwork.adapters.errors import ConfigurationError
 from graftwork.adapters.learning import data_sets
+from graftwork.adapters.storage import database_id
 from graftwork.adapters.storage.database import DATABASE_FILE
 from graftwork.adapters.storage.durable import write_durably
 
@@ -87,11 +88,13 @@ def back_up(home: Path, target: Path, progress: Progress) -> Manifest:
         progress: Told how far it is.
 
     Raises:
-        ConfigurationError: There is no database, the target exists, or files went away again and again.
+        ConfigurationError: There is no database, or the home belongs to another one; the target exists, or files went
+            away again and again.
         OSError: Something cannot be read or written.
     """
     if not (home / DATABASE_FILE).is_file():
         raise ConfigurationError(f"{home} has no {DATABASE_FILE}: name the server's home with --home")
+    database_id.check_own(home)  # one that was moved to PostgreSQL has an old database, which lacks what came later
     target = target.absolute()
     if target.exists():
         raise ConfigurationError(f"{target} exists already: name a folder that does not")

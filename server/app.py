@@ -13,8 +13,10 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from graftwork.adapters.registry import Registry
 from graftwork.adapters.registry.adapter_limits import AdapterLimiting
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
+from graftwork.adapters.storage import database_id
 from graftwork.adapters.storage.database import Database, migrate
 from graftwork.adapters.storage.leases import Lease, Leases
 from graftwork.adapters.storage.objects import ObjectStore
@@ -115,9 +118,9 @@ def serve(config: ServerConfig) -> int:
     with home_lock(config.home):
         close_to_others(config.home)
         _check_port(config)
-        migrate(Database(config.database_location))  # before the base is fetched, which takes minutes
+        _open_database(config)  # before the base is fetched, which takes minutes
         if config.artifacts is not None:
-            ObjectStore(config.artifacts)  # refused before the base is fetched
+            _claim_bucket(ObjectStore(config.artifacts), config.home)
         admin_key = _admin_key(config)
         info = _prepare_base(config)
         server = build(config, info, admin_key)
@@ -139,6 +142,21 @@ def serve(config: ServerConfig) -> int:
         return server.exit_code
 
 
+def _open_database(config: ServerConfig) -> Database:
+    """The database, migrated, if the home belongs to it."""
+    database = Database(config.database_location)
+    migrate(database)
+    database_id.claim_home(config.home, database)
+    return database
+
+
+def _claim_bucket(objects: ObjectStore, home: Path) -> None:
+    """Check that the bucket belongs to the home's database; one that is away is checked before it is cleaned."""
+    # In a process of its own: obstore's threads do not survive the fork of the API process.
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process, suppress(Unavailable):  # the log says so
+        process.submit(database_id.claim_bucket, objects, home).result()
+
+
 def close_to_others(home: Path) -> None:
     """Keep other users out of a home's folders, also of one that an older release or a restored backup left open."""
     for name in ("artifacts", "datasets", "files", "jobs"):
@@ -155,10 +173,10 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         admin_key: The first key; ``None``: keys of the database only.
 
     Raises:
-        ConfigurationError: The server would listen on other addresses than loopback without a key.
+        ConfigurationError: The server would listen on other addresses than loopback without a key, or the home belongs
+            to another database.
     """
-    database = Database(config.database_location)
-    migrate(database)
+    database = _open_database(config)
     keys = Keys(database, admin_key=admin_key)
     if not config.loopback_only and not keys.configured():
         raise ConfigurationError(
@@ -279,7 +297,7 @@ def build(config: ServerConfig, info: BaseInfo, admin_key: str | None) -> GraftS
         ),
         Leases(database),
     )
-    keeper = _keeper(database, services)
+    keeper = _keeper(database, services, objects)
     server = GraftServer(
         [api for api, _ in workers],
         engine,
@@ -340,7 +358,7 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _keeper(database: Database, services: Services) -> Keeper:
+def _keeper(database: Database, services: Services, objects: ObjectStore | None) -> Keeper:
     """The keeper with all its duties."""
     leases = Leases(database)
     keeper = Keeper(leases)
@@ -354,13 +372,16 @@ def _keeper(database: Database, services: Services) -> Keeper:
     sender = WebhookSender(services.webhooks, leases)
     keeper.add_duty("webhooks", sender.run, every=WEBHOOKS_SECONDS)
     keeper.add_duty("old deliveries", sender.clean, every=RETENTION_SECONDS)
-    keeper.add_duty("stray objects", partial(_clean_bucket, services.files), every=RETENTION_SECONDS)
+    if objects is not None:
+        clean_bucket = partial(_clean_bucket, services.files, objects, services.home)
+        keeper.add_duty("stray objects", clean_bucket, every=RETENTION_SECONDS)
     keeper.add_duty("retention", partial(expire, records.erasure, records.policies), every=RETENTION_SECONDS)
     return keeper
 
 
-def _clean_bucket(files: Files, _: Lease) -> None:
+def _clean_bucket(files: Files, objects: ObjectStore, home: Path, _: Lease) -> None:
     with suppress(Unavailable):  # the log says so
+        database_id.claim_bucket(objects, home)  # it may have been away when the server started
         files.clean_bucket()
 
 

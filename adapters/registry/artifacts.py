@@ -103,7 +103,7 @@ class ArtifactStore:
 
     def stage(self) -> Path:
         """A new, empty folder to write an adapter into, for ``publish`` or ``discard``."""
-        staged = self._staging / uuid.uuid4().hex
+        staged = self._new_staged()
         staged.mkdir(mode=0o700)
         return staged
 
@@ -213,6 +213,10 @@ class ArtifactStore:
             raise NotFound(f"no artifact {digest} in the store: push the adapter again.")
         return folder
 
+    def holds(self, digest: str) -> bool:
+        """Whether the store has an artifact."""
+        return self._folder(digest).is_dir()
+
     def withdraw(self, digest: str) -> None:
         """Delete a published artifact, at once for all who look for it.
 
@@ -222,20 +226,25 @@ class ArtifactStore:
         self.discard(self.unpublish(digest))
 
     def unpublish(self, digest: str) -> Path:
-        """Take a published artifact away, by one rename, and return the staged folder that has it, for ``discard``.
+        """Take a published artifact away, by one rename, and return the staged folder that it is now, for ``discard``.
+
+        It needs no room: a full disk becomes emptier by it.
 
         Raises:
             NotFound: The store does not have it.
         """
-        folder, staged = self.path(digest), self.stage()
-        os.rename(folder, staged / "withdrawn")
+        folder, staged = self.path(digest), self._new_staged()
+        os.rename(folder, staged)
         return staged
 
     def sizes(self) -> dict[str, int]:
-        """The size in bytes of each published artifact, by digest; those published longest ago first."""
+        """The size in bytes of each published artifact, by digest; those published longest ago first.
+
+        What else is in the folder, as a file system's ``lost+found``, is left out.
+        """
         found: list[tuple[float, str, int]] = []
         for folder in self.root.iterdir():
-            if folder != self._staging:
+            if _DIGEST.match(f"sha256:{folder.name}"):
                 with suppress(FileNotFoundError):  # it is withdrawn at this moment
                     size = sum(file.stat().st_size for file in folder.iterdir())
                     found.append((folder.stat().st_mtime, f"sha256:{folder.name}", size))
@@ -253,6 +262,9 @@ class ArtifactStore:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+    def _new_staged(self) -> Path:
+        return self._staging / uuid.uuid4().hex
 
     def _folder(self, digest: str) -> Path:
         match = _DIGEST.match(digest)

@@ -99,6 +99,16 @@ class Registry:
         """All versions, of any name, whose files have this digest; also retired ones."""
         return self._snapshot.get().with_digest(digest)
 
+    def is_registered(self, digest: str) -> bool:
+        """Whether any version has these files, as the database says at this moment.
+
+        Raises:
+            Unavailable: The database cannot say.
+        """
+        query = select(versions_table.c.number).where(versions_table.c.digest == digest).limit(1)
+        with self._database.read() as connection:
+            return connection.execute(query).first() is not None
+
     def version(self, name: str, number: int) -> Version:
         """A version by name and number; also a retired one.
 

@@ -52,7 +52,7 @@ from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
@@ -81,6 +81,9 @@ _LOG_LOCKS: dict[Log, int] = {"exposures": int.from_bytes(b"graftexp"), "feedbac
 
 _POSTGRESQL_DISK_FULL, _POSTGRESQL_LOCKED, _POSTGRESQL_CANCELED = "53100", "55P03", "57014"
 
+#: Read-only, as a standby; no such table, as while a dump is read in; no permission yet. All of them pass.
+_POSTGRESQL_NOT_YET: Final = ("25006", "42P01", "42501")
+
 STATEMENT_TIMEOUT_SECONDS = 60
 
 # A bound on everything: an error is better than a thread that waits for ever for a machine that is gone.
@@ -102,6 +105,9 @@ schema = MetaData()
 
 # Read by ``topics``; only triggers write it.
 Table("topics", schema, Column("name", Text, primary_key=True), Column("version", BigInteger, nullable=False))
+
+REFUSALS: Final = (IntegrityError, DataError)
+"""What a database says of a row that it never takes. Its other errors are about itself, and may pass."""
 
 T = TypeVar("T")
 
@@ -447,7 +453,7 @@ def _say_that_the_disk_is_full(context: ExceptionContext) -> None:
 
 
 def _say_that_it_is_away(context: ExceptionContext) -> None:
-    """Make one error of all that say that PostgreSQL is stopped, starting, full of connections, or too slow."""
+    """Make one error of all that say that PostgreSQL is stopped, starting, read-only, full of connections, or slow."""
     if context.is_pre_ping:
         return  # the pool replaces the connection
     state = getattr(context.original_exception, "sqlstate", None)
@@ -457,7 +463,8 @@ def _say_that_it_is_away(context: ExceptionContext) -> None:
         raise Unavailable(
             f"the database was stopped at this after {STATEMENT_TIMEOUT_SECONDS} s: ask for less, or try again later"
         ) from context.original_exception
-    if context.is_disconnect or isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError):
+    is_away = context.is_disconnect or isinstance(context.sqlalchemy_exception, OperationalError | InterfaceError)
+    if is_away or state in _POSTGRESQL_NOT_YET:
         raise _unreachable() from context.original_exception
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 
 from sqlalchemy import Connection, MetaData, Table, func, insert, inspect, select, text
 
 from graftwork.adapters.errors import ConfigurationError, Conflict
+from graftwork.adapters.storage import settings
 from graftwork.adapters.storage.database import Database, migrate, schema
 
 ROWS_AT_ONCE = 1000
@@ -14,6 +16,8 @@ ROWS_AT_ONCE = 1000
 
 def move(source: Database, target: Database) -> Mapping[str, int]:
     """Copy every row, in one transaction, and count them there. The source stays as it is.
+
+    Only the id of the database is new: a home or a bucket then belongs to one of the two.
 
     Args:
         source: A SQLite file that nobody uses meanwhile.
@@ -47,6 +51,7 @@ def move(source: Database, target: Database) -> Mapping[str, int]:
         for table in tables:
             if (expected := _count(reading, table)) != counts[table.name]:
                 raise Conflict(f"{table.name} has {expected} rows, and {counts[table.name]} came over: nothing is kept")
+        settings.replace(writing, settings.DATABASE_ID, secrets.token_hex(32))
     return counts
 
 

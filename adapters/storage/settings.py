@@ -21,6 +21,9 @@ _settings = Table("settings", schema, _SettingColumns)
 INTERACTION_IDS = "interaction-ids"
 """The secret under which the ids of answers are signed."""
 
+DATABASE_ID = "database-id"
+"""The id of the database, by which homes and buckets are tied to it (``database_id``)."""
+
 
 def secret(database: Database, name: str) -> bytes:
     """32 random bytes, generated the first time and stored: all processes get the same."""
@@ -40,6 +43,12 @@ def secret(database: Database, name: str) -> bytes:
 def put(connection: Connection, name: str, value: str) -> None:
     """Store ``value`` under a new name, in the transaction of ``connection``."""
     connection.execute(insert(_settings).values(name=name, value=value, created_at=datetime.now(UTC)))
+
+
+def replace(connection: Connection, name: str, value: str) -> None:
+    """Store ``value`` in place of what the name had, in the transaction of ``connection``."""
+    connection.execute(delete(_settings).where(_settings.c.name == name))
+    put(connection, name, value)
 
 
 def find_by_prefix(database: Database, prefix: str) -> dict[str, str]:

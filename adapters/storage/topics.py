@@ -123,17 +123,15 @@ class PolledTopics:
 
     def version(self, topic: Topic, /) -> int:
         """A topic's version, as of the last look."""
-        if self._versions is None:
+        versions = self._versions
+        if versions is None:
             with self._lock:
+                if self._stop is None:
+                    self._start()  # before the first look: who else would notice that the database is back?
                 if self._versions is None:
                     self._versions = self._read()
-                    self._stop = threading.Event()
-                    poll = threading.Thread(
-                        target=_poll, args=(weakref.ref(self), self._stop), name="database-topics", daemon=True
-                    )
-                    poll.start()
-                return self._versions[topic]
-        return self._versions[topic]
+                versions = self._versions
+        return versions[topic]
 
     def look(self) -> None:
         """Read the versions now, unless nobody has asked for them yet.
@@ -142,15 +140,31 @@ class PolledTopics:
             Unavailable: The database cannot be reached.
         """
         with self._lock:  # one look after the other: none can put older versions in the place of newer ones
-            if self._versions is not None:
+            if self._stop is not None:
+                self._versions = self._read()
+
+    def poll(self, stop: threading.Event) -> None:
+        """Read the versions for the thread that ``stop`` ends, unless it was ended.
+
+        Raises:
+            Unavailable: The database cannot be reached.
+        """
+        with self._lock:
+            if not stop.is_set():
                 self._versions = self._read()
 
     def close(self) -> None:
         """End the thread and close the connection; the next call of ``version`` begins anew."""
-        if self._stop is not None:
-            self._stop.set()
-        self._versions, self._stop, self._failed = None, None, False
-        self._engine.dispose()
+        with self._lock:  # after a look that is under way, so that none keeps its connection or puts its versions back
+            if self._stop is not None:
+                self._stop.set()
+            self._versions, self._stop, self._failed = None, None, False
+            self._engine.dispose()
+
+    def _start(self) -> None:
+        self._looked_at, self._stop = time.monotonic(), threading.Event()
+        arguments = weakref.ref(self), self._stop
+        threading.Thread(target=_poll, args=arguments, name="database-topics", daemon=True).start()
 
     def _read(self) -> Mapping[str, int]:
         try:
@@ -175,7 +189,7 @@ def _poll(topics: weakref.ref[PolledTopics], stop: threading.Event) -> None:
             return
         try:
             with suppress(Unavailable):
-                polled.look()
+                polled.poll(stop)
         except Exception:
             log.exception("the database's topics cannot be read; trying again")
         del polled

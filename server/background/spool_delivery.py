@@ -13,12 +13,16 @@ from typing import Final
 from graftwork.adapters.errors import GraftworkError, Unavailable
 from graftwork.adapters.feedback.feedback import FeedbackLog
 from graftwork.adapters.feedback.interactions import Interactions, NewInteraction
+from graftwork.adapters.storage.database import REFUSALS
 from graftwork.adapters.storage.spool import Spool, WaitingRow
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.5
 AT_ONCE: Final = 256
+
+_NEVER: Final = (GraftworkError, *REFUSALS, KeyError, TypeError, ValueError)
+"""Errors of a row itself, which is refused or cannot be read. After any other it stays and is tried again."""
 
 
 class SpoolDelivery:
@@ -34,6 +38,7 @@ class SpoolDelivery:
         self._spool = spool
         self._interactions = interactions
         self._feedback = feedback
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -48,8 +53,22 @@ class SpoolDelivery:
         if self._thread is not None:
             self._thread.join(seconds)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits."""
+        return not self._spool.oldest(1)
+
+    def deliver_all(self) -> None:
+        """Deliver until nothing waits, and nothing that was read before can be written later.
+
+        Raises:
+            Unavailable: The database is away.
+        """
+        while self.deliver():
+            pass
+
     def deliver(self) -> int:
-        """Deliver the oldest rows.
+        """Deliver the oldest rows. Whoever else delivers is waited for.
 
         Returns:
             How many; 0: nothing waits.
@@ -57,14 +76,15 @@ class SpoolDelivery:
         Raises:
             Unavailable: The database is away.
         """
-        rows = self._spool.oldest(AT_ONCE)
-        if rows:
-            self._write_interactions([row for row in rows if row.kind == "interaction"])
-            for row in rows:
-                if row.kind == "feedback":
-                    self._write_feedback(row)
-            self._spool.remove(rows)
-        return len(rows)
+        with self._lock:
+            rows = self._spool.oldest(AT_ONCE)
+            if rows:
+                self._write_interactions([row for row in rows if row.kind == "interaction"])
+                for row in rows:
+                    if row.kind == "feedback":
+                        self._write_feedback(row)
+                self._spool.remove(rows)
+            return len(rows)
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
@@ -80,13 +100,13 @@ class SpoolDelivery:
                 log.exception("what waits for the database cannot be delivered; trying again")
 
     def _write_interactions(self, rows: list[WaitingRow]) -> None:
-        """Write answers. One that the database refuses is given up, and does not keep the others."""
+        """Write answers. One that can never be written is given up, and does not keep the others."""
         try:
             if rows:
                 self._interactions.write([NewInteraction.from_json(row.body) for row in rows])
         except Unavailable:
             raise
-        except Exception:
+        except _NEVER:
             if len(rows) == 1:
                 log.exception("an answer that waited for the database cannot be logged")
                 return
@@ -100,5 +120,5 @@ class SpoolDelivery:
             raise
         except GraftworkError as error:
             log.error("feedback that waited for the database was refused: %s", error.message)
-        except Exception:
+        except _NEVER:
             log.exception("feedback that waited for the database cannot be stored")

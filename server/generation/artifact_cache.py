@@ -23,6 +23,7 @@ from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
 from graftwork.adapters.storage.durable import disk_full_as_unavailable
 from graftwork.server.transport.engine import EngineProtocol
+from graftwork.server.transport.pool import residents_of
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,11 @@ class ArtifactCache:
         """Remove what was used least recently, until the rest fits. What is in use is looked at again later."""
         if self._trim_later is not None:
             self._trim_later.cancel()
-        sizes = await self._in_thread(self._store.sizes)
+        try:
+            sizes = await self._in_thread(self._store.sizes)
+        except OSError as error:
+            log.warning("the adapters of the home cannot be looked at: %s", error)
+            return
         excess = sum(sizes.values()) - self._max_bytes
         if excess <= 0:
             return
@@ -159,7 +164,7 @@ class ArtifactCache:
         self._trim_later = asyncio.get_running_loop().call_later(pause, self._trim_soon)
         asked_at = time.monotonic()
         try:
-            resident = await self._engine.residency()
+            resident = await residents_of(self._engine)
             for digest in [digest for digest in self._last_used if digest in sizes and digest not in resident]:
                 if excess <= 0 or self._is_used(digest, asked_at) or not await self._is_in_bucket(digest):
                     continue
@@ -169,6 +174,9 @@ class ArtifactCache:
                     excess -= sizes[digest]
         except Unavailable as error:
             log.warning("no adapter is removed from the home for now: %s", error.message)
+            return
+        except OSError as error:
+            log.warning("an adapter cannot be removed from the home; trying again: %s", error)
             return
         if excess > 0:
             log.info("the adapters in use are %.1f MB more than --artifact-cache-gb", excess / 1e6)
@@ -186,8 +194,8 @@ class ArtifactCache:
         return self._pushed[digest] > 0 or self._last_used[digest] > asked_at - self._preparing_seconds
 
     async def _remove(self, digest: str) -> None:
-        del self._last_used[digest]
         removed = self._store.unpublish(digest)  # here and not in a thread: no request can come in between
+        del self._last_used[digest]
         await self._in_thread(self._store.discard, removed)
         log.info("removed %s from the home: the bucket has it", digest)
 

@@ -16,12 +16,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.feedback.interactions import Interactions, NewInteraction
 from graftwork.adapters.feedback.policies import LogPolicies
-from graftwork.adapters.storage.database import UNREACHABLE
+from graftwork.adapters.storage.database import REFUSALS, UNREACHABLE
 from graftwork.adapters.storage.spool import Spool
 from graftwork.server.observability.metrics import Metrics
 
@@ -179,7 +179,7 @@ class InteractionLog:
                 logged = [e for e in batch if self._policies.is_logged(adapter=e.adapter, key_id=e.key_id)]
                 self._store(logged)
                 return True
-            except (Unavailable, OperationalError) as error:
+            except (Unavailable, DBAPIError) as error:
                 if not reported:
                     log.error("interactions cannot be logged now; trying again until they can: %s", error)
                     reported = True
@@ -202,9 +202,9 @@ class InteractionLog:
                 if self._spool is None or error.code != UNREACHABLE:
                     raise
                 self._spool.keep("interaction", {outcome.id: asdict(outcome) for outcome in outcomes})
-        except (Unavailable, OperationalError):
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, Unavailable | DBAPIError) and not isinstance(error, REFUSALS):
+                raise  # the rows are right: the database takes them later
             if len(logged) == 1:
                 log.exception("the interaction %s cannot be logged", logged[0].id)
                 self._dropped(1)

@@ -2,8 +2,9 @@
 
 The bytes of an upload go from the socket to the staging folder, a megabyte at a time, without a temporary file in
 between. If the adapter is refused anywhere on this way, nothing has changed afterwards: what was published for the
-canary is withdrawn, unless a version refers to the same bytes. Pushes of the same bytes wait for one another, so that
-none withdraws what another has just registered.
+canary is withdrawn, unless it was there before or a version refers to the same bytes. If the database goes away while
+the version is registered, nobody knows whether there is one: its files stay. Pushes of the same bytes wait for one
+another, so that none withdraws what another has just registered.
 """
 
 from __future__ import annotations
@@ -154,16 +155,21 @@ class Pushes:
         services, cache = self._services, self._services.artifact_cache
         with nullcontext() if cache is None else cache.pushing(spec.digest):
             tried = await to_thread.run_sync(self._was_tried, spec.digest)
+            was_there = await self._in_thread(services.store.holds, spec.digest)
             await self._in_thread(services.store.publish, staged, spec.digest)
+            registering = False
             try:
                 if not tried and spec.head is None:  # a reward model is not served
                     await services.engine.canary(spec.digest)
                 if cache is not None:  # before the row: other servers fetch what has one
                     await cache.upload(spec.digest)
+                registering = True
                 return await to_thread.run_sync(register)
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self._withdraw(spec.digest)
+            except BaseException as error:
+                may_have_a_version = registering and isinstance(error, Unavailable)
+                if not was_there and not may_have_a_version:
+                    with anyio.CancelScope(shield=True):
+                        await self._withdraw(spec.digest)
                 raise
 
     def _register(
@@ -189,9 +195,10 @@ class Pushes:
 
     async def _withdraw(self, digest: str) -> None:
         """Remove a published artifact, unless a version refers to it, or an engine may still look for it."""
-        if await to_thread.run_sync(self._services.registry.with_digest, digest):
-            return
         try:
+            # Not what is in memory: that may be of before the version.
+            if await to_thread.run_sync(self._services.registry.is_registered, digest):
+                return
             await self._services.engine.release(digest)
         except Unavailable as unavailable:
             log.warning("the files of %s stay: %s", digest, unavailable.message)

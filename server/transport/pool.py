@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar
 
@@ -493,6 +493,26 @@ class PoolStats:
 def members_of(engine: EngineProtocol) -> Mapping[str, EngineProtocol]:
     """The engines that one consists of, by name: those of a pool, or itself alone."""
     return {member.id: member.engine for member in engine.members} if isinstance(engine, EnginePool) else {"0": engine}
+
+
+async def residents_of(engine: EngineProtocol) -> frozenset[str]:
+    """The digests of all adapters that an engine, or any engine of a pool, does not only have in the store.
+
+    Unlike a pool's ``residency`` it leaves out no engine that may need an adapter's files.
+
+    Raises:
+        Unavailable: An engine that computes or may begin to, does not say what it has.
+    """
+
+    async def ask(member: EngineProtocol) -> Iterable[str]:
+        try:
+            return await member.residency()
+        except Unavailable:
+            if member.state == "ready" or member.num_open():
+                raise
+            return ()
+
+    return frozenset().union(*await asyncio.gather(*map(ask, members_of(engine).values())))
 
 
 async def stats_of(engines: Mapping[str, EngineProtocol]) -> dict[str, EngineStats]:

@@ -11,7 +11,7 @@ command needs is imported when it runs, so that ``--help`` loads no model librar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -329,6 +329,7 @@ def move(
 ) -> None:
     """Copy a stopped server's database to PostgreSQL, its adapters and files into a bucket. The home keeps its own."""
     from graftwork.adapters.learning import split_ledger as _table_of_training  # noqa: F401
+    from graftwork.adapters.storage import database_id
     from graftwork.adapters.storage import move as move_module
     from graftwork.adapters.storage.database import DATABASE_FILE, Database
     from graftwork.adapters.storage.objects import ObjectStore
@@ -344,13 +345,21 @@ def move(
         raise typer.BadParameter(f"{file} does not exist: there is nothing to move")
     damaged: tuple[str, ...] = ()
     with _home_command() as progress, home_lock(home):
-        if artifacts is not None:  # first: what the moved database names is there
-            done = upload_home(home, Database(file), ObjectStore(artifacts), progress)
+        database_id.claim_home(home, source := Database(file))
+        objects = None if artifacts is None else ObjectStore(artifacts)
+        if objects is not None:  # first: what the moved database names is there
+            database_id.claim_bucket(objects, home)
+            done = upload_home(home, source, objects, progress)
             damaged = done.damaged
             typer.echo(f"{done.num_adapters} adapters and {done.num_files} files are in {artifacts}.")
         for each in damaged:
             typer.echo(f"{each} is not as it was written: it was left out", err=True)
-        counts = {} if database is None else move_module.move(Database(file), Database(database))
+        counts: Mapping[str, int] = {}
+        if database is not None:
+            counts = move_module.move(source, target := Database(database))
+            database_id.give(home, target)
+            if objects is not None:
+                database_id.give_bucket(objects, home)
     for table, count in counts.items():
         typer.echo(f"{count:>10} {table}")
     if database is not None:

@@ -45,7 +45,7 @@ from graftwork.adapters.storage import database as db
 from graftwork.adapters.storage.database import UNREACHABLE, Database, migrate
 from graftwork.adapters.storage.leases import Leases
 from graftwork.adapters.storage.move import move
-from graftwork.adapters.storage.settings import INTERACTION_IDS, secret
+from graftwork.adapters.storage.settings import DATABASE_ID, INTERACTION_IDS, secret
 from graftwork.adapters.storage.topics import Topic
 from graftwork.server.generation.limiter import Limiter
 from tests.adapters.records import BASE_ID, Records
@@ -203,6 +203,7 @@ def test_a_home_is_taken_along(create: Callable[[], str], tmp_path: Path) -> Non
     assert counts["interactions"] > 0 < counts["feedback"]
     registry = Registry(target)
     assert (registry.resolve("intents").id, registry.resolve("intents@candidate").id) == ("intents@1", "intents@2")
+    assert secret(target, DATABASE_ID) != secret(source, DATABASE_ID), "a home belongs to one of the two"
     ids = InteractionIds(secret(target, INTERACTION_IDS))
     before = FeedbackLog(source, ids).find()
     assert FeedbackLog(target, ids).find() == before

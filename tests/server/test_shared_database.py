@@ -6,14 +6,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from graftwork.adapters.access.keys import Role
+from graftwork.adapters.errors import Unavailable
 from graftwork.adapters.feedback.feedback import FeedbackFilter
 from graftwork.adapters.feedback.interactions import NewInteraction
 from graftwork.server.generation.interaction_log import EndedAnswer
@@ -196,6 +198,46 @@ def test_no_request_must_come_before_the_database_goes_away(postgresql: Postgres
             assert (said.status_code, said.json()["id"]) == (201, None)
         finally:
             postgresql.start()
+
+
+@pytest.mark.parametrize("state", ["25006", "42P01", "42501"])
+def test_what_is_refused_for_now_waits(gateways: tuple[Gateway, Gateway], state: str) -> None:
+    """Of a standby that is read-only, of a dump that is being read in, of permissions that are missing."""
+    here, _ = gateways
+    services = here.world.services
+    delivery = services.records.delivery
+    assert delivery is not None
+    with services.database.write() as connection:
+        connection.execute(
+            text(f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{state}'; END$$""")
+        )
+        for table in ("feedback", "interactions"):
+            refuse = f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} EXECUTE FUNCTION refuse()"
+            connection.execute(text(refuse))
+    id = here.answer()
+    assert here.feedback(id, thumb="up").status_code == 201
+    with pytest.raises(Unavailable):
+        delivery.deliver()
+    with services.database.write() as connection:
+        connection.execute(text("DROP FUNCTION refuse CASCADE"))
+    until(lambda: [row.thumb for row in services.records.feedback.find()] == ["up"])
+    assert services.records.interactions.get(id).id == id
+
+
+def test_what_waited_is_erased_too(gateways: tuple[Gateway, Gateway]) -> None:
+    here, _ = gateways
+    records = here.world.services.records
+    assert records.delivery is not None
+    records.delivery.stop()  # as if it had not come to it yet
+    id = records.ids.mint("chatcmpl", adapter="intents@1", unit=None, at=int(time.time()))
+    records.delivery._spool.keep("interaction", {id: asdict(outcome(id, user="ann"))})
+    ready = here.client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    erased = here.client.delete("/v1/interactions", params={"user": "ann"})
+    assert (erased.status_code, erased.json()["interactions"]) == (200, 1)
+    assert here.client.get("/ready").json()["status"] == "ready"
+    assert here.client.get("/v1/interactions", params={"user": "ann"}).json()["data"] == []
 
 
 def test_what_is_delivered_again_is_there_once(gateways: tuple[Gateway, Gateway], postgresql: PostgresqlServer) -> None:

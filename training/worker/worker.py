@@ -30,6 +30,7 @@ from graftwork.adapters.peft_format.limits import AdapterLimits
 from graftwork.adapters.registry import Registry, Version, reward_models
 from graftwork.adapters.registry.artifacts import ArtifactStore
 from graftwork.adapters.registry.bucket import ArtifactBucket
+from graftwork.adapters.storage import database_id
 from graftwork.adapters.storage.database import DATABASE_FILE, Database
 from graftwork.adapters.storage.durable import DISK_FULL, is_disk_full, write_durably
 from graftwork.adapters.storage.objects import ObjectStore
@@ -185,9 +186,10 @@ class TrainingWorker:
         """Work until ``stopping`` is set.
 
         Raises:
-            ConfigurationError: if another worker runs for this home.
+            ConfigurationError: if another worker runs for this home, or the home belongs to another database.
         """
         with self._folders.locked():
+            database_id.claim_home(self.config.home, self._database)
             self._jobs.release_owner(self._owner)
             threading.Thread(target=self._heartbeat.beat, args=(self.stopping,), name="heartbeat", daemon=True).start()
             log.info("the training worker %d waits for jobs", os.getpid())

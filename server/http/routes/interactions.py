@@ -92,8 +92,10 @@ def add(routes: APIRouter, services: Services) -> None:
 
     @routes.delete("/v1/interactions", response_model=ErasureObject)
     async def erase(whose: Annotated[ErasureParameters, Query()], who: Principal = eraser) -> Response:
-        # Rows that are still queued must not be written after the erasure.
+        # Rows that still wait, in memory or on this disk, must not be written after the erasure.
         await in_thread(records.log.flush)
+        if records.delivery is not None:
+            await in_thread(records.delivery.deliver_all)
         erased = await in_thread(records.erasure.erase_user, whose.user)
         log.info(
             "%s erased a user: %d interactions, the words of %d pieces of feedback",

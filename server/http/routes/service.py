@@ -26,6 +26,7 @@ DATABASE_AWAY = (
     "the database cannot be reached: models are served as they were, answers and feedback are kept on this disk until "
     "it is back, and everything else is refused"
 )
+NOT_DELIVERED = "answers and feedback that were kept on this disk while the database was away are not all in it yet"
 
 
 def add(routes: APIRouter, services: Services) -> None:
@@ -50,6 +51,9 @@ def add(routes: APIRouter, services: Services) -> None:
             return JSONResponse({"status": state, "base": services.base.id}, 503, {"retry-after": "1"})
         if services.database.is_away:
             return JSONResponse({"status": "degraded", "base": services.base.id, "reason": DATABASE_AWAY})
+        delivery = services.records.delivery
+        if delivery is not None and not await to_thread.run_sync(lambda: delivery.is_done):
+            return JSONResponse({"status": "degraded", "base": services.base.id, "reason": NOT_DELIVERED})
         return JSONResponse({"status": state, "base": services.base.id})
 
     @routes.get("/openapi.json", response_model=dict[str, Any])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -253,6 +254,32 @@ async def test_what_an_engine_may_still_look_for_stays(
     await narrow.ask(model="three")
     await settled(narrow)
     assert len(local(narrow)) == 1
+
+
+async def test_what_the_disk_keeps_is_removed_later(
+    narrow: GatewayHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (narrow.world.home / "artifacts" / "lost+found").mkdir()
+
+    def broken(_: str) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(narrow.world.services.store, "unpublish", broken)
+    for name in ("one", "two"):
+        await narrow.ask(model=name)
+        await settled(narrow)
+    assert "cannot be removed from the home" in caplog.text
+    monkeypatch.undo()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    cache = narrow.world.services.artifact_cache
+    assert cache is not None
+    cache._trim_soon()
+    await settled(narrow)
+    assert local(narrow) == {"two"}
 
 
 async def test_a_version_is_fetched_before_its_alias_moves(fresh: GatewayHarness) -> None:

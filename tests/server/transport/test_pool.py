@@ -15,7 +15,7 @@ from graftwork.adapters.peft_format.spec import AdapterSpec
 from graftwork.server.engine.request import Delta, FinishReason, SamplingParams
 from graftwork.server.transport import pool as pool_module
 from graftwork.server.transport.engine import EngineInput, EngineState, EngineStream
-from graftwork.server.transport.pool import EnginePool, PoolMember, members_of
+from graftwork.server.transport.pool import EnginePool, PoolMember, members_of, residents_of
 from tests.server.fakes import Placement, Stats
 
 SEEDED = SamplingParams(max_tokens=4, seed=7)
@@ -102,6 +102,8 @@ class Scripted:
         self.ensured.append(digest)
 
     async def residency(self) -> Mapping[str, Placement]:
+        if self.busy:
+            raise Unavailable("busy", code="busy")
         return self.adapters
 
     async def stats(self) -> Stats:
@@ -290,6 +292,18 @@ async def test_full_engines(pool: EnginePool, engines: list[Scripted]) -> None:
         pool.open([INPUT], adapter="hot")
     with pytest.raises(InvalidRequest, match="asks for 3 answers"):
         pool.open([INPUT] * 3, adapter=None)
+
+
+async def test_who_is_too_busy_to_say_what_it_has_is_not_left_out(pool: EnginePool, engines: list[Scripted]) -> None:
+    one, two, _ = engines
+    one.adapters, two.adapters = {"a": Placement("host")}, {"b": Placement("device")}
+    assert await residents_of(pool) == {"a", "b"}
+    two.busy = True
+    assert await pool.residency() == {"a": Placement("host")}
+    with pytest.raises(Unavailable, match="busy"):
+        await residents_of(pool)
+    two.die()
+    assert await residents_of(pool) == {"a"}
 
 
 async def test_numbers_are_summed_and_places_merged(pool: EnginePool, engines: list[Scripted]) -> None:

@@ -24,7 +24,7 @@ from fastapi.testclient import TestClient
 from openai.types import Model
 
 from graftwork.adapters.access.keys import Role
-from graftwork.adapters.errors import Overloaded
+from graftwork.adapters.errors import Overloaded, Unavailable
 from graftwork.adapters.storage.database import _databases
 from graftwork.server.http.edge import MAX_JSON_BYTES
 from graftwork.server.http.openapi import DocumentedRoute
@@ -314,6 +314,30 @@ def test_an_adapter_that_fails_its_canary_leaves_nothing_behind(client: TestClie
     assert world.state() == before
     world.engine.refuse = False
     assert push(client).json()["id"] == "intents@2"
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_files_stay_when_nobody_knows_whether_they_have_a_version(
+    client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    registry = world.services.registry
+    add_version = registry.add_version
+
+    def connection_breaks(*arguments: Any, **options: Any) -> Any:
+        if committed:
+            add_version(*arguments, **options)
+        raise Unavailable("the database cannot be reached")
+
+    monkeypatch.setattr(registry, "add_version", connection_breaks)
+    assert push(client).status_code == 503
+    assert len(world.services.store.sizes()) == 1
+    monkeypatch.undo()
+    if not committed:
+        world.engine.refuse = True
+        error(push(client), 400)
+        assert len(world.services.store.sizes()) == 1, "they were there before this push"
+        world.engine.refuse = False
+    assert push(client).status_code == (200 if committed else 201)
 
 
 def test_files_stay_while_the_engine_may_look_for_them(client: TestClient, world: World) -> None:
