@@ -123,8 +123,9 @@ def test_while_the_database_is_away(gateways: tuple[Gateway, Gateway], postgresq
         assert services.registry.resolve("intents").number == 1
         said = here.feedback(before, thumb="up")
         assert (said.status_code, said.json()["id"]) == (201, None)
-        until(lambda: here.client.get("/ready").json()["status"] == "degraded")
+        until(lambda: services.database.is_away)
         ready = here.client.get("/ready")
+        assert ready.json()["status"] == "degraded"
         assert (ready.status_code, "database" in ready.json()["reason"]) == (200, True)
         meanwhile = here.answer()
         once = {"idempotency-key": "once"}
