@@ -31,7 +31,8 @@ from sqlalchemy import (
     select,
 )
 
-from graftwork.adapters.storage.database import Database, Page, UtcDateTime, check_limit, schema
+from graftwork.adapters.storage.database import Database, Page, UtcDateTime, schema
+from graftwork.adapters.storage.paging import newest_page, rows_in_order
 
 DONE: Final = "done"
 """The outcome of a change that was made; that of one that was not is the status of its answer."""
@@ -170,25 +171,13 @@ class AuditLog:
             after: The last id of the page before.
             limit: 1 to 100.
         """
-        check_limit(limit)
-        query = select(_audit).where(*_conditions(which)).order_by(_audit.c.id.desc()).limit(limit + 1)
-        # A cursor beyond the database's integers means the newest end.
-        if after is not None and after < 2**63:
-            query = query.where(_audit.c.id < after)
-        with self._database.read() as connection:
-            return Page.of([_entry(row) for row in connection.execute(query)], limit)
+        query = select(_audit).where(*_conditions(which))
+        return newest_page(self._database, query, _audit.c.id, _entry, after=after, limit=limit)
 
     def each(self, which: AuditFilter = AuditFilter()) -> Iterator[AuditEntry]:
         """All rows, oldest first, read in batches."""
-        query = select(_audit).where(*_conditions(which)).order_by(_audit.c.id).limit(READ_AT_ONCE)
-        last = 0
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(query.where(_audit.c.id > last)).all()
-            yield from map(_entry, rows)
-            if len(rows) < READ_AT_ONCE:
-                return
-            last = rows[-1].id
+        query = select(_audit).where(*_conditions(which))
+        return map(_entry, rows_in_order(self._database, query, _audit.c.id, at_once=READ_AT_ONCE))
 
     def _write_current(self, connection: Connection) -> None:
         change = _current.get()

@@ -33,6 +33,7 @@ from graftwork.adapters.experiments.experiment import Json
 from graftwork.adapters.experiments.metrics import AnsweredRequest
 from graftwork.adapters.storage.database import Database, UtcDateTime, schema
 from graftwork.adapters.storage.leases import Fence
+from graftwork.adapters.storage.paging import rows_in_order
 
 READ_AT_ONCE: Final = 1000
 """Rows that are read in one query."""
@@ -139,27 +140,15 @@ class Exposures:
 
     def since(self, experiment: str, seq: int) -> Iterator[Exposure]:
         """Exposures after ``seq``, in that order; a later one never becomes visible before an earlier one."""
-        query = select(*_OF_AN_EXPOSURE).where(_exposures.c.experiment == experiment).order_by(_exposures.c.seq)
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(query.where(_exposures.c.seq > seq).limit(READ_AT_ONCE)).all()
-            yield from (Exposure(**row._mapping) for row in rows)
-            if len(rows) < READ_AT_ONCE:
-                return
-            seq = rows[-1].seq
+        query = select(*_OF_AN_EXPOSURE).where(_exposures.c.experiment == experiment)
+        rows = rows_in_order(self._database, query, _exposures.c.seq, after=seq, at_once=READ_AT_ONCE)
+        return (Exposure(**row._mapping) for row in rows)
 
     def closed(self, experiment: str) -> Iterator[ClosedUnit]:
         """All closed units, in the order of their numbers."""
-        query = select(*_OF_A_UNIT, _units.c.number).where(_units.c.experiment == experiment).order_by(_units.c.number)
-        number = 0
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(query.where(_units.c.number > number).limit(READ_AT_ONCE)).all()
-            for row in rows:
-                *values, number = row
-                yield ClosedUnit(**dict(zip(ClosedUnit.__dataclass_fields__, values, strict=True)))
-            if len(rows) < READ_AT_ONCE:
-                return
+        query = select(*_OF_A_UNIT, _units.c.number).where(_units.c.experiment == experiment)
+        for *values, _number in rows_in_order(self._database, query, _units.c.number, at_once=READ_AT_ONCE):
+            yield ClosedUnit(**dict(zip(ClosedUnit.__dataclass_fields__, values, strict=True)))
 
     def close(self, experiment: str, units: Sequence[ClosedUnit], *, fence: Fence | None = None) -> None:
         """Close units, in this order; all of them or none.

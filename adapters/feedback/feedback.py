@@ -39,7 +39,8 @@ from graftwork.adapters.access import scope
 from graftwork.adapters.errors import Conflict, InvalidRequest, Unavailable
 from graftwork.adapters.feedback.ids import InteractionIds, ParsedId
 from graftwork.adapters.feedback.interactions import READ_AT_ONCE, conditions_on, version_columns
-from graftwork.adapters.storage.database import UNREACHABLE, Database, Page, UtcDateTime, check_limit, schema
+from graftwork.adapters.storage.database import UNREACHABLE, Database, Page, UtcDateTime, schema
+from graftwork.adapters.storage.paging import newest_page, rows_in_order
 from graftwork.adapters.storage.spool import Spool
 
 Thumb = Literal["up", "down"]
@@ -296,27 +297,17 @@ class FeedbackLog:
             after: The last id of the page before.
             limit: 1 to 100.
         """
-        check_limit(limit)
-        query = select(feedback_table).where(*_conditions(which)).order_by(feedback_table.c.id.desc()).limit(limit + 1)
-        # A cursor beyond the database's integers means the newest end.
-        if after is not None and after < 2**63:
-            query = query.where(feedback_table.c.id < after)
-        with self._database.read() as connection:
-            return Page.of([_feedback(row) for row in connection.execute(query)], limit)
+        query = select(feedback_table).where(*_conditions(which))
+        return newest_page(self._database, query, feedback_table.c.id, _feedback, after=after, limit=limit)
 
     def each(self, which: FeedbackFilter = FeedbackFilter(), *, after: int = 0) -> Iterator[Feedback]:
         """All rows, oldest first, beginning after the id ``after``, read in batches.
 
         Ids grow in the order in which rows become visible: continuing after the last one misses nothing.
         """
-        query = select(feedback_table).where(*_conditions(which)).order_by(feedback_table.c.id).limit(READ_AT_ONCE)
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(query.where(feedback_table.c.id > after)).all()
-            yield from map(_feedback, rows)
-            if len(rows) < READ_AT_ONCE:
-                return
-            after = rows[-1].id
+        query = select(feedback_table).where(*_conditions(which))
+        rows = rows_in_order(self._database, query, feedback_table.c.id, after=after, at_once=READ_AT_ONCE)
+        return map(_feedback, rows)
 
     def of_units(self, units: Collection[str], *, adapter: str, since: datetime, until: datetime) -> list[Feedback]:
         """What was said of an adapter's answers to these units, oldest first.

@@ -26,7 +26,8 @@ from graftwork.adapters.registry.snapshot import EMPTY_SNAPSHOT, RegistrySnapsho
 from graftwork.adapters.registry.tables import alias_events_table, event_of, versions_table
 from graftwork.adapters.registry.wording import day, listed, unknown_version_message
 from graftwork.adapters.storage.cache import DatabaseCache
-from graftwork.adapters.storage.database import Database, Page, check_limit
+from graftwork.adapters.storage.database import Database, Page
+from graftwork.adapters.storage.paging import newest_page
 
 MAX_METADATA_BYTES = 64 * 1024
 
@@ -318,19 +319,9 @@ class Registry:
         Raises:
             NotFound: There is no such adapter.
         """
-        check_limit(limit)
         self.adapter(name)
-        query = (
-            select(alias_events_table)
-            .where(alias_events_table.c.name == name)
-            .order_by(alias_events_table.c.id.desc())
-            .limit(limit + 1)
-        )
-        # A cursor beyond the database's integers means the newest end.
-        if after is not None and after < 2**63:
-            query = query.where(alias_events_table.c.id < after)
-        with self._database.read() as connection:
-            return Page.of([event_of(row) for row in connection.execute(query)], limit)
+        query = select(alias_events_table).where(alias_events_table.c.name == name)
+        return newest_page(self._database, query, alias_events_table.c.id, event_of, after=after, limit=limit)
 
     def at(self, name: str, alias: str, when: datetime) -> Version:
         """The version that ``name@alias`` pointed to at ``when``, which has a time zone.
